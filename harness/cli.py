@@ -1,0 +1,202 @@
+"""The commands: python -m harness infer | convert | bench | doctor | report | emulate.
+
+Every command parses here and works elsewhere; torch is imported by the work, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from harness.errors import HarnessError
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns its exit status: 0 when it did what it was asked, 1 when it failed, 2 for bad usage."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (HarnessError, ValueError, OSError) as error:
+        print(f"harness {arguments.command}: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"harness {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m harness",
+        description="Accuracy validation of torch models on Ascend NPUs. The accuracy cases run by `pytest -k precision`.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, summary: str, example: str, **options) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    infer = command(
+        "infer",
+        _infer,
+        "Run AIMv2 on one picture, or on seeded random input, and print what came out.",
+        "python -m harness infer --image photo.jpg --dtype float16 --model-dir ./aimv2-large-patch14-224-distilled",
+    )
+    infer.add_argument("--image", type=Path, help="a picture that Pillow opens; without it the input is random, seeded")
+    infer.add_argument("--dtype", choices=DTYPES, default="float32")
+    _add_device(infer)
+    _add_model_dir(infer)
+    infer.add_argument("--seed", type=int, default=42, help="of the random input (default 42)")
+    infer.add_argument("--output", type=Path, metavar="FILE", help="write the features there as safetensors")
+
+    convert = command(
+        "convert",
+        _convert,
+        "Convert an AIMv2 checkpoint and its config to another key layout.",
+        "python -m harness convert ./aimv2-large-patch14-224-distilled ./converted --to apple",
+    )
+    convert.add_argument("source", type=Path, metavar="SRC", help="a .safetensors file, or a directory with one or with shards")
+    convert.add_argument("destination", type=Path, metavar="DST", help="a new directory")
+    convert.add_argument("--to", required=True, choices=("apple", "transformers", "timm"), help="the layout to write")
+
+    bench = command(
+        "bench",
+        _bench,
+        "Time AIMv2 on the device and on the CPU, each forward ended by a device synchronisation.",
+        "python -m harness bench --batch-size 1 4 --iters 100 --warmup 10",
+    )
+    bench.add_argument("--batch-size", type=_positive, nargs="+", default=[1, 4], metavar="B")
+    bench.add_argument("--iters", type=_positive, default=20, help="timed forwards (default 20; p99 needs 100)")
+    bench.add_argument("--warmup", type=int, default=3, help="untimed forwards before them (default 3)")
+    bench.add_argument("--dtype", choices=DTYPES, default="float32")
+    _add_device(bench)
+    _add_model_dir(bench)
+
+    report = command(
+        "report",
+        _report,
+        "Render reports/precision.json again, as markdown or HTML, without a run.",
+        "python -m harness report reports/precision.json --lang zh --output report.md",
+    )
+    report.add_argument("json", type=Path, metavar="JSON")
+    report.add_argument("--lang", choices=("en", "zh"), default="en")
+    report.add_argument("--output", type=Path, metavar="FILE", help="default: standard output; .html gives HTML")
+
+    doctor = command(
+        "doctor",
+        _doctor,
+        "Print the stack, check that its versions fit, and that the device answers.",
+        "python -m harness doctor --device npu",
+    )
+    _add_device(doctor)
+
+    emulate = command(
+        "emulate",
+        _emulate,
+        "Run a torch_npu program over the emulated CANN.",
+        "python -m harness emulate train.py --epochs 1\n  python -m harness emulate -m package.module ARGS",
+        usage="python -m harness emulate [-h] (SCRIPT | -m MODULE) [ARGS ...]",
+    )
+    emulate.add_argument("program", nargs=argparse.REMAINDER, metavar="SCRIPT | -m MODULE, ARGS")
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto (default), npu[:n], emulated, cuda[:n] or cpu; a named one that cannot run is an error",
+    )
+
+
+def _add_model_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model-dir",
+        type=Path,
+        metavar="DIR",
+        help="the checkpoint; default: the environment variable MODEL_DIR, else seeded weights",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def _infer(arguments) -> int:
+    from harness.infer import infer
+
+    print(
+        infer(
+            image=arguments.image,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            model_dir=arguments.model_dir,
+            seed=arguments.seed,
+            output=arguments.output,
+        )
+    )
+    return 0
+
+
+def _convert(arguments) -> int:
+    from harness.models.aimv2 import convert_checkpoint
+
+    print(convert_checkpoint(arguments.source, arguments.destination, to=arguments.to))
+    return 0
+
+
+def _bench(arguments) -> int:
+    from harness.bench import bench_aimv2
+
+    print(
+        bench_aimv2(
+            device=arguments.device,
+            dtype=arguments.dtype,
+            batch_sizes=arguments.batch_size,
+            iterations=arguments.iters,
+            warmup=arguments.warmup,
+            model_dir=arguments.model_dir,
+        )
+    )
+    return 0
+
+
+def _report(arguments) -> int:
+    from harness.report import rerender
+
+    text = rerender(arguments.json, lang=arguments.lang, output=arguments.output)
+    if text is not None:
+        print(text)
+    return 0
+
+
+def _doctor(arguments) -> int:
+    from harness.doctor import doctor
+
+    text, healthy = doctor(arguments.device)
+    print(text)
+    return 0 if healthy else 1
+
+
+def _emulate(arguments) -> int:
+    from harness.emulator import emulate
+
+    return emulate(arguments.program)

@@ -1,0 +1,23 @@
+"""The exceptions of the harness: what a command prints on one line, and what a test row gives as its reason.
+
+    HarnessError
+    ├── DeviceError      the requested device cannot run
+    ├── CheckpointError  a checkpoint, its config or its layout is not what it must be
+    └── CaseError        a case returned something that cannot be measured
+"""
+
+
+class HarnessError(Exception):
+    """A step of the harness failed; the message says what was found, what was expected and what to do."""
+
+
+class DeviceError(HarnessError):
+    """The requested device cannot run here."""
+
+
+class CheckpointError(HarnessError):
+    """A checkpoint, its config or its layout is not what it must be."""
+
+
+class CaseError(HarnessError):
+    """A case returned something that cannot be measured."""
