@@ -3,7 +3,8 @@
     HarnessError
     ├── DeviceError      the requested device cannot run
     ├── CheckpointError  a checkpoint, its config or its layout is not what it must be
-    └── CaseError        a case returned something that cannot be measured
+    ├── CaseError        a case returned something that cannot be measured
+    └── RunError         a model raised while it ran
 """
 
 
@@ -21,3 +22,7 @@ class CheckpointError(HarnessError):
 
 class CaseError(HarnessError):
     """A case returned something that cannot be measured."""
+
+
+class RunError(HarnessError):
+    """A model raised while it ran; the exception that it raised is the cause of this one."""

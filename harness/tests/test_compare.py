@@ -1,0 +1,136 @@
+"""compare(): the numbers, against numpy in float64, and what must not go unseen."""
+
+import math
+
+import numpy
+import pytest
+import torch
+
+from harness import compare
+from harness.compare import CHUNK
+
+
+def seeded(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 16, 64), (1, 256, 1024), (CHUNK + 3,), (3, CHUNK // 2 + 1)])
+def test_numbers_are_those_of_numpy_in_float64(shape):
+    expected = seeded(*shape)
+    actual = expected + 1e-3 * seeded(*shape, seed=1)
+    found = compare(actual, expected)
+    a, e = actual.double().numpy(), expected.double().numpy()
+    diff = numpy.abs(a - e)
+    cosine = (a * e).sum() / numpy.sqrt((a * a).sum() * (e * e).sum())
+    assert found.max_diff == diff.max()
+    assert found.mean_diff == pytest.approx(diff.mean(), rel=1e-12)
+    assert found.cos_sim == pytest.approx(cosine, abs=1e-14)
+    assert found.rel_l2 == pytest.approx(numpy.linalg.norm(a - e) / numpy.linalg.norm(e), rel=1e-12)
+    assert found.rms == pytest.approx(math.sqrt((e * e).mean()), rel=1e-12)
+    assert found.worst_index == tuple(int(i) for i in numpy.unravel_index(diff.argmax(), shape))
+    assert found.unequal == int((a != e).sum())
+    assert (found.worst_actual, found.worst_expected) == (a[found.worst_index], e[found.worst_index])
+
+
+def test_cos_sim_never_exceeds_one_where_float32_does():
+    expected = seeded(1, 1024, 1024)
+    expected[..., :3] *= 300  # outlier channels, as trained vision models have
+    actual = expected * (1 + 1e-6 * seeded(1, 1024, 1024, seed=1))
+    found = compare(actual, expected)
+    assert found.cos_sim <= 1.0
+    assert 0 < found.cos_distance < 1e-10
+
+
+def test_cosine_distance_is_exact_where_one_minus_cosine_cancels():
+    expected = torch.zeros(1000, dtype=torch.float64)
+    expected[0] = 1.0
+    actual = expected.clone()
+    actual[1] = 1e-9  # 1 - cos = 5e-19, below float64's last place at 1
+    assert compare(actual, expected).cos_distance == pytest.approx(5e-19, rel=1e-6)
+
+
+def test_one_wrong_token_shows_where_the_whole_cosine_hides_it():
+    expected = seeded(1, 256, 1024)
+    expected[..., 5] = 1000.0  # one dominant channel
+    actual = expected.clone()
+    actual[0, 17] = seeded(1024, seed=9)
+    found = compare(actual, expected)
+    assert found.cos_sim > 0.99
+    assert found.token_cos_sim < 0.5
+    assert found.worst_token == (0, 17)
+
+
+def test_nan_makes_every_number_nan_and_is_located():
+    expected = seeded(4, 8)
+    actual = expected.clone()
+    actual[2, 3] = math.nan
+    found = compare(actual, expected)
+    assert math.isnan(found.max_diff) and math.isnan(found.mean_diff) and math.isnan(found.cos_sim)
+    assert (found.nan_actual, found.nan_expected, found.nonfinite_differ) == (1, 0, 1)
+    assert found.worst_index == (2, 3)
+
+
+def test_shared_infinities_are_no_difference_and_opposite_ones_are():
+    expected = seeded(4, 8)
+    expected[0, 0] = math.inf
+    same = compare(expected.clone(), expected)
+    assert (same.max_diff, same.nonfinite_differ, same.inf_actual) == (0.0, 0, 1)
+    actual = expected.clone()
+    actual[0, 0] = -math.inf
+    opposite = compare(actual, expected)
+    assert opposite.max_diff == math.inf
+    assert opposite.nonfinite_differ == 1
+    assert opposite.worst_index == (0, 0)
+
+
+def test_other_shapes_are_never_broadcast_nor_cut():
+    found = compare(torch.ones(4, 8), torch.ones(2, 3))
+    assert not found.comparable
+    assert math.isnan(found.max_diff) and math.isnan(found.cos_sim)
+    assert not compare(torch.ones(3, 1), torch.ones(3)).comparable
+
+
+def test_zeros_point_the_same_way_as_zeros_only():
+    zeros = torch.zeros(2, 4)
+    assert compare(zeros, zeros).cos_sim == 1.0
+    assert compare(zeros, torch.ones(2, 4)).cos_sim == 0.0
+    assert compare(torch.ones(2, 4), zeros).rel_l2 == math.inf
+
+
+def test_large_error_on_a_zero_reference_is_seen():
+    assert compare(torch.full((3,), 1e6), torch.zeros(3)).max_diff == 1e6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64])
+def test_every_dtype_is_compared_without_overflow(dtype):
+    expected = (seeded(4, 8) * 10).to(dtype)
+    found = compare(expected, expected.clone())
+    assert (found.max_diff, found.unequal) == (0.0, 0)
+    assert found.dtype == str(dtype).removeprefix("torch.")
+
+
+def test_float16_differences_do_not_overflow():
+    found = compare(torch.full((2, 2), 60000.0, dtype=torch.float16), torch.full((2, 2), -60000.0, dtype=torch.float16))
+    assert found.max_diff == pytest.approx(120000, rel=1e-3)
+
+
+def test_arguments_are_left_as_they_were():
+    expected = seeded(4, 8)
+    expected[0, 0] = math.inf
+    actual = expected.clone()
+    before = actual.clone(), expected.clone()
+    compare(actual, expected)
+    assert torch.equal(actual, before[0]) and torch.equal(expected, before[1])
+
+
+def test_empty_and_scalar_tensors():
+    assert compare(torch.empty(0, 4), torch.empty(0, 4)).max_diff == 0.0
+    found = compare(torch.tensor(2.0), torch.tensor(1.0))
+    assert (found.max_diff, found.worst_index, found.rel_l2) == (1.0, (), 1.0)
+
+
+def test_views_are_compared_by_their_own_indices():
+    expected = seeded(8, 4)
+    actual = expected.clone().t()
+    actual[3, 6] += 1
+    assert compare(actual, expected.t()).worst_index == (3, 6)
