@@ -1,0 +1,340 @@
+"""pytest: the options, the `precision` fixture, and the report of every accuracy test that was collected.
+
+An accuracy test is called `test_precision`; it hands its case to the fixture. Rows travel in the tests' `user_properties`, so
+that they survive xdist and stand in junit; the session object of the controlling process turns them into the report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+ACCURACY_TEST = "test_precision"
+ROW = "precision_row"  # the property that holds a whole row, as JSON
+SHORT_DTYPE = {"bfloat16": "bf16"}  # in ids: -k matches substrings, and "float16" is one of "bfloat16"
+
+
+def dtype_id(dtype: str) -> str:
+    """The dtype as ids say it."""
+    return SHORT_DTYPE.get(dtype, dtype)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("accuracy", "accuracy of a device against the CPU")
+    group.addoption("--device", default="auto", metavar="DEVICE", help="auto (default), npu[:n], emulated, cuda[:n] or cpu")
+    group.addoption("--report", type=Path, default=None, metavar="DIR", help="where the report goes (default: reports/)")
+    group.addoption("--lang", choices=("en", "zh"), default="en", help="language of the markdown report")
+    group.addoption("--bench", action="store_true", help="time each accuracy case's model and add the table to the report")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.keyword:
+        for dtype, short in SHORT_DTYPE.items():
+            config.option.keyword = re.sub(rf"\b{dtype}\b", short, config.option.keyword)
+    config.pluginmanager.register(Session(config), "precision-session")
+
+
+def is_accuracy_test(nodeid: str) -> bool:
+    """Whether a test, by its id, is an accuracy test."""
+    return re.sub(r"\[.*", "", nodeid, flags=re.DOTALL).rpartition("::")[2] == ACCURACY_TEST
+
+
+class Session:
+    """One run of pytest: the device it opened, the tests it collected, the rows it holds."""
+
+    def __init__(self, config: pytest.Config):
+        self.config = config
+        self.worker = os.environ.get("PYTEST_XDIST_WORKER")  # its number under pytest-xdist, else None
+        self.directory = config.option.report or config.rootpath / "reports"
+        self.collected: dict[str, dict] = {}  # accuracy tests in order: test id -> case, dtype, seed as far as known
+        self.rows: dict[str, list[dict]] = {}  # by test id
+        self.performance: list[dict] = []
+        self.environment: dict = {"backend": None, "stack": {}}
+        self.written: tuple[Path, Path] | None = None
+        self._device = None
+        self._models = None
+        self._timed: set = set()
+        self._began = time.perf_counter()
+
+    # ------------------------------------------------------------------------------------------- the device and the run
+
+    @property
+    def device(self):
+        """The device under test, opened once.
+
+        Raises: DeviceError when it cannot run here.
+        """
+        if self._device is None:
+            from harness.device import open_device
+
+            self.say(f"opening the device ({self.config.option.device})")
+            _share_cores(self.worker)
+            self._device = open_device(self.config.option.device)
+            self._read_stack()
+        return self._device
+
+    def _read_stack(self) -> None:
+        """Record where the run happens, switches included; read after a run, since models may change the switches."""
+        self.environment = {"backend": self._device.backend, "stack": self._device.stack.to_dict()}
+
+    def measure(self, case, seed: int | None):
+        """Run one case with one seed on the CPU and on the device."""
+        from harness.case import validate
+        from harness.gate import NEW
+        from harness.reference import Models
+
+        device = self.device
+        self._models = self._models or Models()
+        self.say(f"{case.name} {dtype_id(case.dtype)}{'' if seed is None else f' seed {seed}'}: CPU, then {device.torch_device}")
+        verdict = validate(case, seed, device, models=self._models)
+        self._read_stack()
+        if self.config.option.bench:
+            self._time(case)
+        return replace(verdict, marks=(*verdict.marks, NEW))
+
+    def _time(self, case) -> None:
+        """The performance table's rows for a case, once per model and dtype."""
+        from harness.bench import time_case
+
+        key = (case.model, case.checkpoint, case.weights_seed, case.dtype)
+        if key in self._timed:
+            return
+        self._timed.add(key)
+        self.say(f"{case.name} {dtype_id(case.dtype)}: timing")
+        self.performance += time_case(case, self.device, self._models)
+
+    def say(self, text: str) -> None:
+        """A progress line on the terminal; on a terminal that can, it is overwritten by the next."""
+        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is None or self.worker or self.config.option.verbose < 0:
+            return
+        line = f"[{time.perf_counter() - self._began:5.1f} s] {text}"
+        with self._uncaptured():
+            if terminal.isatty:
+                terminal.rewrite(line[: terminal._tw.fullwidth - 1], erase=True)
+            else:
+                terminal.ensure_newline()
+                terminal.write_line(line)
+
+    @contextmanager
+    def _uncaptured(self):
+        capture = self.config.pluginmanager.get_plugin("capturemanager")
+        if capture is None:
+            yield
+            return
+        with capture.global_and_fixture_disabled():
+            yield
+
+    # ------------------------------------------------------------------------------------------- collection
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        for item in session.items:
+            if is_accuracy_test(item.nodeid):
+                self.collected[item.nodeid] = _known(item)
+        if not self.collected or self.config.option.collectonly:
+            return
+        self._check_directory()
+        if not self.worker:
+            self._open_or_stop()
+
+    def _open_or_stop(self) -> None:
+        """A device that cannot run stops the session before the first test, with one message."""
+        from harness.errors import DeviceError
+
+        try:
+            self.device  # noqa: B018
+        except (DeviceError, ValueError) as error:
+            raise pytest.UsageError(f"--device {self.config.option.device}: {error}") from None
+
+    def _check_directory(self) -> None:
+        probe = self.directory / f".probe.{os.getpid()}"
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise pytest.UsageError(
+                f"--report {self.directory}: cannot write there ({error.strerror}); name a directory that can be written"
+            ) from None
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node, ids) -> None:
+        for nodeid in ids:
+            if is_accuracy_test(nodeid):
+                self.collected.setdefault(nodeid, _guessed(nodeid))
+
+    # ------------------------------------------------------------------------------------------- tests
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item):
+        """A test that is called an accuracy test and compared nothing is an error."""
+        outcome = yield
+        if is_accuracy_test(item.nodeid) and not _rows_in(item.user_properties):
+            from harness.gate import NOTHING
+
+            pytest.fail(NOTHING.text, pytrace=False)
+        return outcome
+
+    def add_row(self, item: pytest.Item, case, seed: int | None, verdict) -> None:
+        """Attach a verdict to its test: each number as a property for junit, the whole row as JSON."""
+        from harness.report import row
+
+        found = row(test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, verdict=verdict)
+        for name, value in found.items():
+            if isinstance(value, (int, float, str)) and name != "test":
+                item.user_properties.append((name, value))
+        item.user_properties.append((ROW, json.dumps(found)))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self.worker or not is_accuracy_test(report.nodeid):
+            return
+        self.collected.setdefault(report.nodeid, _guessed(report.nodeid))
+        rows = self.rows.setdefault(report.nodeid, [])
+        if report.when == "call":
+            rows += _rows_in(report.user_properties)
+        failing = [row for row in rows if row["status"] not in ("PASS", "SKIPPED")]
+        if report.failed and not failing:
+            rows.append(self._unmeasured(report.nodeid, "error", _reason(report)))
+        if report.skipped and not rows:
+            rows.append(self._unmeasured(report.nodeid, "skipped", _reason(report)))
+        if report.when == "teardown" or report.failed:
+            self._write()
+
+    def _unmeasured(self, nodeid: str, kind: str, text: str) -> dict:
+        """The row of a test that brought no numbers."""
+        from harness import gate
+        from harness.report import row
+
+        return row(test=nodeid, verdict=getattr(gate, kind)(text), **self.collected[nodeid])
+
+    # ------------------------------------------------------------------------------------------- the report
+
+    def all_rows(self) -> list[dict]:
+        """A row for every accuracy test that was collected, in order; one that did not run says so."""
+        return [
+            row
+            for nodeid in self.collected
+            for row in self.rows.get(nodeid) or [self._unmeasured(nodeid, "error", "not run: the session ended before it")]
+        ]
+
+    def _write(self) -> None:
+        """Write the report as it stands, so that nothing is lost when the process dies in the next test."""
+        from harness import report
+
+        built = report.build(self.all_rows(), performance=self.performance, **self.environment)
+        try:
+            self.written = report.write(built, self.directory, lang=self.config.option.lang)
+        except OSError as error:
+            raise pytest.UsageError(f"--report {self.directory}: cannot write the report ({error})") from None
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node, error) -> None:
+        shared = getattr(node, "workeroutput", {}).get("precision")
+        if shared:
+            self.environment = shared["environment"] if shared["environment"]["backend"] else self.environment
+            self.performance += shared["performance"]
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.worker:
+            self.config.workeroutput["precision"] = {"environment": self.environment, "performance": self.performance}
+        elif self.rows or (self.collected and self._device is not None):
+            self._write()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session):
+        """A SIGTERM, as a CI's time limit sends it, ends the run as Ctrl-C does: the report is written."""
+        try:
+            before = signal.signal(signal.SIGTERM, _interrupt)
+        except ValueError:  # not the main thread
+            return (yield)
+        try:
+            return (yield)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def pytest_terminal_summary(self, terminalreporter) -> None:
+        if self.written is None:
+            return
+        from harness.report.text import counts
+
+        stored = json.loads(self.written[0].read_text(encoding="utf-8"))
+        terminalreporter.section("accuracy")
+        if stored["backend"] == "emulated":
+            terminalreporter.write_line("EMULATED: measured on an emulated device; it says nothing about hardware")
+        device = stored["stack"].get("device")
+        terminalreporter.write_line(f"{counts(stored['headline'])} on {device} ({stored['backend']})")
+        terminalreporter.write_line(f"report: {self.written[1]}")
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt("SIGTERM")
+
+
+def _share_cores(worker: str | None) -> None:
+    """Give each worker of pytest-xdist its share of the cores, so that they do not fight for them."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker and workers > 1:
+        import torch
+
+        torch.set_num_threads(max(torch.get_num_threads() // workers, 1))
+
+
+def _known(item: pytest.Item) -> dict:
+    """Case, dtype and seed of a collected test, from its parameters."""
+    from harness.case import Case
+
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    case = next((value for value in parameters.values() if isinstance(value, Case)), None)
+    if case is None:
+        return _guessed(item.nodeid)
+    return {"case": case.name, "dtype": case.dtype, "seed": parameters.get("seed")}
+
+
+def _guessed(nodeid: str) -> dict:
+    """The same from the test's id, where a worker holds the parameters."""
+    identity = nodeid.partition("[")[2].removesuffix("]")
+    names = {short: dtype for dtype, short in SHORT_DTYPE.items()} | {"float32": "float32", "float16": "float16"}
+    dtype = next((dtype for short, dtype in names.items() if short in identity), None)
+    seed = re.search(r"seed(\d+)", identity)
+    return {"case": nodeid.partition("::")[0], "dtype": dtype, "seed": int(seed[1]) if seed else None}
+
+
+def _rows_in(properties) -> list[dict]:
+    return [json.loads(value) for name, value in properties if name == ROW]
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """What a report of a test that failed or was skipped says, on one line."""
+    text = report.longrepr
+    if isinstance(text, tuple):  # a skip: path, line, "Skipped: …"
+        return str(text[2]).removeprefix("Skipped: ")
+    crash = getattr(text, "reprcrash", None)
+    return " ".join((crash.message if crash is not None else str(text)).split())
+
+
+@pytest.fixture
+def precision(request: pytest.FixtureRequest):
+    """`precision(case, seed)` runs a `Case` on the CPU and on the device and fails the test unless it passes.
+
+    Returns the Verdict. The numbers go to the report and to junit; the reasons are the failure's text.
+    """
+    session = request.config.pluginmanager.get_plugin("precision-session")
+
+    def check(case, seed: int | None = None):
+        verdict = session.measure(case, seed)
+        session.add_row(request.node, case, seed, verdict)
+        if not verdict.passed:
+            lines = [f"{verdict.status} {case.name} {case.dtype}{'' if seed is None else f' seed {seed}'}"]
+            pytest.fail("\n".join([*lines, *(f"  {reason}" for reason in verdict.reasons)]), pytrace=False)
+        return verdict
+
+    return check

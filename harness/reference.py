@@ -1,0 +1,191 @@
+"""What the device is held against: the same weights and inputs on the CPU in the same dtype, and the copies of the model.
+
+Weights are built once and copied; the CPU's run is repeatable for a given number of threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.errors import CaseError, RunError
+
+# ---------------------------------------------------------------------------------------------- copies of one model
+
+
+class Models:
+    """The copies of the model at hand. Cases that share their weights share the build; the last model is kept, no more.
+
+    A full-size model is built in seconds and a case runs it with many seeds, so what is here is most of the run's cost.
+    """
+
+    def __init__(self):
+        self._built: dict[Any, nn.Module] = {}
+        self._copies: dict[Any, nn.Module] = {}
+        self.digests: dict[Any, str] = {}  # of checkpoints, by path: each is read once
+
+    def get(self, key: Any, build: Callable[[], nn.Module], *, seed: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """The model of `key` in `dtype` on `device`. `build` runs under torch's generator seeded with `seed`.
+
+        Raises: CaseError when `build` returns no module.
+        """
+        if key not in self._built:
+            self._built, self._copies = {}, {}  # free the last one first: two full-size models may not fit
+            self._built[key] = self._build(build, seed)
+        base = self._built[key]
+        if device.type == "cpu" and _is_all(base, dtype):
+            return base
+        place = (device, dtype)
+        if place not in self._copies:
+            self._copies = {each: kept for each, kept in self._copies.items() if each[1] == dtype}
+            self._copies[place] = copy_module(base, dtype=dtype, device=device)
+        return self._copies[place]
+
+    @staticmethod
+    def _build(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build()
+        if not isinstance(model, nn.Module):
+            raise CaseError(f"model() returned {_kind(model)} where a torch.nn.Module was expected")
+        return model.eval().requires_grad_(False)
+
+
+def _is_all(model: nn.Module, dtype: torch.dtype) -> bool:
+    tensors = [*model.parameters(), *model.buffers()]
+    return all(each.dtype == dtype and each.device.type == "cpu" for each in tensors if each.is_floating_point())
+
+
+def copy_module(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """A copy of `model` on `device` with its floating-point parameters and buffers in `dtype`; tied weights stay tied.
+
+    Each tensor is copied once, straight to where it goes.
+    """
+    moved: dict[int, Any] = {}
+    for each in [*model.parameters(), *model.buffers()]:
+        target = each.detach().to(device=device, dtype=dtype if each.is_floating_point() else each.dtype, copy=True)
+        moved[id(each)] = nn.Parameter(target, requires_grad=False) if isinstance(each, nn.Parameter) else target
+    return copy.deepcopy(model, memo=moved)
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str) -> Any:
+    """`forward(model, inputs)`, or the model called with its inputs: a tensor, a tuple of arguments or a dict of keywords.
+
+    Raises: RunError, naming `where`, with what the model raised as its cause.
+    """
+    try:
+        with torch.no_grad():
+            if forward is not None:
+                return forward(model, inputs)
+            if isinstance(inputs, Mapping):
+                return model(**inputs)
+            return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    except Exception as error:
+        text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise RunError(f"{where}: {type(error).__name__}: {text}") from error
+
+
+def run_cpu(model: nn.Module, inputs: Any, *, forward: Callable | None, dtype: torch.dtype) -> tuple[Any, float, str]:
+    """The reference: the model's output on the CPU, its time in milliseconds, and what computed it, in words."""
+    emulate = dtype == torch.float16 and not _has_float16_products()
+    begin = time.perf_counter()
+    with _Float16Products() if emulate else nullcontext():
+        outputs = run(model, inputs, forward=forward, where="on the CPU")
+    name = f"CPU {str(dtype).removeprefix('torch.')}"
+    words = f"{name}, matrix products summed in float32 and rounded once" if emulate else name
+    return outputs, (time.perf_counter() - begin) * 1e3, words
+
+
+def _has_float16_products() -> bool:
+    """Whether this CPU multiplies float16 matrices natively; torch's fallback is some thirty times slower than float32."""
+    probe = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
+    return probe is None or bool(probe())
+
+
+class _Float16Products(TorchDispatchMode):
+    """Computes products of float16 matrices in float32 and rounds the result once.
+
+    Products of two float16 numbers are exact in float32 and the sum runs in float32, as in torch's own float16 kernel:
+    the two differ by a last place in some 0.2 % of the elements.
+    """
+
+    PRODUCTS = frozenset(getattr(torch.ops.aten, name) for name in "mm addmm bmm baddbmm mv addmv convolution".split())
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.overloadpacket not in self.PRODUCTS or not _any_half(args):
+            return func(*args, **kwargs)
+        return func(*[_widened(each) for each in args], **kwargs).half()
+
+
+def _any_half(args: tuple) -> bool:
+    return any(isinstance(each, Tensor) and each.dtype == torch.float16 for each in args)
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
+
+
+# --------------------------------------------------------------------------------------- what went in and came out
+
+
+def move(value: Any, *, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
+    """`value` with every tensor in it on `device`, and the floating-point ones in `dtype`."""
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype if dtype is not None and value.is_floating_point() else value.dtype)
+    if isinstance(value, Mapping):
+        return {name: move(each, device=device, dtype=dtype) for name, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(move(each, device=device, dtype=dtype) for each in value)
+    return value
+
+
+def tensors_of(value: Any, what: str) -> dict[str, Tensor]:
+    """The tensors in what a model returned, by name: "output" for a bare one, else keys and positions joined by dots.
+
+    Raises: CaseError when there is none, or something is neither a tensor nor None.
+    """
+    found = dict(_flatten(value, "", what))
+    if not found:
+        raise CaseError(f"{what} returned {_kind(value)}: nothing to compare; return a tensor, or tensors in a tuple or dict")
+    return found
+
+
+def _flatten(value: Any, prefix: str, what: str):
+    if isinstance(value, Tensor):
+        yield prefix or "output", value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _flatten(each, f"{prefix}.{name}" if prefix else str(name), what)
+    elif isinstance(value, (tuple, list)):
+        for index, each in enumerate(value):
+            yield from _flatten(each, f"{prefix}.{index}" if prefix else str(index), what)
+    elif value is not None:
+        at = f" at {prefix!r}" if prefix else ""
+        raise CaseError(f"{what} returned {_kind(value)}{at} where a tensor was expected; let `forward` pick the tensors")
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of CPU tensors."""
+    total = hashlib.sha256()
+    for name, tensor in tensors.items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().contiguous().reshape(-1)
+        if flat.numel():
+            total.update(flat.view(torch.uint8).numpy())
+    return total.hexdigest()

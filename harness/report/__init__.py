@@ -1,0 +1,100 @@
+"""Rows and a Stack in, one JSON file out; markdown and HTML are rendered from that file alone.
+
+    report = build(rows, stack=..., backend=..., performance=[])
+    write(report, Path("reports"), lang="en")        # precision.json and precision.md, each appears whole or not at all
+    rerender(Path("reports/precision.json"), lang="zh", output=Path("report.html"))
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.gate import NEW, STATUSES
+from harness.report.document import to_html, to_markdown
+from harness.report.rows import jsonable, row
+from harness.report.text import LANGUAGES, document
+
+SCHEMA = "precision-report/1"
+JSON_NAME = "precision.json"
+MARKDOWN_NAME = "precision.md"
+
+__all__ = ["SCHEMA", "build", "load", "rerender", "render", "row", "write", "write_text"]
+
+
+def build(rows: Sequence[Mapping], *, stack: Mapping, backend: str | None, performance: Sequence[Mapping] = ()) -> dict:
+    """The report as it is stored: rows as `row` makes them, the counts derived from them. Floats keep full precision."""
+    headline = {status: sum(each["status"] == status for each in rows) for status in STATUSES}
+    headline[NEW] = sum(NEW in each["marks"] for each in rows)
+    return jsonable(
+        {
+            "schema": SCHEMA,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "backend": backend,
+            "headline": headline,
+            "stack": stack,
+            "rows": list(rows),
+            "performance": list(performance),
+        }
+    )
+
+
+def write(report: Mapping, directory: Path, *, lang: str = "en") -> tuple[Path, Path]:
+    """Write the JSON and the markdown into `directory`, made if absent; returns their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    source, rendered = directory / JSON_NAME, directory / MARKDOWN_NAME
+    write_text(source, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(rendered, to_markdown(document(report, lang)))
+    return source, rendered
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all: a neighbour is written first and takes its name."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict:
+    """Read a stored report.
+
+    Raises: HarnessError when the file is not a report of this schema.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HarnessError(f"no report at {path}; `pytest -k precision` writes reports/{JSON_NAME}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise HarnessError(f"{path} is not a report: it is not JSON ({error}); `pytest -k precision` writes one") from None
+    found = report.get("schema") if isinstance(report, dict) else None
+    if found != SCHEMA:
+        raise HarnessError(f"{path} has schema {found!r} where {SCHEMA!r} was expected; write it again with this version")
+    missing = sorted({"created", "backend", "headline", "stack", "rows", "performance"} - report.keys())
+    if missing:
+        raise HarnessError(f"{path} lacks {', '.join(missing)}; write it again with `pytest -k precision`")
+    return report
+
+
+def render(report: Mapping, *, lang: str = "en", html: bool = False) -> str:
+    """The report as markdown, or as one HTML page."""
+    if lang not in LANGUAGES:
+        raise ValueError(f"no report language is called {lang!r}; there are {', '.join(LANGUAGES)}")
+    blocks = document(report, lang)
+    return to_html(blocks, lang) if html else to_markdown(blocks)
+
+
+def rerender(path: Path, *, lang: str = "en", output: Path | None = None) -> str | None:
+    """Render a stored report again: returns markdown, or writes `output`, as HTML where its name ends in .html."""
+    html = output is not None and output.suffix.lower() in (".html", ".htm")
+    text = render(load(path), lang=lang, html=html)
+    if output is None:
+        return text.rstrip("\n")
+    write_text(output, text)
+    return None

@@ -1,0 +1,188 @@
+"""What the report says: a stored report as headings, sentences and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from harness.report.document import Block, Bullets, Heading, Table, Text
+from harness.report.words import EN, ZH
+
+LANGUAGES = {"en": EN, "zh": ZH}
+SIGNS = {"PASS": "✅", "FAIL": "❌", "REGRESSED": "❌", "ERROR": "❌", "SKIPPED": "⏭"}
+MISSING = "–"
+
+
+def document(report: Mapping[str, Any], lang: str = "en") -> list[Block]:
+    """The whole report in one language: headline, stack, accuracy, reasons, performance, conclusion."""
+    words = LANGUAGES[lang]
+    return [
+        *_headline(report, words),
+        *_environment(report, words),
+        *_accuracy(report, words),
+        *_not_passed(report, words),
+        *_performance(report, words),
+        *_conclusion(report, words),
+    ]
+
+
+def counts(headline: Mapping[str, int]) -> str:
+    """The counts that are not zero: "15 PASS, 3 FAIL"."""
+    return ", ".join(f"{count} {status}" for status, count in headline.items() if count)
+
+
+def _device(report: Mapping[str, Any]) -> str:
+    return report["stack"].get("device") or MISSING
+
+
+def _headline(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
+    title = Heading(level=1, text=words["title"].format(counts=counts(report["headline"]) or words["none"]))
+    if report["backend"] != "emulated":
+        return [title]
+    return [Text(text=words["emulated"].format(device=_device(report)), strong=True), title]
+
+
+def _environment(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
+    stack = {name: value for name, value in report["stack"].items() if value not in (None, {}, [])}
+    rows = [(name, _value(value)) for name, value in stack.items()]
+    table = Table(columns=(words["component"], words["value"]), rows=(*rows, (words["created"], report["created"])))
+    return [Heading(text=words["environment"]), table]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={each}" for name, each in value.items())
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
+
+
+def _accuracy(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
+    if not report["rows"]:
+        return []
+    blocks: list[Block] = [
+        Heading(text=words["accuracy"]),
+        Text(text=words["accuracy_intro"].format(device=_device(report), backend=report["backend"])),
+    ]
+    for (case, dtype), group in groupby(report["rows"], key=lambda row: (row["case"], row["dtype"])):
+        rows = list(group)
+        blocks += [Heading(level=3, text=f"{case}, {dtype}" if dtype else str(case)), _accuracy_table(rows, words)]
+        blocks += _limits(rows, words)
+    blocks += _weights(report["rows"], words)
+    if any("NEW" in row["marks"] for row in report["rows"]):
+        blocks.append(Text(text=words["marks"]))
+    return blocks
+
+
+def _accuracy_table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> Table:
+    """One row a seed, in the columns of a model card and a few more."""
+    decided = any(row["decisions"] for row in rows)
+    columns = [words["seed"], "max_diff", "mean_diff", "cos_sim", "rel_l2", "token cos_sim"]
+    columns += [words["top1"], words["accuracy_device"], words["accuracy_cpu"]] if decided else []
+    body = []
+    for row in rows:
+        cells = [MISSING if row["seed"] is None else str(row["seed"])]
+        cells += [_difference(row["max_diff"]), _difference(row["mean_diff"]), _cosine(row["cos_sim"])]
+        cells += [_difference(row["rel_l2"]), _cosine(row["token_cos_sim"])]
+        if decided:
+            made = row["decisions"] or {}
+            cells += [_share(made.get(name)) for name in ("top1", "accuracy", "expected_accuracy")]
+        body.append((*cells, _result(row)))
+    return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=0)
+
+
+def _result(row: Mapping[str, Any]) -> str:
+    marks = [mark for mark in row["marks"]]
+    return " ".join([SIGNS[row["status"]], row["status"], *(f"· {mark}" for mark in marks)])
+
+
+def _limits(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[Block]:
+    row = next((each for each in rows if each["limits"]), None)
+    if row is None:
+        return []
+    least = ("cos_sim", "token_cos_sim", "top1")
+    limits = ", ".join(
+        f"{name} ≥ {_plain(limit)}" if name in least else f"{name} ≤ {limit:.2e}" for name, limit in row["limits"].items()
+    )
+    reason = row["limits_reason"]
+    lines = [Text(text=words["limits_why" if reason else "limits"].format(limits=limits, reason=reason))]
+    references = sorted({each["reference"] for each in rows if each["reference"]})
+    return lines + [Text(text=words["reference"].format(reference=reference)) for reference in references]
+
+
+def _weights(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[Block]:
+    """Which weights each case ran with, in words."""
+    items = []
+    for case, weights in dict.fromkeys((row["case"], row["weights"]) for row in rows if row["weights"]):
+        seeded = weights.startswith("seeded:")
+        values = {"case": case, "seed": weights.removeprefix("seeded:"), "sha": weights}
+        items.append(words["weights_seeded" if seeded else "weights_file"].format(**values))
+    return [Bullets(items=tuple(items))] if items else []
+
+
+def _not_passed(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
+    items = []
+    for row in report["rows"]:
+        if row["status"] != "PASS":
+            items += [f"{row['status']} {row['test']}: {reason}" for reason in row["reasons"]]
+    return [Heading(text=words["not_passed"]), Bullets(items=tuple(items))] if items else []
+
+
+def _performance(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
+    if not report["performance"]:
+        return []
+    columns = ("case", "dtype", "device", "batch_size", "n", "warmup", "avg_ms", "p50_ms", "p99_ms")
+    rows = tuple(tuple(_cell(row[name], name) for name in columns) for row in report["performance"])
+    titles = tuple(name.replace("_ms", " (ms)") for name in columns)
+    blocks: list[Block] = [Heading(text=words["performance"]), Text(text=words["performance_intro"])]
+    if report["backend"] == "emulated":
+        blocks.append(Text(text=words["performance_emulated"], strong=True))
+    return [*blocks, Table(columns=titles, rows=rows, numbers_from=3)]
+
+
+def _conclusion(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
+    rows = report["rows"]
+    bad = [row for row in rows if row["status"] not in ("PASS", "SKIPPED")]
+    measured = [row for row in rows if isinstance(row["rel_l2"], float)]
+    if bad:
+        text = words["some_fail"].format(bad=len(bad), total=len(rows), device=_device(report))
+    elif measured:
+        text = words["all_pass"].format(
+            total=len(measured),
+            device=_device(report),
+            rel_l2=_difference(max(row["rel_l2"] for row in measured)),
+            cos_sim=_cosine(min(row["cos_sim"] for row in measured)),
+        )
+    else:
+        text = words["nothing"]
+    blocks: list[Block] = [Heading(text=words["conclusion"]), Text(text=text)]
+    return blocks + ([Text(text=words["emulated_again"])] if report["backend"] == "emulated" else [])
+
+
+def _cell(value: Any, name: str) -> str:
+    if value is None:
+        return MISSING
+    return f"{value:.1f}" if name.endswith("_ms") else str(value)
+
+
+def _difference(value: Any) -> str:
+    return _number(value, "{:.2e}")
+
+
+def _cosine(value: Any) -> str:
+    return _number(value, "{:.9f}")  # at six decimals every good cosine reads 1.000000
+
+
+def _share(value: Any) -> str:
+    return _number(value, "{:.2%}")
+
+
+def _number(value: Any, form: str) -> str:
+    if value is None:
+        return MISSING
+    return value if isinstance(value, str) else form.format(value)  # "nan" and "inf" are strings in the JSON
+
+
+def _plain(limit: float) -> str:
+    return f"{limit:.9g}"

@@ -1,0 +1,71 @@
+"""The words of the report, in English and Chinese. Reasons stay in English: they are what the run said."""
+
+EN = {
+    "emulated": "EMULATED: measured on an emulated {device} (the real torch_npu over an emulated CANN). It shows that the harness "
+    "and the model run and how large an Ascend card's rounding is expected to be; it says nothing about hardware.",
+    "title": "Accuracy report: {counts}",
+    "none": "no rows",
+    "environment": "Environment",
+    "component": "component",
+    "value": "version or setting",
+    "accuracy": "Accuracy",
+    "accuracy_intro": "Each row runs the same weights and inputs on the CPU and on {device} ({backend}) in the same dtype. "
+    "max_diff and mean_diff are absolute differences in output units, rel_l2 is the norm of the difference over the norm of the "
+    "CPU's output, token cos_sim the cosine of the worst token; all are computed in float64.",
+    "limits": "Limits: {limits}.",
+    "limits_why": "Limits: {limits}. {reason}",
+    "seed": "seed",
+    "result": "result",
+    "top1": "top-1 agreement",
+    "accuracy_device": "accuracy device",
+    "accuracy_cpu": "accuracy CPU",
+    "weights_seeded": "Weights of {case}: random, seed {seed}; no checkpoint was given. The numbers show that the arithmetic agrees, "
+    "not what the trained model does.",
+    "weights_file": "Weights of {case}: checkpoint, sha256 {sha}.",
+    "reference": "Reference: {reference}.",
+    "marks": "NEW: no accepted baseline to hold the row against.",
+    "not_passed": "Rows that did not pass",
+    "performance": "Performance",
+    "performance_intro": "Forward time in milliseconds, each forward ended by a synchronisation of the device; p99 needs 100 forwards.",
+    "performance_emulated": "The device is emulated: its times say nothing about hardware.",
+    "conclusion": "Conclusion",
+    "all_pass": "All {total} rows pass on {device}: largest rel_l2 {rel_l2}, least cos_sim {cos_sim}, both in float64.",
+    "some_fail": "{bad} of {total} rows did not pass on {device}; their reasons are above.",
+    "nothing": "Nothing was compared.",
+    "emulated_again": "Measured on an emulated device: run pytest -k precision --device npu on an Ascend machine for evidence about a card.",
+    "created": "created",
+}
+
+ZH = {
+    "emulated": "EMULATED（模拟）：在模拟的 {device} 上测得（真实的 torch_npu，模拟的 CANN）。它说明测试框架与模型可以运行，"
+    "以及昇腾卡的舍入误差预计有多大；不构成任何硬件上的证据。",
+    "title": "精度报告：{counts}",
+    "none": "没有结果",
+    "environment": "环境",
+    "component": "组件",
+    "value": "版本或设置",
+    "accuracy": "精度评测",
+    "accuracy_intro": "每一行用相同的权重和输入、相同的数据类型，在 CPU 与 {device}（{backend}）上各运行一次。max_diff 与 mean_diff 是以输出单位"
+    "计的绝对误差，rel_l2 是误差的范数与 CPU 输出范数之比，token cos_sim 是最差 token 的余弦；全部以 float64 计算。",
+    "limits": "判定标准：{limits}。",
+    "limits_why": "判定标准：{limits}。{reason}",
+    "seed": "seed",
+    "result": "结果",
+    "top1": "top-1 一致率",
+    "accuracy_device": "设备准确率",
+    "accuracy_cpu": "CPU 准确率",
+    "weights_seeded": "{case} 的权重：随机，种子 {seed}；未提供检查点。数字说明计算是否一致，不代表训练后的模型。",
+    "weights_file": "{case} 的权重：检查点，sha256 {sha}。",
+    "reference": "参考：{reference}。",
+    "marks": "NEW：还没有可供比较的已接受基线。",
+    "not_passed": "未通过的行",
+    "performance": "性能基准",
+    "performance_intro": "前向时间（毫秒），每次前向后同步设备；p99 至少需要 100 次前向。",
+    "performance_emulated": "设备是模拟的：这些时间与硬件无关。",
+    "conclusion": "结论",
+    "all_pass": "{device} 上 {total} 行全部通过：最大 rel_l2 为 {rel_l2}，最小 cos_sim 为 {cos_sim}，均以 float64 计算。",
+    "some_fail": "{device} 上 {total} 行中有 {bad} 行未通过，原因见上文。",
+    "nothing": "没有进行任何比较。",
+    "emulated_again": "以上在模拟设备上测得：请在昇腾机器上运行 pytest -k precision --device npu 以得到硬件上的证据。",
+    "created": "生成时间",
+}

@@ -1,0 +1,81 @@
+"""The house: who may import whom, read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+HARNESS = Path(__file__).parents[1]
+LEAVES = {"errors"}  # free for all
+ALLOWED = {  # module or package: what of the harness it may import, at the top or inside a function
+    "errors": set(),
+    "compare": set(),
+    "numerics": set(),
+    "convert": set(),
+    "emulator": {"numerics"},
+    "device": {"emulator"},
+    "gate": {"compare"},
+    "reference": set(),
+    "case": {"compare", "gate", "device", "reference", "convert"},
+    "report": {"gate", "report"},
+    "models": {"convert", "models"},
+    "bench": {"case", "device", "models", "reference", "report"},
+    "doctor": {"device"},
+    "infer": {"device", "models", "reference"},
+    "plugin": {"bench", "case", "device", "gate", "reference", "report"},
+    "cli": {"bench", "doctor", "emulator", "infer", "models", "report"},
+    "__main__": {"cli"},
+    "__init__": {"compare", "case", "device", "gate"},
+}
+TOP = {"plugin", "cli", "cases"}  # nobody imports these
+
+
+def sources():
+    return [path for path in sorted(HARNESS.rglob("*.py")) if "tests" not in path.parts and "benchmarks" not in path.parts]
+
+
+def imported(path):
+    """The parts of the harness that a file imports, by the first name under it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            yield "a relative import"
+            continue
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "cases":
+                yield "cases"
+            if parts[0] == "harness" and len(parts) > 1:
+                yield parts[1]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(HARNESS)))
+def test_imports_go_one_way(path):
+    part = path.relative_to(HARNESS).parts[0].removesuffix(".py")
+    assert part in ALLOWED, f"{part} has no place in the house: say here what it may import"
+    own = {part} if path.parent != HARNESS else set()
+    found = set(imported(path))
+    if part == "__init__":
+        found -= {"errors"}
+    assert found <= ALLOWED[part] | LEAVES | own
+    assert part in ("__main__",) or not found & TOP
+
+
+def test_the_check_sees_a_forbidden_import(tmp_path):
+    planted = tmp_path / "compare.py"
+    planted.write_text("def late():\n    from harness.plugin import Session\n    import harness.case\n")
+    assert set(imported(planted)) == {"plugin", "case"}
+
+
+def test_torch_is_not_needed_for_help():
+    """The command line answers at once because nothing that it imports imports torch."""
+    for name in ("__init__", "__main__", "cli", "errors", "compare"):
+        for node in ast.parse((HARNESS / f"{name}.py").read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            module = getattr(node, "module", "") or ""
+            assert not any(each.split(".")[0] in ("torch", "numpy", "pandas") for each in [*names, module])
