@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ACCURACY_TEST = "test_precision"
-ROW = "precision_row"  # the property that holds a whole row, as JSON
+ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
 SHORT_DTYPE = {"bfloat16": "bf16"}  # in ids: -k matches substrings, and "float16" is one of "bfloat16"
 
 
@@ -185,21 +185,25 @@ class Session:
 
     def add_row(self, item: pytest.Item, case, seed: int | None, verdict) -> None:
         """Attach a verdict to its test: each number as a property for junit, the whole row as JSON."""
-        from harness.report import row
+        from harness.report import jsonable, row
 
         found = row(test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, verdict=verdict)
         for name, value in found.items():
             if isinstance(value, (int, float, str)) and name != "test":
                 item.user_properties.append((name, value))
-        item.user_properties.append((ROW, json.dumps(found)))
+        item.user_properties.append((ROW, json.dumps({"row": found, "environment": jsonable(self.environment)})))
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self.worker or not is_accuracy_test(report.nodeid):
             return
         self.collected.setdefault(report.nodeid, _guessed(report.nodeid))
         rows = self.rows.setdefault(report.nodeid, [])
-        if report.when == "call":
-            rows += _rows_in(report.user_properties)
+        brought = _rows_in(report.user_properties)
+        report.user_properties = [each for each in report.user_properties if each[0] != ROW]  # junit has the numbers
+        if report.when == "call" and brought:
+            rows += [each["row"] for each in brought]
+            self.environment = brought[-1]["environment"]
         failing = [row for row in rows if row["status"] not in ("PASS", "SKIPPED")]
         if report.failed and not failing:
             rows.append(self._unmeasured(report.nodeid, "error", _reason(report)))
@@ -237,15 +241,12 @@ class Session:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node, error) -> None:
-        shared = getattr(node, "workeroutput", {}).get("precision")
-        if shared:
-            self.environment = shared["environment"] if shared["environment"]["backend"] else self.environment
-            self.performance += shared["performance"]
+        self.performance += json.loads(getattr(node, "workeroutput", {}).get("precision_performance", "[]"))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.worker:
-            self.config.workeroutput["precision"] = {"environment": self.environment, "performance": self.performance}
+            self.config.workeroutput["precision_performance"] = json.dumps(self.performance)
         elif self.rows or (self.collected and self._device is not None):
             self._write()
 

@@ -51,9 +51,13 @@ class Models:
 
     @staticmethod
     def _build(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        generator = torch.default_generator  # torch.manual_seed would import the compiler, which takes seconds
+        before = generator.get_state()
+        try:
+            generator.manual_seed(seed)
             model = build()
+        finally:
+            generator.set_state(before)
         if not isinstance(model, nn.Module):
             raise CaseError(f"model() returned {_kind(model)} where a torch.nn.Module was expected")
         return model.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ SCHEMA = "precision-report/1"
 JSON_NAME = "precision.json"
 MARKDOWN_NAME = "precision.md"
 
-__all__ = ["SCHEMA", "build", "load", "rerender", "render", "row", "write", "write_text"]
+__all__ = ["SCHEMA", "build", "jsonable", "load", "rerender", "render", "row", "write", "write_text"]
 
 
 def build(rows: Sequence[Mapping], *, stack: Mapping, backend: str | None, performance: Sequence[Mapping] = ()) -> dict:

@@ -1,0 +1,124 @@
+"""validate(): the deep function, on the CPU as its own device and on one that errs on purpose."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from harness import Case, Tolerance, open_device, validate
+from harness.errors import CaseError
+from harness.reference import Models
+
+TIGHT = Tolerance(max_diff=0.0, cos_sim=1.0)
+
+
+def case(**more):
+    given = dict(
+        name="small",
+        model=lambda: nn.Linear(8, 4),
+        inputs=lambda generator: torch.randn(3, 8, generator=generator),
+        tolerance=TIGHT,
+    )
+    return Case(**(given | more))
+
+
+class Broken:
+    """A device whose outputs are changed by `fault`, through the model's own forward."""
+
+    name, backend, torch_device = "Broken", "npu", torch.device("cpu")
+    stack = None
+
+    def __init__(self, fell_back=()):
+        self.fell_back = list(fell_back)
+
+    def synchronize(self):
+        pass
+
+    @contextmanager
+    def watch(self):
+        yield SimpleNamespace(fell_back=self.fell_back)
+
+
+def test_the_cpu_agrees_with_itself_exactly():
+    verdict = validate(case(), 42, open_device("cpu"))
+    assert verdict.passed
+    assert verdict.comparison.max_diff == 0.0
+    assert verdict.evidence.weights == "seeded:0"
+    assert verdict.evidence.expected_sha256 == verdict.evidence.actual_sha256
+    assert verdict.evidence.expected_ms > 0 and verdict.evidence.actual_ms > 0
+
+
+def test_inputs_follow_the_seed():
+    device, models = open_device("cpu"), Models()
+    digests = [validate(case(), seed, device, models=models).evidence.inputs_sha256 for seed in (1, 2, 1)]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_an_operator_that_fell_back_fails_whatever_the_numbers():
+    verdict = validate(case(), 42, Broken(fell_back=["aten::special_i0"]))
+    assert verdict.comparison.max_diff == 0.0
+    assert verdict.status == "FAIL"
+    assert verdict.marks == ("FELL BACK",)
+    assert "aten::special_i0" in str(verdict.reasons[0]) and "CPU was compared with CPU" in str(verdict.reasons[0])
+
+
+def test_several_outputs_are_compared_by_name():
+    calls = []
+
+    def forward(model, x):
+        calls.append(1)
+        pooled = model(x).mean(0)
+        return {"features": model(x), "pooled": pooled + (len(calls) - 1), "ids": torch.arange(3)}
+
+    verdict = validate(case(forward=forward), 42, Broken())
+    assert sorted(verdict.comparisons) == ["features", "ids", "pooled"]
+    assert verdict.output == "pooled"
+    assert {reason.output for reason in verdict.failures} == {"pooled"}
+
+
+def test_decisions_and_accuracy_of_both_sides():
+    labels = torch.tensor([0, 1, 2])
+    calls = []
+
+    def forward(model, x):
+        calls.append(1)
+        logits = torch.eye(4)[[0, 1, 3]].clone()
+        if len(calls) == 2:
+            logits[0] = torch.tensor([0.0, 9.0, 0.0, 0.0])
+        return logits
+
+    loose = Tolerance(max_diff=100.0, top1=1.0)
+    verdict = validate(case(forward=forward, decisions="output", labels=labels, tolerance=loose), 42, Broken())
+    assert (verdict.decisions.agree, verdict.decisions.correct_actual, verdict.decisions.correct_expected) == (2, 1, 2)
+    assert verdict.decisions.first == (0, 1, 0)
+    assert [reason.criterion for reason in verdict.failures] == ["top1"]
+
+
+def test_limits_may_depend_on_dtype_and_switches():
+    by_dtype = case(tolerance={"float32": TIGHT, "bfloat16": Tolerance(max_diff=1.0)}, dtype="bfloat16")
+    assert by_dtype.limits(None).max_diff == 1.0
+    by_stack = case(tolerance=lambda dtype, stack: Tolerance(max_diff=0.5 if stack == "HF32" else 0.1))
+    assert (by_stack.limits("HF32").max_diff, by_stack.limits(None).max_diff) == (0.5, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"dtype": "int64"}, "must be a floating-point dtype"),
+        ({"dtype": "float99"}, "must be a floating-point dtype"),
+        ({"labels": torch.ones(3)}, "labels need `decisions`"),
+        ({"tolerance": {"float16": TIGHT}}, "no tolerance for float32; there are float16"),
+    ],
+)
+def test_a_case_that_makes_no_sense_is_refused_when_it_is_made(more, words):
+    with pytest.raises(ValueError, match=words):
+        case(**more)
+
+
+def test_decisions_on_an_output_that_is_not_there_are_refused():
+    with pytest.raises(CaseError, match="decisions='logits', but the outputs are output"):
+        validate(case(decisions="logits"), 42, Broken())
+    with pytest.raises(CaseError, match="5 labels for 3 decisions"):
+        validate(case(decisions="output", labels=torch.zeros(5)), 42, Broken())

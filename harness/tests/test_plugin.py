@@ -1,0 +1,281 @@
+"""The plugin through pytester: what a user types, the lines that they read, the files that they find."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pandas  # noqa: F401
+import pytest
+import torch  # noqa: F401
+
+import harness.case  # noqa: F401
+import harness.report  # noqa: F401
+
+# Those imports are not used: pytester forgets what an inner run imported, and torch cannot be imported twice.
+
+ROOT = Path(__file__).parents[2]
+
+CASE = """
+import pytest, torch
+from harness import Case, Tolerance
+
+def tokens(generator):
+    return torch.randn(2, 8, 16, generator=generator)
+
+def case(name="small", tolerance=Tolerance(max_diff=1e-3), inputs=tokens, model=None, **more):
+    build = model or (lambda: torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.SiLU(), torch.nn.Linear(32, 4)))
+    return Case(name=name, model=build, inputs=inputs, tolerance=tolerance, **more)
+"""
+
+FIVE_SEEDS = (
+    CASE
+    + """
+SMALL = case()
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5], ids=lambda seed: f"seed{seed}")
+def test_precision(precision, seed):
+    precision(SMALL, seed)
+
+def test_other():
+    assert True
+"""
+)
+
+
+@pytest.fixture
+def user(pytester, monkeypatch):
+    """A user's project: a test file, the plugin, no report yet."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+    pytester.makeini("[pytest]\naddopts = --import-mode=importlib -p no:cacheprovider\n")
+    pytester.makeconftest('pytest_plugins = ("harness.plugin",)')
+    return pytester
+
+
+def write(user, source):
+    user.makepyfile(test_model=source)
+
+
+def run(user, *arguments, device="cpu"):
+    return user.runpytest_inprocess("--device", device, *arguments)
+
+
+def stored(user, directory="reports"):
+    return json.loads((user.path / directory / "precision.json").read_text())
+
+
+def markdown(user, directory="reports"):
+    return (user.path / directory / "precision.md").read_text()
+
+
+def only_test(body):
+    return CASE + "\ndef test_precision(precision):\n" + "".join(f"    {line}\n" for line in body.splitlines())
+
+
+def test_every_seed_is_a_row_and_every_number_is_kept(user):
+    write(user, FIVE_SEEDS)
+    result = run(user, "-k", "precision")
+    result.assert_outcomes(passed=5, deselected=1)
+    result.stdout.fnmatch_lines(["*5 PASS, 5 NEW on * (cpu)", "report: *precision.md"])
+    report = stored(user)
+    assert [row["seed"] for row in report["rows"]] == [1, 2, 3, 4, 5]
+    assert report["headline"] == {"PASS": 5, "FAIL": 0, "REGRESSED": 0, "ERROR": 0, "SKIPPED": 0, "NEW": 5}
+    assert {row["weights"] for row in report["rows"]} == {"seeded:0"}
+    assert len({row["inputs_sha256"] for row in report["rows"]}) == 5
+    assert all(row["cos_sim"] <= 1 and row["shape"] == [2, 8, 4] for row in report["rows"])
+    assert report["backend"] == "cpu" and report["stack"]["torch"]
+    assert "EMULATED" not in markdown(user)
+
+
+def test_runs_repeat_to_the_last_digit(user):
+    write(user, FIVE_SEEDS)
+    run(user)
+    first = [row["expected_sha256"] for row in stored(user)["rows"]]
+    run(user)
+    assert [row["expected_sha256"] for row in stored(user)["rows"]] == first
+
+
+def test_workers_bring_the_same_rows(user):
+    pytest.importorskip("xdist")
+    write(user, FIVE_SEEDS)
+    result = user.runpytest_subprocess("--device", "cpu", "-n", "2", "-k", "precision")
+    result.assert_outcomes(passed=5)
+    report = stored(user)
+    assert [row["seed"] for row in report["rows"]] == [1, 2, 3, 4, 5]
+    assert report["backend"] == "cpu" and report["stack"]["torch"]
+
+
+def test_junit_holds_the_numbers_as_properties(user):
+    write(user, FIVE_SEEDS)
+    run(user, "-k", "seed3", "--junitxml", "junit.xml")
+    properties = ElementTree.parse(user.path / "junit.xml").findall(".//property")
+    values = {each.get("name"): each.get("value") for each in properties}
+    row = stored(user)["rows"][0]
+    assert float(values["max_diff"]) == row["max_diff"] and float(values["cos_sim"]) == row["cos_sim"]
+    assert values["status"] == "PASS" and values["seed"] == "3"
+
+
+def test_report_goes_where_it_is_told_in_chinese(user):
+    write(user, FIVE_SEEDS)
+    run(user, "-k", "seed1", "--report", "elsewhere/deep", "--lang", "zh")
+    assert "精度" in markdown(user, "elsewhere/deep")
+    assert not (user.path / "reports").exists()
+
+
+def test_ids_tell_float16_from_bfloat16(user):
+    body = """
+from harness.plugin import dtype_id
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"], ids=dtype_id)
+def test_precision(precision, dtype):
+    precision(case(dtype=dtype, tolerance=Tolerance(max_diff=1.0)), 42)
+"""
+    write(user, CASE + body)
+    run(user, "-k", "precision and float16").assert_outcomes(passed=1, deselected=2)
+    assert [row["dtype"] for row in stored(user)["rows"]] == ["float16"]
+    run(user, "-k", "precision and bfloat16").assert_outcomes(passed=1, deselected=2)
+    assert [row["dtype"] for row in stored(user)["rows"]] == ["bfloat16"]
+
+
+FAULTY = CASE + """
+class Faulty(torch.nn.Module):
+    calls = 0
+    def __init__(self, fault):
+        super().__init__()
+        self.fault, self.layer = fault, torch.nn.Linear(16, 4)
+    def forward(self, x):
+        Faulty.calls += 1
+        return self.layer(x) if Faulty.calls % 2 else self.fault(self.layer(x))
+
+def run(precision, fault):
+    precision(case(model=lambda: Faulty(fault)), 42)
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("lambda y: y * 1.1", "max_diff *e-* at (*) (up to 1.00e-03 allowed)"),
+        ("lambda y: y.index_fill(1, torch.tensor([3]), float('nan'))", "*8 elements are NaN or infinite on one side only, the first at (0, 3, 0): nan*"),
+        ("lambda y: y.flip(1)", "max_diff *allowed)"),
+        ("lambda y: y[:, :4]", "shape (2, 4, 4) where (2, 8, 4) was expected"),
+        ("lambda y: y.double()", "dtype float64 where float32 was expected"),
+        ("lambda y: {'other': y}", "output 'output': the device did not return it"),
+    ],
+)  # fmt: skip
+def test_a_fault_on_the_device_fails_with_its_words(user, fault, words):
+    write(user, FAULTY + f"\ndef test_precision(precision):\n    run(precision, {fault})\n")
+    result = run(user)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["FAIL small float32 seed 42", f"  {words.replace('[', '[[]')}"])
+    row = stored(user)["rows"][0]
+    assert row["status"] == "FAIL" and row["reasons"]
+    assert row["reasons"][0] in markdown(user)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("pass", "compared nothing: the test must hand its case to the `precision` fixture"),
+        ("precision(case(forward=lambda model, x: None), 1)", "small: the model returned None: nothing to compare"),
+        ("precision(case(forward=lambda model, x: model(x).argmax(-1)), 1)", "returned only int64, in which no rounding error shows"),
+        ("precision(case(forward=lambda model, x: 'text'), 1)", "returned a str where a tensor was expected"),
+        ("precision(case(model=lambda: 3), 1)", "model() returned a int where a torch.nn.Module was expected"),
+        ("precision(case(inputs=lambda generator: torch.randn(2, 3)), 1)", "on the CPU: RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        ("raise KeyError('lost')", "KeyError: 'lost'"),
+    ],
+)  # fmt: skip
+def test_a_case_that_cannot_be_compared_is_an_error_row(user, body, words):
+    write(user, only_test(body))
+    result = run(user)
+    result.assert_outcomes(failed=1)
+    report = stored(user)
+    assert report["headline"]["ERROR"] == 1
+    assert words in report["rows"][0]["reasons"][0]
+
+
+def test_a_skipped_case_is_a_row_that_says_why(user):
+    write(user, only_test("pytest.skip('needs 64 GiB')"))
+    run(user).assert_outcomes(skipped=1)
+    row = stored(user)["rows"][0]
+    assert (row["status"], row["reasons"]) == ("SKIPPED", ["needs 64 GiB"])
+
+
+def test_a_broken_fixture_is_an_error_row(user):
+    write(user, CASE + "@pytest.fixture\ndef broken():\n    raise OSError('gone')\ndef test_precision(precision, broken):\n    pass\n")
+    run(user).assert_outcomes(errors=1)
+    assert "gone" in stored(user)["rows"][0]["reasons"][0]
+
+
+def test_cases_that_did_not_run_are_rows_too(user):
+    write(user, FIVE_SEEDS.replace("precision(SMALL, seed)", "assert seed != 2; precision(SMALL, seed)"))
+    run(user, "-x")
+    rows = stored(user)["rows"]
+    assert [row["status"] for row in rows] == ["PASS", "ERROR", "ERROR", "ERROR", "ERROR"]
+    assert rows[4]["reasons"] == ["not run: the session ended before it"]
+    assert rows[4]["seed"] == 5
+
+
+SLOW = FIVE_SEEDS.replace("precision(SMALL, seed)", "precision(SMALL, seed)\n    import time; time.sleep(0 if seed < 3 else 60)")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_leaves_a_whole_report(user, number):
+    write(user, SLOW)
+    command = [sys.executable, "-m", "pytest", "--device", "cpu", "-k", "precision"]
+    process = subprocess.Popen(command, cwd=user.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    path = user.path / "reports" / "precision.json"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not path.exists() or stored(user)["headline"]["PASS"] < 2):
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    assert process.wait(timeout=60) != 0
+    rows = stored(user)["rows"]
+    assert [row["status"] for row in rows[:2]] == ["PASS", "PASS"]
+    assert len(rows) == 5 and all(row["status"] in ("PASS", "ERROR") for row in rows)
+    assert [path.name for path in (user.path / "reports").iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_unknown_device_is_a_usage_error(user):
+    write(user, FIVE_SEEDS)
+    result = run(user, "-k", "precision", device="tpu")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "tpu" in result.stderr.str()
+    assert not (user.path / "reports" / "precision.json").exists()
+
+
+def test_an_unwritable_report_directory_is_a_usage_error_before_any_test(user):
+    write(user, FIVE_SEEDS)
+    (user.path / "file").write_text("")
+    result = run(user, "-k", "precision", "--report", "file/reports")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "cannot write there" in result.stderr.str()
+    assert "PASSED" not in result.stdout.str()
+
+
+def test_a_run_without_accuracy_tests_opens_no_device_and_writes_nothing(user):
+    write(user, "def test_other():\n    assert True\n")
+    result = run(user, device="npu")
+    result.assert_outcomes(passed=1)
+    assert not (user.path / "reports").exists()
+
+
+def test_weights_are_built_once_for_all_seeds_and_dtypes(user):
+    body = """
+builds = []
+def build():
+    builds.append(1)
+    return torch.nn.Linear(16, 4)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_precision(precision, dtype, seed):
+    precision(case(model=build, dtype=dtype, tolerance=Tolerance(max_diff=1.0)), seed)
+    assert len(builds) == 1
+"""
+    write(user, CASE + body)
+    run(user).assert_outcomes(passed=6)
