@@ -281,3 +281,7 @@ def _fill(name: str, parameter: Tensor, seed: int) -> None:
     else:
         fan_in = math.prod(parameter.shape[1:])
         parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+
+# --------------------------------------------------------------------------------------------------------- picture
+
+# ----------------------------------------------------------------------------------------------------- checkpoints

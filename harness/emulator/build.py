@@ -1,0 +1,178 @@
+"""The shim libraries: what the installed torch_npu wants of CANN, read from its own files, compiled into the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from importlib import metadata, util
+from pathlib import Path
+
+from harness.errors import DeviceError
+
+CORE = "libascendcl.so"
+EMPTY = ("libhccl.so", "libacl_op_compiler.so", "libge_runner.so", "libgraph.so", "libacl_tdt_channel.so", "libopapi.so")
+LIBRARIES = (CORE, *EMPTY)  # in the order in which they are loaded
+SOURCE = Path(__file__).with_name("runtime.c")
+MARKER = "EMULATED"  # a file in the generated home, so that nobody takes it for a CANN installation
+
+
+def build(version: str) -> Path:
+    """The directory that holds the libraries and a CANN home for the installed wheel, compiled if that was not done yet.
+
+    Several processes may build at once: each compiles aside, and the first to finish gives the directory its name.
+
+    Raises: DeviceError without a C compiler, or when it fails.
+    """
+    key = hashlib.sha256(SOURCE.read_bytes() + f"{version} {os.uname().machine} {EMPTY}".encode()).hexdigest()[:16]
+    ready = _cache() / f"cann-{version}-{key}"
+    if (ready / MARKER).exists():
+        return ready
+    with tempfile.TemporaryDirectory(dir=ready.parent, prefix=".building-") as aside:
+        made = Path(aside) / "made"
+        made.mkdir()
+        _write_names(made)
+        _compile(made)
+        _write_home(made)
+        try:
+            made.rename(ready)
+        except OSError:
+            if not (ready / MARKER).exists():  # nobody else was first
+                raise
+    return ready
+
+
+def _cache() -> Path:
+    """A directory of the user's that can be written; a temporary one where there is none."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for candidate in (base / "npu-accuracy-harness", Path(tempfile.gettempdir()) / f"npu-accuracy-harness-{os.getuid()}"):
+        try:
+            candidate.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if candidate.stat().st_uid == os.getuid() and os.access(candidate, os.W_OK):
+                return candidate
+        except OSError:
+            continue
+    raise DeviceError(f"no directory for the emulated CANN can be written: tried {base}; set XDG_CACHE_HOME to one that can")
+
+
+def is_emulated_home(path: str | os.PathLike) -> bool:
+    """Whether a CANN home was made here: children of an emulated process inherit ASCEND_HOME_PATH."""
+    return (Path(path) / MARKER).is_file()
+
+
+def _write_home(made: Path) -> None:
+    """What torch_npu looks for under ASCEND_HOME_PATH and ASCEND_OPP_PATH."""
+    for folder in ("runtime", "compiler", "opp"):
+        (made / folder).mkdir()
+    (made / MARKER).write_text("An emulated CANN: it computes on the CPU and is no evidence about hardware.\n")
+
+
+# ------------------------------------------------------------------------------------------- what the wheel wants
+
+
+def wheel_libraries() -> list[Path]:
+    """The wheel's own libraries that load with `import torch_npu`."""
+    folder = Path(util.find_spec("torch_npu").origin).parent / "lib"
+    return [folder / name for name in ("libtorch_npu.so", "libtensorpipe.so", "libnpu_profiler.so") if (folder / name).exists()]
+
+
+def operator_names() -> list[str]:
+    """Every operator whose GetWorkspaceSize the wheel looks up by name, sorted."""
+    found = set(re.findall(rb"\0(acl[A-Za-z0-9_]+)GetWorkspaceSize(?=\0)", wheel_libraries()[0].read_bytes()))
+    return sorted(name.decode() for name in found)
+
+
+def wanted_symbols() -> list[str]:
+    """CANN's functions that the wheel's libraries are linked against, sorted."""
+    names = {name for path in wheel_libraries() for name in undefined_symbols(path.read_bytes())}
+    return sorted(name for name in names if re.match(r"(acl|aclrt|rt|hal|ge|Hccl|Msprof)[A-Z0-9a-z]", name) and _is_canns(name))
+
+
+def _is_canns(name: str) -> bool:
+    return bool(re.match(r"(acl[a-z]*[A-Z]|rt[A-Z]|hal[A-Z]|ge[A-Z]|Hccl|Msprof)", name))
+
+
+def undefined_symbols(data: bytes) -> list[str]:
+    """Names that a 64-bit little-endian ELF library leaves undefined, from its dynamic symbol table."""
+    if data[:6] != b"\x7fELF\x02\x01":
+        raise DeviceError("torch_npu holds a library that is not 64-bit little-endian ELF; the emulated CANN needs x86-64 or aarch64 Linux")
+    at, = struct.unpack_from("<Q", data, 40)
+    size, count = struct.unpack_from("<HH", data, 58)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", data, at + index * size) for index in range(count)]
+    names = []
+    for _, kind, _, _, offset, length, link, _, _, entry in sections:
+        if kind != 11:  # SHT_DYNSYM
+            continue
+        strings = sections[link][4]
+        for position in range(offset, offset + length, entry):
+            name, _, _, section = struct.unpack_from("<IBBH", data, position)
+            if section == 0 and name:
+                names.append(data[strings + name : data.index(b"\0", strings + name)].decode())
+    return names
+
+
+def _write_names(made: Path) -> None:
+    source = SOURCE.read_text(encoding="utf-8")
+    defined = set(re.findall(r"\b(\w+)\(", source)) | set(re.findall(r"ATTRIBUTE\((\w+)\)", source))
+    operators = operator_names()
+    lines = [f"OPERATOR({index}, {name})\n" for index, name in enumerate(operators)]
+    (made / "names.inc").write_text("".join(lines))
+    missing = [name for name in wanted_symbols() if name not in defined]
+    quiet = [f"QUIET({name})\n" for name in missing if name.startswith("Msprof")]
+    (made / "wanted.inc").write_text("".join([*quiet, *(f"WANTED({name})\n" for name in missing if not name.startswith("Msprof"))]))
+
+
+# ------------------------------------------------------------------------------------------------------- compiling
+
+
+def compiler() -> list[str]:
+    """The command of a C compiler: $CC, cc, gcc, clang, else the one that the ziglang package brings.
+
+    Raises: DeviceError when there is none.
+    """
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        if name and shutil.which(name):
+            return [name]
+    if util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc"]
+    raise DeviceError("no C compiler for the emulated CANN: looked for cc, gcc, clang and the ziglang package; pip install ziglang")
+
+
+def _compile(made: Path) -> None:
+    command = [*compiler(), "-shared", "-fPIC", "-O1", "-w"]
+    core = [f"-Wl,-soname,{CORE}", "-I", str(made), str(SOURCE), "-o", str(made / CORE), "-lpthread"]
+    _run([*command, *core])
+    (made / "empty.c").write_text("")
+    for name in EMPTY:
+        _run([*command, f"-Wl,-soname,{name}", "-Wl,--no-as-needed", str(made / "empty.c"), "-o", str(made / name), "-L", str(made), "-lascendcl"])
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines() or ["no message"]
+        raise DeviceError(f"the C compiler {command[0]} could not build the emulated CANN: {lines[0].strip()}")
+
+
+def wheel_version() -> str:
+    """The installed torch_npu's version.
+
+    Raises: DeviceError when it is not installed, or wants another torch than is installed.
+    """
+    if not sys.platform.startswith("linux"):
+        raise DeviceError(f"the emulated CANN needs Linux, where torch_npu has wheels, and this is {sys.platform}; use --device cpu")
+    try:
+        version = metadata.version("torch_npu")
+    except metadata.PackageNotFoundError:
+        raise DeviceError("torch_npu is not installed, and the emulated CANN runs it: pip install -e '.[emulated]', or use --device cpu") from None
+    wanted = next((text for text in metadata.requires("torch_npu") or [] if re.match(r"torch\s*(==|>=|~=)", text)), "")
+    numbers = re.search(r"(\d+\.\d+(?:\.\d+)?)", wanted)
+    found = metadata.version("torch")
+    if numbers and not (found.split("+")[0] + ".").startswith(numbers[1] + "."):
+        raise DeviceError(f"torch_npu {version} needs torch {numbers[1]} and torch {found} is installed: pip install torch=={numbers[1]}")
+    return version

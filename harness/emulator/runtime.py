@@ -1,0 +1,199 @@
+"""Loads the shims under torch_npu and runs its operators: captures a call, computes it on the CPU, writes what came out."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import itertools
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from harness.emulator import build, faults
+from harness.errors import DeviceError
+
+STATUS_FAILED = 561000  # ACLNN_ERR_INNER
+STATUS_BAD_ARGUMENT = 161002  # ACLNN_ERR_PARAM_INVALID
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The machine that is played.
+
+    Raises: ValueError for settings that no machine has.
+    """
+
+    devices: int = 1
+    name: str = "Ascend910B4"  # what aclrtGetSocName says
+    memory: int = 32 << 30  # bytes a device
+    cann: str = "9.1.0"  # the CANN version that it reports
+
+    def __post_init__(self):
+        if not 1 <= self.devices <= 16:
+            raise ValueError(f"an emulated machine has 1 to 16 devices, not {self.devices}")
+        if self.memory < 1 << 20:
+            raise ValueError(f"an emulated device has at least 1 MiB of memory, not {self.memory} bytes")
+
+
+class _Runtime:
+    """What one process has loaded: the libraries, the callbacks that they hold, the calls that wait to run."""
+
+    def __init__(self, machine: Machine, folder):
+        self.machine = machine
+        self.libraries = [ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL) for name in build.LIBRARIES]
+        self.core = self.libraries[0]
+        self.core.emulator_operator_name.restype = ctypes.c_char_p
+        self.core.emulator_configure(
+            machine.devices, machine.name.encode(), ctypes.c_uint64(machine.memory), machine.cann.encode()
+        )
+        self.callbacks: list[Any] = []  # C holds their addresses, so they must live
+        self.calls: dict[int, _Call] = {}
+        self.numbers = itertools.count(1)
+        self._connect()
+
+    def _connect(self) -> None:
+        from harness.emulator.operators import OPERATORS
+
+        set_operator = self.core.emulator_set_operator
+        set_operator.argtypes = (ctypes.c_int, ctypes.c_void_p)
+        for index in range(self.core.emulator_operator_count()):
+            operator = OPERATORS.get(self.core.emulator_operator_name(index).decode())
+            if operator is not None:
+                callback = operator.callback_type()(self._capturing(operator))
+                self.callbacks.append(callback)
+                set_operator(index, ctypes.cast(callback, ctypes.c_void_p))
+        execute = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(self._execute)
+        self.callbacks.append(execute)
+        self.core.emulator_set_execute(execute)
+
+    def _capturing(self, operator):
+        """What aclnnXxxGetWorkspaceSize does: reads the arguments and hands out a number for the call."""
+
+        def capture(*values):
+            try:
+                fault = faults.for_call(operator.name)
+                if fault is not None and fault.kind == "missing":
+                    return self._fail(operator.name, f"{operator.name} is not emulated (a planted fault)")
+                number = next(self.numbers)
+                self.calls[number] = _Call(operator, values[:-2], fault)
+                ctypes.c_uint64.from_address(values[-2]).value = 0
+                ctypes.c_uint64.from_address(values[-1]).value = number
+                return 0
+            except BaseException as error:  # nothing may be raised through C
+                self._fail(operator.name, f"{operator.name}: {type(error).__name__}: {error}")
+                return STATUS_BAD_ARGUMENT
+
+        return capture
+
+    def _execute(self, number: int) -> int:
+        """What aclnnXxx does: computes a captured call. Runs in the thread of the queue that torch_npu chose."""
+        call = self.calls.pop(number, None)
+        if call is None:
+            return self._fail("aclnn", "an operator was executed twice, or without GetWorkspaceSize")
+        try:
+            call.run()
+            return 0
+        except BaseException as error:
+            text = str(error) if isinstance(error, OperatorError) else f"{type(error).__name__}: {error}"
+            return self._fail(call.operator.name, f"{call.operator.name}: {text}")
+
+    def _fail(self, name: str, text: str) -> int:
+        self.core.emulator_set_error(text.encode(errors="replace"))
+        return STATUS_FAILED
+
+
+class OperatorError(Exception):
+    """An operator of the emulator did not keep its side: the text says how."""
+
+
+class _Call:
+    """One call of one operator: its arguments as they were when it was made."""
+
+    def __init__(self, operator, values, fault):
+        from harness.emulator.values import read
+
+        self.operator, self.fault = operator, fault
+        self.values = [read(each.type, value) for each, value in zip(operator.arguments, values)]
+
+    def run(self) -> None:
+        import torch
+
+        with torch.inference_mode():
+            inputs, outputs = [], []
+            for argument, value in zip(self.operator.arguments, self.values):
+                if argument.role != "out":
+                    inputs.append(_view(value) if argument.type in ("tensor", "tensors") else value)
+                if argument.role != "in":
+                    outputs += value if isinstance(value, list) else [value]
+            more = {"out": outputs[0] if len(outputs) == 1 else outputs} if self.operator.wants_out else {}
+            results = self.operator.compute(*inputs, **more)
+            results = list(results) if isinstance(results, (tuple, list)) else [results]
+            if self.fault is not None:
+                results = self.fault.apply(results)
+            _write(results, outputs)
+
+
+def _view(value):
+    if value is None:
+        return None
+    return [each.view() for each in value] if isinstance(value, list) else value.view()
+
+
+def _write(results: list, outputs: list) -> None:
+    """Write every output, or say which one was not."""
+    if len(results) != len(outputs):
+        raise OperatorError(f"{len(results)} results for {len(outputs)} outputs")
+    for position, (result, spec) in enumerate(zip(results, outputs)):
+        if spec is None:  # an output that the caller did not ask for
+            continue
+        if result is None:
+            raise OperatorError(f"output {position} was not written")
+        if tuple(result.shape) != spec.shape or result.dtype != spec.dtype:
+            got = f"{str(result.dtype).removeprefix('torch.')} {tuple(result.shape)}"
+            raise OperatorError(f"output {position} is {got} where {str(spec.dtype).removeprefix('torch.')} {spec.shape} was expected")
+        if spec.numel:
+            spec.view().copy_(result)
+
+
+_installed: _Runtime | None = None
+
+
+def installed() -> bool:
+    """Whether this process runs on the emulated CANN."""
+    return _installed is not None
+
+
+def install(machine: Machine | None = None) -> None:
+    """Put the emulated CANN underneath torch_npu, which must not be imported yet. Doing it twice is the same as once.
+
+    Raises: DeviceError when torch_npu is absent, does not fit torch, is already loaded, or nothing can compile the shims.
+    """
+    global _installed
+    if _installed is not None:
+        if machine is not None and machine != _installed.machine:
+            raise DeviceError(f"this process already plays {_installed.machine}; start another one for {machine}")
+        return
+    if "torch_npu" in sys.modules:
+        raise DeviceError("torch_npu was imported before the emulated CANN was put underneath it; open the device first")
+    home = build.build(build.wheel_version())
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    os.environ["ASCEND_HOME_PATH"] = str(home)
+    os.environ["ASCEND_OPP_PATH"] = str(home / "opp")
+    import torch  # noqa: F401  torch's libraries come before the shims
+
+    _installed = _Runtime(machine or Machine(), home)
+    import torch_npu  # noqa: F401
+
+    atexit.register(_drain)
+
+
+def _drain() -> None:
+    """Let torch_npu's queues finish while Python can still run what is in them."""
+    import torch
+
+    try:
+        if torch.npu.is_initialized():
+            torch.npu.synchronize()
+    except Exception:  # noqa: BLE001  the process is ending; what failed has been reported by the call that failed
+        pass

@@ -1,0 +1,80 @@
+"""The table of operators: how an entry is written, and how its C signature is read.
+
+    @operator("aclnnAddmm", "self mat1 mat2 beta:scalar alpha:scalar >out cube:int8")
+    def addmm(self, mat1, mat2, beta, alpha, cube): return ...
+
+The words of a signature are the C arguments in their order, named at will. A bare word is a tensor; `>out` is an output, whose
+value the function returns; `self!` is both, an in-place operator. Others say their type: scalar, int (int64), int32, int8, bool,
+double, float, str, ints, bools, floats, tensors, scalars; `>outs:tensors` is a list of outputs. A null pointer arrives as None.
+The function gets the inputs in order and returns the outputs in order; the runner alone writes them, after checking number, shape
+and dtype, so an operator cannot leave one unwritten. A last argument `out` of the function receives the specification of the
+outputs (`.shape`, `.dtype`), for operators whose result depends on it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+POINTER = ("tensor", "scalar", "ints", "bools", "floats", "tensors", "scalars")
+TYPES = {  # as C passes them; a bool or an int8 read as a wider integer would bring garbage in its upper bits
+    **dict.fromkeys(POINTER, ctypes.c_void_p),
+    "str": ctypes.c_char_p,
+    "int": ctypes.c_int64,
+    "int32": ctypes.c_int32,
+    "int8": ctypes.c_int8,
+    "uint64": ctypes.c_uint64,
+    "bool": ctypes.c_bool,
+    "double": ctypes.c_double,
+    "float": ctypes.c_float,
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    name: str
+    type: str
+    role: str  # "in", "out" or "both"
+
+
+@dataclass(frozen=True)
+class Operator:
+    name: str
+    arguments: tuple[Argument, ...]
+    compute: Callable[..., Any]
+    wants_out: bool  # the function takes the outputs' specification
+
+    def callback_type(self):
+        """The C type of its GetWorkspaceSize: the arguments, then uint64_t *size, aclOpExecutor **executor."""
+        types = [TYPES[each.type] for each in self.arguments]
+        return ctypes.CFUNCTYPE(ctypes.c_int, *types, ctypes.c_void_p, ctypes.c_void_p)
+
+
+OPERATORS: dict[str, Operator] = {}
+
+
+def operator(names: str, signature: str) -> Callable:
+    """Enter a function as the meaning of one operator, or of several with one signature, separated by spaces."""
+    arguments = tuple(_argument(word) for word in signature.split())
+
+    def enter(compute: Callable) -> Callable:
+        wants_out = "out" in inspect.signature(compute).parameters
+        for name in names.split():
+            if name in OPERATORS:
+                raise ValueError(f"{name} is in the table twice")
+            OPERATORS[name] = Operator(name, arguments, compute, wants_out)
+        return compute
+
+    return enter
+
+
+def _argument(word: str) -> Argument:
+    name, _, kind = word.partition(":")
+    role = "out" if name.startswith(">") else "both" if name.endswith("!") else "in"
+    kind = kind or "tensor"
+    if kind not in TYPES:
+        raise ValueError(f"{word!r}: no argument type is called {kind!r}; there are {', '.join(TYPES)}")
+    return Argument(name.strip(">!"), kind, role)

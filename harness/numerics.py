@@ -1,0 +1,176 @@
+"""How an Ascend 910B rounds: the rules that the emulator computes by, and that an error forecast can be made from.
+
+Pure torch, on CPU tensors. Each rule names its source and how far it can be trusted: *stated* by the vendor's documents or
+sources, *fitted* to published measurements, or *assumed*. The order of a card's sums is not public, so these functions give errors
+of the right size, not a card's bits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+HALF = (torch.float16, torch.bfloat16)
+SCORES = 1 << 26  # attention scores held at a time: 256 MiB
+
+
+def round_hf32(tensor: Tensor, ties: str = "away") -> Tensor:
+    """Float32 rounded to HF32: 8 exponent bits, 11 mantissa bits, to the nearest; what is not finite passes through.
+
+    Stated: HF32 on Atlas A2 rounds the operands as they enter the cube, sums and results stay float32 (hiascend,
+    envref_07_0038). `ties` is "away" from zero, as the vendor's own goldens do it (hicann/ops-nn,
+    conv/convolution_forward/tests/assets/golden.py), or to "even"; which one a convolution takes is not public.
+
+    Raises: ValueError for other dtypes or another rule for ties.
+    """
+    if tensor.dtype != torch.float32:
+        raise ValueError(f"HF32 rounds float32, not {tensor.dtype}")
+    if ties not in ("away", "even"):
+        raise ValueError(f"ties go 'away' or to 'even', not {ties!r}")
+    bits = tensor.contiguous().view(torch.int32)
+    if ties == "away":
+        rounded = bits + 0x800
+    else:
+        rounded = bits + (0x7FF + ((bits >> 12) & 1))
+    rounded = (rounded & ~0xFFF).view(torch.float32)
+    finite = torch.isfinite(tensor)
+    return rounded if bool(finite.all()) else torch.where(finite, rounded, tensor)
+
+
+def round_half_away(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float32 rounded to float16 or bfloat16, ties away from zero; to float32 it is left as it is.
+
+    Stated: fused attention casts its probabilities and its result with CAST_ROUND (hicann/ops-transformer,
+    flash_attention_score_s1_bn2gs1.h). Only exact ties differ from torch's cast: those are moved outwards by a last place of
+    float32 first. For float16 below its normal range the cast is torch's.
+    """
+    if dtype not in HALF:
+        return tensor.to(dtype)
+    dropped = 13 if dtype == torch.float16 else 16  # mantissa bits that the narrow type lacks
+    bits = tensor.contiguous().view(torch.int32)
+    tie = (bits & ((1 << dropped) - 1)) == (1 << (dropped - 1))
+    return torch.where(tie & torch.isfinite(tensor), bits + 1, bits).view(torch.float32).to(dtype)
+
+
+def matmul(left: Tensor, right: Tensor, *, bias: Tensor | None = None, hf32: bool = False, out: torch.dtype | None = None) -> Tensor:
+    """left @ right (+ bias) as the cube computes it: (…, M, K) by (…, K, N), rounded once to `out`, by default left's dtype.
+
+    - float16, bfloat16: exact products, float32 sums, the bias added to the sum before the only rounding. Stated: Mmad takes
+      half operands into a float32 accumulator (asc-devkit, Mmad.md); the cast on the way out is round-to-nearest-even.
+    - float32: float32 products and sums; with `hf32` both operands are rounded to HF32 first. Stated.
+    - The order of the sum: assumed, here two halves of K one after the other, so that it is not the CPU's own.
+    """
+    dtype = out or left.dtype
+    if not left.is_floating_point():
+        return _exact(left, right, bias, dtype)
+    left, right = _widened(left, hf32), _widened(right, hf32)
+    total = _halved(left, right)
+    if bias is not None:
+        total = total + bias.float()
+    return total.to(dtype)
+
+
+def _exact(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    total = torch.matmul(left, right)
+    return (total if bias is None else total + bias).to(dtype)
+
+
+def _widened(tensor: Tensor, hf32: bool) -> Tensor:
+    if tensor.dtype in HALF:
+        return tensor.float()
+    return round_hf32(tensor) if hf32 and tensor.dtype == torch.float32 else tensor
+
+
+def _halved(left: Tensor, right: Tensor) -> Tensor:
+    inner = left.shape[-1]
+    if inner < 16 or right.dim() < 2:
+        return torch.matmul(left, right)
+    middle = inner // 2
+    first = torch.matmul(left[..., :middle], right[..., :middle, :])
+    if left.dim() == right.dim() == 2:
+        return first.addmm_(left[:, middle:], right[middle:])
+    return first.add_(torch.matmul(left[..., middle:], right[..., middle:, :]))
+
+
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride, padding, dilation, transposed: bool, output_padding, groups: int, hf32: bool
+) -> Tensor:
+    """A convolution as the cube computes it: HF32 operands where `hf32`, bias in the float32 accumulator, one rounding.
+
+    Stated: forward convolutions take their bias as float32 (aclnnConvolution). The vendor's golden rounds it to HF32 as well;
+    here it is not, an effect of at most 2^-12 of the bias.
+    """
+    dtype = x.dtype
+    wide = (_widened(x, hf32), _widened(weight, hf32), None if bias is None else bias.float())
+    found = torch.convolution(*wide, stride, padding, dilation, transposed, output_padding, groups)
+    return found.to(dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, hidden: Tensor | None = None, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Fused attention on (B, H, N, D): the result, and each row's maximum and sum, both (B, H, N, 1) in float32.
+
+    `hidden` is True where a key is hidden, broadcast to (B, H, N, S); `bias` is added to the scaled scores. Heads of k and v may be
+    fewer, shared by groups of q's. Scores, softmax and sums are float32; probabilities and the result are cast to q's dtype, ties
+    away from zero. Stated, but for the tiles of the online softmax: hicann/ops-transformer, flash_attention_score.
+    """
+    group = q.shape[1] // k.shape[1]
+    if group > 1:
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    rows = q.shape[0] * q.shape[1]
+    step = max(SCORES // max(q.shape[2] * k.shape[2], 1), 1)
+    parts = []
+    flat = [each.flatten(0, 1) for each in (q, k, v)]
+    hidden = None if hidden is None else hidden.expand(*q.shape[:3], k.shape[2]).flatten(0, 1)
+    bias = None if bias is None else bias.expand(*q.shape[:3], k.shape[2]).flatten(0, 1)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        parts.append(_attend(*[each[part] for each in flat], scale, *[None if each is None else each[part] for each in (hidden, bias)]))
+    return tuple(torch.cat(each).unflatten(0, q.shape[:2]) for each in zip(*parts))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: Tensor | None, bias: Tensor | None):
+    scores = torch.matmul(q.float(), k.float().transpose(1, 2)).mul_(scale)
+    if bias is not None:
+        scores += bias.float()
+    if hidden is not None:
+        scores.masked_fill_(hidden, -math.inf)
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(torch.where(torch.isfinite(top), top, 0.0)).exp_()
+    total = weights.sum(-1, keepdim=True)
+    weights = round_half_away(weights, q.dtype).float() if q.dtype in HALF else weights
+    found = torch.matmul(weights, v.float()) / torch.where(total == 0, 1.0, total)  # a row that sees no key gives zeros
+    return round_half_away(found, q.dtype), top, total
+
+
+def wide(function, *tensors: Tensor, dtype: torch.dtype | None = None, **options) -> Tensor:
+    """An elementwise function or a reduction: half dtypes are computed in float32 and rounded once. Stated: vector unit goldens."""
+    dtype = dtype or tensors[0].dtype
+    return function(*[each.float() if each.dtype in HALF else each for each in tensors], **options).to(dtype)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x · sigmoid(x). Stated: the vendor's golden takes a form that cannot overflow; in float32, one rounding."""
+    return wide(lambda x: x * torch.sigmoid(x), x)
+
+
+def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
+    """GELU; torch_npu's kernel takes the tanh formula whatever `approximate` says, unless compatible_impl is on. Stated."""
+    return wide(F.gelu, x, approximate=approximate)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x / sqrt(mean(x²) + eps) · weight over weight's axes, and 1/sqrt(…) in float32. Stated: float32 inside, Sqrt and Div."""
+    axes = tuple(range(-weight.dim(), 0))
+    tall = x.float() if x.dtype in HALF else x
+    scale = 1.0 / torch.sqrt(tall.square().mean(axes, keepdim=True) + eps)
+    return (tall * scale * weight.to(tall.dtype)).to(x.dtype), scale
+
+
+def effective_bits(found: Tensor, exact: Tensor) -> float:
+    """-log2 of the relative L2 error against a float64 result: tells float32 (≈ 23), HF32 (≈ 12.7), float16 and bfloat16 apart."""
+    exact = exact.double()
+    error = float((found.double() - exact).norm() / exact.norm())
+    return math.inf if error == 0 else -math.log2(error)
