@@ -162,14 +162,17 @@ def _run(command: list[str]) -> None:
 def wheel_version() -> str:
     """The installed torch_npu's version.
 
-    Raises: DeviceError when it is not installed, or wants another torch than is installed.
+    Raises: DeviceError when this is not Linux, it is not installed, or it wants another torch than is installed.
     """
     if not sys.platform.startswith("linux"):
-        raise DeviceError(f"the emulated CANN needs Linux, where torch_npu has wheels, and this is {sys.platform}; use --device cpu")
+        raise DeviceError(f"torch_npu has wheels for Linux only and this is {sys.platform}; use --device cpu")
     try:
         version = metadata.version("torch_npu")
     except metadata.PackageNotFoundError:
-        raise DeviceError("torch_npu is not installed, and the emulated CANN runs it: pip install -e '.[emulated]', or use --device cpu") from None
+        raise DeviceError(
+            "torch_npu is not installed; on an Ascend machine install the one for its torch, elsewhere "
+            "pip install -e '.[emulated]' for the emulated device, or use --device cpu"
+        ) from None
     wanted = next((text for text in metadata.requires("torch_npu") or [] if re.match(r"torch\s*(==|>=|~=)", text)), "")
     numbers = re.search(r"(\d+\.\d+(?:\.\d+)?)", wanted)
     found = metadata.version("torch")
