@@ -13,13 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from harness.convert import (
+    Entry, Fuse, Joined, Rename, Rule, appearing, from_model, read_checkpoint, read_config, to_model, write_checkpoint, write_config,
+)  # fmt: skip
+from harness.errors import CheckpointError
 
 # ---------------------------------------------------------------------------------------------------------- config
 
@@ -285,3 +293,327 @@ def _fill(name: str, parameter: Tensor, seed: int) -> None:
 # --------------------------------------------------------------------------------------------------------- picture
 
 # ----------------------------------------------------------------------------------------------------- checkpoints
+
+TRUNK = {  # Apple's names of one transformer, vision or text, to those of transformers
+    "trunk.blocks.{i}.norm_1.weight": "encoder.layers.{i}.rms_norm1.weight",
+    "trunk.blocks.{i}.attn.proj.weight": "encoder.layers.{i}.attention.out_proj.weight",
+    "trunk.blocks.{i}.norm_2.weight": "encoder.layers.{i}.rms_norm2.weight",
+    "trunk.blocks.{i}.mlp.fc1.weight": "encoder.layers.{i}.ffn.gate_proj.weight",
+    "trunk.blocks.{i}.mlp.fc3.weight": "encoder.layers.{i}.ffn.up_proj.weight",
+    "trunk.blocks.{i}.mlp.fc2.weight": "encoder.layers.{i}.ffn.down_proj.weight",
+    "trunk.post_trunk_norm.weight": "rms_norm.weight",
+}
+VISION = TRUNK | {
+    "preprocessor.patchifier.proj.weight": "embeddings.patch_embed.weight",
+    "preprocessor.patchifier.proj.bias": "embeddings.patch_embed.bias",
+    "preprocessor.patchifier.norm.weight": "embeddings.rms_norm.weight",
+    "head.cls_token": "head.cls_token",
+    "head.k.weight": "head.k_proj.weight",
+    "head.v.weight": "head.v_proj.weight",
+    "head.linear.weight": "head.output_proj.weight",
+    "head.linear.bias": "head.output_proj.bias",
+}
+TEXT = TRUNK | {
+    "preprocessor.text_embedding.weight": "embeddings.token_embedding.weight",
+    "preprocessor.positional_embedding": "embeddings.position_embedding.weight",
+}
+TIMM = {
+    "preprocessor.patchifier.proj.weight": "patch_embed.proj.weight",
+    "preprocessor.patchifier.proj.bias": "patch_embed.proj.bias",
+    "preprocessor.patchifier.norm.weight": "patch_embed.norm.weight",
+    "preprocessor.pos_embed": "pos_embed",
+    "trunk.blocks.{i}.norm_1.weight": "blocks.{i}.norm1.weight",
+    "trunk.blocks.{i}.attn.qkv.weight": "blocks.{i}.attn.qkv.weight",
+    "trunk.blocks.{i}.attn.proj.weight": "blocks.{i}.attn.proj.weight",
+    "trunk.blocks.{i}.norm_2.weight": "blocks.{i}.norm2.weight",
+    "trunk.blocks.{i}.mlp.fc1.weight": "blocks.{i}.mlp.fc1_g.weight",
+    "trunk.blocks.{i}.mlp.fc3.weight": "blocks.{i}.mlp.fc1_x.weight",
+    "trunk.blocks.{i}.mlp.fc2.weight": "blocks.{i}.mlp.fc2.weight",
+    "trunk.post_trunk_norm.weight": "norm.weight",
+}
+LIT = {"image_projector.weight": "visual_projection.weight", "text_projector.weight": "text_projection.weight", "log_logit_scale": "logit_scale"}
+TOWERS = {"apple": ("image_encoder.", "text_encoder."), "transformers": ("vision_model.", "text_model.")}
+
+
+def _split_rules(names: dict[str, str], own: str = "", model: str = "") -> list[Rule]:
+    """The rules of one transformer between transformers' layout and Apple's, with the prefixes that a tower gives them."""
+    layer = own + "encoder.layers.{i}.attention."
+    return [
+        *(Rename(own + theirs, model + ours) for ours, theirs in names.items()),
+        Fuse(tuple(f"{layer}{part}_proj.weight" for part in "qkv"), model + "trunk.blocks.{i}.attn.qkv.weight"),
+        Rename(own + "embeddings.position_embedding.weight", model + "preprocessor.pos_embed", added=1),
+    ]
+
+
+def _same(names: Iterable[str], prefix: str = "") -> list[Rule]:
+    return [Rename(prefix + name, prefix + name) for name in (*names, "trunk.blocks.{i}.attn.qkv.weight", "preprocessor.pos_embed")]
+
+
+LAYOUTS: dict[str, list[Rule]] = {  # between each layout's keys and Apple's, which are the model's
+    "apple": [*_same(VISION), *_same(VISION, "image_encoder."), *_same(TEXT, "text_encoder."), *(Rename(name, name) for name in LIT)],
+    "transformers": [
+        *_split_rules(VISION),
+        *_split_rules(VISION, "vision_model.", "image_encoder."),
+        *_split_rules(TEXT, "text_model.", "text_encoder."),
+        *(Rename(theirs, ours) for ours, theirs in LIT.items()),
+    ],
+    "timm": [Rename(theirs, ours) for ours, theirs in TIMM.items()],
+}
+_FIRST_WORDS = {
+    "apple": ("preprocessor.", "trunk.", "image_encoder.", "text_encoder."),
+    "transformers": ("embeddings.", "encoder.", "vision_model.", "text_model."),
+    "timm": ("patch_embed.", "blocks."),
+}
+
+
+def layout_of(keys: Iterable[str]) -> str:
+    """The layout of a checkpoint, by its keys alone: "apple", "transformers" or "timm".
+
+    Raises: CheckpointError when the keys are those of none, of several, or of an early conversion script.
+    """
+    keys = list(keys)
+    found = {name: sum(key.startswith(words) for key in keys) for name, words in _FIRST_WORDS.items()}
+    found = {name: count for name, count in found.items() if count}
+    if len(found) == 1:
+        layout = next(iter(found))
+        early = [key for key in keys if re.search(r"\.attention\.proj_out\.|\.ffn\.fc[12]\.", key)]
+        if layout == "transformers" and early:
+            raise CheckpointError(
+                f"{len(early)} keys such as {min(early)} are of an early version of transformers' conversion script; "
+                "convert the original checkpoint again"
+            )
+        return layout
+    if found:
+        counts = ", ".join(f"{count} of {name}" for name, count in found.items())
+        raise CheckpointError(f"the checkpoint mixes layouts ({counts} among {len(keys)} keys); give a checkpoint in one layout")
+    some = ", ".join(sorted(keys)[:3]) or "none"
+    raise CheckpointError(
+        f"this is no AIMv2 checkpoint: its {len(keys)} keys ({some}, …) are in none of the layouts apple (preprocessor., trunk.), "
+        "transformers (embeddings., encoder.) and timm (patch_embed., blocks.)"
+    )
+
+
+def load(path: str | Path, dtype: torch.dtype | None = None) -> AIMv2:
+    """The AIMv2 of a checkpoint: a safetensors file, or a directory with one or with shards, in any of the three layouts.
+
+    Of a lit checkpoint it is the image tower. Heads and eps come from the config.json beside it; without one the sizes must be
+    those of a released variant. `dtype` None keeps the checkpoint's, which must then be one for all its tensors.
+
+    Raises: CheckpointError for anything left over, missing, mis-shaped or unreadable; ValueError for a dtype that holds no fractions.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"an AIMv2 computes in a floating-point dtype, not {dtype}")
+    checkpoint = _read(Path(path))
+    stored = {joined.parts[0].dtype for name, joined in checkpoint.tensors.items() if name.startswith(checkpoint.tower)}
+    if not stored <= _DTYPES.keys():
+        raise CheckpointError(f"{path} holds {', '.join(sorted(stored - _DTYPES.keys()))} tensors, which an AIMv2 cannot compute in")
+    if dtype is None and len(stored) > 1:
+        raise CheckpointError(f"{path} mixes {', '.join(sorted(stored))}: say which one to load it in, such as load(path, dtype=torch.float32)")
+    with torch.device("meta"):
+        model = AIMv2(checkpoint.config)
+    model = model.to_empty(device="cpu").requires_grad_(False).eval()
+    wanted = dtype or _DTYPES[min(stored)]
+    loaded = {name: _tensor(checkpoint.tensors[checkpoint.tower + name], wanted) for name in model.state_dict()}
+    model.load_state_dict(loaded, strict=True, assign=True)
+    return model.requires_grad_(False)
+
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def _tensor(joined: Joined, dtype: torch.dtype) -> Tensor:
+    """A tensor read from its file or files, in `dtype`."""
+    stored = torch.empty(joined.shape, dtype=_DTYPES[joined.parts[0].dtype])
+    room = memoryview(stored.view(-1).view(torch.uint8).numpy())
+    position = 0
+    for part in joined.parts:
+        with part.path.open("rb") as file:
+            file.seek(part.start)
+            if file.readinto(room[position : position + part.size]) != part.size:
+                raise CheckpointError(f"{part.path} ended early; copy it again")
+        position += part.size
+    return stored.to(dtype)
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A checkpoint whose every key was accounted for."""
+
+    layout: str
+    tower: str  # prefix of the image tower's tensors: "image_encoder." in lit, else ""
+    config: AIMv2Config
+    fields: dict | None  # config.json as it was found
+    tensors: dict[str, Joined]  # by Apple's names
+
+
+def _read(path: Path) -> _Checkpoint:
+    """Read a checkpoint and check every key against the model that its sizes and its config describe."""
+    entries, twice = read_checkpoint(path)
+    layout = layout_of(entries)
+    tower = "image_encoder." if any(key.startswith(TOWERS.get(layout, ("/",))[0]) for key in entries) else ""
+    fields = read_config(path)
+    config = _config(entries, layout, tower, _vision_fields(fields), path)
+    with torch.device("meta"):
+        shapes = {tower + name: tuple(value.shape) for name, value in AIMv2(config).state_dict().items()}
+    if tower:
+        shapes |= _text_shapes(entries, layout, config.width)
+    return _Checkpoint(layout, tower, config, fields, to_model(entries, shapes, LAYOUTS[layout], layout, twice))
+
+
+def _own(name: str, layout: str, part: int = 0) -> str:
+    """The layout's key for one of the model's names, the first part of a fused one."""
+    rule = next(rule for rule in LAYOUTS[layout] if rule.model == name)
+    return rule.owns()[part]
+
+
+def _sizes(entries: Mapping[str, Entry], layout: str, prefix: str) -> tuple[int, int]:
+    """Depth and hidden size of the tower with this prefix."""
+    pattern = re.compile(re.escape(_own(prefix + "trunk.blocks.{i}.mlp.fc1.weight", layout)).replace(r"\{i\}", r"(\d+)"))
+    blocks = {int(match[1]): entry for match, entry in ((pattern.fullmatch(key), entry) for key, entry in entries.items()) if match}
+    hidden = [entry.shape[0] for entry in blocks.values() if entry.shape]
+    return len(blocks), max(set(hidden), key=hidden.count, default=0)
+
+
+def _config(entries: Mapping[str, Entry], layout: str, tower: str, fields: dict, path: Path) -> AIMv2Config:
+    """The model's config: sizes from the shapes, heads and eps from config.json, or from the released variant of these sizes."""
+    patch = entries.get(_own(tower + "preprocessor.patchifier.proj.weight", layout))
+    if patch is None or len(patch.shape) != 4:
+        found = "absent" if patch is None else f"{list(patch.shape)}"
+        raise CheckpointError(f"{path}: {_own(tower + 'preprocessor.patchifier.proj.weight', layout)} is {found} where (D, 3, P, P) was expected")
+    depth, hidden = _sizes(entries, layout, tower)
+    place = entries.get(_own(tower + "preprocessor.pos_embed", layout))
+    side = None if place is None or len(place.shape) < 2 else math.isqrt(place.shape[-2])
+    pool = layout != "timm" and _own(tower + "head.cls_token", layout) in entries
+    width, channels, size, _ = patch.shape
+    sizes = dict(width=width, depth=depth, hidden=hidden, image_size=None if side is None else side * size, pool=pool, patch=size, channels=channels)
+    _check_fields(fields, sizes, path)
+    known = [each for each in VARIANTS.values() if {name: getattr(each, name) for name in sizes} == sizes]
+    heads = fields.get("num_attention_heads") or fields.get("model_args", {}).get("num_heads") or (known[0].heads if known else None)
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        wanted = f"num_attention_heads of {path if path.is_dir() else path.parent}/config.json"
+        found = f"is {heads!r}" if heads is not None else "is missing and these sizes are no released variant's"
+        raise CheckpointError(f"{wanted} {found}: the number of heads, which divides the width {width}, cannot be read from the weights")
+    return AIMv2Config(**sizes, heads=heads, eps=float(fields.get("rms_norm_eps", 1e-5)))
+
+
+_FIELDS = {"width": "hidden_size", "depth": "num_hidden_layers", "hidden": "intermediate_size", "patch": "patch_size", "channels": "num_channels"}
+
+
+def _check_fields(fields: dict, sizes: dict, path: Path) -> None:
+    """Refuse a config that contradicts the weights, or describes another architecture."""
+    wrong = [
+        f"{field} is {fields[field]} and the weights say {sizes[name]}"
+        for name, field in _FIELDS.items()
+        if field in fields and fields[field] != sizes[name]
+    ]
+    if sizes["image_size"] is not None and fields.get("image_size", sizes["image_size"]) != sizes["image_size"]:
+        wrong.append(f"image_size is {fields['image_size']} and the weights say {sizes['image_size']}")
+    if fields.get("is_native", sizes["image_size"] is None) != (sizes["image_size"] is None):
+        wrong.append(f"is_native is {fields['is_native']} and the weights have {'no' if sizes['image_size'] is None else 'learned'} positions")
+    wrong += [f"{name} is true, which no released AIMv2 has" for name in ("qkv_bias", "use_bias", "mlp_bias") if fields.get(name)]
+    if fields.get("hidden_act", "silu") != "silu":
+        wrong.append(f"hidden_act is {fields['hidden_act']} where silu was expected")
+    if wrong:
+        raise CheckpointError(f"config.json of {path} does not fit its weights: {'; '.join(wrong)}")
+
+
+def _vision_fields(fields: dict | None) -> dict:
+    """The fields of the image tower in transformers', Apple's or timm's config."""
+    found = (fields or {}).get("vision_config", fields) or {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text_shapes(entries: Mapping[str, Entry], layout: str, image_width: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of lit's text tower and projections, by Apple's names; a tensor that is absent gets one that shows in the error."""
+    words = entries.get(_own("text_encoder.preprocessor.text_embedding.weight", layout))
+    places = entries.get(_own("text_encoder.preprocessor.positional_embedding", layout))
+    projection = entries.get(_own("text_projector.weight", layout))
+    vocabulary, width = words.shape if words is not None and len(words.shape) == 2 else (49408, 768)
+    context = places.shape[0] if places is not None and places.shape else 77
+    joint = projection.shape[0] if projection is not None and projection.shape else 768
+    depth, hidden = _sizes(entries, layout, "text_encoder.")
+    block = {"norm_1": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width), "norm_2": (width,)}
+    block |= {"mlp.fc1": (hidden, width), "mlp.fc3": (hidden, width), "mlp.fc2": (width, hidden)}
+    shapes = {f"text_encoder.trunk.blocks.{i}.{name}.weight": shape for i in range(depth) for name, shape in block.items()}
+    return shapes | {
+        "text_encoder.trunk.post_trunk_norm.weight": (width,),
+        "text_encoder.preprocessor.text_embedding.weight": (vocabulary, width),
+        "text_encoder.preprocessor.positional_embedding": (context, width),
+        "image_projector.weight": (joint, image_width),
+        "text_projector.weight": (joint, width),
+        "log_logit_scale": entries[_own("log_logit_scale", layout)].shape if _own("log_logit_scale", layout) in entries else (),
+    }
+
+
+def convert_checkpoint(source: str | Path, destination: str | Path, *, to: str) -> str:
+    """Write a checkpoint and its config in another layout into a new directory, bit for bit. Returns what was done, in words.
+
+    Raises: CheckpointError for a source that `load` refuses, a layout that cannot hold it, or a destination that exists.
+    """
+    source, destination = Path(source), Path(destination)
+    if to not in LAYOUTS:
+        raise ValueError(f"no layout is called {to!r}; there are {', '.join(LAYOUTS)}")
+    checkpoint = _read(source)
+    outputs = from_model(checkpoint.tensors, LAYOUTS[to], to)
+    with appearing(destination) as folder:
+        names = write_checkpoint(folder, outputs)
+        write_config(folder, _translated(checkpoint, to))
+    parameters = sum(math.prod(output.shape) for output in outputs)
+    size = sum(output.size for output in outputs)
+    return (
+        f"{source} ({checkpoint.layout}) -> {destination} ({to}): {parameters:,} parameters in {len(outputs)} tensors, "
+        f"{size:,} bytes in {len(names)} file{'s' if len(names) > 1 else ''}"
+    )
+
+
+def _translated(checkpoint: _Checkpoint, to: str) -> dict:
+    """config.json for another layout; what no layout knows is carried along."""
+    fields = dict(checkpoint.fields or {})
+    if not checkpoint.tower:
+        return _tower_fields(checkpoint.config, fields, to)
+    vision = fields.get("vision_config") if isinstance(fields.get("vision_config"), dict) else {}
+    model = {"apple": ("AIMv2Model", "aimv2"), "transformers": ("Aimv2Model", "aimv2")}[to]
+    text = fields.get("text_config") if isinstance(fields.get("text_config"), dict) else dict(LIT_TEXT)
+    towers = {"vision_config": _tower_fields(checkpoint.config, vision, to), "text_config": text}
+    return fields | {"architectures": [model[0]], "model_type": model[1]} | towers
+
+
+LIT_TEXT = {  # of aimv2-large-patch14-224-lit, where no config says so
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 2048, "vocab_size": 49408,
+    "max_position_embeddings": 77, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+_OF_LAYOUT = {  # fields that one layout alone has: dropped on the way to another, made anew on the way back
+    "apple": {"use_bias", "projection_dropout", "num_queries"},
+    "transformers": {"hidden_act", "mlp_bias", "use_head", "is_native"},
+    "timm": {"architecture", "num_features", "model_args"},
+}
+
+
+def _tower_fields(config: AIMv2Config, found: dict, to: str) -> dict:
+    """The config of the image tower in one layout."""
+    foreign = set().union(*(names for layout, names in _OF_LAYOUT.items() if layout != to))
+    carried = {name: value for name, value in found.items() if name not in foreign}
+    if to == "timm":
+        side = config.image_size or 224
+        arguments = dict(img_size=side, patch_size=config.patch, embed_dim=config.width, depth=config.depth, num_heads=config.heads)
+        name = f"aimv2_{_size_name(config)}_patch{config.patch}_{side}"
+        return carried | {"architecture": name, "num_features": config.width, "model_args": arguments} | _common_fields(config, found)
+    own = {
+        "apple": {"architectures": ["AIMv2Model"], "model_type": "aimv2", "use_bias": False, "projection_dropout": 0.0}
+        | ({"num_queries": 1} if config.pool else {}),
+        "transformers": {"architectures": ["Aimv2VisionModel"], "model_type": "aimv2_vision_model", "hidden_act": "silu", "mlp_bias": False}
+        | {"use_head": config.pool, "is_native": config.image_size is None},
+    }[to]
+    return carried | own | _common_fields(config, found)
+
+
+def _common_fields(config: AIMv2Config, found: dict) -> dict:
+    """The fields that all layouts share."""
+    fields = {field: getattr(config, name) for name, field in _FIELDS.items()}
+    fields |= {"num_attention_heads": config.heads, "rms_norm_eps": config.eps}
+    fields |= {"image_size": config.image_size or found.get("image_size", 224)}
+    return fields | {"qkv_bias": found.get("qkv_bias", False), "attention_dropout": found.get("attention_dropout", 0.0)}
+
+
+def _size_name(config: AIMv2Config) -> str:
+    return next((name for name, (width, *_) in _SIZES.items() if width == config.width), f"d{config.width}").lower()

@@ -1,0 +1,474 @@
+"""Checkpoint layouts: safetensors in, safetensors out, streamed, bit for bit.
+
+A layout is a table of rules between its own keys and the model's. `Rename` gives a tensor another name, `Fuse` joins several along
+their first axis, and each rule runs both ways. Bytes are copied, never computed on, so every dtype passes as it is.
+
+    entries, twice = read_checkpoint(source)
+    tensors = to_model(entries, shapes, rules_of_source, "apple", twice)    # every key matched, or one error that lists what was not
+    with appearing(destination) as folder:
+        write_checkpoint(folder, from_model(tensors, rules_of_destination, "timm"))
+
+The file format: https://github.com/huggingface/safetensors (8 bytes of length, a JSON header, the tensors' bytes).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import mmap
+import re
+import shutil
+import struct
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from harness.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4,
+    "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies."""
+
+    path: Path
+    dtype: str  # as the format names it: "F32", "BF16", …
+    shape: tuple[int, ...]
+    start: int  # in bytes from the beginning of the file
+    size: int  # in bytes
+
+
+# ------------------------------------------------------------------------------------------------- reading what is there
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """The tensors of one safetensors file, by key, after every offset was checked against the file.
+
+    Raises: CheckpointError, on one line, when the file is absent, truncated, a pickle or otherwise not what it must be.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            if path.suffix in PICKLES or head[:2] == b"PK" or head[:1] == b"\x80":
+                raise CheckpointError(f"{path} is a pickle, which can run any program and is never read; save it as safetensors")
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+            if not 0 < length <= size - 8:
+                raise CheckpointError(
+                    f"{path} is not a whole safetensors file: it has {size} bytes and its header claims {max(length, 0)}; copy it again"
+                )
+            if length > HEADER_LIMIT:
+                raise CheckpointError(f"{path}: a header of {length} bytes is over the format's limit of {HEADER_LIMIT}")
+            raw = file.read(length)
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint file at {path}") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{path} is a directory where a safetensors file was expected") from None
+    return _entries(path, _parse_header(path, raw), start=8 + length, end=size)
+
+
+def _parse_header(path: Path, raw: bytes) -> dict:
+    def unique(pairs):
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        if twice:
+            raise CheckpointError(f"{path}: {len(twice)} duplicate: {_listed(twice)}")
+        return dict(pairs)
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+        if not isinstance(header, dict):
+            raise ValueError("it is not an object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a safetensors file: its header cannot be read ({_short(error)})") from None
+    return header
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _entries(path: Path, header: dict, *, start: int, end: int) -> dict[str, Entry]:
+    """Check the header's entries: known dtypes, sizes that fit the shapes, bytes that tile the file without gap or overlap."""
+    header.pop("__metadata__", None)
+    entries, spans = {}, []
+    for key, value in header.items():
+        try:
+            dtype, shape, (first, last) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+            whole = all(isinstance(each, int) and each >= 0 for each in (*shape, first, last))
+        except (KeyError, TypeError, ValueError):
+            raise CheckpointError(f"{path}: the header's entry for {key!r} is not dtype, shape and data_offsets") from None
+        if not whole or not isinstance(dtype, str) or dtype not in BITS:
+            raise CheckpointError(f"{path}: {key!r} has dtype {dtype!r} and shape {list(shape)!r}, which the format does not know")
+        needed = math.prod(shape) * BITS[dtype] // 8
+        if last - first != needed:
+            raise CheckpointError(f"{path}: {key!r} is {dtype} {list(shape)}, {needed} bytes, and its offsets span {last - first}")
+        if start + last > end:
+            raise CheckpointError(f"{path} is truncated: {key!r} ends at byte {start + last} and the file at {end}; copy it again")
+        entries[key] = Entry(path, dtype, shape, start + first, needed)
+        spans.append((first, last, key))
+    position = 0
+    for first, last, key in sorted(spans):
+        if first != position:
+            raise CheckpointError(f"{path}: the bytes of {key!r} begin at {first} where {position} was expected: a gap or an overlap")
+        position = last
+    if start + position != end:
+        raise CheckpointError(f"{path} has {end - start - position} bytes that belong to no tensor")
+    return entries
+
+
+def weight_files(source: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: a file itself, or what a directory holds: one file, or shards with an index.
+
+    Raises: CheckpointError when there are none, or an index names a file that is absent or outside the directory.
+    """
+    if not source.exists():
+        raise CheckpointError(f"no such model: {source}; give a directory with {WEIGHTS}, or with shards and {INDEX}")
+    if not source.is_dir():
+        return [source]
+    if (source / INDEX).is_file():
+        return _shards(source)
+    if (source / WEIGHTS).is_file():
+        return [source / WEIGHTS]
+    found = sorted(source.glob("*.safetensors"))
+    if len(found) == 1:
+        return found
+    pickles = sorted(path.name for path in source.iterdir() if path.suffix in PICKLES)
+    if pickles and not found:
+        raise CheckpointError(f"{source} holds pickles only ({', '.join(pickles)}), which are never read; save the model as safetensors")
+    several = f"{len(found)} safetensors files and no {INDEX}" if found else "no safetensors file"
+    raise CheckpointError(f"{source} holds {several}; {WEIGHTS}, or shards and {INDEX}, were expected")
+
+
+def _weight_map(source: Path) -> dict[str, str]:
+    path = source / INDEX
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+            raise ValueError("weight_map is not an object of names")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not an index of shards: {_short(error)}") from None
+    return found
+
+
+def _shards(source: Path) -> list[Path]:
+    names = sorted(set(_weight_map(source).values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{source / INDEX} names files outside its directory: {', '.join(outside)}")
+    missing = [name for name in names if not (source / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{source} lacks {len(missing)} of {len(names)} shards that {INDEX} names: {', '.join(missing)}")
+    if not names:
+        raise CheckpointError(f"{source / INDEX} names no shard")
+    return [source / name for name in names]
+
+
+def read_checkpoint(source: Path) -> tuple[dict[str, Entry], list[str]]:
+    """Every tensor of a checkpoint by key, in the files' order, and the keys that more than one shard holds.
+
+    Raises: CheckpointError as `read_header` and `weight_files` do, and when shards and their index disagree.
+    """
+    entries: dict[str, Entry] = {}
+    twice = []
+    for path in weight_files(source):
+        for key, entry in read_header(path).items():
+            if key in entries:
+                twice.append(key)
+            entries[key] = entry
+    if not twice and source.is_dir() and (source / INDEX).is_file():
+        listed = _weight_map(source)
+        absent = [key for key, name in listed.items() if key not in entries or entries[key].path.name != name]
+        extra = [key for key in entries if key not in listed]
+        if absent or extra:
+            problems = [f"{what}: {_listed(keys)}" for what, keys in (("not in their shard", absent), ("not in the index", extra)) if keys]
+            raise CheckpointError(f"{source / INDEX} and its shards disagree; {'; '.join(problems)}")
+    return entries, twice
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(sorted(keys))
+
+
+def checkpoint_digest(source: Path) -> str:
+    """sha256 over keys, dtypes, shapes and bytes in the order of the keys: the same for one file and for any sharding of it.
+
+    Raises: CheckpointError as `read_checkpoint` does.
+    """
+    total = hashlib.sha256()
+    entries, twice = read_checkpoint(Path(source))
+    complain("a digest", duplicate=twice)
+    with _Maps() as maps:
+        for key in sorted(entries):
+            entry = entries[key]
+            total.update(f"{key} {entry.dtype} {list(entry.shape)}\n".encode())
+            for piece in maps.pieces(entry):
+                total.update(piece)
+    return total.hexdigest()
+
+
+class _Maps(contextlib.AbstractContextManager):
+    """Files mapped into memory, read in pieces, so that a large tensor is never in memory twice."""
+
+    PIECE = 1 << 24
+
+    def __init__(self):
+        self._open: dict[Path, tuple] = {}
+
+    def __exit__(self, *exception) -> None:
+        for mapped, file in self._open.values():
+            mapped.close()
+            file.close()
+
+    def pieces(self, entry: Entry, start: int = 0, size: int | None = None) -> Iterator[bytes]:
+        """The bytes of a tensor, or of a part of it, a few at a time; pages that were read are given back."""
+        if entry.path not in self._open:
+            file = entry.path.open("rb")
+            self._open[entry.path] = (mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), file)
+        mapped, _ = self._open[entry.path]
+        begin, end = entry.start + start, entry.start + start + (entry.size if size is None else size)
+        for position in range(begin, end, self.PIECE):
+            last = min(position + self.PIECE, end)
+            yield mapped[position:last]
+            page = position - position % mmap.PAGESIZE
+            if hasattr(mapped, "madvise"):
+                mapped.madvise(mmap.MADV_DONTNEED, page, last - page)
+
+
+# --------------------------------------------------------------------------------------------------------------- rules
+
+
+@dataclass(frozen=True)
+class Rename:
+    """One tensor under two names. `{i}` stands for a number. `added` leading axes of size one are on the model's side only."""
+
+    own: str  # in the layout
+    model: str
+    added: int = 0
+
+    def owns(self) -> tuple[str, ...]:
+        return (self.own,)
+
+    def shapes(self, model: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The shapes in the layout of a tensor that has this one in the model."""
+        return [model[self.added :]]
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Several tensors of the layout that are one in the model, joined along their first axis in this order."""
+
+    parts: tuple[str, ...]
+    model: str
+
+    def owns(self) -> tuple[str, ...]:
+        return self.parts
+
+    def shapes(self, model: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return [(model[0] // len(self.parts), *model[1:])] * len(self.parts)
+
+
+Rule = Rename | Fuse
+
+
+@dataclass(frozen=True)
+class Joined:
+    """One tensor of the model and where its bytes lie, one part after another."""
+
+    shape: tuple[int, ...]
+    parts: tuple[Entry, ...]
+
+
+def layout_shapes(model: Mapping[str, tuple[int, ...]], rules: Sequence[Rule], layout: str) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes in a layout of a model that has these.
+
+    Raises: CheckpointError that lists every tensor of the model for which the layout has no name.
+    """
+    found, nameless = {}, []
+    for name, shape in model.items():
+        rule, number = _rule_of(name, rules)
+        if rule is None:
+            nameless.append(name)
+            continue
+        found |= {own.replace("{i}", number): each for own, each in zip(rule.owns(), rule.shapes(shape))}
+    if nameless:
+        raise CheckpointError(f"the {layout} layout has no place for {_listed(nameless)}")
+    return found
+
+
+def to_model(entries: Mapping[str, Entry], model: Mapping[str, tuple[int, ...]], rules: Sequence[Rule], layout: str, duplicate=()) -> dict[str, Joined]:
+    """The tensors of a model that must have these names and shapes, out of a checkpoint in the layout of `rules`.
+
+    Raises: CheckpointError that lists every key that is missing, unmatched, duplicate, mis-shaped, or to be joined with one of
+        another dtype.
+    """
+    expected = layout_shapes(model, rules, layout)
+    shaped = {key: entry for key, entry in entries.items() if key in expected}
+    misshaped = [f"{key} {list(each.shape)} where {list(expected[key])} was expected" for key, each in shaped.items() if each.shape != expected[key]]
+    found = {}
+    for name, shape in model.items():
+        rule, number = _rule_of(name, rules)
+        parts = tuple(entries[key] for key in (own.replace("{i}", number) for own in rule.owns()) if key in entries)
+        if len({part.dtype for part in parts}) > 1:
+            misshaped.append(f"{name} of parts in {' and '.join(sorted({part.dtype for part in parts}))}")
+        found[name] = Joined(shape, parts)
+    complain(
+        f"an AIMv2 in the {layout} layout" if layout else "the layout",
+        missing=[key for key in expected if key not in entries],
+        unmatched=[key for key in entries if key not in expected],
+        duplicate=duplicate,
+        misshaped=misshaped,
+    )
+    return found
+
+
+def _rule_of(name: str, rules: Sequence[Rule]) -> tuple[Rule | None, str]:
+    """The rule that makes a tensor of the model, and the number that stands for {i}."""
+    for rule in rules:
+        match = _pattern(rule.model).fullmatch(name)
+        if match:
+            return rule, match.groupdict().get("i") or ""
+    return None, ""
+
+
+def complain(where: str, **problems: Sequence[str]) -> None:
+    """Raise one CheckpointError that lists every problem, sorted, by its kind; nothing to list raises nothing."""
+    told = [f"{len(keys)} {kind.replace('misshaped', 'mis-shaped')}: {_listed(keys)}" for kind, keys in problems.items() if keys]
+    if told:
+        raise CheckpointError(f"the checkpoint does not fit {where}; {'; '.join(told)}")
+
+
+@lru_cache(maxsize=None)
+def _pattern(own: str) -> re.Pattern:
+    return re.compile(re.escape(own).replace(re.escape("{i}"), r"(?P<i>0|[1-9][0-9]*)"))
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor to write: its key, and the bytes it takes from the model's tensor."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: Joined
+    start: int  # in bytes, within the model's tensor
+    size: int
+
+
+def from_model(model: Mapping[str, Joined], rules: Sequence[Rule], layout: str) -> list[Output]:
+    """The tensors of another layout, in the model's order.
+
+    Raises: CheckpointError that lists every tensor for which the layout has no name.
+    """
+    layout_shapes({name: joined.shape for name, joined in model.items()}, rules, layout)
+    outputs = []
+    for name, joined in model.items():
+        rule, number = _rule_of(name, rules)
+        dtype, at = joined.parts[0].dtype, 0
+        for own, shape in zip(rule.owns(), rule.shapes(joined.shape)):
+            size = math.prod(shape) * BITS[dtype] // 8
+            outputs.append(Output(own.replace("{i}", number), dtype, shape, joined, at, size))
+            at += size
+    return outputs
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+@contextlib.contextmanager
+def appearing(destination: Path) -> Iterator[Path]:
+    """A directory to fill that takes the name `destination` when the block ends well, and vanishes when it does not.
+
+    Raises: CheckpointError when something is there already, or it cannot be made.
+    """
+    if destination.exists() or destination.is_symlink():
+        raise CheckpointError(f"{destination} exists already; name a new directory")
+    aside = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        aside.mkdir()
+    except OSError as error:
+        raise CheckpointError(f"cannot write {destination}: {error.strerror}") from None
+    try:
+        yield aside
+        aside.rename(destination)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_checkpoint(folder: Path, outputs: Sequence[Output]) -> list[str]:
+    """Write tensors into `folder`: one file, or as many shards as they come from, with an index. Returns the files' names.
+
+    A tensor goes to the shard in which its first bytes lay.
+    """
+    sources = sorted({output.source.parts[0].path for output in outputs})
+    groups = [[output for output in outputs if output.source.parts[0].path == source] for source in sources]
+    names = [WEIGHTS] if len(groups) == 1 else [f"model-{n:05}-of-{len(groups):05}.safetensors" for n in range(1, len(groups) + 1)]
+    for name, group in zip(names, groups):
+        _write_file(folder / name, group)
+    if len(groups) > 1:
+        weight_map = {output.key: name for name, group in zip(names, groups) for output in group}
+        total = sum(output.size for output in outputs)
+        text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
+        (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+    return names
+
+
+def _write_file(path: Path, outputs: Sequence[Output]) -> None:
+    header, position = {"__metadata__": {"format": "pt"}}, 0
+    for output in outputs:
+        header[output.key] = {"dtype": output.dtype, "shape": list(output.shape), "data_offsets": [position, position + output.size]}
+        position += output.size
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # the data begin at a multiple of eight
+    with path.open("wb") as file, _Maps() as maps:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        for output in outputs:
+            for piece in _bytes_of(output, maps):
+                file.write(piece)
+
+
+def _bytes_of(output: Output, maps: _Maps) -> Iterator[bytes]:
+    """The bytes [start, start + size) of the joined parts."""
+    begin, end, position = output.start, output.start + output.size, 0
+    for part in output.source.parts:
+        first, last = max(begin, position), min(end, position + part.size)
+        if first < last:
+            yield from maps.pieces(part, first - position, last - first)
+        position += part.size
+
+
+def read_config(source: Path) -> dict | None:
+    """The config.json beside a checkpoint; None where there is none.
+
+    Raises: CheckpointError when it is not a JSON object.
+    """
+    path = (source if source.is_dir() else source.parent) / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is not an object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a config: {_short(error)}") from None
+    return config
+
+
+def write_config(folder: Path, config: Mapping) -> None:
+    """Write config.json."""
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
