@@ -7,6 +7,7 @@ that they survive xdist and stand in junit; the session object of the controllin
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ import pytest
 
 ACCURACY_TEST = "test_precision"
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
+LOG_EVERY = 10.0  # seconds between progress lines where output is not a terminal
 SHORT_DTYPE = {"bfloat16": "bf16"}  # in ids: -k matches substrings, and "float16" is one of "bfloat16"
 
 
@@ -63,6 +65,7 @@ class Session:
         self._models = None
         self._timed: set = set()
         self._began = time.perf_counter()
+        self._said = -math.inf  # when the last progress line was written
 
     # ------------------------------------------------------------------------------------------- the device and the run
 
@@ -112,11 +115,15 @@ class Session:
         self.performance += time_case(case, self.device, self._models)
 
     def say(self, text: str) -> None:
-        """A progress line on the terminal; on a terminal that can, it is overwritten by the next."""
+        """A progress line: on a terminal overwritten by the next, in a log at most one every `LOG_EVERY` seconds."""
         terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+        now = time.perf_counter() - self._began
         if terminal is None or self.worker or self.config.option.verbose < 0:
             return
-        line = f"[{time.perf_counter() - self._began:5.1f} s] {text}"
+        if not terminal.isatty and now - self._said < LOG_EVERY:
+            return
+        self._said = now
+        line = f"[{now:5.1f} s] {text}"
         with self._uncaptured():
             if terminal.isatty:
                 terminal.rewrite(line[: terminal._tw.fullwidth - 1], erase=True)

@@ -20,14 +20,16 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.convert import (
     Entry, Fuse, Joined, Rename, Rule, appearing, from_model, read_checkpoint, read_config, to_model, write_checkpoint, write_config,
 )  # fmt: skip
-from harness.errors import CheckpointError
+from harness.errors import CheckpointError, HarnessError
 
 # ---------------------------------------------------------------------------------------------------------- config
 
@@ -291,6 +293,66 @@ def _fill(name: str, parameter: Tensor, seed: int) -> None:
         parameter.normal_(0.0, fan_in**-0.5, generator=generator)
 
 # --------------------------------------------------------------------------------------------------------- picture
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PHOTO = Path(__file__).parent / "data" / "photo.jpg"  # a photograph in the public domain: data/SOURCES.md
+LARGEST = 1 << 28  # pixels of a resized picture; a strip one pixel high would fill the memory
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """The picture in a file that Pillow opens: upright, as its EXIF orientation says, and in RGB.
+
+    Raises: HarnessError when there is no picture in it, or not a whole one.
+    """
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            return _rgb(ImageOps.exif_transpose(opened))
+    except FileNotFoundError:
+        raise HarnessError(f"no picture at {path}") from None
+    except UnidentifiedImageError:
+        raise HarnessError(f"{path} is not a picture that Pillow knows; give a JPEG, PNG or the like") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise HarnessError(f"the picture in {path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode as RGB; alpha is dropped. More than eight bits of grey are scaled, where Pillow would saturate them."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        grey = np.asarray(image, dtype=np.float64)
+        top = grey.max(initial=0.0)
+        scale = 255.0 if image.mode == "F" and top <= 1 else 1.0 if top <= 255 else 255.0 / 65535.0
+        image = Image.fromarray(np.clip(np.rint(grey * scale), 0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def preprocess(image: Image.Image | str | Path, size: int | None = 224) -> Tensor:
+    """A picture as the hub's recipe feeds it to AIMv2: (1, 3, H, W) in float32, RGB.
+
+    The shorter edge becomes `size` pixels (bicubic, antialiased), the middle square is cut out, and CLIP's mean and deviation are
+    taken off: to the bit what transformers' CLIPImageProcessor does with Pillow. `size` None is native resolution: no resize, no
+    crop. A path is opened upright by `open_picture`; an image is taken as it is.
+
+    Raises: HarnessError for a file without a picture or a picture too elongated to resize.
+    """
+    picture = _rgb(image) if isinstance(image, Image.Image) else open_picture(image)
+    pixels = np.asarray(picture if size is None else _square(picture, size))
+    pixels = (pixels.astype(np.float64) * (1 / 255)).astype(np.float32)
+    pixels = (pixels - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
+
+
+def _square(picture: Image.Image, size: int) -> Image.Image:
+    """The shorter edge at `size`, then the middle square; offsets are rounded down."""
+    width, height = picture.size
+    short, long = min(width, height), max(width, height)
+    if size * (size * long // short) > LARGEST:
+        raise HarnessError(f"a picture of {width} x {height} pixels is too elongated to make its shorter edge {size}; crop it first")
+    scaled = int(size * long / short)
+    picture = picture.resize((size, scaled) if width <= height else (scaled, size), Image.Resampling.BICUBIC)
+    left, top = (picture.width - size) // 2, (picture.height - size) // 2
+    return picture.crop((left, top, left + size, top + size))
 
 # ----------------------------------------------------------------------------------------------------- checkpoints
 

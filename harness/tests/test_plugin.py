@@ -167,6 +167,7 @@ def run(precision, fault):
         ("lambda y: y.double()", "dtype float64 where float32 was expected"),
         ("lambda y: {'other': y}", "output 'output': the device did not return it"),
     ],
+    ids=["scaled", "nan", "tokens swapped", "cut", "dtype", "name"],
 )  # fmt: skip
 def test_a_fault_on_the_device_fails_with_its_words(user, fault, words):
     write(user, FAULTY + f"\ndef test_precision(precision):\n    run(precision, {fault})\n")
@@ -189,6 +190,7 @@ def test_a_fault_on_the_device_fails_with_its_words(user, fault, words):
         ("precision(case(inputs=lambda generator: torch.randn(2, 3)), 1)", "on the CPU: RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
         ("raise KeyError('lost')", "KeyError: 'lost'"),
     ],
+    ids=["no call", "None", "integers", "text", "no module", "wrong inputs", "exception"],
 )  # fmt: skip
 def test_a_case_that_cannot_be_compared_is_an_error_row(user, body, words):
     write(user, only_test(body))

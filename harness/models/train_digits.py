@@ -1,0 +1,75 @@
+"""Trains the small AIMv2 of data/digits on scikit-learn's digits: python -m harness.models.train_digits [DIRECTORY]
+
+It takes well under a minute on two cores and gives the same accuracy, though not the same bits, on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.models.aimv2 import build
+from harness.models.digits import CONFIG, FOLDER, Classifier, pixel_values
+
+SEED, EPOCHS, BATCH, HELD_OUT = 0, 60, 64, 360
+
+
+def split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Grey levels and labels, of the digits to train on and of those to hold out."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey, labels = torch.from_numpy(digits.images).to(torch.uint8), torch.from_numpy(digits.target).to(torch.uint8)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))
+    kept, held = order[HELD_OUT:], order[:HELD_OUT]
+    return grey[kept], labels[kept], grey[held].contiguous(), labels[held].contiguous()
+
+
+def train(grey: Tensor, labels: Tensor) -> Classifier:
+    """A classifier trained from seeded weights."""
+    torch.default_generator.manual_seed(SEED)
+    model = Classifier(build(CONFIG, SEED)).train().requires_grad_(True)
+    steps = EPOCHS * (len(labels) // BATCH)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    for _ in range(EPOCHS):
+        order = torch.randperm(len(labels))
+        for chosen in order[: len(order) // BATCH * BATCH].view(-1, BATCH):
+            shift = tuple(int(each) for each in torch.randint(-1, 2, (2,)))
+            pictures = torch.roll(grey[chosen], shift, dims=(1, 2))  # a pixel aside: cheap augmentation
+            loss = F.cross_entropy(model(pixel_values(pictures)), labels[chosen].long(), label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval().requires_grad_(False)
+
+
+def main(folder: Path = FOLDER) -> float:
+    """Train, write weights and held-out digits into `folder`, and return the accuracy on the held-out ones."""
+    grey, labels, held_grey, held_labels = split()
+    model = train(grey, labels)
+    accuracy = float((model(pixel_values(held_grey)).argmax(-1) == held_labels).float().mean())
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(model.encoder.state_dict(), folder / "model.safetensors")
+    save_file(model.classifier.state_dict(), folder / "classifier.safetensors")
+    save_file({"grey": held_grey, "labels": held_labels}, folder / "held_out.safetensors")
+    sizes = asdict(CONFIG)
+    config = {
+        "architectures": ["AIMv2Model"], "model_type": "aimv2", "hidden_size": sizes["width"], "num_hidden_layers": sizes["depth"],
+        "num_attention_heads": sizes["heads"], "intermediate_size": sizes["hidden"], "image_size": sizes["image_size"],
+        "patch_size": sizes["patch"], "num_channels": sizes["channels"], "rms_norm_eps": sizes["eps"], "qkv_bias": False, "use_bias": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return accuracy
+
+
+if __name__ == "__main__":
+    print(f"accuracy on {HELD_OUT} held-out digits: {main(Path(sys.argv[1]) if sys.argv[1:] else FOLDER):.1%}")
