@@ -23,7 +23,7 @@ SCHEMA = "precision-report/1"
 JSON_NAME = "precision.json"
 MARKDOWN_NAME = "precision.md"
 
-__all__ = ["SCHEMA", "build", "jsonable", "load", "rerender", "render", "row", "write", "write_text"]
+__all__ = ["SCHEMA", "build", "jsonable", "load", "performance_text", "rerender", "render", "row", "write", "write_text"]
 
 
 def build(rows: Sequence[Mapping], *, stack: Mapping, backend: str | None, performance: Sequence[Mapping] = ()) -> dict:
@@ -88,6 +88,11 @@ def render(report: Mapping, *, lang: str = "en", html: bool = False) -> str:
         raise ValueError(f"no report language is called {lang!r}; there are {', '.join(LANGUAGES)}")
     blocks = document(report, lang)
     return to_html(blocks, lang) if html else to_markdown(blocks)
+
+
+def performance_text(rows: Sequence[Mapping], *, backend: str, stack: Mapping) -> str:
+    """The performance table alone, as markdown, under the stack that it was measured on."""
+    return render(build([], stack=stack, backend=backend, performance=rows)).rstrip("\n")
 
 
 def rerender(path: Path, *, lang: str = "en", output: Path | None = None) -> str | None:

@@ -37,7 +37,10 @@ def _device(report: Mapping[str, Any]) -> str:
 
 
 def _headline(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
-    title = Heading(level=1, text=words["title"].format(counts=counts(report["headline"]) or words["none"]))
+    if report["performance"] and not report["rows"]:
+        title = Heading(level=1, text=words["performance"])
+    else:
+        title = Heading(level=1, text=words["title"].format(counts=counts(report["headline"]) or words["none"]))
     if report["backend"] != "emulated":
         return [title]
     return [Text(text=words["emulated"].format(device=_device(report)), strong=True), title]
@@ -135,7 +138,8 @@ def _performance(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Bl
     columns = ("case", "dtype", "device", "batch_size", "n", "warmup", "avg_ms", "p50_ms", "p99_ms")
     rows = tuple(tuple(_cell(row[name], name) for name in columns) for row in report["performance"])
     titles = tuple(name.replace("_ms", " (ms)") for name in columns)
-    blocks: list[Block] = [Heading(text=words["performance"]), Text(text=words["performance_intro"])]
+    heading = [Heading(text=words["performance"])] if report["rows"] else []
+    blocks: list[Block] = [*heading, Text(text=words["performance_intro"])]
     if report["backend"] == "emulated":
         blocks.append(Text(text=words["performance_emulated"], strong=True))
     return [*blocks, Table(columns=titles, rows=rows, numbers_from=3)]
@@ -143,6 +147,8 @@ def _performance(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Bl
 
 def _conclusion(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
     rows = report["rows"]
+    if report["performance"] and not rows:
+        return []
     bad = [row for row in rows if row["status"] not in ("PASS", "SKIPPED")]
     measured = [row for row in rows if isinstance(row["rel_l2"], float)]
     if bad:

@@ -132,6 +132,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
     ("content", "words"),
     [("not json", "it is not JSON"), ("[]", "schema None"), ('{"schema": "precision-report/9"}', "'precision-report/9'"),
      ('{"schema": "precision-report/1"}', "lacks backend, created, headline")],
+    ids=["text", "list", "newer", "empty"],
 )  # fmt: skip
 def test_a_file_that_is_no_report_is_refused_in_one_sentence(tmp_path, content, words):
     path = tmp_path / "precision.json"

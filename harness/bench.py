@@ -1,0 +1,122 @@
+"""The performance table: forwards timed one by one, each ended by a synchronisation, the CPU beside the device."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.device import Device, open_device
+from harness.reference import Models, move, run, run_cpu
+
+P99_NEEDS = 100  # forwards: below that the 99th percentile is the slowest of them, or made up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Milliseconds of n forwards after a warm-up; p99 is None where n is too small to have one."""
+
+    n: int
+    warmup: int
+    avg_ms: float
+    p50_ms: float
+    p99_ms: float | None
+
+
+def measure(forward: Callable[[], Any], synchronize: Callable[[], None], *, iterations: int, warmup: int, clock=time.perf_counter) -> Timing:
+    """Time `forward` with a synchronisation before the clock starts and before it stops.
+
+    Raises: ValueError for no iterations or a negative warm-up.
+    """
+    if iterations < 1 or warmup < 0:
+        raise ValueError(f"{iterations} iterations after {warmup} to warm up measure nothing; at least 1 and 0")
+    for _ in range(warmup):
+        forward()
+    times = []
+    for _ in range(iterations):
+        synchronize()
+        begin = clock()
+        forward()
+        synchronize()
+        times.append((clock() - begin) * 1e3)
+    return Timing(
+        n=iterations,
+        warmup=warmup,
+        avg_ms=sum(times) / iterations,
+        p50_ms=percentile(times, 0.50),
+        p99_ms=percentile(times, 0.99) if iterations >= P99_NEEDS else None,
+    )
+
+
+def percentile(times: Sequence[float], share: float) -> float:
+    """The smallest of `times` that at least this share of them does not exceed (nearest rank)."""
+    return sorted(times)[max(math.ceil(share * len(times)) - 1, 0)]
+
+
+def row(case: str, dtype: str, batch_size: int, device: str, timing: Timing) -> dict[str, Any]:
+    """One row of the performance table, as the report stores it."""
+    return {
+        "case": case, "dtype": dtype, "batch_size": batch_size, "device": device, "n": timing.n, "warmup": timing.warmup,
+        "avg_ms": timing.avg_ms, "p50_ms": timing.p50_ms, "p99_ms": timing.p99_ms,
+    }  # fmt: skip
+
+
+def time_pair(name: str, dtype: torch.dtype, models: tuple[nn.Module, nn.Module], inputs: Any, device: Device, *, forward=None, iterations: int, warmup: int, batch_size: int) -> list[dict]:
+    """The rows of one model on the CPU and on the device, on the same inputs."""
+    words = str(dtype).removeprefix("torch.")
+    on_cpu, on_device = models
+    moved = move(inputs, device=device.torch_device)
+    cpu = measure(
+        lambda: run_cpu(on_cpu, inputs, forward=forward, dtype=dtype), lambda: None, iterations=iterations, warmup=warmup
+    )
+    rows = [row(name, words, batch_size, "cpu", cpu)]
+    if device.torch_device.type != "cpu":
+        where = f"on {device.torch_device}"
+        timed = measure(lambda: run(on_device, moved, forward=forward, where=where), device.synchronize, iterations=iterations, warmup=warmup)
+        rows.append(row(name, words, batch_size, device.name, timed))
+    return rows
+
+
+def time_case(case, device: Device, models: Models, *, iterations: int = 20, warmup: int = 3) -> list[dict]:
+    """The rows of a case on its own inputs, for `pytest --bench`."""
+    key = (case.model, case.checkpoint, case.weights_seed)
+    copies = tuple(
+        models.get(key, case.model, seed=case.weights_seed, dtype=case.torch_dtype, device=place)
+        for place in (torch.device("cpu"), device.torch_device)
+    )
+    inputs = move(case.inputs(torch.Generator().manual_seed(0)), device="cpu", dtype=case.torch_dtype)
+    options = dict(forward=case.forward, iterations=iterations, warmup=warmup, batch_size=_batch_size(inputs))
+    return time_pair(case.name, case.torch_dtype, copies, inputs, device, **options)
+
+
+def _batch_size(inputs: Any) -> int:
+    """The first size of the first tensor."""
+    if isinstance(inputs, torch.Tensor):
+        return inputs.shape[0] if inputs.dim() else 1
+    values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
+    return _batch_size(values[0])
+
+
+def bench_aimv2(*, device: str, dtype: str, batch_sizes: Sequence[int], iterations: int, warmup: int, model_dir: Path | None) -> str:
+    """Time AIMv2 at several batch sizes; returns the table in markdown, with what was measured and where.
+
+    Raises: DeviceError, CheckpointError as opening them does.
+    """
+    from harness.infer import open_model
+    from harness.report import performance_text
+
+    opened = open_device(device)
+    model, weights = open_model(model_dir)
+    side = model.config.image_size or 224
+    wanted, models, rows = getattr(torch, dtype), Models(), []
+    copies = tuple(models.get("model", lambda: model, seed=0, dtype=wanted, device=place) for place in (torch.device("cpu"), opened.torch_device))
+    for size in batch_sizes:
+        pixels = torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(0)).to(wanted)
+        rows += time_pair("aimv2", wanted, copies, pixels, opened, iterations=iterations, warmup=warmup, batch_size=size)
+    return f"{weights}\n\n{performance_text(rows, backend=opened.backend, stack=opened.stack.to_dict())}"
