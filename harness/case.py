@@ -112,6 +112,7 @@ def _weights(models: Models, case: Case) -> str:
 
 def _run_device(models: Models, case: Case, inputs: Any, device: Device) -> tuple[dict[str, Tensor], float, list[str]]:
     """The device's outputs brought to the CPU, the forward's time in milliseconds, and the operators that fell back."""
+    device.check()
     model = _copy(models, case, device.torch_device)
     inputs = move(inputs, device=device.torch_device)
     device.synchronize()

@@ -16,8 +16,11 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns its exit status: 0 when it did what it was asked, 1 when it failed, 2 for bad usage."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["emulate"] and argv[1:2] not in (["-h"], ["--help"]):  # what follows belongs to the program, flags and all
+        arguments = argparse.Namespace(command="emulate", run=_emulate, program=argv[1:])
+    else:
+        arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except (HarnessError, ValueError, OSError) as error:

@@ -138,8 +138,8 @@ def compiler() -> list[str]:
     for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
         if name and shutil.which(name):
             return [name]
-    if util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc"]
+    if util.find_spec("ziglang"):  # without a target it asks the cc that is not there what this machine is
+        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{os.uname().machine}-linux-gnu.2.17"]
     raise DeviceError("no C compiler for the emulated CANN: looked for cc, gcc, clang and the ziglang package; pip install ziglang")
 
 

@@ -184,11 +184,14 @@ UNARY = {
     "Floor": torch.floor, "Log": torch.log, "Log10": torch.log10, "Log1p": torch.log1p, "Log2": torch.log2, "Neg": torch.neg,
     "Reciprocal": torch.reciprocal, "Relu": torch.relu, "Round": torch.round, "Rsqrt": lambda x: 1.0 / torch.sqrt(x),
     "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin, "Sinh": torch.sinh, "Sqrt": torch.sqrt,
-    "Square": torch.square, "Tan": torch.tan, "Tanh": torch.tanh, "Trunc": torch.trunc, "LogicalNot": torch.logical_not,
-    "BitwiseNot": torch.bitwise_not, "IsFinite": torch.isfinite, "IsInf": torch.isinf,
+    "Tan": torch.tan, "Tanh": torch.tanh, "Trunc": torch.trunc, "LogicalNot": torch.logical_not,
+    "BitwiseNot": torch.bitwise_not, "IsFinite": torch.isfinite, "IsPosInf": torch.isposinf, "IsNegInf": torch.isneginf,
     "Hardsigmoid": F.hardsigmoid, "Hardswish": F.hardswish, "LogSigmoid": F.logsigmoid, "Mish": F.mish,
 }  # fmt: skip
-INPLACE = set(UNARY) - {"Abs", "Sign", "LogSigmoid", "Square", "BitwiseNot", "IsFinite", "IsInf"}
+NO_INPLACE = {  # what the wheel asks for out of place alone
+    "Abs", "Sign", "LogSigmoid", "BitwiseNot", "IsFinite", "IsPosInf", "IsNegInf", "Neg", "Round", "Trunc",
+    "Maximum", "Minimum", "BitwiseOrTensor", "BitwiseOrScalar", "LogicalXor",
+}  # fmt: skip
 
 
 def _enter_unary(name: str, function) -> None:
@@ -196,7 +199,7 @@ def _enter_unary(name: str, function) -> None:
         return function(tall(self)).to(out.dtype)
 
     operator(f"aclnn{name}", "self >out")(compute)
-    if name in INPLACE:
+    if name not in NO_INPLACE:
         operator(f"aclnnInplace{name}", "self!")(compute)
 
 
@@ -286,10 +289,12 @@ def _enter_binary(name: str, function, scalar_name: str | None) -> None:
         return function(*common(self, other)).to(out.dtype)
 
     operator(f"aclnn{name}", "self other >out")(compute)
-    operator(f"aclnnInplace{name}", "self! other")(compute)
+    if name not in NO_INPLACE:
+        operator(f"aclnnInplace{name}", "self! other")(compute)
     if scalar_name is not None:
         operator(f"aclnn{scalar_name}", "self other:scalar >out")(compute)
-        operator(f"aclnnInplace{scalar_name}", "self! other:scalar")(compute)
+        if scalar_name not in NO_INPLACE:
+            operator(f"aclnnInplace{scalar_name}", "self! other:scalar")(compute)
 
 
 for _name, (_function, _scalar) in BINARY.items():
@@ -373,7 +378,7 @@ def axes(dims, self):
     return tuple(dims) if dims else tuple(range(self.dim()))
 
 
-@operator("aclnnMean aclnnMeanV2", "self dims:ints keep:bool dtype:int32 >out")
+@operator("aclnnMean", "self dims:ints keep:bool dtype:int32 >out")
 def mean(self, dims, keep, dtype, out):
     return tall(self).to(torch.promote_types(tall(self).dtype, torch.float32)).mean(axes(dims, self), keep).to(out.dtype)
 
@@ -439,6 +444,11 @@ def argmin(self, dim, keep, out):
 def topk(self, k, dim, largest, sorted, out):
     values, indices = self.topk(k, dim, largest, sorted)
     return values, indices.to(out[1].dtype)
+
+
+@operator("aclnnTopkV2", "self k:int dim:int largest:bool sorted:bool policy:int32 >values >indices")
+def topk_v2(self, k, dim, largest, sorted, policy, out):
+    return topk(self, k, dim, largest, sorted, out)
 
 
 @operator("aclnnSort", "self stable:bool dim:int descending:bool >values >indices")

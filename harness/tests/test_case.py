@@ -36,6 +36,9 @@ class Broken:
     def synchronize(self):
         pass
 
+    def check(self):
+        pass
+
     @contextmanager
     def watch(self):
         yield SimpleNamespace(fell_back=self.fell_back)

@@ -1,0 +1,133 @@
+"""The rounding rules, against float64 and against what is published about a 910B."""
+
+import math
+
+import pytest
+import torch
+
+from harness.numerics import attention, convolution, effective_bits, gelu, matmul, rms_norm, round_half_away, round_hf32, silu
+
+
+def seeded(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def test_hf32_keeps_eleven_bits_of_the_mantissa():
+    x = seeded(10000)
+    rounded = round_hf32(x)
+    assert torch.equal(rounded.view(torch.int32) & 0xFFF, torch.zeros(10000, dtype=torch.int32))
+    relative = ((rounded - x).abs() / x.abs()).max()
+    assert 2.0**-13 < relative <= 2.0**-12
+    assert torch.equal(round_hf32(rounded), rounded)
+
+
+def test_hf32_ties_go_the_way_they_are_told():
+    tie = torch.tensor([0x3F800800, 0x3F801800], dtype=torch.int32).view(torch.float32)  # halfway above an even, above an odd
+    assert [hex(each) for each in round_hf32(tie, "away").view(torch.int32).tolist()] == ["0x3f801000", "0x3f802000"]
+    assert [hex(each) for each in round_hf32(tie, "even").view(torch.int32).tolist()] == ["0x3f800000", "0x3f802000"]
+    assert torch.equal(round_hf32(-tie), -round_hf32(tie))
+    with pytest.raises(ValueError, match="'away' or to 'even'"):
+        round_hf32(tie, "up")
+
+
+def test_hf32_passes_what_is_not_finite_and_refuses_other_dtypes():
+    payload = torch.tensor([0x7F800001, 0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    odd = torch.cat([torch.tensor([math.inf, -math.inf, math.nan]), payload])
+    rounded = round_hf32(odd)
+    assert torch.equal(rounded.isnan(), odd.isnan())
+    assert rounded[:2].tolist() == [math.inf, -math.inf]
+    with pytest.raises(ValueError, match="rounds float32"):
+        round_hf32(odd.half())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_representable_halves_are_hf32_already(dtype):
+    x = seeded(1000, dtype=dtype).float()
+    assert torch.equal(round_hf32(x), x)
+
+
+@pytest.mark.parametrize(("dtype", "tie"), [(torch.float16, 1 + 2.0**-11), (torch.bfloat16, 1 + 2.0**-8)])
+def test_casts_of_fused_attention_round_ties_away(dtype, tie):
+    x = torch.tensor([tie, -tie, 1.0, math.inf])
+    assert x.to(dtype)[0] == 1.0  # to even
+    found = round_half_away(x, dtype)
+    assert found[0] > 1.0 and found[1] == -found[0] and found[2] == 1.0 and found[3] == math.inf
+    noise = seeded(1000)
+    assert torch.equal(round_half_away(noise, dtype), noise.to(dtype))  # no ties there
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hf32", "low", "high"),
+    [(torch.float32, False, 22.5, 24.6), (torch.float32, True, 12.4, 13.0), (torch.float16, False, 12.0, 12.5), (torch.bfloat16, False, 9.0, 9.5)],
+)
+def test_products_have_the_effective_bits_of_the_hardware(dtype, hf32, low, high):
+    """K = 64, normal data: HF32 12.7, float32 23 to 24, float16 12.2, bfloat16 9.2 bits, as measured on Ascend cards by others."""
+    left, right = seeded(64, 64, dtype=dtype), seeded(64, 64, seed=1, dtype=dtype)
+    bits = effective_bits(matmul(left, right, hf32=hf32), left.double() @ right.double())
+    assert low < bits < high
+
+
+def test_half_products_round_once_bias_included():
+    left, right, bias = seeded(8, 256, dtype=torch.bfloat16), seeded(256, 8, seed=1, dtype=torch.bfloat16), seeded(8, seed=2, dtype=torch.bfloat16)
+    exact = (left.double() @ right.double() + bias.double()).float()
+    found = matmul(left, right, bias=bias)
+    assert float((found != exact.bfloat16()).float().mean()) < 0.02  # but for sums that lie next to a tie
+
+
+def test_products_of_integers_are_exact():
+    left, right = torch.arange(12).view(3, 4), torch.arange(8).view(4, 2)
+    assert torch.equal(matmul(left, right), left @ right)
+
+
+def test_batched_products_are_those_of_torch():
+    left, right = seeded(2, 3, 5, 32), seeded(2, 3, 32, 7, seed=1)
+    torch.testing.assert_close(matmul(left, right), left @ right)
+
+
+def test_convolution_loses_eleven_bits_only_where_hf32_is_on():
+    x, weight, bias = seeded(1, 3, 28, 28), seeded(16, 3, 14, 14, seed=1), seeded(16, seed=2)
+    exact = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), stride=14)
+    options = dict(stride=(14, 14), padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=1)
+    bits = [effective_bits(convolution(x, weight, bias, hf32=hf32, **options), exact) for hf32 in (True, False)]
+    assert 12 < bits[0] < 13.5 and bits[1] > 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_attention_agrees_with_float64(dtype):
+    q, k, v = (seeded(2, 4, 9, 16, seed=n, dtype=dtype) for n in range(3))
+    exact = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    found, top, total = attention(q, k, v, scale=16**-0.5)
+    assert found.dtype == dtype and top.shape == total.shape == (2, 4, 9, 1)
+    assert effective_bits(found, exact) > {torch.float32: 21, torch.float16: 10.5, torch.bfloat16: 7.5}[dtype]
+
+
+def test_attention_hides_shares_heads_and_gives_zeros_where_nothing_is_seen():
+    q, k, v = seeded(1, 4, 5, 8), seeded(1, 2, 6, 8, seed=1), seeded(1, 2, 6, 8, seed=2)
+    hidden = torch.zeros(1, 1, 5, 6, dtype=torch.bool)
+    hidden[..., 4:] = True
+    hidden[..., 0, :] = True
+    found, _, _ = attention(q, k, v, scale=8**-0.5, hidden=hidden)
+    wide = [each.repeat_interleave(2, 1) for each in (k, v)]
+    expected = torch.nn.functional.scaled_dot_product_attention(q, *wide, attn_mask=~hidden)
+    torch.testing.assert_close(found[:, :, 1:], expected[:, :, 1:])
+    assert found[:, :, 0].abs().max() == 0
+
+
+def test_attention_in_parts_is_attention(monkeypatch):
+    q, k, v = (seeded(2, 4, 9, 16, seed=n) for n in range(3))
+    whole = attention(q, k, v, scale=0.25)[0]
+    monkeypatch.setattr("harness.numerics.SCORES", 100)
+    assert torch.equal(attention(q, k, v, scale=0.25)[0], whole)
+
+
+def test_activations_and_norms_round_once():
+    x = seeded(1000, dtype=torch.float16) * 8
+    assert float((silu(x) != torch.nn.functional.silu(x.double()).half()).float().mean()) < 0.01
+    assert torch.isfinite(silu(torch.tensor([-1e4, 1e4]))).all()
+    tanh = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    assert torch.allclose(gelu(x).double(), tanh, atol=4e-3)
+    weight = seeded(64, seed=3, dtype=torch.bfloat16)
+    tokens = seeded(5, 64, dtype=torch.bfloat16)
+    exact = torch.nn.functional.rms_norm(tokens.double(), (64,), weight.double(), 1e-5)
+    y, rstd = rms_norm(tokens, weight, 1e-5)
+    assert float((y != exact.bfloat16()).float().mean()) < 0.01 and rstd.shape == (5, 1) and rstd.dtype == torch.float32
