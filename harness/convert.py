@@ -64,8 +64,9 @@ def read_header(path: Path) -> dict[str, Entry]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            head = file.read(8)
-            if path.suffix in PICKLES or head[:2] == b"PK" or head[:1] == b"\x80":
+            head, brace = file.read(8), file.read(1)
+            zipped, pickled = head[:4] == b"PK\x03\x04", head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"
+            if path.suffix in PICKLES or brace != b"{" and (zipped or pickled):
                 raise CheckpointError(f"{path} is a pickle, which can run any program and is never read; save it as safetensors")
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
             if not 0 < length <= size - 8:
@@ -74,7 +75,7 @@ def read_header(path: Path) -> dict[str, Entry]:
                 )
             if length > HEADER_LIMIT:
                 raise CheckpointError(f"{path}: a header of {length} bytes is over the format's limit of {HEADER_LIMIT}")
-            raw = file.read(length)
+            raw = brace + file.read(length - 1)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint file at {path}") from None
     except IsADirectoryError:

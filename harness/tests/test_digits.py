@@ -1,0 +1,41 @@
+"""The trained AIMv2: it knows its digits, and its training script is the one that made it."""
+
+import pytest
+import torch
+
+from harness.models import digits
+
+
+def test_it_knows_digits_that_it_has_not_seen():
+    pictures, labels = digits.held_out()
+    assert pictures.shape == (360, 3, 8, 8) and labels.bincount(minlength=10).min() > 20
+    with torch.no_grad():
+        accuracy = float((digits.model()(pictures).argmax(-1) == labels).float().mean())
+    assert accuracy >= 0.95
+
+
+def test_its_files_are_small():
+    assert sum(path.stat().st_size for path in digits.FOLDER.iterdir()) < 1_000_000
+
+
+def test_the_held_out_digits_are_those_that_training_leaves_out():
+    pytest.importorskip("sklearn")
+    from harness.models.train_digits import split
+
+    kept, kept_labels, held, labels = split()
+    pictures, stored = digits.held_out()
+    assert torch.equal(digits.pixel_values(held), pictures) and torch.equal(labels.long(), stored)
+    assert len(kept) + len(held) == 1797
+    seen = {bytes(each.numpy().tobytes()) for each in kept}
+    assert sum(each.numpy().tobytes() in seen for each in held) == 0
+
+
+def test_training_lowers_the_loss(monkeypatch):
+    pytest.importorskip("sklearn")
+    from harness.models import train_digits
+
+    monkeypatch.setattr(train_digits, "EPOCHS", 3)
+    grey, labels, held, held_labels = train_digits.split()
+    model = train_digits.train(grey, labels)
+    accuracy = float((model(digits.pixel_values(held)).argmax(-1) == held_labels).float().mean())
+    assert accuracy > 0.3  # chance is 0.1
