@@ -96,7 +96,8 @@ def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str) 
                 return model(**inputs)
             return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
     except Exception as error:
-        text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        text = lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"  # torch_npu ends with what CANN said
         raise RunError(f"{where}: {type(error).__name__}: {text}") from error
 
 

@@ -281,3 +281,73 @@ def test_precision(precision, dtype, seed):
 """
     write(user, CASE + body)
     run(user).assert_outcomes(passed=6)
+
+
+# ---------------------------------------------------------------------------- faults planted underneath the real torch_npu
+
+EMULATED = CASE + """
+from harness import emulator
+
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(16, 32), torch.nn.Linear(32, 16)
+    def forward(self, x):
+        return self.second(torch.nn.functional.silu(self.first(x)))
+
+LIMITS = Tolerance(max_diff=1e-5, token_cos_sim=0.99999)
+
+def test_precision(precision):
+    {body}
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ("precision(case(model=Small, tolerance=LIMITS), 1)", "PASS", None),
+        ("with emulator.fault('aclnnSilu', kind='scale', by=1.01): precision(case(model=Small, tolerance=LIMITS), 1)", "FAIL", "max_diff"),
+        ("with emulator.fault('aclnnSilu', kind='nan'): precision(case(model=Small, tolerance=LIMITS), 1)", "FAIL", "NaN or infinite on one side only"),
+        ("with emulator.fault('aclnnSilu', kind='swap_rows', at=3): precision(case(model=Small, tolerance=LIMITS), 1)", "FAIL", "token_cos_sim"),
+        ("with emulator.fault('aclnnSilu', kind='unwritten'): precision(case(model=Small, tolerance=LIMITS), 1)", "ERROR", "aclnnSilu: output 0 was not written"),
+        ("precision(case(model=Small, tolerance=LIMITS, forward=lambda m, x: torch.linalg.cholesky(m(x) @ m(x).mT + 9 * torch.eye(8).to(x))), 1)", "ERROR", "aclnnLinalgCholesky is not emulated"),
+        ("precision(case(model=Small, tolerance=LIMITS, forward=lambda m, x: torch.special.i0(m(x))), 1)", "FAIL", "FELL BACK: computed by the CPU in place of the device: aten::i0"),
+    ],
+    ids=["healthy", "scaled", "nan", "tokens swapped", "never written", "unknown operator", "fallback"],
+)  # fmt: skip
+def test_a_fault_in_the_emulator_fails_the_run_with_the_right_words(user, body, status, words):
+    write(user, EMULATED.replace("{body}", body))
+    result = user.runpytest_subprocess("--device", "emulated", "-p", "no:warnings")
+    report = stored(user)
+    row = report["rows"][0]
+    assert row["status"] == status, row["reasons"]
+    assert result.ret == (0 if status == "PASS" else 1)
+    assert "EMULATED: measured on an emulated device" in result.stdout.str()
+    assert markdown(user).startswith("**EMULATED")
+    if words is not None:
+        assert any(words in reason for reason in row["reasons"]), row["reasons"]
+    if words and words.startswith("FELL BACK"):
+        assert "FELL BACK" in row["marks"]
+
+
+def test_a_failed_operator_does_not_spoil_the_next_case(user):
+    body = """
+@pytest.mark.parametrize("fault", [False, True, False], ids=["before", "broken", "after"])
+def test_precision(precision, fault):
+    from contextlib import nullcontext
+    from harness import emulator
+    with emulator.fault("aclnnSilu", kind="error") if fault else nullcontext():
+        precision(case(tolerance=Tolerance(max_diff=1e-5)), 1)
+"""
+    write(user, CASE + body)
+    user.runpytest_subprocess("--device", "emulated", "-p", "no:warnings")
+    assert [row["status"] for row in stored(user)["rows"]] == ["PASS", "ERROR", "PASS"]
+
+
+def test_the_performance_table_comes_on_request(user):
+    write(user, FIVE_SEEDS)
+    run(user, "-k", "seed1 or seed2", "--bench")
+    rows = stored(user)["performance"]
+    assert [(row["case"], row["device"], row["batch_size"], row["p99_ms"]) for row in rows] == [("small", "cpu", 2, None)]
+    assert "Performance" in markdown(user)

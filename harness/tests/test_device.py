@@ -1,0 +1,193 @@
+"""Devices: a named one is a promise, auto emulates only where nothing of Ascend is, and every refusal says what to do."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import device as devices
+from harness import emulator, open_device
+from harness.emulator import build
+from harness.errors import DeviceError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def emulated():
+    return open_device("emulated")
+
+
+def child(code, **environment):
+    prepared = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_DEVICE"))} | environment
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=120)
+
+
+def refusal(spec, **environment):
+    """What opening a device says in a fresh process that has no emulated CANN yet."""
+    code = f"import harness\ntry:\n    print('opened', harness.open_device({spec!r}).backend)\nexcept harness.DeviceError as error:\n    print(error)"
+    done = child(code, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("spec", ["tpu", "npu:", "npu:x", "cpu:1", "cuda:-1", "NPU", "", "emulated:0"])
+def test_a_word_that_is_no_device_lists_those_that_are(spec):
+    with pytest.raises(ValueError, match="auto, npu.:n., emulated, cuda.:n. or cpu"):
+        open_device(spec)
+
+
+def test_npu_without_cann_is_refused_and_says_how_to_set_it_up():
+    words = refusal("npu")
+    assert f"torch_npu {metadata.version('torch_npu')} is installed, but CANN cannot be loaded (libhccl.so:" in words
+    assert "set_env.sh" in words and "\n" not in words
+
+
+def test_auto_emulates_where_there_is_no_trace_of_ascend():
+    assert refusal("auto") == "opened emulated"
+
+
+@pytest.mark.parametrize("name", ["ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"])
+def test_auto_never_emulates_where_there_is_a_trace(name):
+    words = refusal("auto", **{name: "/usr/local/Ascend/latest"})
+    assert words.startswith(f"there is a trace of an NPU here ({name}=/usr/local/Ascend/latest) but it does not answer")
+    assert "so nothing is emulated in its place" in words
+    assert refusal("emulated", **{name: "/usr/local/Ascend/latest"}) == "opened emulated"
+
+
+def test_auto_sees_a_card_and_a_library(monkeypatch):
+    monkeypatch.setattr(emulator, "installed", lambda: False)
+    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(devices.glob, "glob", lambda pattern: ["/dev/davinci0", "/dev/davinci1"])
+    assert devices._traces_of_ascend() == ["/dev/davinci0"]
+    monkeypatch.setattr(devices.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(devices, "_loads", lambda library: None)
+    assert devices._traces_of_ascend() == ["a loadable libascendcl.so"]
+    monkeypatch.setattr(devices, "_loads", lambda library: "no such file")
+    assert devices._traces_of_ascend() == []
+
+
+def test_a_child_of_an_emulated_process_is_emulated_too(emulated):
+    code = "import harness; print(harness.open_device('auto').backend)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "emulated", done.stderr
+
+
+def test_a_card_that_is_not_there_is_refused_with_those_that_are(emulated):
+    with pytest.raises(DeviceError, match=r"npu:3 was asked for and torch_npu 9 finds 1 NPU \(npu:0\)"):
+        devices._answering(3, "npu", "it was asked for", "torch_npu 9")
+
+
+def test_no_card_is_refused(emulated, monkeypatch):
+    monkeypatch.setattr(torch.npu, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="finds 0 NPUs .no card answers: is ASCEND_RT_VISIBLE_DEVICES set"):
+        devices._answering(0, "npu", "it was asked for", "torch_npu 9")
+
+
+def test_a_card_that_computes_wrongly_or_not_at_all_is_refused(emulated):
+    with emulator.fault("aclnnAdd*", kind="offset", by=1.0), pytest.raises(DeviceError, match="npu:0 computes wrongly: the sum of two twos is"):
+        devices._answering(0, "npu", "it was asked for", "torch_npu 9")
+    with emulator.fault("aclnnAdd*", kind="error"), pytest.raises(DeviceError, match="npu:0 does not answer"):
+        devices._answering(0, "npu", "it was asked for", "torch_npu 9")
+
+
+def test_a_device_that_stopped_computing_is_noticed(emulated):
+    emulated.check()
+    with emulator.fault("aclnnAdd*", kind="scale", by=2.0), pytest.raises(DeviceError, match="no longer computes"):
+        emulated.check()
+
+
+def test_a_process_that_is_emulated_opens_no_card(emulated):
+    with pytest.raises(DeviceError, match="plays an emulated CANN and cannot open a card"):
+        open_device("npu")
+
+
+def test_torch_npu_that_does_not_fit_torch_is_refused(monkeypatch):
+    monkeypatch.setattr(build.metadata, "version", lambda name: {"torch": "2.9.0+cpu"}.get(name, "2.13.0"))
+    with pytest.raises(DeviceError, match=r"torch_npu 2.13.0 needs torch 2.13.0 and torch 2.9.0\+cpu is installed: pip install torch==2.13.0"):
+        build.wheel_version()
+
+
+def test_torch_npu_that_is_not_there_is_refused(monkeypatch):
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(build.metadata, "version", absent)
+    with pytest.raises(DeviceError, match=r"torch_npu is not installed; .* pip install -e '.\[emulated\]' .* --device cpu"):
+        build.wheel_version()
+    monkeypatch.setattr(build.sys, "platform", "darwin")
+    with pytest.raises(DeviceError, match="Linux only and this is darwin; use --device cpu"):
+        build.wheel_version()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_that_is_not_there_is_refused():
+    with pytest.raises(DeviceError, match="cuda:1 was asked for and no CUDA device answers"):
+        open_device("cuda:1")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_cuda_answers():
+    device = open_device("cuda")
+    assert device.backend == "cuda" and device.stack.cuda == torch.version.cuda
+    with pytest.raises(DeviceError, match="was asked for and there"):
+        open_device("cuda:99")
+
+
+def test_the_package_and_the_help_work_where_import_torch_alone_raises():
+    """torch_npu is installed here and CANN is not: a bare `import torch` fails."""
+    assert child("import torch").returncode != 0
+    assert child("import harness; import torch; print(harness.compare(torch.ones(2), torch.ones(2)).max_diff)").stdout.strip() == "0.0"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_DEVICE"))}
+    done = subprocess.run([sys.executable, "-m", "pytest", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "--device=DEVICE" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------------- stack and watch
+
+
+def test_the_stack_says_where_and_under_which_switches(emulated):
+    stack = emulated.stack
+    assert (stack.device, stack.backend, stack.device_count) == ("Ascend910B4", "emulated", 1)
+    assert stack.torch_npu == metadata.version("torch_npu") and len(stack.torch_npu_git) == 40
+    assert "emulated" in stack.cann and stack.driver is None and stack.firmware is None
+    assert (stack.conv_allow_hf32, stack.matmul_allow_hf32, stack.jit_compile) == (True, False, False)
+    assert stack.threads == torch.get_num_threads()
+    json.dumps(stack.to_dict(), allow_nan=False)
+
+
+def test_the_stack_is_read_when_it_is_asked_for(emulated):
+    torch.npu.conv.allow_hf32 = False
+    try:
+        assert emulated.stack.conv_allow_hf32 is False
+    finally:
+        torch.npu.conv.allow_hf32 = True
+    assert emulated.stack.conv_allow_hf32 is True
+
+
+def test_the_cpu_has_a_stack_without_npus():
+    stack = open_device("cpu").stack
+    assert stack.backend == "cpu" and stack.torch_npu is None and stack.conv_allow_hf32 is None and stack.python
+
+
+def test_operators_that_fall_back_to_the_cpu_are_seen_every_time(emulated):
+    x = torch.ones(3, device=emulated.torch_device)
+    for _ in range(2):  # torch_npu's own warning comes once in a process
+        with emulated.watch() as seen:
+            torch.special.i0(x + 1)
+        assert seen.fell_back == ["aten::i0"]
+
+
+def test_operators_that_run_on_the_device_are_not_reported(emulated):
+    layer = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.SiLU(), torch.nn.LayerNorm(8)).to(emulated.torch_device)
+    with torch.no_grad(), emulated.watch() as seen:
+        y = layer(torch.ones(2, 4, 8).to(emulated.torch_device)).softmax(-1)
+        y = torch.nn.functional.scaled_dot_product_attention(y[None], y[None], y[None])
+        y.flatten(1).t().contiguous().mean().cpu()
+    assert seen.fell_back == []
