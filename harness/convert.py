@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import json
 import math
-import mmap
 import re
 import shutil
 import struct
@@ -27,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 from harness.errors import CheckpointError
 
@@ -34,6 +34,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
+PIECE = 1 << 20  # bytes copied at a time
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4,
@@ -213,41 +214,38 @@ def checkpoint_digest(source: Path) -> str:
     total = hashlib.sha256()
     entries, twice = read_checkpoint(Path(source))
     complain("a digest", duplicate=twice)
-    with _Maps() as maps:
+    with _Files() as files:
         for key in sorted(entries):
             entry = entries[key]
             total.update(f"{key} {entry.dtype} {list(entry.shape)}\n".encode())
-            for piece in maps.pieces(entry):
+            for piece in files.pieces(entry):
                 total.update(piece)
     return total.hexdigest()
 
 
-class _Maps(contextlib.AbstractContextManager):
-    """Files mapped into memory, read in pieces, so that a large tensor is never in memory twice."""
-
-    PIECE = 1 << 24
+class _Files(contextlib.AbstractContextManager):
+    """Open files, read a piece at a time into one buffer, so that memory does not grow with the tensors."""
 
     def __init__(self):
-        self._open: dict[Path, tuple] = {}
+        self._open: dict[Path, BinaryIO] = {}
+        self._buffer = memoryview(bytearray(PIECE))
 
     def __exit__(self, *exception) -> None:
-        for mapped, file in self._open.values():
-            mapped.close()
+        for file in self._open.values():
             file.close()
 
-    def pieces(self, entry: Entry, start: int = 0, size: int | None = None) -> Iterator[bytes]:
-        """The bytes of a tensor, or of a part of it, a few at a time; pages that were read are given back."""
+    def pieces(self, entry: Entry, start: int = 0, size: int | None = None) -> Iterator[memoryview]:
+        """The bytes of a tensor, or of a part of it; each piece is gone when the next is asked for."""
         if entry.path not in self._open:
-            file = entry.path.open("rb")
-            self._open[entry.path] = (mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), file)
-        mapped, _ = self._open[entry.path]
-        begin, end = entry.start + start, entry.start + start + (entry.size if size is None else size)
-        for position in range(begin, end, self.PIECE):
-            last = min(position + self.PIECE, end)
-            yield mapped[position:last]
-            page = position - position % mmap.PAGESIZE
-            if hasattr(mapped, "madvise"):
-                mapped.madvise(mmap.MADV_DONTNEED, page, last - page)
+            self._open[entry.path] = entry.path.open("rb", buffering=0)
+        file, left = self._open[entry.path], entry.size if size is None else size
+        file.seek(entry.start + start)
+        while left:
+            count = file.readinto(self._buffer[: min(left, PIECE)])
+            if not count:
+                raise CheckpointError(f"{entry.path} became shorter while it was read")
+            yield self._buffer[:count]
+            left -= count
 
 
 # --------------------------------------------------------------------------------------------------------------- rules
@@ -436,20 +434,20 @@ def _write_file(path: Path, outputs: Sequence[Output]) -> None:
         position += output.size
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # the data begin at a multiple of eight
-    with path.open("wb") as file, _Maps() as maps:
+    with path.open("wb") as file, _Files() as files:
         file.write(struct.pack("<Q", len(raw)) + raw)
         for output in outputs:
-            for piece in _bytes_of(output, maps):
+            for piece in _bytes_of(output, files):
                 file.write(piece)
 
 
-def _bytes_of(output: Output, maps: _Maps) -> Iterator[bytes]:
+def _bytes_of(output: Output, files: _Files) -> Iterator[bytes]:
     """The bytes [start, start + size) of the joined parts."""
     begin, end, position = output.start, output.start + output.size, 0
     for part in output.source.parts:
         first, last = max(begin, position), min(end, position + part.size)
         if first < last:
-            yield from maps.pieces(part, first - position, last - first)
+            yield from files.pieces(part, first - position, last - first)
         position += part.size
 
 

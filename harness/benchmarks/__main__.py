@@ -1,0 +1,28 @@
+"""python -m harness.benchmarks [NAME …]"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from tabulate import tabulate
+
+NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+
+
+def main(wanted: list[str]) -> int:
+    """Run benchmarks by name, or all; 1 when a promise is not kept, 2 for a name that there is not."""
+    unknown = sorted(set(wanted) - set(NAMES))
+    if unknown:
+        print(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    figures = []
+    for name in wanted or NAMES:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        figures += import_module(f"harness.benchmarks.{name}").measure()
+    rows = [(each.name, f"{each.value:.3g} {each.unit}", f"{each.promise:.3g} {each.unit}", f"{each.ratio:.2f}", "yes" if each.kept else "NO") for each in figures]
+    print(tabulate(rows, headers=("figure", "measured", "promise", "ratio", "kept"), disable_numparse=True))
+    return 0 if all(each.kept for each in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

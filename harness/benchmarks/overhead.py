@@ -1,0 +1,48 @@
+"""What the harness adds to the bare forwards that a case needs, AIMv2-large over five seeds: at most a tenth."""
+
+from statistics import median
+from time import perf_counter
+
+from harness.benchmarks import Figure
+
+SEEDS = (42, 123, 256, 789, 1024)
+ROUNDS = 3
+
+
+def measure() -> list[Figure]:
+    import torch
+
+    from harness import Case, Tolerance, open_device, validate
+    from harness.models.aimv2 import build
+    from harness.reference import Models
+
+    device, models = open_device("emulated"), Models()
+    weights = build("aimv2-large-patch14-224-distilled", 0)
+    case = Case(
+        name="large",
+        model=lambda: weights,
+        inputs=lambda generator: torch.randn(1, 3, 224, 224, generator=generator),
+        tolerance=Tolerance(rel_l2=1e-2),
+    )
+    validate(case, SEEDS[0], device, models=models)  # the copies of the weights are made once, whatever the number of seeds
+    moved = models.get((case.model, None, 0), case.model, seed=0, dtype=torch.float32, device=device.torch_device)
+
+    def bare():
+        for seed in SEEDS:
+            x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                weights(x)
+                moved(x.to(device.torch_device)).cpu()
+
+    def through_the_harness():
+        for seed in SEEDS:
+            validate(case, seed, device, models=models)
+
+    times = {bare: [], through_the_harness: []}
+    for _ in range(ROUNDS):
+        for function, taken in times.items():
+            begin = perf_counter()
+            function()
+            taken.append(perf_counter() - begin)
+    ratio = median(times[through_the_harness]) / median(times[bare])
+    return [Figure(name="harness / bare forwards, AIMv2-large, five seeds", value=ratio, promise=1.1)]
