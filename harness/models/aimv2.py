@@ -519,7 +519,11 @@ def _read(path: Path) -> _Checkpoint:
         shapes = {tower + name: tuple(value.shape) for name, value in AIMv2(config).state_dict().items()}
     if tower:
         shapes |= _text_shapes(entries, layout, config.width)
-    return _Checkpoint(layout, tower, config, fields, to_model(entries, shapes, LAYOUTS[layout], layout, twice))
+    try:
+        tensors = to_model(entries, shapes, LAYOUTS[layout], layout, twice)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return _Checkpoint(layout, tower, config, fields, tensors)
 
 
 def _own(name: str, layout: str, part: int = 0) -> str:

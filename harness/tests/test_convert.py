@@ -130,7 +130,7 @@ def test_all_that_does_not_fit_comes_in_one_sorted_error(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         convert_checkpoint(source, tmp_path / "there", to="transformers")
     assert str(caught.value) == (
-        "the checkpoint does not fit an AIMv2 in the apple layout; "
+        f"{source}: the checkpoint does not fit an AIMv2 in the apple layout; "
         "2 missing: trunk.blocks.0.attn.qkv.weight, trunk.blocks.1.norm_1.weight; "
         "2 unmatched: extra, trunk.blocks.1.norm_9.weight; "
         "1 mis-shaped: trunk.blocks.2.mlp.fc2.weight [176, 64] where [64, 176] was expected"
