@@ -64,6 +64,7 @@ class Session:
         self._device = None
         self._models = None
         self._timed: set = set()
+        self._refused = False  # the session was stopped before its first test
         self._began = time.perf_counter()
         self._said = -math.inf  # when the last progress line was written
 
@@ -148,9 +149,11 @@ class Session:
                 self.collected[item.nodeid] = _known(item)
         if not self.collected or self.config.option.collectonly:
             return
+        self._refused = True
         self._check_directory()
         if not self.worker:
             self._open_or_stop()
+        self._refused = False
 
     def _open_or_stop(self) -> None:
         """A device that cannot run stops the session before the first test, with one message."""
@@ -254,7 +257,7 @@ class Session:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.worker:
             self.config.workeroutput["precision_performance"] = json.dumps(self.performance)
-        elif self.rows or (self.collected and self._device is not None):
+        elif self.rows or (self.collected and self._device is not None and not self._refused):
             self._write()
 
     @pytest.hookimpl(wrapper=True)
