@@ -130,10 +130,7 @@ def open_device(spec: str = "auto") -> Device:
 
     Raises: ValueError for another word; DeviceError when the device cannot run here, saying what was looked for and what to do.
     """
-    match = re.fullmatch(r"(auto|emulated|cpu)|(npu|cuda)(?::(\d+))?", spec)
-    if match is None:
-        raise ValueError(f"no device is called {spec!r}; there are {SPECS}")
-    kind, index = match[1] or match[2], int(match[3] or 0)
+    kind, index = parse_spec(spec)
     if kind == "cpu":
         return Device(name=_cpu_name(), backend="cpu", torch_device=torch.device("cpu"), reason="the CPU was asked for")
     if kind == "cuda":
@@ -141,6 +138,14 @@ def open_device(spec: str = "auto") -> Device:
     if kind == "npu":
         return _open_npu(index, "it was asked for")
     return _open_emulated("it was asked for") if kind == "emulated" else _open_auto()
+
+
+def parse_spec(spec: str) -> tuple[str, int]:
+    """The kind and the index of a device: "npu:1" is ("npu", 1). Raises: ValueError for another word."""
+    match = re.fullmatch(r"(auto|emulated|cpu)|(npu|cuda)(?::(\d+))?", spec)
+    if match is None:
+        raise ValueError(f"no device is called {spec!r}; there are {SPECS}")
+    return match[1] or match[2], int(match[3] or 0)
 
 
 def _open_auto() -> Device:

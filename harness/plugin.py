@@ -41,7 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.keyword:
         for dtype, short in SHORT_DTYPE.items():
             config.option.keyword = re.sub(rf"\b{dtype}\b", short, config.option.keyword)
-    config.pluginmanager.register(Session(config), "precision-session")
+    session = Session(config)
+    config.pluginmanager.register(session, "precision-session")
+    if not session.worker and not config.option.help:
+        session.check_options()  # now, since under pytest-xdist this process collects nothing
 
 
 def is_accuracy_test(nodeid: str) -> bool:
@@ -149,10 +152,11 @@ class Session:
                 self.collected[item.nodeid] = _known(item)
         if not self.collected or self.config.option.collectonly:
             return
+        if self.worker:
+            return
         self._refused = True
-        self._check_directory()
-        if not self.worker:
-            self._open_or_stop()
+        self.check_directory()
+        self._open_or_stop()
         self._refused = False
 
     def _open_or_stop(self) -> None:
@@ -164,7 +168,20 @@ class Session:
         except (DeviceError, ValueError) as error:
             raise pytest.UsageError(f"--device {self.config.option.device}: {error}") from None
 
-    def _check_directory(self) -> None:
+    def check_options(self) -> None:
+        """Stop with one message where the user named a device or a directory that cannot be."""
+        if self.config.option.report is not None:
+            self.check_directory()
+        if self.config.option.device != "auto":
+            from harness.device import parse_spec
+
+            try:
+                parse_spec(self.config.option.device)
+            except ValueError as error:
+                raise pytest.UsageError(f"--device: {error}") from None
+
+    def check_directory(self) -> None:
+        """Stop with one message, before anything ran, where the report could not be written."""
         probe = self.directory / f".probe.{os.getpid()}"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
