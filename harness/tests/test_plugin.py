@@ -1,5 +1,6 @@
 """The plugin through pytester: what a user types, the lines that they read, the files that they find."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ import torch  # noqa: F401
 
 import harness.case  # noqa: F401
 import harness.report  # noqa: F401
+from harness import open_device
+from harness.errors import DeviceError
 
-# Those imports are not used: pytester forgets what an inner run imported, and torch cannot be imported twice.
+# Most of those imports are not used: pytester forgets what an inner run imported, and torch cannot be imported twice.
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +48,13 @@ def test_other():
     assert True
 """
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_npu_is_imported():
+    """Before an inner run imports parts of it and has them forgotten."""
+    with contextlib.suppress(DeviceError):
+        open_device("emulated")
 
 
 @pytest.fixture
