@@ -346,7 +346,7 @@ def _reason(report: pytest.TestReport) -> str:
     if isinstance(text, tuple):  # a skip: path, line, "Skipped: …"
         return str(text[2]).removeprefix("Skipped: ")
     crash = getattr(text, "reprcrash", None)
-    return " ".join((crash.message if crash is not None else str(text)).split())
+    return " ".join((crash.message if crash is not None else str(text)).split()).removeprefix("harness.errors.")
 
 
 @pytest.fixture

@@ -115,6 +115,21 @@ def test_aimv2_agrees_to_rounding(npu, more, dtype, limit):
     assert 0 < compare(actual, expected).rel_l2 <= limit
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-3), (torch.float16, 3e-3), (torch.bfloat16, 2e-2)], ids=str)
+def test_transformers_own_aimv2_runs_eager_and_fused(npu, attention, dtype, limit):
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176, image_size=56, patch_size=14)
+    config = transformers.Aimv2VisionConfig(**sizes, attn_implementation=attention)
+    torch.default_generator.manual_seed(0)
+    model = copy_module(transformers.Aimv2VisionModel(config).eval(), dtype=dtype, device=torch.device("cpu"))
+    moved, x = copy_module(model, dtype=dtype, device=npu), seeded(2, 3, 56, 56).to(dtype)
+    with torch.no_grad():
+        actual = moved(x.to(npu)).pooler_output
+    expected, _, _ = run_cpu(model, x, forward=None, dtype=dtype)
+    assert 0 < compare(actual, expected.pooler_output).rel_l2 <= limit
+
+
 def test_convolutions_run_in_hf32_until_they_are_told_not_to(npu):
     model, x = build_aimv2(AIMv2Config(**SIZES, image_size=56), 0), seeded(2, 3, 56, 56)
     moved, errors = copy_module(model, dtype=torch.float32, device=npu), {}
