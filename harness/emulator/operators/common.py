@@ -1,0 +1,28 @@
+"""What several operators need: half dtypes taken wide, two operands in one dtype, axes by their default."""
+
+from __future__ import annotations
+
+import torch
+
+from harness.numerics import HALF
+
+
+def hf32(cube: int) -> bool:
+    """Whether a cube math type asks for HF32: 1 allows a lower precision, 3 names it."""
+    return cube in (1, 3)
+
+
+def tall(value):
+    """Half tensors as float32, anything else as it is."""
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype in HALF else value
+
+
+def common(self, other):
+    """Both in the dtype that torch promotes them to, half ones as float32."""
+    dtype = torch.result_type(self, other)
+    dtype = torch.float32 if dtype in HALF else dtype
+    return tuple(value.to(dtype) if isinstance(value, torch.Tensor) else value for value in (self, other))
+
+
+def axes(dims, self):
+    return tuple(dims) if dims else tuple(range(self.dim()))
