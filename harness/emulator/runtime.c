@@ -229,6 +229,12 @@ EXPORT int aclDestroyTensorList(void *value) { return value ? release_list(value
 EXPORT int aclDestroyScalarList(void *value) { return value ? release_list(value) : OK; }
 EXPORT int aclDestroyAclOpExecutor(void *executor) { (void)executor; return OK; }
 
+/* Of an output whose shape the operator decides: it lies densely at the start of the room that was made for it. */
+EXPORT void emulator_set_shape(tensor_t *tensor, const int64_t *shape, int64_t dims) {
+    tensor->dims = dims;
+    memcpy(tensor->shape, shape, (size_t)dims * sizeof *shape);
+}
+
 EXPORT int aclGetViewShape(const tensor_t *tensor, int64_t **shape, uint64_t *dims) {
     *dims = (uint64_t)tensor->dims;
     *shape = calloc((size_t)tensor->dims + 1, sizeof **shape);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import dataclasses
 import itertools
 import os
 import sys
@@ -107,6 +108,20 @@ class OperatorError(Exception):
     """An operator of the emulator did not keep its side: the text says how."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """The memory of an output whose shape the operator decides: the caller made it as large as it can become."""
+
+    spec: Any
+
+    def fit(self, result, position: int):
+        """The specification of the result in this room; the caller reads the shape from the handle."""
+        if result.numel() > self.spec.numel:
+            raise OperatorError(f"output {position} has {result.numel()} elements and the room for it {self.spec.numel}")
+        _installed.core.emulator_set_shape(ctypes.c_void_p(self.spec.handle), (ctypes.c_int64 * result.dim())(*result.shape), ctypes.c_int64(result.dim()))
+        return dataclasses.replace(self.spec, shape=tuple(result.shape), strides=tuple(result.contiguous().stride()))
+
+
 class _Call:
     """One call of one operator: its arguments as they were when it was made."""
 
@@ -125,8 +140,9 @@ class _Call:
                 if argument.role != "out":
                     inputs.append(_view(value) if argument.type in ("tensor", "tensors") else value)
                 if argument.role != "in":
-                    outputs += value if isinstance(value, list) else [value]
-            more = {"out": outputs[0] if len(outputs) == 1 else outputs} if self.operator.wants_out else {}
+                    outputs += value if isinstance(value, list) else [Room(value) if argument.free and value is not None else value]
+            specs = [each.spec if isinstance(each, Room) else each for each in outputs]
+            more = {"out": specs[0] if len(specs) == 1 else specs} if self.operator.wants_out else {}
             results = self.operator.compute(*inputs, **more)
             results = list(results) if isinstance(results, (tuple, list)) else [results]
             if self.fault is not None:
@@ -149,6 +165,8 @@ def _write(results: list, outputs: list) -> None:
             continue
         if result is None:
             raise OperatorError(f"output {position} was not written")
+        if isinstance(spec, Room):
+            spec = spec.fit(result, position)
         if tuple(result.shape) != spec.shape or result.dtype != spec.dtype:
             got = f"{str(result.dtype).removeprefix('torch.')} {tuple(result.shape)}"
             raise OperatorError(f"output {position} is {got} where {str(spec.dtype).removeprefix('torch.')} {spec.shape} was expected")

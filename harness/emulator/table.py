@@ -4,7 +4,7 @@
     def addmm(self, mat1, mat2, beta, alpha, cube): return ...
 
 The words of a signature are the C arguments in their order, named at will. A bare word is a tensor; `>out` is an output, whose
-value the function returns; `self!` is both, an in-place operator. Others say their type: scalar, int (int64), int32, int8, bool,
+value the function returns; `>out~` is one whose shape the operator decides; `self!` is both, an in-place operator. Others say their type: scalar, int (int64), int32, int8, bool,
 double, float, str, ints, bools, floats, tensors, scalars; `>outs:tensors` is a list of outputs. A null pointer arrives as None.
 The function gets the inputs in order and returns the outputs in order; the runner alone writes them, after checking number, shape
 and dtype, so an operator cannot leave one unwritten. A last argument `out` of the function receives the specification of the
@@ -38,6 +38,7 @@ class Argument:
     name: str
     type: str
     role: str  # "in", "out" or "both"
+    free: bool = False  # an output whose shape the operator decides
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def operator(names: str, signature: str) -> Callable:
 def _argument(word: str) -> Argument:
     name, _, kind = word.partition(":")
     role = "out" if name.startswith(">") else "both" if name.endswith("!") else "in"
-    kind = kind or "tensor"
+    kind, free = kind or "tensor", name.endswith("~")
     if kind not in TYPES:
         raise ValueError(f"{word!r}: no argument type is called {kind!r}; there are {', '.join(TYPES)}")
-    return Argument(name.strip(">!"), kind, role)
+    return Argument(name.strip(">!~"), kind, role, free)

@@ -28,6 +28,8 @@ class Spec:
     strides: tuple[int, ...]
     offset: int
     data: int
+    format: int = 2  # aclFormat of the storage: ND
+    handle: int = 0  # the aclTensor
 
     @property
     def numel(self) -> int:
@@ -53,10 +55,10 @@ def tensor(pointer: int | None) -> Spec | None:
     if not pointer:
         return None
     fields = _TENSOR.unpack(ctypes.string_at(pointer, _TENSOR.size))
-    _, dtype, _, dims, offset, data, _ = fields[:7]
+    _, dtype, format, dims, offset, data, _ = fields[:7]
     if dtype not in DTYPES:
         raise ValueError(f"aclDataType {dtype} is not emulated")
-    return Spec(DTYPES[dtype], fields[7 : 7 + dims], fields[7 + MAX_DIMS : 7 + MAX_DIMS + dims], offset, data)
+    return Spec(DTYPES[dtype], fields[7 : 7 + dims], fields[7 + MAX_DIMS : 7 + MAX_DIMS + dims], offset, data, format, pointer)
 
 
 def scalar(pointer: int | None) -> Any:

@@ -91,3 +91,18 @@ def pad(self, pad, value):
 @operator("aclnnOneHot", "self depth:int on off axis:int >out")
 def one_hot(self, depth, on, off, axis, out):
     return torch.where(F.one_hot(self.long(), depth).bool(), on.reshape(()), off.reshape(())).to(out.dtype)
+
+
+@operator("aclnnNonzero", "self >out~")
+def nonzero(self):
+    return self.nonzero()
+
+
+@operator("aclnnNonzeroV2", "self >out~")
+def nonzero_columns(self):
+    return self.nonzero().t().contiguous()
+
+
+@operator("aclnnMaskedSelect", "self mask >out~")
+def masked_select(self, mask):
+    return self.masked_select(mask.bool())
