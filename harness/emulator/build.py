@@ -75,22 +75,39 @@ def _write_home(made: Path) -> None:
 # ------------------------------------------------------------------------------------------- what the wheel wants
 
 
-def wheel_libraries() -> list[Path]:
-    """The wheel's own libraries that load with `import torch_npu`."""
+LIBRARY_NAMES = ("libtorch_npu.so", "libtensorpipe.so", "libnpu_profiler.so")  # the wheel's own that load with `import torch_npu`
+
+
+def wheel_libraries() -> list[bytes]:
+    """The installed wheel's own libraries, the one with the operators first."""
     folder = Path(util.find_spec("torch_npu").origin).parent / "lib"
-    return [folder / name for name in ("libtorch_npu.so", "libtensorpipe.so", "libnpu_profiler.so") if (folder / name).exists()]
+    return [(folder / name).read_bytes() for name in LIBRARY_NAMES if (folder / name).exists()]
 
 
-def operator_names() -> list[str]:
+def operator_names(libraries: list[bytes] | None = None) -> list[str]:
     """Every operator whose GetWorkspaceSize the wheel looks up by name, sorted."""
-    found = set(re.findall(rb"\0(acl[A-Za-z0-9_]+)GetWorkspaceSize(?=\0)", wheel_libraries()[0].read_bytes()))
+    found = set(re.findall(rb"\0(acl[A-Za-z0-9_]+)GetWorkspaceSize(?=\0)", (libraries or wheel_libraries())[0]))
     return sorted(name.decode() for name in found)
 
 
-def wanted_symbols() -> list[str]:
+def wanted_symbols(libraries: list[bytes] | None = None) -> list[str]:
     """CANN's functions that the wheel's libraries are linked against, sorted."""
-    names = {name for path in wheel_libraries() for name in undefined_symbols(path.read_bytes())}
-    return sorted(name for name in names if re.match(r"(acl|aclrt|rt|hal|ge|Hccl|Msprof)[A-Z0-9a-z]", name) and _is_canns(name))
+    names = {name for data in libraries or wheel_libraries() for name in undefined_symbols(data)}
+    return sorted(name for name in names if _is_canns(name))
+
+
+def looked_up_names(libraries: list[bytes] | None = None) -> list[str]:
+    """CANN's functions, operators apart, that the wheel names in its text: those it looks up at run time and lives without, sorted."""
+    libraries = libraries or wheel_libraries()
+    found = {name.decode() for name in re.findall(rb"(?<=\0)(?:acl|rt|hal|Hccl)[A-Za-z0-9_]+(?=\0)", libraries[0])}
+    operators = {each for name in operator_names(libraries) for each in (name, f"{name}GetWorkspaceSize")}
+    return sorted(name for name in found - operators if _is_canns(name) and not name.startswith("aclnn"))
+
+
+def defined_names() -> set[str]:
+    """The functions that runtime.c holds."""
+    source = SOURCE.read_text(encoding="utf-8")
+    return set(re.findall(r"\b(\w+)\(", source)) | set(re.findall(r"ATTRIBUTE\((\w+)\)", source))
 
 
 def _is_canns(name: str) -> bool:
@@ -117,9 +134,7 @@ def undefined_symbols(data: bytes) -> list[str]:
 
 
 def _write_names(made: Path) -> None:
-    source = SOURCE.read_text(encoding="utf-8")
-    defined = set(re.findall(r"\b(\w+)\(", source)) | set(re.findall(r"ATTRIBUTE\((\w+)\)", source))
-    operators = operator_names()
+    defined, operators = defined_names(), operator_names()
     lines = [f"OPERATOR({index}, {name})\n" for index, name in enumerate(operators)]
     (made / "names.inc").write_text("".join(lines))
     missing = [name for name in wanted_symbols() if name not in defined]

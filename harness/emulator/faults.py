@@ -1,25 +1,75 @@
-"""Faults on demand: `with fault("aclnnSilu", kind="scale", by=1.001) as planted: …; planted.hits`."""
+"""Faults on demand: `with fault("aclnnSilu", kind="scale", by=1.001) as planted: …; planted.hits`.
+
+A fault names operators by a pattern and says what goes wrong there: with what they read, with what they answer, or with the call
+itself. KINDS says it for each kind. As text, for a command line: "aclnnMatmul:hf32", "aclnnSilu:scale:by=1.001,nth=3".
+"""
 
 from __future__ import annotations
 
+import ctypes
+import math
+import os
+import random
+import signal
 import threading
+import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-KINDS = ("scale", "offset", "nan", "swap_rows", "unwritten", "missing", "error")
+KINDS = {
+    # what the operator reads
+    "hf32": "float32 inputs are rounded to HF32",
+    "fp16": "floating inputs are rounded to float16",
+    "mask": "the first bool or uint8 input with several elements is turned around",
+    "index": "the first integer input is off by one, else the first integer result",
+    # what it answers
+    "scale": "the result times `by`",
+    "offset": "the result plus `by`",
+    "noise": "the result times 1 + `by` times normal noise that no seed repeats",
+    "tile": "a block of `size` by `size` of the last two axes is zero, in the first matrix, at row and column `at`",
+    "tail": "the last `size` elements are zero",
+    "swap_rows": "rows `at` and `at` + 1 change places; a row lies along the last axis",
+    "zero_rows": "row `at` is zero",
+    "swap_heads": "heads `at` and `at` + 1 change places: axis 1 of four, or the last axis in `heads` parts",
+    "zero_heads": "head `at` is zero",
+    "nan": "the element `at` is NaN",
+    "inf": "the element `at` is Inf",
+    "saturate": "what exceeds `by` is cut to it, NaN is 0; by default the largest float16, Inf included",
+    "stale": "nothing is written: the memory keeps what it held",
+    # the call itself
+    "unwritten": "the operator forgets an output, and the runner says so",
+    "missing": "the operator is not there",
+    "error": "it returns an error with the code `code`",
+    "hang": "it takes `seconds` more; by default a day",
+    "crash": "the process dies of a segmentation fault",
+    "oom": "it asks for a workspace that no device has",
+}
+ON_INPUTS = ("hf32", "fp16", "mask", "index")
+ON_CALL = ("unwritten", "missing", "error", "hang", "crash", "oom")
+WORKSPACE = 1 << 50  # bytes that no device has
 
 
 @dataclass
 class Fault:
-    """One planted fault: the operators it acts on, what it does there, and how often it did."""
+    """One planted fault: the operators it acts on, what it does there, and how often it did.
+
+    Raises: ValueError for a kind or a setting that there is not.
+    """
 
     pattern: str
     kind: str
-    by: float = 1.0  # factor of "scale", summand of "offset"
-    at: int = 0  # flat index of "nan"; first of the two rows of "swap_rows"
+    by: float | None = None  # factor, summand, relative size of the noise, or limit, by kind; None: 1, 1, 1e-3, 65504
+    at: int = 0  # flat index of an element; row, head or tile
+    size: int = 16  # of a tile or a tail, in elements
+    heads: int | None = None  # in the last axis of a result that is not (B, H, N, D)
+    output: int | None = None  # which result; None: the largest floating one
+    code: int = 507011
+    seconds: float = 86400.0
     nth: int | None = None  # only the nth call that matches, counted from 1; None: every one
+    probability: float = 1.0  # of each call that matches, drawn from `seed`
+    seed: int = 0
     calls: int = 0  # that matched
     hits: int = 0  # on which it acted
     _lock: Any = field(default_factory=threading.Lock, repr=False)
@@ -27,6 +77,18 @@ class Fault:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"no kind of fault is called {self.kind!r}; there are {', '.join(KINDS)}")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"the probability of a fault lies between 0 and 1, not at {self.probability}")
+        if self.nth is not None and self.nth < 1:
+            raise ValueError(f"calls are counted from 1, so nth={self.nth} never comes")
+        if self.size < 1 or self.at < 0:
+            raise ValueError(f"a fault lies at 0 or later and is at least 1 wide, not at={self.at}, size={self.size}")
+        self._chance = random.Random(self.seed)
+
+    def __str__(self) -> str:
+        default = {each.name: each.default for each in fields(self)}
+        options = [f"{name}={getattr(self, name)}" for name in OPTIONS if getattr(self, name) != default[name]]
+        return ":".join([self.pattern, self.kind, *([",".join(options)] if options else [])])
 
     def strikes(self, name: str) -> bool:
         """Whether it acts on this call, which is counted."""
@@ -34,53 +96,300 @@ class Fault:
             return False
         with self._lock:
             self.calls += 1
-            if self.nth is not None and self.calls != self.nth:
-                return False
+            drawn = self._chance.random() < self.probability
+            return drawn if self.nth is None else drawn and self.calls == self.nth
+
+    def acted(self) -> None:
+        """Count one call on which something was changed."""
+        with self._lock:
             self.hits += 1
-            return True
 
-    def apply(self, results: list) -> list:
-        """The operator's results with the fault in the first of them."""
-        first, *rest = results
-        return [getattr(self, f"_{self.kind}")(first), *rest]
 
-    def _scale(self, result):
-        return (result.double() * self.by).to(result.dtype)
+OPTIONS = ("by", "at", "size", "heads", "output", "code", "seconds", "nth", "probability", "seed")
+_TYPES = {"by": float, "seconds": float, "probability": float}
 
-    def _offset(self, result):
-        return (result.double() + self.by).to(result.dtype)
 
-    def _nan(self, result):
-        changed = result.clone()
-        changed.view(-1)[self.at] = float("nan")
-        return changed
+def parse(text: str) -> Fault:
+    """A fault from "pattern:kind" or "pattern:kind:name=value,name=value".
 
-    def _swap_rows(self, result):
-        changed = result.contiguous().clone()
-        rows = changed.view(-1, changed.shape[-1])
-        rows[[self.at, self.at + 1]] = rows[[self.at + 1, self.at]]
-        return changed
+    Raises: ValueError for a text that says no fault.
+    """
+    pattern, _, rest = text.partition(":")
+    kind, _, options = rest.partition(":")
+    if not pattern or not kind:
+        raise ValueError(f"a fault is 'operator:kind' or 'operator:kind:name=value,…', such as 'aclnnMatmul:hf32', not {text!r}")
+    settings = {}
+    for part in filter(None, options.split(",")):
+        name, _, value = part.partition("=")
+        if name not in OPTIONS:
+            raise ValueError(f"{text!r}: a fault has no setting {name!r}; there are {', '.join(OPTIONS)}")
+        try:
+            settings[name] = _TYPES.get(name, int)(value)
+        except ValueError:
+            raise ValueError(f"{text!r}: {name}={value!r} is no number") from None
+    return Fault(pattern, kind, **settings)
 
-    def _unwritten(self, result):
+
+# ------------------------------------------------------------------------------------------------- where the runner asks
+
+
+class Struck:
+    """The faults that act on one call; without any, every method gives back what it was given."""
+
+    def __init__(self, faults: list[Fault]):
+        self.faults = faults
+
+    def refusal(self, name: str) -> str | None:
+        """Why the operator is not there, if it is not."""
+        for each in self.faults:
+            if each.kind == "missing":
+                each.acted()
+                return f"{name} is not emulated (a planted fault)"
         return None
 
-    def _error(self, result):
-        raise RuntimeError("error code 507011 (a planted fault)")
+    def workspace(self) -> int:
+        """Bytes of workspace that the call asks for."""
+        for each in self.faults:
+            if each.kind == "oom":
+                each.acted()
+                return WORKSPACE
+        return 0
+
+    def before(self) -> None:
+        """What happens instead of the computation. Raises: RuntimeError for a planted error."""
+        for each in self.faults:
+            if each.kind in ("hang", "error", "crash"):
+                each.acted()
+                if each.kind == "hang":
+                    time.sleep(each.seconds)
+                elif each.kind == "crash":
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                else:
+                    raise PlantedError(each.code)
+
+    def read(self, inputs: list) -> list:
+        """What the operator gets in place of its inputs."""
+        for each in self.faults:
+            if each.kind in ON_INPUTS:
+                inputs = _on_inputs(each, inputs)
+        return inputs
+
+    def answer(self, results: list, outputs: list) -> list:
+        """What is written in place of the results; `outputs` are their specifications."""
+        for each in self.faults:
+            if each.kind == "unwritten":
+                each.acted()
+                results = [None, *results[1:]]
+            elif each.kind not in ON_INPUTS + ON_CALL or each.kind == "index":
+                results = _on_results(each, results, outputs)
+        return results
 
 
+class PlantedError(RuntimeError):
+    """The error code that a fault asked for."""
+
+    def __init__(self, code: int):
+        super().__init__(f"error code {code} (a planted fault)")
+        self.code = code
+
+
+NONE = Struck([])
 _planted: list[Fault] = []
 
 
-def for_call(name: str) -> Fault | None:
-    """The fault that acts on this call of an operator, if any."""
-    return next((each for each in _planted if each.strikes(name)), None)
+def for_call(name: str) -> Struck:
+    """The faults that act on this call of an operator."""
+    if not _planted:
+        return NONE
+    return Struck([each for each in _planted if each.strikes(name)])
+
+
+# ------------------------------------------------------------------------------------------------------------- inputs
+
+
+def _on_inputs(fault: Fault, inputs: list) -> list:
+    import torch
+
+    changed = list(inputs)
+    for position, value in enumerate(inputs):
+        new = None
+        if isinstance(value, torch.Tensor):
+            new = _INPUTS[fault.kind](value)
+        elif fault.kind in ("hf32", "fp16") and isinstance(value, list):
+            new = [_INPUTS[fault.kind](each) if each is not None else None for each in value]
+            new = None if all(each is None for each in new) else [old if each is None else each for each, old in zip(new, value)]
+        if new is None:
+            continue
+        changed[position] = new
+        if fault.kind in ("mask", "index"):
+            break
+    if any(new is not old for new, old in zip(changed, inputs)):
+        fault.acted()
+    return changed
+
+
+def _hf32(value):
+    import torch
+
+    from harness.numerics import round_hf32
+
+    return round_hf32(value) if value.dtype == torch.float32 else None
+
+
+def _fp16(value):
+    import torch
+
+    return value.half().to(value.dtype) if value.is_floating_point() and value.dtype != torch.float16 else None
+
+
+def _mask(value):
+    import torch
+
+    return value.logical_not().to(value.dtype) if value.dtype in (torch.bool, torch.uint8) and value.numel() > 1 else None
+
+
+def _index(value):
+    import torch
+
+    if value.dtype not in (torch.int32, torch.int64) or not value.numel() or int(value.max()) == 0 and value.numel() == 1:
+        return None
+    return torch.where(value < value.max(), value + 1, (value - 1).clamp(min=0))
+
+
+_INPUTS = {"hf32": _hf32, "fp16": _fp16, "mask": _mask, "index": _index}
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def _on_results(fault: Fault, results: list, outputs: list) -> list:
+    import torch
+
+    integer = fault.kind == "index"
+    if integer and fault.hits and fault.hits >= fault.calls:
+        return results  # an index that was read is off already
+    fitting = [
+        position for position, value in enumerate(results)
+        if isinstance(value, torch.Tensor) and value.numel() and (value.dtype in (torch.int32, torch.int64) if integer else True)
+    ]  # fmt: skip
+    if not fitting or fault.output is not None and fault.output not in fitting:
+        return results
+    floating = [position for position in fitting if results[position].is_floating_point()]
+    chosen = fault.output if fault.output is not None else max(floating or fitting, key=lambda position: results[position].numel())
+    new = _index(results[chosen]) if integer else _RESULTS[fault.kind](fault, results[chosen], outputs[chosen])
+    if new is None:
+        return results
+    fault.acted()
+    return [*results[:chosen], new, *results[chosen + 1 :]]
+
+
+def _default(fault: Fault, value: float) -> float:
+    return value if fault.by is None else fault.by
+
+
+def _scale(fault, result, spec):
+    return (result.double() * _default(fault, 1.0)).to(result.dtype)
+
+
+def _offset(fault, result, spec):
+    return (result.double() + _default(fault, 1.0)).to(result.dtype)
+
+
+def _noise(fault, result, spec):
+    import torch
+
+    generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "little"))
+    factor = 1 + _default(fault, 1e-3) * torch.randn(result.shape, generator=generator, dtype=torch.float64)
+    return (result.double() * factor).to(result.dtype)
+
+
+def _element(number):
+    def change(fault, result, spec):
+        if fault.at >= result.numel() or not result.is_floating_point():
+            return None
+        changed = result.contiguous().clone()
+        changed.view(-1)[fault.at] = number
+        return changed
+
+    return change
+
+
+def _tile(fault, result, spec):
+    changed = result.contiguous().clone()
+    matrix = changed.view(-1, *(changed.shape[-2:] if changed.dim() > 1 else (1, changed.numel())))[0]
+    block = slice(fault.at, fault.at + fault.size)
+    if not matrix[block, block].numel():
+        return None
+    matrix[block, block] = 0
+    return changed
+
+
+def _tail(fault, result, spec):
+    changed = result.contiguous().clone()
+    changed.view(-1)[-fault.size :] = 0
+    return changed
+
+
+def _rows(result):
+    return result.view(-1, result.shape[-1]) if result.dim() else result.view(1, 1)
+
+
+def _heads(fault, result):
+    """The heads of a result as a view with the head in front, None where it has none."""
+    if result.dim() == 4:
+        return result.transpose(0, 1)
+    if fault.heads and result.dim() and result.shape[-1] % fault.heads == 0:
+        return result.unflatten(-1, (fault.heads, -1)).movedim(-2, 0)
+    return None
+
+
+def _parts(of, swap: bool):
+    def change(fault, result, spec):
+        changed = result.contiguous().clone()
+        parts = of(fault, changed)
+        if parts is None or parts.shape[0] <= fault.at + swap:
+            return None
+        if swap:
+            first = parts[fault.at].clone()
+            parts[fault.at] = parts[fault.at + 1]
+            parts[fault.at + 1] = first
+        else:
+            parts[fault.at] = 0
+        return changed
+
+    return change
+
+
+def _saturate(fault, result, spec):
+    limit = _default(fault, 65504.0)
+    changed = result.nan_to_num(0.0, math.inf, -math.inf).clamp(-limit, limit) if result.is_floating_point() else result.clamp(-limit, limit)
+    return changed.to(result.dtype) if not changed.equal(result) else None
+
+
+def _stale(fault, result, spec):
+    return spec.view().clone().reshape(result.shape) if spec is not None and spec.numel == result.numel() else None
+
+
+_RESULTS = {
+    "scale": _scale, "offset": _offset, "noise": _noise, "tile": _tile, "tail": _tail, "nan": _element(math.nan), "inf": _element(math.inf),
+    "swap_rows": _parts(lambda fault, result: _rows(result), swap=True), "zero_rows": _parts(lambda fault, result: _rows(result), swap=False),
+    "swap_heads": _parts(_heads, swap=True), "zero_heads": _parts(_heads, swap=False), "saturate": _saturate, "stale": _stale,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ planting
+
+
+def plant(planted: Fault) -> None:
+    """Plant a fault for the rest of the process."""
+    _planted.append(planted)
 
 
 @contextmanager
 def fault(pattern: str, kind: str, **options):
     """Plant a fault in the operators whose name matches (as file names do) while the block runs.
 
-    Raises: ValueError for an unknown kind.
+    Raises: ValueError for an unknown kind or setting.
     """
     planted = Fault(pattern, kind, **options)
     _planted.append(planted)
@@ -89,6 +398,11 @@ def fault(pattern: str, kind: str, **options):
         _drain()
     finally:
         _planted.remove(planted)
+
+
+def planted() -> tuple[Fault, ...]:
+    """The faults that are planted now."""
+    return tuple(_planted)
 
 
 def _drain() -> None:

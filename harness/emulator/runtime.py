@@ -73,12 +73,13 @@ class _Runtime:
 
         def capture(*values):
             try:
-                fault = faults.for_call(operator.name)
-                if fault is not None and fault.kind == "missing":
-                    return self._fail(operator.name, f"{operator.name} is not emulated (a planted fault)")
+                struck = faults.for_call(operator.name)
+                refusal = struck.refusal(operator.name)
+                if refusal is not None:
+                    return self._fail(operator.name, refusal)
                 number = next(self.numbers)
-                self.calls[number] = _Call(operator, values[:-2], fault)
-                ctypes.c_uint64.from_address(values[-2]).value = 0
+                self.calls[number] = _Call(operator, values[:-2], struck)
+                ctypes.c_uint64.from_address(values[-2]).value = struck.workspace()
                 ctypes.c_uint64.from_address(values[-1]).value = number
                 return 0
             except BaseException as error:  # nothing may be raised through C
@@ -95,6 +96,9 @@ class _Runtime:
         try:
             call.run()
             return 0
+        except faults.PlantedError as error:
+            self._fail(call.operator.name, f"{call.operator.name}: {error}")
+            return error.code
         except BaseException as error:
             text = str(error) if isinstance(error, OperatorError) else f"{type(error).__name__}: {error}"
             return self._fail(call.operator.name, f"{call.operator.name}: {text}")
@@ -125,10 +129,10 @@ class Room:
 class _Call:
     """One call of one operator: its arguments as they were when it was made."""
 
-    def __init__(self, operator, values, fault):
+    def __init__(self, operator, values, struck):
         from harness.emulator.values import read
 
-        self.operator, self.fault = operator, fault
+        self.operator, self.struck = operator, struck
         self.values = [read(each.type, value) for each, value in zip(operator.arguments, values)]
 
     def run(self) -> None:
@@ -143,10 +147,10 @@ class _Call:
                     outputs += value if isinstance(value, list) else [Room(value) if argument.free and value is not None else value]
             specs = [each.spec if isinstance(each, Room) else each for each in outputs]
             more = {"out": specs[0] if len(specs) == 1 else specs} if self.operator.wants_out else {}
-            results = self.operator.compute(*inputs, **more)
+            self.struck.before()
+            results = self.operator.compute(*self.struck.read(inputs), **more)
             results = list(results) if isinstance(results, (tuple, list)) else [results]
-            if self.fault is not None:
-                results = self.fault.apply(results)
+            results = self.struck.answer(results, specs)
             _write(results, outputs)
 
 
