@@ -20,6 +20,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "report": {"gate", "report"},
     "models": {"convert", "models"},
     "bench": {"device", "infer", "models", "reference", "report"},
+    "conformance": {"device", "emulator", "numerics"},
     "doctor": {"device"},
     "infer": {"convert", "device", "models", "reference"},
     "plugin": {"bench", "case", "device", "gate", "reference", "report"},

@@ -1,0 +1,23 @@
+"""python -m harness.conformance architectures | vendor | bits | symbols."""
+
+import importlib
+import sys
+
+from harness.errors import HarnessError
+
+COMMANDS = ("architectures", "vendor", "bits", "symbols")
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        print(f"usage: python -m harness.conformance {' | '.join(COMMANDS)} [-h] …", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f"harness.conformance.{sys.argv[1]}").main(sys.argv[2:])
+    except (HarnessError, ValueError, OSError) as error:
+        print(f"conformance {sys.argv[1]}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

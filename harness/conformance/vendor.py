@@ -1,0 +1,176 @@
+"""The vendor's own operator tests (Ascend/op-plugin, test/test_base_ops), run unchanged over the emulated CANN.
+
+    python -m harness emulate -m harness.conformance vendor OP_PLUGIN/test/test_base_ops [--jobs 2] [--output FILE]
+
+Each file runs under pytest in a process of its own, forked after the emulated CANN is in place. The table has a row for each file
+and a line for each group of tests that did not pass. Needs what the vendor's tests need: pip install expecttest scipy hypothesis pyyaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import emulator
+from harness.errors import HarnessError
+
+PASSED, FAILED, NOT_EMULATED, NOT_APPLICABLE = "passed", "failed", "not emulated", "not applicable"
+OUTCOMES = (PASSED, FAILED, NOT_EMULATED, NOT_APPLICABLE)
+LIMIT = 600  # seconds for one file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One test: what became of it, and why where it did not pass."""
+
+    test: str
+    outcome: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file of tests."""
+
+    name: str
+    outcomes: tuple[Outcome, ...]
+    fell_back: tuple[str, ...] = field(default=())  # operators that the CPU computed, as on a card
+
+    def count(self, outcome: str) -> int:
+        return sum(each.outcome == outcome for each in self.outcomes)
+
+
+def run(folder: Path, jobs: int, work: Path) -> Iterator[File]:
+    """Run every test file of a folder, each in a process forked from this one, `jobs` at a time; what they print goes to `work`.
+
+    Raises: HarnessError when the folder holds none, or this process does not run over the emulated CANN.
+    """
+    paths = sorted(folder.glob("test_*.py")) if folder.is_dir() else [folder] if folder.is_file() else []
+    if not paths:
+        raise HarnessError(f"{folder} holds no test_*.py; give the folder test/test_base_ops of a checkout of Ascend/op-plugin, or one file of it")
+    if not emulator.installed():
+        raise HarnessError("the vendor's tests need the emulated CANN underneath: python -m harness emulate -m harness.conformance vendor FOLDER")
+    _warm()
+    waiting, running = list(paths), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            path = waiting.pop(0)
+            running[_start(path, work)] = path, time.monotonic()
+        process, status = os.waitpid(-1, os.WNOHANG)
+        if process:
+            path, _ = running.pop(process)
+            yield _read(path, work, status)
+            continue
+        for process, (_, began) in running.items():
+            if time.monotonic() - began > LIMIT:
+                os.killpg(process, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _warm() -> None:
+    """Import here what every file imports; nothing of it may start a thread or touch the device, since the process forks."""
+    import pytest  # noqa: F401
+    import torch_npu.testing.testcase  # noqa: F401
+
+
+def _start(path: Path, work: Path) -> int:
+    """Fork a process that runs one file under pytest. Returns its number."""
+    sys.stdout.flush()
+    process = os.fork()
+    if process:
+        return process
+    os.setsid()
+    log = os.open(work / f"{path.stem}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    status = 99
+    try:
+        import pytest
+
+        os.chdir(path.parent)
+        sys.path.insert(0, str(path.parent))
+        options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(path.parent), "-c", "/dev/null", f"--junitxml={work / path.stem}.xml"]
+        status = int(pytest.main([path.name, *options]))
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def _read(path: Path, work: Path, status: int) -> File:
+    """What one file's process left behind."""
+    junit, log = work / f"{path.stem}.xml", (work / f"{path.stem}.log").read_text(errors="replace")
+    fell_back = tuple(sorted(set(re.findall(r"operator '([\w:.]+)' is not currently supported on the NPU backend", log))))
+    if junit.exists():
+        return File(name=path.name, outcomes=tuple(_outcomes(junit)), fell_back=fell_back)
+    how = f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {os.waitstatus_to_exitcode(status)}"
+    last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "no output")
+    return File(name=path.name, outcomes=(Outcome(test=path.name, outcome=FAILED, reason=f"the file's process ended ({how}; {LIMIT} s allowed): {last[:120]}"),))
+
+
+def _outcomes(junit: Path) -> Iterator[Outcome]:
+    for case in ElementTree.parse(junit).getroot().iter("testcase"):
+        name = f"{case.get('classname')}::{case.get('name')}"
+        skipped, bad = case.find("skipped"), case.find("failure")
+        bad = case.find("error") if bad is None else bad
+        if skipped is not None:
+            yield Outcome(test=name, outcome=NOT_APPLICABLE, reason=(skipped.get("message") or "").strip()[:150])
+        elif bad is None:
+            yield Outcome(test=name, outcome=PASSED)
+        else:
+            text = f"{bad.get('message') or ''}\n{bad.text or ''}"
+            missing = re.search(r"(?:aclop )?\w+(?: \(the older operator path\))?(?=:? is not emulated)|\w+ is not emulated", text)
+            if "is not emulated" in text and missing:
+                yield Outcome(test=name, outcome=NOT_EMULATED, reason=missing[0].removesuffix(" is not emulated"))
+            else:
+                yield Outcome(test=name, outcome=FAILED, reason=_first_error(text))
+
+
+def _first_error(text: str) -> str:
+    named = re.search(r"acl\w+: [^\n]{1,150}", text) or re.search(r"^E +([^\n]{1,150})", text, re.MULTILINE) or re.search(r"\S[^\n]{0,150}", text)
+    return named[0].removeprefix("E").strip() if named else "no message"
+
+
+def table(files: list[File]) -> str:
+    """The outcome by file, the share of those that can run on a 910B, and the reasons of what did not pass."""
+    total = {outcome: sum(each.count(outcome) for each in files) for outcome in OUTCOMES}
+    runnable = sum(total[outcome] for outcome in OUTCOMES[:3])
+    lines = [
+        f"{total[PASSED]} of {runnable} tests that can run on a 910B pass ({total[PASSED] / max(runnable, 1):.1%}); {total[NOT_APPLICABLE]} do not apply.",
+        "", f"| file | {' | '.join(OUTCOMES)} | fell back, as on a card |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [f"| {each.name} | {' | '.join(str(each.count(outcome)) for outcome in OUTCOMES)} | {', '.join(each.fell_back)} |" for each in files]
+    for outcome in (FAILED, NOT_EMULATED, NOT_APPLICABLE):
+        reasons = Counter((each.reason, file.name) for file in files for each in file.outcomes if each.outcome == outcome)
+        lines += ["", f"## {outcome.capitalize()}", "", "| tests | file | reason |", "|---|---|---|"]
+        lines += [f"| {count} | {name} | {reason.replace('|', '/')} |" for (reason, name), count in sorted(reasons.items(), key=lambda each: each[0][::-1])]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m harness emulate -m harness.conformance vendor", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="test/test_base_ops of a checkout of Ascend/op-plugin, or one file of it")
+    parser.add_argument("--jobs", type=int, default=2, help="files at a time (default 2)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep what each file printed and its junit there")
+    arguments = parser.parse_args(argv)
+    files = []
+    with tempfile.TemporaryDirectory() as work:
+        for each in run(arguments.folder.resolve(), arguments.jobs, Path(arguments.logs or work)):
+            files.append(each)
+            print(f"{each.name}: " + ", ".join(f"{each.count(outcome)} {outcome}" for outcome in OUTCOMES if each.count(outcome)), flush=True)
+    files.sort(key=lambda each: each.name)
+    text = table(files)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+    print(text.splitlines()[0])
+    return 0

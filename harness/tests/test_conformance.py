@@ -1,0 +1,126 @@
+"""The measurements of the emulator see what they must: a missing symbol, a wrong number, a test that fails."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import emulator, open_device
+from harness.conformance import architectures, bits, symbols, vendor
+from harness.emulator import build
+from harness.errors import HarnessError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def npu():
+    return open_device("emulated").torch_device
+
+
+# ---------------------------------------------------------------------------------------------------------------- symbols
+
+
+def test_the_installed_wheel_is_read_and_what_the_emulator_lacks_is_listed():
+    found = symbols.survey(build.wheel_libraries(), build.wheel_version())
+    assert len(found.operators) > 800 and len(found.linked) > 60 and len(found.looked_up) > 100
+    assert "aclnnAddmm" in found.operators and "aclnnAddmm" not in found.not_emulated
+    assert "aclrtSynchronizeDevice" in found.linked and "aclrtSynchronizeDevice" not in found.refused
+    assert set(found.refused) <= set(found.linked) and set(found.absent) <= set(found.looked_up) and found.gone == ()
+    assert "aclmdlRICaptureBegin" in found.absent  # graphs are not emulated
+
+
+def test_an_operator_and_a_function_of_another_wheel_show_up(tmp_path):
+    library = build.wheel_libraries()[0] + b"\0aclnnFromTheFutureGetWorkspaceSize\0aclrtFromTheFuture\0"
+    with zipfile.ZipFile(tmp_path / "torch_npu-9.9.9-cp311-none.whl", "w") as wheel:
+        wheel.writestr("torch_npu/lib/libtorch_npu.so", library)
+    path = next(tmp_path.iterdir())
+    found = symbols.survey(symbols.read_wheel(path), symbols._version(path))
+    assert found.name == "9.9.9" and "aclnnFromTheFuture" in found.not_emulated and "aclrtFromTheFuture" in found.absent
+    with pytest.raises(HarnessError, match="holds no torch_npu/lib/libtorch_npu.so; give a wheel of torch_npu"):
+        symbols.read_wheel(tmp_path / "nothing")
+
+
+# ------------------------------------------------------------------------------------------------------------------- bits
+
+LIMITS = {"float32": (22.5, 26.0), "hf32": (12.6, 12.9), "float16": (11.9, 12.6), "bfloat16": (8.9, 9.5)}
+
+
+def test_effective_bits_tell_the_arithmetic_of_each_family(npu):
+    found = dict(bits.rows(npu))
+    for name in ("matmul", "linear", "bmm", "conv2d", "conv1d"):
+        for arithmetic, (low, high) in LIMITS.items():
+            assert low < found[name][arithmetic] < high, (name, arithmetic, found[name])
+    assert found["matmul"]["float32"] > 23.2  # better than the CPU's 22.7: one rounding for each four of K
+    assert found["gelu, none"]["float32"] < 13 and found["gelu, none, as tanh"]["float32"] > 24
+    assert all(value["float32"] > 21.5 for name, value in found.items() if name != "gelu, none")
+
+
+def test_a_product_that_claims_float32_and_runs_lower_is_seen(npu):
+    matmul = bits.FAMILIES[0]
+    for kind, low, high in (("hf32", 12.6, 12.9), ("fp16", 11.6, 11.9)):
+        with emulator.fault("aclnnM*", kind=kind):
+            assert low < bits.measure(matmul, torch.float32, npu) < high
+
+
+# ---------------------------------------------------------------------------------------------------------- architectures
+
+pytest_transformers = pytest.mark.skipif(not build.util.find_spec("transformers"), reason="transformers is not installed")
+
+
+@pytest_transformers
+def test_architectures_of_every_kind_agree_with_the_cpu():
+    names = ["bert", "llama", "t5", "resnet", "vit", "mamba", "wav2vec2", "clip"]
+    for each in architectures.results(names):
+        assert each.problem == "" and each.fell_back == (), each
+        assert 0 < each.exact[1] < 2e-6 and each.gradient < 1e-4, each
+        assert each.tokens in ("", "same"), each
+        assert each.default[1] > 5 * each.exact[1] if each.name in ("bert", "resnet", "vit", "wav2vec2") else True, each
+
+
+@pytest_transformers
+def test_an_architecture_with_a_fault_does_not_agree(npu):
+    entry = next(each for each in architectures.architectures() if each.name == "llama")
+    expected = architectures.run(entry, torch.device("cpu"))
+    with emulator.fault("aclnnSilu", kind="scale", by=1.001) as planted:
+        found = architectures.compare(entry, expected)
+    assert planted.hits > 0 and found.exact[1] > 1e-5
+
+
+def test_an_unknown_architecture_is_named():
+    with pytest.raises(ValueError, match="no architecture is called nothing; there are bert, "):
+        architectures._chosen(["nothing"])
+
+
+# ------------------------------------------------------------------------------------------------------ the vendor's tests
+
+FILE = """
+import unittest, torch, torch_npu
+class TestOperator(unittest.TestCase):
+    def test_right(self): self.assertEqual((torch.ones(2, device="npu:0") + 1).cpu().tolist(), [2.0, 2.0])
+    def test_wrong(self): self.assertEqual((torch.ones(2, device="npu:0") + 1).cpu().tolist(), [3.0, 2.0])
+    def test_missing(self): torch_npu.npu_moe_compute_expert_tokens(torch.ones(2, dtype=torch.int32, device="npu:0"), 2).cpu()
+    @unittest.skip("another machine's")
+    def test_other(self): pass
+"""
+
+
+def test_the_vendors_tests_are_counted_by_what_became_of_them(tmp_path):
+    (tmp_path / "test_operator.py").write_text(FILE)
+    (tmp_path / "test_dead.py").write_text("import os\nos.abort()\n")
+    command = [sys.executable, "-m", "harness", "emulate", "-m", "harness.conformance", "vendor", str(tmp_path), "--output", str(tmp_path / "table.md")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "table.md").read_text()
+    assert text.startswith("1 of 4 tests that can run on a 910B pass (25.0%); 1 do not apply.")
+    assert "| test_operator.py | 1 | 1 | 1 | 1 |  |" in text
+    assert "| test_dead.py | 0 | 1 | 0 | 0 |  |" in text and "killed by signal 6" in text
+    assert "| 1 | test_operator.py | aclnnMoeComputeExpertTokens |" in text and "another machine's" in text
+
+
+def test_a_folder_without_tests_is_one_line(tmp_path):
+    with pytest.raises(HarnessError, match="holds no test_"):
+        next(vendor.run(tmp_path, 1, tmp_path))

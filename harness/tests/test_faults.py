@@ -1,0 +1,223 @@
+"""Faults on demand: each kind acts where it was asked to, as it was asked to, and nowhere else."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from harness import emulator, open_device
+from harness.emulator import faults
+from harness.numerics import effective_bits, round_hf32
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def npu():
+    return open_device("emulated").torch_device
+
+
+def seeded(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+X = seeded(2, 4, 8, 16)
+
+
+def changed(found, clean):
+    """The positions that differ, as a boolean tensor; NaN differs."""
+    return (found != clean) | (found.isnan() != clean.isnan())
+
+
+def block(rows=slice(None), columns=slice(None), heads=slice(None), batch=slice(None)):
+    where = torch.zeros(2, 4, 8, 16, dtype=torch.bool)
+    where[batch, heads, rows, columns] = True
+    return where
+
+
+ELEMENT = torch.zeros(2 * 4 * 8 * 16, dtype=torch.bool).index_fill(0, torch.tensor(37), True).view(2, 4, 8, 16)
+RESULTS = {  # kind: settings, where it shows, what the result is there
+    "scale": ({"by": 1.5}, block(), lambda y: y * 1.5),
+    "offset": ({"by": 0.25}, block(), lambda y: y + 0.25),
+    "noise": ({"by": 1e-2}, block(), None),
+    "tile": ({"at": 2, "size": 3}, block(slice(2, 5), slice(2, 5), 0, 0), lambda y: y * 0),
+    "tail": ({"size": 5}, block(7, slice(11, 16), 3, 1), lambda y: y * 0),
+    "swap_rows": ({"at": 1}, block(slice(1, 3), heads=0, batch=0), lambda y: y[..., [0, 2, 1, *range(3, 8)], :]),
+    "zero_rows": ({"at": 1}, block(1, heads=0, batch=0), lambda y: y * 0),
+    "swap_heads": ({"at": 1}, block(heads=slice(1, 3)), lambda y: y[:, [0, 2, 1, 3]]),
+    "zero_heads": ({"at": 3}, block(heads=3), lambda y: y * 0),
+    "nan": ({"at": 37}, ELEMENT, lambda y: y * math.nan),
+    "inf": ({"at": 37}, ELEMENT, lambda y: y * 0 + math.inf),
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_a_fault_of_the_result_shows_there_and_nowhere_else(npu, kind):
+    settings, where, meaning = RESULTS[kind]
+    x = X.to(npu)
+    clean = F.silu(x).cpu()
+    with emulator.fault("aclnnSilu", kind=kind, **settings) as planted:
+        found, other = F.silu(x).cpu(), (x * 2).cpu()
+    assert planted.hits == planted.calls == 1
+    assert torch.equal(changed(found, clean), where)
+    if meaning is not None:
+        torch.testing.assert_close(found[where], meaning(clean)[where], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(other, X * 2) and torch.equal(F.silu(x).cpu(), clean)
+
+
+def test_noise_differs_from_run_to_run_and_has_its_size(npu):
+    x = X.to(npu)
+    clean = F.silu(x).cpu()
+    with emulator.fault("aclnnSilu", kind="noise", by=1e-3):
+        first, second = F.silu(x).cpu(), F.silu(x).cpu()
+    assert not torch.equal(first, second)
+    assert 9 < effective_bits(first, clean.double()) < 11
+
+
+def test_saturation_cuts_what_float16_cannot_hold(npu):
+    x = torch.tensor([1.0, 7e4, -7e4, math.inf, math.nan]).to(npu)
+    with emulator.fault("aclnnMuls", kind="saturate") as planted:
+        found = (x * 1.0).cpu()
+    assert found.tolist() == [1.0, 65504.0, -65504.0, 65504.0, 0.0] and planted.hits == 1
+    with emulator.fault("aclnnMuls", kind="saturate") as planted:
+        (x[:1] * 1.0).cpu()
+    assert (planted.calls, planted.hits) == (1, 0)  # nothing to cut: it did not act
+
+
+def test_a_stale_output_is_what_the_memory_held(npu):
+    x, into = X.to(npu), torch.full(X.shape, 7.0, device=npu)
+    with emulator.fault("aclnnMul", kind="stale") as planted:
+        torch.mul(x, x, out=into)
+    assert planted.hits == 1 and into.cpu().unique().tolist() == [7.0]
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [("hf32", 12.6, 12.9), ("fp16", 11.6, 11.9)])
+def test_lower_precision_is_that_of_the_inputs(npu, kind, low, high):
+    left, right = seeded(64, 64), seeded(64, 64, seed=1)
+    with emulator.fault("aclnnM*", kind=kind) as planted:
+        found = (left.to(npu) @ right.to(npu)).cpu()
+    assert planted.hits == 1 and low < effective_bits(found, left.double() @ right.double()) < high
+    with emulator.fault("aclnnAdd", kind="hf32"):
+        assert torch.equal((left.to(npu) + right.to(npu)).cpu(), round_hf32(left) + round_hf32(right))
+
+
+def test_a_mask_is_turned_around_and_an_index_is_off_by_one(npu):
+    q, seen = seeded(1, 2, 6, 16), torch.ones(6, 6, dtype=torch.bool).tril(-1)
+    seen[0, 5] = True
+    with emulator.fault("aclnnFlashAttentionScore", kind="mask") as planted:
+        found = F.scaled_dot_product_attention(q.to(npu), q.to(npu), q.to(npu), attn_mask=seen.to(npu)).cpu()
+    assert planted.hits == 1
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(q, q, q, attn_mask=~seen), rtol=1e-5, atol=1e-5)
+    table, index = seeded(5, 3), torch.tensor([0, 2, 4])
+    with emulator.fault("aclnnEmbedding", kind="index") as planted:
+        assert torch.equal(F.embedding(index.to(npu), table.to(npu)).cpu(), table[[1, 3, 3]])
+    with emulator.fault("aclnnArgMax", kind="index") as planted:
+        assert torch.equal(table.to(npu).argmax(1).cpu() != table.argmax(1), torch.ones(5, dtype=torch.bool))
+    assert planted.hits == 1
+
+
+def test_attention_is_hit_in_its_result_not_in_its_row_maxima(npu):
+    q = seeded(1, 2, 6, 16)
+    attend = lambda: F.scaled_dot_product_attention(q.to(npu), q.to(npu), q.to(npu), is_causal=True).cpu()  # noqa: E731
+    clean = attend()
+    with emulator.fault("aclnnFlashAttentionScore", kind="scale", by=2.0):
+        torch.testing.assert_close(attend(), clean * 2)
+    with emulator.fault("aclnnFlashAttentionScore", kind="scale", by=2.0, output=0):
+        assert torch.equal(attend(), clean)
+
+
+# ------------------------------------------------------------------------------------------------- which calls are hit
+
+
+def test_a_fault_chooses_by_pattern_by_call_and_by_chance(npu):
+    x = torch.ones(4, device=npu)
+    broken = lambda: bool(F.silu(x).cpu().isnan().any())  # noqa: E731
+    with emulator.fault("aclnnSil?", kind="nan", nth=2) as planted:
+        assert [broken() for _ in range(4)] == [False, True, False, False]
+    assert (planted.calls, planted.hits) == (4, 1)
+    drawn = []
+    for _ in range(2):
+        with emulator.fault("aclnnSilu", kind="nan", probability=0.3, seed=5) as planted:
+            drawn.append([broken() for _ in range(40)])
+        assert planted.hits == sum(drawn[-1])
+    assert drawn[0] == drawn[1] and 4 <= sum(drawn[0]) <= 20
+    with emulator.fault("aclnnSilu", kind="nan", probability=0.3, seed=6):
+        assert [broken() for _ in range(40)] != drawn[0]
+
+
+def test_several_faults_act_together(npu):
+    x = torch.ones(4, device=npu)
+    with emulator.fault("aclnnMuls", kind="scale", by=3.0), emulator.fault("aclnn*", kind="offset", by=1.0):
+        assert (x * 2).cpu().tolist() == [7.0] * 4
+
+
+# ----------------------------------------------------------------------------------------------------- the call itself
+
+
+def run(body, *options, **environment):
+    """A program over the emulated CANN in a process of its own."""
+    prepared = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND")} | environment
+    command = [sys.executable, "-m", "harness", "emulate", *options, "-m", "harness.tests.execute", body]
+    return subprocess.run(command, cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=120)
+
+
+SILU = "import torch\ny = torch.nn.functional.silu(torch.ones(3).to('npu:0')).cpu()\nprint(y.tolist())"
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("unwritten", "aclnnSilu: output 0 was not written"), ("missing", "aclnnSilu is not emulated"), ("error", "error code is 507011"),
+        ("error:code=507035", "error code is 507035"), ("oom", "torch.OutOfMemoryError: NPU out of memory"),
+    ],
+)  # fmt: skip
+def test_a_call_that_fails_raises_what_torch_npu_raises(kind, words):
+    done = run(SILU, "--fault", f"aclnnSilu:{kind}")
+    assert done.returncode == 1 and words in done.stderr and done.stdout.strip() == "", done.stderr
+
+
+def test_a_crash_ends_the_process_and_a_hang_takes_its_time():
+    assert run(SILU, "--fault", "aclnnSilu:crash").returncode == -signal.SIGSEGV
+    body = "import time, torch\nx = torch.ones(3).to('npu:0')\nbegan = time.time()\ntorch.nn.functional.silu(x).cpu()\nprint(time.time() - began)"
+    assert 1.0 <= float(run(body, "--fault", "aclnnSilu:hang:seconds=1").stdout) < 30
+
+
+def test_a_program_is_told_what_its_faults_did_and_one_that_never_acted_fails_it():
+    done = run(SILU, "--fault", "aclnnSilu:scale:by=2")
+    assert done.returncode == 0 and "planted fault aclnnSilu:scale:by=2.0 acted on 1 of the 1 calls" in done.stderr
+    assert [round(each, 4) for each in eval(done.stdout)] == [1.4621] * 3
+    done = run(SILU, "--fault", "aclnnGelu:scale:by=2")
+    assert done.returncode == 1 and "planted fault aclnnGelu:scale:by=2.0 acted on 0 of the 0 calls" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("aclnnSilu", "a fault is 'operator:kind'"), ("aclnnSilu:magic", "no kind of fault is called 'magic'; there are hf32, "),
+        ("aclnnSilu:scale:size", "size='' is no number"), ("aclnnSilu:scale:to=2", "a fault has no setting 'to'; there are by, "),
+        ("aclnnSilu:nan:nth=0", "calls are counted from 1"), ("aclnnSilu:nan:probability=2", "lies between 0 and 1"),
+        ("aclnnSilu:tile:size=0", "at least 1 wide"),
+    ],
+)  # fmt: skip
+def test_a_fault_that_there_is_not_is_named(text, words):
+    with pytest.raises(ValueError, match=words):
+        faults.parse(text)
+
+
+def test_a_fault_is_written_as_it_is_read():
+    for text in ("aclnnMatmul:hf32", "aclnnSilu:scale:by=1.001,nth=3", "aclnn*:nan:at=4,probability=0.5,seed=2"):
+        assert str(faults.parse(text)) == text
+
+
+def test_every_kind_is_tested_here():
+    tested = {*RESULTS, "saturate", "stale", "hf32", "fp16", "mask", "index", "unwritten", "missing", "error", "oom", "crash", "hang"}
+    assert tested == set(faults.KINDS)
