@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 from harness import numerics
 from harness.emulator.operators.common import hf32, tall
@@ -44,12 +45,226 @@ def baddbmm(self, batch1, batch2, beta, alpha, cube, out):
     return scaled_product(self, wide_product(batch1, batch2, cube), beta, alpha, out.dtype)
 
 
+@operator("aclnnAddbmm", "self batch1 batch2 beta:scalar alpha:scalar >out cube:int8")
+def addbmm(self, batch1, batch2, beta, alpha, cube, out):
+    left, right = batch1.transpose(0, 1).flatten(1), batch2.flatten(0, 1)  # the sum over the batch is part of the product's own
+    return scaled_product(self, wide_product(left, right, cube), beta, alpha, out.dtype).expand(out.shape)
+
+
+@operator("aclnnAddmv", "self mat vec alpha:scalar beta:scalar >out cube:int8")
+def addmv(self, mat, vec, alpha, beta, cube, out):
+    return scaled_product(self, wide_product(mat, vec, cube), beta, alpha, out.dtype).expand(out.shape)
+
+
+@operator("aclnnAddr", "self vec1 vec2 beta:scalar alpha:scalar >out")
+def addr(self, vec1, vec2, beta, alpha, out):
+    if out.dtype == torch.bool:
+        return torch.addr(self, vec1, vec2, beta=beta, alpha=alpha)
+    wide = [tall(each) if each.is_floating_point() or each.is_complex() else each.to(out.dtype) for each in (self, vec1, vec2)]
+    return torch.addr(*wide, beta=beta, alpha=alpha).to(out.dtype)
+
+
+@operator("aclnnInplaceAddr", "self! vec1 vec2 beta:scalar alpha:scalar")
+def inplace_addr(self, vec1, vec2, beta, alpha, out):
+    return addr(self, vec1, vec2, beta, alpha, out)
+
+
+FUSED = {
+    "": lambda product, other: product,
+    "16cast32": lambda product, other: product,
+    "add": lambda product, other: product + tall(other),
+    "mul": lambda product, other: product * tall(other),
+    "relu": lambda product, other: product.relu(),
+    "gelu_erf": lambda product, other: F.gelu(product),
+    "gelu_tanh": lambda product, other: F.gelu(product, approximate="tanh"),
+}
+
+
+@operator("aclnnFusedMatmul", "x1 x2 bias x3 kind:str cube:int8 >out")
+def fused_matmul(x1, x2, bias, x3, kind, cube, out):
+    product = wide_product(x1, x2, cube)
+    product = product if bias is None else product + tall(bias)
+    return FUSED[kind](product, x3).to(out.dtype)
+
+
+@operator("aclnnTransposeBatchMatMul", "x1 x2 bias scale perm1:ints perm2:ints perm_out:ints cube:int8 split:int32 >out")
+def transposed_batch_matmul(x1, x2, bias, scale, perm1, perm2, perm_out, cube, split, out):
+    if scale is not None:
+        raise NotImplementedError("a transposed batch product that quantizes its result")
+    product = wide_product(x1.permute(perm1), x2.permute(perm2), cube)  # (B, M, N)
+    product = (product if bias is None else product + tall(bias)).permute(perm_out)
+    if split > 1:  # (M, B, N) as (split, M, B / split * N)
+        product = product.reshape(product.shape[0], split, -1).transpose(0, 1)
+    return product.to(out.dtype)
+
+
+ACTIVATIONS = {  # the numbers that grouped products give them
+    0: lambda x: x,
+    1: torch.relu,
+    2: lambda x: F.gelu(x, approximate="tanh"),
+    3: F.gelu,
+    4: lambda x: x * torch.sigmoid(1.702 * x),
+    5: F.silu,
+}
+
+
+def _group_sizes(group_list, kind: int) -> list[int]:
+    """How many rows each group has; the list holds ends (0), counts (1) or pairs of group and count (2)."""
+    numbers = group_list.tolist() if isinstance(group_list, torch.Tensor) else list(group_list)
+    return [end - start for start, end in zip([0, *numbers], numbers)] if kind == 0 else numbers
+
+
+def _for_group(tensors, index):
+    """The share of one group in a list with a tensor for each group, or with one tensor that has the groups in front."""
+    if not tensors or len(tensors) == 1 and not tensors[0].numel():
+        return None
+    return tensors[index] if len(tensors) > 1 else tensors[0][index]
+
+
+def _group_product(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, activation, dtype):
+    if fine_scale is not None:  # a weight of integers that is widened before the product
+        weight = tall(weight.float() if fine_offset is None else weight.float() + tall(fine_offset)) * tall(fine_scale)
+        weight = weight.to(x.dtype)
+    if x.dtype == torch.int8:
+        total = torch.matmul(x.double(), weight.double())
+        total = (total if bias is None else total + bias.double()).float()
+    else:
+        total = wide_product(x, weight, 0)
+        total = total if bias is None else total + tall(bias)
+    total = total if scale is None else total * tall(scale)
+    total = total if token_scale is None else total * token_scale.unsqueeze(-1)
+    total = ACTIVATIONS[activation](total)
+    return total.round().clamp(-128, 127).to(dtype) if dtype == torch.int8 else total.to(dtype)
+
+
+def _grouped(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, group_list, split, group_type, list_type, activation, outs):
+    if list_type == 2:
+        raise NotImplementedError("grouped products with a list of pairs")
+    groups = len(weight) if len(weight) > 1 else weight[0].shape[0] if weight[0].dim() == 3 else 1
+    sizes = _group_sizes(group_list, list_type) if group_list is not None and len(group_list) else None
+    if group_type == 2:  # groups along K: one result for each, stacked
+        parts, start = [], 0
+        for size in sizes:
+            part = slice(start, start + size)
+            parts.append(_group_product(x[0][:, part], weight[0][part], None, None, None, None, None, None, activation, outs[0].dtype))
+            start += size
+        return [torch.stack(parts)] if len(outs) == 1 else parts
+    if len(x) == 1 and groups > 1:
+        rows = list(torch.split(x[0], [*sizes, x[0].shape[0] - sum(sizes)]))[: len(sizes)]
+        tokens = list(torch.split(token_scale[0], [*sizes, x[0].shape[0] - sum(sizes)])) if token_scale else None
+    else:
+        rows, tokens = list(x), token_scale or None
+    alone = len(weight) == 1 and weight[0].dim() == 2
+    parts = []
+    for index, part in enumerate(rows):
+        share = [None if not each else each[0] if alone and each[0].dim() < 2 else _for_group(each, index) for each in (bias, scale, offset, fine_scale, fine_offset)]
+        parts.append(_group_product(part, weight[0] if alone else _for_group(weight, index), *share, tokens and tokens[index], activation, outs[0].dtype))
+    if len(outs) > 1 or split in (0, 1):
+        return parts
+    joined = torch.cat(parts)
+    missing = outs[0].shape[0] - joined.shape[0]  # rows behind the last group stay zero
+    return [F.pad(joined, (0, 0, 0, missing)) if missing else joined]
+
+
+@operator(
+    "aclnnGroupedMatmul",
+    "x:tensors weight:tensors bias:tensors scale:tensors offset:tensors fine_scale:tensors fine_offset:tensors groups:ints split:int >out:tensors",
+)
+def grouped_matmul(x, weight, bias, scale, offset, fine_scale, fine_offset, groups, split, out):
+    return _grouped(x, weight, bias, scale, offset, fine_scale, fine_offset, None, groups, split, 0 if groups else -1, 0, 0, out)
+
+
+@operator(
+    "aclnnGroupedMatmulV4",
+    "x:tensors weight:tensors bias:tensors scale:tensors offset:tensors fine_scale:tensors fine_offset:tensors token_scale:tensors groups "
+    "activation_input:tensors activation_scale:tensors activation_offset:tensors split:int group_type:int list_type:int activation:int "
+    ">out:tensors >activated:tensors >dynamic_scale:tensors",
+)
+def grouped_matmul_v4(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, groups, a, b, c, split, group_type, list_type, activation, out):
+    outs = [each for each in out if each is not None]  # the lists that only quantization fills are null
+    found = _grouped(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, groups, split, group_type, list_type, activation, outs)
+    return found + [None] * (len(out) - len(outs))
+
+
+@operator(
+    "aclnnGroupedMatmulV5",
+    "x:tensors weight:tensors bias:tensors scale:tensors offset:tensors fine_scale:tensors fine_offset:tensors token_scale:tensors groups "
+    "activation_input:tensors activation_scale:tensors activation_offset:tensors split:int group_type:int list_type:int activation:int "
+    "tuning:ints >out:tensors >activated:tensors >dynamic_scale:tensors",
+)
+def grouped_matmul_v5(
+    x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, groups, a, b, c, split, group_type, list_type, activation, tuning, out
+):
+    return grouped_matmul_v4(
+        x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, groups, a, b, c, split, group_type, list_type, activation, out
+    )
+
+
+@operator("aclnnTransformBiasRescaleQkv", "qkv bias heads:int >q >k >v")
+def split_heads(qkv, bias, heads, out):
+    whole = (tall(qkv) + tall(bias)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, D)
+    q, k, v = whole
+    return [each.to(out[0].dtype) for each in (q / q.shape[-1] ** 0.5, k, v)]
+
+
+def _even(x, padding, dims: int):
+    """The tensor and a padding with one number for each axis; where both ends differ it is applied here, with zeros."""
+    if len(padding) == 2 * dims and dims > 1 or len(padding) > dims:
+        pairs = [padding[2 * axis : 2 * axis + 2] for axis in range(dims)]
+        if all(before == after for before, after in pairs):
+            return x, [before for before, _ in pairs]
+        return F.pad(x, [each for pair in reversed(pairs) for each in pair]), [0] * dims
+    return x, list(padding) * (dims // len(padding))
+
+
 @operator(
     "aclnnConvolution",
     "input weight bias stride:ints padding:ints dilation:ints transposed:bool output_padding:ints groups:int >out cube:int8",
 )
-def convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups, cube):
-    return numerics.convolution(
-        input, weight, bias, stride=stride, padding=padding, dilation=dilation, transposed=transposed,
+def convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups, cube, out):
+    padded, padding = _even(input, padding, weight.dim() - 2)
+    found = numerics.convolution(
+        padded, weight, bias, stride=stride, padding=padding, dilation=dilation, transposed=transposed,
         output_padding=output_padding, groups=groups, hf32=hf32(cube),
     )  # fmt: skip
+    return found.to(out.dtype)
+
+
+@operator("aclnnConvDepthwise2d", "input weight kernel:ints bias stride:ints padding:ints dilation:ints >out cube:int8")
+def depthwise(input, weight, kernel, bias, stride, padding, dilation, cube, out):
+    return convolution(input, weight, bias, stride, padding, dilation, False, (0, 0), input.shape[1], cube, out)
+
+
+@operator("aclnnConvTbc", "input weight bias pad:int >out cube:int8")
+def time_convolution(input, weight, bias, pad, cube, out):
+    found = convolution(input.permute(1, 2, 0), weight.permute(2, 1, 0), bias, (1,), (pad,), (1,), False, (0,), 1, cube, out)
+    return found.permute(2, 0, 1)
+
+
+@operator(
+    "aclnnConvolutionBackward",
+    "grad input weight bias_sizes:ints stride:ints padding:ints dilation:ints transposed:bool output_padding:ints groups:int wanted:bools "
+    "cube:int8 >input_grad >weight_grad >bias_grad",
+)
+def convolution_backward(grad, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, wanted, cube, out):
+    found = numerics.convolution_backward(
+        grad, input, weight, stride=stride, padding=padding, dilation=dilation, transposed=transposed,
+        output_padding=output_padding, groups=groups, wanted=wanted, hf32=hf32(cube),
+    )  # fmt: skip
+    return [_or_zeros(each, spec) for each, spec in zip(found, out)]
+
+
+def _or_zeros(found, spec):
+    """A result in the output's dtype; zeros where the caller made room for one that it did not ask for."""
+    if spec is None:
+        return None
+    return torch.zeros(spec.shape, dtype=spec.dtype) if found is None else found.to(spec.dtype)
+
+
+@operator("aclnnConvTbcBackward", "grad input weight bias pad:int cube:int8 >input_grad >weight_grad >bias_grad")
+def time_convolution_backward(grad, input, weight, bias, pad, cube, out):
+    towards_input, towards_weight, towards_bias = numerics.convolution_backward(
+        grad.permute(1, 2, 0), input.permute(1, 2, 0), weight.permute(2, 1, 0), stride=(1,), padding=(pad,), dilation=(1,),
+        transposed=False, output_padding=(0,), groups=1, wanted=(True, True, True), hf32=hf32(cube),
+    )  # fmt: skip
+    return towards_input.permute(2, 0, 1), towards_weight.permute(2, 1, 0), towards_bias.to(out[2].dtype)
