@@ -5,7 +5,18 @@ Products, convolutions, attention, norms and activations follow harness/numerics
 float32 for half dtypes and rounded once.
 """
 
-from harness.emulator.operators import activations, attention, chance, elementwise, norms, products, reductions, tensors
-from harness.emulator.table import OPERATORS
+from harness.emulator.operators import (
+    activations,
+    attention,
+    chance,
+    elementwise,
+    losses,
+    norms,
+    older,
+    products,
+    reductions,
+    tensors,
+)
+from harness.emulator.table import OLDER, OPERATORS
 
-__all__ = ["OPERATORS", "activations", "attention", "chance", "elementwise", "norms", "products", "reductions", "tensors"]
+__all__ = ["OLDER", "OPERATORS", "activations", "attention", "chance", "elementwise", "losses", "norms", "older", "products", "reductions", "tensors"]
