@@ -150,7 +150,7 @@ __asm__(".text\nemulator_dispatch:\n"
 /* ---------------------------------------------------------------------------------- what operators are called with: values */
 
 /* Python reads these by their layout: keep it in step with values.py. Handles never reach anybody else. */
-enum { TENSOR = 1, SCALAR, INT_ARRAY, BOOL_ARRAY, FLOAT_ARRAY, TENSOR_LIST, SCALAR_LIST };
+enum { TENSOR = 1, SCALAR, INT_ARRAY, BOOL_ARRAY, FLOAT_ARRAY, TENSOR_LIST, SCALAR_LIST, DESCRIPTION };
 #define MAX_DIMS 16
 
 typedef struct {
@@ -484,33 +484,178 @@ EXPORT int aclrtEventGetTimestamp(void *event, uint64_t *microseconds) {
     return OK;
 }
 
-/* ------------------------------------------------------------------------- the older operator path: an error, every time */
+/* -------------------------------------------------------------------- the older operator path: a type, descriptions, attributes */
 
-EXPORT int aclopCompileAndExecute(const char *type, ...) {
-    char text[512];
-    snprintf(text, sizeof text, "aclop %s (the older operator path)", type);
-    return not_emulated(text);
-}
-EXPORT int aclopCompileAndExecuteV2(const char *type, ...) {
-    char text[512];
-    snprintf(text, sizeof text, "aclop %s (the older operator path)", type);
-    return not_emulated(text);
-}
-EXPORT void *aclopCreateAttr(void) { return calloc(1, 8); }
-EXPORT void aclopDestroyAttr(void *attribute) { free(attribute); }
-#define ATTRIBUTE(name) EXPORT int name(void *attribute, ...) { (void)attribute; return OK; } /* read by nobody: execution fails */
-ATTRIBUTE(aclopSetAttrBool) ATTRIBUTE(aclopSetAttrDataType) ATTRIBUTE(aclopSetAttrFloat) ATTRIBUTE(aclopSetAttrInt)
-ATTRIBUTE(aclopSetAttrListBool) ATTRIBUTE(aclopSetAttrListFloat) ATTRIBUTE(aclopSetAttrListInt)
-ATTRIBUTE(aclopSetAttrListListInt) ATTRIBUTE(aclopSetAttrString)
+/* An aclTensorDesc: a tensor whose memory comes with the call, from the buffer beside it. Each call has its own. */
+typedef struct {
+    tensor_t tensor; /* shape: the dimensions that the program sees; storage: those that lie in memory, in `format` */
+    int64_t origin_format, placement, room; /* placement: 0 device, else host; room: bytes behind tensor.data */
+    char name[64];
+} description_t;
 
-EXPORT void *aclCreateDataBuffer(void *data, size_t size) { (void)data; (void)size; return calloc(1, 8); }
+typedef struct { void *data; size_t size; } buffer_t;
+
+EXPORT void *aclCreateDataBuffer(void *data, size_t size) {
+    buffer_t *buffer = calloc(1, sizeof *buffer);
+    buffer->data = data;
+    buffer->size = size;
+    return buffer;
+}
 EXPORT int aclDestroyDataBuffer(void *buffer) { return release(buffer); }
+
+EXPORT int aclSetTensorShape(description_t *description, int dims, const int64_t *shape) {
+    if (dims < 0 || dims > MAX_DIMS) return fail(INVALID, "a description has 0 to 16 dimensions");
+    description->tensor.storage_dims = dims;
+    if (dims) memcpy(description->tensor.storage, shape, (size_t)dims * sizeof *shape);
+    return OK;
+}
 EXPORT void *aclCreateTensorDesc(int dtype, int dims, const int64_t *shape, int format) {
-    (void)dtype; (void)dims; (void)shape; (void)format;
-    return calloc(1, 8);
+    if (dims < 0 || dims > MAX_DIMS) return NULL;
+    description_t *made = calloc(1, sizeof *made);
+    tensor_t *tensor = &made->tensor;
+    tensor->kind = DESCRIPTION;
+    tensor->dtype = dtype;
+    tensor->format = made->origin_format = format;
+    tensor->dims = dims;
+    if (dims) memcpy(tensor->shape, shape, (size_t)dims * sizeof *shape);
+    for (int64_t stride = 1, i = dims - 1; i >= 0; i--) tensor->strides[i] = stride, stride *= shape[i];
+    aclSetTensorShape(made, dims, shape);
+    return made;
 }
 EXPORT void aclDestroyTensorDesc(void *description) { free(description); }
-ATTRIBUTE(aclSetTensorDescName) ATTRIBUTE(aclSetTensorFormat) ATTRIBUTE(aclSetTensorPlaceMent) ATTRIBUTE(aclSetTensorShape)
+EXPORT int aclSetTensorFormat(description_t *description, int format) { description->tensor.format = format; return OK; }
+EXPORT int aclSetTensorPlaceMent(description_t *description, int placement) { description->placement = placement; return OK; }
+EXPORT void aclSetTensorDescName(description_t *description, const char *name) {
+    snprintf(description->name, sizeof description->name, "%s", name);
+}
+EXPORT int aclGetTensorDescType(const description_t *description) { return (int)description->tensor.dtype; }
+EXPORT int aclGetTensorDescFormat(const description_t *description) { return (int)description->tensor.format; }
+EXPORT size_t aclGetTensorDescNumDims(const description_t *description) { return (size_t)description->tensor.dims; }
+EXPORT int aclGetTensorDescDimV2(const description_t *description, size_t index, int64_t *size) {
+    if (index >= (size_t)description->tensor.dims) return fail(INVALID, "a description was asked for a dimension that it lacks");
+    *size = description->tensor.shape[index];
+    return OK;
+}
+
+/* Attributes: records one behind the other, {kind, bytes of name, bytes of value}, name, value. Python walks them. */
+enum { ATTR_BOOL = 1, ATTR_INT, ATTR_FLOAT, ATTR_STRING, ATTR_DTYPE, ATTR_BOOLS, ATTR_INTS, ATTR_FLOATS, ATTR_INT_LISTS };
+typedef struct { int64_t used, room; char *records; } attributes_t;
+
+EXPORT void *aclopCreateAttr(void) { return calloc(1, sizeof(attributes_t)); }
+EXPORT void aclopDestroyAttr(attributes_t *attributes) {
+    if (attributes) free(attributes->records);
+    free(attributes);
+}
+
+static char *record(attributes_t *attributes, const char *name, int64_t kind, size_t size) {
+    int64_t header[3] = {kind, (int64_t)strlen(name), (int64_t)size};
+    int64_t whole = (int64_t)sizeof header + header[1] + header[2];
+    if (attributes->used + whole > attributes->room) {
+        attributes->room = 2 * (attributes->used + whole);
+        attributes->records = realloc(attributes->records, (size_t)attributes->room);
+    }
+    char *at = attributes->records + attributes->used;
+    attributes->used += whole;
+    memcpy(at, header, sizeof header);
+    memcpy(at + sizeof header, name, (size_t)header[1]);
+    return at + sizeof header + header[1];
+}
+static int attribute(attributes_t *attributes, const char *name, int kind, const void *value, size_t size) {
+    char *at = record(attributes, name, kind, size);
+    if (size) memcpy(at, value, size);
+    return OK;
+}
+EXPORT int aclopSetAttrBool(attributes_t *to, const char *name, uint8_t value) { return attribute(to, name, ATTR_BOOL, &value, 1); }
+EXPORT int aclopSetAttrInt(attributes_t *to, const char *name, int64_t value) { return attribute(to, name, ATTR_INT, &value, 8); }
+EXPORT int aclopSetAttrFloat(attributes_t *to, const char *name, float value) { return attribute(to, name, ATTR_FLOAT, &value, 4); }
+EXPORT int aclopSetAttrString(attributes_t *to, const char *name, const char *text) { return attribute(to, name, ATTR_STRING, text, strlen(text)); }
+EXPORT int aclopSetAttrDataType(attributes_t *to, const char *name, int value) {
+    int64_t dtype = value;
+    return attribute(to, name, ATTR_DTYPE, &dtype, 8);
+}
+EXPORT int aclopSetAttrListBool(attributes_t *to, const char *name, int count, const uint8_t *values) {
+    return attribute(to, name, ATTR_BOOLS, values, (size_t)count);
+}
+EXPORT int aclopSetAttrListInt(attributes_t *to, const char *name, int count, const int64_t *values) {
+    return attribute(to, name, ATTR_INTS, values, (size_t)count * 8);
+}
+EXPORT int aclopSetAttrListFloat(attributes_t *to, const char *name, int count, const float *values) {
+    return attribute(to, name, ATTR_FLOATS, values, (size_t)count * 4);
+}
+EXPORT int aclopSetAttrListListInt(attributes_t *to, const char *name, int lists, const int *counts, const int64_t *const values[]) {
+    size_t size = 0;
+    for (int i = 0; i < lists; i++) size += 8 + (size_t)counts[i] * 8;
+    char *at = record(to, name, ATTR_INT_LISTS, size);
+    for (int i = 0; i < lists; i++) {
+        int64_t count = counts[i];
+        memcpy(at, &count, 8);
+        if (count) memcpy(at + 8, values[i], (size_t)count * 8);
+        at += 8 + count * 8;
+    }
+    return OK;
+}
+
+typedef int (*older_t)(const char *type, int inputs, void *in, int outputs, void *out, const void *attributes, int decides);
+static older_t older_callback;
+EXPORT void emulator_set_older(older_t callback) { older_callback = callback; }
+
+static int older(const char *type, int inputs, description_t *const *in, buffer_t *const *in_buffers, int outputs,
+                 description_t *const *out, buffer_t *const *out_buffers, const void *attributes, int decides) {
+    for (int i = 0; i < inputs; i++) in[i]->tensor.data = (int64_t)(intptr_t)in_buffers[i]->data, in[i]->room = (int64_t)in_buffers[i]->size;
+    for (int i = 0; i < outputs; i++) out[i]->tensor.data = (int64_t)(intptr_t)out_buffers[i]->data, out[i]->room = (int64_t)out_buffers[i]->size;
+    return older_callback ? older_callback(type, inputs, (void *)in, outputs, (void *)out, attributes, decides) : not_emulated(type);
+}
+EXPORT int aclopCompileAndExecute(const char *type, int inputs, description_t *const in[], buffer_t *const in_buffers[], int outputs,
+                                  description_t *const out[], buffer_t *const out_buffers[], const void *attributes, int engine,
+                                  int flag, const char *path, void *stream) {
+    (void)engine; (void)flag; (void)path; (void)stream;
+    return older(type, inputs, in, in_buffers, outputs, out, out_buffers, attributes, 0);
+}
+/* The second version waits for the result and may then say other shapes of it. */
+EXPORT int aclopCompileAndExecuteV2(const char *type, int inputs, description_t *const in[], buffer_t *const in_buffers[], int outputs,
+                                    description_t *const out[], buffer_t *const out_buffers[], const void *attributes, int engine,
+                                    int flag, const char *path, void *stream) {
+    (void)engine; (void)flag; (void)path; (void)stream;
+    return older(type, inputs, in, in_buffers, outputs, out, out_buffers, attributes, 1);
+}
+
+/* What a cast to another format takes, in the pairs that CANN casts; for others torch_npu goes the older way. */
+enum { NCHW = 0, ND = 2, NC1HWC0 = 3, FRACTAL_Z = 4, FRACTAL_NZ = 29, NCDHW = 30, NDC1HWC0 = 32, FRACTAL_Z_3D = 33, NCL = 47 };
+
+EXPORT int aclnnNpuFormatCastCalculateSizeAndFormat(const tensor_t *from, int format, int base_dtype, int64_t **shape, uint64_t *dims, int *actual) {
+    int64_t view[MAX_DIMS + 2], n = from->dims, count = n, block = 32 / size_of(base_dtype < 0 ? (int)from->dtype : base_dtype);
+    int plain = from->format == ND || from->format == NCL || from->format == NCHW || from->format == NCDHW;
+    memcpy(view, from->shape, sizeof from->shape);
+#define BLOCKS(size, block) (((size) + (block) - 1) / (block))
+    if (n < 2 || n > 6) return 161002; /* ACLNN_ERR_PARAM_INVALID */
+    for (int64_t i = 0; i < n; i++) if (!view[i]) return 161002;
+    if (from->format == format) return 161002;
+    if (format == FRACTAL_NZ && plain) {
+        int64_t rows = view[n - 2], columns = view[n - 1];
+        view[n - 2] = BLOCKS(columns, block), view[n - 1] = BLOCKS(rows, 16), view[n] = 16, view[n + 1] = block;
+        count = n + 2;
+    } else if (format == NC1HWC0 && from->format == NCHW && n == 4) {
+        view[1] = BLOCKS(view[1], block), view[4] = block;
+        count = 5;
+    } else if (format == FRACTAL_Z && from->format == NCHW && n == 4) {
+        view[0] = BLOCKS(view[1], block) * view[2] * view[3], view[1] = BLOCKS(from->shape[0], 16), view[2] = 16, view[3] = block;
+    } else if (format == NDC1HWC0 && from->format == NCDHW && n == 5) {
+        view[1] = from->shape[2], view[2] = BLOCKS(from->shape[1], block), view[5] = block;
+        count = 6;
+    } else if (format == FRACTAL_Z_3D && from->format == NCDHW && n == 5) {
+        view[0] = view[2] * BLOCKS(view[1], block) * view[3] * view[4], view[1] = BLOCKS(from->shape[0], 16), view[2] = 16, view[3] = block;
+        count = 4;
+    } else if (!(from->format == FRACTAL_NZ && (format == ND || format == NCL || format == NCHW || format == NCDHW)) &&
+               !((from->format == NC1HWC0 || from->format == FRACTAL_Z) && format == NCHW) &&
+               !((from->format == NDC1HWC0 || from->format == FRACTAL_Z_3D) && format == NCDHW)) {
+        return 361001; /* ACLNN_ERR_RUNTIME_ERROR */
+    }
+    *shape = malloc((size_t)count * sizeof **shape);
+    memcpy(*shape, view, (size_t)count * sizeof **shape);
+    *dims = (uint64_t)count;
+    *actual = format;
+    return OK;
+}
 
 /* Compile options, as a 910B has them: nothing is compiled when it is called, and dtypes are kept. */
 #define JIT_COMPILE 10

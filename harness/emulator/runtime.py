@@ -16,6 +16,8 @@ from harness.errors import DeviceError
 
 STATUS_FAILED = 561000  # ACLNN_ERR_INNER
 STATUS_BAD_ARGUMENT = 161002  # ACLNN_ERR_PARAM_INVALID
+STATUS_UNKNOWN = 207000  # ACL_ERROR_RT_FEATURE_NOT_SUPPORT
+STATUS_NO_MEMORY = 207001  # ACL_ERROR_RT_MEMORY_ALLOCATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,11 @@ class _Runtime:
         execute = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(self._execute)
         self.callbacks.append(execute)
         self.core.emulator_set_execute(execute)
+        older = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int
+        )(self._older)
+        self.callbacks.append(older)
+        self.core.emulator_set_older(older)
 
     def _capturing(self, operator):
         """What aclnnXxxGetWorkspaceSize does: reads the arguments and hands out a number for the call."""
@@ -93,15 +100,46 @@ class _Runtime:
         call = self.calls.pop(number, None)
         if call is None:
             return self._fail("aclnn", "an operator was executed twice, or without GetWorkspaceSize")
+        return self._guarded(call.operator.name, call.run)
+
+    def _older(self, type, input_count, inputs, output_count, outputs, attributes, decides) -> int:
+        """What aclopCompileAndExecute does: computes a call that describes itself."""
+        name = type.decode()
+        return self._guarded(name, lambda: self._run_older(name, (input_count, inputs), (output_count, outputs), attributes, decides))
+
+    def _run_older(self, name: str, inputs, outputs, attributes, decides) -> int:
+        from harness.emulator import values
+        from harness.emulator.operators import OLDER
+
+        entry = OLDER.get(name)
+        if entry is None:
+            self._fail(name, f"aclop {name} (the older operator path) is not emulated")
+            return STATUS_UNKNOWN
+        struck = faults.for_call(name)
+        refusal = struck.refusal(name)
+        if refusal is not None:
+            return self._fail(name, refusal)
+        if struck.workspace():
+            self._fail(name, f"{name}: out of memory for the workspace")
+            return STATUS_NO_MEMORY
+        came, wanted = ([values.description(each) for each in (ctypes.c_void_p * count).from_address(at)] if count else [] for count, at in (inputs, outputs))
+        keywords = values.attributes(attributes)
+        if entry.wants_names:
+            keywords["names"] = [each.name if each else "" for each in came]
+        rooms = [Room(each) if decides and position in entry.free and each is not None else each for position, each in enumerate(wanted)]
+        _compute(entry, struck, came, rooms, **keywords)
+        return 0
+
+    def _guarded(self, name: str, run) -> int:
+        """The status of a run; nothing may be raised through C."""
         try:
-            call.run()
-            return 0
+            return run() or 0
         except faults.PlantedError as error:
-            self._fail(call.operator.name, f"{call.operator.name}: {error}")
+            self._fail(name, f"{name}: {error}")
             return error.code
         except BaseException as error:
             text = str(error) if isinstance(error, OperatorError) else f"{type(error).__name__}: {error}"
-            return self._fail(call.operator.name, f"{call.operator.name}: {text}")
+            return self._fail(name, f"{name}: {text}")
 
     def _fail(self, name: str, text: str) -> int:
         self.core.emulator_set_error(text.encode(errors="replace"))
@@ -136,28 +174,34 @@ class _Call:
         self.values = [read(each.type, value) for each, value in zip(operator.arguments, values)]
 
     def run(self) -> None:
-        import torch
+        inputs, outputs = [], []
+        for argument, value in zip(self.operator.arguments, self.values):
+            if argument.role != "out":
+                inputs.append(value)
+            if argument.role != "in":
+                outputs += value if isinstance(value, list) else [Room(value) if argument.free and value is not None else value]
+        _compute(self.operator, self.struck, inputs, outputs)
 
-        with torch.inference_mode():
-            inputs, outputs = [], []
-            for argument, value in zip(self.operator.arguments, self.values):
-                if argument.role != "out":
-                    inputs.append(_view(value) if argument.type in ("tensor", "tensors") else value)
-                if argument.role != "in":
-                    outputs += value if isinstance(value, list) else [Room(value) if argument.free and value is not None else value]
-            specs = [each.spec if isinstance(each, Room) else each for each in outputs]
-            more = {"out": specs[0] if len(specs) == 1 else specs} if self.operator.wants_out else {}
-            self.struck.before()
-            results = self.operator.compute(*self.struck.read(inputs), **more)
-            results = list(results) if isinstance(results, (tuple, list)) else [results]
-            results = self.struck.answer(results, specs)
-            _write(results, outputs)
+
+def _compute(entry, struck, inputs: list, outputs: list, **keywords) -> None:
+    """Compute an operator of either table, with the faults that strike it, and write what it answers."""
+    import torch
+
+    with torch.inference_mode():
+        specs = [each.spec if isinstance(each, Room) else each for each in outputs]
+        if entry.wants_out:
+            keywords["out"] = specs[0] if len(specs) == 1 else specs
+        struck.before()
+        results = entry.compute(*struck.read([_view(each) for each in inputs]), **keywords)
+        results = list(results) if isinstance(results, (tuple, list)) else [results]
+        _write(struck.answer(results, specs), outputs)
 
 
 def _view(value):
-    if value is None:
-        return None
-    return [each.view() for each in value] if isinstance(value, list) else value.view()
+    """An argument as the operator gets it: a tensor for a specification, and so in lists."""
+    if isinstance(value, list):
+        return [_view(each) for each in value]
+    return value.view() if hasattr(value, "view") else value
 
 
 def _write(results: list, outputs: list) -> None:
@@ -174,8 +218,7 @@ def _write(results: list, outputs: list) -> None:
         if tuple(result.shape) != spec.shape or result.dtype != spec.dtype:
             got = f"{str(result.dtype).removeprefix('torch.')} {tuple(result.shape)}"
             raise OperatorError(f"output {position} is {got} where {str(spec.dtype).removeprefix('torch.')} {spec.shape} was expected")
-        if spec.numel:
-            spec.view().copy_(result)
+        spec.write(result)
 
 
 _installed: _Runtime | None = None

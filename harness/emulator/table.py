@@ -9,6 +9,16 @@ double, float, str, ints, bools, floats, tensors, scalars; `>outs:tensors` is a 
 The function gets the inputs in order and returns the outputs in order; the runner alone writes them, after checking number, shape
 and dtype, so an operator cannot leave one unwritten. A last argument `out` of the function receives the specification of the
 outputs (`.shape`, `.dtype`), for operators whose result depends on it.
+
+Some operators still come by CANN's older path, where a call describes itself: a type, descriptions, named attributes. So they need no
+signature:
+
+    @older("Fill")
+    def fill(dims, value, out): return ...
+
+The function gets the inputs in order, None for an optional one that is not there, and the attributes as keywords; those that a call
+leaves out keep the function's defaults, and one that it does not know is an error. `names` as an argument receives the names of the
+inputs, where the operator goes by them.
 """
 
 from __future__ import annotations
@@ -54,7 +64,17 @@ class Operator:
         return ctypes.CFUNCTYPE(ctypes.c_int, *types, ctypes.c_void_p, ctypes.c_void_p)
 
 
+@dataclass(frozen=True)
+class Older:
+    name: str
+    compute: Callable[..., Any]
+    wants_out: bool
+    wants_names: bool  # of the inputs
+    free: tuple[int, ...]  # the outputs whose shape the operator decides
+
+
 OPERATORS: dict[str, Operator] = {}
+OLDER: dict[str, Older] = {}
 
 
 def operator(names: str, signature: str) -> Callable:
@@ -67,6 +87,20 @@ def operator(names: str, signature: str) -> Callable:
             if name in OPERATORS:
                 raise ValueError(f"{name} is in the table twice")
             OPERATORS[name] = Operator(name, arguments, compute, wants_out)
+        return compute
+
+    return enter
+
+
+def older(names: str, free: tuple[int, ...] = ()) -> Callable:
+    """Enter a function as the meaning of types of the older path; `free` counts the outputs whose shape it decides."""
+
+    def enter(compute: Callable) -> Callable:
+        wanted = inspect.signature(compute).parameters
+        for name in names.split():
+            if name in OLDER:
+                raise ValueError(f"{name} is in the older table twice")
+            OLDER[name] = Older(name, compute, "out" in wanted, "names" in wanted, free)
         return compute
 
     return enter
