@@ -59,6 +59,7 @@ class Stack:
     deterministic: bool | None = None
     compatible_impl: bool | None = None
     allow_internal_format: bool | None = None
+    faults: tuple[str, ...] = ()  # what was broken on purpose on an emulated device, and how often it acted
     environment: dict[str, str] = field(default_factory=dict)  # the variables that change how a device runs, where set
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,10 +102,13 @@ class Device:
         """
         if self.torch_device.type == "cpu":
             return
-        try:
-            answer = (torch.arange(4.0).to(self.torch_device) + 1).cpu().tolist()
-        except RuntimeError as error:
-            answer = _first_line(error)
+        from harness.emulator import faults
+
+        with faults.suspended():
+            try:
+                answer = (torch.arange(4.0).to(self.torch_device) + 1).cpu().tolist()
+            except RuntimeError as error:
+                answer = _first_line(error)
         if answer != [1.0, 2.0, 3.0, 4.0]:
             raise DeviceError(
                 f"{self.torch_device} no longer computes ({answer}): an operator failed before and its queue is closed; "
@@ -312,6 +316,8 @@ def _read_stack(device: Device) -> Stack:
 def _npu_stack(device: Device) -> dict[str, Any]:
     import torch_npu
 
+    from harness.emulator.faults import planted
+
     emulated = device.backend == "emulated"
     cann = _quietly(lambda: torch_npu.utils.get_cann_version())
     return dict(
@@ -326,6 +332,7 @@ def _npu_stack(device: Device) -> dict[str, Any]:
         jit_compile=_quietly(lambda: not torch.npu.is_jit_compile_false()),
         compatible_impl=_compatible_impl(),
         allow_internal_format=_quietly(_internal_format),
+        faults=tuple(each.deeds for each in planted()) if emulated else (),
     )
 
 

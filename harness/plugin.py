@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default="auto", metavar="DEVICE", help="auto (default), npu[:n], emulated, cuda[:n] or cpu")
     group.addoption("--report", type=Path, default=None, metavar="DIR", help="where the report goes (default: reports/)")
     group.addoption("--lang", choices=("en", "zh"), default="en", help="language of the markdown report")
+    group.addoption("--fault", action="append", default=[], metavar="OPERATOR:KIND[:SETTINGS]", help="break the emulated device on purpose, such as 'aclnnMatmul:hf32'; the report says so")
     group.addoption("--bench", action="store_true", help="time each accuracy case's model and add the table to the report")
 
 
@@ -64,6 +65,8 @@ class Session:
         self.performance: list[dict] = []
         self.environment: dict = {"backend": None, "stack": {}}
         self.written: tuple[Path, Path] | None = None
+        self.planted: list = []  # faults, on the emulated device
+        self._acted: dict[str, bool] = {}  # the same as text: whether one acted, here or in a worker
         self._device = None
         self._models = None
         self._timed: set = set()
@@ -85,8 +88,26 @@ class Session:
             self.say(f"opening the device ({self.config.option.device})")
             _share_cores(self.worker)
             self._device = open_device(self.config.option.device)
+            self._plant()
             self._read_stack()
         return self._device
+
+    def _plant(self) -> None:
+        """Plant the faults that were asked for. Raises: DeviceError where the device is not an emulated one."""
+        from harness.emulator import faults
+        from harness.errors import DeviceError
+
+        if self.config.option.fault and self._device.backend != "emulated":
+            raise DeviceError(f"--fault breaks an emulated device and this one is {self._device.name} ({self._device.backend}); add --device emulated")
+        self.planted = [faults.parse(each) for each in self.config.option.fault]
+        for each in self.planted:
+            faults.plant(each)
+
+    def pytest_unconfigure(self) -> None:
+        from harness.emulator import faults
+
+        for each in self.planted:
+            faults.remove(each)
 
     def _read_stack(self) -> None:
         """Record where the run happens, switches included; read after a run, since models may change the switches."""
@@ -179,6 +200,14 @@ class Session:
                 parse_spec(self.config.option.device)
             except ValueError as error:
                 raise pytest.UsageError(f"--device: {error}") from None
+        if self.config.option.fault:
+            from harness.emulator import faults
+
+            try:
+                for each in self.config.option.fault:
+                    faults.parse(each)
+            except ValueError as error:
+                raise pytest.UsageError(f"--fault: {error}") from None
 
     def check_directory(self) -> None:
         """Stop with one message, before anything ran, where the report could not be written."""
@@ -231,6 +260,9 @@ class Session:
         if report.when == "call" and brought:
             rows += [each["row"] for each in brought]
             self.environment = brought[-1]["environment"]
+            for deeds in self.environment["stack"].get("faults", ()):
+                text, _, acted = deeds.partition(" (acted on ")
+                self._acted[text] = self._acted.get(text, False) or not acted.startswith("0 ")
         failing = [row for row in rows if row["status"] not in ("PASS", "SKIPPED")]
         if report.failed and not failing:
             rows.append(self._unmeasured(report.nodeid, "error", _reason(report)))
@@ -276,6 +308,12 @@ class Session:
             self.config.workeroutput["precision_performance"] = json.dumps(self.performance)
         elif self.rows or (self.collected and self._device is not None and not self._refused):
             self._write()
+        if self.idle_faults() and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def idle_faults(self) -> list[str]:
+        """The planted faults that never acted: the run shows nothing about them."""
+        return [str(each) for each in self.planted if not self.worker and self.rows and not self._acted.get(str(each), False)]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session):
@@ -298,6 +336,10 @@ class Session:
         terminalreporter.section("accuracy")
         if stored["backend"] == "emulated":
             terminalreporter.write_line("EMULATED: measured on an emulated device; it says nothing about hardware")
+        for each in stored["stack"].get("faults", ()):
+            terminalreporter.write_line(f"FAULT PLANTED: {each}")
+        for each in self.idle_faults():
+            terminalreporter.write_line(f"{each} never acted: none of the operators that it names ran, or there was nothing to change", red=True)
         device = stored["stack"].get("device")
         terminalreporter.write_line(f"{counts(stored['headline'])} on {device} ({stored['backend']})")
         terminalreporter.write_line(f"report: {self.written[1]}")
@@ -366,3 +408,26 @@ def precision(request: pytest.FixtureRequest):
         return verdict
 
     return check
+
+
+@pytest.fixture
+def plant_fault():
+    """`plant_fault("aclnnSilu", kind="scale", by=1.001)` breaks the emulated device until the test ends, which fails where nothing was broken.
+
+    Returns the Fault, with `calls` and `hits`.
+    """
+    from harness.emulator import faults
+
+    planted = []
+
+    def plant(pattern: str, kind: str, **settings):
+        planted.append(faults.Fault(pattern, kind, **settings))
+        faults.plant(planted[-1])
+        return planted[-1]
+
+    yield plant
+    for each in planted:
+        faults.remove(each)
+    idle = [each.deeds for each in planted if not each.hits]
+    if idle:
+        pytest.fail(f"planted and never met: {'; '.join(idle)}", pytrace=False)

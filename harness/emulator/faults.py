@@ -13,7 +13,7 @@ import random
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any
@@ -89,6 +89,11 @@ class Fault:
         default = {each.name: each.default for each in fields(self)}
         options = [f"{name}={getattr(self, name)}" for name in OPTIONS if getattr(self, name) != default[name]]
         return ":".join([self.pattern, self.kind, *([",".join(options)] if options else [])])
+
+    @property
+    def deeds(self) -> str:
+        """The fault and how often it acted, for a report."""
+        return f"{self} (acted on {self.hits} of the {self.calls} calls that it matches)"
 
     def strikes(self, name: str) -> bool:
         """Whether it acts on this call, which is counted."""
@@ -195,11 +200,12 @@ class PlantedError(RuntimeError):
 
 NONE = Struck([])
 _planted: list[Fault] = []
+_suspended: list[None] = []  # one for each block in which faults wait
 
 
 def for_call(name: str) -> Struck:
     """The faults that act on this call of an operator."""
-    if not _planted:
+    if not _planted or _suspended:
         return NONE
     return Struck([each for each in _planted if each.strikes(name)])
 
@@ -381,8 +387,24 @@ _RESULTS = {
 
 
 def plant(planted: Fault) -> None:
-    """Plant a fault for the rest of the process."""
+    """Plant a fault until it is removed, or for the rest of the process."""
     _planted.append(planted)
+
+
+def remove(planted: Fault) -> None:
+    """Take a fault away again; what was launched before still meets it."""
+    _drain()
+    _planted.remove(planted)
+
+
+@contextmanager
+def suspended():
+    """Let every fault wait while the block runs: for a look at whether the device answers at all."""
+    _suspended.append(None)
+    try:
+        yield
+    finally:
+        _suspended.pop()
 
 
 @contextmanager
@@ -392,12 +414,11 @@ def fault(pattern: str, kind: str, **options):
     Raises: ValueError for an unknown kind or setting.
     """
     planted = Fault(pattern, kind, **options)
-    _planted.append(planted)
+    plant(planted)
     try:
         yield planted
-        _drain()
     finally:
-        _planted.remove(planted)
+        remove(planted)
 
 
 def planted() -> tuple[Fault, ...]:
@@ -410,4 +431,5 @@ def _drain() -> None:
     import torch
 
     if hasattr(torch, "npu") and torch.npu.is_initialized():
-        torch.npu.synchronize()
+        with suppress(RuntimeError):  # of an operator that failed: whoever waits for its result is told
+            torch.npu.synchronize()

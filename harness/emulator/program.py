@@ -83,7 +83,7 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 def _tell(planted: list[faults.Fault]) -> int:
     """Say how often each fault acted; one that never did is a failure, since the run then shows nothing about it."""
     for each in planted:
-        print(f"harness emulate: planted fault {each} acted on {each.hits} of the {each.calls} calls that it matches", file=sys.stderr)
+        print(f"harness emulate: planted fault {each.deeds}", file=sys.stderr)
     return int(any(not each.hits for each in planted))
 
 

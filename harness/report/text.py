@@ -43,11 +43,14 @@ def _headline(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block
         title = Heading(level=1, text=words["title"].format(counts=counts(report["headline"]) or words["none"]))
     if report["backend"] != "emulated":
         return [title]
-    return [Text(text=words["emulated"].format(device=_device(report)), strong=True), title]
+    said = [words["emulated"].format(device=_device(report))]
+    if report["stack"].get("faults"):
+        said.append(words["faults"].format(faults="; ".join(report["stack"]["faults"])))
+    return [*(Text(text=each, strong=True) for each in said), title]
 
 
 def _environment(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
-    stack = {name: value for name, value in report["stack"].items() if value not in (None, {}, [])}
+    stack = {name: value for name, value in report["stack"].items() if value not in (None, {}, []) and name != "faults"}
     rows = [(name, _value(value)) for name, value in stack.items()]
     table = Table(columns=(words["component"], words["value"]), rows=(*rows, (words["created"], report["created"])))
     return [Heading(text=words["environment"]), table]

@@ -3,6 +3,7 @@
 EN = {
     "emulated": "EMULATED: measured on an emulated {device} (the real torch_npu over an emulated CANN). It shows that the harness "
     "and the model run and how large an Ascend card's rounding is expected to be; it says nothing about hardware.",
+    "faults": "FAULTS WERE PLANTED: {faults}. The device was broken on purpose; nothing here says anything about a sound one.",
     "title": "Accuracy report: {counts}",
     "none": "no rows",
     "environment": "Environment",
@@ -39,6 +40,7 @@ EN = {
 ZH = {
     "emulated": "EMULATED（模拟）：在模拟的 {device} 上测得（真实的 torch_npu，模拟的 CANN）。它说明测试框架与模型可以运行，"
     "以及昇腾卡的舍入误差预计有多大；不构成任何硬件上的证据。",
+    "faults": "植入了故障：{faults}。设备是故意弄坏的；这里的结果不能说明正常设备的任何情况。",
     "title": "精度报告：{counts}",
     "none": "没有结果",
     "environment": "环境",

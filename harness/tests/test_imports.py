@@ -23,7 +23,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "conformance": {"device", "emulator", "numerics"},
     "doctor": {"device"},
     "infer": {"convert", "device", "models", "reference"},
-    "plugin": {"bench", "case", "device", "gate", "reference", "report"},
+    "plugin": {"bench", "case", "device", "emulator", "gate", "reference", "report"},
     "cli": {"bench", "doctor", "emulator", "infer", "models", "report"},
     "__main__": {"cli"},
     "__init__": {"compare", "case", "device", "gate"},

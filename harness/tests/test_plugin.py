@@ -361,3 +361,70 @@ def test_the_performance_table_comes_on_request(user):
     rows = stored(user)["performance"]
     assert [(row["case"], row["device"], row["batch_size"], row["p99_ms"]) for row in rows] == [("small", "cpu", 2, None)]
     assert "Performance" in markdown(user)
+
+
+# ------------------------------------------------------------------------------------------------------ planted faults
+
+
+def test_a_planted_fault_fails_the_case_and_the_report_says_so_first(user):
+    write(user, FIVE_SEEDS)
+    result = user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnSilu:scale:by=1.1", "-k", "precision")
+    result.assert_outcomes(failed=5, deselected=1)
+    result.stdout.fnmatch_lines(["FAULT PLANTED: aclnnSilu:scale:by=1.1 (acted on 5 of the 5 calls that it matches)"])
+    assert stored(user)["stack"]["faults"] == ["aclnnSilu:scale:by=1.1 (acted on 5 of the 5 calls that it matches)"]
+    assert "FAULTS WERE PLANTED: aclnnSilu:scale:by=1.1" in markdown(user).split("# Accuracy report")[0]
+    user.runpytest_inprocess("--device", "emulated", "-k", "precision").assert_outcomes(passed=5, deselected=1)  # it is gone
+    assert "FAULT" not in markdown(user)
+
+
+def test_a_fault_that_never_acted_fails_the_run(user):
+    write(user, FIVE_SEEDS)
+    result = user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnGelu:nan", "-k", "precision")
+    result.assert_outcomes(passed=5, deselected=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["aclnnGelu:nan never acted: none of the operators that it names ran*"])
+
+
+def test_faults_act_in_workers_too(user):
+    pytest.importorskip("xdist")
+    write(user, FIVE_SEEDS)
+    result = user.runpytest_subprocess("--device", "emulated", "--fault", "aclnnSilu:nan", "-n", "2", "-k", "precision")
+    result.assert_outcomes(failed=5)
+    assert "never acted" not in result.stdout.str() and "FAULTS WERE PLANTED" in markdown(user)
+
+
+def test_faults_that_cannot_be_planted_stop_the_session(user):
+    write(user, FIVE_SEEDS)
+    for arguments, words in (
+        (("--device", "cpu", "--fault", "aclnnSilu:nan"), "--fault breaks an emulated device and this one is"),
+        (("--fault", "aclnnSilu:magic"), "no kind of fault is called 'magic'"),
+    ):
+        result = user.runpytest_inprocess(*arguments)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert words in result.stderr.str()
+    assert not (user.path / "reports").exists() or not list((user.path / "reports").iterdir())
+
+
+def test_the_fixture_plants_until_the_test_ends(user):
+    write(
+        user,
+        CASE
+        + """
+from harness import open_device
+
+def test_broken(plant_fault):
+    planted = plant_fault("aclnnSilu", kind="scale", by=2.0)
+    x = torch.ones(3, device=open_device("emulated").torch_device)
+    assert torch.nn.functional.silu(x).cpu()[0] > 1.4 and planted.hits == 1
+
+def test_sound():
+    x = torch.ones(3, device=open_device("emulated").torch_device)
+    assert torch.nn.functional.silu(x).cpu()[0] < 0.8
+
+def test_idle(plant_fault):
+    plant_fault("aclnnGelu", kind="nan")
+""",
+    )
+    result = user.runpytest_inprocess("--device", "emulated")
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["*planted and never met: aclnnGelu:nan*"])
