@@ -1,0 +1,222 @@
+"""Fused attention against the CPU's: training with masks and layouts of all kinds, inference with caches."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from harness.tests.operators.conftest import agrees, seeded
+
+TOKENS = 2147483647
+
+
+def qkv(q=(2, 4, 6, 8), k=(2, 4, 6, 8), dtype=torch.float32):
+    return [seeded(*shape, seed=seed, dtype=dtype).requires_grad_() for seed, shape in enumerate((q, k, k))]
+
+
+def exact(q, k, v, hidden=None, bias=None, scale=None):
+    """Attention on the CPU, (B, H, N, D); bias is added to the scaled scores."""
+    k, v = [each.repeat_interleave(q.shape[1] // k.shape[1], 1) for each in (k, v)]
+    scores = q @ k.transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)
+    scores = scores if bias is None else scores + bias
+    scores = scores if hidden is None else scores.masked_fill(hidden, -math.inf)
+    return torch.nan_to_num(scores.softmax(-1), 0.0) @ v
+
+
+def matches(npu, fused, plain, tensors, rtol=1e-5):
+    """Assert that fused(*tensors on the device) and its gradients are plain(*tensors)'s."""
+    there = [each.detach().to(npu).requires_grad_() for each in tensors]
+    here = [each.detach().float().requires_grad_() for each in tensors]
+    actual, expected = fused(*there), plain(*here)
+    weights = torch.linspace(0.5, 1.5, expected.numel()).reshape(expected.shape)
+    (actual.float() * weights.to(npu)).sum().backward()
+    (expected * weights).sum().backward()
+    rtol = rtol if tensors[0].dtype == torch.float32 else 1e-2
+    assert actual.dtype == tensors[0].dtype
+    torch.testing.assert_close(actual.detach().cpu().float(), expected.detach(), rtol=rtol, atol=rtol)
+    for one, other in zip(there, here):
+        assert one.grad.dtype == one.dtype
+        torch.testing.assert_close(one.grad.cpu().float(), other.grad, rtol=rtol, atol=2 * rtol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "causal", "bool", "float", "one mask for all", "grouped"])
+def test_scaled_dot_product_attention_learns(npu, kind, dtype):
+    q, k, v = qkv(k=(2, 2, 6, 8) if kind == "grouped" else (2, 4, 6, 8), dtype=dtype)
+    mask = {
+        "bool": torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(3)) > 0.3,
+        "one mask for all": torch.ones(6, 6).tril().bool(),
+        "float": seeded(6, 6, seed=4, dtype=dtype),
+    }.get(kind)
+    if kind == "bool":
+        mask[..., 0] = True  # a row that sees nothing has no defined result on the CPU
+    options = dict(is_causal=kind == "causal", enable_gqa=kind == "grouped")
+    matches(
+        npu,
+        lambda *tensors: F.scaled_dot_product_attention(*tensors, None if mask is None else mask.to(npu), **options),
+        lambda *tensors: F.scaled_dot_product_attention(*tensors, mask.float() if kind == "float" else mask, **options),
+        (q, k, v),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "layout, there, back",
+    [
+        ("BNSD", lambda x: x, lambda x: x),
+        ("BSND", lambda x: x.transpose(1, 2), lambda x: x.transpose(1, 2)),
+        ("BSH", lambda x: x.transpose(1, 2).flatten(2), lambda x: x.unflatten(2, (4, -1)).transpose(1, 2)),
+        ("SBH", lambda x: x.permute(2, 0, 1, 3).flatten(2), lambda x: x.unflatten(2, (4, -1)).permute(1, 2, 0, 3)),
+    ],
+)
+def test_a_layout_changes_nothing(npu, layout, there, back, dtype):
+    import torch_npu
+
+    def fused(q, k, v):
+        return back(torch_npu.npu_fusion_attention(there(q), there(k), there(v), 4, layout, scale=0.3)[0])
+
+    matches(npu, fused, lambda q, k, v: exact(q, k, v, scale=0.3), qkv(dtype=dtype))
+
+
+def band(queries, keys, before, after, shift=0):
+    distance = torch.arange(keys)[None, :] - torch.arange(queries)[:, None] - shift
+    return (distance > after) | (-distance > before)
+
+
+COMPRESSED = torch.ones(2048, 2048).triu(1).bool()
+PREFIX = torch.cat((COMPRESSED, torch.cat((torch.zeros(1024, 1024), torch.ones(1024, 1024)), 1).bool()))
+
+
+@pytest.mark.parametrize(
+    "sparse, mask, before, after, prefix, hidden",
+    [
+        (0, band(5, 7, 2, 1), 2, 1, None, band(5, 7, 2, 1)),
+        (1, band(5, 7, 9, 3), TOKENS, TOKENS, None, band(5, 7, 9, 3)),
+        (2, COMPRESSED, TOKENS, 0, None, band(5, 7, 99, 0)),
+        (3, COMPRESSED, TOKENS, 0, None, band(5, 7, 99, 0, 2)),
+        (4, COMPRESSED, 3, 1, None, band(5, 7, 3, 1, 2)),
+        (6, PREFIX, TOKENS, 0, [4, 2], band(5, 7, 99, 0, 2) & (torch.arange(7) >= torch.tensor([4, 2])[:, None, None, None])),
+    ],
+)
+def test_a_sparse_mode_hides_what_its_document_says(npu, sparse, mask, before, after, prefix, hidden):
+    import torch_npu
+
+    def fused(q, k, v):
+        options = dict(scale=0.3, pre_tockens=before, next_tockens=after, sparse_mode=sparse, prefix=prefix, atten_mask=mask.to(npu))
+        return torch_npu.npu_fusion_attention(q, k, v, 4, "BNSD", **options)[0]
+
+    matches(npu, fused, lambda q, k, v: exact(q, k, v, hidden, scale=0.3), qkv((2, 4, 5, 8), (2, 4, 7, 8)))
+
+
+@pytest.mark.parametrize("layout", ["", "TND"])
+@pytest.mark.parametrize("sparse", [0, 3])
+def test_ragged_sequences_are_attended_one_by_one(npu, sparse, layout):
+    import torch_npu
+
+    lengths, ends = (3, 4, 1), [3, 7, 8]
+
+    def fused(q, k, v):
+        mask = COMPRESSED.to(npu) if sparse else None
+        options = dict(scale=0.3, actual_seq_qlen=ends, actual_seq_kvlen=ends, sparse_mode=sparse, atten_mask=mask, softmax_layout=layout)
+        return torch_npu.npu_fusion_attention(q, k, v, 4, "TND", **options)[0]
+
+    def plain(q, k, v):
+        parts = zip(*[each.split(lengths) for each in (q, k, v)])
+        return torch.cat([
+            exact(*[each.transpose(0, 1)[None] for each in part], band(len(part[0]), len(part[0]), 99, 0) if sparse else None, scale=0.3)[0]
+            .transpose(0, 1)
+            for part in parts
+        ])  # fmt: skip
+
+    matches(npu, fused, plain, qkv((8, 4, 8), (8, 4, 8)))
+
+
+def test_what_is_added_to_the_scores_is_scaled_with_them(npu):
+    import torch_npu
+
+    pse = seeded(2, 4, 6, 6, seed=7)
+    matches(
+        npu,
+        lambda q, k, v: torch_npu.npu_fusion_attention(q, k, v, 4, "BNSD", pse=pse.to(npu), scale=0.3)[0],
+        lambda q, k, v: exact(q, k, v, bias=pse * 0.3, scale=0.3),
+        qkv(),
+    )
+
+
+def test_a_row_that_sees_no_key_gives_zeros(npu):
+    hidden = torch.ones(6, 6).bool()
+    hidden[2:] = False
+    q, k, v = [each.detach() for each in qkv()]
+    found = F.scaled_dot_product_attention(*[each.to(npu) for each in (q, k, v)], ~hidden.to(npu))
+    assert not found[:, :, :2].cpu().any()
+    torch.testing.assert_close(found.cpu()[:, :, 2:], exact(q, k, v)[:, :, 2:])
+
+
+def test_no_tokens_at_all(npu):
+    agrees(npu, lambda q, k, v: F.scaled_dot_product_attention(q, k, v), *qkv((0, 4, 6, 8), (0, 4, 6, 8)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_dropout_forgets_the_same_on_the_way_back(npu, dtype):
+    """The value's gradient shows the probabilities that were used: the result is linear in the value."""
+    q, k, v = [each.detach().to(npu) for each in qkv((1, 2, 64, 16), (1, 2, 64, 16), dtype=dtype)]
+    v.requires_grad_()
+    found = F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+    found.sum().backward()
+    torch.testing.assert_close((v.grad * v).float().sum().cpu(), found.float().sum().cpu(), rtol=2e-2, atol=2e-1)
+    plain = F.scaled_dot_product_attention(q, k, v)
+    assert (plain - found).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_inference_over_a_cache_of_pages(npu, dtype):
+    import torch_npu
+
+    lengths, size = [5, 9], 4
+    keys, values = seeded(2, 12, 2 * 16, dtype=dtype), seeded(2, 12, 2 * 16, seed=1, dtype=dtype)
+    q = seeded(2, 1, 4 * 16, seed=2, dtype=dtype)
+    table = torch.tensor([[3, 0, 5], [1, 4, 2]], dtype=torch.int32)
+    pages = [torch.zeros(6, size, 32, dtype=dtype) for _ in range(2)]
+    for cache, whole in zip(pages, (keys, values)):
+        for row in range(2):
+            for column in range(3):
+                cache[table[row, column]] = whole[row, column * size : (column + 1) * size]
+    found, sums = torch_npu.npu_fused_infer_attention_score(
+        q.to(npu), *[each.to(npu) for each in pages], num_heads=4, num_key_value_heads=2, scale=0.25, input_layout="BSH",
+        actual_seq_lengths_kv=lengths, block_table=table.to(npu), block_size=size, softmax_lse_flag=True,
+    )  # fmt: skip
+    assert found.dtype == dtype and found.shape == q.shape and sums.shape == (2, 4, 1, 1)
+    for row, length in enumerate(lengths):
+        one, two, three = [
+            each[row : row + 1].float().unflatten(-1, (-1, 16)).transpose(1, 2) for each in (q, keys[:, :length], values[:, :length])
+        ]
+        torch.testing.assert_close(found[row].cpu().float().flatten(), exact(one, two, three, scale=0.25).flatten(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("layout", ["BNSD", "BSH", "BNSD_BSND"])
+def test_inference_of_a_prompt(npu, layout):
+    import torch_npu
+
+    q, k, v = [each.detach() for each in qkv((2, 4, 6, 16), (2, 2, 6, 16), torch.float16)]
+    came, _, goes = layout.partition("_")
+    there = [each.transpose(1, 2).flatten(2) if came == "BSH" else each for each in (q, k, v)]
+    mask = torch.ones(6, 6).triu(1).bool()
+    found = torch_npu.npu_prompt_flash_attention(
+        *[each.to(npu) for each in there], num_heads=4, num_key_value_heads=2, scale_value=0.25, input_layout=layout, atten_mask=mask.to(npu)
+    ).cpu().float()  # fmt: skip
+    wanted = exact(q.float(), k.float(), v.float(), mask, scale=0.25)
+    wanted = wanted if (goes or came) == "BNSD" else wanted.transpose(1, 2) if goes else wanted.transpose(1, 2).flatten(2)
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("layout", ["BSH", "BNSD", "BSND"])
+def test_inference_of_one_token(npu, layout):
+    import torch_npu
+
+    q, k, v = [each.detach() for each in qkv((2, 4, 1, 16), (2, 4, 6, 16), torch.float16)]
+    there = [{"BSH": x.transpose(1, 2).flatten(2), "BNSD": x, "BSND": x.transpose(1, 2)}[layout].to(npu) for x in (q, k, v)]
+    found = torch_npu.npu_incre_flash_attention(*there, num_heads=4, scale_value=0.25, input_layout=layout, actual_seq_lengths=[4, 6])
+    for row, length in enumerate((4, 6)):
+        wanted = exact(*[each[row : row + 1].float() for each in (q, k[:, :, :length], v[:, :, :length])], scale=0.25)
+        torch.testing.assert_close(found[row].cpu().float().flatten(), wanted.flatten(), rtol=1e-2, atol=1e-2)
