@@ -13,10 +13,11 @@ from harness.emulator.operators import (
     losses,
     norms,
     older,
+    positions,
     products,
     reductions,
     tensors,
 )
 from harness.emulator.table import OLDER, OPERATORS
 
-__all__ = ["OLDER", "OPERATORS", "activations", "attention", "chance", "elementwise", "losses", "norms", "older", "products", "reductions", "tensors"]
+__all__ = ["OLDER", "OPERATORS", "activations", "attention", "chance", "elementwise", "losses", "norms", "older", "positions", "products", "reductions", "tensors"]

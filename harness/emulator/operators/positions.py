@@ -1,0 +1,125 @@
+"""Rotary embeddings of positions."""
+
+from __future__ import annotations
+
+import torch
+
+from harness.emulator.operators.common import tall
+from harness.emulator.table import operator
+
+
+def _half(x):
+    left, right = x.chunk(2, -1)
+    return torch.cat((-right, left), -1)
+
+
+def _pairs(x):
+    return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+
+
+def _quarters(x):
+    return torch.cat([_half(part) for part in x.chunk(2, -1)], -1)
+
+
+def _sorted(x):
+    """What lies at even places before what lies at odd ones."""
+    return torch.cat((x[..., ::2], x[..., 1::2]), -1)
+
+
+def _unsorted(x):
+    return torch.stack(x.chunk(2, -1), -1).flatten(-2)
+
+
+def _same(x):
+    return x
+
+
+ROTATIONS = {0: _half, 1: _pairs, 2: _quarters, 3: _half}
+ORDERS = {3: (_sorted, _unsorted)}  # the mode that sorts first, and how to undo it
+MODES = {"half": 0, "interleave": 1, "quarter": 2}
+
+
+def _rotated(x, cos, sin, mode: int, matrix=None):
+    x, cos, sin = tall(x), tall(cos), tall(sin)
+    x = ORDERS.get(mode, (_same, _same))[0](x)
+    turned = ROTATIONS[mode](x) if matrix is None else x @ tall(matrix)
+    return x * cos + turned * sin
+
+
+@operator("aclnnRotaryPositionEmbedding", "self cos sin mode:int >out")
+def rotary(self, cos, sin, mode, out):
+    return _rotated(self, cos, sin, mode).to(out.dtype)
+
+
+@operator("aclnnRotaryPositionEmbeddingV2", "self cos sin mode:int matrix >out")
+def rotary_v2(self, cos, sin, mode, matrix, out):
+    return _rotated(self, cos, sin, mode, matrix).to(out.dtype)
+
+
+@operator("aclnnRotaryPositionEmbeddingGrad", "grad cos sin self mode:int >self_grad >cos_grad >sin_grad")
+def rotary_backward(grad, cos, sin, self, mode, out):
+    grad, cos, sin = tall(grad), tall(cos), tall(sin)
+    turn, (order, undo) = ROTATIONS[mode], ORDERS.get(mode, (_same, _same))
+    towards = undo(grad * cos - turn(grad * sin))  # the rotation's transpose is its negative
+    if self is None:  # without x the other two are not asked for
+        return [towards.to(out[0].dtype), *[None if spec is None else torch.zeros(spec.shape, dtype=spec.dtype) for spec in out[1:]]]
+    x = order(tall(self))
+    sums = [None if spec is None else part.sum_to_size(spec.shape).to(spec.dtype) for part, spec in zip((grad * x, grad * turn(x)), out[1:])]
+    return [towards.to(out[0].dtype), *sums]
+
+
+def _leading(x, cos, sin, mode: int):
+    """Rotated as far as cos reaches, the rest as it was."""
+    width = cos.shape[-1]
+    return torch.cat((_rotated(x[..., :width], cos, sin, mode).to(x.dtype), x[..., width:]), -1)
+
+
+@operator("aclnnApplyRotaryPosEmb", "query! key! cos sin layout:int")
+def rotary_both(query, key, cos, sin, layout):
+    return _leading(query, cos, sin, 0), _leading(key, cos, sin, 0)
+
+
+@operator("aclnnApplyRotaryPosEmbV2", "query! key! cos sin layout:int mode:str")
+def rotary_both_v2(query, key, cos, sin, layout, mode):
+    return _leading(query, cos, sin, MODES[mode]), _leading(key, cos, sin, MODES[mode])
+
+
+@operator("aclnnInterleaveRope", "self cos sin >out")
+def rotary_sorted(self, cos, sin, out):
+    return _rotated(self, cos, sin, 3).to(out.dtype)
+
+
+def _of_axes(cache, sections, interleaved: bool):
+    """Numbers of three axes of positions (3, T, D) as those of a token (T, D): each axis has its section of D, or every third place."""
+    if not interleaved:
+        return torch.cat([part[axis] for axis, part in enumerate(cache.split(tuple(sections), -1))], -1)
+    mixed = cache[0].clone()
+    for axis in (1, 2):
+        places = slice(axis, sections[1] * 3, 3)
+        mixed[..., places] = cache[axis][..., places]
+    return mixed
+
+
+def _cached(x, cos, sin, size: int, halves: bool):
+    heads = tall(x).unflatten(-1, (-1, size))  # (T, H, D)
+    width = 2 * cos.shape[-1]
+    inner, rest = heads[..., :width], heads[..., width:]
+    join = (lambda part: torch.cat((part, part), -1)) if halves else (lambda part: part.repeat_interleave(2, -1))
+    turned = _rotated(inner, join(cos).unsqueeze(-2), join(sin).unsqueeze(-2), 0 if halves else 1)
+    return torch.cat((turned, rest), -1).flatten(-2).reshape(x.shape).to(x.dtype)
+
+
+@operator(
+    "aclnnRopeWithSinCosCacheV2",
+    "positions query key cache sections:ints size:int halves:bool interleaved:int >query_out >key_out",
+)
+def rotary_cached_v2(positions, query, key, cache, sections, size, halves, interleaved):
+    cos, sin = tall(cache)[positions.long()].chunk(2, -1)
+    if positions.dim() == 2:
+        cos, sin = _of_axes(cos, sections, bool(interleaved)), _of_axes(sin, sections, bool(interleaved))
+    return _cached(query, cos, sin, size, halves), _cached(key, cos, sin, size, halves)
+
+
+@operator("aclnnRopeWithSinCosCache", "positions query key cache sections:ints size:int halves:bool >query_out >key_out")
+def rotary_cached(positions, query, key, cache, sections, size, halves):
+    return rotary_cached_v2(positions, query, key, cache, sections, size, halves, 0)
