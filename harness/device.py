@@ -178,7 +178,8 @@ def _traces_of_ascend() -> list[str]:
         if home and not emulator.is_emulated_home(home):
             traces.append(f"{name}={home}")
     traces += sorted(glob.glob("/dev/davinci[0-9]*"))[:1]
-    if not traces and _loads("libascendcl.so") is None:
+    inherited = emulator.is_emulated_home(os.environ.get("ASCEND_HOME_PATH", ""))
+    if not traces and not inherited and _loads("libascendcl.so") is None:
         traces.append("a loadable libascendcl.so")
     return traces
 
@@ -198,6 +199,8 @@ def _open_npu(index: int, reason: str) -> Device:
 
     if emulator.installed():
         raise DeviceError("this process plays an emulated CANN and cannot open a card as well; start another process")
+    if emulator.is_emulated_home(os.environ.get("ASCEND_HOME_PATH", "")):
+        raise DeviceError("this process was started by one that plays an emulated CANN and inherits it; start it from a shell, or use --device emulated")
     version = wheel_version()
     if "torch_npu" not in sys.modules:
         problem = _loads("libhccl.so")

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from harness.emulator import faults
-from harness.emulator.runtime import Machine, install
+from harness.emulator.runtime import Machine, install, share_with_children
 from harness.errors import HarnessError
 
 USAGE = "python -m harness emulate [OPTIONS] (SCRIPT | -m MODULE) [ARGS ...]"
@@ -33,12 +33,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which machine is played, and what is broken on it."""
     plain = Machine()
     parser.add_argument("--devices", type=int, default=plain.devices, metavar="N", help="how many NPUs there are (default 1)")
-    parser.add_argument("--memory", type=bytes_in, default=plain.memory, metavar="SIZE", help="of each, such as 64GiB (default 32GiB)")
+    parser.add_argument("--memory", type=_typed(bytes_in), default=plain.memory, metavar="SIZE", help="of each, such as 64GiB (default 32GiB)")
     parser.add_argument("--soc", default=plain.name, metavar="NAME", help=f"what they are called (default {plain.name})")
     parser.add_argument("--cann", default=plain.cann, metavar="VERSION", help=f"the CANN version that is reported (default {plain.cann})")
-    parser.add_argument("--fault", type=faults.parse, action="append", default=[], metavar="OPERATOR:KIND[:SETTINGS]",
+    parser.add_argument("--fault", type=_typed(faults.parse), action="append", default=[], metavar="OPERATOR:KIND[:SETTINGS]",
                         help="plant a fault, such as 'aclnnMatmul:hf32' or 'aclnnSilu:scale:by=1.001,nth=3'; may be given again")  # fmt: skip
     parser.add_argument("-m", dest="module", action="store_true", help="what follows is a module, not a script")
+
+
+def _typed(read):
+    """`read` for argparse, which keeps the words of no ValueError."""
+
+    def convert(text: str):
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
 
 
 def emulate(argv: list[str]) -> int:
@@ -50,7 +62,9 @@ def emulate(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness emulate", usage=USAGE, add_help=False, exit_on_error=False, allow_abbrev=False)
     add_options(parser)
     try:
-        options = parser.parse_args(own)
+        options, unknown = parser.parse_known_args(own)
+        if unknown:
+            raise HarnessError(f"there is no option {unknown[0]}; {USAGE}")
         machine = Machine(devices=options.devices, memory=options.memory, name=options.soc, cann=options.cann)
     except argparse.ArgumentError as error:
         raise HarnessError(f"{error}; {USAGE}") from None
@@ -59,6 +73,7 @@ def emulate(argv: list[str]) -> int:
     if not options.module and not Path(rest[0]).exists():
         raise HarnessError(f"no script at {rest[0]}; {USAGE}")
     install(machine)
+    share_with_children()
     for each in options.fault:
         faults.plant(each)
     sys.argv = list(rest)

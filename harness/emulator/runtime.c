@@ -10,6 +10,7 @@
  * names.inc, made from the installed wheel, lists the operators: OPERATOR(index, name).
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -244,7 +245,28 @@ EXPORT int aclGetViewShape(const tensor_t *tensor, int64_t **shape, uint64_t *di
 
 /* ---------------------------------------------------------------------------------------------------------------- devices */
 
-EXPORT int aclInit(const char *config) { (void)config; return OK; }
+/* A process that an emulated program started, such as a worker that was spawned, finds these libraries by LD_LIBRARY_PATH when it
+ * imports torch_npu. The machine it plays stands in its environment; the operators come from Python, which is asked here. */
+static int attach(void) {
+    int (*ensure)(void) = (int (*)(void))dlsym(RTLD_DEFAULT, "PyGILState_Ensure");
+    void (*release_gil)(int) = (void (*)(int))dlsym(RTLD_DEFAULT, "PyGILState_Release");
+    int (*run)(const char *, void *) = (int (*)(const char *, void *))dlsym(RTLD_DEFAULT, "PyRun_SimpleStringFlags");
+    if (!ensure || !release_gil || !run) return fail(NOT_SUPPORTED, "the emulated CANN computes in Python, and this process has none");
+    int state = ensure();
+    int status = run("import harness.emulator.runtime as runtime; runtime.attach(); del runtime", NULL);
+    release_gil(state);
+    return status || !execute_callback ? fail(NOT_SUPPORTED, "the emulated CANN could not load its operators in this process") : OK;
+}
+
+__attribute__((constructor)) static void read_environment(void) {
+    const char *text = getenv("EMULATED_CANN_MACHINE"); /* devices memory name cann, as runtime.py writes it */
+    int devices;
+    unsigned long long memory;
+    char name[64], cann[64];
+    if (text && sscanf(text, "%d %llu %63s %63s", &devices, &memory, name, cann) == 4) emulator_configure(devices, name, memory, cann);
+}
+
+EXPORT int aclInit(const char *config) { (void)config; return execute_callback ? OK : attach(); }
 EXPORT int aclFinalize(void) { return OK; }
 EXPORT void aclAppLog(int level, const char *function, const char *file, uint32_t line, const char *format, ...) {
     (void)level; (void)function; (void)file; (void)line; (void)format;
@@ -306,7 +328,9 @@ EXPORT int aclrtCtxSetSysParamOpt(int option, int64_t value) { return aclrtSetSy
 EXPORT int aclrtCtxGetSysParamOpt(int option, int64_t *value) { return aclrtGetSysParamOpt(option, value); }
 EXPORT int aclrtSetOpExecuteTimeOut(uint32_t timeout) { (void)timeout; return OK; }
 EXPORT int aclrtSetOpWaitTimeout(uint32_t timeout) { (void)timeout; return OK; }
-EXPORT int aclrtSetDeviceSatMode(int mode) { (void)mode; return OK; }
+EXPORT int emulator_saturation_mode = 1; /* 0: half results that overflow are cut to the largest number; 1: Inf and NaN, as a 910B comes */
+EXPORT int aclrtSetDeviceSatMode(int mode) { emulator_saturation_mode = mode; return OK; }
+EXPORT int aclrtGetDeviceSatMode(int *mode) { *mode = emulator_saturation_mode; return OK; }
 
 static int version(char *text) {
     if (!cann_version[0]) return fail(INVALID, "the emulated CANN was given no version");

@@ -9,11 +9,13 @@ import itertools
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.emulator import build, faults
 from harness.errors import DeviceError
 
+MACHINE = "EMULATED_CANN_MACHINE"  # the environment variable that says which machine a child process plays
 STATUS_FAILED = 561000  # ACLNN_ERR_INNER
 STATUS_BAD_ARGUMENT = 161002  # ACLNN_ERR_PARAM_INVALID
 STATUS_UNKNOWN = 207000  # ACL_ERROR_RT_FEATURE_NOT_SUPPORT
@@ -37,6 +39,20 @@ class Machine:
             raise ValueError(f"an emulated machine has 1 to 16 devices, not {self.devices}")
         if self.memory < 1 << 20:
             raise ValueError(f"an emulated device has at least 1 MiB of memory, not {self.memory} bytes")
+        for what, text in (("name", self.name), ("CANN version", self.cann)):
+            if not text or len(text) > 63 or any(character.isspace() for character in text):
+                raise ValueError(f"the {what} of an emulated machine is a word of up to 63 letters, not {text!r}")
+
+
+    def to_text(self) -> str:
+        """As runtime.c reads it from the environment of a process that this one starts."""
+        return f"{self.devices} {self.memory} {self.name} {self.cann}"
+
+    @classmethod
+    def from_text(cls, text: str) -> Machine:
+        """The machine that `to_text` wrote."""
+        devices, memory, name, cann = text.split()
+        return cls(devices=int(devices), memory=int(memory), name=name, cann=cann)
 
 
 class _Runtime:
@@ -50,6 +66,7 @@ class _Runtime:
         self.core.emulator_configure(
             machine.devices, machine.name.encode(), ctypes.c_uint64(machine.memory), machine.cann.encode()
         )
+        self.saturation_mode = ctypes.c_int.in_dll(self.core, "emulator_saturation_mode")
         self.callbacks: list[Any] = []  # C holds their addresses, so they must live
         self.calls: dict[int, _Call] = {}
         self.numbers = itertools.count(1)
@@ -206,6 +223,8 @@ def _view(value):
 
 def _write(results: list, outputs: list) -> None:
     """Write every output, or say which one was not."""
+    from harness.numerics import saturated
+
     if len(results) != len(outputs):
         raise OperatorError(f"{len(results)} results for {len(outputs)} outputs")
     for position, (result, spec) in enumerate(zip(results, outputs)):
@@ -218,7 +237,7 @@ def _write(results: list, outputs: list) -> None:
         if tuple(result.shape) != spec.shape or result.dtype != spec.dtype:
             got = f"{str(result.dtype).removeprefix('torch.')} {tuple(result.shape)}"
             raise OperatorError(f"output {position} is {got} where {str(spec.dtype).removeprefix('torch.')} {spec.shape} was expected")
-        spec.write(result)
+        spec.write(saturated(result) if not _installed.saturation_mode.value else result)
 
 
 _installed: _Runtime | None = None
@@ -251,6 +270,23 @@ def install(machine: Machine | None = None) -> None:
     import torch_npu  # noqa: F401
 
     atexit.register(_drain)
+
+
+def share_with_children() -> None:
+    """Let the processes that this one starts find the emulated CANN too, as workers do that are spawned and not forked."""
+    folder = os.environ["ASCEND_HOME_PATH"]
+    os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("LD_LIBRARY_PATH")]))
+    os.environ[MACHINE] = _installed.machine.to_text()
+    own = str(Path(__file__).parents[2])  # last, for a child that would not find this package otherwise
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), own]))
+
+
+def attach() -> None:
+    """In a process that was started so: bring the operators. runtime.c calls it when torch_npu starts the device."""
+    global _installed
+    if _installed is None:
+        _installed = _Runtime(Machine.from_text(os.environ[MACHINE]), Path(os.environ["ASCEND_HOME_PATH"]))
+        atexit.register(_drain)
 
 
 def _drain() -> None:

@@ -1,0 +1,189 @@
+"""The machine that is played: its devices, memory, name and version, its streams and events, its processes and threads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import emulator
+from harness.emulator.program import bytes_in
+from harness.errors import HarnessError
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(body, *options, path=None, **environment):
+    """A program over the emulated CANN in a process of its own, from a file where `path` is given."""
+    prepared = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND")} | environment
+    program = ["-m", "harness.tests.execute", body]
+    if path is not None:
+        path.write_text(body)
+        program = [str(path)]
+    command = [sys.executable, "-m", "harness", "emulate", *options, *program]
+    return subprocess.run(command, cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=240)
+
+
+def output(body, *options, **more):
+    done = run(body, *options, **more)
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if not line.startswith("[W")]
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+RACK = """
+import torch, torch_npu
+print(torch.npu.device_count(), torch.npu.get_device_name(7), torch_npu.utils.get_cann_version(), torch.npu.mem_get_info(5)[1] >> 30)
+x = [torch.full((4,), float(index), device=f"npu:{index}") for index in range(8)]
+print([int((each * 2).sum()) for each in x], x[3].to("npu:6").device, torch.npu.memory_allocated(2) > 0)
+"""
+
+
+def test_a_rack_of_eight_is_played():
+    first, second = output(RACK, "--devices", "8", "--memory", "64GiB", "--soc", "Ascend910B2", "--cann=8.5.0")
+    assert first == "8 Ascend910B2 8.5.0 64"
+    assert second == "[0, 8, 16, 24, 32, 40, 48, 56] npu:6 True"
+
+
+def test_a_device_without_room_raises_what_torch_npu_raises_and_goes_on():
+    body = (
+        "import torch\nx = torch.ones(1 << 20, device='npu:0')\n"
+        "try:\n    torch.empty(1 << 28, device='npu:0')\n"
+        "except torch.OutOfMemoryError as error:\n    print('GiB total capacity' in str(error) or 'MiB total capacity' in str(error))\n"
+        "print(float((x + x).sum()) == 2 << 20)"
+    )
+    assert output(body, "--memory", "256MiB") == ["True", "True"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--devices", "99"), "1 to 16 devices, not 99"), (("--memory", "much"), "'much' is no size of memory"), (("--memory", "5"), "at least 1 MiB"),
+        (("--soc", "two words"), "a word of up to 63 letters"), (("--fault", "nothing"), "a fault is 'operator:kind'"), (("--colour", "red"), "there is no option --colour"),
+    ],
+)  # fmt: skip
+def test_a_machine_that_there_is_not_is_one_line(options, words):
+    with pytest.raises((HarnessError, ValueError, SystemExit), match=words):
+        emulator.emulate([*options, "-m", "this"])
+
+
+def test_sizes_are_read_with_their_units():
+    assert [bytes_in(text) for text in ("4096", "64GiB", "1.5 MiB", "2GB", "1kib")] == [4096, 64 << 30, 3 << 19, 2 * 10**9, 1024]
+
+
+# ----------------------------------------------------------------------------------------------------- processes, threads
+
+WORKERS = """
+import torch, torch_npu
+import torch.multiprocessing as multiprocessing
+from torch.utils.data import DataLoader, Dataset
+
+class Squares(Dataset):
+    def __len__(self): return 8
+    def __getitem__(self, index): return torch.tensor(float(index * index))
+
+def work(rank):
+    torch.npu.set_device(rank)
+    print("child", rank, (torch.arange(3, device=f"npu:{rank}") * 2).tolist(), torch.npu.device_count(), torch.npu.get_device_name(rank), flush=True)
+
+if __name__ == "__main__":
+    print((torch.ones(2, device="npu:1") + 1).tolist())
+    for method in ("fork", "spawn"):
+        loader = DataLoader(Squares(), batch_size=4, num_workers=2, multiprocessing_context=method, pin_memory=True)
+        print(method, [batch.npu().sum().item() for batch in loader])
+    multiprocessing.spawn(work, nprocs=2)
+"""
+
+
+def test_workers_that_are_forked_or_spawned_play_the_same_machine(tmp_path):
+    lines = output(WORKERS, "--devices", "2", "--soc", "Ascend910B2", path=tmp_path / "workers.py")
+    assert lines[:3] == ["[2.0, 2.0]", "fork [14.0, 126.0]", "spawn [14.0, 126.0]"]
+    assert sorted(lines[3:]) == ["child 0 [0, 2, 4] 2 Ascend910B2", "child 1 [0, 2, 4] 2 Ascend910B2"]
+
+
+def test_a_child_of_an_emulated_process_never_takes_it_for_a_card():
+    body = (
+        "import subprocess, sys\n"
+        "code = 'import harness\\ntry:\\n    harness.open_device(sys.argv[1])\\nexcept Exception as error:\\n    print(error)\\nelse:\\n    print(1)'\n"
+        "for spec in ('npu', 'auto'):\n"
+        "    print(subprocess.run([sys.executable, '-c', 'import sys; ' + code.replace(chr(10), chr(10)), spec], capture_output=True, text=True).stdout.strip())"
+    )
+    first, second = output(body)
+    assert "was started by one that plays an emulated CANN" in first
+    assert second == "1"  # auto emulates there as well
+
+
+THREADS = """
+import threading, torch
+results = {}
+def work(number):
+    x = torch.full((64, 64), float(number), device="npu:0")
+    with torch.npu.stream(torch.npu.Stream()):
+        for _ in range(200): x = x * 1.0 + 0.0
+        results[number] = x.cpu().unique().tolist()
+threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(results == {number: [float(number)] for number in range(6)})
+"""
+
+
+@pytest.mark.parametrize("queue", ["0", "1", "2"])
+def test_threads_with_streams_of_their_own_do_not_mix(queue):
+    assert output(THREADS, TASK_QUEUE_ENABLE=queue) == ["True"]
+
+
+# ------------------------------------------------------------------------------------------------------ streams, memory
+
+STREAMS = """
+import torch
+first, second, event = torch.npu.Stream(), torch.npu.Stream(), torch.npu.Event()
+seen = []
+for _ in range(5):
+    x = torch.zeros(64, device="npu:0")
+    torch.npu.synchronize()
+    with torch.npu.stream(first):
+        torch.nn.functional.silu(x)     # slow: a fault makes it so
+        x.fill_(3.0)
+        event.record()
+    with torch.npu.stream(second):
+        event.wait()
+        y = x * 2
+    torch.npu.synchronize()
+    seen += y.cpu().unique().tolist()
+print(seen)
+"""
+
+
+@pytest.mark.parametrize("queue", ["0", "1", "2"])
+def test_a_stream_waits_for_an_event_behind_a_slow_operator_of_another(queue):
+    assert output(STREAMS, "--fault", "aclnnSilu:hang:seconds=0.3", TASK_QUEUE_ENABLE=queue) == [str([6.0] * 5)]
+
+
+GROWTH = """
+import torch
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 16), torch.nn.LayerNorm(16)).to("npu:0")
+x = torch.randn(4, 3, 8, 8).to("npu:0")
+def forwards(count):
+    with torch.no_grad():
+        for _ in range(count): model(x).softmax(-1).cpu()
+    torch.npu.synchronize()
+    return torch.npu.memory_allocated(), torch.npu.memory_reserved(), int(open('/proc/self/statm').read().split()[1]) * 4
+before = forwards(2500)  # torch_npu's queue has a ring of some thousand places, which fill first
+after = forwards(1000)
+print(after[:2] == before[:2])
+print(after[2] - before[2] < 512)  # KiB
+"""
+
+
+def test_memory_does_not_grow_over_a_thousand_forwards():
+    assert output(GROWTH) == ["True", "True"]
+
+
+def test_half_results_saturate_where_the_card_is_told_so():
+    body = "import torch\nx = torch.full((2,), 60000.0, dtype=torch.float16, device='npu:0')\nprint((x * 2).tolist(), (x * 2 - x * 2).tolist())"
+    assert output(body) == ["[inf, inf] [nan, nan]"]
+    assert output(body, INF_NAN_MODE_ENABLE="0", INF_NAN_MODE_FORCE_DISABLE="1") == ["[65504.0, 65504.0] [0.0, 0.0]"]
