@@ -291,9 +291,10 @@ def _has_kernel(name: str) -> bool:
         return True
     if not has(name, "CompositeExplicitAutogradNonFunctional"):
         return False
-    base = name.partition(".")[0].removesuffix("_")  # a structured operator runs its out= form: aten::i0 and aten::i0.out
+    # A structured operator runs its out= form, aten::i0 and aten::i0.out; one whose out= form is made of it is composite itself.
+    base = name.partition(".")[0].removesuffix("_")
     forms = [each for each in torch._C._dispatch_get_all_op_names() if each.startswith(base + ".") and each.endswith("out")]
-    return not forms or any(has(each, "PrivateUse1") for each in forms)
+    return not forms or any(has(each, key) for each in forms for key in ("PrivateUse1", "CompositeExplicitAutograd"))
 
 
 # ----------------------------------------------------------------------------------------------------------- the stack

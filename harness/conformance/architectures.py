@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ SMALL = {  # what a configuration may call its sizes, and how large they are her
 }  # fmt: skip
 NO_DROPOUT = ("dropout", "drop_rate", "droppath", "drop_path", "layerdrop", "pdrop")
 SEQUENCE, BATCH = 12, 2
+SPREAD = 1.0  # the least standard deviation of a row of weights, times the root of its length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +225,10 @@ def _made(entry: Architecture):
 
     torch.manual_seed(0)
     model = entry.build().float()
+    with torch.no_grad():
+        for each in model.parameters():  # fresh weights are so small that a GELU sees nothing but its linear part
+            if each.dim() > 1 and float(each.std()) < SPREAD / each[0].numel() ** 0.5:
+                each.mul_(SPREAD / each[0].numel() ** 0.5 / (float(each.std()) or 1.0))
     return model, entry.inputs(model, torch.Generator().manual_seed(1))
 
 
@@ -263,8 +268,8 @@ def run(entry: Architecture, device) -> dict:
 
 def difference(found: dict, expected: dict, part: str) -> tuple[float, float]:
     """The largest difference and the relative L2 error over all tensors of one part; infinite where tensors are missing."""
-    names = [name for name in expected if name.startswith(part)]
-    if not names or [name for name in found if name.startswith(part)] != names:
+    names = {name for name in expected if name.startswith(part)}
+    if not names or {name for name in found if name.startswith(part)} != names:
         return math.inf, math.inf
     squares, total, largest = 0.0, 0.0, 0.0
     for name in names:
@@ -291,48 +296,58 @@ class Result:
     problem: str = ""
 
 
-def compare(entry: Architecture, expected: dict) -> Result:
-    """Run an architecture on the emulated device and hold it against what the CPU computed."""
-    import torch
+def compute(names: list[str], folder: Path, way: str) -> None:
+    """In a process of its own, since transformers looks for an NPU once and torch_npu reads its GELU switch once: write what each
+    named architecture computes in one of the WAYS, or a text that says why it did not."""
+    from safetensors.torch import save_file
 
+    if way == "cpu":
+        _hide_torch_npu()
     from harness.device import open_device
 
-    device = open_device("emulated")
-    switches = torch.npu.conv.allow_hf32, torch.npu.are_compatible_impl_enabled()
-    try:
-        with device.watch() as seen:
-            torch.npu.conv.allow_hf32 = False
-            torch.npu.use_compatible_impl(True)
-            exact = run(entry, device.torch_device)
-        torch.npu.conv.allow_hf32 = True
-        torch.npu.use_compatible_impl(False)
-        default = run(entry, device.torch_device)
-    finally:
-        torch.npu.conv.allow_hf32, _ = switches
-        torch.npu.use_compatible_impl(switches[1])
-    tokens = ""
-    if "tokens" in expected:
-        tokens = "same" if torch.equal(exact["tokens"], expected["tokens"]) else "other"
+    device = open_device("cpu" if way == "cpu" else "emulated")
+    if way == "exact":
+        import torch
+
+        torch.npu.conv.allow_hf32 = False
+        torch.npu.use_compatible_impl(True)
+    for entry in _chosen(names):
+        target = _place(folder, way, entry)
+        try:
+            with device.watch() as seen:
+                found = run(entry, device.torch_device)
+            save_file(found, target.with_suffix(".tmp"), metadata={"fell_back": " ".join(seen.fell_back)})
+            target.with_suffix(".tmp").rename(target.with_suffix(".safetensors"))
+        except Exception as error:  # noqa: BLE001  one entry that does not run must not end the table
+            lines = [line for line in str(error).splitlines() if "not emulated" in line] or traceback.format_exception_only(error)
+            target.with_suffix(".txt").write_text(f"{way}: {lines[0].strip()[:200]}")
+
+
+WAYS = ("cpu", "exact", "default")  # the CPU; the device with HF32 off and torch's GELU; the device as torch_npu comes
+
+
+def _place(folder: Path, way: str, entry: Architecture) -> Path:
+    return folder / f"{way}-{entry.name.replace('/', '-')}.x"
+
+
+def _result(entry: Architecture, folder: Path) -> Result:
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    paths = {way: _place(folder, way, entry) for way in WAYS}
+    problems = [path.with_suffix(".txt").read_text() for path in paths.values() if path.with_suffix(".txt").exists()]
+    if problems:
+        return Result(name=entry.name, kind=entry.kind, problem=problems[0])
+    expected, exact, default = (load_file(path.with_suffix(".safetensors")) for path in paths.values())
+    with safe_open(paths["exact"].with_suffix(".safetensors"), "pt") as stored:
+        fell_back = tuple(stored.metadata()["fell_back"].split())
+    tokens = ("same" if torch.equal(exact["tokens"], expected["tokens"]) else "other") if "tokens" in expected else ""
     return Result(
         name=entry.name, kind=entry.kind, parameters=sum(value.numel() for name, value in expected.items() if name.startswith("gradient/")),
         exact=difference(exact, expected, "forward/"), default=difference(default, expected, "forward/"),
-        gradient=difference(exact, expected, "gradient/")[1], tokens=tokens, fell_back=tuple(seen.fell_back),
+        gradient=difference(exact, expected, "gradient/")[1], tokens=tokens, fell_back=fell_back,
     )  # fmt: skip
-
-
-def compute_references(names: list[str], folder: Path) -> None:
-    """In a process without torch_npu: write what the CPU computes for each named architecture, or a text that says why not."""
-    _hide_torch_npu()
-    import torch
-    from safetensors.torch import save_file
-
-    for entry in _chosen(names):
-        target = folder / entry.name.replace("/", "-")
-        try:
-            save_file(run(entry, torch.device("cpu")), target.with_suffix(".tmp"))
-            target.with_suffix(".tmp").rename(target.with_suffix(".safetensors"))
-        except Exception:  # noqa: BLE001  one entry that does not run must not end the table
-            target.with_suffix(".txt").write_text(traceback.format_exc(limit=-3))
 
 
 def _hide_torch_npu() -> None:
@@ -348,23 +363,13 @@ def _chosen(names: list[str]) -> list[Architecture]:
     return [known[name] for name in names] if names else list(known.values())
 
 
-def results(names: list[str]) -> Iterator[Result]:
-    """One result after the other; the CPU's side is computed first, in a process of its own."""
-    from safetensors.torch import load_file
-
+def results(names: list[str]) -> list[Result]:
+    """One result for each named architecture, or for all."""
     with tempfile.TemporaryDirectory() as work:
-        command = [sys.executable, "-m", "harness.conformance", "architectures", *names, "--references", work]
-        subprocess.run(command, check=True)
-        for entry in _chosen(names):
-            target = Path(work) / entry.name.replace("/", "-")
-            if target.with_suffix(".txt").exists():
-                yield Result(name=entry.name, kind=entry.kind, problem=f"CPU: {target.with_suffix('.txt').read_text().strip().splitlines()[-1]}")
-                continue
-            try:
-                yield compare(entry, load_file(target.with_suffix(".safetensors")))
-            except Exception as error:  # noqa: BLE001  the table says it
-                lines = [line for line in str(error).splitlines() if "not emulated" in line] or str(error).strip().splitlines() or [""]
-                yield Result(name=entry.name, kind=entry.kind, problem=f"{type(error).__name__}: {lines[0][:160]}")
+        for way in WAYS:
+            command = [sys.executable, "-m", "harness.conformance", "architectures", *names, "--compute", way, work]
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        return [_result(entry, Path(work)) for entry in _chosen(names)]
 
 
 def table(rows: list[Result]) -> str:
@@ -386,15 +391,13 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.conformance architectures", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="architectures; default: all")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there, too")
-    parser.add_argument("--references", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--compute", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.references:
-        compute_references(arguments.names, arguments.references)
+    if arguments.compute:
+        compute(arguments.names, Path(arguments.compute[1]), arguments.compute[0])
         return 0
-    found = []
-    for each in results(arguments.names):
-        found.append(each)
-        print(table([each]).splitlines()[-1], flush=True)
+    found = results(arguments.names)
+    print(table(found))
     if arguments.output:
         arguments.output.write_text(table(found) + "\n")
     bad = [each for each in found if each.problem]

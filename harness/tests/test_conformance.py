@@ -28,7 +28,7 @@ def test_the_installed_wheel_is_read_and_what_the_emulator_lacks_is_listed():
     found = symbols.survey(build.wheel_libraries(), build.wheel_version())
     assert len(found.operators) > 800 and len(found.linked) > 60 and len(found.looked_up) > 100
     assert "aclnnAddmm" in found.operators and "aclnnAddmm" not in found.not_emulated
-    assert "aclrtSynchronizeDevice" in found.linked and "aclrtSynchronizeDevice" not in found.refused
+    assert "aclrtMallocAlign32" in found.linked + found.looked_up and "aclrtMallocAlign32" not in found.refused + found.absent
     assert set(found.refused) <= set(found.linked) and set(found.absent) <= set(found.looked_up) and found.gone == ()
     assert "aclmdlRICaptureBegin" in found.absent  # graphs are not emulated
 
@@ -75,10 +75,11 @@ pytest_transformers = pytest.mark.skipif(not build.util.find_spec("transformers"
 def test_architectures_of_every_kind_agree_with_the_cpu():
     names = ["bert", "llama", "t5", "resnet", "vit", "mamba", "wav2vec2", "clip"]
     for each in architectures.results(names):
-        assert each.problem == "" and each.fell_back == (), each
-        assert 0 < each.exact[1] < 2e-6 and each.gradient < 1e-4, each
+        assert each.problem == "" and set(each.fell_back) <= {"aten::_weight_norm_interface"}, each
+        assert 0 < each.exact[1] < 2e-6 and 0 < each.gradient < 1e-4, each
         assert each.tokens in ("", "same"), each
-        assert each.default[1] > 5 * each.exact[1] if each.name in ("bert", "resnet", "vit", "wav2vec2") else True, each
+        if each.name in ("bert", "resnet", "vit", "wav2vec2"):  # convolutions in HF32, or a GELU by tanh
+            assert each.default[1] > 5 * each.exact[1], each
 
 
 @pytest_transformers
@@ -86,8 +87,10 @@ def test_an_architecture_with_a_fault_does_not_agree(npu):
     entry = next(each for each in architectures.architectures() if each.name == "llama")
     expected = architectures.run(entry, torch.device("cpu"))
     with emulator.fault("aclnnSilu", kind="scale", by=1.001) as planted:
-        found = architectures.compare(entry, expected)
-    assert planted.hits > 0 and found.exact[1] > 1e-5
+        found = architectures.run(entry, npu)
+    assert planted.hits > 0 and architectures.difference(found, expected, "forward/")[1] > 1e-5
+    del found["loss"], found["gradient/lm_head.weight"]
+    assert architectures.difference(found, expected, "gradient/") == (float("inf"), float("inf"))
 
 
 def test_an_unknown_architecture_is_named():

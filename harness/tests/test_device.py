@@ -1,5 +1,6 @@
 """Devices: a named one is a promise, auto emulates only where nothing of Ascend is, and every refusal says what to do."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -97,8 +98,10 @@ def test_a_card_that_computes_wrongly_or_not_at_all_is_refused(emulated):
         devices._answering(0, "npu", "it was asked for", "torch_npu 9")
 
 
-def test_a_device_that_stopped_computing_is_noticed(emulated):
-    emulated.check()
+def test_a_device_that_stopped_computing_is_noticed(emulated, monkeypatch):
+    with emulator.fault("aclnnAdd*", kind="scale", by=2.0):
+        emulated.check()  # a planted fault is no reason to call a device dead
+    monkeypatch.setattr(emulator.faults, "suspended", contextlib.nullcontext)
     with emulator.fault("aclnnAdd*", kind="scale", by=2.0), pytest.raises(DeviceError, match="no longer computes"):
         emulated.check()
 
@@ -190,4 +193,7 @@ def test_operators_that_run_on_the_device_are_not_reported(emulated):
         y = layer(torch.ones(2, 4, 8).to(emulated.torch_device)).softmax(-1)
         y = torch.nn.functional.scaled_dot_product_attention(y[None], y[None], y[None])
         y.flatten(1).t().contiguous().mean().cpu()
-    assert seen.fell_back == []
+    with emulated.watch() as training:  # select_backward's out= form is made of it, so that it is no fallback
+        x = torch.ones(3, 2).to(emulated.torch_device).requires_grad_()
+        x[1].sum().backward()
+    assert seen.fell_back == [] and training.fell_back == []
