@@ -407,3 +407,69 @@ def attention_update(sums, parts, kind, out):
     weights = torch.exp(stacked - whole).unsqueeze(-1)
     y = (torch.stack([tall(each) for each in parts]) * weights).sum(0)
     return [y.to(out[0].dtype), None if out[1] is None else _written(whole, out[1])]
+
+
+@operator(
+    "aclnnRingAttentionUpdateV2",
+    "old old_max old_sum new new_max new_sum lens layout:str stored:str >found >max >sum",
+)
+def ring_update(old, old_max, old_sum, new, new_max, new_sum, lens, layout, stored, out):
+    """What was found over the keys so far, and over the next ones, as one; the weights of each are its share of the sums."""
+    top = torch.maximum(old_max, new_max)
+    parts = old_sum * torch.exp(old_max - top), new_sum * torch.exp(new_max - top)
+    total = parts[0] + parts[1]
+    shares = [(part / total)[..., :1] for part in parts]
+    if layout == "SBH":  # statistics are (B, H, S, 8)
+        results = [each.float().unflatten(-1, (old_max.shape[1], -1)) for each in (old, new)]
+        shares = [each.permute(2, 0, 1, 3) for each in shares]
+    else:
+        results = [old.float(), new.float()]
+        if stored != "TND":  # the rows of a head lie together within a sequence
+            shares = [_tokens_first(each, [part for part in _ends(lens.tolist()) if part.stop > part.start]) for each in shares]
+    found = sum(result * share for result, share in zip(results, shares))
+    return [_written(each, spec) for each, spec in zip((found, top, total), out)]
+
+
+def _tokens_first(statistic, rows):
+    heads, flat = statistic.shape[1], statistic.flatten()
+    return torch.cat([flat[heads * row.start : heads * row.stop].reshape(heads, -1).t() for row in rows]).unsqueeze(-1)
+
+
+def _floyd_weights(q, k_ij, k_jk, mask, scale):
+    """Scores over j of what lies between i and k: (B, H, I, K, J)."""
+    scores = torch.einsum("bhikc,bhijc->bhikj", tall(q), tall(k_ij)) + torch.einsum("bhikc,bhjkc->bhikj", tall(q), tall(k_jk))
+    scores = scores if mask is None else scores - mask.bool() * 4e9
+    return scores * scale
+
+
+def _narrow(weights, dtype):
+    return tall(numerics.round_half_away(weights, dtype))
+
+
+@operator("aclnnFusedFloydAttention", "q k_ij v_ij k_jk v_jk mask scale:double >max >sum >found")
+def floyd_attention(q, k_ij, v_ij, k_jk, v_jk, mask, scale, out):
+    scores = _floyd_weights(q, k_ij, k_jk, mask, scale)
+    top = scores.amax(-1, keepdim=True)
+    weights = torch.exp(scores - top)
+    total = weights.sum(-1, keepdim=True)
+    weights = _narrow(weights, q.dtype)
+    found = torch.einsum("bhikj,bhijc->bhikc", weights, tall(v_ij)) + torch.einsum("bhikj,bhjkc->bhikc", weights, tall(v_jk))
+    return top.expand(out[0].shape), total.expand(out[1].shape), (found / total).to(out[2].dtype)
+
+
+@operator(
+    "aclnnFusedFloydAttentionGrad",
+    "q k_ij v_ij k_jk v_jk grad mask max sum found scale:double >dq >dk_ij >dv_ij >dk_jk >dv_jk",
+)
+def floyd_attention_backward(q, k_ij, v_ij, k_jk, v_jk, grad, mask, top, total, found, scale, out):
+    weights = torch.exp(_floyd_weights(q, k_ij, k_jk, mask, scale) - top[..., :1]) / total[..., :1]
+    towards = _floyd_weights(grad, v_ij, v_jk, None, 1.0) - (tall(grad) * tall(found)).sum(-1, keepdim=True)
+    scores, weights = _narrow(weights * towards, q.dtype) * scale, _narrow(weights, q.dtype)
+    results = (
+        torch.einsum("bhikj,bhijc->bhikc", scores, tall(k_ij)) + torch.einsum("bhikj,bhjkc->bhikc", scores, tall(k_jk)),
+        torch.einsum("bhikj,bhikc->bhijc", scores, tall(q)),
+        torch.einsum("bhikj,bhikc->bhijc", weights, tall(grad)),
+        torch.einsum("bhikj,bhikc->bhjkc", scores, tall(q)),
+        torch.einsum("bhikj,bhikc->bhjkc", weights, tall(grad)),
+    )
+    return [each.to(spec.dtype) for each, spec in zip(results, out)]

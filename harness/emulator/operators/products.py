@@ -200,11 +200,21 @@ def grouped_matmul_v5(
     )
 
 
+@operator("aclnnGroupedMatmulAdd", "x weight groups self! transpose_x:bool transpose_weight:bool group_type:int")
+def grouped_matmul_add(x, weight, groups, self, transpose_x, transpose_weight, group_type, out):
+    """The gradients of grouped weights, added to those that are there: the rows of each group as a product over them."""
+    parts = [left.t() @ right for left, right in zip(*[tall(each).split(_group_sizes(groups, 0)) for each in (x, weight)])]
+    return (tall(self) + torch.stack(parts).reshape(self.shape)).to(out.dtype)
+
+
 @operator("aclnnTransformBiasRescaleQkv", "qkv bias heads:int >q >k >v")
 def split_heads(qkv, bias, heads, out):
     whole = (tall(qkv) + tall(bias)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, D)
     q, k, v = whole
     return [each.to(out[0].dtype) for each in (q / q.shape[-1] ** 0.5, k, v)]
+
+
+LONG_PIECE = 63
 
 
 def _even(x, padding, dims: int):
@@ -223,11 +233,18 @@ def _even(x, padding, dims: int):
 )
 def convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups, cube, out):
     padded, padding = _even(input, padding, weight.dim() - 2)
+    exact = _cut_in_pieces(input, weight, stride, padding, dilation, transposed, groups)
     found = numerics.convolution(
         padded, weight, bias, stride=stride, padding=padding, dilation=dilation, transposed=transposed,
-        output_padding=output_padding, groups=groups, hf32=hf32(cube),
+        output_padding=output_padding, groups=groups, hf32=hf32(cube) and not exact,
     )  # fmt: skip
     return found.to(out.dtype)
+
+
+def _cut_in_pieces(input, weight, stride, padding, dilation, transposed: bool, groups: int) -> bool:
+    """Whether a convolution only cuts one channel into long pieces: the vendor makes a product of it that keeps float32 (aclnn_convolution.cpp)."""
+    alone = weight.dim() == 3 and input.shape[1] == groups == dilation[0] == 1 and not transposed
+    return alone and padding[0] == 0 and stride[0] == weight.shape[2] > LONG_PIECE
 
 
 @operator("aclnnConvDepthwise2d", "input weight kernel:ints bias stride:ints padding:ints dilation:ints >out cube:int8")

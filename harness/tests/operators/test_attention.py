@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from harness import numerics
 from harness.tests.operators.conftest import agrees, seeded
 
 TOKENS = 2147483647
@@ -220,3 +221,60 @@ def test_inference_of_one_token(npu, layout):
     for row, length in enumerate((4, 6)):
         wanted = exact(*[each[row : row + 1].float() for each in (q, k[:, :, :length], v[:, :, :length])], scale=0.25)
         torch.testing.assert_close(found[row].cpu().float().flatten(), wanted.flatten(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype, bits", [(torch.float32, 19), (torch.float16, 9), (torch.bfloat16, 6)], ids=str)
+def test_gradients_of_attention_have_the_bits_of_their_dtype(dtype, bits):
+    q, k, v, grad = [seeded(1, 2, 64, 16, seed=seed, dtype=dtype) for seed in range(4)]
+    sink = seeded(2, seed=9)
+    found, top, total = numerics.attention(q, k, v, scale=0.25, sink=sink)
+    actual = numerics.attention_backward(grad, q, k, v, found, top, total, scale=0.25, sink=sink)
+    wide = [each.double().requires_grad_() for each in (q, k, v, sink)]
+    scores = torch.cat((wide[0] @ wide[1].transpose(-1, -2) * 0.25, wide[3].reshape(1, 2, 1, 1).expand(1, 2, 64, 1)), -1)
+    (scores.softmax(-1)[..., :-1] @ wide[2]).backward(grad.double())
+    for one, other in zip((*actual[:3], actual[4]), wide):
+        assert numerics.effective_bits(one, other.grad) > bits
+
+
+def test_a_sink_takes_a_share_and_learns(npu):
+    import torch_npu
+
+    sink = seeded(4, seed=5).requires_grad_()
+    q, k, v = qkv()
+
+    def exact_with_sink(q, k, v, sink):
+        scores = torch.cat((q @ k.transpose(-1, -2) * 0.3, sink[None, :, None, None].expand(2, 4, 6, 1)), -1)
+        return scores.softmax(-1)[..., :-1] @ v
+
+    def fused(q, k, v, sink):
+        return torch_npu.npu_fusion_attention(q, k, v, 4, "BNSD", scale=0.3, sink=sink)[0]
+
+    matches(npu, fused, exact_with_sink, (q, k, v, sink))
+
+
+def test_results_over_parts_of_the_keys_join(npu):
+    """The two halves of the keys, joined, are the whole: as ring attention does it."""
+    import torch_npu
+
+    q, k, v = [each.detach().permute(2, 0, 1, 3).flatten(2).to(npu) for each in qkv((2, 4, 6, 8), (2, 4, 6, 8))]
+    attend = lambda k, v: torch_npu.npu_fusion_attention(q, k, v, 4, "SBH", scale=0.3)[:3]  # noqa: E731
+    whole, parts = attend(k, v), [attend(k[part], v[part]) for part in (slice(0, 2), slice(2, 6))]
+    joined = torch_npu.npu_ring_attention_update(*parts[0], *parts[1])
+    for one, other in zip(joined, whole):
+        torch.testing.assert_close(one.cpu(), other.cpu(), rtol=1e-5, atol=1e-5)
+
+
+def test_attention_over_a_third_token(npu):
+    import torch_npu
+
+    def fused(q, k_ij, v_ij, k_jk, v_jk):
+        return torch_npu.npu_fused_floyd_attention(q, k_ij, v_ij, k_jk, v_jk, scale_value=0.3)[2]
+
+    def plain(q, k_ij, v_ij, k_jk, v_jk):
+        scores = torch.einsum("bhikc,bhijc->bhikj", q, k_ij) + torch.einsum("bhikc,bhjkc->bhikj", q, k_jk)
+        weights = (scores * 0.3).softmax(-1)
+        return torch.einsum("bhikj,bhijc->bhikc", weights, v_ij) + torch.einsum("bhikj,bhjkc->bhikc", weights, v_jk)
+
+    shapes = [(1, 2, 3, 4, 8), (1, 2, 3, 5, 8), (1, 2, 3, 5, 8), (1, 2, 5, 4, 8), (1, 2, 5, 4, 8)]
+    tensors = [seeded(*shape, seed=seed, dtype=torch.float16).requires_grad_() for seed, shape in enumerate(shapes)]
+    matches(npu, fused, plain, tensors)

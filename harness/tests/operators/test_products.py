@@ -155,6 +155,22 @@ def test_products_of_groups_of_rows(npu, dtype):
         torch.testing.assert_close(one.cpu().float(), part.float() @ weight.float(), rtol=2e-3, atol=2e-3)
 
 
+def test_gradients_of_grouped_weights_are_added_up(npu):
+    import torch_npu
+
+    x, grad, total = seeded(7, 4, dtype=torch.float16), seeded(7, 3, seed=1, dtype=torch.float16), seeded(2, 4, 3, seed=2)
+    there = total.to(npu)
+    torch_npu.npu_grouped_matmul_add_(there, x.to(npu), grad.to(npu), torch.tensor([3, 7]).to(npu), transpose_x=True, transpose_weight=False, group_type=2)
+    wanted = total + torch.stack([left.float().t() @ right.float() for left, right in zip(x.split([3, 4]), grad.split([3, 4]))])
+    torch.testing.assert_close(there.cpu(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_channel_cut_into_long_pieces_stays_float32(npu):
+    x, weight = seeded(2, 1, 256), seeded(3, 1, 64, seed=1)
+    torch.npu.conv.allow_hf32 = True
+    agrees(npu, lambda x, w: F.conv1d(x, w, stride=64), x, weight)
+
+
 def trained(net, batches, device, steps=3):
     """The losses and weights of a few steps."""
     net = copy.deepcopy(net).to(device)
