@@ -416,9 +416,10 @@ def attention_update(sums, parts, kind, out):
 def ring_update(old, old_max, old_sum, new, new_max, new_sum, lens, layout, stored, out):
     """What was found over the keys so far, and over the next ones, as one; the weights of each are its share of the sums."""
     top = torch.maximum(old_max, new_max)
-    parts = old_sum * torch.exp(old_max - top), new_sum * torch.exp(new_max - top)
+    finite = torch.where(torch.isfinite(top), top, 0.0)  # rows that have seen no key yet
+    parts = old_sum * torch.exp(old_max - finite), new_sum * torch.exp(new_max - finite)
     total = parts[0] + parts[1]
-    shares = [(part / total)[..., :1] for part in parts]
+    shares = [(part / torch.where(total == 0, 1.0, total))[..., :1] for part in parts]
     if layout == "SBH":  # statistics are (B, H, S, 8)
         results = [each.float().unflatten(-1, (old_max.shape[1], -1)) for each in (old, new)]
         shares = [each.permute(2, 0, 1, 3) for each in shares]
