@@ -278,3 +278,42 @@ def test_attention_over_a_third_token(npu):
     shapes = [(1, 2, 3, 4, 8), (1, 2, 3, 5, 8), (1, 2, 3, 5, 8), (1, 2, 5, 4, 8), (1, 2, 5, 4, 8)]
     tensors = [seeded(*shape, seed=seed, dtype=torch.float16).requires_grad_() for seed, shape in enumerate(shapes)]
     matches(npu, fused, plain, tensors)
+
+
+@pytest.mark.parametrize("layout", ["TND", "NTD_TND"])
+def test_inference_of_ragged_prompts_with_a_rope_of_their_own(npu, layout):
+    import torch_npu
+
+    lengths, ends = [3, 5], [3, 8]
+    q, q_rope = seeded(8, 4, 128, dtype=torch.float16), seeded(8, 4, 64, seed=1, dtype=torch.float16)
+    k, k_rope, v = [seeded(8, 4, width, seed=seed, dtype=torch.float16) for seed, width in ((2, 128), (3, 64), (4, 128))]
+    there = [(each.transpose(0, 1).contiguous() if layout == "NTD_TND" else each).to(npu) for each in (q, k, v, q_rope, k_rope)]
+    found, sums = torch_npu.npu_fused_infer_attention_score_v2(
+        *there[:3], query_rope=there[3], key_rope=there[4], num_query_heads=4, num_key_value_heads=4, softmax_scale=0.07, input_layout=layout,
+        actual_seq_qlen=ends, actual_seq_kvlen=ends, sparse_mode=3, atten_mask=COMPRESSED.to(npu), return_softmax_lse=True,
+    )  # fmt: skip
+    assert found.shape == (8, 4, 128) and sums.shape == (8, 4, 1)
+    whole = [torch.cat((q, q_rope), -1), torch.cat((k, k_rope), -1), v]
+    for part, one in zip(found.cpu().split(lengths), zip(*[each.float().split(lengths) for each in whole])):
+        q, k, v = [each.transpose(0, 1)[None] for each in one]
+        wanted = exact(q, k, v, band(q.shape[2], q.shape[2], 99, 0), scale=0.07)[0].transpose(0, 1)
+        torch.testing.assert_close(part.float(), wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_inference_over_ragged_prompts_and_pages(npu):
+    import torch_npu
+
+    size, table = 16, torch.tensor([[3, 0], [1, 4]], dtype=torch.int32)
+    lengths_q, lengths_kv = [2, 3], [9, 21]
+    q = seeded(5, 4, 32, dtype=torch.bfloat16)
+    pages = [seeded(5, size, 2 * 32, seed=seed, dtype=torch.bfloat16) for seed in (1, 2)]
+    found, _ = torch_npu.npu_fused_infer_attention_score(
+        q.to(npu), *[each.to(npu) for each in pages], num_heads=4, num_key_value_heads=2, scale=0.2, input_layout="TND", sparse_mode=3,
+        atten_mask=COMPRESSED.to(npu), actual_seq_lengths=[2, 5], actual_seq_lengths_kv=lengths_kv, block_table=table.to(npu), block_size=size,
+    )  # fmt: skip
+    for row, part in enumerate(found.cpu().split(lengths_q)):
+        one = q.split(lengths_q)[row].float().transpose(0, 1)[None]
+        k, v = [each[table[row].long()].flatten(0, 1)[: lengths_kv[row]].float().unflatten(-1, (2, 32)).transpose(0, 1)[None] for each in pages]
+        queries, keys = lengths_q[row], lengths_kv[row]
+        wanted = exact(one, k, v, band(queries, keys, 99, 0, keys - queries), scale=0.2)[0].transpose(0, 1)
+        torch.testing.assert_close(part.float(), wanted, rtol=2e-2, atol=2e-2)
