@@ -123,3 +123,75 @@ def rotary_cached_v2(positions, query, key, cache, sections, size, halves, inter
 @operator("aclnnRopeWithSinCosCache", "positions query key cache sections:ints size:int halves:bool >query_out >key_out")
 def rotary_cached(positions, query, key, cache, sections, size, halves):
     return rotary_cached_v2(positions, query, key, cache, sections, size, halves, 0)
+
+
+def _slots(index, mode: str, batch: int, tokens: int, cache):
+    """Where each token goes among the cache's rows, (B·T,); below zero it goes nowhere."""
+    if mode == "Norm":  # (B, 1, S, D), the index counts within a sequence
+        return (index.reshape(batch, tokens) + torch.arange(batch).unsqueeze(1) * cache.shape[2]).flatten()
+    if "BLK" not in mode:
+        return index.flatten()
+    size, pages = cache.shape[1], index.reshape(batch, -1)  # the first row of each page
+    token = torch.arange(tokens)
+    starts = pages[:, token // size]
+    return torch.where(starts < 0, -1, starts // size * size + token % size).flatten()
+
+
+def _stored(cache, values, scale, offset, mode: str, slots):
+    """A cache with new rows (B·T, D), quantized where there is a scale; an NZ cache holds pieces of 32 bytes of each row apart."""
+    if scale is not None:
+        values = values * tall(scale) if offset is None else values * tall(scale) + tall(offset)
+        values = values.round().clamp(-128, 127)
+    chosen = slots >= 0
+    slots, values = slots[chosen].long(), values[chosen].to(cache.dtype)
+    if not mode.endswith("NZ"):
+        updated = cache.reshape(-1, cache.shape[-1]).clone()
+        updated[slots] = values
+        return updated.reshape(cache.shape)
+    piece, size = 32 // cache.dtype.itemsize, cache.shape[1]
+    pages = cache.reshape(cache.shape[0], -1, size, piece).clone()
+    pages[slots // size, :, slots % size] = values.reshape(len(slots), -1, piece)
+    return pages.reshape(cache.shape)
+
+
+def _normalized(x, gamma, eps):
+    return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * tall(gamma)
+
+
+def _cache_keys(key, latent, index, caches, scales, offsets, mode, wanted, out):
+    batch, _, tokens, _ = key.shape
+    updated = [
+        _stored(cache, value.reshape(batch * tokens, -1), scale, offset, mode, _slots(index, mode, batch, tokens, cache))
+        for cache, value, scale, offset in zip(caches, (key, latent), scales, offsets)
+    ]
+    shown = [value if wanted else torch.zeros(spec.shape) for value, spec in zip((key, latent), out[2:])]
+    return [*updated, *[value.reshape(spec.shape).to(spec.dtype) for value, spec in zip(shown, out[2:])]]
+
+
+CACHES = "k_cache! latent_cache! k_scale latent_scale k_offset latent_offset"
+
+
+@operator(
+    "aclnnKvRmsNormRopeCache",
+    f"kv gamma cos sin index {CACHES} eps:double mode:str wanted:bool >key >latent",
+)
+def cache_latent(kv, gamma, cos, sin, index, k_cache, latent_cache, k_scale, latent_scale, k_offset, latent_offset, eps, mode, wanted, out):
+    """What multi-head latent attention keeps of a token: the normalized latent, and the rotated part of the key behind it."""
+    latent, key = tall(kv).split((gamma.shape[0], cos.shape[-1]), -1)
+    key = _rotated(key, cos, sin, 3)
+    caches, scales, offsets = (k_cache, latent_cache), (k_scale, latent_scale), (k_offset, latent_offset)
+    return _cache_keys(key, _normalized(latent, gamma, eps), index, caches, scales, offsets, mode, wanted, out)
+
+
+@operator(
+    "aclnnKvRmsNormRopeCacheV2",
+    f"key gamma cos sin index {CACHES} value eps:double mode:str wanted:bool >key_out >value_out",
+)
+def cache_key_and_value(
+    key, gamma, cos, sin, index, k_cache, latent_cache, k_scale, latent_scale, k_offset, latent_offset, value, eps, mode, wanted, out
+):
+    normal = _normalized(tall(key), gamma, eps)
+    width = cos.shape[-1]
+    key = torch.cat((_rotated(normal[..., :width], cos, sin, 3), normal[..., width:]), -1)
+    caches, scales, offsets = (k_cache, latent_cache), (k_scale, latent_scale), (k_offset, latent_offset)
+    return _cache_keys(key, tall(value), index, caches, scales, offsets, mode, wanted, out)

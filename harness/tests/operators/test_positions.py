@@ -65,3 +65,40 @@ def test_positions_read_a_cache(npu, mode):
         turned = a * cos - b * sin, b * cos + a * sin
         inner = torch.cat(turned, -1) if mode == "half" else torch.stack(turned, -1).flatten(-2)
         torch.testing.assert_close(one.cpu(), torch.cat((inner, heads[..., 8:]), -1).flatten(1))
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("mode", ["PA", "PA_NZ", "PA_BLK_BNSD", "PA_BLK_NZ"])
+def test_a_cache_gets_the_latent_and_the_rotated_key(npu, mode, quantized):
+    import torch_npu
+
+    pages, size, batch, tokens = 8, 16, 2, 20
+    kv, gamma = seeded(batch, 1, tokens, 576, dtype=torch.float16), seeded(512, seed=1, dtype=torch.float16)
+    cos, sin = [seeded(batch, 1, tokens, 64, seed=seed, dtype=torch.float16) for seed in (2, 3)]
+    dtype = torch.int8 if quantized else torch.float16
+    scales = [seeded(width, seed=width) * 10 if quantized else None for width in (64, 512)]
+    starts = torch.tensor([[3, 0], [6, 1]]) * size  # the pages of each sequence
+    places = (starts[:, torch.arange(tokens) // size] + torch.arange(tokens) % size).flatten()
+    index = starts.flatten() if "BLK" in mode else places.clone()
+    if "BLK" not in mode:
+        index[5] = -1
+    there = [torch.full((pages, size, 1, width), 7, dtype=dtype).to(npu) for width in (64, 512)]
+    move = lambda each: None if each is None else each.to(npu)  # noqa: E731
+    _, _, key, latent = torch_npu.npu_kv_rmsnorm_rope_cache(
+        *[move(each) for each in (kv, gamma, cos, sin, index)], *there, k_rope_scale=move(scales[0]), c_kv_scale=move(scales[1]),
+        cache_mode=mode, is_output_kv=True,
+    )  # fmt: skip
+    left, right = kv.float().split((512, 64), -1)
+    wide = torch.cat((right[..., ::2], right[..., 1::2]), -1)
+    wanted = wide * cos.float() + half(wide) * sin.float(), left / (left.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gamma.float()
+    for cache, shown, value, scale in zip(there, (key, latent), wanted, scales):
+        torch.testing.assert_close(shown.cpu().float(), value, rtol=2e-3, atol=2e-3)
+        value = value.reshape(batch * tokens, -1)
+        value = (value * scale).round().clamp(-128, 127) if quantized else value
+        plain = torch.full((pages * size, value.shape[1]), 7.0)
+        kept = torch.tensor([index[place] >= 0 if "BLK" not in mode else True for place in range(batch * tokens)])
+        plain[places[kept]] = value[kept]
+        if mode.endswith("NZ"):
+            plain = plain.reshape(pages, size, -1, 32 if quantized else 16).transpose(1, 2)
+        assert cache.dtype == dtype
+        torch.testing.assert_close(cache.cpu().float().flatten(), plain.flatten(), rtol=2e-3, atol=1.0 if quantized else 2e-3)
