@@ -184,8 +184,8 @@ class _Problem:
         return [flat[heads * row.start : heads * row.stop].reshape(1, heads, -1, 1) for row in _ends(self.given["lens_q"])]
 
 
-def _forward(given, out):
-    problem = _Problem(given)
+def _forward(given, out, kind=_Problem):
+    problem = kind(given)
     found = [numerics.attention(of_q(problem.q), of_k(problem.k), of_k(problem.v), **options) for of_q, of_k, options in problem.parts()]
     results, tops, totals = zip(*found)
     return [
@@ -196,8 +196,8 @@ def _forward(given, out):
     ]
 
 
-def _backward(given, out):
-    problem = _Problem(given)
+def _backward(given, out, kind=_Problem):
+    problem = kind(given)
     tops, totals = problem.loaded(given["max"]), problem.loaded(given["sum"])
     found = []
     for (of_q, of_k, options), top, total in zip(problem.parts(), tops, totals):
@@ -474,3 +474,60 @@ def floyd_attention_backward(q, k_ij, v_ij, k_jk, v_jk, grad, mask, top, total, 
         torch.einsum("bhikj,bhikc->bhjkc", weights, tall(grad)),
     )
     return [each.to(spec.dtype) for each, spec in zip(results, out)]
+
+
+class _Selected(_Problem):
+    """Ragged attention in which each token sees the chosen blocks of keys only: `chosen` (T, key heads, blocks)."""
+
+    def __init__(self, given: dict):
+        nothing = dict(layout="TND", pse=None, drop=None, prefix=None, keep=1.0, before=math.inf, after=math.inf, stored="same_as_input")
+        super().__init__({**given, **nothing})
+
+    def options(self, queries, keys, batch, start, count, last, first):
+        options = super().options(queries, keys, batch, start, count, last, first)
+        chosen = self.given["chosen"][_ends(self.given["lens_q"])[batch.start]].long().transpose(0, 1)  # (key heads, N, blocks)
+        blocks = -(-keys // self.given["block"])
+        seen = torch.zeros(*chosen.shape[:2], blocks + 1).scatter_(2, torch.where(chosen < 0, blocks, chosen), 1.0).bool()
+        seen = seen[..., :blocks].repeat_interleave(self.given["block"], -1)[..., :keys]
+        unseen = ~seen.repeat_interleave(self.heads_of_q() // seen.shape[0], 0).unsqueeze(0)
+        hidden = options["hidden"]
+        return {**options, "hidden": unseen if hidden is None else hidden | unseen}
+
+
+SELECTED = f"chosen mask {LENGTHS} scale:double heads:int layout:str sparse:int block:int count:int"
+
+_enter(
+    "aclnnNsaSelectedAttention",
+    f"q k v {SELECTED} >max >sum >found",
+    lambda given, out: [each for each in _forward(given, [*out[:2], None, out[2]], _Selected) if each is not None],
+)
+_enter(
+    "aclnnNsaSelectedAttentionGrad",
+    f"q k v found grad max sum chosen {LENGTHS} mask scale:double block:int count:int heads:int layout:str sparse:int >dq >dk >dv",
+    lambda given, out: _backward(given, dict(zip(("dq", "dk", "dv"), out)), _Selected),
+)
+
+
+def _windows(rows, block: int, stride: int):
+    """Where the blocks of a compression start, in all sequences one after the other."""
+    return [start for row in rows for start in range(row.start, row.stop - block + 1, stride)]
+
+
+@operator("aclnnNsaCompress", "self weight lens:ints layout:str block:int stride:int lens_kind:int >out")
+def compress(self, weight, lens, layout, block, stride, lens_kind, out):
+    """Each block of rows (T, H, D) as one, summed by weights (block, H)."""
+    starts = _windows(_ends(lens), block, stride)
+    rows = tall(self)[torch.tensor(starts, dtype=torch.long)[:, None] + torch.arange(block)]  # (blocks, block, H, D)
+    return (rows * tall(weight)[..., None]).sum(1).to(out.dtype)
+
+
+@operator(
+    "aclnnNsaCompressGrad",
+    "grad self weight lens:ints block:int stride:int lens_kind:int layout:str >self_grad >weight_grad",
+)
+def compress_backward(grad, self, weight, lens, block, stride, lens_kind, layout, out):
+    starts = _windows(_ends(lens), block, stride)
+    places = torch.tensor(starts, dtype=torch.long)[:, None] + torch.arange(block)
+    grad, x = tall(grad).unsqueeze(1), tall(self)
+    towards = torch.zeros(x.shape).index_put_((places,), grad * tall(weight)[..., None], accumulate=True)
+    return towards.to(out[0].dtype), (x[places] * grad).sum((0, 3)).to(out[1].dtype)

@@ -317,3 +317,41 @@ def test_inference_over_ragged_prompts_and_pages(npu):
         queries, keys = lengths_q[row], lengths_kv[row]
         wanted = exact(one, k, v, band(queries, keys, 99, 0, keys - queries), scale=0.2)[0].transpose(0, 1)
         torch.testing.assert_close(part.float(), wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_attention_to_chosen_blocks(npu):
+    import torch_npu
+
+    lengths, size = (3, 4), 64
+    keys = (128, 192)
+    q = seeded(7, 4, 192, dtype=torch.float16)
+    k, v = seeded(320, 2, 192, seed=1, dtype=torch.float16), seeded(320, 2, 128, seed=2, dtype=torch.float16)
+    chosen = torch.stack([torch.randperm(2 if row < 3 else 3, generator=torch.Generator().manual_seed(row))[:2] for row in range(14)])
+    chosen = chosen.reshape(2, 7, 2).transpose(0, 1).sort(-1).values
+    chosen[:3] = torch.tensor([[[0, 1], [1, 0]]])
+
+    def fused(q, k, v):
+        options = dict(actual_seq_qlen=[3, 7], actual_seq_kvlen=[128, 320])
+        return torch_npu.npu_nsa_select_attention(q, k, v, chosen.int().contiguous().to(npu), 0.07, 4, size, 2, **options)[0]
+
+    def plain(q, k, v):
+        results = []
+        for one, block, key, value in zip(*[each.split(share) for each, share in ((q, lengths), (chosen, lengths), (k, keys), (v, keys))]):
+            seen = torch.zeros(len(one), 2, len(key) // size).scatter_(2, block, 1.0).bool().repeat_interleave(size, -1)
+            hidden = ~seen.transpose(0, 1).repeat_interleave(2, 0)[None]
+            results.append(exact(*[each.transpose(0, 1)[None] for each in (one, key, value)], hidden, scale=0.07)[0].transpose(0, 1))
+        return torch.cat(results)
+
+    matches(npu, fused, plain, (q, k, v))
+
+
+def test_blocks_of_rows_are_compressed(npu):
+    import torch_npu
+
+    x, weight = seeded(80, 2, 16, dtype=torch.float16), seeded(32, 2, seed=1, dtype=torch.float16)
+
+    def plain(x, weight):
+        parts = [part[start : start + 32] for part in x.split([48, 32]) for start in range(0, len(part) - 31, 16)]
+        return torch.stack([(part * weight[..., None]).sum(0) for part in parts])
+
+    matches(npu, lambda x, weight: torch_npu.npu_nsa_compress(x, weight, 32, 16, actual_seq_len=[48, 80]), plain, (x, weight))
