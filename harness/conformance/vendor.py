@@ -2,20 +2,23 @@
 
     python -m harness emulate -m harness.conformance vendor OP_PLUGIN/test/test_base_ops [--jobs 2] [--output FILE]
 
-Each file runs under pytest in a process of its own, forked after the emulated CANN is in place. The table has a row for each file
+Each file runs as a program in a process of its own, forked after the emulated CANN is in place. The table has a row for each file
 and a line for each group of tests that did not pass. Needs what the vendor's tests need: pip install expecttest scipy hypothesis pyyaml.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import runpy
 import signal
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
+import traceback
+import unittest
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -79,12 +82,11 @@ def run(folder: Path, jobs: int, work: Path) -> Iterator[File]:
 
 def _warm() -> None:
     """Import here what every file imports; nothing of it may start a thread or touch the device, since the process forks."""
-    import pytest  # noqa: F401
     import torch_npu.testing.testcase  # noqa: F401
 
 
 def _start(path: Path, work: Path) -> int:
-    """Fork a process that runs one file under pytest. Returns its number."""
+    """Fork a process that runs one file as a program. Returns its number."""
     sys.stdout.flush()
     process = os.fork()
     if process:
@@ -95,49 +97,82 @@ def _start(path: Path, work: Path) -> int:
     os.dup2(log, 2)
     status = 99
     try:
-        import pytest
-
         os.chdir(path.parent)
         sys.path.insert(0, str(path.parent))
-        options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(path.parent), "-c", "/dev/null", f"--junitxml={work / path.stem}.xml"]
-        status = int(pytest.main([path.name, *options]))
+        sys.argv = [path.name]
+        with open(work / f"{path.stem}.jsonl", "w", encoding="utf-8") as stored:
+            unittest.TextTestRunner.resultclass = staticmethod(lambda *arguments, **more: _Recorder(stored, *arguments, **more))
+            runpy.run_path(path.name, run_name="__main__")
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001  a process that was forked must end here
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
 
 
+class _Recorder(unittest.TextTestResult):
+    """Writes each test's outcome down when it ends, so that a crash in the next one loses nothing."""
+
+    def __init__(self, stored, *arguments, **more):
+        super().__init__(*arguments, **more)
+        self.stored = stored
+
+    def _record(self, test, outcome: str, reason: str = "") -> None:
+        self.stored.write(json.dumps({"test": test.id(), "outcome": outcome, "reason": reason}) + "\n")
+        self.stored.flush()
+
+    def addSuccess(self, test):
+        super().addSuccess(test)
+        self._record(test, PASSED)
+
+    def addSkip(self, test, reason):
+        super().addSkip(test, reason)
+        self._record(test, NOT_APPLICABLE, reason.strip()[:150])
+
+    def addFailure(self, test, problem):
+        super().addFailure(test, problem)
+        self._record(test, *_why(problem))
+
+    def addError(self, test, problem):
+        super().addError(test, problem)
+        self._record(test, *_why(problem))
+
+    def addSubTest(self, test, subtest, problem):
+        super().addSubTest(test, subtest, problem)
+        if problem is not None:
+            self._record(subtest, *_why(problem))
+
+
+def _why(problem) -> tuple[str, str]:
+    """The outcome of a test that raised, and the reason: the operator that is missing, or the error's own words."""
+    text = str(problem[1])
+    missing = re.search(r"(aclop \w+|acl\w+)[^\n]* is not emulated", text)
+    if missing:
+        return NOT_EMULATED, missing[1]
+    named = re.search(r"acl\w+: [^\n]{1,150}", text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return FAILED, named[0] if named else f"{problem[0].__name__}: {lines[0][:150] if lines else ''}"
+
+
 def _read(path: Path, work: Path, status: int) -> File:
-    """What one file's process left behind."""
-    junit, log = work / f"{path.stem}.xml", (work / f"{path.stem}.log").read_text(errors="replace")
+    """What one file's process left behind. A test counts once: one that fails in several parts is one that fails."""
+    log = (work / f"{path.stem}.log").read_text(errors="replace")
     fell_back = tuple(sorted(set(re.findall(r"operator '([\w:.]+)' is not currently supported on the NPU backend", log))))
-    if junit.exists():
-        return File(name=path.name, outcomes=tuple(_outcomes(junit)), fell_back=fell_back)
-    how = f"killed by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {os.waitstatus_to_exitcode(status)}"
-    last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "no output")
-    return File(name=path.name, outcomes=(Outcome(test=path.name, outcome=FAILED, reason=f"the file's process ended ({how}; {LIMIT} s allowed): {last[:120]}"),))
-
-
-def _outcomes(junit: Path) -> Iterator[Outcome]:
-    for case in ElementTree.parse(junit).getroot().iter("testcase"):
-        name = f"{case.get('classname')}::{case.get('name')}"
-        skipped, bad = case.find("skipped"), case.find("failure")
-        bad = case.find("error") if bad is None else bad
-        if skipped is not None:
-            yield Outcome(test=name, outcome=NOT_APPLICABLE, reason=(skipped.get("message") or "").strip()[:150])
-        elif bad is None:
-            yield Outcome(test=name, outcome=PASSED)
-        else:
-            text = f"{bad.get('message') or ''}\n{bad.text or ''}"
-            missing = re.search(r"(?:aclop )?\w+(?: \(the older operator path\))?(?=:? is not emulated)|\w+ is not emulated", text)
-            if "is not emulated" in text and missing:
-                yield Outcome(test=name, outcome=NOT_EMULATED, reason=missing[0].removesuffix(" is not emulated"))
-            else:
-                yield Outcome(test=name, outcome=FAILED, reason=_first_error(text))
-
-
-def _first_error(text: str) -> str:
-    named = re.search(r"acl\w+: [^\n]{1,150}", text) or re.search(r"^E +([^\n]{1,150})", text, re.MULTILINE) or re.search(r"\S[^\n]{0,150}", text)
-    return named[0].removeprefix("E").strip() if named else "no message"
+    outcomes: dict[str, Outcome] = {}
+    for line in (work / f"{path.stem}.jsonl").read_text(encoding="utf-8").splitlines():
+        found = Outcome(**json.loads(line))
+        name = found.test.partition(" ")[0]
+        if name not in outcomes or outcomes[name].outcome == PASSED:
+            outcomes[name] = found
+    signalled = os.WIFSIGNALED(status)
+    if signalled or not outcomes:
+        how = f"killed by signal {os.WTERMSIG(status)}" if signalled else f"exit {os.waitstatus_to_exitcode(status)}"
+        last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "no output")
+        outcomes[path.name] = Outcome(test=path.name, outcome=FAILED, reason=f"the file's process ended ({how}; {LIMIT} s allowed): {last[:120]}")
+    return File(name=path.name, outcomes=tuple(outcomes.values()), fell_back=fell_back)
 
 
 def table(files: list[File]) -> str:
@@ -161,7 +196,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="test/test_base_ops of a checkout of Ascend/op-plugin, or one file of it")
     parser.add_argument("--jobs", type=int, default=2, help="files at a time (default 2)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there")
-    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep what each file printed and its junit there")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep what each file printed there")
     arguments = parser.parse_args(argv)
     files = []
     with tempfile.TemporaryDirectory() as work:

@@ -76,7 +76,7 @@ def test_architectures_of_every_kind_agree_with_the_cpu():
     names = ["bert", "llama", "t5", "resnet", "vit", "mamba", "wav2vec2", "clip"]
     for each in architectures.results(names):
         assert each.problem == "" and set(each.fell_back) <= {"aten::_weight_norm_interface"}, each
-        assert 0 < each.exact[1] < 2e-6 and 0 < each.gradient < 1e-4, each
+        assert 0 < each.exact[1] < 5 * each.rounding < 1e-5 and 0 < each.gradient < 1e-4, each
         assert each.tokens in ("", "same"), each
         if each.name in ("bert", "resnet", "vit", "wav2vec2"):  # convolutions in HF32, or a GELU by tanh
             assert each.default[1] > 5 * each.exact[1], each
@@ -108,6 +108,8 @@ class TestOperator(unittest.TestCase):
     def test_missing(self): torch_npu.npu_moe_compute_expert_tokens(torch.ones(2, dtype=torch.int32, device="npu:0"), 2).cpu()
     @unittest.skip("another machine's")
     def test_other(self): pass
+if __name__ == "__main__":
+    unittest.main()
 """
 
 
