@@ -100,6 +100,7 @@ def _start(path: Path, work: Path) -> int:
         os.chdir(path.parent)
         sys.path.insert(0, str(path.parent))
         sys.argv = [path.name]
+        os.environ.setdefault("TASK_QUEUE_ENABLE", "0")  # else an operator that fails closes the queue for the tests that follow
         with open(work / f"{path.stem}.jsonl", "w", encoding="utf-8") as stored:
             unittest.TextTestRunner.resultclass = staticmethod(lambda *arguments, **more: _Recorder(stored, *arguments, **more))
             runpy.run_path(path.name, run_name="__main__")
