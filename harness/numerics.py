@@ -71,6 +71,7 @@ def matmul(left: Tensor, right: Tensor, *, bias: Tensor | None = None, hf32: boo
 
     - float16, bfloat16: exact products, float32 sums, the bias added to the sum before the only rounding. Stated: Mmad takes
       half operands into a float32 accumulator (asc-devkit, Mmad.md); the cast on the way out is round-to-nearest-even.
+    - float64: there is none. Raises: NoFloat64.
     - float32: float32 products and sums; with `hf32` both operands are rounded to HF32 first. Stated.
     - The order of the sum: fitted, see `matmul_by_groups`; here four parts of K one after the other.
     """
@@ -89,7 +90,16 @@ def _exact(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype)
     return (total if bias is None else total + bias).to(dtype)
 
 
+class NoFloat64(TypeError):
+    """The cube was asked for float64, which it does not have: stated, Mmad takes half, bfloat16, float32 and int8 (asc-devkit, Mmad.md)."""
+
+    def __init__(self):
+        super().__init__("the cube of a 910B has no float64 (DT_DOUBLE): take float32, or compute this product on the CPU")
+
+
 def _widened(tensor: Tensor, hf32: bool) -> Tensor:
+    if tensor.dtype == torch.float64:
+        raise NoFloat64
     if tensor.dtype in HALF:
         return tensor.float()
     return round_hf32(tensor) if hf32 and tensor.dtype == torch.float32 else tensor

@@ -149,11 +149,16 @@ class _Runtime:
 
     def _guarded(self, name: str, run) -> int:
         """The status of a run; nothing may be raised through C."""
+        from harness.numerics import NoFloat64
+
         try:
             return run() or 0
         except faults.PlantedError as error:
             self._fail(name, f"{name}: {error}")
             return error.code
+        except NoFloat64 as error:
+            self._fail(name, f"{name}: {error}")
+            return STATUS_BAD_ARGUMENT
         except BaseException as error:
             text = str(error) if isinstance(error, OperatorError) else f"{type(error).__name__}: {error}"
             return self._fail(name, f"{name}: {text}")

@@ -221,3 +221,9 @@ def test_a_fault_is_written_as_it_is_read():
 def test_every_kind_is_tested_here():
     tested = {*RESULTS, "saturate", "stale", "hf32", "fp16", "mask", "index", "unwritten", "missing", "error", "oom", "crash", "hang"}
     assert tested == set(faults.KINDS)
+
+
+def test_every_kind_stands_in_the_readme():
+    text = (ROOT / "harness" / "emulator" / "README.md").read_text()
+    for kind, meaning in faults.KINDS.items():
+        assert f"| `{kind}` | {meaning} |" in text

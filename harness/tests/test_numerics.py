@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from harness.numerics import attention, convolution, effective_bits, gelu, matmul, rms_norm, round_half_away, round_hf32, silu
+from harness.numerics import (
+    NoFloat64, attention, convolution, effective_bits, gelu, matmul, matmul_by_groups, rms_norm, round_half_away, round_hf32, saturated, silu,
+)  # fmt: skip
 
 
 def seeded(*shape, seed=0, dtype=torch.float32):
@@ -131,3 +133,25 @@ def test_activations_and_norms_round_once():
     exact = torch.nn.functional.rms_norm(tokens.double(), (64,), weight.double(), 1e-5)
     y, rstd = rms_norm(tokens, weight, 1e-5)
     assert float((y != exact.bfloat16()).float().mean()) < 0.01 and rstd.shape == (5, 1) and rstd.dtype == torch.float32
+
+
+@pytest.mark.parametrize("inner", [64, 256, 1024])
+def test_four_parts_of_a_sum_lose_as_much_as_a_rounding_for_each_four(inner):
+    left, right = seeded(128, inner), seeded(inner, 128, seed=1)
+    exact = left.double() @ right.double()
+    literal, fast = (effective_bits(each, exact) for each in (matmul_by_groups(left, right, 4), matmul(left, right)))
+    assert abs(literal - fast) < 0.4
+    if inner == 64:
+        assert literal > 23.4 and effective_bits(matmul_by_groups(left, right, 1), exact) < literal - 0.7
+
+
+def test_products_of_float64_are_refused():
+    x = seeded(4, 4).double()
+    with pytest.raises(NoFloat64, match="take float32, or compute this product on the CPU"):
+        matmul(x, x)
+
+
+def test_saturation_is_that_of_float16_alone():
+    odd = torch.tensor([math.inf, -math.inf, math.nan, 1.0])
+    assert saturated(odd.half()).tolist() == [65504.0, -65504.0, 0.0, 1.0]
+    assert torch.equal(saturated(odd).isnan(), odd.isnan()) and saturated(odd.bfloat16())[0] == math.inf
