@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from harness import numerics
 from harness.emulator.operators.common import hf32, tall
-from harness.emulator.table import operator
+from harness.emulator.table import older, operator
 from harness.numerics import HALF
 
 
@@ -285,3 +285,82 @@ def time_convolution_backward(grad, input, weight, bias, pad, cube, out):
         transposed=False, output_padding=(0,), groups=1, wanted=(True, True, True), hf32=hf32(cube),
     )  # fmt: skip
     return towards_input.permute(2, 0, 1), towards_weight.permute(2, 1, 0), towards_bias.to(out[2].dtype)
+
+
+def _deformed(x, offset, kernel, stride, padding, dilation, groups: int):
+    """What a deformable convolution reads of x (B, C, H, W), (B, C, H'·Kh, W'·Kw): bilinear between pixels, zero outside.
+
+    `offset` (B, 3·G·Kh·Kw, H', W') has for each place of the kernel a shift to the right, one downwards and a factor.
+    """
+    batch, channels, height, width = x.shape
+    (high, wide), (rows, columns) = kernel, offset.shape[2:]
+    right, down, factor = offset.reshape(batch, -1, groups, high, wide, rows, columns)[:, :3].unbind(1)
+    y = down + ((torch.arange(rows) * stride[0] - padding[0])[:, None] + (torch.arange(high) * dilation[0])[:, None, None, None])
+    x_ = right + (torch.arange(columns) * stride[1] - padding[2] + (torch.arange(wide) * dilation[1])[:, None, None])
+    y, x_ = y.to(x.dtype), x_.to(x.dtype)
+    pixels = x.reshape(batch, groups, channels // groups, height * width)
+    found = 0
+    for below, later in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        row, column = torch.floor(y) + below, torch.floor(x_) + later
+        share = (1 - (y - row).abs()) * (1 - (x_ - column).abs())
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        place = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().reshape(batch, groups, 1, -1)
+        taken = pixels.gather(3, place.expand(-1, -1, channels // groups, -1)).reshape(batch, groups, -1, *y.shape[2:])
+        found = found + taken * (share * inside).unsqueeze(2)
+    found = (found * factor.unsqueeze(2)).flatten(1, 2)  # (B, C, Kh, Kw, H', W')
+    return found.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, rows * high, columns * wide)
+
+
+def _deformed_backward(grad, x, offset, *options):
+    """In float64 behind the places: a shift's gradient is a small difference of sums over channels, which the kernel takes before it sums."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = x.clone().double().requires_grad_(), tall(offset).clone().requires_grad_()
+        return torch.autograd.grad(_deformed(*leaves, *options), leaves, grad.clone().double())
+
+
+def _channels_first(x):
+    return x.permute(0, 3, 1, 2)
+
+
+def _channels_last(x):
+    return x.permute(0, 2, 3, 1)
+
+
+@older("DeformableOffsets")
+def deformable_offsets(x, offsets, *, ksize, strides, pads, dilations, deformable_groups, data_format, modulated):
+    options = ksize, strides[1:3], pads, dilations[1:3], deformable_groups
+    return _channels_last(_deformed(tall(_channels_first(x)), tall(_channels_first(offsets)), *options)).to(x.dtype)
+
+
+@older("DeformableOffsetsGrad")
+def deformable_offsets_backward(grad, x, offsets, *, ksize, strides, pads, dilations, deformable_groups, data_format, modulated):
+    options = ksize, strides[1:3], pads, dilations[1:3], deformable_groups
+    found = _deformed_backward(_channels_first(grad), _channels_first(x), _channels_first(offsets), *options)
+    return [_channels_last(each).to(like.dtype) for each, like in zip(found, (x, offsets))]
+
+
+@operator(
+    "aclnnDeformableConv2d",
+    "input weight offset bias kernel:ints stride:ints padding:ints dilation:ints groups:int deformable_groups:int modulated:bool >out >deformed",
+)
+def deformable_convolution(input, weight, offset, bias, kernel, stride, padding, dilation, groups, deformable_groups, modulated, out):
+    deformed = _deformed(tall(input), tall(offset), kernel, stride[2:], padding, dilation[2:], deformable_groups).to(input.dtype)
+    options = dict(padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=groups, hf32=False)
+    found = numerics.convolution(deformed, weight, bias, stride=kernel, **options)
+    return found.to(out[0].dtype), deformed
+
+
+@operator(
+    "aclnnDeformableConv2dBackward",
+    "input grad deformed weight offset kernel:ints stride:ints padding:ints dilation:ints groups:int deformable_groups:int modulated:bool "
+    ">input_grad >weight_grad >offset_grad >bias_grad",
+)
+def deformable_convolution_backward(
+    input, grad, deformed, weight, offset, kernel, stride, padding, dilation, groups, deformable_groups, modulated, out
+):
+    options = dict(padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=groups, hf32=False)
+    towards, towards_weight, towards_bias = numerics.convolution_backward(
+        grad, deformed, weight, stride=kernel, wanted=(True, True, True), **options
+    )
+    towards_input, towards_offset = _deformed_backward(towards, input, offset, kernel, stride[2:], padding, dilation[2:], deformable_groups)
+    return [each.to(spec.dtype) for each, spec in zip((towards_input, towards_weight, towards_offset, towards_bias), out)]

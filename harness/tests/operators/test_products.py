@@ -221,3 +221,24 @@ def test_a_network_trains_as_on_the_cpu(npu, kind):
     assert actual[0] == pytest.approx(expected[0], rel=1e-4)
     for name, value in expected[1].items():
         torch.testing.assert_close(actual[1][name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_deformable_convolution_that_shifts_by_whole_pixels(npu, groups):
+    """With shifts of nothing and factors of one it is the plain convolution; with one pixel to the right, that of the shifted image."""
+    import torch_npu
+
+    x, weight = seeded(2, 4, 6, 7), seeded(3, 4, 3, 3, seed=1)
+    offset = torch.cat((torch.zeros(2, 18 * groups, 6, 7), torch.ones(2, 9 * groups, 6, 7)), 1)
+    options = dict(kernel_size=[3, 3], stride=[1] * 4, padding=[1] * 4, deformable_groups=groups)
+    found, deformed = torch_npu.npu_deformable_conv2d(*[each.to(npu) for each in (x, weight, offset)], None, **options)
+    torch.testing.assert_close(found.cpu(), F.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
+    grad = seeded(2, 3, 6, 7, seed=2)
+    here = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    F.conv2d(*here, padding=1).backward(grad)
+    gradients = torch_npu.npu_deformable_conv2dbk(*[each.to(npu) for each in (x, grad, deformed.cpu(), weight, offset)], **options)
+    for one, other in zip(gradients, (here[0].grad, here[1].grad)):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-4)
+    offset[:, : 9 * groups] = 1
+    found, _ = torch_npu.npu_deformable_conv2d(*[each.to(npu) for each in (x, weight, offset)], None, **options)
+    torch.testing.assert_close(found.cpu(), F.conv2d(F.pad(x, (0, 2, 1, 1))[..., :], weight)[..., :7], rtol=1e-4, atol=1e-4)
