@@ -195,3 +195,34 @@ def cache_key_and_value(
     key = torch.cat((_rotated(normal[..., :width], cos, sin, 3), normal[..., width:]), -1)
     caches, scales, offsets = (k_cache, latent_cache), (k_scale, latent_scale), (k_offset, latent_offset)
     return _cache_keys(key, tall(value), index, caches, scales, offsets, mode, wanted, out)
+
+
+@operator(
+    "aclnnQkvRmsNormRopeCache",
+    "qkv q_gamma k_gamma cos sin index query! k_cache! v_cache! k_scale v_scale k_offset v_offset size:ints heads:ints eps:double mode:str "
+    ">query_shown >key_shown >value_shown",
+)
+def cache_joint(qkv, q_gamma, k_gamma, cos, sin, index, query, k_cache, v_cache, k_scale, v_scale, k_offset, v_offset, size, heads, eps, mode, out):
+    """Queries and keys normalized and rotated, keys and values kept in pages of pieces (page, pieces of a row, place, piece)."""
+    if mode != "PA_NZ":
+        raise NotImplementedError(f"a cache of queries, keys and values in mode {mode}")
+    batch, tokens, _, width = size
+    q, k, v = tall(qkv).reshape(batch, tokens, -1, width).split(tuple(heads), 2)
+    cos, sin = [tall(each).reshape(batch, -1, each.shape[1] // width, width) for each in (cos, sin)]
+    q, k = [_rotated(_normalized(part, gamma, eps), cos, sin, 0) for part, gamma in ((q, q_gamma), (k, k_gamma))]
+    caches = [
+        _paged(cache, part.flatten(0, 1), scale, offset, index)
+        for cache, part, scale, offset in ((k_cache, k, k_scale, k_offset), (v_cache, v, v_scale, v_offset))
+    ]
+    shown = [None if spec is None else part.reshape(spec.shape).to(spec.dtype) for part, spec in zip((q, k, v), out[3:])]
+    return [q.reshape(query.shape).to(query.dtype), *caches, *shown]
+
+
+def _paged(cache, rows, scale, offset, index):
+    if scale is not None:
+        rows = rows / tall(scale) if offset is None else rows / tall(scale) + tall(offset)
+        rows = rows.round().clamp(-128, 127)
+    chosen = index >= 0
+    places, size, updated = index[chosen], cache.shape[2], cache.clone()
+    updated[places // size, :, places % size] = rows[chosen].to(cache.dtype).reshape(len(places), -1, cache.shape[-1])
+    return updated

@@ -102,3 +102,35 @@ def test_a_cache_gets_the_latent_and_the_rotated_key(npu, mode, quantized):
             plain = plain.reshape(pages, size, -1, 32 if quantized else 16).transpose(1, 2)
         assert cache.dtype == dtype
         torch.testing.assert_close(cache.cpu().float().flatten(), plain.flatten(), rtol=2e-3, atol=1.0 if quantized else 2e-3)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_queries_keys_and_values_go_to_pages_of_pieces(npu, quantized):
+    import torch_npu
+
+    heads, width, tokens, pages, size = (2, 1, 1), 128, 5, 3, 16
+    dtype, piece = (torch.int8, 32) if quantized else (torch.float16, 16)
+    qkv = seeded(tokens, 4 * width, dtype=torch.float16)
+    gammas = [seeded(width, seed=seed, dtype=torch.float16) for seed in (1, 2)]
+    cos, sin = [seeded(tokens, width, seed=seed, dtype=torch.float16) for seed in (3, 4)]
+    index = torch.tensor([17, 3, -1, 40, 0])
+    scales = [seeded(1, width, seed=seed).abs() + 0.05 if quantized else None for seed in (5, 6)]
+    query = torch.zeros(tokens, 2 * width, dtype=torch.float16).to(npu)
+    caches = [torch.full((pages, width // piece, size, piece), 7, dtype=dtype).to(npu) for _ in range(2)]
+    move = lambda each: None if each is None else each.to(npu)  # noqa: E731
+    torch_npu.npu_qkv_rms_norm_rope_cache(
+        *[move(each) for each in (qkv, *gammas, cos, sin, index)], query, *caches, qkv_size=[1, tokens, 4, width], head_nums=heads,
+        k_scale=move(scales[0]), v_scale=move(scales[1]), epsilon=1e-6, cache_mode="PA_NZ", is_output_qkv=False,
+    )  # fmt: skip
+    q, k, v = qkv.float().unflatten(1, (4, width)).split(heads, 1)
+    q, k = [
+        part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gamma.float() for part, gamma in ((q, gammas[0]), (k, gammas[1]))
+    ]
+    q, k = [part * cos.float()[:, None] + half(part) * sin.float()[:, None] for part in (q, k)]
+    torch.testing.assert_close(query.cpu().float(), q.flatten(1), rtol=2e-3, atol=2e-3)
+    for cache, rows, scale in zip(caches, (k, v), scales):
+        rows = rows.flatten(1) if scale is None else (rows.flatten(1) / scale).round().clamp(-128, 127)
+        plain = torch.full((pages * size, width), 7.0)
+        plain[index[index >= 0]] = rows[index >= 0]
+        plain = plain.reshape(pages, size, -1, piece).transpose(1, 2)
+        torch.testing.assert_close(cache.cpu().float(), plain, rtol=2e-3, atol=1.0 if quantized else 2e-3)
