@@ -155,21 +155,27 @@ def _lacking(name: str, text: str) -> Reason:
 
 
 def _decide(case: Case, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> Decisions | None:
-    """Top-1 decisions along the last axis of the output that the case names; None where the shapes differ."""
+    """Top-1 decisions along the last axis of the output that the case names; None where the shapes differ.
+
+    Where the CPU's largest values are equal, as rounded logits can be, each of them is its decision.
+    """
     if case.decisions not in expected:
         raise CaseError(f"{case.name}: decisions={case.decisions!r}, but the outputs are {', '.join(expected)}")
     left, right = actual.get(case.decisions), expected[case.decisions]
     if left is None or left.shape != right.shape:
         return None  # a failure of its own
-    left, right = left.double().argmax(-1).reshape(-1), right.double().argmax(-1).reshape(-1)
+    chosen, scores = left.double().argmax(-1, keepdim=True), right.double()
+    best = scores.amax(-1, keepdim=True)
+    same = ((scores.gather(-1, chosen) == best) | (chosen == scores.argmax(-1, keepdim=True))).reshape(-1)
+    left, right = chosen.reshape(-1), scores.argmax(-1).reshape(-1)
     if case.labels is not None and case.labels.numel() != right.numel():
         raise CaseError(f"{case.name}: {case.labels.numel()} labels for {right.numel()} decisions")
-    differing = (left != right).nonzero().reshape(-1)
+    differing = (~same).nonzero().reshape(-1)
     first = int(differing[0]) if differing.numel() else None
     labels = None if case.labels is None else case.labels.reshape(-1)
     return Decisions(
         count=right.numel(),
-        agree=int((left == right).sum()),
+        agree=int(same.sum()),
         correct_actual=None if labels is None else int((left == labels).sum()),
         correct_expected=None if labels is None else int((right == labels).sum()),
         first=None if first is None else (first, int(left[first]), int(right[first])),

@@ -106,6 +106,19 @@ def test_limits_may_depend_on_dtype_and_switches():
     assert (by_stack.limits("HF32").max_diff, by_stack.limits(None).max_diff) == (0.5, 0.1)
 
 
+def test_either_of_two_equal_logits_is_the_decision():
+    expected = torch.tensor([[1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [1.0, 2.0, 2.0]])
+    actual = torch.tensor([[0.0, 1.0, 2.0], [0.0, 2.0, 1.0], [2.0, 1.0, 1.0]])  # the second, the first, none of the two
+    outputs = iter([expected, actual])  # the CPU runs first
+
+    def forward(model, x):
+        return next(outputs)
+
+    verdict = validate(case(forward=forward, decisions="output", labels=torch.tensor([1, 1, 1]), tolerance=Tolerance(max_diff=9.0, top1=1.0)), 42, Broken())
+    found = verdict.decisions
+    assert (found.agree, found.correct_actual, found.correct_expected) == (2, 1, 3) and found.first[0] == 2
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -98,7 +98,7 @@ def test_a_stale_output_is_what_the_memory_held(npu):
 
 
 @pytest.mark.parametrize(("kind", "low", "high"), [("hf32", 12.6, 12.9), ("fp16", 11.6, 11.9)])
-def test_lower_precision_is_that_of_the_inputs(npu, kind, low, high):
+def test_lower_arithmetic_is_that_of_the_inputs(npu, kind, low, high):
     left, right = seeded(64, 64), seeded(64, 64, seed=1)
     with emulator.fault("aclnnM*", kind=kind) as planted:
         found = (left.to(npu) @ right.to(npu)).cpu()

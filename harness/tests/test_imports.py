@@ -80,3 +80,10 @@ def test_torch_is_not_needed_for_help():
             names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
             module = getattr(node, "module", "") or ""
             assert not any(each.split(".")[0] in ("torch", "numpy", "pandas") for each in [*names, module])
+
+
+def test_the_word_of_accuracy_tests_is_theirs_alone():
+    """`pytest -k precision` takes every test whose name, file or folder holds the word."""
+    for path in sorted((HARNESS / "tests").rglob("*.py")):
+        names = [node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        assert not [name for name in (*names, *path.relative_to(HARNESS).parts) if "precision" in name.lower() and name != "precision"], path

@@ -46,7 +46,7 @@ def test_a_loss_and_its_gradient_are_the_cpus(npu, name, how):
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-def test_a_loss_in_half_precision(npu, name):
+def test_a_loss_of_halves(npu, name):
     agrees(npu, lambda x: ELEMENTWISE[name](x, "mean"), seeded(N, C, dtype=torch.float16).requires_grad_())
 
 
