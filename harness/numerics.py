@@ -173,14 +173,16 @@ def convolution_backward(
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, hidden: Tensor | None = None, bias: Tensor | None = None,
-    kept: Tensor | None = None, keep: float = 1.0, sink: Tensor | None = None,
+    kept: Tensor | None = None, keep: float = 1.0, sink: Tensor | None = None, fast: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fused attention on (B, H, N, D): the result, and each row's maximum and sum, both (B, H, N, 1) in float32.
 
     `hidden` is True where a key is hidden, broadcast to (B, H, N, S); `bias` is added to the scaled scores; `kept` is True where dropout
     left a probability, which is then divided by `keep`; `sink` (H,) is one more score for each row, without a value. Heads of k and v may
     be fewer, shared by groups of q's. Scores, softmax and sums are float32; probabilities and the result are cast to q's dtype, ties
-    away from zero. Stated, but for the tiles of the online softmax: hicann/ops-transformer, flash_attention_score.
+    away from zero. Stated, but for the tiles of the online softmax: hicann/ops-transformer, flash_attention_score. With `fast`, the high
+    performance of prompts, scores and softmax of float16 are float16. Stated: prompt_flash_attention_base.h; after which steps they are
+    rounded is assumed.
     """  # fmt: skip
     k, v = _shared(k, q), _shared(v, q)
     parts = []
@@ -188,7 +190,7 @@ def attention(
     masks = [_spread(each, q, k) for each in (hidden, bias, kept)]
     sink = None if sink is None else sink.float().repeat(q.shape[0])
     for part in _parts(q, k):
-        parts.append(_attend(*[each[part] for each in flat], scale, *[None if each is None else each[part] for each in (*masks, sink)], keep))
+        parts.append(_attend(*[each[part] for each in flat], scale, *[None if each is None else each[part] for each in (*masks, sink)], keep, fast and q.dtype == torch.float16))
     return tuple(torch.cat(each).unflatten(0, q.shape[:2]) for each in zip(*parts))
 
 
@@ -215,12 +217,19 @@ def _scores(q: Tensor, k: Tensor, scale: float, hidden: Tensor | None, bias: Ten
     return scores
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: Tensor | None, bias: Tensor | None, kept: Tensor | None, sink, keep: float):
-    scores = _scores(q, k, scale, hidden, bias)
+def _half_scores(q: Tensor, k: Tensor, scale: float, hidden: Tensor | None, bias: Tensor | None) -> Tensor:
+    scores = torch.matmul(q.float(), k.float().transpose(1, 2)).half() * scale
+    scores = (scores if bias is None else scores + bias.half()).float()
+    return scores if hidden is None else scores.masked_fill_(hidden, -math.inf)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: Tensor | None, bias: Tensor | None, kept: Tensor | None, sink, keep: float, fast: bool):
+    scores = _scores(q, k, scale, hidden, bias) if not fast else _half_scores(q, k, scale, hidden, bias)
     top = scores.amax(-1, keepdim=True) if scores.shape[-1] else scores.new_full((*scores.shape[:-1], 1), -math.inf)
     top = top if sink is None else torch.maximum(top, sink[:, None, None])
     finite = torch.where(torch.isfinite(top), top, 0.0)
     weights = scores.sub_(finite).exp_()
+    weights = weights.half().float() if fast else weights
     total = weights.sum(-1, keepdim=True)
     total = total if sink is None else total + torch.exp(sink[:, None, None] - finite)
     if kept is not None:

@@ -371,7 +371,8 @@ def _one(given, q, k, v, index: int, batch: int):
     pse = given["pse"] if _given(given["pse"]) else None
     bias = None if pse is None else pse[index if pse.shape[0] == batch else 0][:, :queries, :keys]
     sink = given["sink"] if _given(given.get("sink")) else None
-    options = dict(scale=given["scale"], hidden=hidden, bias=bias, sink=sink)
+    fast = "sparse" in given and queries > 1 and given["inner"] % 2 == 1  # prompts know a mode of high performance
+    options = dict(scale=given["scale"], hidden=hidden, bias=bias, sink=sink, fast=fast)
     y, top, total = numerics.attention(*[each.unsqueeze(0) for each in (q, k, v)], **options)
     lse = torch.where(total == 0, math.inf, top + total.log())
     return y[0], lse[0]
