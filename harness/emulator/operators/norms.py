@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from harness import numerics
 from harness.emulator.operators.common import tall
-from harness.emulator.table import operator
+from harness.emulator.table import older, operator
 
 
 @operator("aclnnRmsNorm", "self gamma eps:double >y >rstd")
@@ -85,6 +85,12 @@ def _layer_norm(x, axes, weight, bias, eps):
 def layer_norm(self, shape, weight, bias, eps, out):
     weight, bias = [None if each is None else each.reshape(shape) for each in (weight, bias)]
     found = _layer_norm(tall(self), tuple(range(-len(shape), 0)), weight, bias, eps)
+    return [_moved(each, spec) for each, spec in zip(found, out)]
+
+
+@older("LayerNormV3")
+def layer_norm_v3(x, weight, bias, out, begin_norm_axis=0, begin_params_axis=0, epsilon=1e-5):
+    found = _layer_norm(tall(x), tuple(range(begin_norm_axis % x.dim(), x.dim())), weight, bias, epsilon)
     return [_moved(each, spec) for each, spec in zip(found, out)]
 
 

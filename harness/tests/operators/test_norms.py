@@ -166,3 +166,12 @@ def test_batch_norm_over_several_devices(npu):
     towards = torch.batch_norm_backward_elemt(grad.to(npu), there, mean, invstd, weight.to(npu), *sums[:2], count)
     for one, other in zip((towards, *sums[2:]), (here.grad, w.grad, b.grad)):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_layer_norm_of_an_evaluation(npu, dtype):
+    import torch_npu
+
+    x, weight, bias = [seeded(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate([(3, 4, 8), (8,), (8,)])]
+    ours = lambda x, w, b: torch_npu.npu_layer_norm_eval(x, (8,), w, b, 1e-5)  # noqa: E731
+    agrees(npu, onto(npu, ours, lambda x, w, b: F.layer_norm(x, (8,), w, b)), x, weight, bias, rtol=1e-4, atol=1e-5)
