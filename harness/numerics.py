@@ -189,8 +189,9 @@ def attention(
     flat = [each.flatten(0, 1) for each in (q, k, v)]
     masks = [_spread(each, q, k) for each in (hidden, bias, kept)]
     sink = None if sink is None else sink.float().repeat(q.shape[0])
+    fast = fast and q.dtype == torch.float16
     for part in _parts(q, k):
-        parts.append(_attend(*[each[part] for each in flat], scale, *[None if each is None else each[part] for each in (*masks, sink)], keep, fast and q.dtype == torch.float16))
+        parts.append(_attend(*[each[part] for each in flat], scale, *[None if each is None else each[part] for each in (*masks, sink)], keep, fast))
     return tuple(torch.cat(each).unflatten(0, q.shape[:2]) for each in zip(*parts))
 
 
@@ -223,7 +224,7 @@ def _half_scores(q: Tensor, k: Tensor, scale: float, hidden: Tensor | None, bias
     return scores if hidden is None else scores.masked_fill_(hidden, -math.inf)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: Tensor | None, bias: Tensor | None, kept: Tensor | None, sink, keep: float, fast: bool):
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden, bias, kept, sink, keep: float, fast: bool):
     scores = _scores(q, k, scale, hidden, bias) if not fast else _half_scores(q, k, scale, hidden, bias)
     top = scores.amax(-1, keepdim=True) if scores.shape[-1] else scores.new_full((*scores.shape[:-1], 1), -math.inf)
     top = top if sink is None else torch.maximum(top, sink[:, None, None])
@@ -252,10 +253,11 @@ def attention_backward(
     wide_k, wide_v = _shared(k, q), _shared(v, q)
     flat = [each.flatten(0, 1) for each in (grad, q, wide_k, wide_v, found, top, total)]
     masks = [_spread(each, q, k) for each in (hidden, bias, kept)]
-    parts, shapes = [], (q.shape[:2], q.shape[2:])
+    parts = []
     for part in _parts(q, k):
         parts.append(_attend_backward(*[each[part] for each in flat], scale, *[None if each is None else each[part] for each in masks], keep))
-    towards_q, towards_k, towards_v, towards_bias, rows = [None if each[0] is None else torch.cat(each).unflatten(0, shapes[0]) for each in zip(*parts)]
+    joined = [None if each[0] is None else torch.cat(each).unflatten(0, q.shape[:2]) for each in zip(*parts)]
+    towards_q, towards_k, towards_v, towards_bias, rows = joined
     group = q.shape[1] // max(k.shape[1], 1)
     if group > 1:
         towards_k, towards_v = [each.unflatten(1, (-1, group)).sum(2) for each in (towards_k, towards_v)]

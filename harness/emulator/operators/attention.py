@@ -316,7 +316,8 @@ def _infer(given, out):
         queries = [(q if came == "NTD" else q.transpose(0, 1))[:, row] for row in rows]
     else:
         queries = list(SPLIT[came](q, heads))
-        queries = [torch.cat((each, extra), -1) for each, extra in zip(queries, SPLIT[came](rope, heads))] if _given(rope) and came == "BSH" else queries
+        if _given(rope) and came == "BSH":
+            queries = [torch.cat(pair, -1) for pair in zip(queries, SPLIT[came](rope, heads))]
     batch = len(queries)
     lengths = _lengths(given.get("lens_kv"), batch, ragged and not _given(given.get("blocks")))
     keys, values = [_caches(given, name, batch, few, lengths) for name in ("k", "v")]

@@ -157,8 +157,10 @@ def _grouped(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scal
     alone = len(weight) == 1 and weight[0].dim() == 2
     parts = []
     for index, part in enumerate(rows):
-        share = [None if not each else each[0] if alone and each[0].dim() < 2 else _for_group(each, index) for each in (bias, scale, offset, fine_scale, fine_offset)]
-        parts.append(_group_product(part, weight[0] if alone else _for_group(weight, index), *share, tokens and tokens[index], activation, outs[0].dtype))
+        lists = (bias, scale, offset, fine_scale, fine_offset)
+        share = [None if not each else each[0] if alone and each[0].dim() < 2 else _for_group(each, index) for each in lists]
+        own = weight[0] if alone else _for_group(weight, index)
+        parts.append(_group_product(part, own, *share, tokens and tokens[index], activation, outs[0].dtype))
     if len(outs) > 1 or split in (0, 1):
         return parts
     joined = torch.cat(parts)
@@ -180,7 +182,9 @@ def grouped_matmul(x, weight, bias, scale, offset, fine_scale, fine_offset, grou
     "activation_input:tensors activation_scale:tensors activation_offset:tensors split:int group_type:int list_type:int activation:int "
     ">out:tensors >activated:tensors >dynamic_scale:tensors",
 )
-def grouped_matmul_v4(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, groups, a, b, c, split, group_type, list_type, activation, out):
+def grouped_matmul_v4(
+    x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, groups, a, b, c, split, group_type, list_type, activation, out
+):
     outs = [each for each in out if each is not None]  # the lists that only quantization fills are null
     found = _grouped(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, groups, split, group_type, list_type, activation, outs)
     return found + [None] * (len(out) - len(outs))

@@ -160,7 +160,8 @@ def test_gradients_of_grouped_weights_are_added_up(npu):
 
     x, grad, total = seeded(7, 4, dtype=torch.float16), seeded(7, 3, seed=1, dtype=torch.float16), seeded(2, 4, 3, seed=2)
     there = total.to(npu)
-    torch_npu.npu_grouped_matmul_add_(there, x.to(npu), grad.to(npu), torch.tensor([3, 7]).to(npu), transpose_x=True, transpose_weight=False, group_type=2)
+    options = dict(transpose_x=True, transpose_weight=False, group_type=2)
+    torch_npu.npu_grouped_matmul_add_(there, x.to(npu), grad.to(npu), torch.tensor([3, 7]).to(npu), **options)
     wanted = total + torch.stack([left.float().t() @ right.float() for left, right in zip(x.split([3, 4]), grad.split([3, 4]))])
     torch.testing.assert_close(there.cpu(), wanted, rtol=1e-5, atol=1e-5)
 
