@@ -10,14 +10,17 @@ from harness.emulator.operators import (
     attention,
     chance,
     elementwise,
+    foreach,
     losses,
     norms,
     older,
+    optimizers,
     positions,
     products,
     reductions,
+    spatial,
     tensors,
 )
 from harness.emulator.table import OLDER, OPERATORS
 
-__all__ = ["OLDER", "OPERATORS", "activations", "attention", "chance", "elementwise", "losses", "norms", "older", "positions", "products", "reductions", "tensors"]
+__all__ = ["OLDER", "OPERATORS", "activations", "attention", "chance", "elementwise", "foreach", "losses", "norms", "older", "optimizers", "positions", "products", "reductions", "spatial", "tensors"]
