@@ -10,6 +10,7 @@ from harness.emulator.operators import (
     attention,
     chance,
     elementwise,
+    linalg,
     foreach,
     losses,
     norms,
