@@ -82,7 +82,10 @@ def embedding_dense_backward(grad, indices, count, padding, by_frequency, out):
     return torch.ops.aten.embedding_dense_backward(tall(grad), indices.long(), count, padding, by_frequency).to(out.dtype)
 
 
-@operator("aclnnEmbeddingBag", "weight indices offsets by_frequency:bool mode:int sparse:bool weights last:bool padding:int >out >bags >sizes >maxima")
+@operator(
+    "aclnnEmbeddingBag",
+    "weight indices offsets by_frequency:bool mode:int sparse:bool weights last:bool padding:int >out >bags >sizes >maxima",
+)
 def embedding_bag(weight, indices, offsets, by_frequency, mode, sparse, weights, last, padding, out):
     places, starts = indices.long(), offsets.long()
     wide = (tall(weight), places, starts, by_frequency, min(mode, 2), False, tall(weights), last, padding)
@@ -303,7 +306,8 @@ def strided_slice(self, begin, end, strides, begin_mask, end_mask, ellipsis_mask
             span = slice(None if begin_mask >> each & 1 else first, None if end_mask >> each & 1 else last, step)
             numbers = range(*span.indices(self.shape[axis]))
             if step < 0:  # torch has no negative steps: the same elements upwards, turned round afterwards
-                flipped.append(sum(place is not Ellipsis and not isinstance(place, int) for place in places) + (self.dim() - named if ... in places else 0))
+                before = sum(place is not Ellipsis and not isinstance(place, int) for place in places)
+                flipped.append(before + (self.dim() - named if ... in places else 0))
                 numbers = numbers[::-1]
             places.append(slice(numbers.start, numbers.stop, numbers.step) if len(numbers) else slice(0, 0))
         axis += 1
