@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from harness.emulator.operators.common import common, tall
+from harness.emulator.operators.common import alike, common, tall
 from harness.emulator.table import operator
 
 UNARY = {
@@ -13,13 +13,16 @@ UNARY = {
     "Cosh": torch.cosh, "Erf": torch.erf, "Erfc": torch.erfc, "Exp": torch.exp, "Exp2": torch.exp2, "Expm1": torch.expm1,
     "Floor": torch.floor, "Log": torch.log, "Log10": torch.log10, "Log1p": torch.log1p, "Log2": torch.log2, "Neg": torch.neg,
     "Reciprocal": torch.reciprocal, "Relu": torch.relu, "Round": torch.round, "Rsqrt": lambda x: 1.0 / torch.sqrt(x),
-    "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin, "Sinh": torch.sinh, "Sqrt": torch.sqrt,
+    "Sigmoid": torch.sigmoid, "Sign": torch.sgn, "Sin": torch.sin, "Sinh": torch.sinh, "Sqrt": torch.sqrt,
     "Tan": torch.tan, "Tanh": torch.tanh, "Trunc": torch.trunc, "LogicalNot": torch.logical_not,
     "BitwiseNot": torch.bitwise_not, "IsFinite": torch.isfinite, "IsPosInf": torch.isposinf, "IsNegInf": torch.isneginf,
-    "Hardsigmoid": F.hardsigmoid, "Hardswish": F.hardswish, "LogSigmoid": F.logsigmoid, "Mish": F.mish,
+    "Hardsigmoid": F.hardsigmoid, "Hardswish": F.hardswish, "LogSigmoid": F.logsigmoid, "Mish": F.mish, "Acosh": torch.acosh,
+    "Asinh": torch.asinh, "Atanh": torch.atanh, "Frac": torch.frac, "Sinc": torch.sinc, "AngleV2": torch.angle,
+    "Signbit": torch.signbit,
 }  # fmt: skip
 NO_INPLACE = {  # what the wheel asks for out of place alone
-    "Abs", "Sign", "LogSigmoid", "BitwiseNot", "IsFinite", "IsPosInf", "IsNegInf", "Neg", "Round", "Trunc",
+    "Abs", "Sign", "LogSigmoid", "BitwiseNot", "IsFinite", "IsPosInf", "IsNegInf", "Neg", "Round", "Trunc", "AngleV2", "Signbit", "Gcd",
+    "LeftShift", "LeftShifts", "RightShift", "LogAddExp", "LogAddExp2", "XLogYTensor",
     "Maximum", "Minimum", "BitwiseOrTensor", "BitwiseOrScalar", "LogicalXor",
 }  # fmt: skip
 
@@ -67,24 +70,33 @@ def one(self, out):
     return torch.ones(out.shape, dtype=out.dtype)
 
 
-@operator("aclnnClamp", "self low:scalar high:scalar >out")
 def clamp(self, low, high, out):
-    return torch.clamp(self, low, high).to(out.dtype)
+    return torch.clamp(*alike(self, low, high)).to(out.dtype)
 
 
-@operator("aclnnClampMin", "self low:scalar >out")
 def clamp_min(self, low, out):
-    return torch.clamp(self, min=low).to(out.dtype)
+    return clamp(self, low, None, out)
 
 
-@operator("aclnnClampMax", "self high:scalar >out")
 def clamp_max(self, high, out):
-    return torch.clamp(self, max=high).to(out.dtype)
+    return clamp(self, None, high, out)
 
 
-@operator("aclnnNanToNum", "self nan:float posinf:float neginf:float >out")
+operator("aclnnClamp", "self low:scalar high:scalar >out")(clamp)
+operator("aclnnClampTensor", "self low high >out")(clamp)
+for _name, _function in (("ClampMin", clamp_min), ("ClampMax", clamp_max)):
+    operator(f"aclnn{_name}", "self bound:scalar >out")(_function)
+    operator(f"aclnn{_name}Tensor", "self bound >out")(_function)
+    operator(f"aclnnInplace{_name}Tensor", "self! bound")(_function)
+operator("aclnnInplaceClampMax", "self! high:scalar")(clamp_max)
+
+
 def nan_to_num(self, nan, posinf, neginf):
     return torch.nan_to_num(self, nan, posinf, neginf)
+
+
+operator("aclnnNanToNum", "self nan:float posinf:float neginf:float >out")(nan_to_num)
+operator("aclnnInplaceNanToNum", "self! nan:float posinf:float neginf:float")(nan_to_num)
 
 
 BINARY = {  # name in the tensor form: function; the scalar form has its own name
@@ -96,12 +108,17 @@ BINARY = {  # name in the tensor form: function; the scalar form has its own nam
     "LogicalAnd": (torch.logical_and, None), "LogicalOr": (torch.logical_or, None), "LogicalXor": (torch.logical_xor, None),
     "EqTensor": (torch.eq, "EqScalar"), "NeTensor": (torch.ne, "NeScalar"), "LtTensor": (torch.lt, "LtScalar"),
     "LeTensor": (torch.le, "LeScalar"), "GtTensor": (torch.gt, "GtScalar"), "GeTensor": (torch.ge, "GeScalar"),
+    "Gcd": (torch.gcd, None), "LeftShift": (torch.bitwise_left_shift, "LeftShifts"), "RightShift": (torch.bitwise_right_shift, None),
+    "LogAddExp": (torch.logaddexp, None), "LogAddExp2": (torch.logaddexp2, None), "XLogYTensor": (torch.xlogy, "XLogYScalarOther"),
 }  # fmt: skip
+
+
+COMPARED = (torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge)  # in the dtype of both: a scalar is rounded to it
 
 
 def _enter_binary(name: str, function, scalar_name: str | None) -> None:
     def compute(self, other, out):
-        return function(*common(self, other)).to(out.dtype)
+        return function(*((self, other) if function in COMPARED else common(self, other))).to(out.dtype)
 
     operator(f"aclnn{name}", "self other >out")(compute)
     if name not in NO_INPLACE:
@@ -151,19 +168,94 @@ operator("aclnnInplaceDivMod", "self! other mode:int32")(div_mod)
 operator("aclnnInplaceDivMods", "self! other:scalar mode:int32")(div_mod)
 
 
-@operator("aclnnAddcmul", "self left right value:scalar >out")
+@operator("aclnnAddV3", "self:scalar other alpha:scalar >out")
+def add_to_scalar(self, other, alpha, out):
+    return torch.add(torch.mul(tall(other), alpha), self).to(out.dtype)
+
+
+def rsub(self, other, alpha, out):
+    if not isinstance(other, torch.Tensor):
+        other = torch.tensor(other, dtype=out.dtype)  # the scalar is rounded first
+    return torch.rsub(*common(self, other), alpha=alpha).to(out.dtype)
+
+
+operator("aclnnRsub", "self other alpha:scalar >out")(rsub)
+operator("aclnnRsubs", "self other:scalar alpha:scalar >out")(rsub)
+
+
+@operator("aclnnRemainderScalarTensor", "self:scalar other >out")
+def remainder_of_scalar(self, other, out):
+    return torch.remainder(self, tall(other)).to(out.dtype)
+
+
+@operator("aclnnXLogYScalarSelf", "self:scalar other >out")
+def xlogy_of_scalar(self, other, out):
+    return torch.xlogy(self, tall(other)).to(out.dtype)
+
+
+@operator("aclnnLessScalar", "self bound:scalar >out")
+def at_most(self, bound, out):
+    """What torch_npu asks for as `bound >= self`: no CANN has the name, and the path that a card falls back to includes equality."""
+    return torch.le(self, bound).to(out.dtype)
+
+
+@operator("aclnnIsClose", "self other rtol:double atol:double equal_nan:bool >out")
+def is_close(self, other, rtol, atol, equal_nan):
+    return torch.isclose(*common(self, other), rtol=rtol, atol=atol, equal_nan=equal_nan)
+
+
+def is_in(element, tests, unique, invert):
+    return torch.isin(tall(element), tall(tests), assume_unique=unique, invert=invert)
+
+
+operator("aclnnIsInScalarTensor", "element:scalar tests unique:bool invert:bool >out")(is_in)
+operator("aclnnIsInTensorScalar", "element test:scalar unique:bool invert:bool >out")(is_in)
+
+
+def round_decimals(self, decimals, out):
+    return torch.round(tall(self), decimals=decimals).to(out.dtype) if self.is_floating_point() else self.to(out.dtype)
+
+
+operator("aclnnRoundDecimals", "self decimals:int >out")(round_decimals)
+operator("aclnnInplaceRoundDecimals", "self! decimals:int")(round_decimals)
+
+
+@operator("aclnnComplex", "real imag >out")
+def complex_of(real, imag, out):
+    return torch.complex(*common(real, imag)).to(out.dtype)
+
+
+@operator("aclnnPolar", "length angle >out")
+def polar(length, angle, out):
+    return torch.polar(*common(length, angle)).to(out.dtype)
+
+
 def addcmul(self, left, right, value, out):
-    return torch.addcmul(tall(self), tall(left), tall(right), value=value).to(out.dtype)
+    return torch.addcmul(*alike(self, left, right), value=value).to(out.dtype)
 
 
-@operator("aclnnAddcdiv", "self left right value:scalar >out")
 def addcdiv(self, left, right, value, out):
-    return torch.addcdiv(tall(self), tall(left), tall(right), value=value).to(out.dtype)
+    return torch.addcdiv(*alike(self, left, right), value=value).to(out.dtype)
 
 
-@operator("aclnnLerps", "self end weight:scalar >out")
-def lerps(self, end, weight, out):
-    return torch.lerp(tall(self), tall(end), weight).to(out.dtype)
+for _name, _function in (("Addcmul", addcmul), ("Addcdiv", addcdiv)):
+    operator(f"aclnn{_name}", "self left right value:scalar >out")(_function)
+    operator(f"aclnnInplace{_name}", "self! left right value:scalar")(_function)
+
+
+def lerp(self, end, weight, out):
+    return torch.lerp(*alike(self, end, weight)).to(out.dtype)
+
+
+operator("aclnnLerp", "self end weight >out")(lerp)
+operator("aclnnLerps", "self end weight:scalar >out")(lerp)
+operator("aclnnInplaceLerp", "self! end weight")(lerp)
+operator("aclnnInplaceLerps", "self! end weight:scalar")(lerp)
+
+
+@operator("aclnnMaskedScale", "self mask scale:float >out")
+def masked_scale(self, mask, scale, out):
+    return (tall(self) * tall(mask) * scale).to(out.dtype)
 
 
 @operator("aclnnSWhere", "condition self other >out")

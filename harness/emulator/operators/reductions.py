@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import torch
 
-from harness.emulator.operators.common import axes, tall
+from harness.emulator.operators.common import axes, common, tall
 from harness.emulator.table import operator
+from harness.numerics import HALF
+
+
+def _wide(dtype):
+    """The dtype in which a sum that ends in this one is made."""
+    return torch.float32 if dtype in HALF else dtype
 
 
 @operator("aclnnMean", "self dims:ints keep:bool dtype:int32 >out")
 def mean(self, dims, keep, dtype, out):
-    return tall(self).to(torch.promote_types(tall(self).dtype, torch.float32)).mean(axes(dims, self), keep).to(out.dtype)
+    return self.mean(axes(dims, self), keep, dtype=_wide(out.dtype)).to(out.dtype)
 
 
 @operator("aclnnReduceSum", "self dims:ints keep:bool dtype:int32 >out")
 def reduce_sum(self, dims, keep, dtype, out):
-    return tall(self).sum(axes(dims, self), keep).to(out.dtype)
+    return self.sum(axes(dims, self), keep, dtype=_wide(out.dtype)).to(out.dtype)
+
+
+@operator("aclnnReduceNansum", "self dims:ints keep:bool dtype:int32 >out")
+def reduce_nansum(self, dims, keep, dtype, out):
+    return self.nansum(axes(dims, self), keep, dtype=_wide(out.dtype)).to(out.dtype)
+
+
+@operator("aclnnLogSumExp", "self dims:ints keep:bool >out")
+def logsumexp(self, dims, keep, out):
+    return tall(self).logsumexp(axes(dims, self), keep).to(out.dtype)
 
 
 @operator("aclnnAmax", "self dims:ints keep:bool >out")
@@ -89,12 +105,108 @@ def sort(self, stable, dim, descending, out):
 
 @operator("aclnnCumsum", "self dim:int dtype:int32 >out")
 def cumsum(self, dim, dtype, out):
-    return tall(self).cumsum(dim).to(out.dtype)
+    return self.cumsum(dim, dtype=_wide(out.dtype)).to(out.dtype)
+
+
+@operator("aclnnCumprod", "self dim:scalar dtype:int32 >out")
+def cumprod(self, dim, dtype, out):
+    return self.cumprod(int(dim), dtype=_wide(out.dtype)).to(out.dtype)
 
 
 @operator("aclnnProd", "self dtype:int32 >out")
 def prod(self, dtype, out):
-    return tall(self).prod().to(out.dtype)
+    return self.prod(dtype=_wide(out.dtype)).to(out.dtype)
+
+
+@operator("aclnnProdDim", "self dim:int keep:bool dtype:int32 >out")
+def prod_dim(self, dim, keep, dtype, out):
+    return self.prod(dim, keep, dtype=_wide(out.dtype)).to(out.dtype)
+
+
+def _enter_picked(name, function, words, taken):
+    @operator(f"aclnn{name}", f"self {words} >values >indices")
+    def pick(self, *arguments, out):
+        values, indices = function(self, *arguments[:taken])
+        return values, indices.to(out[1].dtype)
+
+
+for _name, _function in (("MedianDim", torch.median), ("NanMedianDim", torch.nanmedian)):
+    _enter_picked(_name, _function, "dim:int keep:bool", 2)
+for _name, _function in (("Cummax", torch.cummax), ("Cummin", torch.cummin)):
+    _enter_picked(_name, _function, "dim:int", 1)
+_enter_picked("Kthvalue", torch.kthvalue, "k:int dim:int keep:bool", 3)
+
+
+@operator("aclnnMedian", "self >out")
+def median(self):
+    return self.median()
+
+
+@operator("aclnnNanMedian", "self >out")
+def nanmedian(self):
+    return self.nanmedian()
+
+
+@operator("aclnnAminmaxAll", "self >least >largest")
+def aminmax_all(self):
+    return torch.aminmax(self)
+
+
+@operator("aclnnAminmaxDim", "self dim:int keep:bool >least >largest")
+def aminmax_dim(self, dim, keep):
+    return torch.aminmax(self, dim=dim, keepdim=keep)
+
+
+@operator("aclnnAminmax", "self dims:ints keep:bool >least >largest")
+def aminmax(self, dims, keep):
+    return self.amin(axes(dims, self), keep), self.amax(axes(dims, self), keep)
+
+
+@operator("aclnnTrace", "self >out")
+def trace(self, out):
+    return tall(self).trace().to(out.dtype)
+
+
+@operator("aclnnHistc", "self bins:int low:scalar high:scalar >out")
+def histc(self, bins, low, high, out):
+    values = self.flatten().float() if self.dtype != torch.float64 else self.flatten()
+    return torch.histc(values, bins, low, high).to(out.dtype)
+
+
+@operator("aclnnBincount", "self weights length:int >out")
+def bincount(self, weights, length, out):
+    return torch.bincount(self, tall(weights), length).to(out.dtype)
+
+
+def searchsorted(sequence, values, narrow, right, sorter, out):
+    sequence, values = common(sequence, values)
+    return torch.searchsorted(sequence, values, right=right, sorter=sorter).reshape(out.shape).to(out.dtype)
+
+
+operator("aclnnSearchSorted", "sequence values narrow:bool right:bool sorter >out")(searchsorted)
+operator("aclnnSearchSorteds", "sequence value:scalar narrow:bool right:bool sorter >out")(searchsorted)
+
+
+@operator("aclnnBucketize", "self boundaries narrow:bool right:bool >out")
+def bucketize(self, boundaries, narrow, right, out):
+    self, boundaries = common(self, boundaries)
+    return torch.bucketize(self, boundaries, right=right).to(out.dtype)
+
+
+@operator("aclnnCdist", "left right p:float mode:int >out")
+def cdist(left, right, p, mode, out):
+    return torch.cdist(tall(left), tall(right), p, compute_mode="donot_use_mm_for_euclid_dist").to(out.dtype)
+
+
+@operator("aclnnCdistBackward", "grad left right distances p:float >out")
+def cdist_backward(grad, left, right, distances, p, out):
+    found = torch.ops.aten._cdist_backward(*(tall(each).contiguous() for each in (grad, left, right)), p, tall(distances).contiguous())
+    return found.to(out.dtype)
+
+
+@operator("aclnnPdist", "self p:float >out")
+def pdist(self, p, out):
+    return torch.pdist(tall(self).contiguous(), p).to(out.dtype)
 
 
 @operator("aclnnLinalgVectorNorm", "self order:scalar dims:ints keep:bool dtype:int32 >out")
@@ -102,11 +214,15 @@ def vector_norm(self, order, dims, keep, dtype, out):
     return torch.linalg.vector_norm(tall(self), order, tuple(dims) or None, keep).to(out.dtype)
 
 
-def _variance(function):
+def _spread(function):
     def compute(self, dims, correction, keep, out):
-        return function(tall(self), axes(dims, self), correction=correction, keepdim=keep).to(out.dtype)
+        found = function(tall(self), axes(dims, self), correction=correction, keepdim=keep)
+        return tuple(each.to(out[0].dtype) for each in found) if isinstance(found, tuple) else found.to(out.dtype)
 
     return compute
 
 
-operator("aclnnStd", "self dims:ints correction:int keep:bool >out")(_variance(torch.std))
+operator("aclnnStd", "self dims:ints correction:int keep:bool >out")(_spread(torch.std))
+operator("aclnnVarCorrection", "self dims:ints correction:int keep:bool >out")(_spread(torch.var))
+operator("aclnnStdMeanCorrection", "self dims:ints correction:int keep:bool >std >mean")(_spread(torch.std_mean))
+operator("aclnnVarMean", "self dims:ints correction:int keep:bool >var >mean")(_spread(torch.var_mean))
