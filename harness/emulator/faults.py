@@ -6,7 +6,6 @@ itself. KINDS says it for each kind. As text, for a command line: "aclnnMatmul:h
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import random

@@ -187,3 +187,50 @@ def test_half_results_saturate_where_the_card_is_told_so():
     body = "import torch\nx = torch.full((2,), 60000.0, dtype=torch.float16, device='npu:0')\nprint((x * 2).tolist(), (x * 2 - x * 2).tolist())"
     assert output(body) == ["[inf, inf] [nan, nan]"]
     assert output(body, INF_NAN_MODE_ENABLE="0", INF_NAN_MODE_FORCE_DISABLE="1") == ["[65504.0, 65504.0] [0.0, 0.0]"]
+
+
+# --------------------------------------------------------------------------------- a program as it is written for a card
+
+TRAINING = """
+import torch
+import torch.nn as nn
+import torch_npu
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+torch.npu.set_device(0)
+device = torch.device("npu:0")
+data = TensorDataset(torch.randn(256, 1, 12, 12), torch.randint(0, 4, (256,)))
+loader = DataLoader(data, batch_size=32, shuffle=True, num_workers=2, pin_memory=True)
+model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(800, 4)).to(device)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 64)
+scaler = torch.npu.amp.GradScaler()
+copies, start, end = torch.npu.Stream(), torch.npu.Event(enable_timing=True), torch.npu.Event(enable_timing=True)
+start.record()
+for epoch in range(8):
+    for images, labels in loader:
+        with torch.npu.stream(copies):
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        torch.npu.current_stream().wait_stream(copies)
+        with torch.autocast("npu", dtype=torch.float64):
+            loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+    print(loss.item())
+end.record()
+torch.npu.synchronize()
+print(f"{start.elapsed_time(end):.1f} ms, {torch.npu.max_memory_allocated() >> 10} KiB, {torch.npu.get_device_name(0)}")
+"""
+
+
+@pytest.mark.parametrize("queue", ["0", "1"])
+def test_a_training_program_for_a_card_runs_unchanged(tmp_path, queue):
+    *losses, memory = output(TRAINING, path=tmp_path / "train.py", TASK_QUEUE_ENABLE=queue)
+    assert len(losses) == 8 and float(losses[-1]) < 0.9 * float(losses[0])
+    assert memory.endswith("Ascend910B4") and float(memory.split(" ms")[0]) > 0 and int(memory.split(", ")[1].split()[0]) > 100

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from harness.numerics import (
-    NoFloat64, attention, convolution, effective_bits, gelu, matmul, matmul_by_groups, rms_norm, round_half_away, round_hf32, saturated, silu,
+    NoFloat64,
+    attention,
+    convolution,
+    effective_bits,
+    gelu,
+    matmul,
+    matmul_by_groups,
+    rms_norm,
+    round_half_away,
+    round_hf32,
+    saturated,
+    silu,
 )  # fmt: skip
 
 

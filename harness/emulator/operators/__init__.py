@@ -10,8 +10,8 @@ from harness.emulator.operators import (
     attention,
     chance,
     elementwise,
-    linalg,
     foreach,
+    linalg,
     losses,
     norms,
     older,
@@ -24,4 +24,4 @@ from harness.emulator.operators import (
 )
 from harness.emulator.table import OLDER, OPERATORS
 
-__all__ = ["OLDER", "OPERATORS", "activations", "attention", "chance", "elementwise", "foreach", "losses", "norms", "older", "optimizers", "positions", "products", "reductions", "spatial", "tensors"]
+__all__ = ["OLDER", "OPERATORS", "activations", "attention", "chance", "elementwise", "foreach", "linalg", "losses", "norms", "older", "optimizers", "positions", "products", "reductions", "spatial", "tensors"]
