@@ -197,7 +197,7 @@ def transformers_architectures() -> list[Architecture]:
 
 TIMM = {  # model: what makes it small
     "resnet18": {}, "resnext50_32x4d": {}, "mobilenetv3_small_100": {}, "efficientnet_b0": {}, "densenet121": {}, "regnetx_002": {}, "vgg11_bn": {},
-    "convnext_atto": {}, "mixer_s32_224": {}, "gmlp_ti16_224": {}, "vit_tiny_patch16_224": {}, "deit_tiny_patch16_224": {}, "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)},
+    "convnext_atto": {}, "mixer_s32_224": {}, "gmlp_ti16_224": {}, "vit_tiny_patch16_224": {}, "deit_tiny_patch16_224": {}, "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8), "drop_path_rate": 0.0},
     "pvt_v2_b0": {}, "poolformer_s12": {}, "edgenext_xx_small": {}, "mobilevit_xxs": {}, "ghostnet_050": {}, "repvgg_a0": {}, "xcit_nano_12_p16_224": {},
     "levit_128s": {}, "coat_lite_tiny": {}, "tnt_s_patch16_224": {"depth": 2}, "visformer_tiny": {}, "lcnet_050": {}, "hardcorenas_a": {}, "dla34": {},
 }  # fmt: skip
@@ -206,9 +206,9 @@ TIMM_KINDS = {"attention": ("vit", "deit", "swin", "pvt", "xcit", "levit", "coat
 
 def _timm(name: str, changes: dict) -> Architecture:
     def build():
-        from harness.conformance.vision import import_timm
+        import timm
 
-        return import_timm().create_model(name, pretrained=False, num_classes=5, **changes)
+        return timm.create_model(name, pretrained=False, num_classes=5, **changes)
 
     def inputs(model, generator) -> dict:
         import torch
@@ -316,12 +316,14 @@ def compute(names: list[str], folder: Path, way: str) -> None:
         _hide_torch_npu()
     import torch
 
+    from harness.conformance.vision import declare_torchvision
     from harness.device import open_device
 
     device = open_device("cpu" if way in ("cpu", "golden") else "emulated")
     if way == "exact":
         torch.npu.conv.allow_hf32 = False
         torch.npu.use_compatible_impl(True)
+    declare_torchvision()
     for entry in _chosen(names):
         target = _place(folder, way, entry)
         try:

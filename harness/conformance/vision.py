@@ -1,27 +1,23 @@
-"""timm where torchvision's own library does not fit this torch: timm needs its Python alone."""
+"""torchvision where its own library does not fit this torch: timm and transformers need its Python alone."""
 
 from __future__ import annotations
 
 import importlib.util
 
-_library = None  # holds the definitions for as long as the process lives
+OPERATORS = ("nms", "qnms")
+_library = None  # holds the declarations for as long as the process lives
 
 
-def import_timm():
-    """The timm package. torchvision's operators are declared where its library cannot be loaded, so that it imports.
-
-    Raises: ImportError without timm.
-    """
+def declare_torchvision() -> None:
+    """Declare the operators that torchvision's Python asks for at import, where its library, which has them, cannot be loaded."""
     global _library
+    if _library is not None or importlib.util.find_spec("torchvision") is None:
+        return
     import torch
 
-    if _library is None and importlib.util.find_spec("torchvision"):
-        _library = torch.library.Library("torchvision", "FRAGMENT")
-        for schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):
-            try:
-                _library.define(schema)
-            except RuntimeError:  # torchvision's own is there
-                break
-    import timm
-
-    return timm
+    _library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in OPERATORS:
+        try:
+            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        except RuntimeError:  # torchvision's own is there
+            return
