@@ -113,12 +113,22 @@ BINARY = {  # name in the tensor form: function; the scalar form has its own nam
 }  # fmt: skip
 
 
+def fitting(self, other, out):
+    """Both in one dtype; in place, CANN refuses one that the output cannot take."""
+    dtype = torch.result_type(self, other)
+    if not torch.can_cast(dtype, out.dtype):
+        raise TypeError(f"result type {dtype} can't be cast to the desired output type {out.dtype}")
+    return common(self, other)
+
+
 COMPARED = (torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge)  # in the dtype of both: a scalar is rounded to it
 
 
 def _enter_binary(name: str, function, scalar_name: str | None) -> None:
     def compute(self, other, out):
-        return function(*((self, other) if function in COMPARED else common(self, other))).to(out.dtype)
+        if function in COMPARED:
+            return function(self, other).to(out.dtype)
+        return function(*(fitting(self, other, out) if function is torch.mul else common(self, other))).to(out.dtype)
 
     operator(f"aclnn{name}", "self other >out")(compute)
     if name not in NO_INPLACE:
@@ -139,12 +149,12 @@ def pow_scalar(self, exponent, out):
 
 
 def add(self, other, alpha, out):
-    left, right = common(self, other)
+    left, right = fitting(self, other, out)
     return torch.add(left, right, alpha=alpha).to(out.dtype)
 
 
 def sub(self, other, alpha, out):
-    left, right = common(self, other)
+    left, right = fitting(self, other, out)
     return torch.sub(left, right, alpha=alpha).to(out.dtype)
 
 

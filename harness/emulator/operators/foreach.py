@@ -28,13 +28,18 @@ for _name in NAMES:
     _enter_unary(_name, UNARY[_name])
 
 
-def _plus(self, addend, factor):
-    """self + addend * factor; float16 is not widened, because a card rounds each step to it (hicann/ops-nn, foreach_add_list.cpp)."""
-    return self + addend * (torch.tensor(factor, dtype=self.dtype) if self.dtype == torch.float16 else factor)
-
-
 def _stepwise(value):
+    """bfloat16 wide, float16 as it is: the kernels of lists round each step to it (hicann/ops-nn, foreach_sub_list.cpp)."""
     return value.float() if value.dtype == torch.bfloat16 else value
+
+
+def _plus(self, addend, factor):
+    """A scaled sum is one step, rounded once."""
+    return tall(self) + tall(addend) * factor
+
+
+def _minus(self, subtrahend, factor):
+    return _stepwise(self) - _stepwise(subtrahend) * factor
 
 
 def _larger(self, other):
@@ -46,7 +51,7 @@ def _smaller(self, other):
 
 
 BINARY = {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Pow": torch.pow, "Maximum": _larger, "Minimum": _smaller}
-SIGNS = {"Add": 1, "Sub": -1}  # those that scale what they add
+SCALED = {"Add": _plus, "Sub": _minus}
 
 
 def _enter_binary(name: str, function) -> None:
@@ -59,15 +64,13 @@ def _enter_binary(name: str, function) -> None:
     operator(f"aclnnForeach{name}ScalarList", "self:tensors others:scalars >out:tensors")(each)
     operator(f"aclnnForeach{name}Scalar", "self:tensors other >out:tensors")(with_one)
     operator(f"aclnnForeach{name}ScalarV2", "self:tensors other:scalar >out:tensors")(with_one)
-    if name not in SIGNS:
+    if name not in SCALED:
         operator(f"aclnnForeach{name}List", "self:tensors others:tensors >out:tensors")(each)
         return
 
-    sign = SIGNS[name]
-
     def scaled(self, others, alpha):
         alpha = alpha.item() if isinstance(alpha, torch.Tensor) else alpha
-        return _each(lambda left, right: _plus(_stepwise(left), _stepwise(right), sign * alpha), self, others)
+        return _each(lambda left, right: SCALED[name](left, right, alpha), self, others)
 
     operator(f"aclnnForeach{name}List", "self:tensors others:tensors alpha >out:tensors")(scaled)
     operator(f"aclnnForeach{name}ListV2", "self:tensors others:tensors alpha:scalar >out:tensors")(scaled)
@@ -85,7 +88,7 @@ def pow_of_scalar(base, exponents):
 def _enter_pointwise(name: str, function) -> None:
     def each(self, left, right, factors):
         factors = factors.tolist() if isinstance(factors, torch.Tensor) else factors
-        return _each(lambda one, two, three, by: _plus(_stepwise(one), function(_stepwise(two), _stepwise(three)), by), self, left, right, factors)
+        return _each(lambda one, two, three, by: _plus(one, function(_stepwise(two), _stepwise(three)), by), self, left, right, factors)
 
     def with_one(self, left, right, factor):
         return each(self, left, right, [factor.item() if isinstance(factor, torch.Tensor) else factor] * len(self))
