@@ -34,7 +34,10 @@ def _adam(parameter, first, second, most, grad, *, done1, done2, lr, beta1, beta
     return [new.to(old.dtype) for new, old in zip((parameter, first, second, most), kept)]
 
 
-@operator("aclnnApplyAdamWV2", "parameter! first! second! most! grad done lr:float beta1:float beta2:float decay:float eps:float amsgrad:bool maximize:bool")
+@operator(
+    "aclnnApplyAdamWV2",
+    "parameter! first! second! most! grad done lr:float beta1:float beta2:float decay:float eps:float amsgrad:bool maximize:bool",
+)
 def adamw(parameter, first, second, most, grad, done, lr, beta1, beta2, decay, eps, amsgrad, maximize):
     """`done` counts the steps before this one."""
     step = float(done) + 1
@@ -64,7 +67,8 @@ def adam(parameter, first, second, power1, power2, lr, beta1, beta2, eps, grad, 
 
 @operator(
     "aclnnFusedSgd",
-    "parameters!:tensors grads!:tensors momenta!:tensors scale decay:float momentum:float lr:float dampening:float nesterov:bool maximize:bool first:bool",
+    "parameters!:tensors grads!:tensors momenta!:tensors scale decay:float momentum:float lr:float dampening:float "
+    "nesterov:bool maximize:bool first:bool",
 )
 def sgd(parameters, grads, momenta, scale, decay, momentum, lr, dampening, nesterov, maximize, first):
     """Gradients are unscaled in place; momenta may be missing."""

@@ -77,7 +77,8 @@ BINARY = {
 def test_binary(npu, name, dtype):
     for shape in ((3, 4), (0, 4), ()):
         agrees(npu, BINARY[name], *(seeded(math.prod(shape), seed=seed, dtype=dtype).reshape(shape).requires_grad_() for seed in range(3)))
-    agrees(npu, lambda x, y, z: BINARY[name](x.T, y.T, z), seeded(4, 3, dtype=dtype), seeded(1, 3, seed=1, dtype=dtype), seeded(3, 4, seed=2, dtype=dtype))
+    spread = seeded(4, 3, dtype=dtype), seeded(1, 3, seed=1, dtype=dtype), seeded(3, 4, seed=2, dtype=dtype)
+    agrees(npu, lambda x, y, z: BINARY[name](x.T, y.T, z), *spread)
 
 
 IN_PLACE = {
