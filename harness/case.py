@@ -164,10 +164,10 @@ def _decide(case: Case, actual: dict[str, Tensor], expected: dict[str, Tensor]) 
     left, right = actual.get(case.decisions), expected[case.decisions]
     if left is None or left.shape != right.shape:
         return None  # a failure of its own
-    chosen, scores = left.double().argmax(-1, keepdim=True), right.double()
-    best = scores.amax(-1, keepdim=True)
-    same = ((scores.gather(-1, chosen) == best) | (chosen == scores.argmax(-1, keepdim=True))).reshape(-1)
-    left, right = chosen.reshape(-1), scores.argmax(-1).reshape(-1)
+    scores = right.double()
+    left, right = left.double().argmax(-1, keepdim=True), scores.argmax(-1, keepdim=True)
+    same = ((left == right) | (scores.gather(-1, left) == scores.gather(-1, right))).reshape(-1)
+    left, right = left.reshape(-1), right.reshape(-1)
     if case.labels is not None and case.labels.numel() != right.numel():
         raise CaseError(f"{case.name}: {case.labels.numel()} labels for {right.numel()} decisions")
     differing = (~same).nonzero().reshape(-1)

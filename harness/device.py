@@ -178,10 +178,16 @@ def _traces_of_ascend() -> list[str]:
         if home and not emulator.is_emulated_home(home):
             traces.append(f"{name}={home}")
     traces += sorted(glob.glob("/dev/davinci[0-9]*"))[:1]
-    inherited = emulator.is_emulated_home(os.environ.get("ASCEND_HOME_PATH", ""))
-    if not traces and not inherited and _loads("libascendcl.so") is None:
+    if not traces and not _inherits_emulation() and _loads("libascendcl.so") is None:
         traces.append("a loadable libascendcl.so")
     return traces
+
+
+def _inherits_emulation() -> bool:
+    """Whether this process was started by one that plays an emulated CANN."""
+    from harness import emulator
+
+    return emulator.is_emulated_home(os.environ.get("ASCEND_HOME_PATH", ""))
 
 
 def _loads(library: str) -> str | None:
@@ -199,7 +205,7 @@ def _open_npu(index: int, reason: str) -> Device:
 
     if emulator.installed():
         raise DeviceError("this process plays an emulated CANN and cannot open a card as well; start another process")
-    if emulator.is_emulated_home(os.environ.get("ASCEND_HOME_PATH", "")):
+    if _inherits_emulation():
         raise DeviceError("this process was started by one that plays an emulated CANN and inherits it; start it from a shell, or use --device emulated")
     version = wheel_version()
     if "torch_npu" not in sys.modules:

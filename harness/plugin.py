@@ -66,7 +66,7 @@ class Session:
         self.environment: dict = {"backend": None, "stack": {}}
         self.written: tuple[Path, Path] | None = None
         self.planted: list = []  # faults, on the emulated device
-        self._acted: dict[str, bool] = {}  # the same as text: whether one acted, here or in a worker
+        self._acted: set[str] = set()  # those that did, here or in a worker, as text
         self._device = None
         self._models = None
         self._timed: set = set()
@@ -247,7 +247,8 @@ class Session:
         for name, value in found.items():
             if isinstance(value, (int, float, str)) and name != "test":
                 item.user_properties.append((name, value))
-        item.user_properties.append((ROW, json.dumps({"row": found, "environment": jsonable(self.environment)})))
+        acted = [str(each) for each in self.planted if each.hits]
+        item.user_properties.append((ROW, json.dumps({"row": found, "environment": jsonable(self.environment), "acted": acted})))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -260,9 +261,7 @@ class Session:
         if report.when == "call" and brought:
             rows += [each["row"] for each in brought]
             self.environment = brought[-1]["environment"]
-            for deeds in self.environment["stack"].get("faults", ()):
-                text, _, acted = deeds.partition(" (acted on ")
-                self._acted[text] = self._acted.get(text, False) or not acted.startswith("0 ")
+            self._acted |= {text for each in brought for text in each["acted"]}
         failing = [row for row in rows if row["status"] not in ("PASS", "SKIPPED")]
         if report.failed and not failing:
             rows.append(self._unmeasured(report.nodeid, "error", _reason(report)))
@@ -313,7 +312,7 @@ class Session:
 
     def idle_faults(self) -> list[str]:
         """The planted faults that never acted: the run shows nothing about them."""
-        return [str(each) for each in self.planted if not self.worker and self.rows and not self._acted.get(str(each), False)]
+        return [str(each) for each in self.planted if not self.worker and self.rows and str(each) not in self._acted]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session):

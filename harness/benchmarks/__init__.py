@@ -7,6 +7,7 @@ and gives medians: a machine's absolute times say little.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -46,9 +47,10 @@ def interleaved(functions: Sequence[Callable[[], object]], rounds: int) -> list[
     return [median(each) for each in times]
 
 
-def in_child(code: str, *arguments: str) -> dict:
-    """What a fresh Python prints as JSON on its last line."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+def in_child(code: str, *arguments: str, **environment: str) -> dict:
+    """What a fresh Python prints as JSON on its last line, with these variables in its environment besides this process's own."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,8 +1,5 @@
 """The emulated device: a forward of AIMv2-large in float32 costs at most 1.5 of the CPU's; what one operator and the start cost."""
 
-import os
-import subprocess
-import sys
 import tempfile
 
 from harness.benchmarks import Figure, in_child, interleaved
@@ -37,8 +34,7 @@ def measure() -> list[Figure]:
         figures.append(Figure(name="emulated forward / CPU forward, BERT of 4 layers of 256, 8 x 128 tokens", value=_ratio(device, copy_module, small, ids), promise=3))
     figures.append(Figure(name="one addition of four numbers on the emulated device", value=_one_operator(device), promise=150, unit="us"))
     with tempfile.TemporaryDirectory() as cache:
-        environment = os.environ | {"XDG_CACHE_HOME": cache}
-        cold = float(subprocess.run([sys.executable, "-c", START], env=environment, capture_output=True, text=True, check=True).stdout.split()[-1].rstrip("}"))
+        cold = in_child(START, XDG_CACHE_HOME=cache)["seconds"]
     figures.append(Figure(name="import to first operator, shims compiled", value=cold, promise=10, unit="s"))
     return [*figures, Figure(name="import to first operator, shims there", value=in_child(START)["seconds"], promise=8, unit="s")]
 

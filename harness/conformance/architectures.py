@@ -59,9 +59,8 @@ def _shrink(config, changes: dict) -> None:
             _shrink(value, changes.get(name, {}))
         elif name in changes:
             setattr(config, name, changes[name])
-        elif name in SMALL and (value is None or isinstance(value, int)) and not isinstance(value, bool):
-            if value is not None or name in ("head_dim", "sliding_window"):
-                setattr(config, name, SMALL[name] if value is not None else None)
+        elif name in SMALL and isinstance(value, int) and not isinstance(value, bool):
+            setattr(config, name, SMALL[name])
         elif any(word in name for word in NO_DROPOUT) and isinstance(value, float):
             setattr(config, name, 0.0)
     for name, value in changes.items():

@@ -59,7 +59,9 @@ class _Runtime:
     """What one process has loaded: the libraries, the callbacks that they hold, the calls that wait to run."""
 
     def __init__(self, machine: Machine, folder):
-        self.machine = machine
+        from harness import numerics  # with torch, so not before the environment is ready
+
+        self.machine, self.numerics = machine, numerics
         self.libraries = [ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL) for name in build.LIBRARIES]
         self.core = self.libraries[0]
         self.core.emulator_operator_name.restype = ctypes.c_char_p
@@ -149,14 +151,12 @@ class _Runtime:
 
     def _guarded(self, name: str, run) -> int:
         """The status of a run; nothing may be raised through C."""
-        from harness.numerics import NoFloat64
-
         try:
             return run() or 0
         except faults.PlantedError as error:
             self._fail(name, f"{name}: {error}")
             return error.code
-        except NoFloat64 as error:
+        except self.numerics.NoFloat64 as error:
             self._fail(name, f"{name}: {error}")
             return STATUS_BAD_ARGUMENT
         except BaseException as error:
@@ -228,8 +228,6 @@ def _view(value):
 
 def _write(results: list, outputs: list) -> None:
     """Write every output, or say which one was not."""
-    from harness.numerics import saturated
-
     if len(results) != len(outputs):
         raise OperatorError(f"{len(results)} results for {len(outputs)} outputs")
     for position, (result, spec) in enumerate(zip(results, outputs)):
@@ -242,7 +240,7 @@ def _write(results: list, outputs: list) -> None:
         if tuple(result.shape) != spec.shape or result.dtype != spec.dtype:
             got = f"{str(result.dtype).removeprefix('torch.')} {tuple(result.shape)}"
             raise OperatorError(f"output {position} is {got} where {str(spec.dtype).removeprefix('torch.')} {spec.shape} was expected")
-        spec.write(saturated(result) if not _installed.saturation_mode.value else result)
+        spec.write(_installed.numerics.saturated(result) if not _installed.saturation_mode.value else result)
 
 
 _installed: _Runtime | None = None

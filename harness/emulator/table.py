@@ -4,8 +4,9 @@
     def addmm(self, mat1, mat2, beta, alpha, cube): return ...
 
 The words of a signature are the C arguments in their order, named at will. A bare word is a tensor; `>out` is an output, whose
-value the function returns; `>out~` is one whose shape the operator decides; `self!` is both, an in-place operator. Others say their type: scalar, int (int64), int32, int8, bool,
-double, float, str, ints, bools, floats, tensors, scalars; `>outs:tensors` is a list of outputs. A null pointer arrives as None.
+value the function returns; `>out~` is one whose shape the operator decides; `self!` is both, an in-place operator. Others say their
+type: scalar, int (int64), int32, int8, bool, double, float, str, ints, bools, floats, tensors, scalars; `>outs:tensors` is a list of
+outputs. A null pointer arrives as None.
 The function gets the inputs in order and returns the outputs in order; the runner alone writes them, after checking number, shape
 and dtype, so an operator cannot leave one unwritten. A last argument `out` of the function receives the specification of the
 outputs (`.shape`, `.dtype`), for operators whose result depends on it.

@@ -1,10 +1,7 @@
 """Faults on demand: each kind acts where it was asked to, as it was asked to, and nowhere else."""
 
 import math
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,8 @@ from torch.nn import functional as F
 from harness import emulator, open_device
 from harness.emulator import faults
 from harness.numerics import effective_bits, round_hf32
+from harness.tests.execute import emulated
+from harness.tests.operators.conftest import seeded
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,10 +20,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def npu():
     return open_device("emulated").torch_device
-
-
-def seeded(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 X = seeded(2, 4, 8, 16)
@@ -160,13 +155,6 @@ def test_several_faults_act_together(npu):
 # ----------------------------------------------------------------------------------------------------- the call itself
 
 
-def run(body, *options, **environment):
-    """A program over the emulated CANN in a process of its own."""
-    prepared = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND")} | environment
-    command = [sys.executable, "-m", "harness", "emulate", *options, "-m", "harness.tests.execute", body]
-    return subprocess.run(command, cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=120)
-
-
 SILU = "import torch\ny = torch.nn.functional.silu(torch.ones(3).to('npu:0')).cpu()\nprint(y.tolist())"
 
 
@@ -178,21 +166,21 @@ SILU = "import torch\ny = torch.nn.functional.silu(torch.ones(3).to('npu:0')).cp
     ],
 )  # fmt: skip
 def test_a_call_that_fails_raises_what_torch_npu_raises(kind, words):
-    done = run(SILU, "--fault", f"aclnnSilu:{kind}")
+    done = emulated(SILU, "--fault", f"aclnnSilu:{kind}")
     assert done.returncode == 1 and words in done.stderr and done.stdout.strip() == "", done.stderr
 
 
 def test_a_crash_ends_the_process_and_a_hang_takes_its_time():
-    assert run(SILU, "--fault", "aclnnSilu:crash").returncode == -signal.SIGSEGV
+    assert emulated(SILU, "--fault", "aclnnSilu:crash").returncode == -signal.SIGSEGV
     body = "import time, torch\nx = torch.ones(3).to('npu:0')\nbegan = time.time()\ntorch.nn.functional.silu(x).cpu()\nprint(time.time() - began)"
-    assert 1.0 <= float(run(body, "--fault", "aclnnSilu:hang:seconds=1").stdout) < 30
+    assert 1.0 <= float(emulated(body, "--fault", "aclnnSilu:hang:seconds=1").stdout) < 30
 
 
 def test_a_program_is_told_what_its_faults_did_and_one_that_never_acted_fails_it():
-    done = run(SILU, "--fault", "aclnnSilu:scale:by=2")
+    done = emulated(SILU, "--fault", "aclnnSilu:scale:by=2")
     assert done.returncode == 0 and "planted fault aclnnSilu:scale:by=2.0 (acted on 1 of the 1 calls" in done.stderr
     assert [round(each, 4) for each in eval(done.stdout)] == [1.4621] * 3
-    done = run(SILU, "--fault", "aclnnGelu:scale:by=2")
+    done = emulated(SILU, "--fault", "aclnnGelu:scale:by=2")
     assert done.returncode == 1 and "planted fault aclnnGelu:scale:by=2.0 (acted on 0 of the 0 calls" in done.stderr
 
 

@@ -1,32 +1,15 @@
 """The machine that is played: its devices, memory, name and version, its streams and events, its processes and threads."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from harness import emulator
 from harness.emulator.program import bytes_in
 from harness.errors import HarnessError
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(body, *options, path=None, **environment):
-    """A program over the emulated CANN in a process of its own, from a file where `path` is given."""
-    prepared = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND")} | environment
-    program = ["-m", "harness.tests.execute", body]
-    if path is not None:
-        path.write_text(body)
-        program = [str(path)]
-    command = [sys.executable, "-m", "harness", "emulate", *options, *program]
-    return subprocess.run(command, cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=240)
+from harness.tests.execute import emulated
 
 
 def output(body, *options, **more):
-    done = run(body, *options, **more)
+    done = emulated(body, *options, **more)
     assert done.returncode == 0, done.stderr
     return [line for line in done.stdout.splitlines() if not line.startswith("[W")]
 
