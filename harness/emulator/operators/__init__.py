@@ -15,13 +15,16 @@ from harness.emulator.operators import (
     losses,
     norms,
     older,
+    older_layers,
+    older_math,
     optimizers,
     positions,
     products,
+    recurrent,
     reductions,
     spatial,
     tensors,
 )
 from harness.emulator.table import OLDER, OPERATORS
 
-__all__ = ["OLDER", "OPERATORS", "activations", "attention", "chance", "elementwise", "foreach", "linalg", "losses", "norms", "older", "optimizers", "positions", "products", "reductions", "spatial", "tensors"]
+__all__ = ["OLDER", "OPERATORS", "activations", "attention", "chance", "elementwise", "foreach", "linalg", "losses", "norms", "older", "older_layers", "older_math", "optimizers", "positions", "products", "recurrent", "reductions", "spatial", "tensors"]

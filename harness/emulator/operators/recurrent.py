@@ -1,0 +1,412 @@
+"""Recurrent layers and cells: LSTM and GRU, forward and backward, on both paths.
+
+A layer is a loop over time in the kernels too: states are rounded to the inputs' dtype at each step, gates stay float32 inside one. Backward
+everything is float32 until the results are rounded. Stated: hicann/ops-nn, rnn/dynamic_rnn, rnn/single_layer_lstm_grad, rnn/gru_grad.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from harness import numerics
+from harness.emulator.operators.common import tall
+from harness.emulator.operators.older import allowed_hf32
+from harness.emulator.table import older, operator
+
+
+def product(left, right, hf32: bool = False):
+    return numerics.matmul(left, right, hf32=hf32, out=torch.float32)
+
+
+def over_time(x, weight, hf32: bool = False):
+    """(T, B, I) by (I, N), all steps in one product."""
+    return product(x.flatten(0, 1), weight, hf32).unflatten(0, x.shape[:2])
+
+
+def gradient(x, grads, hf32: bool = False):
+    """Of a weight (I, N) that all steps share: x (T, B, I), grads (T, B, N)."""
+    return product(x.flatten(0, 1).t(), grads.flatten(0, 1), hf32)
+
+
+def steps(count: int, reverse: bool) -> list[int]:
+    return list(range(count))[::-1] if reverse else list(range(count))
+
+
+def before(states, initial, reverse: bool):
+    """The state that each step started from."""
+    rows = torch.cat([states, initial[None]]) if reverse else torch.cat([initial[None], states])
+    return rows[1:] if reverse else rows[:-1]
+
+
+def laid_out(found: dict[int, tuple]) -> list:
+    """What each step found, (T, …) for each kind, in the order of time."""
+    return [torch.stack(each) for each in zip(*(found[step] for step in sorted(found)))]
+
+
+# ---------------------------------------------------------------------------------------------------------------- LSTM
+
+
+class Lstm(NamedTuple):
+    """What one layer in one direction leaves for its gradient, each (T, B, H)."""
+
+    y: torch.Tensor
+    h: torch.Tensor
+    c: torch.Tensor
+    i: torch.Tensor
+    j: torch.Tensor
+    f: torch.Tensor
+    o: torch.Tensor
+    tanh_c: torch.Tensor
+
+
+class Weights(NamedTuple):
+    """One layer in one direction, as the products take them: (I, 4·H), (H, 4·H) and the sum of the biases or None; 3·H for a GRU."""
+
+    x: torch.Tensor
+    h: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+def cell(gates, c, order: str = "ifjo"):
+    """One step from its gates before activation: h, c, i, j, f, o, tanh(c) in float32."""
+    part = dict(zip(order.replace("c", "j"), gates.chunk(4, -1)))
+    i, f, o = (torch.sigmoid(part[name]) for name in "ifo")
+    j = torch.tanh(part["j"])
+    c = f * c + i * j
+    return o * torch.tanh(c), c, i, j, f, o, torch.tanh(c)
+
+
+def cell_backward(grad_h, grad_c, c_before, i, j, f, o, tanh_c, order: str = "ifjo"):
+    """The gradients towards the gates before activation and towards the cell's state of before."""
+    total = grad_c + grad_h * o * (1 - tanh_c * tanh_c)
+    part = {
+        "i": total * j * i * (1 - i), "f": total * c_before * f * (1 - f), "j": total * i * (1 - j * j), "o": grad_h * tanh_c * o * (1 - o),
+    }  # fmt: skip
+    return torch.cat([part[name] for name in order.replace("c", "j")], -1), total * f
+
+
+def lstm_layer(x, weights: Weights, h, c, kept=None, reverse: bool = False, order: str = "ifjo") -> Lstm:
+    """`kept` (T, B, 1 or H) is False where a sequence has ended: y is zero there and the states stay. Products never take HF32: stated."""
+    dtype, found = x.dtype, {}
+    gates = over_time(x, weights.x)
+    gates = gates if weights.bias is None else gates + tall(weights.bias)
+    for step in steps(x.shape[0], reverse):
+        h_new, c_new, *activations, tanh_c = cell(gates[step] + product(h, weights.h), tall(c), order)
+        y = h_new
+        if kept is not None:
+            y, c_new = h_new * kept[step], torch.where(kept[step].bool(), c_new, tall(c))
+            h_new, tanh_c = torch.where(kept[step].bool(), h_new, tall(h)), torch.tanh(c_new)
+        found[step] = tuple(each.to(dtype) for each in (y, h_new, c_new, *activations, tanh_c))
+        _, h, c = found[step][:3]
+    return Lstm(*laid_out(found))
+
+
+def lstm_layer_backward(grad_y, grad_h, grad_c, x, weights: Weights, h, c, saved: Lstm, kept=None, reverse=False, order="ifjo", hf32=False):
+    """The gradients towards x, both weights, the bias, and the first states, all in float32."""
+    saved, grad_h, grad_c, found = Lstm(*map(tall, saved)), tall(grad_h), tall(grad_c), {}
+    h_before, c_before = before(saved.h, tall(h), reverse), before(saved.c, tall(c), reverse)
+    for step in steps(x.shape[0], not reverse):
+        through_h, through_c, passed_h, passed_c = tall(grad_y[step]) + grad_h, grad_c, 0, 0
+        if kept is not None:
+            through_h, through_c = through_h * kept[step], through_c * kept[step]
+            passed_h, passed_c = grad_h * ~kept[step].bool(), grad_c * ~kept[step].bool()
+        gates, grad_c = cell_backward(through_h, through_c, c_before[step], *(each[step] for each in saved[3:]), order)
+        found[step] = (gates,)
+        grad_h, grad_c = product(gates, weights.h.t(), hf32) + passed_h, grad_c + passed_c
+    (gates,) = laid_out(found)
+    towards = gradient(tall(x), gates, hf32), gradient(h_before, gates, hf32)
+    return over_time(gates, weights.x.t(), hf32), *towards, gates.sum((0, 1)), grad_h, grad_c
+
+
+def groups_of(params, has_bias: bool, add) -> list:
+    """The parameters of each layer and direction: torch's own order, weights transposed for the products."""
+    width = 4 if has_bias else 2
+    groups = [params[at : at + width] for at in range(0, len(params), width)]
+    return [Weights(group[0].t(), group[1].t(), add(*group[2:]) if has_bias else None) for group in groups]
+
+
+def summed(first, second):
+    return (tall(first) + tall(second)).to(first.dtype)
+
+
+def time_first(x, batch_first: bool):
+    return x.transpose(0, 1) if batch_first else x
+
+
+def alive(batch_sizes, rows: int):
+    """Where a step of a sequence is there, (T, B, 1), from how many sequences each step has; None for sequences of one length."""
+    if batch_sizes is None or not batch_sizes.numel():
+        return None
+    return (torch.arange(rows // len(batch_sizes)) < batch_sizes[:, None]).unsqueeze(-1)
+
+
+def last(states, reverse: bool):
+    return states[0] if reverse else states[-1]
+
+
+@operator(
+    "aclnnLSTM",
+    "input params:tensors hx:tensors batch_sizes has_bias:bool layers:int dropout:double train:bool bidirectional:bool batch_first:bool "
+    ">output >hy >cy >i:tensors >j:tensors >f:tensors >o:tensors >h:tensors >c:tensors >tanh_c:tensors",
+)
+def lstm(input, params, hx, batch_sizes, has_bias, layers, dropout, train, bidirectional, batch_first, out):
+    kept = alive(batch_sizes, input.shape[0])
+    x = time_first(input, batch_first) if kept is None else input.reshape(*kept.shape[:2], input.shape[1])
+    weights, directions, found = groups_of(params, has_bias, summed), 2 if bidirectional else 1, []
+    h, c = hx or [torch.zeros(out[1].shape, dtype=x.dtype)] * 2
+    for first in range(0, layers * directions, directions):
+        found += [lstm_layer(x, weights[at], h[at], c[at], kept, reverse=at > first) for at in range(first, first + directions)]
+        x = torch.cat([each.y for each in found[first:]], -1)
+    ends = [torch.stack([last(getattr(each, name), at % directions == 1) for at, each in enumerate(found)]) for name in "hc"]
+    if train:
+        kinds = [[getattr(each, name) for each in found] for name in ("i", "j", "f", "o", "h", "c", "tanh_c")]
+        saved = [each for kind in kinds for each in kind]
+    else:
+        saved = [None if spec is None else torch.zeros(spec.shape, dtype=spec.dtype) for spec in out[3:]]
+    return [time_first(x, batch_first), *ends, *saved]
+
+
+@operator(
+    "aclnnLstmBackward",
+    "input hx:tensors params:tensors dy dh dc i:tensors j:tensors f:tensors o:tensors h:tensors c:tensors tanh_c:tensors batch_sizes "
+    "has_bias:bool layers:int dropout:double train:bool bidirectional:bool batch_first:bool wanted:bools >dx >dh_before >dc_before "
+    ">dparams:tensors",
+)
+def lstm_backward(
+    input, hx, params, dy, dh, dc, i, j, f, o, h, c, tanh_c, batch_sizes, has_bias, layers, dropout, train, bidirectional, batch_first, wanted, out
+):
+    kept, dtype = alive(batch_sizes, input.shape[0]), input.dtype
+    x = time_first(input, batch_first) if kept is None else input.reshape(*kept.shape[:2], input.shape[1])
+    weights, directions = groups_of(params, has_bias, summed), 2 if bidirectional else 1
+    y = h if kept is None else [each * kept for each in h]
+    saved = [Lstm(*each) for each in zip(y, h, c, i, j, f, o, tanh_c)]
+    h0, c0 = hx or [torch.zeros(out[1].shape, dtype=dtype)] * 2
+    dh, dc = (torch.zeros(out[1].shape) if each is None else each for each in (dh, dc))
+    dy = torch.zeros(*x.shape[:2], directions * h[0].shape[-1]) if dy is None else time_first(dy, batch_first)
+    found: dict[int, list] = {}
+    for first in reversed(range(0, layers * directions, directions)):
+        below = x if first == 0 else torch.cat(y[first - directions : first], -1)
+        share = dy.chunk(directions, -1)
+        for at in range(first, first + directions):
+            towards = share[at - first], dh[at], dc[at]
+            grads = lstm_layer_backward(*towards, below, weights[at], h0[at], c0[at], saved[at], kept, reverse=at > first)
+            found[at] = [each.to(dtype) for each in grads]
+        dy = sum(tall(found[at][0]) for at in range(first, first + directions)).to(dtype)
+    ends = [torch.stack([found[at][kind] for at in sorted(found)]) for kind in (4, 5)]
+    params = []
+    for at in sorted(found):
+        _, weight_x, weight_h, bias = found[at][:4]
+        params += [weight_x.t(), weight_h.t(), *([bias, bias] if has_bias else [])]
+    return [(dy if kept is not None else time_first(dy, batch_first)).reshape(out[0].shape), *ends, *params]
+
+
+@operator("aclnnThnnFusedLstmCell", "input_gates hidden_gates cx input_bias hidden_bias >hy >cy >storage")
+def lstm_cell(input_gates, hidden_gates, cx, input_bias, hidden_bias):
+    gates = sum(tall(each) for each in (input_gates, hidden_gates, input_bias, hidden_bias) if each is not None)
+    h, c, i, j, f, o, _ = cell(gates, tall(cx))
+    return [each.to(cx.dtype) for each in (h, c, torch.cat([i, f, j, o], -1))]
+
+
+@operator("aclnnThnnFusedLstmCellBackward", "grad_hy grad_cy cx cy storage has_bias:bool >grad_gates >grad_cx >grad_bias")
+def lstm_cell_backward(grad_hy, grad_cy, cx, cy, storage, has_bias, out):
+    grads = [torch.zeros(cx.shape) if each is None else tall(each) for each in (grad_hy, grad_cy)]
+    i, f, j, o = tall(storage).chunk(4, -1)
+    gates, towards = cell_backward(*grads, tall(cx), i, j, f, o, torch.tanh(tall(cy)))
+    return [each.to(spec.dtype) for each, spec in zip((gates, towards, gates.sum(0)), out)]
+
+
+# ----------------------------------------------------------------------------------------------------------------- GRU
+
+
+class Gru(NamedTuple):
+    """What one layer in one direction leaves for its gradient, each (T, B, H); `hn` is the hidden half of the new gate, before the reset."""
+
+    h: torch.Tensor
+    r: torch.Tensor
+    z: torch.Tensor
+    n: torch.Tensor
+    hn: torch.Tensor
+
+
+def gru_layer(x, weights: Weights, h, reverse: bool = False, order: str = "rzn", hf32: bool = False) -> Gru:
+    """`weights.bias` is a pair here: the reset gate lies between the two products of the new gate."""
+    dtype, found = x.dtype, {}
+    bias = [0, 0] if weights.bias is None else [tall(each) for each in weights.bias]
+    inputs = over_time(x, weights.x, hf32) + bias[0]
+    for step in steps(x.shape[0], reverse):
+        hidden = product(h, weights.h, hf32) + bias[1]
+        own, other = (dict(zip(order, each.chunk(3, -1))) for each in (inputs[step], hidden))
+        r, z = (torch.sigmoid(own[name] + other[name]) for name in "rz")
+        n = torch.tanh(own["n"] + r * other["n"])
+        found[step] = tuple(each.to(dtype) for each in ((1 - z) * n + z * tall(h), r, z, n, other["n"]))
+        h = found[step][0]
+    return Gru(*laid_out(found))
+
+
+def gru_layer_backward(grad_y, grad_h, x, weights: Weights, h, saved: Gru, reverse=False, order="rzn", hf32=False):
+    """The gradients towards x, both weights, both biases, and the first state, all in float32."""
+    saved, grad_h, found = Gru(*map(tall, saved)), tall(grad_h), {}
+    h_before = before(saved.h, tall(h), reverse)
+    for step in steps(x.shape[0], not reverse):
+        _, r, z, n, hn = (each[step] for each in saved)
+        total = tall(grad_y[step]) + grad_h
+        new = total * (1 - z) * (1 - n * n)
+        part = {"r": new * hn * r * (1 - r), "z": total * (h_before[step] - n) * z * (1 - z), "n": new}
+        found[step] = tuple(torch.cat([each[name] for name in order], -1) for each in (part, {**part, "n": new * r}))
+        grad_h = product(found[step][1], weights.h.t(), hf32) + total * z
+    inputs, hidden = laid_out(found)
+    towards = gradient(tall(x), inputs, hf32), gradient(h_before, hidden, hf32)
+    return over_time(inputs, weights.x.t(), hf32), *towards, inputs.sum((0, 1)), hidden.sum((0, 1)), grad_h
+
+
+def pair(first, second):
+    return first, second
+
+
+def no_packed_sequences(batch_sizes) -> None:
+    if batch_sizes is not None:
+        raise NotImplementedError("batchSizes: the vendor's GRU takes no packed sequences either (aclnnGRU.md)")
+
+
+@operator(
+    "aclnnGRU",
+    "input params:tensors hx batch_sizes has_bias:bool layers:int dropout:double train:bool bidirectional:bool batch_first:bool "
+    ">output >hy >r:tensors >z:tensors >n:tensors >hn:tensors >h:tensors",
+)
+def gru(input, params, hx, batch_sizes, has_bias, layers, dropout, train, bidirectional, batch_first, out):
+    no_packed_sequences(batch_sizes)
+    x, weights, directions, found = time_first(input, batch_first), groups_of(params, has_bias, pair), 2 if bidirectional else 1, []
+    h = torch.zeros(out[1].shape, dtype=x.dtype) if hx is None else hx
+    for first in range(0, layers * directions, directions):
+        found += [gru_layer(x, weights[at], h[at], reverse=at > first) for at in range(first, first + directions)]
+        x = torch.cat([each.h for each in found[first:]], -1)
+    ends = torch.stack([last(each.h, at % directions == 1) for at, each in enumerate(found)])
+    kinds = [[getattr(each, name) for each in found] for name in ("r", "z", "n", "hn", "h")]
+    return [time_first(x, batch_first), ends, *([each for kind in kinds for each in kind] if train else [None] * (len(out) - 2))]
+
+
+@operator(
+    "aclnnGRUBackward",
+    "input params:tensors hx dy dh r:tensors z:tensors n:tensors hn:tensors h:tensors batch_sizes has_bias:bool layers:int bidirectional:bool "
+    "batch_first:bool >dx >dh_before >dparams:tensors",
+)
+def gru_backward(input, params, hx, dy, dh, r, z, n, hn, h, batch_sizes, has_bias, layers, bidirectional, batch_first, out):
+    no_packed_sequences(batch_sizes)
+    x, weights, directions = time_first(input, batch_first), groups_of(params, has_bias, pair), 2 if bidirectional else 1
+    saved = [Gru(*each) for each in zip(h, r, z, n, hn)]
+    dy, found = time_first(dy, batch_first), {}
+    for first in reversed(range(0, layers * directions, directions)):
+        below = x if first == 0 else torch.cat(h[first - directions : first], -1)
+        share = dy.chunk(directions, -1)
+        for at in range(first, first + directions):
+            found[at] = gru_layer_backward(share[at - first], dh[at], below, weights[at], hx[at], saved[at], reverse=at > first)
+        dy = sum(found[at][0] for at in range(first, first + directions))
+    towards = []
+    for at in sorted(found):
+        _, weight_x, weight_h, *biases, _ = found[at]
+        towards += [weight_x.t(), weight_h.t(), *(biases if has_bias else [])]
+    results = time_first(dy, batch_first), torch.stack([found[at][-1] for at in sorted(found)]), *towards
+    return [each.to(spec.dtype) for each, spec in zip(results, out)]
+
+
+# ------------------------------------------------------------------------------------------------------ the older path
+
+
+_SETTINGS = {  # what torch_npu says of every layer, and the only values that have a meaning here; a literal of C++ arrives as a bool
+    "cell_type": ("LSTM", True), "cell_depth": (0, 1), "use_peephole": (False,), "keep_prob": (1.0, -1.0), "cell_clip": (-1.0,), "num_proj": (0,),
+    "time_major": (True,), "activation": ("tanh",), "recurrent_activation": ("sigmoid",), "forget_bias": (0.0,), "is_training": (True, False),
+    "stateful": (False,), "merge_mode": ("concat",), "bias_type": ("no_bias",), "reset_after": (True,),
+}  # fmt: skip
+
+
+def _reverse(direction: str, settings: dict) -> bool:
+    """Whether a layer runs from the end; everything else about it must be plain."""
+    for name, value in settings.items():
+        if value not in _SETTINGS[name]:
+            raise NotImplementedError(f"{name} {value!r} of a recurrent layer")
+    return direction == "REDIRECTIONAL"
+
+
+def _state(value, like):
+    """A first state (B, H), whatever axes came with it; zeros where none did."""
+    return torch.zeros(like, dtype=torch.float32) if value is None else value.reshape(like)
+
+
+def _mask(seq_length):
+    """A mask (T, B, H) of steps that are there; torch_npu passes an empty or a single number where there is none."""
+    return seq_length if seq_length is not None and seq_length.dim() == 3 else None
+
+
+def _as(results, out) -> list:
+    return [each.reshape(spec.shape).to(spec.dtype) for each, spec in zip(results, out)]
+
+
+@older("DynamicRNN")
+def dynamic_rnn(x, w, b, seq_length=None, init_h=None, init_c=None, *, out, direction, gate_order, **settings):
+    weights, like = Weights(w[: x.shape[2]], w[x.shape[2] :], b), out[0].shape[1:]
+    found = lstm_layer(x, weights, _state(init_h, like), _state(init_c, like), _mask(seq_length), _reverse(direction, settings), gate_order)
+    return _as(found, out)
+
+
+@older("DynamicRNNV2")
+def dynamic_rnn_v2(x, w_x, w_h, b=None, seq_length=None, init_h=None, init_c=None, *, out, direction, gate_order, **settings):
+    like, reverse = out[0].shape[1:], _reverse(direction, settings)
+    found = lstm_layer(x, Weights(w_x, w_h, b), _state(init_h, like), _state(init_c, like), _mask(seq_length), reverse, gate_order)
+    return _as(found, out)
+
+
+def _dynamic_rnn_backward(x, weights, y, init_h, init_c, h, c, dy, dh, dc, i, j, f, o, tanh_c, seq_length, reverse, order):
+    like, whole = y.shape[1:], y.shape
+    saved = Lstm(*(each.reshape(whole) for each in (y, h, c, i, j, f, o, tanh_c)))
+    x, (dh, dc, init_h, init_c) = x.reshape(*whole[:2], x.shape[-1]), (_state(each, like) for each in (dh, dc, init_h, init_c))
+    return lstm_layer_backward(
+        dy.reshape(whole), dh, dc, x, weights, init_h, init_c, saved, _mask(seq_length), reverse, order, hf32=allowed_hf32()[1]
+    )  # fmt: skip
+
+
+@older("DynamicRNNGrad")
+def dynamic_rnn_grad(
+    x, w, b, y, init_h, init_c, h, c, dy, dh, dc, i, j, f, o, tanh_c, seq_length=None, mask=None, wci=None, wcf=None, wco=None, *,
+    out, direction, gate_order, **settings,
+):  # fmt: skip
+    weights, reverse = Weights(w[: x.shape[2]], w[x.shape[2] :]), _reverse(direction, settings)
+    dx, dw_x, dw_h, db, *states = _dynamic_rnn_backward(
+        x, weights, y, init_h, init_c, h, c, dy, dh, dc, i, j, f, o, tanh_c, seq_length, reverse, gate_order
+    )  # fmt: skip
+    return _as((torch.cat([dw_x, dw_h]), db, dx, *states), out)
+
+
+@older("DynamicRNNV2Grad")
+def dynamic_rnn_v2_grad(
+    x, w_x, w_h, y, init_h, init_c, h, c, dy, dh, dc, i, j, f, o, tanh_c, seq_length=None, wci=None, wcf=None, wco=None, mask=None, *,
+    out, direction, gate_order, **settings,
+):  # fmt: skip
+    dx, *towards, dh, dc = _dynamic_rnn_backward(
+        x, Weights(w_x, w_h), y, init_h, init_c, h, c, dy, dh, dc, i, j, f, o, tanh_c, seq_length, _reverse(direction, settings), gate_order
+    )  # fmt: skip
+    return _as((*towards, dx, dh, dc), out)
+
+
+def _gru_order(gate_order: str) -> str:
+    return gate_order.replace("h", "n")
+
+
+@older("DynamicGRUV2")
+def dynamic_gru_v2(x, w_x, w_h, b_x=None, b_h=None, seq_length=None, init_h=None, *, out, direction, gate_order, **settings):
+    weights = Weights(w_x, w_h, None if b_x is None else (b_x, b_h))
+    state = _state(init_h, out[0].shape[1:])
+    h, r, z, n, hn = gru_layer(x, weights, state, _reverse(direction, settings), _gru_order(gate_order), allowed_hf32()[1])
+    return _as((h, h, z, r, n, hn), out)
+
+
+@older("DynamicGRUV2Grad")
+def dynamic_gru_v2_grad(
+    x, w_x, w_h, y, init_h, h, dy, dh, z, r, n, hn, seq_length=None, mask=None, *, out, direction, gate_order, **settings
+):  # fmt: skip
+    like, reverse = y.shape[1:], _reverse(direction, settings)
+    dx, *towards, state = gru_layer_backward(
+        dy, _state(dh, like), x, Weights(w_x, w_h), _state(init_h, like), Gru(h, r, z, n, hn), reverse, _gru_order(gate_order), allowed_hf32()[1]
+    )  # fmt: skip
+    return _as((*towards, dx, state), out)
