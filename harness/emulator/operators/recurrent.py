@@ -12,7 +12,7 @@ import torch
 
 from harness import numerics
 from harness.emulator.operators.common import tall
-from harness.emulator.operators.older import allowed_hf32
+from harness.emulator.operators.older_layers import allowed_hf32
 from harness.emulator.table import older, operator
 
 
