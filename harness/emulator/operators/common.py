@@ -35,3 +35,8 @@ def alike(*values):
     dtypes = [torch.float32 if value.dtype in HALF else value.dtype for value in values if isinstance(value, torch.Tensor)]
     dtype = functools.reduce(torch.promote_types, dtypes) if dtypes else None
     return tuple(value.to(dtype) if isinstance(value, torch.Tensor) else value for value in values)
+
+
+def ints(values) -> list[int]:
+    """A tensor of sizes or axes as a list."""
+    return [int(each) for each in values.reshape(-1).tolist()]

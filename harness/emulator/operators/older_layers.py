@@ -1,0 +1,235 @@
+"""Types of CANN's older path of which networks consist: products, convolutions, norms, losses, optimizers."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from harness import numerics
+from harness.emulator.operators.common import tall
+from harness.emulator.operators.older import allowed_hf32
+from harness.emulator.table import older
+
+# --------------------------------------------------------------------------------------------- products, convolutions
+
+
+@older("MatMul MatMulV2")
+def matmul(x, y, bias=None, offset=None, *, out, transpose_x1=False, transpose_x2=False, offset_x=0):
+    left, right = (each.t() if turned else each for each, turned in ((x, transpose_x1), (y, transpose_x2)))
+    return numerics.matmul(left, right, bias=bias, hf32=allowed_hf32()[1], out=out.dtype).reshape(out.shape)
+
+
+@older("BatchMatMul")
+def batch_matmul(x, y, third=None, *, out, adj_x1=False, adj_x2=False, bias=0):
+    left, right = (each.mT if turned else each for each, turned in ((x, adj_x1), (y, adj_x2)))
+    return numerics.matmul(left, right, bias=third, hf32=allowed_hf32()[1], out=out.dtype)
+
+
+def _spatial(values, data_format):
+    """Strides or dilations of the spatial axes, out of one number for each axis."""
+    return list(values[1:-1] if data_format.endswith("C") else values[2:])
+
+
+def _padding(x, pads):
+    """An input and the symmetric padding that is left to do: pads are (before, after) for each spatial axis."""
+    pairs = [(pads[at], pads[at + 1]) for at in range(0, len(pads), 2)]
+    if all(before == after for before, after in pairs):
+        return x, [before for before, _ in pairs]
+    return F.pad(x, [size for pair in reversed(pairs) for size in pair]), [0] * len(pairs)
+
+
+@older("Conv2D Conv3D")
+def convolution(x, filter, bias=None, offset=None, *, strides, pads, dilations, groups=1, data_format="NCHW", offset_x=0):
+    x, padding = _padding(x, pads)
+    return numerics.convolution(
+        x, filter, bias, stride=_spatial(strides, data_format), padding=padding, dilation=_spatial(dilations, data_format), transposed=False,
+        output_padding=[0] * len(padding), groups=groups, hf32=allowed_hf32()[0],
+    )  # fmt: skip
+
+
+@older("Conv2DTranspose Conv3DTranspose")
+def convolution_transpose(size, x, filter, bias=None, offset=None, *, out, strides, pads, dilations, groups=1, data_format="NCHW", output_padding=(), offset_x=0):
+    stride, dilation, padding = _spatial(strides, data_format), _spatial(dilations, data_format), [pads[at] for at in range(0, len(pads), 2)]
+    lacking = [
+        wanted - ((size - 1) * step - 2 * pad + spread * (kernel - 1) + 1)
+        for wanted, size, step, pad, spread, kernel in zip(out.shape[2:], x.shape[2:], stride, padding, dilation, filter.shape[2:])
+    ]
+    return numerics.convolution(
+        x, filter, bias, stride=stride, padding=padding, dilation=dilation, transposed=True, output_padding=lacking, groups=groups,
+        hf32=allowed_hf32()[0],
+    )  # fmt: skip
+
+
+def _backward(grad, x, filter, wanted, strides, pads, dilations, groups, data_format):
+    padding = [pads[at] for at in range(0, len(pads), 2)]
+    return numerics.convolution_backward(
+        grad, x, filter, stride=_spatial(strides, data_format), padding=padding, dilation=_spatial(dilations, data_format), transposed=False,
+        output_padding=[0] * len(padding), groups=groups, wanted=wanted, hf32=allowed_hf32()[0],
+    )  # fmt: skip
+
+
+@older("Conv2DBackpropInput Conv3DBackpropInput")
+def convolution_input(size, filter, grad, out, *, strides, pads, dilations, groups=1, data_format="NCHW"):
+    x = torch.zeros(out.shape, dtype=grad.dtype)
+    return _backward(grad, x, filter, (True, False, False), strides, pads, dilations, groups, data_format)[0].to(out.dtype)
+
+
+@older("Conv2DBackpropFilter Conv3DBackpropFilter")
+def convolution_filter(x, size, grad, out, *, strides, pads, dilations, groups=1, data_format="NCHW"):
+    filter = torch.zeros(out.shape, dtype=torch.float32)
+    return _backward(grad, x, filter, (False, True, False), strides, pads, dilations, groups, data_format)[1].to(out.dtype)
+
+
+@older("BiasAddGrad")
+def bias_add_grad(grad, out, data_format="NCHW"):
+    return tall(grad).sum([axis for axis in range(grad.dim()) if axis != 1]).to(out.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------- norms, losses
+
+
+def _channels(value, x):
+    """One number for each channel against x of (N, C, …)."""
+    return value.float().reshape(1, -1, *(1,) * (x.dim() - 2))
+
+
+def _all_but_channels(x):
+    return [axis for axis in range(x.dim()) if axis != 1]
+
+
+@older("BNTrainingReduce BN3DTrainingReduce")
+def batch_norm_sums(x, out, epsilon=1e-4):
+    wide = x.float()
+    return [found.reshape(spec.shape) for found, spec in zip((wide.sum(_all_but_channels(x)), (wide * wide).sum(_all_but_channels(x))), out)]
+
+
+@older("BNTrainingUpdate BN3DTrainingUpdate")
+def batch_norm_update(x, total, squares, scale, offset, mean, variance, out, factor, epsilon, isRef=True):
+    count = x.numel() // x.shape[1]
+    batch_mean = total / count
+    batch_variance = (squares / count - batch_mean**2).clamp(min=0)
+    unbiased = batch_variance * (count / max(count - 1, 1))
+    normal = (x.float() - _channels(batch_mean, x)) * (_channels(batch_variance, x) + epsilon).rsqrt()
+    y = normal * _channels(scale, x) + _channels(offset, x)
+    results = (y, mean * (1 - factor) + batch_mean * factor, variance * (1 - factor) + unbiased * factor, batch_mean, batch_variance)
+    return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip(results, out)]
+
+
+@older("BNInfer")
+def batch_norm_infer(x, scale, offset, mean, variance, out, epsilon=1e-4):
+    normal = (x.float() - _channels(mean, x)) * (_channels(variance, x) + epsilon).rsqrt()
+    return (normal * _channels(scale, x) + _channels(offset, x)).to(out.dtype)
+
+
+@older("BNTrainingUpdateGrad BN3DTrainingUpdateGrad")
+def batch_norm_update_grad(grad, x, mean, variance, out, epsilon=1e-4):
+    normal = (x.float() - _channels(mean, x)) * (_channels(variance, x) + epsilon).rsqrt()
+    results = ((grad.float() * normal).sum(_all_but_channels(x)), grad.float().sum(_all_but_channels(x)))
+    return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip(results, out)]
+
+
+@older("BNTrainingReduceGrad BN3DTrainingReduceGrad")
+def batch_norm_reduce_grad(grad, x, diff_scale, diff_offset, scale, mean, variance, out, epsilon=1e-4):
+    count, inverse = x.numel() // x.shape[1], (_channels(variance, x) + epsilon).rsqrt()
+    normal = (x.float() - _channels(mean, x)) * inverse
+    centred = grad.float() - (_channels(diff_offset, x) + normal * _channels(diff_scale, x)) / count
+    return (_channels(scale, x) * inverse * centred).to(out.dtype)
+
+
+@older("BNInferGrad")
+def batch_norm_infer_grad(grad, scale, variance, out, epsilon=1e-4):
+    return (grad.float() * _channels(scale, grad) * (_channels(variance, grad) + epsilon).rsqrt()).to(out.dtype)
+
+
+@older("LayerNorm")
+def layer_norm(x, weight, bias, out, begin_norm_axis=0, begin_params_axis=0, epsilon=1e-5):
+    axes, wide = list(range(begin_norm_axis, x.dim())), tall(x)
+    mean, variance = wide.mean(axes, keepdim=True), wide.var(axes, correction=0, keepdim=True)
+    y = (wide - mean) * (variance + epsilon).rsqrt() * tall(weight) + tall(bias)
+    return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip((y, mean, variance), out)]
+
+
+@older("RmsNorm")
+def rms_norm(x, gamma, out, epsilon=1e-6):
+    axes = list(range(x.dim() - gamma.dim(), x.dim()))
+    scale = (x.float().square().mean(axes, keepdim=True) + epsilon).rsqrt()
+    return (x.float() * scale * gamma.float()).to(out[0].dtype), scale.reshape(out[1].shape)
+
+
+def _loss(compute):
+    def run(x, target, *weights, out, reduction="mean", **attributes):
+        found = compute(tall(x), tall(target), *(tall(each) for each in weights), reduction=reduction, **attributes)
+        return found.to(out.dtype).reshape(out.shape)
+
+    return run
+
+
+def _smooth_l1(x, target, reduction, sigma=1.0):
+    return F.l1_loss(x, target, reduction=reduction) if sigma == 0 else F.smooth_l1_loss(x, target, reduction=reduction, beta=sigma)
+
+
+for _name, _compute in {
+    "MseLoss": F.mse_loss, "SmoothL1LossV2": _smooth_l1, "SoftMarginLoss": F.soft_margin_loss,
+    "LpLoss": lambda x, target, reduction, p=1: F.l1_loss(x, target, reduction=reduction),
+    "BinaryCrossEntropy": lambda x, target, weight=None, reduction="mean": F.binary_cross_entropy(x, target, weight, reduction=reduction),
+    "SigmoidCrossEntropyWithLogitsV2": lambda x, target, weight=None, positive=None, reduction="mean": F.binary_cross_entropy_with_logits(
+        x, target, weight, reduction=reduction, pos_weight=positive
+    ),
+}.items():  # fmt: skip
+    older(_name)(_loss(_compute))
+
+
+@older("SoftmaxCrossEntropyWithLogits")
+def softmax_cross_entropy(x, labels, out):
+    wide = tall(x)
+    loss = -(tall(labels) * F.log_softmax(wide, -1)).sum(-1)
+    return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip((loss, F.softmax(wide, -1) - tall(labels)), out)]
+
+
+@older("NLLLoss")
+def nll_loss(x, target, weight, out, reduction="mean", ignore_index=-100):
+    found, total = torch.ops.aten.nll_loss_forward(tall(x), target.long(), tall(weight), _REDUCTIONS[reduction], ignore_index)
+    return found.reshape(out[0].shape).to(out[0].dtype), total.reshape(out[1].shape).to(out[1].dtype)
+
+
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+# ----------------------------------------------------------------------------------------------------- optimizers
+
+
+def _scalars(*values):
+    return [value.reshape(()).float() for value in values]
+
+
+@older("ApplyAdamD")
+def adam(variable, m, v, beta1_power, beta2_power, rate, beta1, beta2, epsilon, grad, use_locking=False, use_nesterov=False):
+    beta1_power, beta2_power, rate, beta1, beta2, epsilon = _scalars(beta1_power, beta2_power, rate, beta1, beta2, epsilon)
+    g = grad.float()
+    m_new, v_new = beta1 * m.float() + (1 - beta1) * g, beta2 * v.float() + (1 - beta2) * g * g
+    step = rate * (1 - beta2_power).sqrt() / (1 - beta1_power)
+    towards = beta1 * m_new + (1 - beta1) * g if use_nesterov else m_new
+    return (variable.float() - step * towards / (v_new.sqrt() + epsilon)).to(variable.dtype), m_new.to(m.dtype), v_new.to(v.dtype)
+
+
+@older("ApplyAdamW")
+def adam_w(variable, m, v, beta1_power, beta2_power, rate, decay, beta1, beta2, epsilon, grad, most=None, amsgrad=False, maximize=False):
+    beta1_power, beta2_power, rate, decay, beta1, beta2, epsilon = _scalars(beta1_power, beta2_power, rate, decay, beta1, beta2, epsilon)
+    g = -grad.float() if maximize else grad.float()
+    m_new, v_new = m.float() * beta1 + (1 - beta1) * g, v.float() * beta2 + (1 - beta2) * g * g
+    spread = torch.maximum(most.float(), v_new) if amsgrad and most is not None else v_new
+    below = (spread / (1 - beta2_power * beta2)).sqrt() + epsilon
+    found = variable.float() * (1 - rate * decay) - rate * m_new / (1 - beta1_power * beta1) / below
+    return found.to(variable.dtype), m_new.to(m.dtype), v_new.to(v.dtype)
+
+
+@older("ApplyAdamV2")
+def bert_adam(variable, m, v, rate, beta1, beta2, epsilon, grad, max_norm, norm, decay, step_size=None, adam_mode="adam"):
+    rate, beta1, beta2, epsilon, max_norm, norm, decay = _scalars(rate, beta1, beta2, epsilon, max_norm, norm, decay)
+    g = grad.float()
+    if max_norm > 0 and norm > max_norm:
+        g = g / (norm / max_norm)
+    m_new, v_new = m.float() * beta1 + (1 - beta1) * g, v.float() * beta2 + (1 - beta2) * g * g
+    step = m_new / (v_new.sqrt() + epsilon) + decay * variable.float()
+    found = variable.float() - (rate if adam_mode == "adam" or step_size is None else step_size.reshape(()).float()) * step
+    return found.to(variable.dtype), m_new.to(m.dtype), v_new.to(v.dtype)
