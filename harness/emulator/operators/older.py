@@ -68,6 +68,11 @@ def arange(start, end, step, out):
     return (start.double() + step.double() * torch.arange(out.shape[0])).to(out.dtype)
 
 
+@older("RangeD")
+def arange_d(x, out, start, limit, delta=1.0):
+    return (start + delta * torch.arange(out.shape[0]).double()).to(out.dtype)
+
+
 @older("LinSpace")
 def linspace(start, end, count, out):
     return torch.linspace(start.item(), end.item(), ints(count)[0]).to(out.dtype)
@@ -180,8 +185,8 @@ def gather_v2(x, index, axis, batch_dims=0):
 
 
 @older("GatherV2D")
-def gather_v2d(x, index, axis=0):
-    return gather_v2(x, index, axis)
+def gather_v2d(x, index, out, axis=0):
+    return gather_v2(x, index, axis).reshape(out.shape)
 
 
 @older("GatherElements")

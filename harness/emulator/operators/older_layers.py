@@ -27,7 +27,7 @@ def batch_matmul(x, y, third=None, *, out, adj_x1=False, adj_x2=False, bias=0):
 
 def _spatial(values, data_format):
     """Strides or dilations of the spatial axes, out of one number for each axis."""
-    return list(values[1:-1] if data_format.endswith("C") else values[2:])
+    return list(values[1:-1] if str(data_format).endswith("C") else values[2:])  # a caller passes its text as a bool
 
 
 def _padding(x, pads):
@@ -78,11 +78,6 @@ def convolution_input(size, filter, grad, out, *, strides, pads, dilations, grou
 def convolution_filter(x, size, grad, out, *, strides, pads, dilations, groups=1, data_format="NCHW"):
     filter = torch.zeros(out.shape, dtype=torch.float32)
     return _backward(grad, x, filter, (False, True, False), strides, pads, dilations, groups, data_format)[1].to(out.dtype)
-
-
-@older("BiasAddGrad")
-def bias_add_grad(grad, out, data_format="NCHW"):
-    return tall(grad).sum([axis for axis in range(grad.dim()) if axis != 1]).to(out.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------- norms, losses
@@ -156,6 +151,79 @@ def rms_norm(x, gamma, out, epsilon=1e-6):
     return (x.float() * scale * gamma.float()).to(out[0].dtype), scale.reshape(out[1].shape)
 
 
+@older("LayerNormGrad")
+def layer_norm_grad(grad, x, variance, mean, gamma, out):
+    axes = list(range(x.dim() - gamma.dim(), x.dim()))
+    inverse = (variance.float() + 1e-5).rsqrt()  # the call does not say its epsilon
+    normal, scaled = (tall(x) - mean.float()) * inverse, tall(grad) * tall(gamma)
+    dx = inverse * (scaled - scaled.mean(axes, keepdim=True) - normal * (scaled * normal).mean(axes, keepdim=True))
+    before = list(range(x.dim() - gamma.dim()))
+    return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip((dx, (tall(grad) * normal).sum(before), tall(grad).sum(before)), out)]
+
+
+@older("RmsNormGrad")
+def rms_norm_grad(grad, x, rstd, gamma, out):
+    axes = list(range(x.dim() - gamma.dim(), x.dim()))
+    inverse = rstd.float().reshape(*x.shape[: axes[0]], *(1,) * gamma.dim())
+    normal, scaled = tall(x) * inverse, tall(grad) * tall(gamma)
+    dx = inverse * (scaled - normal * (scaled * normal).mean(axes, keepdim=True))
+    return dx.to(out[0].dtype), (tall(grad) * normal).sum(list(range(axes[0]))).reshape(out[1].shape).to(out[1].dtype)
+
+
+@older("GroupNormSwish")
+def group_norm(x, gamma, beta, out, num_groups, eps=1e-5, activate_swish=False):
+    y, mean, rstd = torch.native_group_norm(tall(x), tall(gamma), tall(beta), x.shape[0], x.shape[1], x[0, 0].numel(), num_groups, eps)
+    y = F.silu(y) if activate_swish else y
+    return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip((y, mean, rstd), out)]
+
+
+@older("PRelu")
+def prelu(x, weight):
+    return F.prelu(tall(x), tall(weight).reshape(-1)).to(x.dtype)
+
+
+@older("PReluGrad")
+def prelu_grad(grad, x, weight, out):
+    negative = torch.where(x > 0, torch.zeros(()), tall(grad) * tall(x))
+    dx = torch.where(x > 0, tall(grad), tall(grad) * (tall(weight).reshape(()) if weight.numel() == 1 else _channels(weight, x)))
+    dweight = negative.sum() if weight.numel() == 1 else negative.sum(_all_but_channels(x))
+    return dx.to(out[0].dtype), dweight.reshape(out[1].shape).to(out[1].dtype)
+
+
+@older("AdaptiveAvgPool2dGrad")
+def adaptive_average_grad(grad, out, orig_input_shape):
+    return torch.ops.aten._adaptive_avg_pool2d_backward(tall(grad), torch.zeros(orig_input_shape)).to(out.dtype)
+
+
+@older("UpsampleNearest3dGrad")
+def nearest_3d_grad(grad, out, input_size, output_size):
+    return torch.ops.aten.upsample_nearest3d_backward(tall(grad), output_size, input_size).to(out.dtype)
+
+
+def _average(shape, attributes):
+    """torch's settings of an average over windows: its own kind of padding, and whether the padding counts."""
+    (before, after, left, right), axes = attributes["pads"], slice(2, 4) if attributes["data_format"] == "NCHW" else slice(1, 3)
+    return dict(
+        kernel_size=attributes["ksize"][axes], stride=attributes["strides"][axes], padding=(before, left), ceil_mode=attributes["ceil_mode"],
+        count_include_pad=not attributes["exclusive"],
+    )  # fmt: skip
+
+
+@older("AvgPoolV2")
+def average_pool(x, out, **attributes):
+    if attributes.get("global_pooling"):
+        return tall(x).mean((2, 3), keepdim=True).to(out.dtype)
+    return F.avg_pool2d(tall(x), **_average(x.shape, attributes)).to(out.dtype)
+
+
+@older("AvgPoolV2Grad")
+def average_pool_grad(size, grad, out, **attributes):
+    if attributes.get("global_pooling"):
+        return (tall(grad) / (out.shape[2] * out.shape[3])).expand(out.shape).to(out.dtype)
+    settings = _average(out.shape, attributes)
+    return torch.ops.aten.avg_pool2d_backward(tall(grad), torch.zeros(out.shape), *settings.values(), None).to(out.dtype)
+
+
 def _loss(compute):
     def run(x, target, *weights, out, reduction="mean", **attributes):
         found = compute(tall(x), tall(target), *(tall(each) for each in weights), reduction=reduction, **attributes)
@@ -164,19 +232,47 @@ def _loss(compute):
     return run
 
 
+def _loss_gradient(compute):
+    """What goes back through a loss of elements; the gradient of a mean or a sum comes as one number or in the shape of x."""
+
+    def run(x, target, grad, *weights, out, reduction="mean", **attributes):
+        with torch.inference_mode(False), torch.enable_grad():
+            wide = tall(x).clone().requires_grad_()
+            weights = [each if each is None else tall(each).clone() for each in weights]
+            loss = compute(wide, tall(target).clone(), *weights, reduction="none", **attributes)
+            count = {"mean": x.numel(), "batchmean": x.shape[0] if x.dim() else 1}.get(reduction, 1)
+            share = tall(grad).reshape(x.shape if grad.numel() == x.numel() else ()).expand(x.shape) / count
+            return torch.autograd.grad(loss, wide, share.clone())[0].to(out.dtype)
+
+    return run
+
+
 def _smooth_l1(x, target, reduction, sigma=1.0):
     return F.l1_loss(x, target, reduction=reduction) if sigma == 0 else F.smooth_l1_loss(x, target, reduction=reduction, beta=sigma)
 
 
-for _name, _compute in {
-    "MseLoss": F.mse_loss, "SmoothL1LossV2": _smooth_l1, "SoftMarginLoss": F.soft_margin_loss,
-    "LpLoss": lambda x, target, reduction, p=1: F.l1_loss(x, target, reduction=reduction),
-    "BinaryCrossEntropy": lambda x, target, weight=None, reduction="mean": F.binary_cross_entropy(x, target, weight, reduction=reduction),
-    "SigmoidCrossEntropyWithLogitsV2": lambda x, target, weight=None, positive=None, reduction="mean": F.binary_cross_entropy_with_logits(
-        x, target, weight, reduction=reduction, pos_weight=positive
+_LOSSES = {  # the type, that of its gradient, the meaning
+    ("MseLoss", "MseLossGrad"): F.mse_loss, ("SmoothL1LossV2", "SmoothL1LossGradV2"): _smooth_l1, ("SoftMarginLoss", "SoftMarginLossGrad"): F.soft_margin_loss,
+    ("LpLoss", ""): lambda x, target, reduction, p=1: F.l1_loss(x, target, reduction=reduction),
+    ("BinaryCrossEntropy", "BinaryCrossEntropyGrad"): lambda x, target, weight=None, reduction="mean": F.binary_cross_entropy(
+        x, target, weight, reduction=reduction
     ),
-}.items():  # fmt: skip
+    ("SigmoidCrossEntropyWithLogitsV2", "SigmoidCrossEntropyWithLogitsGradV2"): lambda x, target, weight=None, positive=None, reduction="mean": (
+        F.binary_cross_entropy_with_logits(x, target, weight, reduction=reduction, pos_weight=positive)
+    ),
+    ("KLDiv", ""): lambda x, target, reduction, log_target=False: F.kl_div(x, target, reduction=reduction, log_target=log_target),
+}  # fmt: skip
+for (_name, _gradient_name), _compute in _LOSSES.items():
     older(_name)(_loss(_compute))
+    if _gradient_name:
+        older(_gradient_name)(_loss_gradient(_compute))
+
+for _name, _compute in {"L1LossGrad": F.l1_loss, "KlDivLossGrad": _LOSSES["KLDiv", ""]}.items():
+
+    def _gradient_first(grad, x, target, out, _run=_loss_gradient(_compute), **attributes):
+        return _run(x, target, grad, out=out, **attributes)
+
+    older(_name)(_gradient_first)
 
 
 @older("SoftmaxCrossEntropyWithLogits")
@@ -190,6 +286,13 @@ def softmax_cross_entropy(x, labels, out):
 def nll_loss(x, target, weight, out, reduction="mean", ignore_index=-100):
     found, total = torch.ops.aten.nll_loss_forward(tall(x), target.long(), tall(weight), _REDUCTIONS[reduction], ignore_index)
     return found.reshape(out[0].shape).to(out[0].dtype), total.reshape(out[1].shape).to(out[1].dtype)
+
+
+@older("NLLLossGrad")
+def nll_loss_grad(x, grad, target, weight, total, out, reduction="mean", ignore_index=-100):
+    settings = (_REDUCTIONS[reduction], ignore_index)
+    grad = tall(grad) if reduction == "none" else tall(grad).reshape(())
+    return torch.ops.aten.nll_loss_backward(grad, tall(x), target.long(), tall(weight), *settings, tall(total).reshape(())).to(out.dtype)
 
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}

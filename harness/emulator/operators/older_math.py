@@ -179,7 +179,8 @@ def reduce_variance(x, mean, out, dim=(), if_std=False, unbiased=True, keepdim=F
 def renorm(x, out, p, dim, maxnorm):
     """The factor for each slice along an axis: what brings its norm to the largest that is allowed."""
     norms = torch.linalg.vector_norm(tall(x), p, [axis for axis in range(x.dim()) if axis != dim], keepdim=True)
-    return torch.where(norms > maxnorm, maxnorm / (norms + 1e-7), torch.ones(())).to(out.dtype)
+    factors = torch.where(norms > maxnorm, maxnorm / (norms + 1e-7), torch.ones(()))
+    return F.pad(factors.reshape(-1), (0, math.prod(out.shape) - factors.numel())).reshape(out.shape).to(out.dtype)  # there may be more room than that
 
 
 @older("Cumsum")
