@@ -36,8 +36,23 @@ def round_hf32(tensor: Tensor, ties: str = "away") -> Tensor:
     else:
         rounded = bits + (0x7FF + ((bits >> 12) & 1))
     rounded = (rounded & ~0xFFF).view(torch.float32)
+    return _where_finite(tensor, rounded)
+
+
+def _where_finite(tensor: Tensor, rounded: Tensor) -> Tensor:
     finite = torch.isfinite(tensor)
     return rounded if bool(finite.all()) else torch.where(finite, rounded, tensor)
+
+
+def round_tf32(tensor: Tensor) -> Tensor:
+    """Float32 rounded to TF32, as CUDA's tensor cores take it: 8 exponent bits, 10 mantissa bits, to the nearest, ties away from zero.
+
+    Stated: cvt.rna.tf32.f32 (PTX ISA, "cvt"). What is not finite passes through. Raises: ValueError for other dtypes.
+    """
+    if tensor.dtype != torch.float32:
+        raise ValueError(f"TF32 rounds float32, not {tensor.dtype}")
+    bits = tensor.contiguous().view(torch.int32)
+    return _where_finite(tensor, ((bits + 0x1000) & ~0x1FFF).view(torch.float32))
 
 
 def round_half_away(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,20 +81,25 @@ def saturated(tensor: Tensor) -> Tensor:
     return tensor.nan_to_num(0.0, largest, -largest)
 
 
-def matmul(left: Tensor, right: Tensor, *, bias: Tensor | None = None, hf32: bool = False, out: torch.dtype | None = None) -> Tensor:
+GROUPS = 4  # partial sums that stand for the cube's accumulation; a power of two
+
+
+def matmul(
+    left: Tensor, right: Tensor, *, bias: Tensor | None = None, hf32: bool = False, out: torch.dtype | None = None, groups: int = GROUPS
+) -> Tensor:
     """left @ right (+ bias) as the cube computes it: (…, M, K) by (…, K, N), rounded once to `out`, by default left's dtype.
 
     - float16, bfloat16: exact products, float32 sums, the bias added to the sum before the only rounding. Stated: Mmad takes
       half operands into a float32 accumulator (asc-devkit, Mmad.md); the cast on the way out is round-to-nearest-even.
     - float64: there is none. Raises: NoFloat64.
     - float32: float32 products and sums; with `hf32` both operands are rounded to HF32 first. Stated.
-    - The order of the sum: fitted, see `matmul_by_groups`; here four parts of K one after the other.
+    - The order of the sum: fitted, see `matmul_by_groups`; here `groups` parts of K one after the other.
     """
     dtype = out or left.dtype
     if not left.is_floating_point():
         return _exact(left, right, bias, dtype)
     left, right = _widened(left, hf32), _widened(right, hf32)
-    total = _grouped(left, right)
+    total = _grouped(left, right, groups)
     if bias is not None:
         total = total + bias.float()
     return total.to(dtype)
@@ -105,14 +125,11 @@ def _widened(tensor: Tensor, hf32: bool) -> Tensor:
     return round_hf32(tensor) if hf32 and tensor.dtype == torch.float32 else tensor
 
 
-GROUPS = 4  # partial sums that stand for the cube's accumulation; a power of two
-
-
-def _grouped(left: Tensor, right: Tensor) -> Tensor:
+def _grouped(left: Tensor, right: Tensor, groups: int) -> Tensor:
     inner = left.shape[-1]
-    if inner < 4 * GROUPS or right.dim() < 2:
+    if groups == 1 or inner < 4 * groups or right.dim() < 2:
         return torch.matmul(left, right)
-    edges = [inner * part // GROUPS for part in range(GROUPS + 1)]
+    edges = [inner * part // groups for part in range(groups + 1)]
     parts = [slice(*each) for each in zip(edges, edges[1:])]
     total = torch.matmul(left[..., parts[0]], right[..., parts[0], :])
     for part in parts[1:]:
@@ -135,6 +152,22 @@ def matmul_by_groups(left: Tensor, right: Tensor, group: int) -> Tensor:
         part = slice(start, start + group)
         total = (total.double() + left[:, part].double() @ right[part].double()).float()
     return total
+
+
+def scaled_product(self: Tensor, product: Tensor, beta: float, alpha: float, dtype: torch.dtype) -> Tensor:
+    """beta · self + alpha · product, where the product is still in the accumulator: one rounding, to `dtype`. Stated, as for the bias."""
+    total = product if alpha == 1 else product * alpha
+    wide = self.float() if self.dtype in HALF else self
+    return (total if beta == 0 else total + (wide if beta == 1 else wide * beta)).to(dtype)
+
+
+LONG_PIECE = 63
+
+
+def cuts_in_pieces(x: Tensor, weight: Tensor, *, stride, padding, dilation, transposed: bool, groups: int) -> bool:
+    """Whether a convolution only cuts one channel into long pieces: the vendor makes a product of it that keeps float32 (aclnn_convolution.cpp)."""
+    alone = weight.dim() == 3 and x.shape[1] == groups == dilation[0] == 1 and not transposed
+    return alone and padding[0] == 0 and stride[0] == weight.shape[2] > LONG_PIECE
 
 
 def convolution(
@@ -311,6 +344,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     tall = x.float() if x.dtype in HALF else x
     scale = 1.0 / torch.sqrt(tall.square().mean(axes, keepdim=True) + eps)
     return (tall * scale * weight.to(tall.dtype)).to(x.dtype), scale
+
+
+def layer_norm(x: Tensor, axes: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(x - mean) / sqrt(var + eps) · weight + bias over the last `axes`; mean and 1/sqrt(…) with those axes of one. All in float32.
+
+    The caller rounds. Stated: float32 inside, Sqrt and Div (hicann/ops-nn, layer_norm_v4).
+    """
+    x, weight, bias = [each.float() if each is not None and each.dtype in HALF else each for each in (x, weight, bias)]
+    mean = x.mean(axes, keepdim=True)
+    centred = x - mean
+    rstd = 1.0 / torch.sqrt(centred.square().mean(axes, keepdim=True) + eps)
+    y = centred * rstd
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias, mean, rstd
 
 
 def effective_bits(found: Tensor, exact: Tensor) -> float:

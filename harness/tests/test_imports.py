@@ -12,6 +12,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "compare": set(),
     "numerics": set(),
     "convert": set(),
+    "forecast": {"device", "numerics"},  # the device for its types alone
     "emulator": {"numerics"},
     "device": {"emulator"},
     "gate": {"compare"},

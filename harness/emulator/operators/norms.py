@@ -72,25 +72,16 @@ def gemma_rms_norm(self, gamma, eps, out):
     return _moved(y, out[0]), _moved(rstd, out[1])
 
 
-def _layer_norm(x, axes, weight, bias, eps):
-    mean = x.mean(axes, keepdim=True)
-    centred = x - mean
-    rstd = 1.0 / torch.sqrt(centred.square().mean(axes, keepdim=True) + eps)
-    y = centred * rstd
-    y = y if weight is None else y * tall(weight)
-    return y if bias is None else y + tall(bias), mean, rstd
-
-
 @operator("aclnnLayerNorm aclnnFastLayerNorm", "self shape:ints weight bias eps:double >y >mean >rstd")
 def layer_norm(self, shape, weight, bias, eps, out):
     weight, bias = [None if each is None else each.reshape(shape) for each in (weight, bias)]
-    found = _layer_norm(tall(self), tuple(range(-len(shape), 0)), weight, bias, eps)
+    found = numerics.layer_norm(tall(self), tuple(range(-len(shape), 0)), weight, bias, eps)
     return [_moved(each, spec) for each, spec in zip(found, out)]
 
 
 @older("LayerNormV3")
 def layer_norm_v3(x, weight, bias, out, begin_norm_axis=0, begin_params_axis=0, epsilon=1e-5):
-    found = _layer_norm(tall(x), tuple(range(begin_norm_axis % x.dim(), x.dim())), weight, bias, epsilon)
+    found = numerics.layer_norm(tall(x), tuple(range(begin_norm_axis % x.dim(), x.dim())), weight, bias, epsilon)
     return [_moved(each, spec) for each, spec in zip(found, out)]
 
 
@@ -112,7 +103,7 @@ def layer_norm_backward(grad, self, shape, mean, rstd, weight, bias, wanted, out
 def add_layer_norm(x1, x2, gamma, beta, bias, eps, with_sum, out):
     total = tall(x1) + tall(x2)
     total = total if bias is None else total + tall(bias)
-    found = *_layer_norm(total, tuple(range(-gamma.dim(), 0)), gamma, beta, eps), total
+    found = *numerics.layer_norm(total, tuple(range(-gamma.dim(), 0)), gamma, beta, eps), total
     return [_moved(each, spec) if spec is None or each.numel() == spec.numel else _or_zeros(None, spec) for each, spec in zip(found, out)]
 
 
@@ -126,7 +117,7 @@ def add_layer_norm_backward(grad, x1, x2, rstd, mean, gamma, sum_grad, out):
 
 @operator("aclnnDeepNorm", "x gx beta gamma alpha:double eps:double >mean >rstd >y")
 def deep_norm(x, gx, beta, gamma, alpha, eps, out):
-    y, mean, rstd = _layer_norm(alpha * tall(x) + tall(gx), tuple(range(-gamma.dim(), 0)), gamma, beta, eps)
+    y, mean, rstd = numerics.layer_norm(alpha * tall(x) + tall(gx), tuple(range(-gamma.dim(), 0)), gamma, beta, eps)
     return [_moved(each, spec) for each, spec in zip((mean, rstd, y), out)]
 
 

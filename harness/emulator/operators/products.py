@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from harness import numerics
 from harness.emulator.operators.common import hf32, tall
 from harness.emulator.table import older, operator
-from harness.numerics import HALF
+from harness.numerics import HALF, scaled_product
 
 
 @operator("aclnnMatmul aclnnMm aclnnBatchMatMul aclnnMv", "self other >out cube:int8")
@@ -19,11 +19,6 @@ def matmul(self, other, cube, out):
 @operator("aclnnDot", "self other >out")
 def dot(self, other):
     return (tall(self) * tall(other)).sum().to(self.dtype)
-
-
-def scaled_product(self, product, beta, alpha, dtype):
-    total = product if alpha == 1 else product * alpha
-    return (total if beta == 0 else total + (tall(self) if beta == 1 else tall(self) * beta)).to(dtype)
 
 
 def wide_product(left, right, cube):
@@ -218,9 +213,6 @@ def split_heads(qkv, bias, heads, out):
     return [each.to(out[0].dtype) for each in (q / q.shape[-1] ** 0.5, k, v)]
 
 
-LONG_PIECE = 63
-
-
 def _even(x, padding, dims: int):
     """The tensor and a padding with one number for each axis; where both ends differ it is applied here, with zeros."""
     if len(padding) == 2 * dims and dims > 1 or len(padding) > dims:
@@ -237,18 +229,10 @@ def _even(x, padding, dims: int):
 )
 def convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups, cube, out):
     padded, padding = _even(input, padding, weight.dim() - 2)
-    exact = _cut_in_pieces(input, weight, stride, padding, dilation, transposed, groups)
-    found = numerics.convolution(
-        padded, weight, bias, stride=stride, padding=padding, dilation=dilation, transposed=transposed,
-        output_padding=output_padding, groups=groups, hf32=hf32(cube) and not exact,
-    )  # fmt: skip
+    options = dict(stride=stride, padding=padding, dilation=dilation, transposed=transposed, groups=groups)
+    exact = numerics.cuts_in_pieces(input, weight, **options)
+    found = numerics.convolution(padded, weight, bias, output_padding=output_padding, hf32=hf32(cube) and not exact, **options)
     return found.to(out.dtype)
-
-
-def _cut_in_pieces(input, weight, stride, padding, dilation, transposed: bool, groups: int) -> bool:
-    """Whether a convolution only cuts one channel into long pieces: the vendor makes a product of it that keeps float32 (aclnn_convolution.cpp)."""
-    alone = weight.dim() == 3 and input.shape[1] == groups == dilation[0] == 1 and not transposed
-    return alone and padding[0] == 0 and stride[0] == weight.shape[2] > LONG_PIECE
 
 
 @operator("aclnnConvDepthwise2d", "input weight kernel:ints bias stride:ints padding:ints dilation:ints >out cube:int8")

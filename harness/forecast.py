@@ -1,0 +1,303 @@
+"""The error that a healthy card would show: the CPU runs once more, with the rounding rules of the switches in force.
+
+    with rounding(rules_of(device.stack)):
+        outputs = model(inputs)
+
+Every ATen operator is computed by the CPU. Those whose rounding `numerics` states, products, convolutions, fused attention, GELU,
+SiLU and layer norm, are computed by those rules instead; composite operators end at the same rounding because they are made of them.
+What is not float32, float16 or bfloat16, and what is not on the CPU, passes untouched. It forecasts a forward pass: gradients through
+it are not a card's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness import numerics
+
+if TYPE_CHECKING:
+    from harness.device import Stack
+
+aten = torch.ops.aten
+DTYPES = (torch.float32, *numerics.HALF)
+OPERANDS = ("float32", "HF32", "TF32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a kind of card rounds under its switches. `str()` says it in one line.
+
+    Raises: ValueError for operands other than "float32", "HF32" and "TF32", other ties than "away" and "even", groups below one.
+    """
+
+    card: str = "Ascend"
+    conv: str = "float32"  # what float32 operands of convolutions are rounded to
+    matmul: str = "float32"  # and those of other products
+    ties: str = "away"  # of HF32; those of TF32 go away from zero
+    groups: int = numerics.GROUPS  # parts that the sum of a product is made of
+    gelu_tanh: bool = True  # GELU takes its tanh formula, whatever is asked for
+    fused_attention: bool = True  # attention is one operator unless its mask is of floats; otherwise it is made of its products
+
+    def __post_init__(self):
+        for name in ("conv", "matmul"):
+            if getattr(self, name) not in OPERANDS:
+                raise ValueError(f"{name} takes {', '.join(OPERANDS)}, not {getattr(self, name)!r}")
+        if self.ties not in ("away", "even"):
+            raise ValueError(f"ties go 'away' or to 'even', not {self.ties!r}")
+        if self.groups < 1:
+            raise ValueError(f"a sum has at least one part, not {self.groups}")
+
+    def __str__(self) -> str:
+        products = self.matmul if self.matmul == "float32" else f"in {self.matmul}"
+        convolutions = self.conv if self.conv == "float32" else f"in {self.conv}"
+        gelu = "GELU by its tanh formula" if self.gelu_tanh else "GELU as it is asked for"
+        return f"{self.card}: convolutions {convolutions}, products {products}, {gelu}"
+
+
+def rules_of(stack: Stack) -> Rules | None:
+    """The rules that the switches of a stack put in force; None for the CPU, whose own arithmetic is the forecast.
+
+    A switch that torch_npu does not tell is taken as its default: HF32 for convolutions, float32 for products.
+    """
+    if stack.backend in ("npu", "emulated"):
+        return Rules(
+            conv="float32" if stack.conv_allow_hf32 is False else "HF32",
+            matmul="HF32" if stack.matmul_allow_hf32 else "float32",
+            gelu_tanh=not stack.compatible_impl,
+        )
+    if stack.backend == "cuda":
+        return Rules(
+            card="CUDA",
+            conv="TF32" if stack.conv_allow_tf32 else "float32",
+            matmul="TF32" if stack.matmul_allow_tf32 else "float32",
+            gelu_tanh=False,
+            fused_attention=False,
+        )
+    return None
+
+
+@contextlib.contextmanager
+def rounding(rules: Rules | None) -> Iterator[None]:
+    """While the block runs, CPU models compute by `rules`; with None nothing changes."""
+    if rules is None:
+        yield
+        return
+    mode = _Rounding(rules)
+    with mode, _Attention(mode):
+        yield
+
+
+class _Rounding(TorchDispatchMode):
+    """Computes the operators in `RULES` by their rules, and all others as the CPU does."""
+
+    def __init__(self, rules: Rules):
+        super().__init__()
+        self.rules = rules
+        self.resting = False  # inside a rule that ran outside of a dispatch, where this mode sees its operators
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.resting:
+            return func(*args, **kwargs)
+        if func.overloadpacket is aten.scaled_dot_product_attention:
+            with self:
+                return self.attend(func, *args, **kwargs)
+        rule = RULES.get(func.overloadpacket)
+        if rule is not None and _is_ours(args):
+            return _computed(rule, self.rules, func, args, kwargs)
+        if _is_composite(func):  # seen in inference mode, which does not take composites apart before
+            with self:
+                return func.decompose(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def attend(self, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        """F.scaled_dot_product_attention; `func` computes it where there is no rule."""
+        options = dict(dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+        if not _is_ours((query, key, value)) or dropout_p:
+            composite = getattr(func, "decompose", func)
+            return composite(query, key, value, attn_mask, **options)
+        if not (self.rules.fused_attention and _fits_fused(query, key, value, attn_mask)):
+            return aten._scaled_dot_product_attention_math(query, key, value, attn_mask, **options)[0]
+        self.resting = True
+        try:
+            return _fused_attention(query, key, value, attn_mask, is_causal, scale)
+        finally:
+            self.resting = False
+
+
+class _Attention(TorchFunctionMode):
+    """Sees attention before the CPU makes a mask of floats out of one of bools, which a card treats otherwise."""
+
+    def __init__(self, mode: _Rounding):
+        super().__init__()
+        self.mode = mode
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            return self.mode.attend(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _is_ours(args: tuple) -> bool:
+    tensors = [each for each in args if isinstance(each, Tensor)]
+    return bool(tensors) and all(each.dtype in DTYPES and each.device.type == "cpu" and each.layout == torch.strided for each in tensors)
+
+
+_COMPOSITE: dict[Any, bool] = {}
+
+
+def _is_composite(func) -> bool:
+    if func not in _COMPOSITE:
+        _COMPOSITE[func] = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return _COMPOSITE[func]
+
+
+def _computed(rule: Callable, rules: Rules, func, args: tuple, kwargs: dict) -> Any:
+    """What a rule gives, put where an in-place or out= form wants it."""
+    if not func._schema.is_mutable:
+        return rule(rules, *args, **kwargs)
+    places = [each.name for each in func._schema.arguments if each.alias_info is not None and each.alias_info.is_write]
+    kwargs = dict(kwargs)
+    targets = [kwargs.pop(name) if name in kwargs else args[0] for name in places]
+    found = rule(rules, *args, **kwargs)
+    for target, value in zip(targets, found if isinstance(found, tuple) else (found,)):
+        if target.shape != value.shape:
+            target.resize_(value.shape)
+        target.copy_(value)
+    return targets[0] if len(targets) == 1 else tuple(targets)
+
+
+# ------------------------------------------------------------------------------------------------------- the rules
+
+RULES: dict[Any, Callable] = {}
+
+
+def _rule(*names: str) -> Callable:
+    """Enter the meaning of ATen operators, with their arguments in order; it answers for their in-place and out= forms too."""
+
+    def enter(compute: Callable) -> Callable:
+        for name in names:
+            RULES[getattr(aten, name)] = compute
+        return compute
+
+    return enter
+
+
+def _operands(kind: str, rules: Rules, *tensors: Tensor) -> list[Tensor]:
+    """Operands as they enter the unit that multiplies; half ones fit into every kind."""
+    if kind == "float32":
+        return list(tensors)
+    wide = {"HF32": lambda each: numerics.round_hf32(each, rules.ties), "TF32": numerics.round_tf32}[kind]
+    return [wide(each) if each.dtype == torch.float32 else each for each in tensors]
+
+
+@_rule("mm", "bmm", "mv")
+def _product(rules: Rules, left: Tensor, right: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+    return numerics.matmul(*_operands(rules.matmul, rules, left, right), out=out_dtype, groups=rules.groups)
+
+
+@_rule("addmm", "addmm_", "addmv", "addmv_", "baddbmm", "baddbmm_")
+def _added_product(rules: Rules, self, left, right, out_dtype=None, *, beta=1, alpha=1):
+    product = _product(rules, left, right, torch.float32)
+    return numerics.scaled_product(self, product, beta, alpha, out_dtype or left.dtype)
+
+
+@_rule("addbmm", "addbmm_")
+def _added_sum_of_products(rules: Rules, self, left, right, *, beta=1, alpha=1):
+    return _added_product(rules, self, left.transpose(0, 1).flatten(1), right.flatten(0, 1), beta=beta, alpha=alpha)
+
+
+@_rule("convolution")
+def _convolution(rules: Rules, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+    options = dict(stride=stride, padding=padding, dilation=dilation, transposed=transposed, groups=groups)
+    exact = rules.conv == "HF32" and numerics.cuts_in_pieces(x, weight, **options)
+    operands = (x, weight) if exact else _operands(rules.conv, rules, x, weight)
+    return numerics.convolution(*operands, bias, output_padding=output_padding, hf32=False, **options)
+
+
+@_rule("conv_tbc")
+def _time_convolution(rules: Rules, x, weight, bias, pad=0):
+    found = _convolution(rules, x.permute(1, 2, 0), weight.permute(2, 1, 0), bias, (1,), (pad,), (1,), False, (0,), 1)
+    return found.permute(2, 0, 1)
+
+
+@_rule("gelu", "gelu_")
+def _gelu(rules: Rules, x, *, approximate="none"):
+    return numerics.gelu(x, "tanh" if rules.gelu_tanh else approximate)
+
+
+@_rule("silu", "silu_")
+def _silu(rules: Rules, x):
+    return numerics.silu(x)
+
+
+@_rule("native_layer_norm")
+def _layer_norm(rules: Rules, x, shape, weight, bias, eps):
+    y, mean, rstd = numerics.layer_norm(x, tuple(range(-len(shape), 0)), weight, bias, eps)
+    kept = x.dtype if weight is None else weight.dtype
+    return y.to(x.dtype), mean.to(kept), rstd.to(kept)
+
+
+@_rule("_log_softmax")
+def _log_softmax(rules: Rules, x, dim, half_to_float):
+    return F.log_softmax(x, dim, dtype=torch.float32).to(torch.float32 if half_to_float else x.dtype)
+
+
+@_rule("pow", "pow_")
+def _power(rules: Rules, x, exponent):
+    wide = [each.float() if isinstance(each, Tensor) else each for each in (x, exponent)]
+    return torch.pow(*wide).to(torch.result_type(x, exponent))
+
+
+def _enter_wide(name: str) -> None:
+    """Elementwise operators and resampling round half results once; the CPU rounds on the way in these."""
+    operator = getattr(aten, name)
+
+    def compute(rules: Rules, *args):
+        wide = [each.float() if isinstance(each, Tensor) else each for each in args]
+        return operator(*wide).to(args[0].dtype)
+
+    RULES[operator] = compute
+
+
+for _name in ("upsample_bicubic2d", "upsample_bilinear2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa"):
+    _enter_wide(_name)
+
+
+@_rule("_scaled_dot_product_flash_attention_for_cpu")
+def _flash_attention(rules: Rules, query, key, value, dropout_p=0.0, is_causal=False, *, attn_mask=None, scale=None):
+    """Reached where attention was called past `_Attention`, from C++; a mask of bools has become one of floats there."""
+    mask = None if attn_mask is None else attn_mask.float()
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    hidden = _causal(query, key) if is_causal else None
+    found, top, total = numerics.attention(query, key, value, scale=scale, hidden=hidden, bias=mask)
+    return found, (top + total.log()).squeeze(-1)
+
+
+def _fits_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """torch_npu fuses attention of four axes under no mask or one of bools (op-plugin, ScaledDotProductAttentionKernelNpuOpApi.cpp)."""
+    if any(each.dim() != 4 or each.shape[0] != query.shape[0] for each in (query, key, value)):
+        return False
+    return (mask is None or mask.dtype == torch.bool) and query.shape[1] % max(key.shape[1], 1) == 0
+
+
+def _causal(query: Tensor, key: Tensor) -> Tensor:
+    return torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).triu(1)
+
+
+def _fused_attention(query, key, value, mask, is_causal: bool, scale: float | None) -> Tensor:
+    if is_causal and mask is not None:
+        raise RuntimeError("scaled_dot_product_attention takes a mask or is_causal, not both")
+    hidden = _causal(query, key) if is_causal else None if mask is None else ~mask
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    return numerics.attention(query, key, value, scale=scale, hidden=hidden)[0]
