@@ -17,6 +17,8 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "device": {"emulator"},
     "gate": {"compare"},
     "reference": set(),
+    "store": {"reference"},
+    "clean": {"reference"},
     "case": {"compare", "gate", "device", "reference", "convert"},
     "report": {"gate", "report"},
     "models": {"convert", "models"},
