@@ -8,6 +8,7 @@ float32 for half dtypes and rounded once.
 from harness.emulator.operators import (
     activations,
     attention,
+    boxes,
     chance,
     elementwise,
     foreach,
@@ -27,4 +28,4 @@ from harness.emulator.operators import (
 )
 from harness.emulator.table import OLDER, OPERATORS
 
-__all__ = ["OLDER", "OPERATORS", "activations", "attention", "chance", "elementwise", "foreach", "linalg", "losses", "norms", "older", "older_layers", "older_math", "optimizers", "positions", "products", "recurrent", "reductions", "spatial", "tensors"]
+__all__ = ["OLDER", "OPERATORS", "activations", "attention", "boxes", "chance", "elementwise", "foreach", "linalg", "losses", "norms", "older", "older_layers", "older_math", "optimizers", "positions", "products", "recurrent", "reductions", "spatial", "tensors"]

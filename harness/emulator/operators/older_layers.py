@@ -48,7 +48,9 @@ def convolution(x, filter, bias=None, offset=None, *, strides, pads, dilations, 
 
 
 @older("Conv2DTranspose Conv3DTranspose")
-def convolution_transpose(size, x, filter, bias=None, offset=None, *, out, strides, pads, dilations, groups=1, data_format="NCHW", output_padding=(), offset_x=0):
+def convolution_transpose(
+    size, x, filter, bias=None, offset=None, *, out, strides, pads, dilations, groups=1, data_format="NCHW", output_padding=(), offset_x=0
+):
     stride, dilation, padding = _spatial(strides, data_format), _spatial(dilations, data_format), [pads[at] for at in range(0, len(pads), 2)]
     lacking = [
         wanted - ((size - 1) * step - 2 * pad + spread * (kernel - 1) + 1)
@@ -200,9 +202,9 @@ def nearest_3d_grad(grad, out, input_size, output_size):
     return torch.ops.aten.upsample_nearest3d_backward(tall(grad), output_size, input_size).to(out.dtype)
 
 
-def _average(shape, attributes):
+def _average(attributes):
     """torch's settings of an average over windows: its own kind of padding, and whether the padding counts."""
-    (before, after, left, right), axes = attributes["pads"], slice(2, 4) if attributes["data_format"] == "NCHW" else slice(1, 3)
+    (before, _, left, _), axes = attributes["pads"], slice(2, 4) if attributes["data_format"] == "NCHW" else slice(1, 3)
     return dict(
         kernel_size=attributes["ksize"][axes], stride=attributes["strides"][axes], padding=(before, left), ceil_mode=attributes["ceil_mode"],
         count_include_pad=not attributes["exclusive"],
@@ -213,14 +215,14 @@ def _average(shape, attributes):
 def average_pool(x, out, **attributes):
     if attributes.get("global_pooling"):
         return tall(x).mean((2, 3), keepdim=True).to(out.dtype)
-    return F.avg_pool2d(tall(x), **_average(x.shape, attributes)).to(out.dtype)
+    return F.avg_pool2d(tall(x), **_average(attributes)).to(out.dtype)
 
 
 @older("AvgPoolV2Grad")
 def average_pool_grad(size, grad, out, **attributes):
     if attributes.get("global_pooling"):
         return (tall(grad) / (out.shape[2] * out.shape[3])).expand(out.shape).to(out.dtype)
-    settings = _average(out.shape, attributes)
+    settings = _average(attributes)
     return torch.ops.aten.avg_pool2d_backward(tall(grad), torch.zeros(out.shape), *settings.values(), None).to(out.dtype)
 
 
@@ -252,7 +254,8 @@ def _smooth_l1(x, target, reduction, sigma=1.0):
 
 
 _LOSSES = {  # the type, that of its gradient, the meaning
-    ("MseLoss", "MseLossGrad"): F.mse_loss, ("SmoothL1LossV2", "SmoothL1LossGradV2"): _smooth_l1, ("SoftMarginLoss", "SoftMarginLossGrad"): F.soft_margin_loss,
+    ("MseLoss", "MseLossGrad"): F.mse_loss, ("SmoothL1LossV2", "SmoothL1LossGradV2"): _smooth_l1,
+    ("SoftMarginLoss", "SoftMarginLossGrad"): F.soft_margin_loss,
     ("LpLoss", ""): lambda x, target, reduction, p=1: F.l1_loss(x, target, reduction=reduction),
     ("BinaryCrossEntropy", "BinaryCrossEntropyGrad"): lambda x, target, weight=None, reduction="mean": F.binary_cross_entropy(
         x, target, weight, reduction=reduction

@@ -81,8 +81,8 @@ for _name, _compute in _BINARY.items():
 
 
 _TERNARY = {
-    "AxpyV2": lambda x, y, alpha: x + alpha * y, "Addcdiv": lambda x, a, b, value: x + value * (a / b), "Addcmul": lambda x, a, b, value: x + value * (a * b),
-    "Lerp": torch.lerp, "ClipByValue": lambda x, low, high: torch.clamp(x, low, high), "ClipByValueV2": lambda x, low, high: torch.clamp(x, low, high),
+    "AxpyV2": lambda x, y, alpha: x + alpha * y, "Addcdiv": lambda x, a, b, value: x + value * (a / b),
+    "Addcmul": lambda x, a, b, value: x + value * (a * b), "Lerp": torch.lerp, "ClipByValue": torch.clamp, "ClipByValueV2": torch.clamp,
 }  # fmt: skip
 
 
@@ -110,7 +110,8 @@ def _through(compute):
 
 
 _GRADIENTS = {  # of grad and x, in this order
-    "ReluGrad": _threshold_grad, "ThresholdGradV2D": _threshold_grad, "SoftmaxGrad": lambda y, grad, axes=(-1,): y * (grad - (y * grad).sum(axes, keepdim=True)),
+    "ReluGrad": _threshold_grad, "ThresholdGradV2D": _threshold_grad,
+    "SoftmaxGrad": lambda y, grad, axes=(-1,): y * (grad - (y * grad).sum(axes, keepdim=True)),
     "LogSoftmaxGrad": lambda grad, y, axis=(-1,): grad - y.exp() * grad.sum(axis, keepdim=True),
     "SigmoidGrad": lambda y, grad: grad * y * (1 - y), "TanhGrad": lambda y, grad: grad * (1 - y * y),
     "EluGradV2": lambda grad, x, alpha=1.0, scale=1.0, input_scale=1.0, is_result=False: torch.ops.aten.elu_backward(
@@ -123,7 +124,8 @@ _GRADIENTS = {  # of grad and x, in this order
         name: _through(_UNARY[forward])
         for name, forward in {
             "MishGrad": "Mish", "HardSwishGrad": "HardSwish", "HardSigmoidGrad": "HardSigmoid", "LogSigmoidGrad": "LogSigmoid", "GLUGrad": "GLU",
-            "FastGeluGrad": "FastGelu", "SoftplusV2Grad": "SoftplusV2", "LeakyReluGrad": "LeakyRelu", "HardShrinkGrad": "HardShrink", "SoftShrinkGrad": "SoftShrink",
+            "FastGeluGrad": "FastGelu", "SoftplusV2Grad": "SoftplusV2", "LeakyReluGrad": "LeakyRelu", "HardShrinkGrad": "HardShrink",
+            "SoftShrinkGrad": "SoftShrink",
         }.items()
     },
 }  # fmt: skip
@@ -180,7 +182,8 @@ def renorm(x, out, p, dim, maxnorm):
     """The factor for each slice along an axis: what brings its norm to the largest that is allowed."""
     norms = torch.linalg.vector_norm(tall(x), p, [axis for axis in range(x.dim()) if axis != dim], keepdim=True)
     factors = torch.where(norms > maxnorm, maxnorm / (norms + 1e-7), torch.ones(()))
-    return F.pad(factors.reshape(-1), (0, math.prod(out.shape) - factors.numel())).reshape(out.shape).to(out.dtype)  # there may be more room than that
+    rest = math.prod(out.shape) - factors.numel()  # there may be more room than that
+    return F.pad(factors.reshape(-1), (0, rest)).reshape(out.shape).to(out.dtype)
 
 
 @older("Cumsum")

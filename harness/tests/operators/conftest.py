@@ -13,6 +13,15 @@ def npu():
     return open_device("emulated").torch_device
 
 
+@pytest.fixture
+def compiling(npu):
+    """Operators take the older path where there is one. A thread keeps the mode that it met first, so backward stays in this one."""
+    torch.npu.set_compile_mode(jit_compile=True)
+    with torch.autograd.set_multithreading_enabled(False):
+        yield npu
+    torch.npu.set_compile_mode(jit_compile=False)
+
+
 def seeded(*shape, seed=0, dtype=torch.float32):
     """Standard normal numbers from a seed, on the CPU."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

@@ -16,14 +16,6 @@ def internal(npu):
     torch.npu.config.allow_internal_format = False
 
 
-@pytest.fixture
-def compiling(npu):
-    """Operators take the older path where there is one."""
-    torch.npu.set_compile_mode(jit_compile=True)
-    yield npu
-    torch.npu.set_compile_mode(jit_compile=False)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
     ("format", "name", "shape"),
