@@ -67,7 +67,8 @@ class Rules:
 def rules_of(stack: Stack) -> Rules | None:
     """The rules that the switches of a stack put in force; None for the CPU, whose own arithmetic is the forecast.
 
-    A switch that torch_npu does not tell is taken as its default: HF32 for convolutions, float32 for products.
+    A switch that torch_npu does not tell is taken as its default: HF32 for convolutions, float32 for products. torch_npu reads
+    compatible_impl at its first GELU and keeps it for the process; what is set later the stack tells and the device does not follow.
     """
     if stack.backend in ("npu", "emulated"):
         return Rules(
@@ -123,10 +124,9 @@ class _Rounding(TorchDispatchMode):
     def attend(self, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         """F.scaled_dot_product_attention; `func` computes it where there is no rule."""
         options = dict(dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
-        if not _is_ours((query, key, value)) or dropout_p:
-            composite = getattr(func, "decompose", func)
-            return composite(query, key, value, attn_mask, **options)
-        if not (self.rules.fused_attention and _fits_fused(query, key, value, attn_mask)):
+        if not _is_ours((query, key, value)) or dropout_p or is_causal and attn_mask is not None:
+            return getattr(func, "decompose", func)(query, key, value, attn_mask, **options)
+        if not (self.rules.fused_attention and _fits_fused(query, key, value, attn_mask, enable_gqa)):
             return aten._scaled_dot_product_attention_math(query, key, value, attn_mask, **options)[0]
         self.resting = True
         try:
@@ -221,7 +221,8 @@ def _added_sum_of_products(rules: Rules, self, left, right, *, beta=1, alpha=1):
 def _convolution(rules: Rules, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     options = dict(stride=stride, padding=padding, dilation=dilation, transposed=transposed, groups=groups)
     exact = rules.conv == "HF32" and numerics.cuts_in_pieces(x, weight, **options)
-    operands = (x, weight) if exact else _operands(rules.conv, rules, x, weight)
+    operands = [each.contiguous() for each in (x, weight)]  # as torch_npu passes them; with channels last the CPU sums in another order
+    operands = operands if exact else _operands(rules.conv, rules, *operands)
     return numerics.convolution(*operands, bias, output_padding=output_padding, hf32=False, **options)
 
 
@@ -278,26 +279,28 @@ for _name in ("upsample_bicubic2d", "upsample_bilinear2d", "_upsample_bicubic2d_
 def _flash_attention(rules: Rules, query, key, value, dropout_p=0.0, is_causal=False, *, attn_mask=None, scale=None):
     """Reached where attention was called past `_Attention`, from C++; a mask of bools has become one of floats there."""
     mask = None if attn_mask is None else attn_mask.float()
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     hidden = _causal(query, key) if is_causal else None
-    found, top, total = numerics.attention(query, key, value, scale=scale, hidden=hidden, bias=mask)
+    found, top, total = numerics.attention(query, key, value, scale=_scale(query, scale), hidden=hidden, bias=mask)
     return found, (top + total.log()).squeeze(-1)
 
 
-def _fits_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+def _fits_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, shared_heads: bool) -> bool:
     """torch_npu fuses attention of four axes under no mask or one of bools (op-plugin, ScaledDotProductAttentionKernelNpuOpApi.cpp)."""
     if any(each.dim() != 4 or each.shape[0] != query.shape[0] for each in (query, key, value)):
         return False
-    return (mask is None or mask.dtype == torch.bool) and query.shape[1] % max(key.shape[1], 1) == 0
+    if any(each.shape[1] != query.shape[1] for each in (key, value)) and not shared_heads:
+        return False
+    return mask is None or mask.dtype == torch.bool
 
 
 def _causal(query: Tensor, key: Tensor) -> Tensor:
     return torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).triu(1)
 
 
-def _fused_attention(query, key, value, mask, is_causal: bool, scale: float | None) -> Tensor:
-    if is_causal and mask is not None:
-        raise RuntimeError("scaled_dot_product_attention takes a mask or is_causal, not both")
+def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
     hidden = _causal(query, key) if is_causal else None if mask is None else ~mask
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return numerics.attention(query, key, value, scale=scale, hidden=hidden)[0]
+    return numerics.attention(query, key, value, scale=_scale(query, scale), hidden=hidden)[0]
+
+
+def _scale(query: Tensor, scale: float | None) -> float:
+    return 1 / math.sqrt(query.shape[-1]) if scale is None else scale
