@@ -8,6 +8,11 @@ from torch.nn import functional as F
 from harness.emulator.operators.common import alike, common, tall
 from harness.emulator.table import operator
 
+
+def _hardsigmoid(x):
+    return F.hardsigmoid(x if x.is_floating_point() else x.float())  # the card has it for int32
+
+
 UNARY = {
     "Abs": torch.abs, "Acos": torch.acos, "Asin": torch.asin, "Atan": torch.atan, "Ceil": torch.ceil, "Cos": torch.cos,
     "Cosh": torch.cosh, "Erf": torch.erf, "Erfc": torch.erfc, "Exp": torch.exp, "Exp2": torch.exp2, "Expm1": torch.expm1,
@@ -16,7 +21,7 @@ UNARY = {
     "Sigmoid": torch.sigmoid, "Sign": torch.sgn, "Sin": torch.sin, "Sinh": torch.sinh, "Sqrt": torch.sqrt,
     "Tan": torch.tan, "Tanh": torch.tanh, "Trunc": torch.trunc, "LogicalNot": torch.logical_not,
     "BitwiseNot": torch.bitwise_not, "IsFinite": torch.isfinite, "IsPosInf": torch.isposinf, "IsNegInf": torch.isneginf,
-    "Hardsigmoid": F.hardsigmoid, "Hardswish": F.hardswish, "LogSigmoid": F.logsigmoid, "Mish": F.mish, "Acosh": torch.acosh,
+    "Hardsigmoid": _hardsigmoid, "Hardswish": F.hardswish, "LogSigmoid": F.logsigmoid, "Mish": F.mish, "Acosh": torch.acosh,
     "Asinh": torch.asinh, "Atanh": torch.atanh, "Frac": torch.frac, "Sinc": torch.sinc, "AngleV2": torch.angle,
     "Signbit": torch.signbit,
 }  # fmt: skip
@@ -254,6 +259,9 @@ for _name, _function in (("Addcmul", addcmul), ("Addcdiv", addcdiv)):
 
 
 def lerp(self, end, weight, out):
+    shape = torch.broadcast_shapes(self.shape, end.shape, getattr(weight, "shape", ()))
+    if tuple(shape) != tuple(out.shape):
+        raise ValueError(f"CheckShape failed: the inputs broadcast to {tuple(shape)} and the result has {tuple(out.shape)}")
     return torch.lerp(*alike(self, end, weight)).to(out.dtype)
 
 

@@ -138,3 +138,14 @@ def test_not_a_number_to_numbers(npu):
     values = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0])
     agrees(npu, torch.nan_to_num, values)
     agrees(npu, lambda x: torch.nan_to_num(x, 1, 2, 3), values)
+
+
+def test_hardsigmoid_of_integers_is_cut_off(npu):
+    x = torch.arange(-6, 7, dtype=torch.int32)
+    assert torch.equal(torch.nn.functional.hardsigmoid(x.to(npu)).cpu(), torch.nn.functional.hardsigmoid(x.float()).int())
+
+
+def test_lerp_in_place_says_that_the_shapes_do_not_fit(npu):
+    narrow, wide = torch.ones(2, 1), torch.ones(2, 6)
+    with pytest.raises(RuntimeError, match="CheckShape failed"):
+        narrow.to(npu).lerp_(wide.to(npu), 1)
