@@ -216,6 +216,12 @@ def index_add(x, index, source, alpha=None, axis=0):
     return tall(x).index_add(axis, index.long(), tall(source), alpha=1 if alpha is None else alpha.item()).to(x.dtype)
 
 
+@older("EmbeddingDenseGrad")
+def embedding_grad(grad, index, out, num_weights, padding_idx=-1, scale_grad_by_freq=False):
+    found = torch.ops.aten.embedding_dense_backward(tall(grad), index.long(), num_weights, padding_idx, scale_grad_by_freq)
+    return found.to(out.dtype)
+
+
 @older("OneHot")
 def one_hot(x, depth, on, off, axis=-1):
     return _one_hot(x, int(depth), on, off, axis)

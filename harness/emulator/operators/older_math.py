@@ -67,6 +67,7 @@ _BINARY = {
     "LogicalAnd": torch.logical_and, "LogicalOr": torch.logical_or, "LogAddExp": _log_add_exp,
     "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or, "BitwiseXor": torch.bitwise_xor,
     "IsClose": lambda x, y, rtol=1e-5, atol=1e-8, equal_nan=False: torch.isclose(x, y, rtol, atol, equal_nan),
+    "LeftShift": torch.bitwise_left_shift, "RightShift": torch.bitwise_right_shift, "Xlogy": torch.xlogy,
     "TensorEqual": lambda x, y: torch.tensor(torch.equal(x, y)), "Dot": torch.dot,
     "Cross": lambda x, y, dim: torch.linalg.cross(x, y, dim=dim),
 }  # fmt: skip

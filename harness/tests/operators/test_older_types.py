@@ -81,7 +81,9 @@ def test_activations_and_their_gradients(compiling, types, function, dtype):
         ("Greater", torch.gt, (X, Y)), ("GreaterEqual", torch.ge, (X, Y)), ("LogicalAnd", torch.logical_and, (HOLES, Y > 0)),
         ("LogicalOr", torch.logical_or, (HOLES, Y > 0)), ("LogicalNot", torch.logical_not, (HOLES,)), ("Invert", torch.bitwise_not, (WHOLE,)),
         ("BitwiseAnd", torch.bitwise_and, (WHOLE, OTHER)), ("BitwiseOr", torch.bitwise_or, (WHOLE, OTHER)),
-        ("BitwiseXor", torch.bitwise_xor, (WHOLE, OTHER)), ("IsClose", torch.isclose, (X, X + 1e-7)), ("Dot", torch.dot, (X[0], Y[0])),
+        ("LeftShift", lambda x, y: x << y.abs(), (WHOLE, OTHER)), ("RightShift", lambda x: x >> 1, (WHOLE,)),
+        ("Xlogy", torch.xlogy, (X, POSITIVE)), ("BitwiseXor", torch.bitwise_xor, (WHOLE, OTHER)),
+        ("IsClose", torch.isclose, (X, X + 1e-7)), ("Dot", torch.dot, (X[0], Y[0])),
         ("Cross", lambda x, y: torch.linalg.cross(x, y, dim=0), (X, Y)), ("Addcmul", lambda x, y: torch.addcmul(x, x, y, value=0.5), (X, Y)),
         ("Addcdiv", lambda x, y: torch.addcdiv(x, x, y, value=0.5), (X, POSITIVE)), ("Lerp", lambda x, y: torch.lerp(x, y, y), (X, Y)),
         ("Select", lambda x, y: torch.where(x > 0, x, y), (X, Y)),
@@ -115,7 +117,8 @@ MARKED = torch.tensor([[True, False, True, False]] * 3)
         ("InplaceIndexAdd", lambda x, i, y: x.index_add(0, i, y, alpha=1.5), (X, INDEX, Y)),
         ("OneHot", lambda i: F.one_hot(i, 4), (INDEX,)),
         ("MaskedFill", lambda x, m: x.masked_fill(m, 1.5), (X, MARKED)), ("MaskedSelect", torch.masked_select, (X, MARKED)),
-        ("NonZero", torch.nonzero, (MARKED,)), ("FillDiagonal", lambda x: x.clone().fill_diagonal_(2.0), (X,)),
+        ("NonZero", torch.nonzero, (MARKED,)),
+        ("FillDiagonal", lambda x: x.clone().fill_diagonal_(2.0), (X,)),
         ("ReduceAll", lambda x: torch.all(x, 1), (MARKED,)), ("ReduceAny", lambda x: torch.any(x, 1), (MARKED,)),
         ("ReduceLogSumExp", lambda x: torch.logsumexp(x, 1), (X,)), ("ReduceMax", torch.max, (X,)), ("ReduceMin", torch.min, (X,)),
         ("ReduceMax", lambda x: torch.amax(x, 1), (X,)), ("ReduceMin", lambda x: torch.amin(x, 0, keepdim=True), (X,)),
@@ -273,6 +276,11 @@ def test_embedding_rows_are_cut_to_a_norm(compiling):
     weight = seeded(5, 4) * 3
     expected = torch.embedding_renorm_(weight.clone(), torch.tensor([3, 0]), 2.0, 2.0)
     computes("GatherV2D ScatterUpdate", lambda w, i: torch.embedding_renorm_(w, i, 2.0, 2.0), (weight, torch.tensor([3, 0])), expected, compiling)
+
+
+def test_embedding_and_its_gradient(compiling):
+    rows = torch.tensor([[3, 0, 3], [1, 2, 0]])
+    reached("EmbeddingDenseGrad", compiling, lambda weight: F.embedding(rows.to(weight.device), weight, padding_idx=2), drawn(5, 4))
 
 
 def test_equality_of_tensors(compiling):
