@@ -35,6 +35,7 @@ from harness.reference import run_cpu, tensors_of
 
 WHERE = "in the process without torch_npu"
 PARENTS_MAIN = "__parents_main__"  # what the child calls the parent's __main__, so that a guarded script does not run there
+LARGE = 64 << 20  # bytes of a model from which on its memory is worth a collection, which takes 0.2 s
 GRACE = 5  # seconds that a process is given to end by itself
 
 # Nothing may be imported before torch_npu is taken away: transformers asks for it once, when it is imported.
@@ -470,7 +471,7 @@ def _adopt(*, threads: int, dtype: torch.dtype, products: str, deterministic: tu
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     torch.set_float32_matmul_precision(products)
-    torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+    torch._C._set_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])  # torch's own imports the compiler, for a second
     torch._C._set_mkldnn_enabled(mkldnn)
     torch.default_generator.set_state(random)
 
@@ -480,9 +481,11 @@ def _keep(number: int, model: nn.Module) -> None:
 
 
 def _forget(numbers: list[int]) -> None:
-    for number in numbers:
-        _models.pop(number, None)
-    gc.collect()
+    gone = [_models.pop(number) for number in numbers if number in _models]
+    large = sum(each.nbytes for model in gone for each in model.parameters()) > LARGE
+    del gone
+    if large:
+        gc.collect()  # a module that is part of a cycle would stay beside the one that comes
 
 
 def _forward(number: int, inputs: Any, what: str, how: dict[str, Any]) -> tuple[dict[str, Tensor], float, str]:

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harness.errors import CaseError, HarnessError
-from harness.reference import digest
+from harness.reference import digest, run_cpu
 
 FORMAT = "reference-store/1"
 SUFFIX = ".safetensors"
@@ -298,6 +298,7 @@ def code_digest(model: nn.Module, forward: Callable | None = None) -> str:
       from `forward`, through the names, closures, defaults and decorators that they use, across files. Where there is no file,
       as in a notebook, the bytecode.
     - Of an installed package, its name and version; and your own functions that were put in place of its functions or methods.
+    - Of the harness, what runs the model: how float16 products are summed, and the rounding rules of forecasts.
     - The attributes of each submodule that are no parameters or buffers, hooks, and configs, to the bottom.
 
     It is the same in another process and on another machine: addresses and the order of sets do not count, and of an absolute path
@@ -307,6 +308,7 @@ def code_digest(model: nn.Module, forward: Callable | None = None) -> str:
     for name, module in model.named_modules(remove_duplicate=False):
         walk.say(f"module {name}: {walk.word(module)}")
     walk.say(f"forward: {walk.word(forward)}")
+    walk.say(f"run by: {walk.word(run_cpu)}")
     return walk.finish()
 
 
