@@ -221,9 +221,9 @@ def _added_sum_of_products(rules: Rules, self, left, right, *, beta=1, alpha=1):
 def _convolution(rules: Rules, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     options = dict(stride=stride, padding=padding, dilation=dilation, transposed=transposed, groups=groups)
     exact = rules.conv == "HF32" and numerics.cuts_in_pieces(x, weight, **options)
-    operands = [each.contiguous() for each in (x, weight)]  # as torch_npu passes them; with channels last the CPU sums in another order
-    operands = operands if exact else _operands(rules.conv, rules, *operands)
-    return numerics.convolution(*operands, bias, output_padding=output_padding, hf32=False, **options)
+    operands = (x, weight) if exact else _operands(rules.conv, rules, x, weight)
+    found = numerics.convolution(*operands, bias, output_padding=output_padding, hf32=False, **options)
+    return found.contiguous()  # as torch_npu returns it: strides decide in which order what follows sums
 
 
 @_rule("conv_tbc")
@@ -246,7 +246,7 @@ def _silu(rules: Rules, x):
 def _layer_norm(rules: Rules, x, shape, weight, bias, eps):
     y, mean, rstd = numerics.layer_norm(x, tuple(range(-len(shape), 0)), weight, bias, eps)
     kept = x.dtype if weight is None else weight.dtype
-    return y.to(x.dtype), mean.to(kept), rstd.to(kept)
+    return y.to(x.dtype).contiguous(), mean.to(kept), rstd.to(kept)
 
 
 @_rule("_log_softmax")
