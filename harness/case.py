@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.clean import needs_clean
 from harness.compare import compare
 from harness.device import Device, Stack
-from harness.errors import CaseError
-from harness.gate import FELL_BACK, Decisions, Evidence, Reason, Tolerance, Verdict, is_floating, judge
-from harness.reference import Models, digest, move, run, run_cpu, tensors_of
+from harness.errors import CaseError, RunError
+from harness.forecast import Rules, rules_of
+from harness.gate import FELL_BACK, NONDETERMINISTIC, Decisions, Evidence, Reason, References, Tolerance, Verdict, is_floating, judge
+from harness.reference import Models, digest, fresh, move, moved_by_one_rounding, run, run_cpu, tensors_of
+from harness.store import Key, code_digest, key_of, weights_digest
+
+
+FLOOR = Tolerance(preset="floor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +39,7 @@ class Case:
     name: str
     model: Callable[[], nn.Module]
     inputs: Callable[[torch.Generator], Any]
-    tolerance: Tolerance | Mapping[str, Tolerance] | Callable[[str, Stack], Tolerance]  # by dtype, or by dtype and switches
+    tolerance: Tolerance | Mapping[str, Tolerance] | Callable[[str, Stack], Tolerance] = FLOOR  # by dtype, or by dtype and switches
     dtype: str = "float32"
     checkpoint: Path | None = None  # where model() takes its weights from; None: seeded ones
     weights_seed: int = 0  # model() runs under torch's generator with this seed
@@ -67,38 +74,170 @@ class Case:
         return checkpoint_digest(self.checkpoint)
 
 
-def validate(case: Case, seed: int | None, device: Device, *, models: Models | None = None) -> Verdict:
+def validate(
+    case: Case, seed: int | None, device: Device, *, models: Models | None = None, rerun_reference: bool = False, preset: str | None = None
+) -> Verdict:
     """Run `case` with the inputs of `seed` on the CPU and on `device`, compare every output, judge.
 
-    Pass one `Models` to many calls and the weights are built once.
+    The device runs twice. The CPU runs in the case's dtype, in float64 on the same weights and inputs, and under the device's rounding
+    rules; with `rerun_reference` the first of these twice. `preset` judges instead of the case's own tolerance. Pass one `Models` to many
+    calls and the weights are built once.
 
     Raises: CaseError when the case returns nothing that can be compared, RunError when the model raises.
     """
     models = models if models is not None else Models()
     drawn = case.inputs(torch.Generator().manual_seed(0 if seed is None else seed))
     inputs = move(drawn, device="cpu", dtype=case.torch_dtype)
-    fed = tensors_of(inputs, f"{case.name}: inputs()")
+    inputs_sha256 = digest(tensors_of(inputs, f"{case.name}: inputs()"))
 
-    expected, expected_ms, reference = run_cpu(_copy(models, case, "cpu"), inputs, forward=case.forward, dtype=case.torch_dtype)
-    expected = _outputs(case, expected, "the model")
-    actual, actual_ms, fell_back = _run_device(models, case, inputs, device)
+    cpu = _Cpu(case, models, inputs, inputs_sha256, device)
+    expected, expected_ms, words = cpu.run("cpu")
+    again = cpu.run("cpu", stored=False)[0] if rerun_reference else None
+    ran = _run_device(models, case, inputs, device)
+    stack = device.stack  # read after the run: models change switches
+    rules = rules_of(stack)
+    forecast = cpu.run("forecast", rules=rules)[0] if rules is not None else None
+    golden, lacking = _golden(cpu)
 
-    verdict = _judge(case, actual, expected, device)
+    shared = [name for name in expected if name in ran.outputs]
+    comparisons = {name: compare(ran.outputs[name], expected[name]) for name in shared}
+    references = {}
+    if golden is not None:
+        modes = tuple(sorted({rules.conv, rules.matmul} - {"float32"})) if rules is not None else ()
+        references = {name: _hold(name, ran.outputs, expected, golden, forecast, modes) for name in shared if _fits(name, expected, golden)}
+    decisions = _decide(case, ran.outputs, expected) if case.decisions is not None else None
+    tolerance = Tolerance(preset=preset) if preset else case.limits(stack)
+    verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
+
+    found = [_lacking(name, "the device did not return it") for name in expected if name not in ran.outputs]
+    found += [_lacking(name, "the CPU did not return it") for name in ran.outputs if name not in expected]
+    found += _unstable(expected, again) if again is not None else []
+    rerun = _differences(ran.again, ran.outputs)
+    marks = (NONDETERMINISTIC,) if rerun else ()
     evidence = Evidence(
         weights=_weights(models, case),
-        reference=reference,
-        inputs_sha256=digest(fed),
+        reference=words,
+        inputs_sha256=inputs_sha256,
         expected_sha256=digest(expected),
-        actual_sha256=digest(actual),
+        actual_sha256=digest(ran.outputs),
         expected_ms=expected_ms,
-        actual_ms=actual_ms,
+        actual_ms=ran.milliseconds,
+        forecast=None if rules is None else str(rules),
+        no_golden=lacking,
+        conditioning=_conditioning(cpu, golden),
+        rerun=rerun,
+        threads=torch.get_num_threads(),
+        stored=tuple(cpu.stored),
     )
-    return _with_fallbacks(replace(verdict, evidence=evidence), fell_back)
+    verdict = replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks), evidence=evidence)
+    return _with_fallbacks(verdict, ran.fell_back)
 
 
-def _copy(models: Models, case: Case, device: torch.device | str) -> nn.Module:
+class _Cpu:
+    """The CPU's runs of one case on one set of inputs: read from the store where they are, in a process without torch_npu where they must."""
+
+    def __init__(self, case: Case, models: Models, inputs: Any, inputs_sha256: str, device: Device):
+        self.case, self.models, self.inputs, self.inputs_sha256 = case, models, inputs, inputs_sha256
+        self.stored: list[str] = []  # the roles that were read
+        self.clean = device.torch_device.type == "npu" and needs_clean(_copy(models, case, "cpu"))
+
+    def run(self, role: str, *, rules: Rules | None = None, stored: bool = True) -> tuple[dict[str, Tensor], float, str]:
+        """Outputs by name, milliseconds, and what computed them. `role`: "cpu", "forecast", "golden", or "moved" for golden on moved inputs."""
+        key = self._key(role, rules) if self.models.store is not None and stored else None
+        found = self.models.store.load(key) if key is not None else None
+        if found is not None:
+            self.stored.append(role)
+            return found, 0.0, f"CPU {self.case.dtype}, read from the reference store"
+        outputs, milliseconds, words = self._compute(role, rules)
+        if key is not None:
+            self.models.store.save(key, outputs)
+        return outputs, milliseconds, words
+
+    def _compute(self, role: str, rules: Rules | None) -> tuple[dict[str, Tensor], float, str]:
+        case, wide = self.case, role in ("golden", "moved")
+        dtype = torch.float64 if wide else case.torch_dtype
+        inputs = move(self.inputs, device="cpu", dtype=dtype)
+        inputs = moved_by_one_rounding(inputs, case.torch_dtype) if role == "moved" else fresh(inputs)
+        model = _copy(self.models, case, "cpu", wide=wide)
+        how = dict(forward=case.forward, dtype=dtype, rules=rules)
+        if self.clean:
+            outputs, milliseconds, words = self.models.clean.forward(model, inputs, what=f"{case.name}: the model", **how)
+        else:
+            outputs, milliseconds, words = run_cpu(model, inputs, **how)
+        return _outputs(case, outputs, "the model"), milliseconds, words
+
+    def _key(self, role: str, rules: Rules | None) -> Key:
+        case, models = self.case, self.models
+        base = _copy(models, case, "cpu")
+        of_model = ("content", case.model, case.checkpoint, case.weights_seed, case.dtype, case.forward)
+        if of_model not in models.digests:
+            models.digests[of_model] = weights_digest(base), code_digest(base, case.forward)
+        weights, code = models.digests[of_model]
+        more = {"rules": None if rules is None else asdict(rules), "clean": self.clean}
+        return key_of(role=role, weights=weights, code=code, inputs=self.inputs_sha256, dtype=case.dtype, **more)
+
+
+def _golden(cpu: _Cpu) -> tuple[dict[str, Tensor] | None, str | None]:
+    """The outputs in float64, or None and why there are none: a model may hold operators that have no float64."""
+    try:
+        return cpu.run("golden")[0], None
+    except RunError as error:
+        return None, str(error)
+
+
+def _fits(name: str, expected: dict[str, Tensor], golden: dict[str, Tensor]) -> bool:
+    return name in golden and golden[name].shape == expected[name].shape and (expected[name].is_floating_point() or expected[name].is_complex())
+
+
+def _hold(name: str, actual, expected, golden, forecast, modes: tuple[str, ...]) -> References:
+    """One output of the device, the CPU and the forecast against float64."""
+    predicted = None if forecast is None or name not in forecast else forecast[name]
+    return References(
+        golden=compare(actual[name], golden[name]),
+        cpu=compare(expected[name], golden[name]),
+        forecast=None if predicted is None else compare(predicted, golden[name]),
+        unexplained=None if predicted is None else compare(actual[name], predicted).rel_l2,
+        modes=modes,
+    )
+
+
+def _conditioning(cpu: _Cpu, golden: dict[str, Tensor] | None) -> float | None:
+    """How many times larger the relative change of the output is than that of the input, when the input moves by one rounding.
+
+    Measured once for a case and dtype, in float64, with its first inputs; None where the inputs hold no fractions.
+    """
+    case, known = cpu.case, cpu.models.conditioning
+    key = (case.name, case.dtype)
+    if key not in known:
+        known[key] = None
+        if golden is not None and moved_by_one_rounding(cpu.inputs, case.torch_dtype) is not None:
+            moved = cpu.run("moved")[0]
+            grown = [compare(moved[name], golden[name]).rel_l2 for name in moved if _fits(name, moved, golden)]
+            known[key] = max(grown) / (torch.finfo(case.torch_dtype).eps / 2) if grown else None
+    return known[key]
+
+
+def _differences(again: dict[str, Tensor], first: dict[str, Tensor]) -> dict[str, float]:
+    """What two runs of the same thing differ by, the output that differs most; empty where every bit is the same."""
+    found = [compare(again[name], first[name]) for name in first if name in again]
+    differing = [each for each in found if not each.comparable or each.unequal - each.nan_expected]
+    if not differing:
+        return {}
+    worst = max(differing, key=lambda each: each.rel_l2 if each.rel_l2 == each.rel_l2 else math.inf)
+    return {"max_diff": worst.max_diff, "rel_l2": worst.rel_l2, "unequal": worst.unequal}
+
+
+def _unstable(first: dict[str, Tensor], again: dict[str, Tensor]) -> list[Reason]:
+    found = _differences(again, first)
+    if not found:
+        return []
+    text = "REFERENCE UNSTABLE: two runs on the CPU differ by {max_diff:.2e} at most, rel_l2 {rel_l2:.2e}, in {unequal} elements; ".format(**found)
+    return [Reason(criterion="reference", text=text + "seed what the model draws, or set the number of threads")]
+
+
+def _copy(models: Models, case: Case, device: torch.device | str, *, wide: bool = False) -> nn.Module:
     key = (case.model, case.checkpoint, case.weights_seed)
-    return models.get(key, case.model, seed=case.weights_seed, dtype=case.torch_dtype, device=torch.device(device))
+    return models.get(key, case.model, seed=case.weights_seed, dtype=case.torch_dtype, device=torch.device(device), wide=wide)
 
 
 def _weights(models: Models, case: Case) -> str:
@@ -110,18 +249,34 @@ def _weights(models: Models, case: Case) -> str:
     return models.digests[case.checkpoint]
 
 
-def _run_device(models: Models, case: Case, inputs: Any, device: Device) -> tuple[dict[str, Tensor], float, list[str]]:
-    """The device's outputs brought to the CPU, the forward's time in milliseconds, and the operators that fell back."""
+@dataclass(frozen=True, kw_only=True)
+class _Ran:
+    """Two runs on the device, brought to the CPU, the first forward's time, and the operators that fell back."""
+
+    outputs: dict[str, Tensor]
+    again: dict[str, Tensor]
+    milliseconds: float
+    fell_back: list[str]
+
+
+def _run_device(models: Models, case: Case, inputs: Any, device: Device) -> _Ran:
     device.check()
     model = _copy(models, case, device.torch_device)
-    inputs = move(inputs, device=device.torch_device)
-    device.synchronize()
-    begin = time.perf_counter()
-    with device.watch() as seen:
-        outputs = run(model, inputs, forward=case.forward, where=f"on {device.torch_device} ({device.name})")
+    where = f"on {device.torch_device} ({device.name})"
+
+    def once() -> tuple[dict[str, Tensor], float]:
+        moved = move(fresh(inputs), device=device.torch_device)
         device.synchronize()
-    elapsed = (time.perf_counter() - begin) * 1e3
-    return move(_outputs(case, outputs, "the model on the device"), device="cpu"), elapsed, list(seen.fell_back)
+        begin = time.perf_counter()
+        returned = run(model, moved, forward=case.forward, where=where)
+        device.synchronize()
+        elapsed = (time.perf_counter() - begin) * 1e3
+        return move(_outputs(case, returned, "the model on the device"), device="cpu"), elapsed
+
+    with device.watch() as seen:
+        outputs, milliseconds = once()
+        again, _ = once()
+    return _Ran(outputs=outputs, again=again, milliseconds=milliseconds, fell_back=list(seen.fell_back))
 
 
 def _outputs(case: Case, returned: Any, what: str) -> dict[str, Tensor]:
@@ -137,17 +292,6 @@ def _outputs(case: Case, returned: Any, what: str) -> dict[str, Tensor]:
             f"return the floating-point values that they come from, and name them in `decisions` to compare the choices"
         )
     return found
-
-
-def _judge(case: Case, actual: dict[str, Tensor], expected: dict[str, Tensor], device: Device) -> Verdict:
-    """The verdict on the outputs that both sides have; an output that one side lacks is a failure."""
-    shared = [name for name in expected if name in actual]
-    comparisons = {name: compare(actual[name], expected[name]) for name in shared}
-    decisions = _decide(case, actual, expected) if case.decisions is not None else None
-    verdict = judge(comparisons, case.limits(device.stack), decisions=decisions)
-    lacking = [_lacking(name, "the device did not return it") for name in expected if name not in actual]
-    lacking += [_lacking(name, "the CPU did not return it") for name in actual if name not in expected]
-    return replace(verdict, failures=(*lacking, *verdict.failures))
 
 
 def _lacking(name: str, text: str) -> Reason:

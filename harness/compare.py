@@ -45,6 +45,38 @@ class Comparison:
     inf_expected: int = 0
     nonfinite_differ: int = 0  # positions where one side is NaN or infinite and the other is not the same, sign included
     unequal: int = 0  # elements that are not equal
+    rmse: float = math.nan  # root mean square of the differences
+    shift: float = math.nan  # mean of actual - expected
+    gain: float = math.nan  # <actual - expected, expected> / <expected, expected>: what a factor 1 + gain would have left
+    balance: float = math.nan  # share of elements above expected less the share below
+    max_rel: float = math.nan  # largest |difference| / (|expected| + 1e-7): CANN's MARE
+    mean_rel: float = math.nan  # its mean: CANN's MERE
+    max_scaled: float = math.nan  # largest |difference| / (|expected| + rms of its row): outliers, whatever their own size
+    token_rel_l2: float = math.nan  # largest ‖difference‖ of a row, over the root mean square ‖expected‖ of the rows
+    worst_token_diff: tuple[int, ...] | None = None  # the row of it
+    ulp_max: float = math.nan  # largest difference in units of the last place of expected, in actual's dtype
+    ulp_mean: float = math.nan
+    close_atol: float = math.nan  # the absolute tolerance that every element needs beside torch.testing's relative one
+    matched: float = math.nan  # share of elements within torch.testing's two tolerances
+    dynamo_atol: float = math.nan  # as close_atol, beside the relative tolerance of PyTorch's compiler benchmarks
+    flips: int = 0  # rows whose largest element is another one
+    flip_margin: float = 0.0  # the largest gap, in expected, between its largest element and the one that actual has as such
+    first_flip: tuple[int, ...] | None = None  # the row with that gap
+    histogram: tuple[tuple[int, int], ...] = ()  # (bin, elements) of |difference|, `STEPS` bins an octave; see `edge`
+
+    @property
+    def snr(self) -> float:
+        """Signal to noise in decibels: 20 log10(‖expected‖ / ‖difference‖)."""
+        return math.inf if self.rel_l2 == 0 else -20 * math.log10(self.rel_l2) if self.rel_l2 < math.inf else -math.inf
+
+    def quantile(self, share: float) -> float:
+        """The difference that `share` of the elements do not exceed: the upper edge of its bin, at most 1/4 too large, or max_diff."""
+        wanted, seen = share * sum(count for _, count in self.histogram), 0
+        for number, count in self.histogram:
+            seen += count
+            if seen >= wanted:
+                return min(edge(number + 1), self.max_diff)
+        return math.nan
 
     @property
     def comparable(self) -> bool:
@@ -60,6 +92,25 @@ class Comparison:
     def max_diff_rms(self) -> float:
         """Largest difference in units of the root mean square of expected."""
         return _ratio(self.max_diff, self.rms)
+
+
+STEPS = 4  # bins of the histogram to a factor of two: they are the leading bits of a float32
+
+
+def edge(number: int) -> float:
+    """The lower edge of a bin of the histogram, in output units."""
+    octave, step = divmod(number, STEPS)
+    return math.ldexp(1 + step / STEPS, octave - 127) if octave else math.ldexp(step / STEPS, -126)
+
+
+CLOSE = {  # (rtol, atol) of torch.testing.assert_close (torch/testing/_comparison.py)
+    "float16": (1e-3, 1e-5), "bfloat16": (1.6e-2, 1e-5), "float32": (1.3e-6, 1e-5), "float64": (1e-7, 1e-7),
+    "complex64": (1.3e-6, 1e-5), "complex128": (1e-7, 1e-7),
+}  # fmt: skip
+DYNAMO = {"float32": 1e-3, "float64": 1e-3, "float16": 1e-2, "bfloat16": 1e-2}  # both tolerances, see `gate.PRESETS`
+MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52, "complex64": 23, "complex128": 52}  # stored bits
+SMALLEST = {"float16": -14, "bfloat16": -126, "float32": -126, "float64": -1022, "complex64": -126, "complex128": -1022}  # normal exponent
+_EXPONENT = 0x7FF << 52  # the bits of a float64 that hold it
 
 
 def compare(actual: Tensor, expected: Tensor) -> Comparison:
@@ -80,7 +131,7 @@ def compare(actual: Tensor, expected: Tensor) -> Comparison:
     if actual.shape != expected.shape:
         return Comparison(**header)
     with torch.no_grad():
-        return Comparison(**header, **_measure(_on_cpu(actual), _on_cpu(expected)))
+        return Comparison(**header, **_measure(_on_cpu(actual), _on_cpu(expected), header["dtype"]))
 
 
 def _name(dtype) -> str:
@@ -95,16 +146,15 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def _measure(actual: Tensor, expected: Tensor) -> dict:
+def _measure(actual: Tensor, expected: Tensor, dtype: str) -> dict:
     """The numbers of a Comparison for two CPU tensors of one shape."""
     shape = actual.shape
     if not actual.numel():
-        return dict(
-            max_diff=0.0, mean_diff=0.0, cos_sim=1.0, cos_distance=0.0, rel_l2=0.0, rms=0.0, worst_actual=0.0, worst_expected=0.0
-        )  # fmt: skip
+        zeros = "max_diff mean_diff cos_distance rel_l2 rms rmse worst_actual worst_expected shift gain balance max_rel mean_rel max_scaled"
+        return dict.fromkeys((*zeros.split(), "ulp_max", "ulp_mean", "close_atol", "dynamo_atol"), 0.0) | dict(cos_sim=1.0, matched=1.0)
     tokens = len(shape) > 1 and shape[-1] > 1
     width = shape[-1] if tokens else min(actual.numel(), CHUNK)
-    sums = _Sums(tokens=tokens)
+    sums = _Sums(tokens=tokens, dtype=dtype, rows=tokens or width == actual.numel() > 1)
     for start, left, right in _chunks(actual, expected, width):
         sums.add(start, left, right)
     return sums.numbers(shape)
@@ -123,8 +173,17 @@ def _chunks(actual: Tensor, expected: Tensor, width: int):
 class _Sums:
     """What is carried from chunk to chunk."""
 
-    def __init__(self, tokens: bool):
-        self.tokens = tokens
+    def __init__(self, tokens: bool, dtype: str, rows: bool):
+        self.tokens, self.rows = tokens, rows
+        self.close = CLOSE.get(dtype, (0.0, 0.0))
+        self.dynamo = DYNAMO.get(dtype, 0.0)
+        self.mantissa, self.smallest = MANTISSA.get(dtype, 0), math.ldexp(1.0, SMALLEST.get(dtype, 0))  # of integers a place is 1
+        self.signed = self.above = self.relative = self.places = self.scaled_max = self.relative_max = self.places_max = 0.0
+        self.gained, self.within = 0.0, 0
+        self.close_excess = self.dynamo_excess = -math.inf
+        self.token_diff2, self.worst_token_diff = -1.0, 0
+        self.flips, self.flip_margin, self.first_flip = 0, 0.0, None
+        self.histogram = None
         self.count = self.width = 0
         self.abs_diff = self.diff2 = self.actual2 = self.expected2 = self.dot = 0.0
         self.max_diff, self.worst = -1.0, 0
@@ -137,7 +196,7 @@ class _Sums:
         """Take in one chunk, (rows, width) each; `start` is the flat index of its first element."""
         import torch
 
-        a, e = actual.double(), expected.double()
+        a, e = (each.to(torch.float64, copy=True) for each in (actual, expected))  # what follows works in place
         diff = a - e
         self.count, self.width = self.count + a.numel(), a.shape[1]
         self.unequal += int(torch.count_nonzero(actual != expected))
@@ -146,6 +205,9 @@ class _Sums:
             diff = self._nonfinite(a, e, diff)
             diff2 = torch.linalg.vecdot(diff, diff)
         actual2, expected2 = torch.linalg.vecdot(a, a), torch.linalg.vecdot(e, e)
+        self.gained += float(torch.linalg.vecdot(diff, e).sum())
+        self.signed += float(diff.sum())
+        self.above += float(torch.sign(diff).sum())
         magnitude = diff.abs_()
         self.abs_diff += float(magnitude.sum())
         self._find_worst(start, a, e, magnitude)
@@ -153,6 +215,52 @@ class _Sums:
             setattr(self, name, getattr(self, name) + float(rows.sum()))
         if self.tokens:
             self._find_worst_token(start, diff2, actual2, expected2)
+        self._count(magnitude)
+        if self.rows:
+            self._find_flips(start, a, e)
+        self._weigh(magnitude, e.abs_(), expected2)  # last, since it works in place
+
+    def _count(self, magnitude: Tensor) -> None:
+        """Add to the histogram. The bins are the leading bits of a float32: its exponent and two of its mantissa."""
+        import torch
+
+        bits = magnitude.float().view(torch.int32).view(-1) >> 21
+        counts = torch.bincount(bits, minlength=1024)
+        self.histogram = counts if self.histogram is None else self.histogram + counts
+
+    def _find_flips(self, start: int, a: Tensor, e: Tensor) -> None:
+        left, right = a.argmax(1, keepdim=True), e.argmax(1, keepdim=True)
+        gaps = (e.gather(1, right) - e.gather(1, left)).view(-1)  # equal logits: either is the decision
+        differing = gaps > 0
+        self.flips += int(differing.sum())
+        row = int(gaps.argmax())
+        gap = float(gaps[row])
+        if gap > self.flip_margin:
+            self.flip_margin, self.first_flip = gap, start // self.width + row
+
+    def _weigh(self, magnitude: Tensor, size: Tensor, expected2: Tensor) -> None:
+        """Differences against the size of what was expected. Changes both in place."""
+        import torch
+
+        for name, tolerance in (("close_excess", self.close[0]), ("dynamo_excess", self.dynamo)):
+            excess = torch.add(magnitude, size, alpha=-tolerance)
+            setattr(self, name, _largest(getattr(self, name), float(excess.max())))
+            if name == "close_excess":
+                self.within += int(torch.count_nonzero(excess <= self.close[1]))
+        scale = torch.add(size, (expected2 / size.shape[1]).sqrt_()[:, None]).reciprocal_().mul_(magnitude)
+        largest = float(scale.max())
+        if math.isnan(largest) and not bool(magnitude.isnan().any()):  # 0 / 0: a row of zeros that was met exactly
+            largest = float(scale.nan_to_num_(nan=0.0).max())
+        self.scaled_max = _largest(self.scaled_max, largest)
+        torch.div(magnitude, torch.add(size, 1e-7), out=scale)
+        self.relative += float(scale.sum())
+        self.relative_max = _largest(self.relative_max, float(scale.max()))
+        place = size.view(torch.int64).bitwise_and_(_EXPONENT).view(torch.float64).clamp_(min=self.smallest)
+        if not self.mantissa:
+            place = 1.0
+        places = magnitude.div_(place)
+        self.places += float(places.sum())
+        self.places_max = _largest(self.places_max, float(places.max()))
 
     def _nonfinite(self, a: Tensor, e: Tensor, diff: Tensor) -> Tensor:
         """Count what is not finite and make shared infinities no difference. Zeroes them in `a` and `e`, in place."""
@@ -177,6 +285,9 @@ class _Sums:
         self.worst_values = (float(a.view(-1)[flat]), float(e.view(-1)[flat]))
 
     def _find_worst_token(self, start: int, diff2: Tensor, actual2: Tensor, expected2: Tensor) -> None:
+        largest = int(diff2.argmax())
+        if not float(diff2[largest]) <= self.token_diff2 and not math.isnan(self.token_diff2):
+            self.token_diff2, self.worst_token_diff = float(diff2[largest]), start // self.width + largest
         distance = _cos_distance_rows(diff2, actual2, expected2)
         row = int(distance.argmax())
         found = float(distance[row])
@@ -203,10 +314,33 @@ class _Sums:
             inf_expected=self.inf_expected,
             nonfinite_differ=self.nonfinite_differ,
             unequal=self.unequal,
+            rmse=_root(self.diff2 / self.count),
+            shift=self.signed / self.count,
+            gain=_ratio(self.gained, self.expected2) if self.gained >= 0 else -_ratio(-self.gained, self.expected2),
+            balance=self.above / self.count,
+            max_rel=self.relative_max,
+            mean_rel=self.relative / self.count,
+            max_scaled=self.scaled_max,
+            ulp_max=self.places_max * 2.0**self.mantissa,
+            ulp_mean=self.places / self.count * 2.0**self.mantissa,
+            close_atol=_largest(0.0, self.close_excess),
+            dynamo_atol=_largest(0.0, self.dynamo_excess),
+            matched=self.within / self.count,
+            flips=self.flips,
+            flip_margin=self.flip_margin,
+            first_flip=None if self.first_flip is None else _unravel(self.first_flip, shape[:-1]),
+            histogram=tuple((number, count) for number, count in enumerate(self.histogram.tolist()) if count),
         )
         if self.tokens:
             found |= dict(token_cos_sim=1.0 - self.token_distance, worst_token=_unravel(self.worst_token, shape[:-1]))
+            found |= dict(token_rel_l2=_ratio(_root(self.token_diff2), _root(self.expected2 * self.width / self.count)))
+            found |= dict(worst_token_diff=_unravel(self.worst_token_diff, shape[:-1]))
         return found
+
+
+def _largest(one: float, other: float) -> float:
+    """The larger; NaN where one is."""
+    return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
 
 
 def _cos_distance(diff2: float, actual2: float, expected2: float) -> float:

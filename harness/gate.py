@@ -1,4 +1,4 @@
-"""What a comparison must hold to pass: tolerances, reasons, verdicts. Pure: numbers in, reasons out.
+"""What a comparison must hold to pass: presets, limits, reasons, verdicts. Pure: numbers in, reasons out.
 
 A `Verdict` stores reasons and derives everything else from them: status, failure text, table cell. So they cannot disagree.
 Every check is written as what must hold (`found <= limit`), so a NaN fails by itself.
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from harness.compare import Comparison
+from harness.compare import CLOSE, DYNAMO, Comparison
 
 STATUSES = ("PASS", "FAIL", "REGRESSED", "ERROR", "SKIPPED")
 NEW = "NEW"  # no accepted baseline
@@ -20,9 +20,13 @@ FELL_BACK = "FELL BACK"  # an operator of the device's run was computed by the C
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """Limits on a `Comparison`; None is not judged. Shape, dtype and non-finite elements are judged always.
+    """A preset, or limits of one's own, or a preset with some of its limits replaced; None is not judged.
 
-    Raises: ValueError when no limit is given, or one is negative or NaN, or a cosine or a share is above 1.
+    Shape, dtype and non-finite elements are judged always. The last five limits are in units of the floor, what a healthy device is
+    expected to lose: they need the references that `validate` measures.
+
+    Raises: ValueError when nothing is judged, the preset is unknown or a limit of it is replaced without a reason, or a limit is
+    negative or NaN, or a cosine or a share is above 1.
     """
 
     max_diff: float | None = None  # at most; absolute difference, in output units
@@ -31,13 +35,33 @@ class Tolerance:
     rel_l2: float | None = None  # at most; ‖actual - expected‖ / ‖expected‖
     max_diff_rms: float | None = None  # at most; in units of the root mean square of expected
     token_cos_sim: float | None = None  # at least, of the worst token
+    token_rel_l2: float | None = None  # at most; of the worst token, in units of the tokens' root mean square
+    max_scaled: float | None = None  # at most; of one element, in units of its size and its row's
+    max_rel: float | None = None  # at most; |difference| / (|expected| + 1e-7), CANN's MARE
+    mean_rel: float | None = None  # at most; CANN's MERE
+    gain: float | None = None  # at most, either way; a factor that all of the output shares, less 1
+    shift: float | None = None  # at most, either way; in units of the root mean square of expected
+    matched: float | None = None  # at least; share of elements within torch.testing's tolerances
+    close_atol: float | None = None  # at most; absolute tolerance that is needed beside torch.testing's relative one
+    ulp_mean: float | None = None  # at most; in units of the last place
+    flip_margin: float | None = None  # at most; how far a row's choice lies below its largest element, in output units
     top1: float | None = None  # at least; share of equal top-1 decisions, where the case compares decisions
+    forecast_ratio: float | None = None  # at most; rel_l2 to float64, over the floor
+    token_ratio: float | None = None  # at most; the worst token, likewise
+    outlier_ratio: float | None = None  # at most; the worst element in units of its size, likewise
+    gain_ratio: float | None = None  # at most; the share of the error that is one factor for all, over what is allowed
+    shift_ratio: float | None = None  # at most; likewise for what is added to all
+    preset: str = ""  # "floor", "card", "cann", "dynamo", "close" or "pair"
     reason: str = ""  # where the limits come from; the report prints it
 
     def __post_init__(self):
         limits = self.limits()
-        if not limits:
-            raise ValueError(f"a Tolerance without limits would pass anything; set one of {', '.join(_LIMITS)}")
+        if not limits and not self.preset:
+            raise ValueError(f"a Tolerance without limits would pass anything; name a preset or set one of {', '.join(_LIMITS)}")
+        if self.preset and self.preset not in PRESETS:
+            raise ValueError(f"no preset is called {self.preset!r}; there are {', '.join(PRESETS)}")
+        if self.preset and limits and not self.reason:
+            raise ValueError(f"preset {self.preset!r} with another {', '.join(limits)} needs a reason=, which the report prints")
         for name, limit in limits.items():
             if not 0 <= limit <= (1 if name in _AT_LEAST else math.inf):
                 most = "between 0 and 1" if name in _AT_LEAST else "zero or more"
@@ -48,8 +72,42 @@ class Tolerance:
         return {name: getattr(self, name) for name in _LIMITS if getattr(self, name) is not None}
 
 
-_AT_LEAST = ("cos_sim", "token_cos_sim", "top1")
-_LIMITS = tuple(each.name for each in fields(Tolerance) if each.name != "reason")
+_AT_LEAST = ("cos_sim", "token_cos_sim", "matched", "top1")
+FLOORED = ("forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio")  # what needs the references
+_LIMITS = tuple(each.name for each in fields(Tolerance) if each.name not in ("preset", "reason"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """What one output was held against besides the CPU in its dtype: float64 with the same weights, and a forecast."""
+
+    golden: Comparison  # the device to float64
+    cpu: Comparison  # the CPU in the same dtype to float64
+    forecast: Comparison | None = None  # the CPU under the device's rounding rules to float64; None where there are no such rules
+    unexplained: float | None = None  # ‖device - forecast‖ / ‖forecast‖
+    modes: tuple[str, ...] = ()  # what float32 was computed in besides float32: "HF32", "TF32"
+
+    def floor(self, name: str) -> float:
+        """The larger of a number of the two healthy runs' errors: what there is no reason to fall below."""
+        return max(abs(getattr(each, name)) for each in (self.cpu, self.forecast) if each is not None)
+
+    def ratios(self) -> dict[str, float]:
+        """The device's error to float64 over the floor, by limit. At or below 1 it is as good as a healthy device is expected to be."""
+        least = ROUNDOFF.get(self.cpu.dtype, 0.0) / 2  # a floor of zero would judge a last place
+        worst = {name: max(self.floor(name), least) for name in ("rel_l2", "token_rel_l2", "max_scaled")}
+        share = worst["rel_l2"] * (SHARED if self.golden.numel >= MANY else 1)
+        return {
+            "forecast_ratio": _ratio(self.golden.rel_l2, worst["rel_l2"]),
+            "token_ratio": _ratio(self.golden.token_rel_l2, worst["token_rel_l2"]),
+            "outlier_ratio": _ratio(self.golden.max_scaled, worst["max_scaled"]),
+            "gain_ratio": _ratio(abs(self.golden.gain), self.floor("gain") + share),
+            "shift_ratio": _ratio(abs(self.golden.shift), self.floor("shift") + share * self.golden.rms),
+        }
+
+
+ROUNDOFF = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8, "float64": 2**-53}  # half a last place, relative
+MANY = 1000  # elements from which a mean says more than one element
+SHARED = 1 / 16  # of the floor may be a factor or a shift that all elements share: independent roundings share almost none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +161,12 @@ class Evidence:
     actual_sha256: str
     expected_ms: float  # the reference's forward
     actual_ms: float  # the device's forward, synchronised
+    forecast: str | None = None  # the rounding rules of the forecast, in words
+    no_golden: str | None = None  # why there is no float64 reference
+    conditioning: float | None = None  # relative change of the output over that of the input, when it moves by one rounding
+    rerun: Mapping[str, float] = field(default_factory=dict)  # what the device's second run differed by; empty where it did not
+    threads: int = 0  # of the CPU's runs
+    stored: tuple[str, ...] = ()  # those of the CPU's runs that were read from a reference store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +181,7 @@ class Verdict:
     marks: tuple[str, ...] = ()
     tolerance: Tolerance | None = None
     decisions: Decisions | None = None
+    references: Mapping[str, References] = field(default_factory=dict)  # by name of the output
     evidence: Evidence | None = None
 
     @property
@@ -169,20 +234,62 @@ def skipped(text: str) -> Verdict:
     return Verdict(skips=(Reason(criterion="skip", text=text),))
 
 
-def judge(comparisons: Comparison | Mapping[str, Comparison], tolerance: Tolerance, *, decisions: Decisions | None = None) -> Verdict:
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that must hold of one output: `found <= limit`, or `>=` for what is in `_AT_LEAST`."""
+
+    name: str
+    found: float
+    limit: float
+    where: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return self.found >= self.limit if self.name in _AT_LEAST else self.found <= self.limit
+
+    @property
+    def text(self) -> str:
+        """One sentence: what was found, where, what was allowed, what would have been enough."""
+        where = f" {self.where}" if self.where else ""
+        if self.name in _AT_LEAST:
+            return f"{self.name} {self.found:.9f}{where} (at least {self.limit:.9g} required){_enough(self.found, down=True)}"
+        return f"{self.name} {self.found:.2e}{where} (up to {self.limit:.2e} allowed){_enough(self.found)}"
+
+
+def _enough(found: float, down: bool = False) -> str:
+    """The smallest limit that would have passed, to three digits on the passing side."""
+    if not math.isfinite(found):
+        return "; no limit would pass"
+    if down:
+        return f"; a limit of {math.floor(found * 1e9) / 1e9:.9f} would pass"
+    if found == 0:
+        return ""
+    step = 10.0 ** (math.floor(math.log10(found)) - 2)
+    return f"; a limit of {math.ceil(found / step) * step:.2e} would pass"
+
+
+def judge(
+    comparisons: Comparison | Mapping[str, Comparison],
+    tolerance: Tolerance,
+    *,
+    decisions: Decisions | None = None,
+    references: Mapping[str, References] | None = None,
+) -> Verdict:
     """Hold what was measured against the limits.
 
-    Outputs that are not floating point must be equal; the limits are for floating-point ones.
+    Outputs that are not floating point must be equal; the limits are for floating-point ones. `references`, by name of the output, is
+    what the presets "floor" and "dynamo" judge by: without it they fail.
     """
     named = {"output": comparisons} if isinstance(comparisons, Comparison) else dict(comparisons)
+    known = references or {}
     only = len(named) == 1
-    failures = [reason for name, found in named.items() for reason in _failures("" if only else name, found, tolerance)]
+    failures = [reason for name, found in named.items() for reason in _failures("" if only else name, found, known.get(name), tolerance)]
     if decisions is not None:
         failures += _decision_failures(decisions, tolerance)
-    return Verdict(comparisons=named, failures=tuple(failures), tolerance=tolerance, decisions=decisions)
+    return Verdict(comparisons=named, failures=tuple(failures), tolerance=tolerance, decisions=decisions, references=known)
 
 
-def _failures(output: str, found: Comparison, tolerance: Tolerance) -> list[Reason]:
+def _failures(output: str, found: Comparison, references: References | None, tolerance: Tolerance) -> list[Reason]:
     """Every check that does not hold for one output."""
 
     def reason(criterion: str, text: str, measured: float | None = None, allowed: float | None = None) -> Reason:
@@ -197,25 +304,130 @@ def _failures(output: str, found: Comparison, tolerance: Tolerance) -> list[Reas
         failures.append(reason("finite", _nonfinite_text(found), found.nonfinite_differ, 0))
     elif found.nan_expected:
         failures.append(reason("finite", f"{found.nan_expected} elements are NaN on both sides: nothing can be said of them"))
+    elif references is not None and references.cpu.nonfinite_differ and not found.nonfinite_differ:
+        failures.append(reason("finite", _overflow_text(references), references.cpu.nonfinite_differ, 0))
     if not is_floating(found.expected_dtype):
         if not found.unequal == 0:
             text = f"{found.unequal} of {found.numel} elements differ, {_values(found)} (all must be equal)"
             failures.append(reason("equal", text, found.unequal, 0))
         return failures
-    for name, limit in tolerance.limits().items():
-        if name == "top1":
-            continue
-        if name == "token_cos_sim" and found.worst_token is None and found.numel:
-            continue  # a flat output has no tokens; its one vector is what cos_sim and rel_l2 judge
+    if not found.numel:
+        return failures
+    if references is None and (tolerance.preset in ("floor", "dynamo") or any(name in FLOORED for name in tolerance.limits())):
+        return [*failures, reason("golden", f"no float64 reference was measured: preset {tolerance.preset or 'floor'!r} cannot judge")]
+    checks = [check for check in _checks(found, references, tolerance) if not check.holds]
+    return failures + [reason(check.name, check.text, check.found, check.limit) for check in checks]
+
+
+def _checks(found: Comparison, references: References | None, tolerance: Tolerance) -> list[Check]:
+    """The preset's checks, but for those that have a limit of their own, and the limits of one's own."""
+    own = tolerance.limits()
+    checks = [each for each in PRESETS[tolerance.preset](found, references) if each.name not in own] if tolerance.preset else []
+    return checks + [check for name, limit in own.items() if (check := _own(found, references, name, limit)) is not None]
+
+
+def _own(found: Comparison, references: References | None, name: str, limit: float) -> Check | None:
+    if name == "top1":
+        return None  # of the case as a whole
+    if name in ("token_cos_sim", "token_rel_l2", "token_ratio") and found.worst_token is None:
+        return None  # a flat output has no tokens; its one vector is what cos_sim and rel_l2 judge
+    if name in FLOORED:
+        return _check(references.golden, name, limit, references.ratios()[name])
+    return _check(found, name, limit)
+
+
+def _check(found: Comparison, name: str, limit: float, measured: float | None = None) -> Check:
+    if measured is None:
         measured = getattr(found, name)
-        if not _holds(name, measured, limit):
-            failures.append(reason(name, _limit_text(found, name, measured, limit), measured, limit))
-    return failures
+        measured = abs(measured) / (found.rms or 1.0) if name == "shift" else abs(measured) if name == "gain" else measured
+    places = {
+        "max_diff": found.worst_index, "max_diff_rms": found.worst_index, "outlier_ratio": found.worst_index,
+        "token_cos_sim": found.worst_token, "token_rel_l2": found.worst_token_diff, "token_ratio": found.worst_token_diff,
+        "flip_margin": found.first_flip,
+    }  # fmt: skip
+    place = places.get(name)
+    kind = "token " if name.startswith("token") else "row " if name == "flip_margin" else ""
+    return Check(name=name, found=measured, limit=limit, where="" if place is None else f"at {kind}{place}")
+
+
+# ------------------------------------------------------------------------------------------------------------ presets
+
+
+def slack(count: int) -> float:
+    """How many times the floor a healthy device may lose: 2 for a thousand elements and more, more where few make the error's norm.
+
+    The root mean square of n independent errors scatters by 1/√(2n) of itself, and those of one output are far from independent.
+    The steps are those of PyTorch's compiler benchmarks (torch/_dynamo/utils.py, `same`: 2 or 3, 8 up to 500 and 10 up to 10 elements).
+    """
+    return 2.0 if count >= MANY else 3.0 if count > 500 else 5.0 if count > 10 else 10.0
+
+
+def _floor(found: Comparison, references: References) -> list[Check]:
+    """Against what this model in this dtype with these switches is expected to lose.
+
+    The floor is the larger error of two healthy runs against float64: the CPU in the same dtype, and the CPU under the device's rounding
+    rules. The whole error may be `slack` times it, and so may the worst token; the worst element twice that, since a maximum scatters
+    more than a norm; a factor or a shift that all elements share, which roundings hardly do, a sixteenth (`SHARED`); a row's
+    largest element may become another one where the gap is smaller than two of the largest errors.
+    """
+    times, ratios = slack(found.numel), references.ratios()
+    limits = {"forecast_ratio": times, "token_ratio": 1.5 * times, "outlier_ratio": 2 * times, "gain_ratio": times, "shift_ratio": times}
+    if found.worst_token is None:
+        del limits["token_ratio"]
+    checks = [_check(references.golden, name, limit, ratios[name]) for name, limit in limits.items()]
+    largest = max(references.floor("max_diff"), ROUNDOFF.get(found.dtype, 0.0) * found.rms)
+    return [*checks, _check(references.golden, "flip_margin", 2 * times * largest)]
+
+
+def _card(found: Comparison, references: References | None) -> list[Check]:
+    """The model card's: an error below 1 %, taken as the largest difference, and a cosine of 0.99."""
+    return [_check(found, "max_diff", 1e-2), _check(found, "cos_sim", 0.99)]
+
+
+MERE = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-13, "HF32": 2**-11}
+
+
+def _cann(found: Comparison, references: References | None) -> list[Check]:
+    """CANN's operator standard for open source: mean relative error below T, the largest below 10 T (cann/cannbot-skills)."""
+    hf32 = references is not None and "HF32" in references.modes and found.dtype == "float32"
+    limit = MERE.get("HF32" if hf32 else found.dtype, MERE["float32"])
+    below = math.nextafter  # the standard says below, not at most
+    return [_check(found, "mean_rel", below(limit, 0)), _check(found, "max_rel", below(10 * limit, 0))]
+
+
+def _dynamo(found: Comparison, references: References) -> list[Check]:
+    """PyTorch's compiler benchmarks: within the tolerance, else no further from float64 than k times the CPU (torch/_dynamo/utils.py, `same`)."""
+    tolerance = DYNAMO.get(found.dtype, 1e-3)
+    if found.dynamo_atol <= tolerance:
+        return []
+    times = 10 if found.numel <= 10 else 8 if found.numel <= 500 else 3 if found.numel < 1000 or tolerance >= 1e-2 else 2
+    return [Check(name="rmse", found=references.golden.rmse, limit=times * references.cpu.rmse + tolerance / 10)]
+
+
+def _close(found: Comparison, references: References | None) -> list[Check]:
+    """torch.testing.assert_close with its own table of tolerances."""
+    return [_check(found, "close_atol", CLOSE.get(found.dtype, (0.0, 0.0))[1])]
+
+
+def _pair(found: Comparison, references: References | None) -> list[Check]:
+    """Two tensors and nothing else: a budget of 2^10 roundoffs of float32, 2 of the half types, judged as `floor` does.
+
+    The budgets are the T of CANN's standard; here they limit norms, so that elements near zero do no harm.
+    """
+    budget = MERE.get(found.dtype, {"float64": 2**-32}.get(found.dtype, MERE["float32"]))
+    limits = {"rel_l2": budget, "token_rel_l2": 4 * budget, "max_scaled": 16 * budget, "gain": budget / 4, "shift": budget / 4}
+    if found.worst_token is None:
+        del limits["token_rel_l2"]
+    checks = [_check(found, name, limit) for name, limit in limits.items()]
+    return [*checks, _check(found, "flip_margin", 16 * found.rmse)]
+
+
+PRESETS = {"floor": _floor, "card": _card, "cann": _cann, "dynamo": _dynamo, "close": _close, "pair": _pair}
 
 
 def _decision_failures(decisions: Decisions, tolerance: Tolerance) -> list[Reason]:
     limit = tolerance.top1
-    if limit is None or _holds("top1", decisions.top1, limit):
+    if limit is None or Check(name="top1", found=decisions.top1, limit=limit).holds:
         return []
     text = f"top-1 decisions agree on {decisions.agree} of {decisions.count} inputs (at least {limit:.1%} required)"
     if decisions.first is not None:
@@ -223,17 +435,9 @@ def _decision_failures(decisions: Decisions, tolerance: Tolerance) -> list[Reaso
     return [Reason(criterion="top1", text=text, found=decisions.top1, allowed=limit)]
 
 
-def _holds(name: str, measured: float, limit: float) -> bool:
-    return measured >= limit if name in _AT_LEAST else measured <= limit
-
-
-def _limit_text(found: Comparison, name: str, measured: float, limit: float) -> str:
-    """One sentence: what was found, where, what was allowed."""
-    if name in _AT_LEAST:
-        where = f" at token {found.worst_token}" if name == "token_cos_sim" else ""
-        return f"{name} {measured:.9f}{where} (at least {limit:.9g} required)"
-    where = f" at {found.worst_index}" if name in ("max_diff", "max_diff_rms") else ""
-    return f"{name} {measured:.2e}{where} (up to {limit:.2e} allowed)"
+def _overflow_text(references: References) -> str:
+    count = references.cpu.nonfinite_differ
+    return f"{count} elements of the CPU's own result are not finite where float64 is: {references.cpu.dtype} cannot hold this model"
 
 
 def _nonfinite_text(found: Comparison) -> str:
@@ -253,3 +457,8 @@ def _badness(found: Comparison) -> float:
     if not found.comparable or math.isnan(found.rel_l2):
         return math.inf
     return found.rel_l2
+
+
+def _ratio(found: float, floor: float) -> float:
+    """found / floor; with nothing found it is 0, with no floor infinite."""
+    return 0.0 if found == 0 else found / floor if floor else math.inf

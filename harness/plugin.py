@@ -35,6 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--report", type=Path, default=None, metavar="DIR", help="where the report goes (default: reports/)")
     group.addoption("--lang", choices=("en", "zh"), default="en", help="language of the markdown report")
     group.addoption("--fault", action="append", default=[], metavar="OPERATOR:KIND[:SETTINGS]", help="break the emulated device on purpose, such as 'aclnnMatmul:hf32'; the report says so")
+    group.addoption("--preset", default=None, metavar="NAME", help="judge every case by this preset: floor, card, cann, dynamo, close or pair")
+    group.addoption("--reference-store", type=Path, default=None, metavar="DIR", help="keep the CPU's outputs there and read them the next time")
+    group.addoption("--rerun-reference", action="store_true", help="run the CPU's side twice; a difference is a failure")
     group.addoption("--bench", action="store_true", help="time each accuracy case's model and add the table to the report")
 
 
@@ -69,6 +72,7 @@ class Session:
         self._acted: set[str] = set()  # those that did, here or in a worker, as text
         self._device = None
         self._models = None
+        self._store = None
         self._timed: set = set()
         self._refused = False  # the session was stopped before its first test
         self._began = time.perf_counter()
@@ -116,13 +120,15 @@ class Session:
     def measure(self, case, seed: int | None):
         """Run one case with one seed on the CPU and on the device."""
         from harness.case import validate
+        from harness.clean import CleanProcess
         from harness.gate import NEW
         from harness.reference import Models
 
         device = self.device
-        self._models = self._models or Models()
+        self._models = self._models or Models(store=self._store, clean=CleanProcess())
         self.say(f"{case.name} {dtype_id(case.dtype)}{'' if seed is None else f' seed {seed}'}: CPU, then {device.torch_device}")
-        verdict = validate(case, seed, device, models=self._models)
+        options = {"rerun_reference": self.config.option.rerun_reference, "preset": self.config.option.preset}
+        verdict = validate(case, seed, device, models=self._models, **options)
         self._read_stack()
         if self.config.option.bench:
             self._time(case)
@@ -174,9 +180,11 @@ class Session:
         if not self.collected or self.config.option.collectonly:
             return
         if self.worker:
+            self._open_store()
             return
         self._refused = True
         self.check_directory()
+        self._open_store()
         self._open_or_stop()
         self._refused = False
 
@@ -189,6 +197,17 @@ class Session:
         except (DeviceError, ValueError) as error:
             raise pytest.UsageError(f"--device {self.config.option.device}: {error}") from None
 
+    def _open_store(self) -> None:
+        from harness.errors import HarnessError
+        from harness.store import Store
+
+        if self.config.option.reference_store is None:
+            return
+        try:
+            self._store = Store(self.config.option.reference_store)
+        except HarnessError as error:
+            raise pytest.UsageError(f"--reference-store: {error}") from None
+
     def check_options(self) -> None:
         """Stop with one message where the user named a device or a directory that cannot be."""
         if self.config.option.report is not None:
@@ -200,6 +219,11 @@ class Session:
                 parse_spec(self.config.option.device)
             except ValueError as error:
                 raise pytest.UsageError(f"--device: {error}") from None
+        if self.config.option.preset is not None:
+            from harness.gate import PRESETS
+
+            if self.config.option.preset not in PRESETS:
+                raise pytest.UsageError(f"--preset: there is no {self.config.option.preset!r}; there are {', '.join(PRESETS)}")
         if self.config.option.fault:
             from harness.emulator import faults
 

@@ -1,6 +1,6 @@
-"""What the device is held against: the same weights and inputs on the CPU in the same dtype, and the copies of the model.
+"""What the device is held against: the same weights and inputs on the CPU in the same dtype, in float64, and as a forecast.
 
-Weights are built once and copied; the CPU's run is repeatable for a given number of threads.
+Weights are built once and copied; the CPU's runs are repeatable for a given number of threads.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import CaseError, RunError
+from harness.forecast import Rules, rounding
 
 # ---------------------------------------------------------------------------------------------- copies of one model
 
@@ -27,13 +28,19 @@ class Models:
     A full-size model is built in seconds and a case runs it with many seeds, so what is here is most of the run's cost.
     """
 
-    def __init__(self):
+    def __init__(self, store: Any = None, clean: Any = None):
+        self.store = store  # a Store that references are read from and kept in
+        self.clean = clean  # the CleanProcess for models that an NPU's presence changes
         self._built: dict[Any, nn.Module] = {}
         self._copies: dict[Any, nn.Module] = {}
         self.digests: dict[Any, str] = {}  # of checkpoints, by path: each is read once
+        self.conditioning: dict[Any, float | None] = {}  # by case and dtype
 
-    def get(self, key: Any, build: Callable[[], nn.Module], *, seed: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        """The model of `key` in `dtype` on `device`. `build` runs under torch's generator seeded with `seed`.
+    def get(
+        self, key: Any, build: Callable[[], nn.Module], *, seed: int, dtype: torch.dtype, device: torch.device, wide: bool = False
+    ) -> nn.Module:
+        """The model of `key` in `dtype` on `device`; `wide` gives those weights in float64. `build` runs under torch's generator seeded
+        with `seed`.
 
         Raises: CaseError when `build` returns no module.
         """
@@ -41,12 +48,13 @@ class Models:
             self._built, self._copies = {}, {}  # free the last one first: two full-size models may not fit
             self._built[key] = self._build(build, seed)
         base = self._built[key]
-        if device.type == "cpu" and _is_all(base, dtype):
+        if device.type == "cpu" and _is_all(base, dtype) and not wide:
             return base
-        place = (device, dtype)
+        place = (device, dtype, wide)
         if place not in self._copies:
             self._copies = {each: kept for each, kept in self._copies.items() if each[1] == dtype}
-            self._copies[place] = copy_module(base, dtype=dtype, device=device)
+            narrow = self.get(key, build, seed=seed, dtype=dtype, device=device) if wide else base
+            self._copies[place] = copy_module(narrow, dtype=torch.float64 if wide else dtype, device=device)
         return self._copies[place]
 
     @staticmethod
@@ -101,15 +109,38 @@ def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str) 
         raise RunError(f"{where}: {type(error).__name__}: {text}") from error
 
 
-def run_cpu(model: nn.Module, inputs: Any, *, forward: Callable | None, dtype: torch.dtype) -> tuple[Any, float, str]:
-    """The reference: the model's output on the CPU, its time in milliseconds, and what computed it, in words."""
-    emulate = dtype == torch.float16 and not _has_float16_products()
+def run_cpu(
+    model: nn.Module, inputs: Any, *, forward: Callable | None, dtype: torch.dtype, rules: Rules | None = None
+) -> tuple[Any, float, str]:
+    """One reference: the model's output on the CPU, its time in milliseconds, and what computed it, in words.
+
+    `model` and `inputs` are in `dtype`; in float64 they are the golden reference. With `rules` the CPU rounds as they say: a forecast.
+    """
+    emulate = dtype == torch.float16 and rules is None and not _has_float16_products()
     begin = time.perf_counter()
-    with _Float16Products() if emulate else nullcontext():
+    with rounding(rules) if rules is not None else _Float16Products() if emulate else nullcontext():
         outputs = run(model, inputs, forward=forward, where="on the CPU")
     name = f"CPU {str(dtype).removeprefix('torch.')}"
-    words = f"{name}, matrix products summed in float32 and rounded once" if emulate else name
+    words = f"{name}, matrix products summed in float32 and rounded once" if emulate else f"{name}, {rules}" if rules else name
     return outputs, (time.perf_counter() - begin) * 1e3, words
+
+
+def moved_by_one_rounding(inputs: Any, dtype: torch.dtype) -> Any | None:
+    """Float64 inputs, each number of them off by half a last place of `dtype`, up or down by a seeded draw; None where none is a fraction."""
+    generator = torch.Generator().manual_seed(0)
+    roundoff = torch.finfo(dtype).eps / 2
+    touched = False
+
+    def nudge(tensor: Tensor) -> Tensor:
+        nonlocal touched
+        if not tensor.is_floating_point():
+            return tensor
+        touched = True
+        signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+        return tensor * (1 + roundoff * signs)
+
+    nudged = _each(inputs, nudge)
+    return nudged if touched else None
 
 
 def _has_float16_products() -> bool:
@@ -147,12 +178,22 @@ def _widened(value: Any) -> Any:
 
 def move(value: Any, *, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
     """`value` with every tensor in it on `device`, and the floating-point ones in `dtype`."""
+    return _each(value, lambda tensor: tensor.to(device=device, dtype=dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype))
+
+
+def fresh(value: Any) -> Any:
+    """A copy of what a model is given: one that writes into its inputs must not find its own writing in the next run."""
+    return _each(value, torch.clone)
+
+
+def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with `change` applied to every tensor in it."""
     if isinstance(value, Tensor):
-        return value.to(device=device, dtype=dtype if dtype is not None and value.is_floating_point() else value.dtype)
+        return change(value)
     if isinstance(value, Mapping):
-        return {name: move(each, device=device, dtype=dtype) for name, each in value.items()}
+        return {name: _each(each, change) for name, each in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(move(each, device=device, dtype=dtype) for each in value)
+        return type(value)(_each(each, change) for each in value)
     return value
 
 

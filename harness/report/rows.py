@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
-from harness.gate import Comparison, Verdict
+from harness.errors import HarnessError
+from harness.gate import FLOORED, Comparison, Evidence, References, Verdict
 
 NUMBERS = (  # of a Comparison, in the order of the row
     "max_diff", "mean_diff", "cos_sim", "cos_distance", "rel_l2", "rms", "max_diff_rms", "token_cos_sim",
     "worst_index", "worst_actual", "worst_expected", "worst_token",
     "nan_actual", "nan_expected", "inf_actual", "inf_expected", "nonfinite_differ", "unequal",
+    "rmse", "snr", "shift", "gain", "balance", "max_rel", "mean_rel", "max_scaled", "token_rel_l2", "ulp_max", "ulp_mean", "matched", "flips",
 )  # fmt: skip
+QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}  # of |actual - expected|
 
 
 def row(*, test: str, case: str, dtype: str | None, seed: int | None, verdict: Verdict) -> dict[str, Any]:
@@ -32,6 +35,9 @@ def row(*, test: str, case: str, dtype: str | None, seed: int | None, verdict: V
             "reasons": [str(reason) for reason in verdict.reasons],
             **(numbers(found) if found is not None else dict.fromkeys(("shape", "actual_dtype", *NUMBERS))),
             "outputs": several,
+            **_ratios(verdict),
+            "measured": {name: _measured(found, verdict.references.get(name)) for name, found in verdict.comparisons.items()},
+            "preset": verdict.tolerance.preset if verdict.tolerance else "",
             "limits": verdict.tolerance.limits() if verdict.tolerance else {},
             "limits_reason": verdict.tolerance.reason if verdict.tolerance else "",
             "decisions": _decisions(verdict),
@@ -40,20 +46,75 @@ def row(*, test: str, case: str, dtype: str | None, seed: int | None, verdict: V
     )
 
 
-EVIDENCE = ("weights", "reference", "inputs_sha256", "expected_sha256", "actual_sha256", "expected_ms", "actual_ms")
+EVIDENCE = tuple(each.name for each in fields(Evidence))
+RATIOS = ("golden_rel_l2", "cpu_golden_rel_l2", "forecast_golden_rel_l2", "golden_ratio", "unexplained", *FLOORED)
 
 
 def numbers(found: Comparison) -> dict[str, Any]:
     """What a Comparison measured, as the row holds it."""
-    return {"shape": found.shape, "actual_dtype": found.dtype, **{name: getattr(found, name) for name in NUMBERS}}
+    named = {name: getattr(found, name) for name in NUMBERS} | {name: found.quantile(share) for name, share in QUANTILES.items()}
+    return {"shape": found.shape, "actual_dtype": found.dtype, **named}
+
+
+def _ratios(verdict: Verdict) -> dict[str, Any]:
+    """The row's output against float64: the device, the CPU and the forecast, the device over the CPU, and over the floor."""
+    held = verdict.references.get(verdict.output)
+    if held is None:
+        return dict.fromkeys(RATIOS)
+    return {
+        "golden_rel_l2": held.golden.rel_l2,
+        "cpu_golden_rel_l2": held.cpu.rel_l2,
+        "forecast_golden_rel_l2": held.forecast.rel_l2 if held.forecast is not None else None,
+        "golden_ratio": held.golden.rel_l2 / held.cpu.rel_l2 if held.cpu.rel_l2 else None,
+        "unexplained": held.unexplained,
+        **held.ratios(),
+    }
+
+
+def _measured(found: Comparison, held: References | None) -> dict[str, Any]:
+    """Everything that was measured of one output, so that it can be judged again."""
+    kept: dict[str, Any] = {"comparison": _whole(found)}
+    if held is not None:
+        kept |= {name: _whole(each) for name in ("golden", "cpu", "forecast") if (each := getattr(held, name)) is not None}
+        kept |= {"unexplained": held.unexplained, "modes": held.modes}
+    return kept
+
+
+def _whole(found: Comparison) -> dict[str, Any]:
+    return asdict(found) | {"histogram": " ".join(f"{number}:{count}" for number, count in found.histogram)}
+
+
+def comparison_of(kept: Mapping[str, Any]) -> Comparison:
+    """The Comparison that a row holds.
+
+    Raises: HarnessError when it is not one, or one of another version.
+    """
+    try:
+        read = {name: _number(value) if not isinstance(value, list) else tuple(value) for name, value in kept.items() if name != "histogram"}
+        read["dtype"], read["expected_dtype"] = kept["dtype"], kept["expected_dtype"]
+        pairs = (each.split(":") for each in kept["histogram"].split())
+        return Comparison(**read, histogram=tuple((int(number), int(count)) for number, count in pairs))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HarnessError(f"a row holds no comparison that this version reads ({error}); write the report again with `pytest -k precision`") from None
+
+
+def references_of(kept: Mapping[str, Any]) -> References | None:
+    """The References that a row holds for one output, or None."""
+    if "golden" not in kept:
+        return None
+    read = {name: comparison_of(kept[name]) for name in ("golden", "cpu", "forecast") if name in kept}
+    return References(**read, unexplained=_number(kept["unexplained"]), modes=tuple(kept["modes"]))
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _decisions(verdict: Verdict) -> dict[str, Any] | None:
     made = verdict.decisions
     if made is None:
         return None
-    derived = {"top1": made.top1, "accuracy": made.accuracy, "expected_accuracy": made.expected_accuracy}
-    return {"count": made.count, "agree": made.agree, **derived}
+    return asdict(made) | {"top1": made.top1, "accuracy": made.accuracy, "expected_accuracy": made.expected_accuracy}
 
 
 def jsonable(value: Any) -> Any:

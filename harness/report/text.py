@@ -85,12 +85,15 @@ def _accuracy_table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str])
     """One row a seed, in the columns of a model card and a few more."""
     decided = any(row["decisions"] for row in rows)
     columns = [words["seed"], "max_diff", "mean_diff", "cos_sim", "rel_l2", "token cos_sim"]
+    columns += [words["to_golden"], words["cpu_to_golden"], words["golden_ratio"], words["forecast_ratio"]]
     columns += [words["top1"], words["accuracy_device"], words["accuracy_cpu"]] if decided else []
     body = []
     for row in rows:
         cells = [MISSING if row["seed"] is None else str(row["seed"])]
         cells += [_difference(row["max_diff"]), _difference(row["mean_diff"]), _cosine(row["cos_sim"])]
         cells += [_difference(row["rel_l2"]), _cosine(row["token_cos_sim"])]
+        cells += [_difference(row["golden_rel_l2"]), _difference(row["cpu_golden_rel_l2"])]
+        cells += [_times(row["golden_ratio"]), _times(row["forecast_ratio"])]
         if decided:
             made = row["decisions"] or {}
             cells += [_share(made.get(name)) for name in ("top1", "accuracy", "expected_accuracy")]
@@ -104,17 +107,28 @@ def _result(row: Mapping[str, Any]) -> str:
 
 
 def _limits(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[Block]:
-    row = next((each for each in rows if each["limits"]), None)
-    if row is None:
-        return []
-    least = ("cos_sim", "token_cos_sim", "top1")
-    limits = ", ".join(
-        f"{name} ≥ {_plain(limit)}" if name in least else f"{name} ≤ {limit:.2e}" for name, limit in row["limits"].items()
-    )
-    reason = row["limits_reason"]
-    lines = [Text(text=words["limits_why" if reason else "limits"].format(limits=limits, reason=reason))]
-    references = sorted({each["reference"] for each in rows if each["reference"]})
-    return lines + [Text(text=words["reference"].format(reference=reference)) for reference in references]
+    """What the rows of a table were judged by and held against, each thing once."""
+    said = []
+    judged = next((each for each in rows if each["limits"] or each["preset"]), None)
+    if judged is not None:
+        least = ("cos_sim", "token_cos_sim", "matched", "top1")
+        limits = [f"{name} ≥ {_plain(limit)}" if name in least else f"{name} ≤ {limit:.2e}" for name, limit in judged["limits"].items()]
+        limits = ([words["preset"].format(preset=judged["preset"])] if judged["preset"] else []) + limits
+        reason = judged["limits_reason"]
+        said.append(words["limits_why" if reason else "limits"].format(limits=", ".join(limits), reason=reason))
+    said += [words["reference"].format(reference=each) for each in sorted({row["reference"] for row in rows if row["reference"]})]
+    said += [words["forecast"].format(forecast=each) for each in sorted({row["forecast"] for row in rows if row["forecast"]})]
+    said += [words["no_golden"].format(why=each) for each in sorted({row["no_golden"] for row in rows if row["no_golden"]})]
+    if any(row["stored"] for row in rows):
+        said.append(words["stored"].format(count=sum(len(row["stored"] or ()) for row in rows)))
+    conditioned = [row["conditioning"] for row in rows if isinstance(row["conditioning"], float)]
+    if conditioned:
+        said.append(words["conditioning"].format(times=_times(max(conditioned))))
+    for row in rows:
+        if row["rerun"]:
+            rerun = {name: _difference(value) if name != "unequal" else value for name, value in row["rerun"].items()}
+            said.append(words["rerun"].format(seed=MISSING if row["seed"] is None else row["seed"], **rerun))
+    return [Text(text=each) for each in said]
 
 
 def _weights(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[Block]:
@@ -181,6 +195,10 @@ def _difference(value: Any) -> str:
 
 def _cosine(value: Any) -> str:
     return _number(value, "{:.9f}")  # at six decimals every good cosine reads 1.000000
+
+
+def _times(value: Any) -> str:
+    return _number(value, "{:.3g}")
 
 
 def _share(value: Any) -> str:

@@ -114,8 +114,10 @@ def test_float16_differences_do_not_overflow():
     assert found.max_diff == pytest.approx(120000, rel=1e-3)
 
 
-def test_arguments_are_left_as_they_were():
-    expected = seeded(4, 8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_arguments_are_left_as_they_were(dtype):
+    expected = seeded(4, 8, dtype=dtype)
+    expected[1] = -1.0
     expected[0, 0] = math.inf
     actual = expected.clone()
     before = actual.clone(), expected.clone()

@@ -69,7 +69,7 @@ def test_failure_says_what_where_and_how_much_is_allowed():
         x[1, 7, 3] += 2.0
 
     verdict = judge(pair(change), Tolerance(max_diff=1e-2))
-    assert str(verdict.reasons[0]) == "max_diff 2.00e+00 at (1, 7, 3) (up to 1.00e-02 allowed)"
+    assert str(verdict.reasons[0]) == "max_diff 2.00e+00 at (1, 7, 3) (up to 1.00e-02 allowed); a limit of 2.01e+00 would pass"
     verdict = judge({"features": pair(change), "pooled": pair(lambda x: None)}, Tolerance(max_diff=1e-2))
     assert str(verdict.reasons[0]).startswith("features: max_diff")
     assert verdict.output == "features" and verdict.comparison.max_diff == pytest.approx(2.0)
