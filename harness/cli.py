@@ -1,4 +1,4 @@
-"""The commands: python -m harness infer | convert | bench | doctor | report | emulate.
+"""The commands: python -m harness infer | convert | compare | judge | bench | doctor | report | emulate.
 
 Every command parses here and works elsewhere; torch is imported by the work, so `--help` answers at once.
 """
@@ -100,6 +100,28 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--lang", choices=("en", "zh"), default="en")
     report.add_argument("--output", type=Path, metavar="FILE", help="default: standard output; .html gives HTML")
 
+    compare = command(
+        "compare",
+        _compare,
+        "Compare two files or folders of tensors by name and judge every pair; exit status 0 only when all pass.",
+        "python -m harness compare npu_outputs/ cpu_outputs/ --preset pair\n  python -m harness compare npu.pt cpu.pt --golden float64.safetensors",
+    )
+    compare.add_argument("actual", type=Path, metavar="A", help="what is judged: .safetensors, .npy, .npz, .pt (weights only), or a folder")
+    compare.add_argument("expected", type=Path, metavar="B", help="what it is held against")
+    compare.add_argument("--golden", type=Path, metavar="G", help="the same in float64; the floor is then B's own error")
+    _add_preset(compare, "default: pair, with --golden floor")
+    compare.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help="a limit of your own, such as max_diff=1e-3; with --preset it replaces that one")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write every number there")
+
+    judge = command(
+        "judge",
+        _judge,
+        "Judge stored results again, without a run; exit status 0 only when all pass.",
+        "python -m harness judge reports/precision.json --preset cann",
+    )
+    judge.add_argument("json", type=Path, metavar="JSON")
+    _add_preset(judge, "default: what each row was judged by")
+
     doctor = command(
         "doctor",
         _doctor,
@@ -125,6 +147,10 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto (default), npu[:n], emulated, cuda[:n] or cpu; a named one that cannot run is an error",
     )
+
+
+def _add_preset(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--preset", metavar="NAME", help=f"floor, card, cann, dynamo, close or pair ({default})")
 
 
 def _add_model_dir(parser: argparse.ArgumentParser) -> None:
@@ -189,6 +215,44 @@ def _report(arguments) -> int:
     if text is not None:
         print(text)
     return 0
+
+
+def _compare(arguments) -> int:
+    from harness.gate import Tolerance
+    from harness.pairs import compare_paths
+    from harness.report import pairs_text, write_pairs
+
+    limits = dict(_limit(each) for each in arguments.limit)
+    preset = arguments.preset or ("" if limits else "floor" if arguments.golden else "pair")
+    tolerance = Tolerance(preset=preset, reason="--limit" if limits else "", **limits)
+    found = list(compare_paths(arguments.actual, arguments.expected, tolerance, golden=arguments.golden))
+    if arguments.json:
+        write_pairs(found, arguments.json)
+    print(pairs_text(found, title=f"{arguments.actual} against {arguments.expected}, {preset or 'limits of your own'}"))
+    return 0 if all(each.verdict.passed for each in found) else 1
+
+
+def _limit(text: str) -> tuple[str, float]:
+    from harness.gate import LIMITS
+
+    name, _, value = text.partition("=")
+    if name not in LIMITS:
+        raise ValueError(f"--limit {text}: there is no limit {name!r}; there are {', '.join(LIMITS)}")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"--limit {text}: {value!r} is no number; write it as max_diff=1e-3") from None
+
+
+def _judge(arguments) -> int:
+    from harness.report import judged, load, verdicts_text
+
+    report = load(arguments.json)
+    found = judged(report, arguments.preset)
+    if not found:
+        raise HarnessError(f"{arguments.json} holds no rows to judge")
+    print(verdicts_text(found, title=f"{arguments.json}, {arguments.preset or 'as it was judged'}"))
+    return 0 if all(verdict.status in ("PASS", "SKIPPED") for _, verdict in found) else 1
 
 
 def _doctor(arguments) -> int:

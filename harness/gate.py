@@ -57,7 +57,7 @@ class Tolerance:
     def __post_init__(self):
         limits = self.limits()
         if not limits and not self.preset:
-            raise ValueError(f"a Tolerance without limits would pass anything; name a preset or set one of {', '.join(_LIMITS)}")
+            raise ValueError(f"a Tolerance without limits would pass anything; name a preset or set one of {', '.join(LIMITS)}")
         if self.preset and self.preset not in PRESETS:
             raise ValueError(f"no preset is called {self.preset!r}; there are {', '.join(PRESETS)}")
         if self.preset and limits and not self.reason:
@@ -69,12 +69,12 @@ class Tolerance:
 
     def limits(self) -> dict[str, float]:
         """The limits that are set, by the name of what they limit."""
-        return {name: getattr(self, name) for name in _LIMITS if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
 
 
 _AT_LEAST = ("cos_sim", "token_cos_sim", "matched", "top1")
 FLOORED = ("forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio")  # what needs the references
-_LIMITS = tuple(each.name for each in fields(Tolerance) if each.name not in ("preset", "reason"))
+LIMITS = tuple(each.name for each in fields(Tolerance) if each.name not in ("preset", "reason"))
 
 
 @dataclass(frozen=True, kw_only=True)

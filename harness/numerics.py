@@ -30,18 +30,20 @@ def round_hf32(tensor: Tensor, ties: str = "away") -> Tensor:
         raise ValueError(f"HF32 rounds float32, not {tensor.dtype}")
     if ties not in ("away", "even"):
         raise ValueError(f"ties go 'away' or to 'even', not {ties!r}")
-    bits = tensor.contiguous().view(torch.int32)
-    if ties == "away":
-        rounded = bits + 0x800
-    else:
-        rounded = bits + (0x7FF + ((bits >> 12) & 1))
-    rounded = (rounded & ~0xFFF).view(torch.float32)
-    return _where_finite(tensor, rounded)
+    bits = _bits(tensor)
+    rounded = bits + 0x800 if ties == "away" else bits + (0x7FF + ((bits >> 12) & 1))
+    return _where_finite(tensor, rounded.bitwise_and_(~0xFFF).view(torch.float32))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The bits of float32. A matrix keeps its strides: weights come transposed, and copying one costs more than its product."""
+    return (tensor if tensor.dim() == 2 else tensor.contiguous()).view(torch.int32)
 
 
 def _where_finite(tensor: Tensor, rounded: Tensor) -> Tensor:
-    finite = torch.isfinite(tensor)
-    return rounded if bool(finite.all()) else torch.where(finite, rounded, tensor)
+    if math.isfinite(float(tensor.sum())):  # the cheap answer; an overflow of the sum only takes the long way
+        return rounded
+    return torch.where(torch.isfinite(tensor), rounded, tensor)
 
 
 def round_tf32(tensor: Tensor) -> Tensor:
@@ -51,8 +53,7 @@ def round_tf32(tensor: Tensor) -> Tensor:
     """
     if tensor.dtype != torch.float32:
         raise ValueError(f"TF32 rounds float32, not {tensor.dtype}")
-    bits = tensor.contiguous().view(torch.int32)
-    return _where_finite(tensor, ((bits + 0x1000) & ~0x1FFF).view(torch.float32))
+    return _where_finite(tensor, (_bits(tensor) + 0x1000).bitwise_and_(~0x1FFF).view(torch.float32))
 
 
 def round_half_away(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,15 +15,20 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.gate import NEW, STATUSES
+from harness.report.again import judged, pairs_text, verdicts_text
 from harness.report.document import to_html, to_markdown
 from harness.report.rows import jsonable, row
 from harness.report.text import LANGUAGES, document
 
 SCHEMA = "precision-report/1"
+PAIRS = "precision-pairs/1"
 JSON_NAME = "precision.json"
 MARKDOWN_NAME = "precision.md"
 
-__all__ = ["SCHEMA", "build", "jsonable", "load", "performance_text", "rerender", "render", "row", "write", "write_text"]
+__all__ = [
+    "SCHEMA", "build", "jsonable", "judged", "load", "pairs_text", "performance_text", "rerender", "render", "row", "verdicts_text", "write",
+    "write_pairs", "write_text",
+]  # fmt: skip
 
 
 def build(rows: Sequence[Mapping], *, stack: Mapping, backend: str | None, performance: Sequence[Mapping] = ()) -> dict:
@@ -60,6 +65,13 @@ def write_text(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_pairs(pairs: Sequence, path: Path) -> None:
+    """Write what was measured of pairs of tensors, at full precision: name, status, reasons and numbers of each."""
+    rows = [row(test=each.name, case=each.name, dtype=None, seed=None, verdict=each.verdict) for each in pairs]
+    kept = [{name: value for name, value in each.items() if value is not None and name not in ("test", "dtype", "seed")} for each in rows]
+    write_text(path, json.dumps({"schema": PAIRS, "pairs": kept}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def load(path: Path) -> dict:

@@ -33,6 +33,7 @@ def row(*, test: str, case: str, dtype: str | None, seed: int | None, verdict: V
             "status": verdict.status,
             "marks": list(verdict.marks),
             "reasons": [str(reason) for reason in verdict.reasons],
+            "criteria": [reason.criterion for reason in verdict.reasons],
             **(numbers(found) if found is not None else dict.fromkeys(("shape", "actual_dtype", *NUMBERS))),
             "outputs": several,
             **_ratios(verdict),

@@ -1,0 +1,89 @@
+"""Stored results, judged again without a run; pairs of tensors as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.gate import Decisions, Reason, Tolerance, Verdict, error, judge, skipped
+from harness.report.document import Bullets, Table, Text, to_markdown
+from harness.report.rows import comparison_of, references_of
+from harness.report.text import MISSING, SIGNS, _cosine, _difference, _times, counts
+
+KEPT = ("fallback", "output", "reference")  # failures that no preset decides
+
+
+def judged(report: Mapping[str, Any], preset: str | None) -> list[tuple[Mapping[str, Any], Verdict]]:
+    """Each row with its verdict under `preset`, or under the limits that it was judged by.
+
+    Raises: HarnessError when a row holds no numbers that can be judged again.
+    """
+    return [(row, _verdict(row, preset)) for row in report["rows"]]
+
+
+def _verdict(row: Mapping[str, Any], preset: str | None) -> Verdict:
+    if row["status"] in ("ERROR", "SKIPPED"):
+        return (error if row["status"] == "ERROR" else skipped)("; ".join(row["reasons"]))
+    try:
+        measured, criteria = row["measured"], row["criteria"]
+        own = Tolerance(preset=row["preset"], reason=row["limits_reason"] or "as stored", **row["limits"]) if not preset else Tolerance(preset=preset)
+    except (KeyError, TypeError) as found:
+        raise HarnessError(f"{row.get('test')}: the row lacks {found}; write the report again with `pytest -k precision`") from None
+    comparisons = {name: comparison_of(kept["comparison"]) for name, kept in measured.items()}
+    references = {name: held for name, kept in measured.items() if (held := references_of(kept)) is not None}
+    verdict = judge(comparisons, own, decisions=_decisions(row["decisions"]), references=references)
+    kept = tuple(Reason(criterion=criterion, text=text) for criterion, text in zip(criteria, row["reasons"]) if criterion in KEPT)
+    return replace(verdict, failures=(*kept, *verdict.failures), marks=tuple(row["marks"]))
+
+
+def _decisions(kept: Mapping[str, Any] | None) -> Decisions | None:
+    if kept is None:
+        return None
+    first = None if kept["first"] is None else tuple(kept["first"])
+    return Decisions(**{name: kept[name] for name in ("count", "agree", "correct_actual", "correct_expected")}, first=first)
+
+
+def verdicts_text(found: Iterable[tuple[Mapping[str, Any], Verdict]], *, title: str) -> str:
+    """Verdicts as a markdown table, with what was stored beside, and the reasons of those that do not pass."""
+    found = list(found)
+    columns = ("test", "dtype", "seed", "max_diff", "mean_diff", "cos_sim", "rel_l2", "measured / forecast", "stored", "result")
+    rows = []
+    for row, verdict in found:
+        numbers = verdict.comparison
+        cells = [_difference(getattr(numbers, name)) for name in ("max_diff", "mean_diff")] if numbers else [MISSING, MISSING]
+        cells += [_cosine(numbers.cos_sim), _difference(numbers.rel_l2)] if numbers else [MISSING, MISSING]
+        held = verdict.references.get(verdict.output)
+        cells.append(MISSING if held is None else _times(held.ratios()["forecast_ratio"]))
+        identity = (row["test"], row["dtype"] or MISSING, MISSING if row["seed"] is None else str(row["seed"]))
+        rows.append((*identity, *cells, row["status"], _result(verdict)))
+    return _text(title, columns, rows, 3, [(row["test"], verdict) for row, verdict in found])
+
+
+def pairs_text(found: Iterable[Any], *, title: str) -> str:
+    """Pairs of tensors as a markdown table, and the reasons of those that do not pass."""
+    found = list(found)
+    columns = ("name", "dtype", "shape", "max_diff", "mean_diff", "cos_sim", "rel_l2", "gain", "ulp_mean", "p99", "result")
+    rows = []
+    for pair in found:
+        numbers = pair.verdict.comparison
+        if numbers is None:
+            rows.append((pair.name, *[MISSING] * (len(columns) - 2), _result(pair.verdict)))
+            continue
+        cells = [_difference(numbers.max_diff), _difference(numbers.mean_diff), _cosine(numbers.cos_sim), _difference(numbers.rel_l2)]
+        cells += [f"{numbers.gain:+.1e}", _times(numbers.ulp_mean), _difference(numbers.quantile(0.99))]
+        rows.append((pair.name, numbers.dtype, "x".join(map(str, numbers.shape)) or "scalar", *cells, _result(pair.verdict)))
+    return _text(title, columns, rows, 3, [(pair.name, pair.verdict) for pair in found])
+
+
+def _result(verdict: Verdict) -> str:
+    return f"{SIGNS[verdict.status]} {verdict.status}"
+
+
+def _text(title: str, columns: tuple[str, ...], rows: list[tuple], numbers_from: int, named: list[tuple[str, Verdict]]) -> str:
+    headline = {status: sum(verdict.status == status for _, verdict in named) for status in SIGNS}
+    blocks = [Table(columns=columns, rows=tuple(rows), numbers_from=numbers_from)]
+    reasons = tuple(f"{verdict.status} {name}: {reason}" for name, verdict in named for reason in verdict.reasons)
+    blocks += [Bullets(items=reasons)] if reasons else []
+    return to_markdown([*blocks, Text(text=f"{title}: {counts(headline)}", strong=True)]).rstrip("\n")
