@@ -148,6 +148,7 @@ def test_tf32_keeps_ten_bits_ties_away_from_zero():
     assert [hex(each) for each in round_tf32(tie).view(torch.int32).tolist()] == ["0x3f802000", "0x3f804000"]
     odd = torch.tensor([float("inf"), float("nan")])
     assert round_tf32(odd)[0] == odd[0] and round_tf32(odd)[1].isnan() and torch.equal(round_tf32(-tie), -round_tf32(tie))
+    assert 2.9e38 < round_tf32(torch.full((4,), 3e38)).min() < 3.1e38  # finite, and their sum is not
     with pytest.raises(ValueError, match="rounds float32"):
         round_tf32(odd.half())
 
