@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.clean import needs_clean
-from harness.compare import compare
+from harness.compare import Comparison, compare
 from harness.device import Device, Stack
 from harness.errors import CaseError, RunError
 from harness.forecast import Rules, rules_of
@@ -99,12 +99,8 @@ def validate(
     forecast = cpu.run("forecast", rules=rules)[0] if rules is not None else None
     golden, lacking = _golden(cpu)
 
-    shared = [name for name in expected if name in ran.outputs]
-    comparisons = {name: compare(ran.outputs[name], expected[name]) for name in shared}
-    references = {}
-    if golden is not None:
-        modes = tuple(sorted({rules.conv, rules.matmul} - {"float32"})) if rules is not None else ()
-        references = {name: _hold(name, ran.outputs, expected, golden, forecast, modes) for name in shared if _fits(name, expected, golden)}
+    modes = tuple(sorted({rules.conv, rules.matmul} - {"float32"})) if rules is not None else ()
+    comparisons, references = measure(ran.outputs, expected, golden, forecast, modes)
     decisions = _decide(case, ran.outputs, expected) if case.decisions is not None else None
     tolerance = Tolerance(preset=preset) if preset else case.limits(stack)
     verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
@@ -185,12 +181,22 @@ def _golden(cpu: _Cpu) -> tuple[dict[str, Tensor] | None, str | None]:
         return None, str(error)
 
 
+def measure(
+    actual: dict[str, Tensor], expected: dict[str, Tensor], golden: dict[str, Tensor] | None, forecast: dict[str, Tensor] | None,
+    modes: tuple[str, ...] = (),
+) -> tuple[dict[str, Comparison], dict[str, References]]:
+    """The device's outputs against the CPU's, and both against float64, by name: what `judge` takes."""  # fmt: skip
+    shared = [name for name in expected if name in actual]
+    comparisons = {name: compare(actual[name], expected[name]) for name in shared}
+    held = [name for name in shared if golden is not None and _fits(name, expected, golden)]
+    return comparisons, {name: _hold(name, actual, expected, golden, forecast, modes) for name in held}
+
+
 def _fits(name: str, expected: dict[str, Tensor], golden: dict[str, Tensor]) -> bool:
     return name in golden and golden[name].shape == expected[name].shape and (expected[name].is_floating_point() or expected[name].is_complex())
 
 
 def _hold(name: str, actual, expected, golden, forecast, modes: tuple[str, ...]) -> References:
-    """One output of the device, the CPU and the forecast against float64."""
     predicted = None if forecast is None or name not in forecast else forecast[name]
     return References(
         golden=compare(actual[name], golden[name]),

@@ -150,7 +150,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_preset(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--preset", metavar="NAME", help=f"floor, card, cann, dynamo, close or pair ({default})")
+    parser.add_argument("--preset", metavar="NAME", help=f"floor, sharp, card, cann, dynamo, close or pair ({default})")
 
 
 def _add_model_dir(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--report", type=Path, default=None, metavar="DIR", help="where the report goes (default: reports/)")
     group.addoption("--lang", choices=("en", "zh"), default="en", help="language of the markdown report")
     group.addoption("--fault", action="append", default=[], metavar="OPERATOR:KIND[:SETTINGS]", help="break the emulated device on purpose, such as 'aclnnMatmul:hf32'; the report says so")
-    group.addoption("--preset", default=None, metavar="NAME", help="judge every case by this preset: floor, card, cann, dynamo, close or pair")
+    group.addoption("--preset", default=None, metavar="NAME", help="judge every case by this preset: floor, sharp, card, cann, dynamo, close or pair")
     group.addoption("--reference-store", type=Path, default=None, metavar="DIR", help="keep the CPU's outputs there and read them the next time")
     group.addoption("--rerun-reference", action="store_true", help="run the CPU's side twice; a difference is a failure")
     group.addoption("--bench", action="store_true", help="time each accuracy case's model and add the table to the report")

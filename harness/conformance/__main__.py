@@ -1,11 +1,11 @@
-"""python -m harness.conformance architectures | vendor | bits | symbols."""
+"""python -m harness.conformance architectures | vendor | bits | symbols | detection."""
 
 import importlib
 import sys
 
 from harness.errors import HarnessError
 
-COMMANDS = ("architectures", "vendor", "bits", "symbols")
+COMMANDS = ("architectures", "vendor", "bits", "symbols", "detection")
 
 
 def main() -> int:

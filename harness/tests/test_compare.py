@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness import compare
-from harness.compare import CHUNK
+from harness.compare import CHUNK, edge
 
 
 def seeded(*shape, seed=0, dtype=torch.float32):
@@ -136,3 +136,68 @@ def test_views_are_compared_by_their_own_indices():
     actual = expected.clone().t()
     actual[3, 6] += 1
     assert compare(actual, expected.t()).worst_index == (3, 6)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 16, 64), (CHUNK + 3,), (3, CHUNK // 2 + 1)])
+def test_the_other_numbers_are_those_of_numpy(shape):
+    expected = seeded(*shape)
+    actual = expected * 1.001 + 1e-3 * seeded(*shape, seed=1) + 1e-4
+    found = compare(actual, expected)
+    a, e = actual.double().numpy(), expected.double().numpy()
+    diff, size = numpy.abs(a - e), numpy.abs(e)
+    assert found.rmse == pytest.approx(math.sqrt((diff * diff).mean()), rel=1e-12)
+    assert found.snr == pytest.approx(20 * math.log10(numpy.linalg.norm(e) / numpy.linalg.norm(a - e)), rel=1e-12)
+    assert found.shift == pytest.approx((a - e).mean(), rel=1e-9)
+    assert found.gain == pytest.approx(((a - e) * e).sum() / (e * e).sum(), rel=1e-9)
+    assert found.balance == pytest.approx(numpy.sign(a - e).mean(), rel=1e-12)
+    assert found.max_rel == pytest.approx((diff / (size + 1e-7)).max(), rel=1e-12)
+    assert found.mean_rel == pytest.approx((diff / (size + 1e-7)).mean(), rel=1e-12)
+    places = 2.0 ** (numpy.floor(numpy.log2(size)) - 23)
+    assert found.ulp_max == pytest.approx((diff / places).max(), rel=1e-12)
+    assert found.ulp_mean == pytest.approx((diff / places).mean(), rel=1e-12)
+    assert found.close_atol == pytest.approx(max((diff - 1.3e-6 * size).max(), 0), rel=1e-12)
+    assert found.matched == pytest.approx((diff <= 1e-5 + 1.3e-6 * size).mean(), rel=1e-12)
+    assert sum(count for _, count in found.histogram) == diff.size
+    for share in (0.5, 0.99, 1.0):
+        true = numpy.quantile(diff, share, method="inverted_cdf")
+        assert true <= found.quantile(share) * (1 + 1e-6) and found.quantile(share) <= 1.26 * true
+    if len(shape) > 1:
+        rows, norms = numpy.linalg.norm(a - e, axis=-1), numpy.linalg.norm(e, axis=-1)
+        assert found.token_rel_l2 == pytest.approx(rows.max() / math.sqrt((norms**2).mean()), rel=1e-12)
+        assert found.worst_token_diff == tuple(int(i) for i in numpy.unravel_index(rows.argmax(), shape[:-1]))
+        scaled = diff / (size + numpy.sqrt((e * e).mean(-1, keepdims=True)))
+        assert found.max_scaled == pytest.approx(scaled.max(), rel=1e-12)
+
+
+def test_a_histogram_bin_starts_where_its_edge_is():
+    for number in (0, 3, 4, 500, 511):
+        lower = edge(number)
+        found = compare(torch.tensor([lower * 1.01 + 1e-45], dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+        assert found.histogram == ((number, 1),)
+
+
+def test_flips_of_the_largest_element_are_counted_and_the_widest_is_named():
+    expected = seeded(6, 9)
+    actual = expected.clone()
+    for row in (1, 4):
+        top = actual[row].topk(2)
+        actual[row, top.indices] = top.values.flip(0)
+    gaps = (expected.topk(2).values[:, 0] - expected.topk(2).values[:, 1])[[1, 4]]
+    found = compare(actual, expected)
+    assert (found.flips, found.first_flip) == (2, ((1,), (4,))[int(gaps.argmax())])
+    assert found.flip_margin == pytest.approx(float(gaps.max()), rel=1e-6)
+    tied = torch.tensor([[1.0, 2.0, 2.0]])
+    assert compare(torch.tensor([[1.0, 2.0, 3.0]]), tied).flips == 0
+
+
+def test_a_place_of_float16_and_bfloat16_is_theirs():
+    for dtype, place in ((torch.float16, 2.0**-10), (torch.bfloat16, 2.0**-7)):
+        assert compare(torch.tensor([1 + 3 * place], dtype=dtype), torch.tensor([1.0], dtype=dtype)).ulp_max == 3.0
+
+
+def test_a_row_of_zeros_that_was_met_hides_no_outlier():
+    expected = torch.zeros(2, 4)
+    expected[1] = 1.0
+    actual = expected.clone()
+    actual[1, 2] = 3.0
+    assert compare(actual, expected).max_scaled == 1.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness import Tolerance, compare, judge
-from harness.gate import Decisions, Reason, Verdict, error, skipped
+from harness.gate import PRESETS, Decisions, Reason, References, Verdict, error, skipped, slack
 
 LOOSE = Tolerance(max_diff=math.inf)
 
@@ -144,3 +144,149 @@ def test_status_follows_from_the_reasons_by_gravity():
 def test_a_tolerance_that_judges_nothing_or_nonsense_is_refused(limits, word):
     with pytest.raises(ValueError, match=word):
         Tolerance(**limits)
+
+
+# ------------------------------------------------------------------------------------------------------------- presets
+
+FLOOR = Tolerance(preset="floor")
+
+
+def three(change=lambda y: y, *, dtype=torch.float16, shape=(2, 64, 32)):
+    """What `judge` gets: a healthy half-precision result against the CPU's and against float64, after `change`."""
+    golden = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def noisy(seed):
+        return golden + 2e-3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    cpu, forecast, actual = noisy(1).to(dtype), noisy(2).to(dtype), change(noisy(3)).to(dtype)
+    held = References(golden=compare(actual, golden), cpu=compare(cpu, golden), forecast=compare(forecast, golden))
+    return compare(actual, cpu), {"output": held}
+
+
+def on_floor(change=lambda y: y, tolerance=FLOOR, **more):
+    comparison, references = three(change, **more)
+    return judge(comparison, tolerance, references=references)
+
+
+def changed(index, value):
+    def change(y):
+        y[index] = value
+        return y
+
+    return change
+
+
+def flipped(y):
+    top = y[0, 3].topk(2)
+    y[0, 3, top.indices] = top.values.flip(0)
+    return y
+
+
+def test_a_healthy_result_passes_the_floor_at_a_ratio_of_one():
+    verdict = on_floor()
+    assert verdict.passed, verdict.reasons
+    assert verdict.references["output"].ratios()["forecast_ratio"] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "criterion"),
+    [
+        (lambda y: y + 6e-3 * torch.randn(y.shape, generator=torch.Generator().manual_seed(9)), "forecast_ratio"),
+        (lambda y: y * 1.0007, "gain_ratio"),
+        (lambda y: y + 7e-4, "shift_ratio"),
+        (changed((1, 5, 7), 0.05), "outlier_ratio"),
+        (changed((1, 5), 0.0), "token_ratio"),
+        (flipped, "flip_margin"),
+    ],
+)
+def test_the_floor_has_a_check_for_each_kind_of_error(change, criterion):
+    verdict = on_floor(change)
+    assert verdict.status == "FAIL" and criterion in criteria(verdict)
+
+
+def test_without_a_golden_reference_the_floor_fails():
+    verdict = judge(three()[0], FLOOR)
+    assert criteria(verdict) == ["golden"] and "no float64 reference" in verdict.reasons[0].text
+
+
+def test_a_limit_replaces_that_of_the_preset_and_wants_a_reason():
+    with pytest.raises(ValueError, match="another forecast_ratio needs a reason"):
+        Tolerance(preset="floor", forecast_ratio=9.0)
+    with pytest.raises(ValueError, match="no preset is called 'flor'; there are floor, card"):
+        Tolerance(preset="flor")
+
+    def change(y):
+        return y + 6e-3 * torch.randn(y.shape, generator=torch.Generator().manual_seed(9))
+
+    found = on_floor(change, Tolerance(preset="floor", forecast_ratio=9.0, token_ratio=9.0, reason="a sum of a million"))
+    assert found.passed and found.tolerance.reason == "a sum of a million"
+
+
+def test_the_smallest_limit_that_would_pass_does_pass_and_a_smaller_one_does_not():
+    comparison, _ = three()
+    text = judge(comparison, Tolerance(mean_diff=1e-9)).reasons[0].text
+    enough = float(text.rpartition("a limit of ")[2].removesuffix(" would pass"))
+    assert judge(comparison, Tolerance(mean_diff=enough)).passed
+    assert not judge(comparison, Tolerance(mean_diff=enough * 0.989)).passed
+    text = judge(comparison, Tolerance(cos_sim=1.0)).reasons[0].text
+    enough = float(text.rpartition("a limit of ")[2].removesuffix(" would pass"))
+    assert judge(comparison, Tolerance(cos_sim=enough)).passed
+
+
+def test_few_elements_have_more_slack():
+    assert [slack(count) for count in (1, 10, 11, 500, 501, 999, 1000, 10**9)] == [10, 10, 5, 5, 3, 3, 2, 2]
+
+
+def test_a_reference_that_overflows_is_named():
+    golden = torch.full((4, 64), 1e5, dtype=torch.float64)
+    cpu = golden.half()
+    held = References(golden=compare(cpu, golden), cpu=compare(cpu, golden))
+    verdict = judge(compare(cpu, cpu), FLOOR, references={"output": held})
+    assert "float16 cannot hold this model" in str(verdict.reasons[0])
+
+
+@pytest.mark.parametrize(
+    ("preset", "passing", "failing"),
+    [
+        ("card", lambda y: y, lambda y: y + 0.02),
+        ("cann", lambda y: y.sign() * (y.abs() + 5), lambda y: y * 1.02),
+        ("dynamo", lambda y: y, lambda y: y * 1.1),
+        ("pair", lambda y: y, lambda y: y * 1.001),
+    ],
+)
+def test_each_preset_passes_and_fails(preset, passing, failing):
+    golden = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    golden = passing(golden) if preset == "cann" else golden  # no element near zero
+
+    def verdict(change):
+        cpu, actual = golden.half(), change(golden).half()
+        held = References(golden=compare(actual, golden), cpu=compare(cpu, golden))
+        return judge(compare(actual, cpu), Tolerance(preset=preset), references={"output": held})
+
+    assert verdict(lambda y: y * (1 + 2**-13)).passed
+    assert verdict(failing).status == "FAIL"
+
+
+def test_close_is_torch_testing():
+    expected = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    for scale in (1e-7, 1e-6, 1e-5, 1e-4):
+        actual = expected + scale * torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+        try:
+            torch.testing.assert_close(actual, expected)
+            said = True
+        except AssertionError:
+            said = False
+        assert judge(compare(actual, expected), Tolerance(preset="close")).passed == said
+
+
+def test_hf32_has_a_column_of_its_own_in_the_cann_standard():
+    expected = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) + 1
+    found = compare(expected * (1 + 2**-12), expected)
+    golden = compare(expected.double(), expected.double())
+    assert not judge(found, Tolerance(preset="cann")).passed
+    assert judge(found, Tolerance(preset="cann"), references={"output": References(golden=golden, cpu=golden, modes=("HF32",))}).passed
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_nan_fails_every_preset(preset):
+    assert not on_floor(changed((0, 0, 0), math.nan), Tolerance(preset=preset)).passed
