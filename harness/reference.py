@@ -34,7 +34,7 @@ class Models:
         self._built: dict[Any, nn.Module] = {}
         self._copies: dict[Any, nn.Module] = {}
         self.digests: dict[Any, str] = {}  # of checkpoints, by path: each is read once
-        self.conditioning: dict[Any, float | None] = {}  # by case and dtype
+        self.conditioning: dict[Any, float | None] = {}  # by model and dtype
 
     def get(
         self, key: Any, build: Callable[[], nn.Module], *, seed: int, dtype: torch.dtype, device: torch.device, wide: bool = False
