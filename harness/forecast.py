@@ -12,6 +12,7 @@ it are not a card's.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -153,13 +154,9 @@ def _is_ours(args: tuple) -> bool:
     return bool(tensors) and all(each.dtype in DTYPES and each.device.type == "cpu" and each.layout == torch.strided for each in tensors)
 
 
-_COMPOSITE: dict[Any, bool] = {}
-
-
+@functools.cache  # and no table of our own: what a table holds would count as code in a store's key
 def _is_composite(func) -> bool:
-    if func not in _COMPOSITE:
-        _COMPOSITE[func] = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-    return _COMPOSITE[func]
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def _computed(rule: Callable, rules: Rules, func, args: tuple, kwargs: dict) -> Any:

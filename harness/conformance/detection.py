@@ -274,15 +274,20 @@ def matrix(names: list[str], dtypes: list[str], *, faults: list[tuple[str, dict[
     unknown = [name for name in names if name not in known]
     if unknown:
         raise HarnessError(f"no model is called {', '.join(unknown)}; there are {', '.join(known)}")
-    trials: list[Trial] = []
-    for name in names:
-        for dtype in dtypes:
-            bench = _Bench(known[name], dtype, device)
-            trials += faulty(bench, faults)
-            trials += benign(bench)
-            for seed in range(1, seeds):
-                trials += benign(_Bench(known[name], dtype, device, seed))
-    return trials
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the models are small: threads would wait for one another
+    try:
+        return [each for name in names for dtype in dtypes for each in _trials(known[name], dtype, device, faults, seeds)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _trials(subject: Subject, dtype: str, device: Device, faults: list[tuple[str, dict[str, Any]]], seeds: int) -> Iterator[Trial]:
+    bench = _Bench(subject, dtype, device)
+    yield from faulty(bench, faults)
+    yield from benign(bench)
+    for seed in range(1, seeds):
+        yield from benign(_Bench(subject, dtype, device, seed))
 
 
 # ---------------------------------------------------------------------------------------------------------- the report

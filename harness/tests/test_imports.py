@@ -24,7 +24,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "pairs": {"compare", "gate"},
     "models": {"convert", "models"},
     "bench": {"device", "infer", "models", "reference", "report"},
-    "conformance": {"device", "emulator", "numerics"},
+    "conformance": {"case", "compare", "device", "emulator", "forecast", "gate", "models", "numerics", "reference"},
     "doctor": {"device"},
     "infer": {"convert", "device", "models", "reference"},
     "plugin": {"bench", "case", "clean", "device", "emulator", "gate", "reference", "report", "store"},

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -428,3 +429,147 @@ def test_idle(plant_fault):
     result = user.runpytest_inprocess("--device", "emulated")
     result.assert_outcomes(passed=3, errors=1)
     result.stdout.fnmatch_lines(["*planted and never met: aclnnGelu:nan*"])
+
+
+# ------------------------------------------------------------------------------------- the references, and what judges by them
+
+FLOORED = (
+    CASE
+    + """
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(16, 64), torch.nn.Linear(64, 64)
+    def forward(self, x):
+        return self.second(torch.nn.functional.silu(self.first(x)))
+
+@pytest.mark.parametrize("seed", [1, 2], ids=lambda seed: f"seed{seed}")
+def test_precision(precision, seed):
+    precision(Case(name="small", model=Small, inputs=tokens, dtype="DTYPE"), seed)
+"""
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_floor_is_what_judges_by_default_and_every_reference_is_shown(user, dtype):
+    write(user, FLOORED.replace("DTYPE", dtype))
+    assert user.runpytest_inprocess("--device", "emulated").ret == 0
+    row = stored(user)["rows"][0]
+    assert row["preset"] == "floor" and row["conditioning"] > 0 and row["rerun"] == {} and row["threads"] > 0
+    assert 0.5 < row["forecast_ratio"] < 2 and 0.2 < row["golden_ratio"] < 5
+    assert row["forecast"].startswith("Ascend: convolutions in HF32")
+    assert {"comparison", "golden", "cpu", "forecast"} <= row["measured"]["output"].keys()
+    text = markdown(user)
+    assert "measured / forecast" in text and "Limits: preset floor." in text and "Conditioning: moving every input" in text
+
+
+def test_a_small_factor_that_no_element_shows_fails_the_floor_and_passes_the_card(user):
+    write(user, FLOORED.replace("DTYPE", "float32"))
+    fault = ("--device", "emulated", "--fault", "aclnnAddmm:scale:by=1.000003")
+    assert user.runpytest_inprocess(*fault).ret == 1
+    reasons = " ".join(stored(user)["rows"][0]["reasons"])
+    assert "gain_ratio" in reasons and "allowed); a limit of" in reasons
+    assert user.runpytest_inprocess(*fault, "--preset", "card").ret == 0
+    assert stored(user)["rows"][0]["preset"] == "card"
+
+
+def test_stored_results_are_judged_again_by_another_preset(user, capsys):
+    from harness.cli import main
+
+    write(user, FLOORED.replace("DTYPE", "float32"))
+    user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnAddmm:scale:by=1.000003", "--preset", "card")
+    path = str(user.path / "reports" / "precision.json")
+    capsys.readouterr()
+    assert main(["judge", path]) == 0
+    assert "card" not in capsys.readouterr().err
+    assert main(["judge", path, "--preset", "floor"]) == 1
+    out = capsys.readouterr().out
+    assert "2 FAIL" in out and "gain_ratio" in out and re.search(r"\| +PASS +\|", out)  # what was stored stands beside
+    assert main(["judge", path, "--preset", "nice"]) == 1
+    assert "no preset is called 'nice'" in capsys.readouterr().err
+
+
+def test_a_device_that_differs_from_run_to_run_is_marked_with_its_size(user):
+    write(user, FLOORED.replace("DTYPE", "float32"))
+    user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnAddmm:noise:by=1e-7", "-k", "seed1")
+    row = stored(user)["rows"][0]
+    assert "NONDETERMINISTIC" in row["marks"] and 0 < row["rerun"]["rel_l2"] < 1e-6
+    assert "the device's second run differs from its first by" in markdown(user)
+
+
+def test_a_reference_that_differs_from_run_to_run_fails_when_asked(user):
+    source = FLOORED.replace("DTYPE", "float32").replace("return self.second", "x = x + 1e-3 * torch.rand(()).to(x.device); return self.second")
+    write(user, source)
+    user.runpytest_inprocess("--device", "cpu", "--rerun-reference", "-k", "seed1")
+    assert any("REFERENCE UNSTABLE: two runs on the CPU differ" in reason for reason in stored(user)["rows"][0]["reasons"])
+    write(user, FLOORED.replace("DTYPE", "float32"))
+    assert user.runpytest_inprocess("--device", "cpu", "--rerun-reference").ret == 0
+
+
+def test_a_model_without_float64_says_so(user):
+    source = FLOORED.replace("DTYPE", "float32").replace("return self.second", "assert x.dtype != torch.float64, 'no float64 here'; return self.second")
+    write(user, source)
+    assert user.runpytest_inprocess("--device", "cpu", "-k", "seed1").ret == 1
+    assert any("no float64 reference was measured" in reason for reason in stored(user)["rows"][0]["reasons"])
+    assert "NO GOLDEN: the model does not run in float64" in markdown(user) and "no float64 here" in markdown(user)
+
+
+def test_a_second_run_reads_the_store_and_a_damaged_entry_is_computed_again(user):
+    write(user, FLOORED.replace("DTYPE", "float32"))
+    arguments = ("--device", "emulated", "--reference-store", str(user.path / "store"), "-p", "no:warnings")
+    assert user.runpytest_inprocess(*arguments).ret == 0
+    first = stored(user)["rows"]
+    assert [row["stored"] for row in first] == [[], []]
+    assert user.runpytest_inprocess(*arguments).ret == 0
+    second = stored(user)["rows"]
+    assert second[0]["stored"] == ["cpu", "forecast", "golden", "moved"] and "read from the reference store" in markdown(user)
+    for before, after in zip(first, second):
+        assert before["expected_sha256"] == after["expected_sha256"] and before["measured"] == after["measured"]
+    for path in (user.path / "store").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-9])
+    result = user.runpytest_subprocess(*arguments[:-2])
+    assert result.ret == 0 and "it was removed and is computed again" in result.stdout.str()
+    assert [row["measured"] for row in stored(user)["rows"]] == [row["measured"] for row in first]
+    source = FLOORED.replace("DTYPE", "float32").replace("silu(self.first(x))", "silu(self.first(x) * 2)")
+    write(user, source)
+    assert user.runpytest_inprocess(*arguments).ret == 0
+    assert stored(user)["rows"][0]["stored"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--preset", "nice"), "--preset: there is no 'nice'; there are floor"), (("--reference-store", "/proc/none"), "--reference-store: reference store")],
+)
+def test_settings_that_cannot_be_stop_the_session(user, arguments, words):
+    write(user, FLOORED.replace("DTYPE", "float32"))
+    result = user.runpytest_inprocess("--device", "cpu", *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and words in result.stderr.str()
+    assert not (user.path / "reports" / "precision.json").exists()
+
+
+SWIN = """
+import pytest, torch
+from harness import Case
+
+def swin():
+    from transformers import SwinConfig, SwinModel
+    sizes = dict(image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4)
+    model = SwinModel(SwinConfig(**sizes, attn_implementation="sdpa"))
+    for name, parameter in model.named_parameters():
+        if "relative_position_bias_table" in name:
+            parameter.data.normal_(std=2.0)
+    return model
+
+def test_precision(precision):
+    case = Case(name="swin", model=swin, inputs=lambda g: torch.randn(1, 3, 32, 32, generator=g), forward=lambda m, x: m(x).last_hidden_state)
+    precision(case, 1)
+"""
+
+
+def test_a_transformers_model_is_held_against_a_reference_that_saw_no_npu(user):
+    """On a machine with an NPU transformers makes a boolean mask of swin's position bias, on the CPU too: both sides would be wrong alike."""
+    write(user, SWIN)
+    result = user.runpytest_subprocess("--device", "emulated", "-p", "no:warnings")
+    row = stored(user)["rows"][0]
+    assert result.ret == 1 and row["status"] == "FAIL" and row["golden_rel_l2"] > 1e-2
+    assert "in the process without torch_npu" in row["reference"] and row["cpu_golden_rel_l2"] < 1e-5
