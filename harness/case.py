@@ -23,6 +23,7 @@ from harness.store import Key, code_digest, key_of, weights_digest
 
 
 FLOOR = Tolerance(preset="floor")
+TOP = 5  # largest logits whose agreement is counted beside the largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +171,7 @@ class _Cpu:
             models.digests[of_model] = weights_digest(base), code_digest(base, case.forward)
         weights, code = models.digests[of_model]
         more = {"rules": None if rules is None else asdict(rules), "clean": self.clean}
+        more |= {"cpu": "any", "torch": torch.__version__.partition("+")[0]}  # a store is carried from machine to machine
         return key_of(role=role, weights=weights, code=code, inputs=self.inputs_sha256, dtype=case.dtype, **more)
 
 
@@ -315,6 +317,7 @@ def _decide(case: Case, actual: dict[str, Tensor], expected: dict[str, Tensor]) 
     if left is None or left.shape != right.shape:
         return None  # a failure of its own
     scores = right.double()
+    overlap = _overlap(left.double(), scores)
     left, right = left.double().argmax(-1, keepdim=True), scores.argmax(-1, keepdim=True)
     same = ((left == right) | (scores.gather(-1, left) == scores.gather(-1, right))).reshape(-1)
     left, right = left.reshape(-1), right.reshape(-1)
@@ -326,10 +329,21 @@ def _decide(case: Case, actual: dict[str, Tensor], expected: dict[str, Tensor]) 
     return Decisions(
         count=right.numel(),
         agree=int(same.sum()),
+        **overlap,
         correct_actual=None if labels is None else int((left == labels).sum()),
         correct_expected=None if labels is None else int((right == labels).sum()),
         first=None if first is None else (first, int(left[first]), int(right[first])),
     )
+
+
+def _overlap(left: Tensor, right: Tensor) -> dict[str, Any]:
+    """How much the k largest elements of each row are the same ones: 5, or half of a short row."""
+    k = min(TOP, right.shape[-1] // 2) if right.dim() else 0
+    if not k or not right.numel():
+        return {}
+    first, second = left.topk(k).indices, right.topk(k).indices
+    shared = (first[..., :, None] == second[..., None, :]).any(-1)
+    return {"k": k, "topk": float(shared.double().mean())}
 
 
 def _with_fallbacks(verdict: Verdict, fell_back: list[str]) -> Verdict:

@@ -123,6 +123,8 @@ class Decisions:
     correct_actual: int | None = None  # decisions equal to the label; None without labels
     correct_expected: int | None = None
     first: tuple[int, int, int] | None = None  # of the first that differs: its index, actual's decision, expected's
+    k: int | None = None  # largest logits that are looked at beside the largest
+    topk: float | None = None  # share of expected's k largest that are among actual's, over all decisions
 
     @property
     def top1(self) -> float:

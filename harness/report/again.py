@@ -42,7 +42,7 @@ def _decisions(kept: Mapping[str, Any] | None) -> Decisions | None:
     if kept is None:
         return None
     first = None if kept["first"] is None else tuple(kept["first"])
-    return Decisions(**{name: kept[name] for name in ("count", "agree", "correct_actual", "correct_expected")}, first=first)
+    return Decisions(**{name: kept[name] for name in ("count", "agree", "correct_actual", "correct_expected", "k", "topk")}, first=first)
 
 
 def verdicts_text(found: Iterable[tuple[Mapping[str, Any], Verdict]], *, title: str) -> str:

@@ -86,7 +86,7 @@ def _accuracy_table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str])
     decided = any(row["decisions"] for row in rows)
     columns = [words["seed"], "max_diff", "mean_diff", "cos_sim", "rel_l2", "token cos_sim"]
     columns += [words["to_golden"], words["cpu_to_golden"], words["golden_ratio"], words["forecast_ratio"]]
-    columns += [words["top1"], words["accuracy_device"], words["accuracy_cpu"]] if decided else []
+    columns += [words["top1"], words["topk"], words["accuracy_device"], words["accuracy_cpu"]] if decided else []
     body = []
     for row in rows:
         cells = [MISSING if row["seed"] is None else str(row["seed"])]
@@ -96,7 +96,7 @@ def _accuracy_table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str])
         cells += [_times(row["golden_ratio"]), _times(row["forecast_ratio"])]
         if decided:
             made = row["decisions"] or {}
-            cells += [_share(made.get(name)) for name in ("top1", "accuracy", "expected_accuracy")]
+            cells += [_share(made.get(name)) for name in ("top1", "topk", "accuracy", "expected_accuracy")]
         body.append((*cells, _result(row)))
     return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=0)
 

@@ -138,3 +138,12 @@ def test_decisions_on_an_output_that_is_not_there_are_refused():
         validate(case(decisions="logits"), 42, Broken())
     with pytest.raises(CaseError, match="5 labels for 3 decisions"):
         validate(case(decisions="output", labels=torch.zeros(5)), 42, Broken())
+
+
+def test_the_share_of_the_largest_logits_that_both_have_is_counted():
+    expected = torch.arange(20.0).repeat(2, 1)
+    actual = expected.clone()
+    actual[0, 0], actual[0, 17] = 18.5, 0.0  # one of the five largest is another
+    outputs = iter([expected, actual, actual, expected, expected])
+    verdict = validate(case(forward=lambda model, x: next(outputs), decisions="output", tolerance=Tolerance(max_diff=99.0)), 42, Broken())
+    assert (verdict.decisions.k, verdict.decisions.topk, verdict.decisions.top1) == (5, 0.9, 1.0)
