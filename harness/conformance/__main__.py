@@ -1,11 +1,11 @@
-"""python -m harness.conformance architectures | vendor | bits | symbols | detection."""
+"""python -m harness.conformance architectures | vendor | bits | symbols | detection | floor."""
 
 import importlib
 import sys
 
 from harness.errors import HarnessError
 
-COMMANDS = ("architectures", "vendor", "bits", "symbols", "detection")
+COMMANDS = ("architectures", "vendor", "bits", "symbols", "detection", "floor")
 
 
 def main() -> int:

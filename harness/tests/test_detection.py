@@ -7,8 +7,10 @@ import math
 
 import pytest
 
+from harness.conformance import floor
 from harness.conformance.detection import SUBJECTS, Trial, _Bench, _planted, matrix, text
 from harness.device import open_device
+from harness.models.aimv2 import AIMv2Config
 
 
 @pytest.fixture(scope="module", params=[("causal", "float32"), ("convolutional", "bfloat16")], ids=" ".join)
@@ -61,3 +63,16 @@ def test_the_report_counts_what_it_was_given():
     assert "3 faults planted, 2 above the size" in said and "1 benign changes" in said
     assert "| floor | 1 of 2 | 1 of 1 | 0 of 1 |" in said and "| cann | 0 of 2 | 0 of 1 | 1 of 1 |" in said
     assert "| m | float32 | b scale | late | 9 |  |" in said and "| m | float32 | rerun (1) | cann |" in said
+
+
+def test_the_forecast_says_what_the_device_loses_under_every_switch():
+    device = open_device("emulated")
+    found = list(floor.measured(device, AIMv2Config(width=128, depth=6, heads=4, hidden=352, image_size=56), seeds=(1, 2)))
+    errors = {}
+    for each in found:
+        held = each.verdict.references["output"]
+        assert each.verdict.passed and 0.5 < held.golden.rel_l2 / held.forecast.rel_l2 < 2, each
+        errors[each.mode] = held.golden.rel_l2
+    assert errors["float32, no HF32"] < errors["float32, HF32 convolutions"] / 5 < errors["float32, HF32 throughout"] / 5
+    assert errors["float32, HF32 throughout"] < errors["float16"] < errors["bfloat16"]
+    assert "| bfloat16 | 2 |" in floor.text(found, device)
