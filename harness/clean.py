@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from harness import errors
 from harness.errors import CaseError, HarnessError, RunError
@@ -308,6 +309,10 @@ class _Pickler(pickle.Pickler):
         return self._positions[storage._cdata], value.dtype if typed else None
 
     def reducer_override(self, value):
+        if isinstance(value, nn.Module) and parametrize.is_parametrized(value):
+            base = parametrize.type_before_parametrizations(value)
+            self._note(base.__module__)
+            return _blank, (base,), value.__dict__, None, None, _parametrized
         if isinstance(value, types.FunctionType) and not _is_importable(value):
             return _function, self._parts(value)
         if isinstance(value, (type, types.FunctionType)):
@@ -477,7 +482,30 @@ def _adopt(*, threads: int, dtype: torch.dtype, products: str, deterministic: tu
 
 
 def _keep(number: int, model: nn.Module) -> None:
+    _register(model)
     _models[number] = model
+
+
+def _register(model: nn.Module) -> None:
+    """Tell transformers which outputs its models can record: it notes them when one is built, and this one was unpickled."""
+    known = sys.modules.get("transformers.utils.output_capturing")
+    registry = getattr(known, "_CAN_RECORD_REGISTRY", None)
+    if registry is not None:
+        for each in model.modules():
+            if hasattr(each, "_can_record_outputs"):
+                registry[each] = each._can_record_outputs
+
+
+def _blank(base: type) -> nn.Module:
+    return base.__new__(base)
+
+
+def _parametrized(module: nn.Module, state: dict[str, Any]) -> None:
+    """Make a module with parametrized tensors, as of weight_norm, from its base class and its state: its own class was made at run time."""
+    module.__dict__.update(state)
+    parametrize._inject_new_class(module)
+    for name in module.parametrizations:
+        parametrize._inject_property(module, name)
 
 
 def _forget(numbers: list[int]) -> None:

@@ -118,7 +118,8 @@ def run_cpu(
     """
     emulate = dtype == torch.float16 and rules is None and not _has_float16_products()
     begin = time.perf_counter()
-    with rounding(rules) if rules is not None else _Float16Products() if emulate else nullcontext():
+    wide = dtype == torch.float64
+    with rounding(rules) if rules is not None else _Float16Products() if emulate else _Float64Products() if wide else nullcontext():
         outputs = run(model, inputs, forward=forward, where="on the CPU")
     name = f"CPU {str(dtype).removeprefix('torch.')}"
     words = f"{name}, matrix products summed in float32 and rounded once" if emulate else f"{name}, {rules}" if rules else name
@@ -163,6 +164,31 @@ class _Float16Products(TorchDispatchMode):
         if func.overloadpacket not in self.PRODUCTS or not _any_half(args):
             return func(*args, **kwargs)
         return func(*[_widened(each) for each in args], **kwargs).half()
+
+
+class _Float64Products(TorchDispatchMode):
+    """Computes the products of groups, with which mixtures of experts are made, in float64, which torch's kernel lacks."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype == torch.float64:
+            return _grouped_products(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _grouped_products(left: Tensor, right: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+    """torch._grouped_mm: `offs` (G,) says where each group ends, along left's rows, right's columns, or what is summed over, where a side is 2-D."""
+    ends = [] if offs is None else offs.tolist()
+    parts = [slice(*each) for each in zip([0, *ends], ends)]
+    if left.dim() == 3 and right.dim() == 3:
+        found = torch.bmm(left, right)
+    elif left.dim() == 2 and right.dim() == 3:
+        found = torch.cat([left[part] @ right[group] for group, part in enumerate(parts)])
+        found = torch.cat([found, found.new_zeros(left.shape[0] - found.shape[0], found.shape[1])])  # rows of no group
+    elif left.dim() == 3:
+        found = torch.cat([left[group] @ right[:, part] for group, part in enumerate(parts)], 1)
+    else:
+        found = torch.stack([left[:, part] @ right[part] for part in parts])
+    return found if bias is None else found + bias
 
 
 def _any_half(args: tuple) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness import open_device
 from harness.clean import WHERE, CleanProcess, needs_clean
 from harness.errors import CaseError, RunError
 from harness.reference import run_cpu
@@ -301,3 +302,39 @@ def test_it_ends_when_this_process_is_killed():
         time.sleep(0.1)
         parent.kill()
     assert ends_soon(pid)
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3))
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_parametrized_modules_are_sent_too(clean):
+    """As of weight_norm, in wav2vec2: torch refuses to pickle them, since their class is made at run time."""
+    torch.manual_seed(0)
+    model, x = Normed().eval().requires_grad_(False), torch.randn(2, 4, 9)
+    found, _, _ = clean.forward(model, x, **CPU)
+    assert torch.equal(found["output"], model(x))
+
+
+def test_models_that_record_their_hidden_states_do_so_there(clean):
+    """transformers notes which outputs a model can record when it is built; a model that is sent was not built there."""
+    open_device("emulated")  # transformers imports torch_npu
+    from transformers import SegformerConfig, SegformerModel
+
+    sizes = dict(hidden_sizes=[8, 8], depths=[1, 1], num_attention_heads=[1, 1], num_encoder_blocks=2, sr_ratios=[2, 1], patch_sizes=[7, 3], strides=[4, 2])
+    torch.manual_seed(0)
+    model = SegformerModel(SegformerConfig(**sizes, mlp_ratios=[2, 2], image_size=32)).eval().requires_grad_(False)
+    x = {"pixel_values": torch.randn(1, 3, 32, 32), "output_hidden_states": True}
+    found, _, _ = clean.forward(model, x, forward=hidden_states, dtype=torch.float32)
+    expected = model(**x).hidden_states
+    assert len(found) == len(expected) == 2
+    assert all(torch.equal(found[str(index)], each) for index, each in enumerate(expected))
+
+
+def hidden_states(model, inputs):
+    return model(**inputs).hidden_states

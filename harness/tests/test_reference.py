@@ -129,3 +129,20 @@ def test_digests_see_values_dtypes_shapes_and_names():
     seen = {digest({"a": tensor}), digest({"b": tensor}), digest({"a": tensor.view(2, 2)}), digest({"a": tensor.half()}), digest({"a": tensor + 1})}
     assert len(seen) == 5
     assert digest({"a": tensor.view(2, 2).t().contiguous().t()}) == digest({"a": tensor.view(2, 2)})
+
+
+@pytest.mark.parametrize(("left", "right"), [((24, 16), (3, 16, 8)), ((3, 4, 16), (3, 16, 8)), ((8, 24), (24, 16)), ((3, 8, 16), (16, 24))])
+def test_products_of_groups_have_a_float64_reference(left, right):
+    """Mixtures of experts are made of them, and torch's own kernel refuses float64."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(*left, generator=generator).bfloat16(), torch.randn(*right, generator=generator).bfloat16()
+    offs = None if len(left) == len(right) == 3 else torch.tensor([8, 16, 24], dtype=torch.int32)
+
+    class Experts(nn.Module):
+        def forward(self, x, y):
+            return torch._grouped_mm(x, y, offs=offs)
+
+    narrow, _, _ = run_cpu(Experts(), (a, b), forward=None, dtype=torch.bfloat16)
+    golden, _, _ = run_cpu(Experts(), (a.double(), b.double()), forward=None, dtype=torch.float64)
+    assert golden.dtype == torch.float64 and golden.shape == narrow.shape
+    assert float((narrow.double() - golden).norm() / golden.norm()) < 3e-3
