@@ -18,7 +18,7 @@ from harness.device import Device, Stack
 from harness.errors import CaseError, RunError
 from harness.forecast import Rules, rules_of
 from harness.gate import FELL_BACK, NONDETERMINISTIC, Decisions, Evidence, Reason, References, Tolerance, Verdict, is_floating, judge
-from harness.reference import Models, digest, fresh, move, moved_by_one_rounding, run, run_cpu, tensors_of
+from harness.reference import Models, digest, fresh, move, moved_by_one_rounding, roundoff, run, run_cpu, tensors_of
 from harness.store import Key, code_digest, key_of, weights_digest
 
 
@@ -215,20 +215,20 @@ def _conditioning(cpu: _Cpu, golden: dict[str, Tensor] | None) -> float | None:
     Measured once for a model and dtype, in float64, with its first inputs; None where the inputs hold no fractions.
     """
     case, known = cpu.case, cpu.models.conditioning
-    key = (case.model, case.checkpoint, case.weights_seed, case.dtype)
+    key = (case.model, case.checkpoint, case.weights_seed, case.forward, case.dtype)
     if key not in known:
         known[key] = None
         if golden is not None and moved_by_one_rounding(cpu.inputs, case.torch_dtype) is not None:
             moved = cpu.run("moved")[0]
             grown = [compare(moved[name], golden[name]).rel_l2 for name in moved if _fits(name, moved, golden)]
-            known[key] = max(grown) / (torch.finfo(case.torch_dtype).eps / 2) if grown else None
+            known[key] = max(grown) / roundoff(case.torch_dtype) if grown else None
     return known[key]
 
 
 def _differences(again: dict[str, Tensor], first: dict[str, Tensor]) -> dict[str, float]:
     """What two runs of the same thing differ by, the output that differs most; empty where every bit is the same."""
     found = [compare(again[name], first[name]) for name in first if name in again]
-    differing = [each for each in found if not each.comparable or each.unequal - each.nan_expected]
+    differing = [each for each in found if not each.comparable or each.nonfinite_differ or each.unequal > each.nan_expected]
     if not differing:
         return {}
     worst = max(differing, key=lambda each: each.rel_l2 if each.rel_l2 == each.rel_l2 else math.inf)

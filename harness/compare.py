@@ -7,7 +7,7 @@ torch is imported inside, so that importing the package costs nothing.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Comparison:
     balance: float = math.nan  # share of elements above expected less the share below
     max_rel: float = math.nan  # largest |difference| / (|expected| + 1e-7): CANN's MARE
     mean_rel: float = math.nan  # its mean: CANN's MERE
-    max_scaled: float = math.nan  # largest |difference| / (|expected| + rms of its row): outliers, whatever their own size
+    max_scaled: float = math.nan  # largest |difference| / (|expected| + rms of its row, or of all that is flat): outliers of any size
     token_rel_l2: float = math.nan  # largest ‖difference‖ of a row, over the root mean square ‖expected‖ of the rows
     worst_token_diff: tuple[int, ...] | None = None  # the row of it
     ulp_max: float = math.nan  # largest difference in units of the last place of expected, in actual's dtype
@@ -62,6 +62,7 @@ class Comparison:
     flips: int = 0  # rows whose largest element is another one
     flip_margin: float = 0.0  # the largest gap, in expected, between its largest element and the one that actual has as such
     first_flip: tuple[int, ...] | None = None  # the row with that gap
+    flip_value: float = 0.0  # its largest element in expected
     histogram: tuple[tuple[int, int], ...] = ()  # (bin, elements) of |difference|, `STEPS` bins an octave; see `edge`
 
     @property
@@ -75,7 +76,7 @@ class Comparison:
         for number, count in self.histogram:
             seen += count
             if seen >= wanted:
-                return min(edge(number + 1), self.max_diff)
+                return 0.0 if number == 0 else self.max_diff if number > LAST else min(edge(number + 1), self.max_diff)
         return math.nan
 
     @property
@@ -94,6 +95,7 @@ class Comparison:
         return _ratio(self.max_diff, self.rms)
 
 
+LAST = 1018  # the last bin but one of finite float32 numbers; larger differences are in those after it
 STEPS = 4  # bins of the histogram to a factor of two: they are the leading bits of a float32
 
 
@@ -122,6 +124,9 @@ def compare(actual: Tensor, expected: Tensor) -> Comparison:
     """
     import torch
 
+    if actual.is_complex() != expected.is_complex():
+        found = compare(*(each if each.is_complex() else each.to(torch.complex128) for each in (actual, expected)))
+        return replace(found, dtype=_name(actual.dtype), expected_dtype=_name(expected.dtype))
     header = dict(
         shape=tuple(actual.shape),
         expected_shape=tuple(expected.shape),
@@ -142,7 +147,7 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     import torch
 
     tensor = tensor.detach().cpu()
-    tensor = tensor.dequantize() if tensor.is_quantized else tensor.to_dense() if tensor.is_sparse else tensor
+    tensor = tensor.dequantize() if tensor.is_quantized else tensor if tensor.layout == torch.strided else tensor.to_dense()
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
@@ -154,10 +159,25 @@ def _measure(actual: Tensor, expected: Tensor, dtype: str) -> dict:
         return dict.fromkeys((*zeros.split(), "ulp_max", "ulp_mean", "close_atol", "dynamo_atol"), 0.0) | dict(cos_sim=1.0, matched=1.0)
     tokens = len(shape) > 1 and shape[-1] > 1
     width = shape[-1] if tokens else min(actual.numel(), CHUNK)
-    sums = _Sums(tokens=tokens, dtype=dtype, rows=tokens or width == actual.numel() > 1)
+    sums = _Sums(tokens=tokens, dtype=dtype, rows=tokens or width == actual.numel() > 1, rms=_rms(expected))
     for start, left, right in _chunks(actual, expected, width):
         sums.add(start, left, right)
     return sums.numbers(shape)
+
+
+def _rms(tensor: Tensor) -> float:
+    """Root mean square of the finite elements."""
+    import torch
+
+    total = count = 0.0
+    for part in tensor.reshape(-1).split(CHUNK):
+        part = part.double()
+        square = float(torch.dot(part, part))
+        if not math.isfinite(square):
+            part = part[part.isfinite()]
+            square = float(torch.dot(part, part))
+        total, count = total + square, count + part.numel()
+    return _root(total / count) if count else 0.0
 
 
 def _chunks(actual: Tensor, expected: Tensor, width: int):
@@ -173,8 +193,9 @@ def _chunks(actual: Tensor, expected: Tensor, width: int):
 class _Sums:
     """What is carried from chunk to chunk."""
 
-    def __init__(self, tokens: bool, dtype: str, rows: bool):
-        self.tokens, self.rows = tokens, rows
+    def __init__(self, tokens: bool, dtype: str, rows: bool, rms: float):
+        self.tokens, self.rows, self.rms = tokens, rows, rms
+        self.first_differ: tuple[int, float, float] | None = None  # of what is not finite on one side only: its index and the two values
         self.close = CLOSE.get(dtype, (0.0, 0.0))
         self.dynamo = DYNAMO.get(dtype, 0.0)
         self.mantissa, self.smallest = MANTISSA.get(dtype, 0), math.ldexp(1.0, SMALLEST.get(dtype, 0))  # of integers a place is 1
@@ -182,7 +203,7 @@ class _Sums:
         self.gained, self.within = 0.0, 0
         self.close_excess = self.dynamo_excess = -math.inf
         self.token_diff2, self.worst_token_diff = -1.0, 0
-        self.flips, self.flip_margin, self.first_flip = 0, 0.0, None
+        self.flips, self.flip_margin, self.first_flip, self.flip_value = 0, 0.0, None, 0.0
         self.histogram = None
         self.count = self.width = 0
         self.abs_diff = self.diff2 = self.actual2 = self.expected2 = self.dot = 0.0
@@ -202,22 +223,22 @@ class _Sums:
         self.unequal += int(torch.count_nonzero(actual != expected))
         diff2 = torch.linalg.vecdot(diff, diff)
         if not bool(torch.isfinite(diff2).all()):  # rare: only then is every element looked at
-            diff = self._nonfinite(a, e, diff)
+            diff = self._nonfinite(start, a, e, diff)
             diff2 = torch.linalg.vecdot(diff, diff)
-        actual2, expected2 = torch.linalg.vecdot(a, a), torch.linalg.vecdot(e, e)
+        actual2, expected2, dot = torch.linalg.vecdot(a, a), torch.linalg.vecdot(e, e), torch.linalg.vecdot(a, e)
         self.gained += float(torch.linalg.vecdot(diff, e).sum())
         self.signed += float(diff.sum())
         self.above += float(torch.sign(diff).sum())
         magnitude = diff.abs_()
         self.abs_diff += float(magnitude.sum())
         self._find_worst(start, a, e, magnitude)
-        for name, rows in (("diff2", diff2), ("actual2", actual2), ("expected2", expected2)):
+        for name, rows in (("diff2", diff2), ("actual2", actual2), ("expected2", expected2), ("dot", dot)):
             setattr(self, name, getattr(self, name) + float(rows.sum()))
         if self.tokens:
-            self._find_worst_token(start, diff2, actual2, expected2)
+            self._find_worst_token(start, diff2, actual2, expected2, dot)
         self._count(magnitude)
         if self.rows:
-            self._find_flips(start, a, e)
+            self._find_flips(start, actual, expected)
         self._weigh(magnitude, e.abs_(), expected2)  # last, since it works in place
 
     def _count(self, magnitude: Tensor) -> None:
@@ -228,15 +249,18 @@ class _Sums:
         counts = torch.bincount(bits, minlength=1024)
         self.histogram = counts if self.histogram is None else self.histogram + counts
 
-    def _find_flips(self, start: int, a: Tensor, e: Tensor) -> None:
-        left, right = a.argmax(1, keepdim=True), e.argmax(1, keepdim=True)
-        gaps = (e.gather(1, right) - e.gather(1, left)).view(-1)  # equal logits: either is the decision
-        differing = gaps > 0
-        self.flips += int(differing.sum())
+    def _find_flips(self, start: int, actual: Tensor, expected: Tensor) -> None:
+        import torch
+
+        actual, expected = (each.byte() if each.dtype == torch.bool else each for each in (actual, expected))  # bools have no argmax
+        left, right = actual.argmax(1, keepdim=True), expected.argmax(1, keepdim=True)
+        gaps = (expected.gather(1, right).double() - expected.gather(1, left).double()).view(-1)  # equal logits: either is the decision
+        gaps = torch.where((left == right).view(-1), 0.0, gaps).nan_to_num_(nan=0.0, posinf=math.inf)
+        self.flips += int((gaps > 0).sum())
         row = int(gaps.argmax())
         gap = float(gaps[row])
         if gap > self.flip_margin:
-            self.flip_margin, self.first_flip = gap, start // self.width + row
+            self.flip_margin, self.first_flip, self.flip_value = gap, start // self.width + row, float(expected[row, right[row]])
 
     def _weigh(self, magnitude: Tensor, size: Tensor, expected2: Tensor) -> None:
         """Differences against the size of what was expected. Changes both in place."""
@@ -247,10 +271,12 @@ class _Sums:
             setattr(self, name, _largest(getattr(self, name), float(excess.max())))
             if name == "close_excess":
                 self.within += int(torch.count_nonzero(excess <= self.close[1]))
-        scale = torch.add(size, (expected2 / size.shape[1]).sqrt_()[:, None]).reciprocal_().mul_(magnitude)
+        least = self.rms / 10 if self.tokens else self.rms  # a row of nothing is measured by the others
+        scale = torch.add(size, (expected2 / size.shape[1]).sqrt_().clamp_(min=least)[:, None] if self.tokens else least)
+        torch.div(magnitude, scale, out=scale)
         largest = float(scale.max())
-        if math.isnan(largest) and not bool(magnitude.isnan().any()):  # 0 / 0: a row of zeros that was met exactly
-            largest = float(scale.nan_to_num_(nan=0.0).max())
+        if math.isnan(largest) and not bool(magnitude.isnan().any()):  # 0 / 0: nothing was expected, and it was met
+            largest = float(scale.nan_to_num_(nan=0.0, posinf=math.inf).max())
         self.scaled_max = _largest(self.scaled_max, largest)
         torch.div(magnitude, torch.add(size, 1e-7), out=scale)
         self.relative += float(scale.sum())
@@ -262,7 +288,7 @@ class _Sums:
         self.places += float(places.sum())
         self.places_max = _largest(self.places_max, float(places.max()))
 
-    def _nonfinite(self, a: Tensor, e: Tensor, diff: Tensor) -> Tensor:
+    def _nonfinite(self, start: int, a: Tensor, e: Tensor, diff: Tensor) -> Tensor:
         """Count what is not finite and make shared infinities no difference. Zeroes them in `a` and `e`, in place."""
         import torch
 
@@ -271,7 +297,11 @@ class _Sums:
             setattr(self, name, getattr(self, name) + int(torch.count_nonzero(mask)))
         shared = inf_a & (a == e)
         either = nan_a | nan_e | inf_a | inf_e
-        self.nonfinite_differ += int(torch.count_nonzero(either & ~shared & ~(nan_a & nan_e)))
+        differ = (either & ~shared & ~(nan_a & nan_e)).view(-1)
+        self.nonfinite_differ += int(torch.count_nonzero(differ))
+        if self.first_differ is None and bool(differ.any()):
+            first = int(differ.int().argmax())
+            self.first_differ = start + first, float(a.view(-1)[first]), float(e.view(-1)[first])
         for tensor in (a, e, diff):
             tensor.masked_fill_(shared, 0.0)
         return diff
@@ -284,11 +314,11 @@ class _Sums:
         self.max_diff, self.worst = found, start + flat
         self.worst_values = (float(a.view(-1)[flat]), float(e.view(-1)[flat]))
 
-    def _find_worst_token(self, start: int, diff2: Tensor, actual2: Tensor, expected2: Tensor) -> None:
+    def _find_worst_token(self, start: int, diff2: Tensor, actual2: Tensor, expected2: Tensor, dot: Tensor) -> None:
         largest = int(diff2.argmax())
         if not float(diff2[largest]) <= self.token_diff2 and not math.isnan(self.token_diff2):
             self.token_diff2, self.worst_token_diff = float(diff2[largest]), start // self.width + largest
-        distance = _cos_distance_rows(diff2, actual2, expected2)
+        distance = _cos_distance_rows(diff2, actual2, expected2, dot)
         row = int(distance.argmax())
         found = float(distance[row])
         if math.isnan(self.token_distance) or not (found > self.token_distance or math.isnan(found)):
@@ -297,7 +327,11 @@ class _Sums:
 
     def numbers(self, shape: tuple[int, ...]) -> dict:
         """The fields of a Comparison."""
-        distance = _cos_distance(self.diff2, self.actual2, self.expected2)
+        distance = _cos_distance(self.diff2, self.actual2, self.expected2, self.dot)
+        if self.diff2 == 0 and self.max_diff > 0:  # the squares of float64 numbers below 1e-162 are zero: nothing can be said
+            self.diff2 = distance = math.nan
+        if self.first_differ is not None:
+            self.worst, *self.worst_values = self.first_differ
         found = dict(
             max_diff=self.max_diff,
             mean_diff=self.abs_diff / self.count,
@@ -328,6 +362,7 @@ class _Sums:
             matched=self.within / self.count,
             flips=self.flips,
             flip_margin=self.flip_margin,
+            flip_value=self.flip_value,
             first_flip=None if self.first_flip is None else _unravel(self.first_flip, shape[:-1]),
             histogram=tuple((number, count) for number, count in enumerate(self.histogram.tolist()) if count),
         )
@@ -343,21 +378,28 @@ def _largest(one: float, other: float) -> float:
     return math.nan if math.isnan(one) or math.isnan(other) else max(one, other)
 
 
-def _cos_distance(diff2: float, actual2: float, expected2: float) -> float:
-    """1 - cosine, from squared norms; two zero vectors point the same way, a zero and another do not."""
+def _cos_distance(diff2: float, actual2: float, expected2: float, dot: float) -> float:
+    """1 - cosine, from squared norms and the product; two zero vectors point the same way, a zero and another do not.
+
+    Near 0 by the difference, in which nothing cancels; away from it by the cosine, since there the norms may be far apart.
+    """
     if actual2 == 0 or expected2 == 0:
         return 0.0 if actual2 == expected2 else 1.0
+    product = _root(actual2) * _root(expected2)
+    plain = 1 - dot / product if product else math.nan
     gap = _root(actual2) - _root(expected2)
-    distance = (diff2 - gap * gap) / (2 * _root(actual2) * _root(expected2))
-    return 0.0 if distance < 0 else distance  # below zero only by rounding; NaN stays
+    distance = plain if plain > 0.01 else (diff2 - gap * gap) / (2 * product) if product else math.nan
+    return min(max(distance, 0.0), 2.0) if distance == distance else distance
 
 
-def _cos_distance_rows(diff2: Tensor, actual2: Tensor, expected2: Tensor) -> Tensor:
+def _cos_distance_rows(diff2: Tensor, actual2: Tensor, expected2: Tensor, dot: Tensor) -> Tensor:
     """`_cos_distance` of every row."""
     import torch
 
     left, right = actual2.sqrt(), expected2.sqrt()
-    distance = ((diff2 - (left - right).square_()) / (2 * left * right)).clamp_(min=0.0)
+    product = left * right
+    plain = 1 - dot / product
+    distance = torch.where(plain > 0.01, plain, (diff2 - (left - right).square_()) / (2 * product)).clamp_(0.0, 2.0)
     zero = (actual2 == 0) | (expected2 == 0)
     return torch.where(zero, (actual2 != expected2).double(), distance) if bool(zero.any()) else distance
 

@@ -95,6 +95,9 @@ class References:
     def ratios(self) -> dict[str, float]:
         """The device's error to float64 over the floor, by limit. At or below 1 it is as good as a healthy device is expected to be."""
         least = ROUNDOFF.get(self.cpu.dtype, 0.0) / 2  # a floor of zero would judge a last place
+        if self.golden.rms == 0:  # nothing was expected: there is no relative error
+            whole, element = _ratio(self.golden.rmse, self.floor("rmse")), _ratio(self.golden.max_diff, self.floor("max_diff"))
+            return dict.fromkeys(FLOORED, 0.0) | {"forecast_ratio": whole, "token_ratio": element, "outlier_ratio": element}
         worst = {name: max(self.floor(name), least) for name in ("rel_l2", "token_rel_l2", "max_scaled")}
         share = worst["rel_l2"] * (SHARED if self.golden.numel >= MANY else 1)
         known = math.sqrt(2) * self.cpu.rel_l2 + worst["rel_l2"] * TIES
@@ -108,7 +111,9 @@ class References:
         }
 
 
-ROUNDOFF = {"float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8, "float64": 2**-53}  # half a last place, relative
+ROUNDOFF = {  # half a last place, relative; of float64 128 times that, since there is no wider reference to measure its sums by
+    "float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8, "float64": 2**-46, "complex64": 2**-24, "complex128": 2**-46,
+}  # fmt: skip
 MANY = 1000  # elements from which a mean says more than one element
 TIES = 1 / 32  # of the floor may hang on how ties are rounded: one HF32 operand in 4,096 is one, 1/64 of the error's norm, twice
 SHARED = 1 / 16  # of the floor may be a factor or a shift that all elements share: independent roundings share almost none
@@ -264,11 +269,11 @@ class Check:
 
 def _enough(found: float, down: bool = False) -> str:
     """The smallest limit that would have passed, to three digits on the passing side."""
-    if not math.isfinite(found):
+    if not math.isfinite(found) or down and found < 0:
         return "; no limit would pass"
     if down:
         return f"; a limit of {math.floor(found * 1e9) / 1e9:.9f} would pass"
-    if found == 0:
+    if found < 1e-300:
         return ""
     step = 10.0 ** (math.floor(math.log10(found)) - 2)
     return f"; a limit of {math.ceil(found / step) * step:.2e} would pass"
@@ -290,8 +295,9 @@ def judge(
     known = references or {}
     only = len(named) == 1
     failures = [reason for name, found in named.items() for reason in _failures("" if only else name, found, known.get(name), tolerance)]
-    if decisions is not None:
-        failures += _decision_failures(decisions, tolerance)
+    failures += _decision_failures(decisions, tolerance)
+    if named and not any(found.numel for found in named.values() if found.comparable) and not failures:
+        failures.append(Reason(criterion="empty", text="every output has zero elements: nothing was compared; give inputs that bring some"))
     return Verdict(comparisons=named, failures=tuple(failures), tolerance=tolerance, decisions=decisions, references=known)
 
 
@@ -320,9 +326,12 @@ def _failures(output: str, found: Comparison, references: References | None, tol
     if not found.numel:
         return failures
     if references is None and (tolerance.preset in ("floor", "sharp", "dynamo") or any(name in FLOORED for name in tolerance.limits())):
-        return [*failures, reason("golden", f"no float64 reference was measured: preset {tolerance.preset or 'floor'!r} cannot judge")]
-    checks = [check for check in _checks(found, references, tolerance) if not check.holds]
-    return failures + [reason(check.name, check.text, check.found, check.limit) for check in checks]
+        return [*failures, reason("golden", _no_golden_text(tolerance))]
+    checks = _checks(found, references, tolerance)
+    if not checks and not tolerance.preset and tolerance.top1 is None:
+        names = ", ".join(tolerance.limits())
+        failures.append(reason("limits", f"none of the limits ({names}) can judge an output of shape {found.shape}; set rel_l2 or cos_sim, or name a preset"))
+    return failures + [reason(check.name, check.text, check.found, check.limit) for check in checks if not check.holds]
 
 
 def _checks(found: Comparison, references: References | None, tolerance: Tolerance) -> list[Check]:
@@ -381,7 +390,7 @@ def _floor(found: Comparison, references: References) -> list[Check]:
     if found.worst_token is None:
         del limits["token_ratio"]
     checks = [_check(references.golden, name, limit, ratios[name]) for name, limit in limits.items()]
-    largest = max(references.floor("max_diff"), ROUNDOFF.get(found.dtype, 0.0) * found.rms)
+    largest = max(references.floor("max_diff"), ROUNDOFF.get(found.dtype, 0.0) * max(found.rms, abs(references.golden.flip_value)))
     return [*checks, _check(references.golden, "flip_margin", 2 * times * largest)]
 
 
@@ -436,14 +445,17 @@ def _pair(found: Comparison, references: References | None) -> list[Check]:
     if found.worst_token is None:
         del limits["token_rel_l2"]
     checks = [_check(found, name, limit) for name, limit in limits.items()]
-    return [*checks, _check(found, "flip_margin", 16 * found.rmse)]
+    return [*checks, _check(found, "flip_margin", max(16 * found.rmse, 8 * ROUNDOFF.get(found.dtype, 0.0) * abs(found.flip_value)))]
 
 
 PRESETS = {"floor": _floor, "sharp": _sharp, "card": _card, "cann": _cann, "dynamo": _dynamo, "close": _close, "pair": _pair}
 
 
-def _decision_failures(decisions: Decisions, tolerance: Tolerance) -> list[Reason]:
+def _decision_failures(decisions: Decisions | None, tolerance: Tolerance) -> list[Reason]:
     limit = tolerance.top1
+    if limit is not None and decisions is None:
+        text = "top1 is a limit and no decisions were compared; name the output that holds the logits: Case(decisions=…)"
+        return [Reason(criterion="top1", text=text)]
     if limit is None or Check(name="top1", found=decisions.top1, limit=limit).holds:
         return []
     text = f"top-1 decisions agree on {decisions.agree} of {decisions.count} inputs (at least {limit:.1%} required)"
@@ -452,8 +464,15 @@ def _decision_failures(decisions: Decisions, tolerance: Tolerance) -> list[Reaso
     return [Reason(criterion="top1", text=text, found=decisions.top1, allowed=limit)]
 
 
+def _no_golden_text(tolerance: Tolerance) -> str:
+    what = f"preset {tolerance.preset!r}" if tolerance.preset else "a limit in units of the floor"
+    return f"no float64 reference was measured, so {what} cannot judge; give limits of your own, such as Tolerance(rel_l2=…, reason=…), or compare with --golden"
+
+
 def _overflow_text(references: References) -> str:
     count = references.cpu.nonfinite_differ
+    if references.cpu.nan_expected + references.cpu.inf_expected > references.cpu.nan_actual + references.cpu.inf_actual:
+        return f"{count} elements of the float64 result are not finite where the CPU's {references.cpu.dtype} is: nothing can be said of them"
     return f"{count} elements of the CPU's own result are not finite where float64 is: {references.cpu.dtype} cannot hold this model"
 
 

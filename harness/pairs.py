@@ -1,11 +1,12 @@
 """Two files or folders of tensors, paired by name and judged: python -m harness compare A B.
 
 Every name on either side is a row. What is missing, unreadable, of another shape or of another dtype is a FAIL, and so is to have found
-nothing. One pair is in memory at a time; nothing that is read can run code.
+nothing. One pair is in memory at a time, but for .pt files, which are read whole; nothing that is read can run code.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from harness.compare import compare
 from harness.errors import HarnessError
-from harness.gate import Reason, References, Tolerance, Verdict, judge
+from harness.gate import Reason, References, Tolerance, Verdict, is_floating, judge
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,19 @@ def _verdict(name: str, sides: list[_Side], tolerance: Tolerance) -> Verdict:
             failures.append(Reason(criterion="output", text=f"{side.path}: {error}"))
     if failures:
         return Verdict(failures=tuple(failures), comparisons={})
+    try:
+        return _judged(read, tolerance)
+    except (RuntimeError, NotImplementedError, TypeError) as error:  # a layout that has no elements to look at
+        return Verdict(failures=(Reason(criterion="output", text=f"cannot be compared: {_words(error)}"),))
+
+
+def _judged(read: list[Tensor], tolerance: Tolerance) -> Verdict:
     found = compare(read[0], read[1])
-    if len(read) < 3:
+    if len(read) < 3 or not is_floating(found.expected_dtype):
         return judge(found, tolerance)
-    if read[2].shape != read[1].shape:
-        failure = Reason(criterion="golden", text=f"the golden tensor has shape {tuple(read[2].shape)} where {found.expected_shape} was expected")
+    dtype = str(read[2].dtype).removeprefix("torch.")
+    if read[2].shape != read[1].shape or dtype not in ("float64", "complex128"):
+        failure = Reason(criterion="golden", text=f"the golden tensor is {dtype} {tuple(read[2].shape)} where float64 {found.expected_shape} was expected")
         return replace(judge(found, Tolerance(preset="pair")), failures=(failure,))
     held = References(golden=compare(read[0], read[2]), cpu=compare(read[1], read[2]))
     return judge(found, tolerance, references={"output": held})
@@ -79,10 +88,10 @@ class _Side:
         self.tensors: dict[str, Callable[[], Tensor]] = {}
         self.broken: dict[str, str] = {}
         if path.is_dir():
-            for file in sorted(each for each in path.rglob("*") if each.suffix in SUFFIXES and each.is_file()):
+            for file in _files(path, self.broken):
                 self._open(file, file.relative_to(path).with_suffix("").as_posix())
         elif path.exists():
-            if path.suffix not in SUFFIXES:
+            if path.suffix.lower() not in SUFFIXES:
                 raise HarnessError(f"{path}: a file of {', '.join(SUFFIXES)} or a folder of them was expected")
             self._open(path, "")
         else:
@@ -90,7 +99,9 @@ class _Side:
 
     def _open(self, file: Path, prefix: str) -> None:
         try:
-            found = _READERS[file.suffix](file)
+            found = _READERS[file.suffix.lower()](file)
+            if not found:
+                raise ValueError("it holds no tensor")
         except Exception as error:  # noqa: BLE001  a damaged file raises whatever its library raises
             self.broken[prefix or file.stem] = f"cannot read {file.name}: {_words(error)}"
             return
@@ -104,12 +115,29 @@ class _Side:
         if name in self.broken:
             raise Unreadable(self.broken[name])
         if name not in self.tensors:
-            whole = next((each for each in self.broken if name.startswith(f"{each}/") or "/" not in name), None)
+            whole = next((each for each in self.broken if name.startswith(f"{each}/") or not self.path.is_dir()), None)
             raise Unreadable(self.broken[whole] if whole is not None else f"there is no {name!r}")
         try:
             return self.tensors[name]()
         except Exception as error:  # noqa: BLE001
             raise Unreadable(f"cannot read {name!r}: {_words(error)}") from None
+
+
+def _files(folder: Path, broken: dict[str, str]) -> list[Path]:
+    """The files of tensors under a folder, through links too; what cannot be listed goes to `broken`."""
+
+    def unlisted(error: OSError) -> None:
+        broken[Path(error.filename).relative_to(folder).as_posix()] = f"cannot list the folder: {_words(error)}"
+
+    found, seen = [], set()
+    for place, inner, names in os.walk(folder, onerror=unlisted, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen and os.path.islink(place):
+            inner.clear()  # a link to where we have been: a circle
+            continue
+        seen.add(real)
+        found += [Path(place, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
+    return sorted(found)
 
 
 def _words(error: Exception) -> str:
@@ -154,7 +182,12 @@ def _tensor(array) -> Tensor:
 def _pt(file: Path) -> Mapping[str, Callable[[], Tensor]]:
     import torch
 
-    return {name: lambda tensor=tensor: tensor for name, tensor in _named(torch.load(file, map_location="cpu", weights_only=True), "")}
+    found: dict[str, Callable[[], Tensor]] = {}
+    for name, tensor in _named(torch.load(file, map_location="cpu", weights_only=True), ""):
+        if name in found:
+            raise ValueError(f"two tensors in it have the name {name!r}")
+        found[name] = lambda tensor=tensor: tensor
+    return found
 
 
 def _named(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -162,6 +195,8 @@ def _named(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
     if isinstance(value, torch.Tensor):
         yield prefix, value
+    elif isinstance(value, (bool, int, float, complex)):  # a loss, a step
+        yield prefix, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
     elif isinstance(value, Mapping):
         for name, each in value.items():
             yield from _named(each, f"{prefix}.{name}" if prefix else str(name))
@@ -170,4 +205,4 @@ def _named(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
             yield from _named(each, f"{prefix}.{index}" if prefix else str(index))
 
 
-_READERS = {".safetensors": _safetensors, ".npy": _npy, ".npz": _npz, ".pt": _pt, ".pth": _pt, ".bin": _pt}
+_READERS = {".safetensors": _safetensors, ".npy": _npy, ".npz": _npz, ".pt": _pt, ".pth": _pt, ".bin": _pt, ".ckpt": _pt}

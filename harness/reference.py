@@ -126,10 +126,16 @@ def run_cpu(
     return outputs, (time.perf_counter() - begin) * 1e3, words
 
 
+def roundoff(dtype: torch.dtype) -> float:
+    """The largest relative error of one rounding: half a last place; of float64, in which it is to be seen, a whole one."""
+    eps = torch.finfo(dtype).eps
+    return eps if dtype == torch.float64 else eps / 2
+
+
 def moved_by_one_rounding(inputs: Any, dtype: torch.dtype) -> Any | None:
     """Float64 inputs, each number of them off by half a last place of `dtype`, up or down by a seeded draw; None where none is a fraction."""
     generator = torch.Generator().manual_seed(0)
-    roundoff = torch.finfo(dtype).eps / 2
+    step = roundoff(dtype)
     touched = False
 
     def nudge(tensor: Tensor) -> Tensor:
@@ -137,8 +143,8 @@ def moved_by_one_rounding(inputs: Any, dtype: torch.dtype) -> Any | None:
         if not tensor.is_floating_point():
             return tensor
         touched = True
-        signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-        return tensor * (1 + roundoff * signs)
+        signs = (torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1).double()  # float32 has no room for 1 + its roundoff
+        return tensor * (1 + step * signs)
 
     nudged = _each(inputs, nudge)
     return nudged if touched else None

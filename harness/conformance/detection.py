@@ -1,6 +1,6 @@
 """The criteria put to the test: faults planted in the emulated device, and changes that are none, each judged by every preset.
 
-    python -m harness.conformance detection [--models digits llama …] [--dtypes float32 …] [--output FILE]
+    python -m harness.conformance detection [--models digits causal …] [--dtypes float32 …] [--output FILE]
 
 A fault's size is its damage: how far it moves the output, ‖faulty - sound‖ / ‖sound‖, in units of the floor, what a sound device is
 expected to lose. `floor` promises to catch what moves the output by more than its slack and one: 3 floors for a thousand elements and more.

@@ -20,29 +20,37 @@ def judged(report: Mapping[str, Any], preset: str | None) -> list[tuple[Mapping[
 
     Raises: HarnessError when a row holds no numbers that can be judged again.
     """
-    return [(row, _verdict(row, preset)) for row in report["rows"]]
+    if preset:
+        Tolerance(preset=preset)  # says which there are
+    found = []
+    for row in report["rows"]:
+        try:
+            found.append((row, _verdict(row, preset)))
+        except (KeyError, TypeError, AttributeError) as error:
+            test = row.get("test") if isinstance(row, dict) else row
+            raise HarnessError(f"row {test!r} is not one that this version reads ({type(error).__name__}: {error}); write the report again with `pytest -k precision`") from None
+    return found
 
 
 def _verdict(row: Mapping[str, Any], preset: str | None) -> Verdict:
     if row["status"] in ("ERROR", "SKIPPED"):
         return (error if row["status"] == "ERROR" else skipped)("; ".join(row["reasons"]))
-    try:
-        measured, criteria = row["measured"], row["criteria"]
-        own = Tolerance(preset=row["preset"], reason=row["limits_reason"] or "as stored", **row["limits"]) if not preset else Tolerance(preset=preset)
-    except (KeyError, TypeError) as found:
-        raise HarnessError(f"{row.get('test')}: the row lacks {found}; write the report again with `pytest -k precision`") from None
+    measured, criteria = row["measured"], row["criteria"]
+    limits = {name: float(limit) for name, limit in row["limits"].items()}
+    own = Tolerance(preset=preset) if preset else Tolerance(preset=row["preset"], reason=row["limits_reason"] or "as stored", **limits)
     comparisons = {name: comparison_of(kept["comparison"]) for name, kept in measured.items()}
     references = {name: held for name, kept in measured.items() if (held := references_of(kept)) is not None}
     verdict = judge(comparisons, own, decisions=_decisions(row["decisions"]), references=references)
     kept = tuple(Reason(criterion=criterion, text=text) for criterion, text in zip(criteria, row["reasons"]) if criterion in KEPT)
-    return replace(verdict, failures=(*kept, *verdict.failures), marks=tuple(row["marks"]))
+    worse = tuple(Reason(criterion=criterion, text=text) for criterion, text in zip(criteria, row["reasons"])) if row["status"] == "REGRESSED" else ()
+    return replace(verdict, failures=(*kept, *verdict.failures), regressions=worse, marks=tuple(row["marks"]))
 
 
 def _decisions(kept: Mapping[str, Any] | None) -> Decisions | None:
     if kept is None:
         return None
-    first = None if kept["first"] is None else tuple(kept["first"])
-    return Decisions(**{name: kept[name] for name in ("count", "agree", "correct_actual", "correct_expected", "k", "topk")}, first=first)
+    first = None if kept.get("first") is None else tuple(kept["first"])
+    return Decisions(**{name: kept.get(name) for name in ("count", "agree", "correct_actual", "correct_expected", "k", "topk")}, first=first)
 
 
 def verdicts_text(found: Iterable[tuple[Mapping[str, Any], Verdict]], *, title: str) -> str:

@@ -91,8 +91,8 @@ def comparison_of(kept: Mapping[str, Any]) -> Comparison:
     Raises: HarnessError when it is not one, or one of another version.
     """
     try:
-        read = {name: _number(value) if not isinstance(value, list) else tuple(value) for name, value in kept.items() if name != "histogram"}
-        read["dtype"], read["expected_dtype"] = kept["dtype"], kept["expected_dtype"]
+        read = {each.name: _number(kept[each.name]) for each in fields(Comparison) if each.name != "histogram"}
+        read = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
         pairs = (each.split(":") for each in kept["histogram"].split())
         return Comparison(**read, histogram=tuple((int(number), int(count)) for number, count in pairs))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

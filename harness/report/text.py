@@ -92,8 +92,8 @@ def _accuracy_table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str])
         cells = [MISSING if row["seed"] is None else str(row["seed"])]
         cells += [_difference(row["max_diff"]), _difference(row["mean_diff"]), _cosine(row["cos_sim"])]
         cells += [_difference(row["rel_l2"]), _cosine(row["token_cos_sim"])]
-        cells += [_difference(row["golden_rel_l2"]), _difference(row["cpu_golden_rel_l2"])]
-        cells += [_times(row["golden_ratio"]), _times(row["forecast_ratio"])]
+        cells += [_difference(row.get("golden_rel_l2")), _difference(row.get("cpu_golden_rel_l2"))]
+        cells += [_times(row.get("golden_ratio")), _times(row.get("forecast_ratio"))]
         if decided:
             made = row["decisions"] or {}
             cells += [_share(made.get(name)) for name in ("top1", "topk", "accuracy", "expected_accuracy")]
@@ -109,7 +109,7 @@ def _result(row: Mapping[str, Any]) -> str:
 def _limits(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[Block]:
     """What the rows of a table were judged by and held against, each thing once."""
     said = []
-    judged = next((each for each in rows if each["limits"] or each["preset"]), None)
+    judged = next((each for each in rows if each["limits"] or each.get("preset")), None)
     if judged is not None:
         least = ("cos_sim", "token_cos_sim", "matched", "top1")
         limits = [f"{name} ≥ {_plain(limit)}" if name in least else f"{name} ≤ {limit:.2e}" for name, limit in judged["limits"].items()]
@@ -117,18 +117,24 @@ def _limits(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list
         reason = judged["limits_reason"]
         said.append(words["limits_why" if reason else "limits"].format(limits=", ".join(limits), reason=reason))
     said += [words["reference"].format(reference=each) for each in sorted({row["reference"] for row in rows if row["reference"]})]
-    said += [words["forecast"].format(forecast=each) for each in sorted({row["forecast"] for row in rows if row["forecast"]})]
-    said += [words["no_golden"].format(why=each) for each in sorted({row["no_golden"] for row in rows if row["no_golden"]})]
-    if any(row["stored"] for row in rows):
-        said.append(words["stored"].format(count=sum(len(row["stored"] or ()) for row in rows)))
-    conditioned = [row["conditioning"] for row in rows if isinstance(row["conditioning"], float)]
+    said += [words["forecast"].format(forecast=each) for each in sorted({row.get("forecast") for row in rows if row.get("forecast")})]
+    said += [words["no_golden"].format(why=each) for each in sorted({row.get("no_golden") for row in rows if row.get("no_golden")})]
+    if any(row.get("stored") for row in rows):
+        said.append(words["stored"].format(count=sum(len(row.get("stored") or ()) for row in rows)))
+    conditioned = [row.get("conditioning") for row in rows if isinstance(row.get("conditioning"), float)]
     if conditioned:
         said.append(words["conditioning"].format(times=_times(max(conditioned))))
     for row in rows:
-        if row["rerun"]:
-            rerun = {name: _difference(value) if name != "unequal" else value for name, value in row["rerun"].items()}
+        if row.get("rerun"):
+            rerun = {name: _difference(value) if name != "unequal" else value for name, value in row.get("rerun").items()}
             said.append(words["rerun"].format(seed=MISSING if row["seed"] is None else row["seed"], **rerun))
     return [Text(text=each) for each in said]
+
+
+def _limits_text(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    least = ("cos_sim", "token_cos_sim", "matched", "top1")
+    limits = [f"{name} ≥ {_plain(limit)}" if name in least else f"{name} ≤ {_difference(limit)}" for name, limit in row["limits"].items()]
+    return ", ".join(([words["preset"].format(preset=row["preset"])] if row.get("preset") else []) + limits)
 
 
 def _weights(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[Block]:

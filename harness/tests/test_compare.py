@@ -201,3 +201,51 @@ def test_a_row_of_zeros_that_was_met_hides_no_outlier():
     actual = expected.clone()
     actual[1, 2] = 3.0
     assert compare(actual, expected).max_scaled == 1.0
+
+
+def test_the_scale_of_a_flat_tensor_is_that_of_all_of_it():
+    """And not that of the chunk in which an element happens to lie."""
+    for count in (CHUNK, CHUNK + 1):
+        expected = seeded(count)
+        expected[-1] = 0.0
+        actual = expected.clone()
+        actual[-1] = 1e-9
+        assert compare(actual, expected).max_scaled == pytest.approx(1e-9, rel=0.1)
+
+
+@pytest.mark.parametrize("scale", [-1e-19, -1e-14, -1e-3, -1.0, -1e9])
+def test_the_cosine_of_opposite_tensors_is_minus_one_whatever_their_size(scale):
+    expected = seeded(16, 197) * 1e-3
+    found = compare(expected * scale, expected)
+    assert found.cos_sim == pytest.approx(-1, abs=1e-6) and found.token_cos_sim == pytest.approx(-1, abs=1e-6)
+
+
+def test_numbers_whose_squares_vanish_are_not_called_equal():
+    found = compare(seeded(64, dtype=torch.float64) * 1e-170, seeded(64, dtype=torch.float64, seed=1) * 1e-170)
+    assert math.isnan(found.rel_l2) and math.isnan(found.cos_sim)
+
+
+def test_a_shared_infinity_hides_no_flip():
+    """As masked logits are."""
+    expected = torch.tensor([[-1.0, -5.0, -math.inf, -math.inf]])
+    found = compare(torch.tensor([[-5.0, -1.0, -math.inf, -math.inf]]), expected)
+    assert (found.flips, found.flip_margin, found.flip_value) == (1, 4.0, -1.0)
+
+
+def test_the_first_element_that_is_not_finite_on_one_side_is_named():
+    actual, expected = torch.tensor([math.nan, 1.0, math.inf, 4.0]), torch.tensor([math.nan, 1.0, 2.0, 4.0])
+    found = compare(actual, expected)
+    assert (found.worst_index, found.worst_actual, found.worst_expected, found.nonfinite_differ) == ((2,), math.inf, 2.0, 1)
+
+
+def test_complex_against_real_and_sparse_tensors_are_compared():
+    real = seeded(4, 5)
+    found = compare(real.to(torch.complex64), real)
+    assert (found.max_diff, found.dtype, found.expected_dtype) == (0.0, "complex64", "float32")
+    assert compare(real.to_sparse_csr(), real).max_diff == 0.0
+
+
+def test_quantiles_of_zeros_and_of_what_float32_cannot_hold():
+    zeros = torch.zeros(10, dtype=torch.float64)
+    assert compare(zeros, zeros).quantile(0.5) == 0.0
+    assert compare(zeros + 1e300, zeros).quantile(0.5) == 1e300

@@ -212,7 +212,7 @@ def test_without_a_golden_reference_the_floor_fails():
 def test_a_limit_replaces_that_of_the_preset_and_wants_a_reason():
     with pytest.raises(ValueError, match="another forecast_ratio needs a reason"):
         Tolerance(preset="floor", forecast_ratio=9.0)
-    with pytest.raises(ValueError, match="no preset is called 'flor'; there are floor, card"):
+    with pytest.raises(ValueError, match="no preset is called 'flor'; there are floor, sharp, card"):
         Tolerance(preset="flor")
 
     def change(y):
@@ -290,3 +290,76 @@ def test_hf32_has_a_column_of_its_own_in_the_cann_standard():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_nan_fails_every_preset(preset):
     assert not on_floor(changed((0, 0, 0), math.nan), Tolerance(preset=preset)).passed
+
+
+# ------------------------------------------------------------------------------- what passed, or was refused, by mistake once
+
+
+def test_limits_that_judge_nothing_are_a_failure():
+    x = torch.randn(64)
+    assert criteria(judge(compare(x, -x), Tolerance(token_rel_l2=1e-3))) == ["limits"]
+    assert criteria(judge(compare(x, -x), Tolerance(top1=0.9))) == ["top1"]
+    assert "were compared; name the output" in judge(compare(x, x), Tolerance(top1=0.9)).reasons[0].text
+
+
+def test_outputs_without_elements_are_no_pass():
+    verdict = judge(compare(torch.ones(0, 4), torch.ones(0, 4)), LOOSE)
+    assert criteria(verdict) == ["empty"]
+    assert judge({"a": compare(torch.ones(0), torch.ones(0)), "b": compare(torch.ones(2), torch.ones(2))}, LOOSE).passed
+
+
+def test_a_reference_of_zeros_is_judged_by_absolute_errors():
+    golden = torch.zeros(64, 64, dtype=torch.float64)
+    noise = [1e-9 * torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+    def verdict(actual):
+        held = References(golden=compare(actual, golden), cpu=compare(noise[1], golden), forecast=compare(noise[2], golden))
+        return judge(compare(actual, noise[1]), FLOOR, references={"output": held})
+
+    assert verdict(noise[0]).passed
+    assert verdict(noise[0] * 5).status == "FAIL"
+
+
+def test_a_row_that_float64_has_as_zeros_is_no_alarm_and_hides_no_outlier():
+    golden = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    golden[0] = golden[1] = 0
+
+    def noisy(seed):
+        found = golden + 1e-6 * torch.randn(64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        found[0] = 0
+        return found.float()
+
+    def verdict(actual):
+        held = References(golden=compare(actual, golden), cpu=compare(noisy(1), golden), forecast=compare(noisy(2), golden))
+        return judge(compare(actual, noisy(1)), FLOOR, references={"output": held})
+
+    assert verdict(noisy(3)).passed
+    wrong = noisy(3)
+    wrong[9, 9] += 5e-4
+    assert "outlier_ratio" in criteria(verdict(wrong))
+
+
+def test_elements_that_one_last_place_swaps_are_no_flip():
+    expected = torch.randn(1, 4096, generator=torch.Generator().manual_seed(0)).half()
+    expected[0, 7], expected[0, 8] = 1000.5, 1000.0
+    actual = expected.clone()
+    actual[0, 7], actual[0, 8] = 1000.0, 1000.5
+    assert judge(compare(actual, expected), Tolerance(preset="pair")).passed
+    actual[0, 8] = 1010.0
+    assert "flip_margin" in criteria(judge(compare(actual, expected), Tolerance(preset="pair"))) or not judge(compare(actual, expected), Tolerance(preset="pair")).passed
+
+
+def test_float64_sums_in_another_order_pass_the_floor():
+    a, b = (torch.randn(64, 256, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1))
+    cpu = a @ b.T
+    actual = sum(a[:, i : i + 1] @ b[:, i : i + 1].T for i in range(256))
+    held = References(golden=compare(actual, cpu), cpu=compare(cpu, cpu))
+    assert judge(compare(actual, cpu), FLOOR, references={"output": held}).passed
+
+
+def test_a_float64_result_that_is_not_finite_is_named_as_such():
+    golden = torch.ones(4, 64, dtype=torch.float64)
+    golden[0, 0] = math.nan
+    cpu = torch.ones(4, 64)
+    held = References(golden=compare(cpu, golden), cpu=compare(cpu, golden))
+    assert "of the float64 result are not finite where the CPU's float32 is" in str(judge(compare(cpu, cpu), FLOOR, references={"output": held}).reasons[0])

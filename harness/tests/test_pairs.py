@@ -195,3 +195,68 @@ def test_limits_of_ones_own_and_the_numbers_as_json(tmp_path):
     (pair,) = found["pairs"]
     assert (found["schema"], pair["case"], pair["status"], pair["criteria"]) == ("precision-pairs/1", "y", "FAIL", ["max_diff"])
     assert pair["shift"] == pytest.approx(1e-2, rel=1e-3) and pair["p99"] >= 0.99e-2
+
+
+def test_links_are_followed_and_circles_and_dead_ones_are_not_passed_over(tmp_path, capsys):
+    for side in "ab":
+        (tmp_path / f"real_{side}").mkdir()
+        (tmp_path / side).mkdir()
+        torch.save(torch.full((3,), float(ord(side))), tmp_path / f"real_{side}" / "BAD.PT")
+        (tmp_path / side / "step0").symlink_to(tmp_path / f"real_{side}")
+        (tmp_path / side / "self").symlink_to(tmp_path / side)
+        (tmp_path / side / "dead.npy").symlink_to(tmp_path / "nowhere.npy")
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL step0/BAD: " in out and "FAIL dead: " in out and "cannot read dead.npy" in out
+
+
+def test_numbers_beside_tensors_names_that_collide_and_empty_files_fail(tmp_path, capsys):
+    torch.save({"loss": 1.0, "step": 3, "x": torch.ones(2)}, tmp_path / "a.pt")
+    torch.save({"loss": 99.0, "step": 3, "x": torch.ones(2)}, tmp_path / "b.pt")
+    assert main(["compare", str(tmp_path / "a.pt"), str(tmp_path / "b.pt")]) == 1
+    assert "FAIL loss: " in capsys.readouterr().out
+    torch.save({"a": {"b": torch.ones(2)}, "a.b": torch.ones(2)}, tmp_path / "a.pt")
+    assert main(["compare", str(tmp_path / "a.pt"), str(tmp_path / "a.pt")]) == 1
+    assert "two tensors in it have the name 'a.b'" in capsys.readouterr().out
+    torch.save({}, tmp_path / "b.pt")
+    assert main(["compare", str(tmp_path / "b.pt"), str(tmp_path / "b.pt")]) == 1
+    assert "it holds no tensor" in capsys.readouterr().out
+
+
+def test_a_golden_that_is_no_float64_is_refused(tmp_path, capsys):
+    torch.save(seeded().half(), tmp_path / "golden.pt")
+    torch.save(seeded(), tmp_path / "a.pt")
+    assert main(["compare", str(tmp_path / "a.pt"), str(tmp_path / "a.pt"), "--golden", str(tmp_path / "golden.pt")]) == 1
+    assert "the golden tensor is float16 (200, 1000) where float64" in capsys.readouterr().out
+
+
+def test_one_pair_that_cannot_be_compared_costs_no_other(tmp_path, capsys):
+    for side in "ab":
+        torch.save({"meta": torch.ones(2, device="meta"), "x": torch.ones(2)}, tmp_path / f"{side}.pt")
+    assert main(["compare", str(tmp_path / "a.pt"), str(tmp_path / "b.pt")]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL meta: " in out and "1 PASS, 1 FAIL" in out
+
+
+def test_a_damaged_report_is_not_judged(tmp_path, capsys):
+    from harness import Tolerance, compare, judge
+    from harness.report import build, row, write
+
+    verdict = judge(compare(torch.ones(3) * 2, torch.ones(3)), Tolerance(max_diff=0.5))
+    rows = [row(test="t", case="c", dtype="float32", seed=1, verdict=verdict)]
+    path, _ = write(build(rows, stack={"device": "x"}, backend="cpu"), tmp_path)
+    assert main(["judge", str(path)]) == 1
+    assert "1 FAIL" in capsys.readouterr().out
+    whole = json.loads(path.read_text())
+    for damage in (
+        lambda kept: kept["rows"][0]["measured"]["output"]["comparison"].pop("unequal"),
+        lambda kept: kept["rows"][0].pop("measured"),
+        lambda kept: kept["rows"].append(None),
+        lambda kept: kept["rows"][0].update(measured=None),
+        lambda kept: kept["rows"][0].update(limits={"max_diff": "much"}),
+    ):
+        kept = json.loads(json.dumps(whole))
+        damage(kept)
+        path.write_text(json.dumps(kept))
+        assert main(["judge", str(path)]) == 1
+        assert capsys.readouterr().err.count("\n") == 1

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from harness.errors import CaseError, RunError
-from harness.reference import Models, copy_module, digest, move, run, run_cpu, tensors_of
+from harness.reference import Models, copy_module, digest, move, moved_by_one_rounding, roundoff, run, run_cpu, tensors_of
 
 CPU = torch.device("cpu")
 
@@ -146,3 +146,13 @@ def test_products_of_groups_have_a_float64_reference(left, right):
     golden, _, _ = run_cpu(Experts(), (a.double(), b.double()), forward=None, dtype=torch.float64)
     assert golden.dtype == torch.float64 and golden.shape == narrow.shape
     assert float((narrow.double() - golden).norm() / golden.norm()) < 3e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_every_input_moves_by_one_rounding_up_or_down(dtype):
+    ones = torch.ones(1000, dtype=torch.float64)
+    moved = moved_by_one_rounding({"x": ones, "ids": torch.arange(3)}, dtype)
+    step = (moved["x"] - 1) / roundoff(dtype)
+    assert 400 < int((step > 0).sum()) < 600 and torch.equal(moved["ids"], torch.arange(3))
+    assert torch.all(step.abs() == 1)
+    assert moved_by_one_rounding(torch.arange(3), dtype) is None
