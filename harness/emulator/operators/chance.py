@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from harness.emulator.operators.common import tall
-from harness.emulator.table import operator
+from harness.emulator.operators.common import ints, tall
+from harness.emulator.table import older, operator
 
 
 def _generator(seed: int, offset: int) -> torch.Generator:
@@ -169,3 +169,15 @@ def dropout(self, noise_shape, chance, seed, offset, out):
 @operator("aclnnDropoutV3Grad", "grad mask scale:double >out")
 def dropout_grad(grad, mask, scale, out):
     return _masked(grad, mask, scale, out.dtype)
+
+
+@older("StatelessDropOutGenMask")
+def dropout_mask_of_keeping(shape, keep, seed, seed1, offset, out):
+    """By the chance to keep, with the two halves of a wide seed and of an offset."""
+    mixed = int(seed) ^ int(seed1) << 32
+    return _kept(_elements(ints(shape)), 1 - float(keep), mixed, ints(offset)[-1], _elements(out.shape)).reshape(out.shape)
+
+
+@older("DropOutDoMask")
+def dropout_of_keeping(x, mask, keep):
+    return _masked(x, mask, _scale(1 - float(keep)), x.dtype)

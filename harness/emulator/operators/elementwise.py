@@ -294,3 +294,18 @@ def masked_fill_tensor(self, mask, value):
 @operator("aclnnEqual", "self other >out")
 def equal(self, other):
     return torch.tensor([torch.equal(self, other)])
+
+
+@operator("aclnnQuantize", "self scales zero_points dtype:int32 axis:int32 >out")
+def quantize(self, scales, zero_points, dtype, axis, out):
+    """By one scale and zero point, or by one of each along an axis; what exceeds the dtype is cut to its ends."""
+    shape = [1] * self.dim()
+    if scales.numel() != 1:
+        shape[axis] = -1
+    found = self.float() / scales.float().reshape(shape)
+    if zero_points is not None:
+        found += zero_points.float().reshape(shape)
+    ends = torch.iinfo(out.dtype)
+    if ends.bits == 32:
+        found = found.double()  # its ends are no float32
+    return found.round_().nan_to_num_(0).clamp_(ends.min, ends.max).to(out.dtype)

@@ -61,6 +61,18 @@ for name, axes in (("aclnnMaxPool2dWithIndices", 2), ("aclnnMaxPool3dWithArgmax"
     _enter(f"{name}Backward", f"grad self indices {POOL} >out", _max_pool_backward(getattr(aten, f"max_pool{axes}d_with_indices_backward")))
 
 
+def _unpool(axes):
+    def unpool(self, indices, size, *window, out):
+        planes = torch.zeros(out.shape, dtype=out.dtype).flatten(-axes)
+        return planes.scatter(-1, indices.long().flatten(-axes), self.to(out.dtype).flatten(-axes)).reshape(out.shape)
+
+    return unpool
+
+
+operator("aclnnMaxUnpool2d", "self indices size:ints >out")(_unpool(2))
+operator("aclnnMaxUnpool3d", "self indices size:ints stride:ints padding:ints >out")(_unpool(3))
+
+
 def _two(values, default=None):
     values = values or default
     return tuple(values) * 2 if len(values) == 1 else tuple(values)

@@ -118,3 +118,24 @@ def test_mask_of_dropout(npu):
     assert mask.dtype == torch.uint8 and mask.shape == (128,)
     bits = (mask.cpu()[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
     assert torch.equal(bits.flatten()[:1000] * 2.0, found.cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(100, 70), (2, 3), ()])
+def test_dropout_of_the_older_path(npu, shape, dtype):
+    import torch_npu
+
+    torch.npu.manual_seed(1)
+    values = torch.full(shape, 3, dtype=dtype, device=npu)
+    found, mask = torch_npu._npu_dropout(values, 0.25)
+    bits = ((mask.cpu()[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()[: values.numel()].reshape(shape)
+    assert mask.dtype == torch.uint8 and mask.numel() * 8 == (values.numel() + 127) // 128 * 128
+    assert found.dtype == dtype and torch.equal(found.cpu(), (bits * (3 / 0.75)).to(dtype))
+    again, same = torch_npu.npu_dropout_do_mask(values, mask, 0.25)
+    assert torch.equal(again, found) and torch.equal(same, mask)
+    if values.numel() > 1000:
+        assert abs(bits.double().mean() - 0.75) < 4.5 * math.sqrt(0.1875 / bits.numel())
+        other = torch_npu._npu_dropout(values, 0.25)[1]
+        torch.npu.manual_seed(1)
+        assert not torch.equal(mask, other) and torch.equal(torch_npu._npu_dropout(values, 0.25)[1], mask)
+    assert not torch_npu._npu_dropout(values, 1.0)[0].any() and torch.equal(torch_npu._npu_dropout(values, 0.0)[0], values)

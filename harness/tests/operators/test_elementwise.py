@@ -149,3 +149,25 @@ def test_lerp_in_place_says_that_the_shapes_do_not_fit(npu):
     narrow, wide = torch.ones(2, 1), torch.ones(2, 6)
     with pytest.raises(RuntimeError, match="CheckShape failed"):
         narrow.to(npu).lerp_(wide.to(npu), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.quint8, torch.qint32])
+def test_quantize(npu, dtype):
+    values = torch.linspace(-40, 300, 24).reshape(2, 3, 4)
+    scales, zero_points = torch.tensor([0.3, 0.7, 1.0]), torch.tensor([1, 5, 0])
+    agrees(npu, lambda x: torch.quantize_per_tensor(x, 0.5, 3, dtype).int_repr(), values)
+    agrees(npu, lambda x: torch.quantize_per_tensor(x, 0.5, 3, dtype).int_repr(), values[:0])
+    agrees(npu, lambda x: torch.quantize_per_tensor(x, 0.5, 3, dtype).int_repr(), values[0, 0, 1])
+    agrees(npu, lambda x, *by: torch.quantize_per_channel(x, *by, 1, dtype).int_repr(), values, scales, zero_points)
+    agrees(npu, lambda x, *by: torch.quantize_per_channel(x.transpose(1, 2), *by, 2, dtype).int_repr(), values, scales, zero_points)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_quantize_rounds_a_tie_to_even_after_the_zero_point_and_saturates(npu, dtype):
+    import torch_npu
+
+    values = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 1e4, -1e4, float("inf"), -float("inf")], dtype=dtype)
+    one, zero = torch.ones(1, device=npu), torch.zeros(1, dtype=torch.int32, device=npu)
+    for zero_points, expected in ((None, [0, 2, 2, 0, -2]), (zero, [0, 2, 2, 0, -2]), (zero + 1, [2, 2, 4, 0, 0])):
+        found = torch_npu.npu_quantize(values.to(npu), one, zero_points, torch.qint8, 0, True)
+        assert found.dtype == torch.int8 and found.tolist() == [*expected, 127, -128, 127, -128]

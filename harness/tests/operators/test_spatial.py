@@ -76,3 +76,16 @@ def test_grid_sample(npu, mode, padding, align):
 
 def test_affine_grid(npu):
     agrees(npu, lambda theta: F.affine_grid(theta, [2, 3, 4, 5], align_corners=False), seeded(2, 2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("shape", "pool", "unpool"), [
+    (IMAGE, F.max_pool2d, F.max_unpool2d), (IMAGE[1:], F.max_pool2d, F.max_unpool2d), (VOLUME, F.max_pool3d, F.max_unpool3d),
+    (VOLUME[1:], F.max_pool3d, F.max_unpool3d),
+])  # fmt: skip
+def test_maxima_go_back_to_their_places(npu, shape, pool, unpool, dtype):
+    maxima, places = pool(seeded(*shape), 2, return_indices=True)
+    size = shape[2 if len(shape) > 3 + (pool is F.max_pool3d) else 1 :]
+    agrees(npu, lambda x, at: unpool(x, at, 2, output_size=size), maxima.to(dtype).requires_grad_(), places)
+    turned = maxima.transpose(-1, -2).contiguous().to(dtype).requires_grad_()
+    agrees(npu, lambda x, at: unpool(x.transpose(-1, -2), at, 2, output_size=size), turned, places)
