@@ -38,6 +38,11 @@ operator("aclnnMatmulWeightNz aclnnBatchMatMulWeightNz", "self other >out cube:i
 operator("aclnnAddmmWeightNz", "self mat1 mat2 beta:scalar alpha:scalar >out cube:int8")(products.addmm)
 
 
+@older("ViewCopy")
+def copy_view(to, to_size, to_stride, to_start, source, size, stride, start):
+    return source.clone()  # the two may overlap
+
+
 @older("Cast")
 def cast(x, out, dst_type=None):
     return x.to(out.dtype)

@@ -102,3 +102,32 @@ def test_faults_act_on_the_older_path_by_its_types(npu):
     with emulator.fault("Slice", kind="scale", by=2.0) as planted:
         found = torch_npu.npu_slice(x.to(npu), [0, 0], [2, 3]).cpu()
     assert planted.hits == 1 and torch.equal(found, x[:2, :3] * 2)
+
+
+VIEWS = {
+    "columns": lambda x: x[:, 1:4], "steps": lambda x: x[1:, 1::2], "transposed": lambda x: x.t(), "diagonal": lambda x: x[:, 1:].diagonal(),
+    "one": lambda x: x[2, 3], "none": lambda x: x[:, 4:4], "rows of steps": lambda x: x[::2].unsqueeze(1)[..., ::3],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool])
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_copy_into_a_view_leaves_what_lies_between(compiling, name, dtype):
+    view = VIEWS[name]
+    base, source = (seeded(4, 6, seed=seed).mul(9).to(dtype) for seed in (0, 1))
+    there = base.to(compiling)
+    with emulator.fault("ViewCopy", kind="hang", seconds=0) as met:
+        view(there).copy_(view(source.to(compiling)))
+        after_steps = torch.zeros(4, 12, dtype=dtype, device=compiling)
+        after_steps[:, 1::2] = source.to(compiling)
+    assert met.hits == 1 + (name not in ("none", "one"))
+    view(base).copy_(view(source))
+    assert there.dtype == dtype and torch.equal(there.cpu(), base)
+    assert torch.equal(after_steps[:, 1::2].cpu(), source) and not after_steps[:, ::2].any()
+
+
+def test_a_copy_into_a_view_of_itself(compiling):
+    x = torch.arange(24.0).reshape(4, 6)
+    there = x.to(compiling)
+    there[:, 1:4].copy_(there[:, 0:3])
+    assert torch.equal(there.cpu(), torch.cat([x[:, :1], x[:, :3], x[:, 4:]], 1))
