@@ -70,9 +70,9 @@ def _digit_pictures(generator: torch.Generator) -> Tensor:
 
 
 def _aimv2() -> nn.Module:
-    from harness.models.aimv2 import AIMv2, AIMv2Config
+    from harness.models.aimv2 import AIMv2Config, build
 
-    return AIMv2(AIMv2Config(width=192, depth=12, heads=6, hidden=512, image_size=56))
+    return build(AIMv2Config(width=192, depth=12, heads=6, hidden=512, image_size=56))
 
 
 class Residual(nn.Module):

@@ -109,13 +109,8 @@ def _result(row: Mapping[str, Any]) -> str:
 def _limits(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[Block]:
     """What the rows of a table were judged by and held against, each thing once."""
     said = []
-    judged = next((each for each in rows if each["limits"] or each.get("preset")), None)
-    if judged is not None:
-        least = ("cos_sim", "token_cos_sim", "matched", "top1")
-        limits = [f"{name} ≥ {_plain(limit)}" if name in least else f"{name} ≤ {limit:.2e}" for name, limit in judged["limits"].items()]
-        limits = ([words["preset"].format(preset=judged["preset"])] if judged["preset"] else []) + limits
-        reason = judged["limits_reason"]
-        said.append(words["limits_why" if reason else "limits"].format(limits=", ".join(limits), reason=reason))
+    for limits, reason in dict.fromkeys((_limits_text(row, words), row["limits_reason"]) for row in rows if row["limits"] or row.get("preset")):
+        said.append(words["limits_why" if reason else "limits"].format(limits=limits, reason=reason))
     said += [words["reference"].format(reference=each) for each in sorted({row["reference"] for row in rows if row["reference"]})]
     said += [words["forecast"].format(forecast=each) for each in sorted({row.get("forecast") for row in rows if row.get("forecast")})]
     said += [words["no_golden"].format(why=each) for each in sorted({row.get("no_golden") for row in rows if row.get("no_golden")})]
