@@ -125,7 +125,8 @@ def _unpacked(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return bits.flatten()[: like.numel()].reshape(like.shape).bool()
 
 
-def _masked(self, mask, scale: float, dtype):
+def masked(self, mask, scale: float, dtype):
+    """Scaled where the bit of the element is set, else 0."""
     return torch.where(_unpacked(mask, self), tall(self) * scale, 0).to(dtype)
 
 
@@ -157,18 +158,18 @@ def dropout_mask_captured(shape, chance, seed, start, offset, dtype, out):
 
 @operator("aclnnDropoutDoMask", "self mask chance:double >out")
 def dropout_by_mask(self, mask, chance, out):
-    return _masked(self, mask, _scale(chance), out.dtype)
+    return masked(self, mask, _scale(chance), out.dtype)
 
 
 @operator("aclnnDropoutV3", "self noise_shape chance:double seed:int offset:int >out >mask")
 def dropout(self, noise_shape, chance, seed, offset, out):
     mask = dropout_mask(self.shape, chance, seed, offset, out[1])
-    return _masked(self, mask, _scale(chance), out[0].dtype), mask
+    return masked(self, mask, _scale(chance), out[0].dtype), mask
 
 
 @operator("aclnnDropoutV3Grad", "grad mask scale:double >out")
 def dropout_grad(grad, mask, scale, out):
-    return _masked(grad, mask, scale, out.dtype)
+    return masked(grad, mask, scale, out.dtype)
 
 
 @older("StatelessDropOutGenMask")
@@ -180,4 +181,4 @@ def dropout_mask_of_keeping(shape, keep, seed, seed1, offset, out):
 
 @older("DropOutDoMask")
 def dropout_of_keeping(x, mask, keep):
-    return _masked(x, mask, _scale(1 - float(keep)), x.dtype)
+    return masked(x, mask, _scale(1 - float(keep)), x.dtype)

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from harness import numerics
+from harness.emulator.operators.chance import masked
 from harness.emulator.operators.common import tall
 from harness.emulator.operators.older import allowed_hf32
 from harness.emulator.table import older
@@ -299,6 +300,71 @@ def nll_loss_grad(x, grad, target, weight, total, out, reduction="mean", ignore_
 
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+# ------------------------------------------------------------------------------------------------------- attention
+
+
+def _apart(rows, heads, length, width):
+    """Rows that hold all heads side by side as (batch, head, row, width), for sequences of one length."""
+    return rows.reshape(-1, length, heads, width).transpose(1, 2)
+
+
+def _side_by_side(parts):
+    return parts.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+@older("MultiHeadAttention")
+def multi_head_attention(query, key, value, query_weight, key_weight, value_weight, attn_mask, out_weight, *others, out, attn_head_num,
+                         attn_dim_per_head, src_len, tgt_len, keep_prob, softmax_use_float):  # fmt: skip
+    """Of the optional inputs those that are there, the biases and the bits of dropout; every step is rounded to the dtype."""
+    biases = [each for each in others if each.dtype != torch.uint8]
+    bits = [each for each in others if each.dtype == torch.uint8]
+    if len(biases) not in (0, 4):
+        raise NotImplementedError("attention with some of its biases: nothing says which they are")
+    if keep_prob < 1 and not bits:
+        raise NotImplementedError("attention that draws its own mask of dropout")
+    dtype, hf32 = query.dtype, allowed_hf32()[1]
+    mask = bits[0] if bits else torch.full(out[1].shape, 255, dtype=torch.uint8)
+
+    def product(left, right, bias=None):
+        return numerics.matmul(left, right, bias=bias, hf32=hf32, out=dtype)
+
+    query_bias, key_bias, value_bias, out_bias = biases or [None] * 4
+    q = (tall(product(query, query_weight.t(), query_bias)) * attn_dim_per_head**-0.5).to(dtype)
+    q = _apart(q, attn_head_num, tgt_len, attn_dim_per_head)
+    k = _apart(product(key, key_weight.t(), key_bias), attn_head_num, src_len, attn_dim_per_head)
+    v = _apart(product(value, value_weight.t(), value_bias), attn_head_num, src_len, attn_dim_per_head)
+    soft = F.softmax(tall((tall(product(q, k.mT)) + tall(attn_mask)).to(dtype)), -1)
+    dropped = soft.to(dtype)
+    if keep_prob < 1:
+        dropped = masked(dropped, mask, 1 / keep_prob if keep_prob else 0.0, dtype)
+    context = _side_by_side(product(dropped, v))
+    return product(context, out_weight.t(), out_bias), mask.reshape(out[1].shape), q, k, v, soft.to(out[5].dtype), dropped, context
+
+
+@older("MultiHeadAttentionGrad")
+def multi_head_attention_grad(query, key, value, query_weight, key_weight, value_weight, out_weight, q, k, v, soft, dropped, context, grad,
+                              mask=None, *, out, attn_head_num, attn_dim_per_head, src_len, tgt_len, keep_prob, softmax_use_float,
+                              bias_grad_mask):  # fmt: skip
+    dtype, hf32 = query.dtype, allowed_hf32()[1]
+
+    def product(left, right):
+        return numerics.matmul(left, right, hf32=hf32, out=dtype)
+
+    through = _apart(product(grad, out_weight), attn_head_num, tgt_len, attn_dim_per_head)
+    to_soft = product(through, v.mT)
+    if mask is not None:
+        to_soft = masked(to_soft, mask, 1 / keep_prob if keep_prob else 0.0, dtype)
+    wide = tall(soft)
+    to_scores = ((tall(to_soft) - (tall(to_soft) * wide).sum(-1, keepdim=True)) * wide).to(dtype)
+    to_q = (tall(_side_by_side(product(to_scores, k))) * attn_dim_per_head**-0.5).to(dtype)
+    to_k = _side_by_side(product(to_scores.mT, q))
+    to_v = _side_by_side(product(dropped.mT, through))
+    projected = [(to_q, query, query_weight), (to_k, key, key_weight), (to_v, value, value_weight)]
+    weights = [product(to.t(), rows) for to, rows, _ in projected] + [product(grad.t(), context)]
+    biases = [tall(to).sum(0, keepdim=True).to(dtype) for to in (to_q, to_k, to_v, grad)]
+    return *weights, *[product(to, weight) for to, _, weight in projected], *biases
 
 
 # ----------------------------------------------------------------------------------------------------- optimizers

@@ -362,3 +362,39 @@ def test_no_overflow_is_flagged(compiling):
         torch_npu.npu_get_float_status(status, mode)
         torch_npu.npu_clear_float_status(status, mode)
     assert not status.cpu().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("chance", "biased"), [(0.0, True), (0.25, True), (0.5, False)])
+def test_multi_head_attention(compiling, chance, biased, dtype):
+    import torch_npu
+
+    batch, heads, width, source, target = 2, 16, 16, 32, 16
+    bits = seeded(batch, heads, target, source) > 0
+    mask = (bits.reshape(-1, 8) << torch.arange(8)).sum(1).to(torch.uint8)
+    exact = dtype == torch.float32
+    size = 1 if exact else 0.1  # each step is rounded, and the rounding of alike rows adds up in the gradient of a bias
+    counts = (target, source, source)
+    rows = [(seeded(batch * count, heads * width, seed=count + at) * size).to(dtype).requires_grad_() for at, count in enumerate(counts)]
+    weights = [seeded(heads * width, heads * width, seed=seed).mul(0.05).to(dtype).requires_grad_() for seed in range(4)]
+    biases = [(seeded(heads * width, seed=seed) * size).to(dtype).requires_grad_(exact) if biased else None for seed in range(4)]
+
+    def attention(query, key, value, *others):
+        weights, biases, seen = others[:4], others[4:8], others[8]
+        if query.device.type == "npu":
+            return torch_npu.npu_multi_head_attention(
+                query, key, value, *weights[:3], seen, weights[3], *biases, mask.to(compiling) if chance else None, heads, width, source,
+                target, chance, True,
+            )[0]  # fmt: skip
+        q, k, v = (
+            F.linear(*each).reshape(batch, -1, heads, width).transpose(1, 2) for each in zip((query, key, value), weights, biases)
+        )
+        soft = torch.softmax(q @ k.mT / width**0.5 + seen, -1)
+        soft = torch.where(bits, soft / (1 - chance), 0.0) if chance else soft
+        return F.linear((soft @ v).transpose(1, 2).reshape(-1, heads * width), weights[3], biases[3])
+
+    seen = seeded(batch, heads, target, source, seed=5, dtype=dtype)
+    if biased:
+        reached("MultiHeadAttention MultiHeadAttentionGrad", compiling, attention, *rows, *weights, *biases, seen, rtol=1e-4, atol=1e-4)
+    else:  # torch_npu has no gradient without biases
+        reached("MultiHeadAttention", compiling, attention, *rows, *weights, *biases, seen, rtol=1e-4, atol=1e-4, backward=False)
