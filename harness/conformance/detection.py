@@ -175,6 +175,7 @@ class _Bench:
         self.modes = tuple(sorted({self.rules.conv, self.rules.matmul} - {"float32"}))
         self.expected = self.on_cpu(self.narrow, self.inputs)
         self.forecast = self.on_cpu(self.narrow, self.inputs, self.rules)
+        self.other = self.on_cpu(self.narrow, self.inputs, replace(self.rules, ties="even"))
         wide = copy_module(self.narrow, dtype=torch.float64, device=torch.device("cpu"))
         self.golden = self.on_cpu(wide, move(self.inputs, device="cpu", dtype=torch.float64))
         self.sound = self.on_device()
@@ -191,7 +192,7 @@ class _Bench:
 
     def trial(self, outputs: dict[str, Tensor], *, what: str, kind: str, place: str, benign: bool = False) -> Trial | None:
         """None where a fault left every bit as it was."""
-        comparisons, references = measure(outputs, self.expected, self.golden, self.forecast, self.modes)
+        comparisons, references = measure(outputs, self.expected, self.golden, self.forecast, self.modes, self.other)
         alarms = frozenset(name for name in PRESETS if not judge(comparisons, Tolerance(preset=name), references=references).passed)
         (name, held), *_ = references.items()
         moved = compare(outputs[name], self.sound[name])

@@ -77,7 +77,7 @@ def _measured(found: Comparison, held: References | None) -> dict[str, Any]:
     kept: dict[str, Any] = {"comparison": _whole(found)}
     if held is not None:
         kept |= {name: _whole(each) for name in ("golden", "cpu", "forecast") if (each := getattr(held, name)) is not None}
-        kept |= {"unexplained": held.unexplained, "modes": held.modes}
+        kept |= {"unexplained": held.unexplained, "ties": held.ties, "modes": held.modes}
     return kept
 
 
@@ -104,7 +104,7 @@ def references_of(kept: Mapping[str, Any]) -> References | None:
     if "golden" not in kept:
         return None
     read = {name: comparison_of(kept[name]) for name in ("golden", "cpu", "forecast") if name in kept}
-    return References(**read, unexplained=_number(kept["unexplained"]), modes=tuple(kept["modes"]))
+    return References(**read, unexplained=_number(kept["unexplained"]), ties=_number(kept.get("ties")), modes=tuple(kept["modes"]))
 
 
 def _number(value: Any) -> Any:
