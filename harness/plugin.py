@@ -38,6 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--preset", default=None, metavar="NAME", help="judge every case by this preset: floor, sharp, card, cann, dynamo, close or pair")
     group.addoption("--reference-store", type=Path, default=None, metavar="DIR", help="keep the CPU's outputs there and read them the next time")
     group.addoption("--rerun-reference", action="store_true", help="run the CPU's side twice; a difference is a failure")
+    group.addoption("--baseline", choices=("check", "accept", "off"), default="check", help="hold rows against accepted numbers (default), or accept this run's")
+    group.addoption("--baselines", type=Path, default=None, metavar="DIR", help="where accepted numbers lie (default: cases/baselines/)")
     group.addoption("--bench", action="store_true", help="time each accuracy case's model and add the table to the report")
 
 
@@ -71,6 +73,8 @@ class Session:
         self.planted: list = []  # faults, on the emulated device
         self._acted: set[str] = set()  # those that did, here or in a worker, as text
         self._device = None
+        self.baselines = config.option.baselines or config.rootpath / "cases" / "baselines"
+        self.said: list[tuple[str, bool]] = []  # of the baselines, for the terminal: a line, and whether it is bad
         self._models = None
         self._store = None
         self._timed: set = set()
@@ -121,7 +125,6 @@ class Session:
         """Run one case with one seed on the CPU and on the device."""
         from harness.case import validate
         from harness.clean import CleanProcess
-        from harness.gate import NEW
         from harness.reference import Models
 
         device = self.device
@@ -132,7 +135,27 @@ class Session:
         self._read_stack()
         if self.config.option.bench:
             self._time(case)
-        return replace(verdict, marks=(*verdict.marks, NEW))
+        return self._held_against_baseline(case, seed, verdict)
+
+    def _held_against_baseline(self, case, seed: int | None, verdict):
+        """The verdict with what became of the row since its baseline; what all seeds share is judged at the end."""
+        from harness import baseline
+        from harness.gate import Reason
+        from harness.report import jsonable, row
+
+        if self.config.option.baseline != "check":
+            return verdict
+        found = row(test="", case=case.name, dtype=case.dtype, seed=seed, verdict=verdict)
+        change = baseline.verdicts([found], self._entry(case.name, case.dtype, jsonable(self.environment)))[0]
+        bad = (Reason(criterion="baseline", text=f"{change.kind}: {change.text}"),) if change.kind in (baseline.REGRESSED, baseline.INCOMPARABLE) else ()
+        return replace(verdict, marks=(*verdict.marks, change.kind), regressions=(*verdict.regressions, *bad))
+
+    def _entry(self, case: str, dtype: str, environment: dict):
+        """The accepted rows of a case on this device; None where there are none. Raises: HarnessError for a damaged file."""
+        from harness import baseline
+
+        stored = baseline.load(baseline.path_of(self.baselines, case, dtype))
+        return None if stored is None else stored["entries"].get(baseline.key_of(**environment))
 
     def _time(self, case) -> None:
         """The performance table's rows for a case, once per model and dtype."""
@@ -219,6 +242,8 @@ class Session:
                 parse_spec(self.config.option.device)
             except ValueError as error:
                 raise pytest.UsageError(f"--device: {error}") from None
+        if self.config.option.fault and self.config.option.baseline == "accept":
+            raise pytest.UsageError("--baseline=accept with --fault: the numbers of a device that was broken on purpose are no baseline; leave one of them out")
         if self.config.option.preset is not None:
             from harness.gate import PRESETS
 
@@ -325,8 +350,79 @@ class Session:
     def pytest_testnodedown(self, node, error) -> None:
         self.performance += json.loads(getattr(node, "workeroutput", {}).get("precision_performance", "[]"))
 
+    # ------------------------------------------------------------------------------------------- accepted numbers
+
+    def _groups(self) -> dict[tuple[str, str], list[dict]]:
+        """The rows that brought numbers, by case and dtype."""
+        groups: dict[tuple[str, str], list[dict]] = {}
+        for row in self.all_rows():
+            if row["rel_l2"] is not None:
+                groups.setdefault((row["case"], row["dtype"]), []).append(row)
+        return groups
+
+    def _check_together(self) -> bool:
+        """Hold all seeds of each case against its baseline; a row that is worse with the others becomes REGRESSED. Whether all is well."""
+        from harness import baseline
+        from harness.errors import HarnessError
+
+        well = True
+        for (case, dtype), rows in self._groups().items():
+            try:
+                entry = self._entry(case, dtype, self.environment)
+            except HarnessError:
+                continue  # its rows are errors that say so
+            for row, change in zip(rows, baseline.verdicts(rows, entry)):
+                row["baseline"] = {"kind": change.kind, "text": change.text, "ratio": change.ratio}
+                row["marks"] = [change.kind if mark in baseline.KINDS else mark for mark in row["marks"]]
+                if change.kind == baseline.REGRESSED and row["status"] == "PASS":
+                    row |= {"status": "REGRESSED", "reasons": [f"{change.kind}: {change.text}"], "criteria": ["baseline"]}
+                    self.said.append((change.text, True))
+                    well = False
+                elif change.kind in (baseline.IMPROVED, baseline.DRIFT):
+                    self.said.append((f"{change.kind}: {change.text}", False))
+            absent = [seed for seed in (entry or {"rows": {}})["rows"] if seed not in {baseline.seed_of(row) for row in rows}]
+            if absent:
+                self.said.append((f"{len(absent)} accepted rows of {case} {dtype} did not run: {', '.join(f'seed {seed}' for seed in absent)}", False))
+        return well
+
+    def _accept(self) -> bool:
+        """Write the rows of each case as its baseline, and the report beside them under the stack's name. Whether all was accepted."""
+        from harness import baseline, report
+        from harness.errors import HarnessError
+
+        well, accepted = True, 0
+        when = time.strftime("%Y-%m-%d")
+        for (case, dtype), rows in self._groups().items():
+            failed = [row for row in self.all_rows() if (row["case"], row["dtype"]) == (case, dtype) and row["status"] in ("FAIL", "ERROR")]
+            if failed:
+                self.said.append((f"{case} {dtype} is not accepted: {len(failed)} of its rows did not pass; a baseline of a failure would hide it", True))
+                well = False
+                continue
+            path = baseline.path_of(self.baselines, case, dtype)
+            try:
+                before = baseline.load(path)
+            except HarnessError as error:
+                self.said.append((f"{error}; it is written anew", False))
+                before = None
+            gone = sorted(set(baseline.rows_of(before, **self.environment)) - {baseline.seed_of(row) for row in rows})
+            if gone:
+                self.said.append((f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are dropped: {', '.join(f'seed {seed}' for seed in gone)}", True))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = baseline.accepted(before, rows, when=when, **self.environment)
+            report.write_text(path, json.dumps(report.jsonable(kept), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            accepted += len(rows)
+        if accepted:
+            built = report.build(self.all_rows(), performance=self.performance, **self.environment)
+            _, markdown = report.write(built, self.directory / "accepted" / baseline.stack_name(**self.environment), lang=self.config.option.lang)
+            self.said.append((f"accepted {accepted} rows into {self.baselines}; their report is {markdown}", False))
+        return well and bool(accepted)
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not self.worker and self.rows and self.config.option.baseline != "off":
+            well = self._accept() if self.config.option.baseline == "accept" else self._check_together()
+            if not well and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self.worker:
             self.config.workeroutput["precision_performance"] = json.dumps(self.performance)
         elif self.rows or (self.collected and self._device is not None and not self._refused):
@@ -363,6 +459,8 @@ class Session:
             terminalreporter.write_line(f"FAULT PLANTED: {each}")
         for each in self.idle_faults():
             terminalreporter.write_line(f"{each} never acted: none of the operators that it names ran, or there was nothing to change", red=True)
+        for text, bad in self.said:
+            terminalreporter.write_line(text, red=bad)
         device = stored["stack"].get("device")
         terminalreporter.write_line(f"{counts(stored['headline'])} on {device} ({stored['backend']})")
         terminalreporter.write_line(f"report: {self.written[1]}")

@@ -554,9 +554,8 @@ def _version(top: str) -> str | None:
     return metadata.version(names[0]) if names else None
 
 
-@functools.lru_cache(maxsize=None)
 def _file_digest(filename: str) -> str | None:
-    """sha256 of a source file, whatever ends its lines; None where there is no such file."""
+    """sha256 of a source file as it is now, whatever ends its lines; None where there is no such file."""
     try:
         return hashlib.sha256(Path(filename).read_bytes().replace(b"\r\n", b"\n")).hexdigest()
     except (OSError, ValueError):

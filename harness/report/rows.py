@@ -39,6 +39,7 @@ def row(*, test: str, case: str, dtype: str | None, seed: int | None, verdict: V
             **_ratios(verdict),
             "measured": {name: _measured(found, verdict.references.get(name)) for name, found in verdict.comparisons.items()},
             "preset": verdict.tolerance.preset if verdict.tolerance else "",
+            "baseline": None,  # kind, text and ratio, when all seeds are in
             "limits": verdict.tolerance.limits() if verdict.tolerance else {},
             "limits_reason": verdict.tolerance.reason if verdict.tolerance else "",
             "decisions": _decisions(verdict),

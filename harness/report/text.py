@@ -119,6 +119,7 @@ def _limits(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list
     conditioned = [row.get("conditioning") for row in rows if isinstance(row.get("conditioning"), float)]
     if conditioned:
         said.append(words["conditioning"].format(times=_times(max(conditioned))))
+    said += [row["baseline"]["text"] for row in rows if (row.get("baseline") or {}).get("kind") in ("DRIFT", "IMPROVED")]
     for row in rows:
         if row.get("rerun"):
             rerun = {name: _difference(value) if name != "unequal" else value for name, value in row.get("rerun").items()}

@@ -15,6 +15,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "forecast": {"device", "numerics"},  # the device for its types alone
     "emulator": {"numerics"},
     "device": {"emulator"},
+    "baseline": set(),
     "gate": {"compare"},
     "reference": {"forecast"},
     "store": {"reference"},
@@ -27,7 +28,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "conformance": {"case", "compare", "device", "emulator", "forecast", "gate", "models", "numerics", "reference"},
     "doctor": {"device"},
     "infer": {"convert", "device", "models", "reference"},
-    "plugin": {"bench", "case", "clean", "device", "emulator", "gate", "reference", "report", "store"},
+    "plugin": {"baseline", "bench", "case", "clean", "device", "emulator", "gate", "reference", "report", "store"},
     "cli": {"bench", "doctor", "emulator", "gate", "infer", "models", "pairs", "report"},
     "__main__": {"cli"},
     "__init__": {"compare", "case", "device", "gate"},

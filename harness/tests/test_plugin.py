@@ -573,3 +573,97 @@ def test_a_transformers_model_is_held_against_a_reference_that_saw_no_npu(user):
     row = stored(user)["rows"][0]
     assert result.ret == 1 and row["status"] == "FAIL" and row["golden_rel_l2"] > 1e-2
     assert "in the process without torch_npu" in row["reference"] and row["cpu_golden_rel_l2"] < 1e-5
+
+
+# --------------------------------------------------------------------------------------------------------- accepted numbers
+
+LIFE = (
+    CASE
+    + """
+import os
+
+class Small(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(16, 64), torch.nn.Linear(64, 64)
+    def forward(self, x):
+        return self.second(torch.nn.functional.silu(self.first(x)))
+
+def forward(model, x):
+    if x.device.type == "npu":
+        torch.npu.matmul.allow_hf32 = "WORSE" in os.environ
+    return model(x)
+
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed{seed}")
+def test_precision(precision, seed):
+    precision(Case(name="small", model=Small, inputs=tokens, forward=forward, weights_seed=WEIGHTS, tolerance=Tolerance(preset="card")), seed)
+"""
+)
+
+
+def life(seeds=(1, 2, 3, 4, 5), weights=0):
+    return LIFE.replace("SEEDS", str(seeds)).replace("WEIGHTS", str(weights))
+
+
+def kinds(user):
+    return [(row["status"], row["marks"], (row["baseline"] or {}).get("kind")) for row in stored(user)["rows"]]
+
+
+def test_the_life_of_a_baseline(user, monkeypatch):
+    def session(*more):
+        result = user.runpytest_inprocess("--device", "emulated", *more)
+        return result.ret, result.stdout.str()
+
+    path = user.path / "cases" / "baselines" / "small-float32.json"
+    write(user, life())
+    assert session()[0] == 0
+    assert kinds(user) == [("PASS", ["NEW"], "NEW")] * 5 and not path.exists()
+    status, said = session("--baseline=accept")
+    assert status == 0 and "accepted 5 rows into" in said
+    first = json.loads(path.read_text())
+    assert first["schema"] == "precision-baseline/1" and list(first["entries"]) == ["Ascend910B4 (emulated)"]
+    assert (user.path / "reports" / "accepted" / "ascend910b4-emulated_torch_npu-2.13.0_cann-9.1.0" / "precision.md").exists()
+    assert session()[0] == 0
+    assert kinds(user) == [("PASS", ["IDENTICAL"], "IDENTICAL")] * 5
+
+    status, said = session("--fault", "aclnnAddmm:scale:by=1.00000006")  # a last place: passes, and is said
+    assert {kind for _, _, kind in kinds(user)} <= {"DRIFT", "REGRESSED", "IMPROVED"} and "accepted" in said
+
+    monkeypatch.setenv("WORSE", "1")
+    assert session()[0] == 1
+    assert kinds(user) == [("REGRESSED", ["REGRESSED"], "REGRESSED")] * 5
+    assert "where" in stored(user)["rows"][0]["reasons"][0] and "--baseline=accept" in stored(user)["rows"][0]["reasons"][0]
+    assert session("--baseline=off")[0] == 0
+    assert session("--baseline=accept")[0] == 0 and session()[0] == 0
+    monkeypatch.delenv("WORSE")
+    status, said = session()
+    assert status == 0 and [kind for *_, kind in kinds(user)] == ["IMPROVED"] * 5 and "so that it cannot be lost again" in said
+
+    path.write_text(json.dumps(first))
+    write(user, life(weights=1))
+    assert session()[0] == 1
+    assert all("NOT COMPARABLE" in row["marks"] and "other weights" in row["reasons"][0] for row in stored(user)["rows"])
+    write(user, life(seeds=(1, 2, 3)))
+    status, said = session()
+    assert status == 0 and "2 accepted rows of small float32 did not run: seed 4, seed 5" in said
+    assert "2 rows that were accepted before did not run and are dropped: seed 4, seed 5" in session("--baseline=accept")[1]
+
+    other = {"Ascend910B2 (emulated)": first["entries"]["Ascend910B4 (emulated)"]}
+    path.write_text(json.dumps(first | {"entries": other}))
+    assert session()[0] == 0 and kinds(user)[0][2] == "NEW"
+    for text, words in (("{", "is damaged"), (json.dumps(first | {"schema": "precision-baseline/9"}), "has schema 'precision-baseline/9'")):
+        path.write_text(text)
+        assert session()[0] == 1
+        assert stored(user)["rows"][0]["status"] == "ERROR" and words in stored(user)["rows"][0]["reasons"][0]
+
+
+def test_a_failure_and_a_broken_device_are_not_accepted(user):
+    write(user, life().replace('preset="card"', "max_diff=1e-12"))
+    result = user.runpytest_inprocess("--device", "emulated", "--baseline=accept")
+    assert result.ret == 1 and "is not accepted: 5 of its rows did not pass" in result.stdout.str()
+    assert not (user.path / "cases").exists()
+    write(user, life().replace("return model(x)", "return model(x) if float(x.sum()) > 0 or x.device.type == 'cpu' else model(x[:, :, :3])"))
+    result = user.runpytest_inprocess("--device", "emulated", "--baseline=accept")
+    assert result.ret == 1 and "of its rows did not pass" in result.stdout.str() and not (user.path / "cases").exists()  # some are errors
+    result = user.runpytest_inprocess("--device", "emulated", "--baseline=accept", "--fault", "aclnnAddmm:hf32")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and "are no baseline" in result.stderr.str()

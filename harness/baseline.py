@@ -1,0 +1,170 @@
+"""Accepted numbers per case, and whether a run is identical to them, changed but fine, worse, better, or not comparable. Pure: rows in, words out.
+
+A baseline file holds one case in one dtype, and in it an entry for each device and backend, so that emulated numbers never meet a card's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+
+SCHEMA = "precision-baseline/1"
+IDENTICAL, DRIFT, REGRESSED, IMPROVED, NEW, INCOMPARABLE = "IDENTICAL", "DRIFT", "REGRESSED", "IMPROVED", "NEW", "NOT COMPARABLE"
+
+KINDS = (IDENTICAL, DRIFT, REGRESSED, IMPROVED, NEW, INCOMPARABLE)
+
+EFFECT = 1.02  # a change of the error below this factor is drift, however many seeds share it
+ALONE = 1.5  # the factor from which a change counts by itself
+SEEDS = 3  # that the paired test needs
+STUDENT = {  # one-sided 1 % points of Student's t by degrees of freedom (Fisher and Yates, Statistical Tables, III)
+    2: 6.965, 3: 4.541, 4: 3.747, 5: 3.365, 6: 3.143, 7: 2.998, 8: 2.896, 9: 2.821, 10: 2.764, 12: 2.681, 15: 2.602, 20: 2.528, 30: 2.457, 10**9: 2.326,
+}  # fmt: skip
+
+KEPT = (  # of a row
+    "seed", "status", "marks", "preset", "limits", "weights", "inputs_sha256", "expected_sha256", "actual_sha256", "max_diff", "mean_diff", "cos_sim",
+    "rel_l2", "golden_rel_l2", "cpu_golden_rel_l2", "forecast_golden_rel_l2", "forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio",
+    "decisions", "rerun",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What became of one row since its baseline."""
+
+    kind: str
+    text: str  # one sentence: what was found, what was accepted, what to do
+    ratio: float | None = None  # the error now over the error then; None where there is nothing to divide
+
+
+def key_of(stack: Mapping[str, Any], backend: str | None) -> str:
+    """What an entry is kept under: "Ascend910B4 (emulated)"."""
+    return f"{stack.get('device')} ({backend})"
+
+
+def path_of(folder: Path, case: str, dtype: str) -> Path:
+    """The file of a case in a dtype."""
+    safe = "".join(each if each.isalnum() or each in "-_." else "_" for each in f"{case}-{dtype}")
+    return folder / f"{safe}.json"
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """A stored baseline; None where there is none.
+
+    Raises: HarnessError when the file is damaged, or of another schema.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise HarnessError(f"baseline {path} is damaged ({error}); restore it from version control, or accept again with --baseline=accept") from None
+    schema = stored.get("schema") if isinstance(stored, dict) else None
+    if schema != SCHEMA:
+        raise HarnessError(f"baseline {path} has schema {schema!r} where {SCHEMA!r} was expected; use the version that wrote it, or accept again with --baseline=accept")
+    if not isinstance(stored.get("entries"), dict):
+        raise HarnessError(f"baseline {path} lacks its entries; restore it from version control, or accept again with --baseline=accept")
+    return stored
+
+
+def accepted(stored: Mapping[str, Any] | None, rows: Iterable[Mapping[str, Any]], *, stack: Mapping[str, Any], backend: str | None, when: str) -> dict[str, Any]:
+    """The file with the entry of this device replaced: the rows of one case in one dtype, as the report holds them."""
+    rows = list(rows)
+    entries = dict((stored or {}).get("entries", {}))
+    kept = {seed_of(row): {name: row.get(name) for name in KEPT} for row in rows}
+    entries[key_of(stack, backend)] = {"accepted": when, "stack": dict(stack), "rows": kept}
+    return {"schema": SCHEMA, "case": rows[0]["case"], "dtype": rows[0]["dtype"], "entries": dict(sorted(entries.items()))}
+
+
+def stack_name(stack: Mapping[str, Any], backend: str | None) -> str:
+    """A folder's name that says where something was measured: "ascend910b4-emulated_torch_npu-2.13.0_cann-9.1.0"."""
+    device = str(stack.get("device")).lower() + ("" if backend in ("npu", None) else f"-{backend}")
+    cann = str(stack.get("cann") or "").removesuffix("(emulated)").strip()
+    parts = [device, *(f"{name}-{value}" for name, value in (("torch_npu", stack.get("torch_npu")), ("cann", cann)) if value)]
+    if not stack.get("torch_npu"):
+        parts.append(f"torch-{stack.get('torch')}")
+    return "".join(each if each.isalnum() or each in "-_." else "_" for each in "_".join(parts))
+
+
+def rows_of(stored: Mapping[str, Any] | None, stack: Mapping[str, Any], backend: str | None) -> Mapping[str, Any]:
+    """The accepted rows of a device in a file, by seed."""
+    return (stored or {"entries": {}})["entries"].get(key_of(stack, backend), {"rows": {}})["rows"]
+
+
+def seed_of(row: Mapping[str, Any]) -> str:
+    """The row's name in an entry."""
+    return "-" if row.get("seed") is None else str(row["seed"])
+
+
+def error_of(row: Mapping[str, Any]) -> float:
+    """The error that is followed: relative L2 to float64, else to the CPU. NaN where a row holds no numbers."""
+    found = row.get("golden_rel_l2")
+    found = row.get("rel_l2") if found is None else found
+    return float(found) if isinstance(found, (int, float, str)) else math.nan
+
+
+def change_of(row: Mapping[str, Any], entry: Mapping[str, Any] | None) -> Change:
+    """One row against its accepted one, without a verdict on drift: that takes all seeds, see `verdicts`."""
+    name = f"{row['case']} {row['dtype']}" + ("" if row.get("seed") is None else f" seed {row['seed']}")
+    then = None if entry is None else entry["rows"].get(seed_of(row))
+    if then is None:
+        return Change(kind=NEW, text=f"no baseline for {name}; accept this run with --baseline=accept")
+    for field, what in (("weights", "weights"), ("inputs_sha256", "inputs")):
+        if row.get(field) != then.get(field):
+            text = f"{name} ran with other {what} ({_short(row.get(field))}) than were accepted ({_short(then.get(field))}); its numbers cannot be compared: run with the accepted ones, or --baseline=accept"
+            return Change(kind=INCOMPARABLE, text=text)
+    if row.get("actual_sha256") == then.get("actual_sha256"):
+        return Change(kind=IDENTICAL, text=f"{name}: every bit as accepted", ratio=1.0)
+    now, before = error_of(row), error_of(then)
+    if not (math.isfinite(now) and math.isfinite(before)):
+        return Change(kind=INCOMPARABLE, text=f"{name}: no finite error to compare, {now} now and {before} accepted")
+    ratio = 1.0 if now == before else math.inf if before == 0 else now / before
+    return Change(kind=DRIFT, text=f"{name}: error to float64 {now:.3e} where {before:.3e} was accepted ({ratio:.3f} times)", ratio=ratio)
+
+
+def _short(digest: Any) -> str:
+    return str(digest)[:16]
+
+
+def verdicts(rows: Iterable[Mapping[str, Any]], entry: Mapping[str, Any] | None) -> list[Change]:
+    """Every row of one case in one dtype against its entry.
+
+    The errors of all seeds are paired with the accepted ones. With `SEEDS` or more the change is judged together, by a one-sided paired
+    t-test of log(error now / error then) at 1 % (Student 1908), and by its size: the geometric mean must pass `EFFECT`. So a small drift
+    that all seeds share is seen, and one seed that is off by chance is not. A row whose error changed by more than `ALONE` counts by itself.
+    Where the device's reruns differ, a change within three times that difference is drift.
+    """
+    rows = list(rows)
+    found = [change_of(row, entry) for row in rows]
+    pairs = [index for index, each in enumerate(found) if each.ratio is not None and math.isfinite(each.ratio) and each.ratio > 0]
+    logs = [math.log(found[index].ratio) for index in pairs]
+    together = _shared(logs) if len(logs) >= SEEDS else 0
+    for index, each in enumerate(found):
+        if each.kind != DRIFT:
+            continue
+        sign = 1 if each.ratio > ALONE else -1 if each.ratio < 1 / ALONE else together
+        noise = float((rows[index].get("rerun") or {}).get("rel_l2", 0.0))
+        if sign and abs(error_of(rows[index]) - error_of(entry["rows"][seed_of(rows[index])])) <= 3 * noise:
+            sign = 0
+        if sign and (each.ratio > 1) == (sign > 0):
+            kind = REGRESSED if sign > 0 else IMPROVED
+            shared = f", {math.exp(sum(logs) / len(logs)):.3f} times on average over {len(logs)} seeds" if sign == together else ""
+            advice = "find out what changed, or accept it with --baseline=accept" if sign > 0 else "accept it with --baseline=accept, so that it cannot be lost again"
+            found[index] = Change(kind=kind, text=f"{each.text}{shared}; {advice}", ratio=each.ratio)
+    return found
+
+
+def _shared(logs: list[float]) -> int:
+    """1 where the errors grew together, -1 where they shrank, 0 where chance would do."""
+    count = len(logs)
+    mean = sum(logs) / count
+    if abs(mean) <= math.log(EFFECT):
+        return 0
+    spread = math.sqrt(sum((each - mean) ** 2 for each in logs) / (count - 1))
+    limit = STUDENT[max(each for each in STUDENT if each <= count - 1)]
+    return (1 if mean > 0 else -1) if abs(mean) > limit * spread / math.sqrt(count) else 0
