@@ -77,3 +77,11 @@ def agrees(npu, function, *arguments, rtol=1e-5, atol=1e-5, backward=True):
             assert found.dtype == wanted.dtype
         near = dict(rtol=RTOL[half], atol=RTOL[half]) if half else dict(rtol=rtol, atol=atol)
         torch.testing.assert_close(found.cpu().to(wanted.dtype), wanted, equal_nan=True, **near)
+
+
+@pytest.fixture(autouse=True)
+def switches(npu):
+    """As they were before the test: the tests that follow count on it."""
+    kept = torch.npu.conv.allow_hf32, torch.npu.matmul.allow_hf32
+    yield
+    torch.npu.conv.allow_hf32, torch.npu.matmul.allow_hf32 = kept

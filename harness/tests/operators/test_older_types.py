@@ -159,6 +159,7 @@ def test_convolutions(compiling, types, function, inputs):
 
 
 def test_a_dilated_convolution(compiling):
+    torch.npu.conv.allow_hf32 = False
     x, weight, bias = seeded(2, 4, 6, 5), seeded(3, 4, 3, 2, seed=1), seeded(3, seed=2)
     dilated = torch.ops.aten.slow_conv_dilated2d
     function = lambda x, w, b: dilated(x, w, [3, 2], b, [1, 1], [1, 1], [2, 2])  # noqa: E731
