@@ -1,4 +1,4 @@
-"""The commands: python -m harness infer | convert | compare | judge | bench | doctor | report | emulate.
+"""The commands: python -m harness infer | convert | compare | judge | gate | bench | doctor | report | emulate.
 
 Every command parses here and works elsewhere; torch is imported by the work, so `--help` answers at once.
 """
@@ -121,6 +121,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     judge.add_argument("json", type=Path, metavar="JSON")
     _add_preset(judge, "default: what each row was judged by")
+
+    gate = command(
+        "gate",
+        _gate,
+        "Hold a report against an older one: what broke, regressed, drifted, improved, went missing, and what changed in the stack.",
+        "python -m harness gate before/precision.json after/precision.json --output upgrade.md",
+    )
+    gate.add_argument("reports", type=Path, nargs="+", metavar="JSON", help="two or more, the oldest first; the last two decide the exit status")
+    gate.add_argument("--output", type=Path, metavar="FILE", help="write the markdown there too, for a pull request or a step summary")
+    gate.add_argument("--json", type=Path, metavar="FILE", help="write every transition there")
+    gate.add_argument("--every", action="store_true", help="list the IDENTICAL rows too")
 
     doctor = command(
         "doctor",
@@ -254,6 +265,26 @@ def _judge(arguments) -> int:
     print(verdicts_text(found, title=f"{arguments.json}, {arguments.preset or 'as it was judged'}"))
     statuses = {verdict.status for _, verdict in found}
     return 0 if "PASS" in statuses and statuses <= {"PASS", "SKIPPED"} else 1
+
+
+def _gate(arguments) -> int:
+    import json
+
+    from harness.report import jsonable, load, upgrade_text, write_text
+    from harness.upgrade import compare_reports
+
+    if len(arguments.reports) < 2:
+        raise ValueError("one report was given where two or more are compared; give the older one first")
+    stored = [load(each) for each in arguments.reports]
+    found = [compare_reports(*each) for each in zip(stored, stored[1:])]
+    titles = [f"{before} → {after}" for before, after in zip(arguments.reports, arguments.reports[1:])]
+    text = "\n\n".join(upgrade_text(each, title=title, every=arguments.every) for each, title in zip(found, titles))
+    print(text)
+    if arguments.output:
+        write_text(arguments.output, text + "\n")
+    if arguments.json:
+        write_text(arguments.json, json.dumps(jsonable([each.to_dict() for each in found]), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return 0 if found[-1].passed else 1
 
 
 def _doctor(arguments) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.gate import NEW, STATUSES
-from harness.report.again import judged, pairs_text, verdicts_text
+from harness.report.again import judged, pairs_text, upgrade_text, verdicts_text
 from harness.report.document import to_html, to_markdown
 from harness.report.rows import jsonable, row
 from harness.report.text import LANGUAGES, document
@@ -26,7 +26,7 @@ JSON_NAME = "precision.json"
 MARKDOWN_NAME = "precision.md"
 
 __all__ = [
-    "SCHEMA", "build", "jsonable", "judged", "load", "pairs_text", "performance_text", "rerender", "render", "row", "verdicts_text", "write",
+    "SCHEMA", "build", "jsonable", "judged", "load", "pairs_text", "performance_text", "rerender", "render", "row", "upgrade_text", "verdicts_text", "write",
     "write_pairs", "write_text",
 ]  # fmt: skip
 

@@ -85,6 +85,34 @@ def pairs_text(found: Iterable[Any], *, title: str) -> str:
     return _text(title, columns, rows, 3, [(pair.name, pair.verdict) for pair in found])
 
 
+def upgrade_text(found: Any, *, title: str, every: bool = False) -> str:
+    """An upgrade as markdown for a pull request: counts, what changed in the stack, the rows that changed; IDENTICAL ones when `every`."""
+    counted = ", ".join(f"{count} {kind}" for kind, count in found.counts().items()) or "nothing to compare"
+    blocks: list[Any] = [Text(text=f"{'✅' if found.passed else '❌'} {title}: {counted}", strong=True)]
+    if found.stack:
+        rows = tuple((name, _shown(before), _shown(after)) for name, before, after in found.stack)
+        blocks.append(Table(columns=("changed", "before", "after"), rows=rows))
+    else:
+        blocks.append(Text(text="The two stacks are the same."))
+    rows = []
+    for each in found.transitions:
+        if every or each.kind != "IDENTICAL":
+            seed = MISSING if each.seed is None else str(each.seed)
+            ratio = each.error_after / each.error_before if each.error_before and each.error_after is not None else None
+            numbers = (_difference(each.error_before), _difference(each.error_after), _times(ratio))
+            rows.append((each.kind, each.case, each.dtype or MISSING, seed, each.before or MISSING, each.after or MISSING, *numbers))
+    if rows:
+        columns = ("transition", "case", "dtype", "seed", "before", "after", "error before", "error after", "ratio")
+        blocks.append(Table(columns=columns, rows=tuple(rows), numbers_from=6))
+    said = [f"{each.kind} {each.case} {each.dtype or ''} {'' if each.seed is None else f'seed {each.seed}'}: {each.text}" for each in found.transitions]
+    bad = [text for text, each in zip(said, found.transitions) if each.kind not in ("IDENTICAL", "NEW", "DRIFT")]
+    return to_markdown([*blocks, *([Bullets(items=tuple(bad))] if bad else [])]).rstrip("\n")
+
+
+def _shown(value: Any) -> str:
+    return MISSING if value is None else ", ".join(f"{name}={each}" for name, each in value.items()) if isinstance(value, Mapping) else str(value)
+
+
 def _result(verdict: Verdict) -> str:
     return f"{SIGNS[verdict.status]} {verdict.status}"
 

@@ -16,6 +16,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "emulator": {"numerics"},
     "device": {"emulator"},
     "baseline": set(),
+    "upgrade": {"baseline"},
     "gate": {"compare"},
     "reference": {"forecast"},
     "store": {"reference"},
@@ -29,7 +30,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "doctor": {"device"},
     "infer": {"convert", "device", "models", "reference"},
     "plugin": {"baseline", "bench", "case", "clean", "device", "emulator", "gate", "reference", "report", "store"},
-    "cli": {"bench", "doctor", "emulator", "gate", "infer", "models", "pairs", "report"},
+    "cli": {"bench", "doctor", "emulator", "gate", "infer", "models", "pairs", "report", "upgrade"},
     "__main__": {"cli"},
     "__init__": {"compare", "case", "device", "gate"},
 }
