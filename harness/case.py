@@ -216,10 +216,10 @@ def _hold(name: str, actual, expected, golden, forecast, modes: tuple[str, ...],
 def _conditioning(cpu: _Cpu, golden: dict[str, Tensor] | None) -> float | None:
     """How many times larger the relative change of the output is than that of the input, when the input moves by one rounding.
 
-    Measured once for a model and dtype, in float64, with its first inputs; None where the inputs hold no fractions.
+    Measured once for a model, in float64, with its first inputs and dtype; None where the inputs hold no fractions.
     """
     case, known = cpu.case, cpu.models.conditioning
-    key = (case.model, case.checkpoint, case.weights_seed, case.forward, case.dtype)
+    key = (case.model, case.checkpoint, case.weights_seed, case.forward)
     if key not in known:
         known[key] = None
         if golden is not None and moved_by_one_rounding(cpu.inputs, case.torch_dtype) is not None:

@@ -34,7 +34,7 @@ class Models:
         self._built: dict[Any, nn.Module] = {}
         self._copies: dict[Any, nn.Module] = {}
         self.digests: dict[Any, str] = {}  # of checkpoints, by path: each is read once
-        self.conditioning: dict[Any, float | None] = {}  # by model and dtype
+        self.conditioning: dict[Any, float | None] = {}  # by model
 
     def get(
         self, key: Any, build: Callable[[], nn.Module], *, seed: int, dtype: torch.dtype, device: torch.device, wide: bool = False
@@ -52,9 +52,10 @@ class Models:
             return base
         place = (device, dtype, wide)
         if place not in self._copies:
+            old = next((kept for each, kept in self._copies.items() if wide and each[2] and each[0] == device), None)
             self._copies = {each: kept for each, kept in self._copies.items() if each[1] == dtype}
             narrow = self.get(key, build, seed=seed, dtype=dtype, device=device) if wide else base
-            self._copies[place] = copy_module(narrow, dtype=torch.float64 if wide else dtype, device=device)
+            self._copies[place] = _refilled(old, narrow) if old is not None else copy_module(narrow, dtype=torch.float64 if wide else dtype, device=device)
         return self._copies[place]
 
     @staticmethod
@@ -83,9 +84,18 @@ def copy_module(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -
     """
     moved: dict[int, Any] = {}
     for each in [*model.parameters(), *model.buffers()]:
-        target = each.detach().to(device=device, dtype=dtype if each.is_floating_point() else each.dtype, copy=True)
+        narrow = each.detach().to(dtype if each.is_floating_point() else each.dtype)  # here: on its way it would be there twice
+        target = narrow.to(device, copy=narrow.data_ptr() == each.data_ptr())
         moved[id(each)] = nn.Parameter(target, requires_grad=False) if isinstance(each, nn.Parameter) else target
     return copy.deepcopy(model, memo=moved)
+
+
+def _refilled(model: nn.Module, source: nn.Module) -> nn.Module:
+    """`model` with the values of another copy: gigabytes of new memory cost seconds on many machines."""
+    with torch.no_grad():
+        for old, new in zip([*model.parameters(), *model.buffers()], [*source.parameters(), *source.buffers()]):
+            old.copy_(new)
+    return model
 
 
 # ------------------------------------------------------------------------------------------------------------- runs

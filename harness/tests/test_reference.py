@@ -156,3 +156,16 @@ def test_every_input_moves_by_one_rounding_up_or_down(dtype):
     assert 400 < int((step > 0).sum()) < 600 and torch.equal(moved["ids"], torch.arange(3))
     assert torch.all(step.abs() == 1)
     assert moved_by_one_rounding(torch.arange(3), dtype) is None
+
+
+def test_a_wide_copy_that_is_filled_again_is_that_of_the_other_dtype():
+    models, cpu = Models(), torch.device("cpu")
+
+    def wide(dtype):
+        return models.get("key", lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), seed=0, dtype=dtype, device=cpu, wide=True)
+
+    first = {name: each.clone() for name, each in wide(torch.float32).state_dict().items()}
+    second = {name: each.clone() for name, each in wide(torch.bfloat16).state_dict().items()}
+    assert all(torch.equal(second[name], first[name].bfloat16().to(first[name].dtype) if first[name].is_floating_point() else first[name]) for name in first)
+    assert second["0.weight"].dtype == torch.float64 and not torch.equal(first["0.weight"], second["0.weight"])
+    assert all(torch.equal(each, first[name]) for name, each in wide(torch.float32).state_dict().items())
