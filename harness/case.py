@@ -287,7 +287,7 @@ def _run_device(models: Models, case: Case, inputs: Any, device: Device) -> _Ran
 
     with device.watch() as seen:
         outputs, milliseconds = once()
-        again, _ = once()
+    again, _ = once()
     return _Ran(outputs=outputs, again=again, milliseconds=milliseconds, fell_back=list(seen.fell_back))
 
 
