@@ -17,10 +17,20 @@ from harness.compare import Comparison, compare
 from harness.device import Device, Stack
 from harness.errors import CaseError, RunError
 from harness.forecast import Rules, rules_of
-from harness.gate import FELL_BACK, NONDETERMINISTIC, Decisions, Evidence, Reason, References, Tolerance, Verdict, is_floating, judge
+from harness.gate import (
+    FELL_BACK,
+    NONDETERMINISTIC,
+    Decisions,
+    Evidence,
+    Reason,
+    References,
+    Tolerance,
+    Verdict,
+    is_floating,
+    judge,
+)
 from harness.reference import Models, digest, fresh, move, moved_by_one_rounding, roundoff, run, run_cpu, tensors_of
 from harness.store import Key, code_digest, key_of, weights_digest
-
 
 FLOOR = Tolerance(preset="floor")
 TOP = 5  # largest logits whose agreement is counted beside the largest
@@ -276,8 +286,7 @@ def _run_device(models: Models, case: Case, inputs: Any, device: Device) -> _Ran
     model = _copy(models, case, device.torch_device)
     where = f"on {device.torch_device} ({device.name})"
 
-    def once() -> tuple[dict[str, Tensor], float]:
-        moved = move(fresh(inputs), device=device.torch_device)
+    def once(moved: Any) -> tuple[dict[str, Tensor], float]:
         device.synchronize()
         begin = time.perf_counter()
         returned = run(model, moved, forward=case.forward, where=where)
@@ -285,9 +294,10 @@ def _run_device(models: Models, case: Case, inputs: Any, device: Device) -> _Ran
         elapsed = (time.perf_counter() - begin) * 1e3
         return move(_outputs(case, returned, "the model on the device"), device="cpu"), elapsed
 
+    first, second = (move(fresh(inputs), device=device.torch_device) for _ in range(2))
     with device.watch() as seen:
-        outputs, milliseconds = once()
-    again, _ = once()
+        outputs, milliseconds = once(first)
+        again, _ = once(second)
     return _Ran(outputs=outputs, again=again, milliseconds=milliseconds, fell_back=list(seen.fell_back))
 
 

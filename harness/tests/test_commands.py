@@ -207,7 +207,8 @@ def test_help_imports_no_torch():
 
 
 def test_report_is_rendered_again(capsys, tmp_path):
-    from harness.report import build, write as write_report
+    from harness.report import build
+    from harness.report import write as write_report
 
     write_report(build([], stack={"device": "x"}, backend="cpu"), tmp_path)
     status, out, _ = run(capsys, "report", tmp_path / "precision.json", "--lang", "zh")

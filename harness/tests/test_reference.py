@@ -5,7 +5,17 @@ import torch
 from torch import nn
 
 from harness.errors import CaseError, RunError
-from harness.reference import Models, copy_module, digest, move, moved_by_one_rounding, roundoff, run, run_cpu, tensors_of
+from harness.reference import (
+    Models,
+    copy_module,
+    digest,
+    move,
+    moved_by_one_rounding,
+    roundoff,
+    run,
+    run_cpu,
+    tensors_of,
+)
 
 CPU = torch.device("cpu")
 
