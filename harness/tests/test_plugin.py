@@ -57,6 +57,7 @@ def torch_npu_is_imported():
     """Before an inner run imports parts of it and has them forgotten."""
     with contextlib.suppress(DeviceError):
         open_device("emulated")
+    import torch._dynamo  # noqa: F401  a dispatch mode brings it in, and it cannot be imported twice either
 
 
 @pytest.fixture
