@@ -91,9 +91,15 @@ def stack_name(stack: Mapping[str, Any], backend: str | None) -> str:
     return "".join(each if each.isalnum() or each in "-_." else "_" for each in "_".join(parts))
 
 
-def rows_of(stored: Mapping[str, Any] | None, stack: Mapping[str, Any], backend: str | None) -> Mapping[str, Any]:
-    """The accepted rows of a device in a file, by seed."""
-    return (stored or {"entries": {}})["entries"].get(key_of(stack, backend), {"rows": {}})["rows"]
+def entry_of(stored: Mapping[str, Any] | None, stack: Mapping[str, Any], backend: str | None) -> Mapping[str, Any] | None:
+    """What was accepted on a device, of a file; None where there is nothing."""
+    return None if stored is None else stored["entries"].get(key_of(stack, backend))
+
+
+def absent(entry: Mapping[str, Any] | None, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The accepted rows that are not among `rows`, in words."""
+    ran = {seed_of(row) for row in rows}
+    return [] if entry is None else [f"seed {seed}" for seed in entry["rows"] if seed not in ran]
 
 
 def seed_of(row: Mapping[str, Any]) -> str:

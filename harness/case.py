@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.clean import needs_clean
+from harness.clean import CleanProcess, needs_clean
 from harness.compare import Comparison, compare
 from harness.device import Device, Stack
 from harness.errors import CaseError, RunError
@@ -110,12 +110,11 @@ def validate(
     tolerance = Tolerance(preset=preset) if preset else case.limits(stack)
     forecast = cpu.run("forecast", rules=rules)[0] if rules is not None else None
     other = None
-    if tolerance.preset == "sharp" and rules is not None and "HF32" in (rules.conv, rules.matmul):
+    if tolerance.preset == "sharp" and rules is not None and "HF32" in rules.modes:
         other = cpu.run("forecast", rules=replace(rules, ties="even" if rules.ties == "away" else "away"))[0]
     golden, lacking = _golden(cpu)
 
-    modes = tuple(sorted({rules.conv, rules.matmul} - {"float32"})) if rules is not None else ()
-    comparisons, references = measure(ran.outputs, expected, golden, forecast, modes, other)
+    comparisons, references = measure(ran.outputs, expected, golden, forecast, () if rules is None else rules.modes, other)
     decisions = _decide(case, ran.outputs, expected) if case.decisions is not None else None
     verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
 
@@ -171,6 +170,7 @@ class _Cpu:
         model = _copy(self.models, case, "cpu", wide=wide)
         how = dict(forward=case.forward, dtype=dtype, rules=rules)
         if self.clean:
+            self.models.clean = self.models.clean or CleanProcess()
             outputs, milliseconds, words = self.models.clean.forward(model, inputs, what=f"{case.name}: the model", **how)
         else:
             outputs, milliseconds, words = run_cpu(model, inputs, **how)

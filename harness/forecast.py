@@ -58,6 +58,11 @@ class Rules:
         if self.groups < 1:
             raise ValueError(f"a sum has at least one part, not {self.groups}")
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """What float32 is computed in besides float32."""
+        return tuple(sorted({self.conv, self.matmul} - {"float32"}))
+
     def __str__(self) -> str:
         products = self.matmul if self.matmul == "float32" else f"in {self.matmul}"
         convolutions = self.conv if self.conv == "float32" else f"in {self.conv}"

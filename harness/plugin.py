@@ -124,11 +124,10 @@ class Session:
     def measure(self, case, seed: int | None):
         """Run one case with one seed on the CPU and on the device."""
         from harness.case import validate
-        from harness.clean import CleanProcess
         from harness.reference import Models
 
         device = self.device
-        self._models = self._models or Models(store=self._store, clean=CleanProcess())
+        self._models = self._models or Models(store=self._store)
         self.say(f"{case.name} {dtype_id(case.dtype)}{'' if seed is None else f' seed {seed}'}: CPU, then {device.torch_device}")
         options = {"rerun_reference": self.config.option.rerun_reference, "preset": self.config.option.preset}
         verdict = validate(case, seed, device, models=self._models, **options)
@@ -154,8 +153,7 @@ class Session:
         """The accepted rows of a case on this device; None where there are none. Raises: HarnessError for a damaged file."""
         from harness import baseline
 
-        stored = baseline.load(baseline.path_of(self.baselines, case, dtype))
-        return None if stored is None else stored["entries"].get(baseline.key_of(**environment))
+        return baseline.entry_of(baseline.load(baseline.path_of(self.baselines, case, dtype)), **environment)
 
     def _time(self, case) -> None:
         """The performance table's rows for a case, once per model and dtype."""
@@ -380,9 +378,9 @@ class Session:
                     well = False
                 elif change.kind in (baseline.IMPROVED, baseline.DRIFT):
                     self.said.append((f"{change.kind}: {change.text}", False))
-            absent = [seed for seed in (entry or {"rows": {}})["rows"] if seed not in {baseline.seed_of(row) for row in rows}]
+            absent = baseline.absent(entry, rows)
             if absent:
-                self.said.append((f"{len(absent)} accepted rows of {case} {dtype} did not run: {', '.join(f'seed {seed}' for seed in absent)}", False))
+                self.said.append((f"{len(absent)} accepted rows of {case} {dtype} did not run: {', '.join(absent)}", False))
         return well
 
     def _accept(self) -> bool:
@@ -390,12 +388,12 @@ class Session:
         from harness import baseline, report
         from harness.errors import HarnessError
 
-        well, accepted = True, 0
+        well, accepted, collected = True, 0, self.all_rows()
         when = time.strftime("%Y-%m-%d")
         for (case, dtype), rows in self._groups().items():
             files = {_file(row) for row in rows}  # of an error nobody may know the case, but its file
             failed = [
-                row for row in self.all_rows()
+                row for row in collected
                 if row["status"] == "FAIL" and (row["case"], row["dtype"]) == (case, dtype) or row["status"] == "ERROR" and _file(row) in files
             ]  # fmt: skip
             if failed:
@@ -408,15 +406,15 @@ class Session:
             except HarnessError as error:
                 self.said.append((f"{error}; it is written anew", False))
                 before = None
-            gone = sorted(set(baseline.rows_of(before, **self.environment)) - {baseline.seed_of(row) for row in rows})
+            gone = baseline.absent(baseline.entry_of(before, **self.environment), rows)
             if gone:
-                self.said.append((f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are dropped: {', '.join(f'seed {seed}' for seed in gone)}", True))
+                self.said.append((f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are dropped: {', '.join(gone)}", True))
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = baseline.accepted(before, rows, when=when, **self.environment)
             report.write_text(path, json.dumps(report.jsonable(kept), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
             accepted += len(rows)
         if accepted:
-            built = report.build(self.all_rows(), performance=self.performance, **self.environment)
+            built = report.build(collected, performance=self.performance, **self.environment)
             _, markdown = report.write(built, self.directory / "accepted" / baseline.stack_name(**self.environment), lang=self.config.option.lang)
             self.said.append((f"accepted {accepted} rows into {self.baselines}; their report is {markdown}", False))
         return well and bool(accepted)

@@ -31,10 +31,10 @@ class Models:
     A full-size model is built in seconds and a case runs it with many seeds, so what is here is most of the run's cost.
     """
 
-    def __init__(self, store: Any = None, clean: Any = None):
+    def __init__(self, store: Any = None):
         _keep_large_blocks()
         self.store = store  # a Store that references are read from and kept in
-        self.clean = clean  # the CleanProcess for models that an NPU's presence changes
+        self.clean: Any = None  # the CleanProcess, once a model needs one that an NPU's presence changes
         self._built: dict[Any, nn.Module] = {}
         self._copies: dict[Any, nn.Module] = {}
         self.digests: dict[Any, str] = {}  # of checkpoints, by path: each is read once

@@ -172,7 +172,6 @@ class _Bench:
         self.narrow = copy_module(base, dtype=chosen, device=torch.device("cpu"))
         self.there = copy_module(base, dtype=chosen, device=device.torch_device)
         self.rules = rules_of(device.stack)
-        self.modes = tuple(sorted({self.rules.conv, self.rules.matmul} - {"float32"}))
         self.expected = self.on_cpu(self.narrow, self.inputs)
         self.forecast = self.on_cpu(self.narrow, self.inputs, self.rules)
         self.other = self.on_cpu(self.narrow, self.inputs, replace(self.rules, ties="even"))
@@ -192,7 +191,7 @@ class _Bench:
 
     def trial(self, outputs: dict[str, Tensor], *, what: str, kind: str, place: str, benign: bool = False) -> Trial | None:
         """None where a fault left every bit as it was."""
-        comparisons, references = measure(outputs, self.expected, self.golden, self.forecast, self.modes, self.other)
+        comparisons, references = measure(outputs, self.expected, self.golden, self.forecast, self.rules.modes, self.other)
         alarms = frozenset(name for name in PRESETS if not judge(comparisons, Tolerance(preset=name), references=references).passed)
         (name, held), *_ = references.items()
         moved = compare(outputs[name], self.sound[name])

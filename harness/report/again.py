@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from harness.errors import HarnessError
 from harness.gate import Decisions, Reason, Tolerance, Verdict, error, judge, skipped
 from harness.report.document import Bullets, Table, Text, to_markdown
 from harness.report.rows import comparison_of, references_of
-from harness.report.text import MISSING, SIGNS, _cosine, _difference, _times, counts
+from harness.report.text import MISSING, SIGNS, cosine, difference, times, counts
 
 KEPT = ("fallback", "output", "reference")  # failures that no preset decides
 
@@ -41,16 +41,17 @@ def _verdict(row: Mapping[str, Any], preset: str | None) -> Verdict:
     comparisons = {name: comparison_of(kept["comparison"]) for name, kept in measured.items()}
     references = {name: held for name, kept in measured.items() if (held := references_of(kept)) is not None}
     verdict = judge(comparisons, own, decisions=_decisions(row["decisions"]), references=references)
-    kept = tuple(Reason(criterion=criterion, text=text) for criterion, text in zip(criteria, row["reasons"]) if criterion in KEPT)
-    worse = tuple(Reason(criterion=criterion, text=text) for criterion, text in zip(criteria, row["reasons"])) if row["status"] == "REGRESSED" else ()
+    said = [Reason(criterion=criterion, text=text) for criterion, text in zip(criteria, row["reasons"])]
+    kept = tuple(reason for reason in said if reason.criterion in KEPT)
+    worse = tuple(said) if row["status"] == "REGRESSED" else ()
     return replace(verdict, failures=(*kept, *verdict.failures), regressions=worse, marks=tuple(row["marks"]))
 
 
 def _decisions(kept: Mapping[str, Any] | None) -> Decisions | None:
     if kept is None:
         return None
-    first = None if kept.get("first") is None else tuple(kept["first"])
-    return Decisions(**{name: kept.get(name) for name in ("count", "agree", "correct_actual", "correct_expected", "k", "topk")}, first=first)
+    read = {each.name: kept.get(each.name) for each in fields(Decisions)}
+    return Decisions(**read | {"first": None if read["first"] is None else tuple(read["first"])})
 
 
 def verdicts_text(found: Iterable[tuple[Mapping[str, Any], Verdict]], *, title: str) -> str:
@@ -60,10 +61,10 @@ def verdicts_text(found: Iterable[tuple[Mapping[str, Any], Verdict]], *, title: 
     rows = []
     for row, verdict in found:
         numbers = verdict.comparison
-        cells = [_difference(getattr(numbers, name)) for name in ("max_diff", "mean_diff")] if numbers else [MISSING, MISSING]
-        cells += [_cosine(numbers.cos_sim), _difference(numbers.rel_l2)] if numbers else [MISSING, MISSING]
+        cells = [difference(getattr(numbers, name)) for name in ("max_diff", "mean_diff")] if numbers else [MISSING, MISSING]
+        cells += [cosine(numbers.cos_sim), difference(numbers.rel_l2)] if numbers else [MISSING, MISSING]
         held = verdict.references.get(verdict.output)
-        cells.append(MISSING if held is None else _times(held.ratios()["forecast_ratio"]))
+        cells.append(MISSING if held is None else times(held.ratios()["forecast_ratio"]))
         identity = (row["test"], row["dtype"] or MISSING, MISSING if row["seed"] is None else str(row["seed"]))
         rows.append((*identity, *cells, row["status"], _result(verdict)))
     return _text(title, columns, rows, 3, [(row["test"], verdict) for row, verdict in found])
@@ -79,8 +80,8 @@ def pairs_text(found: Iterable[Any], *, title: str) -> str:
         if numbers is None:
             rows.append((pair.name, *[MISSING] * (len(columns) - 2), _result(pair.verdict)))
             continue
-        cells = [_difference(numbers.max_diff), _difference(numbers.mean_diff), _cosine(numbers.cos_sim), _difference(numbers.rel_l2)]
-        cells += [f"{numbers.gain:+.1e}", _times(numbers.ulp_mean), _difference(numbers.quantile(0.99))]
+        cells = [difference(numbers.max_diff), difference(numbers.mean_diff), cosine(numbers.cos_sim), difference(numbers.rel_l2)]
+        cells += [f"{numbers.gain:+.1e}", times(numbers.ulp_mean), difference(numbers.quantile(0.99))]
         rows.append((pair.name, numbers.dtype, "x".join(map(str, numbers.shape)) or "scalar", *cells, _result(pair.verdict)))
     return _text(title, columns, rows, 3, [(pair.name, pair.verdict) for pair in found])
 
@@ -99,7 +100,7 @@ def upgrade_text(found: Any, *, title: str, every: bool = False) -> str:
         if every or each.kind != "IDENTICAL":
             seed = MISSING if each.seed is None else str(each.seed)
             ratio = each.error_after / each.error_before if each.error_before and each.error_after is not None else None
-            numbers = (_difference(each.error_before), _difference(each.error_after), _times(ratio))
+            numbers = (difference(each.error_before), difference(each.error_after), times(ratio))
             rows.append((each.kind, each.case, each.dtype or MISSING, seed, each.before or MISSING, each.after or MISSING, *numbers))
     if rows:
         columns = ("transition", "case", "dtype", "seed", "before", "after", "error before", "error after", "ratio")

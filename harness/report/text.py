@@ -90,10 +90,10 @@ def _accuracy_table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str])
     body = []
     for row in rows:
         cells = [MISSING if row["seed"] is None else str(row["seed"])]
-        cells += [_difference(row["max_diff"]), _difference(row["mean_diff"]), _cosine(row["cos_sim"])]
-        cells += [_difference(row["rel_l2"]), _cosine(row["token_cos_sim"])]
-        cells += [_difference(row.get("golden_rel_l2")), _difference(row.get("cpu_golden_rel_l2"))]
-        cells += [_times(row.get("golden_ratio")), _times(row.get("forecast_ratio"))]
+        cells += [difference(row["max_diff"]), difference(row["mean_diff"]), cosine(row["cos_sim"])]
+        cells += [difference(row["rel_l2"]), cosine(row["token_cos_sim"])]
+        cells += [difference(row.get("golden_rel_l2")), difference(row.get("cpu_golden_rel_l2"))]
+        cells += [times(row.get("golden_ratio")), times(row.get("forecast_ratio"))]
         if decided:
             made = row["decisions"] or {}
             cells += [_share(made.get(name)) for name in ("top1", "topk", "accuracy", "expected_accuracy")]
@@ -118,18 +118,18 @@ def _limits(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list
         said.append(words["stored"].format(count=sum(len(row.get("stored") or ()) for row in rows)))
     conditioned = [row.get("conditioning") for row in rows if isinstance(row.get("conditioning"), float)]
     if conditioned:
-        said.append(words["conditioning"].format(times=_times(max(conditioned))))
+        said.append(words["conditioning"].format(times=times(max(conditioned))))
     said += [row["baseline"]["text"] for row in rows if (row.get("baseline") or {}).get("kind") in ("DRIFT", "IMPROVED")]
     for row in rows:
         if row.get("rerun"):
-            rerun = {name: _difference(value) if name != "unequal" else value for name, value in row.get("rerun").items()}
+            rerun = {name: difference(value) if name != "unequal" else value for name, value in row.get("rerun").items()}
             said.append(words["rerun"].format(seed=MISSING if row["seed"] is None else row["seed"], **rerun))
     return [Text(text=each) for each in said]
 
 
 def _limits_text(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
     least = ("cos_sim", "token_cos_sim", "matched", "top1")
-    limits = [f"{name} ≥ {_plain(limit)}" if name in least else f"{name} ≤ {_difference(limit)}" for name, limit in row["limits"].items()]
+    limits = [f"{name} ≥ {_plain(limit)}" if name in least else f"{name} ≤ {difference(limit)}" for name, limit in row["limits"].items()]
     return ", ".join(([words["preset"].format(preset=row["preset"])] if row.get("preset") else []) + limits)
 
 
@@ -176,8 +176,8 @@ def _conclusion(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Blo
         text = words["all_pass"].format(
             total=len(measured),
             device=_device(report),
-            rel_l2=_difference(max(row["rel_l2"] for row in measured)),
-            cos_sim=_cosine(min(row["cos_sim"] for row in measured)),
+            rel_l2=difference(max(row["rel_l2"] for row in measured)),
+            cos_sim=cosine(min(row["cos_sim"] for row in measured)),
         )
     else:
         text = words["nothing"]
@@ -191,15 +191,15 @@ def _cell(value: Any, name: str) -> str:
     return f"{value:.1f}" if name.endswith("_ms") else str(value)
 
 
-def _difference(value: Any) -> str:
+def difference(value: Any) -> str:
     return _number(value, "{:.2e}")
 
 
-def _cosine(value: Any) -> str:
+def cosine(value: Any) -> str:
     return _number(value, "{:.9f}")  # at six decimals every good cosine reads 1.000000
 
 
-def _times(value: Any) -> str:
+def times(value: Any) -> str:
     return _number(value, "{:.3g}")
 
 

@@ -29,7 +29,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "conformance": {"case", "compare", "device", "emulator", "forecast", "gate", "models", "numerics", "reference"},
     "doctor": {"device"},
     "infer": {"convert", "device", "models", "reference"},
-    "plugin": {"baseline", "bench", "case", "clean", "device", "emulator", "gate", "reference", "report", "store"},
+    "plugin": {"baseline", "bench", "case", "device", "emulator", "gate", "reference", "report", "store"},
     "cli": {"bench", "doctor", "emulator", "gate", "infer", "models", "pairs", "report", "upgrade"},
     "__main__": {"cli"},
     "__init__": {"compare", "case", "device", "gate"},

@@ -436,7 +436,7 @@ def test_idle(plant_fault):
 
 # ------------------------------------------------------------------------------------- the references, and what judges by them
 
-FLOORED = (
+SMALL = (
     CASE
     + """
 class Small(torch.nn.Module):
@@ -445,7 +445,12 @@ class Small(torch.nn.Module):
         self.first, self.second = torch.nn.Linear(16, 64), torch.nn.Linear(64, 64)
     def forward(self, x):
         return self.second(torch.nn.functional.silu(self.first(x)))
+"""
+)
 
+FLOORED = (
+    SMALL
+    + """
 @pytest.mark.parametrize("seed", [1, 2], ids=lambda seed: f"seed{seed}")
 def test_precision(precision, seed):
     precision(Case(name="small", model=Small, inputs=tokens, dtype="DTYPE"), seed)
@@ -581,16 +586,9 @@ def test_a_transformers_model_is_held_against_a_reference_that_saw_no_npu(user):
 # --------------------------------------------------------------------------------------------------------- accepted numbers
 
 LIFE = (
-    CASE
+    SMALL
     + """
 import os
-
-class Small(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = torch.nn.Linear(16, 64), torch.nn.Linear(64, 64)
-    def forward(self, x):
-        return self.second(torch.nn.functional.silu(self.first(x)))
 
 def forward(model, x):
     if x.device.type == "npu":
