@@ -203,7 +203,9 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     files = []
     with tempfile.TemporaryDirectory() as work:
-        for each in run(arguments.folder.resolve(), arguments.jobs, Path(arguments.logs or work)):
+        logs = arguments.logs or Path(work)
+        logs.mkdir(parents=True, exist_ok=True)
+        for each in run(arguments.folder.resolve(), arguments.jobs, logs.resolve()):
             files.append(each)
             print(f"{each.name}: " + ", ".join(f"{each.count(outcome)} {outcome}" for outcome in OUTCOMES if each.count(outcome)), flush=True)
     files.sort(key=lambda each: each.name)

@@ -116,12 +116,13 @@ if __name__ == "__main__":
 def test_the_vendors_tests_are_counted_by_what_became_of_them(tmp_path):
     (tmp_path / "test_operator.py").write_text(FILE)
     (tmp_path / "test_dead.py").write_text("import os\nos.abort()\n")
-    command = [sys.executable, "-m", "harness", "emulate", "-m", "harness.conformance", "vendor", str(tmp_path), "--output", str(tmp_path / "table.md")]
+    command = [sys.executable, "-m", "harness", "emulate", "-m", "harness.conformance", "vendor", str(tmp_path), "--output", str(tmp_path / "table.md"), "--logs", str(tmp_path / "logs" / "of today")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("1 of 4 tests that can run on a 910B pass (25.0%); 1 do not apply.")
     assert "| test_operator.py | 1 | 1 | 1 | 1 |  |" in text
+    assert {each.name for each in (tmp_path / "logs" / "of today").iterdir()} >= {"test_operator.log", "test_dead.log"}
     assert "| test_dead.py | 0 | 1 | 0 | 0 |  |" in text and "killed by signal 6" in text
     assert "| 1 | test_operator.py | aclnnMoeComputeExpertTokens |" in text and "another machine's" in text
 
