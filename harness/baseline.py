@@ -102,6 +102,28 @@ def absent(entry: Mapping[str, Any] | None, rows: Iterable[Mapping[str, Any]]) -
     return [] if entry is None else [f"seed {seed}" for seed in entry["rows"] if seed not in ran]
 
 
+def loosened(entry: Mapping[str, Any] | None, rows: Iterable[Mapping[str, Any]], at_least: Iterable[str]) -> list[str]:
+    """The limits that are looser than when the rows were accepted, in words: limits tighten freely, and loosen by acceptance alone.
+
+    `at_least` names the limits that are lower ones.
+    """
+    found: dict[str, None] = {}
+    for row in rows:
+        then = None if entry is None else entry["rows"].get(seed_of(row))
+        if then is None or row.get("limits") is None or then.get("limits") is None:
+            continue
+        if (row.get("preset") or "") != (then.get("preset") or ""):
+            found[f"preset {row.get('preset') or 'none'} where {then.get('preset') or 'none'} was accepted"] = None
+            continue
+        for name, accepted in then["limits"].items():
+            now = row["limits"].get(name)
+            if now is None:
+                found[f"no {name} where {accepted:.3g} was accepted"] = None
+            elif float(now) < float(accepted) if name in at_least else float(now) > float(accepted):
+                found[f"{name} {now:.9g} where {accepted:.9g} was accepted"] = None
+    return list(found)
+
+
 def seed_of(row: Mapping[str, Any]) -> str:
     """The row's name in an entry."""
     return "-" if row.get("seed") is None else str(row["seed"])

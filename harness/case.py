@@ -20,6 +20,7 @@ from harness.forecast import Rules, rules_of
 from harness.gate import (
     FELL_BACK,
     NONDETERMINISTIC,
+    UNFELT,
     Decisions,
     Evidence,
     Reason,
@@ -122,7 +123,7 @@ def validate(
     found += [_lacking(name, "the CPU did not return it") for name in ran.outputs if name not in expected]
     found += _unstable(expected, again) if again is not None else []
     rerun = _differences(ran.again, ran.outputs)
-    marks = (NONDETERMINISTIC,) if rerun else ()
+    marks = ((NONDETERMINISTIC,) if rerun else ()) + ((UNFELT,) if any(each.unfelt for each in references.values()) else ())
     evidence = Evidence(
         weights=_weights(models, case),
         reference=words,

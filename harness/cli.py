@@ -1,4 +1,4 @@
-"""The commands: python -m harness infer | convert | compare | judge | gate | bench | doctor | report | emulate.
+"""The commands: python -m harness infer | convert | compare | judge | gate | bisect | ratchet | bench | doctor | report | emulate.
 
 Every command parses here and works elsewhere; torch is imported by the work, so `--help` answers at once.
 """
@@ -132,6 +132,29 @@ def _parser() -> argparse.ArgumentParser:
     gate.add_argument("--output", type=Path, metavar="FILE", help="write the markdown there too, for a pull request or a step summary")
     gate.add_argument("--json", type=Path, metavar="FILE", help="write every transition there")
     gate.add_argument("--every", action="store_true", help="list the IDENTICAL rows too")
+
+    bisect = command(
+        "bisect",
+        _bisect,
+        "Find between which two of an ordered list of stacks the numbers changed; exit status 0 only when that was found.",
+        "python -m harness bisect stacks.toml --case aimv2-digits --output bisect.md\n\nstacks.toml:\n"
+        '  command = ".venv-{name}/bin/pytest -k precision --report {report}"\n  timeout = 3600\n  [[stack]]\n  name = "2.9.0"\n  [[stack]]\n  name = "2.10.0"',
+    )
+    bisect.add_argument("stacks", type=Path, metavar="STACKS.toml", help="a [[stack]] for each, the oldest first: name, and command that writes precision.json into {report}")
+    bisect.add_argument("--case", metavar="NAME", help="a case's name, or a part of test ids: the rows that decide (default: all)")
+    bisect.add_argument("--what", choices=("worse", "changed"), default="worse", help="bad is what is worse than the good end, as gate says (default), or any bit changed")
+    bisect.add_argument("--state", type=Path, default=Path("reports/bisect"), metavar="DIR", help="where runs are kept; none is run again (default reports/bisect)")
+    bisect.add_argument("--retry", action="store_true", help="run again what could not run before")
+    bisect.add_argument("--output", type=Path, metavar="FILE", help="write the markdown there too")
+
+    ratchet = command(
+        "ratchet",
+        _ratchet,
+        "List the limits of the cases that could come down, by what stored reports found; the exit status is 0 either way.",
+        "python -m harness ratchet reports/precision.json",
+    )
+    ratchet.add_argument("reports", type=Path, nargs="+", metavar="JSON")
+    ratchet.add_argument("--every", action="store_true", help="those of presets too, not only the limits that a case sets itself")
 
     doctor = command(
         "doctor",
@@ -285,6 +308,25 @@ def _gate(arguments) -> int:
     if arguments.json:
         write_text(arguments.json, json.dumps(jsonable([each.to_dict() for each in found]), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return 0 if found[-1].passed else 1
+
+
+def _bisect(arguments) -> int:
+    from harness.bisect import bisect
+    from harness.report import write_text
+
+    text, found = bisect(arguments.stacks, case=arguments.case, what=arguments.what, state=arguments.state, retry=arguments.retry)
+    print(text)
+    if arguments.output:
+        write_text(arguments.output, text + "\n")
+    return 0 if found else 1
+
+
+def _ratchet(arguments) -> int:
+    from harness.ratchet import loose, ratchet_text
+    from harness.report import load
+
+    print(ratchet_text(loose([load(each) for each in arguments.reports], every=arguments.every)))
+    return 0
 
 
 def _doctor(arguments) -> int:

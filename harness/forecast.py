@@ -5,8 +5,8 @@
 
 Every ATen operator is computed by the CPU. Those whose rounding `numerics` states, products, convolutions, fused attention, GELU,
 SiLU and layer norm, are computed by those rules instead; composite operators end at the same rounding because they are made of them.
-What is not float32, float16 or bfloat16, and what is not on the CPU, passes untouched. It forecasts a forward pass: gradients through
-it are not a card's.
+What is not float32, float16 or bfloat16, and what is not on the CPU, passes untouched. Gradients of products, convolutions and GELU are
+rounded likewise; those of the other operators are the CPU's.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class _Rounding(TorchDispatchMode):
         options = dict(dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
         if not _is_ours((query, key, value)) or dropout_p or is_causal and attn_mask is not None:
             return getattr(func, "decompose", func)(query, key, value, attn_mask, **options)
-        if not (self.rules.fused_attention and _fits_fused(query, key, value, attn_mask, enable_gqa)):
+        wanted = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
+        if wanted or not (self.rules.fused_attention and _fits_fused(query, key, value, attn_mask, enable_gqa)):
             return aten._scaled_dot_product_attention_math(query, key, value, attn_mask, **options)[0]
         self.resting = True
         try:
@@ -226,6 +227,20 @@ def _convolution(rules: Rules, x, weight, bias, stride, padding, dilation, trans
     operands = (x, weight) if exact else _operands(rules.conv, rules, x, weight)
     found = numerics.convolution(*operands, bias, output_padding=output_padding, hf32=False, **options)
     return found.contiguous()  # as torch_npu returns it: strides decide in which order what follows sums
+
+
+@_rule("convolution_backward")
+def _convolution_backward(rules: Rules, grad, x, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, wanted):
+    options = dict(stride=stride, padding=padding, dilation=dilation, transposed=transposed, output_padding=output_padding, groups=groups)
+    *_, bias = numerics.convolution_backward(grad, x, weight, wanted=(False, False, wanted[2]), hf32=False, **options)
+    operands = _operands(rules.conv, rules, grad, x, weight)
+    found = numerics.convolution_backward(*operands, wanted=(wanted[0], wanted[1], False), hf32=False, **options)
+    return (*found[:2], None if bias is None else bias.to(weight.dtype))
+
+
+@_rule("gelu_backward")
+def _gelu_backward(rules: Rules, grad, x, *, approximate="none"):
+    return numerics.wide(aten.gelu_backward, grad, x, approximate="tanh" if rules.gelu_tanh else approximate).to(x.dtype)
 
 
 @_rule("conv_tbc")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from harness.compare import CLOSE, DYNAMO, Comparison
 
 STATUSES = ("PASS", "FAIL", "REGRESSED", "ERROR", "SKIPPED")
 NEW = "NEW"  # no accepted baseline
 NONDETERMINISTIC = "NONDETERMINISTIC"  # device reruns differ
+UNFELT = "SWITCH NOT FELT"  # the device is as exact as if HF32 or TF32, which its switches allow, were off
 FELL_BACK = "FELL BACK"  # an operator of the device's run was computed by the CPU
 
 
@@ -64,8 +65,8 @@ class Tolerance:
         if self.preset and limits and not self.reason:
             raise ValueError(f"preset {self.preset!r} with another {', '.join(limits)} needs a reason=, which the report prints")
         for name, limit in limits.items():
-            if not 0 <= limit <= (1 if name in _AT_LEAST else math.inf):
-                most = "between 0 and 1" if name in _AT_LEAST else "zero or more"
+            if not 0 <= limit <= (1 if name in AT_LEAST else math.inf):
+                most = "between 0 and 1" if name in AT_LEAST else "zero or more"
                 raise ValueError(f"the limit {name}={limit!r} must be {most}")
 
     def limits(self) -> dict[str, float]:
@@ -73,7 +74,7 @@ class Tolerance:
         return {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
 
 
-_AT_LEAST = ("cos_sim", "token_cos_sim", "matched", "top1")
+AT_LEAST = ("cos_sim", "token_cos_sim", "matched", "top1")
 FLOORED = ("forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio", "unexplained_ratio")  # what needs the references
 LIMITS = tuple(each.name for each in fields(Tolerance) if each.name not in ("preset", "reason"))
 
@@ -92,6 +93,13 @@ class References:
     def floor(self, name: str) -> float:
         """The larger of a number of the two healthy runs' errors: what there is no reason to fall below."""
         return max(abs(getattr(each, name)) for each in (self.cpu, self.forecast) if each is not None)
+
+    @property
+    def unfelt(self) -> bool:
+        """Whether the device lost far less than the modes that its switches allow would cost here: they are not in force."""
+        if not self.modes or self.forecast is None or self.forecast.rel_l2 < FELT * self.cpu.rel_l2:
+            return False
+        return self.golden.rel_l2 * FELT < self.forecast.rel_l2
 
     def ratios(self) -> dict[str, float]:
         """The device's error to float64 over the floor, by limit. At or below 1 it is as good as a healthy device is expected to be."""
@@ -115,6 +123,7 @@ class References:
 ROUNDOFF = {  # half a last place, relative; of float64 128 times that, since there is no wider reference to measure its sums by
     "float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8, "float64": 2**-46, "complex64": 2**-24, "complex128": 2**-46,
 }  # fmt: skip
+FELT = 8  # times by which a mode's error must stand out to be missed
 MANY = 1000  # elements from which a mean says more than one element
 SHARED = 1 / 16  # of the floor may be a factor or a shift that all elements share: independent roundings share almost none
 
@@ -247,7 +256,7 @@ def skipped(text: str) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that must hold of one output: `found <= limit`, or `>=` for what is in `_AT_LEAST`."""
+    """One thing that must hold of one output: `found <= limit`, or `>=` for what is in `AT_LEAST`."""
 
     name: str
     found: float
@@ -256,13 +265,13 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        return self.found >= self.limit if self.name in _AT_LEAST else self.found <= self.limit
+        return self.found >= self.limit if self.name in AT_LEAST else self.found <= self.limit
 
     @property
     def text(self) -> str:
         """One sentence: what was found, where, what was allowed, what would have been enough."""
         where = f" {self.where}" if self.where else ""
-        if self.name in _AT_LEAST:
+        if self.name in AT_LEAST:
             return f"{self.name} {self.found:.9f}{where} (at least {self.limit:.9g} required){_enough(self.found, down=True)}"
         return f"{self.name} {self.found:.2e}{where} (up to {self.limit:.2e} allowed){_enough(self.found)}"
 
@@ -299,6 +308,17 @@ def judge(
     if named and not any(found.numel for found in named.values() if found.comparable) and not failures:
         failures.append(Reason(criterion="empty", text="every output has zero elements: nothing was compared; give inputs that bring some"))
     return Verdict(comparisons=named, failures=tuple(failures), tolerance=tolerance, decisions=decisions, references=known)
+
+
+def checks_of(verdict: Verdict) -> list[Check]:
+    """Every limit that a verdict was judged by beside what was found, of all outputs; empty where it was judged by none."""
+    tolerance = verdict.tolerance
+    if tolerance is None:
+        return []
+    judged = {name: found for name, found in verdict.comparisons.items() if found.comparable and found.numel and is_floating(found.expected_dtype)}
+    found = [check for name, each in judged.items() for check in _checks(each, verdict.references.get(name), tolerance)]
+    decided = tolerance.top1 is not None and verdict.decisions is not None
+    return found + ([Check(name="top1", found=verdict.decisions.top1, limit=tolerance.top1)] if decided else [])
 
 
 def _failures(output: str, found: Comparison, references: References | None, tolerance: Tolerance) -> list[Reason]:
@@ -390,8 +410,15 @@ def _floor(found: Comparison, references: References) -> list[Check]:
     if found.worst_token is None:
         del limits["token_ratio"]
     checks = [_check(references.golden, name, limit, ratios[name]) for name, limit in limits.items()]
+    checks[0] = replace(checks[0], where=_bits_text(references))
     largest = max(references.floor("max_diff"), ROUNDOFF.get(found.dtype, 0.0) * max(found.rms, abs(references.golden.flip_value)))
     return [*checks, _check(references.golden, "flip_margin", 2 * times * largest)]
+
+
+def _bits_text(references: References) -> str:
+    """The whole error in bits: of one operator it says which arithmetic ran."""
+    bits = ["all" if not error > 0 else f"{-math.log2(error):.1f}" for error in (references.golden.rel_l2, references.floor("rel_l2"))]
+    return f"with {bits[0]} effective bits where a healthy device keeps {bits[1]}"
 
 
 def _sharp(found: Comparison, references: References) -> list[Check]:

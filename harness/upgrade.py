@@ -8,11 +8,12 @@ from typing import Any
 
 from harness import baseline
 from harness.errors import HarnessError
+from harness.known import KNOWN
 
 BROKEN, FIXED, MISSING = "NEW FAILURE", "FIXED", "MISSING"
 STILL = "STILL FAILING"
 BAD = (BROKEN, baseline.REGRESSED, baseline.INCOMPARABLE, MISSING)  # what fails the gate
-ORDER = (*BAD, STILL, baseline.DRIFT, baseline.IMPROVED, FIXED, baseline.NEW, baseline.IDENTICAL)
+ORDER = (*BAD, STILL, KNOWN, baseline.DRIFT, baseline.IMPROVED, FIXED, baseline.NEW, baseline.IDENTICAL)
 FINE = ("PASS", "SKIPPED")
 
 
@@ -42,7 +43,7 @@ class Upgrade:
     def passed(self) -> bool:
         """Nothing became worse, went missing or cannot be compared, and something was compared."""
         kinds = {each.kind for each in self.transitions}
-        return bool(kinds - {baseline.NEW, STILL}) and not kinds & set(BAD)
+        return bool(kinds - {baseline.NEW, STILL, KNOWN}) and not kinds & set(BAD)
 
     def counts(self) -> dict[str, int]:
         found = {kind: sum(each.kind == kind for each in self.transitions) for kind in ORDER}
@@ -109,6 +110,10 @@ def _kind(old, new, change) -> tuple[str, str]:
     if not now:
         if new["status"] == "REGRESSED" and was:
             return baseline.REGRESSED, why
+        if not was and change is not None and change.kind == baseline.REGRESSED:
+            return change.kind, f"{old['status']} before, and worse now: {change.text}"
+        if KNOWN in new["marks"]:
+            return KNOWN, f"{new['known']['reason']} ({new['known']['link']}), until {new['known']['expires']}"
         return (BROKEN, why) if was else (STILL, f"{old['status']} before: {why}")
     if not was:
         return FIXED, f"{old['status']} before: {'; '.join(old['reasons'])}"

@@ -8,13 +8,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.gate import NEW, STATUSES
+from harness.known import KNOWN
 from harness.report.again import judged, pairs_text, upgrade_text, verdicts_text
 from harness.report.document import to_html, to_markdown
 from harness.report.rows import jsonable, row
@@ -26,7 +29,7 @@ JSON_NAME = "precision.json"
 MARKDOWN_NAME = "precision.md"
 
 __all__ = [
-    "SCHEMA", "build", "jsonable", "judged", "load", "pairs_text", "performance_text", "rerender", "render", "row", "upgrade_text", "verdicts_text", "write",
+    "SCHEMA", "Writer", "build", "jsonable", "judged", "load", "pairs_text", "performance_text", "rerender", "render", "row", "upgrade_text", "verdicts_text", "write",
     "write_pairs", "write_text",
 ]  # fmt: skip
 
@@ -35,6 +38,8 @@ def build(rows: Sequence[Mapping], *, stack: Mapping, backend: str | None, perfo
     """The report as it is stored: rows as `row` makes them, the counts derived from them. Floats keep full precision."""
     headline = {status: sum(each["status"] == status for each in rows) for status in STATUSES}
     headline[NEW] = sum(NEW in each["marks"] for each in rows)
+    known = sum(KNOWN in each["marks"] for each in rows)
+    headline |= {KNOWN: known} if known else {}
     return jsonable(
         {
             "schema": SCHEMA,
@@ -42,19 +47,50 @@ def build(rows: Sequence[Mapping], *, stack: Mapping, backend: str | None, perfo
             "backend": backend,
             "headline": headline,
             "stack": stack,
-            "rows": list(rows),
             "performance": list(performance),
         }
-    )
+    ) | {"rows": list(rows)}  # which `row` made fit for JSON
 
 
 def write(report: Mapping, directory: Path, *, lang: str = "en") -> tuple[Path, Path]:
     """Write the JSON and the markdown into `directory`, made if absent; returns their paths."""
-    directory.mkdir(parents=True, exist_ok=True)
-    source, rendered = directory / JSON_NAME, directory / MARKDOWN_NAME
-    write_text(source, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(rendered, to_markdown(document(report, lang)))
-    return source, rendered
+    return Writer(directory, lang).write(report)
+
+
+class Writer:
+    """Writes a report that grows, again and again: what was said of a row is kept, and the markdown follows when its turn has come.
+
+    The JSON is written each time, so that a process that dies loses no row; of one row it takes microseconds, the markdown of
+    hundreds takes a second.
+    """
+
+    TURN = 20  # the markdown waits for this many times as long as it took
+
+    def __init__(self, directory: Path, lang: str = "en"):
+        self.directory, self.lang = directory, lang
+        self._lines: dict[int, tuple[Mapping, str]] = {}  # by id: the row, so that the id stays its own, and its JSON
+        self._due = -math.inf
+
+    def write(self, report: Mapping, *, last: bool = True) -> tuple[Path, Path]:
+        """Both files, whole; before the `last` time the rows must not have changed and the markdown may be left as it is."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        source, rendered = self.directory / JSON_NAME, self.directory / MARKDOWN_NAME
+        if last:
+            self._lines = {}
+        head = json.dumps({name: value for name, value in report.items() if name != "rows"}, indent=1, ensure_ascii=False, allow_nan=False)
+        rows = ",\n".join(map(self._line, report["rows"]))
+        write_text(source, f'{head.removesuffix("}").rstrip()},\n "rows": [\n{rows}\n ]\n}}\n')
+        began = time.perf_counter()
+        if last or began >= self._due:
+            write_text(rendered, to_markdown(document(report, self.lang)))
+            ended = time.perf_counter()
+            self._due = ended + self.TURN * (ended - began)
+        return source, rendered
+
+    def _line(self, row: Mapping) -> str:
+        if id(row) not in self._lines:
+            self._lines[id(row)] = row, json.dumps(row, ensure_ascii=False, allow_nan=False)
+        return self._lines[id(row)][1]
 
 
 def write_text(path: Path, text: str) -> None:

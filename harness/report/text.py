@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from harness.gate import UNFELT
+from harness.known import KNOWN
 from harness.report.document import Block, Bullets, Heading, Table, Text
 from harness.report.words import EN, ZH
 
@@ -22,6 +24,7 @@ def document(report: Mapping[str, Any], lang: str = "en") -> list[Block]:
         *_environment(report, words),
         *_accuracy(report, words),
         *_not_passed(report, words),
+        *_known(report, words),
         *_performance(report, words),
         *_conclusion(report, words),
     ]
@@ -71,9 +74,8 @@ def _accuracy(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block
         Heading(text=words["accuracy"]),
         Text(text=words["accuracy_intro"].format(device=_device(report), backend=report["backend"])),
     ]
-    for (case, dtype), group in groupby(report["rows"], key=lambda row: (row["case"], row["dtype"])):
-        rows = list(group)
-        blocks += [Heading(level=3, text=f"{case}, {dtype}" if dtype else str(case)), _accuracy_table(rows, words)]
+    for title, rows in _tables(report["rows"]):
+        blocks += [Heading(level=3, text=title), _accuracy_table(rows, words)]
         blocks += _limits(rows, words)
     blocks += _weights(report["rows"], words)
     if any("NEW" in row["marks"] for row in report["rows"]):
@@ -81,8 +83,24 @@ def _accuracy(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block
     return blocks
 
 
+MANY = 8  # cases of one row each, from which a test's cases share a table
+
+
+def _tables(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The rows in tables, each with its title: one for a case in a dtype, or one for a test that has many cases of one row."""
+    found = []
+    for test, group in groupby(rows, key=lambda row: row["test"].partition("[")[0]):
+        cases = [(f"{case}, {dtype}" if dtype else str(case), list(each)) for (case, dtype), each in groupby(group, key=lambda row: (row["case"], row["dtype"]))]
+        if len(cases) >= MANY and all(len(each) == 1 for _, each in cases):
+            cases = [(test, [row for _, each in cases for row in each])]
+        found += cases
+    return found
+
+
 def _accuracy_table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> Table:
     """One row a seed, in the columns of a model card and a few more."""
+    if len({(row["case"], row["dtype"]) for row in rows}) > 1:
+        return _cases_table(rows, words)
     decided = any(row["decisions"] for row in rows)
     columns = [words["seed"], "max_diff", "mean_diff", "cos_sim", "rel_l2", "token cos_sim"]
     columns += [words["to_golden"], words["cpu_to_golden"], words["golden_ratio"], words["forecast_ratio"]]
@@ -99,6 +117,18 @@ def _accuracy_table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str])
             cells += [_share(made.get(name)) for name in ("top1", "topk", "accuracy", "expected_accuracy")]
         body.append((*cells, _result(row)))
     return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=0)
+
+
+def _cases_table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> Table:
+    """One row a case and dtype: single operators, whose effective bits say in which arithmetic they ran."""
+    columns = (words["case"], "dtype", "max_diff", "cos_sim", words["to_golden"], words["cpu_to_golden"], words["bits"], words["forecast_bits"], words["forecast_ratio"])
+    body = []
+    for row in rows:
+        cells = [str(row["case"]), row["dtype"] or MISSING, difference(row["max_diff"]), cosine(row["cos_sim"])]
+        cells += [difference(row.get("golden_rel_l2")), difference(row.get("cpu_golden_rel_l2"))]
+        cells += [_number(row.get("effective_bits"), "{:.1f}"), _number(row.get("forecast_bits"), "{:.1f}"), times(row.get("forecast_ratio"))]
+        body.append((*cells, _result(row)))
+    return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=2)
 
 
 def _result(row: Mapping[str, Any]) -> str:
@@ -119,6 +149,8 @@ def _limits(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list
     conditioned = [row.get("conditioning") for row in rows if isinstance(row.get("conditioning"), float)]
     if conditioned:
         said.append(words["conditioning"].format(times=times(max(conditioned))))
+    unfelt = [mode for row in rows if UNFELT in row["marks"] for each in row["measured"].values() for mode in each.get("modes", ())]
+    said += [words["unfelt"].format(modes=", ".join(dict.fromkeys(unfelt)))] if unfelt else []
     said += [row["baseline"]["text"] for row in rows if (row.get("baseline") or {}).get("kind") in ("DRIFT", "IMPROVED")]
     for row in rows:
         if row.get("rerun"):
@@ -146,9 +178,18 @@ def _weights(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> lis
 def _not_passed(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
     items = []
     for row in report["rows"]:
-        if row["status"] != "PASS":
+        if row["status"] != "PASS" and KNOWN not in row["marks"]:
             items += [f"{row['status']} {row['test']}: {reason}" for reason in row["reasons"]]
     return [Heading(text=words["not_passed"]), Bullets(items=tuple(items))] if items else []
+
+
+def _known(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
+    items = []
+    for row in report["rows"]:
+        if KNOWN in row["marks"]:
+            entry = row["known"]
+            items.append(f"{row['status']} {row['test']}: {entry['reason']} ({entry['link']}), {words['until'].format(day=entry['expires'])}; {'; '.join(row['reasons'])}")
+    return [Heading(text=words["known"]), Bullets(items=tuple(items))] if items else []
 
 
 def _performance(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
@@ -168,8 +209,9 @@ def _conclusion(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Blo
     rows = report["rows"]
     if report["performance"] and not rows:
         return []
-    bad = [row for row in rows if row["status"] not in ("PASS", "SKIPPED")]
-    measured = [row for row in rows if isinstance(row["rel_l2"], float)]
+    bad = [row for row in rows if row["status"] not in ("PASS", "SKIPPED") and KNOWN not in row["marks"]]
+    known = sum(KNOWN in row["marks"] for row in rows)
+    measured = [row for row in rows if isinstance(row["rel_l2"], float) and KNOWN not in row["marks"]]
     if bad:
         text = words["some_fail"].format(bad=len(bad), total=len(rows), device=_device(report))
     elif measured:
@@ -181,6 +223,7 @@ def _conclusion(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Blo
         )
     else:
         text = words["nothing"]
+    text += " " + words["known_too"].format(count=known) if known else ""
     blocks: list[Block] = [Heading(text=words["conclusion"]), Text(text=text)]
     return blocks + ([Text(text=words["emulated_again"])] if report["backend"] == "emulated" else [])
 

@@ -1,0 +1,75 @@
+"""Which limits could come down: each beside the worst that was found, over stored reports. python -m harness ratchet REPORT.json…"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.gate import AT_LEAST, checks_of
+from harness.report import judged
+from harness.report.document import Table, Text, to_markdown
+
+ROOM = 2.0  # times the worst that was found is left to the next run: errors of other seeds scatter less
+WORTH = 0.8  # of the limit, above which it is left alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loose:
+    """One limit of one case in one dtype."""
+
+    case: str
+    dtype: str | None
+    name: str
+    limit: float
+    worst: float  # found
+    rows: int  # that it was found in
+    could_be: float
+
+
+def loose(reports: Sequence[Mapping[str, Any]], *, every: bool = False) -> list[Loose]:
+    """The limits that leave more than `ROOM` to the worst that was found, over all rows that pass; with `every` those of presets too.
+
+    A limit that holds from below, such as a cosine, is measured by what it lacks to 1.
+
+    Raises: HarnessError when a row cannot be judged again.
+    """
+    found: dict[tuple, list[tuple[float, float]]] = {}
+    for report in reports:
+        for row, verdict in judged(report, None):
+            own = verdict.tolerance.limits() if verdict.tolerance else {}
+            for check in checks_of(verdict) if verdict.passed else []:
+                if (every or check.name in own) and math.isfinite(check.found):
+                    found.setdefault((row["case"], row["dtype"], check.name), []).append((check.found, check.limit))
+    proposed = (_proposed(*key, pairs) for key, pairs in found.items())
+    return [each for each in proposed if each is not None]
+
+
+def _proposed(case: str, dtype: str | None, name: str, pairs: list[tuple[float, float]]) -> Loose | None:
+    if name in AT_LEAST:
+        worst, limit = min(found for found, _ in pairs), max(limit for _, limit in pairs)
+        lacking = _up(max(1 - worst, 0.0) * ROOM)
+        could = 1 - lacking
+        worth = lacking < (1 - limit) * WORTH
+    else:
+        worst, limit = max(found for found, _ in pairs), min(limit for _, limit in pairs)
+        could = _up(worst * ROOM)
+        worth = could < limit * WORTH
+    return Loose(case=case, dtype=dtype, name=name, limit=limit, worst=worst, rows=len(pairs), could_be=could) if worth else None
+
+
+def _up(value: float) -> float:
+    """Two digits, rounded up."""
+    if value <= 0:
+        return 0.0
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / step - 1e-9) * step:.1e}")
+
+
+def ratchet_text(found: Sequence[Loose]) -> str:
+    """The limits that could come down, as markdown."""
+    said = f"{len(found)} limits could come down to {ROOM:g} times the worst that was found" if found else "No limit could come down."
+    rows = tuple((each.case, each.dtype or "–", each.name, f"{each.limit:.6g}", f"{each.worst:.6g}", f"{each.could_be:.6g}", str(each.rows)) for each in found)
+    columns = ("case", "dtype", "limit", "now", "worst found", "could be", "rows")
+    return to_markdown([Text(text=said, strong=True), *([Table(columns=columns, rows=rows, numbers_from=3)] if rows else [])]).rstrip("\n")

@@ -1,0 +1,167 @@
+"""Known failures: an entry excuses the row that it names, until its day, and nothing else."""
+
+import datetime
+import json
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.known import complaint, entry_for, read_known
+from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user  # noqa: F401
+
+ENTRY = """
+[[known]]
+case = "small"
+dtype = "float32"
+reason = "the kernel drops the tail"
+link = "https://example.org/88"
+expires = 2999-12-31
+"""
+TODAY = datetime.date(2026, 11, 25)
+
+
+@pytest.fixture
+def entries(tmp_path):
+    def read(text):
+        path = tmp_path / "known_failures.toml"
+        path.write_text(text)
+        return read_known(path)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[known]", "is not TOML"),
+        ("other = 1", "holds 'other'; what is known there is known"),
+        ("known = 3", "holds int as `known` where a list was expected"),
+        (ENTRY.replace('case = "small"', ""), "entry 1 has None as its case where text was expected"),
+        (ENTRY.replace('reason = "the kernel drops the tail"', 'reason = " "'), "has ' ' as its reason"),
+        (ENTRY.replace("https://example.org/88", "somewhere"), "has the link 'somewhere' where an address was expected"),
+        (ENTRY.replace("2999-12-31", '"2999-12-31"'), "as the day it expires where a date was expected"),
+        (ENTRY.replace("expires = 2999-12-31", ""), "has None as the day it expires"),
+        (ENTRY + "until = 3\n", "holds 'until'"),
+        (ENTRY + 'seeds = ["one"]\n', "as its seeds where a list of numbers was expected"),
+        (ENTRY + "criteria = 1\n", "as its criteria where a list of names was expected"),
+        (ENTRY + ENTRY, "small float32 is there twice; keep one"),
+    ],
+)
+def test_an_entry_that_cannot_be_is_refused_with_its_reason(entries, text, words):
+    with pytest.raises(HarnessError) as refused:
+        entries(text)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_an_entry_speaks_of_the_rows_that_it_names(entries):
+    found = entries(ENTRY + "seeds = [42]\ndevice = 'Ascend910B4 (npu)'\n" + ENTRY.replace('dtype = "float32"\n', "").replace("the kernel", "another"))
+    device = "Ascend910B4 (npu)"
+    assert entry_for(found, "small", "float32", 42, device) is found[0]  # the one that says more
+    assert entry_for(found, "small", "float32", 43, device) is found[1]
+    assert entry_for(found, "small", "float16", 42, "Ascend910B4 (emulated)") is found[1]
+    assert entry_for(found, "smaller", "float32", 42, device) is None
+
+
+def test_an_entry_excuses_until_its_day_and_by_its_criteria_alone(entries):
+    (entry,) = entries(ENTRY.replace("2999-12-31", "2026-11-25") + "criteria = ['max_diff', 'cos_sim']\n")
+    assert complaint(entry, failed=True, criteria=["max_diff"], today=TODAY) is None
+    assert "expired on 2026-11-25; mend it" in complaint(entry, failed=True, criteria=["max_diff"], today=TODAY + datetime.timedelta(days=1))
+    assert "this one fails by finite as well" in complaint(entry, failed=True, criteria=["max_diff", "finite"], today=TODAY)
+    assert complaint(entry, failed=False, criteria=[], today=TODAY).startswith("UNEXPECTED PASS of the known failure small float32 (the kernel drops the tail; https://example.org/88)")
+
+
+# ------------------------------------------------------------------------------------------------------ as a user lives it
+
+MODEL = (
+    CASE
+    + """
+import os
+TWO = [case(name=name, tolerance=Tolerance(preset="card")) for name in ("small", "other")]
+
+@pytest.mark.parametrize("each", TWO, ids=lambda each: each.name)
+@pytest.mark.parametrize("seed", [1, 2, 3], ids=lambda seed: f"seed{seed}")
+def test_precision(precision, plant_fault, each, seed):
+    if each.name == "small" and os.environ.get("BROKEN"):
+        plant_fault("aclnnAddmm", **json_of(os.environ["BROKEN"]))
+    precision(each, seed)
+
+def json_of(text):
+    import json
+    return json.loads(text)
+"""
+)
+BROKEN = json.dumps({"kind": "scale", "by": 1.5})
+
+
+@pytest.fixture
+def session(user, monkeypatch):  # noqa: F811
+    """Runs pytest on a model whose `small` is broken, with known failures as given."""
+    user.makepyfile(test_model=MODEL)
+    monkeypatch.setenv("BROKEN", BROKEN)
+    folder = user.path / "cases"
+    folder.mkdir()
+
+    def run(known, *more):
+        (folder / "known_failures.toml").write_text(known)
+        result = user.runpytest_inprocess("--device", "emulated", *more)
+        rows = stored(user)["rows"] if result.ret in (0, 1) else []
+        return result, {(row["case"], row["seed"]): row for row in rows}
+
+    return run
+
+
+def test_a_known_failure_is_shown_and_does_not_fail(user, session):  # noqa: F811
+    result, rows = session(ENTRY)
+    assert result.ret == 0
+    result.assert_outcomes(passed=3, xfailed=3)
+    assert rows["small", 1]["status"] == "FAIL" and "KNOWN FAILURE" in rows["small", 1]["marks"] and rows["small", 1]["reasons"]
+    assert rows["small", 1]["known"] == {"reason": "the kernel drops the tail", "link": "https://example.org/88", "expires": "2999-12-31"}
+    assert rows["other", 1]["status"] == "PASS" and rows["other", 1]["known"] is None
+    assert stored(user)["headline"] | {"NEW": 0} == {"PASS": 3, "FAIL": 3, "REGRESSED": 0, "ERROR": 0, "SKIPPED": 0, "NEW": 0, "KNOWN FAILURE": 3}
+    text = (user.path / "reports" / "precision.md").read_text()
+    assert "## Known failures" in text and "the kernel drops the tail (https://example.org/88), until 2999-12-31" in text
+    assert "Rows that did not pass" not in text and "3 rows fail as known." in text
+    result, _ = session(ENTRY, "-n", "2")
+    assert result.ret == 0
+    result.assert_outcomes(passed=3, xfailed=3)
+
+
+def test_a_known_failure_that_expired_passes_or_fails_otherwise_is_a_failure(session, monkeypatch):
+    result, rows = session(ENTRY.replace("2999", "2020"))
+    assert result.ret == 1
+    result.assert_outcomes(passed=3, failed=3)
+    assert "expired on 2020-12-31" in rows["small", 1]["reasons"][-1] and rows["small", 1]["criteria"][-1] == "known"
+    result, rows = session(ENTRY + 'criteria = ["cos_sim"]\n')
+    assert result.ret == 1 and "this one fails by max_diff as well" in rows["small", 1]["reasons"][-1]
+    monkeypatch.delenv("BROKEN")
+    result, rows = session(ENTRY)
+    assert result.ret == 1 and rows["small", 1]["status"] == "FAIL" and "UNEXPECTED PASS" in rows["small", 1]["reasons"][0]
+    result, rows = session(ENTRY + "seeds = [7]\n")
+    assert result.ret == 0 and "1 known failures are no rows of this run: small float32 seed 7" in result.stdout.str()
+
+
+def test_an_error_can_be_known_too(session, monkeypatch):
+    monkeypatch.setenv("BROKEN", json.dumps({"kind": "error"}))
+    result, rows = session("")
+    assert result.ret == 1 and rows["small", 1]["status"] == "ERROR"
+    result, rows = session(ENTRY)
+    assert result.ret == 0 and rows["small", 1]["status"] == "ERROR" and "KNOWN FAILURE" in rows["small", 1]["marks"]
+
+
+def test_a_known_failure_is_accepted_and_must_not_become_worse(user, session, monkeypatch):  # noqa: F811
+    result, _ = session("", "--baseline=accept")
+    assert result.ret == 1 and "small float32 is not accepted: 3 of its rows did not pass" in result.stdout.str()
+    assert session(ENTRY, "--baseline=accept")[0].ret == 0 and (user.path / "cases" / "baselines" / "small-float32.json").exists()
+    result, rows = session(ENTRY)
+    assert result.ret == 0 and rows["small", 1]["marks"] == ["IDENTICAL", "KNOWN FAILURE"]
+    monkeypatch.setenv("BROKEN", json.dumps({"kind": "scale", "by": 2.5}))
+    result, rows = session(ENTRY)
+    assert result.ret == 1 and "KNOWN FAILURE" not in rows["small", 1]["marks"]
+    assert any("REGRESSED" in reason for reason in rows["small", 1]["reasons"])
+
+
+def test_a_file_that_cannot_be_read_stops_the_session(session):
+    result, _ = session("[[known]")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and "--known-failures: " in result.stderr.str() and "is not TOML" in result.stderr.str()
+    result, _ = session("", "--known-failures", "nowhere.toml")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and "no known failures at nowhere.toml" in result.stderr.str()
