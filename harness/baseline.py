@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.gate import MANY, slack
 
 SCHEMA = "precision-baseline/1"
 IDENTICAL, DRIFT, REGRESSED, IMPROVED, NEW, INCOMPARABLE = "IDENTICAL", "DRIFT", "REGRESSED", "IMPROVED", "NEW", "NOT COMPARABLE"
 
 KINDS = (IDENTICAL, DRIFT, REGRESSED, IMPROVED, NEW, INCOMPARABLE)
 
-EFFECT = 1.02  # a change of the error below this factor is drift, however many seeds share it
+EFFECT = 1.03  # a change of the error below this factor is drift, however many seeds share it
 ALONE = 1.5  # the factor from which a change counts by itself
+SUMS = 2.0  # both, where the error is that of float32 sums: cut into four parts or not, a sum's rounding differs by √4
 SEEDS = 3  # that the paired test needs
 STUDENT = {  # one-sided 1 % points of Student's t by degrees of freedom (Fisher and Yates, Statistical Tables, III)
     2: 6.965, 3: 4.541, 4: 3.747, 5: 3.365, 6: 3.143, 7: 2.998, 8: 2.896, 9: 2.821, 10: 2.764, 12: 2.681, 15: 2.602, 20: 2.528, 30: 2.457, 10**9: 2.326,
@@ -164,18 +166,21 @@ def verdicts(rows: Iterable[Mapping[str, Any]], entry: Mapping[str, Any] | None)
 
     The errors of all seeds are paired with the accepted ones. With `SEEDS` or more the change is judged together, by a one-sided paired
     t-test of log(error now / error then) at 1 % (Student 1908), and by its size: the geometric mean must pass `EFFECT`. So a small drift
-    that all seeds share is seen, and one seed that is off by chance is not. A row whose error changed by more than `ALONE` counts by itself.
+    that all seeds share is seen, and one seed that is off by chance is not. A row whose error changed by more than `ALONE` counts by itself,
+    or by more than the slack of its few elements. Where nothing is rounded but float32 sums, both are `SUMS`: their order is nobody's promise.
     Where the device's reruns differ, a change within three times that difference is drift.
     """
     rows = list(rows)
     found = [change_of(row, entry) for row in rows]
     pairs = [index for index, each in enumerate(found) if each.ratio is not None and math.isfinite(each.ratio) and each.ratio > 0]
     logs = [math.log(found[index].ratio) for index in pairs]
-    together = _shared(logs) if len(logs) >= SEEDS else 0
+    summed = [_is_of_sums(rows[index], entry["rows"][seed_of(rows[index])]) for index in pairs]
+    together = _shared(logs, SUMS if any(summed) else EFFECT) if len(logs) >= SEEDS else 0
     for index, each in enumerate(found):
         if each.kind != DRIFT:
             continue
-        sign = 1 if each.ratio > ALONE else -1 if each.ratio < 1 / ALONE else together
+        alone = max(SUMS if any(summed) else ALONE, _chance(rows[index]))
+        sign = 1 if each.ratio > alone else -1 if each.ratio < 1 / alone else together
         noise = float((rows[index].get("rerun") or {}).get("rel_l2", 0.0))
         if sign and abs(error_of(rows[index]) - error_of(entry["rows"][seed_of(rows[index])])) <= 3 * noise:
             sign = 0
@@ -187,11 +192,23 @@ def verdicts(rows: Iterable[Mapping[str, Any]], entry: Mapping[str, Any] | None)
     return found
 
 
-def _shared(logs: list[float]) -> int:
+def _is_of_sums(row: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
+    """Whether an accepted error was made by nothing but float32 sums: it was of the size of the CPU's."""
+    cpu, error = then.get("cpu_golden_rel_l2"), error_of(then)
+    return row["dtype"] == "float32" and isinstance(cpu, float) and error <= SUMS * cpu
+
+
+def _chance(row: Mapping[str, Any]) -> float:
+    """The factor by which the error of so few elements may change by chance; 1 for many."""
+    count = math.prod(row.get("shape") or [MANY])
+    return slack(count) if count < MANY else 1.0
+
+
+def _shared(logs: list[float], least: float) -> int:
     """1 where the errors grew together, -1 where they shrank, 0 where chance would do."""
     count = len(logs)
     mean = sum(logs) / count
-    if abs(mean) <= math.log(EFFECT):
+    if abs(mean) <= math.log(least):
         return 0
     spread = math.sqrt(sum((each - mean) ** 2 for each in logs) / (count - 1))
     limit = STUDENT[max(each for each in STUDENT if each <= count - 1)]

@@ -131,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     gate.add_argument("reports", type=Path, nargs="+", metavar="JSON", help="two or more, the oldest first; the last two decide the exit status")
     gate.add_argument("--output", type=Path, metavar="FILE", help="write the markdown there too, for a pull request or a step summary")
     gate.add_argument("--json", type=Path, metavar="FILE", help="write every transition there")
+    gate.add_argument("--plot", type=Path, metavar="FILE", help="draw each case's error over the reports, as .png, .svg or .pdf; needs matplotlib")
     gate.add_argument("--every", action="store_true", help="list the IDENTICAL rows too")
 
     bisect = command(
@@ -307,6 +308,11 @@ def _gate(arguments) -> int:
         write_text(arguments.output, text + "\n")
     if arguments.json:
         write_text(arguments.json, json.dumps(jsonable([each.to_dict() for each in found]), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    if arguments.plot:
+        from harness.baseline import error_of
+        from harness.report.plot import plot_history
+
+        plot_history(stored, error_of, arguments.plot)
     return 0 if found[-1].passed else 1
 
 

@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from harness.errors import DeviceError
 
@@ -122,7 +123,9 @@ class Device:
         if self.torch_device.type != "npu":
             yield seen
             return
-        with _Watch(seen):
+        from harness import emulator
+
+        with _Watch(seen, emulator.bytes_to_host if emulator.installed() else None):
             yield seen
 
 
@@ -267,18 +270,38 @@ def _first_line(error: Exception) -> str:
 class _Watch(TorchDispatchMode):
     """Sees every operator on an NPU's tensors and asks the dispatcher whether torch_npu has a kernel for it.
 
-    torch_npu says so itself only on standard error, and once for each operator in a process.
+    torch_npu says so itself only on standard error, and once for each operator in a process. Where it calls the CPU itself, inside a kernel, nothing
+    says so; on an emulated device `to_host` counts the bytes that come back, and an operator that brings its inputs back is one.
     """
 
-    def __init__(self, seen: Watched):
+    def __init__(self, seen: Watched, to_host: Callable[[], int] | None = None):
         super().__init__()
-        self.seen = seen
+        self.seen, self.to_host = seen, to_host
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name()
-        if _falls_back(name) and name not in self.seen.fell_back:
+        if _falls_back(name):
+            self._add(name)
+        if self.to_host is None or name.startswith(COPIES):
+            return func(*args, **(kwargs or {}))
+        before, size = self.to_host(), _largest((args, kwargs))
+        found = func(*args, **(kwargs or {}))
+        if size and self.to_host() - before >= size:
+            self._add(name)
+        return found
+
+    def _add(self, name: str) -> None:
+        if name not in self.seen.fell_back:
             self.seen.fell_back.append(name)
-        return func(*args, **(kwargs or {}))
+
+
+COPIES = ("aten::copy_", "aten::_to_copy", "aten::_copy_from", "aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal")
+
+
+def _largest(arguments: Any) -> int:
+    """Bytes of the largest NPU tensor with several elements among the arguments of an operator."""
+    tensors = [each for each in tree_leaves(arguments) if isinstance(each, torch.Tensor) and each.device.type == "npu" and each.numel() > 1]
+    return max((each.numel() * each.element_size() for each in tensors), default=0)
 
 
 _FALLS_BACK: dict[str, bool] = {}

@@ -1,11 +1,11 @@
-"""python -m harness.conformance architectures | vendor | bits | symbols | detection | floor."""
+"""python -m harness.conformance architectures | vendor | bits | symbols | detection | floor | upgrades."""
 
 import importlib
 import sys
 
 from harness.errors import HarnessError
 
-COMMANDS = ("architectures", "vendor", "bits", "symbols", "detection", "floor")
+COMMANDS = ("architectures", "vendor", "bits", "symbols", "detection", "floor", "upgrades")
 
 
 def main() -> int:

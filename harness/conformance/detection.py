@@ -159,7 +159,7 @@ class Trial:
         return self.damage > self.size
 
 
-class _Bench:
+class Bench:
     """One model in one dtype with one set of inputs: the references, and the device to break."""
 
     def __init__(self, subject: Subject, dtype: str, device: Device, seed: int = 0):
@@ -214,7 +214,7 @@ class _Census(Fault):
         return False
 
 
-def _called(bench: _Bench) -> list[str]:
+def _called(bench: Bench) -> list[str]:
     """The operators of one forward, in order."""
     census = _Census()
     emulator.faults.plant(census)
@@ -225,7 +225,7 @@ def _called(bench: _Bench) -> list[str]:
     return census.names
 
 
-def faulty(bench: _Bench, faults: list[tuple[str, dict[str, Any]]] = FAULTS) -> Iterator[Trial]:
+def faulty(bench: Bench, faults: list[tuple[str, dict[str, Any]]] = FAULTS) -> Iterator[Trial]:
     """Each fault at each place: in the operator nearest to it that has something to change."""
     names = _called(bench)
     for kind, settings in faults:
@@ -238,7 +238,7 @@ def faulty(bench: _Bench, faults: list[tuple[str, dict[str, Any]]] = FAULTS) -> 
                     break
 
 
-def _planted(bench: _Bench, names: list[str], position: int, kind: str, settings: dict[str, Any], place: str) -> Trial | None:
+def _planted(bench: Bench, names: list[str], position: int, kind: str, settings: dict[str, Any], place: str) -> Trial | None:
     name = names[position]
     heads = {"heads": 4} if "heads" in kind else {}
     with emulator.fault(name, kind, nth=names[: position + 1].count(name), **heads, **settings) as planted:
@@ -249,7 +249,7 @@ def _planted(bench: _Bench, names: list[str], position: int, kind: str, settings
     return bench.trial(outputs, what=f"{name} {kind}{f' {options}' if options else ''}", kind=kind, place=place)
 
 
-def benign(bench: _Bench) -> Iterator[Trial]:
+def benign(bench: Bench) -> Iterator[Trial]:
     """Changes that a sound device may show: other orders of sums, other ties, other threads, a rerun."""
 
     def trial(what: str, outputs: dict[str, Tensor]) -> Trial:
@@ -283,11 +283,11 @@ def matrix(names: list[str], dtypes: list[str], *, faults: list[tuple[str, dict[
 
 
 def _trials(subject: Subject, dtype: str, device: Device, faults: list[tuple[str, dict[str, Any]]], seeds: int) -> Iterator[Trial]:
-    bench = _Bench(subject, dtype, device)
+    bench = Bench(subject, dtype, device)
     yield from faulty(bench, faults)
     yield from benign(bench)
     for seed in range(1, seeds):
-        yield from benign(_Bench(subject, dtype, device, seed))
+        yield from benign(Bench(subject, dtype, device, seed))
 
 
 # ---------------------------------------------------------------------------------------------------------- the report

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.emulator import build, faults
+from harness.emulator.table import meaning
 from harness.errors import DeviceError
 
 MACHINE = "EMULATED_CANN_MACHINE"  # the environment variable that says which machine a child process plays
@@ -69,6 +70,7 @@ class _Runtime:
             machine.devices, machine.name.encode(), ctypes.c_uint64(machine.memory), machine.cann.encode()
         )
         self.saturation_mode = ctypes.c_int.in_dll(self.core, "emulator_saturation_mode")
+        self.to_host = ctypes.c_uint64.in_dll(self.core, "emulator_bytes_to_host")
         self.callbacks: list[Any] = []  # C holds their addresses, so they must live
         self.calls: dict[int, _Call] = {}
         self.numbers = itertools.count(1)
@@ -217,7 +219,7 @@ def _compute(entry, struck, inputs: list, outputs: list, **keywords) -> None:
         if entry.wants_out:
             keywords["out"] = specs[0] if len(specs) == 1 else specs
         struck.before()
-        results = entry.compute(*struck.read([_view(each) for each in inputs]), **keywords)
+        results = meaning(entry)(*struck.read([_view(each) for each in inputs]), **keywords)
         results = list(results) if isinstance(results, (tuple, list)) else [results]
         _write(struck.answer(results, specs), outputs)
 
@@ -258,6 +260,11 @@ _installed: _Runtime | None = None
 def installed() -> bool:
     """Whether this process runs on the emulated CANN."""
     return _installed is not None
+
+
+def bytes_to_host() -> int:
+    """Bytes that were copied from emulated devices to the host so far."""
+    return _installed.to_host.value
 
 
 def install(machine: Machine | None = None) -> None:

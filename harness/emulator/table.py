@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import ctypes
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,34 @@ class Older:
     wants_out: bool
     wants_names: bool  # of the inputs
     free: tuple[int, ...]  # the outputs whose shape the operator decides
+
+
+Meaning = Callable[..., Any]
+CHANGED: dict[str, Callable[[Meaning], Meaning]] = {}  # operators that another release is played with, see `changed`
+
+
+@contextmanager
+def changed(name: str, change: Callable[[Meaning], Meaning]) -> Iterator[None]:
+    """Play another release of CANN while the block runs: `change` gets what an operator means and returns what it means there.
+
+        with changed("aclnnStd", lambda std: lambda self, dims, correction, keep, out: std(self, dims, 1, keep, out)): …
+
+    Raises: ValueError for an operator that is in no table, or is changed already.
+    """
+    if name not in OPERATORS and name not in OLDER:
+        raise ValueError(f"no operator is called {name!r}; harness/emulator/operators holds them")
+    if name in CHANGED:
+        raise ValueError(f"{name} is changed already")
+    CHANGED[name] = change
+    try:
+        yield
+    finally:
+        del CHANGED[name]
+
+
+def meaning(entry: Operator | Older) -> Meaning:
+    """What an operator computes in the release that is played."""
+    return CHANGED[entry.name](entry.compute) if entry.name in CHANGED else entry.compute
 
 
 OPERATORS: dict[str, Operator] = {}

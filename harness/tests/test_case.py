@@ -1,6 +1,7 @@
 """validate(): the deep function, on the CPU as its own device and on one that errs on purpose."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +66,14 @@ def test_an_operator_that_fell_back_fails_whatever_the_numbers():
     assert verdict.status == "FAIL"
     assert verdict.marks == ("FELL BACK",)
     assert "aten::special_i0" in str(verdict.reasons[0]) and "CPU was compared with CPU" in str(verdict.reasons[0])
+
+
+def test_a_fallback_that_a_case_allows_is_marked_and_no_other_passes():
+    allowed = replace(case(), fallbacks=("aten::special_i0",))
+    verdict = validate(allowed, 42, Broken(fell_back=["aten::special_i0"]))
+    assert verdict.passed and verdict.marks == ("FELL BACK",)
+    verdict = validate(allowed, 42, Broken(fell_back=["aten::special_i0", "aten::i0"]))
+    assert verdict.status == "FAIL" and "aten::i0;" in str(verdict.reasons[0]) and "special" not in str(verdict.reasons[0])
 
 
 def test_several_outputs_are_compared_by_name():

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from harness.conformance import floor
-from harness.conformance.detection import SUBJECTS, Trial, _Bench, _called, _planted, matrix, text
+from harness.conformance.detection import SUBJECTS, Trial, Bench, _called, _planted, matrix, text
 from harness.device import open_device
 from harness.models.aimv2 import AIMv2Config
 
@@ -44,7 +44,7 @@ def test_the_other_presets_miss_faults_or_alarm_on_what_is_sound(trials):
 
 def test_a_fault_below_the_noise_of_hf32_is_seen_by_the_sharp_preset_alone():
     """The patch embedding's HF32 hides a scale error of 1e-5 in a norm; its rounding is known element by element, and hides nothing."""
-    bench = _Bench(next(each for each in SUBJECTS if each.name == "aimv2"), "float32", open_device("emulated"))
+    bench = Bench(next(each for each in SUBJECTS if each.name == "aimv2"), "float32", open_device("emulated"))
     names = _called(bench)
     position = len(names) // 2 + names[len(names) // 2 :].index("aclnnMatmul")
     found = _planted(bench, names, position, "scale", {"by": 1.0001}, "middle")

@@ -197,3 +197,15 @@ def test_operators_that_run_on_the_device_are_not_reported(emulated):
         x = torch.ones(3, 2).to(emulated.torch_device).requires_grad_()
         x[1].sum().backward()
     assert seen.fell_back == [] and training.fell_back == []
+
+
+def test_a_kernel_that_calls_the_cpu_itself_is_seen_on_the_emulated_device(emulated):
+    """torch_npu 2.13 computes std with a correction that is no whole number on the CPU, inside its kernel, and says nothing."""
+    x = torch.randn(8, 33, device=emulated.torch_device)
+    with torch.no_grad(), emulated.watch() as seen:
+        x.std(-1, correction=0.5)
+        x.var(-1, correction=0.5)
+    assert seen.fell_back == ["aten::std.correction", "aten::var.correction"]
+    with torch.no_grad(), emulated.watch() as seen:  # these bring answers to the host, or copy on purpose
+        x.std(-1, correction=2), x.sum().item(), x.cpu(), x.nonzero(), x[x > 0], x.equal(x + 1), bool((x > 0).any()), x.unique(), x.tolist()
+    assert seen.fell_back == []

@@ -15,7 +15,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "forecast": {"device", "numerics"},  # the device for its types alone
     "emulator": {"numerics"},
     "device": {"emulator"},
-    "baseline": set(),
+    "baseline": {"gate"},
     "upgrade": {"baseline", "known"},
     "bisect": {"baseline", "report", "tables", "upgrade"},
     "ratchet": {"gate", "report"},
@@ -30,11 +30,11 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "pairs": {"compare", "gate"},
     "models": {"convert", "models"},
     "bench": {"device", "infer", "models", "reference", "report"},
-    "conformance": {"case", "compare", "device", "emulator", "forecast", "gate", "models", "numerics", "reference"},
+    "conformance": {"baseline", "case", "compare", "device", "emulator", "forecast", "gate", "models", "numerics", "reference", "report", "upgrade"},
     "doctor": {"device"},
     "infer": {"convert", "device", "models", "reference"},
     "plugin": {"baseline", "bench", "case", "device", "emulator", "gate", "known", "ratchet", "reference", "report", "store"},
-    "cli": {"bench", "bisect", "doctor", "emulator", "gate", "infer", "models", "pairs", "ratchet", "report", "upgrade"},
+    "cli": {"baseline", "bench", "bisect", "doctor", "emulator", "gate", "infer", "models", "pairs", "ratchet", "report", "upgrade"},
     "__main__": {"cli"},
     "__init__": {"compare", "case", "device", "gate"},
 }

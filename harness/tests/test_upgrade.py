@@ -1,6 +1,7 @@
 """python -m harness gate: every way in which a row can differ between two reports, by its name, and the exit status."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -85,3 +86,28 @@ def test_several_reports_make_a_history_and_the_last_step_decides(reports, capsy
     assert out.count("REGRESSED m float32") == 5 and "5 IMPROVED" in out
     assert main(["gate", before]) == 1
     assert "one report was given" in capsys.readouterr().err
+
+
+def test_a_history_is_drawn(reports, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    before, after = reports([measured(n) for n in SEEDS], [measured(n, 1.1e-4) for n in SEEDS])
+    picture = tmp_path / "history.svg"
+    assert main(["gate", before, after, "--plot", str(picture)]) == 1
+    drawn = picture.read_text()
+    assert "<svg" in drawn and "m, float32" in drawn and "cann 8.5.0" in drawn  # as comments beside the glyphs
+    assert main(["gate", before, after, "--plot", str(tmp_path / "history.doc")]) == 1
+    assert "no picture ends in '.doc'; name a .png, .svg or .pdf" in capsys.readouterr().err
+
+
+def test_a_history_without_matplotlib_says_what_to_install(reports, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["gate", *reports([measured(1)], [measured(1)]), "--plot", str(tmp_path / "history.png")]) == 1
+    assert "needs matplotlib, which is not installed: pip install" in capsys.readouterr().err and not (tmp_path / "history.png").exists()
+
+
+def test_a_known_failure_passes_the_gate_and_one_that_became_worse_does_not(reports, capsys):
+    known = {"marks": ["KNOWN FAILURE"], "known": {"reason": "because", "link": "https://example.org/1", "expires": "2999-01-01"}}
+    before, after = reports([measured(n) for n in SEEDS], [measured(1, 1.0, **known), *[measured(n) for n in SEEDS if n != 1]])
+    assert main(["gate", before, after]) == 0 and "1 KNOWN FAILURE" in capsys.readouterr().out
+    before, after = reports([measured(n, 2.0) for n in SEEDS], [measured(n, 3.5, **known) for n in SEEDS])
+    assert main(["gate", before, after]) == 1 and "FAIL before, and worse now" in capsys.readouterr().out

@@ -1,0 +1,431 @@
+"""The upgrade gate put to the test: releases of CANN that differ by one change, as real upgrades did, and changes that are none.
+
+    python -m harness.conformance upgrades cases/test_operators.py [--only NAME …] [--jobs N] [--output FILE]
+
+The cases are accepted on the emulated device as it is. Then each release is played: the same cases run with one operator's meaning changed, through
+pytest, held against that baseline and, report against report, through `gate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import baseline, numerics
+from harness.compare import compare
+from harness.conformance.detection import DTYPES, SUBJECTS, Bench, Subject
+from harness.emulator.table import changed
+from harness.errors import HarnessError
+from harness.numerics import HALF
+from harness.report import load
+from harness.upgrade import BAD, Upgrade, compare_reports
+
+# ------------------------------------------------------------------------------------------------- what upgrades changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A release that differs by one change: which real regression it plays, and what the operators named mean in it."""
+
+    what: str
+    source: str  # where it happened
+    operators: tuple[str, ...]
+    change: Callable[[Callable], Callable]
+
+
+RELEASES: dict[str, Release] = {}
+
+
+def _release(name: str, what: str, source: str, *operators: str) -> Callable:
+    """Enter `meaning(operator, *arguments, **keywords)`: what the operators compute in the release, `operator` being what they computed before."""
+
+    def enter(meaning: Callable) -> Callable:
+        def change(before: Callable) -> Callable:
+            return lambda *arguments, **keywords: meaning(before, *arguments, **keywords)
+
+        RELEASES[name] = Release(what=what, source=source, operators=operators, change=change)
+        return meaning
+
+    return enter
+
+
+FLASH = ("aclnnFlashAttentionScore", "aclnnFlashAttentionScoreV2", "aclnnFlashAttentionScoreV3")
+PRODUCTS = ("aclnnMatmul", "aclnnMm", "aclnnBatchMatMul", "aclnnMv", "aclnnAddmm", "aclnnInplaceAddmm", "aclnnBaddbmm", "aclnnAddbmm", "aclnnAddmv")
+
+
+def _rounded(rounding: Callable, values: Sequence[Any], count: int) -> list[Any]:
+    """The first `count` float32 tensors of the arguments, rounded."""
+    left = itertools.count(count, -1)
+    return [rounding(each) if isinstance(each, torch.Tensor) and each.dtype == torch.float32 and next(left) > 0 else each for each in values]
+
+
+@_release("backward in HF32", "the gradients of products are computed in HF32 whatever the switch says", "op-plugin 9e3fe64e", "aclnnMatmul", "aclnnMm")
+def _(before, left, right, *more, **keywords):
+    backward = not (left.is_contiguous() and right.is_contiguous())  # its operands are transposed
+    return before(*(_rounded(numerics.round_hf32, (left, right), 2) if backward else (left, right)), *more, **keywords)
+
+
+@_release("addmm by halves", "addmm rounds the product to half before it is scaled and added", "op-plugin 1d92099b, 422e6526", "aclnnAddmm", "aclnnBaddbmm")
+def _(before, self, left, right, beta, alpha, cube, out):
+    product = numerics.matmul(left, right, out=torch.float16)
+    return (beta * self.float() + alpha * product.float()).to(out.dtype)
+
+
+@_release("addbmm without alpha", "addbmm leaves alpha out", "op-plugin fefa4861", "aclnnAddbmm")
+def _(before, self, left, right, beta, alpha, cube, out):
+    return before(self, left, right, beta, 1, cube, out=out)
+
+
+@_release("logspace by steps", "logspace writes every value to the next place in memory", "op-plugin 222127c5", "aclnnLogSpace")
+def _(before, start, end, steps, base, out):
+    return before(start, end, steps, base, out=out).float().cumsum(0).to(out.dtype)
+
+
+@_release("std of whole corrections", "std and var divide by n - 1 whatever the correction", "op-plugin d53ed98b", "aclnnStd", "aclnnVarCorrection")
+def _(before, self, dims, correction, keep, out):
+    return before(self, dims, 1, keep, out=out)
+
+
+@_release("numbers lose their type", "a Python number is cast to the tensor's dtype before it is used", "op-plugin 1f67b635", "aclnnMuls", "aclnnAdds", "aclnnDivs")
+def _(before, self, *more, **keywords):
+    cast = [int(each) if isinstance(each, float) and not self.is_floating_point() else each for each in more]
+    cast = [torch.tensor(each, dtype=self.dtype).item() if isinstance(each, float) and self.dtype in HALF else each for each in cast]
+    return before(self, *cast, **keywords)
+
+
+@_release("bool mask turned around", "attention hides what the mask shows", "Ascend/pytorch #88", *FLASH)
+def _(before, *arguments, out):
+    return before(*[each.logical_not().to(each.dtype) if _is_mask(each) else each for each in arguments], out=out)
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.bool, torch.uint8) and value.numel() > 1
+
+
+@_release("mask dropped", "attention takes no mask", "diffusers #14397, vllm-omni #1031", *FLASH)
+def _(before, *arguments, out):
+    return before(*[torch.zeros_like(each) if _is_mask(each) else each for each in arguments], out=out)
+
+
+@_release("mask to 512 keys", "attention ignores the mask past key 512", "vllm-ascend #15503", *FLASH)
+def _(before, *arguments, out):
+    def cut(mask):
+        mask = mask.clone()
+        mask[..., 512:] = False
+        return mask
+
+    return before(*[cut(each) if _is_mask(each) else each for each in arguments], out=out)
+
+
+@_release("additive mask as bools", "a mask that is added counts as bools: what is not 0 hides", "diffusers #14396, transformers #48843", "aclnnInplaceAdd")
+def _(before, self, other, *more, **keywords):
+    mask = isinstance(other, torch.Tensor) and other.dim() in (2, 4) and self.dim() == 4 and other.is_floating_point() and other.shape[-2:] == self.shape[-2:]
+    return before(self, torch.zeros_like(other).masked_fill(other != 0, -torch.inf) if mask else other, *more, **keywords)
+
+
+@_release("heads of 200", "attention computes 192 of 200 columns of a head", "flash-attention-npu #135", *FLASH)
+def _(before, *arguments, out):
+    found = list(before(*arguments, out=out))
+    if found[-1] is not None and found[-1].shape[-1] == 200:
+        found[-1] = found[-1].clone()
+        found[-1][..., 192:] = 0
+    return found
+
+
+@_release("exact GELU", "GELU takes the exact formula where it took the tanh one", "Ascend/pytorch 7951496d", "aclnnGelu")
+def _(before, x):
+    return numerics.gelu(x, "none")
+
+
+@_release("short exponentials", "uniform numbers come in steps of 1/64, so exponential ones end at 2.1", "dev20250308.3 note", "aclnnInplaceUniform")
+def _(before, *arguments, **keywords):
+    return (before(*arguments, **keywords).float() * 64).floor().div(64).to(keywords["out"].dtype)
+
+
+@_release("mixed by default", "float32 operands of products and convolutions are halved", "Ascend/pytorch #125", *PRODUCTS, "aclnnConvolution")
+def _(before, *arguments, **keywords):
+    return before(*_rounded(lambda each: each.half().float(), arguments, 3), **keywords)
+
+
+@_release("HF32 by default", "products of float32 run in HF32, the switch says they do not", "Jittor #18025", *PRODUCTS)
+def _(before, *arguments, **keywords):
+    return before(*_rounded(numerics.round_hf32, arguments, 3), **keywords)
+
+
+@_release("softmax overflows", "softmax in float16 takes the exponential before it subtracts the largest", "vllm-ascend #5144", "aclnnSoftmax")
+def _(before, x, dim, *more, **keywords):
+    if x.dtype != torch.float16:
+        return before(x, dim, *more, **keywords)
+    powers = x.exp()
+    return powers / powers.sum(dim, keepdim=True)
+
+
+@_release("log_softmax in bfloat16", "log_softmax rounds its sum to bfloat16", "RL-Align/RL-Kernel #406", "aclnnLogSoftmax")
+def _(before, x, dim, *more, **keywords):
+    if x.dtype != torch.bfloat16:
+        return before(x, dim, *more, **keywords)
+    return x - x.float().exp().bfloat16().sum(dim, keepdim=True).log()
+
+
+@_release("half sums", "products of half operands sum in half", "vllm-ascend #9395, CANN 9.0", *PRODUCTS)
+def _(before, *arguments, **keywords):
+    spec = keywords["out"]
+    found = before(*arguments, **keywords)
+    if spec.dtype not in HALF:
+        return found
+    steps = torch.finfo(spec.dtype).eps * torch.sin(torch.arange(found.numel(), dtype=torch.float32) * 12.9898).reshape(found.shape)
+    return (found.float() * (1 + steps)).to(spec.dtype)  # one more rounding, of the size of a last place
+
+
+@_release("workspace freed early", "a norm reads memory that another operator has been given", "release notes 26.1.0", "aclnnLayerNorm")
+def _(before, x, *more, **keywords):
+    y, *rest = before(x, *more, **keywords)
+    y = y.clone()
+    y.view(-1)[:: 97] = torch.randn(len(y.view(-1)[:: 97]), generator=torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "little"))).to(y.dtype)
+    return (y, *rest)
+
+
+@_release("NaN on one core", "one core writes NaN: the last block of a long sum", "flash-linear-attention #1215", "aclnnReduceSum")
+def _(before, *arguments, **keywords):
+    found = before(*arguments, **keywords)
+    if found.numel() >= 1000 and found.is_floating_point():
+        found = found.clone()
+        found.view(-1)[-16:] = torch.nan
+    return found
+
+
+@_release("convolutions in float32", "the switch of convolutions says HF32 and they run in float32", "a default that changes", "aclnnConvolution")
+def _(before, *arguments, **keywords):
+    *operands, cube = arguments
+    return before(*operands, 0, **keywords)
+
+
+@_release("bfloat16 cut off", "results in bfloat16 are cut off where they were rounded", "CANN 9.0, sglang #18481", *PRODUCTS)
+def _(before, *arguments, **keywords):
+    if keywords["out"].dtype != torch.bfloat16:
+        return before(*arguments, **keywords)
+    wide = before(*arguments, **keywords | {"out": replace(keywords["out"], dtype=torch.float32)}).float()
+    return (wide.view(torch.int32) & -65536).view(torch.float32).bfloat16()
+
+
+# ------------------------------------------------------------------------------------ a plugin of pytest that plays one
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--played", help="the release of CANN that the emulated device plays")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session):
+    release = RELEASES[session.config.option.played]
+    import harness.emulator.operators  # noqa: F401  enters them into the table
+
+    with ExitStack() as stack:
+        for name in release.operators:
+            stack.enter_context(changed(name, release.change))
+        return (yield)
+
+
+def _pytest(cases: Path, report: Path, baselines: Path, *more: str) -> None:
+    command = [sys.executable, "-m", "pytest", str(cases), "-q", "-p", "no:cacheprovider", "--device", "emulated", f"--report={report}", f"--baselines={baselines}", *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}  # the operators are small
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode not in (0, 1):
+        raise HarnessError(f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """What became of the cases in one release: by the baseline, row by row, and by `gate`."""
+
+    name: str
+    rows: tuple[dict[str, Any], ...]
+    upgrade: Upgrade
+
+    @property
+    def moved(self) -> list[dict[str, Any]]:
+        """The rows in which a bit changed."""
+        return [row for row in self.rows if "IDENTICAL" not in row["marks"]]
+
+    @property
+    def caught(self) -> list[dict[str, Any]]:
+        """The rows that fail because of it."""
+        return [row for row in self.rows if row["status"] != "PASS"]
+
+    @property
+    def improved(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if "IMPROVED" in row["marks"] or "SWITCH NOT FELT" in row["marks"]]
+
+
+def play(cases: Path, names: Sequence[str], work: Path, jobs: int) -> Iterator[Played]:
+    """Accept the cases as they are, then play each release and hold it against them."""
+    _pytest(cases, work / "before", work / "baselines", "--baseline=accept")
+    before = load(work / "before" / "precision.json")
+
+    def one(name: str) -> Played:
+        report = work / "".join(each if each.isalnum() else "_" for each in name)
+        _pytest(cases, report, work / "baselines", "-p", "harness.conformance.upgrades", f"--played={name}")
+        after = load(report / "precision.json")
+        return Played(name=name, rows=tuple(after["rows"]), upgrade=compare_reports(before, after))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(one, names)
+
+
+# ---------------------------------------------------------------------------------------- changes that are none, and small
+
+
+def _rows(name: str, dtype: str, errors: dict[int, tuple[float, str, float]]) -> list[dict[str, Any]]:
+    return [
+        {"case": name, "dtype": dtype, "seed": seed, "golden_rel_l2": error, "cpu_golden_rel_l2": cpu, "actual_sha256": digest, "rerun": {}}
+        for seed, (error, digest, cpu) in errors.items()
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quiet:
+    """One gate run between two stacks that differ in a benign way."""
+
+    subject: str
+    dtype: str
+    what: str
+    kinds: tuple[str, ...]  # of the seeds
+    ratio: float  # of the errors, geometric mean
+
+
+def quiet(subjects: Sequence[Subject], seeds: int = 5) -> Iterator[Quiet]:
+    """Other threads, orders of sums and ties: the error of each seed against that of the device as it is."""
+    from harness.device import open_device
+
+    device = open_device("emulated")
+    for subject, dtype in itertools.product(subjects, DTYPES):
+        benches = {seed: Bench(subject, dtype, device, seed) for seed in range(seeds)}
+        before = {seed: _error(bench, bench.sound, "device") for seed, bench in benches.items()}
+        entry = {"rows": {str(row["seed"]): row for row in _rows(subject.name, dtype, before)}}
+        for what, rules, threads in _benign():
+            now = {seed: _error(bench, _other(bench, rules, threads), what) for seed, bench in benches.items()}
+            changes = baseline.verdicts(_rows(subject.name, dtype, now), entry)
+            ratio = torch.tensor([each.ratio or float("nan") for each in changes]).log().mean().exp().item()
+            yield Quiet(subject=subject.name, dtype=dtype, what=what, kinds=tuple(each.kind for each in changes), ratio=ratio)
+
+
+def _benign() -> Iterator[tuple[str, dict[str, Any], int]]:
+    yield "as it is", {}, 1
+    for groups in (1, 2, 8, 16):
+        yield f"sums in {groups} parts", {"groups": groups}, 1
+    yield "ties to even", {"ties": "even"}, 1
+    for count in (2, 3):
+        yield f"{count} threads", {}, count
+
+
+def _other(bench: Bench, rules: dict[str, Any], threads: int) -> dict[str, torch.Tensor]:
+    torch.set_num_threads(threads)
+    try:
+        return bench.on_cpu(bench.narrow, bench.inputs, replace(bench.rules, **rules))
+    finally:
+        torch.set_num_threads(1)
+
+
+def _error(bench: Bench, outputs: dict[str, torch.Tensor], digest: str) -> tuple[float, str, float]:
+    name, found = next(iter(outputs.items()))
+    error, cpu = (compare(each, bench.golden[name]).rel_l2 for each in (found, bench.expected[name]))
+    return error, digest, cpu
+
+
+def smallest_drift(subjects: Sequence[Subject], seeds: int = 5, steps: Sequence[float] = (0.5, 1, 2, 3, 3.5, 4, 5, 10, 50, 110)) -> list[tuple[str, str, float]]:
+    """Model, dtype, and the smallest growth of the error, in percent, that all seeds together reveal.
+
+    The device's error is made larger by what is orthogonal to it, so that its norm grows as said.
+    """
+    from harness.device import open_device
+
+    device = open_device("emulated")
+    found = []
+    for subject, dtype in itertools.product(subjects, DTYPES):
+        benches = {seed: Bench(subject, dtype, device, seed) for seed in range(seeds)}
+        before = {seed: _error(bench, bench.sound, "device") for seed, bench in benches.items()}
+        entry = {"rows": {str(row["seed"]): row for row in _rows(subject.name, dtype, before)}}
+        for percent in steps:
+            grown = {seed: _error(bench, _grown(bench, percent, seed), f"{percent}") for seed, bench in benches.items()}
+            if all(each.kind == baseline.REGRESSED for each in baseline.verdicts(_rows(subject.name, dtype, grown), entry)):
+                found.append((subject.name, dtype, percent))
+                break
+        else:
+            found.append((subject.name, dtype, float("nan")))
+    return found
+
+
+def _grown(bench: Bench, percent: float, seed: int) -> dict[str, torch.Tensor]:
+    name, sound = next(iter(bench.sound.items()))
+    error = sound.double() - bench.golden[name]
+    noise = torch.randn(error.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise -= error * (noise * error).sum() / error.square().sum()
+    share = ((1 + percent / 100) ** 2 - 1) ** 0.5
+    return {name: sound.double() + noise * share * error.norm() / noise.norm()}
+
+
+# ---------------------------------------------------------------------------------------------------------- the report
+
+
+def text(played: Sequence[Played], calm: Sequence[Quiet], drift: Sequence[tuple[str, str, float]]) -> str:
+    lines = ["# Upgrades, played", ""]
+    if played:
+        seen = sum(bool(each.caught or each.improved) for each in played)
+        lines += [f"{len(played)} releases, each with one change, over {len(played[0].rows)} rows: {seen} seen.", ""]
+        lines += ["| release | what changed | as in | rows that moved | that fail | that improve | by `gate` | where |", "|---|---|---|---|---|---|---|---|"]
+    for each in played:
+        release = RELEASES[each.name]
+        counted = each.upgrade.counts()
+        said = ", ".join(f"{counted[kind]} {kind}" for kind in (*BAD, baseline.DRIFT, baseline.IMPROVED) if counted.get(kind))
+        where = list(dict.fromkeys(row["case"] for row in (each.caught or each.improved)))
+        named = "; ".join(where[:4]) + (f" and {len(where) - 4} more" if len(where) > 4 else "")
+        lines.append(f"| {each.name} | {release.what} | {release.source} | {len(each.moved)} | {len(each.caught)} | {len(each.improved)} | {said} | {named} |")
+    if calm:
+        loud = [each for each in calm if baseline.REGRESSED in each.kinds]
+        lines += ["", "## Benign changes", "", f"{len(calm)} gate runs of five seeds each: {len(loud)} say REGRESSED.", ""]
+        lines += ["| model | dtype | change | error now / then | kinds |", "|---|---|---|---|---|"]
+        lines += [f"| {each.subject} | {each.dtype} | {each.what} | {each.ratio:.4f} | {', '.join(dict.fromkeys(each.kinds))} |" for each in calm]
+    if drift:
+        lines += ["", "## The smallest shared growth of the error that five seeds reveal", "", "| model | dtype | percent |", "|---|---|---|"]
+        lines += [f"| {name} | {dtype} | {percent:g} |" for name, dtype, percent in drift]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m harness.conformance upgrades", description=__doc__.splitlines()[0])
+    parser.add_argument("cases", type=Path, metavar="CASES", help="a file of accuracy cases, such as cases/test_operators.py")
+    parser.add_argument("--only", nargs="*", default=list(RELEASES), metavar="RELEASE", help=f"of {', '.join(RELEASES)}; default: all")
+    parser.add_argument("--jobs", type=int, default=2, help="releases at a time (default 2)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there; else it is printed")
+    arguments = parser.parse_args(argv)
+    unknown = [each for each in arguments.only if each not in RELEASES]
+    if unknown:
+        raise HarnessError(f"no release is called {', '.join(unknown)}; there are {', '.join(RELEASES)}")
+    if not arguments.cases.exists():
+        raise HarnessError(f"no cases at {arguments.cases}; name a file of accuracy cases")
+    with tempfile.TemporaryDirectory() as work:
+        played = list(play(arguments.cases, arguments.only, Path(work), arguments.jobs))
+    torch.set_num_threads(1)
+    whole = len(arguments.only) == len(RELEASES)
+    found = text(played, list(quiet(SUBJECTS)) if whole else [], smallest_drift(SUBJECTS) if whole else [])
+    if arguments.output:
+        arguments.output.write_text(found + "\n", encoding="utf-8")
+    else:
+        print(found)
+    missed = [each.name for each in played if each.moved and not (each.caught or each.improved)]
+    if missed:
+        raise HarnessError(f"{', '.join(missed)}: a number changed and nothing said so")
+    return 0
