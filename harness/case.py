@@ -150,7 +150,7 @@ class _Cpu:
     def __init__(self, case: Case, models: Models, inputs: Any, inputs_sha256: str, device: Device):
         self.case, self.models, self.inputs, self.inputs_sha256 = case, models, inputs, inputs_sha256
         self.stored: list[str] = []  # the roles that were read
-        self.clean = device.torch_device.type == "npu" and needs_clean(_copy(models, case, "cpu"))
+        self.clean = device.torch_device.type == "npu" and needs_clean(copy_of(models, case, "cpu"))
 
     def run(self, role: str, *, rules: Rules | None = None, stored: bool = True) -> tuple[dict[str, Tensor], float, str]:
         """Outputs by name, milliseconds, and what computed them. `role`: "cpu", "forecast", "golden", or "moved" for golden on moved inputs."""
@@ -169,7 +169,7 @@ class _Cpu:
         dtype = torch.float64 if wide else case.torch_dtype
         inputs = move(self.inputs, device="cpu", dtype=dtype)
         inputs = moved_by_one_rounding(inputs, case.torch_dtype) if role == "moved" else fresh(inputs)
-        model = _copy(self.models, case, "cpu", wide=wide)
+        model = copy_of(self.models, case, "cpu", wide=wide)
         how = dict(forward=case.forward, dtype=dtype, rules=rules)
         if self.clean:
             self.models.clean = self.models.clean or CleanProcess()
@@ -180,7 +180,7 @@ class _Cpu:
 
     def _key(self, role: str, rules: Rules | None) -> Key:
         case, models = self.case, self.models
-        base = _copy(models, case, "cpu")
+        base = copy_of(models, case, "cpu")
         of_model = ("content", case.model, case.checkpoint, case.weights_seed, case.dtype, case.forward)
         if of_model not in models.digests:
             models.digests[of_model] = weights_digest(base), code_digest(base, case.forward)
@@ -259,7 +259,8 @@ def _unstable(first: dict[str, Tensor], again: dict[str, Tensor]) -> list[Reason
     return [Reason(criterion="reference", text=text + "seed what the model draws, or set the number of threads")]
 
 
-def _copy(models: Models, case: Case, device: torch.device | str, *, wide: bool = False) -> nn.Module:
+def copy_of(models: Models, case: Case, device: torch.device | str, *, wide: bool = False) -> nn.Module:
+    """The model of a case in its dtype on a device; `wide` gives those weights in float64."""
     key = (case.model, case.checkpoint, case.weights_seed)
     return models.get(key, case.model, seed=case.weights_seed, dtype=case.torch_dtype, device=torch.device(device), wide=wide)
 
@@ -285,7 +286,7 @@ class _Ran:
 
 def _run_device(models: Models, case: Case, inputs: Any, device: Device) -> _Ran:
     device.check()
-    model = _copy(models, case, device.torch_device)
+    model = copy_of(models, case, device.torch_device)
     where = f"on {device.torch_device} ({device.name})"
 
     def once(moved: Any) -> tuple[dict[str, Tensor], float]:

@@ -437,11 +437,11 @@ class Session:
         well, accepted, collected = True, 0, self.all_rows()
         when = time.strftime("%Y-%m-%d")
         for (case, dtype), rows in self._groups().items():
-            files = {_file(row) for row in rows}  # of an error nobody may know the case, but its file
+            files = {_file(row) for row in rows}  # of an error that came before its case nobody knows more than its file
             failed = [
                 row for row in collected
                 if KNOWN not in row["marks"]
-                and (row["status"] == "FAIL" and (row["case"], row["dtype"]) == (case, dtype) or row["status"] == "ERROR" and _file(row) in files)
+                and (row["status"] in ("FAIL", "ERROR") and (row["case"], row["dtype"]) == (case, dtype) or row["case"] in files and row["status"] == "ERROR")
             ]  # fmt: skip
             if failed:
                 self.said.append((f"{case} {dtype} is not accepted: {len(failed)} of its rows did not pass; a baseline of a failure would hide it: mend it, or enter it in the known failures", True))
@@ -605,8 +605,9 @@ def precision(request: pytest.FixtureRequest):
         try:
             verdict, known = session.settle(case, seed, session.measure(case, seed))
         except HarnessError as raised:
-            verdict, known = session.settle(case, seed, error(f"{type(raised).__name__}: {raised}"))
+            verdict, known = session.settle(case, seed, error(" ".join(f"{type(raised).__name__}: {raised}".split())))
             if known is None:
+                session.add_row(request.node, case, seed, verdict)
                 raise
         session.add_row(request.node, case, seed, verdict, known)
         if KNOWN in verdict.marks:

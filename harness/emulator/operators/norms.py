@@ -148,7 +148,8 @@ def batch_norm(self, weight, bias, running_mean, running_var, training, momentum
     y, mean, invstd = torch.native_batch_norm(x, scale, shift, average, spread, training, momentum, eps)
     if not training:
         mean, invstd = average, 1.0 / torch.sqrt(spread + eps)
-    return [_moved(each, spec) for each, spec in zip((average, spread, y, mean, invstd), out)]
+    found = zip((average, spread, y, mean, invstd), out)  # torch_npu 2.9 leaves no room for the last two where nothing is trained
+    return [torch.zeros(spec.shape, dtype=spec.dtype) if spec is not None and not spec.numel else _moved(each, spec) for each, spec in found]
 
 
 @operator(

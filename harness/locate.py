@@ -1,0 +1,253 @@
+"""Where it diverged: the model runs once on the CPU, and beside it every operator on the device, twice.
+
+With the CPU's exact inputs an operator shows its *own* error; with what the device itself computed upstream, what it *inherited* as well. So the
+first operator whose own error is above its floor is the one that is wrong, however far the damage has spread. Nothing is dumped: what is kept is what the
+model itself keeps alive, once more on the device.
+
+An operator is a call of a torch function as the model makes it, `linear`, `softmax`, `add_`: each side computes it in its own way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from harness.case import Case, copy_of
+from harness.device import Device
+from harness.evidence import cause_of
+from harness.reference import Models, fresh, move, run
+from harness.trial import FAILS, Trial, copy_strided, difference, mutates, name_of, on
+
+TINY = 8 * 2.0**-24  # a relative difference of float32 results that orders of sums explain: nothing more is measured
+CAUSES = 3  # wrong operators whose cause is looked for
+TORCH = str(Path(torch.__file__).parent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One operator, as the model called it."""
+
+    number: int
+    operator: str
+    module: str  # the path of the module that called it, "" for the model itself
+    place: str  # the line, "aimv2.py:212"
+    dtype: str
+    shape: tuple[int, ...]
+    own: float  # relative L2 difference to the CPU with the CPU's inputs
+    ratio: float | None  # own error to float64 over the floor; None where it is below what is measured
+    inherited: float  # relative L2 difference to the CPU with the device's own inputs
+    reasons: tuple[str, ...] = ()  # why it is not as a healthy device computes it
+    cause: str = ""  # what the evidence names
+    note: str = ""  # "random", "on the CPU alone", …
+
+    @property
+    def bad(self) -> bool:
+        return bool(self.reasons)
+
+    @property
+    def name(self) -> str:
+        """Where it is: "trunk.blocks.3.mlp.fc2: linear (aimv2.py:212)"."""
+        return f"{self.module or 'the model'}: {self.operator} ({self.place})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Every operator of a forward, and the first that is wrong."""
+
+    case: str
+    dtype: str
+    seed: int | None
+    steps: tuple[Step, ...]
+    trial: Any = field(default=None, repr=False)  # of the first, to make a repro of
+
+    @property
+    def first(self) -> Step | None:
+        """The first operator whose own error is above its floor."""
+        return next((each for each in self.steps if each.bad), None)
+
+    def ranking(self, count: int = 10) -> list[Step]:
+        """The operators with the largest own errors; those that are wrong first."""
+        return sorted(self.steps, key=lambda each: (each.bad, each.ratio or 0.0, _size(each.own)), reverse=True)[:count]
+
+    def sentences(self) -> str:
+        """The finding in three sentences at most."""
+        arithmetic = [each for each in self.steps if each.own == each.own]
+        if self.first is None:
+            largest = max(arithmetic, key=lambda each: each.own, default=None)
+            said = f"No operator is wrong: each of {len(self.steps)} is within its floor with the CPU's inputs."
+            return said if largest is None or not largest.own else f"{said} The largest own difference is {largest.own:.2e}, {largest.name}."
+        others = sum(each.bad for each in self.steps) - 1
+        said = f"{self.first.name} is the first wrong operator: {self.first.reasons[0]}."
+        said += f" {self.first.cause[0].upper()}{self.first.cause[1:]}." if self.first.cause else ""
+        return said + (f" {others} more are wrong by themselves." if others else " No other operator is wrong by itself: what comes after inherits.")
+
+
+def _size(value: float) -> float:
+    return math.inf if value != value else value
+
+
+def locate(case: Case, seed: int | None, device: Device, *, models: Models | None = None, backward: bool = False) -> Finding:
+    """Run `case` with the inputs of `seed` on the CPU, each operator beside it on `device`.
+
+    With `backward` each operator's gradients are held against each other too, for a seeded gradient that flows into its results.
+
+    Raises: CaseError and RunError as `validate` does.
+    """
+    models = models if models is not None else Models()
+    drawn = case.inputs(torch.Generator().manual_seed(0 if seed is None else seed))
+    inputs = move(drawn, device="cpu", dtype=case.torch_dtype)
+    model = copy_of(models, case, "cpu")
+    device.check()
+    with _named(model) as path:
+        mode = _Lockstep(device, path, backward)
+        with mode:
+            run(model, fresh(inputs), forward=case.forward, where="on the CPU")
+    return Finding(case=case.name, dtype=case.dtype, seed=seed, steps=tuple(mode.steps), trial=mode.trial)
+
+
+@contextlib.contextmanager
+def _named(model: nn.Module) -> Iterator[list[str]]:
+    """The path of the module that runs, innermost last, kept by hooks while the block runs."""
+    path: list[str] = [""]
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda module, inputs, name=name: path.append(name)))
+        hooks.append(module.register_forward_hook(lambda module, inputs, output: path.pop() and None, always_call=True))
+    try:
+        yield path
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+class _Lockstep(TorchFunctionMode):
+    """Runs each call of a torch function on the CPU, then on the device."""
+
+    def __init__(self, device: Device, path: list[str], backward: bool):
+        super().__init__()
+        self.device, self.path, self.backward = device, path, backward
+        self.shadows = WeakTensorKeyDictionary()  # of what the CPU computed: what the device made of its own values
+        self.constants = WeakTensorKeyDictionary()  # weights and inputs: the same on both sides
+        self.steps: list[Step] = []
+        self.trial: Trial | None = None  # of the first step that is wrong
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        writes = mutates(func, kwargs)
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        before = tree_map(lambda each: copy_strided(each, "cpu") if isinstance(each, Tensor) else each, (args, kwargs)) if writes else (args, kwargs)
+        state, versions = torch.get_rng_state(), [_version(each) for each in given]
+        returned = func(*args, **kwargs)
+        results = [each for each in tree_leaves(returned) if isinstance(each, Tensor)] or (given[:1] if writes else [])
+        if not writes and versions != [_version(each) for each in given]:
+            self._take(func, [*results, *given], "it wrote into its input and its name does not say so: the device goes on with the CPU's numbers")
+        elif not torch.equal(state, torch.get_rng_state()):
+            self._take(func, results, "random: the device goes on with the CPU's numbers")
+        elif not given and results:
+            self._take(func, results)
+        elif results and (writes or not all(any(each is other for other in given) for each in results)):
+            self._step(func, args, kwargs, before, given, results, writes)
+        return returned
+
+    def _take(self, func: Callable, results: list[Tensor], note: str = "") -> None:
+        """Let the device go on with the CPU's numbers."""
+        for each in results:
+            self.shadows[each] = copy_strided(each, self.device.torch_device)
+        if note and results:
+            self._add(func, results, note=note)
+
+    def _step(self, func: Callable, args: tuple, kwargs: dict, before: tuple, given: list[Tensor], results: list[Tensor], writes: bool) -> None:
+        try:
+            inherited = self._follow(func, args, kwargs, results)
+        except FAILS as error:
+            said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            self._take(func, results)
+            self._add(func, results, reasons=(f"the device raised {type(error).__name__}: {said}",), own=math.inf, inherited=math.inf)
+            return
+        if writes or not all(_is_view(each, given) for each in results):  # a view computes nothing
+            self._hold(Trial(func=func, args=before[0], kwargs=before[1], device=self.device), results, inherited)
+
+    def _follow(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor]) -> float:
+        """Run the operator on what the device has computed so far. Returns the difference to the CPU's results."""
+        args, kwargs = tree_map(self._shadow, args), tree_map(self._shadow, kwargs)
+        made = [each for each in tree_leaves(func(*args, **kwargs)) if isinstance(each, Tensor)]
+        made = made or [each for each in tree_leaves(args) if isinstance(each, Tensor)][:1]
+        for here, there in zip(results, made, strict=True):
+            self.shadows[here] = there.to(self.device.torch_device)
+        return max(difference(there, here) for there, here in zip(made, results))
+
+    def _shadow(self, value: Any) -> Any:
+        """An argument on the device with the device's own value."""
+        if not isinstance(value, Tensor):
+            return on(self.device.torch_device, value)
+        return self.shadows[value] if value in self.shadows else self._constant(value)
+
+    def _constant(self, value: Tensor) -> Tensor:
+        if value not in self.constants:
+            self.constants[value] = copy_strided(value, self.device.torch_device)
+        return self.constants[value]
+
+    def _exact(self, value: Tensor) -> Tensor:
+        """A tensor on the device with the CPU's value."""
+        return self._constant(value) if value in self.constants and value not in self.shadows else copy_strided(value, self.device.torch_device)
+
+    def _hold(self, trial: Trial, results: list[Tensor], inherited: float) -> None:
+        """Run the operator on the device with the CPU's inputs, and judge what comes out."""
+        found = trial.on_device(None if trial.writes else self._exact)
+        own = max(difference(there, here) for there, here in zip(found, results))
+        ratio, reasons = (None, ()) if _is_explained(found, results, own) else trial.judged(found, results)
+        back = trial.backward() if self.backward and not reasons else None
+        if back is not None:
+            there, here = back.on_device(), back.on_cpu()
+            away = max(difference(each, other) for each, other in zip(there, here))
+            reasons = () if _is_explained(there, here, away) else tuple(f"backward: {each}" for each in back.judged(there, here)[1])
+            trial, found, results = (back, there, here) if reasons else (trial, found, results)
+        cause = cause_of(trial, found, results) if reasons and sum(each.bad for each in self.steps) < CAUSES else ""
+        if reasons and self.trial is None:
+            self.trial = trial
+        self._add(trial.func if not reasons else trial.args[0] if back is trial else trial.func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited)
+
+    def _add(self, func: Callable, results: list[Tensor], **more: Any) -> None:
+        largest = max(results, key=lambda each: each.numel())
+        given = dict(own=math.nan, ratio=None, inherited=math.nan) | more
+        where = dict(operator=name_of(func), module=self.path[-1], place=_place())
+        self.steps.append(Step(number=len(self.steps), dtype=str(largest.dtype).removeprefix("torch."), shape=tuple(largest.shape), **where, **given))
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_view(result: Tensor, given: list[Tensor]) -> bool:
+    return result.layout == torch.strided and any(each.layout == torch.strided and each.untyped_storage().data_ptr() == result.untyped_storage().data_ptr() for each in given)
+
+
+def _is_explained(found: list[Tensor], results: list[Tensor], own: float) -> bool:
+    """Whether a difference is none, or no more than orders of float32 sums explain, in no element much more."""
+    if own == 0:
+        return all(each.dtype == other.dtype for each, other in zip(found, results))
+    if not own <= TINY or any(each.dtype != torch.float32 for each in results if each.is_floating_point()):
+        return False
+    return all(float((each - other).abs().max()) <= 8 * TINY * float(other.abs().max()) for each, other in zip(found, results) if other.is_floating_point() and other.numel())
+
+
+def _place() -> str:
+    """The line of the model that called the operator."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(TORCH) and file != __file__ and not file.startswith("<"):
+            return f"{Path(file).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

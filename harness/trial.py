@@ -1,0 +1,172 @@
+"""One call of a torch function, which can be made again: on the device, on the CPU, in float64, under the device's rounding rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from harness.case import measure
+from harness.device import Device
+from harness.forecast import Rules, rounding, rules_of
+from harness.gate import Tolerance, judge
+
+FLOOR, PAIR = Tolerance(preset="floor"), Tolerance(preset="pair")
+FAILS = (RuntimeError, NotImplementedError, TypeError, ValueError)  # what an operator raises that cannot be called so
+
+
+def copy_strided(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device with the strides that it has here: a view stays a view."""
+    tensor = tensor.detach()
+    if tensor.is_contiguous() or tensor.layout != torch.strided or not tensor.numel():
+        return tensor.to(device, copy=True)
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    return tensor.as_strided((span,), (1,)).to(device, copy=True).as_strided(tensor.shape, tensor.stride())
+
+
+def name_of(func: Callable) -> str:
+    """An operator as the model wrote it: "linear", "add_", "T"."""
+    name = getattr(func, "__name__", str(func))
+    return getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name.strip("_") if name.startswith("__") else name
+
+
+def mutates(func: Callable, kwargs: dict) -> bool:
+    """Whether an operator writes into what it is given: add_, x[i] = …, +=, out=, inplace=True."""
+    name = getattr(func, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__") or name == "__setitem__" or name in IN_PLACE
+    return in_place or kwargs.get("out") is not None or kwargs.get("inplace") is True
+
+
+IN_PLACE = ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__")
+
+
+def on(device: torch.device, value: Any) -> Any:
+    """An argument for a call on a device: what names the CPU names the device."""
+    if isinstance(value, torch.device) and value.type == "cpu" or isinstance(value, str) and value == "cpu":
+        return device
+    return value
+
+
+def difference(actual: Tensor, expected: Tensor) -> float:
+    """Relative L2 difference; infinite where shapes or non-finite elements differ, the share of unequal ones where they are no fractions."""
+    actual = actual.detach().cpu()
+    if actual.shape != expected.shape:
+        return math.inf
+    if not expected.numel() or torch.equal(actual, expected):
+        return 0.0
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return float((actual != expected).double().mean())
+    if not torch.equal(actual.isfinite(), expected.isfinite()):
+        return math.inf
+    kind = torch.complex128 if expected.is_complex() else torch.float64
+    actual, expected = (torch.where(each.isfinite(), each, 0).to(kind) for each in (actual, expected))
+    size = float(expected.norm())
+    return float((actual - expected).norm()) / size if size else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A call with the CPU's arguments as they were before it."""
+
+    func: Callable
+    args: tuple
+    kwargs: dict
+    device: Device
+
+    @property
+    def writes(self) -> bool:
+        return mutates(self.func, self.kwargs)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments."""
+        return [each for each in tree_leaves((self.args, self.kwargs)) if isinstance(each, Tensor)]
+
+    def call(self, change: Callable[[Any], Any]) -> list[Tensor]:
+        """Make the call with every argument changed, and return its results: tensors, or what it wrote into."""
+        args, kwargs = tree_map(change, self.args), tree_map(change, self.kwargs)
+        found = [each for each in tree_leaves(self.func(*args, **kwargs)) if isinstance(each, Tensor)]
+        return found or [each for each in tree_leaves(args) if isinstance(each, Tensor)][:1]
+
+    def on_device(self, place: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+        """The results of the device, brought to the CPU; `place` brings a tensor there."""
+        there = self.device.torch_device
+        place = place or (lambda each: copy_strided(each, there))
+        return [each.cpu() for each in self.call(lambda each: place(each) if isinstance(each, Tensor) else on(there, each))]
+
+    def on_cpu(self, rules: Rules | None = None) -> list[Tensor]:
+        """The results of the CPU in the same dtype, under the device's rounding rules where they are given."""
+        with rounding(rules):
+            return self.call(lambda each: copy_strided(each, "cpu") if isinstance(each, Tensor) else each)
+
+    def golden(self) -> list[Tensor] | None:
+        """The results in float64; None where the operator has none."""
+
+        def wide(value: Any) -> Any:
+            if isinstance(value, torch.dtype):
+                return torch.float64 if value.is_floating_point else value
+            if isinstance(value, Tensor):
+                return copy_strided(value, "cpu").to(torch.float64) if value.is_floating_point() else copy_strided(value, "cpu")
+            return value
+
+        try:
+            found = self.call(wide)
+        except FAILS:
+            return None
+        return [each.double() if each.is_floating_point() else each for each in found]
+
+    def judged(self, found: list[Tensor], results: list[Tensor] | None = None) -> tuple[float | None, tuple[str, ...]]:
+        """The device's error to float64 over the floor, and why it is not what a healthy device would show, by the preset `floor`.
+
+        Where there is no float64 the preset `pair` judges, and there is no floor.
+        """
+        results = self.on_cpu() if results is None else results
+        rules, golden = rules_of(self.device.stack), self.golden()
+        named = [{str(number): each for number, each in enumerate(group)} for group in (found, results)]
+        wide = None if golden is None else {str(number): each for number, each in enumerate(golden)}
+        forecast = None if rules is None or wide is None else {str(number): each for number, each in enumerate(self.on_cpu(rules))}
+        comparisons, references = measure(*named, wide, forecast, () if rules is None else rules.modes)
+        floating = {name for name, each in named[1].items() if each.is_floating_point() or each.is_complex()}
+        verdict = judge(comparisons, FLOOR if floating <= references.keys() else PAIR, references=references)
+        ratios = [each.ratios()["forecast_ratio"] for each in references.values()]
+        return max(ratios, default=None), tuple(str(each) for each in verdict.failures)
+
+    def backward(self) -> Trial | None:
+        """The call's gradients towards its floating-point inputs as a call of its own; None where there are none.
+
+        The gradient that flows into the results is seeded and normal: its size is not the model's.
+        """
+        if self.writes or not any(each.is_floating_point() for each in self.tensors):
+            return None
+        trial = replace(self, func=_gradients, args=(self.func, self.args, self.kwargs), kwargs={})
+        try:
+            return trial if trial.on_cpu() else None
+        except FAILS:
+            return None
+
+    def __str__(self) -> str:
+        return name_of(self.func)
+
+
+def _gradients(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The gradients of a call towards its floating-point tensors."""
+    leaves: list[Tensor] = []
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            leaves.append(value.detach().requires_grad_())
+            return leaves[-1]
+        return value
+
+    with torch.enable_grad():
+        found = func(*tree_map(leaf, args), **tree_map(leaf, kwargs))
+        results = [each for each in tree_leaves(found) if isinstance(each, Tensor) and each.requires_grad]
+        generator = torch.Generator().manual_seed(0)
+        flows = [torch.randn(each.shape, generator=generator).to(each.dtype).to(each.device) for each in results]
+        grads = torch.autograd.grad(results, leaves, flows, allow_unused=True)
+    return [each for each in grads if each is not None]
