@@ -51,12 +51,12 @@ def _is_filled(trial: Trial, number: int) -> bool:
     if not like.is_floating_point():
         return False
     held = [torch.full(like.shape, SENTINEL, dtype=like.dtype, device=trial.device.torch_device) for _ in range(4)]
-    sentinel = held[0].flatten()[:1].cpu() if like.numel() else None
+    sentinel = torch.tensor(SENTINEL, dtype=like.dtype)
     arguments = tree_map(lambda each: copy_strided(each, trial.device.torch_device) if isinstance(each, Tensor) else each, (trial.args, trial.kwargs))
     trial.device.synchronize()
     del held
     again = replace(trial, args=arguments[0], kwargs=arguments[1]).on_device(lambda each: each)[number]
-    return sentinel is not None and bool((again == sentinel).any()) and not bool((like == sentinel).any())
+    return bool((again == sentinel).any()) and not bool((like == sentinel).any())
 
 
 def _not_finite(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
@@ -136,11 +136,13 @@ def _in_places(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> I
 def _swapped(actual: Tensor, expected: Tensor, axis: int, name: str) -> str:
     """Two slices along an axis that stand in each other's place."""
     slices = [each.double().movedim(axis, 0).flatten(1) if name == "heads" else each.double().reshape(-1, each.shape[-1]) for each in (actual, expected)]
-    moved = ((slices[0] - slices[1]).norm(dim=1) > 0.1 * slices[1].norm(dim=1)).nonzero().flatten().tolist()
+    away = (slices[0] - slices[1]).norm(dim=1)
+    moved = (away > EXPLAINED * away.max()).nonzero().flatten().tolist()
     if len(moved) != 2:
         return ""
     first, second = moved
-    fits = difference(slices[0][first], slices[1][second]) < 0.05 and difference(slices[0][second], slices[1][first]) < 0.05
+    left = max(float((slices[0][one] - slices[1][other]).norm()) for one, other in ((first, second), (second, first)))
+    fits = left <= EXPLAINED * float(away.max())
     return f"{name} {first} and {second} stand in each other's place" if fits else ""
 
 

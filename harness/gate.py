@@ -417,7 +417,10 @@ def _floor(found: Comparison, references: References) -> list[Check]:
 
 def _bits_text(references: References) -> str:
     """The whole error in bits: of one operator it says which arithmetic ran."""
-    bits = ["all" if not error > 0 else f"{-math.log2(error):.1f}" for error in (references.golden.rel_l2, references.floor("rel_l2"))]
+    errors = references.golden.rel_l2, references.floor("rel_l2")
+    if not all(math.isfinite(each) for each in errors):
+        return ""
+    bits = ["all" if error == 0 else f"{-math.log2(error):.1f}" for error in errors]
     return f"with {bits[0]} effective bits where a healthy device keeps {bits[1]}"
 
 

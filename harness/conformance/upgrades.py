@@ -193,7 +193,7 @@ def _(before, *arguments, **keywords):
 @_release("workspace freed early", "a norm reads memory that another operator has been given", "release notes 26.1.0", "aclnnLayerNorm")
 def _(before, x, *more, **keywords):
     y, *rest = before(x, *more, **keywords)
-    y = y.clone()
+    y = y.contiguous().clone()
     y.view(-1)[:: 97] = torch.randn(len(y.view(-1)[:: 97]), generator=torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "little"))).to(y.dtype)
     return (y, *rest)
 
@@ -241,7 +241,8 @@ def pytest_runtestloop(session: pytest.Session):
 
 def _pytest(cases: Path, report: Path, baselines: Path, *more: str) -> None:
     command = [sys.executable, "-m", "pytest", str(cases), "-q", "-p", "no:cacheprovider", "--device", "emulated", f"--report={report}", f"--baselines={baselines}", *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}  # the operators are small
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # of a run that this one is part of
+    environment |= {"OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}  # the operators are small
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode not in (0, 1):
         raise HarnessError(f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-500:]}")
