@@ -1,4 +1,4 @@
-"""The commands: python -m harness infer | convert | compare | judge | gate | bisect | ratchet | bench | doctor | report | emulate.
+"""The commands: python -m harness infer | convert | compare | judge | gate | bisect | locate | ratchet | bench | doctor | report | emulate.
 
 Every command parses here and works elsewhere; torch is imported by the work, so `--help` answers at once.
 """
@@ -147,6 +147,21 @@ def _parser() -> argparse.ArgumentParser:
     bisect.add_argument("--state", type=Path, default=Path("reports/bisect"), metavar="DIR", help="where runs are kept; none is run again (default reports/bisect)")
     bisect.add_argument("--retry", action="store_true", help="run again what could not run before")
     bisect.add_argument("--output", type=Path, metavar="FILE", help="write the markdown there too")
+
+    locate = command(
+        "locate",
+        _locate,
+        "Find the operator that a case's error comes from, also of one that passes, and write a repro of one that is wrong.",
+        "python -m harness locate aimv2-digits --seed 42\n  python -m harness locate 'float16-photo' --fault 'aclnnSilu:scale:by=1.001'",
+    )
+    locate.add_argument("case", metavar="CASE", help="a case's name, or a part of test ids")
+    locate.add_argument("--seed", type=int, help="only the row with this seed")
+    locate.add_argument("--level", choices=("operators", "modules"), default="operators", help="modules: a fast first look")
+    locate.add_argument("--backward", action="store_true", help="look at each operator's gradients too")
+    locate.add_argument("--cases", type=Path, default=Path("cases"), metavar="PATH", help="where the cases are (default cases/)")
+    locate.add_argument("--report", type=Path, default=Path("reports/located"), metavar="DIR", help="where the report and the repro go (default reports/located/)")
+    locate.add_argument("--fault", action="append", default=[], metavar="FAULT", help="break the emulated device on purpose")
+    _add_device(locate)
 
     ratchet = command(
         "ratchet",
@@ -325,6 +340,24 @@ def _bisect(arguments) -> int:
     if arguments.output:
         write_text(arguments.output, text + "\n")
     return 0 if found else 1
+
+
+def _locate(arguments) -> int:
+    import json
+
+    import pytest
+
+    if not arguments.cases.exists():
+        raise HarnessError(f"no cases at {arguments.cases}; name their file or folder with --cases")
+    command = [str(arguments.cases), "-q", "-p", "no:cacheprovider", "--baseline=off", f"--device={arguments.device}", f"--report={arguments.report}"]
+    command += [f"--locate={arguments.level}", f"--locate-case={arguments.case}", *(f"--fault={each}" for each in arguments.fault)]
+    command += ["--locate-backward"] if arguments.backward else []
+    command += [f"--locate-seed={arguments.seed}"] if arguments.seed is not None else []
+    status = pytest.main(command)
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):  # it said why
+        return 1
+    rows = json.loads((arguments.report / "precision.json").read_text(encoding="utf-8"))["rows"]
+    return 0 if rows and all(row.get("located") and row["located"]["operators"] for row in rows) else 1
 
 
 def _ratchet(arguments) -> int:

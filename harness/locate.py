@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +27,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from harness.case import Case, copy_of
 from harness.device import Device
 from harness.evidence import cause_of
-from harness.reference import Models, fresh, move, run
+from harness.forecast import rounding, rules_of
+from harness.reference import Models, fresh, move, roundoff, run
 from harness.trial import FAILS, Trial, copy_strided, difference, mutates, name_of, on
 
 TINY = 8 * 2.0**-24  # a relative difference of float32 results that orders of sums explain: nothing more is measured
+LEVELS = ("operators", "modules")
+SLACK, DEEP = 3.0, 16  # times its floor that a module may lose; roundings that its depth may add to it
+UNFILLED = ("empty_like", "new_empty", "new_empty_strided")  # what they hold is nobody's answer
 CAUSES = 3  # wrong operators whose cause is looked for
 TORCH = str(Path(torch.__file__).parent)
 
@@ -58,7 +63,7 @@ class Step:
     @property
     def name(self) -> str:
         """Where it is: "trunk.blocks.3.mlp.fc2: linear (aimv2.py:212)"."""
-        return f"{self.module or 'the model'}: {self.operator} ({self.place})"
+        return f"{self.module or 'the model'}: {self.operator}" + (f" ({self.place})" if self.place else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,51 +74,106 @@ class Finding:
     dtype: str
     seed: int | None
     steps: tuple[Step, ...]
+    level: str = "operators"
+    unseen: int = 0  # operators that were not looked at, because the time was over
     trial: Any = field(default=None, repr=False)  # of the first, to make a repro of
 
     @property
     def first(self) -> Step | None:
-        """The first operator whose own error is above its floor."""
-        return next((each for each in self.steps if each.bad), None)
+        """The first operator whose own error is above its floor; of modules the innermost."""
+        bad = [each for each in self.steps if each.bad]
+        if not bad or self.level == "operators":
+            return bad[0] if bad else None
+        return next((each for each in bad if each.module.startswith(bad[0].module) and not any(other.module.startswith(each.module + ".") for other in bad)), bad[0])
 
     def ranking(self, count: int = 10) -> list[Step]:
-        """The operators with the largest own errors; those that are wrong first."""
-        return sorted(self.steps, key=lambda each: (each.bad, each.ratio or 0.0, _size(each.own)), reverse=True)[:count]
+        """The operators with the largest own errors; those that are wrong first, in their order."""
+        bad = [each for each in self.steps if each.bad]
+        return (bad + sorted((each for each in self.steps if not each.bad and each.own == each.own), key=lambda each: -each.own))[:count]
 
     def sentences(self) -> str:
         """The finding in three sentences at most."""
         arithmetic = [each for each in self.steps if each.own == each.own]
+        what = self.level.removesuffix("s")
+        over = f" {self.unseen} more were not looked at: the time was over." if self.unseen else ""
         if self.first is None:
             largest = max(arithmetic, key=lambda each: each.own, default=None)
-            said = f"No operator is wrong: each of {len(self.steps)} is within its floor with the CPU's inputs."
+            said = f"No {what} is wrong: each of {len(self.steps)} is within its floor with the CPU's inputs.{over}"
             return said if largest is None or not largest.own else f"{said} The largest own difference is {largest.own:.2e}, {largest.name}."
-        others = sum(each.bad for each in self.steps) - 1
-        said = f"{self.first.name} is the first wrong operator: {self.first.reasons[0]}."
+        others = sum(each.bad for each in self.steps) - 1 if self.level == "operators" else 0
+        said = f"{self.first.name} is the first wrong {what}: {self.first.reasons[0]}."
         said += f" {self.first.cause[0].upper()}{self.first.cause[1:]}." if self.first.cause else ""
-        return said + (f" {others} more are wrong by themselves." if others else " No other operator is wrong by itself: what comes after inherits.")
+        if self.level == "modules":
+            return said
+        return said + (f" {others} more are wrong by themselves." if others else " No other operator is wrong by itself: what comes after inherits.") + over
 
 
-def _size(value: float) -> float:
-    return math.inf if value != value else value
-
-
-def locate(case: Case, seed: int | None, device: Device, *, models: Models | None = None, backward: bool = False) -> Finding:
+def locate(
+    case: Case, seed: int | None, device: Device, *, models: Models | None = None, level: str = "operators", backward: bool = False, limit: float = math.inf
+) -> Finding:
     """Run `case` with the inputs of `seed` on the CPU, each operator beside it on `device`.
 
+    At the level "modules" whole modules run beside it instead, and of one that is wrong those that it is made of: a fast first look.
     With `backward` each operator's gradients are held against each other too, for a seeded gradient that flows into its results.
+    After `limit` seconds no further operator is looked at.
 
-    Raises: CaseError and RunError as `validate` does.
+    Raises: ValueError for another level; CaseError and RunError as `validate` does.
     """
+    if level not in LEVELS:
+        raise ValueError(f"there is no level {level!r}; there are {', '.join(LEVELS)}")
     models = models if models is not None else Models()
     drawn = case.inputs(torch.Generator().manual_seed(0 if seed is None else seed))
     inputs = move(drawn, device="cpu", dtype=case.torch_dtype)
     model = copy_of(models, case, "cpu")
     device.check()
-    with _named(model) as path:
-        mode = _Lockstep(device, path, backward)
-        with mode:
-            run(model, fresh(inputs), forward=case.forward, where="on the CPU")
-    return Finding(case=case.name, dtype=case.dtype, seed=seed, steps=tuple(mode.steps), trial=mode.trial)
+    more: dict[str, Any] = {}
+    if level == "modules":
+        more["steps"] = tuple(_modules(model, copy_of(models, case, device.torch_device), lambda: run(model, fresh(inputs), forward=case.forward, where="on the CPU"), device))
+    else:
+        with _named(model) as path:
+            mode, own = _Lockstep(device, path, backward, time.monotonic() + limit), fresh(inputs)
+            with mode:
+                run(model, own, forward=case.forward, where="on the CPU")
+        more = {"steps": tuple(mode.steps), "trial": mode.trial, "unseen": mode.unseen}
+    return Finding(case=case.name, dtype=case.dtype, seed=seed, level=level, **more)
+
+
+def _modules(model: nn.Module, there: nn.Module, forward: Callable[[], Any], device: Device) -> Iterator[Step]:
+    """The children of the model on the device with the CPU's inputs, then those of the first that is wrong, down to one without children."""
+    at, number = "", 0
+    rules = rules_of(device.stack)
+    while True:
+        children = [(f"{at}.{name}" if at else name) for name, _ in model.get_submodule(at).named_children()]
+        wrong, steps = "", []
+
+        def look(module: nn.Module, args: tuple, kwargs: dict, output: Any, name: str) -> None:
+            expected = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
+            moved = tree_map(lambda each: copy_strided(each, device.torch_device) if isinstance(each, Tensor) else on(device.torch_device, each), (args, kwargs))
+            found = [each.cpu() for each in tree_leaves(there.get_submodule(name)(*moved[0], **moved[1])) if isinstance(each, Tensor)]
+            with rounding(rules):
+                healthy = [each for each in tree_leaves(type(module).forward(module, *args, **kwargs)) if isinstance(each, Tensor)]
+            own = max((difference(each, other) for each, other in zip(found, expected)), default=0.0)
+            floor = max((difference(each, other) for each, other in zip(healthy, expected)), default=0.0) + DEEP * roundoff(expected[0].dtype) if expected else 1.0
+            text = () if own <= SLACK * floor else (f"it differs from the CPU by {own:.2e} where a healthy device would by {floor:.2e}",)
+            largest = max(expected, key=lambda each: each.numel())
+            where = dict(operator=type(module).__name__, module=name, place="", dtype=str(largest.dtype).removeprefix("torch."), shape=tuple(largest.shape))
+            steps.append(Step(number=number + len(steps), own=own, ratio=own / floor, inherited=math.nan, reasons=text, **where))
+
+        hooks = [
+            model.get_submodule(name).register_forward_hook(lambda module, args, kwargs, output, name=name: look(module, args, kwargs, output, name), with_kwargs=True)
+            for name in children
+        ]
+        try:
+            forward()
+        finally:
+            for each in hooks:
+                each.remove()
+        yield from steps
+        number += len(steps)
+        wrong = next((each.module for each in steps if each.bad), "")
+        if not wrong or not list(model.get_submodule(wrong).children()):
+            return
+        at = wrong
 
 
 @contextlib.contextmanager
@@ -134,9 +194,10 @@ def _named(model: nn.Module) -> Iterator[list[str]]:
 class _Lockstep(TorchFunctionMode):
     """Runs each call of a torch function on the CPU, then on the device."""
 
-    def __init__(self, device: Device, path: list[str], backward: bool):
+    def __init__(self, device: Device, path: list[str], backward: bool, until: float):
         super().__init__()
-        self.device, self.path, self.backward = device, path, backward
+        self.device, self.path, self.backward, self.until = device, path, backward, until
+        self.unseen = 0
         self.shadows = WeakTensorKeyDictionary()  # of what the CPU computed: what the device made of its own values
         self.constants = WeakTensorKeyDictionary()  # weights and inputs: the same on both sides
         self.steps: list[Step] = []
@@ -144,6 +205,9 @@ class _Lockstep(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if time.monotonic() > self.until:
+            self.unseen += 1
+            return func(*args, **kwargs)
         writes = mutates(func, kwargs)
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         before = tree_map(lambda each: copy_strided(each, "cpu") if isinstance(each, Tensor) else each, (args, kwargs)) if writes else (args, kwargs)
@@ -154,7 +218,7 @@ class _Lockstep(TorchFunctionMode):
             self._take(func, [*results, *given], "it wrote into its input and its name does not say so: the device goes on with the CPU's numbers")
         elif not torch.equal(state, torch.get_rng_state()):
             self._take(func, results, "random: the device goes on with the CPU's numbers")
-        elif not given and results:
+        elif not given and results or name_of(func) in UNFILLED:
             self._take(func, results)
         elif results and (writes or not all(any(each is other for other in given) for each in results)):
             self._step(func, args, kwargs, before, given, results, writes)
@@ -243,9 +307,9 @@ def _is_explained(found: list[Tensor], results: list[Tensor], own: float) -> boo
 
 
 def _place() -> str:
-    """The line of the model that called the operator."""
+    """The line of the model that called the operator; "" where torch's own modules did and nothing of the model stands between."""
     frame = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code is not run.__code__:
         file = frame.f_code.co_filename
         if not file.startswith(TORCH) and file != __file__ and not file.startswith("<"):
             return f"{Path(file).name}:{frame.f_lineno}"

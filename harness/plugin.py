@@ -41,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--rerun-reference", action="store_true", help="run the CPU's side twice; a difference is a failure")
     group.addoption("--baseline", choices=("check", "accept", "off"), default="check", help="hold rows against accepted numbers (default), or accept this run's")
     group.addoption("--baselines", type=Path, default=None, metavar="DIR", help="where accepted numbers lie (default: cases/baselines/)")
+    group.addoption("--locate", choices=("auto", "off", "modules", "operators"), default="auto", help="find the operator (default), or the module, that a failing row comes from")
+    group.addoption("--locate-budget", type=float, default=120.0, metavar="SECONDS", help="what that may take in all (default 120)")
+    group.addoption("--locate-case", default=None, metavar="NAME", help="run the rows of this case, or of tests whose id holds the text, and locate each, passing or not")
+    group.addoption("--locate-seed", type=int, default=None, metavar="SEED", help="of them the one with this seed")
+    group.addoption("--locate-backward", action="store_true", help="look at each operator's gradients too")
     group.addoption("--known-failures", type=Path, default=None, metavar="FILE", help="failures that are known, reviewed and dated (default: cases/known_failures.toml where it is)")
     group.addoption("--bench", action="store_true", help="time each accuracy case's model and add the table to the report")
 
@@ -80,6 +85,10 @@ class Session:
         self._acted: set[str] = set()  # those that did, here or in a worker, as text
         self._device = None
         self.baselines = config.option.baselines or config.rootpath / "cases" / "baselines"
+        self._cases: dict[tuple[str, str], object] = {}  # by name and dtype
+        self._found: set[tuple[str, str]] = set()  # cases that were located, by name and dtype
+        self._spent = 0.0  # seconds on locating
+        self._unlocated = 0  # failing rows that the budget left out
         self.known: list = []  # the entries of the known failures
         self.said: list[tuple[str, bool]] = []  # of the baselines, for the terminal: a line, and whether it is bad
         self._models = None
@@ -177,6 +186,46 @@ class Session:
             return replace(verdict, marks=(*verdict.marks, known.KNOWN)), entry
         return replace(verdict, failures=(*verdict.failures, Reason(criterion="known", text=text))), entry
 
+    def locate(self, case, seed: int | None, *, failed: bool) -> dict | None:
+        """Where a row's error comes from, as the report holds it; None where it passes, was located with another seed, or the budget is spent."""
+        self._cases[case.name, case.dtype] = case
+        every, key = self.config.option.locate_case is not None, (case.name, case.dtype)
+        if self.config.option.locate == "off" or not (failed or every) or key in self._found and not every:
+            return None
+        left = self.config.option.locate_budget - self._spent
+        if left <= 0 and not every:
+            self._unlocated += 1
+            return None
+        self._found.add(key)
+        began = time.monotonic()
+        try:
+            return self._locate(case, seed, left if not every else math.inf)
+        except Exception as error:  # noqa: BLE001  a row that failed must not be lost because its cause was not found
+            return {"said": f"It could not be located: {type(error).__name__}: {' '.join(str(error).split())[:300]}", "first": None, "operators": 0, "ranking": [], "repro": None}
+        finally:
+            self._spent += time.monotonic() - began
+
+    def _locate(self, case, seed: int | None, limit: float) -> dict:
+        from harness.locate import locate
+        from harness.report import write_text
+        from harness.report.found import depth_picture, located
+        from harness.repro import write_repro
+
+        level = "modules" if self.config.option.locate == "modules" else "operators"
+        self.say(f"{case.name} {dtype_id(case.dtype)}{'' if seed is None else f' seed {seed}'}: locating, by {level}")
+        finding = locate(case, seed, self.device, models=self._models, level=level, backward=self.config.option.locate_backward, limit=limit)
+        name = re.sub(r"[^\w.-]", "_", f"{case.name}-{case.dtype}" + ("" if seed is None else f"-seed{seed}"))
+        folder, repro = self.directory / "repro" / name, None
+        if finding.trial is not None:
+            faults = [str(each) for each in self.planted]
+            repro = write_repro(finding.trial, folder, title=f"{finding.first.name} on {self.device.name}: {finding.first.reasons[0]}", stack=self.environment["stack"], faults=faults)
+        kept = located(finding, repro) | {"picture": None}
+        if level == "operators" and finding.steps:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "depth.svg", depth_picture(finding))
+            kept["picture"] = f"repro/{name}/depth.svg"
+        return kept
+
     def _time(self, case) -> None:
         """The performance table's rows for a case, once per model and dtype."""
         from harness.bench import time_case
@@ -215,6 +264,23 @@ class Session:
             yield
 
     # ------------------------------------------------------------------------------------------- collection
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """With --locate-case, the accuracy tests of that case alone."""
+        wanted, seed = self.config.option.locate_case, self.config.option.locate_seed
+        if wanted is None:
+            return
+        known = {id(item): _known(item) for item in items if is_accuracy_test(item.nodeid)}
+        cases = {id(item): _cases_of(item, known[id(item)]) for item in items if id(item) in known}
+        named = any(wanted in each for each in cases.values())
+        chosen = [item for item in items if id(item) in known and (wanted in cases[id(item)] if named else wanted in item.nodeid)]
+        chosen = [item for item in chosen if seed is None or known[id(item)]["seed"] == seed]
+        if not chosen:
+            cases = ", ".join(sorted(set().union(*cases.values())))
+            raise pytest.UsageError(f"no accuracy test is of the case {wanted!r}, or has it in its id{'' if seed is None else f', with seed {seed}'}; the cases are {cases or 'none'}")
+        self.config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
@@ -325,6 +391,9 @@ class Session:
         from harness.report import jsonable, row
 
         found = row(test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, verdict=verdict, known=known)
+        from harness.known import KNOWN
+
+        found["located"] = self.locate(case, seed, failed=not verdict.passed and KNOWN not in verdict.marks)
         for name, value in found.items():
             if isinstance(value, (int, float, str)) and name != "test":
                 item.user_properties.append((name, value))
@@ -466,6 +535,13 @@ class Session:
             self.said.append((f"accepted {accepted} rows into {self.baselines}; their report is {markdown}", False))
         return well and bool(accepted)
 
+    def _locate_together(self) -> None:
+        """Locate the rows that only all seeds together showed to be worse."""
+        for row in self.all_rows():
+            case = self._cases.get((row["case"], row["dtype"]))
+            if row["status"] == "REGRESSED" and not row.get("located") and case is not None:
+                row["located"] = self.locate(case, row["seed"], failed=True)
+
     def _say_loose(self) -> None:
         """Say how many limits could come down, of those that a case sets itself."""
         from harness.errors import HarnessError
@@ -494,6 +570,7 @@ class Session:
             self._say_loose()
         if not self.worker and self.rows and self.config.option.baseline != "off":
             well = self._accept() if self.config.option.baseline == "accept" else self._check_together()
+            self._locate_together()
             if not well and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self.worker:
@@ -532,11 +609,29 @@ class Session:
             terminalreporter.write_line(f"FAULT PLANTED: {each}")
         for each in self.idle_faults():
             terminalreporter.write_line(f"{each} never acted: none of the operators that it names ran, or there was nothing to change", red=True)
+        for row in stored["rows"]:
+            if row.get("located"):
+                self._print_located(terminalreporter, row)
+        if self._unlocated:
+            terminalreporter.write_line(f"{self._unlocated} failing rows were not located: the budget of {self.config.option.locate_budget:g} s is spent; --locate-budget")
         for text, bad in self.said:
             terminalreporter.write_line(text, red=bad)
         device = stored["stack"].get("device")
         terminalreporter.write_line(f"{counts(stored['headline'])} on {device} ({stored['backend']})")
         terminalreporter.write_line(f"report: {self.written[1]}")
+
+
+    def _print_located(self, terminal, row: dict) -> None:
+        """The finding on a row: whole where it was asked for, else its sentences."""
+        from harness.report.found import found_text
+
+        seed = "" if row["seed"] is None else f" seed {row['seed']}"
+        name = f"{row['case']} {dtype_id(row['dtype'])}{seed}"
+        if self.config.option.locate_case is not None:
+            terminal.write_line(f"{name}:")
+            terminal.write_line(found_text(row["located"]))
+        else:
+            terminal.write_line(f"located {name}: {row['located']['said']}")
 
 
 def _interrupt(number, frame):
@@ -565,6 +660,15 @@ def _known(item: pytest.Item) -> dict:
     if case is None:
         return _guessed(item.nodeid)
     return {"case": case.name, "dtype": case.dtype, "seed": parameters.get("seed")}
+
+
+def _cases_of(item: pytest.Item, known: dict) -> set[str]:
+    """The names of the cases that a test may run: its own, or where it says none those that its module holds."""
+    from harness.case import Case
+
+    if known["case"] != item.nodeid.partition("::")[0]:
+        return {known["case"]}
+    return {value.name for value in vars(item.module).values() if isinstance(value, Case)} or {known["case"]}
 
 
 def _guessed(nodeid: str) -> dict:

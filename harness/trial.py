@@ -143,7 +143,7 @@ class Trial:
         """
         if self.writes or not any(each.is_floating_point() for each in self.tensors):
             return None
-        trial = replace(self, func=_gradients, args=(self.func, self.args, self.kwargs), kwargs={})
+        trial = replace(self, func=gradients, args=(self.func, self.args, self.kwargs), kwargs={})
         try:
             return trial if trial.on_cpu() else None
         except FAILS:
@@ -153,7 +153,7 @@ class Trial:
         return name_of(self.func)
 
 
-def _gradients(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
+def gradients(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
     """The gradients of a call towards its floating-point tensors."""
     leaves: list[Tensor] = []
 

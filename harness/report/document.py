@@ -42,7 +42,15 @@ class Table:
         return ["left" if index < first else "right" for index in range(len(self.columns))]
 
 
-Block = Heading | Text | Bullets | Table
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture in a file beside the report."""
+
+    text: str
+    path: str
+
+
+Block = Heading | Text | Bullets | Table | Picture
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -57,6 +65,8 @@ def _markdown(block: Block) -> str:
         return f"**{_escaped(block.text)}**" if block.strong else _escaped(block.text)
     if isinstance(block, Bullets):
         return "\n".join(f"- {_escaped(item)}" for item in block.items)
+    if isinstance(block, Picture):
+        return f"![{_escaped(block.text)}]({block.path})"
     frame = block.frame().map(_escaped)
     return frame.to_markdown(index=False, tablefmt="github", disable_numparse=True, colalign=block.alignment())
 
@@ -91,6 +101,8 @@ def _html(block: Block) -> str:
     if isinstance(block, Text):
         text = html.escape(block.text)
         return f"<p><strong>{text}</strong></p>" if block.strong else f"<p>{text}</p>"
+    if isinstance(block, Picture):
+        return f'<p><img src="{html.escape(block.path)}" alt="{html.escape(block.text)}"></p>'
     if isinstance(block, Bullets):
         return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in block.items) + "</ul>"
     import pandas

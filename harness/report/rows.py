@@ -40,6 +40,7 @@ def row(*, test: str, case: str, dtype: str | None, seed: int | None, verdict: V
             "measured": {name: _measured(found, verdict.references.get(name)) for name, found in verdict.comparisons.items()},
             "preset": verdict.tolerance.preset if verdict.tolerance else "",
             "known": None if known is None else known.to_dict(),  # the entry of the known failures that speaks of it
+            "located": None,  # the operator that it comes from, when it was looked for
             "baseline": None,  # kind, text and ratio, when all seeds are in
             "limits": verdict.tolerance.limits() if verdict.tolerance else {},
             "limits_reason": verdict.tolerance.reason if verdict.tolerance else "",

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.gate import UNFELT
 from harness.known import KNOWN
-from harness.report.document import Block, Bullets, Heading, Table, Text
+from harness.report.document import Block, Bullets, Heading, Picture, Table, Text
 from harness.report.words import EN, ZH
 
 LANGUAGES = {"en": EN, "zh": ZH}
@@ -180,7 +180,16 @@ def _not_passed(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Blo
     for row in report["rows"]:
         if row["status"] != "PASS" and KNOWN not in row["marks"]:
             items += [f"{row['status']} {row['test']}: {reason}" for reason in row["reasons"]]
-    return [Heading(text=words["not_passed"]), Bullets(items=tuple(items))] if items else []
+    blocks = [Heading(text=words["not_passed"]), Bullets(items=tuple(items))] if items else []
+    return blocks + [block for row in report["rows"] if row.get("located") for block in _located(row, words)]
+
+
+def _located(row: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
+    from harness.report.found import found_blocks
+
+    picture = row["located"].get("picture")
+    pictures = [Picture(text=words["depth"], path=picture)] if picture else []
+    return [Heading(level=3, text=words["located"].format(test=row["test"])), *found_blocks(row["located"]), *pictures]
 
 
 def _known(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:

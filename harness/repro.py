@@ -1,0 +1,233 @@
+"""A wrong operator as a script of its own: torch and torch_npu, its inputs, the two results and how far they are apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from harness.trial import FAILS, Trial, difference, gradients, name_of
+
+PLACES = {
+    "torch.nn.functional": torch.nn.functional, "torch": torch, "torch.Tensor": torch.Tensor, "torch.special": torch.special,
+    "torch.linalg": torch.linalg, "torch.fft": torch.fft, "torch._VF": torch._VF,
+}  # fmt: skip
+KINDS = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
+    "BOOL": "bool",
+}  # fmt: skip
+LEAST = 1  # elements of an axis that is made shorter
+MOST_TRIES = 200  # shorter calls that are tried
+SECONDS = 300.0  # that a repro may run
+
+SCRIPT = '''"""{title}"""
+
+import json
+import struct
+from pathlib import Path
+
+import torch
+{imports}
+raw = (Path(__file__).parent / "inputs.safetensors").read_bytes()
+start = 8 + struct.unpack("<Q", raw[:8])[0]
+kinds = {kinds}
+
+
+def load(entry):
+    begin, end = entry["data_offsets"]
+    shape, kind = entry["shape"], getattr(torch, kinds[entry["dtype"]])
+    return torch.frombuffer(bytearray(raw[start + begin : start + end]), dtype=kind).reshape(shape) if end > begin else torch.empty(shape, dtype=kind)
+
+
+stored = {{name: load(entry) for name, entry in json.loads(raw[8:start]).items() if name != "__metadata__"}}
+
+
+def call(device):
+    tensor = {{name: each.to(device, copy=True) for name, each in stored.items()}}
+{body}
+
+
+def tensors(found):
+    return [found] if isinstance(found, torch.Tensor) else [each for part in found for each in tensors(part)] if isinstance(found, (tuple, list)) else []
+
+
+{switches}for number, (actual, expected) in enumerate(zip(tensors(call("{device}")), tensors(call("cpu")))):
+    actual, expected = actual.detach().cpu().double(), expected.detach().double()
+    away = (actual - expected).abs()
+    print(f"result {{number}} {{tuple(expected.shape)}}: rel_l2 {{float(away.norm() / expected.norm()):.6e}}, max_diff {{float(away.max()):.6e}}")
+'''
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repro:
+    """A folder with repro.py, its inputs, the stack, and what it printed in a process of its own."""
+
+    folder: Path
+    printed: str  # "" where it could not run
+    shows: bool  # the printed difference is the one that was found, to a tenth
+    elements: tuple[int, int]  # of the inputs, before and after they were made smaller
+
+
+def expression_of(func: Callable) -> str | None:
+    """How a script names a torch function; None where none of torch's modules holds it."""
+    name = getattr(func, "__name__", "")
+    return next((f"{place}.{name}" for place, module in PLACES.items() if getattr(module, name, None) == func), None)
+
+
+def write_repro(trial: Trial, folder: Path, *, title: str, stack: Mapping[str, Any], faults: Sequence[str] = ()) -> Repro | None:
+    """Write a repro of a call into `folder`, made smaller as far as it stays wrong, and run it in a fresh process.
+
+    `faults` are those planted in an emulated device, which that process plants too. None where no script can name the operator or its arguments.
+    """
+    func = trial.args[0] if trial.func is gradients else trial.func
+    if expression_of(func) is None:
+        return None
+    before = sum(each.numel() for each in trial.tensors)
+    trial = reduced(trial)
+    try:
+        text, stored = _script(trial, title)
+    except ValueError:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(stored, folder / "inputs.safetensors")
+    (folder / "repro.py").write_text(text, encoding="utf-8")
+    (folder / "stack.json").write_text(json.dumps(stack, indent=1, default=str) + "\n", encoding="utf-8")
+    printed = _run(trial, folder, faults)
+    (folder / "printed.txt").write_text(printed, encoding="utf-8")
+    expected = max((difference(there, here) for there, here in zip(trial.on_device(), trial.on_cpu())), default=0.0)
+    found = [float(each) for each in re.findall(r"rel_l2 (\S+),", printed)]
+    shows = bool(found) and (abs(max(found) - expected) <= 0.1 * expected or max(found) != max(found) or expected == float("inf") and max(found) > 1e30)
+    return Repro(folder=folder, printed=printed, shows=shows, elements=(before, sum(each.numel() for each in trial.tensors)))
+
+
+# ------------------------------------------------------------------------------------------------------------- smaller
+
+
+def reduced(trial: Trial) -> Trial:
+    """A call with shorter axes that is still wrong: every axis of one length is halved together, from either end, as long as it is.
+
+    Numbers among the arguments that are such a length are halved with it, since a shape names it.
+    """
+    left = MOST_TRIES
+    if not _is_wrong(trial):
+        return trial
+    progress = True
+    while progress and left > 0:
+        progress = False
+        for length in sorted({size for each in trial.tensors for size in each.shape if size > LEAST}, reverse=True):
+            for part in (slice(0, (length + 1) // 2), slice(length // 2, length)):
+                left -= 1
+                smaller = _cut(trial, length, part)
+                if smaller is not None and left > 0 and _is_wrong(smaller):
+                    trial, progress = smaller, True
+                    break
+            if progress:
+                break
+    return trial
+
+
+def _cut(trial: Trial, length: int, part: slice) -> Trial | None:
+    size = part.stop - part.start
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            for axis, each in enumerate(value.shape):
+                value = value.narrow(axis, part.start, size) if each == length else value
+            return value
+        return size if type(value) is int and value == length else value
+
+    return None if size == length else replace(trial, args=tree_map(cut, trial.args), kwargs=tree_map(cut, trial.kwargs))
+
+
+def _is_wrong(trial: Trial) -> bool:
+    try:
+        found, results = trial.on_device(), trial.on_cpu()
+        return bool(results) and bool(trial.judged(found, results)[1])
+    except FAILS:
+        return False
+
+
+# -------------------------------------------------------------------------------------------------------------- the script
+
+
+def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
+    """The text of repro.py and the tensors that it reads. Raises: ValueError for an argument that no script can name."""
+    stored: dict[str, Tensor] = {}
+
+    def tensor(value: Tensor) -> str:
+        name = str(len(stored))
+        if value.is_contiguous() or not value.numel():
+            stored[name] = value.detach().cpu().contiguous().clone()
+            return f'tensor["{name}"]'
+        span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride()))
+        stored[name] = value.detach().as_strided((span,), (1,)).clone()
+        return f'tensor["{name}"].as_strided({tuple(value.shape)}, {value.stride()})'
+
+    def said(value: Any) -> str:
+        if isinstance(value, Tensor):
+            return tensor(value)
+        if isinstance(value, torch.device):
+            return "device"
+        if isinstance(value, torch.Size):
+            return repr(tuple(value))
+        if isinstance(value, (tuple, list)):
+            inner = "".join(f"{said(each)}, " for each in value)
+            return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{name!r}: {said(each)}" for name, each in value.items()) + "}"
+        if isinstance(value, float) and not value - value == 0:
+            return f'float("{value}")'
+        if value is None or value is ... or isinstance(value, (bool, int, float, str, torch.dtype, torch.memory_format)):
+            return "..." if value is ... else str(value) if isinstance(value, (torch.dtype, torch.memory_format)) else repr(value)
+        if isinstance(value, slice):
+            return f"slice({said(value.start)}, {said(value.stop)}, {said(value.step)})"
+        raise ValueError(f"no script can name {value!r}")
+
+    back = trial.func is gradients
+    func, args, kwargs = trial.args[:3] if back else (trial.func, trial.args, trial.kwargs)
+    arguments = ", ".join([*map(said, args), *(f"{name}={said(each)}" for name, each in kwargs.items())])
+    call = f"{expression_of(func)}({arguments})"
+    if back:
+        lines = ["leaves = [each.requires_grad_() for each in tensor.values() if each.is_floating_point()]", f"found = [each for each in tensors({call}) if each.requires_grad]"]
+        lines += ["generator = torch.Generator().manual_seed(0)", "flows = [torch.randn(each.shape, generator=generator).to(each.dtype).to(device) for each in found]"]
+        lines += ["return [each for each in torch.autograd.grad(found, leaves, flows, allow_unused=True) if each is not None]"]
+    elif trial.writes and name_of(func) == "setitem":
+        lines = [f"target = {said(args[0])}", f"{expression_of(func)}(target, {', '.join(map(said, args[1:]))})", "return target"]
+    else:
+        lines = [f"return {call}"]
+    device, stack = trial.device.torch_device, trial.device.stack
+    switches = [f"torch.npu.{name}.allow_hf32 = {value}" for name, value in (("conv", stack.conv_allow_hf32), ("matmul", stack.matmul_allow_hf32)) if value is not None]
+    text = SCRIPT.format(
+        title=" ".join(title.replace('"', "'").split()),
+        imports="import torch_npu  # noqa: F401\n" if device.type == "npu" else "",
+        kinds={code: kind for code, kind in KINDS.items() if any(str(each.dtype) == f"torch.{kind}" for each in stored.values())},
+        body="\n".join(f"    {line}" for line in lines),
+        switches="".join(f"{line}\n" for line in switches) if device.type == "npu" else "",
+        device=device,
+    )
+    return text, stored
+
+
+def _run(trial: Trial, folder: Path, faults: Sequence[str]) -> str:
+    """What the repro prints in a process of its own, over the emulated CANN where this one is; "" where it fails."""
+    emulated = trial.device.backend == "emulated"
+    planted = [part for each in faults for part in ("--fault", each)]
+    command = [sys.executable, "-m", "harness", "emulate", *planted, "repro.py"] if emulated else [sys.executable, "repro.py"]
+    environment = {name: value for name, value in os.environ.items() if not (emulated and name.startswith(("ASCEND_", "EMULATED_CANN")))}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]) if emulated else "", os.environ.get("PYTHONPATH", "")]))
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

@@ -1,0 +1,345 @@
+"""Lockstep: the operator that is wrong is named, with its module, its line and its cause; what only inherits is not."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from harness import Case, emulator, open_device
+from harness.emulator import faults
+from harness.evidence import cause_of
+from harness.locate import locate
+from harness.report.found import depth_picture, found_text, located
+from harness.repro import reduced, write_repro
+from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user, write  # noqa: F401
+from harness.trial import Trial, copy_strided
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(F.silu(self.up(self.norm(x))))
+
+
+class Model(nn.Module):
+    """Tokens (B, N, 32) through four blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(*[Block(32) for _ in range(4)])
+
+    def forward(self, x):
+        return self.blocks(x)
+
+
+def tokens(generator):
+    return torch.randn(2, 24, 32, generator=generator)
+
+
+def case(model=Model, inputs=tokens, **more):
+    return Case(name="small", model=lambda: model().eval(), inputs=inputs, **more)
+
+
+def broken(place, fault):
+    """The model whose module at `place` runs on a broken device."""
+
+    def build():
+        model = Model().eval()
+        module = model.get_submodule(place)
+        module.register_forward_pre_hook(lambda *_: faults.plant(fault))
+        module.register_forward_hook(lambda *_: faults.remove(fault), always_call=True)
+        return model
+
+    return Case(name="small", model=build, inputs=tokens)
+
+
+@pytest.fixture(scope="module")
+def npu():
+    torch.set_num_threads(1)
+    yield open_device("emulated")
+    torch.set_num_threads(2)
+
+
+# ---------------------------------------------------------------------------------------------------------------- finding
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_healthy_run_names_no_operator(npu, dtype):
+    found = locate(case(dtype=dtype), 1, npu)
+    assert found.first is None and found.trial is None and found.sentences().startswith("No operator is wrong: each of ")
+    names = [(each.module, each.operator) for each in found.steps]
+    assert ("blocks.2.qkv", "linear") in names and ("blocks.0", "scaled_dot_product_attention") in names and ("blocks.3", "silu") in names
+    assert all(re.fullmatch(r"test_locate.py:\d+", each.place) for each in found.steps if each.module == "blocks.1")
+    assert all(0 <= each.own < 1e-2 and each.inherited < 3e-2 for each in found.steps)
+
+
+KINDS = [
+    ("scale", {"by": 1.01}, "all of it is multiplied by 1.01"),
+    ("offset", {"by": 0.5}, "+0.5 is added to all of it"),
+    ("noise", {"by": 0.01}, "it differs from run to run"),
+    ("hf32", {}, "it computes as if its operands were rounded to HF32"),
+    ("fp16", {}, "it computes as if its operands were rounded to float16"),
+    ("tail", {"size": 8}, "8 of 1536 elements are zero, from (1, 23, 24) to (1, 23, 31)"),
+    ("swap_rows", {"at": 3}, "rows 3 and 4 stand in each other's place"),
+    ("nan", {"at": 5}, "1 of 1536 elements are NaN, the first at (0, 0, 5), from finite inputs"),
+    ("stale", {}, "its output is not written, or not all of it"),
+    ("saturate", {"by": 0.1}, "elements are cut to 0.1"),
+    ("error", {}, ""),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "cause"), KINDS, ids=[each[0] for each in KINDS])
+def test_the_broken_operator_is_named_with_its_cause(npu, kind, settings, cause):
+    fault = emulator.Fault("aclnnAddmm", kind, **settings)
+    found = locate(broken("blocks.2.out", fault), 1, npu)
+    assert fault.hits and (found.first.module, found.first.operator) == ("blocks.2.out", "linear")
+    assert cause in found.first.cause and "blocks.2.out: linear (" in found.sentences()
+    if kind == "error":
+        assert "the device raised RuntimeError" in found.first.reasons[0]
+    else:
+        later = [each for each in found.steps if each.number > found.first.number]
+        assert not any(each.bad for each in later) and "what comes after inherits" in found.sentences()
+        assert kind in ("nan", "stale") or max(each.inherited for each in later) > 1e-5 > max(each.own for each in later)
+
+
+def test_a_mask_that_is_turned_around_is_named(npu):
+    class Masked(nn.Module):
+        def forward(self, x):
+            q = x.unflatten(-1, (4, -1)).transpose(1, 2)
+            seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+            return F.scaled_dot_product_attention(q, q, q, attn_mask=seen)
+
+    with emulator.fault("aclnnFlashAttention*", "mask"):
+        found = locate(case(Masked), 1, npu)
+    assert found.first.operator == "scaled_dot_product_attention" and "with the mask" in found.first.cause
+
+
+def test_a_view_that_breaks_an_operator_is_named_as_one(npu):
+    class Twice(nn.Module):
+        def forward(self, x):
+            return torch.exp(x.transpose(1, 2))
+
+    def only_views(before):
+        return lambda self, **more: before(self, **more) * (1 if self.is_contiguous() else 2)
+
+    from harness.emulator.table import changed
+
+    with changed("aclnnExp", only_views):
+        found = locate(case(Twice), 1, npu)
+    assert found.first.operator == "exp" and found.first.cause == "an input is a view that is not contiguous; made contiguous, it passes"
+
+
+class Everything(nn.Module):
+    """Views, operators in place, out=, indices, several results, results that are no fractions, a cache, random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(32, 16, batch_first=True)
+        self.register_buffer("seen", torch.zeros(24, 32))
+
+    def forward(self, x):
+        kept = x.clone()
+        kept[:, 0] = x[:, 1] * 2
+        kept[:, 2:4].mul_(0.5)
+        kept += x
+        torch.add(x, 1, out=kept[:1].new_empty(x.shape))
+        self.seen.add_(kept.mean(0))
+        top, index = kept.topk(3, -1)
+        noise = torch.rand(x.shape, device=x.device).to(x.dtype)
+        with_noise = F.dropout(kept, 0.5, training=True) + noise
+        mean, scale = torch.var_mean(with_noise, -1, keepdim=True)
+        hidden, (last, _) = self.lstm(with_noise)
+        cache = torch.cat([hidden, hidden[:, -1:]], 1)
+        position = torch.arange(cache.shape[1], device=x.device)
+        return {"cache": cache * position[:, None], "top": top, "index": index.to(x.dtype), "mean": mean, "scale": scale, "last": last.sigmoid_()}
+
+
+def test_every_kind_of_call_is_followed(npu):
+    torch.manual_seed(3)
+    found = locate(case(Everything), 1, npu)
+    assert found.first is None, found.sentences()
+    names = [each.operator for each in found.steps]
+    assert {"setitem", "mul_", "add_", "add", "topk", "lstm", "cat", "sigmoid_", "var_mean"} <= set(names)
+    assert {each.operator for each in found.steps if each.note.startswith("random")} == {"rand", "dropout"}
+    assert max(each.inherited for each in found.steps if each.inherited == each.inherited) < 1e-4  # writing in place reached the device's own copies
+
+
+def test_the_devices_own_values_are_those_of_its_forward(npu):
+    """What is inherited at the end is what a forward on the device differs by."""
+    model = Model().eval()
+    x = tokens(torch.Generator().manual_seed(1))
+    with emulator.fault("aclnnSilu", "scale", by=1.01), torch.no_grad():
+        found = locate(Case(name="small", model=lambda: model, inputs=tokens), 1, npu)
+        import copy
+
+        there = copy.deepcopy(model).to(npu.torch_device)(x.to(npu.torch_device)).cpu()
+    here = model(x)
+    assert found.steps[-1].inherited == pytest.approx(float((there.double() - here).norm() / here.double().norm()), rel=1e-3)
+
+
+def test_gradients_are_looked_at_on_request(npu):
+    with emulator.fault("aclnnLayerNormBackward", "scale", by=1.01):
+        assert locate(case(), 1, npu).first is None
+        found = locate(case(), 1, npu, backward=True)
+    assert (found.first.module, found.first.operator) == ("blocks.0.norm", "layer_norm") and found.first.reasons[0].startswith("backward: ")
+    assert locate(case(), 1, npu, backward=True).first is None
+
+
+def test_modules_alone_are_a_first_look(npu):
+    fault = emulator.Fault("aclnnAddmm", "scale", by=1.5)
+    found = locate(broken("blocks.2.out", fault), 1, npu, level="modules")
+    assert found.first.module == "blocks.2.out" and "is the first wrong module" in found.sentences()
+    assert locate(case(), 1, npu, level="modules").first is None
+    with pytest.raises(ValueError, match="there is no level 'layers'; there are operators, modules"):
+        locate(case(), 1, npu, level="layers")
+
+
+def test_when_the_time_is_over_what_was_not_looked_at_is_counted(npu):
+    found = locate(case(), 1, npu, limit=0.0)
+    assert not found.steps and found.unseen > 20 and "more were not looked at: the time was over" in found.sentences()
+
+
+# ----------------------------------------------------------------------------------------------------------- repro, report
+
+
+def trial_of(npu, func=F.linear, shapes=((4, 24, 32), (64, 32), (64,))):
+    generator = torch.Generator().manual_seed(0)
+    return Trial(func=func, args=tuple(torch.randn(shape, generator=generator) for shape in shapes), kwargs={}, device=npu)
+
+
+def printed_error(text):
+    return float(re.search(r"rel_l2 (\S+),", text)[1])
+
+
+def test_a_repro_prints_the_error_in_a_process_of_its_own(npu, tmp_path):
+    text = "aclnnAddmm:scale:by=1.01"
+    fault = faults.parse(text)
+    faults.plant(fault)
+    try:
+        made = write_repro(trial_of(npu), tmp_path / "row", title="linear is wrong", stack={"device": npu.name}, faults=[text])
+    finally:
+        faults.remove(fault)
+    assert made.shows and printed_error(made.printed) == pytest.approx(0.01, rel=1e-3) and made.elements[1] < 10 < made.elements[0] == 4 * 24 * 32 + 64 * 32 + 64
+    script = (tmp_path / "row" / "repro.py").read_text()
+    assert "import harness" not in script and "pickle" not in script and "torch.nn.functional.linear(" in script
+    assert sorted(each.name for each in (tmp_path / "row").iterdir()) == ["inputs.safetensors", "printed.txt", "repro.py", "stack.json"]
+
+
+def test_a_repro_keeps_views_numbers_and_gradients(npu, tmp_path):
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    for number, trial in enumerate((
+        Trial(func=torch.Tensor.exp, args=(x.t()[1:],), kwargs={}, device=npu),
+        Trial(func=torch.softmax, args=(x[:, ::2],), kwargs={"dim": -1, "dtype": torch.float32}, device=npu),
+        Trial(func=torch.Tensor.mul_, args=(x.clone(), 0.5), kwargs={}, device=npu),
+        Trial(func=F.layer_norm, args=(x, (8,)), kwargs={}, device=npu).backward(),
+    )):  # fmt: skip
+        with emulator.fault("aclnn*", "scale", by=1.25):
+            made = write_repro(trial, tmp_path / str(number), title="t", stack={}, faults=["aclnn*:scale:by=1.25"])
+        assert made.printed.startswith("result 0 ("), (number, made)
+
+
+def test_a_call_that_no_script_can_name_has_no_repro(npu, tmp_path):
+    trial = Trial(func=lambda x: x, args=(torch.ones(3),), kwargs={}, device=npu)
+    assert write_repro(trial, tmp_path / "row", title="t", stack={}) is None and not (tmp_path / "row").exists()
+
+
+def test_a_call_is_made_smaller_as_long_as_it_is_wrong(npu):
+    with emulator.fault("aclnnAddmm", "nan", at=0):
+        small = reduced(trial_of(npu))
+    assert sum(each.numel() for each in small.tensors) < 10
+    assert reduced(trial_of(npu)).args[0].shape == (4, 24, 32)  # it is not wrong: it stays
+
+
+def test_a_copy_has_the_strides_of_what_it_copies(npu):
+    x = torch.randn(5, 6, 7)[:, 1::2].transpose(0, 2)
+    there = copy_strided(x, npu.torch_device)
+    assert there.stride() == x.stride() and torch.equal(there.cpu(), x)
+    assert copy_strided(torch.ones(3).expand(4, 3), npu.torch_device).stride() == (0, 1)
+
+
+def test_no_cause_is_named_where_nothing_explains(npu):
+    trial = trial_of(npu)
+    results = trial.on_cpu()
+    with emulator.fault("aclnnAddmm", "swap_heads", heads=4):
+        assert cause_of(trial, trial.on_device(), results) == ""
+    assert cause_of(trial, results, results) == ""
+
+
+def test_a_finding_is_a_table_and_a_picture(npu):
+    fault = emulator.Fault("aclnnAddmm", "scale", by=1.5)
+    found = locate(broken("blocks.2.out", fault), 1, npu)
+    kept = json.loads(json.dumps(located(found), allow_nan=False))
+    text = found_text(kept)
+    assert text.startswith("**blocks.2.out: linear (module.py") or text.startswith("**blocks.2.out: linear (") and "| blocks.2.out" in text
+    picture = depth_picture(found)
+    assert picture.count("<circle") == 1 and "blocks.2.out linear" in picture and picture.startswith("<svg")
+    assert "<circle" not in depth_picture(replace(found, steps=())) and math.isfinite(found.steps[0].own)
+
+
+# ------------------------------------------------------------------------------------------------------------ in the flow
+
+FAILING = (
+    CASE
+    + """
+SMALL = case(tolerance=Tolerance(preset="floor"))
+
+@pytest.mark.parametrize("seed", [1, 2], ids=lambda seed: f"seed{seed}")
+def test_precision(precision, seed):
+    precision(SMALL, seed)
+"""
+)
+
+
+def test_a_failing_row_is_located_by_itself(user):  # noqa: F811
+    write(user, FAILING)
+    result = user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnSilu:scale:by=1.1")
+    assert result.ret == 1
+    first, second = stored(user)["rows"]
+    assert first["located"]["ranking"][0]["operator"] == "silu" and first["located"]["ranking"][0]["module"] == "1" and second["located"] is None
+    assert first["located"]["repro"]["shows"] and printed_error(first["located"]["repro"]["printed"]) == pytest.approx(0.1, rel=1e-3)
+    folder = user.path / "reports" / "repro" / "small-float32-seed1"
+    assert {each.name for each in folder.iterdir()} == {"depth.svg", "inputs.safetensors", "printed.txt", "repro.py", "stack.json"}
+    text = (user.path / "reports" / "precision.md").read_text()
+    assert "is the first wrong operator" in text and "![error over depth](repro/small-float32-seed1/depth.svg)" in text
+    assert "located small float32 seed 1: 1: silu (" in result.stdout.str()
+
+
+def test_locating_can_be_left_out_or_run_out_of_its_budget(user):  # noqa: F811
+    write(user, FAILING)
+    fault = ("--device", "emulated", "--fault", "aclnnSilu:scale:by=1.1")
+    assert user.runpytest_inprocess(*fault, "--locate=off").ret == 1
+    assert all(row["located"] is None for row in stored(user)["rows"]) and not (user.path / "reports" / "repro").exists()
+    result = user.runpytest_inprocess(*fault, "--locate-budget=0")
+    assert "2 failing rows were not located: the budget of 0 s is spent; --locate-budget" in result.stdout.str()
+    assert user.runpytest_inprocess(*fault, "--locate=modules").ret == 1
+    assert "1: SiLU is the first wrong module" in stored(user)["rows"][0]["located"]["said"]
+
+
+def test_the_command_locates_a_row_that_passes(user):  # noqa: F811
+    write(user, FAILING)
+
+    def command(*arguments):
+        done = subprocess.run([sys.executable, "-m", "harness", "locate", *arguments, "--device", "emulated"], cwd=user.path, capture_output=True, text=True, timeout=300)
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = command("small", "--seed", "2", "--cases", ".")
+    assert status == 0 and "No operator is wrong: each of " in said and "| 0 " in said
+    rows = json.loads((user.path / "reports" / "located" / "precision.json").read_text())["rows"]
+    assert [row["seed"] for row in rows] == [2] and rows[0]["status"] == "PASS" and rows[0]["located"]["first"] is None
+    status, said = command("large", "--cases", ".")
+    assert status == 1 and "no accuracy test is of the case 'large', or has it in its id; the cases are small" in said
+    status, said = command("small", "--cases", "nowhere")
+    assert status == 1 and "no cases at nowhere" in said
