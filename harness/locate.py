@@ -211,6 +211,8 @@ class _Lockstep(TorchFunctionMode):
         writes = mutates(func, kwargs)
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         before = tree_map(lambda each: copy_strided(each, "cpu") if isinstance(each, Tensor) else each, (args, kwargs)) if writes else (args, kwargs)
+        for each in given if writes else ():  # as it was before; what is written is no constant any more
+            self.shadows[each] = self._shadow(each)
         state, versions = torch.get_rng_state(), [_version(each) for each in given]
         returned = func(*args, **kwargs)
         results = [each for each in tree_leaves(returned) if isinstance(each, Tensor)] or (given[:1] if writes else [])

@@ -74,7 +74,7 @@ class Repro:
     """A folder with repro.py, its inputs, the stack, and what it printed in a process of its own."""
 
     folder: Path
-    printed: str  # "" where it could not run
+    printed: str  # or how it failed
     shows: bool  # the printed difference is the one that was found, to a tenth
     elements: tuple[int, int]  # of the inputs, before and after they were made smaller
 
@@ -164,6 +164,10 @@ def _is_wrong(trial: Trial) -> bool:
 def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
     """The text of repro.py and the tensors that it reads. Raises: ValueError for an argument that no script can name."""
     stored: dict[str, Tensor] = {}
+    back = trial.func is gradients
+
+    def leaf(value: Tensor) -> str:
+        return f"leaf({tensor(value)})" if back and value.is_floating_point() else tensor(value)
 
     def tensor(value: Tensor) -> str:
         name = str(len(stored))
@@ -176,7 +180,7 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
 
     def said(value: Any) -> str:
         if isinstance(value, Tensor):
-            return tensor(value)
+            return leaf(value)
         if isinstance(value, torch.device):
             return "device"
         if isinstance(value, torch.Size):
@@ -194,12 +198,11 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
             return f"slice({said(value.start)}, {said(value.stop)}, {said(value.step)})"
         raise ValueError(f"no script can name {value!r}")
 
-    back = trial.func is gradients
     func, args, kwargs = trial.args[:3] if back else (trial.func, trial.args, trial.kwargs)
     arguments = ", ".join([*map(said, args), *(f"{name}={said(each)}" for name, each in kwargs.items())])
     call = f"{expression_of(func)}({arguments})"
     if back:
-        lines = ["leaves = [each.requires_grad_() for each in tensor.values() if each.is_floating_point()]", f"found = [each for each in tensors({call}) if each.requires_grad]"]
+        lines = ["leaves = []", "", "def leaf(each):", "    leaves.append(each.detach().requires_grad_())", "    return leaves[-1]", "", f"found = [each for each in tensors({call}) if each.requires_grad]"]
         lines += ["generator = torch.Generator().manual_seed(0)", "flows = [torch.randn(each.shape, generator=generator).to(each.dtype).to(device) for each in found]"]
         lines += ["return [each for each in torch.autograd.grad(found, leaves, flows, allow_unused=True) if each is not None]"]
     elif trial.writes and name_of(func) == "setitem":
@@ -212,7 +215,7 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
         title=" ".join(title.replace('"', "'").split()),
         imports="import torch_npu  # noqa: F401\n" if device.type == "npu" else "",
         kinds={code: kind for code, kind in KINDS.items() if any(str(each.dtype) == f"torch.{kind}" for each in stored.values())},
-        body="\n".join(f"    {line}" for line in lines),
+        body="\n".join(f"    {line}" if line else "" for line in lines),
         switches="".join(f"{line}\n" for line in switches) if device.type == "npu" else "",
         device=device,
     )
@@ -220,7 +223,7 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
 
 
 def _run(trial: Trial, folder: Path, faults: Sequence[str]) -> str:
-    """What the repro prints in a process of its own, over the emulated CANN where this one is; "" where it fails."""
+    """What the repro prints in a process of its own, over the emulated CANN where this one is, or how it failed."""
     emulated = trial.device.backend == "emulated"
     planted = [part for each in faults for part in ("--fault", each)]
     command = [sys.executable, "-m", "harness", "emulate", *planted, "repro.py"] if emulated else [sys.executable, "repro.py"]
@@ -228,6 +231,8 @@ def _run(trial: Trial, folder: Path, faults: Sequence[str]) -> str:
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]) if emulated else "", os.environ.get("PYTHONPATH", "")]))
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"it did not run: {error}\n"
+    if done.returncode == 0:
+        return done.stdout
+    return f"it ended with exit status {done.returncode}: {' '.join(done.stderr.split()[-60:])}\n"

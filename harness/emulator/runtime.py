@@ -8,6 +8,8 @@ import dataclasses
 import itertools
 import os
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -317,3 +319,19 @@ def _drain() -> None:
             torch.npu.synchronize()
     except Exception:  # noqa: BLE001  the process is ending; what failed has been reported by the call that failed
         pass
+    _rest()
+
+
+def _rest(limit: float = 1.0) -> None:
+    """Wait until no other thread computes. One of the autograd engine that asks for Python while it ends is killed there, and C++ aborts for it."""
+    own, until, quiet = threading.get_native_id(), time.monotonic() + limit, 0
+    while quiet < 3 and time.monotonic() < until:
+        time.sleep(0.005)
+        quiet = 0 if any(_runs(each) for each in Path("/proc/self/task").iterdir() if each.name != str(own)) else quiet + 1
+
+
+def _runs(task: Path) -> bool:
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+    except OSError:  # it ended
+        return False

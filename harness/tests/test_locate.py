@@ -248,7 +248,7 @@ def test_a_repro_keeps_views_numbers_and_gradients(npu, tmp_path):
     )):  # fmt: skip
         with emulator.fault("aclnn*", "scale", by=1.25):
             made = write_repro(trial, tmp_path / str(number), title="t", stack={}, faults=["aclnn*:scale:by=1.25"])
-        assert made.printed.startswith("result 0 ("), (number, made)
+        assert made.printed.startswith("result 0 (") and made.shows, (number, made)
 
 
 def test_a_call_that_no_script_can_name_has_no_repro(npu, tmp_path):
@@ -314,7 +314,7 @@ def test_a_failing_row_is_located_by_itself(user):  # noqa: F811
     assert {each.name for each in folder.iterdir()} == {"depth.svg", "inputs.safetensors", "printed.txt", "repro.py", "stack.json"}
     text = (user.path / "reports" / "precision.md").read_text()
     assert "is the first wrong operator" in text and "![error over depth](repro/small-float32-seed1/depth.svg)" in text
-    assert "located small float32 seed 1: 1: silu (" in result.stdout.str()
+    assert "located small float32 seed 1: 1: silu is the first wrong operator" in result.stdout.str()
 
 
 def test_locating_can_be_left_out_or_run_out_of_its_budget(user):  # noqa: F811
