@@ -132,6 +132,7 @@ def locate(
     else:
         with _named(model) as path:
             mode, own = _Lockstep(device, path, backward, time.monotonic() + limit), fresh(inputs)
+            mode.share(model, copy_of(models, case, device.torch_device))
             with mode:
                 run(model, own, forward=case.forward, where="on the CPU")
         more = {"steps": tuple(mode.steps), "trial": mode.trial, "unseen": mode.unseen}
@@ -203,6 +204,12 @@ class _Lockstep(TorchFunctionMode):
         self.steps: list[Step] = []
         self.trial: Trial | None = None  # of the first step that is wrong
 
+    def share(self, model: nn.Module, there: nn.Module) -> None:
+        """Take the weights of the model's copy on the device for those of the model."""
+        known = dict([*there.named_parameters(), *there.named_buffers()])
+        for name, each in [*model.named_parameters(), *model.named_buffers()]:
+            self.constants[each] = known[name].detach()
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if time.monotonic() > self.until:
@@ -212,7 +219,8 @@ class _Lockstep(TorchFunctionMode):
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         before = tree_map(lambda each: copy_strided(each, "cpu") if isinstance(each, Tensor) else each, (args, kwargs)) if writes else (args, kwargs)
         for each in given if writes else ():  # as it was before; what is written is no constant any more
-            self.shadows[each] = self._shadow(each)
+            if each not in self.shadows:
+                self.shadows[each] = copy_strided(each, self.device.torch_device)
         state, versions = torch.get_rng_state(), [_version(each) for each in given]
         returned = func(*args, **kwargs)
         results = [each for each in tree_leaves(returned) if isinstance(each, Tensor)] or (given[:1] if writes else [])

@@ -1,11 +1,11 @@
-"""python -m harness.conformance architectures | vendor | bits | symbols | detection | floor | upgrades."""
+"""python -m harness.conformance architectures | vendor | bits | symbols | detection | floor | upgrades | locating."""
 
 import importlib
 import sys
 
 from harness.errors import HarnessError
 
-COMMANDS = ("architectures", "vendor", "bits", "symbols", "detection", "floor", "upgrades")
+COMMANDS = ("architectures", "vendor", "bits", "symbols", "detection", "floor", "upgrades", "locating")
 
 
 def main() -> int:

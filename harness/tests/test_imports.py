@@ -34,7 +34,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "pairs": {"compare", "gate"},
     "models": {"convert", "models"},
     "bench": {"device", "infer", "models", "reference", "report"},
-    "conformance": {"baseline", "case", "compare", "device", "emulator", "forecast", "gate", "models", "numerics", "reference", "report", "upgrade"},
+    "conformance": {"baseline", "case", "locate", "compare", "device", "emulator", "forecast", "gate", "models", "numerics", "reference", "report", "upgrade"},
     "doctor": {"device"},
     "infer": {"convert", "device", "models", "reference"},
     "plugin": {"baseline", "bench", "case", "device", "emulator", "gate", "known", "locate", "ratchet", "reference", "report", "repro", "store"},

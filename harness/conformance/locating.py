@@ -1,0 +1,246 @@
+"""Localisation put to the test: faults of every kind that changes values, planted in one operator of one module, and whether that one is named.
+
+    python -m harness.conformance locating [--models aimv2 causal …] [--large] [--places N] [--output FILE]
+
+A place is an operator of CANN inside a module, spread over the depth. `--large` takes the full-size AIMv2-large, a fault at each place, so that every kind
+comes up several times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.case import Case, copy_of
+from harness.conformance.detection import FAULTS, SUBJECTS, Subject
+from harness.device import Device, open_device
+from harness.emulator import faults
+from harness.emulator.faults import Fault
+from harness.errors import HarnessError
+from harness.locate import Finding, locate
+from harness.reference import Models
+
+DTYPES = ("float32", "float16")
+QUIET = ("Copy", "Fill", "Arange", "Zero", "One", "Eye")  # what moves or makes numbers and computes none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """An operator of CANN inside a module; `depth` counts the modules before it."""
+
+    module: str
+    operator: str
+    depth: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A fault at a place, and what was named."""
+
+    subject: str
+    dtype: str
+    place: Place
+    fault: str
+    kind: str
+    named: str  # "" where nothing was
+    cause: str
+    exact: bool
+    wrong: int  # operators that were called wrong in all
+
+
+class _Inside(Fault):
+    """Acts while a module runs, or counts what it calls there."""
+
+    def __init__(self, pattern: str, kind: str, **settings: Any):
+        super().__init__(pattern, kind, **settings)
+        self.open = 0
+        self.names: list[str] = []
+
+    def strikes(self, name: str) -> bool:
+        if not self.open:
+            return False
+        self.names.append(name)
+        return super().strikes(name)
+
+
+def _hooked(model: nn.Module, module: str, fault: _Inside) -> list[Any]:
+    """Open the fault while a module of the model runs, but not while one of its children does."""
+    target = model.get_submodule(module)
+
+    def step(by: int) -> Any:
+        def move(*_: Any) -> None:
+            fault.open += by
+
+        return move
+
+    hooks = [target.register_forward_pre_hook(step(1)), target.register_forward_hook(step(-1), always_call=True)]
+    for child in target.children():
+        hooks += [child.register_forward_pre_hook(step(-1)), child.register_forward_hook(step(1), always_call=True)]
+    return hooks
+
+
+def places(model: nn.Module, run: Any, count: int) -> list[Place]:
+    """Up to `count` places of a model, spread over its depth and over its operators. `run()` makes a forward in lockstep."""
+    found: dict[str, list[Place]] = {}
+    names = [name for name, _ in model.named_modules()]
+    census = {name: _Census() for name in names}
+    hooks = [hook for name in names for hook in _hooked(model, name, census[name])]
+    for each in census.values():
+        faults.plant(each)
+    try:
+        run()
+    finally:
+        for each in census.values():
+            faults.remove(each)
+        for hook in hooks:
+            hook.remove()
+    for depth, name in enumerate(names):
+        for operator in dict.fromkeys(census[name].names):
+            if not any(word in operator for word in QUIET):
+                found.setdefault(operator, []).append(Place(module=name, operator=operator, depth=depth))
+    spread = [_spread(each, -(-count // len(found))) for each in found.values()] if found else []
+    return [place for group in itertools.zip_longest(*spread) for place in group if place is not None][:count]
+
+
+class _Census(_Inside):
+    """Counts and changes nothing."""
+
+    def __init__(self):
+        super().__init__("nothing", "stale")
+
+
+def _spread(group: Sequence[Place], count: int) -> list[Place]:
+    if len(group) <= count:
+        return list(group)
+    return [group[round(index * (len(group) - 1) / max(count - 1, 1))] for index in range(count)]
+
+
+def trials(subject: Subject, dtype: str, device: Device, *, count: int, every: bool) -> Iterator[Outcome]:
+    """Faults at the places of a model: each kind at each place when `every`, else at each place the next kinds that act there."""
+    models = Models()
+    case = Case(name=subject.name, model=lambda: subject.build().eval().requires_grad_(False), inputs=subject.inputs, dtype=dtype, forward=subject.forward)
+    model = copy_of(models, case, "cpu")
+    left = itertools.cycle(FAULTS)
+    for place in places(model, lambda: locate(case, 1, device, models=models), count):
+        settled = 0
+        for kind, settings in FAULTS if every else itertools.islice(left, len(FAULTS)):
+            found = _tried(subject, case, models, model, device, place, kind, settings)
+            if found is not None:
+                settled += 1
+                yield found
+            if settled == 1 and not every:
+                break
+
+
+def _tried(subject: Subject, case: Case, models: Models, model: nn.Module, device: Device, place: Place, kind: str, settings: dict[str, Any]) -> Outcome | None:
+    heads = {"heads": 4} if "heads" in kind else {}
+    fault = _Inside(place.operator, kind, **settings, **heads)
+    hooks = _hooked(model, place.module, fault)
+    faults.plant(fault)
+    try:
+        finding = locate(case, 1, device, models=models)
+    finally:
+        faults.remove(fault)
+        for hook in hooks:
+            hook.remove()
+    return None if not fault.hits else _outcome(subject, case, place, fault, finding)
+
+
+def _outcome(subject: Subject, case: Case, place: Place, fault: Fault, finding: Finding) -> Outcome:
+    first = finding.first
+    plain = replace(Fault(fault.pattern, fault.kind), **{name: getattr(fault, name) for name in ("by", "at", "size", "heads")})
+    return Outcome(
+        subject=subject.name,
+        dtype=case.dtype,
+        place=place,
+        fault=str(plain),
+        kind=fault.kind,
+        named="" if first is None else f"{first.module or 'the model'}: {first.operator}",
+        cause="" if first is None else first.cause,
+        exact=first is not None and first.module == place.module and (finding.trial is None or place.operator in _called(finding)),
+        wrong=sum(each.bad for each in finding.steps),
+    )
+
+
+def _called(finding: Finding) -> list[str]:
+    """The operators of CANN that the named call makes."""
+    census = _Census()
+    census.open = 1
+    faults.plant(census)
+    try:
+        finding.trial.on_device()
+    finally:
+        faults.remove(census)
+    return census.names
+
+
+# ---------------------------------------------------------------------------------------------------------- the report
+
+
+def text(found: Sequence[Outcome], healthy: Sequence[tuple[str, str, Finding]]) -> str:
+    """The counts by kind and by model, what was not found, and the healthy runs."""
+    exact = sum(each.exact for each in found)
+    spots = len({(each.subject, each.dtype, each.place.module, each.place.operator) for each in found})
+    lines = ["# Localisation", "", f"{len(found)} faults in {spots} places (operator and depth): the module and the operator are named in {exact}.", ""]
+    lines += ["| kind | planted | named | with a cause |", "|---|---|---|---|"]
+    for kind in dict.fromkeys(each.kind for each in found):
+        group = [each for each in found if each.kind == kind]
+        lines.append(f"| {kind} | {len(group)} | {sum(each.exact for each in group)} | {sum(bool(each.cause) for each in group if each.exact)} |")
+    lines += ["", "| model | dtype | planted | named |", "|---|---|---|---|"]
+    for subject, dtype in dict.fromkeys((each.subject, each.dtype) for each in found):
+        group = [each for each in found if (each.subject, each.dtype) == (subject, dtype)]
+        lines.append(f"| {subject} | {dtype} | {len(group)} | {sum(each.exact for each in group)} |")
+    lines += ["", "## Not named", "", "| model | dtype | where | fault | named instead |", "|---|---|---|---|---|"]
+    lines += [f"| {each.subject} | {each.dtype} | {each.place.module} | {each.fault} | {each.named or 'nothing: the operator is within its floor'} |" for each in found if not each.exact]
+    lines += ["", "## Healthy runs", "", "| model | dtype | operators | named | largest own difference |", "|---|---|---|---|---|"]
+    for subject, dtype, finding in healthy:
+        largest = finding.ranking(1)
+        lines.append(f"| {subject} | {dtype} | {len(finding.steps)} | {finding.first.name if finding.first else 'none'} | {largest[0].own:.2e} {largest[0].name} |")
+    return "\n".join(lines)
+
+
+def _large() -> nn.Module:
+    from harness.models.aimv2 import build
+
+    return build("aimv2-large-patch14-224-distilled", seed=0)
+
+
+LARGE = Subject(name="aimv2-large", build=_large, inputs=lambda generator: torch.randn(1, 3, 224, 224, generator=generator))
+
+
+def main(argv: list[str]) -> int:
+    names = [each.name for each in SUBJECTS]
+    parser = argparse.ArgumentParser(prog="python -m harness.conformance locating", description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="*", default=names, metavar="MODEL", help=f"of {', '.join(names)}; default: all")
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--places", type=int, default=8, help="of each model and dtype, every kind of fault at each (default 8)")
+    parser.add_argument("--large", type=int, default=0, metavar="N", help="so many places of the full-size AIMv2-large, one kind at each (default 0)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there; else it is printed")
+    arguments = parser.parse_args(argv)
+    unknown = [each for each in arguments.models if each not in names]
+    if unknown:
+        raise HarnessError(f"no model is called {', '.join(unknown)}; there are {', '.join(names)}")
+    device = open_device("emulated")
+    found: list[Outcome] = []
+    healthy = []
+    threads = torch.get_num_threads()
+    subjects = [each for each in SUBJECTS if each.name in arguments.models]
+    for subject, dtype in itertools.product([*subjects, *([LARGE] if arguments.large else [])], arguments.dtypes):
+        large = subject is LARGE
+        torch.set_num_threads(threads if large else 1)
+        found += trials(subject, dtype, device, count=arguments.large if large else arguments.places, every=not large)
+        case = Case(name=subject.name, model=subject.build, inputs=subject.inputs, dtype=dtype, forward=subject.forward)
+        healthy.append((subject.name, dtype, locate(case, 1, device)))
+    report = text(found, healthy)
+    if arguments.output:
+        arguments.output.write_text(report + "\n", encoding="utf-8")
+    else:
+        print(report)
+    return 0
