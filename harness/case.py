@@ -19,6 +19,7 @@ from harness.errors import CaseError, RunError
 from harness.forecast import Rules, rules_of
 from harness.gate import (
     FELL_BACK,
+    NEAR_TIE,
     NONDETERMINISTIC,
     UNFELT,
     Decisions,
@@ -30,6 +31,7 @@ from harness.gate import (
     is_floating,
     judge,
 )
+from harness.generation import first_divergence, shared_length, until
 from harness.reference import Models, digest, fresh, move, moved_by_one_rounding, roundoff, run, run_cpu, tensors_of
 from harness.store import Key, code_digest, key_of, weights_digest
 
@@ -57,12 +59,15 @@ class Case:
     weights_seed: int = 0  # model() runs under torch's generator with this seed
     forward: Callable[[nn.Module, Any], Any] | None = None
     decisions: str | None = None  # name of the output with logits along its last axis; "output" for a bare tensor
+    generates: tuple[str, str] | None = None  # the outputs with generated tokens (B, T) and the logits that each was taken from (B, T, V)
     labels: Tensor | None = None  # the right decisions, one for each input
     fallbacks: tuple[str, ...] = ()  # operators, "aten::std.correction", that the device may leave to the CPU: marked, and no failure
 
     def __post_init__(self):
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype) or not is_floating(self.dtype):
             raise ValueError(f"case {self.name}: dtype {self.dtype!r} must be a floating-point dtype, such as 'float32'")
+        if self.generates is not None and len(self.generates) != 2:
+            raise ValueError(f"case {self.name}: generates={self.generates!r} must name two outputs: the tokens and their logits")
         if self.labels is not None and self.decisions is None:
             raise ValueError(f"case {self.name}: labels need `decisions`, the name of the output that holds the logits")
         if isinstance(self.tolerance, Mapping) and self.dtype not in self.tolerance:
@@ -105,6 +110,7 @@ def validate(
 
     cpu = _Cpu(case, models, inputs, inputs_sha256, device)
     expected, expected_ms, words = cpu.run("cpu")
+    whole = expected
     again = cpu.run("cpu", stored=False)[0] if rerun_reference else None
     ran = _run_device(models, case, inputs, device)
     stack = device.stack  # read after the run: models change switches
@@ -116,20 +122,24 @@ def validate(
         other = cpu.run("forecast", rules=replace(rules, ties="even" if rules.ties == "away" else "away"))[0]
     golden, lacking = _golden(cpu)
 
-    comparisons, references = measure(ran.outputs, expected, golden, forecast, () if rules is None else rules.modes, other)
+    actual, parted, parting, others = ran.outputs, None, "", [each for each in (golden, forecast) if each is not None]
+    if case.generates is not None:
+        actual, expected, golden, forecast, parted, parting = _until_they_part(case.generates, actual, expected, golden, forecast, others)
+    comparisons, references = measure(actual, expected, golden, forecast, () if rules is None else rules.modes, other)
     decisions = _decide(case, ran.outputs, expected) if case.decisions is not None else None
     verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
 
     found = [_lacking(name, "the device did not return it") for name in expected if name not in ran.outputs]
     found += [_lacking(name, "the CPU did not return it") for name in ran.outputs if name not in expected]
     found += _unstable(expected, again) if again is not None else []
+    found += [Reason(criterion="token", text=parted.text)] if parted is not None and not parted.near_tie else []
     rerun = _differences(ran.again, ran.outputs)
-    marks = ((NONDETERMINISTIC,) if rerun else ()) + ((UNFELT,) if any(each.unfelt for each in references.values()) else ())
+    marks = ((NEAR_TIE,) if parted is not None and parted.near_tie else ()) + ((NONDETERMINISTIC,) if rerun else ()) + ((UNFELT,) if any(each.unfelt for each in references.values()) else ())
     evidence = Evidence(
         weights=_weights(models, case),
         reference=words,
         inputs_sha256=inputs_sha256,
-        expected_sha256=digest(expected),
+        expected_sha256=digest(whole),
         actual_sha256=digest(ran.outputs),
         expected_ms=expected_ms,
         actual_ms=ran.milliseconds,
@@ -139,9 +149,21 @@ def validate(
         rerun=rerun,
         threads=torch.get_num_threads(),
         stored=tuple(cpu.stored),
+        parted=parting,
     )
     verdict = replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks), evidence=evidence)
     return _with_fallbacks(verdict, ran.fell_back, case.fallbacks)
+
+
+def _until_they_part(names: tuple[str, str], actual, expected, golden, forecast, others: list[dict[str, Tensor]]):
+    """The outputs up to the first token that any run chose otherwise, the device's first, or None, and where that is in words."""
+    parted = first_divergence(actual, expected, others, names)
+    shared = shared_length([actual, *others], expected, names)
+    if shared is None:
+        return actual, expected, golden, forecast, None, ""
+    said = parted.text if parted is not None else f"healthy runs part at token {shared}: compared up to there"
+    cut = [None if each is None else until(each, shared, names) for each in (actual, expected, golden, forecast)]
+    return (*cut, parted, said)
 
 
 class _Cpu:

@@ -15,6 +15,7 @@ from harness.compare import CLOSE, DYNAMO, Comparison
 STATUSES = ("PASS", "FAIL", "REGRESSED", "ERROR", "SKIPPED")
 NEW = "NEW"  # no accepted baseline
 NONDETERMINISTIC = "NONDETERMINISTIC"  # device reruns differ
+NEAR_TIE = "NEAR TIE"  # a generated token differs where two logits lie closer than they are known
 UNFELT = "SWITCH NOT FELT"  # the device is as exact as if HF32 or TF32, which its switches allow, were off
 FELL_BACK = "FELL BACK"  # an operator of the device's run was computed by the CPU
 
@@ -186,6 +187,7 @@ class Evidence:
     conditioning: float | None = None  # relative change of the output over that of the input, when it moves by one rounding
     rerun: Mapping[str, float] = field(default_factory=dict)  # what the device's second run differed by; empty where it did not
     threads: int = 0  # of the CPU's runs
+    parted: str = ""  # where generations part, in words
     stored: tuple[str, ...] = ()  # those of the CPU's runs that were read from a reference store
 
 

@@ -182,9 +182,13 @@ def _named(model: nn.Module) -> Iterator[list[str]]:
     """The path of the module that runs, innermost last, kept by hooks while the block runs."""
     path: list[str] = [""]
     hooks = []
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        path.pop()
+
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda module, inputs, name=name: path.append(name)))
-        hooks.append(module.register_forward_hook(lambda module, inputs, output: path.pop() and None, always_call=True))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
     try:
         yield path
     finally:

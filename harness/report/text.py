@@ -152,6 +152,7 @@ def _limits(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list
     unfelt = [mode for row in rows if UNFELT in row["marks"] for each in row["measured"].values() for mode in each.get("modes", ())]
     said += [words["unfelt"].format(modes=", ".join(dict.fromkeys(unfelt)))] if unfelt else []
     said += [row["baseline"]["text"] for row in rows if (row.get("baseline") or {}).get("kind") in ("DRIFT", "IMPROVED")]
+    said += [f"seed {MISSING if row['seed'] is None else row['seed']}: {row['parted']}" for row in rows if row.get("parted")]
     for row in rows:
         if row.get("rerun"):
             rerun = {name: difference(value) if name != "unequal" else value for name, value in row.get("rerun").items()}

@@ -1,0 +1,105 @@
+"""Generations that part: a near-tie is told from a fault, and nothing is compared behind it."""
+
+import pytest
+import torch
+from torch import nn
+
+from harness import Case, emulator, open_device, validate
+from harness.errors import CaseError
+from harness.generation import first_divergence, shared_length, until
+
+NAMES = ("tokens", "logits")
+
+
+def outputs(tokens, logits):
+    return {"tokens": torch.tensor(tokens), "logits": torch.tensor(logits)}
+
+
+EXPECTED = outputs([[1, 2, 0], [1, 1, 1]], [[[0.0, 1.0, 0.5], [0.0, 0.2, 1.0], [2.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]] * 3])
+
+
+def test_the_first_token_that_differs_is_found_with_its_margin():
+    actual = outputs([[1, 1, 2], [1, 1, 0]], [[[0.0, 1.0, 0.5], [0.0, 1.1, 1.0], [0.0, 0.0, 9.0]], [[0.0, 1.0, 0.0]] * 3])
+    golden = {"tokens": EXPECTED["tokens"], "logits": EXPECTED["logits"].double() + 0.01}
+    found = first_divergence(actual, EXPECTED, [golden], NAMES)
+    assert (found.sequence, found.position, found.actual, found.expected) == (0, 1, 1, 2)
+    assert found.margin == pytest.approx(0.8) and found.error == pytest.approx(0.9) and found.healthy == pytest.approx(0.01)
+    assert not found.near_tie and found.text.startswith("token 1 of sequence 0 is 1 where 2 was expected: it lies 0.8 below") and "no near-tie" in found.text
+    assert shared_length([actual, golden], EXPECTED, NAMES) == 1
+    cut = until(actual, 1, NAMES)
+    assert cut["tokens"].tolist() == [[1], [1]] and cut["logits"].shape == (2, 2, 3)
+
+
+def test_a_margin_below_two_healthy_errors_is_a_near_tie():
+    close = EXPECTED | {"logits": EXPECTED["logits"].clone()}
+    close["logits"][0, 1] = torch.tensor([0.0, 0.999, 1.0])
+    actual = close | {"tokens": torch.tensor([[1, 1, 2], [1, 1, 1]])}
+    golden = {"tokens": EXPECTED["tokens"], "logits": close["logits"].double() + 0.002}
+    found = first_divergence(actual, close, [golden], NAMES)
+    assert found.near_tie and found.text.endswith("; a near-tie")
+    assert first_divergence(close, close, [golden], NAMES) is None and shared_length([golden], close, NAMES) is None
+
+
+def test_outputs_that_are_no_generation_are_one_line():
+    with pytest.raises(CaseError, match="but the outputs are other"):
+        first_divergence({"other": torch.ones(2)}, {"other": torch.ones(2)}, [], NAMES)
+    with pytest.raises(CaseError, match=r"tokens has shape \(2, 3\) and logits \(2, 3\) where \(B, T\) and \(B, T, V\) were expected"):
+        first_divergence(EXPECTED | {"logits": torch.ones(2, 3)}, EXPECTED | {"logits": torch.ones(2, 3)}, [], NAMES)
+    with pytest.raises(ValueError, match="must name two outputs"):
+        Case(name="m", model=Tiny, inputs=lambda generator: torch.zeros(1), generates=("tokens",))
+
+
+class Tiny(nn.Module):
+    """The next token by two products: ids (B, T) to ids and logits of eight steps more."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.mix, self.head = nn.Embedding(64, 48), nn.Linear(48, 48), nn.Linear(48, 64, bias=False)
+
+    def forward(self, ids):
+        tokens, logits, state = [], [], self.embedding(ids).mean(1)
+        for _ in range(8):
+            state = torch.tanh(self.mix(state))
+            logits.append(self.head(state))
+            tokens.append(logits[-1].argmax(-1))
+            state = state + self.embedding(tokens[-1])
+        return {"tokens": torch.stack(tokens, 1), "logits": torch.stack(logits, 1)}
+
+
+class Tied(Tiny):
+    """Two tokens have almost the same row in the head: the choice between them hangs on HF32's rounding."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.head.weight[1::2] = self.head.weight[::2] + 3e-5 * torch.randn(32, 48)
+
+
+def case(model, dtype):
+    ids = lambda generator: torch.randint(0, 64, (16, 5), generator=generator)  # noqa: E731
+    return Case(name="tiny", model=lambda: model().eval(), inputs=ids, dtype=dtype, generates=NAMES)
+
+
+@pytest.fixture(scope="module")
+def npu():
+    return open_device("emulated")
+
+
+def test_a_healthy_generation_passes_and_near_ties_do_not_fail(npu):
+    verdict = validate(case(Tiny, "float32"), 1, npu)
+    assert verdict.passed and "NEAR TIE" not in verdict.marks and verdict.comparisons["tokens"].shape == (16, 8)
+    torch.npu.matmul.allow_hf32 = True
+    try:
+        marks = [validate(case(Tied, "float32"), seed, npu) for seed in range(4)]
+    finally:
+        torch.npu.matmul.allow_hf32 = False
+    assert all(each.passed for each in marks), [str(each.reasons) for each in marks]
+    tied = [each for each in marks if "NEAR TIE" in each.marks]
+    assert tied and "a near-tie" in tied[0].evidence.parted and tied[0].comparisons["tokens"].shape[1] < 8
+
+
+def test_a_fault_in_the_logits_is_no_near_tie(npu):
+    with emulator.fault("aclnnAddmm", "zero_rows", at=3):
+        verdict = validate(case(Tiny, "float32"), 1, npu)
+    assert verdict.status == "FAIL" and any("no near-tie" in str(reason) for reason in verdict.reasons)
+    assert verdict.comparisons["tokens"].unequal == 0  # what is behind it is not compared
