@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -235,12 +236,18 @@ def main(argv: list[str]) -> int:
     for subject, dtype in itertools.product([*subjects, *([LARGE] if arguments.large else [])], arguments.dtypes):
         large = subject is LARGE
         torch.set_num_threads(threads if large else 1)
-        found += trials(subject, dtype, device, count=arguments.large if large else arguments.places, every=not large)
+        for each in trials(subject, dtype, device, count=arguments.large if large else arguments.places, every=not large):
+            found.append(each)
+            print(f"{each.subject} {each.dtype} {each.place.module} {each.fault}: {'named' if each.exact else each.named or 'nothing named'}", file=sys.stderr, flush=True)
+            _write(arguments.output, text(found, healthy))
         case = Case(name=subject.name, model=subject.build, inputs=subject.inputs, dtype=dtype, forward=subject.forward)
         healthy.append((subject.name, dtype, locate(case, 1, device)))
-    report = text(found, healthy)
-    if arguments.output:
-        arguments.output.write_text(report + "\n", encoding="utf-8")
-    else:
-        print(report)
+    _write(arguments.output, text(found, healthy))
+    if arguments.output is None:
+        print(text(found, healthy))
     return 0
+
+
+def _write(output: Path | None, report: str) -> None:
+    if output is not None:
+        output.write_text(report + "\n", encoding="utf-8")

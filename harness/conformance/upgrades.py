@@ -333,11 +333,12 @@ def _benign() -> Iterator[tuple[str, dict[str, Any], int]]:
 
 
 def _other(bench: Bench, rules: dict[str, Any], threads: int) -> dict[str, torch.Tensor]:
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         return bench.on_cpu(bench.narrow, bench.inputs, replace(bench.rules, **rules))
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
 
 
 def _error(bench: Bench, outputs: dict[str, torch.Tensor], digest: str) -> tuple[float, str, float]:

@@ -68,9 +68,10 @@ def broken(place, fault):
 
 @pytest.fixture(scope="module")
 def npu():
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield open_device("emulated")
-    torch.set_num_threads(2)
+    torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------------------------------------------------------- finding
@@ -343,3 +344,16 @@ def test_the_command_locates_a_row_that_passes(user):  # noqa: F811
     assert status == 1 and "no accuracy test is of the case 'large', or has it in its id; the cases are small" in said
     status, said = command("small", "--cases", "nowhere")
     assert status == 1 and "no cases at nowhere" in said
+
+
+def test_localisation_is_put_to_the_test(npu):
+    from harness.conformance import locating
+    from harness.conformance.detection import SUBJECTS
+
+    subject = next(each for each in SUBJECTS if each.name == "aimv2")
+    found = list(locating.trials(subject, "float32", npu, count=4, every=False))
+    assert len(found) == 4 and len({each.place.operator for each in found}) > 2 and len({each.kind for each in found}) > 1
+    assert all(each.exact for each in found if "hf32" not in each.fault), found
+    healthy = locate(Case(name="aimv2", model=subject.build, inputs=subject.inputs), 1, npu)
+    said = locating.text(found, [("aimv2", "float32", healthy)])
+    assert said.startswith("# Localisation\n\n4 faults in 4 places") and "| aimv2 | float32 | 148 | none |" in said
