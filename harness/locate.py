@@ -130,7 +130,7 @@ def locate(
     if level == "modules":
         more["steps"] = tuple(_modules(model, copy_of(models, case, device.torch_device), lambda: run(model, fresh(inputs), forward=case.forward, where="on the CPU"), device))
     else:
-        with _named(model) as path:
+        with named(model) as path:
             mode, own = _Lockstep(device, path, backward, time.monotonic() + limit), fresh(inputs)
             mode.share(model, copy_of(models, case, device.torch_device))
             with mode:
@@ -178,7 +178,7 @@ def _modules(model: nn.Module, there: nn.Module, forward: Callable[[], Any], dev
 
 
 @contextlib.contextmanager
-def _named(model: nn.Module) -> Iterator[list[str]]:
+def named(model: nn.Module) -> Iterator[list[str]]:
     """The path of the module that runs, innermost last, kept by hooks while the block runs."""
     path: list[str] = [""]
     hooks = []

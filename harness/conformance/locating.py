@@ -25,7 +25,7 @@ from harness.device import Device, open_device
 from harness.emulator import faults
 from harness.emulator.faults import Fault
 from harness.errors import HarnessError
-from harness.locate import Finding, locate
+from harness.locate import Finding, locate, named
 from harness.reference import Models
 
 DTYPES = ("float32", "float16")
@@ -57,64 +57,39 @@ class Outcome:
 
 
 class _Inside(Fault):
-    """Acts while a module runs, or counts what it calls there."""
+    """Acts while one module is the innermost that runs, and remembers what it calls there; `path` is where the model is."""
 
-    def __init__(self, pattern: str, kind: str, **settings: Any):
+    def __init__(self, pattern: str, kind: str, *, path: list[str], module: str, **settings: Any):
         super().__init__(pattern, kind, **settings)
-        self.open = 0
+        self.path, self.module = path, module
         self.names: list[str] = []
 
     def strikes(self, name: str) -> bool:
-        if not self.open:
+        if self.path[-1] != self.module:
             return False
         self.names.append(name)
         return super().strikes(name)
-
-
-def _hooked(model: nn.Module, module: str, fault: _Inside) -> list[Any]:
-    """Open the fault while a module of the model runs, but not while one of its children does."""
-    target = model.get_submodule(module)
-
-    def step(by: int) -> Any:
-        def move(*_: Any) -> None:
-            fault.open += by
-
-        return move
-
-    hooks = [target.register_forward_pre_hook(step(1)), target.register_forward_hook(step(-1), always_call=True)]
-    for child in target.children():
-        hooks += [child.register_forward_pre_hook(step(-1)), child.register_forward_hook(step(1), always_call=True)]
-    return hooks
 
 
 def places(model: nn.Module, run: Any, count: int) -> list[Place]:
     """Up to `count` places of a model, spread over its depth and over its operators. `run()` makes a forward in lockstep."""
     found: dict[str, list[Place]] = {}
     names = [name for name, _ in model.named_modules()]
-    census = {name: _Census() for name in names}
-    hooks = [hook for name in names for hook in _hooked(model, name, census[name])]
-    for each in census.values():
-        faults.plant(each)
-    try:
-        run()
-    finally:
+    with named(model) as path:
+        census = {name: _Inside("nothing", "stale", path=path, module=name) for name in names}
         for each in census.values():
-            faults.remove(each)
-        for hook in hooks:
-            hook.remove()
+            faults.plant(each)
+        try:
+            run()
+        finally:
+            for each in census.values():
+                faults.remove(each)
     for depth, name in enumerate(names):
         for operator in dict.fromkeys(census[name].names):
             if not any(word in operator for word in QUIET):
                 found.setdefault(operator, []).append(Place(module=name, operator=operator, depth=depth))
     spread = [_spread(each, -(-count // len(found))) for each in found.values()] if found else []
     return [place for group in itertools.zip_longest(*spread) for place in group if place is not None][:count]
-
-
-class _Census(_Inside):
-    """Counts and changes nothing."""
-
-    def __init__(self):
-        super().__init__("nothing", "stale")
 
 
 def _spread(group: Sequence[Place], count: int) -> list[Place]:
@@ -128,11 +103,11 @@ def trials(subject: Subject, dtype: str, device: Device, *, count: int, every: b
     models = Models()
     case = Case(name=subject.name, model=lambda: subject.build().eval().requires_grad_(False), inputs=subject.inputs, dtype=dtype, forward=subject.forward)
     model = copy_of(models, case, "cpu")
-    left = itertools.cycle(FAULTS)
+    left, sound = itertools.cycle(FAULTS), _numbers(locate(case, 1, device, models=models))
     for place in places(model, lambda: locate(case, 1, device, models=models), count):
         settled = 0
         for kind, settings in FAULTS if every else itertools.islice(left, len(FAULTS)):
-            found = _tried(subject, case, models, model, device, place, kind, settings)
+            found = _tried(subject, case, models, model, device, place, kind, settings, sound)
             if found is not None:
                 settled += 1
                 yield found
@@ -140,18 +115,21 @@ def trials(subject: Subject, dtype: str, device: Device, *, count: int, every: b
                 break
 
 
-def _tried(subject: Subject, case: Case, models: Models, model: nn.Module, device: Device, place: Place, kind: str, settings: dict[str, Any]) -> Outcome | None:
+def _tried(subject: Subject, case: Case, models: Models, model: nn.Module, device: Device, place: Place, kind: str, settings: dict[str, Any], sound: str) -> Outcome | None:
+    """None where the fault did not act, or changed no number."""
     heads = {"heads": 4} if "heads" in kind else {}
-    fault = _Inside(place.operator, kind, **settings, **heads)
-    hooks = _hooked(model, place.module, fault)
-    faults.plant(fault)
-    try:
-        finding = locate(case, 1, device, models=models)
-    finally:
-        faults.remove(fault)
-        for hook in hooks:
-            hook.remove()
-    return None if not fault.hits else _outcome(subject, case, place, fault, finding)
+    with named(model) as path:
+        fault = _Inside(place.operator, kind, path=path, module=place.module, **settings, **heads)
+        faults.plant(fault)
+        try:
+            finding = locate(case, 1, device, models=models)
+        finally:
+            faults.remove(fault)
+    return None if not fault.hits or _numbers(finding) == sound else _outcome(subject, case, place, fault, finding)
+
+
+def _numbers(finding: Finding) -> str:
+    return repr([(each.own, each.inherited) for each in finding.steps])
 
 
 def _outcome(subject: Subject, case: Case, place: Place, fault: Fault, finding: Finding) -> Outcome:
@@ -172,8 +150,7 @@ def _outcome(subject: Subject, case: Case, place: Place, fault: Fault, finding: 
 
 def _called(finding: Finding) -> list[str]:
     """The operators of CANN that the named call makes."""
-    census = _Census()
-    census.open = 1
+    census = _Inside("nothing", "stale", path=[""], module="")
     faults.plant(census)
     try:
         finding.trial.on_device()
