@@ -29,7 +29,7 @@ STUDENT = {  # one-sided 1 % points of Student's t by degrees of freedom (Fisher
 }  # fmt: skip
 
 KEPT = (  # of a row
-    "seed", "status", "marks", "preset", "limits", "weights", "inputs_sha256", "expected_sha256", "actual_sha256", "max_diff", "mean_diff", "cos_sim",
+    "seed", "status", "marks", "preset", "limits", "allowed", "weights", "inputs_sha256", "expected_sha256", "actual_sha256", "max_diff", "mean_diff", "cos_sim",
     "rel_l2", "golden_rel_l2", "cpu_golden_rel_l2", "forecast_golden_rel_l2", "forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio",
     "decisions", "rerun",
 )  # fmt: skip
@@ -112,13 +112,10 @@ def loosened(entry: Mapping[str, Any] | None, rows: Iterable[Mapping[str, Any]],
     found: dict[str, None] = {}
     for row in rows:
         then = None if entry is None else entry["rows"].get(seed_of(row))
-        if then is None or row.get("limits") is None or then.get("limits") is None:
+        if then is None or row.get("allowed") is None or then.get("allowed") is None:
             continue
-        if (row.get("preset") or "") != (then.get("preset") or ""):
-            found[f"preset {row.get('preset') or 'none'} where {then.get('preset') or 'none'} was accepted"] = None
-            continue
-        for name, accepted in then["limits"].items():
-            now = row["limits"].get(name)
+        for name, accepted in then["allowed"].items():
+            now = row["allowed"].get(name)
             if now is None:
                 found[f"no {name} where {accepted:.3g} was accepted"] = None
             elif float(now) < float(accepted) if name in at_least else float(now) > float(accepted):
@@ -200,7 +197,7 @@ def _is_of_sums(row: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
 
 def _chance(row: Mapping[str, Any]) -> float:
     """The factor by which the error of so few elements may change by chance; 1 for many."""
-    count = math.prod(row.get("shape") or [MANY])
+    count = MANY if row.get("shape") is None else math.prod(row["shape"])
     return slack(count) if count < MANY else 1.0
 
 

@@ -34,6 +34,7 @@ from typing import Any
 
 from harness.baseline import IDENTICAL
 from harness.errors import HarnessError
+from harness.known import KNOWN
 from harness.report import JSON_NAME, load, upgrade_text, write_text
 from harness.report.document import Table, Text, to_markdown
 from harness.report.text import MISSING
@@ -289,7 +290,7 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> bool:
 def _changed(found: Upgrade, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether anything is not as before, to the bit; of a row that fails on both sides the transition does not say."""
     old, new = ({(row["case"], row["dtype"], row["seed"]): row.get("actual_sha256") for row in each["rows"]} for each in (before, after))
-    return any(each.kind not in (IDENTICAL, STILL) for each in found.transitions) or any(old[name] != new[name] for name in old.keys() & new.keys())
+    return any(each.kind not in (IDENTICAL, STILL, KNOWN) for each in found.transitions) or any(old[name] != new[name] for name in old.keys() & new.keys())
 
 
 def _say(text: str, end: str = "\n") -> None:

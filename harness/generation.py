@@ -5,6 +5,7 @@ After the first token that differs the two runs read different inputs, so nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,13 +29,15 @@ class Divergence:
 
     @property
     def near_tie(self) -> bool:
-        """Whether two healthy errors, one on each token, could turn the choice."""
-        return self.margin <= 2 * self.healthy
+        """Whether two healthy errors, one on each token, could turn the choice. Where nothing is known of them it is none."""
+        return abs(self.margin) <= 2 * self.healthy
 
     @property
     def text(self) -> str:
         """One sentence: what was found, where, and what it means."""
         where = f"token {self.position} of sequence {self.sequence} is {self.actual} where {self.expected} was expected"
+        if self.healthy != self.healthy:
+            return f"{where}: it lies {self.margin:.3g} below in the CPU's logits, and no healthy run says how well they are known"
         size = f"it lies {self.margin:.3g} below in the CPU's logits, which healthy runs know to {self.healthy:.2g} and the device differs from by {self.error:.2g} there"
         return f"{where}: {size}; " + ("a near-tie" if self.near_tie else "no near-tie: the logits are wrong, or the choice is")
 
@@ -43,7 +46,7 @@ def first_divergence(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor
     """The first position at which a token differs, of all sequences; None where none does.
 
     `names` are those of the outputs with the tokens (B, T) and with the logits that each was taken from (B, T, V). `healthy` are runs of the same
-    inputs, float64 first: the errors of the others to it say how well the logits are known. Where they parted before, `expected` does.
+    inputs, float64 first: the errors of the others to it say how well the logits are known. Of several sequences that part there, the gravest.
 
     Raises: CaseError when the outputs are not there, or their shapes are not these.
     """
@@ -53,19 +56,19 @@ def first_divergence(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor
             raise CaseError(f"generates={names!r}, but the outputs are {', '.join(expected)}; return a dict with the tokens (B, T) and their logits (B, T, V)")
     if expected[tokens].dim() != 2 or expected[logits].dim() != 3 or expected[logits].shape[:2] != expected[tokens].shape:
         raise CaseError(f"{tokens} has shape {tuple(expected[tokens].shape)} and {logits} {tuple(expected[logits].shape)} where (B, T) and (B, T, V) were expected")
-    place = _parting(actual[tokens], expected[tokens])
-    if place is None:
-        return None
-    sequence, position = place
-    if position >= min(actual[tokens].shape[1], expected[tokens].shape[1]):
-        return None  # one side ended: the shapes say so
+    parted = _partings(actual[tokens], expected[tokens])
+    length = min(actual[tokens].shape[1], expected[tokens].shape[1])
+    position = min(parted, default=length)
+    if position >= length:
+        return None  # none differs, or one side ended: the shapes say so
+    found = [_divergence(sequence, position, actual, expected, healthy, names) for sequence, place in enumerate(parted) if place == position]
+    return max(found, key=lambda each: (not each.near_tie, abs(each.margin)))
+
+
+def _divergence(sequence: int, position: int, actual, expected, healthy: list[Mapping[str, Tensor]], names: tuple[str, str]) -> Divergence:
+    tokens, logits = names
     here, there = (each[logits][sequence, position].double() for each in (expected, actual))
     ours, theirs = int(expected[tokens][sequence, position]), int(actual[tokens][sequence, position])
-    golden, known = healthy[0] if healthy else None, 0.0
-    for each in [expected, *healthy[1:]] if golden is not None else []:
-        parted = _parting(each[tokens], golden[tokens])
-        if parted is None or parted[1] >= position:
-            known = max(known, float((each[logits][sequence, position].double() - golden[logits][sequence, position].double()).abs().max()))
     return Divergence(
         sequence=sequence,
         position=position,
@@ -73,18 +76,29 @@ def first_divergence(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor
         expected=ours,
         margin=float(here[ours] - here[theirs]),
         error=float((there - here).abs().max()),
-        healthy=known,
+        healthy=_known(sequence, position, [expected, *healthy[1:]], healthy[0], names) if healthy else math.nan,
     )
 
 
-def _parting(actual: Tensor, expected: Tensor) -> tuple[int, int] | None:
-    """The sequence and the position of the first token that differs: the earliest position of all sequences."""
+def _known(sequence: int, position: int, runs: list[Mapping[str, Tensor]], golden: Mapping[str, Tensor], names: tuple[str, str]) -> float:
+    """The largest error of healthy logits at a place; where a run parted from float64 before, at the places where it had not."""
+    tokens, logits = names
+    known = []
+    for each in runs:
+        parted = _partings(each[tokens], golden[tokens])
+        if parted[sequence] >= position:
+            known.append(float((each[logits][sequence, position].double() - golden[logits][sequence, position].double()).abs().max()))
+        else:
+            before = [(row, column) for row, place in enumerate(parted) for column in range(min(place + 1, golden[logits].shape[1], each[logits].shape[1]))]
+            known += [float((each[logits][place].double() - golden[logits][place].double()).abs().max()) for place in before]
+    return max(known, default=math.nan)
+
+
+def _partings(actual: Tensor, expected: Tensor) -> list[int]:
+    """For each sequence the position of the first token that differs; the shorter length where none does."""
     length = min(actual.shape[1], expected.shape[1])
-    differs = (actual[:, :length] != expected[:, :length]).nonzero()
-    if len(differs):
-        first = differs[differs[:, 1].argmin()]
-        return int(first[0]), int(first[1])
-    return (0, length) if actual.shape[1] != expected.shape[1] else None
+    differs = actual[:, :length] != expected[:, :length]
+    return [int(row.nonzero()[0]) if bool(row.any()) else length for row in differs]
 
 
 def until(outputs: Mapping[str, Tensor], position: int, names: tuple[str, str]) -> dict[str, Tensor]:
@@ -95,8 +109,10 @@ def until(outputs: Mapping[str, Tensor], position: int, names: tuple[str, str]) 
 
 def shared_length(runs: list[Mapping[str, Tensor]], expected: Mapping[str, Tensor], names: tuple[str, str]) -> int | None:
     """The position of the first token at which any of the runs leaves `expected`; None where none does."""
-    places = [_parting(each[names[0]], expected[names[0]]) for each in runs]
-    return min((place[1] for place in places if place is not None), default=None)
+    tokens = names[0]
+    whole = expected[tokens].shape[1]
+    first = min((place for each in runs for place in _partings(each[tokens], expected[tokens])), default=whole)
+    return first if first < whole else None
 
 
 def greedy(model: torch.nn.Module, ids: Tensor, steps: int) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ from harness.trial import FAILS, Trial, copy_strided, difference, mutates, name_
 TINY = 8 * 2.0**-24  # a relative difference of float32 results that orders of sums explain: nothing more is measured
 LEVELS = ("operators", "modules")
 SLACK, DEEP = 3.0, 16  # times its floor that a module may lose; roundings that its depth may add to it
+GRADIENTS, GRADIENT = ("grad", "backward"), "a gradient: looked at with backward"
 UNFILLED = ("empty_like", "new_empty", "new_empty_strided")  # what they hold is nobody's answer
 CAUSES = 3  # wrong operators whose cause is looked for
 TORCH = str(Path(torch.__file__).parent)
@@ -84,7 +85,12 @@ class Finding:
         bad = [each for each in self.steps if each.bad]
         if not bad or self.level == "operators":
             return bad[0] if bad else None
-        return next((each for each in bad if each.module.startswith(bad[0].module) and not any(other.module.startswith(each.module + ".") for other in bad)), bad[0])
+        return next((each for each in bad if f"{each.module}.".startswith(f"{bad[0].module}.") and not any(other.module.startswith(each.module + ".") for other in bad)), bad[0])
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the model takes gradients itself, which only `backward` looks into."""
+        return any(each.note == GRADIENT for each in self.steps)
 
     def ranking(self, count: int = 10) -> list[Step]:
         """The operators with the largest own errors; those that are wrong first, in their order."""
@@ -95,6 +101,8 @@ class Finding:
         """The finding in three sentences at most."""
         arithmetic = [each for each in self.steps if each.own == each.own]
         what = self.level.removesuffix("s")
+        if not self.steps:
+            return f"Nothing was looked at: the model calls no {what} of its own." if not self.unseen else f"Nothing was looked at: {self.unseen} {what}s, and the time was over; more were not looked at: the time was over."
         over = f" {self.unseen} more were not looked at: the time was over." if self.unseen else ""
         if self.first is None:
             largest = max(arithmetic, key=lambda each: each.own, default=None)
@@ -144,21 +152,24 @@ def _modules(model: nn.Module, there: nn.Module, forward: Callable[[], Any], dev
     at, number = "", 0
     rules = rules_of(device.stack)
     while True:
-        children = [(f"{at}.{name}" if at else name) for name, _ in model.get_submodule(at).named_children()]
+        children = _called(model.get_submodule(at), at)
         wrong, steps = "", []
 
         def look(module: nn.Module, args: tuple, kwargs: dict, output: Any, name: str) -> None:
             expected = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
+            if not expected:
+                return
             moved = tree_map(lambda each: copy_strided(each, device.torch_device) if isinstance(each, Tensor) else on(device.torch_device, each), (args, kwargs))
             found = [each.cpu() for each in tree_leaves(there.get_submodule(name)(*moved[0], **moved[1])) if isinstance(each, Tensor)]
             with rounding(rules):
                 healthy = [each for each in tree_leaves(type(module).forward(module, *args, **kwargs)) if isinstance(each, Tensor)]
             own = max((difference(each, other) for each, other in zip(found, expected)), default=0.0)
-            floor = max((difference(each, other) for each, other in zip(healthy, expected)), default=0.0) + DEEP * roundoff(expected[0].dtype) if expected else 1.0
+            floating = [each.dtype for each in expected if each.is_floating_point()]
+            floor = max((difference(each, other) for each, other in zip(healthy, expected)), default=0.0) + (DEEP * roundoff(floating[0]) if floating else 0.0)
             text = () if own <= SLACK * floor else (f"it differs from the CPU by {own:.2e} where a healthy device would by {floor:.2e}",)
             largest = max(expected, key=lambda each: each.numel())
             where = dict(operator=type(module).__name__, module=name, place="", dtype=str(largest.dtype).removeprefix("torch."), shape=tuple(largest.shape))
-            steps.append(Step(number=number + len(steps), own=own, ratio=own / floor, inherited=math.nan, reasons=text, **where))
+            steps.append(Step(number=number + len(steps), own=own, ratio=own / floor if floor else None, inherited=math.nan, reasons=text, **where))
 
         hooks = [
             model.get_submodule(name).register_forward_hook(lambda module, args, kwargs, output, name=name: look(module, args, kwargs, output, name), with_kwargs=True)
@@ -172,9 +183,18 @@ def _modules(model: nn.Module, there: nn.Module, forward: Callable[[], Any], dev
         yield from steps
         number += len(steps)
         wrong = next((each.module for each in steps if each.bad), "")
-        if not wrong or not list(model.get_submodule(wrong).children()):
+        if not wrong or not _called(model.get_submodule(wrong), wrong):
             return
         at = wrong
+
+
+def _called(module: nn.Module, at: str) -> list[str]:
+    """The paths of the modules that a module calls itself; a list or a dict of modules is never called, what it holds is."""
+    found = []
+    for name, child in module.named_children():
+        path = f"{at}.{name}" if at else name
+        found += _called(child, path) if type(child).forward is nn.Module.forward else [path]
+    return found
 
 
 @contextlib.contextmanager
@@ -232,6 +252,8 @@ class _Lockstep(TorchFunctionMode):
             self._take(func, [*results, *given], "it wrote into its input and its name does not say so: the device goes on with the CPU's numbers")
         elif not torch.equal(state, torch.get_rng_state()):
             self._take(func, results, "random: the device goes on with the CPU's numbers")
+        elif name_of(func) in GRADIENTS:
+            self._take(func, results, GRADIENT)
         elif not given and results or name_of(func) in UNFILLED:
             self._take(func, results)
         elif results and (writes or not all(any(each is other for other in given) for each in results)):
@@ -247,23 +269,28 @@ class _Lockstep(TorchFunctionMode):
 
     def _step(self, func: Callable, args: tuple, kwargs: dict, before: tuple, given: list[Tensor], results: list[Tensor], writes: bool) -> None:
         try:
-            inherited = self._follow(func, args, kwargs, results)
+            made = self._follow(func, args, kwargs, results)
         except FAILS as error:
             said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
             self._take(func, results)
             self._add(func, results, reasons=(f"the device raised {type(error).__name__}: {said}",), own=math.inf, inherited=math.inf)
             return
-        if writes or not all(_is_view(each, given) for each in results):  # a view computes nothing
+        if not writes and all(_is_view(each, given) for each in results):
+            return  # a view computes nothing
+        try:
+            inherited = max(difference(there, here) for there, here in zip(made, results))
             self._hold(Trial(func=func, args=before[0], kwargs=before[1], device=self.device), results, inherited)
+        except FAILS as error:
+            self._add(func, results, note=f"it could not be made again: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
-    def _follow(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor]) -> float:
-        """Run the operator on what the device has computed so far. Returns the difference to the CPU's results."""
+    def _follow(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor]) -> list[Tensor]:
+        """Run the operator on what the device has computed so far, and return its results."""
         args, kwargs = tree_map(self._shadow, args), tree_map(self._shadow, kwargs)
         made = [each for each in tree_leaves(func(*args, **kwargs)) if isinstance(each, Tensor)]
         made = made or [each for each in tree_leaves(args) if isinstance(each, Tensor)][:1]
         for here, there in zip(results, made, strict=True):
             self.shadows[here] = there.to(self.device.torch_device)
-        return max(difference(there, here) for there, here in zip(made, results))
+        return made
 
     def _shadow(self, value: Any) -> Any:
         """An argument on the device with the device's own value."""
@@ -292,7 +319,7 @@ class _Lockstep(TorchFunctionMode):
             reasons = () if _is_explained(there, here, away) else tuple(f"backward: {each}" for each in back.judged(there, here)[1])
             trial, found, results = (back, there, here) if reasons else (trial, found, results)
         cause = cause_of(trial, found, results) if reasons and sum(each.bad for each in self.steps) < CAUSES else ""
-        if reasons and self.trial is None:
+        if reasons and not any(each.bad for each in self.steps):
             self.trial = trial
         self._add(trial.func if not reasons else trial.args[0] if back is trial else trial.func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited)
 

@@ -21,6 +21,7 @@ import pytest
 
 ACCURACY_TEST = "test_precision"
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
+EXCUSED = pytest.StashKey[list]()  # the known failures of a test, in words
 LOG_EVERY = 10.0  # seconds between progress lines where output is not a terminal
 SHORT_DTYPE = {"bfloat16": "bf16"}  # in ids: -k matches substrings, and "float16" is one of "bfloat16"
 
@@ -186,20 +187,30 @@ class Session:
             return replace(verdict, marks=(*verdict.marks, known.KNOWN)), entry
         return replace(verdict, failures=(*verdict.failures, Reason(criterion="known", text=text))), entry
 
-    def locate(self, case, seed: int | None, *, failed: bool) -> dict | None:
-        """Where a row's error comes from, as the report holds it; None where it passes, was located with another seed, or the budget is spent."""
+    def wants_location(self, case, *, failed: bool) -> bool:
+        """Whether to look where a row comes from: it fails, was not located with another seed, and the budget is not spent; or it was asked for."""
         self._cases[case.name, case.dtype] = case
         every, key = self.config.option.locate_case is not None, (case.name, case.dtype)
         if self.config.option.locate == "off" or not (failed or every) or key in self._found and not every:
-            return None
-        left = self.config.option.locate_budget - self._spent
-        if left <= 0 and not every:
+            return False
+        if self._spent >= self.config.option.locate_budget and not every:
             self._unlocated += 1
-            return None
+            return False
         self._found.add(key)
+        return True
+
+    def _keep(self, nodeid: str, row: dict) -> None:
+        """Let a row stand in the report before more is done with it, which may take long or end the process."""
+        if not self.worker:
+            self._absent[nodeid] = row
+            self._write()
+
+    def locate(self, case, seed: int | None) -> dict:
+        """Where a row's error comes from, as the report holds it."""
         began = time.monotonic()
+        every = self.config.option.locate_case is not None
         try:
-            return self._locate(case, seed, left if not every else math.inf)
+            return self._locate(case, seed, math.inf if every else self.config.option.locate_budget - self._spent)
         except Exception as error:  # noqa: BLE001  a row that failed must not be lost because its cause was not found
             return {"said": f"It could not be located: {type(error).__name__}: {' '.join(str(error).split())[:300]}", "first": None, "operators": 0, "ranking": [], "repro": None}
         finally:
@@ -213,12 +224,19 @@ class Session:
 
         level = "modules" if self.config.option.locate == "modules" else "operators"
         self.say(f"{case.name} {dtype_id(case.dtype)}{'' if seed is None else f' seed {seed}'}: locating, by {level}")
-        finding = locate(case, seed, self.device, models=self._models, level=level, backward=self.config.option.locate_backward, limit=limit)
+        began, how = time.monotonic(), dict(models=self._models, level=level, limit=limit)
+        finding = locate(case, seed, self.device, backward=self.config.option.locate_backward, **how)
+        if finding.first is None and finding.has_gradients:
+            finding = locate(case, seed, self.device, backward=True, **how)
         name = re.sub(r"[^\w.-]", "_", f"{case.name}-{case.dtype}" + ("" if seed is None else f"-seed{seed}"))
         folder, repro = self.directory / "repro" / name, None
         if finding.trial is not None:
-            faults = [str(each) for each in self.planted]
-            repro = write_repro(finding.trial, folder, title=f"{finding.first.name} on {self.device.name}: {finding.first.reasons[0]}", stack=self.environment["stack"], faults=faults)
+            title = f"{finding.first.name} on {self.device.name}: {finding.first.reasons[0]}"
+            try:
+                more = dict(stack=self.environment["stack"], faults=[str(each) for each in self.planted], seconds=limit - (time.monotonic() - began))
+                repro = write_repro(finding.trial, folder, title=title, **more)
+            except Exception as error:  # noqa: BLE001  the finding stands without it
+                self.said.append((f"no repro of {finding.first.name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}", False))
         kept = located(finding, repro) | {"picture": None}
         if level == "operators" and finding.steps:
             folder.mkdir(parents=True, exist_ok=True)
@@ -384,21 +402,27 @@ class Session:
             from harness.gate import NOTHING
 
             pytest.fail(NOTHING.text, pytrace=False)
+        excused = item.stash.get(EXCUSED, [])
+        if excused:  # at the end: a later row of the test may fail by itself
+            pytest.xfail("; ".join(excused))
         return outcome
 
     def add_row(self, item: pytest.Item, case, seed: int | None, verdict, known=None) -> None:
-        """Attach a verdict to its test: each number as a property for junit, the whole row as JSON."""
+        """Attach a verdict to its test: each number as a property for junit, the whole row as JSON; then look where it comes from."""
+        from harness.known import KNOWN
         from harness.report import jsonable, row
 
         found = row(test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, verdict=verdict, known=known)
-        from harness.known import KNOWN
-
-        found["located"] = self.locate(case, seed, failed=not verdict.passed and KNOWN not in verdict.marks)
         for name, value in found.items():
             if isinstance(value, (int, float, str)) and name != "test":
                 item.user_properties.append((name, value))
         acted = [str(each) for each in self.planted if each.hits]
+        place = len(item.user_properties)
         item.user_properties.append((ROW, json.dumps({"row": found, "environment": jsonable(self.environment), "acted": acted})))
+        if self.wants_location(case, failed=not verdict.passed and KNOWN not in verdict.marks):
+            self._keep(item.nodeid, found)
+            found["located"] = self.locate(case, seed)
+            item.user_properties[place] = (ROW, json.dumps({"row": found, "environment": jsonable(self.environment), "acted": acted}))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -539,8 +563,8 @@ class Session:
         """Locate the rows that only all seeds together showed to be worse."""
         for row in self.all_rows():
             case = self._cases.get((row["case"], row["dtype"]))
-            if row["status"] == "REGRESSED" and not row.get("located") and case is not None:
-                row["located"] = self.locate(case, row["seed"], failed=True)
+            if row["status"] == "REGRESSED" and not row.get("located") and case is not None and self.wants_location(case, failed=True):
+                row["located"] = self.locate(case, row["seed"])
 
     def _say_loose(self) -> None:
         """Say how many limits could come down, of those that a case sets itself."""
@@ -715,7 +739,8 @@ def precision(request: pytest.FixtureRequest):
                 raise
         session.add_row(request.node, case, seed, verdict, known)
         if KNOWN in verdict.marks:
-            pytest.xfail(f"{KNOWN}: {known.reason} ({known.link}), until {known.expires}")
+            request.node.stash.setdefault(EXCUSED, []).append(f"{KNOWN}: {known.reason} ({known.link}), until {known.expires}")
+            return verdict
         if not verdict.passed:
             lines = [f"{verdict.status} {case.name} {case.dtype}{'' if seed is None else f' seed {seed}'}"]
             pytest.fail("\n".join([*lines, *(f"  {reason}" for reason in verdict.reasons)]), pytrace=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,16 +87,19 @@ def expression_of(func: Callable) -> str | None:
     return next((f"{place}.{name}" for place, module in PLACES.items() if getattr(module, name, None) == func), None)
 
 
-def write_repro(trial: Trial, folder: Path, *, title: str, stack: Mapping[str, Any], faults: Sequence[str] = ()) -> Repro | None:
+def write_repro(trial: Trial, folder: Path, *, title: str, stack: Mapping[str, Any], faults: Sequence[str] = (), seconds: float = SECONDS) -> Repro | None:
     """Write a repro of a call into `folder`, made smaller as far as it stays wrong, and run it in a fresh process.
 
-    `faults` are those planted in an emulated device, which that process plants too. None where no script can name the operator or its arguments.
+    `faults` are those planted in an emulated device, which that process plants too. Half of `seconds` may go into making it smaller. None where no
+    script can name the operator or its arguments, or safetensors does not hold them.
     """
     func = trial.args[0] if trial.func is gradients else trial.func
-    if expression_of(func) is None:
+    kept = all(str(each.dtype).removeprefix("torch.") in KINDS.values() and each.layout == torch.strided for each in trial.tensors)
+    if expression_of(func) is None or not kept:
         return None
     before = sum(each.numel() for each in trial.tensors)
-    trial = reduced(trial)
+    until = time.monotonic() + seconds
+    trial = reduced(trial, until=time.monotonic() + seconds / 2)
     try:
         text, stored = _script(trial, title)
     except ValueError:
@@ -103,7 +108,7 @@ def write_repro(trial: Trial, folder: Path, *, title: str, stack: Mapping[str, A
     save_file(stored, folder / "inputs.safetensors")
     (folder / "repro.py").write_text(text, encoding="utf-8")
     (folder / "stack.json").write_text(json.dumps(stack, indent=1, default=str) + "\n", encoding="utf-8")
-    printed = _run(trial, folder, faults)
+    printed = _run(trial, folder, faults, min(max(until - time.monotonic(), 10.0), SECONDS))
     (folder / "printed.txt").write_text(printed, encoding="utf-8")
     expected = max((difference(there, here) for there, here in zip(trial.on_device(), trial.on_cpu())), default=0.0)
     found = [float(each) for each in re.findall(r"rel_l2 (\S+),", printed)]
@@ -114,7 +119,7 @@ def write_repro(trial: Trial, folder: Path, *, title: str, stack: Mapping[str, A
 # ------------------------------------------------------------------------------------------------------------- smaller
 
 
-def reduced(trial: Trial) -> Trial:
+def reduced(trial: Trial, *, until: float = math.inf) -> Trial:
     """A call with shorter axes that is still wrong: every axis of one length is halved together, from either end, as long as it is.
 
     Numbers among the arguments that are such a length are halved with it, since a shape names it.
@@ -123,7 +128,7 @@ def reduced(trial: Trial) -> Trial:
     if not _is_wrong(trial):
         return trial
     progress = True
-    while progress and left > 0:
+    while progress and left > 0 and time.monotonic() < until:
         progress = False
         for length in sorted({size for each in trial.tensors for size in each.shape if size > LEAST}, reverse=True):
             for part in (slice(0, (length + 1) // 2), slice(length // 2, length)):
@@ -152,7 +157,8 @@ def _cut(trial: Trial, length: int, part: slice) -> Trial | None:
 
 def _is_wrong(trial: Trial) -> bool:
     try:
-        found, results = trial.on_device(), trial.on_cpu()
+        results = trial.on_cpu()  # first: what the CPU refuses, an index out of range say, a card may not survive
+        found = trial.on_device()
         return bool(results) and bool(trial.judged(found, results)[1])
     except FAILS:
         return False
@@ -222,7 +228,7 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
     return text, stored
 
 
-def _run(trial: Trial, folder: Path, faults: Sequence[str]) -> str:
+def _run(trial: Trial, folder: Path, faults: Sequence[str], seconds: float) -> str:
     """What the repro prints in a process of its own, over the emulated CANN where this one is, or how it failed."""
     emulated = trial.device.backend == "emulated"
     planted = [part for each in faults for part in ("--fault", each)]
@@ -230,7 +236,7 @@ def _run(trial: Trial, folder: Path, faults: Sequence[str]) -> str:
     environment = {name: value for name, value in os.environ.items() if not (emulated and name.startswith(("ASCEND_", "EMULATED_CANN")))}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]) if emulated else "", os.environ.get("PYTHONPATH", "")]))
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"it did not run: {error}\n"
     if done.returncode == 0:

@@ -17,7 +17,7 @@ from harness.forecast import Rules, rounding, rules_of
 from harness.gate import Tolerance, judge
 
 FLOOR, PAIR = Tolerance(preset="floor"), Tolerance(preset="pair")
-FAILS = (RuntimeError, NotImplementedError, TypeError, ValueError)  # what an operator raises that cannot be called so
+FAILS = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError)  # what an operator raises that cannot be called so
 
 
 def copy_strided(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -32,13 +32,13 @@ def copy_strided(tensor: Tensor, device: torch.device | str) -> Tensor:
 def name_of(func: Callable) -> str:
     """An operator as the model wrote it: "linear", "add_", "T"."""
     name = getattr(func, "__name__", str(func))
-    return getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name.strip("_") if name.startswith("__") else name
+    return getattr(getattr(func, "__self__", None), "__name__", name) if name in ("__get__", "__set__") else name.strip("_") if name.startswith("__") else name
 
 
 def mutates(func: Callable, kwargs: dict) -> bool:
     """Whether an operator writes into what it is given: add_, x[i] = …, +=, out=, inplace=True."""
     name = getattr(func, "__name__", "")
-    in_place = name.endswith("_") and not name.endswith("__") or name == "__setitem__" or name in IN_PLACE
+    in_place = name.endswith("_") and not name.endswith("__") or name in ("__setitem__", "__set__", *IN_PLACE)
     return in_place or kwargs.get("out") is not None or kwargs.get("inplace") is True
 
 
@@ -54,7 +54,7 @@ def on(device: torch.device, value: Any) -> Any:
 
 def difference(actual: Tensor, expected: Tensor) -> float:
     """Relative L2 difference; infinite where shapes or non-finite elements differ, the share of unequal ones where they are no fractions."""
-    actual = actual.detach().cpu()
+    actual, expected = (each.detach().cpu() if each.layout == torch.strided else each.detach().cpu().to_dense() for each in (actual, expected))
     if actual.shape != expected.shape:
         return math.inf
     if not expected.numel() or torch.equal(actual, expected):

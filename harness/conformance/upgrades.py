@@ -254,6 +254,7 @@ class Played:
 
     name: str
     rows: tuple[dict[str, Any], ...]
+    before: tuple[dict[str, Any], ...]
     upgrade: Upgrade
 
     @property
@@ -264,11 +265,13 @@ class Played:
     @property
     def caught(self) -> list[dict[str, Any]]:
         """The rows that fail because of it."""
-        return [row for row in self.rows if row["status"] != "PASS"]
+        passed = {row["test"] for row in self.before if row["status"] == "PASS"}
+        return [row for row in self.rows if row["status"] != "PASS" and row["test"] in passed]
 
     @property
     def improved(self) -> list[dict[str, Any]]:
-        return [row for row in self.rows if "IMPROVED" in row["marks"] or "SWITCH NOT FELT" in row["marks"]]
+        felt = {row["test"] for row in self.before if "SWITCH NOT FELT" not in row["marks"]}
+        return [row for row in self.rows if "IMPROVED" in row["marks"] or "SWITCH NOT FELT" in row["marks"] and row["test"] in felt]
 
 
 def play(cases: Path, names: Sequence[str], work: Path, jobs: int) -> Iterator[Played]:
@@ -280,7 +283,7 @@ def play(cases: Path, names: Sequence[str], work: Path, jobs: int) -> Iterator[P
         report = work / "".join(each if each.isalnum() else "_" for each in name)
         _pytest(cases, report, work / "baselines", "-p", "harness.conformance.upgrades", f"--played={name}")
         after = load(report / "precision.json")
-        return Played(name=name, rows=tuple(after["rows"]), upgrade=compare_reports(before, after))
+        return Played(name=name, rows=tuple(after["rows"]), before=tuple(before["rows"]), upgrade=compare_reports(before, after))
 
     with ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(one, names)
@@ -427,7 +430,9 @@ def main(argv: list[str]) -> int:
         arguments.output.write_text(found + "\n", encoding="utf-8")
     else:
         print(found)
+    idle = [each.name for each in played if not each.moved]
     missed = [each.name for each in played if each.moved and not (each.caught or each.improved)]
-    if missed:
-        raise HarnessError(f"{', '.join(missed)}: a number changed and nothing said so")
+    if idle or missed:
+        said = [f"{', '.join(missed)}: a number changed and nothing said so"] if missed else []
+        raise HarnessError("; ".join([*said, *([f"{', '.join(idle)}: no number changed, so no case meets it"] if idle else [])]))
     return 0

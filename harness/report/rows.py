@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.gate import FLOORED, Comparison, Evidence, References, Verdict
+from harness.gate import AT_LEAST, FLOORED, Comparison, Evidence, References, Verdict, checks_of
 
 NUMBERS = (  # of a Comparison, in the order of the row
     "max_diff", "mean_diff", "cos_sim", "cos_distance", "rel_l2", "rms", "max_diff_rms", "token_cos_sim",
@@ -43,6 +43,7 @@ def row(*, test: str, case: str, dtype: str | None, seed: int | None, verdict: V
             "located": None,  # the operator that it comes from, when it was looked for
             "baseline": None,  # kind, text and ratio, when all seeds are in
             "limits": verdict.tolerance.limits() if verdict.tolerance else {},
+            "allowed": _allowed(verdict),
             "limits_reason": verdict.tolerance.reason if verdict.tolerance else "",
             "decisions": _decisions(verdict),
             **(asdict(verdict.evidence) if verdict.evidence else dict.fromkeys(EVIDENCE)),
@@ -75,6 +76,16 @@ def _ratios(verdict: Verdict) -> dict[str, Any]:
         "unexplained": held.unexplained,
         **held.ratios(),
     }
+
+
+def _allowed(verdict: Verdict) -> dict[str, float]:
+    """Every limit that was judged by, its preset's included: the loosest of all outputs. What hangs on the numbers of the run is left out."""
+    found: dict[str, float] = {}
+    for check in checks_of(verdict):
+        if check.name != "flip_margin":
+            loosest = min if check.name in AT_LEAST else max
+            found[check.name] = loosest(check.limit, found.get(check.name, check.limit))
+    return found
 
 
 def bits(error: float) -> float:

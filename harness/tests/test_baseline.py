@@ -103,3 +103,26 @@ def test_a_file_comes_back_as_it_was_and_a_damaged_or_newer_one_is_refused(tmp_p
         path.write_text(text)
         with pytest.raises(HarnessError, match=word):
             baseline.load(path)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "said"),
+    [
+        ({"rel_l2": 1e-3}, {"rel_l2": 1e-3}, []),
+        ({"rel_l2": 1e-3}, {"rel_l2": 1e-4}, []),
+        ({"rel_l2": 1e-3}, {"rel_l2": 1e-2}, ["rel_l2 0.01 where 0.001 was accepted"]),
+        ({"cos_sim": 0.99}, {"cos_sim": 0.999}, []),
+        ({"cos_sim": 0.99}, {"cos_sim": 0.9}, ["cos_sim 0.9 where 0.99 was accepted"]),
+        ({"rel_l2": 1e-3}, {}, ["no rel_l2 where 0.001 was accepted"]),
+        ({"forecast_ratio": 2.0}, {"forecast_ratio": 2.0, "unexplained_ratio": 2.0}, []),
+        (None, {"rel_l2": 1.0}, []),
+    ],
+)
+def test_a_limit_that_is_looser_than_accepted_is_named(then, now, said):
+    entry = {"rows": {"1": {"allowed": then}}}
+    assert baseline.loosened(entry, [{"seed": 1, "allowed": now}], ("cos_sim",)) == said
+    assert baseline.loosened(None, [{"seed": 1, "allowed": now}], ("cos_sim",)) == []
+
+
+def test_the_error_of_one_number_may_change_by_chance():
+    assert baseline._chance({"shape": []}) == baseline._chance({"shape": [1]}) == 10.0 and baseline._chance({"shape": [4, 500]}) == 1.0

@@ -363,3 +363,10 @@ def test_the_command_answers_without_torch(bench):
     assert done.returncode == 0 and answer(done.stdout) == "the numbers changed between b and c" and done.stderr.count("\n") == 3
     done = subprocess.run([sys.executable, "-m", "harness", "bisect", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "python -m harness bisect stacks.toml" in done.stdout and "[[stack]]" in done.stdout
+
+
+def test_a_known_failure_on_both_sides_is_no_change(bench, capsys):
+    known = {"marks": ["KNOWN FAILURE"], "known": {"reason": "because", "link": "https://example.org/1", "expires": "2999-01-01"}, "status": "FAIL"}
+    bench.write({"old": report(**known), "new": report(**known)})
+    status, out, _ = run(capsys, bench, "--what", "changed")
+    assert status == 1 and "good and bad end agree" in out

@@ -40,6 +40,33 @@ def test_a_margin_below_two_healthy_errors_is_a_near_tie():
     assert first_divergence(close, close, [golden], NAMES) is None and shared_length([golden], close, NAMES) is None
 
 
+def generation(tokens, *, tie=1e-5):
+    """Two sequences of six tokens out of four; at each place token 0 lies `tie` above token 1, and the others far below."""
+    logits = torch.tensor([1.0 + tie, 1.0, -9.0, -9.0], dtype=torch.float64).repeat(2, 6, 1)
+    return {"tokens": torch.tensor(tokens), "logits": logits}
+
+
+def test_what_a_healthy_run_does_in_one_sequence_says_nothing_of_another():
+    expected = generation([[0] * 6] * 2)
+    golden = generation([[0] * 6, [0, 1, 0, 0, 0, 0]]) | {"logits": expected["logits"] + 1e-4}  # parts in sequence 1 at token 1
+    actual = generation([[0, 0, 0, 0, 1, 0], [0] * 6])
+    found = first_divergence(actual, expected, [golden], NAMES)
+    assert (found.sequence, found.position, found.near_tie) == (0, 4, True) and found.healthy == pytest.approx(1e-4)
+    early = generation([[0, 0, 1, 0, 0, 0], [0] * 6]) | {"logits": expected["logits"] + 1e-4}  # parts in sequence 0 before: errors from before serve
+    assert first_divergence(actual, expected, [early], NAMES).healthy == pytest.approx(1e-4)
+    assert not first_divergence(actual, expected, [], NAMES).near_tie  # nothing is known of the logits
+
+
+def test_of_several_sequences_that_part_together_the_gravest_decides():
+    expected = generation([[0] * 6] * 2)
+    golden = expected | {"logits": expected["logits"] + 1e-4}
+    actual = generation([[0, 1, 0, 0, 0, 0], [0, 2, 0, 0, 0, 0]])
+    found = first_divergence(actual, expected, [golden], NAMES)
+    assert (found.sequence, found.actual, found.near_tie) == (1, 2, False)
+    below = expected | {"tokens": torch.tensor([[2, 0, 0, 0, 0, 0], [0] * 6])}  # the CPU chose a token far below: no tie either
+    assert not first_divergence(expected, below, [golden], NAMES).near_tie
+
+
 def test_outputs_that_are_no_generation_are_one_line():
     with pytest.raises(CaseError, match="but the outputs are other"):
         first_divergence({"other": torch.ones(2)}, {"other": torch.ones(2)}, [], NAMES)

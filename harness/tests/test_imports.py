@@ -17,7 +17,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "device": {"emulator"},
     "baseline": {"gate"},
     "upgrade": {"baseline", "known"},
-    "bisect": {"baseline", "report", "tables", "upgrade"},
+    "bisect": {"baseline", "known", "report", "tables", "upgrade"},
     "trial": {"case", "device", "forecast", "gate"},
     "evidence": {"numerics", "trial"},
     "locate": {"case", "device", "evidence", "forecast", "reference", "trial"},

@@ -165,3 +165,16 @@ def test_a_file_that_cannot_be_read_stops_the_session(session):
     assert result.ret == pytest.ExitCode.USAGE_ERROR and "--known-failures: " in result.stderr.str() and "is not TOML" in result.stderr.str()
     result, _ = session("", "--known-failures", "nowhere.toml")
     assert result.ret == pytest.ExitCode.USAGE_ERROR and "no known failures at nowhere.toml" in result.stderr.str()
+
+
+def test_a_known_failure_does_not_hide_the_next_row_of_its_test(user):  # noqa: F811
+    (user.path / "cases").mkdir()
+    (user.path / "cases" / "known_failures.toml").write_text(ENTRY)
+    user.makepyfile(test_model=CASE + """
+def test_precision(precision):
+    precision(case(name="small", tolerance=Tolerance(max_diff=0.0)), 1)
+    precision(case(name="other", tolerance=Tolerance(max_diff=0.0)), 1)
+""")
+    result = user.runpytest_inprocess("--device", "emulated")
+    rows = {row["case"]: row for row in stored(user)["rows"]}
+    assert result.ret == 1 and set(rows) == {"small", "other"} and "KNOWN FAILURE" in rows["small"]["marks"] and rows["other"]["status"] == "FAIL"

@@ -208,6 +208,63 @@ def test_modules_alone_are_a_first_look(npu):
         locate(case(), 1, npu, level="layers")
 
 
+class Lists(nn.Module):
+    """Modules in a list, one that returns integers, one that returns nothing of tensors."""
+
+    class Route(nn.Module):
+        def forward(self, x):
+            return x.argmax(-1)
+
+    class Note(nn.Module):
+        def forward(self, x):
+            return None
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.route, self.note = nn.ModuleList([nn.Linear(32, 32) for _ in range(11)]), Lists.Route(), Lists.Note()
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        self.note(x)
+        return x + self.route(x)[..., None]
+
+
+def test_modules_in_lists_are_looked_at_and_those_without_fractions_pass(npu):
+    found = locate(case(Lists), 1, npu, level="modules")
+    assert found.first is None and [each.module for each in found.steps] == [*(f"layers.{number}" for number in range(11)), "route"]
+    with emulator.fault("aclnnAddmm", "scale", by=1.5):
+        assert locate(case(Lists), 1, npu, level="modules").first.module == "layers.0"
+
+
+def test_a_model_that_takes_gradients_is_followed(npu):
+    class Slope(nn.Module):
+        def forward(self, x):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                return torch.autograd.grad(F.layer_norm(x, (32,)).pow(2).sum(), x)[0]
+
+    found = locate(case(Slope), 1, npu)
+    assert found.first is None and found.has_gradients
+    with emulator.fault("aclnnLayerNormBackward", "scale", by=1.5):
+        assert locate(case(Slope), 1, npu, backward=True).first.operator == "layer_norm"
+
+
+def test_what_cannot_be_made_again_is_noted_and_what_raised_first_has_no_repro_of_another(npu):
+    class Odd(nn.Module):
+        def forward(self, x):
+            y = x.clone()
+            y.data = x * 2
+            sparse = x.to_sparse().to_dense()
+            return torch.exp(y * 0.1) + F.silu(sparse)
+
+    found = locate(case(Odd), 1, npu)
+    assert not [each for each in found.steps if each.bad and each.operator not in ("to_sparse", "to_dense")]
+    with emulator.fault("aclnnExp", "error"), emulator.fault("aclnnSilu", "scale", by=2.0):
+        found = locate(case(Odd), 1, npu)
+    assert found.first.operator in ("exp", "to_sparse", "to_dense") and found.trial is None
+
+
 def test_when_the_time_is_over_what_was_not_looked_at_is_counted(npu):
     found = locate(case(), 1, npu, limit=0.0)
     assert not found.steps and found.unseen > 20 and "more were not looked at: the time was over" in found.sentences()
