@@ -318,6 +318,7 @@ def checks_of(verdict: Verdict) -> list[Check]:
     if tolerance is None:
         return []
     judged = {name: found for name, found in verdict.comparisons.items() if found.comparable and found.numel and is_floating(found.expected_dtype)}
+    judged = {name: each for name, each in judged.items() if name in verdict.references or not _needs_references(tolerance)}
     found = [check for name, each in judged.items() for check in _checks(each, verdict.references.get(name), tolerance)]
     decided = tolerance.top1 is not None and verdict.decisions is not None
     return found + ([Check(name="top1", found=verdict.decisions.top1, limit=tolerance.top1)] if decided else [])
@@ -347,13 +348,17 @@ def _failures(output: str, found: Comparison, references: References | None, tol
         return failures
     if not found.numel:
         return failures
-    if references is None and (tolerance.preset in ("floor", "sharp", "dynamo") or any(name in FLOORED for name in tolerance.limits())):
+    if references is None and _needs_references(tolerance):
         return [*failures, reason("golden", _no_golden_text(tolerance))]
     checks = _checks(found, references, tolerance)
     if not checks and not tolerance.preset and tolerance.top1 is None:
         names = ", ".join(tolerance.limits())
         failures.append(reason("limits", f"none of the limits ({names}) can judge an output of shape {found.shape}; set rel_l2 or cos_sim, or name a preset"))
     return failures + [reason(check.name, check.text, check.found, check.limit) for check in checks if not check.holds]
+
+
+def _needs_references(tolerance: Tolerance) -> bool:
+    return tolerance.preset in ("floor", "sharp", "dynamo") or any(name in FLOORED for name in tolerance.limits())
 
 
 def _checks(found: Comparison, references: References | None, tolerance: Tolerance) -> list[Check]:

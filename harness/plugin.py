@@ -207,7 +207,7 @@ class Session:
 
     def locate(self, case, seed: int | None) -> dict:
         """Where a row's error comes from, as the report holds it."""
-        began = time.monotonic()
+        began, counted = time.monotonic(), [(each, each.calls, each.hits) for each in self.planted]
         every = self.config.option.locate_case is not None
         try:
             return self._locate(case, seed, math.inf if every else self.config.option.locate_budget - self._spent)
@@ -215,6 +215,8 @@ class Session:
             return {"said": f"It could not be located: {type(error).__name__}: {' '.join(str(error).split())[:300]}", "first": None, "operators": 0, "ranking": [], "repro": None}
         finally:
             self._spent += time.monotonic() - began
+            for each, calls, hits in counted:  # what a fault did to the row itself is what the report says
+                each.calls, each.hits = calls, hits
 
     def _locate(self, case, seed: int | None, limit: float) -> dict:
         from harness.locate import locate

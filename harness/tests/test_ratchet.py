@@ -58,3 +58,8 @@ def test_the_command_reads_several_reports_and_prints_a_table(tmp_path, capsys):
     assert out.startswith("**1 limits could come down") and "0.0061" in out and "| m " in out
     assert main(["ratchet", str(tmp_path / "none.json")]) == 1
     assert ratchet_text([]) == "**No limit could come down.**"
+
+
+def test_an_output_without_references_has_no_limits_in_floors():
+    verdict = judge(compare(torch.ones(4, 4), torch.ones(4, 4)), Tolerance(preset="floor"))
+    assert not verdict.passed and checks_of(verdict) == []
