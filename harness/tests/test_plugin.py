@@ -668,3 +668,15 @@ def test_a_failure_and_a_broken_device_are_not_accepted(user):
     assert result.ret == 1 and "of its rows did not pass" in result.stdout.str() and not (user.path / "cases").exists()  # some are errors
     result = user.runpytest_inprocess("--device", "emulated", "--baseline=accept", "--fault", "aclnnAddmm:hf32")
     assert result.ret == pytest.ExitCode.USAGE_ERROR and "are no baseline" in result.stderr.str()
+
+
+def test_a_limit_that_was_loosened_fails_until_it_is_accepted(user):
+    write(user, FIVE_SEEDS)
+    assert user.runpytest_inprocess("--device", "emulated", "--baseline=accept", "-k", "precision").ret == 0
+    write(user, FIVE_SEEDS.replace("SMALL = case()", "SMALL = case(tolerance=Tolerance(max_diff=1e-2))"))
+    result = user.runpytest_inprocess("--device", "emulated", "-k", "precision")
+    assert result.ret == 1 and "small float32 is judged more loosely than when it was accepted: max_diff 0.01 where 0.001 was accepted" in result.stdout.str()
+    assert user.runpytest_inprocess("--device", "emulated", "--baseline=accept", "-k", "precision").ret == 0
+    assert user.runpytest_inprocess("--device", "emulated", "-k", "precision").ret == 0
+    write(user, FIVE_SEEDS)
+    assert user.runpytest_inprocess("--device", "emulated", "-k", "precision").ret == 0  # tightened
