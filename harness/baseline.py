@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.gate import MANY, slack
+from harness.gate import AT_LEAST, MANY, slack
 
 SCHEMA = "precision-baseline/1"
 IDENTICAL, DRIFT, REGRESSED, IMPROVED, NEW, INCOMPARABLE = "IDENTICAL", "DRIFT", "REGRESSED", "IMPROVED", "NEW", "NOT COMPARABLE"
@@ -104,11 +104,8 @@ def absent(entry: Mapping[str, Any] | None, rows: Iterable[Mapping[str, Any]]) -
     return [] if entry is None else [f"seed {seed}" for seed in entry["rows"] if seed not in ran]
 
 
-def loosened(entry: Mapping[str, Any] | None, rows: Iterable[Mapping[str, Any]], at_least: Iterable[str]) -> list[str]:
-    """The limits that are looser than when the rows were accepted, in words: limits tighten freely, and loosen by acceptance alone.
-
-    `at_least` names the limits that are lower ones.
-    """
+def loosened(entry: Mapping[str, Any] | None, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The limits that are looser than when the rows were accepted, in words: limits tighten freely, and loosen by acceptance alone."""
     found: dict[str, None] = {}
     for row in rows:
         then = None if entry is None else entry["rows"].get(seed_of(row))
@@ -118,7 +115,7 @@ def loosened(entry: Mapping[str, Any] | None, rows: Iterable[Mapping[str, Any]],
             now = row["allowed"].get(name)
             if now is None:
                 found[f"no {name} where {accepted:.3g} was accepted"] = None
-            elif float(now) < float(accepted) if name in at_least else float(now) > float(accepted):
+            elif float(now) < float(accepted) if name in AT_LEAST else float(now) > float(accepted):
                 found[f"{name} {now:.9g} where {accepted:.9g} was accepted"] = None
     return list(found)
 

@@ -122,9 +122,9 @@ def validate(
         other = cpu.run("forecast", rules=replace(rules, ties="even" if rules.ties == "away" else "away"))[0]
     golden, lacking = _golden(cpu)
 
-    actual, parted, parting, others = ran.outputs, None, "", [each for each in (golden, forecast) if each is not None]
+    actual, parted, parting = ran.outputs, None, ""
     if case.generates is not None:
-        actual, expected, golden, forecast, parted, parting = _until_they_part(case.generates, actual, expected, golden, forecast, others)
+        actual, expected, golden, forecast, parted, parting = _until_they_part(case.generates, actual, expected, golden, forecast)
     comparisons, references = measure(actual, expected, golden, forecast, () if rules is None else rules.modes, other)
     decisions = _decide(case, ran.outputs, expected) if case.decisions is not None else None
     verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
@@ -155,10 +155,11 @@ def validate(
     return _with_fallbacks(verdict, ran.fell_back, case.fallbacks)
 
 
-def _until_they_part(names: tuple[str, str], actual, expected, golden, forecast, others: list[dict[str, Tensor]]):
+def _until_they_part(names: tuple[str, str], actual, expected, golden, forecast):
     """The outputs up to the first token that any run chose otherwise, the device's first, or None, and where that is in words."""
-    parted = first_divergence(actual, expected, others, names)
-    shared = shared_length([actual, *others], expected, names)
+    healthy = [each for each in (golden, forecast) if each is not None]
+    parted = first_divergence(actual, expected, healthy if golden is not None else [], names)
+    shared = shared_length([actual, *healthy], expected, names)
     if shared is None:
         return actual, expected, golden, forecast, None, ""
     said = parted.text if parted is not None else f"healthy runs part at token {shared}: compared up to there"

@@ -8,10 +8,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from harness import numerics
-from harness.trial import FAILS, Trial, copy_strided, difference
+from harness.trial import FAILS, Trial, copies, difference
 
 EXPLAINED = 0.1  # of the difference may be left by a cause that is named
 SENTINEL = 12345.0  # what memory is filled with to see whether an operator writes it
@@ -53,10 +52,10 @@ def _is_filled(trial: Trial, number: int) -> bool:
         return False
     held = [torch.full(like.shape, SENTINEL, dtype=like.dtype, device=trial.device.torch_device) for _ in range(4)]
     sentinel = torch.tensor(SENTINEL, dtype=like.dtype)
-    arguments = tree_map(lambda each: copy_strided(each, trial.device.torch_device) if isinstance(each, Tensor) else each, (trial.args, trial.kwargs))
+    args, kwargs = copies((trial.args, trial.kwargs), trial.device.torch_device)
     trial.device.synchronize()
     del held
-    again = replace(trial, args=arguments[0], kwargs=arguments[1]).on_device(lambda each: each)[number]
+    again = replace(trial, args=args, kwargs=kwargs).on_device(lambda each: each)[number]
     return bool((again == sentinel).any()) and not bool((like == sentinel).any())
 
 

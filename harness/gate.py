@@ -422,13 +422,18 @@ def _floor(found: Comparison, references: References) -> list[Check]:
     return [*checks, _check(references.golden, "flip_margin", 2 * times * largest)]
 
 
+def bits(error: float) -> float:
+    """Effective bits: -log2 of the relative L2 error to float64. About 23 to 24 is float32, 12.7 HF32, 12.2 float16, 9.2 bfloat16."""
+    return math.inf if error == 0 else -math.log2(error) if error > 0 else math.nan
+
+
 def _bits_text(references: References) -> str:
     """The whole error in bits: of one operator it says which arithmetic ran."""
     errors = references.golden.rel_l2, references.floor("rel_l2")
     if not all(math.isfinite(each) for each in errors):
         return ""
-    bits = ["all" if error == 0 else f"{-math.log2(error):.1f}" for error in errors]
-    return f"with {bits[0]} effective bits where a healthy device keeps {bits[1]}"
+    kept, healthy = ("all" if error == 0 else f"{bits(error):.1f}" for error in errors)
+    return f"with {kept} effective bits where a healthy device keeps {healthy}"
 
 
 def _sharp(found: Comparison, references: References) -> list[Check]:

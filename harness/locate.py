@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from harness.case import Case, copy_of
@@ -29,7 +29,7 @@ from harness.device import Device
 from harness.evidence import cause_of
 from harness.forecast import rounding, rules_of
 from harness.reference import Models, fresh, move, roundoff, run
-from harness.trial import FAILS, Trial, copy_strided, difference, mutates, name_of, on
+from harness.trial import FAILS, Trial, copies, copy_strided, difference, mutates, name_of, on, tensors_in
 
 TINY = 8 * 2.0**-24  # a relative difference of float32 results that orders of sums explain: nothing more is measured
 LEVELS = ("operators", "modules")
@@ -101,9 +101,9 @@ class Finding:
         """The finding in three sentences at most."""
         arithmetic = [each for each in self.steps if each.own == each.own]
         what = self.level.removesuffix("s")
-        if not self.steps:
-            return f"Nothing was looked at: the model calls no {what} of its own." if not self.unseen else f"Nothing was looked at: {self.unseen} {what}s, and the time was over; more were not looked at: the time was over."
         over = f" {self.unseen} more were not looked at: the time was over." if self.unseen else ""
+        if not self.steps:
+            return f"Nothing was looked at.{over}" if self.unseen else f"Nothing was looked at: the model calls no {what} of its own."
         if self.first is None:
             largest = max(arithmetic, key=lambda each: each.own, default=None)
             said = f"No {what} is wrong: each of {len(self.steps)} is within its floor with the CPU's inputs.{over}"
@@ -153,22 +153,20 @@ def _modules(model: nn.Module, there: nn.Module, forward: Callable[[], Any], dev
     rules = rules_of(device.stack)
     while True:
         children = _called(model.get_submodule(at), at)
-        wrong, steps = "", []
+        steps: list[Step] = []
 
         def look(module: nn.Module, args: tuple, kwargs: dict, output: Any, name: str) -> None:
-            expected = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
+            expected = tensors_in(output)
             if not expected:
                 return
-            moved = tree_map(lambda each: copy_strided(each, device.torch_device) if isinstance(each, Tensor) else on(device.torch_device, each), (args, kwargs))
-            found = [each.cpu() for each in tree_leaves(there.get_submodule(name)(*moved[0], **moved[1])) if isinstance(each, Tensor)]
+            found = Trial(func=there.get_submodule(name), args=args, kwargs=kwargs, device=device).on_device()
             with rounding(rules):
-                healthy = [each for each in tree_leaves(type(module).forward(module, *args, **kwargs)) if isinstance(each, Tensor)]
+                healthy = tensors_in(type(module).forward(module, *args, **kwargs))
             own = max((difference(each, other) for each, other in zip(found, expected)), default=0.0)
             floating = [each.dtype for each in expected if each.is_floating_point()]
             floor = max((difference(each, other) for each, other in zip(healthy, expected)), default=0.0) + (DEEP * roundoff(floating[0]) if floating else 0.0)
             text = () if own <= SLACK * floor else (f"it differs from the CPU by {own:.2e} where a healthy device would by {floor:.2e}",)
-            largest = max(expected, key=lambda each: each.numel())
-            where = dict(operator=type(module).__name__, module=name, place="", dtype=str(largest.dtype).removeprefix("torch."), shape=tuple(largest.shape))
+            where = dict(operator=type(module).__name__, module=name, place="", **_kind(expected))
             steps.append(Step(number=number + len(steps), own=own, ratio=own / floor if floor else None, inherited=math.nan, reasons=text, **where))
 
         hooks = [
@@ -240,14 +238,14 @@ class _Lockstep(TorchFunctionMode):
             self.unseen += 1
             return func(*args, **kwargs)
         writes = mutates(func, kwargs)
-        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        before = tree_map(lambda each: copy_strided(each, "cpu") if isinstance(each, Tensor) else each, (args, kwargs)) if writes else (args, kwargs)
+        given = tensors_in((args, kwargs))
+        before = copies((args, kwargs), "cpu") if writes else (args, kwargs)
         for each in given if writes else ():  # as it was before; what is written is no constant any more
             if each not in self.shadows:
                 self.shadows[each] = copy_strided(each, self.device.torch_device)
         state, versions = torch.get_rng_state(), [_version(each) for each in given]
         returned = func(*args, **kwargs)
-        results = [each for each in tree_leaves(returned) if isinstance(each, Tensor)] or (given[:1] if writes else [])
+        results = tensors_in(returned) or (given[:1] if writes else [])
         if not writes and versions != [_version(each) for each in given]:
             self._take(func, [*results, *given], "it wrote into its input and its name does not say so: the device goes on with the CPU's numbers")
         elif not torch.equal(state, torch.get_rng_state()):
@@ -286,8 +284,7 @@ class _Lockstep(TorchFunctionMode):
     def _follow(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor]) -> list[Tensor]:
         """Run the operator on what the device has computed so far, and return its results."""
         args, kwargs = tree_map(self._shadow, args), tree_map(self._shadow, kwargs)
-        made = [each for each in tree_leaves(func(*args, **kwargs)) if isinstance(each, Tensor)]
-        made = made or [each for each in tree_leaves(args) if isinstance(each, Tensor)][:1]
+        made = tensors_in(func(*args, **kwargs)) or tensors_in(args)[:1]
         for here, there in zip(results, made, strict=True):
             self.shadows[here] = there.to(self.device.torch_device)
         return made
@@ -309,6 +306,7 @@ class _Lockstep(TorchFunctionMode):
 
     def _hold(self, trial: Trial, results: list[Tensor], inherited: float) -> None:
         """Run the operator on the device with the CPU's inputs, and judge what comes out."""
+        func, first = trial.func, not any(each.bad for each in self.steps)
         found = trial.on_device(None if trial.writes else self._exact)
         own = max(difference(there, here) for there, here in zip(found, results))
         ratio, reasons = (None, ()) if _is_explained(found, results, own) else trial.judged(found, results)
@@ -319,15 +317,20 @@ class _Lockstep(TorchFunctionMode):
             reasons = () if _is_explained(there, here, away) else tuple(f"backward: {each}" for each in back.judged(there, here)[1])
             trial, found, results = (back, there, here) if reasons else (trial, found, results)
         cause = cause_of(trial, found, results) if reasons and sum(each.bad for each in self.steps) < CAUSES else ""
-        if reasons and not any(each.bad for each in self.steps):
+        if reasons and first:
             self.trial = trial
-        self._add(trial.func if not reasons else trial.args[0] if back is trial else trial.func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited)
+        self._add(func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited)
 
     def _add(self, func: Callable, results: list[Tensor], **more: Any) -> None:
-        largest = max(results, key=lambda each: each.numel())
         given = dict(own=math.nan, ratio=None, inherited=math.nan) | more
         where = dict(operator=name_of(func), module=self.path[-1], place=_place())
-        self.steps.append(Step(number=len(self.steps), dtype=str(largest.dtype).removeprefix("torch."), shape=tuple(largest.shape), **where, **given))
+        self.steps.append(Step(number=len(self.steps), **_kind(results), **where, **given))
+
+
+def _kind(results: list[Tensor]) -> dict[str, Any]:
+    """The dtype and the shape of the largest result, as a step says them."""
+    largest = max(results, key=lambda each: each.numel())
+    return {"dtype": str(largest.dtype).removeprefix("torch."), "shape": tuple(largest.shape)}
 
 
 def _version(tensor: Tensor) -> int:

@@ -31,6 +31,11 @@ def dtype_id(dtype: str) -> str:
     return SHORT_DTYPE.get(dtype, dtype)
 
 
+def row_name(case: str, dtype: str, seed: int | None) -> str:
+    """A row in words: "aimv2-digits bf16 seed 42"."""
+    return f"{case} {dtype_id(dtype)}" + ("" if seed is None else f" seed {seed}")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("accuracy", "accuracy of a device against the CPU")
     group.addoption("--device", default="auto", metavar="DEVICE", help="auto (default), npu[:n], emulated, cuda[:n] or cpu")
@@ -81,7 +86,7 @@ class Session:
         self.environment: dict = {"backend": None, "stack": {}}
         self.written: tuple[Path, Path] | None = None
         self._writer = None
-        self._absent: dict[str, dict] = {}  # rows of tests that have not run, by test id
+        self._standing: dict[str, dict] = {}  # rows of tests that have not ended, by test id
         self.planted: list = []  # faults, on the emulated device
         self._acted: set[str] = set()  # those that did, here or in a worker, as text
         self._device = None
@@ -145,7 +150,7 @@ class Session:
 
         device = self.device
         self._models = self._models or Models(store=self._store)
-        self.say(f"{case.name} {dtype_id(case.dtype)}{'' if seed is None else f' seed {seed}'}: CPU, then {device.torch_device}")
+        self.say(f"{row_name(case.name, case.dtype, seed)}: CPU, then {device.torch_device}")
         options = {"rerun_reference": self.config.option.rerun_reference, "preset": self.config.option.preset}
         verdict = validate(case, seed, device, models=self._models, **options)
         self._read_stack()
@@ -202,7 +207,7 @@ class Session:
     def _keep(self, nodeid: str, row: dict) -> None:
         """Let a row stand in the report before more is done with it, which may take long or end the process."""
         if not self.worker:
-            self._absent[nodeid] = row
+            self._standing[nodeid] = row
             self._write()
 
     def locate(self, case, seed: int | None) -> dict:
@@ -212,7 +217,9 @@ class Session:
         try:
             return self._locate(case, seed, math.inf if every else self.config.option.locate_budget - self._spent)
         except Exception as error:  # noqa: BLE001  a row that failed must not be lost because its cause was not found
-            return {"said": f"It could not be located: {type(error).__name__}: {' '.join(str(error).split())[:300]}", "first": None, "operators": 0, "ranking": [], "repro": None}
+            from harness.report.found import unlocated
+
+            return unlocated(f"It could not be located: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         finally:
             self._spent += time.monotonic() - began
             for each, calls, hits in counted:  # what a fault did to the row itself is what the report says
@@ -225,13 +232,13 @@ class Session:
         from harness.repro import write_repro
 
         level = "modules" if self.config.option.locate == "modules" else "operators"
-        self.say(f"{case.name} {dtype_id(case.dtype)}{'' if seed is None else f' seed {seed}'}: locating, by {level}")
+        self.say(f"{row_name(case.name, case.dtype, seed)}: locating, by {level}")
         began, how = time.monotonic(), dict(models=self._models, level=level, limit=limit)
         finding = locate(case, seed, self.device, backward=self.config.option.locate_backward, **how)
         if finding.first is None and finding.has_gradients:
             finding = locate(case, seed, self.device, backward=True, **how)
         name = re.sub(r"[^\w.-]", "_", f"{case.name}-{case.dtype}" + ("" if seed is None else f"-seed{seed}"))
-        folder, repro = self.directory / "repro" / name, None
+        folder, repro, picture = self.directory / "repro" / name, None, None
         if finding.trial is not None:
             title = f"{finding.first.name} on {self.device.name}: {finding.first.reasons[0]}"
             try:
@@ -239,12 +246,11 @@ class Session:
                 repro = write_repro(finding.trial, folder, title=title, **more)
             except Exception as error:  # noqa: BLE001  the finding stands without it
                 self.said.append((f"no repro of {finding.first.name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}", False))
-        kept = located(finding, repro) | {"picture": None}
         if level == "operators" and finding.steps:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "depth.svg", depth_picture(finding))
-            kept["picture"] = f"repro/{name}/depth.svg"
-        return kept
+            picture = f"repro/{name}/depth.svg"
+        return located(finding, repro, picture)
 
     def _time(self, case) -> None:
         """The performance table's rows for a case, once per model and dtype."""
@@ -460,9 +466,9 @@ class Session:
         return [row for nodeid in self.collected for row in self.rows.get(nodeid) or [self._not_run(nodeid)]]
 
     def _not_run(self, nodeid: str) -> dict:
-        if nodeid not in self._absent:
-            self._absent[nodeid] = self._unmeasured(nodeid, "error", "not run: the session ended before it")
-        return self._absent[nodeid]
+        if nodeid not in self._standing:
+            self._standing[nodeid] = self._unmeasured(nodeid, "error", "not run: the session ended before it")
+        return self._standing[nodeid]
 
     def _write(self, *, last: bool = False) -> None:
         """Write the report as it stands, so that nothing is lost when the process dies in the next test."""
@@ -493,7 +499,6 @@ class Session:
         """Hold all seeds of each case against its baseline; a row that is worse with the others becomes REGRESSED. Whether all is well."""
         from harness import baseline
         from harness.errors import HarnessError
-        from harness.gate import AT_LEAST
         from harness.known import KNOWN
         from harness.report import jsonable
 
@@ -514,7 +519,7 @@ class Session:
                     well = False
                 elif change.kind in (baseline.IMPROVED, baseline.DRIFT):
                     self.said.append((f"{change.kind}: {change.text}", False))
-            loose = [] if self.config.option.preset else baseline.loosened(entry, rows, AT_LEAST)
+            loose = [] if self.config.option.preset else baseline.loosened(entry, rows)
             if loose:
                 self.said.append((f"{case} {dtype} is judged more loosely than when it was accepted: {', '.join(loose)}; put the limit back, or --baseline=accept", True))
                 well = False
@@ -646,13 +651,11 @@ class Session:
         terminalreporter.write_line(f"{counts(stored['headline'])} on {device} ({stored['backend']})")
         terminalreporter.write_line(f"report: {self.written[1]}")
 
-
     def _print_located(self, terminal, row: dict) -> None:
         """The finding on a row: whole where it was asked for, else its sentences."""
         from harness.report.found import found_text
 
-        seed = "" if row["seed"] is None else f" seed {row['seed']}"
-        name = f"{row['case']} {dtype_id(row['dtype'])}{seed}"
+        name = row_name(row["case"], row["dtype"], row["seed"])
         if self.config.option.locate_case is not None:
             terminal.write_line(f"{name}:")
             terminal.write_line(found_text(row["located"]))

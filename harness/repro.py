@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from harness.trial import FAILS, Trial, difference, gradients, name_of
+from harness.trial import FAILS, Trial, difference, gradients, name_of, span_of
 
 PLACES = {
     "torch.nn.functional": torch.nn.functional, "torch": torch, "torch.Tensor": torch.Tensor, "torch.special": torch.special,
@@ -177,11 +177,10 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
 
     def tensor(value: Tensor) -> str:
         name = str(len(stored))
-        if value.is_contiguous() or not value.numel():
-            stored[name] = value.detach().cpu().contiguous().clone()
+        span = span_of(value.detach())
+        stored[name] = (value.detach() if span is None else span).clone()
+        if span is None:
             return f'tensor["{name}"]'
-        span = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride()))
-        stored[name] = value.detach().as_strided((span,), (1,)).clone()
         return f'tensor["{name}"].as_strided({tuple(value.shape)}, {value.stride()})'
 
     def said(value: Any) -> str:

@@ -20,13 +20,28 @@ FLOOR, PAIR = Tolerance(preset="floor"), Tolerance(preset="pair")
 FAILS = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError)  # what an operator raises that cannot be called so
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in arguments or in what a call returned."""
+    return [each for each in tree_leaves(value) if isinstance(each, Tensor)]
+
+
+def span_of(tensor: Tensor) -> Tensor | None:
+    """The memory that a view reaches over, flat; None for a tensor that is as its memory is."""
+    if tensor.is_contiguous() or tensor.layout != torch.strided or not tensor.numel():
+        return None
+    return tensor.as_strided((1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())),), (1,))
+
+
 def copy_strided(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A tensor on a device with the strides that it has here: a view stays a view."""
     tensor = tensor.detach()
-    if tensor.is_contiguous() or tensor.layout != torch.strided or not tensor.numel():
-        return tensor.to(device, copy=True)
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-    return tensor.as_strided((span,), (1,)).to(device, copy=True).as_strided(tensor.shape, tensor.stride())
+    span = span_of(tensor)
+    return tensor.to(device, copy=True) if span is None else span.to(device, copy=True).as_strided(tensor.shape, tensor.stride())
+
+
+def copies(value: Any, device: torch.device | str) -> Any:
+    """Arguments with every tensor copied to a device."""
+    return tree_map(lambda each: copy_strided(each, device) if isinstance(each, Tensor) else each, value)
 
 
 def name_of(func: Callable) -> str:
@@ -85,13 +100,12 @@ class Trial:
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the arguments."""
-        return [each for each in tree_leaves((self.args, self.kwargs)) if isinstance(each, Tensor)]
+        return tensors_in((self.args, self.kwargs))
 
     def call(self, change: Callable[[Any], Any]) -> list[Tensor]:
         """Make the call with every argument changed, and return its results: tensors, or what it wrote into."""
         args, kwargs = tree_map(change, self.args), tree_map(change, self.kwargs)
-        found = [each for each in tree_leaves(self.func(*args, **kwargs)) if isinstance(each, Tensor)]
-        return found or [each for each in tree_leaves(args) if isinstance(each, Tensor)][:1]
+        return tensors_in(self.func(*args, **kwargs)) or tensors_in(args)[:1]
 
     def on_device(self, place: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
         """The results of the device, brought to the CPU; `place` brings a tensor there."""
@@ -127,11 +141,10 @@ class Trial:
         """
         results = self.on_cpu() if results is None else results
         rules, golden = rules_of(self.device.stack), self.golden()
-        named = [{str(number): each for number, each in enumerate(group)} for group in (found, results)]
-        wide = None if golden is None else {str(number): each for number, each in enumerate(golden)}
-        forecast = None if rules is None or wide is None else {str(number): each for number, each in enumerate(self.on_cpu(rules))}
-        comparisons, references = measure(*named, wide, forecast, () if rules is None else rules.modes)
-        floating = {name for name, each in named[1].items() if each.is_floating_point() or each.is_complex()}
+        forecast = None if rules is None or golden is None else self.on_cpu(rules)
+        actual, expected, wide, predicted = (None if group is None else {str(number): each for number, each in enumerate(group)} for group in (found, results, golden, forecast))
+        comparisons, references = measure(actual, expected, wide, predicted, () if rules is None else rules.modes)
+        floating = {name for name, each in expected.items() if each.is_floating_point() or each.is_complex()}
         verdict = judge(comparisons, FLOOR if floating <= references.keys() else PAIR, references=references)
         ratios = [each.ratios()["forecast_ratio"] for each in references.values()]
         return max(ratios, default=None), tuple(str(each) for each in verdict.failures)
@@ -149,9 +162,6 @@ class Trial:
         except FAILS:
             return None
 
-    def __str__(self) -> str:
-        return name_of(self.func)
-
 
 def gradients(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
     """The gradients of a call towards its floating-point tensors."""
@@ -165,7 +175,7 @@ def gradients(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
 
     with torch.enable_grad():
         found = func(*tree_map(leaf, args), **tree_map(leaf, kwargs))
-        results = [each for each in tree_leaves(found) if isinstance(each, Tensor) and each.requires_grad]
+        results = [each for each in tensors_in(found) if each.requires_grad]
         generator = torch.Generator().manual_seed(0)
         flows = [torch.randn(each.shape, generator=generator).to(each.dtype).to(each.device) for each in results]
         grads = torch.autograd.grad(results, leaves, flows, allow_unused=True)

@@ -159,6 +159,22 @@ class Trial:
         return self.damage > self.size
 
 
+@dataclass(frozen=True, kw_only=True)
+class Benign:
+    """What a sound device may do otherwise: rules of its rounding, or the number of threads."""
+
+    what: str
+    rules: dict[str, Any] = field(default_factory=dict)
+    threads: int = 1
+
+
+BENIGN = (
+    *(Benign(what=f"sums in {groups} parts", rules={"groups": groups}) for groups in (1, 2, 8, 16)),
+    Benign(what="ties to even", rules={"ties": "even"}),
+    *(Benign(what=f"{count} threads", threads=count) for count in (2, 3)),
+)
+
+
 class Bench:
     """One model in one dtype with one set of inputs: the references, and the device to break."""
 
@@ -182,6 +198,15 @@ class Bench:
     def on_cpu(self, model: nn.Module, inputs: Any, rules: Rules | None = None) -> dict[str, Tensor]:
         with rounding(rules):
             return tensors_of(run(model, inputs, forward=self.subject.forward, where="on the CPU"), self.subject.name)
+
+    def otherwise(self, change: Benign) -> dict[str, Tensor]:
+        """The forecast of a device that does something otherwise."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(change.threads)
+        try:
+            return self.on_cpu(self.narrow, self.inputs, replace(self.rules, **change.rules))
+        finally:
+            torch.set_num_threads(before)
 
     def on_device(self) -> dict[str, Tensor]:
         inputs = move(self.inputs, device=self.device.torch_device)
@@ -257,14 +282,8 @@ def benign(bench: Bench) -> Iterator[Trial]:
 
     yield trial("as it is", bench.sound)
     yield trial("rerun", bench.on_device())
-    for groups in (1, 2, 8, 16):
-        yield trial(f"sums in {groups} parts", bench.on_cpu(bench.narrow, bench.inputs, replace(bench.rules, groups=groups)))
-    yield trial("ties to even", bench.on_cpu(bench.narrow, bench.inputs, replace(bench.rules, ties="even")))
-    threads = torch.get_num_threads()
-    for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        yield trial(f"{count} threads", bench.on_cpu(bench.narrow, bench.inputs, bench.rules))
-    torch.set_num_threads(threads)
+    for change in (*BENIGN, Benign(what="1 threads")):
+        yield trial(change.what, bench.otherwise(change))
 
 
 def matrix(names: list[str], dtypes: list[str], *, faults: list[tuple[str, dict[str, Any]]] = FAULTS, seeds: int = 5) -> list[Trial]:

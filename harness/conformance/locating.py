@@ -1,9 +1,9 @@
 """Localisation put to the test: faults of every kind that changes values, planted in one operator of one module, and whether that one is named.
 
-    python -m harness.conformance locating [--models aimv2 causal …] [--large] [--places N] [--output FILE]
+    python -m harness.conformance locating [--models aimv2 causal …] [--large N] [--places N] [--output FILE]
 
-A place is an operator of CANN inside a module, spread over the depth. `--large` takes the full-size AIMv2-large, a fault at each place, so that every kind
-comes up several times.
+A place is an operator of CANN inside a module, spread over the depth. `--large` takes so many places of the full-size AIMv2-large, a fault at each, so that
+every kind comes up several times.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from harness.case import Case, copy_of
 from harness.conformance.detection import FAULTS, SUBJECTS, Subject
@@ -53,7 +52,6 @@ class Outcome:
     named: str  # "" where nothing was
     cause: str
     exact: bool
-    wrong: int  # operators that were called wrong in all
 
 
 class _Inside(Fault):
@@ -71,21 +69,33 @@ class _Inside(Fault):
         return super().strikes(name)
 
 
-def places(model: nn.Module, run: Any, count: int) -> list[Place]:
-    """Up to `count` places of a model, spread over its depth and over its operators. `run()` makes a forward in lockstep."""
-    found: dict[str, list[Place]] = {}
-    names = [name for name, _ in model.named_modules()]
-    with named(model) as path:
-        census = {name: _Inside("nothing", "stale", path=path, module=name) for name in names}
-        for each in census.values():
+class Bed:
+    """A model in a dtype to plant faults in: its healthy run in lockstep, and what each of its modules called there."""
+
+    def __init__(self, subject: Subject, dtype: str, device: Device):
+        build = lambda: subject.build().eval().requires_grad_(False)  # noqa: E731
+        self.case, self.device, self.models = Case(name=subject.name, model=build, inputs=subject.inputs, dtype=dtype, forward=subject.forward), device, Models()
+        self.model = copy_of(self.models, self.case, "cpu")
+        with named(self.model) as path:
+            self.census = {name: _Inside("nothing", "stale", path=path, module=name) for name, _ in self.model.named_modules()}
+            self.healthy = self.located(*self.census.values())
+
+    def located(self, *planted: Fault) -> Finding:
+        """The finding of a run in which these are planted."""
+        for each in planted:
             faults.plant(each)
         try:
-            run()
+            return locate(self.case, 1, self.device, models=self.models)
         finally:
-            for each in census.values():
+            for each in planted:
                 faults.remove(each)
-    for depth, name in enumerate(names):
-        for operator in dict.fromkeys(census[name].names):
+
+
+def places(bed: Bed, count: int) -> list[Place]:
+    """Up to `count` places of a model, spread over its depth and over its operators."""
+    found: dict[str, list[Place]] = {}
+    for depth, (name, census) in enumerate(bed.census.items()):
+        for operator in dict.fromkeys(census.names):
             if not any(word in operator for word in QUIET):
                 found.setdefault(operator, []).append(Place(module=name, operator=operator, depth=depth))
     spread = [_spread(each, -(-count // len(found))) for each in found.values()] if found else []
@@ -98,54 +108,41 @@ def _spread(group: Sequence[Place], count: int) -> list[Place]:
     return [group[round(index * (len(group) - 1) / max(count - 1, 1))] for index in range(count)]
 
 
-def trials(subject: Subject, dtype: str, device: Device, *, count: int, every: bool) -> Iterator[Outcome]:
-    """Faults at the places of a model: each kind at each place when `every`, else at each place the next kinds that act there."""
-    models = Models()
-    case = Case(name=subject.name, model=lambda: subject.build().eval().requires_grad_(False), inputs=subject.inputs, dtype=dtype, forward=subject.forward)
-    model = copy_of(models, case, "cpu")
-    left, sound = itertools.cycle(FAULTS), _numbers(locate(case, 1, device, models=models))
-    for place in places(model, lambda: locate(case, 1, device, models=models), count):
-        settled = 0
+def trials(bed: Bed, *, count: int, every: bool) -> Iterator[Outcome]:
+    """Faults at the places of a model: each kind at each place when `every`, else at each place the next kind that acts there."""
+    left = itertools.cycle(FAULTS)
+    for place in places(bed, count):
         for kind, settings in FAULTS if every else itertools.islice(left, len(FAULTS)):
-            found = _tried(subject, case, models, model, device, place, kind, settings, sound)
+            found = _tried(bed, place, kind, settings)
             if found is not None:
-                settled += 1
                 yield found
-            if settled == 1 and not every:
-                break
+                if not every:
+                    break
 
 
-def _tried(subject: Subject, case: Case, models: Models, model: nn.Module, device: Device, place: Place, kind: str, settings: dict[str, Any], sound: str) -> Outcome | None:
+def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> Outcome | None:
     """None where the fault did not act, or changed no number."""
     heads = {"heads": 4} if "heads" in kind else {}
-    with named(model) as path:
+    with named(bed.model) as path:
         fault = _Inside(place.operator, kind, path=path, module=place.module, **settings, **heads)
-        faults.plant(fault)
-        try:
-            finding = locate(case, 1, device, models=models)
-        finally:
-            faults.remove(fault)
-    return None if not fault.hits or _numbers(finding) == sound else _outcome(subject, case, place, fault, finding)
+        finding = bed.located(fault)
+    if not fault.hits or _numbers(finding) == _numbers(bed.healthy):
+        return None
+    first = finding.first
+    return Outcome(
+        subject=bed.case.name,
+        dtype=bed.case.dtype,
+        place=place,
+        fault=str(fault),
+        kind=kind,
+        named="" if first is None else f"{first.module or 'the model'}: {first.operator}",
+        cause="" if first is None else first.cause,
+        exact=first is not None and first.module == place.module and (finding.trial is None or place.operator in _called(finding)),
+    )
 
 
 def _numbers(finding: Finding) -> str:
     return repr([(each.own, each.inherited) for each in finding.steps])
-
-
-def _outcome(subject: Subject, case: Case, place: Place, fault: Fault, finding: Finding) -> Outcome:
-    first = finding.first
-    plain = replace(Fault(fault.pattern, fault.kind), **{name: getattr(fault, name) for name in ("by", "at", "size", "heads")})
-    return Outcome(
-        subject=subject.name,
-        dtype=case.dtype,
-        place=place,
-        fault=str(plain),
-        kind=fault.kind,
-        named="" if first is None else f"{first.module or 'the model'}: {first.operator}",
-        cause="" if first is None else first.cause,
-        exact=first is not None and first.module == place.module and (finding.trial is None or place.operator in _called(finding)),
-        wrong=sum(each.bad for each in finding.steps),
-    )
 
 
 def _called(finding: Finding) -> list[str]:
@@ -162,7 +159,7 @@ def _called(finding: Finding) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- the report
 
 
-def text(found: Sequence[Outcome], healthy: Sequence[tuple[str, str, Finding]]) -> str:
+def text(found: Sequence[Outcome], healthy: Sequence[Finding]) -> str:
     """The counts by kind and by model, what was not found, and the healthy runs."""
     exact = sum(each.exact for each in found)
     spots = len({(each.subject, each.dtype, each.place.module, each.place.operator) for each in found})
@@ -178,13 +175,13 @@ def text(found: Sequence[Outcome], healthy: Sequence[tuple[str, str, Finding]]) 
     lines += ["", "## Not named", "", "| model | dtype | where | fault | named instead |", "|---|---|---|---|---|"]
     lines += [f"| {each.subject} | {each.dtype} | {each.place.module} | {each.fault} | {each.named or 'nothing: the operator is within its floor'} |" for each in found if not each.exact]
     lines += ["", "## Healthy runs", "", "| model | dtype | operators | named | largest own difference |", "|---|---|---|---|---|"]
-    for subject, dtype, finding in healthy:
+    for finding in healthy:
         largest = finding.ranking(1)
-        lines.append(f"| {subject} | {dtype} | {len(finding.steps)} | {finding.first.name if finding.first else 'none'} | {largest[0].own:.2e} {largest[0].name} |")
+        lines.append(f"| {finding.case} | {finding.dtype} | {len(finding.steps)} | {finding.first.name if finding.first else 'none'} | {largest[0].own:.2e} {largest[0].name} |")
     return "\n".join(lines)
 
 
-def _large() -> nn.Module:
+def _large() -> torch.nn.Module:
     from harness.models.aimv2 import build
 
     return build("aimv2-large-patch14-224-distilled", seed=0)
@@ -207,18 +204,18 @@ def main(argv: list[str]) -> int:
         raise HarnessError(f"no model is called {', '.join(unknown)}; there are {', '.join(names)}")
     device = open_device("emulated")
     found: list[Outcome] = []
-    healthy = []
+    healthy: list[Finding] = []
     threads = torch.get_num_threads()
     subjects = [each for each in SUBJECTS if each.name in arguments.models]
     for subject, dtype in itertools.product([*subjects, *([LARGE] if arguments.large else [])], arguments.dtypes):
         large = subject is LARGE
         torch.set_num_threads(threads if large else 1)
-        for each in trials(subject, dtype, device, count=arguments.large if large else arguments.places, every=not large):
+        bed = Bed(subject, dtype, device)
+        healthy.append(bed.healthy)
+        for each in trials(bed, count=arguments.large if large else arguments.places, every=not large):
             found.append(each)
             print(f"{each.subject} {each.dtype} {each.place.module} {each.fault}: {'named' if each.exact else each.named or 'nothing named'}", file=sys.stderr, flush=True)
             _write(arguments.output, text(found, healthy))
-        case = Case(name=subject.name, model=subject.build, inputs=subject.inputs, dtype=dtype, forward=subject.forward)
-        healthy.append((subject.name, dtype, locate(case, 1, device)))
     _write(arguments.output, text(found, healthy))
     if arguments.output is None:
         print(text(found, healthy))

@@ -9,6 +9,7 @@ pytest, held against that baseline and, report against report, through `gate`.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import os
 import subprocess
@@ -26,7 +27,8 @@ import torch
 
 from harness import baseline, numerics
 from harness.compare import compare
-from harness.conformance.detection import DTYPES, SUBJECTS, Bench, Subject
+from harness.conformance.detection import BENIGN, DTYPES, SUBJECTS, Bench, Benign, Subject
+from harness.device import open_device
 from harness.emulator.table import changed
 from harness.errors import HarnessError
 from harness.numerics import HALF
@@ -292,11 +294,34 @@ def play(cases: Path, names: Sequence[str], work: Path, jobs: int) -> Iterator[P
 # ---------------------------------------------------------------------------------------- changes that are none, and small
 
 
-def _rows(name: str, dtype: str, errors: dict[int, tuple[float, str, float]]) -> list[dict[str, Any]]:
-    return [
-        {"case": name, "dtype": dtype, "seed": seed, "golden_rel_l2": error, "cpu_golden_rel_l2": cpu, "actual_sha256": digest, "rerun": {}}
-        for seed, (error, digest, cpu) in errors.items()
-    ]
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """One model in one dtype with several seeds."""
+
+    subject: str
+    dtype: str
+    benches: dict[int, Bench]
+
+    def row(self, seed: int, outputs: dict[str, torch.Tensor], digest: str) -> dict[str, Any]:
+        """What a baseline looks at, of one seed's outputs."""
+        bench, (name, found) = self.benches[seed], next(iter(outputs.items()))
+        error, cpu = (compare(each, bench.golden[name]).rel_l2 for each in (found, bench.expected[name]))
+        return {"case": self.subject, "dtype": self.dtype, "seed": seed, "golden_rel_l2": error, "cpu_golden_rel_l2": cpu, "actual_sha256": digest, "rerun": {}}
+
+    @functools.cached_property
+    def accepted(self) -> dict[str, Any]:
+        """The device as it is, as an entry of a baseline."""
+        rows = [self.row(seed, bench.sound, "device") for seed, bench in self.benches.items()]
+        return {"rows": {baseline.seed_of(row): row for row in rows}}
+
+    def against(self, rows: list[dict[str, Any]]) -> list[baseline.Change]:
+        return baseline.verdicts(rows, self.accepted)
+
+
+def _groups(subjects: Sequence[Subject], seeds: int) -> Iterator[_Group]:
+    device = open_device("emulated")
+    for subject, dtype in itertools.product(subjects, DTYPES):
+        yield _Group(subject=subject.name, dtype=dtype, benches={seed: Bench(subject, dtype, device, seed) for seed in range(seeds)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,42 +337,11 @@ class Quiet:
 
 def quiet(subjects: Sequence[Subject], seeds: int = 5) -> Iterator[Quiet]:
     """Other threads, orders of sums and ties: the error of each seed against that of the device as it is."""
-    from harness.device import open_device
-
-    device = open_device("emulated")
-    for subject, dtype in itertools.product(subjects, DTYPES):
-        benches = {seed: Bench(subject, dtype, device, seed) for seed in range(seeds)}
-        before = {seed: _error(bench, bench.sound, "device") for seed, bench in benches.items()}
-        entry = {"rows": {str(row["seed"]): row for row in _rows(subject.name, dtype, before)}}
-        for what, rules, threads in _benign():
-            now = {seed: _error(bench, _other(bench, rules, threads), what) for seed, bench in benches.items()}
-            changes = baseline.verdicts(_rows(subject.name, dtype, now), entry)
+    for group in _groups(subjects, seeds):
+        for change in (Benign(what="as it is"), *BENIGN):
+            changes = group.against([group.row(seed, bench.otherwise(change), change.what) for seed, bench in group.benches.items()])
             ratio = torch.tensor([each.ratio or float("nan") for each in changes]).log().mean().exp().item()
-            yield Quiet(subject=subject.name, dtype=dtype, what=what, kinds=tuple(each.kind for each in changes), ratio=ratio)
-
-
-def _benign() -> Iterator[tuple[str, dict[str, Any], int]]:
-    yield "as it is", {}, 1
-    for groups in (1, 2, 8, 16):
-        yield f"sums in {groups} parts", {"groups": groups}, 1
-    yield "ties to even", {"ties": "even"}, 1
-    for count in (2, 3):
-        yield f"{count} threads", {}, count
-
-
-def _other(bench: Bench, rules: dict[str, Any], threads: int) -> dict[str, torch.Tensor]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return bench.on_cpu(bench.narrow, bench.inputs, replace(bench.rules, **rules))
-    finally:
-        torch.set_num_threads(before)
-
-
-def _error(bench: Bench, outputs: dict[str, torch.Tensor], digest: str) -> tuple[float, str, float]:
-    name, found = next(iter(outputs.items()))
-    error, cpu = (compare(each, bench.golden[name]).rel_l2 for each in (found, bench.expected[name]))
-    return error, digest, cpu
+            yield Quiet(subject=group.subject, dtype=group.dtype, what=change.what, kinds=tuple(each.kind for each in changes), ratio=ratio)
 
 
 def smallest_drift(subjects: Sequence[Subject], seeds: int = 5, steps: Sequence[float] = (0.5, 1, 2, 3, 3.5, 4, 5, 10, 50, 110)) -> list[tuple[str, str, float]]:
@@ -355,22 +349,12 @@ def smallest_drift(subjects: Sequence[Subject], seeds: int = 5, steps: Sequence[
 
     The device's error is made larger by what is orthogonal to it, so that its norm grows as said.
     """
-    from harness.device import open_device
 
-    device = open_device("emulated")
-    found = []
-    for subject, dtype in itertools.product(subjects, DTYPES):
-        benches = {seed: Bench(subject, dtype, device, seed) for seed in range(seeds)}
-        before = {seed: _error(bench, bench.sound, "device") for seed, bench in benches.items()}
-        entry = {"rows": {str(row["seed"]): row for row in _rows(subject.name, dtype, before)}}
-        for percent in steps:
-            grown = {seed: _error(bench, _grown(bench, percent, seed), f"{percent}") for seed, bench in benches.items()}
-            if all(each.kind == baseline.REGRESSED for each in baseline.verdicts(_rows(subject.name, dtype, grown), entry)):
-                found.append((subject.name, dtype, percent))
-                break
-        else:
-            found.append((subject.name, dtype, float("nan")))
-    return found
+    def revealed(group: _Group, percent: float) -> bool:
+        grown = [group.row(seed, _grown(bench, percent, seed), f"{percent}") for seed, bench in group.benches.items()]
+        return all(each.kind == baseline.REGRESSED for each in group.against(grown))
+
+    return [(group.subject, group.dtype, next((each for each in steps if revealed(group, each)), float("nan"))) for group in _groups(subjects, seeds)]
 
 
 def _grown(bench: Bench, percent: float, seed: int) -> dict[str, torch.Tensor]:
@@ -424,8 +408,8 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as work:
         played = list(play(arguments.cases, arguments.only, Path(work), arguments.jobs))
     torch.set_num_threads(1)
-    whole = len(arguments.only) == len(RELEASES)
-    found = text(played, list(quiet(SUBJECTS)) if whole else [], smallest_drift(SUBJECTS) if whole else [])
+    whole = SUBJECTS if len(arguments.only) == len(RELEASES) else ()
+    found = text(played, list(quiet(whole)), smallest_drift(whole))
     if arguments.output:
         arguments.output.write_text(found + "\n", encoding="utf-8")
     else:

@@ -10,7 +10,7 @@ from harness.errors import HarnessError
 from harness.gate import Decisions, Reason, Tolerance, Verdict, error, judge, skipped
 from harness.report.document import Bullets, Table, Text, to_markdown
 from harness.report.rows import comparison_of, references_of
-from harness.report.text import MISSING, SIGNS, cosine, difference, times, counts
+from harness.report.text import MISSING, SIGNS, cosine, counts, difference, times
 
 KEPT = ("fallback", "output", "reference")  # failures that no preset decides
 

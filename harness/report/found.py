@@ -15,12 +15,17 @@ RANKED = 10
 WIDTH, HEIGHT, MARGIN = 900, 240, 46  # of the picture, in pixels
 
 
-def located(finding: Any, repro: Any = None) -> dict[str, Any]:
-    """A finding as a row of the report holds it."""
+def located(finding: Any, repro: Any = None, picture: str | None = None) -> dict[str, Any]:
+    """A finding as a row of the report holds it; `picture` is a file beside the report."""
     kept = [{name: getattr(each, name) for name in KEPT} for each in finding.ranking(RANKED)]
     shown = {"folder": str(repro.folder), "printed": repro.printed, "shows": repro.shows, "elements": repro.elements} if repro is not None else None
     first = None if finding.first is None else finding.first.number
-    return jsonable({"said": finding.sentences(), "first": first, "operators": len(finding.steps), "ranking": kept, "repro": shown})
+    return jsonable({"said": finding.sentences(), "first": first, "operators": len(finding.steps), "ranking": kept, "repro": shown, "picture": picture})
+
+
+def unlocated(why: str) -> dict[str, Any]:
+    """The same where there is no finding."""
+    return {"said": why, "first": None, "operators": 0, "ranking": [], "repro": None, "picture": None}
 
 
 def found_blocks(kept: Mapping[str, Any]) -> list[Block]:

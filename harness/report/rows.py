@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.gate import AT_LEAST, FLOORED, Comparison, Evidence, References, Verdict, checks_of
+from harness.gate import AT_LEAST, FLOORED, Comparison, Evidence, References, Verdict, bits, checks_of
 
 NUMBERS = (  # of a Comparison, in the order of the row
     "max_diff", "mean_diff", "cos_sim", "cos_distance", "rel_l2", "rms", "max_diff_rms", "token_cos_sim",
@@ -86,11 +86,6 @@ def _allowed(verdict: Verdict) -> dict[str, float]:
             loosest = min if check.name in AT_LEAST else max
             found[check.name] = loosest(check.limit, found.get(check.name, check.limit))
     return found
-
-
-def bits(error: float) -> float:
-    """Effective bits: -log2 of the relative L2 error to float64. About 23 to 24 is float32, 12.7 HF32, 12.2 float16, 9.2 bfloat16."""
-    return math.inf if error == 0 else -math.log2(error) if error > 0 else math.nan
 
 
 def _measured(found: Comparison, held: References | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from harness.gate import UNFELT
+from harness.gate import AT_LEAST, UNFELT
 from harness.known import KNOWN
 from harness.report.document import Block, Bullets, Heading, Picture, Table, Text
 from harness.report.words import EN, ZH
@@ -161,8 +161,7 @@ def _limits(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list
 
 
 def _limits_text(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
-    least = ("cos_sim", "token_cos_sim", "matched", "top1")
-    limits = [f"{name} ≥ {_plain(limit)}" if name in least else f"{name} ≤ {difference(limit)}" for name, limit in row["limits"].items()]
+    limits = [f"{name} ≥ {_plain(limit)}" if name in AT_LEAST else f"{name} ≤ {difference(limit)}" for name, limit in row["limits"].items()]
     return ", ".join(([words["preset"].format(preset=row["preset"])] if row.get("preset") else []) + limits)
 
 

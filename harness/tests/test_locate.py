@@ -408,9 +408,9 @@ def test_localisation_is_put_to_the_test(npu):
     from harness.conformance.detection import SUBJECTS
 
     subject = next(each for each in SUBJECTS if each.name == "aimv2")
-    found = list(locating.trials(subject, "float32", npu, count=4, every=False))
+    bed = locating.Bed(subject, "float32", npu)
+    found = list(locating.trials(bed, count=4, every=False))
     assert len(found) == 4 and len({each.place.operator for each in found}) > 2 and len({each.kind for each in found}) > 1
     assert all(each.exact for each in found if "hf32" not in each.fault), found
-    healthy = locate(Case(name="aimv2", model=subject.build, inputs=subject.inputs), 1, npu)
-    said = locating.text(found, [("aimv2", "float32", healthy)])
+    said = locating.text(found, [bed.healthy])
     assert said.startswith("# Localisation\n\n4 faults in 4 places") and "| aimv2 | float32 | 148 | none |" in said
