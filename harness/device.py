@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import glob
 import os
 import platform
@@ -127,6 +128,27 @@ class Device:
 
         with _Watch(seen, emulator.bytes_to_host if emulator.installed() else None):
             yield seen
+
+    @contextlib.contextmanager
+    def in_float32(self, what: str) -> Iterator[str]:
+        """While the block runs the device's float32 convolutions ("conv") or other products ("matmul") keep their operands; gives the switch's name.
+
+        Raises: KeyError for a device without such a switch.
+        """
+        path, name = SWITCHES[self.torch_device.type, what]
+        owner = functools.reduce(getattr, path.split(".")[1:], torch)
+        before = getattr(owner, name)
+        setattr(owner, name, False)
+        try:
+            yield f"{path}.{name}"
+        finally:
+            setattr(owner, name, before)
+
+
+SWITCHES = {
+    ("npu", "conv"): ("torch.npu.conv", "allow_hf32"), ("npu", "matmul"): ("torch.npu.matmul", "allow_hf32"),
+    ("cuda", "conv"): ("torch.backends.cudnn", "allow_tf32"), ("cuda", "matmul"): ("torch.backends.cuda.matmul", "allow_tf32"),
+}  # fmt: skip  # what lets a device round the float32 operands of its products
 
 
 # ------------------------------------------------------------------------------------------------------------- opening

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from harness import numerics
-from harness.trial import FAILS, Trial, copies, difference
+from harness.forecast import rules_of
+from harness.trial import FAILS, Trial, apart, copies, difference, name_of
 
 EXPLAINED = 0.1  # of the difference may be left by a cause that is named
 SENTINEL = 12345.0  # what memory is filled with to see whether an operator writes it
@@ -21,13 +22,29 @@ def cause_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
     for number, (actual, expected) in enumerate(zip(found, results)):
         if difference(actual, expected) == 0 or actual.shape != expected.shape:
             continue
-        for clue in (_differs_from_run_to_run, _never_written, _not_finite, _only_as_a_view, _of_lower_precision, _mask, _in_places, _of_all):
+        for clue in (_differs_from_run_to_run, _never_written, _not_finite, _only_as_a_view, _by_tanh, _of_lower_precision, _mask, _in_places, _of_all):
             try:
                 said = next(clue(trial, number, actual, expected), None)
             except FAILS:
                 continue
             if said:
                 return said
+    return ""
+
+
+def rule_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
+    """One clause that names the rounding rule by which a sound device differs as it does, and what is left without it; "" where none explains it."""
+    rules, own = rules_of(trial.device.stack), apart(found, results)
+    if rules is None or not 0 < own < math.inf or apart(found, trial.on_cpu(rules)) > EXPLAINED * own:
+        return ""
+    for name in ("conv", "matmul"):
+        operands = getattr(rules, name)
+        if operands != "float32" and apart(found, trial.on_cpu(replace(rules, **{name: "float32"}))) > own / 2:
+            with trial.device.in_float32(name) as switch:
+                left = apart(trial.on_device(), results)
+            return f"{operands} is on: with {switch} = False it is {left:.2e}"
+    if rules.gelu_tanh and apart(found, trial.on_cpu(replace(rules, gelu_tanh=False))) > own / 2:
+        return "GELU takes its tanh formula here whatever is asked for, unless torch.npu.use_compatible_impl(True) comes before the first GELU"
     return ""
 
 
@@ -82,6 +99,13 @@ def _only_as_a_view(trial: Trial, number: int, actual: Tensor, expected: Tensor)
     again = trial.on_device(lambda each: each.contiguous().to(there))
     if not trial.judged(again)[1]:
         yield "an input is a view that is not contiguous; made contiguous, it passes"
+
+
+def _by_tanh(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+    if name_of(trial.func) == "gelu":
+        again = replace(trial, kwargs=trial.kwargs | {"approximate": "tanh"}).on_cpu()[number]
+        if difference(actual, again) <= EXPLAINED * difference(actual, expected):
+            yield "it computes GELU by its tanh formula"
 
 
 ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {

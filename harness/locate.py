@@ -26,14 +26,18 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from harness.case import Case, copy_of
 from harness.device import Device
-from harness.evidence import cause_of
+from harness.evidence import cause_of, rule_of
 from harness.forecast import rounding, rules_of
 from harness.reference import Models, fresh, move, roundoff, run
-from harness.trial import FAILS, Trial, copies, copy_strided, difference, mutates, name_of, on, tensors_in
+from harness.trial import FAILS, Trial, apart, copies, copy_strided, mutates, name_of, on, tensors_in
 
-TINY = 8 * 2.0**-24  # a relative difference of float32 results that orders of sums explain: nothing more is measured
+# A relative L2 difference that orders of float32 sums explain, before the result is rounded to half: nothing more is measured. With the CPU's own error, at least a
+# third of a rounding in half, a quarter more stays within the slack of the floor.
+EXPLAINED = {torch.float32: 8 * 2.0**-24, torch.float16: 2.0**-11 / 4, torch.bfloat16: 2.0**-8 / 4}
+ALONE, ROW, SHARED = 8, 2, 1 / 16  # times as much may one element differ, of the largest; a row; a factor or a summand that all elements share
 LEVELS = ("operators", "modules")
 SLACK, DEEP = 3.0, 16  # times its floor that a module may lose; roundings that its depth may add to it
+FALLS_BACK = "the CPU computes it in place of the device"
 GRADIENTS, GRADIENT = ("grad", "backward"), "a gradient: looked at with backward"
 UNFILLED = ("empty_like", "new_empty", "new_empty_strided")  # what they hold is nobody's answer
 CAUSES = 3  # wrong operators whose cause is looked for
@@ -92,10 +96,15 @@ class Finding:
         """Whether the model takes gradients itself, which only `backward` looks into."""
         return any(each.note == GRADIENT for each in self.steps)
 
+    @property
+    def fallen(self) -> list[Step]:
+        """The operators that the CPU computes in place of the device."""
+        return [each for each in self.steps if each.note.startswith(FALLS_BACK)]
+
     def ranking(self, count: int = 10) -> list[Step]:
-        """The operators with the largest own errors; those that are wrong first, in their order."""
-        bad = [each for each in self.steps if each.bad]
-        return (bad + sorted((each for each in self.steps if not each.bad and each.own == each.own), key=lambda each: -each.own))[:count]
+        """The operators with the largest own errors; those that are wrong first, in their order, then those that fall back to the CPU."""
+        marked = [each for each in self.steps if each.bad] + [each for each in self.fallen if not each.bad]
+        return (marked + sorted((each for each in self.steps if each not in marked and each.own == each.own), key=lambda each: -each.own))[:count]
 
     def sentences(self) -> str:
         """The finding in three sentences at most."""
@@ -107,7 +116,11 @@ class Finding:
         if self.first is None:
             largest = max(arithmetic, key=lambda each: each.own, default=None)
             said = f"No {what} is wrong: each of {len(self.steps)} is within its floor with the CPU's inputs.{over}"
-            return said if largest is None or not largest.own else f"{said} The largest own difference is {largest.own:.2e}, {largest.name}."
+            if self.fallen:
+                return f"{said} {len(self.fallen)} fell back to the CPU, the first is {self.fallen[0].name} ({self.fallen[0].note.removeprefix(FALLS_BACK + ': ')})."
+            if largest is None or not largest.own:
+                return said
+            return f"{said} The largest own difference is {largest.own:.2e}, {largest.name}{f': {largest.cause}' if largest.cause else ''}."
         others = sum(each.bad for each in self.steps) - 1 if self.level == "operators" else 0
         said = f"{self.first.name} is the first wrong {what}: {self.first.reasons[0]}."
         said += f" {self.first.cause[0].upper()}{self.first.cause[1:]}." if self.first.cause else ""
@@ -162,9 +175,9 @@ def _modules(model: nn.Module, there: nn.Module, forward: Callable[[], Any], dev
             found = Trial(func=there.get_submodule(name), args=args, kwargs=kwargs, device=device).on_device()
             with rounding(rules):
                 healthy = tensors_in(type(module).forward(module, *args, **kwargs))
-            own = max((difference(each, other) for each, other in zip(found, expected)), default=0.0)
+            own = apart(found, expected)
             floating = [each.dtype for each in expected if each.is_floating_point()]
-            floor = max((difference(each, other) for each, other in zip(healthy, expected)), default=0.0) + (DEEP * roundoff(floating[0]) if floating else 0.0)
+            floor = apart(healthy, expected) + (DEEP * roundoff(floating[0]) if floating else 0.0)
             text = () if own <= SLACK * floor else (f"it differs from the CPU by {own:.2e} where a healthy device would by {floor:.2e}",)
             where = dict(operator=type(module).__name__, module=name, place="", **_kind(expected))
             steps.append(Step(number=number + len(steps), own=own, ratio=own / floor if floor else None, inherited=math.nan, reasons=text, **where))
@@ -276,7 +289,7 @@ class _Lockstep(TorchFunctionMode):
         if not writes and all(_is_view(each, given) for each in results):
             return  # a view computes nothing
         try:
-            inherited = max(difference(there, here) for there, here in zip(made, results))
+            inherited = apart(made, results)
             self._hold(Trial(func=func, args=before[0], kwargs=before[1], device=self.device), results, inherited)
         except FAILS as error:
             self._add(func, results, note=f"it could not be made again: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
@@ -307,19 +320,26 @@ class _Lockstep(TorchFunctionMode):
     def _hold(self, trial: Trial, results: list[Tensor], inherited: float) -> None:
         """Run the operator on the device with the CPU's inputs, and judge what comes out."""
         func, first = trial.func, not any(each.bad for each in self.steps)
-        found = trial.on_device(None if trial.writes else self._exact)
-        own = max(difference(there, here) for there, here in zip(found, results))
+        with self.device.watch() as seen:
+            found = trial.on_device(None if trial.writes else self._exact)
+        own = apart(found, results)
         ratio, reasons = (None, ()) if _is_explained(found, results, own) else trial.judged(found, results)
         back = trial.backward() if self.backward and not reasons else None
         if back is not None:
             there, here = back.on_device(), back.on_cpu()
-            away = max(difference(each, other) for each, other in zip(there, here))
+            away = apart(there, here)
             reasons = () if _is_explained(there, here, away) else tuple(f"backward: {each}" for each in back.judged(there, here)[1])
             trial, found, results = (back, there, here) if reasons else (trial, found, results)
-        cause = cause_of(trial, found, results) if reasons and sum(each.bad for each in self.steps) < CAUSES else ""
+        cause = ""
+        if reasons and sum(each.bad for each in self.steps) < CAUSES:
+            cause = cause_of(trial, found, results)
+        elif ratio is not None and not reasons:
+            cause = rule_of(trial, found, results)
+        note = f"{FALLS_BACK}: {', '.join(seen.fell_back)}" if seen.fell_back else ""
+        cause = "; ".join(filter(None, (cause, note))) if reasons else cause
         if reasons and first:
             self.trial = trial
-        self._add(func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited)
+        self._add(func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited, note=note)
 
     def _add(self, func: Callable, results: list[Tensor], **more: Any) -> None:
         given = dict(own=math.nan, ratio=None, inherited=math.nan) | more
@@ -345,9 +365,21 @@ def _is_explained(found: list[Tensor], results: list[Tensor], own: float) -> boo
     """Whether a difference is none, or no more than orders of float32 sums explain, in no element much more."""
     if own == 0:
         return all(each.dtype == other.dtype for each, other in zip(found, results))
-    if not own <= TINY or any(each.dtype != torch.float32 for each in results if each.is_floating_point()):
+    floating = [(each.detach(), other.detach()) for each, other in zip(found, results) if other.is_floating_point() and other.numel()]
+    kinds = {each.dtype for pair in floating for each in pair}
+    unit = EXPLAINED.get(*kinds, 0.0) if len(kinds) == 1 else 0.0
+    return own <= unit and all(_is_scattered(each.float() - other.float(), other.float(), unit) for each, other in floating)
+
+
+def _is_scattered(away: Tensor, expected: Tensor, unit: float) -> bool:
+    """Whether no element, no row (along the last axis) and no factor or summand of all holds more of a difference than scattered roundings leave there."""
+    if float(away.abs().max()) > ALONE * unit * float(expected.abs().max()):
         return False
-    return all(float((each - other).abs().max()) <= 8 * TINY * float(other.abs().max()) for each, other in zip(found, results) if other.is_floating_point() and other.numel())
+    if expected.dim() > 1 and bool((torch.linalg.vector_norm(away, dim=-1) > ROW * unit * torch.linalg.vector_norm(expected, dim=-1)).any()):
+        return False
+    flat, size = expected.flatten(), float(torch.linalg.vector_norm(expected)) or math.inf
+    shift, gain = float(away.mean()) * math.sqrt(flat.numel()) / size, float(away.flatten() @ flat) / size**2
+    return max(abs(shift), abs(gain)) <= SHARED * unit
 
 
 def _place() -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from harness.trial import FAILS, Trial, difference, gradients, name_of, span_of
+from harness.trial import FAILS, Trial, apart, gradients, name_of, span_of
 
 PLACES = {
     "torch.nn.functional": torch.nn.functional, "torch": torch, "torch.Tensor": torch.Tensor, "torch.special": torch.special,
@@ -110,7 +110,7 @@ def write_repro(trial: Trial, folder: Path, *, title: str, stack: Mapping[str, A
     (folder / "stack.json").write_text(json.dumps(stack, indent=1, default=str) + "\n", encoding="utf-8")
     printed = _run(trial, folder, faults, min(max(until - time.monotonic(), 10.0), SECONDS))
     (folder / "printed.txt").write_text(printed, encoding="utf-8")
-    expected = max((difference(there, here) for there, here in zip(trial.on_device(), trial.on_cpu())), default=0.0)
+    expected = apart(trial.on_device(), trial.on_cpu())
     found = [float(each) for each in re.findall(r"rel_l2 (\S+),", printed)]
     shows = bool(found) and (abs(max(found) - expected) <= 0.1 * expected or max(found) != max(found) or expected == float("inf") and max(found) > 1e30)
     return Repro(folder=folder, printed=printed, shows=shows, elements=(before, sum(each.numel() for each in trial.tensors)))

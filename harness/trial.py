@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +68,7 @@ def on(device: torch.device, value: Any) -> Any:
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:
-    """Relative L2 difference; infinite where shapes or non-finite elements differ, the share of unequal ones where they are no fractions."""
+    """Relative L2 difference; infinite where shapes or NaN and Inf differ, the share of unequal elements where they are no fractions."""
     actual, expected = (each.detach().cpu() if each.layout == torch.strided else each.detach().cpu().to_dense() for each in (actual, expected))
     if actual.shape != expected.shape:
         return math.inf
@@ -76,12 +76,26 @@ def difference(actual: Tensor, expected: Tensor) -> float:
         return 0.0
     if not (expected.is_floating_point() or expected.is_complex()):
         return float((actual != expected).double().mean())
-    if not torch.equal(actual.isfinite(), expected.isfinite()):
-        return math.inf
-    kind = torch.complex128 if expected.is_complex() else torch.float64
-    actual, expected = (torch.where(each.isfinite(), each, 0).to(kind) for each in (actual, expected))
-    size = float(expected.norm())
-    return float((actual - expected).norm()) / size if size else math.inf
+    narrow = torch.float32 if expected.dtype in (torch.float16, torch.bfloat16) else expected.dtype
+    away, size = float(_norm(actual.to(narrow) - expected.to(narrow))), float(_norm(expected))
+    if not math.isfinite(away + size):  # somewhere an element is not, or the difference of two is none
+        odd = ~(actual.isfinite() & expected.isfinite())
+        if not torch.isclose(actual[odd], expected[odd], equal_nan=True).all():
+            return math.inf
+        kind = torch.complex128 if expected.is_complex() else torch.float64
+        actual, expected = (torch.where(each.isfinite(), each, 0).to(kind) for each in (actual, expected))
+        away, size = float(_norm(actual - expected)), float(_norm(expected))
+    return away / size if size else 0.0 if away == 0 else math.inf
+
+
+def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference of several results; 0 of none."""
+    return max((difference(actual, each) for actual, each in zip(found, expected)), default=0.0)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """The L2 norm, summed in double precision."""
+    return torch.linalg.vector_norm(tensor, dtype=torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

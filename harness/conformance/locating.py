@@ -1,17 +1,21 @@
 """Localisation put to the test: faults of every kind that changes values, planted in one operator of one module, and whether that one is named.
 
-    python -m harness.conformance locating [--models aimv2 causal …] [--large N] [--places N] [--output FILE]
+    python -m harness.conformance locating [--models aimv2 causal …] [--large N [--jobs N]] [--places N] [--output FILE]
 
-A place is an operator of CANN inside a module, spread over the depth. `--large` takes so many places of the full-size AIMv2-large, a fault at each, so that
-every kind comes up several times.
+A place is an operator of CANN inside a module, spread over the depth. `--large` plants each kind of fault in so many places of the full-size AIMv2-large,
+`--jobs` kinds at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
+import math
+import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,8 @@ from harness.locate import Finding, locate, named
 from harness.reference import Models
 
 DTYPES = ("float32", "float16")
+KINDS = list(dict.fromkeys(kind for kind, _ in FAULTS))
+GOLDEN = (math.sqrt(5) - 1) / 2
 QUIET = ("Copy", "Fill", "Arange", "Zero", "One", "Eye")  # what moves or makes numbers and computes none
 
 
@@ -91,33 +97,46 @@ class Bed:
                 faults.remove(each)
 
 
-def places(bed: Bed, count: int) -> list[Place]:
-    """Up to `count` places of a model, spread over its depth and over its operators."""
+def places(bed: Bed, start: int = 0) -> list[Place]:
+    """The places of a model, its operators in turn; however few are taken from the front, they lie spread over the depth. `start` shifts which
+    come first."""
     found: dict[str, list[Place]] = {}
     for depth, (name, census) in enumerate(bed.census.items()):
         for operator in dict.fromkeys(census.names):
             if not any(word in operator for word in QUIET):
                 found.setdefault(operator, []).append(Place(module=name, operator=operator, depth=depth))
-    spread = [_spread(each, -(-count // len(found))) for each in found.values()] if found else []
-    return [place for group in itertools.zip_longest(*spread) for place in group if place is not None][:count]
+    groups = [_scattered(each, start) for each in found.values()]
+    shift = start % max(len(groups), 1)
+    return [place for turn in itertools.zip_longest(*groups[shift:], *groups[:shift]) for place in turn if place is not None]
 
 
-def _spread(group: Sequence[Place], count: int) -> list[Place]:
-    if len(group) <= count:
-        return list(group)
-    return [group[round(index * (len(group) - 1) / max(count - 1, 1))] for index in range(count)]
+def _scattered(group: Sequence[Place], start: int) -> list[Place]:
+    """In the order of the golden section: each next one lies in a gap between those before it."""
+    return [group[index] for index in sorted(range(len(group)), key=lambda index: (index - start) * GOLDEN % 1)]
 
 
-def trials(bed: Bed, *, count: int, every: bool) -> Iterator[Outcome]:
-    """Faults at the places of a model: each kind at each place when `every`, else at each place the next kind that acts there."""
-    left = itertools.cycle(FAULTS)
-    for place in places(bed, count):
-        for kind, settings in FAULTS if every else itertools.islice(left, len(FAULTS)):
+def trials(bed: Bed, count: int) -> Iterator[Outcome]:
+    """Faults of each kind and size at each of `count` places of a model."""
+    for place in places(bed)[:count]:
+        for kind, settings in FAULTS:
             found = _tried(bed, place, kind, settings)
             if found is not None:
                 yield found
-                if not every:
-                    break
+
+
+def spread(bed: Bed, kind: str, count: int) -> Iterator[Outcome]:
+    """Faults of one kind, its sizes in turn, at `count` places where it acts; an operator in which it has nothing to change is left out from then on."""
+    sizes = itertools.cycle([settings for each, settings in FAULTS if each == kind])
+    left, deaf = count, set()
+    for place in places(bed, KINDS.index(kind)):
+        if not left:
+            return
+        found = None if place.operator in deaf else _tried(bed, place, kind, next(sizes))
+        if found is None:
+            deaf.add(place.operator)
+            continue
+        left -= 1
+        yield found
 
 
 def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> Outcome | None:
@@ -159,13 +178,13 @@ def _called(finding: Finding) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- the report
 
 
-def text(found: Sequence[Outcome], healthy: Sequence[Finding]) -> str:
+def text(found: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
     """The counts by kind and by model, what was not found, and the healthy runs."""
     exact = sum(each.exact for each in found)
     spots = len({(each.subject, each.dtype, each.place.module, each.place.operator) for each in found})
-    lines = ["# Localisation", "", f"{len(found)} faults in {spots} places (operator and depth): the module and the operator are named in {exact}.", ""]
+    lines = ["# Localisation", "", f"{len(found)} faults in {spots} places (operator and depth): the module and the operator are named in {exact}.", "A kind with none was not asked for, or has nothing to act on here.", ""]
     lines += ["| kind | planted | named | with a cause |", "|---|---|---|---|"]
-    for kind in dict.fromkeys(each.kind for each in found):
+    for kind in KINDS:
         group = [each for each in found if each.kind == kind]
         lines.append(f"| {kind} | {len(group)} | {sum(each.exact for each in group)} | {sum(bool(each.cause) for each in group if each.exact)} |")
     lines += ["", "| model | dtype | planted | named |", "|---|---|---|---|"]
@@ -190,35 +209,58 @@ def _large() -> torch.nn.Module:
 LARGE = Subject(name="aimv2-large", build=_large, inputs=lambda generator: torch.randn(1, 3, 224, 224, generator=generator))
 
 
+@functools.cache
+def _bed(dtype: str) -> Bed:
+    """One for all kinds that a process plants."""
+    return Bed(LARGE, dtype, open_device("emulated"))
+
+
+def _planted(dtype: str, kind: str, count: int, threads: int) -> tuple[list[Outcome], Finding]:
+    """The outcomes of one kind in the full-size model, and its healthy run."""
+    torch.set_num_threads(threads)
+    return [_told(each) for each in spread(_bed(dtype), kind, count)], _bed(dtype).healthy
+
+
+def _told(found: Outcome) -> Outcome:
+    print(f"{found.subject} {found.dtype} {found.place.module} {found.fault}: {'named' if found.exact else found.named or 'nothing named'}", file=sys.stderr, flush=True)
+    return found
+
+
 def main(argv: list[str]) -> int:
     names = [each.name for each in SUBJECTS]
     parser = argparse.ArgumentParser(prog="python -m harness.conformance locating", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=names, metavar="MODEL", help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, metavar="KIND", help=f"planted in the full-size model, of {', '.join(KINDS)}; default: all")
     parser.add_argument("--places", type=int, default=8, help="of each model and dtype, every kind of fault at each (default 8)")
-    parser.add_argument("--large", type=int, default=0, metavar="N", help="so many places of the full-size AIMv2-large, one kind at each (default 0)")
+    parser.add_argument("--large", type=int, default=0, metavar="N", help="so many places of the full-size AIMv2-large for each kind (default 0)")
+    parser.add_argument("--jobs", type=int, default=2, help="kinds at a time in the full-size model (default 2)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there; else it is printed")
     arguments = parser.parse_args(argv)
     unknown = [each for each in arguments.models if each not in names]
     if unknown:
         raise HarnessError(f"no model is called {', '.join(unknown)}; there are {', '.join(names)}")
-    device = open_device("emulated")
     found: list[Outcome] = []
-    healthy: list[Finding] = []
+    healthy: dict[tuple[str, str], Finding] = {}
     threads = torch.get_num_threads()
-    subjects = [each for each in SUBJECTS if each.name in arguments.models]
-    for subject, dtype in itertools.product([*subjects, *([LARGE] if arguments.large else [])], arguments.dtypes):
-        large = subject is LARGE
-        torch.set_num_threads(threads if large else 1)
-        bed = Bed(subject, dtype, device)
-        healthy.append(bed.healthy)
-        for each in trials(bed, count=arguments.large if large else arguments.places, every=not large):
-            found.append(each)
-            print(f"{each.subject} {each.dtype} {each.place.module} {each.fault}: {'named' if each.exact else each.named or 'nothing named'}", file=sys.stderr, flush=True)
-            _write(arguments.output, text(found, healthy))
-    _write(arguments.output, text(found, healthy))
+    for subject, dtype in itertools.product([each for each in SUBJECTS if each.name in arguments.models], arguments.dtypes):
+        torch.set_num_threads(1)
+        bed = Bed(subject, dtype, open_device("emulated"))
+        healthy[subject.name, dtype] = bed.healthy
+        for each in trials(bed, arguments.places):
+            found.append(_told(each))
+            _write(arguments.output, text(found, healthy.values()))
+    if arguments.large:
+        with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+            given = [(dtype, kind, arguments.large, max(threads // arguments.jobs, 1)) for dtype in arguments.dtypes for kind in arguments.kinds]
+            for work in as_completed([pool.submit(_planted, *each) for each in given]):
+                outcomes, run = work.result()
+                found += outcomes
+                healthy[LARGE.name, run.dtype] = run
+                _write(arguments.output, text(found, healthy.values()))
+    _write(arguments.output, text(found, healthy.values()))
     if arguments.output is None:
-        print(text(found, healthy))
+        print(text(found, healthy.values()))
     return 0
 
 

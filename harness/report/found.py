@@ -34,7 +34,7 @@ def found_blocks(kept: Mapping[str, Any]) -> list[Block]:
     for each in kept["ranking"]:
         shape = "x".join(map(str, each["shape"])) or "scalar"
         numbers = (difference(each["own"]), times(each["ratio"]), difference(each["inherited"]))
-        rows.append((each["module"] or MISSING, each["operator"], each["place"], each["dtype"], shape, *numbers, each["cause"] or (each["reasons"] or [MISSING])[0]))
+        rows.append((each["module"] or MISSING, each["operator"], each["place"], each["dtype"], shape, *numbers, each["cause"] or (each["reasons"] or [each["note"] or MISSING])[0]))
     columns = ("module", "operator", "line", "dtype", "shape", "own", "own / floor", "with what it inherits", "cause")
     blocks: list[Block] = [Text(text=kept["said"], strong=True), Table(columns=columns, rows=tuple(rows), numbers_from=5)]
     repro = kept.get("repro")

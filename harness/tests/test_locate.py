@@ -19,7 +19,7 @@ from harness.locate import locate
 from harness.report.found import depth_picture, found_text, located
 from harness.repro import reduced, write_repro
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user, write  # noqa: F401
-from harness.trial import Trial, copy_strided
+from harness.trial import Trial, copy_strided, difference
 
 
 class Block(nn.Module):
@@ -336,6 +336,63 @@ def test_no_cause_is_named_where_nothing_explains(npu):
     assert cause_of(trial, results, results) == ""
 
 
+def test_what_a_sound_device_rounds_is_named_with_what_turning_it_off_gives(npu):
+    class Convolved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(24, 32, 3)
+
+        def forward(self, x):
+            return F.gelu(self.conv(x))
+
+    found = locate(case(Convolved), 1, npu)
+    conv, gelu = found.steps
+    assert found.first is None and 1e-5 < conv.own < 1e-3 and conv.cause.startswith("HF32 is on: with torch.npu.conv.allow_hf32 = False it is ")
+    assert float(conv.cause.rpartition(" ")[2]) < 1e-6 and torch.npu.conv.allow_hf32
+    assert "GELU takes its tanh formula here whatever is asked for" in gelu.cause
+    assert f"{max(conv, gelu, key=lambda each: each.own).name}: " in found.sentences() and "use_compatible_impl" in found_text(located(found))
+    with npu.in_float32("conv"):
+        assert not locate(case(Convolved), 1, npu).steps[0].cause and not torch.npu.conv.allow_hf32
+    x = torch.randn(64)
+    trial = Trial(func=F.gelu, args=(x,), kwargs={}, device=npu)
+    assert cause_of(trial, trial.on_device(), trial.on_cpu()) == "it computes GELU by its tanh formula"
+
+
+def test_an_operator_that_falls_back_is_named(npu):
+    class Bessel(nn.Module):
+        def forward(self, x):
+            return torch.special.i0(x + 1)
+
+    found = locate(case(Bessel), 1, npu)
+    assert [each.operator for each in found.fallen] == ["special_i0"] and found.ranking(1) == found.fallen
+    assert re.search(r"1 fell back to the CPU, the first is the model: special_i0 \(test_locate.py:\d+\) \(aten::", found.sentences())
+    assert "the CPU computes it in place of the device: aten::" in found_text(located(found))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("kind", "more"), [("offset", {"by": 1e-3}), ("scale", {"by": 1.002}), ("zero_rows", {"at": 2}), ("tail", {"size": 1})])
+def test_small_damage_is_no_rounding(npu, dtype, kind, more):
+    class Sum(nn.Module):
+        def forward(self, x):
+            return x + x.flip(-1) * 0.5
+
+    settings = {"float16": {}, "bfloat16": {"by": {"offset": 4e-3, "scale": 1.01}.get(kind)}}[dtype]
+    with emulator.fault("aclnnAdd", kind, **{**more, **{name: each for name, each in settings.items() if each}}) as fault:
+        found = locate(case(Sum, dtype=dtype), 1, npu)
+    assert fault.hits and found.first is not None and found.first.operator == "add"
+
+
+def test_differences_of_what_is_not_finite():
+    inf, nan = math.inf, math.nan
+    base = torch.tensor([1.0, 2.0, inf, nan])
+    assert difference(base, base.clone()) == 0 and difference(torch.tensor([1.0, 2.0, -inf, nan]), base) == inf == difference(torch.tensor([1.0, 2.0, nan, nan]), base)
+    assert difference(torch.tensor([1.0, 4.0, inf, nan]), base) == pytest.approx(2 / math.sqrt(5)) and difference(torch.tensor([nan]), torch.tensor([nan])) == 0
+    large = torch.tensor([3e38, -3e38])
+    assert difference(-large, large) == pytest.approx(2) and difference(torch.tensor([0.0]), torch.tensor([0j])) == 0
+    assert difference(torch.tensor([1j]), torch.tensor([1.0 + 0j])) == pytest.approx(math.sqrt(2)) and difference(torch.tensor([1, 2]), torch.tensor([1, 3])) == 0.5
+    assert difference(torch.tensor([60000.0]).half(), torch.tensor([-60000.0]).half()) == pytest.approx(2)
+
+
 def test_a_finding_is_a_table_and_a_picture(npu):
     fault = emulator.Fault("aclnnAddmm", "scale", by=1.5)
     found = locate(broken("blocks.2.out", fault), 1, npu)
@@ -409,8 +466,9 @@ def test_localisation_is_put_to_the_test(npu):
 
     subject = next(each for each in SUBJECTS if each.name == "aimv2")
     bed = locating.Bed(subject, "float32", npu)
-    found = list(locating.trials(bed, count=4, every=False))
-    assert len(found) == 4 and len({each.place.operator for each in found}) > 2 and len({each.kind for each in found}) > 1
-    assert all(each.exact for each in found if "hf32" not in each.fault), found
+    found = [next(locating.spread(bed, kind, 1)) for kind in ("scale", "stale")] + list(locating.spread(bed, "nan", 2))
+    assert len({each.place.operator for each in found}) > 2 and len({each.place.depth for each in found}) > 2
+    assert all(each.exact for each in found), found
+    assert not list(locating.spread(bed, "mask", 1))  # it has none
     said = locating.text(found, [bed.healthy])
-    assert said.startswith("# Localisation\n\n4 faults in 4 places") and "| aimv2 | float32 | 148 | none |" in said
+    assert said.startswith("# Localisation\n\n4 faults in 4 places") and "| nan | 2 | 2 | 2 |" in said and "| aimv2 | float32 | 148 | none |" in said
