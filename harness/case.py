@@ -213,6 +213,16 @@ class _Cpu:
         return key_of(role=role, weights=weights, code=code, inputs=self.inputs_sha256, dtype=case.dtype, **more)
 
 
+def beside_an_npu(case: Case, models: Models, inputs: Any, device: Device, output: Any) -> float:
+    """How far what the model gave on the CPU of this process lies from what it gives in one without torch_npu, as relative L2 difference; 0 for a model that gives
+    the same. `inputs` are on the CPU, in the case's dtype."""
+    cpu = _Cpu(case, models, inputs, "", device)
+    if not cpu.clean:
+        return 0.0
+    alone, here = cpu.run("cpu", stored=False)[0], _outputs(case, output, "the model")
+    return max((math.inf if here[name].shape != each.shape else compare(here[name], each).rel_l2 for name, each in alone.items() if name in here), default=math.inf)
+
+
 def _golden(cpu: _Cpu) -> tuple[dict[str, Tensor] | None, str | None]:
     """The outputs in float64, or None and why there are none: a model may hold operators that have no float64."""
     try:

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from harness.case import Case, copy_of
+from harness.case import Case, beside_an_npu, copy_of
 from harness.device import Device
 from harness.evidence import cause_of, rule_of
 from harness.forecast import rounding, rules_of
@@ -33,7 +33,7 @@ from harness.trial import FAILS, Trial, apart, copies, copy_strided, mutates, na
 
 # A relative L2 difference that orders of float32 sums explain, before the result is rounded to half: nothing more is measured. With the CPU's own error, at least a
 # third of a rounding in half, a quarter more stays within the slack of the floor.
-EXPLAINED = {torch.float32: 8 * 2.0**-24, torch.float16: 2.0**-11 / 4, torch.bfloat16: 2.0**-8 / 4}
+SCATTER = {torch.float32: 8 * 2.0**-24, torch.float16: 2.0**-11 / 4, torch.bfloat16: 2.0**-8 / 4}
 ALONE, ROW, SHARED = 8, 2, 1 / 16  # times as much may one element differ, of the largest; a row; a factor or a summand that all elements share
 LEVELS = ("operators", "modules")
 SLACK, DEEP = 3.0, 16  # times its floor that a module may lose; roundings that its depth may add to it
@@ -81,6 +81,7 @@ class Finding:
     steps: tuple[Step, ...]
     level: str = "operators"
     unseen: int = 0  # operators that were not looked at, because the time was over
+    otherwise: float = 0.0  # relative L2 difference of the CPU's output in this process to that in one without torch_npu
     trial: Any = field(default=None, repr=False)  # of the first, to make a repro of
 
     @property
@@ -116,6 +117,11 @@ class Finding:
         if self.first is None:
             largest = max(arithmetic, key=lambda each: each.own, default=None)
             said = f"No {what} is wrong: each of {len(self.steps)} is within its floor with the CPU's inputs.{over}"
+            if self.otherwise:
+                return (
+                    f"{said} But the model is another where torch_npu is: what it gives on the CPU of this process is {self.otherwise:.2e} away from what it gives in one without, "
+                    "which the row is held against (transformers turns masks that are not boolean around)."
+                )
             if self.fallen:
                 return f"{said} {len(self.fallen)} fell back to the CPU, the first is {self.fallen[0].name} ({self.fallen[0].note.removeprefix(FALLS_BACK + ': ')})."
             if largest is None or not largest.own:
@@ -155,8 +161,11 @@ def locate(
             mode, own = _Lockstep(device, path, backward, time.monotonic() + limit), fresh(inputs)
             mode.share(model, copy_of(models, case, device.torch_device))
             with mode:
-                run(model, own, forward=case.forward, where="on the CPU")
+                output = run(model, own, forward=case.forward, where="on the CPU")
         more = {"steps": tuple(mode.steps), "trial": mode.trial, "unseen": mode.unseen}
+        if mode.trial is None and not mode.unseen:
+            away = beside_an_npu(case, models, inputs, device, output)
+            more["otherwise"] = away if not away <= DEEP * roundoff(case.torch_dtype) else 0.0
     return Finding(case=case.name, dtype=case.dtype, seed=seed, level=level, **more)
 
 
@@ -367,7 +376,7 @@ def _is_explained(found: list[Tensor], results: list[Tensor], own: float) -> boo
         return all(each.dtype == other.dtype for each, other in zip(found, results))
     floating = [(each.detach(), other.detach()) for each, other in zip(found, results) if other.is_floating_point() and other.numel()]
     kinds = {each.dtype for pair in floating for each in pair}
-    unit = EXPLAINED.get(*kinds, 0.0) if len(kinds) == 1 else 0.0
+    unit = SCATTER.get(*kinds, 0.0) if len(kinds) == 1 else 0.0
     return own <= unit and all(_is_scattered(each.float() - other.float(), other.float(), unit) for each, other in floating)
 
 

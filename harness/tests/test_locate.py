@@ -18,6 +18,7 @@ from harness.evidence import cause_of
 from harness.locate import locate
 from harness.report.found import depth_picture, found_text, located
 from harness.repro import reduced, write_repro
+from harness.tests.test_clean import TRAP, emulated
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user, write  # noqa: F401
 from harness.trial import Trial, copy_strided, difference
 
@@ -356,6 +357,25 @@ def test_what_a_sound_device_rounds_is_named_with_what_turning_it_off_gives(npu)
     x = torch.randn(64)
     trial = Trial(func=F.gelu, args=(x,), kwargs={}, device=npu)
     assert cause_of(trial, trial.on_device(), trial.on_cpu()) == "it computes GELU by its tanh formula"
+
+
+def test_a_model_that_is_another_beside_an_npu_is_said_to_be(tmp_path):
+    run = emulated(TRAP.partition("    how = ")[0] + LOCATED, path=tmp_path / "trap.py")
+    assert run.returncode == 0, run.stderr
+    sdpa, eager = run.stdout.strip().splitlines()
+    assert re.search(r"But the model is another where torch_npu is: what it gives on the CPU of this process is \d\.\d\de-0[12] away", sdpa)
+    assert eager.startswith("No operator is wrong") and "another" not in eager
+
+
+LOCATED = """
+    from harness import Case
+    from harness.locate import locate
+
+    for attention in ("sdpa", "eager"):
+        inputs = lambda generator: torch.randn(1, 3, 32, 32, generator=generator)
+        case = Case(name="swin", model=lambda: built(attention), inputs=inputs, forward=lambda model, x: model(x).last_hidden_state)
+        print(locate(case, 1, open_device("emulated")).sentences())
+"""
 
 
 def test_an_operator_that_falls_back_is_named(npu):

@@ -1,0 +1,54 @@
+"""What it costs to look at every operator of AIMv2-large, in units of the CPU's forward and the device's: at most five of them in float32, six in half, and half
+as much memory again as the two need that hold the same weights."""
+
+from harness.benchmarks import Figure, in_child, interleaved
+
+ROUNDS = 3
+PROMISES = {"float32": 5.0, "float16": 6.0, "bfloat16": 6.0}  # a dump of every module and call takes 24 forwards elsewhere
+HEAVIER = 1.5
+
+MEMORY = """
+import json, sys
+from harness.benchmarks import high_water
+from harness.benchmarks.lockstep import subjects
+for each in subjects("float32")[{first} : {last}]:
+    each()
+print(json.dumps(high_water()))
+"""
+
+
+def subjects(dtype: str) -> list:
+    """The CPU's forward, the device's, and the two in lockstep, as calls; the weights are made."""
+    import torch
+
+    from harness import Case, open_device
+    from harness.case import copy_of
+    from harness.locate import locate
+    from harness.models.aimv2 import build
+    from harness.reference import Models
+
+    device, models = open_device("emulated"), Models()
+    case = Case(
+        name="large",
+        model=lambda: build("aimv2-large-patch14-224-distilled", 0),
+        inputs=lambda generator: torch.randn(1, 3, 224, 224, generator=generator),
+        dtype=dtype,
+    )
+    x = case.inputs(torch.Generator().manual_seed(1)).to(case.torch_dtype)
+    here, there = (copy_of(models, case, each) for each in ("cpu", device.torch_device))
+
+    def forward(model, place):
+        with torch.no_grad():
+            model(x.to(place)).cpu()
+
+    return [lambda: forward(here, "cpu"), lambda: forward(there, device.torch_device), lambda: locate(case, 1, device, models=models)]
+
+
+def measure() -> list[Figure]:
+    found = []
+    for dtype, promise in PROMISES.items():
+        cpu, device, lockstep = interleaved(subjects(dtype), ROUNDS)
+        found.append(Figure(name=f"lockstep / CPU + device forward, AIMv2-large {dtype}", value=lockstep / (cpu + device), promise=promise))
+    bare, whole = (in_child(MEMORY.format(first=0, last=last)) for last in (2, 3))
+    found.append(Figure(name="peak memory of lockstep / of the two forwards, AIMv2-large float32", value=whole / bare, promise=HEAVIER))
+    return found
