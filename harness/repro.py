@@ -10,14 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from harness.trial import FAILS, Trial, apart, gradients, name_of, span_of
 
@@ -122,7 +121,7 @@ def write_repro(trial: Trial, folder: Path, *, title: str, stack: Mapping[str, A
 def reduced(trial: Trial, *, until: float = math.inf) -> Trial:
     """A call with shorter axes that is still wrong: every axis of one length is halved together, from either end, as long as it is.
 
-    Numbers among the arguments that are such a length are halved with it, since a shape names it.
+    Numbers among the arguments that are such a length are halved with it, since a shape names it. Views become tensors of their own unless it takes one to be wrong.
     """
     left = MOST_TRIES
     if not _is_wrong(trial):
@@ -139,7 +138,8 @@ def reduced(trial: Trial, *, until: float = math.inf) -> Trial:
                     break
             if progress:
                 break
-    return trial
+    dense = trial.changed(lambda each: each.contiguous() if isinstance(each, Tensor) and each.layout == torch.strided else each)
+    return dense if _is_wrong(dense) else trial
 
 
 def _cut(trial: Trial, length: int, part: slice) -> Trial | None:
@@ -152,7 +152,7 @@ def _cut(trial: Trial, length: int, part: slice) -> Trial | None:
             return value
         return size if type(value) is int and value == length else value
 
-    return None if size == length else replace(trial, args=tree_map(cut, trial.args), kwargs=tree_map(cut, trial.kwargs))
+    return None if size == length else trial.changed(cut)
 
 
 def _is_wrong(trial: Trial) -> bool:

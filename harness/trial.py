@@ -116,10 +116,14 @@ class Trial:
         """The tensors among the arguments."""
         return tensors_in((self.args, self.kwargs))
 
+    def changed(self, change: Callable[[Any], Any]) -> Trial:
+        """The call with every argument changed."""
+        return replace(self, args=tree_map(change, self.args), kwargs=tree_map(change, self.kwargs))
+
     def call(self, change: Callable[[Any], Any]) -> list[Tensor]:
         """Make the call with every argument changed, and return its results: tensors, or what it wrote into."""
-        args, kwargs = tree_map(change, self.args), tree_map(change, self.kwargs)
-        return tensors_in(self.func(*args, **kwargs)) or tensors_in(args)[:1]
+        other = self.changed(change)
+        return tensors_in(other.func(*other.args, **other.kwargs)) or tensors_in(other.args)[:1]
 
     def on_device(self, place: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
         """The results of the device, brought to the CPU; `place` brings a tensor there."""

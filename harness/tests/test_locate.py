@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from harness import Case, emulator, open_device
 from harness.emulator import faults
+from harness.emulator.table import changed
 from harness.evidence import cause_of
 from harness.locate import locate
 from harness.report.found import depth_picture, found_text, located
@@ -129,15 +130,15 @@ def test_a_mask_that_is_turned_around_is_named(npu):
     assert found.first.operator == "scaled_dot_product_attention" and "with the mask" in found.first.cause
 
 
+def only_views(before):
+    """An operator that is wrong for what is not contiguous."""
+    return lambda self, **more: before(self, **more) * (1 if self.is_contiguous() else 2)
+
+
 def test_a_view_that_breaks_an_operator_is_named_as_one(npu):
     class Twice(nn.Module):
         def forward(self, x):
             return torch.exp(x.transpose(1, 2))
-
-    def only_views(before):
-        return lambda self, **more: before(self, **more) * (1 if self.is_contiguous() else 2)
-
-    from harness.emulator.table import changed
 
     with changed("aclnnExp", only_views):
         found = locate(case(Twice), 1, npu)
@@ -308,6 +309,19 @@ def test_a_repro_keeps_views_numbers_and_gradients(npu, tmp_path):
         with emulator.fault("aclnn*", "scale", by=1.25):
             made = write_repro(trial, tmp_path / str(number), title="t", stack={}, faults=["aclnn*:scale:by=1.25"])
         assert made.printed.startswith("result 0 (") and made.shows, (number, made)
+
+
+def test_a_repro_keeps_a_view_only_where_it_takes_one(npu, tmp_path):
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    trial = Trial(func=torch.Tensor.exp, args=(x.t()[1:],), kwargs={}, device=npu)
+    with changed("aclnnExp", only_views):
+        small = reduced(trial)
+        write_repro(trial, tmp_path, title="t", stack={}, seconds=2)
+    assert not small.tensors[0].is_contiguous() and ".as_strided(" in (tmp_path / "repro.py").read_text()
+    with emulator.fault("aclnnExp", "swap_rows"):
+        small = reduced(trial)
+        made = write_repro(trial, tmp_path, title="t", stack={}, faults=["aclnnExp:swap_rows"])
+    assert small.tensors[0].is_contiguous() and small.tensors[0].numel() < 5 and made.shows and ".as_strided(" not in (tmp_path / "repro.py").read_text()
 
 
 def test_a_call_that_no_script_can_name_has_no_repro(npu, tmp_path):
