@@ -29,7 +29,7 @@ from harness.emulator import faults
 from harness.emulator.faults import Fault
 from harness.errors import HarnessError
 from harness.locate import Finding, locate, named
-from harness.reference import Models
+from harness.reference import Models, roundoff
 
 DTYPES = ("float32", "float16")
 KINDS = list(dict.fromkeys(kind for kind, _ in FAULTS))
@@ -58,6 +58,13 @@ class Outcome:
     named: str  # "" where nothing was
     cause: str
     exact: bool
+    own: float  # the largest own difference of the module's operators, relative L2
+    sound: float  # the same in the healthy run
+
+    @property
+    def lost(self) -> bool:
+        """Whether a single rounding of the dtype hides what the fault did."""
+        return not self.exact and self.own <= roundoff(getattr(torch, self.dtype))
 
 
 class _Inside(Fault):
@@ -156,8 +163,14 @@ def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> Outco
         kind=kind,
         named="" if first is None else f"{first.module or 'the model'}: {first.operator}",
         cause="" if first is None else first.cause,
+        own=_own(finding, place.module),
+        sound=_own(bed.healthy, place.module),
         exact=first is not None and first.module == place.module and (finding.trial is None or place.operator in _called(finding)),
     )
+
+
+def _own(finding: Finding, module: str) -> float:
+    return max((each.own for each in finding.steps if each.module == module and each.own == each.own), default=math.nan)
 
 
 def _numbers(finding: Finding) -> str:
@@ -182,22 +195,32 @@ def text(found: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
     """The counts by kind and by model, what was not found, and the healthy runs."""
     exact = sum(each.exact for each in found)
     spots = len({(each.subject, each.dtype, each.place.module, each.place.operator) for each in found})
-    lines = ["# Localisation", "", f"{len(found)} faults in {spots} places (operator and depth): the module and the operator are named in {exact}.", "A kind with none was not asked for, or has nothing to act on here.", ""]
-    lines += ["| kind | planted | named | with a cause |", "|---|---|---|---|"]
-    for kind in KINDS:
-        group = [each for each in found if each.kind == kind]
-        lines.append(f"| {kind} | {len(group)} | {sum(each.exact for each in group)} | {sum(bool(each.cause) for each in group if each.exact)} |")
-    lines += ["", "| model | dtype | planted | named |", "|---|---|---|---|"]
+    lost = sum(each.lost for each in found)
+    lines = [
+        "# Localisation", "",
+        f"{len(found)} faults in {spots} places (operator and depth): the module and the operator are named in {exact}; {lost} more moved the operator by less than one rounding.",
+        "A kind with none was not asked for, or has nothing to act on here.", "",
+    ]  # fmt: skip
+    lines += ["| kind | planted | named | with a cause | less than one rounding |", "|---|---|---|---|---|"]
+    lines += [f"| {kind} | {_counts([each for each in found if each.kind == kind])} |" for kind in KINDS]
+    lines += ["", "| model | dtype | planted | named | with a cause | less than one rounding |", "|---|---|---|---|---|---|"]
     for subject, dtype in dict.fromkeys((each.subject, each.dtype) for each in found):
-        group = [each for each in found if (each.subject, each.dtype) == (subject, dtype)]
-        lines.append(f"| {subject} | {dtype} | {len(group)} | {sum(each.exact for each in group)} |")
-    lines += ["", "## Not named", "", "| model | dtype | where | fault | named instead |", "|---|---|---|---|---|"]
-    lines += [f"| {each.subject} | {each.dtype} | {each.place.module} | {each.fault} | {each.named or 'nothing: the operator is within its floor'} |" for each in found if not each.exact]
+        lines.append(f"| {subject} | {dtype} | {_counts([each for each in found if (each.subject, each.dtype) == (subject, dtype)])} |")
+    lines += ["", "## Not named", "", "| model | dtype | where | fault | own difference | in the healthy run | named instead |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        f"| {each.subject} | {each.dtype} | {each.place.module} | {each.fault} | {each.own:.2e} | {each.sound:.2e} | {each.named or 'nothing: the operator is within its floor'} |"
+        for each in found if not each.exact
+    ]  # fmt: skip
     lines += ["", "## Healthy runs", "", "| model | dtype | operators | named | largest own difference |", "|---|---|---|---|---|"]
     for finding in healthy:
         largest = finding.ranking(1)
         lines.append(f"| {finding.case} | {finding.dtype} | {len(finding.steps)} | {finding.first.name if finding.first else 'none'} | {largest[0].own:.2e} {largest[0].name} |")
     return "\n".join(lines)
+
+
+def _counts(group: Sequence[Outcome]) -> str:
+    named = [each for each in group if each.exact]
+    return " | ".join(map(str, (len(group), len(named), sum(bool(each.cause) for each in named), sum(each.lost for each in group))))
 
 
 def _large() -> torch.nn.Module:

@@ -504,5 +504,8 @@ def test_localisation_is_put_to_the_test(npu):
     assert len({each.place.operator for each in found}) > 2 and len({each.place.depth for each in found}) > 2
     assert all(each.exact for each in found), found
     assert not list(locating.spread(bed, "mask", 1))  # it has none
+    mean = next(each for each in locating.places(bed) if each.operator == "aclnnPowTensorScalar")
+    lost = locating._tried(bed, mean, "swap_heads", {})  # the addends of a mean in another order
+    assert not lost.exact and lost.lost and 0 < lost.own < 6e-8 and "nothing: the operator is within its floor" in locating.text([lost], [])
     said = locating.text(found, [bed.healthy])
-    assert said.startswith("# Localisation\n\n4 faults in 4 places") and "| nan | 2 | 2 | 2 |" in said and "| aimv2 | float32 | 148 | none |" in said
+    assert said.startswith("# Localisation\n\n4 faults in 4 places") and "| nan | 2 | 2 | 2 | 0 |" in said and "| aimv2 | float32 | 148 | none |" in said
