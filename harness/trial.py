@@ -76,15 +76,16 @@ def difference(actual: Tensor, expected: Tensor) -> float:
         return 0.0
     if not (expected.is_floating_point() or expected.is_complex()):
         return float((actual != expected).double().mean())
-    narrow = torch.float32 if expected.dtype in (torch.float16, torch.bfloat16) else expected.dtype
-    away, size = float(_norm(actual.to(narrow) - expected.to(narrow))), float(_norm(expected))
+    kind = torch.promote_types(actual.dtype, expected.dtype)
+    actual, expected = (each.to(torch.float32 if kind.itemsize < 4 else kind) for each in (actual, expected))
+    away, size = _norm(actual - expected), _norm(expected)
     if not math.isfinite(away + size):  # somewhere an element is not, or the difference of two is none
         odd = ~(actual.isfinite() & expected.isfinite())
         if not torch.isclose(actual[odd], expected[odd], equal_nan=True).all():
             return math.inf
-        kind = torch.complex128 if expected.is_complex() else torch.float64
-        actual, expected = (torch.where(each.isfinite(), each, 0).to(kind) for each in (actual, expected))
-        away, size = float(_norm(actual - expected)), float(_norm(expected))
+        wide = torch.complex128 if kind.is_complex else torch.float64
+        actual, expected = (torch.where(each.isfinite(), each, 0).to(wide) for each in (actual, expected))
+        away, size = _norm(actual - expected), _norm(expected)
     return away / size if size else 0.0 if away == 0 else math.inf
 
 
@@ -93,9 +94,12 @@ def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return max((difference(actual, each) for actual, each in zip(found, expected)), default=0.0)
 
 
-def _norm(tensor: Tensor) -> Tensor:
-    """The L2 norm, summed in double precision."""
-    return torch.linalg.vector_norm(tensor, dtype=torch.complex128 if tensor.is_complex() else torch.float64)
+def _norm(tensor: Tensor) -> float:
+    """The L2 norm, summed in double precision; of numbers whose squares vanish there too."""
+    kind = torch.complex128 if tensor.is_complex() else torch.float64
+    norm = float(torch.linalg.vector_norm(tensor, dtype=kind))
+    peak = float(tensor.abs().max()) if norm == 0 else 0.0
+    return norm if not peak else float(torch.linalg.vector_norm(tensor / peak, dtype=kind)) * peak
 
 
 @dataclass(frozen=True, kw_only=True)

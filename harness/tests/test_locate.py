@@ -16,7 +16,7 @@ from harness import Case, emulator, open_device
 from harness.emulator import faults
 from harness.emulator.table import changed
 from harness.evidence import cause_of
-from harness.locate import locate
+from harness.locate import _is_explained, locate
 from harness.report.found import depth_picture, found_text, located
 from harness.repro import reduced, write_repro
 from harness.tests.test_clean import TRAP, emulated
@@ -383,7 +383,7 @@ def test_a_model_that_is_another_beside_an_npu_is_said_to_be(tmp_path):
 
 LOCATED = """
     from harness import Case
-    from harness.locate import locate
+    from harness.locate import _is_explained, locate
 
     for attention in ("sdpa", "eager"):
         inputs = lambda generator: torch.randn(1, 3, 32, 32, generator=generator)
@@ -425,6 +425,48 @@ def test_differences_of_what_is_not_finite():
     assert difference(-large, large) == pytest.approx(2) and difference(torch.tensor([0.0]), torch.tensor([0j])) == 0
     assert difference(torch.tensor([1j]), torch.tensor([1.0 + 0j])) == pytest.approx(math.sqrt(2)) and difference(torch.tensor([1, 2]), torch.tensor([1, 3])) == 0.5
     assert difference(torch.tensor([60000.0]).half(), torch.tensor([-60000.0]).half()) == pytest.approx(2)
+    tiny = torch.tensor([1e-200], dtype=torch.float64)
+    assert difference(2 * tiny, tiny) == pytest.approx(1) and difference(torch.tensor([1.0, inf]), torch.tensor([1.5, inf]).half()) == pytest.approx(1 / 3)
+
+
+def _at(number, change):
+    """Change one element of the first result, that which is nearest to a number."""
+
+    def spoil(found):
+        flat = found[0].view(-1)
+        place = int((flat.abs() - number).abs().argmin())
+        flat[place] = change(flat[place])
+
+    return spoil
+
+
+def _off(found):
+    found[-1].view(-1)[7] += 1
+
+
+DAMAGE = {
+    "an index of topk": (torch.topk, (600, 64), (16,), _off),
+    "an index of max": (torch.max, (2000, 64), (1,), _off),
+    "a small element that is zero": (torch.mul, (257, 1024), (1.0,), _at(0.02, lambda x: 0 * x)),
+    "a column that is zero": (torch.mul, (257, 1024), (torch.cat([torch.full((1,), 1e-2), torch.ones(1023)]),), lambda found: found[0][:, :1].mul_(0)),
+    "a factor": (torch.mul, (64, 64), (1.0,), lambda found: found[0].copy_(found[0].float() * (1 + torch.finfo(found[0].dtype).eps * 0.75))),
+    "a dtype": (torch.mul, (64, 64), (1.0,), lambda found: found.append(found.pop(0).double())),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_the_judge_fails_is_never_taken_for_roundings(npu, name, dtype):
+    func, shape, more, spoil = DAMAGE[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    if name == "a small element that is zero":
+        x[:, 5] *= 40  # beside a channel of large ones
+    trial = Trial(func=func, args=(x, *(each.to(dtype) if isinstance(each, torch.Tensor) else each for each in more)), kwargs={}, device=npu)
+    results = trial.on_cpu()
+    found = [each.clone() for each in results]
+    assert _is_explained(found, results)
+    spoil(found)
+    assert trial.judged(found, results)[1] and not _is_explained(found, results)
 
 
 def test_a_finding_is_a_table_and_a_picture(npu):
