@@ -213,14 +213,10 @@ class _Cpu:
         return key_of(role=role, weights=weights, code=code, inputs=self.inputs_sha256, dtype=case.dtype, **more)
 
 
-def beside_an_npu(case: Case, models: Models, inputs: Any, device: Device, output: Any) -> float:
-    """How far what the model gave on the CPU of this process lies from what it gives in one without torch_npu, as relative L2 difference; 0 for a model that gives
-    the same. `inputs` are on the CPU, in the case's dtype."""
+def without_npu(case: Case, models: Models, inputs: Any, device: Device) -> dict[str, Tensor] | None:
+    """What the CPU gives in a process without torch_npu, by name; None for a model that gives the same beside it. `inputs` are on the CPU, in the case's dtype."""
     cpu = _Cpu(case, models, inputs, "", device)
-    if not cpu.clean:
-        return 0.0
-    alone, here = cpu.run("cpu", stored=False)[0], _outputs(case, output, "the model")
-    return max((math.inf if here[name].shape != each.shape else compare(here[name], each).rel_l2 for name, each in alone.items() if name in here), default=math.inf)
+    return cpu.run("cpu", stored=False)[0] if cpu.clean else None
 
 
 def _golden(cpu: _Cpu) -> tuple[dict[str, Tensor] | None, str | None]:

@@ -34,7 +34,8 @@ def cause_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
 
 def rule_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
     """One clause that names the rounding rule by which a sound device differs as it does, and what is left without it; "" where none explains it."""
-    rules, own = rules_of(trial.device.stack), apart(found, results)
+    stack = trial.device.stack
+    rules, own = rules_of(stack), apart(found, results)
     if rules is None or not 0 < own < math.inf or apart(found, trial.on_cpu(rules)) > EXPLAINED * own:
         return ""
     for name in ("conv", "matmul"):
@@ -44,7 +45,8 @@ def rule_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
                 left = apart(trial.on_device(), results)
             return f"{operands} is on: with {switch} = False it is {left:.2e}"
     if rules.gelu_tanh and apart(found, trial.on_cpu(replace(rules, gelu_tanh=False))) > own / 2:
-        return "GELU takes its tanh formula here whatever is asked for, unless torch.npu.use_compatible_impl(True) comes before the first GELU"
+        unless = "" if stack.compatible_impl is None else ", unless torch.npu.use_compatible_impl(True) comes before the first GELU"
+        return f"GELU takes its tanh formula here whatever is asked for{unless}"
     return ""
 
 

@@ -63,7 +63,7 @@ class Outcome:
 
     @property
     def lost(self) -> bool:
-        """Whether a single rounding of the dtype hides what the fault did."""
+        """Whether what the fault left is, in relative L2, within one rounding of the dtype."""
         return not self.exact and self.own <= roundoff(getattr(torch, self.dtype))
 
 
@@ -198,12 +198,12 @@ def text(found: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
     lost = sum(each.lost for each in found)
     lines = [
         "# Localisation", "",
-        f"{len(found)} faults in {spots} places (operator and depth): the module and the operator are named in {exact}; {lost} more moved the operator by less than one rounding.",
+        f"{len(found)} faults in {spots} places (operator and depth): the module and the operator are named in {exact}; {lost} more left its result within one rounding (relative L2).",
         "A kind with none was not asked for, or has nothing to act on here.", "",
     ]  # fmt: skip
-    lines += ["| kind | planted | named | with a cause | less than one rounding |", "|---|---|---|---|---|"]
+    lines += ["| kind | planted | named | with a cause | within one rounding |", "|---|---|---|---|---|"]
     lines += [f"| {kind} | {_counts([each for each in found if each.kind == kind])} |" for kind in KINDS]
-    lines += ["", "| model | dtype | planted | named | with a cause | less than one rounding |", "|---|---|---|---|---|---|"]
+    lines += ["", "| model | dtype | planted | named | with a cause | within one rounding |", "|---|---|---|---|---|---|"]
     for subject, dtype in dict.fromkeys((each.subject, each.dtype) for each in found):
         lines.append(f"| {subject} | {dtype} | {_counts([each for each in found if (each.subject, each.dtype) == (subject, dtype)])} |")
     lines += ["", "## Not named", "", "| model | dtype | where | fault | own difference | in the healthy run | named instead |", "|---|---|---|---|---|---|---|"]
@@ -213,8 +213,8 @@ def text(found: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
     ]  # fmt: skip
     lines += ["", "## Healthy runs", "", "| model | dtype | operators | named | largest own difference |", "|---|---|---|---|---|"]
     for finding in healthy:
-        largest = finding.ranking(1)
-        lines.append(f"| {finding.case} | {finding.dtype} | {len(finding.steps)} | {finding.first.name if finding.first else 'none'} | {largest[0].own:.2e} {largest[0].name} |")
+        largest = max((each for each in finding.steps if each.own == each.own), key=lambda each: each.own)
+        lines.append(f"| {finding.case} | {finding.dtype} | {len(finding.steps)} | {finding.first.name if finding.first else 'none'} | {largest.own:.2e} {largest.name} |")
     return "\n".join(lines)
 
 

@@ -376,20 +376,42 @@ def test_what_a_sound_device_rounds_is_named_with_what_turning_it_off_gives(npu)
 def test_a_model_that_is_another_beside_an_npu_is_said_to_be(tmp_path):
     run = emulated(TRAP.partition("    how = ")[0] + LOCATED, path=tmp_path / "trap.py")
     assert run.returncode == 0, run.stderr
-    sdpa, eager = run.stdout.strip().splitlines()
+    sdpa, eager, odd, counted = run.stdout.strip().splitlines()
+    assert all("another" not in each for each in (odd, counted))
     assert re.search(r"But the model is another where torch_npu is: what it gives on the CPU of this process is \d\.\d\de-0[12] away", sdpa)
     assert eager.startswith("No operator is wrong") and "another" not in eager
 
 
 LOCATED = """
     from harness import Case
-    from harness.locate import _is_explained, locate
+    from harness.locate import locate
 
     for attention in ("sdpa", "eager"):
         inputs = lambda generator: torch.randn(1, 3, 32, 32, generator=generator)
         case = Case(name="swin", model=lambda: built(attention), inputs=inputs, forward=lambda model, x: model(x).last_hidden_state)
         print(locate(case, 1, open_device("emulated")).sentences())
+    calls = []
+    odd = lambda model, x: model(x).last_hidden_state.index_fill(1, torch.tensor([0], device=x.device), float("nan"))
+    counted = lambda model, x: (calls.append(0), model(x).last_hidden_state + len(calls))[1]
+    for forward in (odd, counted):
+        case = Case(name="swin", model=lambda: built("eager"), inputs=inputs, forward=forward)
+        print(locate(case, 1, open_device("emulated")).sentences())
 """
+
+
+@pytest.mark.parametrize(("operator", "wrong"), [("aclnnInplaceAdd", True), ("aclnnAdd", False)])
+def test_an_operator_is_judged_as_it_runs_unwatched(npu, operator, wrong):
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(24, 16)
+
+        def forward(self, x):
+            return self.out(x.transpose(1, 2))
+
+    with emulator.fault(operator, "scale", by=1.01):
+        found = locate(case(Turned), 1, npu)
+    assert (found.first is not None) is wrong and (not wrong or (found.first.module, found.first.operator) == ("out", "linear"))
 
 
 def test_an_operator_that_falls_back_is_named(npu):
@@ -401,6 +423,15 @@ def test_an_operator_that_falls_back_is_named(npu):
     assert [each.operator for each in found.fallen] == ["special_i0"] and found.ranking(1) == found.fallen
     assert re.search(r"1 fell back to the CPU, the first is the model: special_i0 \(test_locate.py:\d+\) \(aten::", found.sentences())
     assert "the CPU computes it in place of the device: aten::" in found_text(located(found))
+    allowed = found.fallen[0].note.partition(": ")[2].split(", ")
+    assert not locate(replace(case(Bessel), fallbacks=tuple(allowed)), 1, npu).fallen
+
+    class Random(nn.Module):
+        def forward(self, x):
+            return F.silu(x) + 0 * torch.poisson(x.abs())
+
+    found = locate(case(Random), 1, npu)
+    assert [each.operator for each in found.fallen] == ["poisson"] and "random" in found.fallen[0].note and "The largest own difference" in found.sentences()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -450,13 +481,15 @@ DAMAGE = {
     "a small element that is zero": (torch.mul, (257, 1024), (1.0,), _at(0.02, lambda x: 0 * x)),
     "a column that is zero": (torch.mul, (257, 1024), (torch.cat([torch.full((1,), 1e-2), torch.ones(1023)]),), lambda found: found[0][:, :1].mul_(0)),
     "a factor": (torch.mul, (64, 64), (1.0,), lambda found: found[0].copy_(found[0].float() * (1 + torch.finfo(found[0].dtype).eps * 0.75))),
+    "a row of noise": (torch.relu, (64, 64), (), lambda found: found[0][3].mul_(1 + 8 * torch.finfo(found[0].dtype).eps * torch.randn(64))),
+    "a summand": (torch.add, (64, 64), (2.0,), lambda found: found[0].copy_(found[0].float() + torch.finfo(found[0].dtype).eps)),
     "a dtype": (torch.mul, (64, 64), (1.0,), lambda found: found.append(found.pop(0).double())),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", DAMAGE)
-def test_what_the_judge_fails_is_never_taken_for_roundings(npu, name, dtype):
+def test_damage_that_the_judge_fails_is_not_taken_for_roundings(npu, name, dtype):
     func, shape, more, spoil = DAMAGE[name]
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     if name == "a small element that is zero":
@@ -464,9 +497,9 @@ def test_what_the_judge_fails_is_never_taken_for_roundings(npu, name, dtype):
     trial = Trial(func=func, args=(x, *(each.to(dtype) if isinstance(each, torch.Tensor) else each for each in more)), kwargs={}, device=npu)
     results = trial.on_cpu()
     found = [each.clone() for each in results]
-    assert _is_explained(found, results)
+    assert _is_explained(found, results, func.__name__)
     spoil(found)
-    assert trial.judged(found, results)[1] and not _is_explained(found, results)
+    assert trial.judged(found, results)[1] and not _is_explained(found, results, func.__name__)
 
 
 def test_a_finding_is_a_table_and_a_picture(npu):
