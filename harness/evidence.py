@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from harness import numerics
-from harness.forecast import rules_of
 from harness.trial import FAILS, Trial, apart, copies, difference, name_of
 
 EXPLAINED = 0.1  # of the difference may be left by a cause that is named
@@ -34,8 +33,7 @@ def cause_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
 
 def rule_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
     """One clause that names the rounding rule by which a sound device differs as it does, and what is left without it; "" where none explains it."""
-    stack = trial.device.stack
-    rules, own = rules_of(stack), apart(found, results)
+    rules, own = trial.rules, apart(found, results)
     if rules is None or not 0 < own < math.inf or apart(found, trial.on_cpu(rules)) > EXPLAINED * own:
         return ""
     for name in ("conv", "matmul"):
@@ -45,7 +43,7 @@ def rule_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
                 left = apart(trial.on_device(), results)
             return f"{operands} is on: with {switch} = False it is {left:.2e}"
     if rules.gelu_tanh and apart(found, trial.on_cpu(replace(rules, gelu_tanh=False))) > own / 2:
-        unless = "" if stack.compatible_impl is None else ", unless torch.npu.use_compatible_impl(True) comes before the first GELU"
+        unless = "" if trial.device.stack.compatible_impl is None else ", unless torch.npu.use_compatible_impl(True) comes before the first GELU"
         return f"GELU takes its tanh formula here whatever is asked for{unless}"
     return ""
 

@@ -116,6 +116,11 @@ class Trial:
         return mutates(self.func, self.kwargs)
 
     @property
+    def rules(self) -> Rules | None:
+        """How a sound device rounds under its switches; None for one that rounds as the CPU does."""
+        return rules_of(self.device.stack)
+
+    @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the arguments."""
         return tensors_in((self.args, self.kwargs))
@@ -162,7 +167,7 @@ class Trial:
         Where there is no float64 the preset `pair` judges, and there is no floor.
         """
         results = self.on_cpu() if results is None else results
-        rules, golden = rules_of(self.device.stack), self.golden()
+        rules, golden = self.rules, self.golden()
         forecast = None if rules is None or golden is None else self.on_cpu(rules)
         actual, expected, wide, predicted = (None if group is None else {str(number): each for number, each in enumerate(group)} for group in (found, results, golden, forecast))
         comparisons, references = measure(actual, expected, wide, predicted, () if rules is None else rules.modes)
