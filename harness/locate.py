@@ -406,16 +406,21 @@ def _is_view(result: Tensor, given: list[Tensor]) -> bool:
 
 def _is_explained(found: list[Tensor], results: list[Tensor], operator: str) -> bool:
     """Whether what the device returned is the CPU's but for scattered roundings; what is no fraction must be equal."""
-    pairs = list(zip(found, results))
-    return all(each.dtype == other.dtype and (difference(each, other) == 0 or _is_scattered(each.detach(), other.detach(), operator)) for each, other in pairs)
+    for each, other in zip(found, results):
+        away = difference(each, other)
+        if each.dtype != other.dtype or away and not _is_scattered(each.detach(), other.detach(), away, operator):
+            return False
+    return True
 
 
-def _is_scattered(actual: Tensor, expected: Tensor, operator: str) -> bool:
-    """Whether no element, no row (along the last axis) and no factor or summand of all holds more of a difference than roundings leave there."""
+def _is_scattered(actual: Tensor, expected: Tensor, own: float, operator: str) -> bool:
+    """Whether two results, `own` apart, differ as roundings do: no element, no row (along the last axis) and no factor or summand of all holds more of it than they leave."""
     product = operator in PRODUCTS and expected.dtype == torch.float32
-    unit = PRODUCT if product else SCATTER.get(expected.dtype, 0.0) if expected.layout == torch.strided else 0.0
-    peak = float(expected.abs().max()) if unit else 0.0
-    if not 0 < peak < math.inf or not difference(actual, expected) <= unit / 2:
+    unit = PRODUCT if product else SCATTER.get(expected.dtype, 0.0)
+    if not own <= unit / 2 or expected.layout != torch.strided:
+        return False
+    peak = float(expected.abs().max())
+    if not 0 < peak < math.inf:
         return False
     expected = expected.float() / peak  # whose squares neither overflow nor vanish
     away, size = actual.float() / peak - expected, float(torch.linalg.vector_norm(expected))

@@ -8,10 +8,10 @@ PROMISES = {"float32": 4.0, "float16": 5.0, "bfloat16": 5.0}  # a dump of every 
 HEAVIER = 1.25
 
 MEMORY = """
-import json, sys
+import json
 from harness.benchmarks import high_water
 from harness.benchmarks.lockstep import subjects
-for each in subjects("float32")[{first} : {last}]:
+for each in subjects("float32")[:{count}]:
     each()
 print(json.dumps(high_water()))
 """
@@ -49,6 +49,6 @@ def measure() -> list[Figure]:
     for dtype, promise in PROMISES.items():
         cpu, device, lockstep = interleaved(subjects(dtype), ROUNDS)
         found.append(Figure(name=f"lockstep / CPU + device forward, AIMv2-large {dtype}", value=lockstep / (cpu + device), promise=promise))
-    bare, whole = (in_child(MEMORY.format(first=0, last=last)) for last in (2, 3))
+    bare, whole = (in_child(MEMORY.format(count=count)) for count in (2, 3))
     found.append(Figure(name="peak memory of lockstep / of the two forwards, AIMv2-large float32", value=whole / bare, promise=HEAVIER))
     return found
