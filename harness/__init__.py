@@ -6,7 +6,7 @@
 import os
 
 # With torch_npu installed and CANN not, a bare `import torch` raises: torch loads the backend through an entry point.
-# harness.device imports torch_npu itself, once it knows what is there.
+# harness.devices imports torch_npu itself, once it knows what is there.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 from harness.compare import Comparison, compare  # noqa: E402  (torch is imported inside, when something is compared)
@@ -18,9 +18,9 @@ _LAZY = {  # name: module; these import torch
     "Tolerance": "harness.gate",
     "Verdict": "harness.gate",
     "judge": "harness.gate",
-    "Device": "harness.device",
-    "Stack": "harness.device",
-    "open_device": "harness.device",
+    "Device": "harness.devices",
+    "Stack": "harness.devices",
+    "open_device": "harness.devices",
 }
 
 __all__ = ["CaseError", "CheckpointError", "Comparison", "DeviceError", "HarnessError", "compare", *_LAZY]

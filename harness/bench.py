@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.device import Device, open_device
+from harness.devices import Device, open_device
 from harness.reference import Models, move, run, run_cpu
 
 P99_NEEDS = 100  # forwards: below that the 99th percentile is the slowest of them, or made up

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.clean import CleanProcess, needs_clean
 from harness.compare import Comparison, compare
-from harness.device import Device, Stack
+from harness.devices import Device, Stack
 from harness.errors import CaseError, RunError
 from harness.forecast import Rules, rules_of
 from harness.gate import (

@@ -32,7 +32,7 @@ def doctor(spec: str = "auto") -> tuple[str, bool]:
     """
     checks = [_python_check(), _torch_check()]
     try:
-        from harness.device import open_device
+        from harness.devices import open_device
 
         device = open_device(spec)
     except HarnessError as error:

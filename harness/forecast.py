@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness import numerics
 
 if TYPE_CHECKING:
-    from harness.device import Stack
+    from harness.devices import Stack
 
 aten = torch.ops.aten
 DTYPES = (torch.float32, *numerics.HALF)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.convert import checkpoint_digest
-from harness.device import Device, open_device
+from harness.devices import Device, open_device
 from harness.errors import HarnessError
 from harness.models.aimv2 import VARIANTS, AIMv2, build, load, preprocess
 from harness.reference import copy_module, run, run_cpu

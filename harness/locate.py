@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from harness.case import Case, copy_of, without_npu
-from harness.device import Device
+from harness.devices import Device
 from harness.errors import HarnessError
 from harness.evidence import cause_of, rule_of
 from harness.forecast import rounding, rules_of

@@ -113,7 +113,7 @@ class Session:
         Raises: DeviceError when it cannot run here.
         """
         if self._device is None:
-            from harness.device import open_device
+            from harness.devices import open_device
 
             self.say(f"opening the device ({self.config.option.device})")
             _share_cores(self.worker)
@@ -360,7 +360,7 @@ class Session:
         if self.config.option.report is not None:
             self.check_directory()
         if self.config.option.device != "auto":
-            from harness.device import parse_spec
+            from harness.devices import parse_spec
 
             try:
                 parse_spec(self.config.option.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.case import measure
-from harness.device import Device
+from harness.devices import Device
 from harness.forecast import Rules, rounding, rules_of
 from harness.gate import Tolerance, judge
 

@@ -316,7 +316,7 @@ def compute(names: list[str], folder: Path, way: str) -> None:
     import torch
 
     from harness.conformance.vision import declare_torchvision
-    from harness.device import open_device
+    from harness.devices import open_device
 
     device = open_device("cpu" if way in ("cpu", "golden") else "emulated")
     if way == "exact":

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from harness.device import open_device
+from harness.devices import open_device
 from harness.numerics import effective_bits
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

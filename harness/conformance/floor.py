@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from harness.case import Case, validate
-from harness.device import Device, open_device
+from harness.devices import Device, open_device
 from harness.gate import Verdict
 from harness.models.aimv2 import AIMv2Config, build
 from harness.reference import Models

@@ -24,7 +24,7 @@ import torch
 
 from harness.case import Case, copy_of
 from harness.conformance.detection import FAULTS, SUBJECTS, Subject
-from harness.device import Device, open_device
+from harness.devices import Device, open_device
 from harness.emulator import faults
 from harness.emulator.faults import Fault
 from harness.errors import HarnessError

@@ -28,7 +28,7 @@ import torch
 from harness import baseline, numerics
 from harness.compare import compare
 from harness.conformance.detection import BENIGN, DTYPES, SUBJECTS, Bench, Benign, Subject
-from harness.device import open_device
+from harness.devices import open_device
 from harness.emulator.table import changed
 from harness.errors import HarnessError
 from harness.numerics import HALF

@@ -91,7 +91,7 @@ def ends_soon(pid):
 
 TRAP = """
 import json, os, sys, torch
-from harness.device import open_device
+from harness.devices import open_device
 
 if __name__ == "__main__":
     open_device("emulated")

@@ -9,7 +9,7 @@ import pytest
 
 from harness.conformance import floor
 from harness.conformance.detection import SUBJECTS, Trial, Bench, _called, _planted, matrix, text
-from harness.device import open_device
+from harness.devices import open_device
 from harness.models.aimv2 import AIMv2Config
 
 

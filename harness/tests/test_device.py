@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import device as devices
+from harness.devices import opening
 from harness import emulator, open_device
 from harness.emulator import build
 from harness.errors import DeviceError
@@ -65,13 +65,13 @@ def test_auto_sees_a_card_and_a_library(monkeypatch):
     monkeypatch.setattr(emulator, "installed", lambda: False)
     for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(devices.glob, "glob", lambda pattern: ["/dev/davinci0", "/dev/davinci1"])
-    assert devices._traces_of_ascend() == ["/dev/davinci0"]
-    monkeypatch.setattr(devices.glob, "glob", lambda pattern: [])
-    monkeypatch.setattr(devices, "_loads", lambda library: None)
-    assert devices._traces_of_ascend() == ["a loadable libascendcl.so"]
-    monkeypatch.setattr(devices, "_loads", lambda library: "no such file")
-    assert devices._traces_of_ascend() == []
+    monkeypatch.setattr(opening.glob, "glob", lambda pattern: ["/dev/davinci0", "/dev/davinci1"])
+    assert opening._traces_of_ascend() == ["/dev/davinci0"]
+    monkeypatch.setattr(opening.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(opening, "_loads", lambda library: None)
+    assert opening._traces_of_ascend() == ["a loadable libascendcl.so"]
+    monkeypatch.setattr(opening, "_loads", lambda library: "no such file")
+    assert opening._traces_of_ascend() == []
 
 
 def test_a_child_of_an_emulated_process_is_emulated_too(emulated):
@@ -82,20 +82,20 @@ def test_a_child_of_an_emulated_process_is_emulated_too(emulated):
 
 def test_a_card_that_is_not_there_is_refused_with_those_that_are(emulated):
     with pytest.raises(DeviceError, match=r"npu:3 was asked for and torch_npu 9 finds 1 NPU \(npu:0\)"):
-        devices._answering(3, "npu", "it was asked for", "torch_npu 9")
+        opening._answering(3, "npu", "it was asked for", "torch_npu 9")
 
 
 def test_no_card_is_refused(emulated, monkeypatch):
     monkeypatch.setattr(torch.npu, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="finds 0 NPUs .no card answers: is ASCEND_RT_VISIBLE_DEVICES set"):
-        devices._answering(0, "npu", "it was asked for", "torch_npu 9")
+        opening._answering(0, "npu", "it was asked for", "torch_npu 9")
 
 
 def test_a_card_that_computes_wrongly_or_not_at_all_is_refused(emulated):
     with emulator.fault("aclnnAdd*", kind="offset", by=1.0), pytest.raises(DeviceError, match="npu:0 computes wrongly: the sum of two twos is"):
-        devices._answering(0, "npu", "it was asked for", "torch_npu 9")
+        opening._answering(0, "npu", "it was asked for", "torch_npu 9")
     with emulator.fault("aclnnAdd*", kind="error"), pytest.raises(DeviceError, match="npu:0 does not answer"):
-        devices._answering(0, "npu", "it was asked for", "torch_npu 9")
+        opening._answering(0, "npu", "it was asked for", "torch_npu 9")
 
 
 def test_a_device_that_stopped_computing_is_noticed(emulated, monkeypatch):

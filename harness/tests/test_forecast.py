@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness import open_device
-from harness.device import Stack
+from harness.devices import Stack
 from harness.forecast import Rules, rounding, rules_of
 from harness.models.aimv2 import AIMv2Config
 from harness.models.aimv2 import build as build_aimv2

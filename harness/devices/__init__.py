@@ -1,0 +1,12 @@
+"""Which device, and where a run happens: every word about torch_npu, CANN and CUDA.
+
+A device that is asked for by name is a promise: absent or broken it is a DeviceError, never another device. `auto` takes a real
+NPU, and the emulated one only on a machine without any trace of CANN or of a card.
+"""
+
+from harness.devices.device import SWITCHES, Device
+from harness.devices.fallback import Watched
+from harness.devices.opening import SPECS, open_device, parse_spec
+from harness.devices.stack import Stack
+
+__all__ = ["SPECS", "SWITCHES", "Device", "Stack", "Watched", "open_device", "parse_spec"]

@@ -1,0 +1,146 @@
+"""Which device: a name is a promise, and `auto` emulates only where there is no trace of CANN or of a card."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import os
+import re
+import sys
+
+import torch
+
+from harness.devices.device import Device, first_line
+from harness.devices.stack import cpu_name
+from harness.errors import DeviceError
+
+SPECS = "auto, npu[:n], emulated, cuda[:n] or cpu"
+SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh (from CANN 8.5: /usr/local/Ascend/cann/set_env.sh)"
+
+
+def open_device(spec: str = "auto") -> Device:
+    """Open `auto`, `npu[:n]`, `emulated`, `cuda[:n]` or `cpu`.
+
+    Raises: ValueError for another word; DeviceError when the device cannot run here, saying what was looked for and what to do.
+    """
+    kind, index = parse_spec(spec)
+    if kind == "cpu":
+        return Device(name=cpu_name(), backend="cpu", torch_device=torch.device("cpu"), reason="the CPU was asked for")
+    if kind == "cuda":
+        return _open_cuda(index)
+    if kind == "npu":
+        return _open_npu(index, "it was asked for")
+    return _open_emulated("it was asked for") if kind == "emulated" else _open_auto()
+
+
+def parse_spec(spec: str) -> tuple[str, int]:
+    """The kind and the index of a device: "npu:1" is ("npu", 1). Raises: ValueError for another word."""
+    match = re.fullmatch(r"(auto|emulated|cpu)|(npu|cuda)(?::(\d+))?", spec)
+    if match is None:
+        raise ValueError(f"no device is called {spec!r}; there are {SPECS}")
+    return match[1] or match[2], int(match[3] or 0)
+
+
+def _open_auto() -> Device:
+    traces = _traces_of_ascend()
+    if not traces:
+        return _open_emulated("there is no trace of CANN or of an Ascend card here")
+    found = ", ".join(traces)
+    try:
+        return _open_npu(0, f"auto found {found}")
+    except DeviceError as error:
+        raise DeviceError(
+            f"there is a trace of an NPU here ({found}) but it does not answer, so nothing is emulated in its place: {error}; "
+            f"or ask for another device by name: {SPECS}"
+        ) from None
+
+
+def _traces_of_ascend() -> list[str]:
+    """What on this machine says that CANN or a card is there."""
+    from harness import emulator
+
+    if emulator.installed():
+        return []
+    traces = []
+    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
+        home = os.environ.get(name)
+        if home and not emulator.is_emulated_home(home):
+            traces.append(f"{name}={home}")
+    traces += sorted(glob.glob("/dev/davinci[0-9]*"))[:1]
+    if not traces and not _inherits_emulation() and _loads("libascendcl.so") is None:
+        traces.append("a loadable libascendcl.so")
+    return traces
+
+
+def _inherits_emulation() -> bool:
+    """Whether this process was started by one that plays an emulated CANN."""
+    from harness import emulator
+
+    return emulator.is_emulated_home(os.environ.get("ASCEND_HOME_PATH", ""))
+
+
+def _loads(library: str) -> str | None:
+    """None where a shared library loads, else the loader's words."""
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _open_npu(index: int, reason: str) -> Device:
+    from harness import emulator
+    from harness.emulator.build import wheel_version
+
+    if emulator.installed():
+        raise DeviceError("this process plays an emulated CANN and cannot open a card as well; start another process")
+    if _inherits_emulation():
+        raise DeviceError("this process was started by one that plays an emulated CANN and inherits it; start it from a shell, or use --device emulated")
+    version = wheel_version()
+    if "torch_npu" not in sys.modules:
+        problem = _loads("libhccl.so")
+        if problem is not None:
+            raise DeviceError(f"torch_npu {version} is installed, but CANN cannot be loaded ({problem}); on an Ascend machine: {SET_ENV}")
+    return _answering(index, "npu", reason, f"torch_npu {version}")
+
+
+def _open_emulated(reason: str) -> Device:
+    from harness import emulator
+
+    # With torch_npu's queue an operator that fails closes the queue for the rest of the process.
+    os.environ.setdefault("TASK_QUEUE_ENABLE", "0")
+    emulator.install()
+    return _answering(0, "emulated", reason, "torch_npu over the emulated CANN")
+
+
+def _answering(index: int, backend: str, reason: str, what: str) -> Device:
+    """The NPU of this index, after it computed something."""
+    try:
+        import torch_npu  # noqa: F401
+
+        count = torch.npu.device_count() if torch.npu.is_available() else 0
+    except Exception as error:
+        raise DeviceError(f"{what} cannot be imported ({first_line(error)}); check that torch, torch_npu and CANN fit: python -m harness doctor") from None
+    if index >= count:
+        there = ", ".join(f"npu:{each}" for each in range(count)) or "no card answers: is ASCEND_RT_VISIBLE_DEVICES set? see npu-smi info"
+        raise DeviceError(f"npu:{index} was asked for and {what} finds {count} NPU{'' if count == 1 else 's'} ({there})")
+    device = torch.device("npu", index)
+    try:
+        torch.npu.set_device(device)
+        answer = float((torch.ones(2, device=device) + 1).sum().cpu())
+    except Exception as error:
+        raise DeviceError(f"npu:{index} does not answer: {first_line(error)}; see npu-smi info") from None
+    if answer != 4.0:
+        raise DeviceError(f"npu:{index} computes wrongly: the sum of two twos is {answer}")
+    return Device(name=torch.npu.get_device_name(index), backend=backend, torch_device=device, reason=reason)
+
+
+def _open_cuda(index: int) -> Device:
+    if not torch.cuda.is_available():
+        built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
+        raise DeviceError(f"cuda:{index} was asked for and no CUDA device answers; {built}")
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise DeviceError(f"cuda:{index} was asked for and there are {count} (cuda:0 to cuda:{count - 1})")
+    device = torch.device("cuda", index)
+    return Device(name=torch.cuda.get_device_name(device), backend="cuda", torch_device=device, reason="it was asked for")
