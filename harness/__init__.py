@@ -9,7 +9,7 @@ import os
 # harness.devices imports torch_npu itself, once it knows what is there.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-from harness.compare import Comparison, compare  # noqa: E402  (torch is imported inside, when something is compared)
+from harness.measure import Comparison, compare  # noqa: E402  (torch is imported inside, when something is compared)
 from harness.errors import CaseError, CheckpointError, DeviceError, HarnessError  # noqa: E402
 
 _LAZY = {  # name: module; these import torch

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.clean import CleanProcess, needs_clean
-from harness.compare import Comparison, compare
+from harness.measure import Comparison, compare
 from harness.devices import Device, Stack
 from harness.errors import CaseError, RunError
 from harness.forecast import Rules, rules_of

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
-from harness.compare import CLOSE, DYNAMO, Comparison
+from harness.measure import CLOSE, DYNAMO, Comparison
 
 STATUSES = ("PASS", "FAIL", "REGRESSED", "ERROR", "SKIPPED")
 NEW = "NEW"  # no accepted baseline

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.compare import compare
+from harness.measure import compare
 from harness.errors import HarnessError
 from harness.gate import Reason, References, Tolerance, Verdict, is_floating, judge
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from harness import emulator
 from harness.case import measure
-from harness.compare import compare
+from harness.measure import compare
 from harness.devices import Device, open_device
 from harness.emulator.faults import Fault
 from harness.errors import HarnessError

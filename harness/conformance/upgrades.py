@@ -26,7 +26,7 @@ import pytest
 import torch
 
 from harness import baseline, numerics
-from harness.compare import compare
+from harness.measure import compare
 from harness.conformance.detection import BENIGN, DTYPES, SUBJECTS, Bench, Benign, Subject
 from harness.devices import open_device
 from harness.emulator.table import changed

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness import compare
-from harness.compare import CHUNK, edge
+from harness.measure.comparison import CHUNK, edge
 
 
 def seeded(*shape, seed=0, dtype=torch.float32):

@@ -9,7 +9,7 @@ HARNESS = Path(__file__).parents[1]
 LEAVES = {"errors"}  # free for all
 ALLOWED = {  # module or package: what of the harness it may import, at the top or inside a function
     "errors": set(),
-    "compare": set(),
+    "measure": set(),
     "numerics": set(),
     "convert": set(),
     "forecast": {"devices", "numerics"},  # the device for its types alone
@@ -27,22 +27,22 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "ratchet": {"gate", "report"},
     "tables": set(),
     "known": {"tables"},
-    "gate": {"compare"},
+    "gate": {"measure"},
     "reference": {"forecast"},
     "store": {"reference"},
     "clean": {"reference"},
-    "case": {"clean", "compare", "gate", "generation", "devices", "forecast", "reference", "convert", "store"},
+    "case": {"clean", "measure", "gate", "generation", "devices", "forecast", "reference", "convert", "store"},
     "report": {"gate", "known", "report"},
-    "pairs": {"compare", "gate"},
+    "pairs": {"measure", "gate"},
     "models": {"convert", "models"},
     "bench": {"devices", "infer", "models", "reference", "report"},
-    "conformance": {"baseline", "case", "locate", "compare", "devices", "emulator", "forecast", "gate", "models", "numerics", "reference", "report", "upgrade"},
+    "conformance": {"baseline", "case", "locate", "measure", "devices", "emulator", "forecast", "gate", "models", "numerics", "reference", "report", "upgrade"},
     "doctor": {"devices"},
     "infer": {"convert", "devices", "models", "reference"},
     "plugin": {"baseline", "bench", "case", "devices", "emulator", "gate", "known", "locate", "ratchet", "reference", "report", "repro", "store"},
     "cli": {"baseline", "bench", "bisect", "doctor", "emulator", "gate", "infer", "models", "pairs", "ratchet", "report", "upgrade"},
     "__main__": {"cli"},
-    "__init__": {"compare", "case", "devices", "gate"},
+    "__init__": {"measure", "case", "devices", "gate"},
 }
 TOP = {"plugin", "cli", "cases"}  # nobody imports these
 
@@ -91,7 +91,7 @@ def test_the_check_sees_a_forbidden_import(tmp_path):
 
 def test_torch_is_not_needed_for_help():
     """The command line answers at once because nothing that it imports imports torch."""
-    for name in ("__init__", "__main__", "cli", "errors", "compare"):
+    for name in ("__init__", "__main__", "cli", "errors", "measure/__init__", "measure/comparison"):
         for node in ast.parse((HARNESS / f"{name}.py").read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
             module = getattr(node, "module", "") or ""

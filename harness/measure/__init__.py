@@ -1,0 +1,5 @@
+"""How far two tensors are apart: numbers, and no verdict."""
+
+from harness.measure.comparison import CLOSE, DYNAMO, Comparison, compare
+
+__all__ = ["CLOSE", "DYNAMO", "Comparison", "compare"]
