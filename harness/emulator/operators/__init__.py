@@ -1,7 +1,7 @@
 """The operators: name, C signature, meaning, by kind.
 
 Order of arguments: the EXEC_NPU_CMD lines of Ascend/op-plugin (op_plugin/ops/opapi); their C types: CANN's headers of each operator.
-Products, convolutions, attention, norms and activations follow harness/numerics.py; everything else is torch's own, computed in
+Products, convolutions, attention, norms and activations follow harness/numerics/; everything else is torch's own, computed in
 float32 for half dtypes and rounded once.
 """
 

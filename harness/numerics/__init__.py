@@ -1,0 +1,54 @@
+"""How an Ascend 910B rounds: the rules that the emulator computes by, and that an error forecast can be made from.
+
+Pure torch, on CPU tensors. Each rule names its source and how far it can be trusted: *stated* by the vendor's documents or
+sources, *fitted* to published measurements, or *assumed*. The order of a card's sums is not public, so these functions give errors
+of the right size, not a card's bits.
+"""
+
+from harness.numerics.cube import (
+    GROUPS,
+    LONG_PIECE,
+    NoFloat64,
+    convolution,
+    convolution_backward,
+    cuts_in_pieces,
+    matmul,
+    matmul_by_groups,
+    scaled_product,
+)
+from harness.numerics.fused import SCORES, attention, attention_backward
+from harness.numerics.rounding import HALF, round_half_away, round_hf32, round_tf32, saturated
+from harness.numerics.vector import (
+    effective_bits,
+    gelu,
+    layer_norm,
+    rms_norm,
+    silu,
+    wide,
+)
+
+__all__ = [
+    "GROUPS",
+    "HALF",
+    "LONG_PIECE",
+    "NoFloat64",
+    "SCORES",
+    "attention",
+    "attention_backward",
+    "convolution",
+    "convolution_backward",
+    "cuts_in_pieces",
+    "effective_bits",
+    "gelu",
+    "layer_norm",
+    "matmul",
+    "matmul_by_groups",
+    "rms_norm",
+    "round_half_away",
+    "round_hf32",
+    "round_tf32",
+    "saturated",
+    "scaled_product",
+    "silu",
+    "wide",
+]

@@ -1,0 +1,131 @@
+"""Matrix products and convolutions, forward and backward, as the cube computes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.numerics.rounding import HALF, round_hf32
+from harness.numerics.vector import wide
+
+GROUPS = 4  # partial sums that stand for the cube's accumulation; a power of two
+
+
+def matmul(
+    left: Tensor, right: Tensor, *, bias: Tensor | None = None, hf32: bool = False, out: torch.dtype | None = None, groups: int = GROUPS
+) -> Tensor:
+    """left @ right (+ bias) as the cube computes it: (…, M, K) by (…, K, N), rounded once to `out`, by default left's dtype.
+
+    - float16, bfloat16: exact products, float32 sums, the bias added to the sum before the only rounding. Stated: Mmad takes
+      half operands into a float32 accumulator (asc-devkit, Mmad.md); the cast on the way out is round-to-nearest-even.
+    - float64: there is none. Raises: NoFloat64.
+    - float32: float32 products and sums; with `hf32` both operands are rounded to HF32 first. Stated.
+    - The order of the sum: fitted, see `matmul_by_groups`; here `groups` parts of K one after the other.
+    """
+    dtype = out or left.dtype
+    if not left.is_floating_point():
+        return _exact(left, right, bias, dtype)
+    left, right = _widened(left, hf32), _widened(right, hf32)
+    total = _grouped(left, right, groups)
+    if bias is not None:
+        total = total + bias.float()
+    return total.to(dtype)
+
+
+def _exact(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    total = torch.matmul(left, right)
+    return (total if bias is None else total + bias).to(dtype)
+
+
+class NoFloat64(TypeError):
+    """The cube was asked for float64, which it does not have: stated, Mmad takes half, bfloat16, float32 and int8 (asc-devkit, Mmad.md)."""
+
+    def __init__(self):
+        super().__init__("the cube of a 910B has no float64 (DT_DOUBLE): take float32, or compute this product on the CPU")
+
+
+def _widened(tensor: Tensor, hf32: bool) -> Tensor:
+    if tensor.dtype == torch.float64:
+        raise NoFloat64
+    if tensor.dtype in HALF:
+        return tensor.float()
+    return round_hf32(tensor) if hf32 and tensor.dtype == torch.float32 else tensor
+
+
+def _grouped(left: Tensor, right: Tensor, groups: int) -> Tensor:
+    inner = left.shape[-1]
+    if groups == 1 or inner < 4 * groups or right.dim() < 2:
+        return torch.matmul(left, right)
+    edges = [inner * part // groups for part in range(groups + 1)]
+    parts = [slice(*each) for each in zip(edges, edges[1:])]
+    total = torch.matmul(left[..., parts[0]], right[..., parts[0], :])
+    for part in parts[1:]:
+        if left.dim() == right.dim() == 2:
+            total.addmm_(left[:, part], right[part])
+        else:
+            total.add_(torch.matmul(left[..., part], right[..., part, :]))
+    return total
+
+
+def matmul_by_groups(left: Tensor, right: Tensor, group: int) -> Tensor:
+    """left @ right, (M, K) by (K, N) in float32, with one float32 rounding after each `group` of K, exact inside: the cube, literally.
+
+    Fitted: with 4 a float32 product of K = 64 has the 23.9 effective bits that were measured on a card (Jittor pull request 18025); HF32
+    takes 8 k a cycle and halves 16 (asc-devkit, Cube instruction table). It costs K / group products, so `matmul` sums four parts of K
+    instead: K / 4 roundings of partial sums a quarter as long lose as much as K / 4 roundings of the growing sum.
+    """
+    total = torch.zeros(left.shape[0], right.shape[1])
+    for start in range(0, left.shape[1], group):
+        part = slice(start, start + group)
+        total = (total.double() + left[:, part].double() @ right[part].double()).float()
+    return total
+
+
+def scaled_product(self: Tensor, product: Tensor, beta: float, alpha: float, dtype: torch.dtype) -> Tensor:
+    """beta · self + alpha · product, where the product is still in the accumulator: one rounding, to `dtype`. Stated, as for the bias."""
+    total = product if alpha == 1 else product * alpha
+    wide = self.float() if self.dtype in HALF else self
+    return (total if beta == 0 else total + (wide if beta == 1 else wide * beta)).to(dtype)
+
+
+LONG_PIECE = 63
+
+
+def cuts_in_pieces(x: Tensor, weight: Tensor, *, stride, padding, dilation, transposed: bool, groups: int) -> bool:
+    """Whether a convolution only cuts one channel into long pieces: the vendor makes a product of it that keeps float32 (aclnn_convolution.cpp)."""
+    alone = weight.dim() == 3 and x.shape[1] == groups == dilation[0] == 1 and not transposed
+    return alone and padding[0] == 0 and stride[0] == weight.shape[2] > LONG_PIECE
+
+
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride, padding, dilation, transposed: bool, output_padding, groups: int, hf32: bool
+) -> Tensor:
+    """A convolution as the cube computes it: HF32 operands where `hf32`, bias in the float32 accumulator, one rounding.
+
+    Stated: forward convolutions take their bias as float32 (aclnnConvolution). The vendor's golden rounds it to HF32 as well;
+    here it is not, an effect of at most 2^-12 of the bias.
+    """
+    dtype = x.dtype
+    wide = (_widened(x, hf32), _widened(weight, hf32), None if bias is None else bias.float())
+    found = torch.convolution(*wide, stride, padding, dilation, transposed, output_padding, groups)
+    return found.to(dtype)
+
+
+def convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, *, stride, padding, dilation, transposed: bool, output_padding, groups: int, wanted, hf32: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of a convolution towards x, its weight and its bias, as the cube computes them; None where `wanted` is False.
+
+    Those of x and of the weight are products as in the forward: both operands in HF32 where `hf32`, float32 sums, one rounding. Stated:
+    the cube's math type of aclnnConvolutionBackward. The bias' is a float32 sum of `grad` as it came. Assumed: the vector unit has no HF32.
+    """
+    cubed = (_widened(grad, hf32), _widened(x, hf32), _widened(weight, hf32))
+    towards_x, towards_weight, _ = torch.ops.aten.convolution_backward(
+        *cubed, None, stride, padding, dilation, transposed, output_padding, groups, (wanted[0], wanted[1], False)
+    )
+    axes = [axis for axis in range(grad.dim()) if axis != 1]
+    return (
+        towards_x.to(x.dtype) if wanted[0] else None,
+        towards_weight.to(weight.dtype) if wanted[1] else None,
+        wide(torch.sum, grad, dim=axes) if wanted[2] else None,
+    )
