@@ -91,10 +91,10 @@ def test_float16_products_are_those_of_torch_to_a_last_place(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     model = Models().get("key", Products, seed=0, dtype=torch.float16, device=CPU)
     x = torch.randn(2, 3, 32, 32, generator=generator).half()
-    monkeypatch.setattr("harness.reference._has_float16_products", lambda: True)
+    monkeypatch.setattr("harness.reference.runs._has_float16_products", lambda: True)
     native, _, words = run_cpu(model, x, forward=None, dtype=torch.float16)
     assert words == "CPU float16"
-    monkeypatch.setattr("harness.reference._has_float16_products", lambda: False)
+    monkeypatch.setattr("harness.reference.runs._has_float16_products", lambda: False)
     wide, _, words = run_cpu(model, x, forward=None, dtype=torch.float16)
     assert "summed in float32" in words
     assert wide.dtype == torch.float16

@@ -1,0 +1,12 @@
+"""What the device is held against: the same weights and inputs on the CPU in the same dtype, in float64, and as a forecast.
+
+Weights are built once and copied; the CPU's runs are repeatable for a given number of threads.
+"""
+
+from harness.reference.models import Models, copy_module
+from harness.reference.runs import moved_by_one_rounding, roundoff, run, run_cpu
+from harness.reference.tensors import digest, fresh, move, tensors_of
+
+__all__ = [
+    "Models", "copy_module", "digest", "fresh", "move", "moved_by_one_rounding", "roundoff", "run", "run_cpu", "tensors_of",
+]  # fmt: skip

@@ -1,0 +1,130 @@
+"""Runs on the CPU: in the case's dtype, in float64, and as a forecast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.errors import RunError
+from harness.forecast import Rules, rounding
+from harness.reference.tensors import changed
+
+
+def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str) -> Any:
+    """`forward(model, inputs)`, or the model called with its inputs: a tensor, a tuple of arguments or a dict of keywords.
+
+    Raises: RunError, naming `where`, with what the model raised as its cause.
+    """
+    try:
+        with torch.no_grad():
+            if forward is not None:
+                return forward(model, inputs)
+            if isinstance(inputs, Mapping):
+                return model(**inputs)
+            return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        text = lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"  # torch_npu ends with what CANN said
+        raise RunError(f"{where}: {type(error).__name__}: {text}") from error
+
+
+def run_cpu(
+    model: nn.Module, inputs: Any, *, forward: Callable | None, dtype: torch.dtype, rules: Rules | None = None
+) -> tuple[Any, float, str]:
+    """One reference: the model's output on the CPU, its time in milliseconds, and what computed it, in words.
+
+    `model` and `inputs` are in `dtype`; in float64 they are the golden reference. With `rules` the CPU rounds as they say: a forecast.
+    """
+    emulate = dtype == torch.float16 and rules is None and not _has_float16_products()
+    begin = time.perf_counter()
+    wide = dtype == torch.float64
+    with rounding(rules) if rules is not None else _Float16Products() if emulate else _Float64Products() if wide else nullcontext():
+        outputs = run(model, inputs, forward=forward, where="on the CPU")
+    name = f"CPU {str(dtype).removeprefix('torch.')}"
+    words = f"{name}, matrix products summed in float32 and rounded once" if emulate else f"{name}, {rules}" if rules else name
+    return outputs, (time.perf_counter() - begin) * 1e3, words
+
+
+def roundoff(dtype: torch.dtype) -> float:
+    """The largest relative error of one rounding: half a last place; of float64, in which it is to be seen, a whole one."""
+    eps = torch.finfo(dtype).eps
+    return eps if dtype == torch.float64 else eps / 2
+
+
+def moved_by_one_rounding(inputs: Any, dtype: torch.dtype) -> Any | None:
+    """Float64 inputs, each number of them off by half a last place of `dtype`, up or down by a seeded draw; None where none is a fraction."""
+    generator = torch.Generator().manual_seed(0)
+    step = roundoff(dtype)
+    touched = False
+
+    def nudge(tensor: Tensor) -> Tensor:
+        nonlocal touched
+        if not tensor.is_floating_point():
+            return tensor
+        touched = True
+        signs = (torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1).double()  # float32 has no room for 1 + its roundoff
+        return tensor * (1 + step * signs)
+
+    nudged = changed(inputs, nudge)
+    return nudged if touched else None
+
+
+def _has_float16_products() -> bool:
+    """Whether this CPU multiplies float16 matrices natively; torch's fallback is some thirty times slower than float32."""
+    probe = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
+    return probe is None or bool(probe())
+
+
+class _Float16Products(TorchDispatchMode):
+    """Computes products of float16 matrices in float32 and rounds the result once.
+
+    Products of two float16 numbers are exact in float32 and the sum runs in float32, as in torch's own float16 kernel:
+    the two differ by a last place in some 0.2 % of the elements.
+    """
+
+    PRODUCTS = frozenset(getattr(torch.ops.aten, name) for name in "mm addmm bmm baddbmm mv addmv convolution".split())
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.overloadpacket not in self.PRODUCTS or not _any_half(args):
+            return func(*args, **kwargs)
+        return func(*[_widened(each) for each in args], **kwargs).half()
+
+
+class _Float64Products(TorchDispatchMode):
+    """Computes the products of groups, with which mixtures of experts are made, in float64, which torch's kernel lacks."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype == torch.float64:
+            return _grouped_products(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _grouped_products(left: Tensor, right: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+    """torch._grouped_mm: `offs` (G,) says where each group ends, along left's rows, right's columns, or what is summed over, where a side is 2-D."""
+    ends = [] if offs is None else offs.tolist()
+    parts = [slice(*each) for each in zip([0, *ends], ends)]
+    if left.dim() == 3 and right.dim() == 3:
+        found = torch.bmm(left, right)
+    elif left.dim() == 2 and right.dim() == 3:
+        found = torch.cat([left[part] @ right[group] for group, part in enumerate(parts)])
+        found = torch.cat([found, found.new_zeros(left.shape[0] - found.shape[0], found.shape[1])])  # rows of no group
+    elif left.dim() == 3:
+        found = torch.cat([left[group] @ right[:, part] for group, part in enumerate(parts)], 1)
+    else:
+        found = torch.stack([left[:, part] @ right[part] for part in parts])
+    return found if bias is None else found + bias
+
+
+def _any_half(args: tuple) -> bool:
+    return any(isinstance(each, Tensor) and each.dtype == torch.float16 for each in args)
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value

@@ -1,0 +1,73 @@
+"""Trees of tensors, as models take and return them: moved, copied, named, digested."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import CaseError
+
+
+def move(value: Any, *, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
+    """`value` with every tensor in it on `device`, and the floating-point ones in `dtype`."""
+    return changed(value, lambda tensor: tensor.to(device=device, dtype=dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype))
+
+
+def fresh(value: Any) -> Any:
+    """A copy of what a model is given: one that writes into its inputs must not find its own writing in the next run."""
+    return changed(value, torch.clone)
+
+
+def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with `change` applied to every tensor in it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: changed(each, change) for name, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(changed(each, change) for each in value)
+    return value
+
+
+def tensors_of(value: Any, what: str) -> dict[str, Tensor]:
+    """The tensors in what a model returned, by name: "output" for a bare one, else keys and positions joined by dots.
+
+    Raises: CaseError when there is none, or something is neither a tensor nor None.
+    """
+    found = dict(_flatten(value, "", what))
+    if not found:
+        raise CaseError(f"{what} returned {kind_of(value)}: nothing to compare; return a tensor, or tensors in a tuple or dict")
+    return found
+
+
+def _flatten(value: Any, prefix: str, what: str):
+    if isinstance(value, Tensor):
+        yield prefix or "output", value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _flatten(each, f"{prefix}.{name}" if prefix else str(name), what)
+    elif isinstance(value, (tuple, list)):
+        for index, each in enumerate(value):
+            yield from _flatten(each, f"{prefix}.{index}" if prefix else str(index), what)
+    elif value is not None:
+        at = f" at {prefix!r}" if prefix else ""
+        raise CaseError(f"{what} returned {kind_of(value)}{at} where a tensor was expected; let `forward` pick the tensors")
+
+
+def kind_of(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of CPU tensors."""
+    total = hashlib.sha256()
+    for name, tensor in tensors.items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().contiguous().reshape(-1)
+        if flat.numel():
+            total.update(flat.view(torch.uint8).numpy())
+    return total.hexdigest()
