@@ -149,6 +149,7 @@ def validate(
         rerun=rerun,
         threads=torch.get_num_threads(),
         stored=tuple(cpu.stored),
+        card=stack.card,
         parted=parting,
     )
     verdict = replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks), evidence=evidence)

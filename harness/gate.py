@@ -189,6 +189,7 @@ class Evidence:
     threads: int = 0  # of the CPU's runs
     parted: str = ""  # where generations part, in words
     stored: tuple[str, ...] = ()  # those of the CPU's runs that were read from a reference store
+    card: str | None = None  # the physical card that ran it; processes of one run may have a card of their own
 
 
 @dataclass(frozen=True, kw_only=True)

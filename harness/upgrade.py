@@ -15,6 +15,47 @@ STILL = "STILL FAILING"
 BAD = (BROKEN, baseline.REGRESSED, baseline.INCOMPARABLE, MISSING)  # what fails the gate
 ORDER = (*BAD, STILL, KNOWN, baseline.DRIFT, baseline.IMPROVED, FIXED, baseline.NEW, baseline.IDENTICAL)
 FINE = ("PASS", "SKIPPED")
+TABLES = ("environment", "packages")  # what of a stack is a table of its own
+UNRECORDED = "not recorded"
+EFFECTS = {  # names of a stack whose value changes numbers by itself, and what they change
+    "conv_allow_hf32": "float32 operands of convolutions are rounded to HF32 or not",
+    "matmul_allow_hf32": "float32 operands of products are rounded to HF32 or not",
+    "conv_allow_tf32": "float32 operands of convolutions are rounded to TF32 or not",
+    "matmul_allow_tf32": "float32 operands of products are rounded to TF32 or not",
+    "cube_math_type": "what float32 products are computed in; it overrides matmul_allow_hf32",
+    "precision_mode": "whether float32 products and convolutions run in float16",
+    "inf_nan_mode": "half overflows to Inf, or saturates",
+    "float32_matmul_precision": "what torch may compute float32 products in",
+    "deterministic": "the order of sums",
+    "deterministic_level": "the order of sums",
+    "compatible_impl": "kernels that follow torch's formula, GELU's among them",
+    "jit_compile": "which kernels run, compiled for the shape or ready made",
+    "compile_cache": "which compiled kernels are taken from before",
+    "cpu_capability": "the order of the CPU's sums",
+    "threads": "the order of the CPU's sums",
+    "card": "another piece of hardware",
+    "faults": "faults that were planted on purpose",
+    "environment.PER_STREAM_QUEUE": "the order in which streams run",
+    "environment.INF_NAN_MODE_ENABLE": "half overflows to Inf, or saturates",
+    "environment.INF_NAN_MODE_FORCE_DISABLE": "half overflows to Inf, or saturates",
+    "environment.TORCH_NPU_USE_COMPATIBLE_IMPL": "kernels that follow torch's formula, GELU's among them",
+    "environment.TORCH_NPU_LEGACY_IMPL_LIST": "random numbers of the 950",
+    "environment.HCCL_DETERMINISTIC": "the order of sums between cards",
+    "environment.LCCL_DETERMINISTIC": "the order of sums between cards",
+    "environment.CLOSE_MATMUL_K_SHIFT": "the order of sums in products",
+    "environment.ATB_MATMUL_SHUFFLE_K_ENABLE": "the order of sums in products of ATB",
+    "environment.ATB_LLM_LCOC_ENABLE": "whether products and communication are one kernel",
+    "environment.DNNL_DEFAULT_FPMATH_MODE": "oneDNN may multiply float32 in bfloat16: the CPU's reference",
+    "environment.ONEDNN_DEFAULT_FPMATH_MODE": "oneDNN may multiply float32 in bfloat16: the CPU's reference",
+    "environment.ATEN_CPU_CAPABILITY": "the order of the CPU's sums",
+    "environment.MKL_ENABLE_INSTRUCTIONS": "the order of the CPU's sums",
+    "environment.MKL_CBWR": "the order of the CPU's sums",
+    "environment.DNNL_MAX_CPU_ISA": "the order of the CPU's sums",
+    "environment.ONEDNN_MAX_CPU_ISA": "the order of the CPU's sums",
+    "environment.NVIDIA_TF32_OVERRIDE": "float32 operands are rounded to TF32 or not",
+    "environment.TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "float32 operands of products are rounded to TF32 or not",
+    "environment.CUBLAS_WORKSPACE_CONFIG": "the order of sums in products",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +79,11 @@ class Upgrade:
 
     transitions: tuple[Transition, ...]
     stack: tuple[tuple[str, Any, Any], ...]
+
+    @property
+    def effects(self) -> tuple[str, ...]:
+        """What of the stack's difference changes numbers by itself, and how, in words."""
+        return tuple(f"{name}: {EFFECTS[name]}" for name, _, _ in self.stack if name in EFFECTS)
 
     @property
     def passed(self) -> bool:
@@ -67,9 +113,41 @@ def compare_reports(before: Mapping[str, Any], after: Mapping[str, Any]) -> Upgr
     for group in dict.fromkeys(name[:2] for name in (*old, *new)):
         found += _group({name: row for name, row in old.items() if name[:2] == group}, {name: row for name, row in new.items() if name[:2] == group})
     found.sort(key=lambda each: ORDER.index(each.kind))
-    names = dict.fromkeys((*before["stack"], *after["stack"]))
-    stack = [(name, before["stack"].get(name), after["stack"].get(name)) for name in names]
-    return Upgrade(transitions=tuple(found), stack=tuple(each for each in stack if each[1] != each[2]))
+    return Upgrade(transitions=tuple(found), stack=_changed(before["stack"], after["stack"]))
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[tuple[str, Any, Any], ...]:
+    """What the two stacks differ in: name, before, after. Variables and packages are named one by one.
+
+    Older reports lack what later versions record. Where the other report has a value, the value before or after is `UNRECORDED`.
+    """
+    old, new = _flat(before), _flat(after)
+    lacking = [{name for name in TABLES if name not in each} for each in (before, after)]
+    found = []
+    for name in dict.fromkeys((*old, *new)):
+        pair = [_recorded(each, name, lacks) for each, lacks in ((old, lacking[0]), (new, lacking[1]))]
+        known = [each for each in pair if each not in (UNRECORDED, None, (), [], "")]
+        if pair[0] != pair[1] and (UNRECORDED not in pair or known):
+            found.append((name, *pair))
+    return tuple(found)
+
+
+def _recorded(stack: Mapping[str, Any], name: str, lacking: set[str]) -> Any:
+    if name in stack:
+        return stack[name]
+    table = name.partition(".")[0]
+    return None if table in TABLES and table not in lacking else UNRECORDED
+
+
+def _flat(stack: Mapping[str, Any]) -> dict[str, Any]:
+    """A stack with the entries of its tables beside the rest: "environment.HCCL_DETERMINISTIC"."""
+    found: dict[str, Any] = {}
+    for name, value in stack.items():
+        if name in TABLES:
+            found |= {f"{name}.{each}": item for each, item in (value or {}).items()}
+        else:
+            found[name] = value
+    return found
 
 
 def _by_name(rows: Sequence[Mapping[str, Any]]) -> dict[tuple, Mapping[str, Any]]:

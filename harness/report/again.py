@@ -93,6 +93,8 @@ def upgrade_text(found: Any, *, title: str, every: bool = False) -> str:
     if found.stack:
         rows = tuple((name, _shown(before), _shown(after)) for name, before, after in found.stack)
         blocks.append(Table(columns=("changed", "before", "after"), rows=rows))
+        if found.effects:
+            blocks += [Text(text="Of these, what changes numbers by itself:"), Bullets(items=found.effects)]
     else:
         blocks.append(Text(text="The two stacks are the same."))
     rows = []
