@@ -369,7 +369,7 @@ def _ratchet(arguments) -> int:
 
 
 def _doctor(arguments) -> int:
-    from harness.doctor import doctor
+    from harness.commands.doctor import doctor
 
     text, healthy = doctor(arguments.device)
     print(text)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import bench, doctor, infer
+from harness import bench, infer
+from harness.commands import doctor
 from harness.cli import main
 from harness.models.aimv2 import PHOTO
 from harness.models.digits import FOLDER

@@ -37,10 +37,10 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "models": {"convert", "models"},
     "bench": {"devices", "infer", "models", "reference", "report"},
     "conformance": {"baseline", "case", "locate", "measure", "devices", "emulator", "forecast", "gate", "models", "numerics", "reference", "report", "upgrade"},
-    "doctor": {"devices"},
+    "commands": {"devices"},
     "infer": {"convert", "devices", "models", "reference"},
     "plugin": {"baseline", "bench", "case", "devices", "emulator", "gate", "known", "locate", "ratchet", "reference", "report", "repro", "store"},
-    "cli": {"baseline", "bench", "bisect", "doctor", "emulator", "gate", "infer", "models", "pairs", "ratchet", "report", "upgrade"},
+    "cli": {"baseline", "bench", "bisect", "commands", "emulator", "gate", "infer", "models", "pairs", "ratchet", "report", "upgrade"},
     "__main__": {"cli"},
     "__init__": {"measure", "case", "devices", "gate"},
 }
