@@ -175,10 +175,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor = command(
         "doctor",
         _doctor,
-        "Print the stack, check that its versions fit, and that the device answers.",
-        "python -m harness doctor --device npu",
+        "Print the stack, check that its versions fit, and that the device answers; or measure how it rounds, sums and overflows.",
+        "python -m harness doctor --device npu\n  python -m harness doctor --device npu --probe probe.json\n  python -m harness doctor --read-probe probe.json",
     )
     _add_device(doctor)
+    doctor.add_argument("--probe", type=Path, metavar="FILE", help="take the ten measurements of a card (about a minute) and write them there as JSON")
+    doctor.add_argument("--read-probe", type=Path, metavar="FILE", help="say what such a file of another machine means")
 
     emulate = command(
         "emulate",
@@ -369,11 +371,25 @@ def _ratchet(arguments) -> int:
 
 
 def _doctor(arguments) -> int:
+    if arguments.probe is not None or arguments.read_probe is not None:
+        return _probe(arguments)
     from harness.commands.doctor import doctor
 
     text, healthy = doctor(arguments.device)
     print(text)
     return 0 if healthy else 1
+
+
+def _probe(arguments) -> int:
+    from harness.commands.probe import probe, read_probe, text_of
+
+    if arguments.read_probe is not None:
+        print(text_of(read_probe(arguments.read_probe)))
+        return 0
+    document = probe(arguments.device, arguments.probe, say=lambda text: print(text, file=sys.stderr))
+    print(text_of(document))
+    print(f"\nwritten to {arguments.probe}")
+    return 0 if document["stopped"] is None else 1
 
 
 def _emulate(arguments) -> int:
