@@ -351,10 +351,11 @@ def _locate(arguments) -> int:
 
     if not arguments.cases.exists():
         raise HarnessError(f"no cases at {arguments.cases}; name their file or folder with --cases")
-    command = [str(arguments.cases), "-q", "-p", "no:cacheprovider", "--baseline=off", f"--device={arguments.device}", f"--report={arguments.report}"]
-    command += [f"--locate={arguments.level}", f"--locate-case={arguments.case}", *(f"--fault={each}" for each in arguments.fault)]
-    command += ["--locate-backward"] if arguments.backward else []
-    command += [f"--locate-seed={arguments.seed}"] if arguments.seed is not None else []
+    command = [str(arguments.cases), "-q", "-p", "no:cacheprovider", "-p", "harness.plugin.entry", "--precision-baseline=off"]
+    command += [f"--precision-device={arguments.device}", f"--precision-report={arguments.report}"]
+    command += [f"--precision-locate={arguments.level}", f"--precision-locate-case={arguments.case}", *(f"--precision-fault={each}" for each in arguments.fault)]
+    command += ["--precision-locate-backward"] if arguments.backward else []
+    command += [f"--precision-locate-seed={arguments.seed}"] if arguments.seed is not None else []
     status = pytest.main(command)
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):  # it said why
         return 1
