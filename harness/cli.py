@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         _bisect,
         "Find between which two of an ordered list of stacks the numbers changed; exit status 0 only when that was found.",
         "python -m harness bisect stacks.toml --case aimv2-digits --output bisect.md\n\nstacks.toml:\n"
-        '  command = ".venv-{name}/bin/pytest -k precision --report {report}"\n  timeout = 3600\n  [[stack]]\n  name = "2.9.0"\n  [[stack]]\n  name = "2.10.0"',
+        '  command = ".venv-{name}/bin/pytest -k precision --report={report}"\n  timeout = 3600\n  [[stack]]\n  name = "2.9.0"\n  [[stack]]\n  name = "2.10.0"',
     )
     bisect.add_argument("stacks", type=Path, metavar="STACKS.toml", help="a [[stack]] for each, the oldest first: name, and command that writes precision.json into {report}")
     bisect.add_argument("--case", metavar="NAME", help="a case's name, or a part of test ids: the rows that decide (default: all)")
