@@ -19,6 +19,7 @@ CORE = "libascendcl.so"
 EMPTY = ("libhccl.so", "libacl_op_compiler.so", "libge_runner.so", "libgraph.so", "libacl_tdt_channel.so", "libopapi.so")
 LIBRARIES = (CORE, *EMPTY)  # in the order in which they are loaded
 SOURCE = Path(__file__).with_name("runtime.c")
+KEYS = Path(__file__).with_name("keys.c")
 MARKER = "EMULATED"  # a file in the generated home, so that nobody takes it for a CANN installation
 
 
@@ -29,7 +30,8 @@ def build(version: str) -> Path:
 
     Raises: DeviceError without a C compiler, or when it fails.
     """
-    key = hashlib.sha256(SOURCE.read_bytes() + f"{version} {os.uname().machine} {EMPTY}".encode()).hexdigest()[:16]
+    names = f"{version} {_torch()} {os.uname().machine} {EMPTY}".encode()
+    key = hashlib.sha256(SOURCE.read_bytes() + KEYS.read_bytes() + names).hexdigest()[:16]
     ready = _cache() / f"cann-{version}-{key}"
     if (ready / MARKER).exists():
         return ready
@@ -138,8 +140,38 @@ def _write_names(made: Path) -> None:
     lines = [f"OPERATOR({index}, {name})\n" for index, name in enumerate(operators)]
     (made / "names.inc").write_text("".join(lines))
     missing = [name for name in wanted_symbols() if name not in defined]
+    header = Path(util.find_spec("torch_npu").origin).parent / HEADER
+    text = header.read_text(encoding="utf-8", errors="replace") if header.exists() else ""
+    (made / "keys.inc").write_text(allocator_keys(undefined_symbols(wheel_libraries()[0]), text, _torch()))
     quiet = [f"QUIET({name})\n" for name in missing if name.startswith("Msprof")]
     (made / "wanted.inc").write_text("".join([*quiet, *(f"WANTED({name})\n" for name in missing if not name.startswith("Msprof"))]))
+
+
+# --------------------------------------------------------------------------------------------------- allocator options
+
+
+HEADER = "include/torch_npu/csrc/core/npu/NPUAllocatorConfig.h"  # in the wheel: lists the names that libtorch_npu registers
+
+
+def allocator_keys(undefined: list[str], header: str, torch: str) -> str:
+    """What keys.c has to know of a wheel: the function that returns torch's set of allocator options, and the names that the wheel adds.
+
+    `undefined` are the undefined symbols of libtorch_npu.so, `header` is the text of its HEADER, `torch` the version of torch that it
+    needs. Empty where the wheel adds no names, as torch_npu up to 2.12. Where the header lists none, keys.c refuses a build of torch
+    that adds names of its own.
+    """
+    functions = [name for name in undefined if "AcceleratorAllocatorConfig14getMutableKeys" in name]
+    if not functions:
+        return ""
+    listed = re.search(r"getKeys\(\)\s*\{[^{}]*\{([^{}]*)\}", header)
+    names = re.findall(r'"([a-z0-9_]+)"', listed[1]) if listed else []
+    lines = [f'#define KEYS_FUNCTION "{functions[0]}"', f'#define TORCH "{torch}"', *(f"KEY({name})" for name in names)]
+    return "\n".join([*lines, ""])
+
+
+def _torch() -> str:
+    """The version of the installed torch without its build: 2.13.0 for 2.13.0+cu130."""
+    return metadata.version("torch").split("+")[0]
 
 
 # ------------------------------------------------------------------------------------------------------- compiling
@@ -160,7 +192,7 @@ def compiler() -> list[str]:
 
 def _compile(made: Path) -> None:
     command = [*compiler(), "-shared", "-fPIC", "-O1", "-w"]
-    core = [f"-Wl,-soname,{CORE}", "-I", str(made), str(SOURCE), "-o", str(made / CORE), "-lpthread"]
+    core = [f"-Wl,-soname,{CORE}", "-I", str(made), str(SOURCE), str(KEYS), "-o", str(made / CORE), "-lpthread", "-ldl"]
     _run([*command, *core])
     (made / "empty.c").write_text("")
     for name in EMPTY:

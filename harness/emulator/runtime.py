@@ -67,6 +67,10 @@ class _Runtime:
         self.machine, self.numerics = machine, numerics
         self.libraries = [ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL) for name in build.LIBRARIES]
         self.core = self.libraries[0]
+        self.core.emulator_refusal.restype = ctypes.c_char_p
+        refusal = self.core.emulator_refusal()
+        if refusal is not None:
+            raise DeviceError(refusal.decode())
         self.core.emulator_operator_name.restype = ctypes.c_char_p
         self.core.emulator_configure(
             machine.devices, machine.name.encode(), ctypes.c_uint64(machine.memory), machine.cann.encode()
