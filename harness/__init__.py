@@ -3,18 +3,26 @@
     from harness import Case, Tolerance, compare, open_device, validate
 """
 
-import os
+import sys
 
-# With torch_npu installed and CANN not, a bare `import torch` raises: torch loads the backend through an entry point.
-# harness.devices imports torch_npu itself, once it knows what is there.
-os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+from harness import autoload
 
-from harness.measure import Comparison, compare  # noqa: E402  (torch is imported inside, when something is compared)
-from harness.errors import CaseError, CheckpointError, DeviceError, HarnessError  # noqa: E402
+__version__ = "0.1.0"
 
-_LAZY = {  # name: module; these import torch
+# In pytest the entry point of the plugin imports this package in every run: there nothing may change until something of it is used.
+if "_pytest" not in sys.modules:
+    autoload.hold()
+
+_LAZY = {  # name: module; none of them is imported before it is used
     "Case": "harness.case",
     "validate": "harness.case",
+    "Comparison": "harness.measure",
+    "compare": "harness.measure",
+    "CaseError": "harness.errors",
+    "CheckpointError": "harness.errors",
+    "DeviceError": "harness.errors",
+    "HarnessError": "harness.errors",
+    "RunError": "harness.errors",
     "Tolerance": "harness.gate",
     "Verdict": "harness.gate",
     "judge": "harness.gate",
@@ -23,7 +31,7 @@ _LAZY = {  # name: module; these import torch
     "open_device": "harness.devices",
 }
 
-__all__ = ["CaseError", "CheckpointError", "Comparison", "DeviceError", "HarnessError", "compare", *_LAZY]
+__all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str):
@@ -31,4 +39,7 @@ def __getattr__(name: str):
         raise AttributeError(f"module 'harness' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_LAZY[name]), name)
+    autoload.hold()
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value  # the next use costs nothing
+    return value

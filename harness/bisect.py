@@ -1,6 +1,6 @@
 """Between which two of an ordered list of stacks the numbers changed: the ends run first, then the middle. python -m harness bisect STACKS.toml
 
-    command = ".venv-{name}/bin/pytest -k precision --report {report}"    # of every stack without one of its own
+    command = ".venv-{name}/bin/pytest -k precision --report={report}"    # of every stack without one of its own
     timeout = 3600                                                        # seconds; without it a run may take any time
     [[stack]]                                                             # two or more, the oldest first
     name = "2.9.0"

@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         _bisect,
         "Find between which two of an ordered list of stacks the numbers changed; exit status 0 only when that was found.",
         "python -m harness bisect stacks.toml --case aimv2-digits --output bisect.md\n\nstacks.toml:\n"
-        '  command = ".venv-{name}/bin/pytest -k precision --report {report}"\n  timeout = 3600\n  [[stack]]\n  name = "2.9.0"\n  [[stack]]\n  name = "2.10.0"',
+        '  command = ".venv-{name}/bin/pytest -k precision --report={report}"\n  timeout = 3600\n  [[stack]]\n  name = "2.9.0"\n  [[stack]]\n  name = "2.10.0"',
     )
     bisect.add_argument("stacks", type=Path, metavar="STACKS.toml", help="a [[stack]] for each, the oldest first: name, and command that writes precision.json into {report}")
     bisect.add_argument("--case", metavar="NAME", help="a case's name, or a part of test ids: the rows that decide (default: all)")
@@ -175,10 +175,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor = command(
         "doctor",
         _doctor,
-        "Print the stack, check that its versions fit, and that the device answers.",
-        "python -m harness doctor --device npu",
+        "Print the stack, check that its versions fit, and that the device answers; or measure how it rounds, sums and overflows.",
+        "python -m harness doctor --device npu\n  python -m harness doctor --device npu --probe probe.json\n  python -m harness doctor --read-probe probe.json",
     )
     _add_device(doctor)
+    doctor.add_argument("--probe", type=Path, metavar="FILE", help="take the ten measurements of a card (about a minute) and write them there as JSON")
+    doctor.add_argument("--read-probe", type=Path, metavar="FILE", help="say what such a file of another machine means")
 
     emulate = command(
         "emulate",
@@ -349,10 +351,11 @@ def _locate(arguments) -> int:
 
     if not arguments.cases.exists():
         raise HarnessError(f"no cases at {arguments.cases}; name their file or folder with --cases")
-    command = [str(arguments.cases), "-q", "-p", "no:cacheprovider", "--baseline=off", f"--device={arguments.device}", f"--report={arguments.report}"]
-    command += [f"--locate={arguments.level}", f"--locate-case={arguments.case}", *(f"--fault={each}" for each in arguments.fault)]
-    command += ["--locate-backward"] if arguments.backward else []
-    command += [f"--locate-seed={arguments.seed}"] if arguments.seed is not None else []
+    command = [str(arguments.cases), "-q", "-p", "no:cacheprovider", "-p", "harness.plugin.entry", "--precision-baseline=off"]
+    command += [f"--precision-device={arguments.device}", f"--precision-report={arguments.report}"]
+    command += [f"--precision-locate={arguments.level}", f"--precision-locate-case={arguments.case}", *(f"--precision-fault={each}" for each in arguments.fault)]
+    command += ["--precision-locate-backward"] if arguments.backward else []
+    command += [f"--precision-locate-seed={arguments.seed}"] if arguments.seed is not None else []
     status = pytest.main(command)
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):  # it said why
         return 1
@@ -369,11 +372,25 @@ def _ratchet(arguments) -> int:
 
 
 def _doctor(arguments) -> int:
+    if arguments.probe is not None or arguments.read_probe is not None:
+        return _probe(arguments)
     from harness.commands.doctor import doctor
 
     text, healthy = doctor(arguments.device)
     print(text)
     return 0 if healthy else 1
+
+
+def _probe(arguments) -> int:
+    from harness.commands.probe import probe, read_probe, text_of
+
+    if arguments.read_probe is not None:
+        print(text_of(read_probe(arguments.read_probe)))
+        return 0
+    document = probe(arguments.device, arguments.probe, say=lambda text: print(text, file=sys.stderr))
+    print(text_of(document))
+    print(f"\nwritten to {arguments.probe}")
+    return 0 if document["stopped"] is None else 1
 
 
 def _emulate(arguments) -> int:

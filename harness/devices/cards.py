@@ -1,8 +1,8 @@
 """The physical card behind a device: its NPU and chip number, serial number, die and firmware, as npu-smi tells them.
 
-torch numbers the chips that a process sees: ASCEND_RT_VISIBLE_DEVICES hides and reorders them, a container numbers its own from 0, and a
-card of the A3 has two dies. npu-smi asks for the number of the card (NPU ID) and of the chip on it (Chip ID). `npu-smi info -m` holds both
-beside "Chip Logic ID", the number that CANN counts by.
+torch numbers the chips that a process sees: ASCEND_RT_VISIBLE_DEVICES hides and reorders them, a container numbers
+its own from 0, and a card of the A3 has two dies. npu-smi asks for the number of the card (NPU ID) and of the chip on
+it (Chip ID). `npu-smi info -m` holds both beside "Chip Logic ID", the number that CANN counts by.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def read_card(index: int, ask: Callable[..., str | None], environment: Mapping[s
 def place_of(index: int, mapping: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
     """NPU ID and Chip ID of `npu:<index>`, by the text of `npu-smi info -m`; None where the text does not say it.
 
-    A chip without a number of its own, such as the Mcu, computes nothing. A table without a column "Chip Logic ID", as of the 950, names
-    the chip only where there is one.
+    A chip without a number of its own, such as the Mcu, computes nothing. A table without a column "Chip Logic ID",
+    as of the 950, names the chip only where there is one.
     """
     chips = _chips(mapping)
     visible = environment.get(VISIBLE)
@@ -86,7 +86,11 @@ def _chips(mapping: str) -> list[tuple[int | None, int, int]]:
         named = dict(zip(lines[heading], line))
         numbers = [named.get(name, "") for name in ("NPU ID", "Chip ID")]
         logic = named.get("Chip Logic ID")
-        if all(each.isdigit() for each in numbers) and named.get("Chip Name") != "Mcu" and (logic is None or logic.isdigit()):
+        if (
+            all(each.isdigit() for each in numbers)
+            and named.get("Chip Name") != "Mcu"
+            and (logic is None or logic.isdigit())
+        ):
             found.append((None if logic is None else int(logic), *map(int, numbers)))
     return found
 
@@ -113,7 +117,7 @@ def this_card(index: int) -> Card | None:
 
 
 class Smi:
-    """Asks npu-smi, which sees all that the container holds; after one call that took too long it is not asked again."""
+    """Asks npu-smi about all that the container holds; after one call that took too long it is not asked again."""
 
     def __init__(self) -> None:
         self.silent = shutil.which("npu-smi") is None

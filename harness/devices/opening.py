@@ -10,6 +10,7 @@ import sys
 
 import torch
 
+from harness import autoload
 from harness.devices.device import Device, first_line
 from harness.devices.stack import cpu_name
 from harness.errors import DeviceError
@@ -101,7 +102,9 @@ def _open_npu(index: int, reason: str) -> Device:
         problem = _loads("libhccl.so")
         if problem is not None:
             raise DeviceError(f"torch_npu {version} is installed, but CANN cannot be loaded ({problem}); on an Ascend machine: {SET_ENV}")
-    return _answering(index, "npu", reason, f"torch_npu {version}")
+    device = _answering(index, "npu", reason, f"torch_npu {version}")
+    autoload.release()  # a child process of the user finds the NPU by a bare `import torch`
+    return device
 
 
 def _open_emulated(reason: str) -> Device:

@@ -24,27 +24,29 @@ if TYPE_CHECKING:
     from harness.devices.cards import Card
     from harness.devices.device import Device
 
-# Variables that change how a device or the CPU computes. CUBE_MATH_TYPE and ACL_PRECISION_MODE are none: torch_npu reads them as options
-# alone (npu/npu_config.py), and the fields below hold them.
+# Variables that change how a device or the CPU computes. CUBE_MATH_TYPE and ACL_PRECISION_MODE are none of them:
+# torch_npu reads them as options alone (npu/npu_config.py), and fields of the stack hold them.
 ENVIRONMENT = (
     # torch_npu's manual of variables
-    "TASK_QUEUE_ENABLE", "PER_STREAM_QUEUE", "ASCEND_LAUNCH_BLOCKING", "INF_NAN_MODE_ENABLE", "INF_NAN_MODE_FORCE_DISABLE",
-    "TORCH_NPU_USE_COMPATIBLE_IMPL", "TORCH_NPU_LEGACY_IMPL_LIST", "ACL_OP_COMPILER_CACHE_MODE", "ACL_OP_COMPILER_CACHE_DIR",
-    # CANN's manual, and that of its libraries for communication (HCCL, LCCL) and for transformers (ATB)
+    "TASK_QUEUE_ENABLE", "PER_STREAM_QUEUE", "ASCEND_LAUNCH_BLOCKING",
+    "INF_NAN_MODE_ENABLE", "INF_NAN_MODE_FORCE_DISABLE", "TORCH_NPU_USE_COMPATIBLE_IMPL", "TORCH_NPU_LEGACY_IMPL_LIST",
+    "ACL_OP_COMPILER_CACHE_MODE", "ACL_OP_COMPILER_CACHE_DIR",
+    # CANN's manual, and those of its libraries for communication (HCCL, LCCL) and for transformers (ATB)
     "ASCEND_RT_VISIBLE_DEVICES", "ASCEND_CACHE_PATH", "ASCEND_WORK_PATH", "HCCL_DETERMINISTIC", "LCCL_DETERMINISTIC",
     "CLOSE_MATMUL_K_SHIFT", "ATB_MATMUL_SHUFFLE_K_ENABLE", "ATB_LLM_LCOC_ENABLE",
-    # the CPU's side: oneDNN may multiply float32 in bfloat16; the others choose the instructions, thus the order of sums
+    # the CPU's side: oneDNN may multiply float32 in bfloat16; the others choose instructions, thus the order of sums
     "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA",
     "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
     # CUDA's
     "CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG",
 )  # fmt: skip
-PACKAGES = ("transformers", "timm", "diffusers", "sentence_transformers")  # model code whose version changes numbers
+# Model code whose version changes numbers.
+PACKAGES = ("transformers", "timm", "diffusers", "sentence_transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Where something was measured: versions, switches that change numbers, threads. None where unknown or not there."""
+    """Where something was measured: versions, switches that change numbers, threads. None where it is unknown."""
 
     device: str
     backend: str  # "npu", "emulated", "cuda" or "cpu"
@@ -69,14 +71,17 @@ class Stack:
     matmul_allow_hf32: bool | None = None
     conv_allow_tf32: bool | None = None
     matmul_allow_tf32: bool | None = None
-    cube_math_type: int | None = None  # of products where set, over matmul_allow_hf32: 0 keep, 1 lower, 2 float16, 3 HF32, 4 group sums
-    precision_mode: str | None = None  # ACL_PRECISION_MODE where set: "allow_fp32_to_fp16" or "must_keep_origin_dtype"; else the SoC's default holds
+    # Of products where set, over matmul_allow_hf32: 0 keep, 1 lower, 2 float16, 3 HF32, 4 group sums.
+    cube_math_type: int | None = None
+    # ACL_PRECISION_MODE where set: "allow_fp32_to_fp16" or "must_keep_origin_dtype"; else the SoC's default holds.
+    precision_mode: str | None = None
     inf_nan_mode: bool | None = None  # whether half overflows to Inf; otherwise it saturates
     float32_matmul_precision: str | None = None  # torch's own: "highest", "high" or "medium"
     jit_compile: bool | None = None
     compile_cache: str | None = None  # ACL_OP_COMPILER_CACHE_MODE and _DIR where set by option
     deterministic: bool | None = None
-    deterministic_level: int | None = None  # torch_npu's: 0 off, 1 the same from run to run, 3 (of CANN) also in every batch
+    # torch_npu's: 0 off, 1 the same from run to run, 3 (of CANN) also in every batch.
+    deterministic_level: int | None = None
     compatible_impl: bool | None = None
     allow_internal_format: bool | None = None
     faults: tuple[str, ...] = ()  # what was broken on purpose on an emulated device, and how often it acted
@@ -115,7 +120,11 @@ def read_stack(device: Device) -> Stack:
         deterministic=torch.are_deterministic_algorithms_enabled(),
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     )
-    own = _npu_stack(device) if device.torch_device.type == "npu" else _cuda_stack(device.torch_device.index or 0) if device.backend == "cuda" else {}
+    own: dict[str, Any] = {}
+    if device.torch_device.type == "npu":
+        own = _npu_stack(device)
+    elif device.backend == "cuda":
+        own = _cuda_stack(device.torch_device.index or 0)
     return Stack(**(common | own))
 
 
@@ -150,7 +159,7 @@ def _npu_stack(device: Device) -> dict[str, Any]:
 
 
 def _compatible_impl() -> bool | None:
-    """Whether torch_npu follows torch where its kernels do otherwise, such as GELU; None where torch_npu lacks it (before 2.9.0.post2)."""
+    """Whether torch_npu follows torch's formulas, GELU's too; None where it has no such switch (before 2.9.0.post2)."""
     if not hasattr(torch.npu, "use_compatible_impl"):
         return None
     return _quietly(lambda: bool(torch.npu.are_compatible_impl_enabled()))
@@ -258,7 +267,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-# Arm processors have no name in /proc/cpuinfo but numbers of the maker and of the part: Linux, arch/arm64/include/asm/cputype.h
+# Arm processors have numbers of maker and part in /proc/cpuinfo, no name: Linux, arch/arm64/include/asm/cputype.h
 ARM = {("0x48", "0xd01"): "Kunpeng 920", ("0x48", "0xd02"): "HiSilicon HIP09"}
 
 

@@ -15,35 +15,25 @@ from pathlib import Path
 
 import pytest
 
-ACCURACY_TEST = "test_precision"
+from harness.plugin.fixtures import EXCUSED, uses_fixture
+from harness.plugin.names import SHORT_DTYPE, dtype_id, is_accuracy_test, row_name
+from harness.plugin.opening import Opening
+from harness.plugin.options import options_of
+
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
-EXCUSED = pytest.StashKey[list]()  # the known failures of a test, in words
 LOG_EVERY = 10.0  # seconds between progress lines where output is not a terminal
-SHORT_DTYPE = {"bfloat16": "bf16"}  # in ids: -k matches substrings, and "float16" is one of "bfloat16"
-
-
-def dtype_id(dtype: str) -> str:
-    """The dtype as ids say it."""
-    return SHORT_DTYPE.get(dtype, dtype)
-
-
-def row_name(case: str, dtype: str, seed: int | None) -> str:
-    """A row in words: "aimv2-digits bf16 seed 42"."""
-    return f"{case} {dtype_id(dtype)}" + ("" if seed is None else f" seed {seed}")
-
-
-def is_accuracy_test(nodeid: str) -> bool:
-    """Whether a test, by its id, is an accuracy test."""
-    return re.sub(r"\[.*", "", nodeid, flags=re.DOTALL).rpartition("::")[2] == ACCURACY_TEST
 
 
 class Session:
     """One run of pytest: the device it opened, the tests it collected, the rows it holds."""
 
-    def __init__(self, config: pytest.Config):
+    def __init__(self, config: pytest.Config, opening: Opening, *, whole: bool):
         self.config = config
+        self.options = options_of(config)
+        self.opening = opening
+        self.whole = whole  # every test_precision is an accuracy test; else only those that use the fixture
         self.worker = os.environ.get("PYTEST_XDIST_WORKER")  # its number under pytest-xdist, else None
-        self.directory = config.option.report or config.rootpath / "reports"
+        self.directory = self.options.report or config.rootpath / "reports"
         self.collected: dict[str, dict] = {}  # accuracy tests in order: test id -> case, dtype, seed as far as known
         self.rows: dict[str, list[dict]] = {}  # by test id
         self.performance: list[dict] = []
@@ -53,8 +43,8 @@ class Session:
         self._standing: dict[str, dict] = {}  # rows of tests that have not ended, by test id
         self.planted: list = []  # faults, on the emulated device
         self._acted: set[str] = set()  # those that did, here or in a worker, as text
-        self._device = None
-        self.baselines = config.option.baselines or config.rootpath / "cases" / "baselines"
+        self._device = None  # once its faults are planted
+        self.baselines = self.options.baselines or config.rootpath / "cases" / "baselines"
         self._cases: dict[tuple[str, str], object] = {}  # by name and dtype
         self._found: set[tuple[str, str]] = set()  # cases that were located, by name and dtype
         self._spent = 0.0  # seconds on locating
@@ -70,34 +60,72 @@ class Session:
 
     # ------------------------------------------------------------------------------------------- the device and the run
 
+    def begin(self, *, explicit: bool) -> None:
+        """Check the options, and open the device of a run that asks for one; `explicit` where the command line does.
+
+        Raises: pytest.UsageError where an option cannot be, or where the device that an option names cannot run.
+        """
+        self.read_known_failures()
+        if not self.worker:
+            self.check_options()  # here, since under pytest-xdist this process collects nothing
+        if not explicit:
+            return
+        named = self.options.device != "auto" or bool(self.options.fault)
+        if named and not self.worker and not self.config.option.collectonly:
+            self._open_or_stop()
+        else:
+            self.open_for_collection()
+
+    def open_for_collection(self) -> None:
+        """Open the device before files of tests are imported; an error is for the accuracy tests that are collected."""
+        if not self.opening.is_open:
+            self.say(f"opening the device ({self.options.device})")
+        self.opening.open()
+
     @property
     def device(self):
-        """The device under test, opened once.
+        """The device under test, with its faults planted.
 
         Raises: DeviceError when it cannot run here.
         """
         if self._device is None:
-            from harness.devices import open_device
-
-            self.say(f"opening the device ({self.config.option.device})")
-            _share_cores(self.worker)
-            self._device = open_device(self.config.option.device)
+            self.open_for_collection()
+            self._device = self.opening.device
             self._plant()
             self._read_stack()
         return self._device
+
+    def header(self) -> list[str]:
+        """The device, why it is this one, and its switches, for pytest's header."""
+        if self.opening.error is not None:
+            return [f"accuracy: no device ({self.options.device}): {self.opening.error}"]
+        if not self.opening.is_open:
+            return ["accuracy: the device is opened when a test asks for it (--precision-device)"]
+        device = self.opening.device
+        stack = device.stack.to_dict()
+        card = f", card {stack['card']}" if stack.get("card") else ""
+        switches = [f"{name} {'on' if value else 'off'}" for name, value in stack.items() if isinstance(value, bool)]
+        switches += [f"{name}={value}" for name, value in stack["environment"].items()]
+        switches.append(f"{stack['threads']} threads")
+        return [
+            f"accuracy: {device.torch_device} is {device.name}{card}, {device.backend}: {device.reason}",
+            f"accuracy: {', '.join(switches)}",
+        ]
 
     def _plant(self) -> None:
         """Plant the faults that were asked for. Raises: DeviceError where the device is not an emulated one."""
         from harness.emulator import faults
         from harness.errors import DeviceError
 
-        if self.config.option.fault and self._device.backend != "emulated":
-            raise DeviceError(f"--fault breaks an emulated device and this one is {self._device.name} ({self._device.backend}); add --device emulated")
-        self.planted = [faults.parse(each) for each in self.config.option.fault]
+        if self.options.fault and self._device.backend != "emulated":
+            raise DeviceError(f"--precision-fault breaks an emulated device and this one is {self._device.name} ({self._device.backend}); add --precision-device=emulated")
+        self.planted = [faults.parse(each) for each in self.options.fault]
         for each in self.planted:
             faults.plant(each)
 
     def pytest_unconfigure(self) -> None:
+        if not self.planted:
+            return
         from harness.emulator import faults
 
         for each in self.planted:
@@ -115,10 +143,10 @@ class Session:
         device = self.device
         self._models = self._models or Models(store=self._store)
         self.say(f"{row_name(case.name, case.dtype, seed)}: CPU, then {device.torch_device}")
-        options = {"rerun_reference": self.config.option.rerun_reference, "preset": self.config.option.preset}
+        options = {"rerun_reference": self.options.rerun_reference, "preset": self.options.preset}
         verdict = validate(case, seed, device, models=self._models, **options)
         self._read_stack()
-        if self.config.option.bench:
+        if self.options.bench:
             self._time(case)
         return self._held_against_baseline(case, seed, verdict)
 
@@ -128,7 +156,7 @@ class Session:
         from harness.gate import Reason
         from harness.report import jsonable, row
 
-        if self.config.option.baseline != "check":
+        if self.options.baseline != "check":
             return verdict
         found = row(test="", case=case.name, dtype=case.dtype, seed=seed, verdict=verdict)
         change = baseline.verdicts([found], self._entry(case.name, case.dtype, jsonable(self.environment)))[0]
@@ -159,10 +187,10 @@ class Session:
     def wants_location(self, case, *, failed: bool) -> bool:
         """Whether to look where a row comes from: it fails, was not located with another seed, and the budget is not spent; or it was asked for."""
         self._cases[case.name, case.dtype] = case
-        every, key = self.config.option.locate_case is not None, (case.name, case.dtype)
-        if self.config.option.locate == "off" or not (failed or every) or key in self._found and not every:
+        every, key = self.options.locate_case is not None, (case.name, case.dtype)
+        if self.options.locate == "off" or not (failed or every) or key in self._found and not every:
             return False
-        if self._spent >= self.config.option.locate_budget and not every:
+        if self._spent >= self.options.locate_budget and not every:
             self._unlocated += 1
             return False
         self._found.add(key)
@@ -177,9 +205,9 @@ class Session:
     def locate(self, case, seed: int | None) -> dict:
         """Where a row's error comes from, as the report holds it."""
         began, counted = time.monotonic(), [(each, each.calls, each.hits) for each in self.planted]
-        every = self.config.option.locate_case is not None
+        every = self.options.locate_case is not None
         try:
-            return self._locate(case, seed, math.inf if every else self.config.option.locate_budget - self._spent)
+            return self._locate(case, seed, math.inf if every else self.options.locate_budget - self._spent)
         except Exception as error:  # noqa: BLE001  a row that failed must not be lost because its cause was not found
             from harness.report.found import unlocated
 
@@ -195,10 +223,10 @@ class Session:
         from harness.report.found import depth_picture, located
         from harness.repro import write_repro
 
-        level = "modules" if self.config.option.locate == "modules" else "operators"
+        level = "modules" if self.options.locate == "modules" else "operators"
         self.say(f"{row_name(case.name, case.dtype, seed)}: locating, by {level}")
         began, how = time.monotonic(), dict(models=self._models, level=level, limit=limit)
-        finding = locate(case, seed, self.device, backward=self.config.option.locate_backward, **how)
+        finding = locate(case, seed, self.device, backward=self.options.locate_backward, **how)
         if finding.first is None and finding.has_gradients:
             finding = locate(case, seed, self.device, backward=True, **how)
         name = re.sub(r"[^\w.-]", "_", f"{case.name}-{case.dtype}" + ("" if seed is None else f"-seed{seed}"))
@@ -257,8 +285,8 @@ class Session:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """With --locate-case, the accuracy tests of that case alone."""
-        wanted, seed = self.config.option.locate_case, self.config.option.locate_seed
+        """With --precision-locate-case, the accuracy tests of that case alone."""
+        wanted, seed = self.options.locate_case, self.options.locate_seed
         if wanted is None:
             return
         known = {id(item): _known(item) for item in items if is_accuracy_test(item.nodeid)}
@@ -274,7 +302,7 @@ class Session:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
-            if is_accuracy_test(item.nodeid):
+            if is_accuracy_test(item.nodeid) and (self.whole or uses_fixture(item)):
                 self.collected[item.nodeid] = _known(item)
         if not self.collected or self.config.option.collectonly:
             return
@@ -294,57 +322,57 @@ class Session:
         try:
             self.device  # noqa: B018
         except (DeviceError, ValueError) as error:
-            raise pytest.UsageError(f"--device {self.config.option.device}: {error}") from None
+            raise pytest.UsageError(f"--precision-device={self.options.device}: {error}") from None
 
     def _open_store(self) -> None:
         from harness.errors import HarnessError
         from harness.store import Store
 
-        if self.config.option.reference_store is None:
+        if self.options.reference_store is None:
             return
         try:
-            self._store = Store(self.config.option.reference_store)
+            self._store = Store(self.options.reference_store)
         except HarnessError as error:
-            raise pytest.UsageError(f"--reference-store: {error}") from None
+            raise pytest.UsageError(f"--precision-reference-store: {error}") from None
 
     def read_known_failures(self) -> None:
         from harness.errors import HarnessError
         from harness.known import read_known
 
-        named, usual = self.config.option.known_failures, self.config.rootpath / "cases" / "known_failures.toml"
+        named, usual = self.options.known_failures, self.config.rootpath / "cases" / "known_failures.toml"
         if named is None and not usual.exists():
             return
         try:
             self.known = read_known(named or usual)
         except HarnessError as error:
-            raise pytest.UsageError(f"--known-failures: {error}") from None
+            raise pytest.UsageError(f"--precision-known-failures: {error}") from None
 
     def check_options(self) -> None:
         """Stop with one message where the user named a device or a directory that cannot be."""
-        if self.config.option.report is not None:
+        if self.options.report is not None:
             self.check_directory()
-        if self.config.option.device != "auto":
+        if self.options.device != "auto":
             from harness.devices import parse_spec
 
             try:
-                parse_spec(self.config.option.device)
+                parse_spec(self.options.device)
             except ValueError as error:
-                raise pytest.UsageError(f"--device: {error}") from None
-        if self.config.option.fault and self.config.option.baseline == "accept":
-            raise pytest.UsageError("--baseline=accept with --fault: the numbers of a device that was broken on purpose are no baseline; leave one of them out")
-        if self.config.option.preset is not None:
+                raise pytest.UsageError(f"--precision-device: {error}") from None
+        if self.options.fault and self.options.baseline == "accept":
+            raise pytest.UsageError("--precision-baseline=accept with --precision-fault: the numbers of a device that was broken on purpose are no baseline; leave one of them out")
+        if self.options.preset is not None:
             from harness.gate import PRESETS
 
-            if self.config.option.preset not in PRESETS:
-                raise pytest.UsageError(f"--preset: there is no {self.config.option.preset!r}; there are {', '.join(PRESETS)}")
-        if self.config.option.fault:
+            if self.options.preset not in PRESETS:
+                raise pytest.UsageError(f"--precision-preset: there is no {self.options.preset!r}; there are {', '.join(PRESETS)}")
+        if self.options.fault:
             from harness.emulator import faults
 
             try:
-                for each in self.config.option.fault:
+                for each in self.options.fault:
                     faults.parse(each)
             except ValueError as error:
-                raise pytest.UsageError(f"--fault: {error}") from None
+                raise pytest.UsageError(f"--precision-fault: {error}") from None
 
     def check_directory(self) -> None:
         """Stop with one message, before anything ran, where the report could not be written."""
@@ -355,7 +383,7 @@ class Session:
             probe.unlink()
         except OSError as error:
             raise pytest.UsageError(
-                f"--report {self.directory}: cannot write there ({error.strerror}); name a directory that can be written"
+                f"--precision-report {self.directory}: cannot write there ({error.strerror}); name a directory that can be written"
             ) from None
 
     @pytest.hookimpl(optionalhook=True)
@@ -370,7 +398,7 @@ class Session:
     def pytest_runtest_call(self, item: pytest.Item):
         """A test that is called an accuracy test and compared nothing is an error."""
         outcome = yield
-        if is_accuracy_test(item.nodeid) and not _rows_in(item.user_properties):
+        if item.nodeid in self.collected and not _rows_in(item.user_properties):
             from harness.gate import NOTHING
 
             pytest.fail(NOTHING.text, pytrace=False)
@@ -398,7 +426,7 @@ class Session:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if self.worker or not is_accuracy_test(report.nodeid):
+        if self.worker or not is_accuracy_test(report.nodeid) or not self.whole and report.nodeid not in self.collected:
             return
         self.collected.setdefault(report.nodeid, _guessed(report.nodeid))
         rows = self.rows.setdefault(report.nodeid, [])
@@ -408,6 +436,9 @@ class Session:
             rows += [each["row"] for each in brought]
             self.environment = brought[-1]["environment"]
             self._acted |= {text for each in brought for text in each["acted"]}
+        if report.when == "call" and report.passed and not rows:  # its process knows that it does not use the fixture
+            del self.collected[report.nodeid]
+            return
         failing = [row for row in rows if row["status"] not in ("PASS", "SKIPPED")]
         if report.failed and not failing:
             rows.append(self._unmeasured(report.nodeid, "error", _reason(report)))
@@ -438,12 +469,12 @@ class Session:
         """Write the report as it stands, so that nothing is lost when the process dies in the next test."""
         from harness import report
 
-        self._writer = self._writer or report.Writer(self.directory, self.config.option.lang)
+        self._writer = self._writer or report.Writer(self.directory, self.options.lang)
         built = report.build(self.all_rows(), performance=self.performance, **self.environment)
         try:
             self.written = self._writer.write(built, last=last)
         except OSError as error:
-            raise pytest.UsageError(f"--report {self.directory}: cannot write the report ({error})") from None
+            raise pytest.UsageError(f"--precision-report {self.directory}: cannot write the report ({error})") from None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node, error) -> None:
@@ -483,9 +514,9 @@ class Session:
                     well = False
                 elif change.kind in (baseline.IMPROVED, baseline.DRIFT):
                     self.said.append((f"{change.kind}: {change.text}", False))
-            loose = [] if self.config.option.preset else baseline.loosened(entry, rows)
+            loose = [] if self.options.preset else baseline.loosened(entry, rows)
             if loose:
-                self.said.append((f"{case} {dtype} is judged more loosely than when it was accepted: {', '.join(loose)}; put the limit back, or --baseline=accept", True))
+                self.said.append((f"{case} {dtype} is judged more loosely than when it was accepted: {', '.join(loose)}; put the limit back, or --precision-baseline=accept", True))
                 well = False
             absent = baseline.absent(entry, rows)
             if absent:
@@ -526,7 +557,7 @@ class Session:
             accepted += len(rows)
         if accepted:
             built = report.build(collected, performance=self.performance, **self.environment)
-            _, markdown = report.write(built, self.directory / "accepted" / baseline.stack_name(**self.environment), lang=self.config.option.lang)
+            _, markdown = report.write(built, self.directory / "accepted" / baseline.stack_name(**self.environment), lang=self.options.lang)
             self.said.append((f"accepted {accepted} rows into {self.baselines}; their report is {markdown}", False))
         return well and bool(accepted)
 
@@ -563,8 +594,8 @@ class Session:
         if not self.worker and self.rows:
             self._say_stale()
             self._say_loose()
-        if not self.worker and self.rows and self.config.option.baseline != "off":
-            well = self._accept() if self.config.option.baseline == "accept" else self._check_together()
+        if not self.worker and self.rows and self.options.baseline != "off":
+            well = self._accept() if self.options.baseline == "accept" else self._check_together()
             self._locate_together()
             if not well and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -608,7 +639,7 @@ class Session:
             if row.get("located"):
                 self._print_located(terminalreporter, row)
         if self._unlocated:
-            terminalreporter.write_line(f"{self._unlocated} failing rows were not located: the budget of {self.config.option.locate_budget:g} s is spent; --locate-budget")
+            terminalreporter.write_line(f"{self._unlocated} failing rows were not located: the budget of {self.options.locate_budget:g} s is spent; --precision-locate-budget")
         for text, bad in self.said:
             terminalreporter.write_line(text, red=bad)
         device = stored["stack"].get("device")
@@ -620,7 +651,7 @@ class Session:
         from harness.report.found import found_text
 
         name = row_name(row["case"], row["dtype"], row["seed"])
-        if self.config.option.locate_case is not None:
+        if self.options.locate_case is not None:
             terminal.write_line(f"{name}:")
             terminal.write_line(found_text(row["located"]))
         else:
@@ -629,15 +660,6 @@ class Session:
 
 def _interrupt(number, frame):
     raise KeyboardInterrupt("SIGTERM")
-
-
-def _share_cores(worker: str | None) -> None:
-    """Give each worker of pytest-xdist its share of the cores, so that they do not fight for them."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    if worker and workers > 1:
-        import torch
-
-        torch.set_num_threads(max(torch.get_num_threads() // workers, 1))
 
 
 def _file(row: dict) -> str:

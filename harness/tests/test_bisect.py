@@ -1,6 +1,7 @@
 """python -m harness bisect: stacks played by shell commands that copy made-up reports, each run counted in a file."""
 
 import copy
+import itertools
 import json
 import signal
 import subprocess
@@ -139,6 +140,7 @@ def test_ends_that_cannot_run_give_their_place_to_the_next(bench, capsys):
         (report() | {"schema": "other/1"}, "has schema 'other/1' where 'precision-report/1' was expected"),
         (report(backend="emulated"), "other device: the reports come from Ascend910B4 (npu) and Ascend910B4 (emulated)"),
     ],
+    ids=itertools.count(1),
 )
 def test_a_report_that_shows_nothing_is_no_verdict(bench, capsys, found, why):
     bench.write(stacks(2, names="abc", b=found))
@@ -335,6 +337,7 @@ TWO = '[[stack]]\nname = "a"\n[[stack]]\nname = "b"\n'
         ('timeout = nan\ncommand = "x {report}"\n' + TWO, "has the timeout nan"),
         ('timeout = true\ncommand = "x {report}"\n' + TWO, "has the timeout True"),
     ],
+    ids=itertools.count(1),  # the texts hold the word by which accuracy tests are selected
 )
 def test_a_bad_list_is_refused_on_one_line(bench, capsys, text, why):
     bench.file.write_text(text)

@@ -162,7 +162,7 @@ def test_a_known_failure_is_accepted_and_must_not_become_worse(user, session, mo
 
 def test_a_file_that_cannot_be_read_stops_the_session(session):
     result, _ = session("[[known]")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR and "--known-failures: " in result.stderr.str() and "is not TOML" in result.stderr.str()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and "--precision-known-failures: " in result.stderr.str() and "is not TOML" in result.stderr.str()
     result, _ = session("", "--known-failures", "nowhere.toml")
     assert result.ret == pytest.ExitCode.USAGE_ERROR and "no known failures at nowhere.toml" in result.stderr.str()
 

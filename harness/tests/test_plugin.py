@@ -400,7 +400,7 @@ def test_faults_act_in_workers_too(user):
 def test_faults_that_cannot_be_planted_stop_the_session(user):
     write(user, FIVE_SEEDS)
     for arguments, words in (
-        (("--device", "cpu", "--fault", "aclnnSilu:nan"), "--fault breaks an emulated device and this one is"),
+        (("--device", "cpu", "--fault", "aclnnSilu:nan"), "--precision-fault breaks an emulated device and this one is"),
         (("--fault", "aclnnSilu:magic"), "no kind of fault is called 'magic'"),
     ):
         result = user.runpytest_inprocess(*arguments)
@@ -546,7 +546,7 @@ def test_a_second_run_reads_the_store_and_a_damaged_entry_is_computed_again(user
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("--preset", "nice"), "--preset: there is no 'nice'; there are floor"), (("--reference-store", "/proc/none"), "--reference-store: reference store")],
+    [(("--preset", "nice"), "--precision-preset: there is no 'nice'; there are floor"), (("--reference-store", "/proc/none"), "--precision-reference-store: reference store")],
 )
 def test_settings_that_cannot_be_stop_the_session(user, arguments, words):
     write(user, FLOORED.replace("DTYPE", "float32"))

@@ -1,4 +1,6 @@
-"""The stack: what changes numbers is recorded where it is set, stands in the difference that gate prints, and names the card that ran."""
+"""The stack: what changes numbers is recorded where it is set, stands in the difference that gate prints, and names
+the card that ran.
+"""
 
 import os
 import subprocess
@@ -26,12 +28,16 @@ def emulated():
 
 def gate(tmp_path, capsys, before, after):
     """What `gate` prints of two reports with the same rows and these stacks."""
-    paths = [str(write(build([measured(1)], stack=each, backend="npu"), tmp_path / str(number))[0]) for number, each in enumerate((before, after))]
+    paths = [
+        str(write(build([measured(1)], stack=each, backend="npu"), tmp_path / str(number))[0])
+        for number, each in enumerate((before, after))
+    ]
     assert main(["gate", *paths]) == 0
     return capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------------------------ what is recorded
+# ------------------------------------------------------------------------------------------------------ what is
+# recorded
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)
@@ -56,7 +62,9 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_of_torch_npu_that_changes_numbers_is_in_the_stack_and_in_the_difference(emulated, monkeypatch, tmp_path, capsys, option):
+def test_every_option_of_torch_npu_that_changes_numbers_is_in_the_stack_and_in_the_difference(
+    emulated, monkeypatch, tmp_path, capsys, option
+):
     import torch_npu
 
     value, field, shown = OPTIONS[option]
@@ -79,7 +87,13 @@ def test_the_options_are_read_where_torch_npu_sets_them(emulated):
         "torch.npu.set_deterministic_level(1)\n"
         "stack = device.stack; print(stack.cube_math_type, stack.precision_mode, stack.inf_nan_mode, stack.deterministic_level)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"INF_NAN_MODE_FORCE_DISABLE": "1"}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"INF_NAN_MODE_FORCE_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.stdout.split() == ["3", "must_keep_origin_dtype", "False", "1"], done.stderr
 
 
@@ -100,13 +114,20 @@ def test_torchs_own_choice_and_the_harness_are_recorded(monkeypatch):
     assert open_device("cpu").stack.harness == "9.9"
 
 
-# --------------------------------------------------------------------------------------------------------- older reports
+# --------------------------------------------------------------------------------------------------------- older
+# reports
 
 
 def test_an_older_stack_is_read_and_a_newer_one_too():
     old = {"device": "Ascend910B4", "backend": "npu", "torch_npu": "2.9.0", "faults": []}
     read = Stack.from_dict(old)
-    assert read.torch_npu == "2.9.0" and read.cube_math_type is None and read.card is None and read.packages == {} and read.faults == ()
+    assert (
+        read.torch_npu == "2.9.0"
+        and read.cube_math_type is None
+        and read.card is None
+        and read.packages == {}
+        and read.faults == ()
+    )
     assert Stack.from_dict(old | {"a_later_field": 1}) == read
     now = open_device("cpu").stack
     assert Stack.from_dict(now.to_dict()) == now
@@ -115,17 +136,28 @@ def test_an_older_stack_is_read_and_a_newer_one_too():
 def test_a_report_of_before_the_fields_does_not_claim_that_they_changed():
     rows = [measured(1)]
     old = {"device": "a", "torch_npu": "2.9.0", "environment": {}}
-    new = old | {"cube_math_type": 3, "precision_mode": None, "packages": {}, "environment": {"CLOSE_MATMUL_K_SHIFT": "1"}}
+    new = old | {
+        "cube_math_type": 3,
+        "precision_mode": None,
+        "packages": {},
+        "environment": {"CLOSE_MATMUL_K_SHIFT": "1"},
+    }
     found = compare_reports(build(rows, stack=old, backend="npu"), build(rows, stack=new, backend="npu"))
     assert found.stack == (("environment.CLOSE_MATMUL_K_SHIFT", None, "1"), ("cube_math_type", "not recorded", 3))
     newer = new | {"packages": {"timm": "1.0"}}
-    assert compare_reports(build(rows, stack=old, backend="npu"), build(rows, stack=newer, backend="npu")).stack[-1] == ("packages.timm", "not recorded", "1.0")
-    assert compare_reports(build(rows, stack=new, backend="npu"), build(rows, stack=newer, backend="npu")).stack == (("packages.timm", None, "1.0"),)
+    assert compare_reports(build(rows, stack=old, backend="npu"), build(rows, stack=newer, backend="npu")).stack[
+        -1
+    ] == ("packages.timm", "not recorded", "1.0")
+    assert compare_reports(build(rows, stack=new, backend="npu"), build(rows, stack=newer, backend="npu")).stack == (
+        ("packages.timm", None, "1.0"),
+    )
 
 
-# -------------------------------------------------------------------------------------------------------------- the card
+# -------------------------------------------------------------------------------------------------------------- the
+# card
 
-# Columns and spacing of `npu-smi info -m` and `-t board` as driver releases 23 to 25 print them; numbers and serials are made up.
+# Columns and spacing of `npu-smi info -m` and `-t board` as driver releases 23 to 25 print them; numbers and serials
+# are made up.
 A2 = """\
 	NPU ID                         Chip ID                        Chip Logic ID                  Chip Name
 	0                              0                              0                              Ascend 910B3
@@ -210,7 +242,15 @@ def test_the_card_of_an_index_is_the_one_that_torch_sees(mapping, index, visible
 
 @pytest.mark.parametrize(
     ("mapping", "index", "visible"),
-    [(A2, 3, None), (A2, 2, "0,1"), (A2, 0, ""), (A2, 0, "x"), (A5 + A5.splitlines()[1].replace("0", "1", 1) + "\n", 0, None), ("", 0, None), ("dcmi model initialized failed\n", 0, None)],
+    [
+        (A2, 3, None),
+        (A2, 2, "0,1"),
+        (A2, 0, ""),
+        (A2, 0, "x"),
+        (A5 + A5.splitlines()[1].replace("0", "1", 1) + "\n", 0, None),
+        ("", 0, None),
+        ("dcmi model initialized failed\n", 0, None),
+    ],
 )
 def test_a_card_that_npu_smi_does_not_name_is_unknown(mapping, index, visible):
     environment = {} if visible is None else {cards.VISIBLE: visible}
@@ -261,7 +301,13 @@ def test_a_cards_stack_names_it_and_the_gate_shows_another(monkeypatch, emulated
     assert emulated.stack.card is None  # nothing emulated has a card
 
 
-@pytest.mark.parametrize(("uuid", "said"), [("00000000-0000-0000-0000-000000000000", None), ("8f6d1a2b-0000-0000-0000-000000000001", "UUID 8f6d1a2b-0000-0000-0000-000000000001")])
+@pytest.mark.parametrize(
+    ("uuid", "said"),
+    [
+        ("00000000-0000-0000-0000-000000000000", None),
+        ("8f6d1a2b-0000-0000-0000-000000000001", "UUID 8f6d1a2b-0000-0000-0000-000000000001"),
+    ],
+)
 def test_a_card_without_npu_smi_is_named_by_its_uuid(uuid, said):
     owner = types.SimpleNamespace(get_device_properties=lambda index: types.SimpleNamespace(uuid=uuid))
     assert stack._uuid(owner, 0) == said
@@ -271,8 +317,14 @@ def test_a_card_without_npu_smi_is_named_by_its_uuid(uuid, said):
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Gold 6348 CPU @ 2.60GHz\n", "Intel(R) Xeon(R) Gold 6348 CPU @ 2.60GHz"),
-        ("processor\t: 0\nCPU implementer\t: 0x48\nCPU architecture: 8\nCPU variant\t: 0x1\nCPU part\t: 0xd01\n", "Kunpeng 920 (implementer 0x48, part 0xd01)"),
+        (
+            "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) Gold 6348 CPU @ 2.60GHz\n",
+            "Intel(R) Xeon(R) Gold 6348 CPU @ 2.60GHz",
+        ),
+        (
+            "processor\t: 0\nCPU implementer\t: 0x48\nCPU architecture: 8\nCPU variant\t: 0x1\nCPU part\t: 0xd01\n",
+            "Kunpeng 920 (implementer 0x48, part 0xd01)",
+        ),
         ("CPU implementer\t: 0x41\nCPU part\t: 0xd40\n", "Arm (implementer 0x41, part 0xd40)"),
     ],
 )
@@ -285,6 +337,9 @@ def test_cann_says_its_version_in_every_torch_npu(monkeypatch, owners):
     """torch_npu 2.5 and 2.6 have get_cann_version in npu.utils alone."""
     says = types.SimpleNamespace(get_cann_version=lambda: "8.2.RC1")
     nothing = types.SimpleNamespace()
-    fake = types.SimpleNamespace(npu=types.SimpleNamespace(utils=says if "npu" in owners else nothing), utils=says if "top" in owners else nothing)
+    fake = types.SimpleNamespace(
+        npu=types.SimpleNamespace(utils=says if "npu" in owners else nothing),
+        utils=says if "top" in owners else nothing,
+    )
     monkeypatch.setitem(sys.modules, "torch_npu", fake)
     assert stack._cann_version() == ("8.2.RC1" if owners else None)

@@ -1,0 +1,430 @@
+"""What the measurements of a card say of the forecast's rules. python -m harness doctor --probe FILE
+
+What the forecast says is measured as well: the same measurements run on the CPU under its rounding rules. So a rule
+that changes, or that a family of cards has for itself, needs no second statement here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from harness.devices import Device, Stack, measurements, open_device
+from harness.devices.measurements import ADDED, BITS, LENGTH, SCHEMA, measure, plain, ties_of, without_queue
+from harness.errors import HarnessError
+from harness.forecast import rounding, rules_of
+
+AGREES, CONTRADICTS, UNMEASURED, UNSAID = "agrees", "contradicts", "not measured", "no rule"
+# a float32 sum may lose this much more or less than the forecast: its order is not public. `floor` leaves a factor of 2
+FLOAT32_BITS = 1.0
+HALF_BITS = 0.25  # one more rounding of the same size costs half a bit
+ATTENTION_BITS = 0.5  # the tiles of its softmax are not public
+PLACES = 1.0  # last places that a float32 function of the vector unit may be further off than the CPU's
+HALF_PLACES = 0.25  # half results are rounded once: 0.5 places, and none may be a quarter further off
+SKIPPED_BY_FORECAST = ("9 repeats",)  # the forecast is one run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One rule: what the forecast says, what was measured, and whether they agree."""
+
+    rule: str
+    says: Any  # None where the forecast says nothing
+    measured: Any  # None where it was not measured
+    verdict: str
+    words: str  # one sentence
+
+
+# --------------------------------------------------------------------------------------------- from numbers to facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """What the numbers of a measurement come to: a word, a count of bits or of last places; or why there is none."""
+
+    value: Any = None
+    lacks: str | None = None  # what was raised instead
+    within: float | None = None  # how far from the forecast's it may be; None: it must be the same
+    above: bool = False  # only more than the forecast's contradicts
+
+
+def facts_of(measured: Mapping[str, Any]) -> dict[str, Fact]:
+    """The facts in what `measure` gave, by the name of their rule, in the order of the measurements."""
+    found: dict[str, Fact] = {}
+    for name, numbers in measured.items():
+        derive = DERIVED[name.partition(" ")[0]]
+        found |= derive(name, numbers)
+    return found
+
+
+def lacking(numbers: Any) -> str | None:
+    """Why there are no numbers: what was raised, or what is not there."""
+    return (numbers.get("raised") or numbers.get("absent")) if isinstance(numbers, Mapping) else None
+
+
+def fact(numbers: Any, derive: Callable[[Any], Any], **room: Any) -> Fact:
+    """What `derive` makes of the numbers, or why there are none."""
+    why = lacking(numbers)
+    return Fact(value=derive(numbers), **room) if why is None else Fact(lacks=why)
+
+
+def value(text: Any) -> float:
+    """A number as the JSON holds it: hexadecimal, "nan", "inf", or a plain one."""
+    if not isinstance(text, str):
+        return float(text)
+    return float(text) if text in ("nan", "inf", "-inf") else float.fromhex(text)
+
+
+def _operand(name: str, numbers: Any) -> dict[str, Fact]:
+    """Bits, ties, range and subnormals of an operand; a number stands for itself where it comes back."""
+    what = name.partition(" ")[2]
+    parts = ("mantissa bits", "rounding", "range", "subnormals")
+    if lacking(numbers):
+        return {f"{what}: {part}": Fact(lacks=lacking(numbers)) for part in parts}
+    back = {value(given): value(found) for given, found in zip(numbers["given"], numbers["returned"])}
+    whole = [bit for bit in BITS if back[1 + 2.0**-bit] == 1 + 2.0**-bit]
+    bits = next((bit for bit in reversed(BITS) if set(range(1, bit + 1)) <= set(whole)), 0)
+    found = (bits, _rounding(bits, back), _range(back), _subnormals(back))
+    return {f"{what}: {part}": Fact(value=each) for part, each in zip(parts, found)}
+
+
+def _rounding(bits: int, back: Mapping[float, float]) -> str:
+    """How what is between two numbers of `bits` bits is rounded, in words."""
+    if bits == max(BITS):
+        return "none"
+    if any(each not in back for each in ties_of(bits)):
+        return f"unknown: no ties of {bits} bits were sent"
+    up = []
+    for sign in (1, -1):
+        up.append(tuple(abs(back[sign * each]) > each for each in ties_of(bits)))  # low tie, high tie, above, below
+    if up[0] != up[1]:
+        return "another for each sign"
+    kinds = {
+        (True, True, True, False): "to nearest, ties away from zero",
+        (False, True, True, False): "to nearest, ties to even",
+        (False, False, True, False): "to nearest, ties towards zero",
+        (True, False, True, False): "to nearest, ties to odd",
+        (False, False, False, False): "truncated",
+        (True, True, True, True): "away from zero",
+    }
+    return kinds.get(up[0], f"unknown: {up[0]}")
+
+
+def _range(back: Mapping[float, float]) -> str:
+    large = next(found for given, found in back.items() if given > 1e38)
+    if math.isfinite(large) and math.isfinite(back[70000.0]) and back[70000.0] > 65536:
+        return "of float32"
+    return f"70000 becomes {back[70000.0]:g}, 3e38 becomes {large:g}"
+
+
+def _subnormals(back: Mapping[float, float]) -> str:
+    """Of float32 numbers below the normal range, 2^-126."""
+    small = {given: found for given, found in back.items() if 0 < given < 2.0**-126}
+    if all(small.values()):
+        return "kept"
+    return "flushed to zero" if not any(small.values()) else "some flushed to zero"
+
+
+def _sums(name: str, numbers: Any) -> dict[str, Fact]:
+    """The order of the sums, for which the forecast has no rule, and how the accumulator rounds."""
+    if lacking(numbers):
+        return {"accumulator: rounding": Fact(lacks=lacking(numbers))}
+    found = {}
+    for dtype in ("float32", "float16", "bfloat16"):
+        found[f"order of a {dtype} sum of {LENGTH}"] = fact(numbers[dtype], _order)
+    found["accumulator: rounding"] = fact(numbers["rounded"], accumulator_of)
+    return found
+
+
+def _order(sums: Sequence[Any]) -> str:
+    return order_of([value(each) for each in sums])
+
+
+def order_of(sums: Sequence[float]) -> str:
+    """Which order of additions gives these sums.
+
+    A group of products is added exactly, then to the total, with one rounding to float32; the group's width is told.
+    """
+    for width in (1, 2, 4, 8, 16, 32, 64):
+        if list(sums) == _grouped(width):
+            return "one rounding a product" if width == 1 else f"one rounding for {width} products"
+    if all(each == LENGTH - 2 for each in sums[1:]):
+        return "exact"
+    return "none of groups of 1, 2, 4, 8, 16, 32, 64"
+
+
+def _grouped(width: int) -> list[float]:
+    found = []
+    for place in range(LENGTH):
+        terms = [1.0] * LENGTH
+        if place:
+            terms[0], terms[place] = 2.0**24, -(2.0**24)
+        total = 0.0
+        for start in range(0, LENGTH, width):
+            total = torch.tensor(total + math.fsum(terms[start : start + width]), dtype=torch.float64).float().item()
+        found.append(total)
+    return found
+
+
+def accumulator_of(rounded: Mapping[str, Any]) -> str:
+    """How 2^24 plus a smaller number is rounded: `rounded` holds what came of each. A last place of 2^24 is 2."""
+    kinds = {
+        "to nearest, ties to even": lambda added: 2 * round(added / 2),
+        "to nearest, ties away from zero": lambda added: 2 * math.copysign(math.floor(abs(added) / 2 + 0.5), added),
+        "truncated": lambda added: 2 * math.trunc(added / 2),
+        "not rounded": lambda added: added,
+    }
+    sent = [sign * each for each in ADDED for sign in (1, -1)]
+    return next(
+        (name for name, rule in kinds.items() if all(value(rounded[str(each)]) == rule(each) for each in sent)),
+        "none of these",
+    )
+
+
+def _leaves(numbers: Mapping[str, Any], *names: str):
+    """The numbers under nested names, ("float32", "64") and so on; what is lacking stands once."""
+    for name, each in numbers.items():
+        if isinstance(each, Mapping) and not lacking(each):
+            yield from _leaves(each, *names, name)
+        else:
+            yield (*names, name), each
+
+
+def _bits(what: str, half: float) -> Callable[[str, Any], dict[str, Fact]]:
+    """The effective bits of a measurement, by dtype."""
+
+    def derive(name: str, numbers: Any) -> dict[str, Fact]:
+        if lacking(numbers):
+            return {f"{what}: effective bits": Fact(lacks=lacking(numbers))}
+        return {
+            f"{what}: effective bits, {' '.join(names)}": _number(each, None if names[0] == "float32" else half)
+            for names, each in _leaves(numbers)
+        }
+
+    return derive
+
+
+def _number(each: Any, within: float | None) -> Fact:
+    """Effective bits: of results that lose more than float32 sums do, how much is known better."""
+    if lacking(each):
+        return Fact(lacks=lacking(each))
+    bits = value(each)
+    within = within or (FLOAT32_BITS if bits > 16 else HALF_BITS)
+    return Fact(value=round(bits, 2) if math.isfinite(bits) else str(bits), within=within)
+
+
+def _gelu(name: str, numbers: Any) -> dict[str, Fact]:
+    if lacking(numbers):
+        return {"gelu: formula": Fact(lacks=lacking(numbers))}
+    return {f"gelu: formula for approximate={how!r}": _formula(each) for how, each in numbers.items()}
+
+
+def _formula(distances: Mapping[str, Any]) -> Fact:
+    """The nearer of the two formulas, which are 4.7e-4 apart; neither where both are a hundredth of that away."""
+    if lacking(distances):
+        return Fact(lacks=lacking(distances))
+    distance, name = min((value(distances[f"to {name}"]), name) for name in ("erf", "tanh"))
+    return Fact(value=name if distance < 5e-6 else f"neither: {distance:.1e} from {name}")
+
+
+def _vector(name: str, numbers: Any) -> dict[str, Fact]:
+    if lacking(numbers):
+        return {"vector unit": Fact(lacks=lacking(numbers))}
+    found = {}
+    for dtype, room in (("float32", PLACES), ("float16", HALF_PLACES)):
+        for function, each in numbers[dtype].items():
+            largest = fact(each, lambda each: value(each["max"]), within=room, above=True)
+            found[f"{function} {dtype}: largest error in last places"] = largest
+    return found | {f"{row}: effective bits": _number(each, FLOAT32_BITS) for row, each in numbers["rows"].items()}
+
+
+def _edges(name: str, numbers: Any) -> dict[str, Fact]:
+    if lacking(numbers):
+        return {"overflow, subnormals, nan": Fact(lacks=lacking(numbers))}
+    return {what: fact(each, lambda each: f"{value(each):g}") for what, each in numbers.items()}
+
+
+def _repeats(name: str, numbers: Any) -> dict[str, Fact]:
+    if lacking(numbers):
+        return {"repeats": Fact(lacks=lacking(numbers))}
+    found = {}
+    for names, each in _leaves(numbers):
+        what, kind = (names[:-1], names[-1]) if names[-1] in ("answers", "row alone") else (names, None)
+        label = {
+            "answers": "different answers in 20 runs",
+            "row alone": "a row alone has its bits of the batch",
+            None: "repeats",
+        }[kind]
+        found[f"{' '.join(what)}: {label}"] = fact(each, lambda each: each)
+    return found
+
+
+DERIVED: dict[str, Callable[[str, Any], dict[str, Fact]]] = {
+    "1": _operand,
+    "2": _operand,
+    "3": _sums,
+    "4": _bits("product", HALF_BITS),
+    "5": _gelu,
+    "6": _bits("attention", ATTENTION_BITS),
+    "7": _vector,
+    "8": _edges,
+    "9": _repeats,
+    "10": _bits("patch convolution", HALF_BITS),
+}
+UNRULED = ("order of a ", "its bits of the batch")  # the forecast gives errors of the right size, not the order of sums
+
+
+# --------------------------------------------------------------------------------------------------------- the verdicts
+
+
+def forecast_of(stack: Stack, names: Sequence[str]) -> dict[str, Any] | None:
+    """The same measurements on the CPU under the forecast's rules for this stack; None for a device without rules."""
+    if rules_of(stack) is None:
+        return None
+    found: dict[str, Any] = {}
+    for each in measurements.MEASUREMENTS:
+        if each.name not in names or each.name in SKIPPED_BY_FORECAST:
+            continue
+        changed = stack if each.switch is None else replace(stack, **{f"{each.switch[0]}_allow_hf32": each.switch[1]})
+        with torch.no_grad(), rounding(rules_of(changed)):
+            found[each.name] = plain(measurements.tried(lambda each=each: each.take(torch.device("cpu"))))
+    return found
+
+
+def verdicts_of(measured: Mapping[str, Any], forecast: Mapping[str, Any] | None) -> tuple[Verdict, ...]:
+    """A verdict on every rule that was looked at."""
+    said = {} if forecast is None else facts_of(forecast)
+    return tuple(
+        _verdict(rule, fact, said.get(rule), forecast is not None) for rule, fact in facts_of(measured).items()
+    )
+
+
+def _verdict(rule: str, fact: Fact, said: Fact | None, has_rules: bool) -> Verdict:
+    says = None if said is None or said.lacks else said.value
+    if rule.endswith("different answers in 20 runs") and has_rules:
+        says, said = 1, Fact(value=1)
+    if any(each in rule for each in UNRULED):
+        says = None
+    known = dict(rule=rule, says=says, measured=fact.value)
+    if fact.lacks:
+        return Verdict(**known, verdict=UNMEASURED, words=f"{rule} was not measured: {fact.lacks}")
+    if says is None:
+        return Verdict(**known, verdict=UNSAID, words=f"{rule}: {fact.value}; the forecast has no rule for it")
+    if _agree(fact, said):
+        return Verdict(**known, verdict=AGREES, words=f"{rule}: {fact.value}, and the forecast says {says}")
+    room = "" if said.within is None else f", give or take {said.within:g}"
+    return Verdict(**known, verdict=CONTRADICTS, words=f"{rule}: {fact.value} where the forecast says {says}{room}")
+
+
+def _agree(fact: Fact, said: Fact) -> bool:
+    """Whether a fact is the forecast's, or near enough; the forecast's own size decides how well it is known."""
+    if said.within is None or not all(isinstance(each.value, float) for each in (fact, said)):
+        return fact.value == said.value
+    more = fact.value - said.value
+    return more <= said.within and (fact.above or -more <= said.within)
+
+
+# -------------------------------------------------------------------------------------------- the file and the terminal
+
+
+def probe(
+    device: Device | str,
+    path: Path,
+    *,
+    wanted: tuple[str, ...] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measure a device, write one JSON, and return it.
+
+    `device` is what `open_device` gives, or the word that it takes; `wanted` names the measurements (default: all);
+    `say` hears which runs.
+    Raises: HarnessError when the file cannot be written, DeviceError when the device cannot run.
+
+        probe("npu:0", Path("probe.json"))
+    """
+    check_place(path)
+    if isinstance(device, str):
+        without_queue()
+        device = open_device(device)
+    stack = device.stack
+    with torch.no_grad():
+        found = measure(device.torch_device, wanted, say=say)
+    say("what the forecast says")
+    document = {
+        "schema": SCHEMA,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "emulated": stack.backend == "emulated",
+        "stack": plain(stack.to_dict()),
+        **found,
+    }
+    document |= derived_of(document)
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return document
+
+
+def check_place(path: Path) -> None:
+    """Raises: HarnessError where a file cannot be written; said before the minute of measuring."""
+    if path.is_dir() or not path.parent.is_dir():
+        why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise HarnessError(f"{path} cannot be written: {why}; name a file")
+
+
+def derived_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the numbers of a probe come to: the rules in force, a verdict on each, and how many of each kind."""
+    stack = Stack.from_dict(document["stack"])
+    rules = rules_of(stack)
+    verdicts = verdicts_of(document["measured"], forecast_of(stack, tuple(document["measured"])))
+    counts = {
+        kind: sum(each.verdict == kind for each in verdicts) for kind in (AGREES, CONTRADICTS, UNMEASURED, UNSAID)
+    }
+    return {
+        "rules": None if rules is None else str(rules),
+        "counts": counts,
+        "verdicts": [plain(asdict(each)) for each in verdicts],
+    }
+
+
+def read_probe(path: Path) -> dict[str, Any]:
+    """A probe as its owner sent it, with the verdicts of this version. Raises: HarnessError when the file is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] != SCHEMA:
+            found = f"{path} is of schema {document['schema']} where {SCHEMA} was expected"
+            raise HarnessError(f"{found}; read it with the version that wrote it")
+        return document | derived_of(document)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        advice = "write one with `python -m harness doctor --device npu --probe FILE`"
+        raise HarnessError(f"{path} is no probe ({type(error).__name__}: {error}); {advice}") from None
+
+
+def text_of(document: Mapping[str, Any]) -> str:
+    """A probe for the terminal: what contradicts the forecast, what was not measured, what there is no rule for."""
+    stack, verdicts = document["stack"], document["verdicts"]
+    parts = []
+    if document["emulated"]:
+        parts.append("EMULATED: these numbers come from the emulated CANN; they confirm nothing of a card.")
+    rules = document["rules"] or "it has no rules for this device"
+    parts.append(f"{stack['device']} ({stack['backend']}); the forecast: {rules}")
+    parts.append(
+        ", ".join(f"{count} {kind}" for kind, count in document["counts"].items() if count) or "nothing was measured"
+    )
+    if document.get("stopped"):
+        parts.append(f"The device stopped computing at {document['stopped']}; what comes after it was not measured.")
+    if document["rules"] is None:
+        rows = [(each["rule"], "–" if each["measured"] is None else each["measured"]) for each in verdicts]
+        return "\n\n".join(
+            [*parts, tabulate(rows, headers=("what", "measured"), tablefmt="simple", disable_numparse=True)]
+        )
+    for kind in (CONTRADICTS, UNMEASURED, UNSAID):
+        lines = [f"- {each['words']}" for each in verdicts if each["verdict"] == kind]
+        if lines:
+            parts.append("\n".join([f"{kind}:", *lines]))
+    return "\n\n".join(parts)

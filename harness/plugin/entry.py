@@ -1,0 +1,128 @@
+"""What pytest loads, by entry point, in every environment in which the harness is installed.
+
+It is idle until something of the harness is asked for: an option of it, `harness.plugin` in a conftest.py, the word `precision` in
+`-k`, or a test that uses the fixture. Until then it imports neither torch nor the rest of the harness, changes no environment
+variable, opens no device and writes no file.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.plugin.fixtures import SESSION, is_ours, plant_fault, precision, uses_fixture  # noqa: F401  pytest finds fixtures here
+from harness.plugin.names import keyword_of
+from harness.plugin.opening import DEVICE, Opening
+from harness.plugin.options import OPTIONS, add_options, check_paths, is_given, options_of
+
+CONFTEST = "harness.plugin"  # what a conftest.py names to get the short options
+EXPLICIT = pytest.StashKey[bool]()  # whether the command line asks for accuracy tests or holds an option of the harness
+PARAMETER = re.compile(rb"\bdef \w+\((?:[^()]|\([^()]*\))*\bprecision\b")  # a test with a parameter `precision`, in a file of tests
+THEIR_OWN = re.compile(rb"""\bdef precision\(|["'](?:\w+ *, *)*precision(?: *, *\w+)*["']""")  # a fixture of that name, or the name in parametrize
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
+    """Before the first conftest.py: the device of a run that asks for one, since a conftest.py may import transformers."""
+    _check_paths(early_config, parser, args)
+    asked = is_given(args) or _names_accuracy_tests(early_config.known_args_namespace.keyword)
+    early_config.stash[EXPLICIT] = asked
+    if not asked or _only_informs(early_config.known_args_namespace):
+        return
+    from harness import autoload
+
+    autoload.hold()
+    if any(word.split("=")[0] == "--device" for word in args):
+        return  # the short name, which a conftest.py adds: the device is opened in pytest_configure
+    early_config.stash[DEVICE] = Opening(early_config.known_args_namespace.precision_device)
+    early_config.stash[DEVICE].open()
+
+
+def _check_paths(config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
+    """Refuse a path after a space where pytest has taken it for a path of tests."""
+    known = config.known_args_namespace
+    if known.file_or_dir or known.rootdir or known.inifilename:
+        return  # pytest knows its root directory by these
+    directory = Path(config.invocation_params.dir)
+    names = [option.flag for option in OPTIONS if option.is_path]
+    conftest = directory / "conftest.py"
+    if conftest.is_file() and CONFTEST.encode() in conftest.read_bytes():
+        unknown = set(parser.parse_known_and_unknown_args(args)[1])
+        names += [option.short for option in OPTIONS if option.is_path and option.short in unknown]
+    check_paths(args, names=names, directory=directory)
+
+
+def _names_accuracy_tests(keyword: str) -> bool:
+    """Whether `-k` selects accuracy tests: it has the word `precision`, and not behind a `not`."""
+    return re.search(r"\b(?:test_)?precision\b", re.sub(r"\bnot\s+\w+", "", keyword)) is not None
+
+
+def _only_informs(options) -> bool:
+    """Whether pytest only prints something and ends: its help, its version, fixtures, markers."""
+    return any(getattr(options, name, False) for name in ("help", "version", "showfixtures", "show_fixtures_per_test", "markers"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash.setdefault(EXPLICIT, _names_accuracy_tests(config.option.keyword))
+    if _only_informs(config.option):
+        return
+    if config.stash[EXPLICIT] or config.pluginmanager.has_plugin(CONFTEST):
+        activate(config)
+
+
+def activate(config: pytest.Config):
+    """The session object of a run in which something of the harness is asked for; made once.
+
+    Raises: pytest.UsageError where an option cannot be.
+    """
+    session = config.pluginmanager.get_plugin(SESSION)
+    if session is not None:
+        return session
+    from harness import autoload
+    from harness.plugin.session import Session
+
+    autoload.hold()
+    config.option.keyword = keyword_of(config.option.keyword)
+    opening = config.stash.setdefault(DEVICE, Opening(options_of(config).device))
+    session = Session(config, opening, whole=config.pluginmanager.has_plugin(CONFTEST) or _has_option(config))
+    config.pluginmanager.register(session, SESSION)
+    session.begin(explicit=config.stash[EXPLICIT])
+    return session
+
+
+def _has_option(config: pytest.Config) -> bool:
+    """Whether an option of the harness is set."""
+    return any(getattr(config.option, option.dest) != option.default for option in OPTIONS)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    session = config.pluginmanager.get_plugin(SESSION)
+    return [] if session is None else session.header()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> None:
+    """Before a file of tests is imported: the device where the file uses the fixture, since it may import transformers."""
+    config = parent.config
+    session = config.pluginmanager.get_plugin(SESSION)
+    if session is not None and session.opening.is_open:
+        return
+    try:
+        source = module_path.read_bytes()
+    except OSError:
+        return  # pytest says so
+    if PARAMETER.search(source) and not THEIR_OWN.search(source) and is_ours(parent):
+        activate(config).open_for_collection()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test that uses the fixture asks for the harness, also where its file did not show it."""
+    if config.pluginmanager.get_plugin(SESSION) is None and any(uses_fixture(item) for item in items):
+        activate(config)

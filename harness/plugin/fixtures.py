@@ -1,0 +1,77 @@
+"""The fixtures: `precision`, which runs a case, and `plant_fault`, which breaks the emulated device."""
+
+from __future__ import annotations
+
+import pytest
+
+SESSION = "precision-session"  # the name of the session object among pytest's plugins
+EXCUSED = pytest.StashKey[list]()  # the known failures of a test, in words
+
+
+def uses_fixture(item: pytest.Item) -> bool:
+    """Whether a test uses the harness's own `precision`, not another fixture or parameter of that name."""
+    return _is_the_harness(getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {}).get("precision"))
+
+
+def is_ours(node: pytest.Collector) -> bool:
+    """Whether `precision` is the harness's own fixture for the tests below a collector, as far as conftest.py files say."""
+    return _is_the_harness(node.session._fixturemanager.getfixturedefs("precision", node))
+
+
+def _is_the_harness(definitions) -> bool:
+    return bool(definitions) and getattr(definitions[-1].func, "__module__", "") == __name__
+
+
+@pytest.fixture
+def precision(request: pytest.FixtureRequest):
+    """`precision(case, seed)` runs a `Case` on the CPU and on the device and fails the test unless it passes.
+
+    Returns the Verdict. The numbers go to the report and to junit; the reasons are the failure's text.
+    """
+    session = request.config.pluginmanager.get_plugin(SESSION)
+
+    def check(case, seed: int | None = None):
+        from harness.errors import HarnessError
+        from harness.gate import error
+        from harness.known import KNOWN
+
+        try:
+            verdict, known = session.settle(case, seed, session.measure(case, seed))
+        except HarnessError as raised:
+            verdict, known = session.settle(case, seed, error(" ".join(f"{type(raised).__name__}: {raised}".split())))
+            if known is None:
+                session.add_row(request.node, case, seed, verdict)
+                raise
+        session.add_row(request.node, case, seed, verdict, known)
+        if KNOWN in verdict.marks:
+            request.node.stash.setdefault(EXCUSED, []).append(f"{KNOWN}: {known.reason} ({known.link}), until {known.expires}")
+            return verdict
+        if not verdict.passed:
+            lines = [f"{verdict.status} {case.name} {case.dtype}{'' if seed is None else f' seed {seed}'}"]
+            pytest.fail("\n".join([*lines, *(f"  {reason}" for reason in verdict.reasons)]), pytrace=False)
+        return verdict
+
+    return check
+
+
+@pytest.fixture
+def plant_fault():
+    """`plant_fault("aclnnSilu", kind="scale", by=1.001)` breaks the emulated device until the test ends, which fails where nothing was broken.
+
+    Returns the Fault, with `calls` and `hits`.
+    """
+    from harness.emulator import faults
+
+    planted = []
+
+    def plant(pattern: str, kind: str, **settings):
+        planted.append(faults.Fault(pattern, kind, **settings))
+        faults.plant(planted[-1])
+        return planted[-1]
+
+    yield plant
+    for each in planted:
+        faults.remove(each)
+    idle = [each.deeds for each in planted if not each.hits]
+    if idle:
+        pytest.fail(f"planted and never met: {'; '.join(idle)}", pytrace=False)

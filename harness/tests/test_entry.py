@@ -1,0 +1,225 @@
+"""The plugin in other people's repositories: idle until it is asked for, beside options of their own, with the device there in time."""
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from harness import autoload
+from harness.devices import opening
+
+ROOT = Path(__file__).parents[2]
+LIGHT = {"harness", "harness.autoload", "harness.plugin"} | {f"harness.plugin.{name}" for name in ("entry", "fixtures", "names", "opening", "options")}
+
+IDLE = f"""
+import os, sys
+
+def test_nothing_was_touched():
+    assert "torch" not in sys.modules and "torch_npu" not in sys.modules
+    assert {{name for name in sys.modules if name.split(".")[0] == "harness"}} <= {LIGHT!r}
+    assert not [name for name in os.environ if name.startswith(("TORCH_DEVICE", "ASCEND", "TASK_QUEUE"))]
+"""
+
+CASE = """
+import torch
+from harness import Case, Tolerance
+
+SMALL = Case(name="small", model=lambda: torch.nn.Linear(8, 4), inputs=lambda g: torch.randn(2, 8, generator=g))
+"""
+ACCURACY = CASE + "\ndef test_precision(precision):\n    precision(SMALL, 1)\n"
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Somebody's repository, with an ini file and without a conftest.py."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\n")
+    return folder
+
+
+def pytest_in(folder, *arguments, **environment):
+    """(exit status, output) of pytest in a folder, as a user starts it there."""
+    unwanted = ("ASCEND", "TORCH_DEVICE", "TASK_QUEUE", "PYTEST", "LD_LIBRARY_PATH", "EMULATED", "PYTHONPATH")
+    prepared = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)} | environment
+    command = [sys.executable, "-m", "pytest", *arguments]
+    done = subprocess.run(command, cwd=folder, env=prepared, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def is_quiet(said):
+    """Whether the plugin printed nothing."""
+    return "accuracy:" not in said and " accuracy =" not in said
+
+
+def test_the_entry_point_is_installed():
+    assert [entry.value for entry in metadata.entry_points(group="pytest11") if entry.name == "harness.plugin.entry"] == ["harness.plugin.entry"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("-k", "nothing"), ("-k", "not precision"), ("-k", "not test_precision and nothing")])
+def test_a_run_that_asks_for_nothing_is_left_alone(project, arguments):
+    (project / "test_theirs.py").write_text(IDLE)
+    (project / "test_more.py").write_text("def test_precision_score():\n    assert True\n")
+    status, said = pytest_in(project, *arguments, "-v")
+    assert status == 0 and is_quiet(said), said
+    assert sorted(path.name for path in project.iterdir() if path.name != "__pycache__") == ["pytest.ini", "test_more.py", "test_theirs.py"]
+
+
+def test_a_failing_run_that_asks_for_nothing_keeps_its_status(project):
+    (project / "test_theirs.py").write_text("def test_red():\n    assert False\n")
+    assert pytest_in(project)[0] == 1
+    assert pytest_in(project, "test_none.py")[0] == 4
+    (project / "test_theirs.py").write_text("")
+    assert pytest_in(project)[0] == 5
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        'import pytest\n\n@pytest.mark.parametrize("precision", ["fp32", "fp16"])\ndef test_their_own(precision):\n    assert precision\n',
+        "import pytest\n\n@pytest.fixture\ndef precision():\n    return 32\n\ndef test_their_own(precision):\n    assert precision == 32\n",
+        "def test_their_own(precision):\n    assert precision == 32\n",
+    ],
+    ids=["parameter", "fixture", "fixture of a conftest"],
+)
+def test_a_name_of_theirs_is_not_the_fixture(project, theirs):
+    if "import" not in theirs:
+        (project / "conftest.py").write_text("import pytest\n\n@pytest.fixture\ndef precision():\n    return 32\n")
+    (project / "test_theirs.py").write_text(theirs)
+    (project / "test_zidle.py").write_text(IDLE)
+    status, said = pytest_in(project)
+    assert status == 0 and is_quiet(said), said
+
+
+def test_the_word_alone_makes_no_accuracy_test_of_theirs(project):
+    (project / "test_theirs.py").write_text("def test_precision():\n    assert True\n")
+    status, said = pytest_in(project, "-k", "precision")
+    assert status == 0 and "1 passed" in said and not (project / "reports").exists(), said
+
+
+def test_an_option_of_their_own_goes_on_working(project):
+    (project / "conftest.py").write_text(
+        "def pytest_addoption(parser):\n    parser.addoption('--device', default='gpu7')\n    parser.addoption('--report', default='theirs')\n"
+    )
+    (project / "test_theirs.py").write_text(
+        ACCURACY + "\ndef test_other(request):\n    assert request.config.getoption('--device') == 'mine' and request.config.getoption('--report') == 'theirs'\n"
+    )
+    status, said = pytest_in(project, "--precision-device=cpu", "--device=mine", "--precision-report=numbers")
+    assert status == 0 and "2 passed" in said and (project / "numbers" / "precision.json").exists(), said
+
+
+def test_the_fixture_alone_asks_for_it(project):
+    """Without an option, a conftest line or the word in -k; here the file of tests does not name the harness either."""
+    (project / "mine.py").write_text(CASE)
+    (project / "test_model.py").write_text("import sys; sys.path.insert(0, '.')\nfrom mine import SMALL\n\ndef test_small(precision):\n    precision(SMALL, 1)\n")
+    status, said = pytest_in(project, "-k", "small")
+    assert status == 0 and "1 passed" in said, said
+
+
+@pytest.mark.parametrize("line", ["conftest", "-p"])
+def test_the_line_of_a_conftest_adds_the_short_names(project, line):
+    (project / "test_model.py").write_text(ACCURACY)
+    if line == "conftest":
+        (project / "conftest.py").write_text('pytest_plugins = ("harness.plugin",)')
+    status, said = pytest_in(project, "--device=cpu", "--report", "numbers", "-W", "error", *([] if line == "conftest" else ["-p", "harness.plugin"]))
+    assert status == 0 and "1 passed" in said and (project / "numbers" / "precision.json").exists(), said
+    assert "--precision-device" in pytest_in(project, "--help")[1]
+
+
+@pytest.mark.parametrize("option", ["--precision-report", "--report"])
+def test_a_path_after_a_space_works_or_says_what_to_write(project, tmp_path, option):
+    (project / "test_model.py").write_text(ACCURACY)
+    (project / "conftest.py").write_text('pytest_plugins = ("harness.plugin",)')
+    outside = tmp_path / "outside"
+    device = "--precision-device=cpu"
+    status, said = pytest_in(project, device, option, str(outside))
+    assert status == 0 and (outside / "precision.json").exists(), said  # it was not there before
+    status, said = pytest_in(project, device, option, str(outside))
+    assert status == 4 and f"write {option}={outside}" in said and said.count("ERROR") == 1, said
+    for arguments in ([f"{option}={outside}"], [option, str(outside), "test_model.py"], [option, str(outside), "--rootdir=."]):
+        if option == "--report" and "--rootdir=." in arguments:
+            continue  # pytest does not look for a conftest.py there
+        status, said = pytest_in(project, device, *arguments)
+        assert status == 0 and "1 passed" in said, said
+    (project / "inside").mkdir()
+    status, said = pytest_in(project, device, option, "inside")
+    assert status == 0 and (project / "inside" / "precision.json").exists(), said
+
+
+def test_a_device_that_an_option_names_stops_the_run_with_one_line(project):
+    (project / "test_model.py").write_text(ACCURACY)
+    status, said = pytest_in(project, "--precision-device=cuda:7")
+    assert status == 4 and "ERROR: --precision-device=cuda:7: cuda:7 was asked for and" in said, said
+    assert pytest_in(project, "--precision-device=cuda:7", "--collect-only", "-q")[0] == 0
+
+
+def test_the_header_names_the_device_why_it_is_this_one_and_its_switches(project):
+    (project / "test_model.py").write_text(ACCURACY)
+    status, said = pytest_in(project, "--precision-device=emulated")
+    assert status == 0, said
+    assert "accuracy: npu:0 is Ascend910B4, emulated: it was asked for" in said
+    assert "conv_allow_hf32 on, matmul_allow_hf32 off" in said and "TASK_QUEUE_ENABLE=0" in said and "threads" in said
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "two workers"])
+def test_a_case_file_may_begin_with_an_import_of_transformers(project, workers):
+    pytest.importorskip("transformers")
+    if workers:
+        pytest.importorskip("xdist")
+    (project / "test_model.py").write_text(
+        "import pytest\nfrom transformers import BertConfig, BertModel\n" + CASE + "CONFIG = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2,"
+        " intermediate_size=64, vocab_size=50)\nBERT = Case(name='bert', model=lambda: BertModel(CONFIG), inputs=lambda g: torch.randint(0, 50, (1, 8), generator=g),"
+        " forward=lambda m, i: m(i).last_hidden_state)\n\n@pytest.mark.parametrize('seed', [1, 2])\ndef test_precision(precision, seed):\n    precision(BERT, seed)\n"
+    )
+    status, said = pytest_in(project, *workers)
+    assert status == 0 and "2 passed" in said, said
+
+
+def test_this_checkout_selects_accuracy_tests_alone_by_the_word():
+    status, said = pytest_in(ROOT, "--collect-only", "-q", "-k", "precision", "--device=cpu", "-p", "no:cacheprovider")
+    names = [line for line in said.splitlines() if "::" in line]
+    assert status == 0 and len(names) > 600
+    assert [name for name in names if not name.split("[")[0].endswith("::test_precision")] == []
+
+
+# ------------------------------------------------------------------------------------------------ torch's backends
+
+
+def test_the_import_of_backends_is_held_back_and_restored(monkeypatch):
+    monkeypatch.setattr(autoload, "_before", [])
+    monkeypatch.setitem(sys.modules, "torch", sys.modules["torch"])
+    for before in (None, "1"):
+        monkeypatch.setitem(sys.modules, "torch", sys.modules["torch"])
+        monkeypatch.delenv(autoload.VARIABLE, raising=False)
+        if before:
+            monkeypatch.setenv(autoload.VARIABLE, before)
+        autoload.hold()
+        assert os.environ.get(autoload.VARIABLE) == before, "torch is imported already: nothing is to be held back"
+        monkeypatch.delitem(sys.modules, "torch")
+        autoload.hold()
+        autoload.hold()
+        assert os.environ[autoload.VARIABLE] == "0"
+        autoload.release()
+        assert os.environ.get(autoload.VARIABLE) == before
+        autoload.release()
+        assert os.environ.get(autoload.VARIABLE) == before
+
+
+def test_a_card_that_is_open_restores_it(monkeypatch):
+    monkeypatch.setattr(autoload, "_before", [None])
+    monkeypatch.setenv(autoload.VARIABLE, "0")
+    monkeypatch.setattr("harness.emulator.installed", lambda: False)
+    monkeypatch.setattr(opening, "_inherits_emulation", lambda: False)
+    monkeypatch.setattr(opening, "_loads", lambda library: None)
+    monkeypatch.setattr(opening, "_answering", lambda *arguments: "a card")
+    assert opening._open_npu(0, "it was asked for") == "a card" and autoload.VARIABLE not in os.environ
+
+
+def test_a_script_may_import_torch_after_the_harness():
+    code = "import os, harness, torch; print(os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'])"
+    prepared = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_DEVICE", "LD_LIBRARY"))}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "0", done.stderr
