@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from harness.clean import CleanProcess, needs_clean
 from harness.measure import Comparison, compare
-from harness.devices import Device, Stack
+from harness.devices import Device, Stack, lacks, unknown_rounding
 from harness.errors import CaseError, RunError
-from harness.forecast import Rules, rules_of
+from harness.forecast import Rules, overflow_of, rules_of
 from harness.gate import (
     FELL_BACK,
     NEAR_TIE,
@@ -30,6 +30,8 @@ from harness.gate import (
     Verdict,
     is_floating,
     judge,
+    skipped,
+    without_forecast,
 )
 from harness.generation import first_divergence, shared_length, until
 from harness.reference import Models, digest, fresh, move, moved_by_one_rounding, roundoff, run, run_cpu, tensors_of
@@ -101,26 +103,35 @@ def validate(
     rules; with `rerun_reference` the first of these twice. `preset` judges instead of the case's own tolerance. Pass one `Models` to many
     calls and the weights are built once.
 
+    A case in a dtype that the SoC lacks is SKIPPED. Where it is not known how the SoC rounds there is no forecast, and a preset that needs
+    one gives way to one that does not, see `without_forecast`.
+
     Raises: CaseError when the case returns nothing that can be compared, RunError when the model raises.
     """
+    absent = lacks(device, case.dtype)
+    if absent is not None:
+        return skipped(absent)
     models = models if models is not None else Models()
     drawn = case.inputs(torch.Generator().manual_seed(0 if seed is None else seed))
     inputs = move(drawn, device="cpu", dtype=case.torch_dtype)
     inputs_sha256 = digest(tensors_of(inputs, f"{case.name}: inputs()"))
 
     cpu = _Cpu(case, models, inputs, inputs_sha256, device)
-    expected, expected_ms, words = cpu.run("cpu")
+    overflow = overflow_of(device.stack, case.torch_dtype)
+    expected, expected_ms, words = cpu.run("cpu", rules=overflow)
     whole = expected
-    again = cpu.run("cpu", stored=False)[0] if rerun_reference else None
+    again = cpu.run("cpu", rules=overflow, stored=False)[0] if rerun_reference else None
     ran = _run_device(models, case, inputs, device)
     stack = device.stack  # read after the run: models change switches
     rules = rules_of(stack)
-    tolerance = Tolerance(preset=preset) if preset else case.limits(stack)
+    tolerance, unknown = Tolerance(preset=preset) if preset else case.limits(stack), unknown_rounding(stack)
+    tolerance = tolerance if unknown is None else without_forecast(tolerance, unknown, case.dtype)
     forecast = cpu.run("forecast", rules=rules)[0] if rules is not None else None
     other = None
     if tolerance.preset == "sharp" and rules is not None and "HF32" in rules.modes:
         other = cpu.run("forecast", rules=replace(rules, ties="even" if rules.ties == "away" else "away"))[0]
     golden, lacking = _golden(cpu)
+    golden, cut = (golden, []) if overflow is None or golden is None else cut_as_float16(golden, expected, device.name)
 
     actual, parted, parting = ran.outputs, None, ""
     if case.generates is not None:
@@ -132,6 +143,7 @@ def validate(
     found = [_lacking(name, "the device did not return it") for name in expected if name not in ran.outputs]
     found += [_lacking(name, "the CPU did not return it") for name in ran.outputs if name not in expected]
     found += _unstable(expected, again) if again is not None else []
+    found += cut
     found += [Reason(criterion="token", text=parted.text)] if parted is not None and not parted.near_tie else []
     rerun = _differences(ran.again, ran.outputs)
     marks = ((NEAR_TIE,) if parted is not None and parted.near_tie else ()) + ((NONDETERMINISTIC,) if rerun else ()) + ((UNFELT,) if any(each.unfelt for each in references.values()) else ())
@@ -226,6 +238,28 @@ def _golden(cpu: _Cpu) -> tuple[dict[str, Tensor] | None, str | None]:
         return cpu.run("golden")[0], None
     except RunError as error:
         return None, str(error)
+
+
+LARGEST = 65520.0  # from here on float16 rounds to Inf
+
+
+def cut_as_float16(golden: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> tuple[dict[str, Tensor], list[Reason]]:
+    """The float64 outputs for a device where float16 saturates: in place of Inf and NaN what the CPU has there, cut likewise.
+
+    And a reason for each output whose finite numbers float16 cannot hold: those are wrong on any device.
+    """
+    held, reasons = {}, []
+    for output, wide in golden.items():
+        narrow = expected.get(output)
+        if narrow is None or not wide.is_floating_point() or narrow.dtype != torch.float16 or narrow.shape != wide.shape:
+            held[output] = wide
+            continue
+        held[output] = torch.where(wide.isfinite(), wide, narrow.double())
+        beyond = int((wide.isfinite() & (wide.abs() >= LARGEST)).sum())
+        if beyond:
+            text = f"{beyond} elements of the float64 result are beyond 65504, where float16 saturates on {name}: float16 cannot hold this model"
+            reasons.append(Reason(criterion="finite", text=text, output=output if len(golden) > 1 else "", found=beyond, allowed=0))
+    return held, reasons
 
 
 def measure(

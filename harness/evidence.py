@@ -39,6 +39,8 @@ def rule_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
     for name in ("conv", "matmul"):
         operands = getattr(rules, name)
         if operands != "float32" and apart(found, trial.on_cpu(replace(rules, **{name: "float32"}))) > own / 2:
+            if operands == "float16":
+                return f"{rules.card} computes float32 {'convolutions' if name == 'conv' else 'products'} in float16 under its switches"
             with trial.device.in_float32(name) as switch:
                 left = apart(trial.on_device(), results)
             return f"{operands} is on: with {switch} = False it is {left:.2e}"

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from harness import numerics
 
@@ -31,28 +32,31 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 DTYPES = (torch.float32, *numerics.HALF)
-OPERANDS = ("float32", "HF32", "TF32")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """How a kind of card rounds under its switches. `str()` says it in one line.
 
-    Raises: ValueError for operands other than "float32", "HF32" and "TF32", other ties than "away" and "even", groups below one.
+    Raises: ValueError for operands that are not in `numerics.OPERANDS`, other ties than "away" and "even", groups below one.
     """
 
-    card: str = "Ascend"
+    card: str = "Ascend A2"
     conv: str = "float32"  # what float32 operands of convolutions are rounded to
     matmul: str = "float32"  # and those of other products
-    ties: str = "away"  # of HF32; those of TF32 go away from zero
+    ties: str = "away"  # of HF32; those of TF32 go away from zero, those of float16 to even
     groups: int = numerics.GROUPS  # parts that the sum of a product is made of
     gelu_tanh: bool = True  # GELU takes its tanh formula, whatever is asked for
     fused_attention: bool = True  # attention is one operator unless its mask is of floats; otherwise it is made of its products
+    narrow_attention: bool = False  # and unless a head is wider than 256: compatible_impl
+    saturates: bool = False  # float16 results that overflow are cut to the largest number, NaN is 0
+    half_results: bool = False  # float32 products that are computed in float16 are rounded to it, too
+    overflow_alone: bool = False  # all is computed as the CPU does, and of these rules `saturates` alone holds
 
     def __post_init__(self):
         for name in ("conv", "matmul"):
-            if getattr(self, name) not in OPERANDS:
-                raise ValueError(f"{name} takes {', '.join(OPERANDS)}, not {getattr(self, name)!r}")
+            if getattr(self, name) not in numerics.OPERANDS:
+                raise ValueError(f"{name} takes {', '.join(numerics.OPERANDS)}, not {getattr(self, name)!r}")
         if self.ties not in ("away", "even"):
             raise ValueError(f"ties go 'away' or to 'even', not {self.ties!r}")
         if self.groups < 1:
@@ -60,28 +64,33 @@ class Rules:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """What float32 is computed in besides float32."""
-        return tuple(sorted({self.conv, self.matmul} - {"float32"}))
+        """What float32 is computed in besides float32: "HF32" of whatever width, "TF32", "float16"."""
+        return tuple(sorted({each.partition(" ")[0] for each in (self.conv, self.matmul)} - {"float32"}))
+
+    def operands(self, kind: str) -> numerics.Operands:
+        """What a product makes of its float32 operands; `kind` is `conv` or `matmul` of these rules."""
+        return numerics.Operands(kind=kind, ties=self.ties, saturates=self.saturates, half_results=self.half_results)
 
     def __str__(self) -> str:
+        if self.overflow_alone:
+            return "float16 saturates"
         products = self.matmul if self.matmul == "float32" else f"in {self.matmul}"
         convolutions = self.conv if self.conv == "float32" else f"in {self.conv}"
         gelu = "GELU by its tanh formula" if self.gelu_tanh else "GELU as it is asked for"
-        return f"{self.card}: convolutions {convolutions}, products {products}, {gelu}"
+        overflow = ", float16 saturates" if self.saturates else ""
+        return f"{self.card}: convolutions {convolutions}, products {products}, {gelu}{overflow}"
 
 
 def rules_of(stack: Stack) -> Rules | None:
-    """The rules that the switches of a stack put in force; None for the CPU, whose own arithmetic is the forecast.
+    """The rules that the SoC and the switches of a stack put in force; None for the CPU, whose own arithmetic is the forecast, and for a SoC
+    of which nobody says how it rounds.
 
-    A switch that torch_npu does not tell is taken as its default: HF32 for convolutions, float32 for products. torch_npu reads
-    compatible_impl at its first GELU and keeps it for the process; what is set later the stack tells and the device does not follow.
+    A switch that torch_npu does not tell is taken as its default. torch_npu reads compatible_impl at its first GELU and keeps it for the
+    process; what is set later the stack tells and the device does not follow.
     """
     if stack.backend in ("npu", "emulated"):
-        return Rules(
-            conv="float32" if stack.conv_allow_hf32 is False else "HF32",
-            matmul="HF32" if stack.matmul_allow_hf32 else "float32",
-            gelu_tanh=not stack.compatible_impl,
-        )
+        family = numerics.family_of(stack.device)
+        return _ascend(family, stack) if family.known else None
     if stack.backend == "cuda":
         return Rules(
             card="CUDA",
@@ -91,6 +100,50 @@ def rules_of(stack: Stack) -> Rules | None:
             fused_attention=False,
         )
     return None
+
+
+def overflow_of(stack: Stack, dtype: torch.dtype) -> Rules | None:
+    """Rules under which the CPU computes as it does and overflows as the device; None where that is what the CPU does by itself.
+
+    Where half saturates, what a float16 operator cannot hold is 65504 on the device, and what follows goes on with that.
+    """
+    return Rules(saturates=True, overflow_alone=True) if dtype == torch.float16 and _saturates(stack) else None
+
+
+def _saturates(stack: Stack) -> bool:
+    if stack.backend not in ("npu", "emulated"):
+        return False
+    return bool(numerics.family_of(stack.device).saturates) if stack.inf_nan_mode is None else not stack.inf_nan_mode
+
+
+PRECISION_MODES = {"must_keep_origin_dtype": False, "allow_fp32_to_fp16": True}  # whether float32 products may run in float16
+
+
+def _ascend(family: numerics.Family, stack: Stack) -> Rules:
+    """The rules of a family under the switches. Stated: Ascend/pytorch, EnvVariables.cpp and CalcuOpUtil.cpp; op-plugin, OpUtils.cpp."""
+    half = PRECISION_MODES.get(stack.precision_mode or "", family.allows_float16)
+    conv = numerics.cube_type(allow_hf32=stack.conv_allow_hf32 is not False, allow_float16=half)
+    matmul = numerics.cube_type(allow_hf32=bool(stack.matmul_allow_hf32), allow_float16=half)
+    if stack.cube_math_type in range(5):  # torch.npu.matmul.cube_math_type is for products alone
+        matmul = stack.cube_math_type
+    return Rules(
+        card=f"Ascend {family.name}",
+        conv=_kind(family, conv),
+        matmul=_kind(family, matmul),
+        gelu_tanh=family.gelu_tanh and not stack.compatible_impl,
+        fused_attention=family.fused_attention,
+        narrow_attention=bool(stack.compatible_impl),
+        saturates=_saturates(stack),
+        half_results=family.float32,
+    )
+
+
+def _kind(family: numerics.Family, cube: int) -> str:
+    """What float32 operands are rounded to; float32 where the card refuses what it is asked for, since no number comes out then."""
+    try:
+        return family.operands(cube)
+    except numerics.NoFloat32:
+        return "float32"
 
 
 @contextlib.contextmanager
@@ -119,25 +172,36 @@ class _Rounding(TorchDispatchMode):
         if func.overloadpacket is aten.scaled_dot_product_attention:
             with self:
                 return self.attend(func, *args, **kwargs)
-        rule = RULES.get(func.overloadpacket)
+        rule = None if self.rules.overflow_alone else RULES.get(func.overloadpacket)
         if rule is not None and _is_ours(args):
-            return _computed(rule, self.rules, func, args, kwargs)
+            return self._saturated(_computed(rule, self.rules, func, args, kwargs))
         if _is_composite(func):  # seen in inference mode, which does not take composites apart before
             with self:
                 return func.decompose(*args, **kwargs)
-        return func(*args, **kwargs)
+        found = func(*args, **kwargs)
+        return found if func.is_view else self._saturated(found)
+
+    def _saturated(self, found: Any) -> Any:
+        """What an operator returned, cut in place where half results saturate."""
+        if self.rules.saturates:
+            for each in tree_leaves(found):
+                if isinstance(each, Tensor) and each.dtype == torch.float16 and each.device.type == "cpu" and each.layout == torch.strided:
+                    each.copy_(numerics.saturated(each))
+        return found
 
     def attend(self, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         """F.scaled_dot_product_attention; `func` computes it where there is no rule."""
         options = dict(dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+        if self.rules.overflow_alone:
+            return self._saturated(func(query, key, value, attn_mask, **options))
         if not _is_ours((query, key, value)) or dropout_p or is_causal and attn_mask is not None:
             return getattr(func, "decompose", func)(query, key, value, attn_mask, **options)
         wanted = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
-        if wanted or not (self.rules.fused_attention and _fits_fused(query, key, value, attn_mask, enable_gqa)):
+        if wanted or not _fits_fused(self.rules, query, key, value, attn_mask, enable_gqa):
             return aten._scaled_dot_product_attention_math(query, key, value, attn_mask, **options)[0]
         self.resting = True
         try:
-            return _fused_attention(query, key, value, attn_mask, is_causal, scale)
+            return self._saturated(_fused_attention(query, key, value, attn_mask, is_causal, scale))
         finally:
             self.resting = False
 
@@ -196,17 +260,9 @@ def _rule(*names: str) -> Callable:
     return enter
 
 
-def _operands(kind: str, rules: Rules, *tensors: Tensor) -> list[Tensor]:
-    """Operands as they enter the unit that multiplies; half ones fit into every kind."""
-    if kind == "float32":
-        return list(tensors)
-    wide = {"HF32": lambda each: numerics.round_hf32(each, rules.ties), "TF32": numerics.round_tf32}[kind]
-    return [wide(each) if each.dtype == torch.float32 else each for each in tensors]
-
-
 @_rule("mm", "bmm", "mv")
 def _product(rules: Rules, left: Tensor, right: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-    return numerics.matmul(*_operands(rules.matmul, rules, left, right), out=out_dtype, groups=rules.groups)
+    return numerics.matmul(left, right, operands=rules.operands(rules.matmul), out=out_dtype, groups=rules.groups)
 
 
 @_rule("addmm", "addmm_", "addmv", "addmv_", "baddbmm", "baddbmm_")
@@ -223,19 +279,17 @@ def _added_sum_of_products(rules: Rules, self, left, right, *, beta=1, alpha=1):
 @_rule("convolution")
 def _convolution(rules: Rules, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     options = dict(stride=stride, padding=padding, dilation=dilation, transposed=transposed, groups=groups)
-    exact = rules.conv == "HF32" and numerics.cuts_in_pieces(x, weight, **options)
-    operands = (x, weight) if exact else _operands(rules.conv, rules, x, weight)
-    found = numerics.convolution(*operands, bias, output_padding=output_padding, hf32=False, **options)
+    exact = "HF32" in rules.conv and numerics.cuts_in_pieces(x, weight, **options)
+    operands = rules.operands("float32" if exact else rules.conv)
+    found = numerics.convolution(x, weight, bias, output_padding=output_padding, operands=operands, **options)
     return found.contiguous()  # as torch_npu returns it: strides decide in which order what follows sums
 
 
 @_rule("convolution_backward")
 def _convolution_backward(rules: Rules, grad, x, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, wanted):
     options = dict(stride=stride, padding=padding, dilation=dilation, transposed=transposed, output_padding=output_padding, groups=groups)
-    *_, bias = numerics.convolution_backward(grad, x, weight, wanted=(False, False, wanted[2]), hf32=False, **options)
-    operands = _operands(rules.conv, rules, grad, x, weight)
-    found = numerics.convolution_backward(*operands, wanted=(wanted[0], wanted[1], False), hf32=False, **options)
-    return (*found[:2], None if bias is None else bias.to(weight.dtype))
+    found = numerics.convolution_backward(grad, x, weight, wanted=wanted, operands=rules.operands(rules.conv), **options)
+    return (*found[:2], None if found[2] is None else found[2].to(weight.dtype))
 
 
 @_rule("gelu_backward")
@@ -301,11 +355,24 @@ def _flash_attention(rules: Rules, query, key, value, dropout_p=0.0, is_causal=F
     return found, (top + total.log()).squeeze(-1)
 
 
-def _fits_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, shared_heads: bool) -> bool:
-    """torch_npu fuses attention of four axes under no mask or one of bools (op-plugin, ScaledDotProductAttentionKernelNpuOpApi.cpp)."""
-    if any(each.dim() != 4 or each.shape[0] != query.shape[0] for each in (query, key, value)):
+HEADS, WIDEST = 2048, 512  # N_LIMIT and D_LIMIT of ScaledDotProductAttentionKernelNpuOpApi.cpp
+NARROW = 256  # the widest head where compatible_impl is on
+
+
+def _fits_fused(rules: Rules, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, shared_heads: bool) -> bool:
+    """Whether torch_npu fuses attention (op-plugin, ScaledDotProductAttentionKernelNpuOpApi.cpp, branch 26.1.0 and later).
+
+    From 910B1 on, four axes, no mask or one of bools, up to 2,048 heads of up to 512; in float32 the width of a head is a multiple of 4.
+    """
+    heads = (query, key, value)
+    if not rules.fused_attention or any(each.dim() != 4 or each.shape[0] != query.shape[0] for each in heads):
         return False
     if any(each.shape[1] != query.shape[1] for each in (key, value)) and not shared_heads:
+        return False
+    widths = [each.shape[-1] for each in heads]
+    if query.dtype == torch.float32 and any(width % 4 for width in widths) or rules.narrow_attention and max(widths) > NARROW:
+        return False
+    if query.shape[1] > HEADS or key.shape[1] > HEADS or query.shape[-1] > WIDEST:
         return False
     return mask is None or mask.dtype == torch.bool
 

@@ -80,6 +80,25 @@ FLOORED = ("forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shif
 LIMITS = tuple(each.name for each in fields(Tolerance) if each.name not in ("preset", "reason"))
 
 
+def without_forecast(tolerance: Tolerance, why: str, dtype: str) -> Tolerance:
+    """What judges where there is no expected error: in place of "floor" and "sharp" the preset "pair"; limits in units of the floor go.
+
+    "pair" allows a norm of the difference that depends on the dtype alone: "cann" would fail elements near zero, "card" goes by the output's
+    scale. In float32 its budget is that of HF32, CANN's T = 2^-11, since nobody says that HF32 is off there. A tolerance that needs no
+    expected error is left as it is. `why` becomes the reason, which the report prints.
+    """
+    floored = {name: None for name in tolerance.limits() if name in FLOORED}
+    needs = tolerance.preset in ("floor", "sharp")
+    if not needs and not floored:
+        return tolerance
+    own = {name: limit for name, limit in tolerance.limits().items() if name not in floored}
+    preset = tolerance.preset if not needs and (tolerance.preset or own) else "pair"
+    budget = pair_limits(MERE["HF32"]) if preset == "pair" and dtype == "float32" else {}
+    said = f"{why}; judged by {f'preset {preset}' if preset else 'the limits that need none'}"
+    said += " with the budget of HF32, which may be on" if budget else ""
+    return replace(tolerance, **floored | budget | own, preset=preset, reason="; ".join(filter(None, (tolerance.reason, said))))
+
+
 @dataclass(frozen=True, kw_only=True)
 class References:
     """What one output was held against besides the CPU in its dtype: float64 with the same weights, and a forecast."""
@@ -459,8 +478,8 @@ MERE = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-13, "HF32": 2**-11}
 
 def _cann(found: Comparison, references: References | None) -> list[Check]:
     """CANN's operator standard for open source: mean relative error below T, the largest below 10 T (cann/cannbot-skills)."""
-    hf32 = references is not None and "HF32" in references.modes and found.dtype == "float32"
-    limit = MERE.get("HF32" if hf32 else found.dtype, MERE["float32"])
+    modes = references.modes if references is not None and found.dtype == "float32" else ()
+    limit = max(MERE.get(name, MERE["float32"]) for name in (found.dtype, *modes))
     below = math.nextafter  # the standard says below, not at most
     return [_check(found, "mean_rel", below(limit, 0)), _check(found, "max_rel", below(10 * limit, 0))]
 
@@ -479,13 +498,17 @@ def _close(found: Comparison, references: References | None) -> list[Check]:
     return [_check(found, "close_atol", CLOSE.get(found.dtype, (0.0, 0.0))[1])]
 
 
+def pair_limits(budget: float) -> dict[str, float]:
+    """The limits of the preset "pair" for a budget, a relative norm."""
+    return {"rel_l2": budget, "token_rel_l2": 4 * budget, "max_scaled": 16 * budget, "gain": budget / 4, "shift": budget / 4}
+
+
 def _pair(found: Comparison, references: References | None) -> list[Check]:
     """Two tensors and nothing else: a budget of 2^11 roundoffs of float32, 2 of the half types, judged as `floor` does.
 
     The budgets are the T of CANN's standard; here they limit norms, so that elements near zero do no harm.
     """
-    budget = MERE.get(found.dtype, {"float64": 2**-32}.get(found.dtype, MERE["float32"]))
-    limits = {"rel_l2": budget, "token_rel_l2": 4 * budget, "max_scaled": 16 * budget, "gain": budget / 4, "shift": budget / 4}
+    limits = pair_limits(MERE.get(found.dtype, {"float64": 2**-32}.get(found.dtype, MERE["float32"])))
     if found.worst_token is None:
         del limits["token_rel_l2"]
     checks = [_check(found, name, limit) for name, limit in limits.items()]

@@ -25,12 +25,12 @@ from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from harness.case import Case, copy_of, without_npu
-from harness.devices import Device
+from harness.devices import Device, unknown_rounding
 from harness.errors import HarnessError
 from harness.evidence import cause_of, rule_of
 from harness.forecast import rounding, rules_of
 from harness.reference import Models, fresh, move, roundoff, run, tensors_of
-from harness.trial import FAILS, Trial, apart, copies, copy_strided, difference, mutates, name_of, on, tensors_in
+from harness.trial import FAILS, Trial, apart, budget, copies, copy_strided, difference, mutates, name_of, on, tensors_in
 
 # The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of float32; in float32 products sixteen, for the order of
 # their sums. Half of it may lie in the norm, all of it in a row, a thirty-second in what all elements share, `ALONE` of it in one element. That is what the limits of the
@@ -195,7 +195,8 @@ def _otherwise(case: Case, models: Models, model: nn.Module, inputs: Any, device
 def _modules(model: nn.Module, there: nn.Module, forward: Callable[[], Any], device: Device) -> Iterator[Step]:
     """The children of the model on the device with the CPU's inputs, then those of the first that is wrong, down to one without children."""
     at, number = "", 0
-    rules = rules_of(device.stack)
+    stack = device.stack
+    rules, known = rules_of(stack), unknown_rounding(stack) is None
     while True:
         children = _called(model.get_submodule(at), at)
         steps: list[Step] = []
@@ -210,6 +211,7 @@ def _modules(model: nn.Module, there: nn.Module, forward: Callable[[], Any], dev
             own = apart(found, expected)
             floating = [each.dtype for each in expected if each.is_floating_point()]
             floor = apart(healthy, expected) + (DEEP * roundoff(floating[0]) if floating else 0.0)
+            floor = floor if known or not floating else max(floor, budget(floating[0]) / SLACK)
             text = () if own <= SLACK * floor else (f"it differs from the CPU by {own:.2e} where a healthy device would by {floor:.2e}",)
             where = dict(operator=type(module).__name__, module=name, place="", **_kind(expected))
             steps.append(Step(number=number + len(steps), own=own, ratio=own / floor if floor else None, inherited=math.nan, reasons=text, **where))

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from harness.case import measure
-from harness.devices import Device
-from harness.forecast import Rules, rounding, rules_of
-from harness.gate import Tolerance, judge
+from harness.case import cut_as_float16, measure
+from harness.devices import Device, unknown_rounding
+from harness.forecast import Rules, overflow_of, rounding, rules_of
+from harness.gate import MERE, Tolerance, judge, without_forecast
 
 FLOOR, PAIR = Tolerance(preset="floor"), Tolerance(preset="pair")
 FAILS = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError)  # what an operator raises that cannot be called so
+
+
+def budget(dtype: torch.dtype) -> float:
+    """What the preset `pair` lets a result of this dtype differ by, relative: the limit where no error can be expected."""
+    return MERE["HF32"] if dtype == torch.float32 else MERE.get(str(dtype).removeprefix("torch."), MERE["float32"])
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -117,8 +122,13 @@ class Trial:
 
     @property
     def rules(self) -> Rules | None:
-        """How a sound device rounds under its switches; None for one that rounds as the CPU does."""
+        """How a sound device rounds under its switches; None for one that rounds as the CPU does, or of which nobody knows how."""
         return rules_of(self.device.stack)
+
+    @property
+    def narrow(self) -> torch.dtype:
+        """The narrowest dtype of its floating-point arguments, float32 where it has none."""
+        return min((each.dtype for each in self.tensors if each.is_floating_point()), key=lambda each: each.itemsize, default=torch.float32)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -164,16 +174,22 @@ class Trial:
     def judged(self, found: list[Tensor], results: list[Tensor] | None = None) -> tuple[float | None, tuple[str, ...]]:
         """The device's error to float64 over the floor, and why it is not what a healthy device would show, by the preset `floor`.
 
-        Where there is no float64 the preset `pair` judges, and there is no floor.
+        Where there is no float64, or where it is not known how the SoC rounds, the preset `pair` judges, and there is no floor.
         """
-        results = self.on_cpu() if results is None else results
-        rules, golden = self.rules, self.golden()
+        stack, golden = self.device.stack, self.golden()
+        rules, unknown, overflow = rules_of(stack), unknown_rounding(stack), overflow_of(stack, self.narrow)
+        results = self.on_cpu(overflow) if results is None or overflow is not None else results
         forecast = None if rules is None or golden is None else self.on_cpu(rules)
         actual, expected, wide, predicted = (None if group is None else {str(number): each for number, each in enumerate(group)} for group in (found, results, golden, forecast))
+        if overflow is not None and wide is not None:
+            wide, _ = cut_as_float16(wide, expected, self.device.name)
         comparisons, references = measure(actual, expected, wide, predicted, () if rules is None else rules.modes)
         floating = {name for name, each in expected.items() if each.is_floating_point() or each.is_complex()}
-        verdict = judge(comparisons, FLOOR if floating <= references.keys() else PAIR, references=references)
-        ratios = [each.ratios()["forecast_ratio"] for each in references.values()]
+        tolerance = FLOOR if floating <= references.keys() else PAIR
+        if unknown is not None:
+            tolerance = without_forecast(FLOOR, unknown, str(self.narrow).removeprefix("torch."))
+        verdict = judge(comparisons, tolerance, references=references)
+        ratios = [each.ratios()["forecast_ratio"] for each in references.values()] if unknown is None else []
         return max(ratios, default=None), tuple(str(each) for each in verdict.failures)
 
     def backward(self) -> Trial | None:

@@ -5,8 +5,9 @@ NPU, and the emulated one only on a machine without any trace of CANN or of a ca
 """
 
 from harness.devices.device import SWITCHES, Device
+from harness.devices.families import Family, family_of, lacks, unknown_rounding
 from harness.devices.fallback import Watched
 from harness.devices.opening import SPECS, open_device, parse_spec
 from harness.devices.stack import Stack
 
-__all__ = ["SPECS", "SWITCHES", "Device", "Stack", "Watched", "open_device", "parse_spec"]
+__all__ = ["SPECS", "SWITCHES", "Device", "Family", "Stack", "Watched", "family_of", "lacks", "open_device", "parse_spec", "unknown_rounding"]

@@ -63,8 +63,10 @@ class _Runtime:
 
     def __init__(self, machine: Machine, folder):
         from harness import numerics  # with torch, so not before the environment is ready
+        from harness.emulator import soc
 
-        self.machine, self.numerics = machine, numerics
+        self.machine, self.numerics, self.soc = machine, numerics, soc
+        soc.play(machine.name, lambda: not self.saturation_mode.value)
         self.libraries = [ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL) for name in build.LIBRARIES]
         self.core = self.libraries[0]
         self.core.emulator_refusal.restype = ctypes.c_char_p
@@ -111,8 +113,13 @@ class _Runtime:
                 refusal = struck.refusal(operator.name)
                 if refusal is not None:
                     return self._fail(operator.name, refusal)
+                call = _Call(operator, values[:-2], struck)
+                refusal = self.soc.refusal(call.dtypes)
+                if refusal is not None:
+                    self._fail(operator.name, f"{operator.name}: {refusal}")
+                    return STATUS_BAD_ARGUMENT
                 number = next(self.numbers)
-                self.calls[number] = _Call(operator, values[:-2], struck)
+                self.calls[number] = call
                 ctypes.c_uint64.from_address(values[-2]).value = struck.workspace()
                 ctypes.c_uint64.from_address(values[-1]).value = number
                 return 0
@@ -150,6 +157,10 @@ class _Runtime:
             self._fail(name, f"{name}: out of memory for the workspace")
             return STATUS_NO_MEMORY
         came, wanted = ([values.description(each) for each in (ctypes.c_void_p * count).from_address(at)] if count else [] for count, at in (inputs, outputs))
+        refusal = self.soc.refusal(_dtypes([*came, *wanted]))
+        if refusal is not None:
+            self._fail(name, f"{name}: {refusal}")
+            return STATUS_BAD_ARGUMENT
         if name == "ViewCopy":  # its inputs say how what it reads and what it writes lie
             came[0] = wanted[0] = _lying(*came[:4])
             came[4] = _lying(*came[4:])
@@ -167,7 +178,7 @@ class _Runtime:
         except faults.PlantedError as error:
             self._fail(name, f"{name}: {error}")
             return error.code
-        except self.numerics.NoFloat64 as error:
+        except self.numerics.NotOnCube as error:
             self._fail(name, f"{name}: {error}")
             return STATUS_BAD_ARGUMENT
         except BaseException as error:
@@ -206,6 +217,11 @@ class _Call:
         self.operator, self.struck = operator, struck
         self.values = [read(each.type, value) for each, value in zip(operator.arguments, values)]
 
+    @property
+    def dtypes(self) -> set:
+        """Of its tensors."""
+        return _dtypes(self.values)
+
     def run(self) -> None:
         inputs, outputs = [], []
         for argument, value in zip(self.operator.arguments, self.values):
@@ -214,6 +230,11 @@ class _Call:
             if argument.role != "in":
                 outputs += value if isinstance(value, list) else [Room(value) if argument.free and value is not None else value]
         _compute(self.operator, self.struck, inputs, outputs)
+
+
+def _dtypes(values) -> set:
+    """The dtypes of the tensors among arguments, and in lists of them."""
+    return {each.dtype for value in values for each in (value if isinstance(value, list) else [value]) if hasattr(each, "view")}
 
 
 def _compute(entry, struck, inputs: list, outputs: list, **keywords) -> None:

@@ -1,4 +1,4 @@
-"""How an Ascend 910B rounds: the rules that the emulator computes by, and that an error forecast can be made from.
+"""How Ascend cards round, by family: the rules that the emulator computes by, and that an error forecast can be made from.
 
 Pure torch, on CPU tensors. Each rule names its source and how far it can be trusted: *stated* by the vendor's documents or
 sources, *fitted* to published measurements, or *assumed*. The order of a card's sums is not public, so these functions give errors
@@ -9,6 +9,7 @@ from harness.numerics.cube import (
     GROUPS,
     LONG_PIECE,
     NoFloat64,
+    NotOnCube,
     convolution,
     convolution_backward,
     cuts_in_pieces,
@@ -16,29 +17,31 @@ from harness.numerics.cube import (
     matmul_by_groups,
     scaled_product,
 )
+from harness.numerics.families import Family, NoFloat32, cube_type, family_of
 from harness.numerics.fused import SCORES, attention, attention_backward
-from harness.numerics.rounding import HALF, round_half_away, round_hf32, round_tf32, saturated
-from harness.numerics.vector import (
-    effective_bits,
-    gelu,
-    layer_norm,
-    rms_norm,
-    silu,
-    wide,
-)
+from harness.numerics.rounding import FLOAT32, HALF, OPERANDS, Operands, round_half_away, round_hf32, round_tf32, saturated
+from harness.numerics.vector import effective_bits, gelu, layer_norm, rms_norm, silu, wide
 
 __all__ = [
+    "FLOAT32",
+    "Family",
     "GROUPS",
     "HALF",
     "LONG_PIECE",
+    "NoFloat32",
     "NoFloat64",
+    "NotOnCube",
+    "OPERANDS",
+    "Operands",
     "SCORES",
     "attention",
     "attention_backward",
     "convolution",
     "convolution_backward",
+    "cube_type",
     "cuts_in_pieces",
     "effective_bits",
+    "family_of",
     "gelu",
     "layer_norm",
     "matmul",

@@ -5,31 +5,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.numerics.rounding import HALF, round_hf32
+from harness.numerics.rounding import FLOAT32, HALF, Operands
 from harness.numerics.vector import wide
 
 GROUPS = 4  # partial sums that stand for the cube's accumulation; a power of two
 
 
 def matmul(
-    left: Tensor, right: Tensor, *, bias: Tensor | None = None, hf32: bool = False, out: torch.dtype | None = None, groups: int = GROUPS
-) -> Tensor:
+    left: Tensor, right: Tensor, *, bias: Tensor | None = None, operands: Operands = FLOAT32, out: torch.dtype | None = None,
+    groups: int = GROUPS,
+) -> Tensor:  # fmt: skip
     """left @ right (+ bias) as the cube computes it: (…, M, K) by (…, K, N), rounded once to `out`, by default left's dtype.
 
     - float16, bfloat16: exact products, float32 sums, the bias added to the sum before the only rounding. Stated: Mmad takes
       half operands into a float32 accumulator (asc-devkit, Mmad.md); the cast on the way out is round-to-nearest-even.
     - float64: there is none. Raises: NoFloat64.
-    - float32: float32 products and sums; with `hf32` both operands are rounded to HF32 first. Stated.
+    - float32: float32 products and sums of what `operands` makes of both; the result is float32 unless they say otherwise. Stated.
     - The order of the sum: fitted, see `matmul_by_groups`; here `groups` parts of K one after the other.
     """
     dtype = out or left.dtype
     if not left.is_floating_point():
         return _exact(left, right, bias, dtype)
-    left, right = _widened(left, hf32), _widened(right, hf32)
+    halved = operands.half_results and operands.kind == "float16" and torch.float32 in (left.dtype, right.dtype)
+    left, right = _widened(left, operands), _widened(right, operands)
     total = _grouped(left, right, groups)
     if bias is not None:
         total = total + bias.float()
-    return total.to(dtype)
+    return (operands.in_half(total) if halved else total).to(dtype)
 
 
 def _exact(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -37,19 +39,21 @@ def _exact(left: Tensor, right: Tensor, bias: Tensor | None, dtype: torch.dtype)
     return (total if bias is None else total + bias).to(dtype)
 
 
-class NoFloat64(TypeError):
+class NotOnCube(TypeError):
+    """The cube was asked for a dtype that it does not have."""
+
+
+class NoFloat64(NotOnCube):
     """The cube was asked for float64, which it does not have: stated, Mmad takes half, bfloat16, float32 and int8 (asc-devkit, Mmad.md)."""
 
     def __init__(self):
         super().__init__("the cube of a 910B has no float64 (DT_DOUBLE): take float32, or compute this product on the CPU")
 
 
-def _widened(tensor: Tensor, hf32: bool) -> Tensor:
+def _widened(tensor: Tensor, operands: Operands) -> Tensor:
     if tensor.dtype == torch.float64:
         raise NoFloat64
-    if tensor.dtype in HALF:
-        return tensor.float()
-    return round_hf32(tensor) if hf32 and tensor.dtype == torch.float32 else tensor
+    return tensor.float() if tensor.dtype in HALF else operands.entering(tensor)
 
 
 def _grouped(left: Tensor, right: Tensor, groups: int) -> Tensor:
@@ -98,28 +102,33 @@ def cuts_in_pieces(x: Tensor, weight: Tensor, *, stride, padding, dilation, tran
 
 
 def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride, padding, dilation, transposed: bool, output_padding, groups: int, hf32: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride, padding, dilation, transposed: bool, output_padding, groups: int,
+    operands: Operands = FLOAT32,
 ) -> Tensor:
-    """A convolution as the cube computes it: HF32 operands where `hf32`, bias in the float32 accumulator, one rounding.
+    """A convolution as the cube computes it: float32 operands as `operands` says, bias in the float32 accumulator, one rounding.
 
     Stated: forward convolutions take their bias as float32 (aclnnConvolution). The vendor's golden rounds it to HF32 as well;
-    here it is not, an effect of at most 2^-12 of the bias.
-    """
-    dtype = x.dtype
-    wide = (_widened(x, hf32), _widened(weight, hf32), None if bias is None else bias.float())
+    here it is not, an effect of at most 2^-12 of the bias. With operands in float16 the bias and the result are float16 too
+    (hicann/ops-nn, aclnn_convolution.cpp, UpdateOutputDtype and UpdateInputDtype).
+    """  # fmt: skip
+    dtype, halved = x.dtype, operands.kind == "float16" and x.dtype == torch.float32
+    wide = (_widened(x, operands), _widened(weight, operands), None if bias is None else bias.float())
+    wide = (*wide[:2], operands.in_half(wide[2])) if halved and bias is not None else wide
     found = torch.convolution(*wide, stride, padding, dilation, transposed, output_padding, groups)
-    return found.to(dtype)
+    return (operands.in_half(found) if halved else found).to(dtype)
 
 
 def convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, *, stride, padding, dilation, transposed: bool, output_padding, groups: int, wanted, hf32: bool
+    grad: Tensor, x: Tensor, weight: Tensor, *, stride, padding, dilation, transposed: bool, output_padding, groups: int, wanted,
+    operands: Operands = FLOAT32,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of a convolution towards x, its weight and its bias, as the cube computes them; None where `wanted` is False.
 
-    Those of x and of the weight are products as in the forward: both operands in HF32 where `hf32`, float32 sums, one rounding. Stated:
-    the cube's math type of aclnnConvolutionBackward. The bias' is a float32 sum of `grad` as it came. Assumed: the vector unit has no HF32.
-    """
-    cubed = (_widened(grad, hf32), _widened(x, hf32), _widened(weight, hf32))
+    Those of x and of the weight are products as in the forward: operands as `operands` says, float32 sums, one rounding. Stated:
+    the cube's math type of aclnnConvolutionBackward. The bias' is a float32 sum of `grad` as it came. Assumed: the vector unit has no HF32,
+    and with operands in float16 the result is float32.
+    """  # fmt: skip
+    cubed = (_widened(grad, operands), _widened(x, operands), _widened(weight, operands))
     towards_x, towards_weight, _ = torch.ops.aten.convolution_backward(
         *cubed, None, stride, padding, dilation, transposed, output_padding, groups, (wanted[0], wanted[1], False)
     )

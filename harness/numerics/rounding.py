@@ -1,8 +1,9 @@
-"""Rounding of single numbers: HF32, TF32, half dtypes with ties away from zero, saturation."""
+"""Rounding of single numbers: HF32, TF32, half dtypes with ties away from zero, saturation; float32 operands as a cube takes them."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,22 +11,26 @@ from torch import Tensor
 HALF = (torch.float16, torch.bfloat16)
 
 
-def round_hf32(tensor: Tensor, ties: str = "away") -> Tensor:
-    """Float32 rounded to HF32: 8 exponent bits, 11 mantissa bits, to the nearest; what is not finite passes through.
+def round_hf32(tensor: Tensor, ties: str = "away", bits: int = 11) -> Tensor:
+    """Float32 rounded to HF32: 8 exponent bits, `bits` mantissa bits, to the nearest; what is not finite passes through.
 
-    Stated: HF32 on Atlas A2 rounds the operands as they enter the cube, sums and results stay float32 (hiascend,
-    envref_07_0038). `ties` is "away" from zero, as the vendor's own goldens do it (hicann/ops-nn,
-    conv/convolution_forward/tests/assets/golden.py), or to "even"; which one a convolution takes is not public.
+    Stated: HF32 rounds the operands as they enter the cube, sums and results stay float32. On Atlas A2 and A3 it keeps 11 bits
+    (hiascend, envref_07_0038), on Ascend 950 10 (mirror-cann/asc-devkit, Mmad, HF32.md). `ties` is "away" from zero, as the vendor's
+    own goldens do it (hicann/ops-nn, conv/convolution_forward/tests/assets/golden.py), or to "even"; which one a convolution takes is
+    not public.
 
-    Raises: ValueError for other dtypes or another rule for ties.
+    Raises: ValueError for other dtypes, another rule for ties or another number of bits.
     """
     if tensor.dtype != torch.float32:
         raise ValueError(f"HF32 rounds float32, not {tensor.dtype}")
     if ties not in ("away", "even"):
         raise ValueError(f"ties go 'away' or to 'even', not {ties!r}")
-    bits = _bits(tensor)
-    rounded = bits + 0x800 if ties == "away" else bits + (0x7FF + ((bits >> 12) & 1))
-    return _where_finite(tensor, rounded.bitwise_and_(~0xFFF).view(torch.float32))
+    if bits not in (10, 11):
+        raise ValueError(f"HF32 keeps 10 or 11 mantissa bits, not {bits}")
+    dropped = 23 - bits
+    half, whole = 1 << (dropped - 1), _bits(tensor)
+    rounded = whole + half if ties == "away" else whole + (half - 1 + ((whole >> dropped) & 1))
+    return _where_finite(tensor, rounded.bitwise_and_(-(1 << dropped)).view(torch.float32))
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -73,3 +78,43 @@ def saturated(tensor: Tensor) -> Tensor:
         return tensor
     largest = torch.finfo(torch.float16).max
     return tensor.nan_to_num(0.0, largest, -largest)
+
+
+OPERANDS = ("float32", "HF32", "HF32 of 10 bits", "TF32", "float16")  # what float32 operands of a product may be rounded to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operands:
+    """What the float32 operands of a product are rounded to as they enter the cube; half operands enter as they are.
+
+    Raises: ValueError for a kind that is not in `OPERANDS`, or ties other than "away" and "even".
+    """
+
+    kind: str = "float32"
+    ties: str = "away"  # of HF32; those of TF32 go away from zero, those of float16 to even
+    saturates: bool = False  # what float16 cannot hold is cut to its largest number, NaN is 0; else it is Inf
+    half_results: bool = False  # a product of operands in float16 is rounded to float16 itself, as a convolution's always is
+
+    def __post_init__(self):
+        if self.kind not in OPERANDS:
+            raise ValueError(f"float32 operands are rounded to {', '.join(OPERANDS)}, not to {self.kind!r}")
+        if self.ties not in ("away", "even"):
+            raise ValueError(f"ties go 'away' or to 'even', not {self.ties!r}")
+
+    def entering(self, tensor: Tensor) -> Tensor:
+        """A float32 tensor as the cube reads it, in float32; other dtypes are left as they are."""
+        if tensor.dtype != torch.float32 or self.kind == "float32":
+            return tensor
+        if self.kind == "float16":
+            return self.in_half(tensor)
+        if self.kind == "TF32":
+            return round_tf32(tensor)
+        return round_hf32(tensor, self.ties, 10 if self.kind.endswith("10 bits") else 11)
+
+    def in_half(self, tensor: Tensor) -> Tensor:
+        """Float32 rounded to float16 and widened again."""
+        half = tensor.half()
+        return (saturated(half) if self.saturates else half).float()
+
+
+FLOAT32 = Operands()

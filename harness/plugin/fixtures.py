@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 SESSION = "precision-session"  # the name of the session object among pytest's plugins
+SKIPPED = pytest.StashKey[list]()  # why rows of a test did not run
 EXCUSED = pytest.StashKey[list]()  # the known failures of a test, in words
 
 
@@ -46,9 +47,13 @@ def precision(request: pytest.FixtureRequest):
         if KNOWN in verdict.marks:
             request.node.stash.setdefault(EXCUSED, []).append(f"{KNOWN}: {known.reason} ({known.link}), until {known.expires}")
             return verdict
+        if verdict.skips:
+            request.node.stash.setdefault(SKIPPED, []).extend(str(reason) for reason in verdict.reasons)
+            return verdict
         if not verdict.passed:
             lines = [f"{verdict.status} {case.name} {case.dtype}{'' if seed is None else f' seed {seed}'}"]
-            pytest.fail("\n".join([*lines, *(f"  {reason}" for reason in verdict.reasons)]), pytrace=False)
+            limits = [f"  limits: {verdict.tolerance.reason}"] if verdict.tolerance is not None and verdict.tolerance.reason else []
+            pytest.fail("\n".join([*lines, *(f"  {reason}" for reason in verdict.reasons), *limits]), pytrace=False)
         return verdict
 
     return check

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.plugin.fixtures import EXCUSED, uses_fixture
+from harness.plugin.fixtures import EXCUSED, SKIPPED, uses_fixture
 from harness.plugin.names import SHORT_DTYPE, dtype_id, is_accuracy_test, row_name
 from harness.plugin.opening import Opening
 from harness.plugin.options import options_of
@@ -146,6 +146,8 @@ class Session:
         options = {"rerun_reference": self.options.rerun_reference, "preset": self.options.preset}
         verdict = validate(case, seed, device, models=self._models, **options)
         self._read_stack()
+        if verdict.skips:  # nothing ran
+            return verdict
         if self.options.bench:
             self._time(case)
         return self._held_against_baseline(case, seed, verdict)
@@ -174,6 +176,8 @@ class Session:
         from harness import baseline, known
         from harness.gate import Reason
 
+        if verdict.skips:  # it neither fails as known nor passes
+            return verdict, None
         device = baseline.key_of(**self.environment)
         entry = known.entry_for(self.known, case.name, case.dtype, seed, device)
         if entry is None or verdict.regressions:  # worse than what was accepted is no known failure
@@ -402,6 +406,9 @@ class Session:
             from harness.gate import NOTHING
 
             pytest.fail(NOTHING.text, pytrace=False)
+        skipped = {reason: None for reason in item.stash.get(SKIPPED, [])}
+        if skipped and all(each["row"]["status"] == "SKIPPED" for each in _rows_in(item.user_properties)):
+            pytest.skip("; ".join(skipped))  # at the end: another row of the test may run
         excused = item.stash.get(EXCUSED, [])
         if excused:  # at the end: a later row of the test may fail by itself
             pytest.xfail("; ".join(excused))
@@ -419,7 +426,7 @@ class Session:
         acted = [str(each) for each in self.planted if each.hits]
         place = len(item.user_properties)
         item.user_properties.append((ROW, json.dumps({"row": found, "environment": jsonable(self.environment), "acted": acted})))
-        if self.wants_location(case, failed=not verdict.passed and KNOWN not in verdict.marks):
+        if not verdict.skips and self.wants_location(case, failed=not verdict.passed and KNOWN not in verdict.marks):
             self._keep(item.nodeid, found)
             found["located"] = self.locate(case, seed)
             item.user_properties[place] = (ROW, json.dumps({"row": found, "environment": jsonable(self.environment), "acted": acted}))

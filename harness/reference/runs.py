@@ -41,13 +41,15 @@ def run_cpu(
 
     `model` and `inputs` are in `dtype`; in float64 they are the golden reference. With `rules` the CPU rounds as they say: a forecast.
     """
-    emulate = dtype == torch.float16 and rules is None and not _has_float16_products()
+    own = rules is None or rules.overflow_alone  # products are the CPU's
+    emulate = dtype == torch.float16 and own and not _has_float16_products()
     begin = time.perf_counter()
     wide = dtype == torch.float64
-    with rounding(rules) if rules is not None else _Float16Products() if emulate else _Float64Products() if wide else nullcontext():
+    with rounding(rules), _Float16Products() if emulate else _Float64Products() if wide else nullcontext():
         outputs = run(model, inputs, forward=forward, where="on the CPU")
     name = f"CPU {str(dtype).removeprefix('torch.')}"
-    words = f"{name}, matrix products summed in float32 and rounded once" if emulate else f"{name}, {rules}" if rules else name
+    parts = [name, *(["matrix products summed in float32 and rounded once"] if emulate else []), *([str(rules)] if rules else [])]
+    words = ", ".join(parts)
     return outputs, (time.perf_counter() - begin) * 1e3, words
 
 

@@ -124,10 +124,10 @@ def test_each_switch_changes_the_forecast_as_it_changes_the_device(device, switc
         return [found for found, _ in pairs], str(rules)
 
     first, words = both()
-    assert words == "Ascend: convolutions in HF32, products float32, GELU by its tanh formula"
+    assert words == "Ascend A2: convolutions in HF32, products float32, GELU by its tanh formula"
     switches.conv.allow_hf32, switches.matmul.allow_hf32 = False, True
     second, words = both()
-    assert words == "Ascend: convolutions float32, products in HF32, GELU by its tanh formula"
+    assert words == "Ascend A2: convolutions float32, products in HF32, GELU by its tanh formula"
     assert not any(torch.equal(*pair) for pair in zip(first, second))
     asked = forecast(Rules(gelu_tanh=False), F.gelu, a)  # torch_npu reads its own switch of GELU once in a process
     assert torch.equal(asked, F.gelu(a)) and 1e-4 < (asked - forecast(Rules(), F.gelu, a)).abs().max() < 1e-3
@@ -202,10 +202,12 @@ def test_bad_calls_fail_as_they_do_without_rules():
 
 
 def test_rules_follow_the_stack_and_refuse_other_words():
-    card = dict(device="", backend="npu")
+    card = dict(device="Ascend910B4", backend="npu")
     assert rules_of(Stack(device="", backend="cpu")) is None
-    assert rules_of(Stack(**card)) == Rules(conv="HF32")
-    assert rules_of(Stack(**card, conv_allow_hf32=False, matmul_allow_hf32=True, compatible_impl=True)) == Rules(matmul="HF32", gelu_tanh=False)
+    assert rules_of(Stack(**card)) == Rules(conv="HF32", half_results=True)
+    assert rules_of(Stack(**card, conv_allow_hf32=False, matmul_allow_hf32=True, compatible_impl=True)) == Rules(
+        matmul="HF32", gelu_tanh=False, narrow_attention=True, half_results=True
+    )  # fmt: skip
     cuda = rules_of(Stack(device="", backend="cuda", conv_allow_tf32=True, matmul_allow_tf32=False))
     assert str(cuda) == "CUDA: convolutions in TF32, products float32, GELU as it is asked for"
     for wrong in (dict(conv="HF16"), dict(matmul="tf32"), dict(ties="up"), dict(groups=0)):

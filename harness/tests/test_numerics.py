@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from harness.numerics import (
+    FLOAT32,
     NoFloat64,
+    Operands,
     attention,
     convolution,
     effective_bits,
@@ -19,6 +21,9 @@ from harness.numerics import (
     saturated,
     silu,
 )  # fmt: skip
+
+
+HF32 = Operands(kind="HF32")
 
 
 def seeded(*shape, seed=0, dtype=torch.float32):
@@ -76,7 +81,7 @@ def test_casts_of_fused_attention_round_ties_away(dtype, tie):
 def test_products_have_the_effective_bits_of_the_hardware(dtype, hf32, low, high):
     """K = 64, normal data: HF32 12.7, float32 23 to 24, float16 12.2, bfloat16 9.2 bits, as measured on Ascend cards by others."""
     left, right = seeded(64, 64, dtype=dtype), seeded(64, 64, seed=1, dtype=dtype)
-    bits = effective_bits(matmul(left, right, hf32=hf32), left.double() @ right.double())
+    bits = effective_bits(matmul(left, right, operands=HF32 if hf32 else FLOAT32), left.double() @ right.double())
     assert low < bits < high
 
 
@@ -101,7 +106,7 @@ def test_convolution_loses_eleven_bits_only_where_hf32_is_on():
     x, weight, bias = seeded(1, 3, 28, 28), seeded(16, 3, 14, 14, seed=1), seeded(16, seed=2)
     exact = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), stride=14)
     options = dict(stride=(14, 14), padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=1)
-    bits = [effective_bits(convolution(x, weight, bias, hf32=hf32, **options), exact) for hf32 in (True, False)]
+    bits = [effective_bits(convolution(x, weight, bias, operands=HF32 if hf32 else FLOAT32, **options), exact) for hf32 in (True, False)]
     assert 12 < bits[0] < 13.5 and bits[1] > 20
 
 

@@ -223,7 +223,7 @@ def test_with_hf32_off_the_rules_and_the_device_change_together(emulated, tmp_pa
     with measurements.switch("conv", False):
         document = probe(emulated, tmp_path / "probe.json", wanted=wanted)
     facts = {each["rule"]: (each["says"], each["measured"]) for each in document["verdicts"]}
-    assert document["rules"] == "Ascend: convolutions float32, products float32, GELU by its tanh formula"
+    assert document["rules"] == "Ascend A2: convolutions float32, products float32, GELU by its tanh formula"
     assert facts["conv operand: mantissa bits"] == (23, 23) and facts["conv operand: rounding"] == ("none", "none")
     assert facts["patch convolution: effective bits, float32"][1] > 20
     assert not of(document, CONTRADICTS)

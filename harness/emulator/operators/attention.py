@@ -94,6 +94,9 @@ def _kept(mask, start: int, shape):
     return bits[start - 8 * first :][:count].reshape(shape).bool()
 
 
+DEQUANTIZES = ("q_scale", "k_scale", "v_scale", "grad_scale", "found_scale")  # of V4: scales of quantized tensors
+
+
 class _Problem:
     """One call of fused attention, its arguments by name, as problems of (B, H, N, D) that numerics knows."""
 
@@ -104,6 +107,10 @@ class _Problem:
         q, k, v = [given[name] for name in "qkv"]
         if given.get("padding") is not None and given["padding"].numel():
             raise NotImplementedError("fused attention with a padding mask")
+        if given["keep"] < 1 and not _given(given["drop"]) and "seed" in given:
+            raise NotImplementedError("fused attention that draws its own mask of dropout")
+        if any(_given(given.get(name)) for name in DEQUANTIZES):
+            raise NotImplementedError("fused attention of quantized tensors")
         ropes = [given.get("q_rope"), given.get("k_rope")]
         self.inner = q.shape[-1], k.shape[-1]
         if _given(ropes[0]):
@@ -256,11 +263,14 @@ PLAIN = "scale:double keep:double before:int after:int heads:int layout:str inne
 FOUND = ">max >sum >softmax >found"
 SAVED = "max sum softmax found"
 KEYS = "q_rope k k_rope v"
+ROPES = "q_rope k_rope"
 
 for name, signature in {
     "aclnnFlashAttentionScore": f"q k v {MASKS} prefix:ints {PLAIN} {FOUND}",
     "aclnnFlashAttentionScoreV2": f"q k v {MASKS} prefix:ints {STARTS} {PLAIN} pse_type:int {FOUND}",
     "aclnnFlashAttentionScoreV3": f"q k v {MASKS} sink prefix:ints {STARTS} {PLAIN} pse_type:int {FOUND}",
+    "aclnnFlashAttentionScoreV4": f"q k v {MASKS} {ROPES} q_scale k_scale v_scale sink prefix:ints {LENGTHS} {STARTS} {PLAIN} out_type:int "
+    f"pse_type:int stored:str seed:int offset:int {FOUND}",
     "aclnnFlashAttentionVarLenScore": f"q k v {MASKS} prefix:ints {LENGTHS} {PLAIN} {FOUND}",
     "aclnnFlashAttentionVarLenScoreV2": f"q k v {MASKS} prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int {FOUND}",
     "aclnnFlashAttentionVarLenScoreV3": f"q {KEYS} {MASKS} prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int {FOUND}",
@@ -273,6 +283,9 @@ for name, signature in {
     "aclnnFlashAttentionScoreGrad": f"q k v grad {MASKS} {SAVED} prefix:ints {PLAIN} >dq >dk >dv >dpse",
     "aclnnFlashAttentionScoreGradV2": f"q k v grad {MASKS} {SAVED} prefix:ints {STARTS} {PLAIN} pse_type:int >dq >dk >dv >dpse",
     "aclnnFlashAttentionScoreGradV3": f"q k v grad {MASKS} {SAVED} sink prefix:ints {STARTS} {PLAIN} pse_type:int >dq >dk >dv >dpse >dsink",
+    "aclnnFlashAttentionScoreGradV4": f"q k v grad {MASKS} {SAVED} sink {ROPES} q_scale k_scale v_scale grad_scale found_scale prefix:ints "
+    f"{LENGTHS} {STARTS} scale:double keep:double before:int after:int heads:int layout:str stored:str inner:int sparse:int pse_type:int seed:int "
+    "offset:int out_type:int >dq >dk >dv >dq_rope >dk_rope >dpse >dsink",
     "aclnnFlashAttentionUnpaddingScoreGrad": f"q k v grad {MASKS} {SAVED} prefix:ints {LENGTHS} {PLAIN} >dq >dk >dv >dpse",
     "aclnnFlashAttentionUnpaddingScoreGradV2": f"q k v grad {MASKS} {SAVED} prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int >dq >dk >dv >dpse",
     "aclnnFlashAttentionUnpaddingScoreGradV3": f"q {KEYS} grad {MASKS} {SAVED} prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int "

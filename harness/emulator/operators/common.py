@@ -9,11 +9,6 @@ import torch
 from harness.numerics import HALF
 
 
-def hf32(cube: int) -> bool:
-    """Whether a cube math type asks for HF32: 1 allows a lower precision, 3 names it."""
-    return cube in (1, 3)
-
-
 def tall(value):
     """Half tensors as float32, anything else as it is."""
     return value.float() if isinstance(value, torch.Tensor) and value.dtype in HALF else value

@@ -7,8 +7,8 @@ import math
 import torch
 from torch.nn import functional as F
 
-from harness import numerics
 from harness.emulator.operators.common import alike
+from harness.emulator.operators.products import wide_product
 from harness.emulator.table import operator
 
 aten = torch.ops.aten
@@ -206,7 +206,7 @@ def _bits(packed, count):
     "self weight target start:int end:int >top >total >predicted >mask >masked_target >logits",
 )
 def fused_linear_online_max_sum(self, weight, target, start, end, out):
-    logits = numerics.matmul(self, weight.t(), out=torch.float32)
+    logits = wide_product(self, weight.t())
     top = logits.amax(-1)
     shifted = logits - top[:, None]
     elsewhere = (target < start) | (target >= end)  # as the kernel does it; the document includes the end
@@ -234,11 +234,11 @@ def fused_cross_entropy(top, total, predicted, smoothing, input, weight, logits)
 def fused_linear_cross_entropy_backward(grad, self, weight, mask, masked_target, smoothing, top, total, softmax):
     _no_smoothing(smoothing)
     if softmax is None:
-        softmax = (numerics.matmul(self, weight.t(), out=torch.float32) - top[:, None]).exp() / total[:, None]
+        softmax = (wide_product(self, weight.t()) - top[:, None]).exp() / total[:, None]
     here = (~_bits(mask, len(grad))).to(softmax.dtype)
     slope = softmax.scatter_add(1, masked_target.long()[:, None], -here[:, None]) * grad[:, None]
     slope = slope.to(self.dtype)  # the cube takes it in half
-    return numerics.matmul(slope, weight), numerics.matmul(slope.t(), self)
+    return wide_product(slope, weight).to(self.dtype), wide_product(slope.t(), self).to(self.dtype)
 
 
 def _no_smoothing(smoothing):

@@ -8,17 +8,37 @@ import math
 import torch
 from torch.nn import functional as F
 
+from harness import numerics
+from harness.emulator import soc
 from harness.emulator.operators import products
 from harness.emulator.operators.common import ints, tall
 from harness.emulator.table import older, operator
+from harness.numerics.families import KEEP, USE_FLOAT16, USE_HF32
 
 
-def allowed_hf32() -> tuple[bool, bool]:
-    """Whether convolutions and products may take HF32: a compile option of the older path, one digit for each."""
+def of_convolutions(*tensors: torch.Tensor | None) -> numerics.Operands:
+    """What a convolution of the older path makes of its float32 operands."""
+    return _allowed(0, tensors)
+
+
+def of_products(*tensors: torch.Tensor | None) -> numerics.Operands:
+    """And what another product does."""
+    return _allowed(1, tensors)
+
+
+def _allowed(place: int, tensors) -> numerics.Operands:
+    """Whether HF32 may be taken is a compile option of the older path, a digit for convolutions and one for products."""
+    if soc.without_float32():
+        return soc.operands(KEEP if _compile_option(0) == "must_keep_origin_dtype" else USE_FLOAT16, *tensors)
+    digits = _compile_option(14) or "10"
+    return soc.operands(USE_HF32, *tensors) if digits[place : place + 1] == "1" else soc.kept(*tensors)
+
+
+def _compile_option(number: int) -> str:
+    """What torch_npu set by aclSetCompileopt: 0 is the precision mode, 14 where HF32 is allowed."""
     text = ctypes.create_string_buffer(128)
-    ctypes.CDLL(None).aclGetCompileopt(14, text, ctypes.c_size_t(128))
-    digits = text.value.decode() or "10"
-    return digits[0] == "1", digits[1:2] == "1"
+    ctypes.CDLL(None).aclGetCompileopt(number, text, ctypes.c_size_t(128))
+    return text.value.decode()
 
 
 # ------------------------------------------------------------------------------------------- layouts, copies, slices

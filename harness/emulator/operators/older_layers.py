@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from harness import numerics
 from harness.emulator.operators.chance import masked
 from harness.emulator.operators.common import tall
-from harness.emulator.operators.older import allowed_hf32
+from harness.emulator.operators.older import of_convolutions, of_products
 from harness.emulator.table import older
 
 # --------------------------------------------------------------------------------------------- products, convolutions
@@ -17,13 +17,13 @@ from harness.emulator.table import older
 @older("MatMul MatMulV2")
 def matmul(x, y, bias=None, offset=None, *, out, transpose_x1=False, transpose_x2=False, offset_x=0):
     left, right = (each.t() if turned else each for each, turned in ((x, transpose_x1), (y, transpose_x2)))
-    return numerics.matmul(left, right, bias=bias, hf32=allowed_hf32()[1], out=out.dtype).reshape(out.shape)
+    return numerics.matmul(left, right, bias=bias, operands=of_products(left, right), out=out.dtype).reshape(out.shape)
 
 
 @older("BatchMatMul")
 def batch_matmul(x, y, third=None, *, out, adj_x1=False, adj_x2=False, bias=0):
     left, right = (each.mT if turned else each for each, turned in ((x, adj_x1), (y, adj_x2)))
-    return numerics.matmul(left, right, bias=third, hf32=allowed_hf32()[1], out=out.dtype)
+    return numerics.matmul(left, right, bias=third, operands=of_products(left, right), out=out.dtype)
 
 
 def _spatial(values, data_format):
@@ -44,7 +44,7 @@ def convolution(x, filter, bias=None, offset=None, *, strides, pads, dilations, 
     x, padding = _padding(x, pads)
     return numerics.convolution(
         x, filter, bias, stride=_spatial(strides, data_format), padding=padding, dilation=_spatial(dilations, data_format), transposed=False,
-        output_padding=[0] * len(padding), groups=groups, hf32=allowed_hf32()[0],
+        output_padding=[0] * len(padding), groups=groups, operands=of_convolutions(x, filter),
     )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def convolution_transpose(
     ]
     return numerics.convolution(
         x, filter, bias, stride=stride, padding=padding, dilation=dilation, transposed=True, output_padding=lacking, groups=groups,
-        hf32=allowed_hf32()[0],
+        operands=of_convolutions(x, filter),
     )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def _backward(grad, x, filter, wanted, strides, pads, dilations, groups, data_fo
     padding = [pads[at] for at in range(0, len(pads), 2)]
     return numerics.convolution_backward(
         grad, x, filter, stride=_spatial(strides, data_format), padding=padding, dilation=_spatial(dilations, data_format), transposed=False,
-        output_padding=[0] * len(padding), groups=groups, wanted=wanted, hf32=allowed_hf32()[0],
+        output_padding=[0] * len(padding), groups=groups, wanted=wanted, operands=of_convolutions(grad, x, filter),
     )  # fmt: skip
 
 
@@ -324,11 +324,11 @@ def multi_head_attention(query, key, value, query_weight, key_weight, value_weig
         raise NotImplementedError("attention with some of its biases: nothing says which they are")
     if keep_prob < 1 and not bits:
         raise NotImplementedError("attention that draws its own mask of dropout")
-    dtype, hf32 = query.dtype, allowed_hf32()[1]
+    dtype = query.dtype
     mask = bits[0] if bits else torch.full(out[1].shape, 255, dtype=torch.uint8)
 
     def product(left, right, bias=None):
-        return numerics.matmul(left, right, bias=bias, hf32=hf32, out=dtype)
+        return numerics.matmul(left, right, bias=bias, operands=of_products(left, right), out=dtype)
 
     query_bias, key_bias, value_bias, out_bias = biases or [None] * 4
     q = (tall(product(query, query_weight.t(), query_bias)) * attn_dim_per_head**-0.5).to(dtype)
@@ -347,10 +347,10 @@ def multi_head_attention(query, key, value, query_weight, key_weight, value_weig
 def multi_head_attention_grad(query, key, value, query_weight, key_weight, value_weight, out_weight, q, k, v, soft, dropped, context, grad,
                               mask=None, *, out, attn_head_num, attn_dim_per_head, src_len, tgt_len, keep_prob, softmax_use_float,
                               bias_grad_mask):  # fmt: skip
-    dtype, hf32 = query.dtype, allowed_hf32()[1]
+    dtype = query.dtype
 
     def product(left, right):
-        return numerics.matmul(left, right, hf32=hf32, out=dtype)
+        return numerics.matmul(left, right, operands=of_products(left, right), out=dtype)
 
     through = _apart(product(grad, out_weight), attn_head_num, tgt_len, attn_dim_per_head)
     to_soft = product(through, v.mT)

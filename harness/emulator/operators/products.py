@@ -6,14 +6,15 @@ import torch
 from torch.nn import functional as F
 
 from harness import numerics
-from harness.emulator.operators.common import hf32, tall
+from harness.emulator import soc
+from harness.emulator.operators.common import tall
 from harness.emulator.table import older, operator
 from harness.numerics import HALF, scaled_product
 
 
 @operator("aclnnMatmul aclnnMm aclnnBatchMatMul aclnnMv", "self other >out cube:int8")
 def matmul(self, other, cube, out):
-    return numerics.matmul(self, other, hf32=hf32(cube), out=out.dtype)
+    return numerics.matmul(self, other, operands=soc.operands(cube, self, other), out=out.dtype)
 
 
 @operator("aclnnDot", "self other >out")
@@ -21,8 +22,10 @@ def dot(self, other):
     return (tall(self) * tall(other)).sum().to(self.dtype)
 
 
-def wide_product(left, right, cube):
-    return numerics.matmul(left, right, hf32=hf32(cube), out=torch.float32 if left.dtype in HALF else left.dtype)
+def wide_product(left, right, cube=None):
+    """A product in float32, under a cubeMathType or, where an operator has none, with float32 kept where the cube has it."""
+    operands = soc.kept(left, right) if cube is None else soc.operands(cube, left, right)
+    return numerics.matmul(left, right, operands=operands, out=torch.float32 if left.dtype in HALF else left.dtype)
 
 
 @operator("aclnnAddmm", "self mat1 mat2 beta:scalar alpha:scalar >out cube:int8")
@@ -124,7 +127,7 @@ def _group_product(x, weight, bias, scale, offset, fine_scale, fine_offset, toke
         total = torch.matmul(x.double(), weight.double())
         total = (total if bias is None else total + bias.double()).float()
     else:
-        total = wide_product(x, weight, 0)
+        total = wide_product(x, weight)
         total = total if bias is None else total + tall(bias)
     total = total if scale is None else total * tall(scale)
     total = total if token_scale is None else total * token_scale.unsqueeze(-1)
@@ -230,8 +233,10 @@ def _even(x, padding, dims: int):
 def convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups, cube, out):
     padded, padding = _even(input, padding, weight.dim() - 2)
     options = dict(stride=stride, padding=padding, dilation=dilation, transposed=transposed, groups=groups)
-    exact = numerics.cuts_in_pieces(input, weight, **options)
-    found = numerics.convolution(padded, weight, bias, output_padding=output_padding, hf32=hf32(cube) and not exact, **options)
+    operands = soc.operands(cube, input, weight)
+    if "HF32" in operands.kind and numerics.cuts_in_pieces(input, weight, **options):
+        operands = numerics.FLOAT32
+    found = numerics.convolution(padded, weight, bias, output_padding=output_padding, operands=operands, **options)
     return found.to(out.dtype)
 
 
@@ -254,7 +259,7 @@ def time_convolution(input, weight, bias, pad, cube, out):
 def convolution_backward(grad, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, wanted, cube, out):
     found = numerics.convolution_backward(
         grad, input, weight, stride=stride, padding=padding, dilation=dilation, transposed=transposed,
-        output_padding=output_padding, groups=groups, wanted=wanted, hf32=hf32(cube),
+        output_padding=output_padding, groups=groups, wanted=wanted, operands=soc.operands(cube, grad, input, weight),
     )  # fmt: skip
     return [_or_zeros(each, spec) for each, spec in zip(found, out)]
 
@@ -270,7 +275,7 @@ def _or_zeros(found, spec):
 def time_convolution_backward(grad, input, weight, bias, pad, cube, out):
     towards_input, towards_weight, towards_bias = numerics.convolution_backward(
         grad.permute(1, 2, 0), input.permute(1, 2, 0), weight.permute(2, 1, 0), stride=(1,), padding=(pad,), dilation=(1,),
-        transposed=False, output_padding=(0,), groups=1, wanted=(True, True, True), hf32=hf32(cube),
+        transposed=False, output_padding=(0,), groups=1, wanted=(True, True, True), operands=soc.operands(cube, grad, input, weight),
     )  # fmt: skip
     return towards_input.permute(2, 0, 1), towards_weight.permute(2, 1, 0), towards_bias.to(out[2].dtype)
 
@@ -333,7 +338,7 @@ def deformable_offsets_backward(grad, x, offsets, *, ksize, strides, pads, dilat
 )
 def deformable_convolution(input, weight, offset, bias, kernel, stride, padding, dilation, groups, deformable_groups, modulated, out):
     deformed = _deformed(tall(input), tall(offset), kernel, stride[2:], padding, dilation[2:], deformable_groups).to(input.dtype)
-    options = dict(padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=groups, hf32=False)
+    options = dict(padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=groups, operands=soc.kept(input, weight))
     found = numerics.convolution(deformed, weight, bias, stride=kernel, **options)
     return found.to(out[0].dtype), deformed
 
@@ -346,7 +351,7 @@ def deformable_convolution(input, weight, offset, bias, kernel, stride, padding,
 def deformable_convolution_backward(
     input, grad, deformed, weight, offset, kernel, stride, padding, dilation, groups, deformable_groups, modulated, out
 ):
-    options = dict(padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=groups, hf32=False)
+    options = dict(padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=groups, operands=soc.kept(input, weight))
     towards, towards_weight, towards_bias = numerics.convolution_backward(
         grad, deformed, weight, stride=kernel, wanted=(True, True, True), **options
     )

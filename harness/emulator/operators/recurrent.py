@@ -11,23 +11,25 @@ from typing import NamedTuple
 import torch
 
 from harness import numerics
+from harness.emulator import soc
 from harness.emulator.operators.common import tall
-from harness.emulator.operators.older_layers import allowed_hf32
+from harness.emulator.operators.older import of_products
 from harness.emulator.table import older, operator
 
 
-def product(left, right, hf32: bool = False):
-    return numerics.matmul(left, right, hf32=hf32, out=torch.float32)
+def product(left, right, of=soc.kept):
+    """A product in float32; `of` says what becomes of its float32 operands."""
+    return numerics.matmul(left, right, operands=of(left, right), out=torch.float32)
 
 
-def over_time(x, weight, hf32: bool = False):
+def over_time(x, weight, of=soc.kept):
     """(T, B, I) by (I, N), all steps in one product."""
-    return product(x.flatten(0, 1), weight, hf32).unflatten(0, x.shape[:2])
+    return product(x.flatten(0, 1), weight, of).unflatten(0, x.shape[:2])
 
 
-def gradient(x, grads, hf32: bool = False):
+def gradient(x, grads, of=soc.kept):
     """Of a weight (I, N) that all steps share: x (T, B, I), grads (T, B, N)."""
-    return product(x.flatten(0, 1).t(), grads.flatten(0, 1), hf32)
+    return product(x.flatten(0, 1).t(), grads.flatten(0, 1), of)
 
 
 def steps(count: int, reverse: bool) -> list[int]:
@@ -103,7 +105,7 @@ def lstm_layer(x, weights: Weights, h, c, kept=None, reverse: bool = False, orde
     return Lstm(*laid_out(found))
 
 
-def lstm_layer_backward(grad_y, grad_h, grad_c, x, weights: Weights, h, c, saved: Lstm, kept=None, reverse=False, order="ifjo", hf32=False):
+def lstm_layer_backward(grad_y, grad_h, grad_c, x, weights: Weights, h, c, saved: Lstm, kept=None, reverse=False, order="ifjo", of=soc.kept):
     """The gradients towards x, both weights, the bias, and the first states, all in float32."""
     saved, grad_h, grad_c, found = Lstm(*map(tall, saved)), tall(grad_h), tall(grad_c), {}
     h_before, c_before = before(saved.h, tall(h), reverse), before(saved.c, tall(c), reverse)
@@ -114,10 +116,10 @@ def lstm_layer_backward(grad_y, grad_h, grad_c, x, weights: Weights, h, c, saved
             passed_h, passed_c = grad_h * ~kept[step].bool(), grad_c * ~kept[step].bool()
         gates, grad_c = cell_backward(through_h, through_c, c_before[step], *(each[step] for each in saved[3:]), order)
         found[step] = (gates,)
-        grad_h, grad_c = product(gates, weights.h.t(), hf32) + passed_h, grad_c + passed_c
+        grad_h, grad_c = product(gates, weights.h.t(), of) + passed_h, grad_c + passed_c
     (gates,) = laid_out(found)
-    towards = gradient(tall(x), gates, hf32), gradient(h_before, gates, hf32)
-    return over_time(gates, weights.x.t(), hf32), *towards, gates.sum((0, 1)), grad_h, grad_c
+    towards = gradient(tall(x), gates, of), gradient(h_before, gates, of)
+    return over_time(gates, weights.x.t(), of), *towards, gates.sum((0, 1)), grad_h, grad_c
 
 
 def groups_of(params, has_bias: bool, add) -> list:
@@ -230,13 +232,13 @@ class Gru(NamedTuple):
     hn: torch.Tensor
 
 
-def gru_layer(x, weights: Weights, h, reverse: bool = False, order: str = "rzn", hf32: bool = False) -> Gru:
+def gru_layer(x, weights: Weights, h, reverse: bool = False, order: str = "rzn", of=soc.kept) -> Gru:
     """`weights.bias` is a pair here: the reset gate lies between the two products of the new gate."""
     dtype, found = x.dtype, {}
     bias = [0, 0] if weights.bias is None else [tall(each) for each in weights.bias]
-    inputs = over_time(x, weights.x, hf32) + bias[0]
+    inputs = over_time(x, weights.x, of) + bias[0]
     for step in steps(x.shape[0], reverse):
-        hidden = product(h, weights.h, hf32) + bias[1]
+        hidden = product(h, weights.h, of) + bias[1]
         own, other = (dict(zip(order, each.chunk(3, -1))) for each in (inputs[step], hidden))
         r, z = (torch.sigmoid(own[name] + other[name]) for name in "rz")
         n = torch.tanh(own["n"] + r * other["n"])
@@ -245,7 +247,7 @@ def gru_layer(x, weights: Weights, h, reverse: bool = False, order: str = "rzn",
     return Gru(*laid_out(found))
 
 
-def gru_layer_backward(grad_y, grad_h, x, weights: Weights, h, saved: Gru, reverse=False, order="rzn", hf32=False):
+def gru_layer_backward(grad_y, grad_h, x, weights: Weights, h, saved: Gru, reverse=False, order="rzn", of=soc.kept):
     """The gradients towards x, both weights, both biases, and the first state, all in float32."""
     saved, grad_h, found = Gru(*map(tall, saved)), tall(grad_h), {}
     h_before = before(saved.h, tall(h), reverse)
@@ -255,10 +257,10 @@ def gru_layer_backward(grad_y, grad_h, x, weights: Weights, h, saved: Gru, rever
         new = total * (1 - z) * (1 - n * n)
         part = {"r": new * hn * r * (1 - r), "z": total * (h_before[step] - n) * z * (1 - z), "n": new}
         found[step] = tuple(torch.cat([each[name] for name in order], -1) for each in (part, {**part, "n": new * r}))
-        grad_h = product(found[step][1], weights.h.t(), hf32) + total * z
+        grad_h = product(found[step][1], weights.h.t(), of) + total * z
     inputs, hidden = laid_out(found)
-    towards = gradient(tall(x), inputs, hf32), gradient(h_before, hidden, hf32)
-    return over_time(inputs, weights.x.t(), hf32), *towards, inputs.sum((0, 1)), hidden.sum((0, 1)), grad_h
+    towards = gradient(tall(x), inputs, of), gradient(h_before, hidden, of)
+    return over_time(inputs, weights.x.t(), of), *towards, inputs.sum((0, 1)), hidden.sum((0, 1)), grad_h
 
 
 def pair(first, second):
@@ -362,7 +364,7 @@ def _dynamic_rnn_backward(x, weights, y, init_h, init_c, h, c, dy, dh, dc, i, j,
     saved = Lstm(*(each.reshape(whole) for each in (y, h, c, i, j, f, o, tanh_c)))
     x, (dh, dc, init_h, init_c) = x.reshape(*whole[:2], x.shape[-1]), (_state(each, like) for each in (dh, dc, init_h, init_c))
     return lstm_layer_backward(
-        dy.reshape(whole), dh, dc, x, weights, init_h, init_c, saved, _mask(seq_length), reverse, order, hf32=allowed_hf32()[1]
+        dy.reshape(whole), dh, dc, x, weights, init_h, init_c, saved, _mask(seq_length), reverse, order, of=of_products
     )  # fmt: skip
 
 
@@ -397,7 +399,7 @@ def _gru_order(gate_order: str) -> str:
 def dynamic_gru_v2(x, w_x, w_h, b_x=None, b_h=None, seq_length=None, init_h=None, *, out, direction, gate_order, **settings):
     weights = Weights(w_x, w_h, None if b_x is None else (b_x, b_h))
     state = _state(init_h, out[0].shape[1:])
-    h, r, z, n, hn = gru_layer(x, weights, state, _reverse(direction, settings), _gru_order(gate_order), allowed_hf32()[1])
+    h, r, z, n, hn = gru_layer(x, weights, state, _reverse(direction, settings), _gru_order(gate_order), of_products)
     return _as((h, h, z, r, n, hn), out)
 
 
@@ -407,6 +409,6 @@ def dynamic_gru_v2_grad(
 ):  # fmt: skip
     like, reverse = y.shape[1:], _reverse(direction, settings)
     dx, *towards, state = gru_layer_backward(
-        dy, _state(dh, like), x, Weights(w_x, w_h), _state(init_h, like), Gru(h, r, z, n, hn), reverse, _gru_order(gate_order), allowed_hf32()[1]
+        dy, _state(dh, like), x, Weights(w_x, w_h), _state(init_h, like), Gru(h, r, z, n, hn), reverse, _gru_order(gate_order), of_products
     )  # fmt: skip
     return _as((*towards, dx, state), out)

@@ -1,0 +1,50 @@
+"""The SoC that is played: its family says what products make of float32, and which dtypes there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from harness.numerics import FLOAT32, Family, Operands, family_of
+from harness.numerics.families import A2, KEEP, USE_FLOAT16
+
+_played: list[tuple[str, Family, Callable[[], bool]]] = [("Ascend910B4", A2, lambda: False)]
+
+
+def play(name: str, saturates: Callable[[], bool]) -> None:
+    """Play the SoC of this name from now on; `saturates` tells the mode of overflow that torch_npu set.
+
+    One of which nobody says how it rounds computes as an A2 does what torch_npu asks of it.
+    """
+    _played[:] = [(name, family_of(name), saturates)]
+
+
+def operands(cube: int, *tensors: torch.Tensor | None) -> Operands:
+    """What a product makes of these tensors under a cubeMathType.
+
+    Raises: NoFloat32 where the SoC refuses to keep float32.
+    """
+    if not any(each is not None and each.dtype == torch.float32 for each in tensors):
+        return FLOAT32
+    _, family, saturates = _played[-1]
+    rules = family if family.known else A2
+    return Operands(kind=rules.operands(cube), saturates=saturates(), half_results=bool(rules.float32))
+
+
+def kept(*tensors: torch.Tensor | None) -> Operands:
+    """What a product without a cubeMathType makes of these tensors: float32 is kept where the cube has it."""
+    return operands(USE_FLOAT16 if _played[-1][1].float32 is False else KEEP, *tensors)
+
+
+def without_float32() -> bool:
+    """Whether the cube of the SoC has no float32."""
+    return _played[-1][1].float32 is False
+
+
+def refusal(dtypes: set[torch.dtype]) -> str | None:
+    """Why the SoC takes no operator with these dtypes, as CANN says it; None where it takes them."""
+    name, family, _ = _played[-1]
+    if torch.bfloat16 in dtypes and family.bfloat16 is False:
+        return f"a tensor is not implemented for DT_BFLOAT16 on {name}, should be in dtype support list [DT_FLOAT, DT_FLOAT16, ...]"
+    return None
