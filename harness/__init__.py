@@ -31,6 +31,8 @@ _LAZY = {  # name: module; none of them is imported before it is used
     "open_device": "harness.devices",
 }
 
+_WITHOUT_TORCH = ("harness.errors", "harness.measure")  # whose names are there without one that is new enough
+
 __all__ = ["__version__", *_LAZY]
 
 
@@ -40,6 +42,10 @@ def __getattr__(name: str):
     from importlib import import_module
 
     autoload.hold()
+    if _LAZY[name] not in _WITHOUT_TORCH:
+        from harness.versions import require_torch
+
+        require_torch()
     value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value  # the next use costs nothing
     return value

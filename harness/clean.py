@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from harness import errors
+from harness import errors, torch_private
 from harness.errors import CaseError, HarnessError, RunError
 from harness.reference import run_cpu, tensors_of
 
@@ -221,7 +221,7 @@ def _settings() -> dict[str, Any]:
         dtype=torch.get_default_dtype(),
         products=torch.get_float32_matmul_precision(),
         deterministic=(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
-        mkldnn=torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled(),
+        mkldnn=torch_private.mkldnn_enabled(),
         random=torch.default_generator.get_state(),
     )
 
@@ -476,8 +476,8 @@ def _adopt(*, threads: int, dtype: torch.dtype, products: str, deterministic: tu
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     torch.set_float32_matmul_precision(products)
-    torch._C._set_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])  # torch's own imports the compiler, for a second
-    torch._C._set_mkldnn_enabled(mkldnn)
+    torch_private.set_deterministic(deterministic[0], warn_only=deterministic[1])
+    torch_private.set_mkldnn_enabled(mkldnn)
     torch.default_generator.set_state(random)
 
 
@@ -503,9 +503,7 @@ def _blank(base: type) -> nn.Module:
 def _parametrized(module: nn.Module, state: dict[str, Any]) -> None:
     """Make a module with parametrized tensors, as of weight_norm, from its base class and its state: its own class was made at run time."""
     module.__dict__.update(state)
-    parametrize._inject_new_class(module)
-    for name in module.parametrizations:
-        parametrize._inject_property(module, name)
+    torch_private.adopt_parametrized(module)
 
 
 def _forget(numbers: list[int]) -> None:

@@ -4,7 +4,8 @@
     ├── DeviceError      the requested device cannot run
     ├── CheckpointError  a checkpoint, its config or its layout is not what it must be
     ├── CaseError        a case returned something that cannot be measured
-    └── RunError         a model raised while it ran
+    ├── RunError         a model raised while it ran
+    └── TorchError       the installed torch is older than the harness needs
 """
 
 
@@ -26,3 +27,7 @@ class CaseError(HarnessError):
 
 class RunError(HarnessError):
     """A model raised while it ran; the exception that it raised is the cause of this one."""
+
+
+class TorchError(HarnessError):
+    """The installed torch is older than the harness needs, or there is none."""

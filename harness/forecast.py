@@ -22,10 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from harness import numerics
+from harness.torch_private import TorchDispatchMode, has_kernel, operator, tree_leaves
 
 if TYPE_CHECKING:
     from harness.devices import Stack
@@ -198,7 +197,7 @@ class _Rounding(TorchDispatchMode):
             return getattr(func, "decompose", func)(query, key, value, attn_mask, **options)
         wanted = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
         if wanted or not _fits_fused(self.rules, query, key, value, attn_mask, enable_gqa):
-            return aten._scaled_dot_product_attention_math(query, key, value, attn_mask, **options)[0]
+            return operator("_scaled_dot_product_attention_math")(query, key, value, attn_mask, **options)[0]
         self.resting = True
         try:
             return self._saturated(_fused_attention(query, key, value, attn_mask, is_causal, scale))
@@ -226,7 +225,7 @@ def _is_ours(args: tuple) -> bool:
 
 @functools.cache  # and no table of our own: what a table holds would count as code in a store's key
 def _is_composite(func) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return has_kernel(func.name(), "CompositeImplicitAutograd")
 
 
 def _computed(rule: Callable, rules: Rules, func, args: tuple, kwargs: dict) -> Any:
@@ -250,11 +249,13 @@ RULES: dict[Any, Callable] = {}
 
 
 def _rule(*names: str) -> Callable:
-    """Enter the meaning of ATen operators, with their arguments in order; it answers for their in-place and out= forms too."""
+    """Enter the meaning of ATen operators, with their arguments in order; it answers for their in-place and out= forms too.
+
+    An operator that this torch lacks is one that no model can call.
+    """
 
     def enter(compute: Callable) -> Callable:
-        for name in names:
-            RULES[getattr(aten, name)] = compute
+        RULES.update({known: compute for name in names if (known := operator(name)) is not None})
         return compute
 
     return enter
@@ -333,13 +334,15 @@ def _power(rules: Rules, x, exponent):
 
 def _enter_wide(name: str) -> None:
     """Elementwise operators and resampling round half results once; the CPU rounds on the way in these."""
-    operator = getattr(aten, name)
+    resample = operator(name)
+    if resample is None:
+        return
 
     def compute(rules: Rules, *args):
         wide = [each.float() if isinstance(each, Tensor) else each for each in args]
-        return operator(*wide).to(args[0].dtype)
+        return resample(*wide).to(args[0].dtype)
 
-    RULES[operator] = compute
+    RULES[resample] = compute
 
 
 for _name in ("upsample_bicubic2d", "upsample_bilinear2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa"):

@@ -21,8 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from harness.case import Case, copy_of, without_npu
 from harness.devices import Device, unknown_rounding
@@ -30,6 +28,7 @@ from harness.errors import HarnessError
 from harness.evidence import cause_of, rule_of
 from harness.forecast import rounding, rules_of
 from harness.reference import Models, fresh, move, roundoff, run, tensors_of
+from harness.torch_private import WeakTensorKeyDictionary, tree_map
 from harness.trial import FAILS, Trial, apart, budget, copies, copy_strided, difference, mutates, name_of, on, tensors_in
 
 # The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of float32; in float32 products sixteen, for the order of

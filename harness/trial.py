@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from harness.case import cut_as_float16, measure
 from harness.devices import Device, unknown_rounding
 from harness.forecast import Rules, overflow_of, rounding, rules_of
 from harness.gate import MERE, Tolerance, judge, without_forecast
+from harness.torch_private import tree_leaves, tree_map
 
 FLOOR, PAIR = Tolerance(preset="floor"), Tolerance(preset="pair")
 FAILS = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError)  # what an operator raises that cannot be called so

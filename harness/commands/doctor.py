@@ -8,7 +8,8 @@ from importlib import metadata
 
 from tabulate import tabulate
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, TorchError
+from harness.versions import require_torch
 
 # torch_npu and the CANN it was released with: Ascend/pytorch, COMPATIBILITY.en.md and release notes. A line that stands for
 # several CANN minors is written as they are; what is not here is unlisted, which is not the same as wrong.
@@ -17,12 +18,15 @@ COMPATIBLE = {
     "2.9.0.post2": ("9.0",), "2.8.0.post4": ("9.0",), "2.7.1.post4": ("9.0",),
     "2.9.0": ("8.5",), "2.8.0.post2": ("8.5",), "2.7.1.post2": ("8.5",), "2.6.0.post5": ("8.5",),
     "2.8.0": ("8.3.RC1",), "2.7.1": ("8.3.RC1",), "2.6.0.post3": ("8.3.RC1",), "2.1.0.post17": ("8.3.RC1",),
-    "2.6.0": ("8.2.RC1",), "2.5.1.post1": ("8.2.RC1",),
-    "2.5.1": ("8.1.RC1",), "2.4.0.post4": ("8.1.RC1",),
-    "2.4.0.post2": ("8.0",),
+    "2.6.0": ("8.2.RC1",), "2.5.1.post1": ("8.2.RC1",), "2.1.0.post13": ("8.2.RC1",),
+    "2.5.1": ("8.1.RC1",), "2.4.0.post4": ("8.1.RC1",), "2.3.1.post6": ("8.1.RC1",), "2.1.0.post12": ("8.1.RC1",),
+    "2.4.0.post2": ("8.0",), "2.3.1.post4": ("8.0",), "2.1.0.post10": ("8.0",),
 }  # fmt: skip
 ACROSS = ("8.5", "9.0", "9.1")  # the releases 7.3, 26.0 and 26.1 of torch_npu are declared to run with each of these
-PYTHONS = {"2.9": (10, 13), "2.10": (10, 13), "2.11": (10, 14), "2.12": (10, 14), "2.13": (10, 14), "2.7": (9, 13), "2.8": (9, 13)}
+PYTHONS = {  # the Pythons 3.x that a torch_npu has wheels for: the same document
+    "2.1": (8, 11), "2.3": (8, 11), "2.4": (8, 11), "2.5": (9, 11), "2.6": (9, 11), "2.7": (9, 13), "2.8": (9, 13),
+    "2.9": (10, 13), "2.10": (10, 13), "2.11": (10, 14), "2.12": (10, 14), "2.13": (10, 14),
+}  # fmt: skip
 
 
 def doctor(spec: str = "auto") -> tuple[str, bool]:
@@ -30,6 +34,10 @@ def doctor(spec: str = "auto") -> tuple[str, bool]:
 
     Raises: ValueError for a word that is no device.
     """
+    try:
+        require_torch()
+    except TorchError as error:
+        return _text({}, [_python_check(), ("torch", "FAILED", str(error))]), False
     checks = [_python_check(), _torch_check()]
     try:
         from harness.devices import open_device

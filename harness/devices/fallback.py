@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from harness.torch_private import TorchDispatchMode, has_kernel, operator_names, tree_leaves
 
 
 @dataclass(kw_only=True)
@@ -66,12 +66,11 @@ def _falls_back(name: str) -> bool:
 
 
 def _has_kernel(name: str) -> bool:
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    if any(has(name, key) for key in ("PrivateUse1", "CompositeExplicitAutograd", "CompositeImplicitAutograd")):
+    if any(has_kernel(name, key) for key in ("PrivateUse1", "CompositeExplicitAutograd", "CompositeImplicitAutograd")):
         return True
-    if not has(name, "CompositeExplicitAutogradNonFunctional"):
+    if not has_kernel(name, "CompositeExplicitAutogradNonFunctional"):
         return False
     # A structured operator runs its out= form, aten::i0 and aten::i0.out; one whose out= form is made of it is composite itself.
     base = name.partition(".")[0].removesuffix("_")
-    forms = [each for each in torch._C._dispatch_get_all_op_names() if each.startswith(base + ".") and each.endswith("out")]
-    return not forms or any(has(each, key) for each in forms for key in ("PrivateUse1", "CompositeExplicitAutograd"))
+    forms = [each for each in operator_names() if each.startswith(base + ".") and each.endswith("out")]
+    return not forms or any(has_kernel(each, key) for each in forms for key in ("PrivateUse1", "CompositeExplicitAutograd"))

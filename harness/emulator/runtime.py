@@ -17,6 +17,7 @@ from typing import Any
 from harness.emulator import build, faults
 from harness.emulator.table import meaning
 from harness.errors import DeviceError
+from harness.versions import require_torch
 
 MACHINE = "EMULATED_CANN_MACHINE"  # the environment variable that says which machine a child process plays
 STATUS_FAILED = 561000  # ACLNN_ERR_INNER
@@ -306,6 +307,7 @@ def install(machine: Machine | None = None) -> None:
         return
     if "torch_npu" in sys.modules:
         raise DeviceError("torch_npu was imported before the emulated CANN was put underneath it; open the device first")
+    require_torch()
     home = build.build(build.wheel_version())
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     os.environ["ASCEND_HOME_PATH"] = str(home)

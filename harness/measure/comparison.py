@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from harness.versions import require_torch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -121,7 +123,10 @@ def compare(actual: Tensor, expected: Tensor) -> Comparison:
     Both are brought to the CPU and read once, in float64, `CHUNK` elements at a time. Complex numbers are compared as
     pairs (a last axis of 2 is added), bools as 0 and 1. An infinity that both sides share counts as no difference.
     The cosine distance is (‖a-e‖² - (‖a‖-‖e‖)²) / (2 ‖a‖ ‖e‖), equal to 1 - cos in exact arithmetic.
+
+    Raises: TorchError where torch is older than the harness needs.
     """
+    require_torch()
     import torch
 
     if actual.is_complex() != expected.is_complex():

@@ -38,10 +38,22 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
     from harness import autoload
 
     autoload.hold()
+    _require_torch()
     if any(word.split("=")[0] == "--device" for word in args):
         return  # the short name, which a conftest.py adds: the device is opened in pytest_configure
     early_config.stash[DEVICE] = Opening(early_config.known_args_namespace.precision_device)
     early_config.stash[DEVICE].open()
+
+
+def _require_torch() -> None:
+    """Stop with one sentence where the installed torch is older than the harness needs."""
+    from harness.errors import TorchError
+    from harness.versions import require_torch
+
+    try:
+        require_torch()
+    except TorchError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _check_paths(config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
@@ -88,6 +100,7 @@ def activate(config: pytest.Config):
     from harness.plugin.session import Session
 
     autoload.hold()
+    _require_torch()
     config.option.keyword = keyword_of(config.option.keyword)
     opening = config.stash.setdefault(DEVICE, Opening(options_of(config).device))
     session = Session(config, opening, whole=config.pluginmanager.has_plugin(CONFTEST) or _has_option(config))

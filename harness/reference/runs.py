@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import RunError
 from harness.forecast import Rules, rounding
 from harness.reference.tensors import changed
+from harness.torch_private import TorchDispatchMode, operator
 
 
 def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str) -> Any:
@@ -90,7 +90,7 @@ class _Float16Products(TorchDispatchMode):
     the two differ by a last place in some 0.2 % of the elements.
     """
 
-    PRODUCTS = frozenset(getattr(torch.ops.aten, name) for name in "mm addmm bmm baddbmm mv addmv convolution".split())
+    PRODUCTS = frozenset(map(operator, "mm addmm bmm baddbmm mv addmv convolution".split())) - {None}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -102,8 +102,10 @@ class _Float16Products(TorchDispatchMode):
 class _Float64Products(TorchDispatchMode):
     """Computes the products of groups, with which mixtures of experts are made, in float64, which torch's kernel lacks."""
 
+    GROUPED = operator("_grouped_mm")  # None before torch 2.8, where no model calls it
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._grouped_mm.default and args[0].dtype == torch.float64:
+        if func.overloadpacket is self.GROUPED and args[0].dtype == torch.float64:
             return _grouped_products(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 

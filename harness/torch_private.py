@@ -1,0 +1,102 @@
+"""The names of torch that no documentation promises: every use of one goes through this module, and nothing else names them.
+
+A torch that lacks one is met in one of three ways: a documented function does the same (`set_deterministic`), the operator counts as one
+that no model can call (`operator` gives None), or importing this module fails with the name. `NAMES` lists them all; `missing()` says
+which the installed torch lacks, and a test asks it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from harness.versions import require_torch
+
+require_torch()  # before a name that an older torch lacks is an ImportError
+
+import torch  # noqa: E402
+from torch.nn.utils import parametrize  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
+from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
+
+__all__ = [
+    "NAMES", "OPERATORS", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "has_kernel", "missing", "mkldnn_enabled", "operator",
+    "operator_names", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map",
+]  # fmt: skip
+
+NAMES = {  # under torch: what it is used for
+    "_C._dispatch_has_kernel_for_dispatch_key": "whether an operator falls back from the device to the CPU, and which are composite",
+    "_C._dispatch_get_all_op_names": "the forms of an operator that falls back",
+    "_C._get_mkldnn_enabled": "the process without torch_npu computes as this one does",
+    "_C._set_mkldnn_enabled": "the same",
+    "_C._set_deterministic_algorithms": "the same",
+    "nn.utils.parametrize._inject_new_class": "modules with weight_norm in the process without torch_npu",
+    "nn.utils.parametrize._inject_property": "the same",
+    "utils._python_dispatch.TorchDispatchMode": "float64 references, forecasts, fallbacks",
+    "utils._pytree.tree_leaves": "tensors among arguments",
+    "utils._pytree.tree_map": "the same",
+    "utils.weak.WeakTensorKeyDictionary": "localisation: which tensor of the device belongs to which of the CPU",
+}
+OPERATORS = {  # of torch.ops.aten, asked for by name: the first torch that has it
+    "_grouped_mm": (2, 8),
+    "_log_softmax": (2, 5),
+    "_scaled_dot_product_attention_math": (2, 5),
+    "_scaled_dot_product_flash_attention_for_cpu": (2, 5),
+    "_upsample_bicubic2d_aa": (2, 5),
+    "_upsample_bilinear2d_aa": (2, 5),
+}
+
+
+def missing() -> dict[str, str]:
+    """The names that the installed torch lacks, operators of its version or older among them, and what they are used for."""
+    lacking = {name: what for name, what in NAMES.items() if _at(name) is None}
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    lacking |= {f"ops.aten.{name}": "an operator" for name, since in OPERATORS.items() if version >= since and operator(name) is None}
+    return lacking
+
+
+def _at(path: str) -> Any:
+    """What is at a dotted path under torch; None where there is nothing."""
+    return functools.reduce(lambda owner, name: getattr(owner, name, None), path.split("."), torch)
+
+
+def operator(name: str) -> Any | None:
+    """torch.ops.aten's operator of a name, all its overloads; None in a torch that has none."""
+    return getattr(torch.ops.aten, name, None)
+
+
+def has_kernel(name: str, key: str) -> bool:
+    """Whether the dispatcher has a kernel of an operator, "aten::mul.Tensor", for a key, "PrivateUse1"."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+
+
+def operator_names() -> list[str]:
+    """Every operator that is registered, with its overload: "aten::mul.Tensor"."""
+    return torch._C._dispatch_get_all_op_names()
+
+
+def set_deterministic(mode: bool, *, warn_only: bool) -> None:
+    """torch.use_deterministic_algorithms, which also imports the compiler, for a second."""
+    quick = _at("_C._set_deterministic_algorithms")
+    (torch.use_deterministic_algorithms if quick is None else quick)(mode, warn_only=warn_only)
+
+
+def mkldnn_enabled() -> bool:
+    """Whether oneDNN is there and may compute."""
+    enabled = _at("_C._get_mkldnn_enabled")
+    return torch.backends.mkldnn.is_available() and (enabled is None or bool(enabled()))
+
+
+def set_mkldnn_enabled(enabled: bool) -> None:
+    """Let oneDNN compute or not; a torch without the switch keeps what it has."""
+    switch = _at("_C._set_mkldnn_enabled")
+    if switch is not None:
+        switch(enabled)
+
+
+def adopt_parametrized(module: torch.nn.Module) -> None:
+    """Make a module whose parametrized tensors were restored into one of the class that torch makes for them."""
+    parametrize._inject_new_class(module)
+    for name in module.parametrizations:
+        parametrize._inject_property(module, name)
