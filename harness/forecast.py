@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from harness import numerics
-from harness.torch_private import TorchDispatchMode, has_kernel, operator, tree_leaves
+from harness.torch_private import TorchDispatchMode, has_kernel, operator, tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from harness.devices import Stack
@@ -173,12 +173,14 @@ class _Rounding(TorchDispatchMode):
                 return self.attend(func, *args, **kwargs)
         rule = None if self.rules.overflow_alone else RULES.get(func.overloadpacket)
         if rule is not None and _is_ours(args):
-            return self._saturated(_computed(rule, self.rules, func, args, kwargs))
+            return self._saturated(_laid_out(func, _computed(rule, self.rules, func, args, kwargs)))
         if _is_composite(func):  # seen in inference mode, which does not take composites apart before
             with self:
                 return func.decompose(*args, **kwargs)
         found = func(*args, **kwargs)
-        return found if func.is_view else self._saturated(found)
+        if func.is_view:
+            return found
+        return self._saturated(found if self.rules.overflow_alone else _laid_out(func, found))
 
     def _saturated(self, found: Any) -> Any:
         """What an operator returned, cut in place where half results saturate."""
@@ -221,6 +223,29 @@ class _Attention(TorchFunctionMode):
 def _is_ours(args: tuple) -> bool:
     tensors = [each for each in args if isinstance(each, Tensor)]
     return bool(tensors) and all(each.dtype in DTYPES and each.device.type == "cpu" and each.layout == torch.strided for each in tensors)
+
+
+KEEP_STRIDES = (
+    "clone", "_to_copy", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
+    "empty_strided", "new_empty_strided",
+)  # fmt: skip
+
+
+def _laid_out(func, found: Any) -> Any:
+    """What an operator computed, contiguous as torch_npu returns it; the CPU would keep the strides of the operands.
+
+    Strides decide in which order what follows sums. Copies and tensors that are made like another keep their strides on both sides, and a
+    view or what was written into is left as it is.
+    """
+    if func.overloadpacket.__name__ in KEEP_STRIDES or not _returns_new(func):
+        return found
+    return tree_map(lambda each: each.contiguous() if isinstance(each, Tensor) and _is_ours((each,)) else each, found)
+
+
+@functools.cache
+def _returns_new(func) -> bool:
+    """Whether an operator returns tensors of its own, neither views nor what it was given."""
+    return all(each.alias_info is None for each in func._schema.returns)
 
 
 @functools.cache  # and no table of our own: what a table holds would count as code in a store's key
@@ -312,6 +337,16 @@ def _gelu(rules: Rules, x, *, approximate="none"):
 @_rule("silu", "silu_")
 def _silu(rules: Rules, x):
     return numerics.silu(x)
+
+
+@_rule("rsqrt", "rsqrt_")
+def _rsqrt(rules: Rules, x):
+    return numerics.rsqrt(x)
+
+
+@_rule("dot")
+def _dot(rules: Rules, left, right):
+    return numerics.dot(left, right)
 
 
 @_rule("native_layer_norm")

@@ -20,7 +20,7 @@ from harness.numerics.cube import (
 from harness.numerics.families import Family, NoFloat32, cube_type, family_of
 from harness.numerics.fused import SCORES, attention, attention_backward
 from harness.numerics.rounding import FLOAT32, HALF, OPERANDS, Operands, round_half_away, round_hf32, round_tf32, saturated
-from harness.numerics.vector import effective_bits, gelu, layer_norm, rms_norm, silu, wide
+from harness.numerics.vector import dot, effective_bits, gelu, layer_norm, rms_norm, rsqrt, silu, wide
 
 __all__ = [
     "FLOAT32",
@@ -40,6 +40,7 @@ __all__ = [
     "convolution_backward",
     "cube_type",
     "cuts_in_pieces",
+    "dot",
     "effective_bits",
     "family_of",
     "gelu",
@@ -50,6 +51,7 @@ __all__ = [
     "round_half_away",
     "round_hf32",
     "round_tf32",
+    "rsqrt",
     "saturated",
     "scaled_product",
     "silu",

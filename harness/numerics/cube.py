@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -27,8 +29,8 @@ def matmul(
     if not left.is_floating_point():
         return _exact(left, right, bias, dtype)
     halved = operands.half_results and operands.kind == "float16" and torch.float32 in (left.dtype, right.dtype)
-    left, right = _widened(left, operands), _widened(right, operands)
-    total = _grouped(left, right, groups)
+    left, right, shape = _as_one_kind(_widened(left, operands), _widened(right, operands))
+    total = _grouped(left, right, groups).view(shape)
     if bias is not None:
         total = total + bias.float()
     return (operands.in_half(total) if halved else total).to(dtype)
@@ -56,18 +58,42 @@ def _widened(tensor: Tensor, operands: Operands) -> Tensor:
     return tensor.float() if tensor.dtype in HALF else operands.entering(tensor)
 
 
+def _as_one_kind(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """The operands of `torch.matmul` as two matrices, or as two batches (B, M, K) and (B, K, N) of them, and the shape of their product.
+
+    The same product is asked for in several forms: (B, T, K) by one matrix, by a vector, with a batch that is broadcast. A BLAS library
+    chooses its kernel, and so the order of a sum, by the form and by the layout. Taken to one form first, with `left` contiguous, the same
+    product has the same bits.
+    """
+    rows = left.shape[-2:-1]  # none of a vector
+    columns = right.shape[-1:] if right.dim() > 1 else ()
+    left = left.unsqueeze(0) if left.dim() == 1 else left
+    right = right.unsqueeze(1) if right.dim() == 1 else right
+    batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    shape = (*batch, *rows, *columns)
+    if len(batch) == left.dim() - 2 and _is_one_matrix(right):
+        folded = left.expand(*batch, *left.shape[-2:]).reshape(math.prod(batch) * left.shape[-2], left.shape[-1])
+        return folded.contiguous(), right[(0,) * (right.dim() - 2)], shape
+    flat = [each.expand(*batch, *each.shape[-2:]).reshape(math.prod(batch), *each.shape[-2:]) for each in (left, right)]
+    return flat[0].contiguous(), flat[1], shape
+
+
+def _is_one_matrix(tensor: Tensor) -> bool:
+    """Whether a batch of matrices is one, repeated by strides of zero."""
+    leading = zip(tensor.shape[:-2], tensor.stride())
+    return all(size == 1 or stride == 0 and size > 0 for size, stride in leading)
+
+
 def _grouped(left: Tensor, right: Tensor, groups: int) -> Tensor:
     inner = left.shape[-1]
-    if groups == 1 or inner < 4 * groups or right.dim() < 2:
+    if groups == 1 or inner < 4 * groups:
         return torch.matmul(left, right)
     edges = [inner * part // groups for part in range(groups + 1)]
     parts = [slice(*each) for each in zip(edges, edges[1:])]
     total = torch.matmul(left[..., parts[0]], right[..., parts[0], :])
+    add_product = total.addmm_ if left.dim() == 2 else total.baddbmm_
     for part in parts[1:]:
-        if left.dim() == right.dim() == 2:
-            total.addmm_(left[:, part], right[part])
-        else:
-            total.add_(torch.matmul(left[..., part], right[..., part, :]))
+        add_product(left[..., part], right[..., part, :])
     return total
 
 

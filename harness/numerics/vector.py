@@ -27,6 +27,17 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     return wide(F.gelu, x, approximate=approximate)
 
 
+def rsqrt(x: Tensor) -> Tensor:
+    """1 / sqrt(x), as Sqrt and Div; torch's own rsqrt is an approximation that differs by host. Stated for norms (hicann/ops-nn)."""
+    scale = 1.0 / torch.sqrt(x.float() if x.dtype in HALF else x)
+    return scale.to(x.dtype) if x.is_floating_point() else scale  # of integers a fraction
+
+
+def dot(left: Tensor, right: Tensor) -> Tensor:
+    """The sum of left · right, both (K,); float32 products and sums, one rounding. Assumed: the vector unit's products and sums."""
+    return wide(lambda left, right: (left * right).sum(), left, right)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x / sqrt(mean(x²) + eps) · weight over weight's axes, and 1/sqrt(…) in float32. Stated: float32 inside, Sqrt and Div."""
     axes = tuple(range(-weight.dim(), 0))

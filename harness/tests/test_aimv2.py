@@ -158,19 +158,17 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_planted_mistake_is_far_outside_rounding(name, monkeypatch):
-    right = build(AIMv2Config(**SMALL, image_size=56), 1)
-    x = noise(2, 3, 56, 56)
+    """In float64, where what a mistake moves is the same on every host: its rounding is below 1e-12, at which the agreement with
+    transformers is held. The smallest mistake, an eps of 1e-6 for 1e-5, moves 1 / sqrt(m + eps) by 4.5e-6 / m of a mean square m."""
+    right, wrong = (build(AIMv2Config(**SMALL, image_size=56), 1).double() for _ in range(2))
+    x = noise(2, 3, 56, 56).double()
     with torch.no_grad():
         expected = right(x)
-        floor = compare(expected, right.double()(x.double()).float()).rel_l2
-        wrong = build(AIMv2Config(**SMALL, image_size=56), 1)
         patch = MISTAKES[name](wrong)
         if callable(patch):
             patch(monkeypatch)
         found = compare(wrong(x), expected).rel_l2
-    assert floor < 1e-6
     assert found > (1e-6 if name == "eps of 1e-6" else 1e-2)
-    assert found > 5 * floor
 
 
 def test_one_swapped_layer_of_the_last_kind_shows():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from harness import numerics
 from harness.emulator.operators.common import alike, common, tall
 from harness.emulator.table import operator
 
@@ -17,7 +18,7 @@ UNARY = {
     "Abs": torch.abs, "Acos": torch.acos, "Asin": torch.asin, "Atan": torch.atan, "Ceil": torch.ceil, "Cos": torch.cos,
     "Cosh": torch.cosh, "Erf": torch.erf, "Erfc": torch.erfc, "Exp": torch.exp, "Exp2": torch.exp2, "Expm1": torch.expm1,
     "Floor": torch.floor, "Log": torch.log, "Log10": torch.log10, "Log1p": torch.log1p, "Log2": torch.log2, "Neg": torch.neg,
-    "Reciprocal": torch.reciprocal, "Relu": torch.relu, "Round": torch.round, "Rsqrt": lambda x: 1.0 / torch.sqrt(x),
+    "Reciprocal": torch.reciprocal, "Relu": torch.relu, "Round": torch.round, "Rsqrt": numerics.rsqrt,
     "Sigmoid": torch.sigmoid, "Sign": torch.sgn, "Sin": torch.sin, "Sinh": torch.sinh, "Sqrt": torch.sqrt,
     "Tan": torch.tan, "Tanh": torch.tanh, "Trunc": torch.trunc, "LogicalNot": torch.logical_not,
     "BitwiseNot": torch.bitwise_not, "IsFinite": torch.isfinite, "IsPosInf": torch.isposinf, "IsNegInf": torch.isneginf,
