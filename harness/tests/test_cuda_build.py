@@ -1,4 +1,4 @@
-"""The emulated device beside torch's CUDA build, which registers the same allocator options: it opens or says why not."""
+"""The emulated device beside torch's CUDA build, which registers the same allocator options: opens or says why not."""
 
 import ctypes
 import mmap
@@ -176,7 +176,7 @@ def test_names_that_cannot_be_written_are_refused_before_any_is_changed(core):
     assert set(SAME) <= set(made.read())
 
 
-# ---------------------------------------------------------------------------------------------- what the wheel registers
+# ------------------------------------------------------------------------------------------ what the wheel registers
 
 HEADER = """
   // Required by REGISTER_ALLOCATOR_CONFIG_PARSE_HOOK macro
@@ -290,11 +290,14 @@ def stub(tmp_path):
 
 
 def test_a_layout_that_is_not_known_is_one_line_that_says_which_torch_to_install(registers, tmp_path):
-    done = alone(PLANT + f"plant()\nctypes.CDLL({str(stub(tmp_path))!r})\n" + WRONG_COUNT + "print(open())")
+    ask = "print(open())\nfrom harness.commands.doctor import doctor\ntext, fine = doctor('emulated')\n"
+    doctors = "print(fine, text.splitlines()[-1])"
+    done = alone(PLANT + f"plant()\nctypes.CDLL({str(stub(tmp_path))!r})\n" + WRONG_COUNT + ask + doctors)
     assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    assert line.startswith(f"DeviceError: {REFUSED}")
-    assert "(the set holds fewer names than it counts)" in line and line.endswith(CPU_BUILD)
+    opened, diagnosed = done.stdout.splitlines()
+    assert opened.startswith(f"DeviceError: {REFUSED}")
+    assert "(the set holds fewer names than it counts)" in opened and opened.endswith(CPU_BUILD)
+    assert diagnosed.split() == ["False", "device", "FAILED", *opened.removeprefix("DeviceError: ").split()]
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is the CUDA build")
