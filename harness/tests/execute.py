@@ -9,7 +9,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def emulated(body, *options, path=None, **environment):
-    """Run Python code under `python -m harness emulate OPTIONS`, from a file where `path` is given. Returns the ended process."""
+    """Run Python code under `python -m harness emulate OPTIONS`, from a file where `path` is given. Returns the ended process.
+
+    A test is skipped where there is no torch_npu.
+    """
+    from harness.tests.needs import skip_without_torch_npu  # which imports pytest, that the programs need not
+
+    skip_without_torch_npu()
     prepared = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND")} | environment
     program = ["-m", "harness.tests.execute", body]
     if path is not None:

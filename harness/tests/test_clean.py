@@ -18,6 +18,7 @@ from harness.clean import WHERE, CleanProcess, needs_clean
 from harness.errors import CaseError, RunError
 from harness.reference import run_cpu
 from harness.tests.execute import ROOT, emulated
+from harness.tests.needs import needs_torch_npu
 
 CPU = dict(forward=None, dtype=torch.float32)
 SENT = []  # a line for each time that a Tied was pickled here
@@ -144,6 +145,7 @@ if __name__ == "__main__":
 """
 
 
+@needs_torch_npu
 def test_an_additive_mask_is_lost_where_an_npu_is_seen_and_kept_in_the_clean_process(tmp_path):
     run = emulated(TRAP, path=tmp_path / "trap.py")
     assert run.returncode == 0, run.stderr
@@ -321,6 +323,7 @@ def test_parametrized_modules_are_sent_too(clean):
     assert torch.equal(found["output"], model(x))
 
 
+@needs_torch_npu
 def test_models_that_record_their_hidden_states_do_so_there(clean):
     """transformers notes which outputs a model can record when it is built; a model that is sent was not built there."""
     open_device("emulated")  # transformers imports torch_npu

@@ -16,6 +16,7 @@ from harness.cli import main
 from harness.models.aimv2 import PHOTO
 from harness.models.digits import FOLDER
 from harness.tests.checkpoints import model, write
+from harness.tests.needs import needs_torch_npu
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,6 +136,7 @@ def test_a_99th_percentile_needs_a_hundred_forwards():
         bench.measure(lambda: None, lambda: None, iterations=0, warmup=0)
 
 
+@needs_torch_npu
 def test_bench_times_the_cpu_beside_the_device_and_says_what_it_is_worth(capsys):
     words = ["bench", "--model-dir", FOLDER, "--batch-size", 1, 4, "--iters", 2, "--warmup", 1, "--device", "emulated"]
     status, out, _ = run(capsys, *words)
@@ -149,12 +151,14 @@ def test_bench_times_the_cpu_beside_the_device_and_says_what_it_is_worth(capsys)
 # -------------------------------------------------------------------------------------------------------------- doctor
 
 
+@needs_torch_npu
 def test_doctor_prints_the_stack_and_lets_the_device_answer(capsys):
     status, out, _ = run(capsys, "doctor", "--device", "emulated")
     assert status == 0
     assert "Ascend910B4" in out and "conv_allow_hf32" in out and "a product and a sum on npu:0" in out
 
 
+@needs_torch_npu
 def test_doctor_fails_with_the_reason():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND")}
     command = [sys.executable, "-m", "harness", "doctor", "--device", "npu"]
@@ -162,6 +166,7 @@ def test_doctor_fails_with_the_reason():
     assert done.returncode == 1 and "FAILED" in done.stdout and "CANN cannot be loaded" in done.stdout and "Traceback" not in done.stderr
 
 
+@needs_torch_npu
 def test_doctor_fails_a_device_that_computes_wrongly():
     from harness import emulator, open_device
 

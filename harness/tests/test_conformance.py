@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import emulator, open_device
+from harness import emulator
 from harness.conformance import architectures, bits, symbols, vendor
 from harness.emulator import build
 from harness.errors import HarnessError
+from harness.tests.needs import emulated_device, needs_torch_npu
+
+pytestmark = needs_torch_npu
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def npu():
-    return open_device("emulated").torch_device
+    return emulated_device().torch_device
 
 
 # ---------------------------------------------------------------------------------------------------------------- symbols

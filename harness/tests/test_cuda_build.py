@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import open_device
 from harness.emulator import build
 from harness.tests import planted_keys
 from harness.tests.execute import ROOT, emulated
+from harness.tests.needs import emulated_device, needs_torch_npu
 from harness.tests.planted_keys import Names, word
+
+pytestmark = needs_torch_npu
 
 TORCH = ("max_split_size_mb", "garbage_collection_threshold", "roundup_power2_divisions", "expandable_segments")
 SAME = ("pinned_reserve_segment_size_mb", "page_size")  # one on the heap, one within its string
@@ -26,7 +28,7 @@ cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason=f"torch {torc
 
 @pytest.fixture(scope="module")
 def core():
-    open_device("emulated")
+    emulated_device()
     return ctypes.CDLL(str(Path(os.environ["ASCEND_HOME_PATH"]) / build.CORE))
 
 

@@ -11,6 +11,7 @@ from harness.conformance import floor
 from harness.conformance.detection import SUBJECTS, Trial, Bench, _called, _planted, matrix, text
 from harness.devices import open_device
 from harness.models.aimv2 import AIMv2Config
+from harness.tests.needs import needs_torch_npu
 
 
 @pytest.fixture(scope="module", params=[("causal", "float32"), ("convolutional", "bfloat16")], ids=" ".join)
@@ -42,6 +43,7 @@ def test_the_other_presets_miss_faults_or_alarm_on_what_is_sound(trials):
             assert all(preset in each.alarms for each in sound), preset
 
 
+@needs_torch_npu
 def test_a_fault_below_the_noise_of_hf32_is_seen_by_the_sharp_preset_alone():
     """The patch embedding's HF32 hides a scale error of 1e-5 in a norm; its rounding is known element by element, and hides nothing."""
     bench = Bench(next(each for each in SUBJECTS if each.name == "aimv2"), "float32", open_device("emulated"))
@@ -66,6 +68,7 @@ def test_the_report_counts_what_it_was_given():
     assert "| m | float32 | b scale | late | 9 |  |" in said and "| m | float32 | rerun (1) | cann |" in said
 
 
+@needs_torch_npu
 def test_the_forecast_says_what_the_device_loses_under_every_switch():
     device = open_device("emulated")
     found = list(floor.measured(device, AIMv2Config(width=128, depth=6, heads=4, hidden=352, image_size=56), seeds=(1, 2)))

@@ -15,13 +15,14 @@ from harness.devices import opening
 from harness import emulator, open_device
 from harness.emulator import build
 from harness.errors import DeviceError
+from harness.tests.needs import emulated_device, needs_torch_npu
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def emulated():
-    return open_device("emulated")
+    return emulated_device()
 
 
 def child(code, **environment):
@@ -43,6 +44,7 @@ def test_a_word_that_is_no_device_lists_those_that_are(spec):
         open_device(spec)
 
 
+@needs_torch_npu
 def test_npu_without_cann_is_refused_and_says_how_to_set_it_up():
     words = refusal("npu")
     assert f"torch_npu {metadata.version('torch_npu')} is installed, but CANN cannot be loaded (libhccl.so:" in words
@@ -53,6 +55,7 @@ def test_auto_emulates_where_there_is_no_trace_of_ascend():
     assert refusal("auto") == "opened emulated"
 
 
+@needs_torch_npu
 @pytest.mark.parametrize("name", ["ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"])
 def test_auto_never_emulates_where_there_is_a_trace(name):
     words = refusal("auto", **{name: "/usr/local/Ascend/latest"})
@@ -143,6 +146,7 @@ def test_cuda_answers():
         open_device("cuda:99")
 
 
+@needs_torch_npu
 def test_the_package_and_the_help_work_where_import_torch_alone_raises():
     """torch_npu is installed here and CANN is not: a bare `import torch` fails."""
     assert child("import torch").returncode != 0

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import compare, emulator, open_device
+from harness import compare, emulator
 from harness.emulator import build
 from harness.errors import DeviceError, HarnessError
 from harness.models.aimv2 import AIMv2Config
 from harness.models.aimv2 import build as build_aimv2
 from harness.reference import copy_module, run_cpu
+from harness.tests.needs import emulated_device, needs_torch_npu
+
+pytestmark = needs_torch_npu
 
 ROOT = Path(__file__).parents[2]
 SIZES = dict(width=64, depth=2, heads=4, hidden=176)
@@ -22,7 +25,7 @@ SIZES = dict(width=64, depth=2, heads=4, hidden=176)
 
 @pytest.fixture(scope="module")
 def npu():
-    return open_device("emulated").torch_device
+    return emulated_device().torch_device
 
 
 def seeded(*shape, seed=0):

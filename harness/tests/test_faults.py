@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from harness import emulator, open_device
+from harness import emulator
 from harness.emulator import faults
 from harness.numerics import effective_bits, round_hf32
 from harness.tests.execute import emulated
+from harness.tests.needs import emulated_device, needs_torch_npu
 from harness.tests.operators.conftest import seeded
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def npu():
-    return open_device("emulated").torch_device
+    return emulated_device().torch_device
 
 
 X = seeded(2, 4, 8, 16)
@@ -158,6 +159,7 @@ def test_several_faults_act_together(npu):
 SILU = "import torch\ny = torch.nn.functional.silu(torch.ones(3).to('npu:0')).cpu()\nprint(y.tolist())"
 
 
+@needs_torch_npu
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -170,12 +172,14 @@ def test_a_call_that_fails_raises_what_torch_npu_raises(kind, words):
     assert done.returncode == 1 and words in done.stderr and done.stdout.strip() == "", done.stderr
 
 
+@needs_torch_npu
 def test_a_crash_ends_the_process_and_a_hang_takes_its_time():
     assert emulated(SILU, "--fault", "aclnnSilu:crash").returncode == -signal.SIGSEGV
     body = "import time, torch\nx = torch.ones(3).to('npu:0')\nbegan = time.time()\ntorch.nn.functional.silu(x).cpu()\nprint(time.time() - began)"
     assert 1.0 <= float(emulated(body, "--fault", "aclnnSilu:hang:seconds=1").stdout) < 30
 
 
+@needs_torch_npu
 def test_a_program_is_told_what_its_faults_did_and_one_that_never_acted_fails_it():
     done = emulated(SILU, "--fault", "aclnnSilu:scale:by=2")
     assert done.returncode == 0 and "planted fault aclnnSilu:scale:by=2.0 (acted on 1 of the 1 calls" in done.stderr

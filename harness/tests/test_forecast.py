@@ -5,13 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness import open_device
 from harness.devices import Stack
 from harness.forecast import Rules, rounding, rules_of
 from harness.models.aimv2 import AIMv2Config
 from harness.models.aimv2 import build as build_aimv2
 from harness.numerics import effective_bits, round_tf32
 from harness.reference import copy_module
+from harness.tests.needs import emulated_device
 
 HALVES = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, *HALVES)
@@ -78,7 +78,7 @@ OPERATORS = {  # name: (function, shapes of its tensors)
 
 @pytest.fixture(scope="module")
 def device():
-    return open_device("emulated")
+    return emulated_device()
 
 
 @pytest.fixture(scope="module")

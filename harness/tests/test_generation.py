@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness import Case, emulator, open_device, validate
+from harness import Case, emulator, validate
 from harness.errors import CaseError
 from harness.generation import first_divergence, shared_length, until
+from harness.tests.needs import emulated_device
 
 NAMES = ("tokens", "logits")
 
@@ -109,7 +110,7 @@ def case(model, dtype):
 
 @pytest.fixture(scope="module")
 def npu():
-    return open_device("emulated")
+    return emulated_device()
 
 
 def test_a_healthy_generation_passes_and_near_ties_do_not_fail(npu):

@@ -7,6 +7,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.known import complaint, entry_for, read_known
+from harness.tests.needs import needs_torch_npu
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user  # noqa: F401
 
 ENTRY = """
@@ -167,6 +168,7 @@ def test_a_file_that_cannot_be_read_stops_the_session(session):
     assert result.ret == pytest.ExitCode.USAGE_ERROR and "no known failures at nowhere.toml" in result.stderr.str()
 
 
+@needs_torch_npu
 def test_a_known_failure_does_not_hide_the_next_row_of_its_test(user):  # noqa: F811
     (user.path / "cases").mkdir()
     (user.path / "cases" / "known_failures.toml").write_text(ENTRY)

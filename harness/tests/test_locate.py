@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness import Case, emulator, open_device
+from harness import Case, emulator
 from harness.emulator import faults
 from harness.emulator.table import changed
 from harness.evidence import cause_of
 from harness.locate import _is_explained, locate
 from harness.report.found import depth_picture, found_text, located
 from harness.repro import reduced, write_repro
+from harness.tests.needs import emulated_device, needs_torch_npu
 from harness.tests.test_clean import TRAP, emulated
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user, write  # noqa: F401
 from harness.trial import Trial, copy_strided, difference
@@ -72,7 +73,7 @@ def broken(place, fault):
 def npu():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield open_device("emulated")
+    yield emulated_device()
     torch.set_num_threads(before)
 
 
@@ -373,6 +374,7 @@ def test_what_a_sound_device_rounds_is_named_with_what_turning_it_off_gives(npu)
     assert cause_of(trial, trial.on_device(), trial.on_cpu()) == "it computes GELU by its tanh formula"
 
 
+@needs_torch_npu
 def test_a_model_that_is_another_beside_an_npu_is_said_to_be(tmp_path):
     run = emulated(TRAP.partition("    how = ")[0] + LOCATED, path=tmp_path / "trap.py")
     assert run.returncode == 0, run.stderr
@@ -527,6 +529,7 @@ def test_precision(precision, seed):
 )
 
 
+@needs_torch_npu
 def test_a_failing_row_is_located_by_itself(user):  # noqa: F811
     write(user, FAILING)
     result = user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnSilu:scale:by=1.1")
@@ -541,6 +544,7 @@ def test_a_failing_row_is_located_by_itself(user):  # noqa: F811
     assert "located small float32 seed 1: 1: silu is the first wrong operator" in result.stdout.str()
 
 
+@needs_torch_npu
 def test_locating_can_be_left_out_or_run_out_of_its_budget(user):  # noqa: F811
     write(user, FAILING)
     fault = ("--device", "emulated", "--fault", "aclnnSilu:scale:by=1.1")
@@ -552,6 +556,7 @@ def test_locating_can_be_left_out_or_run_out_of_its_budget(user):  # noqa: F811
     assert "1: SiLU is the first wrong module" in stored(user)["rows"][0]["located"]["said"]
 
 
+@needs_torch_npu
 def test_the_command_locates_a_row_that_passes(user):  # noqa: F811
     write(user, FAILING)
 

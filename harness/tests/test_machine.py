@@ -6,6 +6,9 @@ from harness import emulator
 from harness.emulator.program import bytes_in
 from harness.errors import HarnessError
 from harness.tests.execute import emulated
+from harness.tests.needs import needs_torch_npu
+
+pytestmark = needs_torch_npu
 
 
 def output(body, *options, **more):

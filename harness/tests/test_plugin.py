@@ -20,6 +20,7 @@ import harness.case  # noqa: F401
 import harness.report  # noqa: F401
 from harness import open_device
 from harness.errors import DeviceError
+from harness.tests.needs import needs_torch_npu
 
 # Most of those imports are not used: pytester forgets what an inner run imported, and torch cannot be imported twice.
 
@@ -317,6 +318,7 @@ def test_precision(precision):
 """
 
 
+@needs_torch_npu
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
@@ -345,6 +347,7 @@ def test_a_fault_in_the_emulator_fails_the_run_with_the_right_words(user, body, 
         assert "FELL BACK" in row["marks"]
 
 
+@needs_torch_npu
 def test_a_failed_operator_does_not_spoil_the_next_case(user):
     body = """
 @pytest.mark.parametrize("fault", [False, True, False], ids=["before", "broken", "after"])
@@ -370,6 +373,7 @@ def test_the_performance_table_comes_on_request(user):
 # ------------------------------------------------------------------------------------------------------ planted faults
 
 
+@needs_torch_npu
 def test_a_planted_fault_fails_the_case_and_the_report_says_so_first(user):
     write(user, FIVE_SEEDS)
     result = user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnSilu:scale:by=1.1", "-k", "precision")
@@ -381,6 +385,7 @@ def test_a_planted_fault_fails_the_case_and_the_report_says_so_first(user):
     assert "FAULT" not in markdown(user)
 
 
+@needs_torch_npu
 def test_a_fault_that_never_acted_fails_the_run(user):
     write(user, FIVE_SEEDS)
     result = user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnGelu:nan", "-k", "precision")
@@ -389,6 +394,7 @@ def test_a_fault_that_never_acted_fails_the_run(user):
     result.stdout.fnmatch_lines(["aclnnGelu:nan never acted: none of the operators that it names ran*"])
 
 
+@needs_torch_npu
 def test_faults_act_in_workers_too(user):
     pytest.importorskip("xdist")
     write(user, FIVE_SEEDS)
@@ -409,6 +415,7 @@ def test_faults_that_cannot_be_planted_stop_the_session(user):
     assert not (user.path / "reports").exists() or not list((user.path / "reports").iterdir())
 
 
+@needs_torch_npu
 def test_the_fixture_plants_until_the_test_ends(user):
     write(
         user,
@@ -458,6 +465,7 @@ def test_precision(precision, seed):
 )
 
 
+@needs_torch_npu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_floor_is_what_judges_by_default_and_every_reference_is_shown(user, dtype):
     write(user, FLOORED.replace("DTYPE", dtype))
@@ -471,6 +479,7 @@ def test_the_floor_is_what_judges_by_default_and_every_reference_is_shown(user, 
     assert "measured / forecast" in text and "Limits: preset floor." in text and "Conditioning: moving every input" in text
 
 
+@needs_torch_npu
 def test_a_small_factor_that_no_element_shows_fails_the_floor_and_passes_the_card(user):
     write(user, FLOORED.replace("DTYPE", "float32"))
     fault = ("--device", "emulated", "--fault", "aclnnAddmm:scale:by=1.000003")
@@ -481,6 +490,7 @@ def test_a_small_factor_that_no_element_shows_fails_the_floor_and_passes_the_car
     assert stored(user)["rows"][0]["preset"] == "card"
 
 
+@needs_torch_npu
 def test_stored_results_are_judged_again_by_another_preset(user, capsys):
     from harness.cli import main
 
@@ -497,6 +507,7 @@ def test_stored_results_are_judged_again_by_another_preset(user, capsys):
     assert "no preset is called 'nice'" in capsys.readouterr().err
 
 
+@needs_torch_npu
 def test_a_device_that_differs_from_run_to_run_is_marked_with_its_size(user):
     write(user, FLOORED.replace("DTYPE", "float32"))
     user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnAddmm:noise:by=1e-7", "-k", "seed1")
@@ -522,6 +533,7 @@ def test_a_model_without_float64_says_so(user):
     assert "NO GOLDEN: the model does not run in float64" in markdown(user) and "no float64 here" in markdown(user)
 
 
+@needs_torch_npu
 def test_a_second_run_reads_the_store_and_a_damaged_entry_is_computed_again(user):
     write(user, FLOORED.replace("DTYPE", "float32"))
     arguments = ("--device", "emulated", "--reference-store", str(user.path / "store"), "-p", "no:warnings")
@@ -574,6 +586,7 @@ def test_precision(precision):
 """
 
 
+@needs_torch_npu
 def test_a_transformers_model_is_held_against_a_reference_that_saw_no_npu(user):
     """On a machine with an NPU transformers makes a boolean mask of swin's position bias, on the CPU too: both sides would be wrong alike."""
     write(user, SWIN)
@@ -610,6 +623,7 @@ def kinds(user):
     return [(row["status"], row["marks"], (row["baseline"] or {}).get("kind")) for row in stored(user)["rows"]]
 
 
+@needs_torch_npu
 def test_the_life_of_a_baseline(user, monkeypatch):
     def session(*more):
         result = user.runpytest_inprocess("--device", "emulated", *more)
@@ -658,6 +672,7 @@ def test_the_life_of_a_baseline(user, monkeypatch):
         assert stored(user)["rows"][0]["status"] == "ERROR" and words in stored(user)["rows"][0]["reasons"][0]
 
 
+@needs_torch_npu
 def test_a_failure_and_a_broken_device_are_not_accepted(user):
     write(user, life().replace('preset="card"', "max_diff=1e-12"))
     result = user.runpytest_inprocess("--device", "emulated", "--baseline=accept")
@@ -670,6 +685,7 @@ def test_a_failure_and_a_broken_device_are_not_accepted(user):
     assert result.ret == pytest.ExitCode.USAGE_ERROR and "are no baseline" in result.stderr.str()
 
 
+@needs_torch_npu
 def test_a_limit_that_was_loosened_fails_until_it_is_accepted(user):
     write(user, FIVE_SEEDS)
     assert user.runpytest_inprocess("--device", "emulated", "--baseline=accept", "-k", "precision").ret == 0

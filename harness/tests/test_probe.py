@@ -29,13 +29,14 @@ from harness.devices import Stack, measurements
 from harness.devices.measurements import MEASUREMENTS, measure, operands
 from harness.emulator import faults
 from harness.numerics import matmul_by_groups
+from harness.tests.needs import emulated_device, needs_torch_npu
 
 CHEAP = tuple(each.name for each in MEASUREMENTS if each.name.partition(" ")[0] in ("1", "2", "3", "5", "8"))
 
 
 @pytest.fixture(scope="module")
 def emulated():
-    return open_device("emulated")
+    return emulated_device()
 
 
 @pytest.fixture
@@ -386,6 +387,7 @@ def test_numbers_that_are_not_finite_are_words():
 # ---------------------------------------------------------------------------------------------------- file and commands
 
 
+@needs_torch_npu
 def test_the_file_of_measurements_runs_alone(tmp_path, monkeypatch):
     """As its owner would run it: one file, torch beside it, nothing of the harness."""
     alone = tmp_path / "measurements.py"

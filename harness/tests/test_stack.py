@@ -17,13 +17,14 @@ from harness.devices import cards, stack
 from harness.devices.stack import ENVIRONMENT, Stack
 from harness.report import build, write
 from harness.report.text import MISSING
+from harness.tests.needs import emulated_device
 from harness.tests.test_upgrade import measured
 from harness.upgrade import EFFECTS, compare_reports
 
 
 @pytest.fixture(scope="module")
 def emulated():
-    return open_device("emulated")
+    return emulated_device()
 
 
 def gate(tmp_path, capsys, before, after):

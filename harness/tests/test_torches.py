@@ -13,6 +13,7 @@ import torch
 
 from harness import torch_private, versions
 from harness.errors import TorchError
+from harness.tests import needs
 
 ROOT = Path(__file__).parents[2]
 HARNESS = ROOT / "harness"
@@ -210,6 +211,29 @@ def test_every_dtype_has_its_float64_reference_where_operators_are_missing(tmp_p
     code = OLDER.format(names=("_grouped_mm", "_upsample_bicubic2d_aa", "_scaled_dot_product_flash_attention_for_cpu"))
     status, out, err = answer(tmp_path, "-c", code)
     assert (status, out.split()) == (0, ["PASS"] * 3), err
+
+
+# ------------------------------------------------------------------------------------------ tests that need torch_npu
+
+
+def test_where_torch_npu_is_installed_no_test_is_skipped_for_it():
+    """With the `emulated` extra, as in CI; a torch_npu that is installed and cannot be imported makes tests fail, not skip."""
+    assert not (needs.torch_npu_is_installed() and needs.lacks_torch_npu())
+
+
+def test_without_torch_npu_tests_are_skipped_unless_nothing_may_be(monkeypatch):
+    monkeypatch.setattr(needs.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("PRECISION_TESTS_SKIP_NOTHING", raising=False)
+    assert needs.lacks_torch_npu()
+    with pytest.raises(pytest.skip.Exception, match="torch_npu is not installed"):
+        needs.emulated_device()
+    monkeypatch.setenv("PRECISION_TESTS_SKIP_NOTHING", "1")
+    assert not needs.lacks_torch_npu()
+
+
+def test_ci_skips_none_of_them():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "export PRECISION_TESTS_SKIP_NOTHING=1" in script and "[emulated,test]" in script
 
 
 # ------------------------------------------------------------------------------------------------ what pip may not move

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import baseline, open_device
+from harness import baseline
 from harness.conformance import upgrades
 from harness.conformance.detection import SUBJECTS
 from harness.emulator.table import changed
 from harness.errors import HarnessError
+from harness.tests.needs import emulated_device
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +40,7 @@ def test_precision(precision, case):
 
 @pytest.fixture(scope="module")
 def npu():
-    return open_device("emulated").torch_device
+    return emulated_device().torch_device
 
 
 def test_an_operator_means_something_else_inside_the_block_alone(npu):

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from harness import open_device
+from harness.tests.needs import emulated_device
 
 RTOL = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 @pytest.fixture(scope="session")
 def npu():
-    return open_device("emulated").torch_device
+    return emulated_device().torch_device
 
 
 @pytest.fixture

@@ -1,0 +1,48 @@
+"""What a test needs of the machine: one that needs torch_npu is skipped where it is not installed, with one reason.
+
+    @needs_torch_npu
+    def test_…                                 a test that opens the emulated device itself, or has a child process do so
+
+    @pytest.fixture(scope="module")
+    def npu():
+        return emulated_device().torch_device  a fixture
+
+CI sets PRECISION_TESTS_SKIP_NOTHING=1, under which nothing is skipped for this reason: it installs the `emulated` extra.
+"""
+
+import os
+from importlib import metadata, util
+
+import pytest
+
+REASON = "torch_npu is not installed: pip install -e '.[emulated]'"
+
+
+def lacks_torch_npu() -> bool:
+    """Whether tests of the emulated device are skipped: torch_npu is not there, and nobody said that it must be."""
+    return util.find_spec("torch_npu") is None and os.environ.get("PRECISION_TESTS_SKIP_NOTHING") != "1"
+
+
+def skip_without_torch_npu() -> None:
+    if lacks_torch_npu():
+        pytest.skip(REASON)
+
+
+def emulated_device():
+    """The emulated device; the test is skipped where there is no torch_npu."""
+    skip_without_torch_npu()
+    from harness import open_device
+
+    return open_device("emulated")
+
+
+needs_torch_npu = pytest.mark.skipif(lacks_torch_npu(), reason=REASON)
+
+
+def torch_npu_is_installed() -> bool:
+    """By its metadata, thus by another way than the one that decides on skipping."""
+    try:
+        metadata.version("torch_npu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
