@@ -90,7 +90,10 @@ def tried(take: Callable[[], Any]) -> Any:
     try:
         return take()
     except Exception as error:  # noqa: BLE001  the exception is what was measured
-        return {"raised": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        text = " ".join(str(error).split())
+        # torch_npu names the operator at the beginning, CANN its reason at the end.
+        text = text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}"
+        return {"raised": f"{type(error).__name__}: {text}"}
 
 
 def _switched(measurement: Measurement, device: torch.device) -> Any:

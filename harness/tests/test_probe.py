@@ -290,6 +290,45 @@ def test_the_same_numbers_contradict_another_rule_set(cheap, changed, rules):
     assert {each.rule for each in verdicts if each.verdict == CONTRADICTS} == rules
 
 
+SOC = """
+import sys
+from pathlib import Path
+from harness.commands.probe import probe
+probe("emulated", Path(sys.argv[1]), wanted=("1 conv operand", "2 product operand", "4 products", "5 gelu", "8 edges"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("soc", "conv", "product", "gelu", "overflow", "bfloat16"),
+    [
+        ("Ascend310P3", 10, 10, "tanh", "65504", UNMEASURED),
+        ("Ascend950PR_9589", 10, 23, "erf", "inf", AGREES),
+        ("Ascend310B4", None, None, None, None, UNSAID),
+    ],
+)
+def test_the_verdicts_follow_the_rules_of_the_family(tmp_path, soc, conv, product, gelu, overflow, bfloat16):
+    (tmp_path / "probing.py").write_text(SOC)
+    command = [
+        sys.executable,
+        "-m",
+        "harness",
+        "emulate",
+        "--soc",
+        soc,
+        str(tmp_path / "probing.py"),
+        str(tmp_path / "x.json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    document = strict((tmp_path / "x.json").read_text())
+    says = {each["rule"]: each["says"] for each in document["verdicts"]}
+    assert document["emulated"] and document["stack"]["device"] == soc and (document["rules"] is None) == (conv is None)
+    assert not of(document, CONTRADICTS)
+    assert [says[f"{what} operand: mantissa bits"] for what in ("conv", "product")] == [conv, product]
+    assert says["gelu: formula for approximate='none'"] == gelu and says["half times 2 above the range"] == overflow
+    assert "product: effective bits, bfloat16 64" in of(document, bfloat16)
+
+
 def test_a_card_that_saturates_contradicts_a_rule_of_inf(cheap):
     stack = Stack.from_dict(cheap["stack"])
     edges = cheap["measured"]["8 edges"] | {
@@ -319,8 +358,8 @@ def test_a_card_that_answers_differently_contradicts(cheap):
     }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------- what goes
-# wrong
+
+# ------------------------------------------------------------------------------------------------------ what goes wrong
 
 
 def test_an_operator_that_raises_is_recorded_and_the_probe_goes_on(emulated, tmp_path):
