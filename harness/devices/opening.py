@@ -12,6 +12,7 @@ import torch
 
 from harness import autoload
 from harness.devices.device import Device, first_line
+from harness.devices.families import FAMILIES, UNKNOWN, family_of
 from harness.devices.stack import cpu_name
 from harness.errors import DeviceError
 
@@ -19,19 +20,21 @@ SPECS = "auto, npu[:n], emulated, cuda[:n] or cpu"
 SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh (from CANN 8.5: /usr/local/Ascend/cann/set_env.sh)"
 
 
-def open_device(spec: str = "auto") -> Device:
-    """Open `auto`, `npu[:n]`, `emulated`, `cuda[:n]` or `cpu`.
+def open_device(spec: str = "auto", *, soc: str | None = None) -> Device:
+    """Open `auto`, `npu[:n]`, `emulated`, `cuda[:n]` or `cpu`; `soc` names the chip that an emulated device plays, such as "Ascend310P3".
 
     Raises: ValueError for another word; DeviceError when the device cannot run here, saying what was looked for and what to do.
     """
     kind, index = parse_spec(spec)
+    if soc is not None and (kind not in ("auto", "emulated") or kind == "auto" and _traces_of_ascend()):
+        raise DeviceError(f"soc {soc} says which chip the emulated device plays, and {spec} is none here; leave it out, or ask for --device=emulated")
     if kind == "cpu":
         return Device(name=cpu_name(), backend="cpu", torch_device=torch.device("cpu"), reason="the CPU was asked for")
     if kind == "cuda":
         return _open_cuda(index)
     if kind == "npu":
         return _open_npu(index, "it was asked for")
-    return _open_emulated("it was asked for") if kind == "emulated" else _open_auto()
+    return _open_emulated("it was asked for", soc) if kind == "emulated" else _open_auto(soc)
 
 
 def parse_spec(spec: str) -> tuple[str, int]:
@@ -42,10 +45,10 @@ def parse_spec(spec: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3] or 0)
 
 
-def _open_auto() -> Device:
+def _open_auto(soc: str | None = None) -> Device:
     traces = _traces_of_ascend()
     if not traces:
-        return _open_emulated("there is no trace of CANN or of an Ascend card here")
+        return _open_emulated("there is no trace of CANN or of an Ascend card here", soc)
     found = ", ".join(traces)
     try:
         return _open_npu(0, f"auto found {found}")
@@ -107,12 +110,15 @@ def _open_npu(index: int, reason: str) -> Device:
     return device
 
 
-def _open_emulated(reason: str) -> Device:
+def _open_emulated(reason: str, soc: str | None = None) -> Device:
     from harness import emulator
 
+    if soc is not None and family_of(soc) is UNKNOWN:  # torch_npu refuses its name
+        there = ", ".join(f"{each.name} ({each.members})" for each in FAMILIES)
+        raise DeviceError(f"no chip is called {soc!r}; write a name such as Ascend310P3, of one of the families {there}")
     # With torch_npu's queue an operator that fails closes the queue for the rest of the process.
     os.environ.setdefault("TASK_QUEUE_ENABLE", "0")
-    emulator.install()
+    emulator.install(None if soc is None else emulator.Machine(name=soc))
     return _answering(0, "emulated", reason, "torch_npu over the emulated CANN")
 
 

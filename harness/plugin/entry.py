@@ -39,9 +39,10 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
 
     autoload.hold()
     _require_torch()
-    if any(word.split("=")[0] == "--device" for word in args):
-        return  # the short name, which a conftest.py adds: the device is opened in pytest_configure
-    early_config.stash[DEVICE] = Opening(early_config.known_args_namespace.precision_device)
+    if any(word.split("=")[0] in ("--device", "--soc") for word in args):
+        return  # a short name, which a conftest.py adds: the device is opened in pytest_configure
+    known = early_config.known_args_namespace
+    early_config.stash[DEVICE] = Opening(known.precision_device, known.precision_soc)
     early_config.stash[DEVICE].open()
 
 
@@ -102,7 +103,7 @@ def activate(config: pytest.Config):
     autoload.hold()
     _require_torch()
     config.option.keyword = keyword_of(config.option.keyword)
-    opening = config.stash.setdefault(DEVICE, Opening(options_of(config).device))
+    opening = config.stash.setdefault(DEVICE, Opening(options_of(config).device, options_of(config).soc))
     session = Session(config, opening, whole=config.pluginmanager.has_plugin(CONFTEST) or _has_option(config))
     config.pluginmanager.register(session, SESSION)
     session.begin(explicit=config.stash[EXPLICIT])

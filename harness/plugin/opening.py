@@ -13,8 +13,8 @@ DEVICE = pytest.StashKey["Opening"]()
 class Opening:
     """The device that was asked for, or why it cannot run; opened with the first use."""
 
-    def __init__(self, spec: str):
-        self.spec = spec
+    def __init__(self, spec: str, soc: str | None = None):
+        self.spec, self.soc = spec, soc
         self._device = None
         self.error: Exception | None = None
 
@@ -36,7 +36,7 @@ class Opening:
                 warnings.simplefilter("ignore")
                 from harness.devices import open_device
 
-                self._device = open_device(self.spec)
+                self._device = open_device(self.spec, soc=self.soc)
         except (DeviceError, ValueError, ImportError) as error:
             self.error = error
 

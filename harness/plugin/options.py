@@ -68,6 +68,7 @@ def _number(name: str, kind: type, metavar: str, help: str, default: float | Non
 
 OPTIONS = (
     _text("device", "DEVICE", "auto (default), npu[:n], emulated, cuda[:n] or cpu", default="auto"),
+    _text("soc", "NAME", "the chip that the emulated device plays, such as Ascend310P3 (default Ascend910B4)"),
     _path("report", "DIR", "where the report goes (default: reports/)"),
     _choice("lang", ("en", "zh"), "language of the markdown report"),
     Option(
