@@ -186,16 +186,15 @@ class _Rounding(TorchDispatchMode):
         """What an operator returned, cut in place where half results saturate."""
         if self.rules.saturates:
             for each in tree_leaves(found):
-                if isinstance(each, Tensor) and each.dtype == torch.float16 and each.device.type == "cpu" and each.layout == torch.strided:
+                if isinstance(each, Tensor) and each.dtype == torch.float16 and _is_ours((each,)) and not bool(each.isfinite().all()):
                     each.copy_(numerics.saturated(each))
         return found
 
     def attend(self, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
         """F.scaled_dot_product_attention; `func` computes it where there is no rule."""
         options = dict(dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
-        if self.rules.overflow_alone:
-            return self._saturated(func(query, key, value, attn_mask, **options))
-        if not _is_ours((query, key, value)) or dropout_p or is_causal and attn_mask is not None:
+        elsewhere = self.rules.overflow_alone or not _is_ours((query, key, value))  # what it is made of comes here again
+        if elsewhere or dropout_p or is_causal and attn_mask is not None:
             return getattr(func, "decompose", func)(query, key, value, attn_mask, **options)
         wanted = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
         if wanted or not _fits_fused(self.rules, query, key, value, attn_mask, enable_gqa):

@@ -182,7 +182,7 @@ class Trial:
         forecast = None if rules is None or golden is None else self.on_cpu(rules)
         actual, expected, wide, predicted = (None if group is None else {str(number): each for number, each in enumerate(group)} for group in (found, results, golden, forecast))
         if overflow is not None and wide is not None:
-            wide, _ = cut_as_float16(wide, expected, self.device.name)
+            wide, _ = cut_as_float16(wide, expected, actual, self.device.name)
         comparisons, references = measure(actual, expected, wide, predicted, () if rules is None else rules.modes)
         floating = {name for name, each in expected.items() if each.is_floating_point() or each.is_complex()}
         tolerance = FLOOR if floating <= references.keys() else PAIR

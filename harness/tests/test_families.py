@@ -79,6 +79,25 @@ def test_the_mode_of_overflow_is_what_the_stack_says_else_the_familys():
     assert (x * 400)[0] == math.inf
 
 
+def test_where_float64_is_not_finite_the_cpu_is_the_reference_to_a_last_place():
+    from harness.case import cut_as_float16
+
+    golden = {"y": torch.tensor([math.inf, math.inf, 65519.0, 65520.0]).double()}
+    expected = {"y": torch.tensor([256.0, 256.0, 65504.0, 65504.0]).half()}
+    actual = {"y": torch.tensor([256.25, 256.5, 65504.0, 65504.0]).half()}
+    held, reasons = cut_as_float16(golden, expected, actual, "Ascend310P3")
+    assert held["y"].tolist() == [256.25, 256.0, 65519.0, 65520.0]
+    assert [reason.found for reason in reasons] == [1], "65519 rounds to 65504, 65520 to Inf"
+
+
+def test_the_overflow_of_the_device_leaves_gradients_alone():
+    q = seeded(1, 2, 5, 8).half().requires_grad_()
+    with rounding(overflow_of(stack("Ascend310P3"), torch.float16)):
+        found = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        (grad,) = torch.autograd.grad(found.sum(), q)
+    assert grad.isfinite().all()
+
+
 def test_a_cube_without_float32_refuses_to_keep_it():
     half, a2 = family_of("Ascend310P3"), family_of("Ascend910B4")
     for cube in (0, 3, 4):
