@@ -119,6 +119,7 @@ def _open_emulated(reason: str, soc: str | None = None) -> Device:
     # With torch_npu's queue an operator that fails closes the queue for the rest of the process.
     os.environ.setdefault("TASK_QUEUE_ENABLE", "0")
     emulator.install(None if soc is None else emulator.Machine(name=soc))
+    emulator.share_with_children()
     return _answering(0, "emulated", reason, "torch_npu over the emulated CANN")
 
 

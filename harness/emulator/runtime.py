@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness import autoload
 from harness.emulator import build, faults
 from harness.emulator.table import meaning
 from harness.errors import DeviceError
@@ -306,10 +308,11 @@ def install(machine: Machine | None = None) -> None:
             raise DeviceError(f"this process already plays {_installed.machine}; start another one for {machine}")
         return
     if "torch_npu" in sys.modules:
-        raise DeviceError("torch_npu was imported before the emulated CANN was put underneath it; open the device first")
+        _adopt(machine)
+        return
     require_torch()
+    autoload.hold()
     home = build.build(build.wheel_version())
-    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     os.environ["ASCEND_HOME_PATH"] = str(home)
     os.environ["ASCEND_OPP_PATH"] = str(home / "opp")
     import torch  # noqa: F401  torch's libraries come before the shims
@@ -320,13 +323,37 @@ def install(machine: Machine | None = None) -> None:
     atexit.register(_drain)
 
 
+def _adopt(machine: Machine | None) -> None:
+    """Bring the operators to a torch_npu that found the emulated CANN by itself, in a process that an emulated one started.
+
+    Raises: DeviceError where torch_npu is on another CANN, or another machine is played.
+    """
+    if MACHINE not in os.environ or not build.is_emulated_home(os.environ.get("ASCEND_HOME_PATH", "")):
+        raise DeviceError("torch_npu was imported before the emulated CANN was put underneath it; open the device first")
+    attach()
+    if machine is not None and machine != _installed.machine:
+        raise DeviceError(f"this process already plays {_installed.machine}, as the process that started it; start another one for {machine}")
+
+
 def share_with_children() -> None:
-    """Let the processes that this one starts find the emulated CANN too, as workers do that are spawned and not forked."""
+    """Let the processes that this one starts find the emulated CANN too, with a bare `import torch`, spawned workers for example."""
+    autoload.release()
     folder = os.environ["ASCEND_HOME_PATH"]
-    os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("LD_LIBRARY_PATH")]))
+    paths = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path and path != folder]
+    os.environ["LD_LIBRARY_PATH"] = os.pathsep.join([folder, *paths])
     os.environ[MACHINE] = _installed.machine.to_text()
-    own = str(Path(__file__).parents[2])  # last, for a child that would not find this package otherwise
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), own]))
+    if not _is_installed():
+        own = str(Path(__file__).parents[2])  # last, for a child that would not find this package otherwise
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), own]))
+
+
+def _is_installed() -> bool:
+    """Whether pip knows this package, so that every child of the same Python finds it."""
+    try:
+        metadata.distribution("npu-accuracy-harness")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def attach() -> None:

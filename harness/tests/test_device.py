@@ -26,7 +26,7 @@ def emulated():
 
 
 def child(code, **environment):
-    prepared = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_DEVICE"))} | environment
+    prepared = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_DEVICE", "LD_LIBRARY_PATH", "EMULATED"))} | environment
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=120)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import autoload
+from harness import autoload, open_device
 from harness.devices import opening
 
 ROOT = Path(__file__).parents[2]
@@ -220,6 +220,21 @@ def test_a_card_that_is_open_restores_it(monkeypatch):
 
 def test_a_script_may_import_torch_after_the_harness():
     code = "import os, harness, torch; print(os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'])"
-    prepared = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_DEVICE", "LD_LIBRARY"))}
+    prepared = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_DEVICE", "LD_LIBRARY", "EMULATED"))}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "0", done.stderr
+
+
+CHILD = "import torch; print(torch.npu.get_device_name(0), (torch.ones(2).npu() + 1).tolist())"
+HARNESS_LATER = "import torch, torch_npu; from harness import open_device; print(open_device('auto').backend)"
+
+
+def test_a_child_of_an_emulated_process_sees_the_npu():
+    """With a bare `import torch`, and when it opens the device only after torch_npu found the emulated CANN by itself."""
+    open_device("emulated")
+    for code, expected in ((CHILD, "Ascend910B4 [2.0, 2.0]"), (HARNESS_LATER, "emulated")):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert done.stdout.strip() == expected, done.stderr
+    code = "import torch, torch_npu; from harness import emulator; emulator.install(emulator.Machine(devices=2))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "this process already plays Machine(devices=1" in done.stderr
