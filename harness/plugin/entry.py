@@ -120,6 +120,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [] if session is None else session.header()
 
 
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """The header's lines where the device was opened only while tests were collected."""
+    return pytest_report_header(config)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> None:
     """Before a file of tests is imported: the device where the file uses the fixture, since it may import transformers."""

@@ -44,6 +44,7 @@ class Session:
         self.planted: list = []  # faults, on the emulated device
         self._acted: set[str] = set()  # those that did, here or in a worker, as text
         self._device = None  # once its faults are planted
+        self._introduced = False  # whether pytest's header named the device
         self.baselines = self.options.baselines or config.rootpath / "cases" / "baselines"
         self._cases: dict[tuple[str, str], object] = {}  # by name and dtype
         self._found: set[tuple[str, str]] = set()  # cases that were located, by name and dtype
@@ -96,11 +97,12 @@ class Session:
         return self._device
 
     def header(self) -> list[str]:
-        """The device, why it is this one, and its switches, for pytest's header."""
+        """The device, why it is this one, and its switches, for pytest's header; nothing before it is open, or a second time."""
+        if self._introduced or not self.opening.is_open and self.opening.error is None:
+            return []
+        self._introduced = True
         if self.opening.error is not None:
             return [f"accuracy: no device ({self.options.device}): {self.opening.error}"]
-        if not self.opening.is_open:
-            return ["accuracy: the device is opened when a test asks for it (--precision-device)"]
         device = self.opening.device
         stack = device.stack.to_dict()
         card = f", card {stack['card']}" if stack.get("card") else ""
