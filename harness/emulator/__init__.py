@@ -11,6 +11,9 @@ It computes errors of the size and the kind that a card has, not its bits, and i
 from harness.emulator.build import is_emulated_home
 from harness.emulator.faults import Fault, fault
 from harness.emulator.program import emulate
-from harness.emulator.runtime import Machine, bytes_to_host, install, installed, share_with_children
+from harness.emulator.runtime import Machine, bytes_to_host, install, installed, raise_interrupt, share_with_children
 
-__all__ = ["Fault", "Machine", "bytes_to_host", "emulate", "fault", "install", "installed", "is_emulated_home", "share_with_children"]
+__all__ = [
+    "Fault", "Machine", "bytes_to_host", "emulate", "fault", "install", "installed", "is_emulated_home", "raise_interrupt",
+    "share_with_children",
+]  # fmt: skip

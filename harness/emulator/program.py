@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from harness.emulator import faults
-from harness.emulator.runtime import Machine, install, share_with_children
+from harness.emulator.runtime import Machine, install, raise_interrupt, share_with_children
 from harness.errors import HarnessError
 
 USAGE = "python -m harness emulate [OPTIONS] (SCRIPT | -m MODULE) [ARGS ...]"
@@ -114,6 +114,7 @@ def _run(program: str, module: bool) -> int:
         print(exit.code, file=sys.stderr)
         return 1
     except Exception:
+        raise_interrupt()  # Ctrl-C while an operator ran came here as that operator's error
         traceback.print_exc()
         return 1
     return 0

@@ -127,6 +127,7 @@ class _Runtime:
                 ctypes.c_uint64.from_address(values[-1]).value = number
                 return 0
             except BaseException as error:  # nothing may be raised through C
+                _remember(error)
                 self._fail(operator.name, f"{operator.name}: {type(error).__name__}: {error}")
                 return STATUS_BAD_ARGUMENT
 
@@ -185,6 +186,7 @@ class _Runtime:
             self._fail(name, f"{name}: {error}")
             return STATUS_BAD_ARGUMENT
         except BaseException as error:
+            _remember(error)
             text = str(error) if isinstance(error, OperatorError) else f"{type(error).__name__}: {error}"
             return self._fail(name, f"{name}: {text}")
 
@@ -285,6 +287,21 @@ def _write(results: list, outputs: list) -> None:
 
 
 _installed: _Runtime | None = None
+_interrupts: list[BaseException] = []  # Ctrl-C, SIGTERM or a test's time limit that came while an operator ran
+
+
+def _remember(error: BaseException) -> None:
+    """Keep an interrupt for when Python has control again: through C it can only travel as an operator's error."""
+    if not isinstance(error, Exception):
+        _interrupts.append(error)
+
+
+def raise_interrupt() -> None:
+    """Raise the interrupt that came while an operator ran; nothing where there was none."""
+    if _interrupts:
+        error = _interrupts[0]
+        _interrupts.clear()
+        raise error.with_traceback(None) from None
 
 
 def installed() -> bool:
