@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -59,37 +60,48 @@ def percentile(times: Sequence[float], share: float) -> float:
     return sorted(times)[max(math.ceil(share * len(times)) - 1, 0)]
 
 
-def row(case: str, dtype: str, batch_size: int, device: str, timing: Timing) -> dict[str, Any]:
-    """One row of the performance table, as the report stores it."""
+def row(
+    case: str, dtype: str, batch_size: int, device: str, timing: Timing, task_queue: int | None = None
+) -> dict[str, Any]:
+    """One row of the performance table, as the report stores it. `task_queue`: torch_npu's mode, where an NPU was timed."""
     return {
         "case": case, "dtype": dtype, "batch_size": batch_size, "device": device, "n": timing.n, "warmup": timing.warmup,
-        "avg_ms": timing.avg_ms, "p50_ms": timing.p50_ms, "p99_ms": timing.p99_ms,
+        "avg_ms": timing.avg_ms, "p50_ms": timing.p50_ms, "p99_ms": timing.p99_ms, "task_queue": task_queue,
     }  # fmt: skip
 
 
 def time_pair(name: str, dtype: torch.dtype, models: tuple[nn.Module, nn.Module], inputs: Any, device: Device, *, forward=None, iterations: int, warmup: int, batch_size: int) -> list[dict]:
-    """The rows of one model on the CPU and on the device, on the same inputs."""
+    """The rows of one model on the CPU and on the device, on the same inputs.
+
+    Raises: RunError when the model or the device raises, DeviceError when the device does not compute.
+    """
     words = str(dtype).removeprefix("torch.")
     on_cpu, on_device = models
-    moved = move(inputs, device=device.torch_device)
     cpu = measure(
         lambda: run_cpu(on_cpu, inputs, forward=forward, dtype=dtype), lambda: None, iterations=iterations, warmup=warmup
     )
     rows = [row(name, words, batch_size, "cpu", cpu)]
     if device.torch_device.type != "cpu":
-        where = f"on {device.torch_device}"
-        timed = measure(lambda: run(on_device, moved, forward=forward, where=where), device.synchronize, iterations=iterations, warmup=warmup)
-        rows.append(row(name, words, batch_size, device.name, timed))
+        at = f"{name} {words}, timing"
+        device.check(at)
+        with device.telling(at):
+            moved = move(inputs, device=device.torch_device)
+            forwards = dict(iterations=iterations, warmup=warmup)
+            once = functools.partial(run, on_device, moved, forward=forward, where=device.where)
+            timed = measure(once, device.synchronize, **forwards)
+        device.check(at)  # one that drops its work is very fast
+        rows.append(row(name, words, batch_size, device.name, timed, device.stack.task_queue))
     return rows
 
 
 def time_case(case, device: Device, models: Models, *, iterations: int = 20, warmup: int = 3) -> list[dict]:
     """The rows of a case on its own inputs, for `pytest --bench`."""
     key = (case.model, case.checkpoint, case.weights_seed)
-    copies = tuple(
-        models.get(key, case.model, seed=case.weights_seed, dtype=case.torch_dtype, device=place)
-        for place in (torch.device("cpu"), device.torch_device)
-    )
+    with device.telling(f"{case.name} {case.dtype}, timing"):
+        copies = tuple(
+            models.get(key, case.model, seed=case.weights_seed, dtype=case.torch_dtype, device=place)
+            for place in (torch.device("cpu"), device.torch_device)
+        )
     inputs = move(case.inputs(torch.Generator().manual_seed(0)), device="cpu", dtype=case.torch_dtype)
     options = dict(forward=case.forward, iterations=iterations, warmup=warmup, batch_size=_batch_size(inputs))
     return time_pair(case.name, case.torch_dtype, copies, inputs, device, **options)
@@ -111,11 +123,13 @@ def bench_aimv2(*, device: str, dtype: str, batch_sizes: Sequence[int], iteratio
     from harness.infer import open_model
     from harness.report import performance_text
 
-    opened = open_device(device)
+    opened = open_device(device, timing=True)
     model, weights = open_model(model_dir)
     side = model.config.image_size or 224
     wanted, models, rows = getattr(torch, dtype), Models(), []
-    copies = tuple(models.get("model", lambda: model, seed=0, dtype=wanted, device=place) for place in (torch.device("cpu"), opened.torch_device))
+    places = (torch.device("cpu"), opened.torch_device)
+    with opened.telling("aimv2, timing"):
+        copies = tuple(models.get("model", lambda: model, seed=0, dtype=wanted, device=place) for place in places)
     for size in batch_sizes:
         pixels = torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(0)).to(wanted)
         rows += time_pair("aimv2", wanted, copies, pixels, opened, iterations=iterations, warmup=warmup, batch_size=size)

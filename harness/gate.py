@@ -190,6 +190,10 @@ class Reason:
         return f"{self.output}: {self.text}" if self.output else self.text
 
 
+# A first run that compiles takes at least so many times the faster one, and so many milliseconds more.
+COMPILES, WORTH_SAYING = 3.0, 1000.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What a verdict rests on: digests of what went in and came out, and the time that it took."""
@@ -200,7 +204,8 @@ class Evidence:
     expected_sha256: str
     actual_sha256: str
     expected_ms: float  # the reference's forward
-    actual_ms: float  # the device's forward, synchronised
+    actual_ms: float  # the faster of the device's two forwards, synchronised
+    first_run_ms: float | None = None  # the first of them, in which operators may be compiled
     forecast: str | None = None  # the rounding rules of the forecast, in words
     no_golden: str | None = None  # why there is no float64 reference
     conditioning: float | None = None  # relative change of the output over that of the input, when it moves by one rounding
@@ -209,6 +214,15 @@ class Evidence:
     parted: str = ""  # where generations part, in words
     stored: tuple[str, ...] = ()  # those of the CPU's runs that were read from a reference store
     card: str | None = None  # the physical card that ran it; processes of one run may have a card of their own
+
+    @property
+    def compiled(self) -> str:
+        """In words, that the first run took so much longer that it must have compiled operators; "" where it did not."""
+        first = self.first_run_ms
+        if first is None or first < COMPILES * self.actual_ms or first - self.actual_ms < WORTH_SAYING:
+            return ""
+        seconds = f"the first run took {first / 1e3:.1f} s, the second {self.actual_ms / 1e3:.3g} s"
+        return f"{seconds}: the first compiles operators and is not timed"
 
 
 @dataclass(frozen=True, kw_only=True)

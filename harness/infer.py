@@ -86,14 +86,17 @@ def _forward(model: AIMv2, pixels: Tensor, dtype: torch.dtype, device: Device) -
         copied = model if dtype == torch.float32 else copy_module(model, dtype=dtype, device=device.torch_device)
         outputs, milliseconds, _ = run_cpu(copied, pixels.to(dtype), forward=forward, dtype=dtype)
     else:
-        copied = copy_module(model, dtype=dtype, device=device.torch_device)
-        moved = pixels.to(dtype).to(device.torch_device)
-        device.synchronize()
-        begin = time.perf_counter()
-        outputs = run(copied, moved, forward=forward, where=f"on {device.torch_device} ({device.name})")
-        device.synchronize()
-        milliseconds = (time.perf_counter() - begin) * 1e3
-    features, *pooled = [each.cpu() for each in outputs]
+        with device.telling():
+            copied = copy_module(model, dtype=dtype, device=device.torch_device)
+            moved = pixels.to(dtype).to(device.torch_device)
+            device.synchronize()
+            begin = time.perf_counter()
+            outputs = run(copied, moved, forward=forward, where=device.where)
+            device.synchronize()
+            milliseconds = (time.perf_counter() - begin) * 1e3
+            outputs = [each.cpu() for each in outputs]
+        device.check()
+    features, *pooled = outputs
     return features, pooled[0] if pooled else None, milliseconds
 
 

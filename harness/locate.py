@@ -10,6 +10,7 @@ An operator is a call of a torch function as the model makes it, `linear`, `soft
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import sys
 import time
@@ -24,7 +25,8 @@ from torch.overrides import TorchFunctionMode
 
 from harness.case import Case, copy_of, without_npu
 from harness.devices import Device, unknown_rounding
-from harness.errors import HarnessError
+from harness.devices.device_errors import fault_in, summary
+from harness.errors import DeviceError, HarnessError
 from harness.evidence import cause_of, rule_of
 from harness.forecast import rounding, rules_of
 from harness.reference import Models, fresh, move, roundoff, run, tensors_of
@@ -87,6 +89,8 @@ class Finding:
     steps: tuple[Step, ...]
     level: str = "operators"
     unseen: int = 0  # operators that were not looked at, because the time was over
+    gone: str = ""  # where the device stopped computing while it was looked at, and what it said; "" where it did not
+    compiling: float = 0.0  # seconds that first calls of operators took longer than the next, which no limit counts
     otherwise: float = 0.0  # relative L2 difference of the CPU's output in this process to that in one without torch_npu
     trial: Any = field(default=None, repr=False)  # of the first, to make a repro of
 
@@ -117,7 +121,11 @@ class Finding:
         """The finding in three sentences at most."""
         arithmetic = [each for each in self.steps if each.own == each.own]
         what = self.level.removesuffix("s")
-        over = f" {self.unseen} more were not looked at: the time was over." if self.unseen else ""
+        why = "the device does not compute any more" if self.gone else "the time was over"
+        over = f" {self.unseen} more were not looked at: {why}." if self.unseen else ""
+        if self.gone and self.first is None:
+            looked = f"while {len(self.steps)} {self.level} were looked at and none of them raised, so none is named"
+            return f"The device stopped computing {looked}: {self.gone}."
         if not self.steps:
             return f"Nothing was looked at.{over}" if self.unseen else f"Nothing was looked at: the model calls no {what} of its own."
         if self.first is None:
@@ -137,7 +145,9 @@ class Finding:
         said = f"{self.first.name} is the first wrong {what}: {self.first.reasons[0]}."
         said += f" {self.first.cause[0].upper()}{self.first.cause[1:]}." if self.first.cause else ""
         if self.level == "modules":
-            return said
+            return said + over
+        if self.gone:
+            return said + over
         return said + (f" {others} more are wrong by themselves." if others else " No other operator is wrong by itself: what comes after inherits.") + over
 
 
@@ -147,10 +157,12 @@ def locate(
     """Run `case` with the inputs of `seed` on the CPU, each operator beside it on `device`.
 
     At the level "modules" whole modules run beside it instead, and of one that is wrong those that it is made of: a fast first look.
+    What the device raises is a reason of the operator that raised. Where it computes no more, the search ends there.
     With `backward` each operator's gradients are held against each other too, for a seeded gradient that flows into its results.
-    After `limit` seconds no further operator is looked at.
+    After `limit` seconds no further operator is looked at; what the first call of an operator takes longer than the
+    next does not count, since a card may compile there.
 
-    Raises: ValueError for another level; CaseError and RunError as `validate` does.
+    Raises: ValueError for another level; CaseError, RunError and DeviceError as `validate` does.
     """
     if level not in LEVELS:
         raise ValueError(f"there is no level {level!r}; there are {', '.join(LEVELS)}")
@@ -158,21 +170,44 @@ def locate(
     drawn = case.inputs(torch.Generator().manual_seed(0 if seed is None else seed))
     inputs = move(drawn, device="cpu", dtype=case.torch_dtype)
     model = copy_of(models, case, "cpu")
-    device.check()
+    at = f"{case.name} {case.dtype}" + ("" if seed is None else f" seed {seed}") + ", locating"
+    device.check(at)
+    with device.telling(at):
+        there = copy_of(models, case, device.torch_device)
     more: dict[str, Any] = {}
     if level == "modules":
-        more["steps"] = tuple(_modules(model, copy_of(models, case, device.torch_device), lambda: run(model, fresh(inputs), forward=case.forward, where="on the CPU"), device))
+        beside = _Modules(model, there, device)
+        steps = beside.steps(lambda: run(model, fresh(inputs), forward=case.forward, where="on the CPU"))
+        more = {"steps": tuple(steps), "gone": beside.gone}
     else:
         with named(model) as path:
             until, own = time.monotonic() + limit, fresh(inputs)
             mode = _Lockstep(device, path, backward, until, case.fallbacks)
-            mode.share(model, copy_of(models, case, device.torch_device))
+            mode.share(model, there)
             with mode:
                 output = run(model, own, forward=case.forward, where="on the CPU")
         more = {"steps": tuple(mode.steps), "trial": mode.trial, "unseen": mode.unseen}
-        if not mode.unseen and time.monotonic() < until and not any(each.bad or RANDOM in each.note for each in mode.steps):
+        more |= {"gone": mode.gone, "compiling": mode.compiling}
+        undecided = any(each.bad or RANDOM in each.note for each in mode.steps)
+        if not mode.unseen and not mode.gone and time.monotonic() < mode.until and not undecided:
             more["otherwise"] = _otherwise(case, models, model, inputs, device, output)
+    more["gone"] = more["gone"] or _ended(device, at)
     return Finding(case=case.name, dtype=case.dtype, seed=seed, level=level, **more)
+
+
+def _ended(device: Device, at: str) -> str:
+    """What `device.check` says of a device that computes no more; "" of one that does."""
+    try:
+        device.check(at)
+    except DeviceError as error:
+        return str(error)
+    return ""
+
+
+def _raised(error: Exception) -> str:
+    """What the device raised, as a reason of the operator that ran."""
+    fault = fault_in(str(error))
+    return f"the device raised {summary(error)}" + (f" ({fault.sentence})" if fault else "")
 
 
 def _otherwise(case: Case, models: Models, model: nn.Module, inputs: Any, device: Device, output: Any) -> float:
@@ -191,45 +226,61 @@ def _otherwise(case: Case, models: Models, model: nn.Module, inputs: Any, device
     return away if away > DEEP * roundoff(case.torch_dtype) else 0.0
 
 
-def _modules(model: nn.Module, there: nn.Module, forward: Callable[[], Any], device: Device) -> Iterator[Step]:
-    """The children of the model on the device with the CPU's inputs, then those of the first that is wrong, down to one without children."""
-    at, number = "", 0
-    stack = device.stack
-    rules, known = rules_of(stack), unknown_rounding(stack) is None
-    while True:
-        children = _called(model.get_submodule(at), at)
-        steps: list[Step] = []
+class _Modules:
+    """Runs modules of a model on the CPU, and each on the device with the CPU's inputs."""
 
-        def look(module: nn.Module, args: tuple, kwargs: dict, output: Any, name: str) -> None:
-            expected = tensors_in(output)
-            if not expected:
+    def __init__(self, model: nn.Module, there: nn.Module, device: Device):
+        self.model, self.there, self.device = model, there, device
+        stack = device.stack
+        self.rules, self.known = rules_of(stack), unknown_rounding(stack) is None
+        self.gone = ""  # what is said of a device that stopped computing
+
+    def steps(self, forward: Callable[[], Any]) -> Iterator[Step]:
+        """The children of the model, then those of the first that is wrong, and so on; none after the device's end."""
+        at, number = "", 0
+        while not self.gone:
+            children = _called(self.model.get_submodule(at), at)
+            steps: list[Step] = []
+            with contextlib.ExitStack() as hooks:
+                for name in children:
+                    look = functools.partial(self._look, steps, number, name)
+                    hooks.callback(self.model.get_submodule(name).register_forward_hook(look, with_kwargs=True).remove)
+                forward()
+            yield from steps
+            number += len(steps)
+            wrong = next((each.module for each in steps if each.bad), "")
+            if not wrong or not _called(self.model.get_submodule(wrong), wrong):
                 return
-            found = Trial(func=there.get_submodule(name), args=args, kwargs=kwargs, device=device).on_device()
-            with rounding(rules):
-                healthy = tensors_in(type(module).forward(module, *args, **kwargs))
-            own = apart(found, expected)
-            floating = [each.dtype for each in expected if each.is_floating_point()]
-            floor = apart(healthy, expected) + (DEEP * roundoff(floating[0]) if floating else 0.0)
-            floor = floor if known or not floating else max(floor, budget(floating[0]) / SLACK)
-            text = () if own <= SLACK * floor else (f"it differs from the CPU by {own:.2e} where a healthy device would by {floor:.2e}",)
-            where = dict(operator=type(module).__name__, module=name, place="", **_kind(expected))
-            steps.append(Step(number=number + len(steps), own=own, ratio=own / floor if floor else None, inherited=math.nan, reasons=text, **where))
+            at = wrong
 
-        hooks = [
-            model.get_submodule(name).register_forward_hook(lambda module, args, kwargs, output, name=name: look(module, args, kwargs, output, name), with_kwargs=True)
-            for name in children
-        ]
-        try:
-            forward()
-        finally:
-            for each in hooks:
-                each.remove()
-        yield from steps
-        number += len(steps)
-        wrong = next((each.module for each in steps if each.bad), "")
-        if not wrong or not _called(model.get_submodule(wrong), wrong):
+    def _look(
+        self, steps: list[Step], number: int, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any
+    ) -> None:
+        """Add the step of one module that the CPU has run."""
+        expected = tensors_in(output)
+        if not expected or self.gone:
             return
-        at = wrong
+        where = dict(number=number + len(steps), operator=type(module).__name__, module=name, place="")
+        where |= dict(inherited=math.nan, **_kind(expected))
+        try:
+            found = Trial(func=self.there.get_submodule(name), args=args, kwargs=kwargs, device=self.device).on_device()
+        except FAILS as error:
+            if self.device.ends(f"{self.device.where}: {summary(error)}", error, f"{name}, locating"):
+                self.gone = self.device.stopped
+            steps.append(Step(own=math.inf, ratio=None, reasons=(_raised(error),), **where))
+            return
+        with rounding(self.rules):
+            healthy = tensors_in(type(module).forward(module, *args, **kwargs))
+        own = apart(found, expected)
+        floating = [each.dtype for each in expected if each.is_floating_point()]
+        floor = apart(healthy, expected) + (DEEP * roundoff(floating[0]) if floating else 0.0)
+        floor = floor if self.known or not floating else max(floor, budget(floating[0]) / SLACK)
+        differs = f"it differs from the CPU by {own:.2e} where a healthy device would by {floor:.2e}"
+        text = () if own <= SLACK * floor else (differs,)
+        if text:
+            self.gone = _ended(self.device, f"{name}, locating")
+        if not self.gone:  # what it answered is no evidence about this module
+            steps.append(Step(own=own, ratio=own / floor if floor else None, reasons=text, **where))
 
 
 def _called(module: nn.Module, at: str) -> list[str]:
@@ -269,6 +320,9 @@ class _Lockstep(TorchFunctionMode):
         self.fell_back: dict[tuple, list[str]] = {}  # those that do, by function and dtypes
         self.device, self.path, self.backward, self.until = device, path, backward, until
         self.unseen = 0
+        self.gone = ""  # what is said of a device that stopped computing
+        self.warm: set[tuple] = set()  # the operators that ran with these dtypes and shapes
+        self.compiling = 0.0  # seconds that first calls took longer than the next
         self.shadows = WeakTensorKeyDictionary()  # of what the CPU computed: what the device made of its own values
         self.constants = WeakTensorKeyDictionary()  # weights and inputs: the same on both sides
         self.steps: list[Step] = []
@@ -282,21 +336,46 @@ class _Lockstep(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if time.monotonic() > self.until:
-            self.unseen += 1
-            return func(*args, **kwargs)
+        if self.gone or time.monotonic() > self.until:
+            returned = func(*args, **kwargs)
+            self.unseen += bool(tensors_in(returned))
+            return returned
         writes = mutates(func, kwargs)
         given = tensors_in((args, kwargs))
         before = copies((args, kwargs), "cpu") if writes else (args, kwargs)
-        for each in given if writes else ():  # as it was before; what is written is no constant any more
-            if each not in self.shadows:
-                self.shadows[each] = copy_strided(each, self.device.torch_device)
+        failed = self._keep(given) if writes else None
         state, versions = torch.get_rng_state(), [_version(each) for each in given]
         returned = func(*args, **kwargs)
         results = tensors_in(returned) or (given[:1] if writes else [])
-        if not writes and versions != [_version(each) for each in given]:
+        drawn, wrote = not torch.equal(state, torch.get_rng_state()), versions != [_version(each) for each in given]
+        if failed is None:
+            try:
+                self._beside(func, args, kwargs, before, given, results, wrote=wrote and not writes, drawn=drawn)
+            except FAILS as error:  # of a copy to the device; operators are looked after where they run
+                failed = error
+        if failed is not None:
+            self._failed(func, results or given, failed)
+        return returned
+
+    def _keep(self, given: list[Tensor]) -> Exception | None:
+        """Give the device what an operator writes into, as it was before the write; returns what the device raised, if it did."""
+        try:
+            for each in given:
+                if each not in self.shadows:
+                    self.shadows[each] = copy_strided(each, self.device.torch_device)
+        except FAILS as error:
+            return error
+        return None
+
+    def _beside(
+        self, func: Callable, args: tuple, kwargs: dict, before: tuple, given: list[Tensor], results: list[Tensor], *,
+        wrote: bool, drawn: bool,
+    ) -> None:  # fmt: skip
+        """Do on the device what the CPU has done. `wrote`: into inputs, unasked; `drawn`: random numbers."""
+        writes = mutates(func, kwargs)
+        if wrote:
             self._take(func, [*results, *given], "it wrote into its input and its name does not say so: the device goes on with the CPU's numbers")
-        elif not torch.equal(state, torch.get_rng_state()):
+        elif drawn:
             fallen = self._fallen(func, given, lambda: Trial(func=func, args=before[0], kwargs=before[1], device=self.device).on_device())
             self._take(func, results, "; ".join(filter(None, (fallen, RANDOM))))
         elif name_of(func) in GRADIENTS:
@@ -305,7 +384,26 @@ class _Lockstep(TorchFunctionMode):
             self._take(func, results)
         elif results and (writes or not all(any(each is other for other in given) for each in results)):
             self._step(func, args, kwargs, before, given, results, writes)
-        return returned
+
+    def _failed(self, func: Callable, results: list[Tensor], error: Exception) -> None:
+        """Add the step of an operator at which the device raised, and go on with the CPU's numbers.
+
+        The search ends where the device computes no more.
+        """
+        at = self._at(func)
+        if self.device.ends(f"{self.device.where}: {summary(error)}", error, at):
+            self.gone = self.device.stopped
+        try:
+            if not self.gone:
+                self._take(func, results)
+        except FAILS as again:
+            self.gone = f"at {at} it takes no tensors any more: {summary(again)}"
+        if results:
+            self._add(func, results, reasons=(_raised(error),), own=math.inf, inherited=math.inf)
+
+    def _at(self, func: Callable) -> str:
+        """An operator as messages about the device name it."""
+        return f"{self.path[-1] or 'the model'}: {name_of(func)}, locating"
 
     def _take(self, func: Callable, results: list[Tensor], note: str = "") -> None:
         """Let the device go on with the CPU's numbers."""
@@ -315,25 +413,43 @@ class _Lockstep(TorchFunctionMode):
             self._add(func, results, note=note)
 
     def _step(self, func: Callable, args: tuple, kwargs: dict, before: tuple, given: list[Tensor], results: list[Tensor], writes: bool) -> None:
+        trial = Trial(func=func, args=before[0], kwargs=before[1], device=self.device)
+        made, began = None, time.monotonic()
         try:
             made = self._follow(func, args, kwargs, results)
+            self.device.synchronize()  # what fails in torch_npu's queue raises here, not at the next operator
+            followed = time.monotonic()
+            if not writes and all(_is_view(each, given) for each in results):
+                return  # a view computes nothing
+            found = trial.on_device(None if writes else self._exact)
         except FAILS as error:
-            said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-            self._take(func, results)
-            self._add(func, results, reasons=(f"the device raised {type(error).__name__}: {said}",), own=math.inf, inherited=math.inf)
+            if made is not None and not _can_be_made_again(trial):
+                self._add(func, results, note=_not_again(error))
+            else:
+                self._failed(func, results, error)
             return
-        if not writes and all(_is_view(each, given) for each in results):
-            return  # a view computes nothing
+        self._count(func, given, followed - began, time.monotonic() - followed)
         try:
-            inherited = apart(made, results)
-            self._hold(Trial(func=func, args=before[0], kwargs=before[1], device=self.device), results, inherited)
+            self._hold(trial, results, apart(made, results), found)
         except FAILS as error:
-            self._add(func, results, note=f"it could not be made again: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            self._add(func, results, note=_not_again(error))
+
+    def _count(self, func: Callable, given: list[Tensor], first: float, second: float) -> None:
+        """Add to the limit what the first call of an operator with these dtypes and shapes took longer than the second.
+
+        Both are in seconds.
+        """
+        key = (func, *((each.dtype, each.shape) for each in given))
+        if key not in self.warm:
+            self.warm.add(key)
+            self.compiling += max(first - second, 0.0)
+            self.until += max(first - second, 0.0)
 
     def _follow(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor]) -> list[Tensor]:
         """Run the operator on what the device has computed so far, and return its results."""
         args, kwargs = tree_map(self._shadow, args), tree_map(self._shadow, kwargs)
-        made = tensors_in(func(*args, **kwargs)) or tensors_in(args)[:1]
+        with self.device.interruptible():
+            made = tensors_in(func(*args, **kwargs)) or tensors_in(args)[:1]
         for here, there in zip(results, made, strict=True):
             self.shadows[here] = there.to(self.device.torch_device)
         return made
@@ -353,15 +469,17 @@ class _Lockstep(TorchFunctionMode):
         """A tensor on the device with the CPU's value."""
         return self._constant(value) if value in self.constants and value not in self.shadows else copy_strided(value, self.device.torch_device)
 
-    def _hold(self, trial: Trial, results: list[Tensor], inherited: float) -> None:
-        """Run the operator on the device with the CPU's inputs, and judge what comes out."""
+    def _hold(self, trial: Trial, results: list[Tensor], inherited: float, found: list[Tensor]) -> None:
+        """Judge what the device made of the operator with the CPU's inputs: `found`."""
         func, first = trial.func, not any(each.bad for each in self.steps)
-        found = trial.on_device(None if trial.writes else self._exact)
         own = apart(found, results)
         ratio, reasons = (None, ()) if _is_explained(found, results, name_of(func)) else trial.judged(found, results)
         back = trial.backward() if self.backward and not reasons else None
         if back is not None:
-            there, here = back.on_device(), back.on_cpu()
+            try:
+                there, here = back.on_device(), back.on_cpu()
+            except FAILS as error:
+                return self._failed(func, results, error)
             reasons = () if _is_explained(there, here, name_of(func)) else tuple(f"backward: {each}" for each in back.judged(there, here)[1])
             trial, found, results = (back, there, here) if reasons else (trial, found, results)
         cause = ""
@@ -372,7 +490,11 @@ class _Lockstep(TorchFunctionMode):
                 cause = rule_of(trial, found, results)
         note = self._fallen(trial.func, trial.tensors, trial.on_device)
         cause = "; ".join(filter(None, (cause, note))) if reasons else cause
-        if reasons and first:
+        if reasons:
+            self.gone = _ended(self.device, self._at(func))
+            if self.gone:  # what it answered is no evidence about this operator
+                reasons, cause = (f"the device dropped its work without a word, here or before: {self.gone}",), ""
+        if reasons and first and not self.gone:
             self.trial = trial
         self._add(func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited, note=note)
 
@@ -395,6 +517,19 @@ def _kind(results: list[Tensor]) -> dict[str, Any]:
     """The dtype and the shape of the largest result, as a step says them."""
     largest = max(results, key=lambda each: each.numel())
     return {"dtype": str(largest.dtype).removeprefix("torch."), "shape": tuple(largest.shape)}
+
+
+def _can_be_made_again(trial: Trial) -> bool:
+    """Whether the CPU can make the call a second time: an iterator among the arguments may be used up."""
+    try:
+        trial.on_cpu()
+    except FAILS:
+        return False
+    return True
+
+
+def _not_again(error: Exception) -> str:
+    return f"it could not be made again: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _version(tensor: Tensor) -> int:

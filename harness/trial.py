@@ -148,7 +148,9 @@ class Trial:
         """The results of the device, brought to the CPU; `place` brings a tensor there."""
         there = self.device.torch_device
         place = place or (lambda each: copy_strided(each, there))
-        return [each.cpu() for each in self.call(lambda each: place(each) if isinstance(each, Tensor) else on(there, each))]
+        with self.device.interruptible():
+            made = self.call(lambda each: place(each) if isinstance(each, Tensor) else on(there, each))
+            return [each.cpu() for each in made]
 
     def on_cpu(self, rules: Rules | None = None) -> list[Tensor]:
         """The results of the CPU in the same dtype, under the device's rounding rules where they are given."""

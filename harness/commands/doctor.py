@@ -121,10 +121,12 @@ def _answer_check(device) -> tuple[str, str, str]:
 
     left = torch.arange(64.0).reshape(8, 8) / 64
     try:
-        moved = left.to(device.torch_device)
-        found = (moved @ moved + moved).cpu()
-    except Exception as error:  # noqa: BLE001  whatever the device raises is the finding
-        return "answer", "FAILED", f"{device.torch_device} raised {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        device.check("doctor's check")
+        with device.telling("doctor's check"):
+            moved = left.to(device.torch_device)
+            found = (moved @ moved + moved).cpu()
+    except HarnessError as error:  # whatever the device raises is the finding
+        return "answer", "FAILED", str(error)
     error = float((found.double() - (left.double() @ left.double() + left)).abs().max())
     fits = error <= 1e-2
     return "answer", "ok" if fits else "FAILED", f"a product and a sum on {device.torch_device} are {error:.1e} from the CPU's (up to 1e-2 allowed)"

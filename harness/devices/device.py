@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
+from harness.devices.device_errors import AGAIN, fault_in, summary
 from harness.devices.fallback import Watch, Watched
 from harness.devices.stack import Stack, read_stack
-from harness.errors import DeviceError
+from harness.errors import DeviceError, HarnessError, RunError
+
+SIZES = (4, 1000, 100_000)  # elements of the float32 tensors of a check, which lie in blocks of different sizes
+EXACT = 1 << 22  # the sum of two whole numbers below it is exact in float32
+
+
+@dataclass
+class Health:
+    """What became of a device in this process."""
+
+    stopped: str = ""  # where it stopped computing, what it said and what to do; "" while it computes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +35,17 @@ class Device:
     backend: str
     torch_device: torch.device
     reason: str  # why it is this one, in a sentence
+    health: Health = field(default_factory=Health, compare=False, repr=False)
+
+    @property
+    def where(self) -> str:
+        """As errors name it: "on npu:0 (Ascend910B4)"."""
+        return f"on {self.torch_device} ({self.name})"
+
+    @property
+    def stopped(self) -> str:
+        """Where in this process it stopped computing, what it said and what to do; "" while it computes."""
+        return self.health.stopped
 
     @property
     def stack(self) -> Stack:
@@ -29,31 +53,113 @@ class Device:
         return read_stack(self)
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was given."""
-        if self.torch_device.type == "npu":
-            torch.npu.synchronize(self.torch_device)
-        elif self.torch_device.type == "cuda":
-            torch.cuda.synchronize(self.torch_device)
+        """Wait until the device has done what it was given. Raises: what an operator raised that ran meanwhile."""
+        with self.interruptible():
+            if self.torch_device.type == "npu":
+                torch.npu.synchronize(self.torch_device)
+            elif self.torch_device.type == "cuda":
+                torch.cuda.synchronize(self.torch_device)
 
-    def check(self) -> None:
-        """Compute something small. After one operator failed, torch_npu's queue may take work and never do it.
+    def check(self, at: str = "") -> None:
+        """Have the device compute sums of numbers that it never saw, and compare them bit by bit.
 
-        Raises: DeviceError when the device no longer computes.
+        After one operator failed in torch_npu's queue, the queue takes work and drops it without a word (NPUQueue.cpp,
+        CAN_EXIT): memory then shows old answers, so a check must not ask an old question. `at` names what runs, such as
+        a row, for the message. A device that failed once stays failed: the next check raises at once.
+
+        Raises: DeviceError when the device does not compute.
         """
         if self.torch_device.type == "cpu":
             return
+        if self.stopped:
+            raise DeviceError(self.stopped)
+        said = self._probe()
+        if said:
+            self._stop(at, said)
+            raise DeviceError(self.stopped)
+
+    def _stop(self, at: str, said: str) -> None:
+        """Remember that the device computes no more, once."""
+        if not self.stopped:
+            fault = fault_in(said)
+            advice = fault.sentence if fault else AGAIN
+            self.health.stopped = f"the device stopped computing at {at or 'this call'}: {said}; {advice}"
+
+    def _probe(self) -> str:
+        """What is wrong with the answers of the device; "" where they are right."""
         from harness.emulator import faults
 
         with faults.suspended():
             try:
-                answer = (torch.arange(4.0).to(self.torch_device) + 1).cpu().tolist()
-            except RuntimeError as error:
-                answer = first_line(error)
-        if answer != [1.0, 2.0, 3.0, 4.0]:
-            raise DeviceError(
-                f"{self.torch_device} no longer computes ({answer}): an operator failed before and its queue is closed; "
-                "run this case in a process of its own"
-            )
+                wrong = [said for said in map(self._sum, SIZES) if said]
+            except Exception as error:  # noqa: BLE001  whatever the device raises is the answer
+                self._raise_interrupt()
+                return summary(error)
+        return wrong[0] if wrong else ""
+
+    def _sum(self, size: int) -> str:
+        """Add a random number to `size` random ones on the device: what is wrong with the answer, or ""."""
+        drawn = torch.frombuffer(bytearray(os.urandom(4 * size + 4)), dtype=torch.int32) % EXACT
+        numbers, summand = drawn[:-1].float(), float(drawn[-1])
+        answer, expected = (numbers.to(self.torch_device) + summand).cpu(), numbers + summand
+        if torch.equal(answer, expected):
+            return ""
+        return f"asked for {size} sums it answered {_first(answer)} where {_first(expected)} is right"
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """An interrupt that came while an emulated operator ran ends the block, in place of that operator's error."""
+        try:
+            yield
+        except Exception:
+            self._raise_interrupt()
+            raise
+        self._raise_interrupt()
+
+    def _raise_interrupt(self) -> None:
+        if self.backend == "emulated":
+            from harness import emulator
+
+            emulator.raise_interrupt()
+
+    @contextlib.contextmanager
+    def telling(self, at: str = "") -> Iterator[None]:
+        """Whatever the device raises in the block becomes a RunError: where, what CANN said, its meaning, what to do.
+
+        The device is then asked whether it still computes; where it does not, every later `check` raises. `at` names
+        what runs.
+        Raises: RunError; the harness's other errors as they are.
+        """
+        try:
+            with self.interruptible():
+                yield
+        except RunError as error:
+            cause = error.__cause__
+            text = str(error) if cause is None else f"{self.where}: {summary(cause)}"
+            raise self._told(text, cause or error, at) from cause
+        except HarnessError:
+            raise
+        except Exception as error:
+            raise self._told(f"{self.where}: {summary(error)}", error, at) from error
+
+    def _told(self, text: str, cause: BaseException, at: str) -> RunError:
+        fault = fault_in(str(cause)) if self.torch_device.type == "npu" else None
+        told = f"{text}; {fault.sentence}" if fault else text
+        if self.ends(text, cause, at):
+            told += "; nothing more is run on the device in this process"
+        return RunError(told)
+
+    def ends(self, said: str, cause: BaseException, at: str) -> bool:
+        """Whether an error of the device, raised while `at` ran, is its end in this process.
+
+        It is where the device computes no more, and where nothing that it computes counts (`DeviceFault.lasts`).
+        """
+        if self.torch_device.type == "cpu":
+            return False
+        fault = fault_in(str(cause)) if self.torch_device.type == "npu" else None
+        if not self.stopped and (fault is not None and fault.lasts or self._probe()):
+            self._stop(at, said)
+        return bool(self.stopped)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[Watched]:
@@ -91,3 +197,8 @@ SWITCHES = {
 
 def first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _first(tensor: Tensor) -> str:
+    """The first numbers of a tensor, for a message."""
+    return f"[{', '.join(f'{each:.0f}' for each in tensor[:4].tolist())}{', …' if tensor.numel() > 4 else ''}]"

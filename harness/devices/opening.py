@@ -12,22 +12,29 @@ import torch
 
 from harness import autoload
 from harness.devices.device import Device, first_line
+from harness.devices.device_errors import fault_in, summary
 from harness.devices.families import FAMILIES, UNKNOWN, family_of
-from harness.devices.stack import cpu_name
+from harness.devices.stack import cpu_name, task_queue
 from harness.errors import DeviceError
 
 SPECS = "auto, npu[:n], emulated, cuda[:n] or cpu"
 SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh (from CANN 8.5: /usr/local/Ascend/cann/set_env.sh)"
 
 
-def open_device(spec: str = "auto", *, soc: str | None = None) -> Device:
+def open_device(spec: str = "auto", *, soc: str | None = None, timing: bool = False) -> Device:
     """Open `auto`, `npu[:n]`, `emulated`, `cuda[:n]` or `cpu`; `soc` names the chip that an emulated device plays, such as "Ascend310P3".
+
+    Where an NPU is used for the first time in this process, torch_npu launches each operator at once
+    (TASK_QUEUE_ENABLE=0, unless the variable is set), since an operator that fails in its queue takes all later work of
+    the process with it. With `timing` the queue is left as the user, or torch_npu, has it.
 
     Raises: ValueError for another word; DeviceError when the device cannot run here, saying what was looked for and what to do.
     """
     kind, index = parse_spec(spec)
     if soc is not None and (kind not in ("auto", "emulated") or kind == "auto" and _traces_of_ascend()):
         raise DeviceError(f"soc {soc} says which chip the emulated device plays, and {spec} is none here; leave it out, or ask for --device=emulated")
+    if kind in ("npu", "emulated", "auto") and not timing:
+        _launch_at_once()
     if kind == "cpu":
         return Device(name=cpu_name(), backend="cpu", torch_device=torch.device("cpu"), reason="the CPU was asked for")
     if kind == "cuda":
@@ -35,6 +42,13 @@ def open_device(spec: str = "auto", *, soc: str | None = None) -> Device:
     if kind == "npu":
         return _open_npu(index, "it was asked for")
     return _open_emulated("it was asked for", soc) if kind == "emulated" else _open_auto(soc)
+
+
+def _launch_at_once() -> None:
+    """Switch torch_npu's queue off before it reads the variable, at the first use of a device (OptionsManager.cpp)."""
+    npu = getattr(torch, "npu", None)
+    if npu is None or not npu.is_initialized():
+        os.environ.setdefault("TASK_QUEUE_ENABLE", "0")
 
 
 def parse_spec(spec: str) -> tuple[str, int]:
@@ -116,8 +130,6 @@ def _open_emulated(reason: str, soc: str | None = None) -> Device:
     if soc is not None and family_of(soc) is UNKNOWN:  # torch_npu refuses its name
         there = ", ".join(f"{each.name} ({each.members})" for each in FAMILIES)
         raise DeviceError(f"no chip is called {soc!r}; write a name such as Ascend310P3, of one of the families {there}")
-    # With torch_npu's queue an operator that fails closes the queue for the rest of the process.
-    os.environ.setdefault("TASK_QUEUE_ENABLE", "0")
     emulator.install(None if soc is None else emulator.Machine(name=soc))
     emulator.share_with_children()
     return _answering(0, "emulated", reason, "torch_npu over the emulated CANN")
@@ -139,7 +151,10 @@ def _answering(index: int, backend: str, reason: str, what: str) -> Device:
         torch.npu.set_device(device)
         answer = float((torch.ones(2, device=device) + 1).sum().cpu())
     except Exception as error:
-        raise DeviceError(f"npu:{index} does not answer: {first_line(error)}; see npu-smi info") from None
+        fault = fault_in(str(error))
+        advice = fault.sentence if fault else "see npu-smi info"
+        raise DeviceError(f"npu:{index} does not answer: {summary(error)}; {advice}") from None
+    task_queue()  # torch_npu has read it now: a change of the variable comes too late
     if answer != 4.0:
         raise DeviceError(f"npu:{index} computes wrongly: the sum of two twos is {answer}")
     return Device(name=torch.npu.get_device_name(index), backend=backend, torch_device=device, reason=reason)

@@ -79,6 +79,8 @@ class Stack:
     float32_matmul_precision: str | None = None  # torch's own: "highest", "high" or "medium"
     jit_compile: bool | None = None
     compile_cache: str | None = None  # ACL_OP_COMPILER_CACHE_MODE and _DIR where set by option
+    # torch_npu's queue in force: 0 launches each operator at once, 1 and 2 from another thread.
+    task_queue: int | None = None
     deterministic: bool | None = None
     # torch_npu's: 0 off, 1 the same from run to run, 3 (of CANN) also in every batch.
     deterministic_level: int | None = None
@@ -152,10 +154,19 @@ def _npu_stack(device: Device) -> dict[str, Any]:
         jit_compile=_quietly(lambda: not torch.npu.is_jit_compile_false()),
         compile_cache=_quietly(_compile_cache),
         deterministic_level=_quietly(lambda: int(torch_npu._C._npu_get_deterministic_level())),
+        task_queue=_quietly(task_queue),
         compatible_impl=_compatible_impl(),
         allow_internal_format=_quietly(_internal_format),
         faults=tuple(each.deeds for each in planted()) if emulated else (),
     )
+
+
+@functools.cache
+def task_queue() -> int:
+    """The mode of torch_npu's queue, which it reads once in a process: 0, 1 (its default) or 2."""
+    if os.environ.get("ASCEND_LAUNCH_BLOCKING") == "1":
+        return 0
+    return int(os.environ.get("TASK_QUEUE_ENABLE", "1"))
 
 
 def _compatible_impl() -> bool | None:

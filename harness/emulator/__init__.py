@@ -14,6 +14,6 @@ from harness.emulator.program import emulate
 from harness.emulator.runtime import Machine, bytes_to_host, install, installed, raise_interrupt, share_with_children
 
 __all__ = [
-    "Fault", "Machine", "bytes_to_host", "emulate", "fault", "install", "installed", "is_emulated_home", "raise_interrupt",
-    "share_with_children",
+    "Fault", "Machine", "bytes_to_host", "emulate", "fault", "install", "installed", "is_emulated_home",
+    "raise_interrupt", "share_with_children",
 ]  # fmt: skip

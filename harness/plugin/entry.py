@@ -42,7 +42,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
     if any(word.split("=")[0] in ("--device", "--soc") for word in args):
         return  # a short name, which a conftest.py adds: the device is opened in pytest_configure
     known = early_config.known_args_namespace
-    early_config.stash[DEVICE] = Opening(known.precision_device, known.precision_soc)
+    timing = known.precision_bench or "--bench" in args
+    early_config.stash[DEVICE] = Opening(known.precision_device, known.precision_soc, timing=timing)
     early_config.stash[DEVICE].open()
 
 
@@ -103,7 +104,8 @@ def activate(config: pytest.Config):
     autoload.hold()
     _require_torch()
     config.option.keyword = keyword_of(config.option.keyword)
-    opening = config.stash.setdefault(DEVICE, Opening(options_of(config).device, options_of(config).soc))
+    options = options_of(config)
+    opening = config.stash.setdefault(DEVICE, Opening(options.device, options.soc, timing=options.bench))
     session = Session(config, opening, whole=config.pluginmanager.has_plugin(CONFTEST) or _has_option(config))
     config.pluginmanager.register(session, SESSION)
     session.begin(explicit=config.stash[EXPLICIT])

@@ -32,14 +32,16 @@ def precision(request: pytest.FixtureRequest):
     session = request.config.pluginmanager.get_plugin(SESSION)
 
     def check(case, seed: int | None = None):
-        from harness.errors import HarnessError
+        from harness.errors import DeviceError, HarnessError
         from harness.gate import error
         from harness.known import KNOWN
 
         try:
             verdict, known = session.settle(case, seed, session.measure(case, seed))
         except HarnessError as raised:
-            verdict, known = session.settle(case, seed, error(" ".join(f"{type(raised).__name__}: {raised}".split())))
+            verdict, known = error(" ".join(f"{type(raised).__name__}: {raised}".split())), None
+            if not isinstance(raised, DeviceError):  # the device's end is no failure of this row, so no known one
+                verdict, known = session.settle(case, seed, verdict)
             if known is None:
                 session.add_row(request.node, case, seed, verdict)
                 raise

@@ -13,8 +13,9 @@ DEVICE = pytest.StashKey["Opening"]()
 class Opening:
     """The device that was asked for, or why it cannot run; opened with the first use."""
 
-    def __init__(self, spec: str, soc: str | None = None):
+    def __init__(self, spec: str, soc: str | None = None, *, timing: bool = False):
         self.spec, self.soc = spec, soc
+        self.timing = timing  # whether forwards are timed: with torch_npu's queue as the user has it
         self._device = None
         self.error: Exception | None = None
 
@@ -36,7 +37,7 @@ class Opening:
                 warnings.simplefilter("ignore")
                 from harness.devices import open_device
 
-                self._device = open_device(self.spec, soc=self.soc)
+                self._device = open_device(self.spec, soc=self.soc, timing=self.timing)
         except (DeviceError, ValueError, ImportError) as error:
             self.error = error
 

@@ -144,9 +144,15 @@ class Session:
 
         device = self.device
         self._models = self._models or Models(store=self._store)
-        self.say(f"{row_name(case.name, case.dtype, seed)}: CPU, then {device.torch_device}")
+        name = row_name(case.name, case.dtype, seed)
+        compiles = self.environment["stack"].get("jit_compile")
+        first = " (jit_compile is on: the first run of a shape compiles)" if compiles else ""
+        self.say(f"{name}: CPU, then {device.torch_device}{first}")
         options = {"rerun_reference": self.options.rerun_reference, "preset": self.options.preset}
         verdict = validate(case, seed, device, models=self._models, **options)
+        if verdict.evidence is not None and verdict.evidence.compiled:
+            self.say(f"{name}: {verdict.evidence.compiled}")
+            self.said.append((f"{name}: {verdict.evidence.compiled}", False))
         self._read_stack()
         if verdict.skips:  # nothing ran
             return verdict
@@ -196,6 +202,8 @@ class Session:
         every, key = self.options.locate_case is not None, (case.name, case.dtype)
         if self.options.locate == "off" or not (failed or every) or key in self._found and not every:
             return False
+        if self._device is not None and self._device.stopped:
+            return False
         if self._spent >= self.options.locate_budget and not every:
             self._unlocated += 1
             return False
@@ -235,6 +243,7 @@ class Session:
         finding = locate(case, seed, self.device, backward=self.options.locate_backward, **how)
         if finding.first is None and finding.has_gradients:
             finding = locate(case, seed, self.device, backward=True, **how)
+        self._spent -= finding.compiling
         name = re.sub(r"[^\w.-]", "_", f"{case.name}-{case.dtype}" + ("" if seed is None else f"-seed{seed}"))
         folder, repro, picture = self.directory / "repro" / name, None, None
         if finding.trial is not None:

@@ -211,6 +211,9 @@ def _performance(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Bl
     blocks: list[Block] = [*heading, Text(text=words["performance_intro"])]
     if report["backend"] == "emulated":
         blocks.append(Text(text=words["performance_emulated"], strong=True))
+    queues = sorted({row["task_queue"] for row in report["performance"] if row.get("task_queue") is not None})
+    if queues:
+        blocks.append(Text(text=words["performance_queue"].format(modes=", ".join(map(str, queues)))))
     return [*blocks, Table(columns=titles, rows=rows, numbers_from=3)]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from harness import Case, Tolerance, open_device, validate
+from harness.devices import Device
 from harness.errors import CaseError
 from harness.reference import Models
 
@@ -25,20 +26,14 @@ def case(**more):
     return Case(**(given | more))
 
 
-class Broken:
+class Broken(Device):
     """A device whose outputs are changed by `fault`, through the model's own forward."""
 
-    name, backend, torch_device = "Broken", "npu", torch.device("cpu")
     stack = open_device("cpu").stack
 
     def __init__(self, fell_back=()):
-        self.fell_back = list(fell_back)
-
-    def synchronize(self):
-        pass
-
-    def check(self):
-        pass
+        super().__init__(name="Broken", backend="npu", torch_device=torch.device("cpu"), reason="a test asked for it")
+        object.__setattr__(self, "fell_back", list(fell_back))
 
     @contextmanager
     def watch(self):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from harness.devices import opening
+from harness.devices.stack import task_queue
 from harness import emulator, open_device
 from harness.emulator import build
 from harness.errors import DeviceError
@@ -101,12 +102,34 @@ def test_a_card_that_computes_wrongly_or_not_at_all_is_refused(emulated):
         opening._answering(0, "npu", "it was asked for", "torch_npu 9")
 
 
-def test_a_device_that_stopped_computing_is_noticed(emulated, monkeypatch):
+def test_a_planted_fault_is_no_reason_to_call_a_device_dead(emulated):
     with emulator.fault("aclnnAdd*", kind="scale", by=2.0):
-        emulated.check()  # a planted fault is no reason to call a device dead
-    monkeypatch.setattr(emulator.faults, "suspended", contextlib.nullcontext)
-    with emulator.fault("aclnnAdd*", kind="scale", by=2.0), pytest.raises(DeviceError, match="no longer computes"):
         emulated.check()
+
+
+@pytest.mark.parametrize("kind", ["scale", "stale", "error"])
+def test_a_device_that_stopped_computing_is_noticed_and_stays_stopped(emulated, monkeypatch, kind):
+    """`stale` is what torch_npu's queue does after an error: nothing is written, and memory shows what it held."""
+    device = open_device("emulated")
+    device.check("the row before")
+    said = "the device stopped computing at model float32 seed 3: .*run the rows that are left in another process"
+    with monkeypatch.context() as patch, emulator.fault("aclnnAdd*", kind=kind, by=2.0):
+        patch.setattr(emulator.faults, "suspended", contextlib.nullcontext)
+        with pytest.raises(DeviceError, match=said):
+            device.check("model float32 seed 3")
+    with pytest.raises(DeviceError, match="stopped computing at model float32 seed 3"):  # sound again, not trusted
+        device.check("the row after")
+
+
+def test_a_check_asks_what_was_never_asked(emulated, monkeypatch):
+    """Memory that holds the answer to an earlier check must not pass for an answer."""
+    asked, equal = [], torch.equal
+    monkeypatch.setattr(torch, "equal", lambda answer, expected: asked.append(expected.tolist()) or equal(answer, expected))
+    emulated.check()
+    emulated.check()
+    first, second = asked[: len(asked) // 2], asked[len(asked) // 2 :]
+    assert [len(each) for each in first] == [len(each) for each in second] == [4, 1000, 100_000]
+    assert all(sum(a == b for a, b in zip(one, other)) < len(one) / 100 + 1 for one, other in zip(first, second))
 
 
 def test_a_process_that_is_emulated_opens_no_card(emulated):
@@ -176,6 +199,29 @@ def test_the_stack_is_read_when_it_is_asked_for(emulated):
     finally:
         torch.npu.conv.allow_hf32 = True
     assert emulated.stack.conv_allow_hf32 is True
+
+
+def test_the_stack_says_which_queue_is_in_force(monkeypatch):
+    both = {"TASK_QUEUE_ENABLE": "2", "ASCEND_LAUNCH_BLOCKING": "1"}
+    for variables, mode in (({}, 1), ({"TASK_QUEUE_ENABLE": "0"}, 0), ({"TASK_QUEUE_ENABLE": "2"}, 2), (both, 0)):
+        with monkeypatch.context() as patch:
+            for name in ("TASK_QUEUE_ENABLE", "ASCEND_LAUNCH_BLOCKING"):
+                patch.delenv(name, raising=False)
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            assert task_queue.__wrapped__() == mode
+
+
+def test_operators_are_launched_at_once_but_for_timing():
+    code = "import harness, os; device = harness.open_device('emulated'{more})\n"
+    code += "print(device.stack.task_queue, os.environ.get('TASK_QUEUE_ENABLE'))"
+    own = ("ASCEND", "TORCH_DEVICE", "TASK_QUEUE")
+    unset = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    chosen = {"TASK_QUEUE_ENABLE": "2"}
+    for more, variables, words in (("", {}, "0 0"), (", timing=True", {}, "1 None"), ("", chosen, "2 2")):
+        command, how = [sys.executable, "-c", code.format(more=more)], dict(capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, env=unset | variables, **how)
+        assert done.stdout.strip() == words, done.stderr
 
 
 def test_the_cpu_has_a_stack_without_npus():

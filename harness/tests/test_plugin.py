@@ -258,6 +258,27 @@ def test_an_interrupted_run_leaves_a_whole_report(user, number):
     assert [path.name for path in (user.path / "reports").iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_an_emulated_operator_runs_is_no_failure_of_the_device(user, number):
+    hang = "emulator.fault('aclnnSilu', kind='hang', seconds=120)"
+    body = f"with {hang} if seed == 3 else contextlib.nullcontext(): precision(SMALL, seed)"
+    imports = "import contextlib, pytest, torch\nfrom harness import emulator"
+    write(user, FIVE_SEEDS.replace("import pytest, torch", imports, 1).replace("precision(SMALL, seed)", body))
+    command = [sys.executable, "-m", "pytest", "--device", "emulated", "-k", "precision", "-p", "no:warnings"]
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=user.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=heard)
+    path = user.path / "reports" / "precision.json"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not path.exists() or stored(user)["headline"]["PASS"] < 2):
+        time.sleep(0.1)
+    time.sleep(3)  # into the operator; what is before it takes milliseconds
+    os.kill(process.pid, number)
+    assert process.wait(timeout=60) == pytest.ExitCode.INTERRUPTED
+    rows = stored(user)["rows"]
+    assert [row["status"] for row in rows] == ["PASS", "PASS", "ERROR", "ERROR", "ERROR"]
+    assert {row["reasons"][0] for row in rows[2:]} == {"not run: the session ended before it"}
+
+
 def test_an_unknown_device_is_a_usage_error(user):
     write(user, FIVE_SEEDS)
     result = run(user, "-k", "precision", device="tpu")
@@ -360,6 +381,42 @@ def test_precision(precision, fault):
     write(user, CASE + body)
     user.runpytest_subprocess("--device", "emulated", "-p", "no:warnings")
     assert [row["status"] for row in stored(user)["rows"]] == ["PASS", "ERROR", "PASS"]
+
+
+def test_rows_after_the_devices_end_are_errors_of_the_device(user, monkeypatch):
+    """With torch_npu's queue on. No known failure excuses them, nothing is located, all rows have the same inputs."""
+    body = """
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_precision(precision, seed):
+    from contextlib import nullcontext
+    from harness import emulator
+    with emulator.fault("aclnnSilu", kind="error", code=507015) if seed == 2 else nullcontext():
+        precision(case(inputs=lambda generator: torch.ones(2, 8, 16)), seed)
+"""
+    write(user, CASE + body)
+    entry = '[[known]]\ncase = "small"\nseeds = [{}]\nreason = "r"\nlink = "https://example.org/1"\nexpires = 2999-01-01\n'
+    (user.path / "known.toml").write_text("\n".join(entry.format(seed) for seed in (2, 3)))
+    monkeypatch.setenv("TASK_QUEUE_ENABLE", "1")
+    result = user.runpytest_subprocess("--device", "emulated", "-p", "no:warnings", "--known-failures=known.toml")
+    rows = stored(user)["rows"]
+    assert [row["status"] for row in rows] == ["PASS", "ERROR", "ERROR", "ERROR"]
+    assert ["KNOWN FAILURE" in row["marks"] for row in rows] == [False, True, False, False]
+    failed = "on npu:0 (Ascend910B4): RuntimeError: aclnnSilu failed in torch_npu's queue"
+    assert f"RunError: {failed}" in rows[1]["reasons"][0]
+    for row in rows[2:]:
+        said = f"DeviceError: the device stopped computing at small float32 seed 2: {failed}"
+        assert row["reasons"][0].startswith(said)
+    assert not any(row["located"] for row in rows) and result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_first_run_that_compiles_is_said(user):
+    write(user, FIVE_SEEDS)
+    options = ("-p", "no:warnings", "--fault", "aclnnSilu:hang:seconds=3,nth=1", "-k", "seed1")
+    result = user.runpytest_subprocess("--device", "emulated", *options)
+    row = stored(user)["rows"][0]
+    assert row["status"] == "PASS" and row["first_run_ms"] > 3000 > row["actual_ms"]
+    words = "the first run took 3.* s, the second * s: the first compiles operators and is not timed"
+    result.stdout.fnmatch_lines([f"small float32 seed 1: {words}"])
 
 
 def test_the_performance_table_comes_on_request(user):
