@@ -34,7 +34,7 @@ from harness.gate import (
     without_forecast,
 )
 from harness.generation import first_divergence, shared_length, until
-from harness.reference import Models, digest, fresh, move, moved_by_one_rounding, roundoff, run, run_cpu, tensors_of
+from harness.reference import Models, digest, fresh, move, moved_by_one_rounding, require_float32, roundoff, run, run_cpu, tensors_of
 from harness.store import Key, code_digest, key_of, weights_digest
 
 FLOOR = Tolerance(preset="floor")
@@ -106,14 +106,16 @@ def validate(
     A case in a dtype that the SoC lacks is SKIPPED. Where it is not known how the SoC rounds there is no forecast, and a preset that needs
     one gives way to one that does not, see `without_forecast`.
 
-    Raises: CaseError when the case returns nothing that can be compared, RunError when the model or the device raises,
-    DeviceError when the device does not compute: before the runs, or after them.
+    Raises: LossyReferenceError when the CPU loses more in float32 than float32 does, before anything runs; CaseError when
+    the case returns nothing that can be compared, RunError when the model or the device raises, DeviceError when the
+    device does not compute: before the runs, or after them.
     """
     absent = lacks(device, case.dtype)
     if absent is not None:
         return skipped(absent)
     at = f"{case.name} {case.dtype}" + ("" if seed is None else f" seed {seed}")
     device.check(at)  # before anything else: rows after a device's end cost nothing
+    require_float32()
     models = models if models is not None else Models()
     drawn = case.inputs(torch.Generator().manual_seed(0 if seed is None else seed))
     inputs = move(drawn, device="cpu", dtype=case.torch_dtype)

@@ -31,3 +31,7 @@ class RunError(HarnessError):
 
 class TorchError(HarnessError):
     """The installed torch is older than the harness needs, or there is none."""
+
+
+class LossyReferenceError(HarnessError):
+    """The CPU loses more in float32 products than float32 does, so it cannot be what a device is held against."""

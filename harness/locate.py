@@ -29,7 +29,7 @@ from harness.devices.device_errors import fault_in, summary
 from harness.errors import DeviceError, HarnessError
 from harness.evidence import cause_of, rule_of
 from harness.forecast import rounding, rules_of
-from harness.reference import Models, fresh, move, roundoff, run, tensors_of
+from harness.reference import Models, fresh, move, require_float32, roundoff, run, tensors_of
 from harness.torch_private import WeakTensorKeyDictionary, tree_map
 from harness.trial import FAILS, Trial, apart, budget, copies, copy_strided, difference, mutates, name_of, on, tensors_in
 
@@ -162,10 +162,11 @@ def locate(
     After `limit` seconds no further operator is looked at; what the first call of an operator takes longer than the
     next does not count, since a card may compile there.
 
-    Raises: ValueError for another level; CaseError, RunError and DeviceError as `validate` does.
+    Raises: ValueError for another level; LossyReferenceError, CaseError, RunError and DeviceError as `validate` does.
     """
     if level not in LEVELS:
         raise ValueError(f"there is no level {level!r}; there are {', '.join(LEVELS)}")
+    require_float32()
     models = models if models is not None else Models()
     drawn = case.inputs(torch.Generator().manual_seed(0 if seed is None else seed))
     inputs = move(drawn, device="cpu", dtype=case.torch_dtype)

@@ -3,10 +3,12 @@
 Weights are built once and copied; the CPU's runs are repeatable for a given number of threads.
 """
 
+from harness.reference.float32 import require_float32
 from harness.reference.models import Models, copy_module
 from harness.reference.runs import moved_by_one_rounding, roundoff, run, run_cpu
 from harness.reference.tensors import digest, fresh, move, tensors_of
 
 __all__ = [
-    "Models", "copy_module", "digest", "fresh", "move", "moved_by_one_rounding", "roundoff", "run", "run_cpu", "tensors_of",
+    "Models", "copy_module", "digest", "fresh", "move", "moved_by_one_rounding", "require_float32", "roundoff", "run",
+    "run_cpu", "tensors_of",
 ]  # fmt: skip
