@@ -279,7 +279,11 @@ def _version(package: str) -> str | None:
 
 
 # Arm processors have numbers of maker and part in /proc/cpuinfo, no name: Linux, arch/arm64/include/asm/cputype.h
-ARM = {("0x48", "0xd01"): "Kunpeng 920", ("0x48", "0xd02"): "HiSilicon HIP09"}
+ARM = {
+    ("0x48", "0xd01"): "Kunpeng 920", ("0x48", "0xd02"): "HiSilicon HIP09",
+    ("0x41", "0xd08"): "Cortex-A72", ("0x41", "0xd0c"): "Neoverse N1", ("0x41", "0xd40"): "Neoverse V1",
+    ("0x41", "0xd49"): "Neoverse N2", ("0x41", "0xd4f"): "Neoverse V2",
+}  # fmt: skip
 
 
 def cpu_name() -> str:
@@ -297,4 +301,4 @@ def name_of_cpu(cpuinfo: str) -> str:
     maker, part = (re.search(rf"^CPU {name}\s*:\s*(\S+)$", cpuinfo, re.MULTILINE) for name in ("implementer", "part"))
     if not maker or not part:
         return platform.processor() or platform.machine()
-    return f"{ARM.get((maker[1], part[1]), 'Arm')} (implementer {maker[1]}, part {part[1]})"
+    return f"{ARM.get((maker[1], part[1]), 'aarch64')} (implementer {maker[1]}, part {part[1]})"

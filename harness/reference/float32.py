@@ -1,7 +1,8 @@
-"""How much the CPU's own float32 products lose: one that loses more than float32 does would hide what a device loses.
+"""How much the CPU's own float32 products lose: a CPU that loses more than float32 does would hide a device's errors.
 
-oneDNN with Arm's library may multiply float32 in bfloat16 (DNNL_DEFAULT_FPMATH_MODE=BF16), and so may torch on CPUs that
-have the instructions (`torch.set_float32_matmul_precision("medium")`). Whether a CPU does is measured, not read from its settings.
+oneDNN with Arm's library may multiply float32 in bfloat16 (DNNL_DEFAULT_FPMATH_MODE=BF16), and so may torch on CPUs
+with the instructions (`torch.set_float32_matmul_precision("medium")`). Whether a CPU does so is measured, not read from
+its settings.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ def require_float32() -> None:
         if not lost <= MOST:
             power = f"2^{math.log2(lost):.1f}" if 0 < lost < math.inf else f"{lost}"
             raise LossyReferenceError(
-                f"the CPU is refused as a reference: its float32 {what} lose {power} (relative L2 to float64), and at most "
-                f"2^-18 was expected; {_said()}: unset the variable and take torch.set_float32_matmul_precision('highest'), "
-                f"then run again"
+                f"the CPU is refused as a reference: its float32 {what} lose {power} (relative L2 to float64), and at "
+                f"most 2^-18 was expected; {_said()}: unset the variable and take "
+                f"torch.set_float32_matmul_precision('highest'), then run again"
             )
 
 
 @functools.lru_cache(maxsize=8)
 def _losses(settings: tuple) -> dict[str, float]:
-    """What products and convolutions lose under the switches in force, which `settings` names: a change is measured again."""
+    """What products and convolutions lose under the switches that `settings` names: a change is measured again."""
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(256, 256, generator=generator) for _ in range(2))
     x, weight = torch.randn(1, 16, 16, 16, generator=generator), torch.randn(16, 16, 3, 3, generator=generator)

@@ -37,8 +37,8 @@ PRODUCTS = {"matmul": "matrix products", "conv2d": "convolutions"}
 
 
 def test_this_cpu_is_a_reference():
-    """A sum of K products in order rounds partial sums of variance 1, 2, … K by at most 2^-24 each: 2^-24 · sqrt(K / 2) of
-    the result, as roundings are independent. That is 2^-20.5 for K = 256; a host that sums otherwise loses less."""
+    """A sum of K products in order rounds partial sums of variance 1, 2, … K by at most 2^-24 each: 2^-24 · sqrt(K / 2)
+    of the result, as roundings are independent. That is 2^-20.5 for K = 256; a host that sums otherwise loses less."""
     require_float32()
     assert 0 < max(float32._losses(float32._settings()).values()) < 2.0**-20.5
 
@@ -69,7 +69,8 @@ def test_the_refusal_says_what_to_look_at(monkeypatch):
 
 
 def test_what_is_no_number_is_refused(monkeypatch):
-    monkeypatch.setattr(torch, "matmul", lambda left, right: left @ right * (math.nan if left.dtype == torch.float32 else 1))
+    odd = {torch.float32: math.nan, torch.float64: 1}
+    monkeypatch.setattr(torch, "matmul", lambda left, right: left @ right * odd[left.dtype])
     with pytest.raises(LossyReferenceError, match="lose nan"):
         require_float32()
 

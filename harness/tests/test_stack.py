@@ -326,11 +326,17 @@ def test_a_card_without_npu_smi_is_named_by_its_uuid(uuid, said):
             "processor\t: 0\nCPU implementer\t: 0x48\nCPU architecture: 8\nCPU variant\t: 0x1\nCPU part\t: 0xd01\n",
             "Kunpeng 920 (implementer 0x48, part 0xd01)",
         ),
-        ("CPU implementer\t: 0x41\nCPU part\t: 0xd40\n", "Arm (implementer 0x41, part 0xd40)"),
+        ("CPU implementer\t: 0x41\nCPU part\t: 0xd40\n", "Neoverse V1 (implementer 0x41, part 0xd40)"),
+        ("CPU implementer\t: 0x48\nCPU part\t: 0xd03\n", "aarch64 (implementer 0x48, part 0xd03)"),
     ],
 )
 def test_the_cpu_has_a_name_on_arm_too(text, name):
     assert stack.name_of_cpu(text) == name
+
+
+def test_the_stack_says_which_instructions_torch_takes():
+    """The bits of the CPU's side hang on them."""
+    assert open_device("cpu").stack.cpu_capability == torch.backends.cpu.get_cpu_capability()
 
 
 @pytest.mark.parametrize("owners", [("npu",), ("top",), ("npu", "top"), ()])
