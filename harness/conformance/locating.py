@@ -63,8 +63,9 @@ class Outcome:
 
     @property
     def lost(self) -> bool:
-        """Whether what the fault left is, in relative L2, within one rounding of the dtype."""
-        return not self.exact and self.own <= roundoff(getattr(torch, self.dtype))
+        """Whether what the fault left is, in relative L2, within one rounding of the dtype of what the healthy run shows."""
+        sound = 0.0 if math.isnan(self.sound) else self.sound
+        return not self.exact and self.own <= sound + roundoff(getattr(torch, self.dtype))
 
 
 class _Inside(Fault):
@@ -198,7 +199,7 @@ def text(found: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
     lost = sum(each.lost for each in found)
     lines = [
         "# Localisation", "",
-        f"{len(found)} faults in {spots} places (operator and depth): the module and the operator are named in {exact}; {lost} more left its result within one rounding (relative L2).",
+        f"{len(found)} faults in {spots} places (operator and depth): the module and the operator are named in {exact}; {lost} more left its result within one rounding of a healthy one (relative L2).",
         "A kind with none was not asked for, or has nothing to act on here.", "",
     ]  # fmt: skip
     lines += ["| kind | planted | named | with a cause | within one rounding |", "|---|---|---|---|---|"]

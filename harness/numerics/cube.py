@@ -29,7 +29,8 @@ def matmul(
     if not left.is_floating_point():
         return _exact(left, right, bias, dtype)
     halved = operands.half_results and operands.kind == "float16" and torch.float32 in (left.dtype, right.dtype)
-    left, right, shape = _as_one_kind(_widened(left, operands), _widened(right, operands))
+    left, right, shape = _as_one_kind(left, right)
+    left, right = _widened(left, operands), _widened(right, operands)
     total = _grouped(left, right, groups).view(shape)
     if bias is not None:
         total = total + bias.float()
