@@ -108,7 +108,8 @@ def validate(
 
     Raises: LossyReferenceError when the CPU loses more in float32 than float32 does, before anything runs; CaseError when
     the case returns nothing that can be compared, RunError when the model or the device raises, DeviceError when the
-    device does not compute: before the runs, or after them.
+    device does not compute: before the runs, or after them; MemoryLimitError when there is no room for the model's
+    copies.
     """
     absent = lacks(device, case.dtype)
     if absent is not None:
@@ -192,7 +193,10 @@ class _Cpu:
     def __init__(self, case: Case, models: Models, inputs: Any, inputs_sha256: str, device: Device):
         self.case, self.models, self.inputs, self.inputs_sha256 = case, models, inputs, inputs_sha256
         self.stored: list[str] = []  # the roles that were read
-        self.clean = device.torch_device.type == "npu" and needs_clean(copy_of(models, case, "cpu"))
+        self.base = models.base(_model_key(case), case.model, seed=case.weights_seed)
+        self.clean = device.torch_device.type == "npu" and needs_clean(self.base)
+        host = dict(separate=self.clean, emulated=device.backend == "emulated")
+        self.layers = models.make_room(case.name, _model_key(case), dtype=case.torch_dtype, **host)
 
     def run(self, role: str, *, rules: Rules | None = None, stored: bool = True) -> tuple[dict[str, Tensor], float, str]:
         """Outputs by name, milliseconds, and what computed them. `role`: "cpu", "forecast", "golden", or "moved" for golden on moved inputs."""
@@ -211,21 +215,23 @@ class _Cpu:
         dtype = torch.float64 if wide else case.torch_dtype
         inputs = move(self.inputs, device="cpu", dtype=dtype)
         inputs = moved_by_one_rounding(inputs, case.torch_dtype) if role == "moved" else fresh(inputs)
-        model = copy_of(self.models, case, "cpu", wide=wide)
         how = dict(forward=case.forward, dtype=dtype, rules=rules)
         if self.clean:
             self.models.clean = self.models.clean or CleanProcess()
-            outputs, milliseconds, words = self.models.clean.forward(model, inputs, what=f"{case.name}: the model", **how)
+            sent = dict(what=f"{case.name}: the model", cast=case.torch_dtype, wide=wide, layers=self.layers)
+            outputs, milliseconds, words = self.models.clean.forward(self.base, inputs, **sent, **how)
         else:
-            outputs, milliseconds, words = run_cpu(model, inputs, **how)
+            outputs, milliseconds, words = run_cpu(copy_of(self.models, case, "cpu", wide=wide), inputs, **how)
         return _outputs(case, outputs, "the model"), milliseconds, words
 
     def _key(self, role: str, rules: Rules | None) -> Key:
         case, models = self.case, self.models
-        base = copy_of(models, case, "cpu")
         of_model = ("content", case.model, case.checkpoint, case.weights_seed, case.dtype, case.forward)
         if of_model not in models.digests:
-            models.digests[of_model] = weights_digest(base), code_digest(base, case.forward)
+            narrow = copy_of(models, case, "cpu")
+            models.digests[of_model] = weights_digest(narrow), code_digest(narrow, case.forward)
+            if self.clean:  # the other process has a copy of its own
+                models.drop(dtype=case.torch_dtype, device=torch.device("cpu"))
         weights, code = models.digests[of_model]
         more = {"rules": None if rules is None else asdict(rules), "clean": self.clean}
         more |= {"cpu": "any", "torch": torch.__version__.partition("+")[0]}  # a store is carried from machine to machine
@@ -335,10 +341,13 @@ def _unstable(first: dict[str, Tensor], again: dict[str, Tensor]) -> list[Reason
     return [Reason(criterion="reference", text=text + "seed what the model draws, or set the number of threads")]
 
 
+def _model_key(case: Case) -> tuple:
+    return case.model, case.checkpoint, case.weights_seed
+
+
 def copy_of(models: Models, case: Case, device: torch.device | str, *, wide: bool = False) -> nn.Module:
     """The model of a case in its dtype on a device; `wide` gives those weights in float64."""
-    key = (case.model, case.checkpoint, case.weights_seed)
-    return models.get(key, case.model, seed=case.weights_seed, dtype=case.torch_dtype, device=torch.device(device), wide=wide)
+    return models.get(_model_key(case), case.model, seed=case.weights_seed, dtype=case.torch_dtype, device=torch.device(device), wide=wide)
 
 
 def _weights(models: Models, case: Case) -> str:

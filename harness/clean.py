@@ -32,11 +32,12 @@ from torch.nn.utils import parametrize
 
 from harness import errors, torch_private
 from harness.errors import CaseError, HarnessError, RunError
-from harness.reference import run_cpu, tensors_of
+from harness.reference import copy_module, run_cpu, tensors_of
+from harness.reference.layers import layered
+from harness.reference.models import LARGE, keep_large_blocks, release_memory
 
 WHERE = "in the process without torch_npu"
 PARENTS_MAIN = "__parents_main__"  # what the child calls the parent's __main__, so that a guarded script does not run there
-LARGE = 64 << 20  # bytes of a model from which on its memory is worth a collection, which takes 0.2 s
 GRACE = 5  # seconds that a process is given to end by itself
 
 # Nothing may be imported before torch_npu is taken away: transformers asks for it once, when it is imported.
@@ -61,6 +62,9 @@ def needs_clean(model: nn.Module) -> bool:
     return any(kind.__module__.partition(".")[0] == "transformers" for module in model.modules() for kind in type(module).__mro__)
 
 
+_Number = tuple[int, Any]  # a model's id here and the dtype in which it was sent
+
+
 class CleanProcess:
     """A process without torch_npu and with this one's threads and settings. It starts with the first call and is kept.
 
@@ -78,7 +82,7 @@ class CleanProcess:
         self._socket: socket.socket | None = None
         self._owner = 0  # the process that started it: a fork must not talk into its parent's pipe
         self._end: weakref.finalize | None = None
-        self._sent: dict[int, tuple[weakref.ref, Any]] = {}  # by id: the model, and its state when it was sent
+        self._sent: dict[_Number, tuple[weakref.ref, Any]] = {}  # the model, and its state when it was sent
 
     def start(self) -> None:
         """Start the process unless it runs; it imports torch while this call returns.
@@ -142,27 +146,51 @@ class CleanProcess:
         _, kind, text, trace = answer
         raise getattr(errors, kind, RunError)(text) from _Remote(trace)
 
-    def forward(self, model: nn.Module, inputs: Any, *, what: str = "the model", **how: Any) -> tuple[dict[str, Tensor], float, str]:
+    def forward(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        *,
+        what: str = "the model",
+        cast: torch.dtype | None = None,
+        wide: bool = False,
+        layers: bool = False,
+        **how: Any,
+    ) -> tuple[dict[str, Tensor], float, str]:
         """`run_cpu(model, inputs, **how)` there: the outputs by name (`tensors_of`), milliseconds, and what computed them, in words.
+
+        With `cast` the model is sent in that dtype, and this process keeps no copy of it. `wide` runs those weights in
+        float64, in a copy that is made there before the first run: one that casts layer by layer with `layers`, else a
+        whole one.
 
         Raises: as `run`; CaseError when `what` returned something that is no tensor.
         """
         with self._lock:
             self.start()
-            number = self._place(model)
-            return self.run(_forward, number, inputs, what, how)
+            number = self._place(model, cast, layers)
+            return self.run(_forward, number, inputs, what, wide, layers, how)
 
-    def _place(self, model: nn.Module) -> int:
-        """The number of the model there, after it was sent if it is new or changed."""
-        gone = [number for number, (alive, _) in self._sent.items() if alive() is None]
-        number, state = id(model), _state(model)
-        if number in gone or number not in self._sent or self._sent[number][1] != state:
-            gone.append(number)
+    def forget_gone(self) -> None:
+        """Have the process free the models that are no more here."""
+        with self._lock:
+            if self._sent and self.pid is not None:
+                self._forget([number for number, (alive, _) in self._sent.items() if alive() is None])
+
+    def _forget(self, gone: list[_Number]) -> None:
         if gone:
-            self.run(_forget, gone)  # first: the old one and the new one may not fit together
+            self.run(_forget, gone)
             self._sent = {each: kept for each, kept in self._sent.items() if each not in gone}
+
+    def _place(self, model: nn.Module, cast: torch.dtype | None, layers: bool) -> _Number:
+        """The number of the model there, after it was sent if it is new or changed."""
+        number, state = (id(model), cast), _state(model)
+        gone = [number for number, (alive, _) in self._sent.items() if alive() is None]
+        gone += [each for each in self._sent if each[0] == number[0] and each[1] != cast and each not in gone]
+        if number not in gone and number in self._sent and self._sent[number][1] != state:
+            gone.append(number)
+        self._forget(gone)  # first: the old one and the new one may not fit together
         if number not in self._sent:
-            self.run(_keep, number, model)
+            self.run(_keep, number, _in(model, cast), layers)
             self._sent[number] = (weakref.ref(model), state)
         return number
 
@@ -212,6 +240,14 @@ def _state(model: nn.Module) -> tuple:
     """What changes when a parameter or buffer is replaced or written into."""
     tensors = [*model.parameters(), *model.buffers()]
     return model.training, tuple((id(each), None if each.is_inference() else each._version) for each in tensors)
+
+
+def _in(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """`model`, or a copy of it in `dtype` where it is in another."""
+    floats = [each for each in [*model.parameters(), *model.buffers()] if each.is_floating_point()]
+    if dtype is None or all(each.dtype == dtype for each in floats):
+        return model
+    return copy_module(model, dtype=dtype, device=torch.device("cpu"))
 
 
 def _settings() -> dict[str, Any]:
@@ -433,13 +469,15 @@ def _load(name: str, file: str) -> types.ModuleType:
 # ------------------------------------------------------------------------------------------------------ the other side
 
 _serving = False
-_models: dict[int, nn.Module] = {}
+_models: dict[_Number, nn.Module] = {}
+_wide: dict[_Number, nn.Module] = {}  # their float64 copies
 
 
 def _serve(number: int) -> None:
     """Answer what comes on a socket until its other end is closed."""
     global _serving
     _serving = True
+    keep_large_blocks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the whole group; the parent decides
     connection = socket.socket(fileno=number)
     threading.Thread(target=_leave_when_closed, args=(number,), daemon=True).start()
@@ -481,9 +519,20 @@ def _adopt(*, threads: int, dtype: torch.dtype, products: str, deterministic: tu
     torch.default_generator.set_state(random)
 
 
-def _keep(number: int, model: nn.Module) -> None:
+def _keep(number: _Number, model: nn.Module, layers: bool) -> None:
     _register(model)
     _models[number] = model
+    if number[1] is not None:
+        _widen(number, layers)  # now: a run may write into the model's buffers
+
+
+def _widen(number: _Number, layers: bool) -> nn.Module:
+    """The float64 copy of a model that is here."""
+    if number not in _wide:
+        narrow = _models[number]
+        _wide[number] = layered(narrow) if layers else copy_module(narrow, dtype=torch.float64, device=torch.device("cpu"))
+        _register(_wide[number])
+    return _wide[number]
 
 
 def _register(model: nn.Module) -> None:
@@ -506,16 +555,21 @@ def _parametrized(module: nn.Module, state: dict[str, Any]) -> None:
     torch_private.adopt_parametrized(module)
 
 
-def _forget(numbers: list[int]) -> None:
+def _forget(numbers: list[_Number]) -> None:
     gone = [_models.pop(number) for number in numbers if number in _models]
     large = sum(each.nbytes for model in gone for each in model.parameters()) > LARGE
+    for number in numbers:
+        _wide.pop(number, None)
     del gone
     if large:
-        gc.collect()  # a module that is part of a cycle would stay beside the one that comes
+        release_memory()
 
 
-def _forward(number: int, inputs: Any, what: str, how: dict[str, Any]) -> tuple[dict[str, Tensor], float, str]:
-    outputs, milliseconds, words = run_cpu(_models[number], inputs, **how)
+def _forward(
+    number: _Number, inputs: Any, what: str, wide: bool, layers: bool, how: dict[str, Any]
+) -> tuple[dict[str, Tensor], float, str]:
+    model = _widen(number, layers) if wide else _models[number]
+    outputs, milliseconds, words = run_cpu(model, inputs, **how)
     return {name: _alone(tensor) for name, tensor in tensors_of(outputs, what).items()}, milliseconds, f"{words}, {WHERE}"
 
 

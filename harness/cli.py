@@ -176,11 +176,15 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         _doctor,
         "Print the stack, check that its versions fit, and that the device answers; or measure how it rounds, sums and overflows.",
-        "python -m harness doctor --device npu\n  python -m harness doctor --device npu --probe probe.json\n  python -m harness doctor --read-probe probe.json",
+        "python -m harness doctor --device npu\n  python -m harness doctor --device npu --probe probe.json\n  python -m harness doctor --read-probe probe.json\n"
+        "  python -m harness doctor --model-size 7B --dtype float16 --workers 2",
     )
     _add_device(doctor)
     doctor.add_argument("--probe", type=Path, metavar="FILE", help="take the ten measurements of a card (about a minute) and write them there as JSON")
     doctor.add_argument("--read-probe", type=Path, metavar="FILE", help="say what such a file of another machine means")
+    doctor.add_argument("--model-size", metavar="N", help="what a case with N parameters (7B, 350M) needs of host and device")
+    doctor.add_argument("--dtype", help="with --model-size: that dtype alone (default: float32, float16, bfloat16)")
+    doctor.add_argument("--workers", type=int, default=1, metavar="N", help="with --model-size: workers of xdist (default 1)")
 
     emulate = command(
         "emulate",
@@ -374,6 +378,13 @@ def _ratchet(arguments) -> int:
 def _doctor(arguments) -> int:
     if arguments.probe is not None or arguments.read_probe is not None:
         return _probe(arguments)
+    if arguments.model_size is not None:
+        from harness.commands.model_size import model_size
+
+        emulated = arguments.device.startswith("emulated")
+        text, fits = model_size(arguments.model_size, dtype=arguments.dtype, workers=arguments.workers, emulated=emulated)
+        print(text)
+        return 0 if fits else 1
     from harness.commands.doctor import doctor
 
     text, healthy = doctor(arguments.device)

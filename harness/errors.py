@@ -4,6 +4,7 @@
     ├── DeviceError      the requested device cannot run
     ├── CheckpointError  a checkpoint, its config or its layout is not what it must be
     ├── CaseError        a case returned something that cannot be measured
+    ├── MemoryLimitError a case needs more host memory than there is
     ├── RunError         a model raised while it ran
     └── TorchError       the installed torch is older than the harness needs
 """
@@ -23,6 +24,10 @@ class CheckpointError(HarnessError):
 
 class CaseError(HarnessError):
     """A case returned something that cannot be measured."""
+
+
+class MemoryLimitError(HarnessError):
+    """A case needs more host memory than this machine, its container or this worker's share has left."""
 
 
 class RunError(HarnessError):

@@ -41,7 +41,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "models": {"convert", "models"},
     "bench": {"devices", "infer", "models", "reference", "report"},
     "conformance": {"baseline", "case", "locate", "measure", "devices", "emulator", "forecast", "gate", "models", "numerics", "reference", "report", "upgrade"},
-    "commands": {"devices", "forecast"},
+    "commands": {"devices", "forecast", "reference"},
     "infer": {"convert", "devices", "models", "reference"},
     "plugin": {"baseline", "bench", "case", "devices", "emulator", "gate", "known", "locate", "ratchet", "reference", "report", "repro", "store"},
     "cli": {"baseline", "bench", "bisect", "commands", "emulator", "gate", "infer", "models", "pairs", "ratchet", "report", "upgrade"},

@@ -1,0 +1,154 @@
+"""Host memory of a case, in bytes a parameter: at most 14, for a Llama of transformers and a plain model, 300 million.
+
+Counted is the peak of this process and the one without torch_npu together, in a fresh interpreter for every row,
+sampled while `validate` builds the model and runs it with two seeds. Not counted are the libraries (what both hold
+after a tiny case) and the memory of the emulated device. Other sizes and dtypes: `python -m harness.benchmarks.memory
+llama-1.1B float16`.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness.benchmarks import Figure
+
+PROMISE = 14  # bytes a parameter
+DTYPES = ("float32", "float16", "bfloat16")
+SUBJECT = """
+import json, sys, time
+import torch
+from torch import nn
+from harness import Case, open_device, validate
+from harness.reference import Models
+
+NAMES = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size".split()
+SIZES = {
+    "tiny": dict(zip(NAMES, (64, 128, 1, 2, 2, 2048))),
+    "300M": dict(zip(NAMES, (1024, 4096, 18, 16, 16, 2048))),
+    "1.1B": dict(zip(NAMES, (2048, 5632, 22, 32, 4, 32000))),
+}
+
+def llama(size):
+    from transformers import LlamaConfig, LlamaForCausalLM
+    return LlamaForCausalLM(LlamaConfig(**SIZES[size])).eval()
+
+class Plain(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        wide, deep = SIZES[size]["hidden_size"], 2 * SIZES[size]["num_hidden_layers"]
+        self.emb = nn.Embedding(2048, wide)
+        parts = lambda: (nn.LayerNorm(wide), nn.Linear(wide, 4 * wide), nn.GELU(), nn.Linear(4 * wide, wide))
+        self.blocks = nn.ModuleList([nn.Sequential(*parts()) for _ in range(deep)])
+
+    def forward(self, ids):
+        x = self.emb(ids)
+        for each in self.blocks:
+            x = x + each(x)
+        return x
+
+class Built:
+    def __init__(self, kind, size):
+        self.kind, self.size = kind, size
+
+    def __call__(self):
+        model = (llama if self.kind == "llama" else Plain)(self.size)
+        counted["parameters"] = sum(each.numel() for each in model.parameters())
+        return model
+
+def logits(model, ids):
+    returned = model(ids)
+    return returned if isinstance(returned, torch.Tensor) else returned.logits
+
+def ids(generator):
+    return torch.randint(0, 2048, (1, 16), generator=generator)
+
+counted = {}
+if __name__ == "__main__":
+    kind, size, dtype = sys.argv[1:]
+    device, models = open_device("emulated"), Models()
+    case = lambda size: Case(name=size, model=Built(kind, size), inputs=ids, dtype=dtype, forward=logits)
+    validate(case("tiny"), 0, device, models=models)
+    torch.npu.reset_peak_memory_stats()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began, large = time.perf_counter(), case(size)
+    verdicts = [validate(large, seed, device, models=models) for seed in (0, 1)]
+    seconds = time.perf_counter() - began
+    said = dict(counted, device=torch.npu.max_memory_allocated(), seconds=seconds)
+    said["status"] = [each.status for each in verdicts]
+    said["expected"] = [each.evidence.expected_sha256[:12] for each in verdicts]
+    said["golden"] = [each.references["output"].cpu.rel_l2 for each in verdicts]
+    print(json.dumps(said), flush=True)
+"""
+
+
+def measure() -> list[Figure]:
+    rows = [("llama", "300M", dtype) for dtype in DTYPES] + [("plain", "300M", dtype) for dtype in DTYPES[:2]]
+    return [_figure(*row) for row in rows]
+
+
+def _figure(kind: str, size: str, dtype: str) -> Figure:
+    return Figure(
+        name=f"host memory, {kind}-{size} {dtype}",
+        value=peak(kind, size, dtype)["bytes_a_parameter"],
+        promise=PROMISE,
+        unit="bytes a parameter",
+    )
+
+
+def peak(kind: str, size: str, dtype: str) -> dict:
+    """What a fresh interpreter and its child processes hold at most for one case, `bytes_a_parameter` among it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "memory_subject.py"  # a class of __main__ is found by its file
+        file.write_text(SUBJECT)
+        process = subprocess.Popen(
+            [sys.executable, str(file), kind, size, dtype], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        if process.stdout.readline().strip() != "ready":
+            raise RuntimeError(f"the tiny {kind} case in {dtype} did not run")
+        before = _held(process.pid)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        most = before
+        while process.poll() is None:
+            most = max(most, _held(process.pid), key=sum)
+            time.sleep(0.02)
+        result = json.loads(process.stdout.read().strip().splitlines()[-1])
+    count = result["parameters"]
+    own = (sum(most) - sum(before) - result["device"]) / count
+    parts = {
+        "own_process": (most[0] - before[0] - result["device"]) / count,
+        "other_processes": (most[1] - before[1]) / count,
+    }
+    return {"bytes_a_parameter": own, **parts, **result, "libraries": sum(before)}
+
+
+def _held(pid: int) -> tuple[int, int]:
+    """Bytes that a process holds, and those of all its children together."""
+    children = [int(each) for path in Path(f"/proc/{pid}/task").glob("*/children") for each in _text(path).split()]
+    return _resident(pid), sum(_resident(each) for each in children)
+
+
+def _resident(pid: int) -> int:
+    return next(
+        (
+            int(line.split()[1]) * 1024
+            for line in _text(Path(f"/proc/{pid}/status")).splitlines()
+            if line.startswith("VmRSS:")
+        ),
+        0,
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # it has ended
+        return ""
+
+
+if __name__ == "__main__":
+    print(json.dumps(peak(*sys.argv[1].split("-"), sys.argv[2])))
