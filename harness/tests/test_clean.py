@@ -73,6 +73,13 @@ def seen_there():
     return os.getpid(), len(clean._models), sys.modules.get("torch_npu", "not asked for"), hasattr(torch, "npu"), compiler
 
 
+def torch_brings_the_compiler():
+    """Whether `import torch` alone imports it, as torch 2.5 does."""
+    code = "import sys, torch; print('torch._inductor.config' in sys.modules)"
+    environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout.strip() == "True"
+
+
 def is_alive(pid):
     try:
         with open(f"/proc/{pid}/stat") as file:
@@ -82,7 +89,7 @@ def is_alive(pid):
 
 
 def ends_soon(pid):
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60  # it may be importing torch, which an older one takes long for
     while is_alive(pid) and time.monotonic() < until:
         time.sleep(0.05)
     return not is_alive(pid)
@@ -180,7 +187,7 @@ def test_it_computes_what_this_process_computes_to_the_bit(clean, x):
     forward = lambda model, given: {"a": model(**given) * scale, "b": [given["x"][1:2]]}  # noqa: E731  a function without a name of its own
     named, _, _ = clean.forward(model, {"x": x}, forward=forward, dtype=torch.float32)
     assert torch.equal(named["a"], expected * scale) and torch.equal(named["b.0"], x[1:2])
-    assert clean.run(seen_there)[2:] == (None, False, False)  # importing the compiler would double the time of its start
+    assert clean.run(seen_there)[2:] == (None, False, torch_brings_the_compiler())  # importing it would double the time of its start
 
 
 def test_a_model_is_sent_once_again_when_it_changed_and_kept_no_longer_than_here(clean, x):

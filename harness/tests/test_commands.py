@@ -45,7 +45,7 @@ def checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("device", ["cpu", "emulated"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("emulated", marks=needs_torch_npu)])
 def test_infer_says_what_ran_and_writes_what_came_out(capsys, checkpoint, tmp_path, dtype, device):
     output = tmp_path / "features.safetensors"
     status, out, _ = run(capsys, "infer", "--model-dir", checkpoint, "--dtype", dtype, "--device", device, "--output", output)

@@ -52,6 +52,7 @@ def test_npu_without_cann_is_refused_and_says_how_to_set_it_up():
     assert "set_env.sh" in words and "\n" not in words
 
 
+@needs_torch_npu
 def test_auto_emulates_where_there_is_no_trace_of_ascend():
     assert refusal("auto") == "opened emulated"
 
@@ -139,6 +140,7 @@ def test_a_process_that_is_emulated_opens_no_card(emulated):
 
 def test_torch_npu_that_does_not_fit_torch_is_refused(monkeypatch):
     monkeypatch.setattr(build.metadata, "version", lambda name: {"torch": "2.9.0+cpu"}.get(name, "2.13.0"))
+    monkeypatch.setattr(build.metadata, "requires", lambda name: ["pyyaml", "torch==2.13.0"])
     with pytest.raises(DeviceError, match=r"torch_npu 2.13.0 needs torch 2.13.0 and torch 2.9.0\+cpu is installed: pip install torch==2.13.0"):
         build.wheel_version()
 

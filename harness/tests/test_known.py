@@ -7,7 +7,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.known import complaint, entry_for, read_known
-from harness.tests.needs import needs_torch_npu
+from harness.tests.needs import needs_torch_npu, skip_without_torch_npu
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user  # noqa: F401
 
 ENTRY = """
@@ -97,6 +97,7 @@ BROKEN = json.dumps({"kind": "scale", "by": 1.5})
 @pytest.fixture
 def session(user, monkeypatch):  # noqa: F811
     """Runs pytest on a model whose `small` is broken, with known failures as given."""
+    skip_without_torch_npu()
     user.makepyfile(test_model=MODEL)
     monkeypatch.setenv("BROKEN", BROKEN)
     folder = user.path / "cases"
