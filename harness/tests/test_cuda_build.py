@@ -1,4 +1,4 @@
-"""The emulated device beside torch's CUDA build, which registers the same allocator options: opens or says why not."""
+"""The emulated device beside torch's CUDA build, which registers the same allocator options: it opens or says why."""
 
 import ctypes
 import mmap
@@ -221,12 +221,16 @@ def test_the_installed_wheel_says_which_names_it_registers(core):
 
 def alone(code, **environment):
     """Python code in a process of its own, which inherits no emulated CANN. Returns the ended process."""
-    return process("-c", code, **environment)
+    return process("-c", code, without=EMULATION, **environment)
 
 
-def process(*arguments, **environment):
-    inherited = ("ASCEND", "TORCH_DEVICE", "PYTEST")
-    prepared = {name: value for name, value in os.environ.items() if not name.startswith(inherited)} | environment
+EMULATION = ("ASCEND", "TORCH_DEVICE", "LD_LIBRARY_PATH", "EMULATED")  # what an emulated process shares with its children
+
+
+def process(*arguments, without=(), **environment):
+    """Python in a process that inherits this one's environment, but for variables that begin so. Returns it, ended."""
+    unwanted = ("PYTEST", *without)
+    prepared = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)} | environment
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=540)
 
@@ -334,6 +338,7 @@ def work(rank):
 
 if __name__ == "__main__":
     add = "; print('{}', (torch.ones(2, device='npu:0') + 1).tolist())"
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     subprocess.run([sys.executable, "-c", "import torch, torch_npu" + add.format("plain")], check=True)
     del os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"]
     subprocess.run([sys.executable, "-c", "import torch" + add.format("loaded")], check=True)
@@ -363,13 +368,14 @@ def test_cuda_builds_options_in_the_environment_are_read():
 
 
 @cuda_build
-def test_doctor_answers_beside_the_cuda_build():
-    done = process("-m", "harness", "doctor")
+@pytest.mark.parametrize("without", [EMULATION, ()], ids=["alone", "child"])
+def test_doctor_answers_beside_the_cuda_build(core, without):
+    done = process("-m", "harness", "doctor", without=without)
     assert done.returncode == 0 and torch.__version__ in done.stdout, done.stdout + done.stderr
 
 
 @cuda_build
 def test_workers_of_xdist_are_emulated_beside_the_cuda_build(tmp_path):
     rows = ["-n", "2", "-k", "precision and float32-digits", f"--report={tmp_path}", "cases"]
-    done = process("-m", "pytest", "-p", "no:cacheprovider", *rows)
+    done = process("-m", "pytest", "-p", "no:cacheprovider", *rows, without=EMULATION)
     assert done.returncode == 0 and " PASS" in done.stdout, done.stdout + done.stderr
