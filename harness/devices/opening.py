@@ -7,6 +7,7 @@ import glob
 import os
 import re
 import sys
+from pathlib import Path
 
 import torch
 
@@ -91,10 +92,13 @@ def _traces_of_ascend() -> list[str]:
 
 
 def _inherits_emulation() -> bool:
-    """Whether this process was started by one that plays an emulated CANN."""
+    """Whether this process was started by one that plays an emulated CANN: its home is the emulated one, or the first CANN that the loader finds."""
     from harness import emulator
 
-    return emulator.is_emulated_home(os.environ.get("ASCEND_HOME_PATH", ""))
+    folders = [Path(each) for each in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if each]
+    first = next((folder for folder in folders if (folder / "libascendcl.so").exists()), None)
+    homes = [os.environ.get("ASCEND_HOME_PATH", ""), *([] if first is None else [first])]
+    return any(emulator.is_emulated_home(home) for home in homes)
 
 
 def _loads(library: str) -> str | None:

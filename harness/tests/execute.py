@@ -16,7 +16,7 @@ def emulated(body, *options, path=None, **environment):
     from harness.tests.needs import skip_without_torch_npu  # which imports pytest, that the programs need not
 
     skip_without_torch_npu()
-    prepared = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND")} | environment
+    prepared = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "LD_LIBRARY_PATH", "EMULATED"))} | environment
     program = ["-m", "harness.tests.execute", body]
     if path is not None:
         path.write_text(body)

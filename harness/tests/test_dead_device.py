@@ -4,7 +4,6 @@ torch_npu's queue (TASK_QUEUE_ENABLE=1, a card's default) closes for the rest of
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from harness.errors import RunError
 from harness.gate import COMPILES, WORTH_SAYING
 from harness.locate import locate
 from harness.reference import Models
+from harness.tests.environment import of_a_shell
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,9 +57,7 @@ def queued(body: str) -> subprocess.Popen:
         "dev = open_device('emulated')\n"
         + body
     )
-    prepared = {
-        name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_DEVICE"))
-    } | {"TASK_QUEUE_ENABLE": "1"}
+    prepared = of_a_shell(TASK_QUEUE_ENABLE="1")
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, env=prepared, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness import emulator, open_device
 from harness.devices import opening
 from harness.devices.stack import task_queue
-from harness import emulator, open_device
 from harness.emulator import build
 from harness.errors import DeviceError
+from harness.tests.environment import of_a_shell
 from harness.tests.needs import emulated_device, needs_torch_npu
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ def emulated():
 
 
 def child(code, **environment):
-    prepared = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_DEVICE", "LD_LIBRARY_PATH", "EMULATED"))} | environment
+    prepared = of_a_shell(**environment)
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=120)
 
 
@@ -68,7 +69,7 @@ def test_auto_never_emulates_where_there_is_a_trace(name):
 
 def test_auto_sees_a_card_and_a_library(monkeypatch):
     monkeypatch.setattr(emulator, "installed", lambda: False)
-    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
+    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "LD_LIBRARY_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(opening.glob, "glob", lambda pattern: ["/dev/davinci0", "/dev/davinci1"])
     assert opening._traces_of_ascend() == ["/dev/davinci0"]
@@ -77,6 +78,13 @@ def test_auto_sees_a_card_and_a_library(monkeypatch):
     assert opening._traces_of_ascend() == ["a loadable libascendcl.so"]
     monkeypatch.setattr(opening, "_loads", lambda library: "no such file")
     assert opening._traces_of_ascend() == []
+
+
+def test_the_emulated_libraries_alone_are_no_card(emulated):
+    """A child process may lose ASCEND_HOME_PATH and still find the libraries: it must not take them for a card."""
+    paths = {"LD_LIBRARY_PATH": os.environ["LD_LIBRARY_PATH"]}
+    assert "inherits it; start it from a shell, or use --device emulated" in refusal("npu", **paths)
+    assert refusal("auto", **paths) == "opened emulated"
 
 
 def test_a_child_of_an_emulated_process_is_emulated_too(emulated):
@@ -176,7 +184,7 @@ def test_the_package_and_the_help_work_where_import_torch_alone_raises():
     """torch_npu is installed here and CANN is not: a bare `import torch` fails."""
     assert child("import torch").returncode != 0
     assert child("import harness; import torch; print(harness.compare(torch.ones(2), torch.ones(2)).max_diff)").stdout.strip() == "0.0"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_DEVICE"))}
+    environment = of_a_shell()
     done = subprocess.run([sys.executable, "-m", "pytest", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "--device=DEVICE" in done.stdout
 

@@ -34,7 +34,7 @@ def seeded(*shape, seed=0):
 
 def child(code, *arguments, **environment):
     """Run Python in a fresh process at the root of the project."""
-    prepared = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND")} | environment
+    prepared = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "LD_LIBRARY_PATH", "EMULATED"))} | environment
     command = [sys.executable, "-c", code] if code else [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=120)
 

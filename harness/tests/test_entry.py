@@ -10,6 +10,7 @@ import pytest
 
 from harness import autoload, open_device
 from harness.devices import opening
+from harness.tests.environment import of_a_shell
 
 ROOT = Path(__file__).parents[2]
 LIGHT = {"harness", "harness.autoload", "harness.plugin"} | {f"harness.plugin.{name}" for name in ("entry", "fixtures", "names", "opening", "options")}
@@ -43,8 +44,7 @@ def project(tmp_path):
 
 def pytest_in(folder, *arguments, **environment):
     """(exit status, output) of pytest in a folder, as a user starts it there."""
-    unwanted = ("ASCEND", "TORCH_DEVICE", "TASK_QUEUE", "PYTEST", "LD_LIBRARY_PATH", "EMULATED", "PYTHONPATH")
-    prepared = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)} | environment
+    prepared = of_a_shell("PYTEST", "PYTHONPATH", **environment)
     command = [sys.executable, "-m", "pytest", *arguments]
     done = subprocess.run(command, cwd=folder, env=prepared, capture_output=True, text=True, timeout=300)
     return done.returncode, done.stdout + done.stderr
@@ -222,8 +222,7 @@ def test_a_card_that_is_open_restores_it(monkeypatch):
 
 def test_a_script_may_import_torch_after_the_harness():
     code = "import os, harness, torch; print(os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'])"
-    prepared = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "TORCH_DEVICE", "LD_LIBRARY", "EMULATED"))}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=of_a_shell(), capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "0", done.stderr
 
 
