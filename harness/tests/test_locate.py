@@ -552,7 +552,7 @@ def test_locating_can_be_left_out_or_run_out_of_its_budget(user):  # noqa: F811
     assert user.runpytest_inprocess(*fault, "--locate=off").ret == 1
     assert all(row["located"] is None for row in stored(user)["rows"]) and not (user.path / "reports" / "repro").exists()
     result = user.runpytest_inprocess(*fault, "--locate-budget=0")
-    assert "2 failing rows were not located: the budget of 0 s is spent; --locate-budget" in result.stdout.str()
+    assert "2 failing rows were not located: the budget of 0 s is spent; --precision-locate-budget" in result.stdout.str()
     assert user.runpytest_inprocess(*fault, "--locate=modules").ret == 1
     assert "1: SiLU is the first wrong module" in stored(user)["rows"][0]["located"]["said"]
 
