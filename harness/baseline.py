@@ -65,12 +65,12 @@ def load(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise HarnessError(f"baseline {path} is damaged ({error}); restore it from version control, or accept again with --baseline=accept") from None
+        raise HarnessError(f"baseline {path} is damaged ({error}); restore it from version control, or accept again with --precision-baseline=accept") from None
     schema = stored.get("schema") if isinstance(stored, dict) else None
     if schema != SCHEMA:
-        raise HarnessError(f"baseline {path} has schema {schema!r} where {SCHEMA!r} was expected; use the version that wrote it, or accept again with --baseline=accept")
+        raise HarnessError(f"baseline {path} has schema {schema!r} where {SCHEMA!r} was expected; use the version that wrote it, or accept again with --precision-baseline=accept")
     if not isinstance(stored.get("entries"), dict):
-        raise HarnessError(f"baseline {path} lacks its entries; restore it from version control, or accept again with --baseline=accept")
+        raise HarnessError(f"baseline {path} lacks its entries; restore it from version control, or accept again with --precision-baseline=accept")
     return stored
 
 
@@ -137,10 +137,10 @@ def change_of(row: Mapping[str, Any], entry: Mapping[str, Any] | None) -> Change
     name = f"{row['case']} {row['dtype']}" + ("" if row.get("seed") is None else f" seed {row['seed']}")
     then = None if entry is None else entry["rows"].get(seed_of(row))
     if then is None:
-        return Change(kind=NEW, text=f"no baseline for {name}; accept this run with --baseline=accept")
+        return Change(kind=NEW, text=f"no baseline for {name}; accept this run with --precision-baseline=accept")
     for field, what in (("weights", "weights"), ("inputs_sha256", "inputs")):
         if row.get(field) != then.get(field):
-            text = f"{name} ran with other {what} ({_short(row.get(field))}) than were accepted ({_short(then.get(field))}); its numbers cannot be compared: run with the accepted ones, or --baseline=accept"
+            text = f"{name} ran with other {what} ({_short(row.get(field))}) than were accepted ({_short(then.get(field))}); its numbers cannot be compared: run with the accepted ones, or --precision-baseline=accept"
             return Change(kind=INCOMPARABLE, text=text)
     if row.get("actual_sha256") == then.get("actual_sha256"):
         return Change(kind=IDENTICAL, text=f"{name}: every bit as accepted", ratio=1.0)
@@ -181,7 +181,7 @@ def verdicts(rows: Iterable[Mapping[str, Any]], entry: Mapping[str, Any] | None)
         if sign and (each.ratio > 1) == (sign > 0):
             kind = REGRESSED if sign > 0 else IMPROVED
             shared = f", {math.exp(sum(logs) / len(logs)):.3f} times on average over {len(logs)} seeds" if sign == together else ""
-            advice = "find out what changed, or accept it with --baseline=accept" if sign > 0 else "accept it with --baseline=accept, so that it cannot be lost again"
+            advice = "find out what changed, or accept it with --precision-baseline=accept" if sign > 0 else "accept it with --precision-baseline=accept, so that it cannot be lost again"
             found[index] = Change(kind=kind, text=f"{each.text}{shared}; {advice}", ratio=each.ratio)
     return found
 

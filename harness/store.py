@@ -190,7 +190,7 @@ class Store:
     def _unwritable(self, error: Exception) -> HarnessError:
         return HarnessError(
             f"reference store {self.directory} cannot be written ({error}); "
-            "name a directory that you may write and that has room with --reference-store, or leave the option out"
+            "name a directory that you may write and that has room with --precision-reference-store, or leave the option out"
         )
 
 

@@ -41,7 +41,7 @@ def test_the_same_bits_are_identical_whatever_the_numbers_say():
 
 def test_without_a_baseline_a_row_is_new_and_says_how_to_accept_it():
     (found,) = baseline.verdicts([row()], None)
-    assert found.kind == "NEW" and "--baseline=accept" in found.text and "m float32 seed 42" in found.text
+    assert found.kind == "NEW" and "--precision-baseline=accept" in found.text and "m float32 seed 42" in found.text
 
 
 def test_a_small_drift_that_all_seeds_share_is_a_regression():

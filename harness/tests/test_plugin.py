@@ -704,7 +704,7 @@ def test_the_life_of_a_baseline(user, monkeypatch):
     monkeypatch.setenv("WORSE", "1")
     assert session()[0] == 1
     assert kinds(user) == [("REGRESSED", ["REGRESSED"], "REGRESSED")] * 5
-    assert "where" in stored(user)["rows"][0]["reasons"][0] and "--baseline=accept" in stored(user)["rows"][0]["reasons"][0]
+    assert "where" in stored(user)["rows"][0]["reasons"][0] and "--precision-baseline=accept" in stored(user)["rows"][0]["reasons"][0]
     assert session("--baseline=off")[0] == 0
     assert session("--baseline=accept")[0] == 0 and session()[0] == 0
     monkeypatch.delenv("WORSE")

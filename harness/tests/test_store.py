@@ -171,7 +171,7 @@ def test_many_may_write_and_read_at_once(tmp_path):
 
 def test_a_directory_that_cannot_be_written_is_an_error_that_says_what_to_do(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(HarnessError, match="cannot be written .* with --reference-store"):
+    with pytest.raises(HarnessError, match="cannot be written .* with --precision-reference-store"):
         Store(tmp_path / "file" / "store")
     store = Store(tmp_path / "store")
     (tmp_path / "store" / key().sha256[:2]).write_text("in the way")
