@@ -129,7 +129,7 @@ def test_the_line_of_a_conftest_adds_the_short_names(project, line):
     assert "--precision-device" in pytest_in(project, "--help")[1]
 
 
-@pytest.mark.parametrize("option", ["--precision-report", "--report"])
+@pytest.mark.parametrize("option", ["--precision-report", "--report"], ids=["prefixed", "short"])
 def test_a_path_after_a_space_works_or_says_what_to_write(project, tmp_path, option):
     (project / "test_model.py").write_text(ACCURACY)
     (project / "conftest.py").write_text('pytest_plugins = ("harness.plugin",)')

@@ -616,6 +616,7 @@ def test_a_second_run_reads_the_store_and_a_damaged_entry_is_computed_again(user
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [(("--preset", "nice"), "--precision-preset: there is no 'nice'; there are floor"), (("--reference-store", "/proc/none"), "--precision-reference-store: reference store")],
+    ids=["preset", "store"],
 )
 def test_settings_that_cannot_be_stop_the_session(user, arguments, words):
     write(user, FLOORED.replace("DTYPE", "float32"))

@@ -62,7 +62,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", OPTIONS, ids=["products", "operands", "compiled operators"])
 def test_every_option_of_torch_npu_that_changes_numbers_is_in_the_stack_and_in_the_difference(
     emulated, monkeypatch, tmp_path, capsys, option
 ):
