@@ -60,15 +60,15 @@ def _require_torch() -> None:
 
 def _check_paths(config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
     """Refuse a path after a space where pytest has taken it for a path of tests."""
-    known = config.known_args_namespace
-    if known.file_or_dir or known.rootdir or known.inifilename:
-        return  # pytest knows its root directory by these
-    directory = Path(config.invocation_params.dir)
+    directory, known = Path(config.invocation_params.dir), config.known_args_namespace
     names = [option.flag for option in OPTIONS if option.is_path]
     conftest = directory / "conftest.py"
     if conftest.is_file() and CONFTEST.encode() in conftest.read_bytes():
         unknown = set(parser.parse_known_and_unknown_args(args)[1])
         names += [option.short for option in OPTIONS if option.is_path and option.short in unknown]
+    values = {value for name, value in zip(args, args[1:]) if name in names}
+    if set(known.file_or_dir) - values or known.rootdir or known.inifilename:
+        return  # pytest knows its root directory by these
     check_paths(args, names=names, directory=directory)
 
 
