@@ -530,7 +530,7 @@ def test_the_floor_is_what_judges_by_default_and_every_reference_is_shown(user, 
     row = stored(user)["rows"][0]
     assert row["preset"] == "floor" and row["conditioning"] > 0 and row["rerun"] == {} and row["threads"] > 0
     assert 0.5 < row["forecast_ratio"] < 2 and 0.2 < row["golden_ratio"] < 5
-    assert row["forecast"].startswith("Ascend: convolutions in HF32")
+    assert row["forecast"].startswith("Ascend A2: convolutions in HF32")
     assert {"comparison", "golden", "cpu", "forecast"} <= row["measured"]["output"].keys()
     text = markdown(user)
     assert "measured / forecast" in text and "Limits: preset floor." in text and "Conditioning: moving every input" in text
