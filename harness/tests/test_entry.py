@@ -192,9 +192,9 @@ def test_this_checkout_selects_accuracy_tests_alone_by_the_word():
 
 def test_the_import_of_backends_is_held_back_and_restored(monkeypatch):
     monkeypatch.setattr(autoload, "_before", [])
-    monkeypatch.setitem(sys.modules, "torch", sys.modules["torch"])
+    module = sys.modules["torch"]
     for before in (None, "1"):
-        monkeypatch.setitem(sys.modules, "torch", sys.modules["torch"])
+        monkeypatch.setitem(sys.modules, "torch", module)
         monkeypatch.delenv(autoload.VARIABLE, raising=False)
         if before:
             monkeypatch.setenv(autoload.VARIABLE, before)

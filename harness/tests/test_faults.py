@@ -61,8 +61,10 @@ def test_a_fault_of_the_result_shows_there_and_nowhere_else(npu, kind):
     with emulator.fault("aclnnSilu", kind=kind, **settings) as planted:
         found, other = F.silu(x).cpu(), (x * 2).cpu()
     assert planted.hits == planted.calls == 1
-    assert torch.equal(changed(found, clean), where)
-    if meaning is not None:
+    if meaning is None:  # noise of another size in every element; a few can be below half the spacing of numbers there
+        assert changed(found, clean).sum() >= clean.numel() - 5
+    else:
+        assert torch.equal(changed(found, clean), where)
         torch.testing.assert_close(found[where], meaning(clean)[where], rtol=0, atol=0, equal_nan=True)
     assert torch.equal(other, X * 2) and torch.equal(F.silu(x).cpu(), clean)
 

@@ -69,9 +69,10 @@ def test_every_option_of_torch_npu_that_changes_numbers_is_in_the_stack_and_in_t
     import torch_npu
 
     value, field, shown = OPTIONS[option]
-    real = torch_npu._C._npu_getOption
+    real, set_to = torch_npu._C._npu_getOption, {option: None}  # a test before this one may have set it in this process
+    monkeypatch.setattr(torch_npu._C, "_npu_getOption", lambda name: set_to[name] if name in set_to else real(name))
     before = emulated.stack
-    monkeypatch.setattr(torch_npu._C, "_npu_getOption", lambda name: value.encode() if name == option else real(name))
+    set_to[option] = value.encode()
     after = emulated.stack
     assert getattr(before, field) is None and getattr(after, field) == shown
     out = gate(tmp_path, capsys, before.to_dict(), after.to_dict())
