@@ -1,24 +1,24 @@
-"""Accepted numbers per case, and whether a run is identical to them, changed but fine, worse, better, or not comparable. Pure: rows in, words out.
+"""Accepted numbers per case, and whether a run is identical to them, changed but fine, worse, better, or not comparable. Pure: rows in, rows out.
 
 A baseline file holds one case in one dtype, and in it an entry for each device and backend, so that emulated numbers never meet a card's.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.gate import AT_LEAST, MANY, slack
+from harness.gate import AT_LEAST, CHANGES, MANY, Mark, Status, slack
+from harness.report.rows import Change, Row
+from harness.typed_json import Mismatch, named, object_schema, read_fields, read_json, reader_of, to_json
 
 SCHEMA = "precision-baseline/1"
-IDENTICAL, DRIFT, REGRESSED, IMPROVED, NEW, INCOMPARABLE = "IDENTICAL", "DRIFT", "REGRESSED", "IMPROVED", "NEW", "NOT COMPARABLE"
-
-KINDS = (IDENTICAL, DRIFT, REGRESSED, IMPROVED, NEW, INCOMPARABLE)
+KINDS = CHANGES
+IDENTICAL, DRIFT, REGRESSED, IMPROVED, NEW, INCOMPARABLE = CHANGES
 
 EFFECT = 1.03  # a change of the error below this factor is drift, however many seeds share it
 ALONE = 1.5  # the factor from which a change counts by itself
@@ -29,19 +29,37 @@ STUDENT = {  # one-sided 1 % points of Student's t by degrees of freedom (Fisher
 }  # fmt: skip
 
 KEPT = (  # of a row
-    "seed", "status", "marks", "preset", "limits", "allowed", "weights", "inputs_sha256", "expected_sha256", "actual_sha256", "max_diff", "mean_diff", "cos_sim",
+    "seed", "status", "marks", "criteria", "preset", "limits", "allowed", "weights", "inputs_sha256", "expected_sha256", "actual_sha256", "max_diff", "mean_diff", "cos_sim",
     "rel_l2", "golden_rel_l2", "cpu_golden_rel_l2", "forecast_golden_rel_l2", "forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio",
     "decisions", "rerun",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """What became of one row since its baseline."""
+class Entry:
+    """What was accepted of one case in one dtype on one device: rows by the name that `seed_of` gives them."""
 
-    kind: str
-    text: str  # one sentence: what was found, what was accepted, what to do
-    ratio: float | None = None  # the error now over the error then; None where there is nothing to divide
+    rows: Mapping[str, Row]
+    accepted: str = ""  # the day
+    stack: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a file holds it: of each row what is compared."""
+        rows = {name: row.to_dict() for name, row in self.rows.items()}
+        return {"accepted": self.accepted, "stack": to_json(self.stack), "rows": {name: {each: row[each] for each in KEPT} for name, row in rows.items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A file: one case in one dtype, with an entry for each device, by `key_of`."""
+
+    case: str
+    dtype: str | None
+    entries: Mapping[str, Entry]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"schema": SCHEMA, "case": self.case, "dtype": self.dtype, "entries": {name: each.to_dict() for name, each in sorted(self.entries.items())}}
 
 
 def key_of(stack: Mapping[str, Any], backend: str | None) -> str:
@@ -55,32 +73,82 @@ def path_of(folder: Path, case: str, dtype: str) -> Path:
     return folder / f"{safe}.json"
 
 
-def load(path: Path) -> dict[str, Any] | None:
+def load(path: Path) -> Baseline | None:
     """A stored baseline; None where there is none.
 
-    Raises: HarnessError when the file is damaged, or of another schema.
+    Raises: HarnessError, in one sentence, when the file is damaged, of another schema, or holds a value that cannot be.
     """
+    advice = "restore it from version control, or accept again with --precision-baseline=accept"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
     except FileNotFoundError:
         return None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise HarnessError(f"baseline {path} is damaged ({error}); restore it from version control, or accept again with --precision-baseline=accept") from None
+    except OSError as error:
+        raise HarnessError(f"baseline {path} cannot be read ({error.strerror}); {advice}") from None
+    except ValueError as error:
+        raise HarnessError(f"baseline {path} is damaged ({error}); {advice}") from None
     schema = stored.get("schema") if isinstance(stored, dict) else None
     if schema != SCHEMA:
-        raise HarnessError(f"baseline {path} has schema {schema!r} where {SCHEMA!r} was expected; use the version that wrote it, or accept again with --precision-baseline=accept")
+        raise HarnessError(f"baseline {path} has schema {schema if schema is None else named(schema)} where {SCHEMA!r} was expected; use the version that wrote it, or accept again with --precision-baseline=accept")
     if not isinstance(stored.get("entries"), dict):
-        raise HarnessError(f"baseline {path} lacks its entries; restore it from version control, or accept again with --precision-baseline=accept")
-    return stored
+        raise HarnessError(f"baseline {path} lacks its entries; {advice}")
+    try:
+        return _baseline(stored)
+    except Mismatch as error:
+        raise HarnessError(f"baseline {path}: {error}; {advice}") from None
 
 
-def accepted(stored: Mapping[str, Any] | None, rows: Iterable[Mapping[str, Any]], *, stack: Mapping[str, Any], backend: str | None, when: str) -> dict[str, Any]:
-    """The file with the entry of this device replaced: the rows of one case in one dtype, as the report holds them."""
+def _baseline(stored: Mapping[str, Any]) -> Baseline:
+    """Raises: Mismatch."""
+    head = read_fields(stored, [("case", reader_of(str)), ("dtype", reader_of(str | None))], {"case", "dtype"})
+    entries = {}
+    for name, each in stored["entries"].items():
+        try:
+            entries[name] = _entry(each, **head)
+        except Mismatch as error:
+            raise error.within(name).within("entries") from None
+    return Baseline(**head, entries=entries)
+
+
+def _entry(stored: Any, *, case: str, dtype: str | None) -> Entry:
+    """An entry with its rows, filled with what the file says once for all of them. Raises: Mismatch."""
+    texts, table = reader_of(str), reader_of(Mapping[str, Any])
+    read = read_fields(stored, [("accepted", texts), ("stack", table), ("rows", table)], {"rows"})
+    rows = {}
+    for name, each in read["rows"].items():
+        try:
+            kept = {"seed": None, "marks": [], "reasons": []} | reader_of(Mapping[str, Any])(each)
+            rows[name] = Row.from_json(kept | {"test": "", "case": case, "dtype": dtype} | _reasons_of(kept))
+            if seed_of(rows[name]) != name:
+                raise Mismatch(f"seed {seed_of(rows[name])}", f"the seed {name} that it is kept under")
+        except Mismatch as error:
+            raise error.within(name).within("rows") from None
+    return Entry(**read | {"rows": rows})
+
+
+def _reasons_of(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The reasons of an accepted row, of which its criteria alone are kept."""
+    criteria = kept.get("criteria")
+    return {"reasons": ["accepted so"] * len(criteria)} if isinstance(criteria, list) else {}
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a baseline."""
+    row = Row.json_schema()
+    kept = {"type": "object", "properties": {name: row["properties"][name] for name in KEPT}, "required": ["status"]}
+    entry = object_schema({"accepted": str, "stack": Mapping[str, Any]}, ["rows"])
+    entry["properties"]["rows"] = {"type": "object", "additionalProperties": kept}
+    schema = object_schema({"case": str, "dtype": str | None}, ["schema", "case", "dtype", "entries"])
+    schema["properties"] |= {"schema": {"const": SCHEMA}, "entries": {"type": "object", "additionalProperties": entry}}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA} | schema
+
+
+def accepted(stored: Baseline | None, rows: Iterable[Row], *, stack: Mapping[str, Any], backend: str | None, when: str) -> Baseline:
+    """The file with the entry of this device replaced: the rows of one case in one dtype."""
     rows = list(rows)
-    entries = dict((stored or {}).get("entries", {}))
-    kept = {seed_of(row): {name: row.get(name) for name in KEPT} for row in rows}
-    entries[key_of(stack, backend)] = {"accepted": when, "stack": dict(stack), "rows": kept}
-    return {"schema": SCHEMA, "case": rows[0]["case"], "dtype": rows[0]["dtype"], "entries": dict(sorted(entries.items()))}
+    entries = {} if stored is None else dict(stored.entries)
+    entries[key_of(stack, backend)] = Entry(accepted=when, stack=dict(stack), rows={seed_of(row): row for row in rows})
+    return Baseline(case=rows[0].case, dtype=rows[0].dtype, entries=entries)
 
 
 def stack_name(stack: Mapping[str, Any], backend: str | None) -> str:
@@ -93,56 +161,54 @@ def stack_name(stack: Mapping[str, Any], backend: str | None) -> str:
     return "".join(each if each.isalnum() or each in "-_." else "_" for each in "_".join(parts))
 
 
-def entry_of(stored: Mapping[str, Any] | None, stack: Mapping[str, Any], backend: str | None) -> Mapping[str, Any] | None:
+def entry_of(stored: Baseline | None, stack: Mapping[str, Any], backend: str | None) -> Entry | None:
     """What was accepted on a device, of a file; None where there is nothing."""
-    return None if stored is None else stored["entries"].get(key_of(stack, backend))
+    return None if stored is None else stored.entries.get(key_of(stack, backend))
 
 
-def absent(entry: Mapping[str, Any] | None, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def absent(entry: Entry | None, rows: Iterable[Row]) -> list[str]:
     """The accepted rows that are not among `rows`, in words."""
     ran = {seed_of(row) for row in rows}
-    return [] if entry is None else [f"seed {seed}" for seed in entry["rows"] if seed not in ran]
+    return [] if entry is None else [f"seed {seed}" for seed in entry.rows if seed not in ran]
 
 
-def loosened(entry: Mapping[str, Any] | None, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def loosened(entry: Entry | None, rows: Iterable[Row]) -> list[str]:
     """The limits that are looser than when the rows were accepted, in words: limits tighten freely, and loosen by acceptance alone."""
     found: dict[str, None] = {}
     for row in rows:
-        then = None if entry is None else entry["rows"].get(seed_of(row))
-        if then is None or row.get("allowed") is None or then.get("allowed") is None:
-            continue
-        for name, accepted in then["allowed"].items():
-            now = row["allowed"].get(name)
+        then = None if entry is None else entry.rows.get(seed_of(row))
+        for name, accepted in {} if then is None else then.allowed.items():
+            now = row.allowed.get(name)
             if now is None:
                 found[f"no {name} where {accepted:.3g} was accepted"] = None
-            elif float(now) < float(accepted) if name in AT_LEAST else float(now) > float(accepted):
+            elif now < accepted if name in AT_LEAST else now > accepted:
                 found[f"{name} {now:.9g} where {accepted:.9g} was accepted"] = None
     return list(found)
 
 
-def seed_of(row: Mapping[str, Any]) -> str:
+def seed_of(row: Row) -> str:
     """The row's name in an entry."""
-    return "-" if row.get("seed") is None else str(row["seed"])
+    return "-" if row.seed is None else str(row.seed)
 
 
-def error_of(row: Mapping[str, Any]) -> float:
+def error_of(row: Row) -> float:
     """The error that is followed: relative L2 to float64, else to the CPU. NaN where a row holds no numbers."""
-    found = row.get("golden_rel_l2")
-    found = row.get("rel_l2") if found is None else found
-    return float(found) if isinstance(found, (int, float, str)) else math.nan
+    found = row.rel_l2 if row.golden_rel_l2 is None else row.golden_rel_l2
+    return math.nan if found is None else found
 
 
-def change_of(row: Mapping[str, Any], entry: Mapping[str, Any] | None) -> Change:
+def change_of(row: Row, entry: Entry | None) -> Change:
     """One row against its accepted one, without a verdict on drift: that takes all seeds, see `verdicts`."""
-    name = f"{row['case']} {row['dtype']}" + ("" if row.get("seed") is None else f" seed {row['seed']}")
-    then = None if entry is None else entry["rows"].get(seed_of(row))
+    name = row.name
+    then = None if entry is None else entry.rows.get(seed_of(row))
     if then is None:
         return Change(kind=NEW, text=f"no baseline for {name}; accept this run with --precision-baseline=accept")
-    for field, what in (("weights", "weights"), ("inputs_sha256", "inputs")):
-        if row.get(field) != then.get(field):
-            text = f"{name} ran with other {what} ({_short(row.get(field))}) than were accepted ({_short(then.get(field))}); its numbers cannot be compared: run with the accepted ones, or --precision-baseline=accept"
+    for each, what in (("weights", "weights"), ("inputs_sha256", "inputs")):
+        now, before = getattr(row, each), getattr(then, each)
+        if now != before:
+            text = f"{name} ran with other {what} ({_short(now)}) than were accepted ({_short(before)}); its numbers cannot be compared: run with the accepted ones, or --precision-baseline=accept"
             return Change(kind=INCOMPARABLE, text=text)
-    if row.get("actual_sha256") == then.get("actual_sha256"):
+    if row.actual_sha256 == then.actual_sha256:
         return Change(kind=IDENTICAL, text=f"{name}: every bit as accepted", ratio=1.0)
     now, before = error_of(row), error_of(then)
     if not (math.isfinite(now) and math.isfinite(before)):
@@ -155,7 +221,7 @@ def _short(digest: Any) -> str:
     return str(digest)[:16]
 
 
-def verdicts(rows: Iterable[Mapping[str, Any]], entry: Mapping[str, Any] | None) -> list[Change]:
+def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     """Every row of one case in one dtype against its entry.
 
     The errors of all seeds are paired with the accepted ones. With `SEEDS` or more the change is judged together, by a one-sided paired
@@ -168,15 +234,15 @@ def verdicts(rows: Iterable[Mapping[str, Any]], entry: Mapping[str, Any] | None)
     found = [change_of(row, entry) for row in rows]
     pairs = [index for index, each in enumerate(found) if each.ratio is not None and math.isfinite(each.ratio) and each.ratio > 0]
     logs = [math.log(found[index].ratio) for index in pairs]
-    summed = [_is_of_sums(rows[index], entry["rows"][seed_of(rows[index])]) for index in pairs]
+    summed = [_is_of_sums(rows[index], entry.rows[seed_of(rows[index])]) for index in pairs]
     together = _shared(logs, SUMS if any(summed) else EFFECT) if len(logs) >= SEEDS else 0
     for index, each in enumerate(found):
         if each.kind != DRIFT:
             continue
         alone = max(SUMS if any(summed) else ALONE, _chance(rows[index]))
         sign = 1 if each.ratio > alone else -1 if each.ratio < 1 / alone else together
-        noise = float((rows[index].get("rerun") or {}).get("rel_l2", 0.0))
-        if sign and abs(error_of(rows[index]) - error_of(entry["rows"][seed_of(rows[index])])) <= 3 * noise:
+        noise = (rows[index].rerun or {}).get("rel_l2", 0.0)
+        if sign and abs(error_of(rows[index]) - error_of(entry.rows[seed_of(rows[index])])) <= 3 * noise:
             sign = 0
         if sign and (each.ratio > 1) == (sign > 0):
             kind = REGRESSED if sign > 0 else IMPROVED
@@ -186,15 +252,32 @@ def verdicts(rows: Iterable[Mapping[str, Any]], entry: Mapping[str, Any] | None)
     return found
 
 
-def _is_of_sums(row: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
+def settled(rows: Iterable[Row], entry: Entry | None) -> list[Row]:
+    """The rows of one case in one dtype as their baseline leaves them, all seeds together: with what became of each, and a reason where it is worse.
+
+    A known failure that is worse than what was accepted is none. A row that fails or is REGRESSED by itself gets no second reason.
+    """
+    rows = list(rows)
+    return [_settled(row, change) for row, change in zip(rows, verdicts(rows, entry))]
+
+
+def _settled(row: Row, change: Change) -> Row:
+    row = replace(row, baseline=change, marks=tuple(change.kind if mark.is_change else mark for mark in row.marks))
+    if change.kind is not REGRESSED or not (row.status is Status.PASS or Mark.KNOWN in row.marks):
+        return row
+    worse = row.because("baseline", f"{change.kind}: {change.text}")
+    return replace(worse, marks=tuple(mark for mark in worse.marks if mark is not Mark.KNOWN))
+
+
+def _is_of_sums(row: Row, then: Row) -> bool:
     """Whether an accepted error was made by nothing but float32 sums: it was of the size of the CPU's."""
-    cpu, error = then.get("cpu_golden_rel_l2"), error_of(then)
-    return row["dtype"] == "float32" and isinstance(cpu, float) and error <= SUMS * cpu
+    cpu, error = then.cpu_golden_rel_l2, error_of(then)
+    return row.dtype == "float32" and cpu is not None and error <= SUMS * cpu
 
 
-def _chance(row: Mapping[str, Any]) -> float:
+def _chance(row: Row) -> float:
     """The factor by which the error of so few elements may change by chance; 1 for many."""
-    count = MANY if row.get("shape") is None else math.prod(row["shape"])
+    count = MANY if row.shape is None else math.prod(row.shape)
     return slack(count) if count < MANY else 1.0
 
 

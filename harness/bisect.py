@@ -28,14 +28,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.baseline import IDENTICAL
 from harness.errors import HarnessError
-from harness.known import KNOWN
-from harness.report import JSON_NAME, load, upgrade_text, write_text
+from harness.gate import Mark, Status
+from harness.report import JSON_NAME, Report, Row, load, upgrade_text, write_text
 from harness.report.document import Table, Text, to_markdown
 from harness.report.text import MISSING
 from harness.tables import only_known, read_toml
@@ -76,7 +76,7 @@ class Finding:
     verdict: str
     why: str
     seconds: float
-    report: Mapping[str, Any] | None = None  # with the rows that decide; None where there is nothing to compare
+    report: Report | None = None  # with the rows that decide; None where there is nothing to compare
 
 
 def read_stacks(path: Path) -> list[Stack]:
@@ -206,7 +206,7 @@ class _Search:
     def __init__(self, stacks: Sequence[Stack], *, case: str | None, what: str, state: Path, retry: bool):
         self.stacks, self.case, self.what, self.state, self.retry = stacks, case, what, state.resolve(), retry
         self.found: dict[int, Finding] = {}
-        self.good: Mapping[str, Any] | None = None  # the report of the good end, with the rows that decide
+        self.good: Report | None = None  # the report of the good end, with the rows that decide
         self.runs = 0
 
     def look(self, index: int) -> str:
@@ -251,22 +251,19 @@ class _Search:
             return self._held(load(path), run.seconds)
         except (HarnessError, OSError) as error:
             why = str(error)
-        except (KeyError, TypeError, AttributeError) as error:
-            why = f"its report has a row that this version does not read ({type(error).__name__}: {error})"
         return Finding(verdict=CANNOT, why=f"{why}; {ended}; it said last: {_last_line(folder / 'log.txt')}", seconds=run.seconds)
 
-    def _held(self, report: Mapping[str, Any], seconds: float) -> Finding:
+    def _held(self, report: Report, seconds: float) -> Finding:
         """A report, held against the good end by the rows that decide; the first that holds such rows is the good end."""
         rows = self._chosen(report)
-        if not rows and self.good is None and _measured(report["rows"]):
-            cases = ", ".join(sorted({str(row["case"]) for row in report["rows"]}))
+        if not rows and self.good is None and _measured(report.rows):
+            cases = ", ".join(sorted({str(row.case) for row in report.rows}))
             raise ValueError(f"--case {self.case} is no case and no part of a test id of the good end; it has the cases {cases}")
         if not _measured(rows):
-            said = "; ".join(dict.fromkeys(f"{row['status']} {reason}" for row in rows for reason in row["reasons"]))
+            said = "; ".join(dict.fromkeys(f"{row.status} {reason}" for row in rows for reason in row.reasons))
             raise HarnessError(f"nothing was measured: {said[:300] or 'no rows'}")
-        report = {**report, "rows": rows}
+        report = replace(report, rows=tuple(rows))
         if self.good is None:
-            compare_reports(report, report)  # its rows can be read
             self.good = report
             return Finding(verdict=GOOD, why="the good end", seconds=seconds, report=report)
         try:
@@ -277,20 +274,20 @@ class _Search:
         why = ", ".join(f"{count} {kind}" for kind, count in found.counts().items())
         return Finding(verdict=BAD if bad else GOOD, why=why, seconds=seconds, report=report)
 
-    def _chosen(self, report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    def _chosen(self, report: Report) -> list[Row]:
         """The rows that decide: those of the case, or where the good end has no such case, of the tests whose id holds the name."""
-        named = any(row["case"] == self.case for row in (self.good or report)["rows"])
-        return [row for row in report["rows"] if self.case is None or (row["case"] == self.case if named else self.case in row["test"])]
+        named = any(row.case == self.case for row in (self.good or report).rows)
+        return [row for row in report.rows if self.case is None or (row.case == self.case if named else self.case in row.test)]
 
 
-def _measured(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any(row["status"] not in ("ERROR", "SKIPPED") for row in rows)
+def _measured(rows: Sequence[Row]) -> bool:
+    return any(row.status not in (Status.ERROR, Status.SKIPPED) for row in rows)
 
 
-def _changed(found: Upgrade, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+def _changed(found: Upgrade, before: Report, after: Report) -> bool:
     """Whether anything is not as before, to the bit; of a row that fails on both sides the transition does not say."""
-    old, new = ({(row["case"], row["dtype"], row["seed"]): row.get("actual_sha256") for row in each["rows"]} for each in (before, after))
-    return any(each.kind not in (IDENTICAL, STILL, KNOWN) for each in found.transitions) or any(old[name] != new[name] for name in old.keys() & new.keys())
+    old, new = ({(row.case, row.dtype, row.seed): row.actual_sha256 for row in each.rows} for each in (before, after))
+    return any(each.kind not in (IDENTICAL, STILL, Mark.KNOWN) for each in found.transitions) or any(old[name] != new[name] for name in old.keys() & new.keys())
 
 
 def _say(text: str, end: str = "\n") -> None:

@@ -96,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         "Render reports/precision.json again, as markdown or HTML, without a run.",
         "python -m harness report reports/precision.json --lang zh --output report.md",
     )
-    report.add_argument("json", type=Path, metavar="JSON")
+    report.add_argument("json", type=Path, nargs="?", metavar="JSON")
+    report.add_argument("--schema", choices=("report", "baseline"), help="print the JSON schema of a report, or of a baseline, in place of a report")
     report.add_argument("--lang", choices=("en", "zh"), default="en")
     report.add_argument("--output", type=Path, metavar="FILE", help="default: standard output; .html gives HTML")
 
@@ -267,9 +268,23 @@ def _bench(arguments) -> int:
 def _report(arguments) -> int:
     from harness.report import rerender
 
+    if arguments.schema:
+        return _print_schema(arguments.schema)
+    if arguments.json is None:
+        raise ValueError("name a report to render, such as reports/precision.json, or give --schema")
     text = rerender(arguments.json, lang=arguments.lang, output=arguments.output)
     if text is not None:
         print(text)
+    return 0
+
+
+def _print_schema(name: str) -> int:
+    import json
+
+    from harness import baseline, report
+
+    schema = baseline.json_schema() if name == "baseline" else report.json_schema()
+    print(json.dumps(schema, indent=1))
     return 0
 
 
@@ -349,9 +364,9 @@ def _bisect(arguments) -> int:
 
 
 def _locate(arguments) -> int:
-    import json
-
     import pytest
+
+    from harness.report import load
 
     if not arguments.cases.exists():
         raise HarnessError(f"no cases at {arguments.cases}; name their file or folder with --cases")
@@ -363,15 +378,15 @@ def _locate(arguments) -> int:
     status = pytest.main(command)
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):  # it said why
         return 1
-    rows = json.loads((arguments.report / "precision.json").read_text(encoding="utf-8"))["rows"]
-    return 0 if rows and all(row.get("located") and row["located"]["operators"] for row in rows) else 1
+    rows = load(arguments.report / "precision.json").rows
+    return 0 if rows and all(row.located is not None and row.located.operators for row in rows) else 1
 
 
 def _ratchet(arguments) -> int:
     from harness.ratchet import loose, ratchet_text
     from harness.report import load
 
-    print(ratchet_text(loose([load(each) for each in arguments.reports], every=arguments.every)))
+    print(ratchet_text(loose([row for each in arguments.reports for row in load(each).rows], every=arguments.every)))
     return 0
 
 

@@ -7,17 +7,87 @@ Every check is written as what must hold (`found <= limit`), so a NaN fails by i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 
-from harness.measure import CLOSE, DYNAMO, Comparison
+from harness.measure import CLOSE, DYNAMO, Comparison, Count, Share, Size
 
-STATUSES = ("PASS", "FAIL", "REGRESSED", "ERROR", "SKIPPED")
-NEW = "NEW"  # no accepted baseline
-NONDETERMINISTIC = "NONDETERMINISTIC"  # device reruns differ
-NEAR_TIE = "NEAR TIE"  # a generated token differs where two logits lie closer than they are known
-UNFELT = "SWITCH NOT FELT"  # the device is as exact as if HF32 or TF32, which its switches allow, were off
-FELL_BACK = "FELL BACK"  # an operator of the device's run was computed by the CPU
+class _Word(str, Enum):
+    """A word of the report: a member is the text that JSON holds."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Status(_Word):
+    """What became of a row, from its reasons: see `status_of`."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"  # a criterion is broken
+    REGRESSED = "REGRESSED"  # within the tolerance, and worse than what was accepted
+    ERROR = "ERROR"  # nothing could be compared
+    SKIPPED = "SKIPPED"  # not run, by intent
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether a row may end so without being a failure."""
+        return self in (Status.PASS, Status.SKIPPED)
+
+    @property
+    def sign(self) -> str:
+        """The sign before it in a table."""
+        return {Status.PASS: "✅", Status.SKIPPED: "⏭"}.get(self, "❌")
+
+
+class Mark(_Word):
+    """What a reader of a row must know besides its status."""
+
+    NONDETERMINISTIC = "NONDETERMINISTIC"  # device reruns differ
+    NEAR_TIE = "NEAR TIE"  # a generated token differs where two logits lie closer than they are known
+    UNFELT = "SWITCH NOT FELT"  # the device is as exact as if HF32 or TF32, which its switches allow, were off
+    FELL_BACK = "FELL BACK"  # an operator of the device's run was computed by the CPU
+    UNDECIDABLE = "UNDECIDABLE"  # healthy runs differ by too much to decide
+    CRASHED = "CRASHED"  # its process died
+    HUNG = "HUNG"  # it did not end in its time
+    RERUN = "RERUN"  # the test ran more than once; the row is of its last attempt
+    KNOWN = "KNOWN FAILURE"  # it fails by a reviewed entry of the known failures
+    NEW = "NEW"  # no accepted baseline; from here on, what became of the row since its baseline
+    IDENTICAL = "IDENTICAL"  # every bit as accepted
+    DRIFT = "DRIFT"  # other bits, no worse than chance would make it
+    REGRESSED = "REGRESSED"  # worse than accepted
+    IMPROVED = "IMPROVED"  # better than accepted
+    INCOMPARABLE = "NOT COMPARABLE"  # other weights or inputs, or no numbers on one side
+
+    @property
+    def is_change(self) -> bool:
+        """Whether it says what became of the row since its baseline."""
+        return self in CHANGES
+
+
+CHANGES = (Mark.IDENTICAL, Mark.DRIFT, Mark.REGRESSED, Mark.IMPROVED, Mark.NEW, Mark.INCOMPARABLE)
+STATUSES = tuple(Status)
+NEW, NONDETERMINISTIC, NEAR_TIE, UNFELT, FELL_BACK = Mark.NEW, Mark.NONDETERMINISTIC, Mark.NEAR_TIE, Mark.UNFELT, Mark.FELL_BACK
+# The status that a reason leads to, by its criterion; every criterion that is not here leads to FAIL.
+LEADS_TO = {"run": Status.ERROR, "skip": Status.SKIPPED, "baseline": Status.REGRESSED}
+
+
+def leads_to(criterion: str) -> Status:
+    """The status that a reason with this criterion leads to, where none is graver."""
+    return LEADS_TO.get(criterion, Status.FAIL)
+
+
+def status_of(kinds: Collection[Status], *, compared: bool) -> Status:
+    """The status of a row whose reasons lead to `kinds`; `compared` says whether it brought numbers. The one place that decides it.
+
+    An error is graver than a skip, a skip than a failure, a failure than a regression. To have compared nothing is an ERROR.
+    """
+    for each in (Status.ERROR, Status.SKIPPED, Status.FAIL):
+        if each in kinds:
+            return each
+    if not compared:
+        return Status.ERROR
+    return Status.REGRESSED if Status.REGRESSED in kinds else Status.PASS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +176,8 @@ class References:
     golden: Comparison  # the device to float64
     cpu: Comparison  # the CPU in the same dtype to float64
     forecast: Comparison | None = None  # the CPU under the device's rounding rules to float64; None where there are no such rules
-    unexplained: float | None = None  # ‖device - forecast‖ / ‖forecast‖
-    ties: float | None = None  # the same of a forecast whose HF32 ties go the other way; measured for the preset "sharp" alone
+    unexplained: Size | None = None  # ‖device - forecast‖ / ‖forecast‖
+    ties: Size | None = None  # the same of a forecast whose HF32 ties go the other way; measured for the preset "sharp" alone
     modes: tuple[str, ...] = ()  # what float32 was computed in besides float32: "HF32", "TF32"
 
     def floor(self, name: str) -> float:
@@ -152,13 +222,13 @@ SHARED = 1 / 16  # of the floor may be a factor or a shift that all elements sha
 class Decisions:
     """The top-1 decisions of both sides on labelled inputs."""
 
-    count: int
-    agree: int  # decisions that are the same on both sides
-    correct_actual: int | None = None  # decisions equal to the label; None without labels
-    correct_expected: int | None = None
+    count: Count
+    agree: Count  # decisions that are the same on both sides
+    correct_actual: Count | None = None  # decisions equal to the label; None without labels
+    correct_expected: Count | None = None
     first: tuple[int, int, int] | None = None  # of the first that differs: its index, actual's decision, expected's
-    k: int | None = None  # largest logits that are looked at beside the largest
-    topk: float | None = None  # share of expected's k largest that are among actual's, over all decisions
+    k: Count | None = None  # largest logits that are looked at beside the largest
+    topk: Share | None = None  # share of expected's k largest that are among actual's, over all decisions
 
     @property
     def top1(self) -> float:
@@ -203,14 +273,14 @@ class Evidence:
     inputs_sha256: str
     expected_sha256: str
     actual_sha256: str
-    expected_ms: float  # the reference's forward
-    actual_ms: float  # the faster of the device's two forwards, synchronised
-    first_run_ms: float | None = None  # the first of them, in which operators may be compiled
+    expected_ms: Size  # the reference's forward
+    actual_ms: Size  # the faster of the device's two forwards, synchronised
+    first_run_ms: Size | None = None  # the first of them, in which operators may be compiled
     forecast: str | None = None  # the rounding rules of the forecast, in words
     no_golden: str | None = None  # why there is no float64 reference
-    conditioning: float | None = None  # relative change of the output over that of the input, when it moves by one rounding
-    rerun: Mapping[str, float] = field(default_factory=dict)  # what the device's second run differed by; empty where it did not
-    threads: int = 0  # of the CPU's runs
+    conditioning: Size | None = None  # relative change of the output over that of the input, when it moves by one rounding
+    rerun: Mapping[str, Size] = field(default_factory=dict)  # what the device's second run differed by; empty where it did not
+    threads: Count = 0  # of the CPU's runs
     parted: str = ""  # where generations part, in words
     stored: tuple[str, ...] = ()  # those of the CPU's runs that were read from a reference store
     card: str | None = None  # the physical card that ran it; processes of one run may have a card of their own
@@ -234,28 +304,21 @@ class Verdict:
     regressions: tuple[Reason, ...] = ()
     errors: tuple[Reason, ...] = ()
     skips: tuple[Reason, ...] = ()
-    marks: tuple[str, ...] = ()
+    marks: tuple[Mark, ...] = ()
     tolerance: Tolerance | None = None
     decisions: Decisions | None = None
     references: Mapping[str, References] = field(default_factory=dict)  # by name of the output
     evidence: Evidence | None = None
 
     @property
-    def status(self) -> str:
+    def status(self) -> Status:
         """PASS, FAIL, REGRESSED, ERROR or SKIPPED. To have compared nothing is an ERROR."""
-        if self.errors:
-            return "ERROR"
-        if self.skips:
-            return "SKIPPED"
-        if self.failures:
-            return "FAIL"
-        if not self.comparisons:
-            return "ERROR"
-        return "REGRESSED" if self.regressions else "PASS"
+        reasons = {Status.ERROR: self.errors, Status.SKIPPED: self.skips, Status.FAIL: self.failures, Status.REGRESSED: self.regressions}
+        return status_of([kind for kind, found in reasons.items() if found], compared=bool(self.comparisons))
 
     @property
     def passed(self) -> bool:
-        return self.status == "PASS"
+        return self.status is Status.PASS
 
     @property
     def reasons(self) -> tuple[Reason, ...]:

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.gate import Mark
 from harness.tables import only_known, read_toml
 
-KNOWN = "KNOWN FAILURE"
+KNOWN = Mark.KNOWN
 KEYS = ("case", "dtype", "seeds", "device", "criteria", "reason", "link", "expires")
 
 
@@ -49,10 +50,6 @@ class Known:
     def allows(self, criteria: Collection[str]) -> bool:
         """Whether the entry speaks of failing by these."""
         return not self.criteria or set(criteria) <= set(self.criteria)
-
-    def to_dict(self) -> dict[str, str]:
-        """As a row holds it."""
-        return {"reason": self.reason, "link": self.link, "expires": self.expires.isoformat()}
 
     def __str__(self) -> str:
         return " ".join([self.case, *([self.dtype] if self.dtype else []), *(f"seed {each}" for each in self.seeds)])

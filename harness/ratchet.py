@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from harness.gate import AT_LEAST, checks_of
-from harness.report import judged
+from harness.report.again import judged_again
 from harness.report.document import Table, Text, to_markdown
+from harness.report.rows import Row
 
 ROOM = 2.0  # times the worst that was found is left to the next run: errors of other seeds scatter less
 WORTH = 0.8  # of the limit, above which it is left alone
@@ -28,7 +28,7 @@ class Loose:
     could_be: float
 
 
-def loose(reports: Sequence[Mapping[str, Any]], *, every: bool = False) -> list[Loose]:
+def loose(rows: Iterable[Row], *, every: bool = False) -> list[Loose]:
     """The limits that leave more than `ROOM` to the worst that was found, over all rows that pass; with `every` those of presets too.
 
     A limit that holds from below, such as a cosine, is measured by what it lacks to 1.
@@ -36,12 +36,12 @@ def loose(reports: Sequence[Mapping[str, Any]], *, every: bool = False) -> list[
     Raises: HarnessError when a row cannot be judged again.
     """
     found: dict[tuple, list[tuple[float, float]]] = {}
-    for report in reports:
-        for row, verdict in judged(report, None):
-            own = verdict.tolerance.limits() if verdict.tolerance else {}
-            for check in checks_of(verdict) if verdict.passed else []:
-                if (every or check.name in own) and math.isfinite(check.found):
-                    found.setdefault((row["case"], row["dtype"], check.name), []).append((check.found, check.limit))
+    for row in rows:
+        verdict = judged_again(row)
+        own = verdict.tolerance.limits() if verdict.tolerance else {}
+        for check in checks_of(verdict) if verdict.passed else []:
+            if (every or check.name in own) and math.isfinite(check.found):
+                found.setdefault((row.case, row.dtype, check.name), []).append((check.found, check.limit))
     proposed = (_proposed(*key, pairs) for key, pairs in found.items())
     return [each for each in proposed if each is not None]
 

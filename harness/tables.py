@@ -23,7 +23,7 @@ def read_toml(path: Path, absent: str) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HarnessError(absent) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HarnessError(f"{path} is not TOML ({error}); correct it") from None
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from harness import baseline
 from harness.errors import HarnessError
-from harness.known import KNOWN
+from harness.gate import Mark
+from harness.report import Report, Row
+from harness.typed_json import shown
 
 BROKEN, FIXED, MISSING = "NEW FAILURE", "FIXED", "MISSING"
 STILL = "STILL FAILING"
 BAD = (BROKEN, baseline.REGRESSED, baseline.INCOMPARABLE, MISSING)  # what fails the gate
-ORDER = (*BAD, STILL, KNOWN, baseline.DRIFT, baseline.IMPROVED, FIXED, baseline.NEW, baseline.IDENTICAL)
-FINE = ("PASS", "SKIPPED")
+ORDER = (*BAD, STILL, Mark.KNOWN, baseline.DRIFT, baseline.IMPROVED, FIXED, baseline.NEW, baseline.IDENTICAL)
 TABLES = ("environment", "packages")  # what of a stack is a table of its own
 UNRECORDED = "not recorded"
 EFFECTS = {  # names of a stack whose value changes numbers by itself, and what they change
@@ -89,7 +90,7 @@ class Upgrade:
     def passed(self) -> bool:
         """Nothing became worse, went missing or cannot be compared, and something was compared."""
         kinds = {each.kind for each in self.transitions}
-        return bool(kinds - {baseline.NEW, STILL, KNOWN}) and not kinds & set(BAD)
+        return bool(kinds - {baseline.NEW, STILL, Mark.KNOWN}) and not kinds & set(BAD)
 
     def counts(self) -> dict[str, int]:
         found = {kind: sum(each.kind == kind for each in self.transitions) for kind in ORDER}
@@ -100,20 +101,20 @@ class Upgrade:
         return {"schema": "precision-upgrade/1", "passed": self.passed, "counts": self.counts(), "stack": [list(each) for each in self.stack], "transitions": [asdict(each) for each in self.transitions]}
 
 
-def compare_reports(before: Mapping[str, Any], after: Mapping[str, Any]) -> Upgrade:
+def compare_reports(before: Report, after: Report) -> Upgrade:
     """Hold the rows of `after` against those of `before`, by case, dtype and seed, as against a baseline.
 
     Raises: HarnessError where they were measured on other devices, an emulated one and a card say.
     """
-    keys = [baseline.key_of(each["stack"], each["backend"]) for each in (before, after)]
+    keys = [baseline.key_of(each.stack, each.backend) for each in (before, after)]
     if keys[0] != keys[1]:
-        raise HarnessError(f"the reports come from {keys[0]} and {keys[1]}; an upgrade is judged on one kind of device")
-    old, new = _by_name(before["rows"]), _by_name(after["rows"])
+        raise HarnessError(f"the reports come from {shown(keys[0])} and {shown(keys[1])}; an upgrade is judged on one kind of device")
+    old, new = _by_name(before.rows), _by_name(after.rows)
     found = []
     for group in dict.fromkeys(name[:2] for name in (*old, *new)):
         found += _group({name: row for name, row in old.items() if name[:2] == group}, {name: row for name, row in new.items() if name[:2] == group})
     found.sort(key=lambda each: ORDER.index(each.kind))
-    return Upgrade(transitions=tuple(found), stack=_changed(before["stack"], after["stack"]))
+    return Upgrade(transitions=tuple(found), stack=_changed(before.stack, after.stack))
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[tuple[str, Any, Any], ...]:
@@ -150,29 +151,29 @@ def _flat(stack: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _by_name(rows: Sequence[Mapping[str, Any]]) -> dict[tuple, Mapping[str, Any]]:
-    return {(row["case"], row["dtype"], row["seed"]): row for row in rows}
+def _by_name(rows: Sequence[Row]) -> dict[tuple, Row]:
+    return {(row.case, row.dtype, row.seed): row for row in rows}
 
 
-def _group(old: dict[tuple, Mapping[str, Any]], new: dict[tuple, Mapping[str, Any]]) -> list[Transition]:
+def _group(old: dict[tuple, Row], new: dict[tuple, Row]) -> list[Transition]:
     """The transitions of one case in one dtype: those of all its seeds are judged together."""
-    numbers = [row for row in new.values() if row.get("rel_l2") is not None]
-    entry = {"rows": {baseline.seed_of(row): row for row in old.values() if row.get("rel_l2") is not None}}
+    numbers = [row for row in new.values() if row.rel_l2 is not None]
+    entry = baseline.Entry(rows={baseline.seed_of(row): row for row in old.values() if row.rel_l2 is not None})
     changes = {id(row): change for row, change in zip(numbers, baseline.verdicts(numbers, entry))}
     return [_transition(old.get(name), new.get(name), changes.get(id(new.get(name)))) for name in dict.fromkeys((*old, *new))]
 
 
-def _transition(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, change: baseline.Change | None) -> Transition:
+def _transition(old: Row | None, new: Row | None, change: baseline.Change | None) -> Transition:
     row = new or old
     kind, text = _kind(old, new, change)
     return Transition(
         kind=kind,
         text=text,
-        case=row["case"],
-        dtype=row["dtype"],
-        seed=row["seed"],
-        before=None if old is None else old["status"],
-        after=None if new is None else new["status"],
+        case=row.case,
+        dtype=row.dtype,
+        seed=row.seed,
+        before=None if old is None else old.status,
+        after=None if new is None else new.status,
         error_before=_error(old),
         error_after=_error(new),
     )
@@ -182,24 +183,24 @@ def _kind(old, new, change) -> tuple[str, str]:
     if new is None:
         return MISSING, "it ran before and is not there now; run it, or take it out on purpose"
     if old is None:
-        return baseline.NEW, f"it is new, {new['status']}"
-    was, now = old["status"] in FINE, new["status"] in FINE
-    why = "; ".join(new["reasons"])
+        return baseline.NEW, f"it is new, {new.status}"
+    was, now = old.status.is_fine, new.status.is_fine
+    why = "; ".join(new.reasons)
     if not now:
-        if new["status"] == "REGRESSED" and was:
+        if new.status == "REGRESSED" and was:
             return baseline.REGRESSED, why
         if not was and change is not None and change.kind == baseline.REGRESSED:
-            return change.kind, f"{old['status']} before, and worse now: {change.text}"
-        if KNOWN in new["marks"]:
-            return KNOWN, f"{new['known']['reason']} ({new['known']['link']}), until {new['known']['expires']}"
-        return (BROKEN, why) if was else (STILL, f"{old['status']} before: {why}")
+            return change.kind, f"{old.status} before, and worse now: {change.text}"
+        if Mark.KNOWN in new.marks:
+            return Mark.KNOWN, f"{new.known.reason} ({new.known.link}), until {new.known.expires}"
+        return (BROKEN, why) if was else (STILL, f"{old.status} before: {why}")
     if not was:
-        return FIXED, f"{old['status']} before: {'; '.join(old['reasons'])}"
+        return FIXED, f"{old.status} before: {'; '.join(old.reasons)}"
     if change is None:
         return (baseline.IDENTICAL, "no numbers on either side") if _error(old) is None else (MISSING, "its numbers are gone: it was skipped")
     return change.kind, change.text
 
 
-def _error(row: Mapping[str, Any] | None) -> float | None:
+def _error(row: Row | None) -> float | None:
     found = None if row is None else baseline.error_of(row)
     return None if found is None or found != found else found

@@ -32,7 +32,8 @@ from harness.devices import open_device
 from harness.emulator.table import changed
 from harness.errors import HarnessError
 from harness.numerics import HALF
-from harness.report import load
+from harness.gate import Mark, Status
+from harness.report import Row, load
 from harness.upgrade import BAD, Upgrade, compare_reports
 
 # ------------------------------------------------------------------------------------------------- what upgrades changed
@@ -255,25 +256,25 @@ class Played:
     """What became of the cases in one release: by the baseline, row by row, and by `gate`."""
 
     name: str
-    rows: tuple[dict[str, Any], ...]
-    before: tuple[dict[str, Any], ...]
+    rows: tuple[Row, ...]
+    before: tuple[Row, ...]
     upgrade: Upgrade
 
     @property
-    def moved(self) -> list[dict[str, Any]]:
+    def moved(self) -> list[Row]:
         """The rows in which a bit changed."""
-        return [row for row in self.rows if "IDENTICAL" not in row["marks"]]
+        return [row for row in self.rows if Mark.IDENTICAL not in row.marks]
 
     @property
-    def caught(self) -> list[dict[str, Any]]:
+    def caught(self) -> list[Row]:
         """The rows that fail because of it."""
-        passed = {row["test"] for row in self.before if row["status"] == "PASS"}
-        return [row for row in self.rows if row["status"] != "PASS" and row["test"] in passed]
+        passed = {row.test for row in self.before if row.status is Status.PASS}
+        return [row for row in self.rows if row.status is not Status.PASS and row.test in passed]
 
     @property
-    def improved(self) -> list[dict[str, Any]]:
-        felt = {row["test"] for row in self.before if "SWITCH NOT FELT" not in row["marks"]}
-        return [row for row in self.rows if "IMPROVED" in row["marks"] or "SWITCH NOT FELT" in row["marks"] and row["test"] in felt]
+    def improved(self) -> list[Row]:
+        felt = {row.test for row in self.before if Mark.UNFELT not in row.marks}
+        return [row for row in self.rows if Mark.IMPROVED in row.marks or Mark.UNFELT in row.marks and row.test in felt]
 
 
 def play(cases: Path, names: Sequence[str], work: Path, jobs: int) -> Iterator[Played]:
@@ -285,7 +286,7 @@ def play(cases: Path, names: Sequence[str], work: Path, jobs: int) -> Iterator[P
         report = work / "".join(each if each.isalnum() else "_" for each in name)
         _pytest(cases, report, work / "baselines", "-p", "harness.conformance.upgrades", f"--played={name}")
         after = load(report / "precision.json")
-        return Played(name=name, rows=tuple(after["rows"]), before=tuple(before["rows"]), upgrade=compare_reports(before, after))
+        return Played(name=name, rows=after.rows, before=before.rows, upgrade=compare_reports(before, after))
 
     with ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(one, names)
@@ -302,19 +303,19 @@ class _Group:
     dtype: str
     benches: dict[int, Bench]
 
-    def row(self, seed: int, outputs: dict[str, torch.Tensor], digest: str) -> dict[str, Any]:
+    def row(self, seed: int, outputs: dict[str, torch.Tensor], digest: str) -> Row:
         """What a baseline looks at, of one seed's outputs."""
         bench, (name, found) = self.benches[seed], next(iter(outputs.items()))
         error, cpu = (compare(each, bench.golden[name]).rel_l2 for each in (found, bench.expected[name]))
-        return {"case": self.subject, "dtype": self.dtype, "seed": seed, "golden_rel_l2": error, "cpu_golden_rel_l2": cpu, "actual_sha256": digest, "rerun": {}}
+        return Row(test="", case=self.subject, dtype=self.dtype, seed=seed, rel_l2=error, golden_rel_l2=error, cpu_golden_rel_l2=cpu, actual_sha256=digest)
 
     @functools.cached_property
-    def accepted(self) -> dict[str, Any]:
+    def accepted(self) -> baseline.Entry:
         """The device as it is, as an entry of a baseline."""
         rows = [self.row(seed, bench.sound, "device") for seed, bench in self.benches.items()]
-        return {"rows": {baseline.seed_of(row): row for row in rows}}
+        return baseline.Entry(rows={baseline.seed_of(row): row for row in rows})
 
-    def against(self, rows: list[dict[str, Any]]) -> list[baseline.Change]:
+    def against(self, rows: list[Row]) -> list[baseline.Change]:
         return baseline.verdicts(rows, self.accepted)
 
 
@@ -379,7 +380,7 @@ def text(played: Sequence[Played], calm: Sequence[Quiet], drift: Sequence[tuple[
         release = RELEASES[each.name]
         counted = each.upgrade.counts()
         said = ", ".join(f"{counted[kind]} {kind}" for kind in (*BAD, baseline.DRIFT, baseline.IMPROVED) if counted.get(kind))
-        where = list(dict.fromkeys(row["case"] for row in (each.caught or each.improved)))
+        where = list(dict.fromkeys(row.case for row in (each.caught or each.improved)))
         named = "; ".join(where[:4]) + (f" and {len(where) - 4} more" if len(where) > 4 else "")
         lines.append(f"| {each.name} | {release.what} | {release.source} | {len(each.moved)} | {len(each.caught)} | {len(each.improved)} | {said} | {named} |")
     if calm:

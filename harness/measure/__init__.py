@@ -1,5 +1,5 @@
 """How far two tensors are apart: numbers, and no verdict."""
 
-from harness.measure.comparison import CLOSE, DYNAMO, Comparison, compare
+from harness.measure.comparison import CLOSE, DYNAMO, Comparison, Cosine, Count, Share, Size, compare
 
-__all__ = ["CLOSE", "DYNAMO", "Comparison", "compare"]
+__all__ = ["CLOSE", "DYNAMO", "Comparison", "Cosine", "Count", "Share", "Size", "compare"]

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from harness.typed_json import Bounds
 from harness.versions import require_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK = 1 << 18  # elements compared at a time: 2 MiB a float64 temporary, so that they stay in the processor's cache
+
+
+# What a stored number may be; NaN, which says that nothing was measured, is always one.
+Count = Annotated[int, Bounds(0, math.inf, "zero or more")]
+Size = Annotated[float, Bounds(0, math.inf, "zero or more")]  # of a difference, an error, a time
+Share = Annotated[float, Bounds(0, 1, "between 0 and 1")]
+Cosine = Annotated[float, Bounds(-1 - 1e-9, 1 + 1e-9, "between -1 and 1")]
+Axes = tuple[Count, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,44 +35,44 @@ class Comparison:
     a NaN on either side makes them NaN, and an infinity that the other side lacks makes max_diff infinite.
     """
 
-    shape: tuple[int, ...]  # of actual
-    expected_shape: tuple[int, ...]
+    shape: Axes  # of actual
+    expected_shape: Axes
     dtype: str  # of actual: "float32", …
     expected_dtype: str
-    max_diff: float = math.nan  # largest |actual - expected|
-    mean_diff: float = math.nan  # mean |actual - expected|
-    cos_sim: float = math.nan  # cosine of the two flattened tensors, at most 1
-    cos_distance: float = math.nan  # 1 - cosine, without the cancellation of that subtraction
-    rel_l2: float = math.nan  # ‖actual - expected‖ / ‖expected‖
-    rms: float = math.nan  # root mean square of expected: the scale that differences are read against
-    worst_index: tuple[int, ...] | None = None  # of max_diff, or of the first element that is not finite on one side only
+    max_diff: Size = math.nan  # largest |actual - expected|
+    mean_diff: Size = math.nan  # mean |actual - expected|
+    cos_sim: Cosine = math.nan  # cosine of the two flattened tensors, at most 1
+    cos_distance: Size = math.nan  # 1 - cosine, without the cancellation of that subtraction
+    rel_l2: Size = math.nan  # ‖actual - expected‖ / ‖expected‖
+    rms: Size = math.nan  # root mean square of expected: the scale that differences are read against
+    worst_index: Axes | None = None  # of max_diff, or of the first element that is not finite on one side only
     worst_actual: float = math.nan  # the two values there
     worst_expected: float = math.nan
-    token_cos_sim: float = math.nan  # least cosine of a token, a vector along the last axis; NaN below two axes
-    worst_token: tuple[int, ...] | None = None
-    nan_actual: int = 0  # elements that are NaN
-    nan_expected: int = 0
-    inf_actual: int = 0  # elements that are +inf or -inf
-    inf_expected: int = 0
-    nonfinite_differ: int = 0  # positions where one side is NaN or infinite and the other is not the same, sign included
-    unequal: int = 0  # elements that are not equal
-    rmse: float = math.nan  # root mean square of the differences
+    token_cos_sim: Cosine = math.nan  # least cosine of a token, a vector along the last axis; NaN below two axes
+    worst_token: Axes | None = None
+    nan_actual: Count = 0  # elements that are NaN
+    nan_expected: Count = 0
+    inf_actual: Count = 0  # elements that are +inf or -inf
+    inf_expected: Count = 0
+    nonfinite_differ: Count = 0  # positions where one side is NaN or infinite and the other is not the same, sign included
+    unequal: Count = 0  # elements that are not equal
+    rmse: Size = math.nan  # root mean square of the differences
     shift: float = math.nan  # mean of actual - expected
     gain: float = math.nan  # <actual - expected, expected> / <expected, expected>: what a factor 1 + gain would have left
     balance: float = math.nan  # share of elements above expected less the share below
-    max_rel: float = math.nan  # largest |difference| / (|expected| + 1e-7): CANN's MARE
-    mean_rel: float = math.nan  # its mean: CANN's MERE
-    max_scaled: float = math.nan  # largest |difference| / (|expected| + rms of its row, or of all that is flat): outliers of any size
-    token_rel_l2: float = math.nan  # largest ‖difference‖ of a row, over the root mean square ‖expected‖ of the rows
-    worst_token_diff: tuple[int, ...] | None = None  # the row of it
-    ulp_max: float = math.nan  # largest difference in units of the last place of expected, in actual's dtype
-    ulp_mean: float = math.nan
-    close_atol: float = math.nan  # the absolute tolerance that every element needs beside torch.testing's relative one
-    matched: float = math.nan  # share of elements within torch.testing's two tolerances
-    dynamo_atol: float = math.nan  # as close_atol, beside the relative tolerance of PyTorch's compiler benchmarks
-    flips: int = 0  # rows whose largest element is another one
-    flip_margin: float = 0.0  # the largest gap, in expected, between its largest element and the one that actual has as such
-    first_flip: tuple[int, ...] | None = None  # the row with that gap
+    max_rel: Size = math.nan  # largest |difference| / (|expected| + 1e-7): CANN's MARE
+    mean_rel: Size = math.nan  # its mean: CANN's MERE
+    max_scaled: Size = math.nan  # largest |difference| / (|expected| + rms of its row, or of all that is flat): outliers of any size
+    token_rel_l2: Size = math.nan  # largest ‖difference‖ of a row, over the root mean square ‖expected‖ of the rows
+    worst_token_diff: Axes | None = None  # the row of it
+    ulp_max: Size = math.nan  # largest difference in units of the last place of expected, in actual's dtype
+    ulp_mean: Size = math.nan
+    close_atol: Size = math.nan  # the absolute tolerance that every element needs beside torch.testing's relative one
+    matched: Share = math.nan  # share of elements within torch.testing's two tolerances
+    dynamo_atol: Size = math.nan  # as close_atol, beside the relative tolerance of PyTorch's compiler benchmarks
+    flips: Count = 0  # rows whose largest element is another one
+    flip_margin: Size = 0.0  # the largest gap, in expected, between its largest element and the one that actual has as such
+    first_flip: Axes | None = None  # the row with that gap
     flip_value: float = 0.0  # its largest element in expected
     histogram: tuple[tuple[int, int], ...] = ()  # (bin, elements) of |difference|, `STEPS` bins an octave; see `edge`
 

@@ -35,12 +35,12 @@ class Session:
         self.worker = os.environ.get("PYTEST_XDIST_WORKER")  # its number under pytest-xdist, else None
         self.directory = self.options.report or config.rootpath / "reports"
         self.collected: dict[str, dict] = {}  # accuracy tests in order: test id -> case, dtype, seed as far as known
-        self.rows: dict[str, list[dict]] = {}  # by test id
+        self.rows: dict[str, list] = {}  # the rows by test id
         self.performance: list[dict] = []
         self.environment: dict = {"backend": None, "stack": {}}
         self.written: tuple[Path, Path] | None = None
         self._writer = None
-        self._standing: dict[str, dict] = {}  # rows of tests that have not ended, by test id
+        self._standing: dict[str, object] = {}  # rows of tests that have not ended, by test id
         self.planted: list = []  # faults, on the emulated device
         self._acted: set[str] = set()  # those that did, here or in a worker, as text
         self._device = None  # once its faults are planted
@@ -164,12 +164,12 @@ class Session:
         """The verdict with what became of the row since its baseline; what all seeds share is judged at the end."""
         from harness import baseline
         from harness.gate import Reason
-        from harness.report import jsonable, row
+        from harness.report import Row
 
         if self.options.baseline != "check":
             return verdict
-        found = row(test="", case=case.name, dtype=case.dtype, seed=seed, verdict=verdict)
-        change = baseline.verdicts([found], self._entry(case.name, case.dtype, jsonable(self.environment)))[0]
+        found = Row.of(verdict, test="", case=case.name, dtype=case.dtype, seed=seed)
+        change = baseline.verdicts([found], self._entry(case.name, case.dtype, self.environment))[0]
         bad = (Reason(criterion="baseline", text=f"{change.kind}: {change.text}"),) if change.kind in (baseline.REGRESSED, baseline.INCOMPARABLE) else ()
         return replace(verdict, marks=(*verdict.marks, change.kind), regressions=(*verdict.regressions, *bad))
 
@@ -210,13 +210,13 @@ class Session:
         self._found.add(key)
         return True
 
-    def _keep(self, nodeid: str, row: dict) -> None:
+    def _keep(self, nodeid: str, row) -> None:
         """Let a row stand in the report before more is done with it, which may take long or end the process."""
         if not self.worker:
             self._standing[nodeid] = row
             self._write()
 
-    def locate(self, case, seed: int | None) -> dict:
+    def locate(self, case, seed: int | None):
         """Where a row's error comes from, as the report holds it."""
         began, counted = time.monotonic(), [(each, each.calls, each.hits) for each in self.planted]
         every = self.options.locate_case is not None
@@ -231,7 +231,7 @@ class Session:
             for each, calls, hits in counted:  # what a fault did to the row itself is what the report says
                 each.calls, each.hits = calls, hits
 
-    def _locate(self, case, seed: int | None, limit: float) -> dict:
+    def _locate(self, case, seed: int | None, limit: float):
         from harness.locate import locate
         from harness.report import write_text
         from harness.report.found import depth_picture, located
@@ -417,8 +417,10 @@ class Session:
             from harness.gate import NOTHING
 
             pytest.fail(NOTHING.text, pytrace=False)
+        from harness.gate import Status
+
         skipped = {reason: None for reason in item.stash.get(SKIPPED, [])}
-        if skipped and all(each["row"]["status"] == "SKIPPED" for each in _rows_in(item.user_properties)):
+        if skipped and all(each["row"]["status"] == Status.SKIPPED for each in _rows_in(item.user_properties)):
             pytest.skip("; ".join(skipped))  # at the end: another row of the test may run
         excused = item.stash.get(EXCUSED, [])
         if excused:  # at the end: a later row of the test may fail by itself
@@ -428,36 +430,39 @@ class Session:
     def add_row(self, item: pytest.Item, case, seed: int | None, verdict, known=None) -> None:
         """Attach a verdict to its test: each number as a property for junit, the whole row as JSON; then look where it comes from."""
         from harness.known import KNOWN
-        from harness.report import jsonable, row
+        from harness.report import Row, jsonable
 
-        found = row(test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, verdict=verdict, known=known)
-        for name, value in found.items():
+        found = Row.of(verdict, test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, known=known)
+        for name, value in found.to_dict().items():
             if isinstance(value, (int, float, str)) and name != "test":
                 item.user_properties.append((name, value))
         acted = [str(each) for each in self.planted if each.hits]
         place = len(item.user_properties)
-        item.user_properties.append((ROW, json.dumps({"row": found, "environment": jsonable(self.environment), "acted": acted})))
+        environment = jsonable(self.environment)
+        item.user_properties.append((ROW, json.dumps({"row": found.to_dict(), "environment": environment, "acted": acted})))
         if not verdict.skips and self.wants_location(case, failed=not verdict.passed and KNOWN not in verdict.marks):
             self._keep(item.nodeid, found)
-            found["located"] = self.locate(case, seed)
-            item.user_properties[place] = (ROW, json.dumps({"row": found, "environment": jsonable(self.environment), "acted": acted}))
+            found = replace(found, located=self.locate(case, seed))
+            item.user_properties[place] = (ROW, json.dumps({"row": found.to_dict(), "environment": environment, "acted": acted}))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self.worker or not is_accuracy_test(report.nodeid) or not self.whole and report.nodeid not in self.collected:
             return
+        from harness.report import Row
+
         self.collected.setdefault(report.nodeid, _guessed(report.nodeid))
         rows = self.rows.setdefault(report.nodeid, [])
         brought = _rows_in(report.user_properties)
         report.user_properties = [each for each in report.user_properties if each[0] != ROW]  # junit has the numbers
         if report.when == "call" and brought:
-            rows += [each["row"] for each in brought]
+            rows += [Row.from_dict(each["row"], f"the row of {report.nodeid}") for each in brought]
             self.environment = brought[-1]["environment"]
             self._acted |= {text for each in brought for text in each["acted"]}
         if report.when == "call" and report.passed and not rows:  # its process knows that it does not use the fixture
             del self.collected[report.nodeid]
             return
-        failing = [row for row in rows if row["status"] not in ("PASS", "SKIPPED")]
+        failing = [row for row in rows if not row.status.is_fine]
         if report.failed and not failing:
             rows.append(self._unmeasured(report.nodeid, "error", _reason(report)))
         if report.skipped and not rows:
@@ -465,20 +470,20 @@ class Session:
         if report.when == "teardown" or report.failed:
             self._write()
 
-    def _unmeasured(self, nodeid: str, kind: str, text: str) -> dict:
+    def _unmeasured(self, nodeid: str, kind: str, text: str):
         """The row of a test that brought no numbers."""
         from harness import gate
-        from harness.report import row
+        from harness.report import Row
 
-        return row(test=nodeid, verdict=getattr(gate, kind)(text), **self.collected[nodeid])
+        return Row.of(getattr(gate, kind)(text), test=nodeid, **self.collected[nodeid])
 
     # ------------------------------------------------------------------------------------------- the report
 
-    def all_rows(self) -> list[dict]:
+    def all_rows(self) -> list:
         """A row for every accuracy test that was collected, in order; one that did not run says so."""
         return [row for nodeid in self.collected for row in self.rows.get(nodeid) or [self._not_run(nodeid)]]
 
-    def _not_run(self, nodeid: str) -> dict:
+    def _not_run(self, nodeid: str):
         if nodeid not in self._standing:
             self._standing[nodeid] = self._unmeasured(nodeid, "error", "not run: the session ended before it")
         return self._standing[nodeid]
@@ -500,20 +505,22 @@ class Session:
 
     # ------------------------------------------------------------------------------------------- accepted numbers
 
-    def _groups(self) -> dict[tuple[str, str], list[dict]]:
+    def _replace(self, row, after) -> None:
+        """Let `after` stand in the report in place of `row`."""
+        self.rows[row.test] = [after if each is row else each for each in self.rows[row.test]]
+
+    def _groups(self) -> dict[tuple[str, str], list]:
         """The rows that brought numbers, by case and dtype."""
-        groups: dict[tuple[str, str], list[dict]] = {}
+        groups: dict[tuple[str, str], list] = {}
         for row in self.all_rows():
-            if row["rel_l2"] is not None:
-                groups.setdefault((row["case"], row["dtype"]), []).append(row)
+            if row.rel_l2 is not None:
+                groups.setdefault((row.case, row.dtype), []).append(row)
         return groups
 
     def _check_together(self) -> bool:
         """Hold all seeds of each case against its baseline; a row that is worse with the others becomes REGRESSED. Whether all is well."""
         from harness import baseline
         from harness.errors import HarnessError
-        from harness.known import KNOWN
-        from harness.report import jsonable
 
         well = True
         for (case, dtype), rows in self._groups().items():
@@ -521,17 +528,14 @@ class Session:
                 entry = self._entry(case, dtype, self.environment)
             except HarnessError:
                 continue  # its rows are errors that say so
-            for row, change in zip(rows, baseline.verdicts(rows, entry)):
-                row["baseline"] = jsonable({"kind": change.kind, "text": change.text, "ratio": change.ratio})
-                row["marks"] = [change.kind if mark in baseline.KINDS else mark for mark in row["marks"]]
-                if change.kind == baseline.REGRESSED and (row["status"] == "PASS" or KNOWN in row["marks"]):
-                    status = "REGRESSED" if row["status"] == "PASS" else row["status"]
-                    row |= {"status": status, "reasons": [*row["reasons"], f"{change.kind}: {change.text}"], "criteria": [*row["criteria"], "baseline"]}
-                    row["marks"] = [mark for mark in row["marks"] if mark != KNOWN]
-                    self.said.append((change.text, True))
+            settled = baseline.settled(rows, entry)
+            for row, after in zip(rows, settled):
+                self._replace(row, after)
+                if len(after.reasons) > len(row.reasons):
+                    self.said.append((after.baseline.text, True))
                     well = False
-                elif change.kind in (baseline.IMPROVED, baseline.DRIFT):
-                    self.said.append((f"{change.kind}: {change.text}", False))
+                elif after.baseline.kind in (baseline.IMPROVED, baseline.DRIFT):
+                    self.said.append((f"{after.baseline.kind}: {after.baseline.text}", False))
             loose = [] if self.options.preset else baseline.loosened(entry, rows)
             if loose:
                 self.said.append((f"{case} {dtype} is judged more loosely than when it was accepted: {', '.join(loose)}; put the limit back, or --precision-baseline=accept", True))
@@ -545,7 +549,7 @@ class Session:
         """Write the rows of each case as its baseline, and the report beside them under the stack's name. Whether all was accepted."""
         from harness import baseline, report
         from harness.errors import HarnessError
-        from harness.known import KNOWN
+        from harness.gate import Mark, Status
 
         well, accepted, collected = True, 0, self.all_rows()
         when = time.strftime("%Y-%m-%d")
@@ -553,8 +557,8 @@ class Session:
             files = {_file(row) for row in rows}  # of an error that came before its case nobody knows more than its file
             failed = [
                 row for row in collected
-                if KNOWN not in row["marks"]
-                and (row["status"] in ("FAIL", "ERROR") and (row["case"], row["dtype"]) == (case, dtype) or row["case"] in files and row["status"] == "ERROR")
+                if Mark.KNOWN not in row.marks
+                and (row.status in (Status.FAIL, Status.ERROR) and (row.case, row.dtype) == (case, dtype) or row.case in files and row.status is Status.ERROR)
             ]  # fmt: skip
             if failed:
                 self.said.append((f"{case} {dtype} is not accepted: {len(failed)} of its rows did not pass; a baseline of a failure would hide it: mend it, or enter it in the known failures", True))
@@ -571,7 +575,7 @@ class Session:
                 self.said.append((f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are dropped: {', '.join(gone)}", True))
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = baseline.accepted(before, rows, when=when, **self.environment)
-            report.write_text(path, json.dumps(report.jsonable(kept), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            report.write_text(path, json.dumps(kept.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
             accepted += len(rows)
         if accepted:
             built = report.build(collected, performance=self.performance, **self.environment)
@@ -581,10 +585,12 @@ class Session:
 
     def _locate_together(self) -> None:
         """Locate the rows that only all seeds together showed to be worse."""
+        from harness.gate import Status
+
         for row in self.all_rows():
-            case = self._cases.get((row["case"], row["dtype"]))
-            if row["status"] == "REGRESSED" and not row.get("located") and case is not None and self.wants_location(case, failed=True):
-                row["located"] = self.locate(case, row["seed"])
+            case = self._cases.get((row.case, row.dtype))
+            if row.status is Status.REGRESSED and row.located is None and case is not None and self.wants_location(case, failed=True):
+                self._replace(row, replace(row, located=self.locate(case, row.seed)))
 
     def _say_loose(self) -> None:
         """Say how many limits could come down, of those that a case sets itself."""
@@ -592,7 +598,7 @@ class Session:
         from harness.ratchet import loose
 
         try:
-            found = loose([{"rows": [row for row in self.all_rows() if row["limits"]]}])
+            found = loose(row for row in self.all_rows() if row.limits)
         except HarnessError:
             return  # an odd row: the command says which
         if found:
@@ -603,7 +609,7 @@ class Session:
         from harness.baseline import key_of
 
         rows, device = self.all_rows(), key_of(**self.environment)
-        stale = [each for each in self.known if not any(each.covers(row["case"], row["dtype"], row["seed"], device) for row in rows)]
+        stale = [each for each in self.known if not any(each.covers(row.case, row.dtype, row.seed, device) for row in rows)]
         if stale:
             self.said.append((f"{len(stale)} known failures are no rows of this run: {', '.join(map(str, stale))}", False))
 
@@ -643,45 +649,46 @@ class Session:
     def pytest_terminal_summary(self, terminalreporter) -> None:
         if self.written is None:
             return
+        from harness.report import load
         from harness.report.text import counts
 
-        stored = json.loads(self.written[0].read_text(encoding="utf-8"))
+        stored = load(self.written[0])
         terminalreporter.section("accuracy")
-        if stored["backend"] == "emulated":
+        if stored.backend == "emulated":
             terminalreporter.write_line("EMULATED: measured on an emulated device; it says nothing about hardware")
-        for each in stored["stack"].get("faults", ()):
+        for each in stored.stack.get("faults") or ():
             terminalreporter.write_line(f"FAULT PLANTED: {each}")
         for each in self.idle_faults():
             terminalreporter.write_line(f"{each} never acted: none of the operators that it names ran, or there was nothing to change", red=True)
-        for row in stored["rows"]:
-            if row.get("located"):
+        for row in stored.rows:
+            if row.located is not None:
                 self._print_located(terminalreporter, row)
         if self._unlocated:
             terminalreporter.write_line(f"{self._unlocated} failing rows were not located: the budget of {self.options.locate_budget:g} s is spent; --precision-locate-budget")
         for text, bad in self.said:
             terminalreporter.write_line(text, red=bad)
-        device = stored["stack"].get("device")
-        terminalreporter.write_line(f"{counts(stored['headline'])} on {device} ({stored['backend']})")
+        device = stored.stack.get("device")
+        terminalreporter.write_line(f"{counts(stored.headline)} on {device} ({stored.backend})")
         terminalreporter.write_line(f"report: {self.written[1]}")
 
-    def _print_located(self, terminal, row: dict) -> None:
+    def _print_located(self, terminal, row) -> None:
         """The finding on a row: whole where it was asked for, else its sentences."""
         from harness.report.found import found_text
 
-        name = row_name(row["case"], row["dtype"], row["seed"])
+        name = row_name(row.case, row.dtype, row.seed)
         if self.options.locate_case is not None:
             terminal.write_line(f"{name}:")
-            terminal.write_line(found_text(row["located"]))
+            terminal.write_line(found_text(row.located))
         else:
-            terminal.write_line(f"located {name}: {row['located']['said']}")
+            terminal.write_line(f"located {name}: {row.located.said}")
 
 
 def _interrupt(number, frame):
     raise KeyboardInterrupt("SIGTERM")
 
 
-def _file(row: dict) -> str:
-    return row["test"].partition("::")[0]
+def _file(row) -> str:
+    return row.test.partition("::")[0]
 
 
 def _known(item: pytest.Item) -> dict:
@@ -692,7 +699,8 @@ def _known(item: pytest.Item) -> dict:
     case = next((value for value in parameters.values() if isinstance(value, Case)), None)
     if case is None:
         return _guessed(item.nodeid)
-    return {"case": case.name, "dtype": case.dtype, "seed": parameters.get("seed")}
+    seed = parameters.get("seed")
+    return {"case": case.name, "dtype": case.dtype, "seed": seed if type(seed) is int else None}
 
 
 def _cases_of(item: pytest.Item, known: dict) -> set[str]:

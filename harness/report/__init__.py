@@ -1,8 +1,8 @@
 """Rows and a Stack in, one JSON file out; markdown and HTML are rendered from that file alone.
 
-    report = build(rows, stack=..., backend=..., performance=[])
-    write(report, Path("reports"), lang="en")        # precision.json and precision.md, each appears whole or not at all
-    rerender(Path("reports/precision.json"), lang="zh", output=Path("report.html"))
+report = build(rows, stack=..., backend=..., performance=[])
+write(report, Path("reports"), lang="en")        # precision.json and precision.md, each appears whole or not at all
+rerender(Path("reports/precision.json"), lang="zh", output=Path("report.html"))
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from harness.errors import HarnessError
-from harness.gate import NEW, STATUSES
-from harness.known import KNOWN
+from harness.gate import Mark, Status
 from harness.report.again import judged, pairs_text, upgrade_text, verdicts_text
 from harness.report.document import to_html, to_markdown
-from harness.report.rows import jsonable, row
+from harness.report.rows import Row, jsonable, row
 from harness.report.text import LANGUAGES, document
+from harness.typed_json import Mismatch, named, object_schema, read_fields, read_json, reader_of, to_json
 
 SCHEMA = "precision-report/1"
 PAIRS = "precision-pairs/1"
@@ -29,30 +31,68 @@ JSON_NAME = "precision.json"
 MARKDOWN_NAME = "precision.md"
 
 __all__ = [
-    "SCHEMA", "Writer", "build", "jsonable", "judged", "load", "pairs_text", "performance_text", "rerender", "render", "row", "upgrade_text", "verdicts_text", "write",
-    "write_pairs", "write_text",
+    "SCHEMA", "Report", "Row", "Timed", "Writer", "build", "json_schema", "jsonable", "judged", "load", "pairs_text", "performance_text", "rerender", "render", "row",
+    "upgrade_text", "verdicts_text", "write", "write_pairs", "write_text",
 ]  # fmt: skip
 
 
-def build(rows: Sequence[Mapping], *, stack: Mapping, backend: str | None, performance: Sequence[Mapping] = ()) -> dict:
-    """The report as it is stored: rows as `row` makes them, the counts derived from them. Floats keep full precision."""
-    headline = {status: sum(each["status"] == status for each in rows) for status in STATUSES}
-    headline[NEW] = sum(NEW in each["marks"] for each in rows)
-    known = sum(KNOWN in each["marks"] for each in rows)
-    headline |= {KNOWN: known} if known else {}
-    return jsonable(
-        {
-            "schema": SCHEMA,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "backend": backend,
-            "headline": headline,
-            "stack": stack,
-            "performance": list(performance),
-        }
-    ) | {"rows": list(rows)}  # which `row` made fit for JSON
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A row of the performance table; times in milliseconds."""
+
+    case: str
+    dtype: str
+    batch_size: int | None
+    device: str
+    n: int
+    warmup: int
+    avg_ms: float
+    p50_ms: float
+    p99_ms: float | None
+    task_queue: int | None = None
 
 
-def write(report: Mapping, directory: Path, *, lang: str = "en") -> tuple[Path, Path]:
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Rows, and what they were measured on. The counts are derived from the rows."""
+
+    created: str
+    backend: str | None
+    stack: Mapping[str, Any]  # as `harness.devices.stack.Stack.to_dict` gives it
+    rows: tuple[Row, ...]
+    performance: tuple[Timed, ...] = ()
+
+    @property
+    def headline(self) -> dict[str, int]:
+        """How many rows ended in each status, how many are NEW, and where there are some, how many fail as known."""
+        found = {status.value: sum(each.status is status for each in self.rows) for status in Status}
+        found[Mark.NEW.value] = sum(Mark.NEW in each.marks for each in self.rows)
+        known = sum(Mark.KNOWN in each.marks for each in self.rows)
+        return found | ({Mark.KNOWN.value: known} if known else {})
+
+    def head(self) -> dict[str, Any]:
+        """All but the rows, as JSON holds it."""
+        held = {"schema": SCHEMA, "created": self.created, "backend": self.backend, "headline": self.headline}
+        return to_json(held | {"stack": self.stack, "performance": self.performance})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return self.head() | {"rows": [each.to_dict() for each in self.rows]}
+
+    def __str__(self) -> str:
+        return f"{len(self.rows)} rows on {self.stack.get('device')} ({self.backend})"
+
+
+def build(
+    rows: Sequence[Row], *, stack: Mapping, backend: str | None, performance: Sequence[Mapping | Timed] = ()
+) -> Report:
+    """The report of these rows, made now."""
+    timed = tuple(each if isinstance(each, Timed) else Timed(**each) for each in performance)
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Report(created=created, backend=backend, stack=stack, rows=tuple(rows), performance=timed)
+
+
+def write(report: Report, directory: Path, *, lang: str = "en") -> tuple[Path, Path]:
     """Write the JSON and the markdown into `directory`, made if absent; returns their paths."""
     return Writer(directory, lang).write(report)
 
@@ -68,17 +108,15 @@ class Writer:
 
     def __init__(self, directory: Path, lang: str = "en"):
         self.directory, self.lang = directory, lang
-        self._lines: dict[int, tuple[Mapping, str]] = {}  # by id: the row, so that the id stays its own, and its JSON
+        self._lines: dict[int, tuple[Row, str]] = {}  # by id: the row, so that the id stays its own, and its JSON
         self._due = -math.inf
 
-    def write(self, report: Mapping, *, last: bool = True) -> tuple[Path, Path]:
-        """Both files, whole; before the `last` time the rows must not have changed and the markdown may be left as it is."""
+    def write(self, report: Report, *, last: bool = True) -> tuple[Path, Path]:
+        """Both files, whole; before the `last` time the markdown may be left as it is."""
         self.directory.mkdir(parents=True, exist_ok=True)
         source, rendered = self.directory / JSON_NAME, self.directory / MARKDOWN_NAME
-        if last:
-            self._lines = {}
-        head = json.dumps({name: value for name, value in report.items() if name != "rows"}, indent=1, ensure_ascii=False, allow_nan=False)
-        rows = ",\n".join(map(self._line, report["rows"]))
+        head = json.dumps(report.head(), indent=1, ensure_ascii=False, allow_nan=False)
+        rows = ",\n".join(map(self._line, report.rows))
         write_text(source, f'{head.removesuffix("}").rstrip()},\n "rows": [\n{rows}\n ]\n}}\n')
         began = time.perf_counter()
         if last or began >= self._due:
@@ -87,9 +125,9 @@ class Writer:
             self._due = ended + self.TURN * (ended - began)
         return source, rendered
 
-    def _line(self, row: Mapping) -> str:
+    def _line(self, row: Row) -> str:
         if id(row) not in self._lines:
-            self._lines[id(row)] = row, json.dumps(row, ensure_ascii=False, allow_nan=False)
+            self._lines[id(row)] = row, json.dumps(row.to_dict(), ensure_ascii=False, allow_nan=False)
         return self._lines[id(row)][1]
 
 
@@ -105,32 +143,86 @@ def write_text(path: Path, text: str) -> None:
 
 def write_pairs(pairs: Sequence, path: Path) -> None:
     """Write what was measured of pairs of tensors, at full precision: name, status, reasons and numbers of each."""
-    rows = [row(test=each.name, case=each.name, dtype=None, seed=None, verdict=each.verdict) for each in pairs]
-    kept = [{name: value for name, value in each.items() if value is not None and name not in ("test", "dtype", "seed")} for each in rows]
+    rows = [
+        row(test=each.name, case=each.name, dtype=None, seed=None, verdict=each.verdict).to_dict() for each in pairs
+    ]
+    kept = [
+        {name: value for name, value in each.items() if value is not None and name not in ("test", "dtype", "seed")}
+        for each in rows
+    ]
     write_text(path, json.dumps({"schema": PAIRS, "pairs": kept}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def load(path: Path) -> dict:
-    """Read a stored report.
+def load(path: Path) -> Report:
+    """Read a stored report, also one of an older version.
 
-    Raises: HarnessError when the file is not a report of this schema.
+    Raises: HarnessError, in one sentence, when the file is not a report of this schema, or holds a value that cannot be.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
     except FileNotFoundError:
         raise HarnessError(f"no report at {path}; `pytest -k precision` writes reports/{JSON_NAME}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise HarnessError(f"{path} is not a report: it is not JSON ({error}); `pytest -k precision` writes one") from None
-    found = report.get("schema") if isinstance(report, dict) else None
+    except OSError as error:
+        raise HarnessError(
+            f"{path} cannot be read ({error.strerror}); name a report that `pytest -k precision` wrote"
+        ) from None
+    except ValueError as error:
+        raise HarnessError(
+            f"{path} is not a report: it is not JSON ({error}); `pytest -k precision` writes one"
+        ) from None
+    found = stored.get("schema") if isinstance(stored, dict) else None
     if found != SCHEMA:
-        raise HarnessError(f"{path} has schema {found!r} where {SCHEMA!r} was expected; write it again with this version")
-    missing = sorted({"created", "backend", "headline", "stack", "rows", "performance"} - report.keys())
+        raise HarnessError(
+            f"{path} has schema {found if found is None else named(found)} where {SCHEMA!r} was expected; write it again with this version"
+        )
+    missing = sorted({"created", "backend", "headline", "stack", "rows", "performance"} - stored.keys())
     if missing:
         raise HarnessError(f"{path} lacks {', '.join(missing)}; write it again with `pytest -k precision`")
-    return report
+    try:
+        read = read_fields(stored, _READERS, set())
+    except Mismatch as error:
+        raise HarnessError(f"{path}: {error}; write it again with `pytest -k precision`") from None
+    rows = tuple(Row.from_dict(each, f"{path}: row {number}") for number, each in enumerate(stored["rows"], 1))
+    return Report(rows=rows, **{name: value for name, value in read.items() if name not in ("headline", "rows")})
 
 
-def render(report: Mapping, *, lang: str = "en", html: bool = False) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _StackOf:
+    """What is read of a stored stack by name; the rest is shown as it is."""
+
+    device: str | None = None
+    faults: tuple[str, ...] | None = None
+    environment: Mapping[str, Any] | None = None
+    packages: Mapping[str, Any] | None = None
+
+
+def read_stack(value: Any) -> Mapping[str, Any]:
+    """A stored stack. Raises: Mismatch where it is none."""
+    reader_of(_StackOf)(value)
+    return value
+
+
+_KINDS = {
+    "created": str,
+    "backend": str | None,
+    "headline": Mapping[str, int],
+    "stack": _StackOf,
+    "performance": tuple[Timed, ...],
+    "rows": tuple[Row, ...],
+}
+_READERS = [(name, reader_of(kind)) for name, kind in _KINDS.items() if name not in ("stack", "rows")]
+_READERS += [("stack", read_stack), ("rows", reader_of(tuple[Any, ...]))]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a report."""
+    schema = object_schema(_KINDS, _KINDS)
+    schema["properties"] = {"schema": {"const": SCHEMA}} | schema["properties"]
+    title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA}
+    return title | schema
+
+
+def render(report: Report, *, lang: str = "en", html: bool = False) -> str:
     """The report as markdown, or as one HTML page."""
     if lang not in LANGUAGES:
         raise ValueError(f"no report language is called {lang!r}; there are {', '.join(LANGUAGES)}")

@@ -3,58 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.gate import Decisions, Reason, Tolerance, Verdict, error, judge, skipped
+from harness.gate import Reason, Status, Tolerance, Verdict, error, judge, skipped
 from harness.report.document import Bullets, Table, Text, to_markdown
-from harness.report.rows import comparison_of, references_of
-from harness.report.text import MISSING, SIGNS, cosine, counts, difference, times
+from harness.report.rows import Row
+from harness.report.text import MISSING, cosine, counts, difference, times
+from harness.typed_json import shown
+
+if TYPE_CHECKING:
+    from harness.report import Report
 
 KEPT = ("fallback", "output", "reference")  # failures that no preset decides
 
 
-def judged(report: Mapping[str, Any], preset: str | None) -> list[tuple[Mapping[str, Any], Verdict]]:
+def judged(report: Report, preset: str | None) -> list[tuple[Row, Verdict]]:
     """Each row with its verdict under `preset`, or under the limits that it was judged by.
 
     Raises: HarnessError when a row holds no numbers that can be judged again.
     """
     if preset:
         Tolerance(preset=preset)  # says which there are
-    found = []
-    for row in report["rows"]:
-        try:
-            found.append((row, _verdict(row, preset)))
-        except (KeyError, TypeError, AttributeError) as error:
-            test = row.get("test") if isinstance(row, dict) else row
-            raise HarnessError(f"row {test!r} is not one that this version reads ({type(error).__name__}: {error}); write the report again with `pytest -k precision`") from None
-    return found
+    return [(row, judged_again(row, preset)) for row in report.rows]
 
 
-def _verdict(row: Mapping[str, Any], preset: str | None) -> Verdict:
-    if row["status"] in ("ERROR", "SKIPPED"):
-        return (error if row["status"] == "ERROR" else skipped)("; ".join(row["reasons"]))
-    measured, criteria = row["measured"], row["criteria"]
-    limits = {name: float(limit) for name, limit in row["limits"].items()}
-    own = Tolerance(preset=preset) if preset else Tolerance(preset=row["preset"], reason=row["limits_reason"] or "as stored", **limits)
-    comparisons = {name: comparison_of(kept["comparison"]) for name, kept in measured.items()}
-    references = {name: held for name, kept in measured.items() if (held := references_of(kept)) is not None}
-    verdict = judge(comparisons, own, decisions=_decisions(row["decisions"]), references=references)
-    said = [Reason(criterion=criterion, text=text) for criterion, text in zip(criteria, row["reasons"])]
+def judged_again(row: Row, preset: str | None = None) -> Verdict:
+    """The verdict on a row's numbers under `preset`, or under the limits that it was judged by.
+
+    Raises: HarnessError when it holds no numbers that can be judged again.
+    """
+    if row.status in (Status.ERROR, Status.SKIPPED):
+        return (error if row.status is Status.ERROR else skipped)("; ".join(row.reasons))
+    if not row.comparisons and row.rel_l2 is not None:
+        raise HarnessError(f"row {shown(row.test)} was written before reports held what judging again needs; write the report again with `pytest -k precision`")
+    verdict = judge(row.comparisons, _tolerance(row, preset), decisions=row.decisions, references=row.references)
+    said = [Reason(criterion=criterion, text=text) for criterion, text in zip(row.criteria, row.reasons)]
     kept = tuple(reason for reason in said if reason.criterion in KEPT)
-    worse = tuple(said) if row["status"] == "REGRESSED" else ()
-    return replace(verdict, failures=(*kept, *verdict.failures), regressions=worse, marks=tuple(row["marks"]))
+    worse = tuple(said) if row.status is Status.REGRESSED else ()
+    return replace(verdict, failures=(*kept, *verdict.failures), regressions=worse, marks=row.marks)
 
 
-def _decisions(kept: Mapping[str, Any] | None) -> Decisions | None:
-    if kept is None:
-        return None
-    read = {each.name: kept.get(each.name) for each in fields(Decisions)}
-    return Decisions(**read | {"first": None if read["first"] is None else tuple(read["first"])})
+def _tolerance(row: Row, preset: str | None) -> Tolerance:
+    if preset:
+        return Tolerance(preset=preset)
+    try:
+        return Tolerance(preset=row.preset, reason=row.limits_reason or "as stored", **row.limits)
+    except ValueError as error:
+        raise HarnessError(f"row {shown(row.test)} holds limits that cannot be judged by ({error}); write the report again with `pytest -k precision`") from None
 
 
-def verdicts_text(found: Iterable[tuple[Mapping[str, Any], Verdict]], *, title: str) -> str:
+def verdicts_text(found: Iterable[tuple[Row, Verdict]], *, title: str) -> str:
     """Verdicts as a markdown table, with what was stored beside, and the reasons of those that do not pass."""
     found = list(found)
     columns = ("test", "dtype", "seed", "max_diff", "mean_diff", "cos_sim", "rel_l2", "measured / forecast", "stored", "result")
@@ -65,9 +65,9 @@ def verdicts_text(found: Iterable[tuple[Mapping[str, Any], Verdict]], *, title: 
         cells += [cosine(numbers.cos_sim), difference(numbers.rel_l2)] if numbers else [MISSING, MISSING]
         held = verdict.references.get(verdict.output)
         cells.append(MISSING if held is None else times(held.ratios()["forecast_ratio"]))
-        identity = (row["test"], row["dtype"] or MISSING, MISSING if row["seed"] is None else str(row["seed"]))
-        rows.append((*identity, *cells, row["status"], _result(verdict)))
-    return _text(title, columns, rows, 3, [(row["test"], verdict) for row, verdict in found])
+        identity = (row.test, row.dtype or MISSING, MISSING if row.seed is None else str(row.seed))
+        rows.append((*identity, *cells, row.status, _result(verdict)))
+    return _text(title, columns, rows, 3, [(row.test, verdict) for row, verdict in found])
 
 
 def pairs_text(found: Iterable[Any], *, title: str) -> str:
@@ -117,11 +117,11 @@ def _shown(value: Any) -> str:
 
 
 def _result(verdict: Verdict) -> str:
-    return f"{SIGNS[verdict.status]} {verdict.status}"
+    return f"{verdict.status.sign} {verdict.status}"
 
 
 def _text(title: str, columns: tuple[str, ...], rows: list[tuple], numbers_from: int, named: list[tuple[str, Verdict]]) -> str:
-    headline = {status: sum(verdict.status == status for _, verdict in named) for status in SIGNS}
+    headline = {status: sum(verdict.status == status for _, verdict in named) for status in Status}
     blocks = [Table(columns=columns, rows=tuple(rows), numbers_from=numbers_from)]
     reasons = tuple(f"{verdict.status} {name}: {reason}" for name, verdict in named for reason in verdict.reasons)
     blocks += [Bullets(items=reasons)] if reasons else []

@@ -3,48 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from harness.report.document import Block, Table, Text, to_markdown
-from harness.report.rows import jsonable
+from harness.report.rows import Located, Ranked, Shown
 from harness.report.text import MISSING, difference, times
 
-KEPT = ("number", "operator", "module", "place", "dtype", "shape", "own", "ratio", "inherited", "reasons", "cause", "note")
 RANKED = 10
 WIDTH, HEIGHT, MARGIN = 900, 240, 46  # of the picture, in pixels
 
 
-def located(finding: Any, repro: Any = None, picture: str | None = None) -> dict[str, Any]:
+def located(finding: Any, repro: Any = None, picture: str | None = None) -> Located:
     """A finding as a row of the report holds it; `picture` is a file beside the report."""
-    kept = [{name: getattr(each, name) for name in KEPT} for each in finding.ranking(RANKED)]
-    shown = {"folder": str(repro.folder), "printed": repro.printed, "shows": repro.shows, "elements": repro.elements} if repro is not None else None
+    names = [each.name for each in fields(Ranked)]
+    kept = tuple(Ranked(**{name: getattr(each, name) for name in names}) for each in finding.ranking(RANKED))
+    shown = None
+    if repro is not None:
+        shown = Shown(folder=str(repro.folder), printed=repro.printed, shows=repro.shows, elements=tuple(repro.elements))
     first = None if finding.first is None else finding.first.number
-    return jsonable({"said": finding.sentences(), "first": first, "operators": len(finding.steps), "ranking": kept, "repro": shown, "picture": picture})
+    return Located(said=finding.sentences(), first=first, operators=len(finding.steps), ranking=kept, repro=shown, picture=picture)
 
 
-def unlocated(why: str) -> dict[str, Any]:
+def unlocated(why: str) -> Located:
     """The same where there is no finding."""
-    return {"said": why, "first": None, "operators": 0, "ranking": [], "repro": None, "picture": None}
+    return Located(said=why)
 
 
-def found_blocks(kept: Mapping[str, Any]) -> list[Block]:
+def found_blocks(kept: Located) -> list[Block]:
     """A finding as blocks: the sentences, then the operators with the largest own errors, those that are wrong first."""
     rows = []
-    for each in kept["ranking"]:
-        shape = "x".join(map(str, each["shape"])) or "scalar"
-        numbers = (difference(each["own"]), times(each["ratio"]), difference(each["inherited"]))
-        rows.append((each["module"] or MISSING, each["operator"], each["place"], each["dtype"], shape, *numbers, each["cause"] or (each["reasons"] or [each["note"] or MISSING])[0]))
+    for each in kept.ranking:
+        shape = "x".join(map(str, each.shape)) or "scalar"
+        numbers = (difference(each.own), times(each.ratio), difference(each.inherited))
+        why = each.cause or (each.reasons or [each.note or MISSING])[0]
+        rows.append((each.module or MISSING, each.operator, each.place, each.dtype, shape, *numbers, why))
     columns = ("module", "operator", "line", "dtype", "shape", "own", "own / floor", "with what it inherits", "cause")
-    blocks: list[Block] = [Text(text=kept["said"], strong=True), Table(columns=columns, rows=tuple(rows), numbers_from=5)]
-    repro = kept.get("repro")
+    blocks: list[Block] = [Text(text=kept.said, strong=True), Table(columns=columns, rows=tuple(rows), numbers_from=5)]
+    repro = kept.repro
     if repro:
-        shown = repro["printed"].strip().replace("\n", "; ") if repro["shows"] else "which did not show it in a process of its own"
-        blocks.append(Text(text=f"Repro: {repro['folder']}/repro.py ({repro['elements'][1]} of {repro['elements'][0]} input elements): {shown}"))
+        shown = repro.printed.strip().replace("\n", "; ") if repro.shows else "which did not show it in a process of its own"
+        blocks.append(Text(text=f"Repro: {repro.folder}/repro.py ({repro.elements[1]} of {repro.elements[0]} input elements): {shown}"))
     return blocks
 
 
-def found_text(kept: Mapping[str, Any]) -> str:
+def found_text(kept: Located) -> str:
     """A finding as markdown."""
     return to_markdown(found_blocks(kept)).rstrip("\n")
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.report import Report
 
 MOST = 24  # cases that a picture shows: those that changed most
 ACROSS = 4
 
 
-def plot_history(reports: Sequence[Mapping[str, Any]], error_of: Any, path: Path) -> None:
+def plot_history(reports: Sequence[Report], error_of: Any, path: Path) -> None:
     """Draw each case and dtype over the reports, oldest first: the geometric mean of its seeds' errors, their range, and the rows that fail.
 
     `error_of(row)` is the error that is followed. The ending of `path` says the kind of picture: .png, .svg, .pdf.
@@ -37,7 +40,7 @@ def plot_history(reports: Sequence[Mapping[str, Any]], error_of: Any, path: Path
     down = math.ceil(len(chosen) / ACROSS)
     figure, axes = pyplot.subplots(down, ACROSS, figsize=(4 * ACROSS, 2.6 * down + 1), squeeze=False, layout="constrained")
     said = f"{len(chosen)} of {len(series)} cases, those that changed most: " if len(chosen) < len(series) else ""
-    figure.suptitle(f"{said}relative L2 error to float64 on {reports[-1]['stack'].get('device')} ({reports[-1]['backend']})")
+    figure.suptitle(f"{said}relative L2 error to float64 on {reports[-1].stack.get('device')} ({reports[-1].backend})")
     for axis, name in zip(axes.flat, chosen):
         _draw(axis, name, series[name], labels)
     for axis in axes.flat[len(chosen) :]:
@@ -60,15 +63,15 @@ def _draw(axis: Any, name: tuple[str, str], points: list, labels: list[str]) -> 
     axis.tick_params(axis="y", which="both", labelsize=7)
 
 
-def _series(reports: Sequence[Mapping[str, Any]], error_of: Any) -> dict[tuple[str, str], list]:
+def _series(reports: Sequence[Report], error_of: Any) -> dict[tuple[str, str], list]:
     """For each case and dtype a point per report: least, mean and largest error over its seeds, and whether a row failed; None where there is none."""
     found: dict[tuple[str, str], list] = {}
     for index, report in enumerate(reports):
         groups: dict[tuple[str, str], list] = {}
-        for row in report["rows"]:
+        for row in report.rows:
             error = error_of(row)
             if math.isfinite(error) and error > 0:
-                groups.setdefault((row["case"], row["dtype"] or ""), []).append((error, row["status"] not in ("PASS", "SKIPPED")))
+                groups.setdefault((row.case, row.dtype or ""), []).append((error, not row.status.is_fine))
         for name, rows in groups.items():
             errors = [error for error, _ in rows]
             mean = math.exp(sum(map(math.log, errors)) / len(errors))
@@ -81,7 +84,7 @@ def _spread(points: list) -> float:
     return max(means) - min(means)
 
 
-def _labels(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+def _labels(reports: Sequence[Report]) -> list[str]:
     """What tells the stacks apart, a line each; their number where nothing does."""
-    names = [name for name in ("torch_npu", "cann", "torch", "driver") if len({str(each["stack"].get(name)) for each in reports}) > 1]
-    return ["\n".join(f"{name} {report['stack'].get(name)}" for name in names) or f"run {number}" for number, report in enumerate(reports, 1)]
+    names = [name for name in ("torch_npu", "cann", "torch", "driver") if len({str(each.stack.get(name)) for each in reports}) > 1]
+    return ["\n".join(f"{name} {report.stack.get(name)}" for name in names) or f"run {number}" for number, report in enumerate(reports, 1)]

@@ -1,14 +1,24 @@
-"""One verdict as one row of the report: flat, JSON-able, floats at full precision."""
+"""One row of a report as a value, from the verdict to the file and back.
+
+`Row.of` makes it from a Verdict. `to_dict` is the last step before a file; `from_dict` is the one reader of rows that were stored, in a report or
+in a baseline: it checks every type and bound, and fills what an older file lacks. What happens to a row in between gives a new row.
+"""
 
 from __future__ import annotations
 
+import datetime
 import math
+import typing
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.gate import AT_LEAST, FLOORED, Comparison, Evidence, References, Verdict, bits, checks_of
+from harness.gate import (
+    AT_LEAST, FLOORED, LIMITS, PRESETS, Comparison, Decisions, Evidence, Mark, References, Size, Status, Verdict, bits, checks_of, leads_to, status_of,
+)  # fmt: skip
+from harness.measure import Count, Share
+from harness.typed_json import Mismatch, fields_of, named, object_schema, read_fields, reader_of, schema_of, to_json
 
 NUMBERS = (  # of a Comparison, in the order of the row
     "max_diff", "mean_diff", "cos_sim", "cos_distance", "rel_l2", "rms", "max_diff_rms", "token_cos_sim",
@@ -17,47 +27,262 @@ NUMBERS = (  # of a Comparison, in the order of the row
     "rmse", "snr", "shift", "gain", "balance", "max_rel", "mean_rel", "max_scaled", "token_rel_l2", "ulp_max", "ulp_mean", "matched", "flips",
 )  # fmt: skip
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}  # of |actual - expected|
+RATIOS = (
+    "golden_rel_l2",
+    "cpu_golden_rel_l2",
+    "forecast_golden_rel_l2",
+    "golden_ratio",
+    "effective_bits",
+    "forecast_bits",
+    "unexplained",
+    *FLOORED,
+)
+UNRECORDED = "unrecorded"  # the criterion of a reason in a file of before criteria were kept
 
 
-def row(*, test: str, case: str, dtype: str | None, seed: int | None, verdict: Verdict, known: Any = None) -> dict[str, Any]:
-    """The row of one test: what ran, its verdict, the numbers of the output that stands for it, the digests."""
-    found = verdict.comparison
-    several = {name: numbers(each) for name, each in verdict.comparisons.items()} if len(verdict.comparisons) > 1 else {}
-    return jsonable(
-        {
-            "test": test,
-            "case": case,
-            "dtype": dtype,
-            "seed": seed,
-            "output": verdict.output or None,
-            "status": verdict.status,
-            "marks": list(verdict.marks),
-            "reasons": [str(reason) for reason in verdict.reasons],
-            "criteria": [reason.criterion for reason in verdict.reasons],
-            **(numbers(found) if found is not None else dict.fromkeys(("shape", "actual_dtype", *NUMBERS))),
-            "outputs": several,
-            **_ratios(verdict),
-            "measured": {name: _measured(found, verdict.references.get(name)) for name, found in verdict.comparisons.items()},
-            "preset": verdict.tolerance.preset if verdict.tolerance else "",
-            "known": None if known is None else known.to_dict(),  # the entry of the known failures that speaks of it
-            "located": None,  # the operator that it comes from, when it was looked for
-            "baseline": None,  # kind, text and ratio, when all seeds are in
-            "limits": verdict.tolerance.limits() if verdict.tolerance else {},
-            "allowed": _allowed(verdict),
-            "limits_reason": verdict.tolerance.reason if verdict.tolerance else "",
-            "decisions": _decisions(verdict),
-            **(asdict(verdict.evidence) if verdict.evidence else dict.fromkeys(EVIDENCE)),
-        }
+def _optional(name: str, kinds: Mapping[str, Any], **names: type) -> type:
+    """A dataclass whose fields may all be None."""
+    return make_dataclass(
+        name, [(each, kind | None, None) for each, kind in (kinds | names).items()], frozen=True, kw_only=True
     )
 
 
-EVIDENCE = tuple(each.name for each in fields(Evidence))
-RATIOS = ("golden_rel_l2", "cpu_golden_rel_l2", "forecast_golden_rel_l2", "golden_ratio", "effective_bits", "forecast_bits", "unexplained", *FLOORED)
+_MEASURED = fields_of(Comparison)
+_SIZES = {"max_diff_rms": Size, "snr": float}  # what a Comparison derives
+# What a row says of one output: those of a Comparison's numbers that are listed above, with their types.
+Numbers = _optional(
+    "Numbers",
+    {"shape": _MEASURED["shape"], "actual_dtype": str}
+    | {name: _SIZES.get(name) or _MEASURED[name] for name in NUMBERS}
+    | dict.fromkeys(QUANTILES, Size),
+)
+# What the row's output lies from float64, and over what a healthy device would; the bits may be below zero.
+Ratios = _optional("Ratios", {name: float if name.endswith("_bits") else Size for name in RATIOS})
+# What the verdict rests on, where something was compared.
+Proof = _optional("Proof", fields_of(Evidence))
 
 
-def numbers(found: Comparison) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What became of one row since its baseline."""
+
+    kind: Mark
+    text: str  # one sentence: what was found, what was accepted, what to do
+    ratio: Size | None = None  # the error now over the error then; None where there is nothing to divide
+
+    def __post_init__(self):
+        if not self.kind.is_change:
+            raise ValueError(f"{self.kind} says nothing of a baseline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excuse:
+    """The entry of the known failures that speaks of a row, as the row holds it."""
+
+    reason: str
+    link: str
+    expires: datetime.date
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """One operator of a located row."""
+
+    number: Count
+    operator: str
+    module: str
+    place: str
+    dtype: str
+    shape: tuple[Count, ...]
+    own: Size  # relative L2 difference to the CPU with the CPU's inputs
+    ratio: Size | None = None
+    inherited: Size = math.nan
+    reasons: tuple[str, ...] = ()
+    cause: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What the repro of a located row printed."""
+
+    folder: str
+    printed: str
+    shows: bool
+    elements: tuple[int, int]  # of the inputs, before and after they were made smaller
+
+
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """Where a row's error comes from: sentences, and the operators with the largest own errors."""
+
+    said: str
+    first: Count | None = None  # number of the operator
+    operators: Count = 0
+    ranking: tuple[Ranked, ...] = ()
+    repro: Shown | None = None
+    picture: str | None = None  # a file beside the report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Numbers, Ratios, Proof):
+    """What one test showed of one case with one seed: what ran, why it is not a PASS, the numbers of the output that stands for it, the digests."""
+
+    test: str
+    case: str
+    dtype: str | None
+    seed: int | None
+    output: str | None = None
+    marks: tuple[Mark, ...] = ()
+    reasons: tuple[str, ...] = ()
+    criteria: tuple[str, ...] = ()  # of the reasons, one each
+    outputs: Mapping[str, Numbers] = field(default_factory=dict)  # where there are several
+    comparisons: Mapping[str, Comparison] = field(
+        default_factory=dict
+    )  # by name of the output; with the next, `measured` in JSON
+    references: Mapping[str, References] = field(default_factory=dict)
+    preset: str = ""
+    known: Excuse | None = None
+    located: Located | None = None
+    baseline: Change | None = None
+    limits: Mapping[str, Size] = field(default_factory=dict)  # that the case sets itself
+    allowed: Mapping[str, Size] = field(default_factory=dict)  # every limit that judged, the preset's included
+    limits_reason: str = ""
+    decisions: Decisions | None = None
+
+    @classmethod
+    def of(
+        cls, verdict: Verdict, *, test: str, case: str, dtype: str | None, seed: int | None, known: Any = None
+    ) -> Row:
+        """The row of a verdict; `known` is the entry of the known failures that speaks of it."""
+        found, tolerance = verdict.comparison, verdict.tolerance
+        several = verdict.comparisons if len(verdict.comparisons) > 1 else {}
+        numbers = {} if found is None else _numbers(found)
+        evidence = (
+            {}
+            if verdict.evidence is None
+            else {each.name: getattr(verdict.evidence, each.name) for each in fields(Evidence)}
+        )
+        judged = (
+            {}
+            if tolerance is None
+            else dict(preset=tolerance.preset, limits=tolerance.limits(), limits_reason=tolerance.reason)
+        )
+        return cls(
+            test=test, case=case, dtype=dtype, seed=seed, output=verdict.output or None, marks=tuple(verdict.marks),
+            reasons=tuple(map(str, verdict.reasons)), criteria=tuple(reason.criterion for reason in verdict.reasons),
+            outputs={name: Numbers(**_numbers(each)) for name, each in several.items()},
+            comparisons=verdict.comparisons, references=verdict.references, decisions=verdict.decisions, allowed=_allowed(verdict),
+            known=None if known is None else Excuse(reason=known.reason, link=known.link, expires=known.expires),
+            **numbers, **_ratios(verdict), **judged, **evidence,
+        )  # fmt: skip
+
+    @property
+    def status(self) -> Status:
+        """PASS, FAIL, REGRESSED, ERROR or SKIPPED, from the reasons."""
+        return status_of([leads_to(each) for each in self.criteria], compared=self.rel_l2 is not None)
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it is neither PASS nor SKIPPED nor a known failure."""
+        return not self.status.is_fine and Mark.KNOWN not in self.marks
+
+    @property
+    def name(self) -> str:
+        """What tells it from other rows: "mine float32 seed 42"."""
+        parts = (self.case, self.dtype, None if self.seed is None else f"seed {self.seed}")
+        return " ".join(str(each) for each in parts if each is not None)
+
+    @property
+    def key(self) -> tuple[str, str | None, int | None]:
+        """Case, dtype and seed."""
+        return self.case, self.dtype, self.seed
+
+    def because(self, criterion: str, text: str) -> Row:
+        """The same row with one more reason."""
+        return replace(self, reasons=(*self.reasons, text), criteria=(*self.criteria, criterion))
+
+    # -------------------------------------------------------------------------------------------------------- to and from JSON
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a file holds it: flat, JSON-able, every number at full precision."""
+        held = {
+            each.name: to_json(getattr(self, each.name))
+            for each in fields(self)
+            if each.name not in ("comparisons", "references")
+        }
+        held |= {
+            "status": self.status.value,
+            "measured": {name: self._measured(name) for name in self.comparisons},
+            "decisions": self._decided(),
+        }
+        return {name: held[name] for name in ORDER}
+
+    def _measured(self, output: str) -> dict[str, Any]:
+        """Everything that was measured of one output, so that it can be judged again."""
+        kept, held = {"comparison": _whole(self.comparisons[output])}, self.references.get(output)
+        if held is None:
+            return kept
+        kept |= {name: _whole(each) for name in SIDES if (each := getattr(held, name)) is not None}
+        return kept | to_json({"unexplained": held.unexplained, "ties": held.ties, "modes": held.modes})
+
+    def _decided(self) -> dict[str, Any] | None:
+        made = self.decisions
+        return (
+            None
+            if made is None
+            else to_json(
+                asdict(made) | {name: getattr(made, name) for name in ("top1", "accuracy", "expected_accuracy")}
+            )
+        )
+
+    @classmethod
+    def from_dict(cls, stored: Any, where: str = "") -> Row:
+        """The row that a file holds; `where` names the file and the row's place in it.
+
+        Raises: HarnessError, in one sentence, for a value of another type or outside its bounds, a status or a mark that is not known,
+        or a status that the reasons do not lead to.
+        """
+        try:
+            row = cls.from_json(stored)
+            if Mark.KNOWN in row.marks and (row.known is None or row.status.is_fine):
+                raise Mismatch(f"the mark {Mark.KNOWN}", "a row that fails, with its entry in `known`,").within("marks")
+            return row
+        except Mismatch as error:
+            raise HarnessError(
+                f"{where or 'a row'}{_called(stored)}: {error}; write the file again with `pytest -k precision`"
+            ) from None
+
+    @classmethod
+    def from_json(cls, stored: Any) -> Row:
+        """As `from_dict`. Raises: Mismatch."""
+        found = read_fields(stored, _READERS, NEEDED)
+        status = found.pop("status")
+        measured = found.pop("measured", {})
+        comparisons = {name: each.comparison for name, each in measured.items()}
+        references = {name: each.references for name, each in measured.items() if each.references is not None}
+        found |= _reasons(found, status)
+        row = cls(**found, comparisons=comparisons, references=references)
+        if row.status is not status:
+            raise Mismatch(status.value, f"{row.status}, to which its reasons and numbers lead,").within("status")
+        return row
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON schema of a row."""
+        return object_schema(_KINDS | {"status": Status, "measured": Mapping[str, Measured]}, NEEDED)
+
+
+def row(*, test: str, case: str, dtype: str | None, seed: int | None, verdict: Verdict, known: Any = None) -> Row:
+    """The row of one test: what ran, its verdict, the numbers of the output that stands for it, the digests."""
+    return Row.of(verdict, test=test, case=case, dtype=dtype, seed=seed, known=known)
+
+
+def _numbers(found: Comparison) -> dict[str, Any]:
     """What a Comparison measured, as the row holds it."""
-    named = {name: getattr(found, name) for name in NUMBERS} | {name: found.quantile(share) for name, share in QUANTILES.items()}
+    named = {name: getattr(found, name) for name in NUMBERS} | {
+        name: found.quantile(share) for name, share in QUANTILES.items()
+    }
     return {"shape": found.shape, "actual_dtype": found.dtype, **named}
 
 
@@ -65,7 +290,7 @@ def _ratios(verdict: Verdict) -> dict[str, Any]:
     """The row's output against float64: the device, the CPU and the forecast, the device over the CPU, and over the floor."""
     held = verdict.references.get(verdict.output)
     if held is None:
-        return dict.fromkeys(RATIOS)
+        return {}
     return {
         "golden_rel_l2": held.golden.rel_l2,
         "cpu_golden_rel_l2": held.cpu.rel_l2,
@@ -88,58 +313,155 @@ def _allowed(verdict: Verdict) -> dict[str, float]:
     return found
 
 
-def _measured(found: Comparison, held: References | None) -> dict[str, Any]:
-    """Everything that was measured of one output, so that it can be judged again."""
-    kept: dict[str, Any] = {"comparison": _whole(found)}
-    if held is not None:
-        kept |= {name: _whole(each) for name in ("golden", "cpu", "forecast") if (each := getattr(held, name)) is not None}
-        kept |= {"unexplained": held.unexplained, "ties": held.ties, "modes": held.modes}
-    return kept
+# ------------------------------------------------------------------------------------------------------------ stored rows
+
+SIDES = ("golden", "cpu", "forecast")  # the Comparisons that References hold
+ORDER = (  # of the names of a row in JSON
+    "test", "case", "dtype", "seed", "output", "status", "marks", "reasons", "criteria", *(each.name for each in fields(Numbers)), "outputs", *RATIOS,
+    "measured", "preset", "known", "located", "baseline", "limits", "allowed", "limits_reason", "decisions", *(each.name for each in fields(Evidence)),
+)  # fmt: skip
+NEEDED = {
+    "test",
+    "case",
+    "dtype",
+    "seed",
+    "status",
+    "marks",
+    "reasons",
+}  # of a row in every version; baselines say how theirs are filled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a row holds of one output: the device against the CPU, and where float64 was measured, against that."""
+
+    comparison: Comparison
+    references: References | None = None
+
+    @classmethod
+    def from_json(cls, kept: Any) -> Measured:
+        read = read_fields(
+            kept, [("comparison", _comparison), *((name, _comparison) for name in SIDES), *_BESIDE], {"comparison"}
+        )
+        comparison = read.pop("comparison")
+        if "golden" not in read:
+            return cls(comparison=comparison)
+        if "cpu" not in read:
+            raise Mismatch("nothing", "a value").within("cpu")
+        return cls(comparison=comparison, references=References(**read))
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        kinds = {name: kind for name, kind in fields_of(References).items() if name not in SIDES}
+        whole = object_schema(_MEASURED, WHOLE)
+        whole["properties"]["histogram"] = {"type": "string", "pattern": "^(-?[0-9]+:[0-9]+( |$))*$"}
+        schema = object_schema(kinds, ("comparison",))
+        schema["properties"] |= {name: whole for name in ("comparison", *SIDES)}
+        return schema
 
 
 def _whole(found: Comparison) -> dict[str, Any]:
-    return asdict(found) | {"histogram": " ".join(f"{number}:{count}" for number, count in found.histogram)}
+    held = {each.name: to_json(getattr(found, each.name)) for each in fields(Comparison) if each.name != "histogram"}
+    return held | {"histogram": " ".join(f"{number}:{count}" for number, count in found.histogram)}
 
 
-def comparison_of(kept: Mapping[str, Any]) -> Comparison:
-    """The Comparison that a row holds.
+# What a Comparison must hold to be read: shapes, dtypes and counts. A number that an older version did not measure reads as NaN, so that it fails
+# whatever is judged by it; a place reads as None.
+WHOLE = {each.name for each in fields(Comparison) if each.default is MISSING or type(each.default) is int}
+_NOT_MEASURED = {each.name: math.nan for each in fields(Comparison) if type(each.default) is float}
 
-    Raises: HarnessError when it is not one, or one of another version.
-    """
+
+def _comparison(kept: Any) -> Comparison:
+    return Comparison(**_NOT_MEASURED | read_fields(kept, _WHOLE_READERS, WHOLE))
+
+
+def _histogram(text: Any) -> tuple[tuple[int, int], ...]:
     try:
-        read = {each.name: _number(kept[each.name]) for each in fields(Comparison) if each.name != "histogram"}
-        read = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
-        pairs = (each.split(":") for each in kept["histogram"].split())
-        return Comparison(**read, histogram=tuple((int(number), int(count)) for number, count in pairs))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise HarnessError(f"a row holds no comparison that this version reads ({error}); write the report again with `pytest -k precision`") from None
+        pairs = [each.split(":") for each in text.split()]
+        found = tuple((int(number), int(count)) for number, count in pairs)
+        if all(0 <= count for _, count in found):
+            return found
+    except (AttributeError, ValueError):
+        pass
+    raise Mismatch(named(text), "pairs such as '12:3 13:1'")
 
 
-def references_of(kept: Mapping[str, Any]) -> References | None:
-    """The References that a row holds for one output, or None."""
-    if "golden" not in kept:
-        return None
-    read = {name: comparison_of(kept[name]) for name in ("golden", "cpu", "forecast") if name in kept}
-    return References(**read, unexplained=_number(kept["unexplained"]), ties=_number(kept.get("ties")), modes=tuple(kept["modes"]))
+def _limits(value: Any) -> dict[str, float]:
+    found = reader_of(Mapping[str, Size])(value)
+    unknown = [name for name in found if name not in LIMITS]
+    if unknown:
+        raise Mismatch(named(unknown[0]), f"one of {', '.join(LIMITS)} (a newer version may have written it)")
+    return found
 
 
-def _number(value: Any) -> Any:
-    return float(value) if value in ("nan", "inf", "-inf") else value
-
-
-def _decisions(verdict: Verdict) -> dict[str, Any] | None:
-    made = verdict.decisions
-    if made is None:
-        return None
-    return asdict(made) | {"top1": made.top1, "accuracy": made.accuracy, "expected_accuracy": made.expected_accuracy}
-
-
-def jsonable(value: Any) -> Any:
-    """`value` for JSON: tuples become lists, a number that is not finite becomes "nan", "inf" or "-inf"."""
-    if isinstance(value, Mapping):
-        return {str(name): jsonable(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+def _preset(value: Any) -> str:
+    if reader_of(str)(value) not in ("", *PRESETS):
+        raise Mismatch(named(value), f"one of {', '.join(PRESETS)} (a newer version may have written it)")
     return value
+
+
+def _change(value: Any) -> Change | None:
+    try:
+        return reader_of(Change | None)(value)
+    except Mismatch:
+        raise
+    except ValueError as error:
+        raise Mismatch(str(error), "what became of the row since its baseline").within("kind") from None
+
+
+def _decisions(value: Any) -> Decisions | None:
+    """Decisions, also of a version that kept the shares of right ones in place of their counts."""
+    if value is None:
+        return None
+    found = reader_of(Decisions)(value)
+    counts = {"correct_actual": "accuracy", "correct_expected": "expected_accuracy"}
+    shares = {count: reader_of(Share | None)(value.get(share)) for count, share in counts.items() if count not in value}
+    return replace(
+        found,
+        **{
+            count: round(share * found.count)
+            for count, share in shares.items()
+            if share is not None and math.isfinite(share)
+        },
+    )
+
+
+_KINDS = {name: kind for name, kind in fields_of(Row).items() if name not in ("comparisons", "references")}
+_OWN = {
+    "limits": _limits,
+    "preset": _preset,
+    "decisions": _decisions,
+    "baseline": _change,
+    "measured": reader_of(Mapping[str, Measured]),
+}
+_READERS = [
+    (name, _OWN.get(name) or reader_of(kind)) for name, kind in (_KINDS | {"status": Status, "measured": None}).items()
+]
+_WHOLE_READERS = [(name, _histogram if name == "histogram" else reader_of(kind)) for name, kind in _MEASURED.items()]
+_BESIDE = [(name, reader_of(kind)) for name, kind in fields_of(References).items() if name not in SIDES]
+
+
+def _reasons(found: Mapping[str, Any], status: Status) -> dict[str, tuple[str, ...]]:
+    """The reasons and their criteria, also of a file that kept no criteria, or as a baseline neither."""
+    reasons, criteria = found.get("reasons", ()), found.get("criteria")
+    if criteria is None:
+        leading = {
+            Status.ERROR: "run",
+            Status.SKIPPED: "skip",
+            Status.REGRESSED: "baseline",
+            Status.FAIL: UNRECORDED,
+        }.get(status)
+        reasons = reasons or (("its reason was not recorded",) if leading else ())
+        return {"reasons": reasons, "criteria": () if leading is None else (leading,) * len(reasons)}
+    if len(reasons) != len(criteria):
+        raise Mismatch(f"{len(criteria)} criteria", f"one for each of {len(reasons)} reasons").within("criteria")
+    return {"reasons": reasons, "criteria": criteria}
+
+
+def _called(stored: Any) -> str:
+    """The name of a stored row, as far as it has one."""
+    test = stored.get("test") if isinstance(stored, dict) else None
+    return f" ({named(test)})" if isinstance(test, str) and test else ""
+
+
+jsonable = to_json

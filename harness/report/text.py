@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness.gate import AT_LEAST, UNFELT
-from harness.known import KNOWN
+from harness.gate import AT_LEAST, Mark, Status
 from harness.report.document import Block, Bullets, Heading, Picture, Table, Text
+from harness.report.rows import Row
 from harness.report.words import EN, ZH
 
+if TYPE_CHECKING:
+    from harness.report import Report
+
 LANGUAGES = {"en": EN, "zh": ZH}
-SIGNS = {"PASS": "✅", "FAIL": "❌", "REGRESSED": "❌", "ERROR": "❌", "SKIPPED": "⏭"}
 MISSING = "–"
 
 
-def document(report: Mapping[str, Any], lang: str = "en") -> list[Block]:
+def document(report: Report, lang: str = "en") -> list[Block]:
     """The whole report in one language: headline, stack, accuracy, reasons, performance, conclusion."""
     words = LANGUAGES[lang]
     return [
@@ -35,27 +38,27 @@ def counts(headline: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {status}" for status, count in headline.items() if count)
 
 
-def _device(report: Mapping[str, Any]) -> str:
-    return report["stack"].get("device") or MISSING
+def _device(report: Report) -> str:
+    return report.stack.get("device") or MISSING
 
 
-def _headline(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
-    if report["performance"] and not report["rows"]:
+def _headline(report: Report, words: Mapping[str, str]) -> list[Block]:
+    if report.performance and not report.rows:
         title = Heading(level=1, text=words["performance"])
     else:
-        title = Heading(level=1, text=words["title"].format(counts=counts(report["headline"]) or words["none"]))
-    if report["backend"] != "emulated":
+        title = Heading(level=1, text=words["title"].format(counts=counts(report.headline) or words["none"]))
+    if report.backend != "emulated":
         return [title]
     said = [words["emulated"].format(device=_device(report))]
-    if report["stack"].get("faults"):
-        said.append(words["faults"].format(faults="; ".join(report["stack"]["faults"])))
+    if report.stack.get("faults"):
+        said.append(words["faults"].format(faults="; ".join(report.stack["faults"])))
     return [*(Text(text=each, strong=True) for each in said), title]
 
 
-def _environment(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
-    stack = {name: value for name, value in report["stack"].items() if value not in (None, {}, []) and name != "faults"}
+def _environment(report: Report, words: Mapping[str, str]) -> list[Block]:
+    stack = {name: value for name, value in report.stack.items() if value not in (None, {}, []) and name != "faults"}
     rows = [(name, _value(value)) for name, value in stack.items()]
-    table = Table(columns=(words["component"], words["value"]), rows=(*rows, (words["created"], report["created"])))
+    table = Table(columns=(words["component"], words["value"]), rows=(*rows, (words["created"], report.created)))
     return [Heading(text=words["environment"]), table]
 
 
@@ -67,18 +70,18 @@ def _value(value: Any) -> str:
     return str(value)
 
 
-def _accuracy(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
-    if not report["rows"]:
+def _accuracy(report: Report, words: Mapping[str, str]) -> list[Block]:
+    if not report.rows:
         return []
     blocks: list[Block] = [
         Heading(text=words["accuracy"]),
-        Text(text=words["accuracy_intro"].format(device=_device(report), backend=report["backend"])),
+        Text(text=words["accuracy_intro"].format(device=_device(report), backend=report.backend)),
     ]
-    for title, rows in _tables(report["rows"]):
+    for title, rows in _tables(report.rows):
         blocks += [Heading(level=3, text=title), _accuracy_table(rows, words)]
         blocks += _limits(rows, words)
-    blocks += _weights(report["rows"], words)
-    if any("NEW" in row["marks"] for row in report["rows"]):
+    blocks += _weights(report.rows, words)
+    if any(Mark.NEW in row.marks for row in report.rows):
         blocks.append(Text(text=words["marks"]))
     return blocks
 
@@ -86,158 +89,156 @@ def _accuracy(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block
 MANY = 8  # cases of one row each, from which a test's cases share a table
 
 
-def _tables(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+def _tables(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """The rows in tables, each with its title: one for a case in a dtype, or one for a test that has many cases of one row."""
     found = []
-    for test, group in groupby(rows, key=lambda row: row["test"].partition("[")[0]):
-        cases = [(f"{case}, {dtype}" if dtype else str(case), list(each)) for (case, dtype), each in groupby(group, key=lambda row: (row["case"], row["dtype"]))]
+    for test, group in groupby(rows, key=lambda row: row.test.partition("[")[0]):
+        cases = [(f"{case}, {dtype}" if dtype else str(case), list(each)) for (case, dtype), each in groupby(group, key=lambda row: (row.case, row.dtype))]
         if len(cases) >= MANY and all(len(each) == 1 for _, each in cases):
             cases = [(test, [row for _, each in cases for row in each])]
         found += cases
     return found
 
 
-def _accuracy_table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> Table:
+def _accuracy_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
     """One row a seed, in the columns of a model card and a few more."""
-    if len({(row["case"], row["dtype"]) for row in rows}) > 1:
+    if len({(row.case, row.dtype) for row in rows}) > 1:
         return _cases_table(rows, words)
-    decided = any(row["decisions"] for row in rows)
+    decided = any(row.decisions for row in rows)
     columns = [words["seed"], "max_diff", "mean_diff", "cos_sim", "rel_l2", "token cos_sim"]
     columns += [words["to_golden"], words["cpu_to_golden"], words["golden_ratio"], words["forecast_ratio"]]
     columns += [words["top1"], words["topk"], words["accuracy_device"], words["accuracy_cpu"]] if decided else []
     body = []
     for row in rows:
-        cells = [MISSING if row["seed"] is None else str(row["seed"])]
-        cells += [difference(row["max_diff"]), difference(row["mean_diff"]), cosine(row["cos_sim"])]
-        cells += [difference(row["rel_l2"]), cosine(row["token_cos_sim"])]
-        cells += [difference(row.get("golden_rel_l2")), difference(row.get("cpu_golden_rel_l2"))]
-        cells += [times(row.get("golden_ratio")), times(row.get("forecast_ratio"))]
+        cells = [MISSING if row.seed is None else str(row.seed)]
+        cells += [difference(row.max_diff), difference(row.mean_diff), cosine(row.cos_sim)]
+        cells += [difference(row.rel_l2), cosine(row.token_cos_sim)]
+        cells += [difference(row.golden_rel_l2), difference(row.cpu_golden_rel_l2)]
+        cells += [times(row.golden_ratio), times(row.forecast_ratio)]
         if decided:
-            made = row["decisions"] or {}
-            cells += [_share(made.get(name)) for name in ("top1", "topk", "accuracy", "expected_accuracy")]
+            cells += [_share(getattr(row.decisions, name, None)) for name in ("top1", "topk", "accuracy", "expected_accuracy")]
         body.append((*cells, _result(row)))
     return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=0)
 
 
-def _cases_table(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> Table:
+def _cases_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
     """One row a case and dtype: single operators, whose effective bits say in which arithmetic they ran."""
     columns = (words["case"], "dtype", "max_diff", "cos_sim", words["to_golden"], words["cpu_to_golden"], words["bits"], words["forecast_bits"], words["forecast_ratio"])
     body = []
     for row in rows:
-        cells = [str(row["case"]), row["dtype"] or MISSING, difference(row["max_diff"]), cosine(row["cos_sim"])]
-        cells += [difference(row.get("golden_rel_l2")), difference(row.get("cpu_golden_rel_l2"))]
-        cells += [_number(row.get("effective_bits"), "{:.1f}"), _number(row.get("forecast_bits"), "{:.1f}"), times(row.get("forecast_ratio"))]
+        cells = [str(row.case), row.dtype or MISSING, difference(row.max_diff), cosine(row.cos_sim)]
+        cells += [difference(row.golden_rel_l2), difference(row.cpu_golden_rel_l2)]
+        cells += [_number(row.effective_bits, "{:.1f}"), _number(row.forecast_bits, "{:.1f}"), times(row.forecast_ratio)]
         body.append((*cells, _result(row)))
     return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=2)
 
 
 def _result(row: Mapping[str, Any]) -> str:
-    marks = [mark for mark in row["marks"]]
-    return " ".join([SIGNS[row["status"]], row["status"], *(f"· {mark}" for mark in marks)])
+    return " ".join([row.status.sign, row.status, *(f"· {mark}" for mark in row.marks)])
 
 
-def _limits(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[Block]:
+def _limits(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
     """What the rows of a table were judged by and held against, each thing once."""
     said = []
-    for limits, reason in dict.fromkeys((_limits_text(row, words), row["limits_reason"]) for row in rows if row["limits"] or row.get("preset")):
+    for limits, reason in dict.fromkeys((_limits_text(row, words), row.limits_reason) for row in rows if row.limits or row.preset):
         said.append(words["limits_why" if reason else "limits"].format(limits=limits, reason=reason))
-    said += [words["reference"].format(reference=each) for each in sorted({row["reference"] for row in rows if row["reference"]})]
-    said += [words["forecast"].format(forecast=each) for each in sorted({row.get("forecast") for row in rows if row.get("forecast")})]
-    said += [words["no_golden"].format(why=each) for each in sorted({row.get("no_golden") for row in rows if row.get("no_golden")})]
-    if any(row.get("stored") for row in rows):
-        said.append(words["stored"].format(count=sum(len(row.get("stored") or ()) for row in rows)))
-    conditioned = [row.get("conditioning") for row in rows if isinstance(row.get("conditioning"), float)]
+    said += [words["reference"].format(reference=each) for each in sorted({row.reference for row in rows if row.reference})]
+    said += [words["forecast"].format(forecast=each) for each in sorted({row.forecast for row in rows if row.forecast})]
+    said += [words["no_golden"].format(why=each) for each in sorted({row.no_golden for row in rows if row.no_golden})]
+    if any(row.stored for row in rows):
+        said.append(words["stored"].format(count=sum(len(row.stored or ()) for row in rows)))
+    conditioned = [row.conditioning for row in rows if row.conditioning is not None]
     if conditioned:
         said.append(words["conditioning"].format(times=times(max(conditioned))))
-    unfelt = [mode for row in rows if UNFELT in row["marks"] for each in row["measured"].values() for mode in each.get("modes", ())]
+    unfelt = [mode for row in rows if Mark.UNFELT in row.marks for each in row.references.values() for mode in each.modes]
     said += [words["unfelt"].format(modes=", ".join(dict.fromkeys(unfelt)))] if unfelt else []
-    said += [row["baseline"]["text"] for row in rows if (row.get("baseline") or {}).get("kind") in ("DRIFT", "IMPROVED")]
-    said += [f"seed {MISSING if row['seed'] is None else row['seed']}: {row['parted']}" for row in rows if row.get("parted")]
+    said += [row.baseline.text for row in rows if row.baseline and row.baseline.kind in (Mark.DRIFT, Mark.IMPROVED)]
+    said += [f"seed {MISSING if row.seed is None else row.seed}: {row.parted}" for row in rows if row.parted]
     for row in rows:
-        if row.get("rerun"):
-            rerun = {name: difference(value) if name != "unequal" else value for name, value in row.get("rerun").items()}
-            said.append(words["rerun"].format(seed=MISSING if row["seed"] is None else row["seed"], **rerun))
+        if row.rerun:
+            rerun = {name: difference(value) if name != "unequal" else value for name, value in row.rerun.items()}
+            said.append(words["rerun"].format(seed=MISSING if row.seed is None else row.seed, **rerun))
     return [Text(text=each) for each in said]
 
 
-def _limits_text(row: Mapping[str, Any], words: Mapping[str, str]) -> str:
-    limits = [f"{name} ≥ {_plain(limit)}" if name in AT_LEAST else f"{name} ≤ {difference(limit)}" for name, limit in row["limits"].items()]
-    return ", ".join(([words["preset"].format(preset=row["preset"])] if row.get("preset") else []) + limits)
+def _limits_text(row: Row, words: Mapping[str, str]) -> str:
+    limits = [f"{name} ≥ {_plain(limit)}" if name in AT_LEAST else f"{name} ≤ {difference(limit)}" for name, limit in row.limits.items()]
+    return ", ".join(([words["preset"].format(preset=row.preset)] if row.preset else []) + limits)
 
 
-def _weights(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[Block]:
+def _weights(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
     """Which weights each case ran with, in words."""
     items = []
-    for case, weights in dict.fromkeys((row["case"], row["weights"]) for row in rows if row["weights"]):
+    for case, weights in dict.fromkeys((row.case, row.weights) for row in rows if row.weights):
         seeded = weights.startswith("seeded:")
         values = {"case": case, "seed": weights.removeprefix("seeded:"), "sha": weights}
         items.append(words["weights_seeded" if seeded else "weights_file"].format(**values))
     return [Bullets(items=tuple(items))] if items else []
 
 
-def _not_passed(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
+def _not_passed(report: Report, words: Mapping[str, str]) -> list[Block]:
     items = []
-    for row in report["rows"]:
-        if row["status"] != "PASS" and KNOWN not in row["marks"]:
-            items += [f"{row['status']} {row['test']}: {reason}" for reason in row["reasons"]]
+    for row in report.rows:
+        if row.status is not Status.PASS and Mark.KNOWN not in row.marks:
+            items += [f"{row.status} {row.test}: {reason}" for reason in row.reasons]
     blocks = [Heading(text=words["not_passed"]), Bullets(items=tuple(items))] if items else []
-    return blocks + [block for row in report["rows"] if row.get("located") for block in _located(row, words)]
+    return blocks + [block for row in report.rows if row.located for block in _located(row, words)]
 
 
-def _located(row: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
+def _located(row: Row, words: Mapping[str, str]) -> list[Block]:
     from harness.report.found import found_blocks
 
-    picture = row["located"].get("picture")
+    picture = row.located.picture
     pictures = [Picture(text=words["depth"], path=picture)] if picture else []
-    return [Heading(level=3, text=words["located"].format(test=row["test"])), *found_blocks(row["located"]), *pictures]
+    return [Heading(level=3, text=words["located"].format(test=row.test)), *found_blocks(row.located), *pictures]
 
 
-def _known(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
+def _known(report: Report, words: Mapping[str, str]) -> list[Block]:
     items = []
-    for row in report["rows"]:
-        if KNOWN in row["marks"]:
-            entry = row["known"]
-            items.append(f"{row['status']} {row['test']}: {entry['reason']} ({entry['link']}), {words['until'].format(day=entry['expires'])}; {'; '.join(row['reasons'])}")
+    for row in report.rows:
+        if Mark.KNOWN in row.marks and row.known is not None:
+            entry = row.known
+            items.append(f"{row.status} {row.test}: {entry.reason} ({entry.link}), {words['until'].format(day=entry.expires)}; {'; '.join(row.reasons)}")
     return [Heading(text=words["known"]), Bullets(items=tuple(items))] if items else []
 
 
-def _performance(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
-    if not report["performance"]:
+def _performance(report: Report, words: Mapping[str, str]) -> list[Block]:
+    if not report.performance:
         return []
     columns = ("case", "dtype", "device", "batch_size", "n", "warmup", "avg_ms", "p50_ms", "p99_ms")
-    rows = tuple(tuple(_cell(row[name], name) for name in columns) for row in report["performance"])
+    rows = tuple(tuple(_cell(getattr(row, name), name) for name in columns) for row in report.performance)
     titles = tuple(name.replace("_ms", " (ms)") for name in columns)
-    heading = [Heading(text=words["performance"])] if report["rows"] else []
+    heading = [Heading(text=words["performance"])] if report.rows else []
     blocks: list[Block] = [*heading, Text(text=words["performance_intro"])]
-    if report["backend"] == "emulated":
+    if report.backend == "emulated":
         blocks.append(Text(text=words["performance_emulated"], strong=True))
-    queues = sorted({row["task_queue"] for row in report["performance"] if row.get("task_queue") is not None})
+    queues = sorted({row.task_queue for row in report.performance if row.task_queue is not None})
     if queues:
         blocks.append(Text(text=words["performance_queue"].format(modes=", ".join(map(str, queues)))))
     return [*blocks, Table(columns=titles, rows=rows, numbers_from=3)]
 
 
-def _conclusion(report: Mapping[str, Any], words: Mapping[str, str]) -> list[Block]:
-    rows = report["rows"]
-    if report["performance"] and not rows:
+def _conclusion(report: Report, words: Mapping[str, str]) -> list[Block]:
+    rows = report.rows
+    if report.performance and not rows:
         return []
-    bad = [row for row in rows if row["status"] not in ("PASS", "SKIPPED") and KNOWN not in row["marks"]]
-    known = sum(KNOWN in row["marks"] for row in rows)
-    measured = [row for row in rows if isinstance(row["rel_l2"], float) and KNOWN not in row["marks"]]
+    bad = [row for row in rows if row.is_bad]
+    known = sum(Mark.KNOWN in row.marks for row in rows)
+    measured = [row for row in rows if row.rel_l2 is not None and math.isfinite(row.rel_l2) and Mark.KNOWN not in row.marks]
     if bad:
         text = words["some_fail"].format(bad=len(bad), total=len(rows), device=_device(report))
     elif measured:
         text = words["all_pass"].format(
             total=len(measured),
             device=_device(report),
-            rel_l2=difference(max(row["rel_l2"] for row in measured)),
-            cos_sim=cosine(min(row["cos_sim"] for row in measured)),
+            rel_l2=difference(max(row.rel_l2 for row in measured)),
+            cos_sim=cosine(min(row.cos_sim for row in measured)),
         )
     else:
         text = words["nothing"]
     text += " " + words["known_too"].format(count=known) if known else ""
     blocks: list[Block] = [Heading(text=words["conclusion"]), Text(text=text)]
-    return blocks + ([Text(text=words["emulated_again"])] if report["backend"] == "emulated" else [])
+    return blocks + ([Text(text=words["emulated_again"])] if report.backend == "emulated" else [])
 
 
 def _cell(value: Any, name: str) -> str:

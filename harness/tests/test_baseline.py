@@ -7,16 +7,17 @@ import pytest
 
 from harness import baseline
 from harness.errors import HarnessError
+from harness.report import Row
 
 STACK = {"device": "Ascend910B4", "cann": "8.5.0"}
 
 
 def row(seed=42, error=1e-4, digest=None, **more):
     given = dict(
-        case="m", dtype="float32", seed=seed, status="PASS", marks=[], weights="seeded:0", inputs_sha256=f"in{seed}", rel_l2=error,
-        golden_rel_l2=error, actual_sha256=digest or f"{error}", rerun={},
+        test="", case="m", dtype="float32", seed=seed, weights="seeded:0", inputs_sha256=f"in{seed}", rel_l2=error,
+        golden_rel_l2=error, actual_sha256=digest or f"{error}",
     )  # fmt: skip
-    return given | more
+    return Row(**given | more)
 
 
 def rows(errors, **more):
@@ -25,7 +26,7 @@ def rows(errors, **more):
 
 def entry_of(accepted):
     stored = baseline.accepted(None, accepted, stack=STACK, backend="npu", when="2026-01-01")
-    return stored["entries"]["Ascend910B4 (npu)"]
+    return stored.entries["Ascend910B4 (npu)"]
 
 
 def kinds(now, then):
@@ -81,25 +82,25 @@ def test_other_weights_or_inputs_are_not_comparable(change, word):
 
 
 def test_numbers_that_are_not_finite_are_not_comparable():
-    assert kinds([row(error="nan", digest="x")], [row()]) == ["NOT COMPARABLE"]
-    assert math.isnan(baseline.error_of({}))
+    assert kinds([row(error=math.nan, digest="x")], [row()]) == ["NOT COMPARABLE"]
+    assert math.isnan(baseline.error_of(Row(test="", case="m", dtype=None, seed=None)))
 
 
 def test_emulated_numbers_never_meet_a_card_nor_another_model():
     stored = baseline.accepted(None, [row()], stack=STACK, backend="emulated", when="2026-01-01")
     stored = baseline.accepted(stored, [row(error=2e-4)], stack=STACK, backend="npu", when="2026-01-02")
-    assert sorted(stored["entries"]) == ["Ascend910B4 (emulated)", "Ascend910B4 (npu)"]
-    assert stored["entries"]["Ascend910B4 (emulated)"]["rows"]["42"]["rel_l2"] == 1e-4
-    assert baseline.key_of(STACK | {"device": "Ascend910B2"}, "npu") not in stored["entries"]
+    assert sorted(stored.entries) == ["Ascend910B4 (emulated)", "Ascend910B4 (npu)"]
+    assert stored.entries["Ascend910B4 (emulated)"].rows["42"].rel_l2 == 1e-4
+    assert baseline.key_of(STACK | {"device": "Ascend910B2"}, "npu") not in stored.entries
 
 
 def test_a_file_comes_back_as_it_was_and_a_damaged_or_newer_one_is_refused(tmp_path):
     path = baseline.path_of(tmp_path, "a model/with:odd name", "float32")
     assert path.parent == tmp_path and baseline.load(path) is None
     stored = baseline.accepted(None, rows(FIVE), stack=STACK, backend="npu", when="2026-01-01")
-    path.write_text(json.dumps(stored))
-    assert baseline.load(path) == stored
-    for text, word in (("{", "is damaged"), (json.dumps(stored | {"schema": "precision-baseline/2"}), "has schema 'precision-baseline/2'"), ('{"schema": "precision-baseline/1"}', "lacks its entries")):
+    path.write_text(json.dumps(stored.to_dict()))
+    assert baseline.load(path).to_dict() == stored.to_dict()
+    for text, word in (("{", "is damaged"), (json.dumps(stored.to_dict() | {"schema": "precision-baseline/2"}), "has schema 'precision-baseline/2'"), ('{"schema": "precision-baseline/1"}', "lacks its entries")):
         path.write_text(text)
         with pytest.raises(HarnessError, match=word):
             baseline.load(path)
@@ -115,14 +116,14 @@ def test_a_file_comes_back_as_it_was_and_a_damaged_or_newer_one_is_refused(tmp_p
         ({"cos_sim": 0.99}, {"cos_sim": 0.9}, ["cos_sim 0.9 where 0.99 was accepted"]),
         ({"rel_l2": 1e-3}, {}, ["no rel_l2 where 0.001 was accepted"]),
         ({"forecast_ratio": 2.0}, {"forecast_ratio": 2.0, "unexplained_ratio": 2.0}, []),
-        (None, {"rel_l2": 1.0}, []),
+        ({}, {"rel_l2": 1.0}, []),
     ],
 )
 def test_a_limit_that_is_looser_than_accepted_is_named(then, now, said):
-    entry = {"rows": {"1": {"allowed": then}}}
-    assert baseline.loosened(entry, [{"seed": 1, "allowed": now}]) == said
-    assert baseline.loosened(None, [{"seed": 1, "allowed": now}]) == []
+    entry = baseline.Entry(rows={"1": row(1, allowed=then)})
+    assert baseline.loosened(entry, [row(1, allowed=now)]) == said
+    assert baseline.loosened(None, [row(1, allowed=now)]) == []
 
 
 def test_the_error_of_one_number_may_change_by_chance():
-    assert baseline._chance({"shape": []}) == baseline._chance({"shape": [1]}) == 10.0 and baseline._chance({"shape": [4, 500]}) == 1.0
+    assert baseline._chance(row(shape=())) == baseline._chance(row(shape=(1,))) == 10.0 and baseline._chance(row(shape=(4, 500))) == 1.0

@@ -19,11 +19,13 @@ from harness.evidence import cause_of
 from harness.locate import _is_explained, locate
 from harness.reference import roundoff
 from harness.report.found import depth_picture, found_text, located
+from harness.report.rows import Located
 from harness.repro import reduced, write_repro
 from harness.tests.needs import emulated_device, needs_torch_npu
 from harness.tests.test_clean import TRAP, emulated
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user, write  # noqa: F401
 from harness.trial import Trial, copy_strided, difference
+from harness.typed_json import reader_of, to_json
 
 
 class Block(nn.Module):
@@ -508,8 +510,8 @@ def test_damage_that_the_judge_fails_is_not_taken_for_roundings(npu, name, dtype
 def test_a_finding_is_a_table_and_a_picture(npu):
     fault = emulator.Fault("aclnnAddmm", "scale", by=1.5)
     found = locate(broken("blocks.2.out", fault), 1, npu)
-    kept = json.loads(json.dumps(located(found), allow_nan=False))
-    text = found_text(kept)
+    kept = json.loads(json.dumps(to_json(located(found)), allow_nan=False))
+    text = found_text(reader_of(Located)(kept))
     assert text.startswith("**blocks.2.out: linear (module.py") or text.startswith("**blocks.2.out: linear (") and "| blocks.2.out" in text
     picture = depth_picture(found)
     assert picture.count("<circle") == 1 and "blocks.2.out linear" in picture and picture.startswith("<svg")

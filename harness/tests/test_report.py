@@ -37,17 +37,18 @@ def test_json_keeps_every_digit_and_no_nan_literal(tmp_path):
     path, _ = write(stored, tmp_path)
     text = path.read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"literal {name}"))
-    rows = load(path)["rows"]
-    assert rows[0]["max_diff"] == found.comparison.max_diff
-    assert rows[0]["cos_sim"] == found.comparison.cos_sim
-    assert (rows[1]["max_diff"], rows[2]["max_diff"]) == ("nan", "inf")
-    assert rows[0]["worst_index"] == [0, 3, 4]
+    rows = load(path).rows
+    assert rows[0].max_diff == found.comparison.max_diff
+    assert rows[0].cos_sim == found.comparison.cos_sim
+    assert math.isnan(rows[1].max_diff) and rows[2].max_diff == math.inf
+    assert [each["max_diff"] for each in json.loads(text)["rows"][1:]] == ["nan", "inf"]
+    assert rows[0].worst_index == (0, 3, 4)
 
 
 def test_headline_counts_what_the_rows_say():
     stored = report(row_of(verdict()), row_of(verdict(1.0), seed=1), row_of(error("crashed"), seed=2), row_of(skipped("why"), seed=3))
-    assert stored["headline"] == {"PASS": 1, "FAIL": 1, "REGRESSED": 0, "ERROR": 1, "SKIPPED": 1, "NEW": 0}
-    assert stored["schema"] == "precision-report/1"
+    assert stored.headline == {"PASS": 1, "FAIL": 1, "REGRESSED": 0, "ERROR": 1, "SKIPPED": 1, "NEW": 0}
+    assert stored.to_dict()["schema"] == "precision-report/1"
 
 
 def test_markdown_of_an_emulated_run_starts_by_saying_so():

@@ -2,16 +2,21 @@
 
 import json
 import sys
+from dataclasses import replace
+from datetime import date
 
 import pytest
 import torch
 
 from harness import Tolerance, compare, judge
 from harness.cli import main
+from harness.gate import Mark
 from harness.report import build, row, write
+from harness.report.rows import Excuse
 
 STACK = {"device": "Ascend910B4", "torch_npu": "2.9.0", "cann": "8.3.RC1", "conv_allow_hf32": True}
 LATER = STACK | {"cann": "8.5.0"}
+CRITERIA = {"ERROR": "run", "SKIPPED": "skip"}
 
 
 def measured(seed, error=1e-4, *, case="m", limit=1.0, status=None, **more):
@@ -19,8 +24,8 @@ def measured(seed, error=1e-4, *, case="m", limit=1.0, status=None, **more):
     expected = torch.randn(8, 32, generator=torch.Generator().manual_seed(seed))
     noise = torch.randn(8, 32, generator=torch.Generator().manual_seed(100 + seed))
     found = row(test=f"t::test[{case}-{seed}]", case=case, dtype="float32", seed=seed, verdict=judge(compare(expected + error * noise, expected), Tolerance(max_diff=limit)))
-    found |= dict(weights="seeded:0", inputs_sha256=f"in{seed}", actual_sha256=f"{seed} {error}", marks=["NEW"]) | more
-    return found | ({"status": status, "reasons": ["because"], "rel_l2": None} if status else {})
+    found = replace(found, **dict(weights="seeded:0", inputs_sha256=f"in{seed}", actual_sha256=f"{seed} {error}", marks=(Mark.NEW,)) | more)
+    return replace(found, reasons=("because",), criteria=(CRITERIA[status],), rel_l2=None) if status else found
 
 
 @pytest.fixture
@@ -106,7 +111,7 @@ def test_a_history_without_matplotlib_says_what_to_install(reports, tmp_path, ca
 
 
 def test_a_known_failure_passes_the_gate_and_one_that_became_worse_does_not(reports, capsys):
-    known = {"marks": ["KNOWN FAILURE"], "known": {"reason": "because", "link": "https://example.org/1", "expires": "2999-01-01"}}
+    known = {"marks": (Mark.KNOWN,), "known": Excuse(reason="because", link="https://example.org/1", expires=date(2999, 1, 1))}
     before, after = reports([measured(n) for n in SEEDS], [measured(1, 1.0, **known), *[measured(n) for n in SEEDS if n != 1]])
     assert main(["gate", before, after]) == 0 and "1 KNOWN FAILURE" in capsys.readouterr().out
     before, after = reports([measured(n, 2.0) for n in SEEDS], [measured(n, 3.5, **known) for n in SEEDS])

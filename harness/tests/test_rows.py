@@ -1,0 +1,326 @@
+"""A row as a value: what is written is read again, what an older version wrote too, and what cannot be is refused in one sentence."""
+
+import json
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import Tolerance, baseline, compare, judge
+from harness.cli import main
+from harness.errors import HarnessError
+from harness.gate import Mark, Status, error, leads_to, skipped, status_of
+from harness.ratchet import loose
+from harness.report import Report, Row, json_schema, judged, load, render, upgrade_text, verdicts_text
+from harness.report.plot import _series
+from harness.tests.mutations import mutated
+from harness.typed_json import parse_json
+from harness.upgrade import compare_reports
+
+STORED = Path(__file__).parent / "stored"
+ACCEPTED = next((Path(__file__).parents[2] / "reports" / "accepted").glob("*/precision.json"))
+REPORTS = [*sorted(STORED.glob("report-*.json")), ACCEPTED]
+BASELINES = sorted(STORED.glob("baseline-*.json"))
+NEWEST = STORED / "report-2026-11-26.json"
+
+
+def name_of(path):
+    return path.stem if path.parent == STORED else "accepted"
+
+
+def a_row(**more):
+    expected = torch.ones(4, 8)
+    verdict = judge(compare(expected * 1.001, expected), Tolerance(rel_l2=1e-2, reason="because"))
+    return replace(Row.of(verdict, test="t::test[1]", case="mine", dtype="float32", seed=1), **more)
+
+
+# ------------------------------------------------------------------------------------------------------------ there and back
+
+
+def test_a_row_is_what_it_was_written_as():
+    row = a_row(marks=(Mark.NEW,))
+    again = Row.from_dict(json.loads(json.dumps(row.to_dict())))
+    assert again.to_dict() == row.to_dict() and again.comparisons == row.comparisons and again.status is Status.PASS
+    assert list(row.to_dict())[:9] == [
+        "test",
+        "case",
+        "dtype",
+        "seed",
+        "output",
+        "status",
+        "marks",
+        "reasons",
+        "criteria",
+    ]
+    with pytest.raises(FrozenInstanceError):
+        row.case = "other"
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=name_of)
+def test_a_report_of_every_version_is_read_and_written_with_the_same_values(path):
+    stored, report = json.loads(path.read_text(encoding="utf-8")), load(path)
+    again = report.to_dict()
+    assert (
+        all(again["headline"][name] == count for name, count in stored["headline"].items())
+        and stored["stack"] == again["stack"]
+    )
+    for before, after in zip(stored["rows"], again["rows"], strict=True):
+        decided = before.pop("decisions")  # which have more names now
+        assert before == {name: after[name] for name in before}
+        assert decided is None or decided == {name: after["decisions"][name] for name in decided}
+    assert render(report) and render(report, lang="zh", html=True)
+    assert compare_reports(report, report).to_dict()["counts"]
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=name_of)
+def test_a_baseline_of_every_version_is_read_and_written_with_the_same_values(path):
+    stored, read = json.loads(path.read_text(encoding="utf-8")), baseline.load(path)
+    ((device, before),) = stored["entries"].items()
+    after = read.to_dict()["entries"][device]
+    assert before["stack"] == after["stack"] and (stored["case"], stored["dtype"]) == (read.case, read.dtype)
+    for seed, row in before["rows"].items():
+        assert row == {name: after["rows"][seed][name] for name in row}
+
+
+def test_a_report_that_lacks_a_metric_of_a_later_version_is_judged_and_the_metric_is_not(tmp_path):
+    """What was not measured is NaN: a limit on it fails, and nothing else does."""
+    stored = json.loads(NEWEST.read_text(encoding="utf-8"))
+    stored["rows"] = [row for row in stored["rows"] if row["status"] == "PASS"]
+    for row in stored["rows"]:
+        for kept in row["measured"].values():
+            for side in ("comparison", "golden", "cpu", "forecast"):
+                for metric in ("balance", "ulp_max"):
+                    kept.get(side, {}).pop(metric, None)
+    path = tmp_path / "precision.json"
+    path.write_text(json.dumps(stored))
+    assert {verdict.status for _, verdict in judged(load(path), None)} == {Status.PASS}
+    for row in stored["rows"]:
+        for kept in row["measured"].values():
+            kept["comparison"].pop("max_diff")
+    path.write_text(json.dumps(stored))
+    assert {verdict.status for _, verdict in judged(load(path), "card")} == {Status.FAIL}
+
+
+# ------------------------------------------------------------------------------------------------------------ one status
+
+
+def test_the_status_is_decided_in_one_place():
+    cases = {
+        (): Status.PASS,
+        ("baseline",): Status.REGRESSED,
+        ("max_diff", "baseline"): Status.FAIL,
+        ("skip", "max_diff"): Status.SKIPPED,
+        ("run", "skip"): Status.ERROR,
+    }
+    for criteria, expected in cases.items():
+        assert status_of([leads_to(each) for each in criteria], compared=True) is expected
+        assert a_row(reasons=criteria, criteria=criteria).status is expected
+    assert (
+        status_of([], compared=False) is Status.ERROR and status_of([Status.REGRESSED], compared=False) is Status.ERROR
+    )
+    for verdict in (
+        error("crashed"),
+        skipped("no card"),
+        judge(compare(torch.ones(2), torch.zeros(2)), Tolerance(max_diff=0.5)),
+    ):
+        assert Row.of(verdict, test="t", case="c", dtype=None, seed=None).status is verdict.status
+
+
+def test_words_of_the_report_are_text_everywhere():
+    assert f"{Status.PASS} {Mark.NEAR_TIE}" == "PASS NEAR TIE" == str(Status.PASS) + " " + Mark.NEAR_TIE
+    assert json.dumps([Status.FAIL, Mark.UNDECIDABLE]) == '["FAIL", "UNDECIDABLE"]'
+    assert {"CRASHED", "HUNG", "RERUN", "UNDECIDABLE"} <= set(Mark)
+    assert [each for each in Status if each.is_fine] == ["PASS", "SKIPPED"]
+
+
+# ------------------------------------------------------------------------------------------------------------ what cannot be
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"status": "OK"},
+            r"status: 'OK' where one of PASS, FAIL, REGRESSED, ERROR, SKIPPED \(a newer version may have written it\) was expected",
+        ),
+        ({"marks": ["BLESSED"]}, r"marks\[0\]: 'BLESSED' where one of"),
+        ({"status": "FAIL"}, "status: FAIL where PASS, to which its reasons and numbers lead, was expected"),
+        ({"status": "PASS", "reasons": ["x"], "criteria": ["max_diff"]}, "status: PASS where FAIL"),
+        ({"reasons": ["x"]}, "criteria: 0 criteria where one for each of 1 reasons was expected"),
+        ({"rel_l2": None}, "status: PASS where ERROR"),
+        ({"rel_l2": -1e-9}, "rel_l2: -1e-09 where zero or more was expected"),
+        ({"golden_rel_l2": -1.0}, "golden_rel_l2: -1.0 where zero or more"),
+        ({"cos_sim": 1.000014}, "cos_sim: 1.000014 where between -1 and 1 was expected"),
+        ({"max_diff": "small"}, "max_diff: 'small' where a number was expected"),
+        ({"max_diff": True}, "max_diff: true where a number was expected"),
+        ({"seed": 1.5}, "seed: 1.5 where a whole number was expected"),
+        ({"shape": [4, "x"]}, r"shape\[1\]: 'x' where a whole number was expected"),
+        ({"limits": {"niceness": 1}}, "limits: 'niceness' where one of max_diff"),
+        ({"preset": "best"}, "preset: 'best' where one of floor"),
+        ({"marks": ["KNOWN FAILURE"]}, "marks: the mark KNOWN FAILURE where a row that fails"),
+        ({"located": "x"}, "located: 'x' where an object was expected"),
+        ({"baseline": {"kind": "RERUN", "text": ""}}, "baseline.kind: RERUN says nothing of a baseline"),
+        ({"measured": {"output": {"golden": {}}}}, "measured.output.comparison: nothing where a value was expected"),
+        ({"test": 1}, "test: 1 where text was expected"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_in_one_sentence(tmp_path, change, words):
+    sound = load(NEWEST).to_dict()
+    stored = sound | {"rows": [sound["rows"][1], a_row().to_dict() | change]}
+    path = tmp_path / "precision.json"
+    path.write_text(json.dumps(stored))
+    with pytest.raises(HarnessError, match=words) as raised:
+        load(path)
+    said = str(raised.value)
+    assert (
+        said.startswith(f"{path}: row 2")
+        and "\n" not in said
+        and said.endswith("write the file again with `pytest -k precision`")
+    )
+
+
+def test_a_cosine_beyond_one_by_rounding_alone_is_read():
+    assert Row.from_dict(a_row().to_dict() | {"cos_sim": 1 + 5e-10}).cos_sim > 1
+    with pytest.raises(HarnessError):
+        Row.from_dict(a_row().to_dict() | {"cos_sim": 1 + 2e-9})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "nested more deeply than 64 levels"),
+        ("[" * 70 + "]" * 70, "nested more deeply than 64 levels"),
+        ('{"a": 1, "a": 2}', "an object holds 'a' twice"),
+        ('{"a": NaN}', "it holds NaN where a number is text"),
+        ("1" * 5000, "a whole number of 5000 digits"),
+    ],
+    ids=["deep", "deeper", "twice", "literal", "digits"],
+)
+def test_json_that_is_not_read_says_why(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_json(text)
+    assert parse_json("[" * 64 + "]" * 64)
+
+
+def test_half_of_a_character_is_written_as_its_escape(tmp_path):
+    row = Row.of(error("no \udcff file"), test="t\ud800", case="c", dtype=None, seed=None)
+    assert json.dumps(row.to_dict(), ensure_ascii=False).encode("utf-8")
+    assert parse_json('{"a\\udcff": ["\\ud83d\\ude00", "\\ud83d"]}') == {"a\\udcff": ["😀", "\\ud83d"]}
+
+
+# ------------------------------------------------------------------------------------------------------------ the schema
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=name_of)
+def test_stored_reports_meet_the_schema(path):
+    jsonschema = pytest.importorskip("jsonschema")
+    check = jsonschema.Draft202012Validator(json_schema())
+    check.check_schema(check.schema)
+    check.validate(json.loads(path.read_text(encoding="utf-8")))
+    written = load(path).to_dict()
+    check.validate(json.loads(json.dumps(written)))
+    for change in (
+        {"rel_l2": -1.0},
+        {"status": "OK"},
+        {"shape": ["x"]},
+        {"measured": {"output": {}}},
+        {"cos_sim": 2.0},
+    ):
+        assert not check.is_valid(written | {"rows": [written["rows"][0] | change]}), change
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=name_of)
+def test_stored_baselines_meet_the_schema(path):
+    jsonschema = pytest.importorskip("jsonschema")
+    check = jsonschema.Draft202012Validator(baseline.json_schema())
+    check.check_schema(check.schema)
+    check.validate(json.loads(path.read_text(encoding="utf-8")))
+    check.validate(json.loads(json.dumps(baseline.load(path).to_dict())))
+    assert not check.is_valid(baseline.load(path).to_dict() | {"entries": []})
+
+
+def test_the_schemas_are_printed(capsys):
+    for name, schema in (("report", json_schema()), ("baseline", baseline.json_schema())):
+        assert main(["report", "--schema", name]) == 0
+        assert json.loads(capsys.readouterr().out) == schema
+    assert main(["report"]) == 1 and "name a report" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------ files that went wrong
+
+
+def small() -> Report:
+    """A row with two outputs and decisions, a known failure, an error that was located; one output's numbers are enough."""
+    report = load(NEWEST)
+    rows = [row for row in report.rows if row.case in ("several", "known", "raises")]
+    return replace(
+        report, stack={"device": report.stack["device"], "faults": ["x"], "environment": {"A": "1"}}, rows=tuple(rows)
+    )
+
+
+def use(report: Report, sound: Report) -> None:
+    """What every reader of a report does with it, short of tables."""
+    judged(report, None), judged(report, "cann")
+    assert all(compare_reports(*pair).to_dict() for pair in ((report, sound), (sound, report)))
+    loose(report.rows, every=True)
+    _series([report, sound], baseline.error_of)
+
+
+def show(report: Report, sound: Report) -> None:
+    """The tables of every reader of a report, which take longer than all the rest."""
+    assert verdicts_text(judged(report, None), title="as it was").encode("utf-8")
+    assert upgrade_text(compare_reports(report, sound), title="gate").encode("utf-8")
+    assert all(render(report, lang=lang, html=lang == "zh").encode("utf-8") for lang in ("en", "zh"))
+
+
+def test_a_damaged_report_is_read_or_refused_in_one_line(tmp_path):
+    sound, path = small(), tmp_path / "precision.json"
+    refused, read, tracebacks = 0, 0, []
+    for number, text in enumerate(mutated(json.dumps(sound.to_dict()), 5000)):
+        path.write_text(text, encoding="utf-8")
+        try:
+            report = load(path)
+            read += 1
+            use(report, sound)
+            if read % 20 == 0:
+                show(report, sound)
+        except HarnessError as error:
+            refused += 1
+            assert str(error) and len(str(error).splitlines()) == 1 and len(str(error)) < 1500, str(error)
+        except Exception as error:  # noqa: BLE001  all of them are what is looked for
+            tracebacks.append(f"{number}: {type(error).__name__}: {error}"[:200])
+    assert not tracebacks
+    assert refused > 2500 and read > 500  # the changes are neither all seen nor all harmless
+
+
+def test_a_damaged_baseline_is_read_or_refused_in_one_line(tmp_path):
+    rows = [row for row in small().rows if row.case == "several"]
+    stack, backend = small().stack, small().backend
+    sound = baseline.accepted(
+        None,
+        [replace(rows[0], seed=seed) for seed in (1, 2, 3)],
+        stack={"device": stack["device"]},
+        backend=backend,
+        when="2026-11-26",
+    )
+    path, refused, read, tracebacks = tmp_path / "several-float16.json", 0, 0, []
+    for number, text in enumerate(mutated(json.dumps(sound.to_dict()), 2000)):
+        path.write_text(text, encoding="utf-8")
+        try:
+            stored = baseline.load(path)
+            entry = baseline.entry_of(stored, stack, backend)
+            baseline.settled(rows, entry)
+            baseline.loosened(entry, rows), baseline.absent(entry, rows)
+            json.dumps(
+                baseline.accepted(stored, rows, stack=stack, backend=backend, when="2026-11-27").to_dict(),
+                allow_nan=False,
+            )
+            read += 1
+        except HarnessError as error:
+            refused += 1
+            assert str(error) and len(str(error).splitlines()) == 1 and len(str(error)) < 1500, str(error)
+        except Exception as error:  # noqa: BLE001
+            tracebacks.append(f"{number}: {type(error).__name__}: {error}"[:200])
+    assert not tracebacks
+    assert refused > 800 and read > 200

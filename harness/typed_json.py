@@ -1,0 +1,394 @@
+"""JSON as typed values: one reader that follows the annotations of frozen dataclasses, and the JSON schema of the same annotations.
+
+    read = reader_of(tuple[int, ...])
+    read([2, 3])                       # (2, 3)
+    read([2, "x"])                     # Mismatch: at [1] 'x' where a whole number was expected
+
+A number that is not finite is stored as the text "nan", "inf" or "-inf"; no other text is a number. Names that a class does not know are
+left out, since a newer version may have added them. A field without a default must be there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+DEEPEST = 64  # lists and objects within one another that a file may hold; ours hold 8
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of one half of a character, which no file can be written with
+NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class Mismatch(ValueError):
+    """A value is not of the type that was expected: where it lies, what was found, what was expected."""
+
+    def __init__(self, found: str, expected: str):
+        super().__init__()
+        self.found, self.expected, self.path = found, expected, []
+
+    def within(self, name: str | int) -> Mismatch:
+        """The same, seen from the object or the list that holds the value."""
+        self.path.insert(0, name)
+        return self
+
+    @property
+    def place(self) -> str:
+        """Such as `measured.output.comparison.shape[1]`; "" for the value itself."""
+        parts = [f"[{each}]" if isinstance(each, int) else f".{each}" for each in self.path]
+        return shown("".join(parts).removeprefix("."))
+
+    def __str__(self) -> str:
+        where = f"{self.place}: " if self.path else ""
+        return f"{where}{self.found} where {self.expected} was expected"
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value of a file on one line of printable text, shortened."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True)
+    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def named(value: Any) -> str:
+    """A value as messages name it: text in quotes, a list or an object by what it is."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    return f"'{shown(value)}'" if isinstance(value, str) else shown(value)
+
+
+# ------------------------------------------------------------------------------------------------------------ text to JSON
+
+
+def parse_json(text: str) -> Any:
+    """The JSON of a text.
+
+    Raises: ValueError, in one line, where it is not JSON, holds one name twice in an object, a literal such as NaN, or is nested too deeply.
+    """
+    try:
+        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_whole)
+    except RecursionError:
+        raise ValueError(f"it is nested more deeply than {DEEPEST} levels") from None
+    level, depth = [found], 0
+    while level:  # by levels, so that no depth of it is a depth of calls
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more deeply than {DEEPEST} levels")
+        level = [inner for each in level for inner in _inside(each)]
+    return _encodable(found) if SURROGATE.search(text) else found
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a file in UTF-8. Raises: OSError where it cannot be read; ValueError as `parse_json`."""
+    return parse_json(path.read_bytes().decode("utf-8"))
+
+
+def _inside(value: Any) -> list:
+    if isinstance(value, dict):
+        return [each for each in value.values() if isinstance(each, (dict, list))]
+    return [each for each in value if isinstance(each, (dict, list))] if isinstance(value, list) else []
+
+
+def _encodable(value: Any) -> Any:
+    """The same with halves of characters written as escapes."""
+    if isinstance(value, dict):
+        return {encodable(name): _encodable(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_encodable(each) for each in value]
+    return encodable(value) if isinstance(value, str) else value
+
+
+def encodable(text: str) -> str:
+    """Text that UTF-8 can hold: a lone half of a character, as names of files bring, is written as its escape.
+
+    >>> encodable("a\\udcff")
+    'a\\\\udcff'
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object holds {named(twice)} twice, and one would hide the other")
+    return found
+
+
+def _refuse(literal: str) -> Any:
+    raise ValueError(f'it holds {literal} where a number is text: "nan", "inf" or "-inf"')
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 30:
+        raise ValueError(f"it holds a whole number of {len(digits)} digits")
+    return int(digits)
+
+
+# ------------------------------------------------------------------------------------------------------------ JSON to values
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What a number may be, both ends included: `Annotated[float, Bounds(0, 1)]`. NaN is always allowed."""
+
+    least: float
+    most: float
+    words: str  # "zero or more"
+
+
+@functools.cache
+def reader_of(kind: Any) -> Callable[[Any], Any]:
+    """A function that reads a JSON value as `kind`, or raises Mismatch."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        bounds = next((each for each in inner[1:] if isinstance(each, Bounds)), None)
+        return reader_of(inner[0]) if bounds is None else _bounded(reader_of(inner[0]), bounds)
+    if origin in (typing.Union, types.UnionType):
+        (one,) = (each for each in inner if each is not type(None))
+        return _optional(reader_of(one))
+    if origin is tuple:
+        return _list(reader_of(inner[0])) if inner[-1] is Ellipsis else _fixed(tuple(map(reader_of, inner)))
+    if origin in (dict, Mapping):
+        return _mapping(reader_of(inner[1]))
+    if kind is Any:
+        return lambda value: value
+    if dataclasses.is_dataclass(kind):
+        return _record(kind)
+    if issubclass(kind, Enum):
+        return _member(kind)
+    return {str: _text, bool: _bool, int: _int, float: _float, datetime.date: _date}[kind]
+
+
+def fields_of(kind: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields, its bases' too."""
+    known = typing.get_type_hints(kind, include_extras=True)
+    return {each.name: known[each.name] for each in dataclasses.fields(kind)}
+
+
+def _record(kind: type) -> Callable[[Any], Any]:
+    from_json = getattr(kind, "from_json", None)  # a class that stores itself in another form
+    if from_json is not None:
+        return from_json
+    readers = [(name, reader_of(each)) for name, each in fields_of(kind).items()]
+    needed = {each.name for each in dataclasses.fields(kind) if _has_no_default(each)}
+
+    def read(value: Any) -> Any:
+        return kind(**read_fields(value, readers, needed))
+
+    return read
+
+
+def _has_no_default(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def read_fields(value: Any, readers: Any, needed: set[str]) -> dict[str, Any]:
+    """The fields of an object that it holds, each by its reader. Raises: Mismatch also where a needed one is absent."""
+    if type(value) is not dict:
+        raise Mismatch(named(value), "an object")
+    if not value.keys() >= needed:
+        raise Mismatch("nothing", "a value").within(min(needed - value.keys()))
+    found = {}
+    for name, read in readers:
+        if name in value:
+            try:
+                found[name] = read(value[name])
+            except Mismatch as error:
+                raise error.within(name) from None
+    return found
+
+
+def _optional(read: Callable) -> Callable:
+    return lambda value: None if value is None else read(value)
+
+
+def _list(read: Callable) -> Callable:
+    def all_of(value: Any) -> tuple:
+        if type(value) is not list:
+            raise Mismatch(named(value), "a list")
+        found = []
+        for number, each in enumerate(value):
+            try:
+                found.append(read(each))
+            except Mismatch as error:
+                raise error.within(number) from None
+        return tuple(found)
+
+    return all_of
+
+
+def _fixed(readers: tuple[Callable, ...]) -> Callable:
+    def all_of(value: Any) -> tuple:
+        if type(value) is not list or len(value) != len(readers):
+            raise Mismatch(named(value), f"a list of {len(readers)}")
+        return tuple(read(each) for read, each in zip(readers, value))
+
+    return all_of
+
+
+def _mapping(read: Callable) -> Callable:
+    def all_of(value: Any) -> dict:
+        if type(value) is not dict:
+            raise Mismatch(named(value), "an object")
+        found = {}
+        for name, each in value.items():
+            try:
+                found[name] = read(each)
+            except Mismatch as error:
+                raise error.within(name) from None
+        return found
+
+    return all_of
+
+
+def _bounded(read: Callable, bounds: Bounds) -> Callable:
+    def within(value: Any) -> Any:
+        found = read(value)
+        if found < bounds.least or found > bounds.most:
+            raise Mismatch(shown(value), bounds.words)
+        return found
+
+    return within
+
+
+def _member(kind: type[Enum]) -> Callable:
+    known = {each.value: each for each in kind}
+
+    def member(value: Any) -> Enum:
+        if type(value) is not str:
+            raise Mismatch(named(value), "text")
+        if value not in known:
+            raise Mismatch(named(value), f"one of {', '.join(known)} (a newer version may have written it)")
+        return known[value]
+
+    return member
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise Mismatch(named(value), "text")
+    return value
+
+
+def _bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise Mismatch(named(value), "true or false")
+    return value
+
+
+def _int(value: Any) -> int:
+    if type(value) is not int:
+        raise Mismatch(named(value), "a whole number")
+    return value
+
+
+def _float(value: Any) -> float:
+    if type(value) is float or type(value) is int:
+        return value
+    if type(value) is str and value in NOT_FINITE:
+        return NOT_FINITE[value]
+    raise Mismatch(named(value), "a number")
+
+
+def _date(value: Any) -> datetime.date:
+    try:
+        return datetime.date.fromisoformat(_text(value))
+    except ValueError as error:
+        raise error if isinstance(error, Mismatch) else Mismatch(named(value), "a day such as 2027-01-31") from None
+
+
+# ------------------------------------------------------------------------------------------------------------ values to JSON
+
+
+def to_json(value: Any) -> Any:
+    """`value` for JSON: dataclasses become objects, tuples lists, a number that is not finite "nan", "inf" or "-inf"."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if isinstance(value, str):
+        return encodable(value)
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    if dataclasses.is_dataclass(value):
+        own = getattr(value, "to_dict", None)  # a class that stores itself in another form
+        return own() if own else {each.name: to_json(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {encodable(str(name)): to_json(each) for name, each in value.items()}
+    return [to_json(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+# ------------------------------------------------------------------------------------------------------------ JSON schema
+
+
+def schema_of(kind: Any) -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of what `reader_of(kind)` reads."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _schema_within(schema_of(inner[0]), next((each for each in inner[1:] if isinstance(each, Bounds)), None))
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [*(schema_of(each) for each in inner if each is not type(None)), {"type": "null"}]}
+    if origin is tuple:
+        if inner[-1] is Ellipsis:
+            return {"type": "array", "items": schema_of(inner[0])}
+        return {
+            "type": "array",
+            "prefixItems": [schema_of(each) for each in inner],
+            "minItems": len(inner),
+            "maxItems": len(inner),
+        }
+    if origin in (dict, Mapping):
+        return {"type": "object", "additionalProperties": schema_of(inner[1])}
+    if kind is Any:
+        return {}
+    if dataclasses.is_dataclass(kind):
+        own = getattr(kind, "json_schema", None)
+        return (
+            own()
+            if own
+            else object_schema(
+                fields_of(kind), [each.name for each in dataclasses.fields(kind) if _has_no_default(each)]
+            )
+        )
+    if issubclass(kind, Enum):
+        return {"enum": [each.value for each in kind]}
+    return {
+        str: {"type": "string"},
+        bool: {"type": "boolean"},
+        int: {"type": "integer"},
+        float: {"anyOf": [{"type": "number"}, {"enum": list(NOT_FINITE)}]},
+        datetime.date: {"type": "string", "format": "date"},
+    }[kind]
+
+
+def object_schema(kinds: Mapping[str, Any], required: Any = ()) -> dict[str, Any]:
+    """The schema of an object with these names; more may be there."""
+    return {
+        "type": "object",
+        "properties": {name: schema_of(each) for name, each in kinds.items()},
+        "required": sorted(required),
+    }
+
+
+def _schema_within(schema: dict[str, Any], bounds: Bounds | None) -> dict[str, Any]:
+    """A schema of a number with its bounds, which text such as "nan" does not meet or miss."""
+    if bounds is None:
+        return schema
+    ends = {"minimum": bounds.least} | ({"maximum": bounds.most} if bounds.most < math.inf else {})
+    return schema | ends
