@@ -106,7 +106,9 @@ def activate(config: pytest.Config):
     config.option.keyword = keyword_of(config.option.keyword)
     options = options_of(config)
     opening = config.stash.setdefault(DEVICE, Opening(options.device, options.soc, timing=options.bench))
-    session = Session(config, opening, whole=config.pluginmanager.has_plugin(CONFTEST) or _has_option(config))
+    given = _has_option(config)
+    asked = config.stash[EXPLICIT] or given
+    session = Session(config, opening, whole=config.pluginmanager.has_plugin(CONFTEST) or given, asked=asked)
     config.pluginmanager.register(session, SESSION)
     session.begin(explicit=config.stash[EXPLICIT])
     return session

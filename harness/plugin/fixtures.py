@@ -7,6 +7,8 @@ import pytest
 SESSION = "precision-session"  # the name of the session object among pytest's plugins
 SKIPPED = pytest.StashKey[list]()  # why rows of a test did not run
 EXCUSED = pytest.StashKey[list]()  # the known failures of a test, in words
+ROWS = pytest.StashKey[list]()  # the rows of a test
+PROPERTIES = pytest.StashKey[list]()  # what the rows of a test added to its properties
 
 
 def uses_fixture(item: pytest.Item) -> bool:
@@ -27,38 +29,61 @@ def _is_the_harness(definitions) -> bool:
 def precision(request: pytest.FixtureRequest):
     """`precision(case, seed)` runs a `Case` on the CPU and on the device and fails the test unless it passes.
 
-    Returns the Verdict. The numbers go to the report and to junit; the reasons are the failure's text.
+    Returns the Verdict. The numbers go to the report and to junit; the reasons are the failure's text. Several threads of a test may call
+    it: their rows run one after the other. A row that does not pass fails its test, also where the test catches what this raises.
+
+    Raises: RuntimeError when the test has ended.
     """
     session = request.config.pluginmanager.get_plugin(SESSION)
 
     def check(case, seed: int | None = None):
-        from harness.errors import DeviceError, HarnessError
-        from harness.gate import error
-        from harness.known import KNOWN
-
-        try:
-            verdict, known = session.settle(case, seed, session.measure(case, seed))
-        except HarnessError as raised:
-            verdict, known = error(" ".join(f"{type(raised).__name__}: {raised}".split())), None
-            if not isinstance(raised, DeviceError):  # the device's end is no failure of this row, so no known one
-                verdict, known = session.settle(case, seed, verdict)
-            if known is None:
-                session.add_row(request.node, case, seed, verdict)
-                raise
-        session.add_row(request.node, case, seed, verdict, known)
-        if KNOWN in verdict.marks:
-            request.node.stash.setdefault(EXCUSED, []).append(f"{KNOWN}: {known.reason} ({known.link}), until {known.expires}")
-            return verdict
-        if verdict.skips:
-            request.node.stash.setdefault(SKIPPED, []).extend(str(reason) for reason in verdict.reasons)
-            return verdict
-        if not verdict.passed:
-            lines = [f"{verdict.status} {case.name} {case.dtype}{'' if seed is None else f' seed {seed}'}"]
-            limits = [f"  limits: {verdict.tolerance.reason}"] if verdict.tolerance is not None and verdict.tolerance.reason else []
-            pytest.fail("\n".join([*lines, *(f"  {reason}" for reason in verdict.reasons), *limits]), pytrace=False)
-        return verdict
+        with session.one_row(request.node, case, seed):
+            return _check(session, request.node, case, seed)
 
     return check
+
+
+def _check(session, item: pytest.Item, case, seed: int | None):
+    """The row of a case with one seed: measured, judged, kept; raises where it does not pass."""
+    from harness.errors import DeviceError, HarnessError
+    from harness.gate import error, skipped
+    from harness.known import KNOWN
+
+    try:
+        verdict, known = session.settle(case, seed, session.measure(case, seed))
+    except HarnessError as raised:
+        verdict, known = error(_words(raised)), None
+        if not isinstance(raised, DeviceError):  # the device's end is no failure of this row, so no known one
+            verdict, known = session.settle(case, seed, verdict)
+        if known is None:
+            session.add_row(item, case, seed, verdict)
+            raise
+    except pytest.skip.Exception as raised:  # in the case's own functions, as where weights are not there
+        session.add_row(item, case, seed, skipped(_words(raised, name=False)))
+        raise
+    except pytest.exit.Exception:
+        raise
+    except (Exception, pytest.fail.Exception) as raised:  # a case's own error, a test's limit of time
+        session.add_row(item, case, seed, error(_words(raised)))
+        raise
+    session.add_row(item, case, seed, verdict, known)
+    if KNOWN in verdict.marks:
+        item.stash.setdefault(EXCUSED, []).append(f"{KNOWN}: {known.reason} ({known.link}), until {known.expires}")
+        return verdict
+    if verdict.skips:
+        item.stash.setdefault(SKIPPED, []).extend(str(reason) for reason in verdict.reasons)
+        return verdict
+    if not verdict.passed:
+        lines = [f"{verdict.status} {case.name} {case.dtype}{'' if seed is None else f' seed {seed}'}"]
+        limits = [f"  limits: {verdict.tolerance.reason}"] if verdict.tolerance is not None and verdict.tolerance.reason else []
+        pytest.fail("\n".join([*lines, *(f"  {reason}" for reason in verdict.reasons), *limits]), pytrace=False)
+    return verdict
+
+
+def _words(raised: BaseException, *, name: bool = True) -> str:
+    """An exception on one line, with the name of its class or without."""
+    text = " ".join(str(raised).split())
+    return f"{type(raised).__name__}: {text}" if name else text
 
 
 @pytest.fixture

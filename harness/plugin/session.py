@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.plugin.fixtures import EXCUSED, SKIPPED, uses_fixture
+from harness.plugin.exit_status import complaints
+from harness.plugin.fixtures import EXCUSED, PROPERTIES, ROWS, SKIPPED, uses_fixture
 from harness.plugin.names import SHORT_DTYPE, dtype_id, is_accuracy_test, row_name
 from harness.plugin.opening import Opening
 from harness.plugin.options import options_of
+from harness.plugin.turns import Turns
+from harness.plugin.workers import Workers
 
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
 LOG_EVERY = 10.0  # seconds between progress lines where output is not a terminal
@@ -27,12 +30,12 @@ LOG_EVERY = 10.0  # seconds between progress lines where output is not a termina
 class Session:
     """One run of pytest: the device it opened, the tests it collected, the rows it holds."""
 
-    def __init__(self, config: pytest.Config, opening: Opening, *, whole: bool):
+    def __init__(self, config: pytest.Config, opening: Opening, *, whole: bool, asked: bool):
         self.config = config
         self.options = options_of(config)
         self.opening = opening
         self.whole = whole  # every test_precision is an accuracy test; else only those that use the fixture
-        self.worker = os.environ.get("PYTEST_XDIST_WORKER")  # its number under pytest-xdist, else None
+        self.worker = getattr(config, "workerinput", {}).get("workerid")  # its name under pytest-xdist, else None
         self.directory = self.options.report or config.rootpath / "reports"
         self.collected: dict[str, dict] = {}  # accuracy tests in order: test id -> case, dtype, seed as far as known
         self.rows: dict[str, list] = {}  # the rows by test id
@@ -56,6 +59,14 @@ class Session:
         self._store = None
         self._timed: set = set()
         self._refused = False  # the session was stopped before its first test
+        self.asked = asked  # the command line selects accuracy tests or holds an option of the harness
+        self._turns = Turns()
+        self._workers = Workers(self.worker)
+        self._workers.join(config)
+        self._uncollected: dict[str, str] = {}  # files that could not be collected, and why
+        self._attempts: dict[str, int] = {}  # attempts of a test that failed and were followed by another, by test id
+        self._late: list = []  # rows that were asked for after their test had ended
+        self._retired = False  # the report of an earlier run was put aside
         self._began = time.perf_counter()
         self._said = -math.inf  # when the last progress line was written
 
@@ -66,6 +77,8 @@ class Session:
 
         Raises: pytest.UsageError where an option cannot be, or where the device that an option names cannot run.
         """
+        if self.asked:
+            self._retire()
         self.read_known_failures()
         if not self.worker:
             self.check_options()  # here, since under pytest-xdist this process collects nothing
@@ -114,6 +127,19 @@ class Session:
             f"accuracy: {', '.join(switches)}",
         ]
 
+    def _retire(self) -> None:
+        """Put the report of an earlier run aside, so that a run that ends early does not leave it for its own."""
+        from harness.report import retire
+
+        if self.worker or self._retired or self.config.option.collectonly:
+            return
+        self._retired = True
+        try:
+            retire(self.directory)
+        except OSError as error:
+            text = f"cannot put the report of an earlier run aside ({error.strerror}); name a directory that can be written"
+            raise pytest.UsageError(f"--precision-report {self.directory}: {text}") from None
+
     def _plant(self) -> None:
         """Plant the faults that were asked for. Raises: DeviceError where the device is not an emulated one."""
         from harness.emulator import faults
@@ -126,6 +152,7 @@ class Session:
             faults.plant(each)
 
     def pytest_unconfigure(self) -> None:
+        self._workers.close()
         if not self.planted:
             return
         from harness.emulator import faults
@@ -315,20 +342,38 @@ class Session:
         self.config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed and not self.worker:
+            self._uncollected[report.nodeid] = _reason(report)
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
-            if is_accuracy_test(item.nodeid) and (self.whole or uses_fixture(item)):
+            if uses_fixture(item) or self.whole and is_accuracy_test(item.nodeid):
                 self.collected[item.nodeid] = _known(item)
-        if not self.collected or self.config.option.collectonly:
+        if self.config.option.collectonly:
             return
         if self.worker:
-            self._open_store()
+            self._workers.tell(self.collected)
+            if self.collected:
+                self._open_store()
             return
+        self._keep_uncollected()
+        if not self.collected:
+            return
+        self._retire()
         self._refused = True
         self.check_directory()
         self._open_store()
         self._open_or_stop()
         self._refused = False
+
+    def _keep_uncollected(self) -> None:
+        """A row for each file that could not be collected, where it holds accuracy tests or the command line asks for such tests."""
+        for nodeid, text in self._uncollected.items():
+            if self.asked or "precision" in _source(self.config.rootpath / nodeid.partition("::")[0]):
+                self.collected[nodeid] = {"case": nodeid or str(self.config.rootpath), "dtype": None, "seed": None}
+                self.rows[nodeid] = [self._unmeasured(nodeid, "error", f"not collected: {text}")]
 
     def _open_or_stop(self) -> None:
         """A device that cannot run stops the session before the first test, with one message."""
@@ -402,25 +447,74 @@ class Session:
             ) from None
 
     @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node) -> None:
+        self._workers.configure(node)
+
+    @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node, ids) -> None:
+        told = self._workers.collected()
         for nodeid in ids:
-            if is_accuracy_test(nodeid):
-                self.collected.setdefault(nodeid, _guessed(nodeid))
+            if nodeid in told or is_accuracy_test(nodeid) and not told:
+                self.collected.setdefault(nodeid, told.get(nodeid) or _guessed(nodeid))
+        if self.collected:
+            self._retire()
 
     # ------------------------------------------------------------------------------------------- tests
 
+    @contextmanager
+    def one_row(self, item: pytest.Item, case, seed: int | None):
+        """The turn of one row: no other row runs meanwhile, whatever thread asks for it.
+
+        Raises: RuntimeError when its test has ended; the row is an ERROR of that test then.
+        """
+        with self._turns.turn(item.nodeid) as in_time:
+            named = {"case": case.name, "dtype": case.dtype, "seed": seed}
+            if not in_time:
+                text = "its test had ended before it began: a test must wait for the threads that it starts"
+                self._late.append(self._unmeasured(item.nodeid, "error", text, **named))
+                raise RuntimeError(f"{row_name(case.name, case.dtype, seed)}: {text}")
+            self._workers.running(item.nodeid, named)
+            try:
+                yield
+            except (KeyboardInterrupt, SystemExit, pytest.exit.Exception) as raised:
+                text = f"it was running when the session ended ({type(raised).__name__})"
+                self._standing[item.nodeid] = self._unmeasured(item.nodeid, "error", text, **named)
+                raise
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Forget what an earlier attempt of the test left, as pytest-rerunfailures makes."""
+        left = item.stash.setdefault(PROPERTIES, [])
+        item.user_properties[:] = [pair for pair in item.user_properties if not any(pair is other for other in left)]
+        left.clear()
+        for key in (ROWS, SKIPPED, EXCUSED):
+            item.stash[key] = []
+        self._turns.begin(item.nodeid)
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item):
-        """A test that is called an accuracy test and compared nothing is an error."""
-        outcome = yield
-        if item.nodeid in self.collected and not _rows_in(item.user_properties):
+        """A test that is called an accuracy test and compared nothing is an error; so is one that passes although a row of it does not."""
+        try:
+            outcome = yield
+        except (KeyboardInterrupt, SystemExit, pytest.exit.Exception):
+            raise
+        except BaseException:
+            self._turns.end(item.nodeid)
+            raise
+        self._turns.end(item.nodeid)
+        from harness.gate import Status
+
+        rows = item.stash.get(ROWS, [])
+        if item.nodeid in self.collected and not rows:
             from harness.gate import NOTHING
 
             pytest.fail(NOTHING.text, pytrace=False)
-        from harness.gate import Status
-
+        hidden = [row for row in rows if row.is_bad]
+        if hidden:
+            lines = [f"{row.status} {row.name}: {'; '.join(row.reasons)}" for row in hidden]
+            pytest.fail("\n".join(["the test went on although a row of it did not pass", *lines]), pytrace=False)
         skipped = {reason: None for reason in item.stash.get(SKIPPED, [])}
-        if skipped and all(each["row"]["status"] == Status.SKIPPED for each in _rows_in(item.user_properties)):
+        if skipped and all(row.status == Status.SKIPPED for row in rows):
             pytest.skip("; ".join(skipped))  # at the end: another row of the test may run
         excused = item.stash.get(EXCUSED, [])
         if excused:  # at the end: a later row of the test may fail by itself
@@ -433,49 +527,66 @@ class Session:
         from harness.report import Row, jsonable
 
         found = Row.of(verdict, test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, known=known)
-        for name, value in found.to_dict().items():
-            if isinstance(value, (int, float, str)) and name != "test":
-                item.user_properties.append((name, value))
         acted = [str(each) for each in self.planted if each.hits]
-        place = len(item.user_properties)
         environment = jsonable(self.environment)
-        item.user_properties.append((ROW, json.dumps({"row": found.to_dict(), "environment": environment, "acted": acted})))
+
+        def carried() -> tuple[str, str]:
+            return ROW, json.dumps({"row": found.to_dict(), "environment": environment, "acted": acted})
+
+        numbers = [(name, value) for name, value in found.to_dict().items() if isinstance(value, (int, float, str)) and name != "test"]
+        place = len(item.user_properties) + len(numbers)
+        item.user_properties += [*numbers, carried()]
+        item.stash[PROPERTIES] += item.user_properties[place - len(numbers) :]
+        item.stash[ROWS].append(found)
         if not verdict.skips and self.wants_location(case, failed=not verdict.passed and KNOWN not in verdict.marks):
             self._keep(item.nodeid, found)
             found = replace(found, located=self.locate(case, seed))
-            item.user_properties[place] = (ROW, json.dumps({"row": found.to_dict(), "environment": environment, "acted": acted}))
+            item.user_properties[place] = carried()
+            item.stash[PROPERTIES].append(item.user_properties[place])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if self.worker or not is_accuracy_test(report.nodeid) or not self.whole and report.nodeid not in self.collected:
+        if self.worker:
             return
         from harness.report import Row
 
-        self.collected.setdefault(report.nodeid, _guessed(report.nodeid))
-        rows = self.rows.setdefault(report.nodeid, [])
         brought = _rows_in(report.user_properties)
-        report.user_properties = [each for each in report.user_properties if each[0] != ROW]  # junit has the numbers
-        if report.when == "call" and brought:
-            rows += [Row.from_dict(each["row"], f"the row of {report.nodeid}") for each in brought]
-            self.environment = brought[-1]["environment"]
-            self._acted |= {text for each in brought for text in each["acted"]}
-        if report.when == "call" and report.passed and not rows:  # its process knows that it does not use the fixture
-            del self.collected[report.nodeid]
+        if not brought and report.nodeid not in self.collected:
             return
+        report.user_properties = [each for each in report.user_properties if each[0] != ROW]  # junit has the numbers
+        self.collected.setdefault(report.nodeid, _guessed(report.nodeid))
+        self._acted |= {text for each in brought for text in each["acted"]}
+        if report.outcome == "rerun":  # pytest-rerunfailures makes another attempt, whose rows count
+            self._attempts[report.nodeid] = self._attempts.get(report.nodeid, 0) + 1
+            self.rows.pop(report.nodeid, None)
+            self._standing.pop(report.nodeid, None)
+            return
+        rows = self.rows.setdefault(report.nodeid, [])
+        if report.when == "call" and brought:
+            there = [row.to_dict() for row in rows]  # the report of a subtest brings what its test brings again
+            marked = [self._marked(Row.from_dict(each["row"], f"the row of {report.nodeid}")) for each in brought]
+            rows += [row for row in marked if row.to_dict() not in there]
+            self.environment = brought[-1]["environment"]
         failing = [row for row in rows if not row.status.is_fine]
         if report.failed and not failing:
-            rows.append(self._unmeasured(report.nodeid, "error", _reason(report)))
+            rows.append(self._marked(self._unmeasured(report.nodeid, "error", _reason(report), **self._workers.ran(report.nodeid))))
         if report.skipped and not rows:
-            rows.append(self._unmeasured(report.nodeid, "skipped", _reason(report)))
+            rows.append(self._marked(self._unmeasured(report.nodeid, "skipped", _reason(report))))
         if report.when == "teardown" or report.failed:
             self._write()
 
-    def _unmeasured(self, nodeid: str, kind: str, text: str):
-        """The row of a test that brought no numbers."""
+    def _marked(self, row):
+        """The row with the mark RERUN where it is not of the test's first attempt."""
+        from harness.gate import Mark
+
+        return replace(row, marks=(*row.marks, Mark.RERUN)) if self._attempts.get(row.test) else row
+
+    def _unmeasured(self, nodeid: str, kind: str, text: str, **named):
+        """The row of a test that brought no numbers; `named`: its case, dtype and seed where more is known than at collection."""
         from harness import gate
         from harness.report import Row
 
-        return Row.of(getattr(gate, kind)(text), test=nodeid, **self.collected[nodeid])
+        return Row.of(getattr(gate, kind)(text), test=nodeid, **(self.collected.get(nodeid) or _guessed(nodeid)) | named)
 
     # ------------------------------------------------------------------------------------------- the report
 
@@ -501,7 +612,11 @@ class Session:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node, error) -> None:
-        self.performance += json.loads(getattr(node, "workeroutput", {}).get("precision_performance", "[]"))
+        from harness.report import Row
+
+        output = getattr(node, "workeroutput", {})
+        self.performance += json.loads(output.get("precision_performance", "[]"))
+        self._late += [Row.from_dict(row, "a late row of a worker") for row in json.loads(output.get("precision_late", "[]"))]
 
     # ------------------------------------------------------------------------------------------- accepted numbers
 
@@ -615,20 +730,27 @@ class Session:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if not self.worker and self.rows:
-            self._say_stale()
-            self._say_loose()
-        if not self.worker and self.rows and self.options.baseline != "off":
-            well = self._accept() if self.options.baseline == "accept" else self._check_together()
-            self._locate_together()
-            if not well and session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self.worker:
             self.config.workeroutput["precision_performance"] = json.dumps(self.performance)
-        elif self.rows or (self.collected and self._device is not None and not self._refused):
+            self.config.workeroutput["precision_late"] = json.dumps([row.to_dict() for row in self._late])
+            return
+        for row in self._late:
+            self.rows.setdefault(row.test, []).append(row)
+        if self.rows:
+            self._say_stale()
+            self._say_loose()
+        well = True
+        if self.rows and self.options.baseline != "off":
+            well = self._accept() if self.options.baseline == "accept" else self._check_together()
+            self._locate_together()
+        if self.rows or (self.collected and self._device is not None and not self._refused):
             self._write(last=True)
-        if self.idle_faults() and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if session.exitstatus == pytest.ExitCode.OK and not self.config.option.collectonly:
+            asked = self.asked or bool(self.collected)
+            said = complaints(self.all_rows(), asked=asked)
+            self.said += [(text, True) for text in said]
+            if said or not well or self.idle_faults():
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def idle_faults(self) -> list[str]:
         """The planted faults that never acted: the run shows nothing about them."""
@@ -647,13 +769,17 @@ class Session:
             signal.signal(signal.SIGTERM, before)
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
+        if self.written is None and not self.said:
+            return
+        terminalreporter.section("accuracy")
         if self.written is None:
+            for text, bad in self.said:
+                terminalreporter.write_line(text, red=bad)
             return
         from harness.report import load
         from harness.report.text import counts
 
         stored = load(self.written[0])
-        terminalreporter.section("accuracy")
         if stored.backend == "emulated":
             terminalreporter.write_line("EMULATED: measured on an emulated device; it says nothing about hardware")
         for each in stored.stack.get("faults") or ():
@@ -719,6 +845,14 @@ def _guessed(nodeid: str) -> dict:
     dtype = next((dtype for short, dtype in names.items() if short in identity), None)
     seed = re.search(r"seed(\d+)", identity)
     return {"case": nodeid.partition("::")[0], "dtype": dtype, "seed": int(seed[1]) if seed else None}
+
+
+def _source(path: Path) -> str:
+    """The text of a file; empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _rows_in(properties) -> list[dict]:

@@ -29,10 +29,11 @@ SCHEMA = "precision-report/1"
 PAIRS = "precision-pairs/1"
 JSON_NAME = "precision.json"
 MARKDOWN_NAME = "precision.md"
+PREVIOUS = {name: name.replace(".", "-previous.") for name in (JSON_NAME, MARKDOWN_NAME)}  # of the run before
 
 __all__ = [
-    "SCHEMA", "Report", "Row", "Timed", "Writer", "build", "json_schema", "jsonable", "judged", "load", "pairs_text", "performance_text", "rerender", "render", "row",
-    "upgrade_text", "verdicts_text", "write", "write_pairs", "write_text",
+    "SCHEMA", "Report", "Row", "Timed", "Writer", "build", "json_schema", "jsonable", "judged", "load", "pairs_text", "performance_text", "rerender", "render", "retire",
+    "row", "upgrade_text", "verdicts_text", "write", "write_pairs", "write_text",
 ]  # fmt: skip
 
 
@@ -90,6 +91,13 @@ def build(
     timed = tuple(each if isinstance(each, Timed) else Timed(**each) for each in performance)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Report(created=created, backend=backend, stack=stack, rows=tuple(rows), performance=timed)
+
+
+def retire(directory: Path) -> None:
+    """Give the report in `directory` the name of an earlier run's: precision-previous.json and precision-previous.md."""
+    for name, previous in PREVIOUS.items():
+        if (directory / name).exists():
+            os.replace(directory / name, directory / previous)
 
 
 def write(report: Report, directory: Path, *, lang: str = "en") -> tuple[Path, Path]:

@@ -276,7 +276,8 @@ def test_an_interrupt_while_an_emulated_operator_runs_is_no_failure_of_the_devic
     assert process.wait(timeout=60) == pytest.ExitCode.INTERRUPTED
     rows = stored(user)["rows"]
     assert [row["status"] for row in rows] == ["PASS", "PASS", "ERROR", "ERROR", "ERROR"]
-    assert {row["reasons"][0] for row in rows[2:]} == {"not run: the session ended before it"}
+    assert rows[2]["reasons"] == ["it was running when the session ended (KeyboardInterrupt)"] and rows[2]["case"] == "small"
+    assert {row["reasons"][0] for row in rows[3:]} == {"not run: the session ended before it"}
 
 
 def test_an_unknown_device_is_a_usage_error(user):

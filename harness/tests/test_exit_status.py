@@ -1,0 +1,258 @@
+"""The exit status of a run is that of its report, whatever the tests do with what the fixture raises."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness import Tolerance, compare, judge
+from harness.gate import Mark, error, skipped
+from harness.plugin.exit_status import complaints
+from harness.plugin.turns import Turns
+from harness.report import Row
+from harness.tests.test_plugin import CASE, run, stored, torch_npu_is_imported, user, write  # noqa: F401
+
+LIMIT = Tolerance(max_diff=1e-3)
+BAD = CASE + """
+import threading, time
+
+class Nan(torch.nn.Module):
+    def forward(self, x):
+        return x * float("nan")  # nothing can be said of it: FAIL on every device
+
+BAD, GOOD = case("bad", model=Nan), case("good")
+"""
+
+
+def statuses(user, **how):
+    return [(row["case"], row["status"]) for row in stored(user, **how)["rows"]]
+
+
+# ------------------------------------------------------------------------------------- a failure that a test hides
+
+HIDDEN = {
+    "thread": "thread = threading.Thread(target=precision, args=(BAD, 1)); thread.start(); thread.join()",
+    "thread that nobody waits for": "threading.Thread(target=precision, args=(BAD, 1)).start(); time.sleep(0.2)",
+    "caught": "try: precision(BAD, 1)\n    except BaseException: pass",
+    "expected": "with pytest.raises(pytest.fail.Exception): precision(BAD, 1)",
+    "caught, and skipped after": "try: precision(BAD, 1)\n    except BaseException: pytest.skip('later')",
+    "caught, and the session ended with 0": "try: precision(BAD, 1)\n    except BaseException: pytest.exit('enough', returncode=0)",
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("way", HIDDEN)
+def test_a_row_that_fails_fails_the_run(user, way):
+    write(user, BAD + f"def test_precision(precision):\n    {HIDDEN[way]}\n")
+    assert run(user, "--locate=off").ret == 1
+    assert [status for _, status in statuses(user)] in (["FAIL"], ["ERROR"])
+
+
+def test_an_expected_failure_of_pytest_excuses_nothing(user):
+    write(user, BAD + "@pytest.mark.xfail(reason='later')\ndef test_precision(precision): precision(BAD, 1)\n")
+    result = run(user)
+    assert result.ret == 1 and statuses(user) == [("bad", "FAIL")]
+    result.stdout.fnmatch_lines(["1 row did not pass, and pytest counts no failure: FAIL bad float32 seed 1; *known_failures.toml*"])
+
+
+def test_a_thread_that_comes_after_its_test_is_an_error_row(user):
+    body = "def later():\n    time.sleep(1.0); precision(GOOD, 1)\nthreading.Thread(target=later).start()\nprecision(GOOD, 2)"
+    source = "".join(f"    {line}\n" for line in body.splitlines())
+    write(user, BAD + f"def test_precision(precision):\n{source}\ndef test_wait(): time.sleep(2.0)\n")
+    result = run(user)
+    assert result.ret == 1 and statuses(user) == [("good", "PASS"), ("good", "ERROR")]
+    assert "its test had ended" in stored(user)["rows"][1]["reasons"][0]
+
+
+def test_rows_of_several_threads_that_pass_pass(user):
+    body = "threads = [threading.Thread(target=precision, args=(GOOD, seed)) for seed in range(4)]\n" \
+        "[each.start() for each in threads]; [each.join() for each in threads]"  # fmt: skip
+    source = "".join(f"    {line}\n" for line in body.splitlines())
+    write(user, BAD + f"def test_precision(precision):\n{source}")
+    assert run(user).ret == 0 and statuses(user) == [("good", "PASS")] * 4
+
+
+def test_turns_wait_for_what_has_begun():
+    turns, order, begun = Turns(), [], threading.Event()
+    turns.begin("a")
+
+    def row():
+        with turns.turn("a") as in_time:
+            begun.set()
+            order.append(("row", in_time))
+
+    with turns.turn("a"):
+        thread = threading.Thread(target=row)
+        thread.start()
+        assert not begun.wait(0.1), "two rows at a time"
+    turns.end("a")
+    order.append("end")
+    thread.join()
+    with turns.turn("a") as in_time:
+        assert not in_time
+    assert order == [("row", True), "end"]
+    turns.begin("a")
+    with turns.turn("a") as in_time:
+        assert in_time
+
+
+def test_a_subtest_that_fails_fails_and_its_row_is_there_once(user):
+    pytest.importorskip("_pytest.subtests")
+    body = "with subtests.test('bad'): precision(BAD, 1)\n    with subtests.test('good'): precision(GOOD, 2)"
+    write(user, BAD + f"def test_precision(precision, subtests):\n    {body}\n")
+    assert run(user, "--locate=off").ret == 1 and statuses(user) == [("bad", "FAIL"), ("good", "PASS")]
+
+
+# -------------------------------------------------------------------------------------------- nothing was measured
+
+NOTHING = {
+    "every row skipped": ("@pytest.mark.skip(reason='no weights')\ndef test_precision(precision): precision(GOOD, 1)\n", "1 row skipped"),
+    "skipped in the case": ("NONE = case('none', model=lambda: pytest.skip('no weights'))\ndef test_precision(precision): precision(NONE, 1)\n", "1 row skipped"),
+    "a test without the fixture": ("def test_precision_mine(): pass\n", "no test handed a case"),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_run_that_measured_nothing_fails(user, name):
+    source, said = NOTHING[name]
+    write(user, BAD + source)
+    result = run(user, "-k", "precision")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([f"nothing was measured*{said}*"])
+
+
+def test_a_run_of_other_tests_that_gives_an_option_measured_nothing(user):
+    write(user, "def test_other(): pass\n")
+    assert run(user).ret == 1
+    assert user.runpytest_inprocess().ret == 0  # no option
+
+
+def test_one_row_that_was_measured_is_enough(user):
+    write(user, BAD + "def test_precision(precision): precision(GOOD, 1)\n@pytest.mark.skip\ndef test_precision_too(precision): pass\n")
+    assert run(user, "-k", "precision").ret == 0
+    assert [status for _, status in statuses(user)] == ["PASS", "SKIPPED"]
+
+
+def test_collecting_alone_is_no_run(user):
+    write(user, BAD + "def test_precision(precision): precision(GOOD, 1)\n")
+    assert run(user, "--collect-only").ret == 0
+
+
+def test_complaints_of_rows():
+    def row(verdict, seed=1, **more):
+        return replace(Row.of(verdict, test="t", case="a", dtype="float32", seed=seed), **more)
+
+    passed, failed, gone = judge(compare(torch.ones(2), torch.ones(2)), LIMIT), error("no"), skipped("no weights")
+    assert complaints([row(passed)], asked=True) == [] == complaints([], asked=False)
+    assert len(complaints([], asked=True)) == 1 == len(complaints([row(gone)], asked=True))
+    assert complaints([row(gone)], asked=False) == [] == complaints([row(gone), row(passed)], asked=True)
+    assert complaints([row(failed, marks=(Mark.KNOWN,))], asked=True) == []
+    (said,) = complaints([row(failed, seed=seed) for seed in range(7)], asked=True)
+    assert said.startswith("7 rows did not pass") and said.count("ERROR a float32") == 5 and " …;" in said
+
+
+# ------------------------------------------------------------------------------------------------ every row is there
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "worker"])
+def test_any_test_that_uses_the_fixture_gives_a_row(user, workers):
+    if workers:
+        pytest.importorskip("xdist")
+    source = "@pytest.fixture\ndef check(precision): return precision\ndef test_mine(precision): precision(GOOD, 1)\ndef test_through(check): check(GOOD, 2)\n" \
+        "def test_asked(request): request.getfixturevalue('precision')(GOOD, 3)\ndef test_idle(precision): pass\n"  # fmt: skip
+    write(user, BAD + source)
+    result = user.runpytest_subprocess("--device", "cpu", *workers) if workers else run(user)
+    assert result.ret == 1  # the last compared nothing
+    rows = {row["test"].partition("::")[2]: (row["status"], row["seed"]) for row in stored(user)["rows"]}
+    assert rows == {"test_mine": ("PASS", 1), "test_through": ("PASS", 2), "test_asked": ("PASS", 3), "test_idle": ("ERROR", None)}
+
+
+RAISES = {
+    "in the model": "Case(name='named', model=lambda: 1 / 0, inputs=tokens)",
+    "in the inputs": "Case(name='named', model=Nan, inputs=lambda g: [][1])",
+    "pytest.fail": "Case(name='named', model=lambda: pytest.fail('no'), inputs=tokens)",
+    "no module": "Case(name='named', model=lambda: 3, inputs=tokens)",
+}
+
+
+@pytest.mark.parametrize("where", RAISES)
+def test_a_row_keeps_the_name_of_its_case_through_any_exception(user, where):
+    write(user, BAD + f"def test_precision(precision): precision({RAISES[where]}, 3)\n")
+    assert run(user).ret == 1
+    (row,) = stored(user)["rows"]
+    assert (row["case"], row["dtype"], row["seed"], row["status"]) == ("named", "float32", 3, "ERROR")
+
+
+def test_a_row_keeps_its_name_through_an_interrupt_and_a_crash_of_a_worker(user):
+    stops = "class Stops(torch.nn.Module):\n    def forward(self, x): {}\n" \
+        "def test_precision(precision): precision(case('named', model=Stops), 3)\n"  # fmt: skip
+    write(user, BAD + stops.format("raise KeyboardInterrupt"))
+    assert user.runpytest_subprocess("--device", "cpu").ret == 2
+    (row,) = stored(user)["rows"]
+    assert (row["case"], row["seed"], row["status"]) == ("named", 3, "ERROR") and "was running" in row["reasons"][0]
+    pytest.importorskip("xdist")
+    write(user, BAD + stops.format("import os; os.kill(os.getpid(), 9)"))
+    assert user.runpytest_subprocess("--device", "cpu", "-n", "1").ret == 1
+    (row,) = stored(user)["rows"]
+    assert (row["case"], row["seed"], row["status"]) == ("named", 3, "ERROR") and "crashed" in row["reasons"][0]
+
+
+# ----------------------------------------------------------------------------------------- a report belongs to its run
+
+
+@pytest.mark.parametrize("options", [(), ("-k", "precision"), ("--device", "cpu")], ids=["plain", "word", "option"])
+def test_a_run_that_ends_in_collection_does_not_leave_the_report_of_another(user, options):
+    write(user, BAD + "def test_precision(precision): precision(GOOD, 1)\n")
+    assert run(user).ret == 0
+    write(user, "import no_such_module\n" + BAD + "def test_precision(precision): precision(GOOD, 1)\n")
+    assert user.runpytest_inprocess(*options, "--device=cpu").ret == 2
+    (row,) = stored(user)["rows"]
+    assert row["status"] == "ERROR" and "no_such_module" in row["reasons"][0]
+    assert (user.path / "reports" / "precision-previous.json").exists()
+
+
+def test_a_run_that_stops_at_its_options_leaves_no_report_of_another(user):
+    write(user, BAD + "def test_precision(precision): precision(GOOD, 1)\n")
+    assert run(user).ret == 0
+    assert run(user, "--preset", "flor").ret == 4
+    assert not (user.path / "reports" / "precision.json").exists()
+
+
+def test_a_run_without_accuracy_tests_leaves_the_report_alone(user):
+    write(user, BAD + "def test_precision(precision): precision(GOOD, 1)\n")
+    assert run(user).ret == 0
+    user.makepyfile(test_broken="import no_such_module\n")
+    assert user.runpytest_inprocess("test_broken.py").ret == 2
+    assert [status for _, status in statuses(user)] == ["PASS"]
+
+
+# -------------------------------------------------------------------------------------------------------- attempts
+
+FLAKY = """
+CALLS = []
+def test_precision(precision):
+    CALLS.append(1)
+    precision(BAD if len(CALLS) < {passes} else GOOD, len(CALLS))
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "worker"])
+@pytest.mark.parametrize(("passes", "status"), [(2, "PASS"), (9, "FAIL")])
+def test_of_several_attempts_the_last_is_the_row(user, passes, status, workers):
+    pytest.importorskip("pytest_rerunfailures")
+    write(user, BAD + FLAKY.format(passes=passes))
+    result = user.runpytest_subprocess("--device", "cpu", "--locate=off", "--reruns", "2", "--junitxml", "junit.xml", *workers)
+    assert result.ret == (0 if status == "PASS" else 1)
+    (row,) = stored(user)["rows"]
+    assert row["status"] == status and "RERUN" in row["marks"] and row["seed"] == (2 if status == "PASS" else 3)
+    attempts = (user.path / "junit.xml").read_text().split("</testcase>")[:-1]  # the plugin writes one for each
+    assert attempts and all(each.count('name="rel_l2"') == 1 for each in attempts)
+
+
+def test_a_first_attempt_that_passes_is_not_marked(user):
+    pytest.importorskip("pytest_rerunfailures")
+    write(user, BAD + FLAKY.format(passes=1))
+    assert user.runpytest_subprocess("--device", "cpu", "--locate=off", "--reruns", "2").ret == 0
+    (row,) = stored(user)["rows"]
+    assert row["status"] == "PASS" and "RERUN" not in row["marks"]
