@@ -106,11 +106,11 @@ def activate(config: pytest.Config):
     config.option.keyword = keyword_of(config.option.keyword)
     options = options_of(config)
     opening = config.stash.setdefault(DEVICE, Opening(options.device, options.soc, timing=options.bench))
-    given = _has_option(config)
-    asked = config.stash[EXPLICIT] or given
-    session = Session(config, opening, whole=config.pluginmanager.has_plugin(CONFTEST) or given, asked=asked)
+    given, explicit = _has_option(config), config.stash[EXPLICIT]
+    whole = config.pluginmanager.has_plugin(CONFTEST) or given
+    session = Session(config, opening, whole=whole, explicit=explicit or given)
     config.pluginmanager.register(session, SESSION)
-    session.begin(explicit=config.stash[EXPLICIT])
+    session.begin(explicit=explicit)
     return session
 
 

@@ -30,7 +30,7 @@ LOG_EVERY = 10.0  # seconds between progress lines where output is not a termina
 class Session:
     """One run of pytest: the device it opened, the tests it collected, the rows it holds."""
 
-    def __init__(self, config: pytest.Config, opening: Opening, *, whole: bool, asked: bool):
+    def __init__(self, config: pytest.Config, opening: Opening, *, whole: bool, explicit: bool):
         self.config = config
         self.options = options_of(config)
         self.opening = opening
@@ -59,7 +59,7 @@ class Session:
         self._store = None
         self._timed: set = set()
         self._refused = False  # the session was stopped before its first test
-        self.asked = asked  # the command line selects accuracy tests or holds an option of the harness
+        self.explicit = explicit  # the command line selects accuracy tests or holds an option of the harness
         self._turns = Turns()
         self._workers = Workers(self.worker)
         self._workers.join(config)
@@ -77,7 +77,7 @@ class Session:
 
         Raises: pytest.UsageError where an option cannot be, or where the device that an option names cannot run.
         """
-        if self.asked:
+        if self.explicit:
             self._retire()
         self.read_known_failures()
         if not self.worker:
@@ -371,7 +371,7 @@ class Session:
     def _keep_uncollected(self) -> None:
         """A row for each file that could not be collected, where it holds accuracy tests or the command line asks for such tests."""
         for nodeid, text in self._uncollected.items():
-            if self.asked or "precision" in _source(self.config.rootpath / nodeid.partition("::")[0]):
+            if self.explicit or "precision" in _source(self.config.rootpath / nodeid.partition("::")[0]):
                 self.collected[nodeid] = {"case": nodeid or str(self.config.rootpath), "dtype": None, "seed": None}
                 self.rows[nodeid] = [self._unmeasured(nodeid, "error", f"not collected: {text}")]
 
@@ -746,7 +746,7 @@ class Session:
         if self.rows or (self.collected and self._device is not None and not self._refused):
             self._write(last=True)
         if session.exitstatus == pytest.ExitCode.OK and not self.config.option.collectonly:
-            asked = self.asked or bool(self.collected)
+            asked = self.explicit and self.whole or bool(self.collected)  # others may have tests of that name
             said = complaints(self.all_rows(), asked=asked)
             self.said += [(text, True) for text in said]
             if said or not well or self.idle_faults():
