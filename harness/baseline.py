@@ -24,6 +24,8 @@ EFFECT = 1.03  # a change of the error below this factor is drift, however many 
 ALONE = 1.5  # the factor from which a change counts by itself
 SUMS = 2.0  # both, where the error is that of float32 sums: cut into four parts or not, a sum's rounding differs by √4
 SEEDS = 3  # that the paired test needs
+NOISE = 3.0  # times the difference of a row's reruns within which its error scatters
+SAME = 1e-6  # relative: numbers that were computed from the same bits agree to this on every host
 STUDENT = {  # one-sided 1 % points of Student's t by degrees of freedom (Fisher and Yates, Statistical Tables, III)
     2: 6.965, 3: 4.541, 4: 3.747, 5: 3.365, 6: 3.143, 7: 2.998, 8: 2.896, 9: 2.821, 10: 2.764, 12: 2.681, 15: 2.602, 20: 2.528, 30: 2.457, 10**9: 2.326,
 }  # fmt: skip
@@ -208,13 +210,47 @@ def change_of(row: Row, entry: Entry | None) -> Change:
         if now != before:
             text = f"{name} ran with other {what} ({_short(now)}) than were accepted ({_short(before)}); its numbers cannot be compared: run with the accepted ones, or --precision-baseline=accept"
             return Change(kind=INCOMPARABLE, text=text)
-    if row.actual_sha256 == then.actual_sha256:
-        return Change(kind=IDENTICAL, text=f"{name}: every bit as accepted", ratio=1.0)
+    absent = [each for each in DIGESTS if getattr(row, each) is None or getattr(then, each) is None]
+    if absent:
+        text = f"{name} has no {absent[0]}, now or as accepted, so nobody can say what was compared; {AGAIN}"
+        return Change(kind=INCOMPARABLE, text=text)
     now, before = error_of(row), error_of(then)
+    if row.actual_sha256 == then.actual_sha256:
+        return _of_same_bits(row, then)
     if not (math.isfinite(now) and math.isfinite(before)):
         return Change(kind=INCOMPARABLE, text=f"{name}: no finite error to compare, {now} now and {before} accepted")
     ratio = 1.0 if now == before else math.inf if before == 0 else now / before
-    return Change(kind=DRIFT, text=f"{name}: error to float64 {now:.3e} where {before:.3e} was accepted ({ratio:.3f} times)", ratio=ratio)
+    text = f"{name}: error to float64 {now:.3e} where {before:.3e} was accepted ({ratio:.3f} times)"
+    text += ", to every digit, though the bits are others" if ratio == 1.0 else ""
+    if None not in (row.expected_sha256, then.expected_sha256) and row.expected_sha256 != then.expected_sha256:
+        text += ", against another result of the CPU than was accepted"
+    return Change(kind=DRIFT, text=text, ratio=ratio)
+
+
+def same_subject(row: Row, then: Row) -> bool:
+    """Whether two rows ran the same weights on the same inputs."""
+    return (row.weights, row.inputs_sha256) == (then.weights, then.inputs_sha256)
+
+
+DIGESTS = ("weights", "inputs_sha256", "actual_sha256")  # without which two rows cannot be held against each other
+AGAIN = "run it again with this version"
+
+
+def _of_same_bits(row: Row, then: Row) -> Change:
+    """A row whose outputs are those that were accepted: numbers of the same bits on both sides must agree."""
+    name = row.name
+    if None not in (row.expected_sha256, then.expected_sha256) and row.expected_sha256 == then.expected_sha256:
+        for number in ("rel_l2", "max_diff", "mean_diff"):
+            now, before = getattr(row, number), getattr(then, number)
+            if None not in (now, before) and not _agree(now, before):
+                text = f"{name}: the digests say that every bit is as accepted, and {number} is {now:.6e} where {before:.6e} was; a file was changed by hand or is damaged: {AGAIN}"
+                return Change(kind=INCOMPARABLE, text=text)
+        return Change(kind=IDENTICAL, text=f"{name}: every bit as accepted", ratio=1.0)
+    return Change(kind=IDENTICAL, text=f"{name}: every bit of the device's output as accepted", ratio=1.0)
+
+
+def _agree(now: float, before: float) -> bool:
+    return now == before or math.isnan(now) and math.isnan(before) or abs(now - before) <= SAME * max(abs(now), abs(before))
 
 
 def _short(digest: Any) -> str:
@@ -228,7 +264,8 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     t-test of log(error now / error then) at 1 % (Student 1908), and by its size: the geometric mean must pass `EFFECT`. So a small drift
     that all seeds share is seen, and one seed that is off by chance is not. A row whose error changed by more than `ALONE` counts by itself,
     or by more than the slack of its few elements. Where nothing is rounded but float32 sums, both are `SUMS`: their order is nobody's promise.
-    Where the device's reruns differ, a change within three times that difference is drift.
+    Where the device's reruns differ, here or in the accepted run, a change within `NOISE` times that difference is scatter; but a row whose error
+    grew by more than the accepted error and the accepted run's own rerun difference together is worse, however much its reruns differ.
     """
     rows = list(rows)
     found = [change_of(row, entry) for row in rows]
@@ -241,8 +278,7 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
             continue
         alone = max(SUMS if any(summed) else ALONE, _chance(rows[index]))
         sign = 1 if each.ratio > alone else -1 if each.ratio < 1 / alone else together
-        noise = (rows[index].rerun or {}).get("rel_l2", 0.0)
-        if sign and abs(error_of(rows[index]) - error_of(entry.rows[seed_of(rows[index])])) <= 3 * noise:
+        if sign and _is_scatter(rows[index], entry.rows[seed_of(rows[index])]):
             sign = 0
         if sign and (each.ratio > 1) == (sign > 0):
             kind = REGRESSED if sign > 0 else IMPROVED
@@ -267,6 +303,13 @@ def _settled(row: Row, change: Change) -> Row:
         return row
     worse = row.because("baseline", f"{change.kind}: {change.text}")
     return replace(worse, marks=tuple(mark for mark in worse.marks if mark is not Mark.KNOWN))
+
+
+def _is_scatter(row: Row, then: Row) -> bool:
+    """Whether the difference of a row's reruns explains by how much its error changed."""
+    now, before = ((each.rerun or {}).get("rel_l2", 0.0) for each in (row, then))
+    growth = error_of(row) - error_of(then)
+    return abs(growth) <= NOISE * max(now, before) and growth <= error_of(then) + before
 
 
 def _is_of_sums(row: Row, then: Row) -> bool:

@@ -32,15 +32,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.baseline import IDENTICAL
 from harness.errors import HarnessError
-from harness.gate import Mark, Status
+from harness.gate import Status
 from harness.report import JSON_NAME, Report, Row, load, upgrade_text, write_text
 from harness.report.document import Table, Text, to_markdown
 from harness.report.text import MISSING
 from harness.tables import only_known, read_toml
 from harness.upgrade import BAD as WORSE
-from harness.upgrade import STILL, Upgrade, compare_reports
+from harness.upgrade import Kind, Upgrade, compare_reports
 
 GOOD, BAD, CANNOT, OTHER, UNTRIED = "good", "bad", "cannot run", "other device", "not needed"
 GRACE = 5.0  # seconds that a command is given to end by itself
@@ -287,7 +286,9 @@ def _measured(rows: Sequence[Row]) -> bool:
 def _changed(found: Upgrade, before: Report, after: Report) -> bool:
     """Whether anything is not as before, to the bit; of a row that fails on both sides the transition does not say."""
     old, new = ({(row.case, row.dtype, row.seed): row.actual_sha256 for row in each.rows} for each in (before, after))
-    return any(each.kind not in (IDENTICAL, STILL, Mark.KNOWN) for each in found.transitions) or any(old[name] != new[name] for name in old.keys() & new.keys())
+    unchanged = (Kind.IDENTICAL, Kind.STILL, Kind.KNOWN, Kind.SKIPPED)
+    moved = any(old[name] != new[name] for name in old.keys() & new.keys())
+    return moved or any(each.kind not in unchanged for each in found.transitions)
 
 
 def _say(text: str, end: str = "\n") -> None:

@@ -134,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     gate.add_argument("--json", type=Path, metavar="FILE", help="write every transition there")
     gate.add_argument("--plot", type=Path, metavar="FILE", help="draw each case's error over the reports, as .png, .svg or .pdf; needs matplotlib")
     gate.add_argument("--every", action="store_true", help="list the IDENTICAL rows too")
+    gate.add_argument("--subset", action="store_true", help="the newer report is of a part of the rows, a nightly run say: compare these alone")
 
     bisect = command(
         "bisect",
@@ -336,7 +337,7 @@ def _gate(arguments) -> int:
     if len(arguments.reports) < 2:
         raise ValueError("one report was given where two or more are compared; give the older one first")
     stored = [load(each) for each in arguments.reports]
-    found = [compare_reports(*each) for each in zip(stored, stored[1:])]
+    found = [compare_reports(*each, subset=arguments.subset) for each in zip(stored, stored[1:])]
     titles = [f"{before} → {after}" for before, after in zip(arguments.reports, arguments.reports[1:])]
     text = "\n\n".join(upgrade_text(each, title=title, every=arguments.every) for each, title in zip(found, titles))
     print(text)

@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any
 
 from harness import baseline
 from harness.errors import HarnessError
-from harness.gate import Mark
+from harness.gate import LIMITS, Mark, Status
 from harness.report import Report, Row
+from harness.report.rows import UNRECORDED as UNKNOWN_CRITERION
+from harness.report.rows import by_key
 from harness.typed_json import shown
 
-BROKEN, FIXED, MISSING = "NEW FAILURE", "FIXED", "MISSING"
-STILL = "STILL FAILING"
-BAD = (BROKEN, baseline.REGRESSED, baseline.INCOMPARABLE, MISSING)  # what fails the gate
-ORDER = (*BAD, STILL, Mark.KNOWN, baseline.DRIFT, baseline.IMPROVED, FIXED, baseline.NEW, baseline.IDENTICAL)
+
+class Kind(str, Enum):
+    """What became of a row, the gravest first; the order is that of a report."""
+
+    BROKEN = "NEW FAILURE"  # it fails and did not, or fails in a way in which it did not
+    REGRESSED = "REGRESSED"  # its numbers are worse
+    INCOMPARABLE = "NOT COMPARABLE"  # other weights or inputs, no digests, or numbers that contradict the digests
+    MISSING = "MISSING"  # it was measured before and is not now
+    STILL = "STILL FAILING"  # as before
+    KNOWN = "KNOWN FAILURE"  # by a reviewed entry
+    DRIFT = "DRIFT"  # other bits, no worse than chance would make it
+    IMPROVED = "IMPROVED"  # its numbers are better
+    FIXED = "FIXED"  # it failed and passes
+    NEW = "NEW"  # it passes and was not there
+    IDENTICAL = "IDENTICAL"  # every bit
+    SKIPPED = "SKIPPED"  # not run on either side
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether it fails the gate."""
+        return self in (Kind.BROKEN, Kind.REGRESSED, Kind.INCOMPARABLE, Kind.MISSING)
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether its numbers were held against those of before."""
+        return self in (Kind.REGRESSED, Kind.DRIFT, Kind.IMPROVED, Kind.FIXED, Kind.IDENTICAL)
+
+
+BROKEN, MISSING, STILL, FIXED = Kind.BROKEN, Kind.MISSING, Kind.STILL, Kind.FIXED
+ORDER = tuple(Kind)
+BAD = tuple(each for each in Kind if each.is_bad)
+NUMERIC = {*LIMITS, "rmse"}  # criteria that are a number beyond its limit; every other one is a way of its own to fail
 TABLES = ("environment", "packages")  # what of a stack is a table of its own
 UNRECORDED = "not recorded"
 EFFECTS = {  # names of a stack whose value changes numbers by itself, and what they change
@@ -63,12 +98,12 @@ EFFECTS = {  # names of a stack whose value changes numbers by itself, and what 
 class Transition:
     """One row, before and after."""
 
-    kind: str
+    kind: Kind
     case: str
     dtype: str | None
     seed: int | None
-    before: str | None  # its status; None where it is on one side only
-    after: str | None
+    before: Status | None  # None where it is on one side only
+    after: Status | None
     error_before: float | None  # relative L2 to float64, else to the CPU
     error_after: float | None
     text: str
@@ -76,10 +111,12 @@ class Transition:
 
 @dataclass(frozen=True, kw_only=True)
 class Upgrade:
-    """Every transition, the gravest first, and the difference of the two stacks: name, before, after."""
+    """Every transition, the gravest first, the difference of the two stacks (name, before, after), and what else fails or must be said."""
 
     transitions: tuple[Transition, ...]
     stack: tuple[tuple[str, Any, Any], ...]
+    complaints: tuple[str, ...] = ()  # what fails the gate besides the rows
+    left_out: int | None = None  # rows of before that a subset leaves out; None where all rows were to be there
 
     @property
     def effects(self) -> tuple[str, ...]:
@@ -90,31 +127,74 @@ class Upgrade:
     def passed(self) -> bool:
         """Nothing became worse, went missing or cannot be compared, and something was compared."""
         kinds = {each.kind for each in self.transitions}
-        return bool(kinds - {baseline.NEW, STILL, Mark.KNOWN}) and not kinds & set(BAD)
+        return any(each.is_compared for each in kinds) and not any(each.is_bad for each in kinds) and not self.complaints
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is said of the whole: what fails besides the rows, that a subset was compared, that nothing was."""
+        found = list(self.complaints)
+        if self.left_out is not None:
+            rows = f"{self.left_out} rows of the older report did not run and were left out"
+            found.append(f"a subset was compared, as --subset asks: {rows if self.left_out else 'it holds every row of the older report'}")
+        if not any(each.kind.is_compared for each in self.transitions):
+            found.append("no numbers were held against numbers of before: nothing shows that they are right")
+        return tuple(found)
 
     def counts(self) -> dict[str, int]:
-        found = {kind: sum(each.kind == kind for each in self.transitions) for kind in ORDER}
+        found = {kind.value: sum(each.kind is kind for each in self.transitions) for kind in ORDER}
         return {kind: count for kind, count in found.items() if count}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {"schema": "precision-upgrade/1", "passed": self.passed, "counts": self.counts(), "stack": [list(each) for each in self.stack], "transitions": [asdict(each) for each in self.transitions]}
+        transitions = [asdict(each) | {"kind": each.kind.value} for each in self.transitions]
+        head = {"schema": "precision-upgrade/1", "passed": self.passed, "counts": self.counts(), "notes": list(self.notes)}
+        return head | {"stack": [list(each) for each in self.stack], "transitions": transitions}
 
 
-def compare_reports(before: Report, after: Report) -> Upgrade:
+def compare_reports(before: Report, after: Report, *, subset: bool = False) -> Upgrade:
     """Hold the rows of `after` against those of `before`, by case, dtype and seed, as against a baseline.
 
-    Raises: HarnessError where they were measured on other devices, an emulated one and a card say.
+    Rows of `before` that did not run are MISSING; with `subset` they are left out, and counted.
+
+    Raises: HarnessError where the reports were measured on other devices, an emulated one and a card say, or where two rows of a report
+    have one name.
     """
     keys = [baseline.key_of(each.stack, each.backend) for each in (before, after)]
     if keys[0] != keys[1]:
         raise HarnessError(f"the reports come from {shown(keys[0])} and {shown(keys[1])}; an upgrade is judged on one kind of device")
-    old, new = _by_name(before.rows), _by_name(after.rows)
-    found = []
-    for group in dict.fromkeys(name[:2] for name in (*old, *new)):
-        found += _group({name: row for name, row in old.items() if name[:2] == group}, {name: row for name, row in new.items() if name[:2] == group})
+    old, new = by_key(before.rows, "the older report: "), by_key(after.rows, "the newer report: ")
+    left_out = len(old.keys() - new.keys()) if subset else None
+    old = {name: row for name, row in old.items() if name in new or not subset}
+    groups: dict[tuple, tuple[dict, dict]] = {}
+    for side, rows in enumerate((old, new)):
+        for name, row in rows.items():
+            groups.setdefault(name[:2], ({}, {}))[side][name] = row
+    found, complaints = [], [*_planted("older", before), *_planted("newer", after)]
+    for rows_before, rows_after in groups.values():
+        found += _group(rows_before, rows_after)
+        complaints += _loosened(rows_before, rows_after)
     found.sort(key=lambda each: ORDER.index(each.kind))
-    return Upgrade(transitions=tuple(found), stack=_changed(before.stack, after.stack))
+    return Upgrade(transitions=tuple(found), stack=_changed(before.stack, after.stack), complaints=tuple(complaints), left_out=left_out)
+
+
+def _planted(which: str, report: Report) -> list[str]:
+    """That a report is of a device that was broken on purpose, in words."""
+    faults = "; ".join(shown(each) for each in report.stack.get("faults") or ())
+    return [f"the {which} report was measured on a device with planted faults ({faults}), so it says nothing of a sound one"] if faults else []
+
+
+def _loosened(old: dict[tuple, Row], new: dict[tuple, Row]) -> list[str]:
+    """The limits of a case that are looser than before, in words."""
+    loose = baseline.loosened(_entry(old), new.values())
+    if not loose:
+        return []
+    row = next(iter(new.values()))
+    return [f"{shown(row.case)} {row.dtype} is judged more loosely than before: {', '.join(loose)}; judge both by the same limits"]
+
+
+def _entry(rows: dict[tuple, Row]) -> baseline.Entry:
+    """Rows that brought numbers as what was accepted."""
+    return baseline.Entry(rows={baseline.seed_of(row): row for row in rows.values() if row.rel_l2 is not None})
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[tuple[str, Any, Any], ...]:
@@ -151,15 +231,10 @@ def _flat(stack: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _by_name(rows: Sequence[Row]) -> dict[tuple, Row]:
-    return {(row.case, row.dtype, row.seed): row for row in rows}
-
-
 def _group(old: dict[tuple, Row], new: dict[tuple, Row]) -> list[Transition]:
     """The transitions of one case in one dtype: those of all its seeds are judged together."""
     numbers = [row for row in new.values() if row.rel_l2 is not None]
-    entry = baseline.Entry(rows={baseline.seed_of(row): row for row in old.values() if row.rel_l2 is not None})
-    changes = {id(row): change for row, change in zip(numbers, baseline.verdicts(numbers, entry))}
+    changes = {id(row): change for row, change in zip(numbers, baseline.verdicts(numbers, _entry(old)))}
     return [_transition(old.get(name), new.get(name), changes.get(id(new.get(name)))) for name in dict.fromkeys((*old, *new))]
 
 
@@ -179,28 +254,85 @@ def _transition(old: Row | None, new: Row | None, change: baseline.Change | None
     )
 
 
-def _kind(old, new, change) -> tuple[str, str]:
+def _kind(old: Row | None, new: Row | None, change: baseline.Change | None) -> tuple[Kind, str]:
+    """What became of a row, and one sentence on it. `change` is that of its numbers, where it has some now."""
     if new is None:
-        return MISSING, "it ran before and is not there now; run it, or take it out on purpose"
+        return Kind.MISSING, "it ran before and is not there now; run it, take it out on purpose, or compare a subset with --subset"
     if old is None:
-        return baseline.NEW, f"it is new, {new.status}"
-    was, now = old.status.is_fine, new.status.is_fine
-    why = "; ".join(new.reasons)
-    if not now:
-        if new.status == "REGRESSED" and was:
-            return baseline.REGRESSED, why
-        if not was and change is not None and change.kind == baseline.REGRESSED:
-            return change.kind, f"{old.status} before, and worse now: {change.text}"
+        return _kind_of_new(new)
+    if new.status is Status.SKIPPED:
+        if old.status is Status.SKIPPED:
+            return Kind.SKIPPED, f"it was skipped on both sides: {_why(new)}"
+        return Kind.MISSING, f"{old.status} before, and its numbers are gone: it was skipped ({_why(new)})"
+    if not new.status.is_fine:
+        return _kind_of_failing(old, new, change)
+    if not old.status.is_fine and change.kind is not Mark.REGRESSED and not _is_another(old, new):
+        return Kind.FIXED, f"{old.status} before: {_why(old)}"
+    if old.status is Status.SKIPPED:
+        return Kind.NEW, f"{new.status}, and it was skipped before"
+    return Kind(change.kind.value), change.text
+
+
+def _kind_of_new(new: Row) -> tuple[Kind, str]:
+    """Of a row that was not there."""
+    if new.status.is_fine:
+        return Kind.NEW, f"it is new, {new.status}"
+    if Mark.KNOWN in new.marks:
+        return Kind.KNOWN, f"it is new; {_known(new)}"
+    return Kind.BROKEN, f"it is new, and {new.status}: {_why(new)}"
+
+
+def _kind_of_failing(old: Row, new: Row, change: baseline.Change | None) -> tuple[Kind, str]:
+    """Of a row that fails now and was there before."""
+    if old.status.is_fine:
         if Mark.KNOWN in new.marks:
-            return Mark.KNOWN, f"{new.known.reason} ({new.known.link}), until {new.known.expires}"
-        return (BROKEN, why) if was else (STILL, f"{old.status} before: {why}")
-    if not was:
-        return FIXED, f"{old.status} before: {'; '.join(old.reasons)}"
-    if change is None:
-        return (baseline.IDENTICAL, "no numbers on either side") if _error(old) is None else (MISSING, "its numbers are gone: it was skipped")
-    return change.kind, change.text
+            return Kind.KNOWN, _known(new)
+        return (Kind.REGRESSED if new.status is Status.REGRESSED else Kind.BROKEN), _why(new)
+    worse = _worse(old, new)
+    if worse:
+        return Kind.BROKEN, f"{old.status} before, and {worse}: {_why(new)}"
+    if _is_another(old, new):
+        return Kind.INCOMPARABLE, f"{old.status} before and now, of something else: {change.text}"
+    if change is not None and change.kind is Mark.REGRESSED:
+        return Kind.REGRESSED, f"{old.status} before, and worse now: {change.text}"
+    if Mark.KNOWN in new.marks:
+        return Kind.KNOWN, _known(new)
+    return Kind.STILL, f"{old.status} before: {_why(new)}"
+
+
+def _worse(old: Row, new: Row) -> str:
+    """In words, in what way a row fails now in which it did not before; "" where there is none."""
+    if new.status is Status.ERROR:
+        return "" if old.status is Status.ERROR else "now it cannot be compared"
+    if old.status is Status.ERROR:
+        return ""
+    if _error(old) is not None and _error(new) is None:
+        return "now its error is not finite"
+    if UNKNOWN_CRITERION in old.criteria:
+        return ""  # of an older version, which kept no criteria
+    before, now = ({_way(each) for each in row.criteria} - {"baseline", "known"} for row in (old, new))
+    others = sorted(now - before)
+    return f"now it fails by {', '.join(others)} too" if others else ""
+
+
+def _is_another(old: Row, new: Row) -> bool:
+    """Whether two rows that brought numbers ran other weights or inputs."""
+    return None not in (old.rel_l2, new.rel_l2) and not baseline.same_subject(old, new)
+
+
+def _way(criterion: str) -> str:
+    """The way to fail that a criterion is: all limits of numbers are one."""
+    return "a limit" if criterion in NUMERIC else criterion
+
+
+def _known(row: Row) -> str:
+    return f"{row.known.reason} ({row.known.link}), until {row.known.expires}"
+
+
+def _why(row: Row) -> str:
+    return "; ".join(row.reasons)
 
 
 def _error(row: Row | None) -> float | None:
     found = None if row is None else baseline.error_of(row)
-    return None if found is None or found != found else found
+    return found if found is not None and math.isfinite(found) else None

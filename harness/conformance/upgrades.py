@@ -307,7 +307,7 @@ class _Group:
         """What a baseline looks at, of one seed's outputs."""
         bench, (name, found) = self.benches[seed], next(iter(outputs.items()))
         error, cpu = (compare(each, bench.golden[name]).rel_l2 for each in (found, bench.expected[name]))
-        return Row(test="", case=self.subject, dtype=self.dtype, seed=seed, rel_l2=error, golden_rel_l2=error, cpu_golden_rel_l2=cpu, actual_sha256=digest)
+        return Row(test="", case=self.subject, dtype=self.dtype, seed=seed, rel_l2=error, golden_rel_l2=error, cpu_golden_rel_l2=cpu, actual_sha256=digest, weights="seeded:0", inputs_sha256=f"{seed}")
 
     @functools.cached_property
     def accepted(self) -> baseline.Entry:

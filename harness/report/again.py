@@ -90,6 +90,7 @@ def upgrade_text(found: Any, *, title: str, every: bool = False) -> str:
     """An upgrade as markdown for a pull request: counts, what changed in the stack, the rows that changed; IDENTICAL ones when `every`."""
     counted = ", ".join(f"{count} {kind}" for kind, count in found.counts().items()) or "nothing to compare"
     blocks: list[Any] = [Text(text=f"{'✅' if found.passed else '❌'} {title}: {counted}", strong=True)]
+    blocks += [Bullets(items=found.notes)] if found.notes else []
     if found.stack:
         rows = tuple((name, _shown(before), _shown(after)) for name, before, after in found.stack)
         blocks.append(Table(columns=("changed", "before", "after"), rows=rows))

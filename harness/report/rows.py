@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import datetime
 import math
-import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from harness.gate import (
     AT_LEAST, FLOORED, LIMITS, PRESETS, Comparison, Decisions, Evidence, Mark, References, Size, Status, Verdict, bits, checks_of, leads_to, status_of,
 )  # fmt: skip
 from harness.measure import Count, Share
-from harness.typed_json import Mismatch, fields_of, named, object_schema, read_fields, reader_of, schema_of, to_json
+from harness.typed_json import Mismatch, fields_of, named, object_schema, read_fields, reader_of, shown, to_json
 
 NUMBERS = (  # of a Comparison, in the order of the row
     "max_diff", "mean_diff", "cos_sim", "cos_distance", "rel_l2", "rms", "max_diff_rms", "token_cos_sim",
@@ -195,8 +194,9 @@ class Row(Numbers, Ratios, Proof):
 
     @property
     def key(self) -> tuple[str, str | None, int | None]:
-        """Case, dtype and seed."""
-        return self.case, self.dtype, self.seed
+        """Case, dtype and seed, by which rows are told apart; of a row whose case is not known, its test in place of the case."""
+        unknown = self.case == self.test.partition("::")[0]  # an error that came before the case is filed under the test's file
+        return self.test if unknown else self.case, self.dtype, self.seed
 
     def because(self, criterion: str, text: str) -> Row:
         """The same row with one more reason."""
@@ -271,6 +271,30 @@ class Row(Numbers, Ratios, Proof):
     def json_schema(cls) -> dict[str, Any]:
         """The JSON schema of a row."""
         return object_schema(_KINDS | {"status": Status, "measured": Mapping[str, Measured]}, NEEDED)
+
+
+def by_key(rows: Iterable[Row], where: str = "") -> dict[tuple[str, str | None, int | None], Row]:
+    """The rows by `Row.key`.
+
+    Raises: HarnessError, naming both tests, where two rows have one: the second would hide the first.
+    """
+    found: dict[tuple[str, str | None, int | None], Row] = {}
+    for each in rows:
+        first = found.setdefault(each.key, each)
+        if first is not each:
+            raise HarnessError(f"{where}{twice(first, each)}")
+    return found
+
+
+def twice(first: Row, second: Row) -> str:
+    """One sentence on two rows of one name."""
+    tests = f"{shown(first.test, 200)} and {shown(second.test, 200)}"
+    if first.test == second.test:
+        tests = f"{shown(first.test, 200)}, which measures it twice"
+    return (
+        f"two rows are called {shown(first.name, 200)}, of {tests}; "
+        "one would hide the other: give the cases names of their own, or each row a seed of its own"
+    )
 
 
 def row(*, test: str, case: str, dtype: str | None, seed: int | None, verdict: Verdict, known: Any = None) -> Row:

@@ -156,8 +156,9 @@ def _limits(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
     said += [f"seed {MISSING if row.seed is None else row.seed}: {row.parted}" for row in rows if row.parted]
     for row in rows:
         if row.rerun:
-            rerun = {name: difference(value) if name != "unequal" else value for name, value in row.rerun.items()}
-            said.append(words["rerun"].format(seed=MISSING if row.seed is None else row.seed, **rerun))
+            rerun = {name: difference(row.rerun.get(name)) for name in ("max_diff", "rel_l2")}
+            unequal = row.rerun.get("unequal", MISSING)
+            said.append(words["rerun"].format(seed=MISSING if row.seed is None else row.seed, unequal=unequal, **rerun))
     return [Text(text=each) for each in said]
 
 

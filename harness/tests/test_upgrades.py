@@ -58,7 +58,7 @@ def test_a_played_release_fails_the_case_that_meets_it_and_no_other(tmp_path):
     (tmp_path / "test_two.py").write_text(CASES)
     (tmp_path / "conftest.py").write_text('pytest_plugins = ("harness.plugin",)')
     (played,) = upgrades.play(tmp_path / "test_two.py", ["std of whole corrections"], tmp_path / "work", 1)
-    assert [row["case"] for row in played.moved] == ["std"] == [row["case"] for row in played.caught]
+    assert [row.case for row in played.moved] == ["std"] == [row.case for row in played.caught]
     assert played.upgrade.counts() == {"NEW FAILURE": 1, "IDENTICAL": 1}
     found = upgrades.text([played], [], [])
     assert "1 releases, each with one change, over 2 rows: 1 seen." in found and "op-plugin d53ed98b | 1 | 1 | 0 | 1 NEW FAILURE | std |" in found
