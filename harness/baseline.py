@@ -5,16 +5,19 @@ A baseline file holds one case in one dtype, and in it an entry for each device 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
 from harness.gate import AT_LEAST, CHANGES, MANY, Mark, Status, slack
+from harness.report import write_text
 from harness.report.rows import Change, Row
-from harness.typed_json import Mismatch, named, object_schema, read_fields, read_json, reader_of, to_json
+from harness.typed_json import Mismatch, named, object_schema, read_fields, read_json, reader_of, shown, to_json
 
 SCHEMA = "precision-baseline/1"
 KINDS = CHANGES
@@ -69,10 +72,100 @@ def key_of(stack: Mapping[str, Any], backend: str | None) -> str:
     return f"{stack.get('device')} ({backend})"
 
 
-def path_of(folder: Path, case: str, dtype: str) -> Path:
-    """The file of a case in a dtype."""
-    safe = "".join(each if each.isalnum() or each in "-_." else "_" for each in f"{case}-{dtype}")
-    return folder / f"{safe}.json"
+def path_of(folder: Path, case: str, dtype: str | None) -> Path:
+    """The file of a case in a dtype: its name, and a digest of it where a file's name cannot be just that.
+
+    >>> [path_of(Path("b"), name, "float32").name for name in ("a_b", "a b", "a/b")]
+    ['a_b-float32.json', 'a_b-float32-b859db68.json', 'a_b-float32-85453266.json']
+    """
+    name = f"{case}-{dtype}"
+    safe = _safe(name)
+    if safe == name and len(name.encode()) <= LONGEST:
+        return folder / f"{name}.json"
+    digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return folder / f"{safe.encode()[:LONGEST].decode(errors='ignore')}-{digest}.json"
+
+
+LONGEST = 150  # bytes of a name; files may have 255
+
+
+def _safe(name: str) -> str:
+    return "".join(each if each.isalnum() or each in "-_." else "_" for each in name)
+
+
+def read(folder: Path, case: str, dtype: str | None) -> Baseline | None:
+    """The baseline of a case in a dtype; None where there is none. Files with the names of older versions are read where they are of that case.
+
+    Raises: HarnessError as `load`, or where the file of that name is another case's.
+    """
+    path = path_of(folder, case, dtype)
+    stored = load(path)
+    if stored is None:
+        older = folder / f"{_safe(f'{case}-{dtype}')}.json"
+        found = load(older) if older != path and len(older.name.encode()) <= 255 else None
+        return found if found is not None and (found.case, found.dtype) == (case, dtype) else None
+    if (stored.case, stored.dtype) != (case, dtype):
+        raise HarnessError(
+            f"baseline {path} holds {shown(stored.case)} {stored.dtype} where {shown(case)} {dtype} was expected; "
+            "restore it from version control, or accept again with --precision-baseline=accept"
+        )
+    return stored
+
+
+def write(folder: Path, kept: Baseline) -> Path:
+    """Write a baseline whole or not at all. A file of an older version that holds the same case goes; one of another case takes its own name.
+
+    Raises: HarnessError where the folder cannot be written.
+    """
+    path, older = path_of(folder, kept.case, kept.dtype), folder / f"{_safe(f'{kept.case}-{kept.dtype}')}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _make_room(folder, path, kept)
+        write_text(path, json.dumps(kept.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        if older != path and len(older.name.encode()) <= 255 and _is_of(older, kept):
+            older.unlink()
+    except OSError as error:
+        raise HarnessError(f"baselines cannot be written to {folder} ({error.strerror}); name a folder that can be, with --precision-baselines") from None
+    return path
+
+
+def _make_room(folder: Path, path: Path, kept: Baseline) -> None:
+    """Give a file of another case, which an older version kept under this name, the name that is its own."""
+    try:
+        there = load(path)
+    except HarnessError:
+        return  # damaged: it is written anew
+    if there is not None and (there.case, there.dtype) != (kept.case, kept.dtype):
+        own = path_of(folder, there.case, there.dtype)
+        if own != path and not own.exists():
+            path.rename(own)
+
+
+def _is_of(path: Path, kept: Baseline) -> bool:
+    try:
+        there = load(path)
+    except HarnessError:
+        return False
+    return there is not None and (there.case, there.dtype) == (kept.case, kept.dtype)
+
+
+def without_a_case(folder: Path, cases: Collection[tuple[str, str | None]], device: str) -> list[str]:
+    """The accepted rows of a device whose case is not among `cases`, a file each, in words: cases that were renamed or deleted."""
+    found = []
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        try:
+            stored = load(path)
+        except HarnessError as error:
+            found.append(str(error))
+            continue
+        if stored is None or (stored.case, stored.dtype) in cases or device not in stored.entries:
+            continue
+        rows = len(stored.entries[device].rows)
+        found.append(
+            f"no case of this run is called {shown(stored.case)} {stored.dtype}, of which {rows} rows are accepted: it was renamed or deleted; "
+            f"give the case its name again, or accept the new one and delete {path}"
+        )
+    return found
 
 
 def load(path: Path) -> Baseline | None:
@@ -116,6 +209,11 @@ def _entry(stored: Any, *, case: str, dtype: str | None) -> Entry:
     """An entry with its rows, filled with what the file says once for all of them. Raises: Mismatch."""
     texts, table = reader_of(str), reader_of(Mapping[str, Any])
     read = read_fields(stored, [("accepted", texts), ("stack", table), ("rows", table)], {"rows"})
+    faults = reader_of(tuple[str, ...] | None)(read.get("stack", {}).get("faults"))
+    if faults:
+        raise Mismatch(f"planted faults ({shown('; '.join(faults))})", "a sound device").within("stack")
+    if not read["rows"]:
+        raise Mismatch("nothing", "an accepted row").within("rows")
     rows = {}
     for name, each in read["rows"].items():
         try:
@@ -195,8 +293,7 @@ def seed_of(row: Row) -> str:
 
 def error_of(row: Row) -> float:
     """The error that is followed: relative L2 to float64, else to the CPU. NaN where a row holds no numbers."""
-    found = row.rel_l2 if row.golden_rel_l2 is None else row.golden_rel_l2
-    return math.nan if found is None else found
+    return row.error
 
 
 def change_of(row: Row, entry: Entry | None) -> Change:

@@ -148,6 +148,7 @@ class Tolerance:
 AT_LEAST = ("cos_sim", "token_cos_sim", "matched", "top1")
 FLOORED = ("forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio", "unexplained_ratio")  # what needs the references
 LIMITS = tuple(each.name for each in fields(Tolerance) if each.name not in ("preset", "reason"))
+NUMERIC = frozenset((*LIMITS, "rmse"))  # criteria that are a number beyond its limit; every other one is a way of its own to fail
 
 
 def without_forecast(tolerance: Tolerance, why: str, dtype: str) -> Tolerance:

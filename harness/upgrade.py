@@ -10,7 +10,7 @@ from typing import Any
 
 from harness import baseline
 from harness.errors import HarnessError
-from harness.gate import LIMITS, Mark, Status
+from harness.gate import NUMERIC, Mark, Status
 from harness.report import Report, Row
 from harness.report.rows import UNRECORDED as UNKNOWN_CRITERION
 from harness.report.rows import by_key
@@ -50,7 +50,6 @@ class Kind(str, Enum):
 BROKEN, MISSING, STILL, FIXED = Kind.BROKEN, Kind.MISSING, Kind.STILL, Kind.FIXED
 ORDER = tuple(Kind)
 BAD = tuple(each for each in Kind if each.is_bad)
-NUMERIC = {*LIMITS, "rmse"}  # criteria that are a number beyond its limit; every other one is a way of its own to fail
 TABLES = ("environment", "packages")  # what of a stack is a table of its own
 UNRECORDED = "not recorded"
 EFFECTS = {  # names of a stack whose value changes numbers by itself, and what they change

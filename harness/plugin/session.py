@@ -58,6 +58,7 @@ class Session:
         self._models = None
         self._store = None
         self._timed: set = set()
+        self._deselected = False  # whether an accuracy test was
         self._refused = False  # the session was stopped before its first test
         self.explicit = explicit  # the command line selects accuracy tests or holds an option of the harness
         self._turns = Turns()
@@ -204,12 +205,13 @@ class Session:
         """The accepted rows of a case on this device; None where there are none. Raises: HarnessError for a damaged file."""
         from harness import baseline
 
-        return baseline.entry_of(baseline.load(baseline.path_of(self.baselines, case, dtype)), **environment)
+        return baseline.entry_of(baseline.read(self.baselines, case, dtype), **environment)
 
     def settle(self, case, seed: int | None, verdict):
         """The verdict as the known failures see it, and the entry that speaks of it: marked where it fails as known, failed where it may not."""
         from harness import baseline, known
         from harness.gate import Reason
+        from harness.report import Row
 
         if verdict.skips:  # it neither fails as known nor passes
             return verdict, None
@@ -217,11 +219,24 @@ class Session:
         entry = known.entry_for(self.known, case.name, case.dtype, seed, device)
         if entry is None or verdict.regressions:  # worse than what was accepted is no known failure
             return verdict, entry
-        criteria = {reason.criterion for reason in verdict.reasons}
-        text = known.complaint(entry, failed=not verdict.passed, criteria=criteria, today=datetime.date.today())
+        row = Row.of(verdict, test="", case=case.name, dtype=case.dtype, seed=seed)
+        text = known.complaint(entry, row, accepted=self._accepted_row(row), today=datetime.date.today())
         if text is None:
             return replace(verdict, marks=(*verdict.marks, known.KNOWN)), entry
         return replace(verdict, failures=(*verdict.failures, Reason(criterion="known", text=text))), entry
+
+    def _accepted_row(self, row):
+        """A row as it was accepted, where this run is held against what was; None where there is none."""
+        from harness import baseline
+        from harness.errors import HarnessError
+
+        if self.options.baseline != "check":
+            return None
+        try:
+            entry = self._entry(row.case, row.dtype, self.environment)
+        except HarnessError:
+            return None  # the row is an error that says so
+        return None if entry is None else entry.rows.get(baseline.seed_of(row))
 
     def wants_location(self, case, *, failed: bool) -> bool:
         """Whether to look where a row comes from: it fails, was not located with another seed, and the budget is not spent; or it was asked for."""
@@ -632,12 +647,41 @@ class Session:
                 groups.setdefault((row.case, row.dtype), []).append(row)
         return groups
 
+    def _refuse_twins(self) -> None:
+        """Rows of one name become errors: in the report and in a baseline one would hide the other."""
+        from harness.report.rows import without_twins
+
+        rows = [row for row in self.all_rows() if row.test in self.rows]  # what did not run stands for itself
+        twins = without_twins(rows)
+        for row in rows:
+            if id(row) in twins:
+                self._replace(row, twins[id(row)])
+
+    def _check_names(self, *, bad: bool) -> bool:
+        """Say which accepted rows no case of this run has; it is `bad` where the whole was run. Whether all is well."""
+        from harness import baseline
+
+        cases = {(row.case, row.dtype) for row in self.all_rows()}
+        found = baseline.without_a_case(self.baselines, cases, baseline.key_of(**self.environment))
+        self.said += [(text, bad) for text in found]
+        return not (found and bad)
+
+    def _selects_all(self) -> bool:
+        """Whether this run is of all accuracy tests, so that what has no row has no case."""
+        from harness.plugin.selection import selects_all
+
+        ran = all(row.key[0] == row.case and row.test in self.rows for row in self.all_rows())
+        return ran and not self._deselected and selects_all(self.config, self.baselines.parent)
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        self._deselected = self._deselected or any(is_accuracy_test(item.nodeid) or uses_fixture(item) for item in items)
+
     def _check_together(self) -> bool:
         """Hold all seeds of each case against its baseline; a row that is worse with the others becomes REGRESSED. Whether all is well."""
         from harness import baseline
         from harness.errors import HarnessError
 
-        well = True
+        well = self._check_names(bad=self._selects_all())
         for (case, dtype), rows in self._groups().items():
             try:
                 entry = self._entry(case, dtype, self.environment)
@@ -679,19 +723,22 @@ class Session:
                 self.said.append((f"{case} {dtype} is not accepted: {len(failed)} of its rows did not pass; a baseline of a failure would hide it: mend it, or enter it in the known failures", True))
                 well = False
                 continue
-            path = baseline.path_of(self.baselines, case, dtype)
             try:
-                before = baseline.load(path)
+                before = baseline.read(self.baselines, case, dtype)
             except HarnessError as error:
                 self.said.append((f"{error}; it is written anew", False))
                 before = None
             gone = baseline.absent(baseline.entry_of(before, **self.environment), rows)
             if gone:
                 self.said.append((f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are dropped: {', '.join(gone)}", True))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            kept = baseline.accepted(before, rows, when=when, **self.environment)
-            report.write_text(path, json.dumps(kept.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            try:
+                baseline.write(self.baselines, baseline.accepted(before, rows, when=when, **self.environment))
+            except HarnessError as error:
+                self.said.append((str(error), True))
+                well = False
+                continue
             accepted += len(rows)
+        self._check_names(bad=False)
         if accepted:
             built = report.build(collected, performance=self.performance, **self.environment)
             _, markdown = report.write(built, self.directory / "accepted" / baseline.stack_name(**self.environment), lang=self.options.lang)
@@ -737,6 +784,7 @@ class Session:
         for row in self._late:
             self.rows.setdefault(row.test, []).append(row)
         if self.rows:
+            self._refuse_twins()
             self._say_stale()
             self._say_loose()
         well = True

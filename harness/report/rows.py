@@ -198,6 +198,12 @@ class Row(Numbers, Ratios, Proof):
         unknown = self.case == self.test.partition("::")[0]  # an error that came before the case is filed under the test's file
         return self.test if unknown else self.case, self.dtype, self.seed
 
+    @property
+    def error(self) -> float:
+        """The error that is followed: relative L2 to float64, else to the CPU. NaN where the row holds no numbers."""
+        found = self.rel_l2 if self.golden_rel_l2 is None else self.golden_rel_l2
+        return math.nan if found is None else found
+
     def because(self, criterion: str, text: str) -> Row:
         """The same row with one more reason."""
         return replace(self, reasons=(*self.reasons, text), criteria=(*self.criteria, criterion))
@@ -283,6 +289,19 @@ def by_key(rows: Iterable[Row], where: str = "") -> dict[tuple[str, str | None, 
         first = found.setdefault(each.key, each)
         if first is not each:
             raise HarnessError(f"{where}{twice(first, each)}")
+    return found
+
+
+def without_twins(rows: Iterable[Row]) -> dict[int, Row]:
+    """What becomes of rows that share a name with another row, by the id of the row: an ERROR that names both tests."""
+    groups: dict[tuple[str, str | None, int | None], list[Row]] = {}
+    for each in rows:
+        groups.setdefault(each.key, []).append(each)
+    found = {}
+    for several in groups.values():
+        for each, other in zip(several, [*several[1:], several[0]] if len(several) > 1 else ()):
+            marks = tuple(mark for mark in each.marks if mark is not Mark.KNOWN)
+            found[id(each)] = replace(each, marks=marks).because("run", twice(each, other))
     return found
 
 

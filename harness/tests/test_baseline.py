@@ -127,3 +127,84 @@ def test_a_limit_that_is_looser_than_accepted_is_named(then, now, said):
 
 def test_the_error_of_one_number_may_change_by_chance():
     assert baseline._chance(row(shape=())) == baseline._chance(row(shape=(1,))) == 10.0 and baseline._chance(row(shape=(4, 500))) == 1.0
+
+
+# ------------------------------------------------------------------------------------------------------------ one case, one file
+
+
+def kept(case, **more):
+    return baseline.accepted(None, [row(case=case, **more)], stack=STACK, backend="npu", when="2026-01-01")
+
+
+def older(folder, case):
+    """A file as versions before named them: every odd character a dash below."""
+    path = folder / f"{''.join(each if each.isalnum() or each in '-_.' else '_' for each in case)}-float32.json"
+    path.write_text(json.dumps(kept(case).to_dict()))
+    return path
+
+
+NAMES = ("a b", "a_b", "a/b", "a:b", "../a_b", "a_b ", "x" * 300, "é漢字", "y" * 145 + "漢")
+
+
+def test_every_case_has_a_file_of_its_own(tmp_path):
+    for name in NAMES:
+        path = baseline.write(tmp_path, kept(name))
+        assert path.parent == tmp_path and len(path.name.encode()) < 200
+    assert len(list(tmp_path.iterdir())) == len(NAMES)
+    for name in NAMES:
+        assert baseline.read(tmp_path, name, "float32").case == name and baseline.read(tmp_path, name, "float16") is None
+    assert (tmp_path / "a_b-float32.json").exists()  # a name that can be a file's is one
+
+
+def test_a_file_with_an_older_name_is_read_where_it_is_of_that_case_and_gives_way(tmp_path):
+    path = older(tmp_path, "a b")
+    assert path.name == "a_b-float32.json"
+    assert baseline.read(tmp_path, "a b", "float32").case == "a b" and baseline.read(tmp_path, "a/b", "float32") is None
+    with pytest.raises(HarnessError, match="a_b-float32.json holds a b float32 where a_b float32 was expected; restore it"):
+        baseline.read(tmp_path, "a_b", "float32")
+    baseline.write(tmp_path, kept("a_b"))  # which has a right to the name; the other keeps its numbers
+    assert baseline.read(tmp_path, "a_b", "float32").case == "a_b" and baseline.read(tmp_path, "a b", "float32").case == "a b"
+    older(tmp_path, "c/d")
+    baseline.write(tmp_path, kept("c/d"))
+    assert not (tmp_path / "c_d-float32.json").exists() and baseline.read(tmp_path, "c/d", "float32").case == "c/d"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda stored, entry: stored.update(case="another"), "holds another float32 where m float32 was expected"),
+        (lambda stored, entry: stored.update(dtype="float16"), "holds m float16 where m float32 was expected"),
+        (lambda stored, entry: entry.update(rows={}), "rows: nothing where an accepted row was expected"),
+        (lambda stored, entry: entry.update(rows=[]), "rows: a list where an object was expected"),
+        (lambda stored, entry: entry["rows"]["42"].update(golden_rel_l2="many"), r"rows.42.golden_rel_l2: 'many' where a number was expected"),
+        (lambda stored, entry: entry["rows"].update({"7": entry["rows"]["42"]}), "rows.7: seed 42 where the seed 7 that it is kept under was expected"),
+        (lambda stored, entry: entry["stack"].update(faults=["aclnnExp:nan"]), r"stack: planted faults \(aclnnExp:nan\) where a sound device"),
+        (lambda stored, entry: entry["rows"].update({"42": None}), "rows.42: null where an object was expected"),
+    ],
+)
+def test_a_baseline_that_says_something_else_is_refused(tmp_path, change, words):
+    path = baseline.write(tmp_path, kept("m"))
+    stored = json.loads(path.read_text())
+    change(stored, stored["entries"]["Ascend910B4 (npu)"])
+    path.write_text(json.dumps(stored))
+    with pytest.raises(HarnessError, match=words) as raised:
+        baseline.read(tmp_path, "m", "float32")
+    assert "accept again with --precision-baseline=accept" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_accepted_rows_without_a_case_are_named(tmp_path):
+    baseline.write(tmp_path, kept("m"))
+    baseline.write(tmp_path, kept("gone", dtype="float16"))
+    device = "Ascend910B4 (npu)"
+    (text,) = baseline.without_a_case(tmp_path, {("m", "float32")}, device)
+    assert "no case of this run is called gone float16, of which 1 rows are accepted: it was renamed or deleted" in text
+    assert len(baseline.without_a_case(tmp_path, {("gone", "float32")}, device)) == 2
+    assert baseline.without_a_case(tmp_path, set(), "Ascend910B4 (emulated)") == [] == baseline.without_a_case(tmp_path / "none", set(), device)
+    (tmp_path / "m-float32.json").write_text("{")
+    assert "is damaged" in baseline.without_a_case(tmp_path, {("gone", "float16")}, device)[0]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HarnessError, match="baselines cannot be written to .*; name a folder that can be"):
+        baseline.write(tmp_path / "file", kept("m"))

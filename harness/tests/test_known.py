@@ -2,11 +2,15 @@
 
 import datetime
 import json
+import math
 
 import pytest
 
 from harness.errors import HarnessError
-from harness.known import complaint, entry_for, read_known
+from harness.gate import Mark
+from harness.known import complaint, entry_for, read_known, settled
+from harness.report import Row
+from harness.report.rows import UNRECORDED
 from harness.tests.needs import needs_torch_npu, skip_without_torch_npu
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user  # noqa: F401
 
@@ -63,12 +67,68 @@ def test_an_entry_speaks_of_the_rows_that_it_names(entries):
     assert entry_for(found, "smaller", "float32", 42, device) is None
 
 
+def failing(*criteria, error=1e-2, **more):
+    """A row that fails by these, with this relative L2 error."""
+    given = dict(test="t", case="small", dtype="float32", seed=1, rel_l2=error, golden_rel_l2=error, reasons=criteria, criteria=criteria)
+    return Row(**given | more)
+
+
+def said(entry, row, *, accepted=None, today=TODAY):
+    return complaint(entry, row, accepted=accepted, today=today)
+
+
 def test_an_entry_excuses_until_its_day_and_by_its_criteria_alone(entries):
     (entry,) = entries(ENTRY.replace("2999-12-31", "2026-11-25") + "criteria = ['max_diff', 'cos_sim']\n")
-    assert complaint(entry, failed=True, criteria=["max_diff"], today=TODAY) is None
-    assert "expired on 2026-11-25; mend it" in complaint(entry, failed=True, criteria=["max_diff"], today=TODAY + datetime.timedelta(days=1))
-    assert "this one fails by finite as well" in complaint(entry, failed=True, criteria=["max_diff", "finite"], today=TODAY)
-    assert complaint(entry, failed=False, criteria=[], today=TODAY).startswith("UNEXPECTED PASS of the known failure small float32 (the kernel drops the tail; https://example.org/88)")
+    assert said(entry, failing("max_diff")) is None
+    assert "expired on 2026-11-25; mend it" in said(entry, failing("max_diff"), today=TODAY + datetime.timedelta(days=1))
+    assert "this one fails by finite as well" in said(entry, failing("max_diff", "finite"))
+    assert said(entry, failing()).startswith("UNEXPECTED PASS of the known failure small float32 (the kernel drops the tail; https://example.org/88)")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (failing("max_diff", "cos_sim"), None),
+        (failing("forecast_ratio", error=2.0), None),
+        (failing("forecast_ratio", error=2.01), "excuses a relative L2 error of up to 2, and this one has 2.01"),
+        (failing("rel_l2", error=99.0), "excuses a relative L2 error of up to 2, and this one has 99"),
+        (failing("rel_l2", error=math.nan), "excuses a relative L2 error of up to 2, and this one has nan"),
+        (failing("finite", "max_diff", error=math.nan), 'fails by finite as well: mend it, or review the entry and name what it may fail by, criteria = ["finite", "max_diff"]'),
+        (failing("shape"), "fails by shape as well"),
+        (failing("fallback", error=0.0), "fails by fallback as well"),
+        (failing("run", rel_l2=None, golden_rel_l2=None), 'fails by run as well: mend it, or review the entry and name what it may fail by, criteria = ["run"]'),
+        (failing("equal"), "fails by equal as well"),
+    ],
+)
+def test_without_criteria_and_accepted_numbers_an_entry_excuses_numbers_alone(entries, row, words):
+    (entry,) = entries(ENTRY)
+    found = said(entry, row)
+    assert found is None if words is None else words in found
+    after = settled(entry, row, accepted=None, today=TODAY)
+    assert (Mark.KNOWN in after.marks) == (words is None) and (after.criteria[-1] == "known") == (words is not None)
+
+
+def test_an_entry_that_gives_its_error_excuses_half_as_much_again(entries):
+    (entry,) = entries(ENTRY + "error = 1e-2\n")
+    assert said(entry, failing("rel_l2", error=1.5e-2)) is None
+    assert "excuses a relative L2 error of up to 0.015, and this one has 0.0151" in said(entry, failing("rel_l2", error=1.51e-2))
+    (entry,) = entries(ENTRY + 'error = 10\ncriteria = ["finite"]\n')
+    assert said(entry, failing("finite", error=15.0)) is None and said(entry, failing("finite", error=15.1)) is not None
+    for text in ('"much"', "-1", "nan", "inf", "true"):
+        with pytest.raises(HarnessError, match="as its error where a relative L2 error such as 1.2e-2 was expected"):
+            entries(ENTRY + f"error = {text}\n")
+
+
+def test_with_accepted_numbers_an_entry_excuses_what_was_accepted(entries):
+    """How large the error may be is then the baseline's to say: a regression is no known failure."""
+    (entry,) = entries(ENTRY)
+    assert said(entry, failing("max_diff", error=50.0), accepted=failing("rel_l2", error=50.0)) is None
+    assert said(entry, failing("shape"), accepted=failing("shape")) is None
+    assert "fails by finite as well" in said(entry, failing("max_diff", "finite"), accepted=failing("max_diff"))
+    assert "fails by run as well" in said(entry, failing("run", rel_l2=None, golden_rel_l2=None), accepted=failing("max_diff"))
+    assert "fails by max_diff as well" in said(entry, failing("max_diff"), accepted=failing("fallback"))
+    for accepted in (failing(), failing(UNRECORDED)):  # it passed then, or an older version kept no criteria
+        assert said(entry, failing("max_diff"), accepted=accepted) is None and said(entry, failing("finite"), accepted=accepted) is not None
 
 
 # ------------------------------------------------------------------------------------------------------ as a user lives it
@@ -146,7 +206,10 @@ def test_an_error_can_be_known_too(session, monkeypatch):
     monkeypatch.setenv("BROKEN", json.dumps({"kind": "error"}))
     result, rows = session("")
     assert result.ret == 1 and rows["small", 1]["status"] == "ERROR"
-    result, rows = session(ENTRY)
+    result, rows = session(ENTRY)  # which excuses numbers
+    assert result.ret == 1 and rows["small", 1]["status"] == "ERROR" and "KNOWN FAILURE" not in rows["small", 1]["marks"]
+    assert "this one fails by run as well" in rows["small", 1]["reasons"][-1]
+    result, rows = session(ENTRY + 'criteria = ["run"]\n')
     assert result.ret == 0 and rows["small", 1]["status"] == "ERROR" and "KNOWN FAILURE" in rows["small", 1]["marks"]
 
 
