@@ -11,6 +11,7 @@ import os
 import sys
 
 VARIABLE = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+BEFORE = "HARNESS_AUTOLOAD_BEFORE"  # its value before `hold`, for child processes that restore it themselves; empty: it was not set
 _before: list[str | None] = []  # the variable's value before `hold`; empty where nothing is held back
 
 
@@ -19,8 +20,9 @@ def hold() -> None:
     if "torch" in sys.modules:
         return
     if not _before:
-        _before.append(os.environ.get(VARIABLE))
-    os.environ[VARIABLE] = "0"
+        inherited = os.environ.get(BEFORE) if os.environ.get(VARIABLE) == "0" else None  # from a process that holds it back, as xdist's
+        _before.append(os.environ.get(VARIABLE) if inherited is None else inherited or None)
+    os.environ |= {VARIABLE: "0", BEFORE: _before[0] or ""}
 
 
 def release() -> None:
@@ -28,6 +30,7 @@ def release() -> None:
     if not _before:
         return
     value = _before.pop()
+    os.environ.pop(BEFORE, None)
     if value is None:
         os.environ.pop(VARIABLE, None)
     else:

@@ -204,8 +204,10 @@ def test_the_import_of_backends_is_held_back_and_restored(monkeypatch):
         autoload.hold()
         autoload.hold()
         assert os.environ[autoload.VARIABLE] == "0"
+        monkeypatch.setattr(autoload, "_before", [])
+        autoload.hold()  # as in a worker, which this process started meanwhile
         autoload.release()
-        assert os.environ.get(autoload.VARIABLE) == before
+        assert os.environ.get(autoload.VARIABLE) == before and autoload.BEFORE not in os.environ
         autoload.release()
         assert os.environ.get(autoload.VARIABLE) == before
 

@@ -312,6 +312,7 @@ def test_precision(precision):
 @pytest.mark.parametrize(("available", "status"), [(100 << 20, "PASS"), (1000, "ERROR")])
 def test_a_case_that_does_not_fit_is_an_error_row(pytester, monkeypatch, available, status):
     monkeypatch.setattr(memory, "read_memory", memory.read_memory)  # put back what the inner run plants
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)  # the message would name the workers of this run
     pytester.makeconftest('pytest_plugins = ("harness.plugin",)')
     pytester.makepyfile(CASE.replace("{available}", str(available)))
     result = pytester.runpytest("--device=cpu", "-p", "no:cacheprovider", "--report=out")

@@ -592,7 +592,8 @@ def test_a_model_without_float64_says_so(user):
 
 
 @needs_torch_npu
-def test_a_second_run_reads_the_store_and_a_damaged_entry_is_computed_again(user):
+def test_a_second_run_reads_the_store_and_a_damaged_entry_is_computed_again(user, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # part of the key; a worker has its share of the cores
     write(user, FLOORED.replace("DTYPE", "float32"))
     arguments = ("--device", "emulated", "--reference-store", str(user.path / "store"), "-p", "no:warnings")
     assert user.runpytest_inprocess(*arguments).ret == 0
