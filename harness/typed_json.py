@@ -276,22 +276,18 @@ def _member(kind: type[Enum]) -> Callable:
     return member
 
 
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise Mismatch(named(value), "text")
-    return value
+def _exactly(kind: type, words: str) -> Callable:
+    """The reader of values of one type and of none that is derived from it: True is no number."""
+
+    def exactly(value: Any) -> Any:
+        if type(value) is not kind:
+            raise Mismatch(named(value), words)
+        return value
+
+    return exactly
 
 
-def _bool(value: Any) -> bool:
-    if type(value) is not bool:
-        raise Mismatch(named(value), "true or false")
-    return value
-
-
-def _int(value: Any) -> int:
-    if type(value) is not int:
-        raise Mismatch(named(value), "a whole number")
-    return value
+_text, _bool, _int = _exactly(str, "text"), _exactly(bool, "true or false"), _exactly(int, "a whole number")
 
 
 def _float(value: Any) -> float:

@@ -42,6 +42,7 @@ class Session:
         self.performance: list[dict] = []
         self.environment: dict = {"backend": None, "stack": {}}
         self.written: tuple[Path, Path] | None = None
+        self._report = None  # what was written last
         self._writer = None
         self._standing: dict[str, object] = {}  # rows of tests that have not ended, by test id
         self.planted: list = []  # faults, on the emulated device
@@ -621,7 +622,7 @@ class Session:
         self._writer = self._writer or report.Writer(self.directory, self.options.lang)
         built = report.build(self.all_rows(), performance=self.performance, **self.environment)
         try:
-            self.written = self._writer.write(built, last=last)
+            self.written, self._report = self._writer.write(built, last=last), built
         except OSError as error:
             raise pytest.UsageError(f"--precision-report {self.directory}: cannot write the report ({error})") from None
 
@@ -821,13 +822,11 @@ class Session:
             return
         terminalreporter.section("accuracy")
         if self.written is None:
-            for text, bad in self.said:
-                terminalreporter.write_line(text, red=bad)
+            self._print_said(terminalreporter)
             return
-        from harness.report import load
         from harness.report.text import counts
 
-        stored = load(self.written[0])
+        stored = self._report
         if stored.backend == "emulated":
             terminalreporter.write_line("EMULATED: measured on an emulated device; it says nothing about hardware")
         for each in stored.stack.get("faults") or ():
@@ -839,11 +838,14 @@ class Session:
                 self._print_located(terminalreporter, row)
         if self._unlocated:
             terminalreporter.write_line(f"{self._unlocated} failing rows were not located: the budget of {self.options.locate_budget:g} s is spent; --precision-locate-budget")
-        for text, bad in self.said:
-            terminalreporter.write_line(text, red=bad)
+        self._print_said(terminalreporter)
         device = stored.stack.get("device")
         terminalreporter.write_line(f"{counts(stored.headline)} on {device} ({stored.backend})")
         terminalreporter.write_line(f"report: {self.written[1]}")
+
+    def _print_said(self, terminal) -> None:
+        for text, bad in self.said:
+            terminal.write_line(text, red=bad)
 
     def _print_located(self, terminal, row) -> None:
         """The finding on a row: whole where it was asked for, else its sentences."""
