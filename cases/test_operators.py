@@ -45,10 +45,12 @@ class Probe:
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...] = DTYPES
     fallbacks: tuple[str, ...] = ()  # that torch_npu is known to make
+    own_random: bool = False  # a probe of the device's own generator
 
     def cases(self) -> list[Case]:
         model = partial(Operator, self.function)  # one object, so that the dtypes share it
-        return [Case(name=self.name, model=model, inputs=self.draw, dtype=dtype, fallbacks=self.fallbacks) for dtype in self.dtypes]
+        more = dict(model=model, inputs=self.draw, fallbacks=self.fallbacks, own_random=self.own_random)
+        return [Case(name=self.name, dtype=dtype, **more) for dtype in self.dtypes]
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, ...]:
         return tuple(torch.randn(shape, generator=generator) for shape in self.shapes)
@@ -103,9 +105,18 @@ def apart(y: Tensor) -> dict[str, Tensor]:
     return {"value": torch.where(y.isnan(), torch.zeros_like(y), y), "nan": y.isnan()}
 
 
+def narrow(x: Tensor) -> torch.dtype:
+    """The dtype of the case, also in float64's run of it."""
+    if x.dtype != torch.float64:
+        return x.dtype
+    if torch.equal(x.bfloat16().double(), x):
+        return torch.bfloat16
+    return torch.float16 if torch.equal(x.half().double(), x) else torch.float32
+
+
 def edges(x: Tensor) -> Tensor:
     """x with NaN, both infinities, both zeros and the dtype's ends in its first row."""
-    ends = torch.finfo(torch.float16 if x.dtype == torch.float64 else x.dtype)
+    ends = torch.finfo(narrow(x))
     special = [math.nan, math.inf, -math.inf, 0.0, -0.0, float(ends.tiny), 1e4, -1e4]
     return torch.cat([torch.tensor(special, dtype=x.dtype, device=x.device), x.flatten()[len(special) :]]).reshape(x.shape)
 
@@ -384,7 +395,7 @@ RANDOM = {
     "randperm": (lambda x: torch.randperm(len(x), device=x.device) / len(x), lambda p: p, 0.01, 0.99),
 }  # fmt: skip
 for name, (draw, cumulative, low, high) in RANDOM.items():
-    probe(f"distribution of {name}", distribution(draw, cumulative, low, high), (DRAWS,), dtypes=("float32",))
+    probe(f"distribution of {name}", distribution(draw, cumulative, low, high), (DRAWS,), dtypes=("float32",), own_random=True)
 
 # ---------------------------------------------------------------------------------------------------------------- cases
 

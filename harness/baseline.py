@@ -34,7 +34,7 @@ STUDENT = {  # one-sided 1 % points of Student's t by degrees of freedom (Fisher
 }  # fmt: skip
 
 KEPT = (  # of a row
-    "seed", "status", "marks", "criteria", "preset", "limits", "allowed", "weights", "inputs_sha256", "expected_sha256", "actual_sha256", "max_diff", "mean_diff", "cos_sim",
+    "seed", "status", "marks", "criteria", "preset", "limits", "allowed", "weights", "weights_sha256", "inputs_sha256", "expected_sha256", "actual_sha256", "max_diff", "mean_diff", "cos_sim",
     "rel_l2", "golden_rel_l2", "cpu_golden_rel_l2", "forecast_golden_rel_l2", "forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio",
     "decisions", "rerun",
 )  # fmt: skip
@@ -302,9 +302,10 @@ def change_of(row: Row, entry: Entry | None) -> Change:
     then = None if entry is None else entry.rows.get(seed_of(row))
     if then is None:
         return Change(kind=NEW, text=f"no baseline for {name}; accept this run with --precision-baseline=accept")
-    for each, what in (("weights", "weights"), ("inputs_sha256", "inputs")):
+    for each, what in (("weights", "weights"), ("weights_sha256", "weights"), ("inputs_sha256", "inputs")):
         now, before = getattr(row, each), getattr(then, each)
-        if now != before:
+        unknown = each == "weights_sha256" and None in (now, before)  # older rows lack it
+        if now != before and not unknown:
             text = f"{name} ran with other {what} ({_short(now)}) than were accepted ({_short(before)}); its numbers cannot be compared: run with the accepted ones, or --precision-baseline=accept"
             return Change(kind=INCOMPARABLE, text=text)
     absent = [each for each in DIGESTS if getattr(row, each) is None or getattr(then, each) is None]
@@ -326,7 +327,8 @@ def change_of(row: Row, entry: Entry | None) -> Change:
 
 def same_subject(row: Row, then: Row) -> bool:
     """Whether two rows ran the same weights on the same inputs."""
-    return (row.weights, row.inputs_sha256) == (then.weights, then.inputs_sha256)
+    contents = {row.weights_sha256, then.weights_sha256} - {None}
+    return (row.weights, row.inputs_sha256) == (then.weights, then.inputs_sha256) and len(contents) < 2
 
 
 DIGESTS = ("weights", "inputs_sha256", "actual_sha256")  # without which two rows cannot be held against each other
@@ -357,7 +359,7 @@ def _short(digest: Any) -> str:
 def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     """Every row of one case in one dtype against its entry.
 
-    The errors of all seeds are paired with the accepted ones. With `SEEDS` or more the change is judged together, by a one-sided paired
+    The errors of all seeds are paired with the accepted ones, those with the same inputs once. With `SEEDS` or more the change is judged together, by a one-sided paired
     t-test of log(error now / error then) at 1 % (Student 1908), and by its size: the geometric mean must pass `EFFECT`. So a small drift
     that all seeds share is seen, and one seed that is off by chance is not. A row whose error changed by more than `ALONE` counts by itself,
     or by more than the slack of its few elements. Where nothing is rounded but float32 sums, both are `SUMS`: their order is nobody's promise.
@@ -367,7 +369,8 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     rows = list(rows)
     found = [change_of(row, entry) for row in rows]
     pairs = [index for index, each in enumerate(found) if each.ratio is not None and math.isfinite(each.ratio) and each.ratio > 0]
-    logs = [math.log(found[index].ratio) for index in pairs]
+    samples = {rows[index].inputs_sha256 or index: index for index in reversed(pairs)}  # the same inputs are one sample
+    logs = [math.log(found[index].ratio) for index in samples.values()]
     summed = [_is_of_sums(rows[index], entry.rows[seed_of(rows[index])]) for index in pairs]
     together = _shared(logs, SUMS if any(summed) else EFFECT) if len(logs) >= SEEDS else 0
     for index, each in enumerate(found):

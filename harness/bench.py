@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -96,15 +97,12 @@ def time_pair(name: str, dtype: torch.dtype, models: tuple[nn.Module, nn.Module]
 
 def time_case(case, device: Device, models: Models, *, iterations: int = 20, warmup: int = 3) -> list[dict]:
     """The rows of a case on its own inputs, for `pytest --bench`."""
-    key = (case.model, case.checkpoint, case.weights_seed)
-    with device.telling(f"{case.name} {case.dtype}, timing"):
-        copies = tuple(
-            models.get(key, case.model, seed=case.weights_seed, dtype=case.torch_dtype, device=place)
-            for place in (torch.device("cpu"), device.torch_device)
-        )
     inputs = move(case.inputs(torch.Generator().manual_seed(0)), device="cpu", dtype=case.torch_dtype)
     options = dict(forward=case.forward, iterations=iterations, warmup=warmup, batch_size=_batch_size(inputs))
-    return time_pair(case.name, case.torch_dtype, copies, inputs, device, **options)
+    with models.untouched(**case.built, device=torch.device("cpu")) as here, contextlib.ExitStack() as lent:
+        with device.telling(f"{case.name} {case.dtype}, timing"):
+            there = lent.enter_context(models.untouched(**case.built, device=device.torch_device))
+        return time_pair(case.name, case.torch_dtype, (here, there), inputs, device, **options)
 
 
 def _batch_size(inputs: Any) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,8 @@ from torch import Tensor, nn
 
 from harness.clean import CleanProcess, needs_clean
 from harness.measure import Comparison, compare
-from harness.devices import Device, Stack, lacks, unknown_rounding
-from harness.errors import CaseError, RunError
+from harness.devices import Device, Stack, Watched, lacks, unknown_rounding
+from harness.errors import CaseError, HarnessError, RunError, UnstableReferenceError
 from harness.forecast import Rules, overflow_of, rules_of
 from harness.gate import (
     FELL_BACK,
@@ -24,6 +27,7 @@ from harness.gate import (
     UNFELT,
     Decisions,
     Evidence,
+    Mark,
     Reason,
     References,
     Tolerance,
@@ -34,7 +38,23 @@ from harness.gate import (
     without_forecast,
 )
 from harness.generation import first_divergence, shared_length, until
-from harness.reference import Models, digest, fresh, move, moved_by_one_rounding, require_float32, roundoff, run, run_cpu, tensors_of
+from harness.reference import (
+    Drawn,
+    Draws,
+    Models,
+    Reference,
+    digest,
+    drawing,
+    fresh,
+    move,
+    moved_by_one_rounding,
+    refer,
+    require_float32,
+    roundoff,
+    run,
+    seeded,
+    tensors_of,
+)
 from harness.store import Key, code_digest, key_of, weights_digest
 
 FLOOR = Tolerance(preset="floor")
@@ -45,7 +65,10 @@ TOP = 5  # largest logits whose agreement is counted beside the largest
 class Case:
     """One model in one dtype, its inputs and the limits on what the device may lose.
 
-    `model()` builds it in float32 on the CPU; cases with the same `model` object and weights share the build.
+    `model()` builds it in float32 on the CPU; cases with the same `model` object and weights share the build. A
+    `model` with one parameter that must be given gets the case's dtype, and what it returns is not cast:
+    `model=lambda dtype: AutoModel.from_pretrained(FOLDER, dtype=dtype)`. What it returned is never run: every side
+    runs copies. One in training mode is run in evaluation mode, and the report says so, unless `training` is set.
     `inputs(generator)` draws its inputs on the CPU: a tensor, a tuple of arguments or a dict of keywords; floating-point
     ones are cast to `dtype`. `forward(model, inputs)` calls it where `model(inputs)` does not do.
 
@@ -64,6 +87,10 @@ class Case:
     generates: tuple[str, str] | None = None  # the outputs with generated tokens (B, T) and the logits that each was taken from (B, T, V)
     labels: Tensor | None = None  # the right decisions, one for each input
     fallbacks: tuple[str, ...] = ()  # operators, "aten::std.correction", that the device may leave to the CPU: marked, and no failure
+    training: bool = False  # run in training mode, in which model() returns it: dropout is drawn alike on all sides
+    isolated: bool | None = None  # the CPU's side in a process without torch_npu; None: where the model's code asks for an NPU
+    gradients: bool = False  # autograd is on and parameters ask for gradients, which `forward` may return
+    own_random: bool = False  # the device draws random numbers itself: for cases about its generator, which no other gives the same
 
     def __post_init__(self):
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype) or not is_floating(self.dtype):
@@ -78,6 +105,29 @@ class Case:
     @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
+
+    @functools.cached_property
+    def takes_dtype(self) -> bool:
+        """Whether `model` is given the dtype that it builds in."""
+        try:
+            parameters = inspect.signature(self.model).parameters.values()
+        except (TypeError, ValueError):
+            return False
+        needed = [each for each in parameters if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+        return len(needed) == 1 and needed[0].kind is not needed[0].KEYWORD_ONLY
+
+    @property
+    def key(self) -> tuple:
+        """What names the model that the case runs: cases with one key share the build."""
+        more = (self.dtype if self.takes_dtype else "", self.training, self.gradients)
+        return (self.model, self.checkpoint, self.weights_seed, *(more if any(more) else ()))
+
+    @property
+    def built(self) -> dict[str, Any]:
+        """How `Models` builds and copies the model, but for its device."""
+        build = functools.partial(self.model, self.torch_dtype) if self.takes_dtype else self.model
+        how = dict(seed=self.weights_seed, training=self.training, gradients=self.gradients)
+        return dict(key=self.key, build=build, dtype=self.torch_dtype, cast=not self.takes_dtype, **how)
 
     def limits(self, stack: Stack) -> Tolerance:
         """The tolerance for this dtype under these numeric switches."""
@@ -100,11 +150,12 @@ def validate(
     """Run `case` with the inputs of `seed` on the CPU and on `device`, compare every output, judge.
 
     The device runs twice. The CPU runs in the case's dtype, in float64 on the same weights and inputs, and under the device's rounding
-    rules; with `rerun_reference` the first of these twice. `preset` judges instead of the case's own tolerance. Pass one `Models` to many
-    calls and the weights are built once.
+    rules; the first of these twice with the first inputs of a model in a dtype, and with `rerun_reference` always. Every run gets an
+    untouched copy of the model, and generators that are seeded alike (`harness.reference.randomness`). `preset` judges instead of the
+    case's own tolerance. Pass one `Models` to many calls and the weights are built once.
 
-    A case in a dtype that the SoC lacks is SKIPPED. Where it is not known how the SoC rounds there is no forecast, and a preset that needs
-    one gives way to one that does not, see `without_forecast`.
+    A case in a dtype that the SoC lacks is SKIPPED, one whose reference does not repeat is an ERROR. Where it is not known how the SoC
+    rounds there is no forecast, and a preset that needs one gives way to one that does not, see `without_forecast`.
 
     Raises: LossyReferenceError when the CPU loses more in float32 than float32 does, before anything runs; CaseError when
     the case returns nothing that can be compared, RunError when the model or the device raises, DeviceError when the
@@ -118,48 +169,68 @@ def validate(
     device.check(at)  # before anything else: rows after a device's end cost nothing
     require_float32()
     models = models if models is not None else Models()
-    drawn = case.inputs(torch.Generator().manual_seed(0 if seed is None else seed))
-    inputs = move(drawn, device="cpu", dtype=case.torch_dtype)
-    inputs_sha256 = digest(tensors_of(inputs, f"{case.name}: inputs()"))
+    inputs = inputs_of(case, seed)
+    how = dict(models=models, inputs=inputs, at=at, rerun_reference=rerun_reference, preset=preset)
+    try:
+        return _validate(case, seed, device, **how)
+    except _Draws:  # it was not known that the model draws random numbers, and all sides have to draw the same
+        return _validate(case, seed, device, **how)
 
-    cpu = _Cpu(case, models, inputs, inputs_sha256, device)
+
+def inputs_of(case: Case, seed: int | None) -> Any:
+    """The inputs of a seed on the CPU, in the case's dtype; generators that `inputs` draws from besides its own are seeded too."""
+    number = 0 if seed is None else seed
+    with seeded(number):
+        return move(case.inputs(torch.Generator().manual_seed(number)), device="cpu", dtype=case.torch_dtype)
+
+
+class _Draws(Exception):
+    """A run drew random numbers, and those before it were not made to draw the same."""
+
+
+def _validate(
+    case: Case, seed: int | None, device: Device, *, models: Models, inputs: Any, at: str, rerun_reference: bool, preset: str | None
+) -> Verdict:
+    inputs_sha256 = digest(tensors_of(inputs, f"{case.name}: inputs()"))
+    cpu = _Cpu(case, models, inputs, inputs_sha256, device, 0 if seed is None else seed)
+    golden, lacking = _golden(cpu)  # first: it shows whether the model draws random numbers
     overflow = overflow_of(device.stack, case.torch_dtype)
-    expected, expected_ms, words = cpu.run("cpu", rules=overflow)
-    whole = expected
-    again = cpu.run("cpu", rules=overflow, stored=False)[0] if rerun_reference else None
-    ran = _run_device(models, case, inputs, device, at)
+    reference = cpu.run("cpu", rules=overflow, twice=rerun_reference or cpu.is_first)
+    scatter = _scatter(reference, golden, case.torch_dtype)
+    scatter = models.repeats.setdefault(cpu.repeated, scatter)
+    expected = whole = reference.outputs
+    ran = _run_device(models, case, inputs, device, at, cpu.draws)
     stack = device.stack  # read after the run: models change switches
     rules = rules_of(stack)
     tolerance, unknown = Tolerance(preset=preset) if preset else case.limits(stack), unknown_rounding(stack)
     tolerance = tolerance if unknown is None else without_forecast(tolerance, unknown, case.dtype)
-    forecast = cpu.run("forecast", rules=rules)[0] if rules is not None else None
+    forecast = cpu.run("forecast", rules=rules).outputs if rules is not None else None
     other = None
     if tolerance.preset == "sharp" and rules is not None and "HF32" in rules.modes:
-        other = cpu.run("forecast", rules=replace(rules, ties="even" if rules.ties == "away" else "away"))[0]
-    golden, lacking = _golden(cpu)
-    golden, cut = (golden, []) if overflow is None or golden is None else cut_as_float16(golden, expected, ran.outputs, device.name)
-
-    actual, parted, parting = ran.outputs, None, ""
-    if case.generates is not None:
-        actual, expected, golden, forecast, parted, parting = _until_they_part(case.generates, actual, expected, golden, forecast)
-    comparisons, references = measure(actual, expected, golden, forecast, () if rules is None else rules.modes, other)
-    decisions = _decide(case, ran.outputs, expected) if case.decisions is not None else None
-    verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
-
-    found = [_lacking(name, "the device did not return it") for name in expected if name not in ran.outputs]
-    found += [_lacking(name, "the CPU did not return it") for name in ran.outputs if name not in expected]
-    found += _unstable(expected, again) if again is not None else []
-    found += cut
-    found += [Reason(criterion="token", text=parted.text)] if parted is not None and not parted.near_tie else []
-    rerun = _differences(ran.again, ran.outputs)
-    marks = ((NEAR_TIE,) if parted is not None and parted.near_tie else ()) + ((NONDETERMINISTIC,) if rerun else ()) + ((UNFELT,) if any(each.unfelt for each in references.values()) else ())
+        other = cpu.run("forecast", rules=replace(rules, ties="even" if rules.ties == "away" else "away")).outputs
+    saturates = overflow is not None and golden is not None
+    healthy = _Healthy(expected=expected, golden=golden, forecast=forecast, other=other, modes=() if rules is None else rules.modes)
+    verdict, parting = _held(case, ran.outputs, healthy, tolerance, device.name if saturates else "")
+    rerun, outputs = _differences(ran.again, ran.outputs), ran.outputs
+    if rerun and not verdict.failures:  # an error that comes and goes: the row is that of the worse run
+        worse, worse_parting = _held(case, ran.again, healthy, tolerance, device.name if saturates else "")
+        if worse.failures:
+            said = tuple(replace(each, text=f"{each.text}; the other of the two runs passes") for each in worse.failures)
+            verdict, parting, outputs = replace(worse, failures=said), worse_parting, ran.again
+    if verdict.failures and ran.drawn.there and not case.own_random:
+        text = "the device drew random numbers itself, inside of an operator, which the CPU cannot draw: the outputs are of other numbers"
+        verdict = replace(verdict, failures=(Reason(criterion="random", text=text), *verdict.failures))
+    if verdict.failures and cpu.clean:
+        verdict = replace(verdict, failures=(*verdict.failures, *_otherwise(cpu, expected, golden, overflow)))
+    marks = (NONDETERMINISTIC,) if rerun else ()
+    notes = [models.notes.get(case.key, ""), scatter, _drawn_text(cpu), _host_text(ran.seen)]
     evidence = Evidence(
         weights=_weights(models, case),
-        reference=words,
+        reference=reference.words,
         inputs_sha256=inputs_sha256,
         expected_sha256=digest(whole),
-        actual_sha256=digest(ran.outputs),
-        expected_ms=expected_ms,
+        actual_sha256=digest(outputs),
+        expected_ms=reference.milliseconds,
         actual_ms=ran.milliseconds,
         first_run_ms=ran.first_milliseconds,
         forecast=None if rules is None else str(rules),
@@ -170,9 +241,74 @@ def validate(
         stored=tuple(cpu.stored),
         card=stack.card,
         parted=parting,
+        weights_sha256=models.content(**_only(case.built, "key", "build", "seed", "training", "gradients")),
+        weights_from="" if case.checkpoint is not None else models.sources[case.key],
+        notes=tuple(filter(None, notes)),
     )
-    verdict = replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks), evidence=evidence)
-    return _with_fallbacks(verdict, ran.fell_back, case.fallbacks)
+    verdict = replace(verdict, marks=(*verdict.marks, *marks), evidence=evidence)
+    return _with_what_was_seen(verdict, ran.seen, case.fallbacks)
+
+
+def _otherwise(
+    cpu: _Cpu, expected: dict[str, Tensor], golden: dict[str, Tensor] | None, overflow: Rules | None
+) -> list[Reason]:
+    """A reason where the model computes otherwise on the CPU of a process that sees an NPU: the device's side is such a one."""
+    how = dict(rules=overflow, forward=cpu.case.forward, dtype=cpu.case.torch_dtype, gradients=cpu.case.gradients)
+    try:
+        here = refer(
+            lambda: copy_of(cpu.models, cpu.case, "cpu"), cpu.inputs, what=cpu.case.name, draws=cpu.draws, twice=False, **how
+        ).outputs
+    except HarnessError:
+        return []
+    away = max((each.rel_l2 for name in expected if name in here and (each := compare(here[name], expected[name])).comparable), default=0.0)
+    held = [name for name in expected if golden is not None and _fits(name, expected, golden)]
+    error = max((compare(expected[name], golden[name]).rel_l2 for name in held), default=0.0)
+    if not away > 8 * max(error, roundoff(cpu.case.torch_dtype)):
+        return []
+    text = (
+        f"the model computes otherwise where it sees an NPU: beside torch_npu the CPU differs by rel_l2 {away:.2e} from the CPU without "
+        "it; transformers makes boolean masks of additive ones there, which attn_implementation='eager' avoids; in other code look "
+        "for is_torch_npu_available() and torch.npu"
+    )
+    return [Reason(criterion="npu_seen", text=text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Healthy:
+    """What the device's outputs are held against, by name."""
+
+    expected: dict[str, Tensor]
+    golden: dict[str, Tensor] | None
+    forecast: dict[str, Tensor] | None
+    other: dict[str, Tensor] | None
+    modes: tuple[str, ...]
+
+
+def _held(case: Case, outputs: dict[str, Tensor], healthy: _Healthy, tolerance: Tolerance, saturates: str) -> tuple[Verdict, str]:
+    """The verdict on one run of the device, and where generations part. `saturates`: the device on which float16 does."""
+    actual, expected, golden, forecast = outputs, healthy.expected, healthy.golden, healthy.forecast
+    golden, cut = cut_as_float16(golden, expected, outputs, saturates) if saturates else (golden, [])
+    parted, parting = None, ""
+    if case.generates is not None:
+        actual, expected, golden, forecast, parted, parting = _until_they_part(case.generates, actual, expected, golden, forecast)
+    comparisons, references = measure(actual, expected, golden, forecast, healthy.modes, healthy.other)
+    decisions = _decide(case, outputs, expected) if case.decisions is not None else None
+    verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
+    found = [_lacking(name, "the device did not return it") for name in expected if name not in outputs]
+    found += [_lacking(name, "the CPU did not return it") for name in outputs if name not in expected]
+    plainer = cut + _unseen(outputs, expected, golden)
+    if plainer:  # they say why nothing can be decided
+        verdict = _without_undecided(verdict)
+    found += plainer
+    found += [Reason(criterion="token", text=parted.text)] if parted is not None and not parted.near_tie else []
+    marks = (NEAR_TIE,) if parted is not None and parted.near_tie else ()
+    marks += (UNFELT,) if any(each.unfelt for each in references.values()) else ()
+    return replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks)), parting
+
+
+def _without_undecided(verdict: Verdict) -> Verdict:
+    failures = tuple(each for each in verdict.failures if each.criterion != "undecided")
+    return replace(verdict, failures=failures, marks=tuple(each for each in verdict.marks if each is not Mark.UNDECIDABLE))
 
 
 def _until_they_part(names: tuple[str, str], actual, expected, golden, forecast):
@@ -190,66 +326,152 @@ def _until_they_part(names: tuple[str, str], actual, expected, golden, forecast)
 class _Cpu:
     """The CPU's runs of one case on one set of inputs: read from the store where they are, in a process without torch_npu where they must."""
 
-    def __init__(self, case: Case, models: Models, inputs: Any, inputs_sha256: str, device: Device):
-        self.case, self.models, self.inputs, self.inputs_sha256 = case, models, inputs, inputs_sha256
+    def __init__(self, case: Case, models: Models, inputs: Any, inputs_sha256: str, device: Device, seed: int):
+        self.case, self.models, self.inputs, self.inputs_sha256, self.seed = case, models, inputs, inputs_sha256, seed
         self.stored: list[str] = []  # the roles that were read
-        self.base = models.base(_model_key(case), case.model, seed=case.weights_seed)
-        self.clean = device.torch_device.type == "npu" and needs_clean(self.base)
+        self.drawn = Drawn()  # what the last run drew
+        self.base = models.base(**_only(case.built, "key", "build", "seed", "training", "gradients"))
+        wanted = case.isolated if case.isolated is not None else needs_clean(self.base)
+        self.clean = wanted and device.torch_device.type == "npu"
         host = dict(separate=self.clean, emulated=device.backend == "emulated")
-        self.layers = models.make_room(case.name, _model_key(case), dtype=case.torch_dtype, **host)
+        self.layers = models.make_room(case.name, case.key, dtype=case.torch_dtype, **host)
 
-    def run(self, role: str, *, rules: Rules | None = None, stored: bool = True) -> tuple[dict[str, Tensor], float, str]:
-        """Outputs by name, milliseconds, and what computed them. `role`: "cpu", "forecast", "golden", or "moved" for golden on moved inputs."""
-        key = self._key(role, rules) if self.models.store is not None and stored else None
+    @property
+    def draws(self) -> Draws:
+        """How every side draws its random numbers."""
+        alike = not self.case.own_random and self.models.draws.get(self._model, True)  # unknown: the first run tells
+        return Draws(seed=self.seed, dtype=self.case.torch_dtype, alike=alike)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no reference of this model in this dtype was repeated yet."""
+        return self.repeated not in self.models.repeats
+
+    @property
+    def repeated(self) -> tuple:
+        """What the second run of a reference is remembered by."""
+        return (*self._model, self.case.dtype)
+
+    @property
+    def _model(self) -> tuple:
+        return (*self.case.key, self.case.forward)
+
+    def run(self, role: str, *, rules: Rules | None = None, stored: bool = True, twice: bool = False) -> Reference:
+        """One run of the CPU's side. `role`: "cpu", "forecast", "golden", or "moved" for golden on moved inputs.
+
+        Raises: _Draws when it drew random numbers and it was not known that the model draws.
+        """
+        kept = stored and self.models.store is not None and not (self._model in self.models.draws and self.draws.alike)
+        key = self._key(role, rules) if kept else None
         found = self.models.store.load(key) if key is not None else None
         if found is not None:
             self.stored.append(role)
-            return found, 0.0, f"CPU {self.case.dtype}, read from the reference store"
-        outputs, milliseconds, words = self._compute(role, rules)
-        if key is not None:
-            self.models.store.save(key, outputs)
-        return outputs, milliseconds, words
+            self.models.draws.setdefault(self._model, False)  # what draws is not stored
+            return Reference(outputs=found, milliseconds=0.0, words=f"CPU {self.case.dtype}, read from the reference store", drawn=Drawn())
+        ran = self._compute(role, rules, twice)
+        self._note(ran)
+        if key is not None and not ran.drawn.any and ran.again is None:
+            self.models.store.save(key, ran.outputs)
+        return ran
 
-    def _compute(self, role: str, rules: Rules | None) -> tuple[dict[str, Tensor], float, str]:
+    def _note(self, ran: Reference) -> None:
+        """Remember whether the model draws, from the runs that show it."""
+        known = self.models.draws.get(self._model)
+        self.drawn = ran.drawn
+        if known is None or ran.drawn.any and not known:
+            self.models.draws[self._model] = ran.drawn.any
+        if ran.drawn.any and known is False and not self.case.own_random:
+            raise _Draws
+
+    def _compute(self, role: str, rules: Rules | None, twice: bool) -> Reference:
         case, wide = self.case, role in ("golden", "moved")
         dtype = torch.float64 if wide else case.torch_dtype
         inputs = move(self.inputs, device="cpu", dtype=dtype)
-        inputs = moved_by_one_rounding(inputs, case.torch_dtype) if role == "moved" else fresh(inputs)
-        how = dict(forward=case.forward, dtype=dtype, rules=rules)
+        inputs = moved_by_one_rounding(inputs, case.torch_dtype) if role == "moved" else inputs
+        how = dict(what=f"{case.name}: the model", draws=self.draws, twice=twice)
+        how |= dict(forward=case.forward, dtype=dtype, rules=rules, gradients=case.gradients)
         if self.clean:
             self.models.clean = self.models.clean or CleanProcess()
-            sent = dict(what=f"{case.name}: the model", cast=case.torch_dtype, wide=wide, layers=self.layers)
-            outputs, milliseconds, words = self.models.clean.forward(self.base, inputs, **sent, **how)
+            cast = case.built["cast"] and case.torch_dtype or None
+            found = self.models.clean.forward(self.base, inputs, cast=cast, wide=wide, layers=self.layers, **how)
         else:
-            outputs, milliseconds, words = run_cpu(copy_of(self.models, case, "cpu", wide=wide), inputs, **how)
-        return _outputs(case, outputs, "the model"), milliseconds, words
+            found = refer(lambda: copy_of(self.models, case, "cpu", wide=wide), inputs, **how)
+        _require_fractions(case, found.outputs, "the model")
+        return found
 
     def _key(self, role: str, rules: Rules | None) -> Key:
         case, models = self.case, self.models
-        of_model = ("content", case.model, case.checkpoint, case.weights_seed, case.dtype, case.forward)
+        of_model = ("content", *self._model, case.dtype)
         if of_model not in models.digests:
-            narrow = copy_of(models, case, "cpu")
+            narrow = models.get(**case.built, device=torch.device("cpu"))
             models.digests[of_model] = weights_digest(narrow), code_digest(narrow, case.forward)
             if self.clean:  # the other process has a copy of its own
                 models.drop(dtype=case.torch_dtype, device=torch.device("cpu"))
         weights, code = models.digests[of_model]
         more = {"rules": None if rules is None else asdict(rules), "clean": self.clean}
+        more |= {"mode": [case.training, case.gradients]}
         more |= {"cpu": "any", "torch": torch.__version__.partition("+")[0]}  # a store is carried from machine to machine
         return key_of(role=role, weights=weights, code=code, inputs=self.inputs_sha256, dtype=case.dtype, **more)
 
 
-def without_npu(case: Case, models: Models, inputs: Any, device: Device) -> dict[str, Tensor] | None:
+def _only(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names}
+
+
+def without_npu(case: Case, models: Models, inputs: Any, device: Device, seed: int | None) -> dict[str, Tensor] | None:
     """What the CPU gives in a process without torch_npu, by name; None for a model that gives the same beside it. `inputs` are on the CPU, in the case's dtype."""
-    cpu = _Cpu(case, models, inputs, "", device)
-    return cpu.run("cpu", stored=False)[0] if cpu.clean else None
+    cpu = _Cpu(case, models, inputs, "", device, seed or 0)
+    return cpu.run("cpu", stored=False).outputs if cpu.clean else None
 
 
 def _golden(cpu: _Cpu) -> tuple[dict[str, Tensor] | None, str | None]:
     """The outputs in float64, or None and why there are none: a model may hold operators that have no float64."""
     try:
-        return cpu.run("golden")[0], None
+        return cpu.run("golden").outputs, None
     except RunError as error:
+        cpu.models.draws.setdefault(cpu._model, False)
         return None, str(error)
+
+
+# Roundings by which two runs may differ where their sums were added in another order: always, and where the first run
+# is off from float64 by half as much or more, since a deep model makes its roundings larger.
+SUMS, DEEP_SUMS, DEEP_HALF_SUMS = 4, 64, 8
+
+
+def _scatter(reference: Reference, golden: dict[str, Tensor] | None, dtype: torch.dtype) -> str:
+    """What is said of two runs of a reference that differ by their roundings alone; "" where no bit differs.
+
+    Threads that add in the order in which they end give other bits, and no more than the rounding errors of the two
+    runs: twice what the first is off from float64, and at most so many roundings.
+
+    Raises: UnstableReferenceError for two runs that differ by more, or where the first changed the model.
+    """
+    if reference.again is None:
+        return ""
+    found = _differences(reference.again, reference.outputs) or {"max_diff": math.nan, "rel_l2": math.nan, "unequal": 0}
+    differ = "two runs on the CPU differ by {max_diff:.2e} at most, rel_l2 {rel_l2:.2e}, in {unequal} elements".format(**found)
+    held = [name for name in reference.outputs if golden is not None and _fits(name, reference.outputs, golden)]
+    error = max((compare(reference.outputs[name], golden[name]).rel_l2 for name in held), default=0.0)
+    most = DEEP_SUMS if dtype in (torch.float32, torch.float64) else DEEP_HALF_SUMS
+    allowed = max(min(2 * error, most * roundoff(dtype)), SUMS * roundoff(dtype))
+    if found["rel_l2"] <= allowed and not reference.changed:
+        return f"{differ}: they add in an order that is not fixed, and that is within their roundings"
+    what = f"the first run changed {reference.changed}" if reference.changed else UNNAMED
+    raise UnstableReferenceError(f"REFERENCE UNSTABLE: {differ}; {what}; let the model return the same for the same inputs")
+
+
+UNNAMED = (
+    "it changed no parameter, buffer or attribute of the model, which therefore keeps something outside of itself, "
+    "or draws from a generator that is not torch's, numpy's or Python's own"
+)
+
+
+def _drawn_text(cpu: _Cpu) -> str:
+    if not cpu.drawn.any:
+        return ""
+    if cpu.case.own_random:
+        return "it draws random numbers: every side drew its own"
+    return "it draws random numbers: all sides got those that the CPU drew"
 
 
 LARGEST = 65520.0  # from here on float16 rounds to Inf
@@ -313,11 +535,11 @@ def _conditioning(cpu: _Cpu, golden: dict[str, Tensor] | None) -> float | None:
     Measured once for a model, in float64, with its first inputs and dtype; None where the inputs hold no fractions.
     """
     case, known = cpu.case, cpu.models.conditioning
-    key = (case.model, case.checkpoint, case.weights_seed, case.forward)
+    key = (*case.key, case.forward)
     if key not in known:
         known[key] = None
         if golden is not None and moved_by_one_rounding(cpu.inputs, case.torch_dtype) is not None:
-            moved = cpu.run("moved")[0]
+            moved = cpu.run("moved").outputs
             grown = [compare(moved[name], golden[name]).rel_l2 for name in moved if _fits(name, moved, golden)]
             known[key] = max(grown) / roundoff(case.torch_dtype) if grown else None
     return known[key]
@@ -333,21 +555,9 @@ def _differences(again: dict[str, Tensor], first: dict[str, Tensor]) -> dict[str
     return {"max_diff": worst.max_diff, "rel_l2": worst.rel_l2, "unequal": worst.unequal}
 
 
-def _unstable(first: dict[str, Tensor], again: dict[str, Tensor]) -> list[Reason]:
-    found = _differences(again, first)
-    if not found:
-        return []
-    text = "REFERENCE UNSTABLE: two runs on the CPU differ by {max_diff:.2e} at most, rel_l2 {rel_l2:.2e}, in {unequal} elements; ".format(**found)
-    return [Reason(criterion="reference", text=text + "seed what the model draws, or set the number of threads")]
-
-
-def _model_key(case: Case) -> tuple:
-    return case.model, case.checkpoint, case.weights_seed
-
-
-def copy_of(models: Models, case: Case, device: torch.device | str, *, wide: bool = False) -> nn.Module:
-    """The model of a case in its dtype on a device; `wide` gives those weights in float64."""
-    return models.get(_model_key(case), case.model, seed=case.weights_seed, dtype=case.torch_dtype, device=torch.device(device), wide=wide)
+def copy_of(models: Models, case: Case, device: torch.device | str, *, wide: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
+    """Lends a copy of a case's model in its dtype on a device, to be run; `wide` gives those weights in float64."""
+    return models.untouched(**case.built, device=torch.device(device), wide=wide)
 
 
 def _weights(models: Models, case: Case) -> str:
@@ -363,49 +573,52 @@ def _weights(models: Models, case: Case) -> str:
 class _Ran:
     """Two runs on the device, brought to the CPU, the forwards' times, and the operators that fell back."""
 
-    outputs: dict[str, Tensor]  # of the first run
-    again: dict[str, Tensor]  # of the second, which was watched
-    milliseconds: float  # of the faster run: the first may compile, and watching costs the second some
+    outputs: dict[str, Tensor]  # of the second run, in which nothing looks on
+    again: dict[str, Tensor]  # of the first, which was watched
+    milliseconds: float  # of the faster run: the first may compile, and watching costs it some
     first_milliseconds: float
-    fell_back: list[str]
+    seen: Watched
+    drawn: Drawn
 
 
-def _run_device(models: Models, case: Case, inputs: Any, device: Device, at: str) -> _Ran:
+def _run_device(models: Models, case: Case, inputs: Any, device: Device, at: str, draws: Draws) -> _Ran:
+    """Run two copies of the model. Nothing runs on the device before the watch sees it, so that what a model keeps is seen too."""
     device.check(at)
 
-    def once(model: nn.Module, moved: Any) -> tuple[dict[str, Tensor], float]:
-        device.synchronize()
-        begin = time.perf_counter()
-        returned = run(model, moved, forward=case.forward, where=device.where)
-        device.synchronize()
-        elapsed = (time.perf_counter() - begin) * 1e3
-        return move(_outputs(case, returned, "the model on the device"), device="cpu"), elapsed
+    def once(moved: Any) -> tuple[dict[str, Tensor], float, Drawn]:
+        with copy_of(models, case, device.torch_device) as model:
+            device.synchronize()
+            begin = time.perf_counter()
+            with drawing(draws, device.generator) as drawn:
+                returned = run(model, moved, forward=case.forward, where=device.where, gradients=case.gradients)
+            device.synchronize()
+            elapsed = (time.perf_counter() - begin) * 1e3
+            outputs = tensors_of(returned, f"{case.name}: the model on the device")
+            _require_fractions(case, outputs, "the model on the device")
+            return {name: each.detach().to("cpu", copy=True) for name, each in outputs.items()}, elapsed, drawn
 
     with device.telling(at):
-        model = copy_of(models, case, device.torch_device)
         first, second = (move(fresh(inputs), device=device.torch_device) for _ in range(2))
-        outputs, compiling = once(model, first)  # unwatched: a composite operator takes other ways under a mode
         with device.watch() as seen:
             torch.zeros(1).neg()  # the first operator under a mode in a process imports what takes seconds
-            again, warm = once(model, second)
+            again, compiling, _ = once(first)
+        outputs, warm, drawn = once(second)  # unwatched: a composite operator takes other ways under a mode
     device.check(at)  # a device that drops its work without a word leaves in memory what an earlier run wrote
+    if drawn.any and not draws.alike and not case.own_random:
+        models.draws[(*case.key, case.forward)] = True
+        raise _Draws
     times = dict(milliseconds=min(compiling, warm), first_milliseconds=compiling)
-    return _Ran(outputs=outputs, again=again, fell_back=list(seen.fell_back), **times)
+    return _Ran(outputs=outputs, again=again, seen=seen, drawn=drawn, **times)
 
 
-def _outputs(case: Case, returned: Any, what: str) -> dict[str, Tensor]:
-    """The named tensors that a model returned.
-
-    Raises: CaseError when there are none, or none is floating point.
-    """
-    found = tensors_of(returned, f"{case.name}: {what}")
+def _require_fractions(case: Case, found: Mapping[str, Tensor], what: str) -> None:
+    """Raises: CaseError when none of the tensors that a model returned is floating point."""
     if not any(each.is_floating_point() or each.is_complex() for each in found.values()):
         dtypes = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in found.values()}))
         raise CaseError(
             f"{case.name}: {what} returned only {dtypes}, in which no rounding error shows; "
             f"return the floating-point values that they come from, and name them in `decisions` to compare the choices"
         )
-    return found
 
 
 def _lacking(name: str, text: str) -> Reason:
@@ -452,12 +665,51 @@ def _overlap(left: Tensor, right: Tensor) -> dict[str, Any]:
     return {"k": k, "topk": float(shared.double().mean())}
 
 
-def _with_fallbacks(verdict: Verdict, fell_back: list[str], allowed: tuple[str, ...]) -> Verdict:
-    if not fell_back:
-        return verdict
-    verdict = replace(verdict, marks=(*verdict.marks, FELL_BACK))
-    unknown = [each for each in fell_back if each not in allowed]
-    if not unknown:
-        return verdict
-    text = f"FELL BACK: computed by the CPU in place of the device: {', '.join(unknown)}; there CPU was compared with CPU"
-    return replace(verdict, failures=(Reason(criterion="fallback", text=text), *verdict.failures))
+def _with_what_was_seen(verdict: Verdict, seen: Watched, allowed: tuple[str, ...]) -> Verdict:
+    """The verdict with what the CPU computed in place of the device: an operator that fell back, the model's own code, all of it."""
+    found, marks = [], []
+    unknown = [each for each in seen.fell_back if each not in allowed]
+    if seen.fell_back:
+        marks.append(FELL_BACK)
+    if unknown:
+        text = f"FELL BACK: computed by the CPU in place of the device: {', '.join(unknown)}; there CPU was compared with CPU"
+        found.append(Reason(criterion="fallback", text=text))
+    if seen.computed == 0:
+        text = "the device computed nothing: no operator but copies and views ran there; keep the model and its inputs on the device"
+        found.append(Reason(criterion="fallback", text=text))
+    if seen.on_host:
+        marks.append(Mark.ON_HOST)
+    return replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks))
+
+
+def _host_text(seen: Watched) -> str:
+    """What is said of a model whose own code leaves the device."""
+    if not seen.on_host:
+        return ""
+    return f"ON HOST: the model's own code brings values from the device to the CPU and computes there: {', '.join(seen.on_host[:6])}"
+
+
+def _unseen(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golden: Mapping[str, Tensor] | None) -> list[Reason]:
+    """A reason where every output is zero, not finite, or one constant without an error: a PASS would show nothing."""
+    pairs = [(outputs[name], each) for name, each in expected.items() if name in outputs and each.is_floating_point() and each.numel()]
+    if not pairs:
+        return []
+    said = ""
+    if not any(bool(each.any()) for pair in pairs for each in pair):
+        said = "zero"
+    elif not any(bool(each.isfinite().any()) for pair in pairs for each in pair):
+        said = "Inf or NaN"
+    elif all(_is_constant(*pair) for pair in pairs) and all(
+        golden is not None and name in golden and torch.equal(golden[name].double(), each.double())
+        for name, each in expected.items()
+        if each.is_floating_point()
+    ):
+        said = "the same number"
+    if not said:
+        return []
+    text = f"every element of every output is {said} on both sides: nothing shows what computes it; give weights and inputs that do (a last layer of zeros hides all before it)"
+    return [Reason(criterion="empty", text=text)]
+
+
+def _is_constant(actual: Tensor, expected: Tensor) -> bool:
+    return expected.numel() > 1 and torch.equal(actual, expected) and bool((expected == expected.reshape(-1)[0]).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import importlib.machinery
@@ -12,6 +13,7 @@ import json
 import marshal
 import os
 import pickle
+import re
 import select
 import signal
 import socket
@@ -22,7 +24,8 @@ import threading
 import traceback
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,11 @@ from torch.nn.utils import parametrize
 
 from harness import errors, torch_private
 from harness.errors import CaseError, HarnessError, RunError
-from harness.reference import copy_module, run_cpu, tensors_of
+from harness.reference import Draws, Reference, copy_module, refer, untouched
+from harness.reference.dtypes import kept
 from harness.reference.layers import layered
 from harness.reference.models import LARGE, keep_large_blocks, release_memory
+from harness.reference.untouched import versions
 
 WHERE = "in the process without torch_npu"
 PARENTS_MAIN = "__parents_main__"  # what the child calls the parent's __main__, so that a guarded script does not run there
@@ -51,15 +56,70 @@ _serve(int(sys.argv[1]))
 """
 
 
-def needs_clean(model: nn.Module) -> bool:
-    """Whether a part of the model is transformers' own or derives from it, so that its CPU results depend on an NPU being there.
+_NAMES = re.compile(r"is_torch_npu_available|is_npu_available|npu|torch_npu|npu_\w+")  # of code that asks for an NPU
+_NEEDS = re.compile(r"^(?:import|from) torch_npu\b", re.MULTILINE)  # it cannot be imported without torch_npu
 
-    transformers 5.24, integrations/sdpa_attention.py: where is_torch_npu_available() says yes, every attention mask that is not
-    boolean becomes `logical_not(mask.bool())`, also for tensors on the CPU. An additive mask loses its values, and a position bias
-    becomes a mask that hides what it should favour. The answer is taken when transformers is imported and stays, so a reference that
-    is free of it needs another process. A model that calls transformers' functions without any of its classes is not recognised.
+
+def needs_clean(model: nn.Module) -> bool:
+    """Whether the model's CPU results may depend on an NPU being there.
+
+    - A part is transformers' own or derives from it. transformers 5.24, integrations/sdpa_attention.py: where
+      is_torch_npu_available() says yes, every attention mask that is not boolean becomes `logical_not(mask.bool())`,
+      also for tensors on the CPU. An additive mask loses its values, and a position bias becomes a mask that hides what
+      it should favour. The answer is taken when transformers is imported and stays, so a reference that is free of it
+      needs another process.
+    - A method of one of its classes, or a function of the same module that a method calls, names an NPU, as diffusers'
+      activations do (`is_torch_npu_available()`, `torch.npu`, `torch_npu.npu_geglu`), and every class of the model can be
+      imported there.
+
+    A model that only calls functions of such packages is not recognised: `Case(isolated=True)`.
     """
-    return any(kind.__module__.partition(".")[0] == "transformers" for module in model.modules() for kind in type(module).__mro__)
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    if any(kind.__module__.partition(".")[0] == "transformers" for kind in kinds):
+        return True
+    asks = any(_asks(kind) for kind in kinds)
+    return asks and not any("<locals>" in kind.__qualname__ or _needs_npu(kind.__module__) for kind in kinds)
+
+
+_NEVER = ("torch", "torch_npu", "builtins", "typing", "abc")  # packages whose classes are the same in both processes
+
+
+@functools.cache
+def _asks(kind: type) -> bool:
+    """Whether a class's own methods, or functions of its module that they call, name an NPU."""
+    module = vars(sys.modules.get(kind.__module__, types))
+    if kind.__module__.partition(".")[0] in _NEVER:
+        return False
+    todo = [each for value in vars(kind).values() for each in _codes_of(value)]
+    seen = set()
+    while todo:
+        code = todo.pop()
+        if code in seen:
+            continue
+        seen.add(code)
+        if any(_NAMES.fullmatch(name) for name in code.co_names):
+            return True
+        todo += [each for each in code.co_consts if isinstance(each, types.CodeType)]
+        called = [module.get(name) for name in code.co_names]
+        todo += [each for value in called if getattr(value, "__module__", None) == kind.__module__ for each in _codes_of(value)]
+    return False
+
+
+def _codes_of(value: Any) -> list[types.CodeType]:
+    """The code of a function, a method, a property or what a decorator wraps."""
+    value = getattr(value, "__func__", value)
+    parts = [value.fget] if isinstance(value, property) else [value, getattr(value, "__wrapped__", None)]
+    return [each.__code__ for each in parts if isinstance(each, types.FunctionType)]
+
+
+@functools.cache
+def _needs_npu(name: str) -> bool:
+    """Whether a module imports torch_npu where it begins, so that it cannot be imported where there is none."""
+    try:
+        source = Path(sys.modules[name].__file__).read_text(encoding="utf-8")
+    except (KeyError, AttributeError, TypeError, OSError, UnicodeDecodeError):
+        return False
+    return bool(_NEEDS.search(source))
 
 
 _Number = tuple[int, Any]  # a model's id here and the dtype in which it was sent
@@ -155,20 +215,25 @@ class CleanProcess:
         cast: torch.dtype | None = None,
         wide: bool = False,
         layers: bool = False,
+        draws: Draws | None = None,
+        twice: bool = False,
         **how: Any,
-    ) -> tuple[dict[str, Tensor], float, str]:
-        """`run_cpu(model, inputs, **how)` there: the outputs by name (`tensors_of`), milliseconds, and what computed them, in words.
+    ) -> Reference:
+        """`refer(…, inputs, draws=draws, twice=twice, **how)` there, on copies of the model that is there.
 
         With `cast` the model is sent in that dtype, and this process keeps no copy of it. `wide` runs those weights in
-        float64, in a copy that is made there before the first run: one that casts layer by layer with `layers`, else a
-        whole one.
+        float64, in a copy that is made there: one that casts layer by layer with `layers`, else a whole one.
 
         Raises: as `run`; CaseError when `what` returned something that is no tensor.
         """
         with self._lock:
             self.start()
-            number = self._place(model, cast, layers)
-            return self.run(_forward, number, inputs, what, wide, layers, how)
+            number = self._place(model, cast)
+            draws = draws or Draws(seed=0, dtype=how["dtype"], alike=False)
+            found, written = self.run(_forward, number, inputs, wide, layers, dict(what=what, draws=draws, twice=twice) | how)
+            if written:  # the weights there are no more those that are here
+                self._forget([number])
+            return found
 
     def forget_gone(self) -> None:
         """Have the process free the models that are no more here."""
@@ -181,7 +246,7 @@ class CleanProcess:
             self.run(_forget, gone)
             self._sent = {each: kept for each, kept in self._sent.items() if each not in gone}
 
-    def _place(self, model: nn.Module, cast: torch.dtype | None, layers: bool) -> _Number:
+    def _place(self, model: nn.Module, cast: torch.dtype | None) -> _Number:
         """The number of the model there, after it was sent if it is new or changed."""
         number, state = (id(model), cast), _state(model)
         gone = [number for number, (alive, _) in self._sent.items() if alive() is None]
@@ -190,7 +255,7 @@ class CleanProcess:
             gone.append(number)
         self._forget(gone)  # first: the old one and the new one may not fit together
         if number not in self._sent:
-            self.run(_keep, number, _in(model, cast), layers)
+            self.run(_keep, number, _in(model, cast))
             self._sent[number] = (weakref.ref(model), state)
         return number
 
@@ -245,7 +310,8 @@ def _state(model: nn.Module) -> tuple:
 def _in(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """`model`, or a copy of it in `dtype` where it is in another."""
     floats = [each for each in [*model.parameters(), *model.buffers()] if each.is_floating_point()]
-    if dtype is None or all(each.dtype == dtype for each in floats):
+    stays = frozenset() if dtype is None else kept(model, dtype)
+    if dtype is None or all(each.dtype == dtype or id(each) in stays for each in floats):
         return model
     return copy_module(model, dtype=dtype, device=torch.device("cpu"))
 
@@ -469,8 +535,9 @@ def _load(name: str, file: str) -> types.ModuleType:
 # ------------------------------------------------------------------------------------------------------ the other side
 
 _serving = False
-_models: dict[_Number, nn.Module] = {}
-_wide: dict[_Number, nn.Module] = {}  # their float64 copies
+_models: dict[_Number, nn.Module] = {}  # as they were sent: only copies of them run
+_wide: dict[_Number, nn.Module] = {}  # their whole float64 copies
+_writing: set[_Number] = set()  # those that write into their parameters while they run
 
 
 def _serve(number: int) -> None:
@@ -519,19 +586,15 @@ def _adopt(*, threads: int, dtype: torch.dtype, products: str, deterministic: tu
     torch.default_generator.set_state(random)
 
 
-def _keep(number: _Number, model: nn.Module, layers: bool) -> None:
+def _keep(number: _Number, model: nn.Module) -> None:
     _register(model)
     _models[number] = model
-    if number[1] is not None:
-        _widen(number, layers)  # now: a run may write into the model's buffers
 
 
-def _widen(number: _Number, layers: bool) -> nn.Module:
-    """The float64 copy of a model that is here."""
+def _widen(number: _Number) -> nn.Module:
+    """The whole float64 copy of a model that is here."""
     if number not in _wide:
-        narrow = _models[number]
-        _wide[number] = layered(narrow) if layers else copy_module(narrow, dtype=torch.float64, device=torch.device("cpu"))
-        _register(_wide[number])
+        _wide[number] = copy_module(_models[number], dtype=torch.float64, device=torch.device("cpu"))
     return _wide[number]
 
 
@@ -565,12 +628,28 @@ def _forget(numbers: list[_Number]) -> None:
         release_memory()
 
 
-def _forward(
-    number: _Number, inputs: Any, what: str, wide: bool, layers: bool, how: dict[str, Any]
-) -> tuple[dict[str, Tensor], float, str]:
-    model = _widen(number, layers) if wide else _models[number]
-    outputs, milliseconds, words = run_cpu(model, inputs, **how)
-    return {name: _alone(tensor) for name, tensor in tensors_of(outputs, what).items()}, milliseconds, f"{words}, {WHERE}"
+def _forward(number: _Number, inputs: Any, wide: bool, layers: bool, how: dict[str, Any]) -> tuple[Reference, bool]:
+    """What a copy of a model gives, and whether it wrote into the weights that it shares with the model."""
+    there = torch.device("cpu")
+    source = _widen(number) if wide and not layers else _models[number]
+    before = versions(source)
+
+    @contextlib.contextmanager
+    def lend() -> Iterator[nn.Module]:
+        if wide and layers:
+            model = layered(source)
+        else:
+            model = copy_module(source, dtype=None, device=there) if number in _writing else untouched(source)
+        _register(model)
+        yield model
+
+    found = refer(lend, inputs, **how)
+    written = versions(source) != before
+    if written:
+        _writing.add(number)
+    outputs = {name: _alone(tensor) for name, tensor in found.outputs.items()}
+    again = None if found.again is None else {name: _alone(tensor) for name, tensor in found.again.items()}
+    return replace(found, outputs=outputs, again=again, words=f"{found.words}, {WHERE}"), written
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
     ├── CaseError        a case returned something that cannot be measured
     ├── MemoryLimitError a case needs more host memory than there is
     ├── RunError         a model raised while it ran
+    ├── UnstableReferenceError  two runs on the CPU return other numbers
     └── TorchError       the installed torch is older than the harness needs
 """
 
@@ -40,3 +41,7 @@ class TorchError(HarnessError):
 
 class LossyReferenceError(HarnessError):
     """The CPU loses more in float32 products than float32 does, so it cannot be what a device is held against."""
+
+
+class UnstableReferenceError(HarnessError):
+    """Two runs of a case on the CPU return other numbers, so they cannot be what a device is held against."""

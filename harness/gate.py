@@ -47,6 +47,7 @@ class Mark(_Word):
     NEAR_TIE = "NEAR TIE"  # a generated token differs where two logits lie closer than they are known
     UNFELT = "SWITCH NOT FELT"  # the device is as exact as if HF32 or TF32, which its switches allow, were off
     FELL_BACK = "FELL BACK"  # an operator of the device's run was computed by the CPU
+    ON_HOST = "ON HOST"  # the model's own code brings values from the device and computes with them on the CPU
     UNDECIDABLE = "UNDECIDABLE"  # healthy runs differ by too much to decide
     CRASHED = "CRASHED"  # its process died
     HUNG = "HUNG"  # it did not end in its time
@@ -124,12 +125,14 @@ class Tolerance:
     gain_ratio: float | None = None  # at most; the share of the error that is one factor for all, over what is allowed
     shift_ratio: float | None = None  # at most; likewise for what is added to all
     unexplained_ratio: float | None = None  # at most; what the forecast leaves unexplained, over the scatter of sums
+    undecided: float | None = None  # at most; the error that the floor lets pass, as a share of the output: see `UNDECIDED`
     preset: str = ""  # "floor", "sharp", "card", "cann", "dynamo", "close" or "pair"
     reason: str = ""  # where the limits come from; the report prints it
 
     def __post_init__(self):
         limits = self.limits()
-        if not limits and not self.preset:
+        judging = [name for name, limit in limits.items() if name != "undecided" and limit != (0 if name in AT_LEAST else math.inf)]
+        if not judging and not self.preset:
             raise ValueError(f"a Tolerance without limits would pass anything; name a preset or set one of {', '.join(LIMITS)}")
         if self.preset and self.preset not in PRESETS:
             raise ValueError(f"no preset is called {self.preset!r}; there are {', '.join(PRESETS)}")
@@ -147,6 +150,7 @@ class Tolerance:
 
 AT_LEAST = ("cos_sim", "token_cos_sim", "matched", "top1")
 FLOORED = ("forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio", "unexplained_ratio")  # what needs the references
+NEEDS_FLOOR = (*FLOORED, "undecided")
 LIMITS = tuple(each.name for each in fields(Tolerance) if each.name not in ("preset", "reason"))
 NUMERIC = frozenset((*LIMITS, "rmse"))  # criteria that are a number beyond its limit; every other one is a way of its own to fail
 
@@ -158,7 +162,7 @@ def without_forecast(tolerance: Tolerance, why: str, dtype: str) -> Tolerance:
     scale. In float32 its budget is that of HF32, CANN's T = 2^-11, since nobody says that HF32 is off there. A tolerance that needs no
     expected error is left as it is. `why` becomes the reason, which the report prints.
     """
-    floored = {name: None for name in tolerance.limits() if name in FLOORED}
+    floored = {name: None for name in tolerance.limits() if name in NEEDS_FLOOR}
     needs = tolerance.preset in ("floor", "sharp")
     if not needs and not floored:
         return tolerance
@@ -285,6 +289,9 @@ class Evidence:
     parted: str = ""  # where generations part, in words
     stored: tuple[str, ...] = ()  # those of the CPU's runs that were read from a reference store
     card: str | None = None  # the physical card that ran it; processes of one run may have a card of their own
+    weights_sha256: str | None = None  # of what model() built, so that another checkpoint is known without its path
+    weights_from: str = ""  # of weights without checkpoint=, as `harness.reference.origin.Origin` says; "" random ones
+    notes: tuple[str, ...] = ()  # what else a reader must know of how it ran, in sentences
 
     @property
     def compiled(self) -> str:
@@ -370,6 +377,12 @@ class Check:
     @property
     def text(self) -> str:
         """One sentence: what was found, where, what was allowed, what would have been enough."""
+        if self.name == "undecided":
+            return (
+                f"UNDECIDABLE: healthy runs differ so much from float64 that an error of {self.found:.3g} times the output would "
+                f"pass (up to {self.limit:.3g} allowed): run the case in a wider dtype, return what comes before the values that "
+                f"tip over, or accept it with Tolerance(preset=…, undecided={math.ceil(self.found * 100) / 100 if math.isfinite(self.found) else math.inf:g}, reason=…)"
+            )
         where = f" {self.where}" if self.where else ""
         if self.name in AT_LEAST:
             return f"{self.name} {self.found:.9f}{where} (at least {self.limit:.9g} required){_enough(self.found, down=True)}"
@@ -407,7 +420,9 @@ def judge(
     failures += _decision_failures(decisions, tolerance)
     if named and not any(found.numel for found in named.values() if found.comparable) and not failures:
         failures.append(Reason(criterion="empty", text="every output has zero elements: nothing was compared; give inputs that bring some"))
-    return Verdict(comparisons=named, failures=tuple(failures), tolerance=tolerance, decisions=decisions, references=known)
+    marks = (Mark.UNDECIDABLE,) if any(each.criterion == "undecided" for each in failures) else ()
+    how = dict(tolerance=tolerance, decisions=decisions, references=known)
+    return Verdict(comparisons=named, failures=tuple(failures), marks=marks, **how)
 
 
 def checks_of(verdict: Verdict) -> list[Check]:
@@ -456,13 +471,16 @@ def _failures(output: str, found: Comparison, references: References | None, tol
 
 
 def _needs_references(tolerance: Tolerance) -> bool:
-    return tolerance.preset in ("floor", "sharp", "dynamo") or any(name in FLOORED for name in tolerance.limits())
+    return tolerance.preset in ("floor", "sharp", "dynamo") or any(name in NEEDS_FLOOR for name in tolerance.limits())
 
 
 def _checks(found: Comparison, references: References | None, tolerance: Tolerance) -> list[Check]:
     """The preset's checks, but for those that have a limit of their own, and the limits of one's own."""
     own = tolerance.limits()
-    checks = [each for each in PRESETS[tolerance.preset](found, references) if each.name not in own] if tolerance.preset else []
+    checks = PRESETS[tolerance.preset](found, references) if tolerance.preset else []
+    if not any(each.name == "undecided" for each in checks) and any(name in FLOORED for name in own):
+        checks = [*checks, *_undecided(found, references)]
+    checks = [each for each in checks if each.name not in own]
     return checks + [check for name, limit in own.items() if (check := _own(found, references, name, limit)) is not None]
 
 
@@ -471,6 +489,8 @@ def _own(found: Comparison, references: References | None, name: str, limit: flo
         return None  # of the case as a whole
     if name in ("token_cos_sim", "token_rel_l2", "token_ratio") and found.worst_token is None:
         return None  # a flat output has no tokens; its one vector is what cos_sim and rel_l2 judge
+    if name == "undecided":
+        return next(iter(_undecided(found, references, limit)), None)
     if name in FLOORED:
         return _check(references.golden, name, limit, references.ratios()[name])
     return _check(found, name, limit)
@@ -517,7 +537,20 @@ def _floor(found: Comparison, references: References) -> list[Check]:
     checks = [_check(references.golden, name, limit, ratios[name]) for name, limit in limits.items()]
     checks[0] = replace(checks[0], where=_bits_text(references))
     largest = max(references.floor("max_diff"), ROUNDOFF.get(found.dtype, 0.0) * max(found.rms, abs(references.golden.flip_value)))
-    return [*checks, _check(references.golden, "flip_margin", 2 * times * largest)]
+    return [*checks, _check(references.golden, "flip_margin", 2 * times * largest), *_undecided(found, references)]
+
+
+# The largest error, as a share of the output, that a limit in floors may let pass. With it a floor is at most a quarter
+# of an output of 1,000 elements and more, a tenth of one of 11 to 500 and a twentieth of a smaller one. A device that
+# returned zeros has 1, one that returned something else of that size 1.4.
+UNDECIDED = 0.5
+
+
+def _undecided(found: Comparison, references: References, limit: float = UNDECIDED) -> list[Check]:
+    """Whether the floor is small enough to decide anything: what it lets pass must be a part of the output."""
+    if references.golden.rms == 0:  # there is nothing to take a share of
+        return []
+    return [Check(name="undecided", found=slack(found.numel) * references.floor("rel_l2"), limit=limit)]
 
 
 def bits(error: float) -> float:

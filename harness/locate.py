@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from harness.case import Case, copy_of, without_npu
+from harness.case import Case, copy_of, inputs_of, without_npu
 from harness.devices import Device, unknown_rounding
 from harness.devices.device_errors import fault_in, summary
 from harness.errors import DeviceError, HarnessError
 from harness.evidence import cause_of, rule_of
 from harness.forecast import rounding, rules_of
-from harness.reference import Models, fresh, move, require_float32, roundoff, run, tensors_of
+from harness.reference import Models, fresh, require_float32, roundoff, run, seeded, tensors_of
 from harness.torch_private import WeakTensorKeyDictionary, tree_map
 from harness.trial import FAILS, Trial, apart, budget, copies, copy_strided, difference, mutates, name_of, on, tensors_in
 
@@ -168,17 +168,27 @@ def locate(
         raise ValueError(f"there is no level {level!r}; there are {', '.join(LEVELS)}")
     require_float32()
     models = models if models is not None else Models()
-    drawn = case.inputs(torch.Generator().manual_seed(0 if seed is None else seed))
-    inputs = move(drawn, device="cpu", dtype=case.torch_dtype)
-    model = copy_of(models, case, "cpu")
+    inputs = inputs_of(case, seed)
     at = f"{case.name} {case.dtype}" + ("" if seed is None else f" seed {seed}") + ", locating"
     device.check(at)
-    with device.telling(at):
-        there = copy_of(models, case, device.torch_device)
+    with contextlib.ExitStack() as lent:
+        model = lent.enter_context(copy_of(models, case, "cpu"))
+        with device.telling(at):
+            there = lent.enter_context(copy_of(models, case, device.torch_device))
+        lent.enter_context(seeded(seed or 0, *filter(None, [device.generator])))
+        how = dict(level=level, backward=backward, limit=limit, at=at)
+        return _located(case, seed, device, models, model, there, inputs, **how)
+
+
+def _located(
+    case: Case, seed: int | None, device: Device, models: Models, model: nn.Module, there: nn.Module, inputs: Any, *,
+    level: str, backward: bool, limit: float, at: str,
+) -> Finding:  # fmt: skip
+    """`locate` on two copies of the model that may run."""
     more: dict[str, Any] = {}
     if level == "modules":
         beside = _Modules(model, there, device)
-        steps = beside.steps(lambda: run(model, fresh(inputs), forward=case.forward, where="on the CPU"))
+        steps = beside.steps(lambda: run(model, fresh(inputs), forward=case.forward, where="on the CPU", gradients=case.gradients))
         more = {"steps": tuple(steps), "gone": beside.gone}
     else:
         with named(model) as path:
@@ -186,12 +196,12 @@ def locate(
             mode = _Lockstep(device, path, backward, until, case.fallbacks)
             mode.share(model, there)
             with mode:
-                output = run(model, own, forward=case.forward, where="on the CPU")
+                output = run(model, own, forward=case.forward, where="on the CPU", gradients=case.gradients)
         more = {"steps": tuple(mode.steps), "trial": mode.trial, "unseen": mode.unseen}
         more |= {"gone": mode.gone, "compiling": mode.compiling}
         undecided = any(each.bad or RANDOM in each.note for each in mode.steps)
         if not mode.unseen and not mode.gone and time.monotonic() < mode.until and not undecided:
-            more["otherwise"] = _otherwise(case, models, model, inputs, device, output)
+            more["otherwise"] = _otherwise(case, seed, models, model, inputs, device, output)
     more["gone"] = more["gone"] or _ended(device, at)
     return Finding(case=case.name, dtype=case.dtype, seed=seed, level=level, **more)
 
@@ -211,13 +221,13 @@ def _raised(error: Exception) -> str:
     return f"the device raised {summary(error)}" + (f" ({fault.sentence})" if fault else "")
 
 
-def _otherwise(case: Case, models: Models, model: nn.Module, inputs: Any, device: Device, output: Any) -> float:
+def _otherwise(case: Case, seed: int | None, models: Models, model: nn.Module, inputs: Any, device: Device, output: Any) -> float:
     """How far the CPU's output lies from that of a process without torch_npu; 0 within roundings, or where this process does not repeat itself."""
     try:
-        alone = without_npu(case, models, inputs, device)
+        alone = without_npu(case, models, inputs, device, seed)
         if alone is None:
             return 0.0
-        here, again = (tensors_of(each, case.name) for each in (output, run(model, fresh(inputs), forward=case.forward, where="on the CPU")))
+        here, again = (tensors_of(each, case.name) for each in (output, run(model, fresh(inputs), forward=case.forward, where="on the CPU", gradients=case.gradients)))
     except HarnessError:
         return 0.0
     names = [name for name in alone if name in here and name in again]

@@ -7,7 +7,12 @@ which the installed torch lacks, and a test asks it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from harness.versions import require_torch
@@ -15,22 +20,26 @@ from harness.versions import require_torch
 require_torch()  # before a name that an older torch lacks is an ImportError
 
 import torch  # noqa: E402
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 from torch.nn.utils import parametrize  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
 
 __all__ = [
-    "NAMES", "OPERATORS", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "has_kernel", "missing", "mkldnn_enabled", "operator",
+    "NAMES", "OPERATORS", "StorageWeakRef", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "has_kernel", "in_threads", "missing", "mkldnn_enabled", "operator",
     "operator_names", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map",
 ]  # fmt: skip
 
 NAMES = {  # under torch: what it is used for
     "_C._dispatch_has_kernel_for_dispatch_key": "whether an operator falls back from the device to the CPU, and which are composite",
     "_C._dispatch_get_all_op_names": "the forms of an operator that falls back",
+    "ops.aten.add.Tensor._op_dk": "operators that one custom or composite operator is made of, on the device",
+    "_C.DispatchKey": "the same",
     "_C._get_mkldnn_enabled": "the process without torch_npu computes as this one does",
     "_C._set_mkldnn_enabled": "the same",
     "_C._set_deterministic_algorithms": "the same",
+    "multiprocessing.reductions.StorageWeakRef": "which memory of a model was filled with random numbers",
     "nn.utils.parametrize._inject_new_class": "modules with weight_norm in the process without torch_npu",
     "nn.utils.parametrize._inject_property": "the same",
     "utils._python_dispatch.TorchDispatchMode": "float64 references, forecasts, fallbacks",
@@ -71,6 +80,11 @@ def has_kernel(name: str, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
 
 
+def call_kernel(func: Any, key: str, args: tuple, kwargs: dict) -> Any:
+    """What an operator's kernel for a key, "CompositeExplicitAutograd", returns; modes see the operators that it calls."""
+    return func._op_dk(getattr(torch._C.DispatchKey, key), *args, **kwargs)
+
+
 def operator_names() -> list[str]:
     """Every operator that is registered, with its overload: "aten::mul.Tensor"."""
     return torch._C._dispatch_get_all_op_names()
@@ -93,6 +107,28 @@ def set_mkldnn_enabled(enabled: bool) -> None:
     switch = _at("_C._set_mkldnn_enabled")
     if switch is not None:
         switch(enabled)
+
+
+@contextlib.contextmanager
+def in_threads(make: Callable[[], AbstractContextManager]) -> Iterator[None]:
+    """Enter the mode that `make()` gives, here and in every thread that `threading` starts while the block runs.
+
+    torch keeps its modes by thread. A thread that outlives the block keeps its mode.
+    """
+    before, open_ = threading.getprofile(), [True]
+
+    def enter(frame: Any, event: str, argument: Any) -> None:
+        sys.setprofile(before)
+        if open_:
+            make().__enter__()
+
+    with make():
+        threading.setprofile(enter)
+        try:
+            yield
+        finally:
+            open_.clear()
+            threading.setprofile(before)
 
 
 def adopt_parametrized(module: torch.nn.Module) -> None:

@@ -22,7 +22,6 @@ def subjects(dtype: str) -> list:
     import torch
 
     from harness import Case, open_device
-    from harness.case import copy_of
     from harness.locate import locate
     from harness.models.aimv2 import build
     from harness.reference import Models
@@ -35,7 +34,8 @@ def subjects(dtype: str) -> list:
         dtype=dtype,
     )
     x = case.inputs(torch.Generator().manual_seed(1)).to(case.torch_dtype)
-    here, there = (copy_of(models, case, each) for each in ("cpu", device.torch_device))
+    places = (torch.device("cpu"), device.torch_device)
+    here, there = (models.get(**case.built, device=each) for each in places)
 
     def forward(model, place):
         with torch.no_grad():

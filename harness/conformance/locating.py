@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from harness.case import Case, copy_of
+from harness.case import Case
 from harness.conformance.detection import FAULTS, SUBJECTS, Subject
 from harness.devices import Device, open_device
 from harness.emulator import faults
@@ -89,7 +89,7 @@ class Bed:
     def __init__(self, subject: Subject, dtype: str, device: Device):
         build = lambda: subject.build().eval().requires_grad_(False)  # noqa: E731
         self.case, self.device, self.models = Case(name=subject.name, model=build, inputs=subject.inputs, dtype=dtype, forward=subject.forward), device, Models()
-        self.model = copy_of(self.models, self.case, "cpu")
+        self.model = self.models.get(**self.case.built, device=torch.device("cpu"))  # its hooks are copied with it
         with named(self.model) as path:
             self.census = {name: _Inside("nothing", "stale", path=path, module=name) for name, _ in self.model.named_modules()}
             self.healthy = self.located(*self.census.values())

@@ -15,6 +15,7 @@ from harness.devices.device_errors import AGAIN, fault_in, summary
 from harness.devices.fallback import Watch, Watched
 from harness.devices.stack import Stack, read_stack
 from harness.errors import DeviceError, HarnessError, RunError
+from harness.torch_private import in_threads
 
 SIZES = (4, 1000, 100_000)  # elements of the float32 tensors of a check, which lie in blocks of different sizes
 EXACT = 1 << 22  # the sum of two whole numbers below it is exact in float32
@@ -51,6 +52,12 @@ class Device:
     def stack(self) -> Stack:
         """The stack as it is now: switches may change between two runs."""
         return read_stack(self)
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """torch's own generator of random numbers on the device; None for the CPU."""
+        module = {"npu": getattr(torch, "npu", None), "cuda": torch.cuda}.get(self.torch_device.type)
+        return None if module is None else module.default_generators[self.torch_device.index or 0]
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given. Raises: what an operator raised that ran meanwhile."""
@@ -163,14 +170,17 @@ class Device:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[Watched]:
-        """Collect the operators that fall back from an NPU to the CPU while the block runs."""
-        seen = Watched()
-        if self.torch_device.type != "npu":
+        """See what the CPU computes in place of the device while the block runs, in the threads that it starts too."""
+        seen, kind = Watched(), self.torch_device.type
+        if kind == "cpu":
             yield seen
             return
-        from harness import emulator
+        seen.computed, to_host = 0, None
+        if kind == "npu":
+            from harness import emulator
 
-        with Watch(seen, emulator.bytes_to_host if emulator.installed() else None):
+            to_host = emulator.bytes_to_host if emulator.installed() else None
+        with in_threads(lambda: Watch(seen, to_host, kind)):
             yield seen
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Operators that fall back from an NPU to the CPU while a block runs."""
+"""What the CPU computes while a model runs on an NPU: operators that fall back, and what the model brings there itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from harness.torch_private import TorchDispatchMode, has_kernel, operator_names, tree_leaves
+from harness.torch_private import TorchDispatchMode, WeakTensorKeyDictionary, call_kernel, has_kernel, operator_names, tree_leaves
 
 
 @dataclass(kw_only=True)
@@ -16,43 +17,138 @@ class Watched:
     """What `Device.watch` saw."""
 
     fell_back: list[str] = field(default_factory=list)  # operators that the CPU computed in place of the device
+    on_host: list[str] = field(default_factory=list)  # operators that the model's own code ran on the CPU, on values from the device
+    computed: int | None = None  # operators that ran on the device, but for copies and views; None where nobody counts
 
 
 class Watch(TorchDispatchMode):
-    """Sees every operator on an NPU's tensors and asks the dispatcher whether torch_npu has a kernel for it.
+    """Sees every operator on a device's tensors and asks the dispatcher whether an NPU has a kernel for it.
 
     torch_npu says so itself only on standard error, and once for each operator in a process. Where it calls the CPU itself, inside a kernel, nothing
-    says so; on an emulated device `to_host` counts the bytes that come back, and an operator that brings its inputs back is one.
+    says so; on an emulated device `to_host` counts the bytes that come back, and an operator that brings its inputs back is one. An operator
+    that is made of others, a custom one or any in inference mode, is taken apart, so that those are seen.
     """
 
-    def __init__(self, seen: Watched, to_host: Callable[[], int] | None = None):
+    def __init__(self, seen: Watched, to_host: Callable[[], int] | None = None, kind: str = "npu"):
         super().__init__()
-        self.seen, self.to_host = seen, to_host
+        self.seen, self.to_host, self.kind = seen, to_host, kind
+        self.inside: list[str] = []  # the custom operators that run
+        self.brought = WeakTensorKeyDictionary()  # tensors on the CPU whose values come from the device
+        self.sizes: set[int] = set()  # elements of those that were brought
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         name = func.name()
-        if _falls_back(name):
+        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        there = [each for each in tensors if each.device.type == self.kind]
+        made = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == self.kind
+        if not there and not made:
+            return self._on_host(func, name, tensors, args, kwargs)
+        key = _apart(name) if there else None
+        if key is not None:
+            return self._taken_apart(func, name, key, args, kwargs)
+        if self.kind == "npu" and _falls_back(name):
             self._add(name)
-        if self.to_host is None or name.startswith(COPIES):
-            return func(*args, **(kwargs or {}))
-        before, size = self.to_host(), _largest((args, kwargs))
-        found = func(*args, **(kwargs or {}))
-        if size and self.to_host() - before >= size:
-            self._add(name)
+        if name.startswith(COPIES):
+            found = func(*args, **kwargs)
+            self._copied(found, args, tensors)
+            return found
+        if self.to_host is None:
+            found = func(*args, **kwargs)
+        else:
+            before, size = self.to_host(), _largest(there)
+            found = func(*args, **kwargs)
+            if size and self.to_host() - before >= size:
+                self._add(name)
+        self._count(func, name, found, tensors)
         return found
+
+    def _taken_apart(self, func: Any, name: str, key: str, args: tuple, kwargs: dict) -> Any:
+        self.inside.append(name)
+        try:
+            with self:
+                return call_kernel(func, key, args, kwargs)
+        finally:
+            self.inside.pop()
+
+    def _count(self, func: Any, name: str, found: Any, tensors: list[Tensor]) -> None:
+        """Count an operator that gave new values on the device, and no view, no empty memory and no copy."""
+        if name.startswith(MEMORY):
+            return
+        memory = set() if func._schema.is_mutable else {_memory(each) for each in tensors}
+        results = [each for each in tree_leaves(found) if isinstance(each, Tensor) and each.device.type == self.kind]
+        if any(_memory(each) not in memory for each in results):
+            self.seen.computed = (self.seen.computed or 0) + 1
+
+    def _copied(self, found: Any, args: tuple, tensors: list[Tensor]) -> None:
+        """Note a tensor of fractions that came to the CPU, and one that goes back without having been seen on its way."""
+        if not isinstance(found, Tensor) or found.numel() < 2 or not found.is_floating_point():
+            return
+        sources = [each for each in tensors if each is not found]
+        if found.device.type == "cpu":
+            if any(each.device.type == self.kind for each in sources):
+                self.brought[found] = True
+                self.sizes.add(found.numel())
+        elif sources and all(each.device.type == "cpu" for each in sources) and found.numel() in self.sizes:
+            if not any(each in self.brought for each in sources):
+                self._add_host("what is not torch's, such as numpy")
+
+    def _on_host(self, func: Any, name: str, tensors: list[Tensor], args: tuple, kwargs: dict) -> Any:
+        """An operator on the CPU's tensors: noted where it computes with values that came from the device."""
+        found = func(*args, **kwargs)
+        if not any(each in self.brought for each in tensors):
+            return found
+        memory = {_memory(each) for each in tensors}
+        for each in tree_leaves(found):
+            if isinstance(each, Tensor) and each.is_floating_point():
+                self.brought[each] = True
+                new = _memory(each) not in memory or func._schema.is_mutable
+                if new and not name.startswith((*COPIES, *MEMORY)):
+                    self._add_host(name)
+        return found
+
+    def _add_host(self, name: str) -> None:
+        if self.inside:  # a custom operator is to compute on the device
+            self._add(self.inside[0])
+        elif name not in self.seen.on_host:
+            self.seen.on_host.append(name)
 
     def _add(self, name: str) -> None:
         if name not in self.seen.fell_back:
             self.seen.fell_back.append(name)
 
 
-COPIES = ("aten::copy_", "aten::_to_copy", "aten::_copy_from", "aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal")
+COPIES = (
+    "aten::copy_", "aten::_to_copy", "aten::to.", "aten::type_as", "aten::_copy_from", "aten::_local_scalar_dense", "aten::item",
+    "aten::is_nonzero", "aten::equal",
+)  # fmt: skip
+MEMORY = ("aten::empty", "aten::new_empty", "aten::detach", "aten::clone", "aten::contiguous", "aten::alias", "aten::lift_fresh")
 
 
-def _largest(arguments: Any) -> int:
-    """Bytes of the largest NPU tensor with several elements among the arguments of an operator."""
-    tensors = [each for each in tree_leaves(arguments) if isinstance(each, torch.Tensor) and each.device.type == "npu" and each.numel() > 1]
-    return max((each.numel() * each.element_size() for each in tensors), default=0)
+def _memory(tensor: Tensor) -> tuple:
+    """What tells the memory of one tensor from that of another."""
+    try:
+        return tensor.device, tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # a tensor without memory of its own
+        return tensor.device, id(tensor)
+
+
+def _largest(there: list[Tensor]) -> int:
+    """Bytes of the largest tensor with several elements."""
+    return max((each.numel() * each.element_size() for each in there if each.numel() > 1), default=0)
+
+
+_APART: dict[str, str | None] = {}
+
+
+def _apart(name: str) -> str | None:
+    """The kernel by which an operator is taken apart into others: of a custom one, and in inference mode of a composite one."""
+    if name not in _APART:
+        known = name.startswith(("aten::", "npu::", "prim::", "prims::", "profiler::", "c10d::"))
+        keys = ("CompositeImplicitAutograd",) if known else ("CompositeImplicitAutograd", "CompositeExplicitAutograd", "PrivateUse1")
+        own = known and (name.startswith(COPIES) or has_kernel(name, "PrivateUse1"))
+        _APART[name] = None if own else next((key for key in keys if has_kernel(name, key)), None)
+    return _APART[name]
 
 
 _FALLS_BACK: dict[str, bool] = {}
@@ -61,7 +157,7 @@ _FALLS_BACK: dict[str, bool] = {}
 def _falls_back(name: str) -> bool:
     """Whether an operator, "aten::mul.Tensor", has no kernel for NPUs of its own nor one made of others."""
     if name not in _FALLS_BACK:
-        _FALLS_BACK[name] = name.startswith("aten::") and not _has_kernel(name)
+        _FALLS_BACK[name] = not _has_kernel(name)
     return _FALLS_BACK[name]
 
 

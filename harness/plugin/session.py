@@ -649,14 +649,15 @@ class Session:
         return groups
 
     def _refuse_twins(self) -> None:
-        """Rows of one name become errors: in the report and in a baseline one would hide the other."""
-        from harness.report.rows import without_twins
+        """Rows of one name become errors, one would hide the other, and rows that repeat what another seed measured."""
+        from harness.report.rows import without_repeats, without_twins
 
         rows = [row for row in self.all_rows() if row.test in self.rows]  # what did not run stands for itself
-        twins = without_twins(rows)
+        twins = without_repeats(rows) | without_twins(rows)
         for row in rows:
             if id(row) in twins:
                 self._replace(row, twins[id(row)])
+                self.said.append((f"{row.name}: {twins[id(row)].reasons[-1]}", True))
 
     def _check_names(self, *, bad: bool) -> bool:
         """Say which accepted rows no case of this run has; it is `bad` where the whole was run. Whether all is well."""

@@ -5,10 +5,12 @@ Weights are built once and copied; the CPU's runs are repeatable for a given num
 
 from harness.reference.float32 import require_float32
 from harness.reference.models import Models, copy_module
-from harness.reference.runs import moved_by_one_rounding, roundoff, run, run_cpu
+from harness.reference.randomness import Drawn, Draws, drawing, seeded
+from harness.reference.runs import Reference, moved_by_one_rounding, refer, roundoff, run, run_cpu
 from harness.reference.tensors import digest, fresh, move, tensors_of
+from harness.reference.untouched import changes, untouched
 
 __all__ = [
-    "Models", "copy_module", "digest", "fresh", "move", "moved_by_one_rounding", "require_float32", "roundoff", "run",
-    "run_cpu", "tensors_of",
+    "Drawn", "Draws", "Models", "Reference", "changes", "copy_module", "digest", "drawing", "fresh", "move", "moved_by_one_rounding",
+    "refer", "require_float32", "roundoff", "run", "run_cpu", "seeded", "tensors_of", "untouched",
 ]  # fmt: skip

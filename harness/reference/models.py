@@ -1,22 +1,28 @@
-"""Copies of one model: built once, copied to dtypes and devices."""
+"""Copies of one model: built once and never run, copied to dtypes and devices, and for each run."""
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import ctypes
 import functools
 import gc
+import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.errors import CaseError
+from harness.reference.dtypes import kept
 from harness.reference.layers import has_layers, is_layered, layered
 from harness.reference.memory import Policy, Size
-from harness.reference.tensors import kind_of
+from harness.reference.origin import source, watch_origins
+from harness.reference.randomness import seeded
+from harness.reference.tensors import digest, kind_of
+from harness.reference.untouched import deep_copy, untouched, versions
 
 LARGE = 64 << 20  # bytes of a model from which on its memory is worth a collection, which takes 0.2 s
 
@@ -27,6 +33,9 @@ class Models:
     A full-size model is built in seconds and a case runs it with many seeds, so what is here is most of the run's
     cost. What stays between runs is the model as it was built, its copy in the dtype of the last case, that copy on
     the device, and the float64 one: whole or layer by layer, as `policy` says (`harness.reference.memory.Policy`).
+
+    None of these is ever run: `untouched` lends a copy for a run, which shares their weights and nothing else, so that
+    no run finds what another one left.
     """
 
     def __init__(self, store: Any = None, policy: Policy | None = None):
@@ -38,19 +47,43 @@ class Models:
         self._built: dict[Any, nn.Module] = {}
         self._copies: dict[Any, nn.Module] = {}
         self._plans: dict[Any, bool] = {}
-        self.digests: dict[Any, str] = {}  # of checkpoints, by path: each is read once
+        self._writing: set[Any] = set()  # the models that write into their parameters while they run
+        self.digests: dict[Any, Any] = {}  # of checkpoints, by path, and of what was built: each is read once
         self.conditioning: dict[Any, float | None] = {}  # by model
+        self.draws: dict[Any, bool] = {}  # by model: whether it draws random numbers
+        self.repeats: dict[Any, str] = {}  # by model and dtype: what is to be said of the reference's second run
+        self.contents: dict[Any, str] = {}  # digests of what was built, by model
+        # Where weights come from that have no checkpoint= of their own: `harness.reference.origin.source`.
+        self.sources: dict[Any, str] = {}
+        self.notes: dict[Any, str] = {}  # by model: what was changed of it as it was handed over, in words
 
-    def base(self, key: Any, build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
-        """The model of `key` as `build` makes it, under torch's generator seeded with `seed`.
+    def base(
+        self, key: Any, build: Callable[[], nn.Module], *, seed: int, training: bool = False, gradients: bool = False
+    ) -> nn.Module:
+        """The model of `key` as `build` makes it, under generators seeded with `seed`; it is not to be run.
 
-        Raises: CaseError when `build` returns no module.
+        With `training` it stays in training mode; with `gradients` its parameters ask for gradients as they do.
+
+        Raises: CaseError when `build` returns no module, or with `training` one in evaluation mode.
         """
         if key not in self._built:
             self._free()
-            self._built[key] = self._build(build, seed)
+            model, self.notes[key], self.sources[key] = _build(build, seed, training)
+            self._built[key] = model if gradients else model.requires_grad_(False)
             self._rule = self.policy or Policy.here()
         return self._built[key]
+
+    def content(self, key: Any, build: Callable[[], nn.Module], *, seed: int, **how: bool) -> str:
+        """sha256 over the names, dtypes, shapes and bytes of the weights of `key` as they were built, read once."""
+        if key not in self.contents:
+            model = self.base(key, build, seed=seed, **how)
+            tensors = {id(each): each for each in [*model.parameters(), *model.buffers()]}
+            with ThreadPoolExecutor() as threads:  # hashlib lets other threads run while it reads
+                digests = dict(zip(tensors, threads.map(lambda each: _digest(each), tensors.values())))
+            named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+            lines = sorted(f"{name} {digests[id(each)]}\n" for name, each in named)
+            self.contents[key] = hashlib.sha256("".join(lines).encode()).hexdigest()
+        return self.contents[key]
 
     def _free(self) -> None:
         """Give the last model's memory back before the next one is built: two full-size models may not fit."""
@@ -72,68 +105,130 @@ class Models:
         if (dtype, separate) not in self._plans:
             size = size_of(model)
             layers = dtype != torch.float64 and self._rule.layers(size, dtype, separate=separate) and has_layers(model)
+            layers = layers and not any(each.requires_grad for each in model.parameters())
             self._rule.check(name, size, dtype, separate=separate, emulated=emulated, layers=layers)
             self._plans[dtype, separate] = layers
         return self._plans[dtype, separate]
 
     def get(
-        self, key: Any, build: Callable[[], nn.Module], *, seed: int, dtype: torch.dtype, device: torch.device, wide: bool = False
+        self, key: Any, build: Callable[[], nn.Module], *, seed: int, dtype: torch.dtype, device: torch.device,
+        wide: bool = False, cast: bool = True, **how: bool,
     ) -> nn.Module:
-        """The model of `key` in `dtype` on `device`; `wide` gives those weights in float64. `build` runs under torch's generator seeded
-        with `seed`.
+        """The model of `key` in `dtype` on `device`, not to be run; `wide` gives those weights in float64.
+
+        Without `cast` it is in `dtype` as it was built. `build` and `how` are those of `base`.
 
         Raises: CaseError when `build` returns no module; MemoryLimitError where a float64 copy has no room.
-        """
-        base = self.base(key, build, seed=seed)
-        if device.type == "cpu" and _is_all(base, dtype) and not wide:
+        """  # fmt: skip
+        base = self.base(key, build, seed=seed, **how)
+        if device.type == "cpu" and not wide and (not cast or _is_all(base, dtype)):
             return base
         place = (device, dtype, wide)
         if place not in self._copies:
             old = next((kept for each, kept in self._copies.items() if wide and each[2] and each[0] == device), None)
             self._copies = {each: kept for each, kept in self._copies.items() if each[1] == dtype}
-            narrow = self.get(key, build, seed=seed, dtype=dtype, device=device) if wide else base
+            narrow = base
+            if wide:
+                narrow = self.get(key, build, seed=seed, dtype=dtype, device=device, cast=cast, **how)
             if wide and self.make_room("the model", key, dtype=dtype, separate=False, emulated=False):
                 self._copies[place] = layered(narrow)
             elif old is not None and not is_layered(old):
                 self._copies[place] = _refilled(old, narrow)
             else:
-                self._copies[place] = copy_module(narrow, dtype=torch.float64 if wide else dtype, device=device)
+                target = torch.float64 if wide else dtype if cast else None
+                self._copies[place] = copy_module(narrow, dtype=target, device=device)
         return self._copies[place]
+
+    @contextlib.contextmanager
+    def untouched(
+        self, key: Any, build: Callable[[], nn.Module], *, seed: int, dtype: torch.dtype, device: torch.device,
+        wide: bool = False, cast: bool = True, **how: bool,
+    ) -> Iterator[nn.Module]:
+        """A copy of what `get` gives, to be run: with its weights, and with buffers and attributes of its own.
+
+        Where a run writes into the weights themselves, the model is built anew afterwards, and from then on each copy
+        has weights of its own.
+
+        Raises: as `get`; CaseError for a model that cannot be copied.
+        """  # fmt: skip
+        like = dict(seed=seed, dtype=dtype, device=device, cast=cast, **how)
+        self.base(key, build, seed=seed, **how)
+        if wide and self.make_room("the model", key, dtype=dtype, separate=False, emulated=False):
+            yield layered(self.get(key, build, **like))
+            return
+        whole = self.get(key, build, wide=wide, **like)
+        if key in self._writing:
+            yield copy_module(whole, dtype=None, device=device)
+            return
+        before = versions(whole)
+        yield untouched(whole)
+        if versions(whole) != before:
+            self._writing.add(key)
+            del whole
+            self._free()
 
     def drop(self, *, dtype: torch.dtype, device: torch.device) -> None:
         """Free the copy in `dtype` on `device` before another dtype or model comes; the model as it was built stays."""
         self._copies.pop((device, dtype, False), None)
 
-    @staticmethod
-    def _build(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-        generator = torch.default_generator  # torch.manual_seed would import the compiler, which takes seconds
-        before = generator.get_state()
-        try:
-            generator.manual_seed(seed)
-            model = build()
-        finally:
-            generator.set_state(before)
-        if not isinstance(model, nn.Module):
-            raise CaseError(f"model() returned {kind_of(model)} where a torch.nn.Module was expected")
-        return model.eval().requires_grad_(False)
+
+def _build(build: Callable[[], nn.Module], seed: int, training: bool) -> tuple[nn.Module, str, str]:
+    """A new model, what was changed of it, in words, and where its weights come from: see `Models.sources`."""
+    with seeded(seed), watch_origins() as origins:
+        model = build()
+    if not isinstance(model, nn.Module):
+        raise CaseError(f"model() returned {kind_of(model)} where a torch.nn.Module was expected")
+    lazy = [name for name, each in model.named_parameters() if nn.parameter.is_lazy(each)]
+    if lazy:
+        raise CaseError(f"model() returned a model without values for {lazy[0]} and maybe others; let it run once in model(), so that they are made")
+    for module in model.modules():  # torch copies no result of autograd, such as the weight that weight_norm computes
+        found = {name: each for name, each in vars(module).items() if isinstance(each, Tensor) and not each.is_leaf}
+        vars(module).update({name: each.detach() for name, each in found.items()})
+    if training and not model.training:
+        raise CaseError("training=True, and model() returned a model in evaluation mode; let it return model.train()")
+    came = source(origins.of(model), model)
+    if training or not model.training:  # in evaluation mode a part may be in training mode on purpose
+        return model, "", came
+    heeds = any("training" in _names(module) for module in model.modules())
+    text = "model() returned it in training mode and it was run in evaluation mode; Case(training=True) runs it as it is"
+    with contextlib.suppress(NotImplementedError):  # torch.export's programs have one mode
+        model.eval()
+    return model, text if heeds else "", came
+
+
+def _digest(tensor: Tensor) -> str:
+    try:
+        return digest({"": tensor.detach()})
+    except (RuntimeError, TypeError, NotImplementedError):  # of a layout without plain memory
+        return f"{tensor.dtype} {tuple(tensor.shape)}"
+
+
+def _names(module: nn.Module) -> tuple[str, ...]:
+    """The names that the code of a module's forward uses."""
+    return getattr(getattr(type(module).forward, "__code__", None), "co_names", ())
 
 
 def _is_all(model: nn.Module, dtype: torch.dtype) -> bool:
-    tensors = [*model.parameters(), *model.buffers()]
-    return all(each.dtype == dtype and each.device.type == "cpu" for each in tensors if each.is_floating_point())
+    stays = kept(model, dtype)
+    tensors = [each for each in [*model.parameters(), *model.buffers()] if each.is_floating_point()]
+    return all(each.device.type == "cpu" and (each.dtype == dtype or id(each) in stays) for each in tensors)
 
 
-def copy_module(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def copy_module(model: nn.Module, *, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
     """A copy of `model` on `device` with its floating-point parameters and buffers in `dtype`; tied weights stay tied.
 
-    Each tensor is copied once, straight to where it goes.
+    What `kept` names keeps its dtype, and with None everything does. Each tensor is copied once, straight to where it
+    goes.
     """
     moved: dict[int, Any] = {}
+    stays = frozenset() if dtype is None else kept(model, dtype)
     for each in [*model.parameters(), *model.buffers()]:
-        narrow = each.detach().to(dtype if each.is_floating_point() else each.dtype)  # here: on its way it would be there twice
+        changes = dtype is not None and each.is_floating_point() and id(each) not in stays
+        narrow = each.detach().to(dtype if changes else each.dtype)  # here: on its way it would be there twice
         target = narrow.to(device, copy=narrow.data_ptr() == each.data_ptr())
-        moved[id(each)] = nn.Parameter(target, requires_grad=False) if isinstance(each, nn.Parameter) else target
-    return copy.deepcopy(model, memo=moved)
+        asks = each.requires_grad and each.is_floating_point()
+        moved[id(each)] = nn.Parameter(target, requires_grad=asks) if isinstance(each, nn.Parameter) else target
+    return deep_copy(model, moved)
 
 
 def size_of(model: nn.Module) -> Size:

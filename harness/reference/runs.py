@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,17 +13,21 @@ from torch import Tensor, nn
 
 from harness.errors import RunError
 from harness.forecast import Rules, rounding
-from harness.reference.tensors import changed
+from harness.reference.randomness import Draws, Drawn, drawing
+from harness.reference.tensors import changed, digest, fresh, tensors_of
+from harness.reference.untouched import changes
 from harness.torch_private import TorchDispatchMode, operator
 
 
-def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str) -> Any:
+def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str, gradients: bool = False) -> Any:
     """`forward(model, inputs)`, or the model called with its inputs: a tensor, a tuple of arguments or a dict of keywords.
+
+    Without `gradients` autograd is off.
 
     Raises: RunError, naming `where`, with what the model raised as its cause.
     """
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             if forward is not None:
                 return forward(model, inputs)
             if isinstance(inputs, Mapping):
@@ -31,11 +36,14 @@ def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str) 
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
         text = lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"  # torch_npu ends with what CANN said
+        if not gradients and "does not require grad" in text:
+            text += "; Case(gradients=True) lets autograd run and the parameters ask for gradients"
         raise RunError(f"{where}: {type(error).__name__}: {text}") from error
 
 
 def run_cpu(
-    model: nn.Module, inputs: Any, *, forward: Callable | None, dtype: torch.dtype, rules: Rules | None = None
+    model: nn.Module, inputs: Any, *, forward: Callable | None, dtype: torch.dtype, rules: Rules | None = None,
+    gradients: bool = False,
 ) -> tuple[Any, float, str]:
     """One reference: the model's output on the CPU, its time in milliseconds, and what computed it, in words.
 
@@ -46,11 +54,53 @@ def run_cpu(
     begin = time.perf_counter()
     wide = dtype == torch.float64
     with rounding(rules), _Float16Products() if emulate else _Float64Products() if wide else nullcontext():
-        outputs = run(model, inputs, forward=forward, where="on the CPU")
+        outputs = run(model, inputs, forward=forward, where="on the CPU", gradients=gradients)
     name = f"CPU {str(dtype).removeprefix('torch.')}"
     parts = [name, *(["matrix products summed in float32 and rounded once"] if emulate else []), *([str(rules)] if rules else [])]
     words = ", ".join(parts)
     return outputs, (time.perf_counter() - begin) * 1e3, words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """One run of the CPU's side, and where it was asked for a second one after it."""
+
+    outputs: dict[str, Tensor]
+    milliseconds: float
+    words: str  # what computed them
+    drawn: Drawn
+    again: dict[str, Tensor] | None = None  # of the second run, where a bit differs
+    changed: str = ""  # what the first run changed of the model, where a bit differs
+
+
+def refer(
+    lend: Callable[[], AbstractContextManager[nn.Module]], inputs: Any, *, what: str, draws: Draws, twice: bool, **how: Any
+) -> Reference:
+    """Run a copy of a model that `lend` gives once, or `twice`; `how` is that of `run_cpu`.
+
+    The second run is of the copy that ran already, on the same inputs and with the same seeds: what it does otherwise
+    comes from what the first run left.
+
+    Raises: RunError for what the model raises, CaseError when `what` returned something that is no tensor.
+    """
+    with lend() as model:
+        before = {name: each._version for name, each in model.named_parameters() if not each.is_inference()}
+        with drawing(draws) as drawn:
+            outputs, milliseconds, words = run_cpu(model, fresh(inputs), **how)
+        outputs = {name: each.detach() for name, each in tensors_of(outputs, what).items()}
+        found = dict(milliseconds=milliseconds, words=words, drawn=drawn)
+        if not twice:
+            return Reference(outputs=outputs, **found)
+        outputs = fresh(outputs)  # a model may return a buffer into which it writes
+        with drawing(draws):
+            again, _, _ = run_cpu(model, fresh(inputs), **how)
+        again = {name: each.detach() for name, each in tensors_of(again, what).items()}
+        if digest(again) == digest(outputs):
+            return Reference(outputs=outputs, **found)
+        written = [f"parameter {name}" for name, each in model.named_parameters() if before.get(name, each._version) != each._version]
+        with lend() as other:
+            changed = ", ".join(filter(None, [*written[:4], changes(model, other)]))
+        return Reference(outputs=outputs, again=again, changed=changed, **found)
 
 
 def roundoff(dtype: torch.dtype) -> float:

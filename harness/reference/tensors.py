@@ -36,9 +36,14 @@ def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def tensors_of(value: Any, what: str) -> dict[str, Tensor]:
     """The tensors in what a model returned, by name: "output" for a bare one, else keys and positions joined by dots.
 
-    Raises: CaseError when there is none, or something is neither a tensor nor None.
+    Raises: CaseError when there is none, two have one name, or something is neither a tensor nor None.
     """
-    found = dict(_flatten(value, "", what))
+    pairs = list(_flatten(value, "", what))
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CaseError(f"{what} returned two tensors that are both called {twice!r}; one of them would hide the other: rename a key")
     if not found:
         raise CaseError(f"{what} returned {kind_of(value)}: nothing to compare; return a tensor, or tensors in a tuple or dict")
     return found

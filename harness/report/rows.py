@@ -300,9 +300,38 @@ def without_twins(rows: Iterable[Row]) -> dict[int, Row]:
     found = {}
     for several in groups.values():
         for each, other in zip(several, [*several[1:], several[0]] if len(several) > 1 else ()):
-            marks = tuple(mark for mark in each.marks if mark is not Mark.KNOWN)
-            found[id(each)] = replace(each, marks=marks).because("run", twice(each, other))
+            found[id(each)] = _not_known(each).because("run", twice(each, other))
     return found
+
+
+def without_repeats(rows: Iterable[Row]) -> dict[int, Row]:
+    """What becomes of rows that measured what a row of another seed did, by the id of the row: an ERROR.
+
+    Their case has the same inputs and the same output on the CPU with both seeds: `inputs` does not draw from its
+    generator. Where the model itself draws, the outputs differ.
+    """
+    first: dict[tuple, Row] = {}
+    found = {}
+    for each in rows:
+        if each.inputs_sha256 is None or each.expected_sha256 is None:
+            continue
+        other = first.setdefault((each.case, each.dtype, each.inputs_sha256, each.expected_sha256), each)
+        if other.seed != each.seed:
+            text = (
+                f"it has the same inputs as {_seed_text(other.seed)}, so it measures nothing new: inputs() does not draw from its "
+                "generator; let it, or run the case with one seed"
+            )
+            found[id(each)] = _not_known(each).because("run", text)
+    return found
+
+
+def _not_known(row: Row) -> Row:
+    """The row without the mark of a known failure, which excuses no error."""
+    return replace(row, marks=tuple(mark for mark in row.marks if mark is not Mark.KNOWN))
+
+
+def _seed_text(seed: int | None) -> str:
+    return "the row without a seed" if seed is None else f"seed {seed}"
 
 
 def twice(first: Row, second: Row) -> str:

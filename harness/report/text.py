@@ -154,6 +154,10 @@ def _limits(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
     said += [words["unfelt"].format(modes=", ".join(dict.fromkeys(unfelt)))] if unfelt else []
     said += [row.baseline.text for row in rows if row.baseline and row.baseline.kind in (Mark.DRIFT, Mark.IMPROVED)]
     said += [f"seed {MISSING if row.seed is None else row.seed}: {row.parted}" for row in rows if row.parted]
+    notes = dict.fromkeys(note for row in rows for note in row.notes or ())
+    for note in notes:
+        seeds = [MISSING if row.seed is None else str(row.seed) for row in rows if note in (row.notes or ())]
+        said.append(note if len(seeds) == len(rows) else f"seed {', '.join(seeds)}: {note}")
     for row in rows:
         if row.rerun:
             rerun = {name: difference(row.rerun.get(name)) for name in ("max_diff", "rel_l2")}
@@ -170,10 +174,15 @@ def _limits_text(row: Row, words: Mapping[str, str]) -> str:
 def _weights(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
     """Which weights each case ran with, in words."""
     items = []
-    for case, weights in dict.fromkeys((row.case, row.weights) for row in rows if row.weights):
-        seeded = weights.startswith("seeded:")
-        values = {"case": case, "seed": weights.removeprefix("seeded:"), "sha": weights}
-        items.append(words["weights_seeded" if seeded else "weights_file"].format(**values))
+    known = [(row.case, row.weights, row.weights_from or "", row.weights_sha256) for row in rows if row.weights]
+    for case, weights, source, content in dict.fromkeys(known):
+        kind, _, path = source.partition(":")
+        if kind == "none":
+            continue
+        kind = kind or ("seeded" if weights.startswith("seeded:") else "file")
+        path = words["weights_path"].format(path=path) if path else ""
+        values = {"case": case, "seed": weights.removeprefix("seeded:"), "sha": weights, "path": path, "content": content}
+        items.append(words[f"weights_{kind}"].format(**values))
     return [Bullets(items=tuple(items))] if items else []
 
 

@@ -39,6 +39,11 @@ EN = {
     "weights_seeded": "Weights of {case}: random, seed {seed}; no checkpoint was given. The numbers show that the arithmetic agrees, "
     "not what the trained model does.",
     "weights_file": "Weights of {case}: checkpoint, sha256 {sha}.",
+    "weights_loaded": "Weights of {case}: read or made before model() was called{path}; sha256 of their content {content}.",
+    "weights_partly": "Weights of {case}: some were drawn at random by model(), the others were read or made before{path}; "
+    "sha256 of their content {content}.",
+    "weights_built": "Weights of {case}: constants, of which none was read or drawn; sha256 of their content {content}.",
+    "weights_path": ", from {path}",
     "reference": "Reference: {reference}.",
     "marks": "NEW: no accepted baseline to hold the row against; --precision-baseline=accept accepts this run.",
     "not_passed": "Rows that did not pass",
@@ -95,6 +100,10 @@ ZH = {
     "accuracy_cpu": "CPU 准确率",
     "weights_seeded": "{case} 的权重：随机，种子 {seed}；未提供检查点。数字说明计算是否一致，不代表训练后的模型。",
     "weights_file": "{case} 的权重：检查点，sha256 {sha}。",
+    "weights_loaded": "{case} 的权重：由 model() 读取或事先已存在{path}，内容 sha256 {content}。",
+    "weights_partly": "{case} 的权重：一部分由 model() 随机生成，其余为读取或事先已存在{path}，内容 sha256 {content}。",
+    "weights_built": "{case} 的权重：均为常数，既非读取也非随机生成，内容 sha256 {content}。",
+    "weights_path": "，来自 {path}",
     "reference": "参考：{reference}。",
     "marks": "NEW：还没有可供比较的已接受基线；用 --precision-baseline=accept 接受本次结果。",
     "not_passed": "未通过的行",

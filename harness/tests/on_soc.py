@@ -50,7 +50,7 @@ CASES = {
     "gelu": (built(F.gelu), ((64, 48),)),
     "attention": (built(F.scaled_dot_product_attention), ((2, 4, 33, 32),) * 3),
     "overflow": (built(lambda x: (x * 300) * 400), ((40, 48),)),
-    "infinite": (built(lambda x: 1 / (x - x) + x), ((40, 48),)),
+    "infinite": (built(lambda x: torch.where(x > 0, 1 / (x - x) + x, x * 2)), ((40, 48),)),
 }
 
 

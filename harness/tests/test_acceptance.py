@@ -56,6 +56,38 @@ def test_two_cases_of_one_name_are_errors_that_name_both_tests(user, session, wo
     )
 
 
+SEEDS = """
+@pytest.mark.parametrize("seed", [1, 2, 3], ids=lambda seed: f"seed{seed}")
+def test_precision(precision, seed):
+    precision(case(tolerance=Tolerance(preset="card"), %s), seed)
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+def test_seeds_that_give_the_same_inputs_are_errors(user, workers):  # noqa: F811
+    write(user, CASE + SEEDS % "inputs=lambda generator: torch.ones(8, 16)")
+    result = user.runpytest_inprocess("--device", "cpu", "--locate", "off", *workers)
+    assert result.ret == 1
+    rows = stored(user)["rows"]
+    assert [row["status"] for row in rows] == ["PASS", "ERROR", "ERROR"]
+    assert all("it has the same inputs as seed 1" in row["reasons"][0] for row in rows[1:])
+    assert "same inputs" in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "inputs=lambda generator: torch.randn(8, 16, generator=generator)",
+        "inputs=lambda generator: torch.ones(8, 16), forward=lambda model, x: model(x) + torch.randn(4, device=x.device)",
+    ],
+    ids=["inputs drawn", "the model draws"],
+)
+def test_seeds_that_change_the_inputs_or_what_the_model_draws_are_rows_of_their_own(user, more):  # noqa: F811
+    write(user, CASE + SEEDS % more)
+    assert user.runpytest_inprocess("--device", "cpu", "--locate", "off").ret == 0
+    assert [row["status"] for row in stored(user)["rows"]] == ["PASS"] * 3
+
+
 def test_a_test_that_measures_a_row_twice_is_an_error(user):  # noqa: F811
     write(user, CASE + "\ndef test_precision(precision):\n    precision(case(), 1)\n    precision(case(), 1)\n")
     assert user.runpytest_inprocess("--device", "cpu").ret == 1

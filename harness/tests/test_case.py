@@ -2,14 +2,13 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from harness import Case, Tolerance, open_device, validate
-from harness.devices import Device
+from harness.devices import Device, Watched
 from harness.errors import CaseError
 from harness.reference import Models
 
@@ -27,17 +26,23 @@ def case(**more):
 
 
 class Broken(Device):
-    """A device whose outputs are changed by `fault`, through the model's own forward."""
+    """A device that is the CPU; a model's `forward` may ask whether it runs there, and return something else."""
+
+    generator = None
 
     stack = open_device("cpu").stack
 
     def __init__(self, fell_back=()):
         super().__init__(name="Broken", backend="npu", torch_device=torch.device("cpu"), reason="a test asked for it")
         object.__setattr__(self, "fell_back", list(fell_back))
+        object.__setattr__(self, "runs", False)  # whether the model runs on the device now
+
+    def synchronize(self):
+        object.__setattr__(self, "runs", not self.runs)  # before a run and after it
 
     @contextmanager
     def watch(self):
-        yield SimpleNamespace(fell_back=self.fell_back)
+        yield Watched(fell_back=list(self.fell_back))
 
 
 def test_the_cpu_agrees_with_itself_exactly():
@@ -72,14 +77,13 @@ def test_a_fallback_that_a_case_allows_is_marked_and_no_other_passes():
 
 
 def test_several_outputs_are_compared_by_name():
-    calls = []
+    broken = Broken()
 
     def forward(model, x):
-        calls.append(1)
         pooled = model(x).mean(0)
-        return {"features": model(x), "pooled": pooled + (len(calls) - 1), "ids": torch.arange(3)}
+        return {"features": model(x), "pooled": pooled + broken.runs, "ids": torch.arange(3)}
 
-    verdict = validate(case(forward=forward), 42, Broken())
+    verdict = validate(case(forward=forward), 42, broken)
     assert sorted(verdict.comparisons) == ["features", "ids", "pooled"]
     assert verdict.output == "pooled"
     assert {reason.output for reason in verdict.failures} == {"pooled"}
@@ -87,17 +91,16 @@ def test_several_outputs_are_compared_by_name():
 
 def test_decisions_and_accuracy_of_both_sides():
     labels = torch.tensor([0, 1, 2])
-    calls = []
+    broken = Broken()
 
     def forward(model, x):
-        calls.append(1)
         logits = torch.eye(4)[[0, 1, 3]].clone()
-        if len(calls) == 2:
+        if broken.runs:
             logits[0] = torch.tensor([0.0, 9.0, 0.0, 0.0])
         return logits
 
     loose = Tolerance(max_diff=100.0, top1=1.0)
-    verdict = validate(case(forward=forward, decisions="output", labels=labels, tolerance=loose), 42, Broken())
+    verdict = validate(case(forward=forward, decisions="output", labels=labels, tolerance=loose), 42, broken)
     assert (verdict.decisions.agree, verdict.decisions.correct_actual, verdict.decisions.correct_expected) == (2, 1, 2)
     assert verdict.decisions.first == (0, 1, 0)
     assert [reason.criterion for reason in verdict.failures] == ["top1"]
@@ -113,12 +116,12 @@ def test_limits_may_depend_on_dtype_and_switches():
 def test_either_of_two_equal_logits_is_the_decision():
     expected = torch.tensor([[1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [1.0, 2.0, 2.0]])
     actual = torch.tensor([[0.0, 1.0, 2.0], [0.0, 2.0, 1.0], [2.0, 1.0, 1.0]])  # the second, the first, none of the two
-    outputs = iter([expected, actual, actual, expected, expected])  # the CPU, the device twice, float64, and on moved inputs
+    broken = Broken()
 
     def forward(model, x):
-        return next(outputs)
+        return actual if broken.runs else expected
 
-    verdict = validate(case(forward=forward, decisions="output", labels=torch.tensor([1, 1, 1]), tolerance=Tolerance(max_diff=9.0, top1=1.0)), 42, Broken())
+    verdict = validate(case(forward=forward, decisions="output", labels=torch.tensor([1, 1, 1]), tolerance=Tolerance(max_diff=9.0, top1=1.0)), 42, broken)
     found = verdict.decisions
     assert (found.agree, found.correct_actual, found.correct_expected) == (2, 1, 3) and found.first[0] == 2
 
@@ -148,6 +151,7 @@ def test_the_share_of_the_largest_logits_that_both_have_is_counted():
     expected = torch.arange(20.0).repeat(2, 1)
     actual = expected.clone()
     actual[0, 0], actual[0, 17] = 18.5, 0.0  # one of the five largest is another
-    outputs = iter([expected, actual, actual, expected, expected])
-    verdict = validate(case(forward=lambda model, x: next(outputs), decisions="output", tolerance=Tolerance(max_diff=99.0)), 42, Broken())
+    broken = Broken()
+    given = case(forward=lambda model, x: actual if broken.runs else expected, decisions="output", tolerance=Tolerance(max_diff=99.0))
+    verdict = validate(given, 42, broken)
     assert (verdict.decisions.k, verdict.decisions.topk, verdict.decisions.top1) == (5, 0.9, 1.0)

@@ -140,7 +140,7 @@ if __name__ == "__main__":
     model = built("sdpa")
     right = run_cpu(built("eager"), x, **how)[0]
     here = run_cpu(model, x, **how)[0]
-    there = clean.forward(model, x, **how)[0]["output"]
+    there = clean.forward(model, x, **how).outputs["output"]
     far = lambda tensor: float((tensor - right).norm() / right.norm())
     digests = [code_digest(model, how["forward"]), clean.run(code_digest, model, how["forward"])]
     try:
@@ -166,6 +166,48 @@ def test_an_additive_mask_is_lost_where_an_npu_is_seen_and_kept_in_the_clean_pro
     assert ends_soon(result["pid"])  # with the program, which never closed it
 
 
+def _patched(x):
+    return torch.npu.synchronize() if hasattr(torch, "npu") else x
+
+
+class AsksItself(nn.Module):
+    def forward(self, x):
+        from diffusers.utils import is_torch_npu_available
+
+        return x if is_torch_npu_available() else x + 1
+
+
+class AsksByAFunction(nn.Module):
+    def forward(self, x):
+        return _patched(x)
+
+
+class AsksInside(nn.Module):
+    @property
+    def kernel(self):
+        return [(lambda: torch_npu.npu_geglu(each)) for each in (1,)]  # noqa: F821
+
+    def forward(self, x):
+        return self.kernel
+
+
+class AsksNothing(nn.Module):
+    """Its module does (torch.npu)."""
+
+    def forward(self, x):
+        return x * 2 if x.device.type == "npu" else x
+
+
+@pytest.mark.parametrize("kind", [AsksItself, AsksByAFunction, AsksInside])
+def test_models_whose_code_asks_for_an_npu_need_it(kind):
+    assert needs_clean(nn.Sequential(kind())) and not needs_clean(nn.Sequential(AsksNothing()))
+
+    class Here(kind):  # cannot be imported by another process
+        pass
+
+    assert not needs_clean(Here())
+
+
 def test_only_models_of_transformers_need_it():
     assert not needs_clean(nn.Sequential(nn.Linear(2, 2), Tied()))
     theirs = type("Attention", (nn.Module,), {"__module__": "transformers.models.any.modeling_any"})
@@ -180,12 +222,13 @@ def test_only_models_of_transformers_need_it():
 def test_it_computes_what_this_process_computes_to_the_bit(clean, x):
     model = Tied()
     expected, _, words = run_cpu(model, x, **CPU)
-    outputs, milliseconds, words_there = clean.forward(model, x, **CPU)
+    there = clean.forward(model, x, **CPU)
+    outputs, milliseconds, words_there = there.outputs, there.milliseconds, there.words
     assert torch.equal(outputs["output"], expected)
     assert words_there == f"{words}, {WHERE}" and milliseconds > 0
     scale = 3.0
     forward = lambda model, given: {"a": model(**given) * scale, "b": [given["x"][1:2]]}  # noqa: E731  a function without a name of its own
-    named, _, _ = clean.forward(model, {"x": x}, forward=forward, dtype=torch.float32)
+    named = clean.forward(model, {"x": x}, forward=forward, dtype=torch.float32).outputs
     assert torch.equal(named["a"], expected * scale) and torch.equal(named["b.0"], x[1:2])
     assert clean.run(seen_there)[2:] == (None, False, torch_brings_the_compiler())  # importing it would double the time of its start
 
@@ -199,7 +242,7 @@ def test_a_model_is_sent_once_again_when_it_changed_and_kept_no_longer_than_here
     assert len(SENT) == 2
     before = clean.run(seen_there)[1]
     model.scale.mul_(2)
-    assert torch.equal(clean.forward(model, x, **CPU)[0]["output"], model(x))
+    assert torch.equal(clean.forward(model, x, **CPU).outputs["output"], model(x))
     assert len(SENT) == 3 and clean.run(seen_there)[1] == before
     del other
     clean.forward(model, x, **CPU)
@@ -253,8 +296,8 @@ def test_a_class_of_a_file_that_no_import_finds_is_taken_from_its_file(clean, tm
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
-    assert torch.equal(clean.forward(module.Mine(), torch.ones(2), **CPU)[0]["output"], torch.full((2,), 3.0))
-    assert clean.forward(nn.Identity(), torch.ones(2), forward=lambda model, x: x * 4, dtype=torch.float32)[0]["output"].sum() == 8
+    assert torch.equal(clean.forward(module.Mine(), torch.ones(2), **CPU).outputs["output"], torch.full((2,), 3.0))
+    assert clean.forward(nn.Identity(), torch.ones(2), forward=lambda model, x: x * 4, dtype=torch.float32).outputs["output"].sum() == 8
 
 
 # --------------------------------------------------------------------------------------------------- what goes wrong
@@ -296,7 +339,7 @@ def test_when_it_dies_that_is_told_and_the_next_call_starts_another(clean, x):
     with pytest.raises(RunError, match="died of SIGKILL; the system may have run out of memory; the next run starts another"):
         clean.run(os.kill, pid, signal.SIGKILL)
     assert clean.pid is None
-    assert torch.equal(clean.forward(model, x, **CPU)[0]["output"], model(x))
+    assert torch.equal(clean.forward(model, x, **CPU).outputs["output"], model(x))
     assert clean.pid not in (None, pid)
     with pytest.raises(RunError, match="ended with exit status 3"):
         clean.run(os._exit, 3)
@@ -326,7 +369,7 @@ def test_parametrized_modules_are_sent_too(clean):
     """As of weight_norm, in wav2vec2: torch refuses to pickle them, since their class is made at run time."""
     torch.manual_seed(0)
     model, x = Normed().eval().requires_grad_(False), torch.randn(2, 4, 9)
-    found, _, _ = clean.forward(model, x, **CPU)
+    found = clean.forward(model, x, **CPU).outputs
     assert torch.equal(found["output"], model(x))
 
 
@@ -340,7 +383,7 @@ def test_models_that_record_their_hidden_states_do_so_there(clean):
     torch.manual_seed(0)
     model = SegformerModel(SegformerConfig(**sizes, mlp_ratios=[2, 2], image_size=32)).eval().requires_grad_(False)
     x = {"pixel_values": torch.randn(1, 3, 32, 32), "output_hidden_states": True}
-    found, _, _ = clean.forward(model, x, forward=hidden_states, dtype=torch.float32)
+    found = clean.forward(model, x, forward=hidden_states, dtype=torch.float32).outputs
     expected = model(**x).hidden_states
     assert len(found) == len(expected) == 2
     assert all(torch.equal(found[str(index)], each) for index, each in enumerate(expected))

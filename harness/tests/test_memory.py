@@ -261,12 +261,12 @@ def test_the_process_without_torch_npu_makes_its_copies_itself(clean, dtype):
     ]
     for layers in (False, True):
         model = copy_module(base, dtype=torch.float32, device=CPU)
-        found = [clean.forward(model, x, cast=dtype, layers=layers, forward=None, dtype=dtype)[0]["output"]]
+        found = [clean.forward(model, x, cast=dtype, layers=layers, forward=None, dtype=dtype).outputs["output"]]
         # The float64 copy is of the weights that were sent, not of what the run above made of the buffers.
         found.append(
-            clean.forward(model, x.double(), cast=dtype, wide=True, layers=layers, forward=None, dtype=torch.float64)[
-                0
-            ]["output"]
+            clean.forward(
+                model, x.double(), cast=dtype, wide=True, layers=layers, forward=None, dtype=torch.float64
+            ).outputs["output"]
         )
         assert (
             all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
