@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import warnings
 import weakref
 
 import pytest
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 from harness import open_device
 from harness.reference import copy_module, run_cpu
 from harness.reference.layers import has_layers, layered
+from harness.tests.needs import lacks_torch_npu
+from harness.torch_private import operator
 
 CPU = torch.device("cpu")
 
@@ -109,6 +112,8 @@ MODELS = {
     "lstm": Recurrent, "lists": Listed, "norms": _normed, "encoder": _encoder,
     "convolution": lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3)),
 }  # fmt: skip
+if operator("_grouped_mm") is None:  # torch 2.7 and older
+    del MODELS["experts"]
 
 
 def _made(name, dtype):
@@ -141,8 +146,11 @@ def test_layer_by_layer_gives_the_bits_of_a_whole_float64_copy(name, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_models_of_transformers_give_the_same_bits(dtype):
-    open_device("emulated")  # transformers imports torch_npu
+    if not lacks_torch_npu():
+        open_device("emulated")  # transformers imports torch_npu
     transformers = pytest.importorskip("transformers")
+    if not transformers.utils.is_torch_available():
+        pytest.skip(f"transformers {transformers.__version__} asks for a newer torch than {torch.__version__}")
     sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50)
     ids = torch.arange(12)[None]
     llama = transformers.LlamaConfig(**sizes, num_key_value_heads=2, tie_word_embeddings=True)
@@ -188,6 +196,7 @@ def test_a_weight_is_one_object_while_it_is_in_use():
 def test_compiled_models_have_no_layers():
     linear = nn.Linear(2, 2)
     assert has_layers(linear)
-    with pytest.warns():
+    with warnings.catch_warnings():  # newer torch says that it is deprecated
+        warnings.simplefilter("ignore")
         assert not has_layers(nn.Sequential(torch.jit.script(linear)))
     assert not has_layers(torch.compile(linear, backend="eager"))

@@ -9,16 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness import Case, open_device, validate
+from harness import Case, validate
 from harness.emulator import faults
 from harness.reference import Draws, Models, drawing, seeded
+from harness.tests.needs import emulated_device
 
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 @pytest.fixture(scope="module")
 def device():
-    return open_device("emulated")
+    return emulated_device()
 
 
 class Net(nn.Module):

@@ -6,16 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from harness import Case, Tolerance, open_device, validate
+from harness import Case, Tolerance, validate
 from harness.errors import CaseError
 from harness.gate import UNDECIDED, judge
 from harness.case import measure
 from harness.reference import Models, tensors_of
+from harness.tests.needs import emulated_device
 
 
 @pytest.fixture(scope="module")
 def device():
-    return open_device("emulated")
+    return emulated_device()
 
 
 def drawn(generator):

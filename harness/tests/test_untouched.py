@@ -6,16 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from harness import Case, open_device, validate
+from harness import Case, validate
 from harness.errors import CaseError, UnstableReferenceError
 from harness.reference import Models, changes, copy_module, untouched
+from harness.tests.needs import emulated_device
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def device():
-    return open_device("emulated")
+    return emulated_device()
 
 
 def drawn(generator):
