@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,9 @@ from harness.reference import (
     run,
     seeded,
     tensors_of,
+    weights_digest,
 )
-from harness.store import Key, code_digest, key_of, weights_digest
+from harness.store import Key, code_digest, key_of
 
 FLOOR = Tolerance(preset="floor")
 TOP = 5  # largest logits whose agreement is counted beside the largest
@@ -123,11 +124,21 @@ class Case:
         return (self.model, self.checkpoint, self.weights_seed, *(more if any(more) else ()))
 
     @property
-    def built(self) -> dict[str, Any]:
-        """How `Models` builds and copies the model, but for its device."""
+    def subject(self) -> tuple:
+        """What names the model and how it is called: whether it draws, repeats and how it is conditioned is known by it."""
+        return (*self.key, self.forward)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """How `Models` builds the model."""
         build = functools.partial(self.model, self.torch_dtype) if self.takes_dtype else self.model
         how = dict(seed=self.weights_seed, training=self.training, gradients=self.gradients)
-        return dict(key=self.key, build=build, dtype=self.torch_dtype, cast=not self.takes_dtype, **how)
+        return dict(key=self.key, build=build, **how)
+
+    @property
+    def built(self) -> dict[str, Any]:
+        """How `Models` builds and copies the model, but for its device."""
+        return dict(dtype=self.torch_dtype, cast=not self.takes_dtype, **self.recipe)
 
     def limits(self, stack: Stack) -> Tolerance:
         """The tolerance for this dtype under these numeric switches."""
@@ -208,12 +219,12 @@ def _validate(
     other = None
     if tolerance.preset == "sharp" and rules is not None and "HF32" in rules.modes:
         other = cpu.run("forecast", rules=replace(rules, ties="even" if rules.ties == "away" else "away")).outputs
-    saturates = overflow is not None and golden is not None
+    saturates = device.name if overflow is not None and golden is not None else ""
     healthy = _Healthy(expected=expected, golden=golden, forecast=forecast, other=other, modes=() if rules is None else rules.modes)
-    verdict, parting = _held(case, ran.outputs, healthy, tolerance, device.name if saturates else "")
+    verdict, parting = _held(case, ran.outputs, healthy, tolerance, saturates)
     rerun, outputs = _differences(ran.again, ran.outputs), ran.outputs
     if rerun and not verdict.failures:  # an error that comes and goes: the row is that of the worse run
-        worse, worse_parting = _held(case, ran.again, healthy, tolerance, device.name if saturates else "")
+        worse, worse_parting = _held(case, ran.again, healthy, tolerance, saturates)
         if worse.failures:
             said = tuple(replace(each, text=f"{each.text}; the other of the two runs passes") for each in worse.failures)
             verdict, parting, outputs = replace(worse, failures=said), worse_parting, ran.again
@@ -241,7 +252,7 @@ def _validate(
         stored=tuple(cpu.stored),
         card=stack.card,
         parted=parting,
-        weights_sha256=models.content(**_only(case.built, "key", "build", "seed", "training", "gradients")),
+        weights_sha256=models.content(**case.recipe),
         weights_from="" if case.checkpoint is not None else models.sources[case.key],
         notes=tuple(filter(None, notes)),
     )
@@ -261,8 +272,7 @@ def _otherwise(
     except HarnessError:
         return []
     away = max((each.rel_l2 for name in expected if name in here and (each := compare(here[name], expected[name])).comparable), default=0.0)
-    held = [name for name in expected if golden is not None and _fits(name, expected, golden)]
-    error = max((compare(expected[name], golden[name]).rel_l2 for name in held), default=0.0)
+    error = _largest_error(expected, golden) or 0.0
     if not away > 8 * max(error, roundoff(cpu.case.torch_dtype)):
         return []
     text = (
@@ -330,7 +340,7 @@ class _Cpu:
         self.case, self.models, self.inputs, self.inputs_sha256, self.seed = case, models, inputs, inputs_sha256, seed
         self.stored: list[str] = []  # the roles that were read
         self.drawn = Drawn()  # what the last run drew
-        self.base = models.base(**_only(case.built, "key", "build", "seed", "training", "gradients"))
+        self.base = models.base(**case.recipe)
         wanted = case.isolated if case.isolated is not None else needs_clean(self.base)
         self.clean = wanted and device.torch_device.type == "npu"
         host = dict(separate=self.clean, emulated=device.backend == "emulated")
@@ -339,7 +349,7 @@ class _Cpu:
     @property
     def draws(self) -> Draws:
         """How every side draws its random numbers."""
-        alike = not self.case.own_random and self.models.draws.get(self._model, True)  # unknown: the first run tells
+        alike = not self.case.own_random and self.models.draws.get(self.case.subject, True)  # unknown: the first run tells
         return Draws(seed=self.seed, dtype=self.case.torch_dtype, alike=alike)
 
     @property
@@ -350,23 +360,19 @@ class _Cpu:
     @property
     def repeated(self) -> tuple:
         """What the second run of a reference is remembered by."""
-        return (*self._model, self.case.dtype)
-
-    @property
-    def _model(self) -> tuple:
-        return (*self.case.key, self.case.forward)
+        return (*self.case.subject, self.case.dtype)
 
     def run(self, role: str, *, rules: Rules | None = None, stored: bool = True, twice: bool = False) -> Reference:
         """One run of the CPU's side. `role`: "cpu", "forecast", "golden", or "moved" for golden on moved inputs.
 
         Raises: _Draws when it drew random numbers and it was not known that the model draws.
         """
-        kept = stored and self.models.store is not None and not (self._model in self.models.draws and self.draws.alike)
+        kept = stored and self.models.store is not None and not (self.case.subject in self.models.draws and self.draws.alike)
         key = self._key(role, rules) if kept else None
         found = self.models.store.load(key) if key is not None else None
         if found is not None:
             self.stored.append(role)
-            self.models.draws.setdefault(self._model, False)  # what draws is not stored
+            self.models.draws.setdefault(self.case.subject, False)  # what draws is not stored
             return Reference(outputs=found, milliseconds=0.0, words=f"CPU {self.case.dtype}, read from the reference store", drawn=Drawn())
         ran = self._compute(role, rules, twice)
         self._note(ran)
@@ -376,10 +382,10 @@ class _Cpu:
 
     def _note(self, ran: Reference) -> None:
         """Remember whether the model draws, from the runs that show it."""
-        known = self.models.draws.get(self._model)
+        known = self.models.draws.get(self.case.subject)
         self.drawn = ran.drawn
         if known is None or ran.drawn.any and not known:
-            self.models.draws[self._model] = ran.drawn.any
+            self.models.draws[self.case.subject] = ran.drawn.any
         if ran.drawn.any and known is False and not self.case.own_random:
             raise _Draws
 
@@ -392,7 +398,7 @@ class _Cpu:
         how |= dict(forward=case.forward, dtype=dtype, rules=rules, gradients=case.gradients)
         if self.clean:
             self.models.clean = self.models.clean or CleanProcess()
-            cast = case.built["cast"] and case.torch_dtype or None
+            cast = None if case.takes_dtype else case.torch_dtype
             found = self.models.clean.forward(self.base, inputs, cast=cast, wide=wide, layers=self.layers, **how)
         else:
             found = refer(lambda: copy_of(self.models, case, "cpu", wide=wide), inputs, **how)
@@ -401,7 +407,7 @@ class _Cpu:
 
     def _key(self, role: str, rules: Rules | None) -> Key:
         case, models = self.case, self.models
-        of_model = ("content", *self._model, case.dtype)
+        of_model = ("content", *self.case.subject, case.dtype)
         if of_model not in models.digests:
             narrow = models.get(**case.built, device=torch.device("cpu"))
             models.digests[of_model] = weights_digest(narrow), code_digest(narrow, case.forward)
@@ -412,10 +418,6 @@ class _Cpu:
         more |= {"mode": [case.training, case.gradients]}
         more |= {"cpu": "any", "torch": torch.__version__.partition("+")[0]}  # a store is carried from machine to machine
         return key_of(role=role, weights=weights, code=code, inputs=self.inputs_sha256, dtype=case.dtype, **more)
-
-
-def _only(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: values[name] for name in names}
 
 
 def without_npu(case: Case, models: Models, inputs: Any, device: Device, seed: int | None) -> dict[str, Tensor] | None:
@@ -429,7 +431,7 @@ def _golden(cpu: _Cpu) -> tuple[dict[str, Tensor] | None, str | None]:
     try:
         return cpu.run("golden").outputs, None
     except RunError as error:
-        cpu.models.draws.setdefault(cpu._model, False)
+        cpu.models.draws.setdefault(cpu.case.subject, False)
         return None, str(error)
 
 
@@ -450,8 +452,7 @@ def _scatter(reference: Reference, golden: dict[str, Tensor] | None, dtype: torc
         return ""
     found = _differences(reference.again, reference.outputs) or {"max_diff": math.nan, "rel_l2": math.nan, "unequal": 0}
     differ = "two runs on the CPU differ by {max_diff:.2e} at most, rel_l2 {rel_l2:.2e}, in {unequal} elements".format(**found)
-    held = [name for name in reference.outputs if golden is not None and _fits(name, reference.outputs, golden)]
-    error = max((compare(reference.outputs[name], golden[name]).rel_l2 for name in held), default=0.0)
+    error = _largest_error(reference.outputs, golden) or 0.0
     most = DEEP_SUMS if dtype in (torch.float32, torch.float64) else DEEP_HALF_SUMS
     allowed = max(min(2 * error, most * roundoff(dtype)), SUMS * roundoff(dtype))
     if found["rel_l2"] <= allowed and not reference.changed:
@@ -517,6 +518,12 @@ def _fits(name: str, expected: dict[str, Tensor], golden: dict[str, Tensor]) -> 
     return name in golden and golden[name].shape == expected[name].shape and (expected[name].is_floating_point() or expected[name].is_complex())
 
 
+def _largest_error(outputs: dict[str, Tensor], golden: dict[str, Tensor] | None) -> float | None:
+    """The largest relative L2 error to float64 of any output; None where no output has a float64 one."""
+    known = [name for name in outputs if golden is not None and _fits(name, outputs, golden)]
+    return max((compare(outputs[name], golden[name]).rel_l2 for name in known), default=None)
+
+
 def _hold(name: str, actual, expected, golden, forecast, modes: tuple[str, ...], other) -> References:
     predicted = None if forecast is None or name not in forecast else forecast[name]
     return References(
@@ -535,13 +542,13 @@ def _conditioning(cpu: _Cpu, golden: dict[str, Tensor] | None) -> float | None:
     Measured once for a model, in float64, with its first inputs and dtype; None where the inputs hold no fractions.
     """
     case, known = cpu.case, cpu.models.conditioning
-    key = (*case.key, case.forward)
+    key = case.subject
     if key not in known:
         known[key] = None
         if golden is not None and moved_by_one_rounding(cpu.inputs, case.torch_dtype) is not None:
             moved = cpu.run("moved").outputs
-            grown = [compare(moved[name], golden[name]).rel_l2 for name in moved if _fits(name, moved, golden)]
-            known[key] = max(grown) / roundoff(case.torch_dtype) if grown else None
+            grown = _largest_error(moved, golden)
+            known[key] = None if grown is None else grown / roundoff(case.torch_dtype)
     return known[key]
 
 
@@ -605,7 +612,7 @@ def _run_device(models: Models, case: Case, inputs: Any, device: Device, at: str
         outputs, warm, drawn = once(second)  # unwatched: a composite operator takes other ways under a mode
     device.check(at)  # a device that drops its work without a word leaves in memory what an earlier run wrote
     if drawn.any and not draws.alike and not case.own_random:
-        models.draws[(*case.key, case.forward)] = True
+        models.draws[case.subject] = True
         raise _Draws
     times = dict(milliseconds=min(compiling, warm), first_milliseconds=compiling)
     return _Ran(outputs=outputs, again=again, seen=seen, drawn=drawn, **times)

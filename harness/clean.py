@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import importlib
 import importlib.machinery
 import importlib.util
@@ -36,9 +35,8 @@ from torch.nn.utils import parametrize
 from harness import errors, torch_private
 from harness.errors import CaseError, HarnessError, RunError
 from harness.reference import Draws, Reference, copy_module, refer, untouched
-from harness.reference.dtypes import kept
 from harness.reference.layers import layered
-from harness.reference.models import LARGE, keep_large_blocks, release_memory
+from harness.reference.models import LARGE, is_in, keep_large_blocks, release_memory
 from harness.reference.untouched import versions
 
 WHERE = "in the process without torch_npu"
@@ -309,9 +307,7 @@ def _state(model: nn.Module) -> tuple:
 
 def _in(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """`model`, or a copy of it in `dtype` where it is in another."""
-    floats = [each for each in [*model.parameters(), *model.buffers()] if each.is_floating_point()]
-    stays = frozenset() if dtype is None else kept(model, dtype)
-    if dtype is None or all(each.dtype == dtype or id(each) in stays for each in floats):
+    if dtype is None or is_in(model, dtype):
         return model
     return copy_module(model, dtype=dtype, device=torch.device("cpu"))
 

@@ -31,8 +31,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from harness.errors import CaseError, HarnessError
-from harness.reference import digest, run_cpu
+from harness.errors import HarnessError
+from harness.reference import content_digest, digest, run_cpu
 
 FORMAT = "reference-store/1"
 SUFFIX = ".safetensors"
@@ -264,30 +264,6 @@ def _differing(text: str, key: Key) -> str:
 # --------------------------------------------------------------------------------------------------------- the weights
 
 
-def weights_digest(model: nn.Module) -> str:
-    """sha256 over the names, dtypes, shapes and bytes of parameters and buffers, tied ones under each of their names.
-
-    sha256 because processors compute it: it runs at 1.4 GB/s a core with the SHA instructions of x86 and Armv8 (Kunpeng has
-    them) where blake2b runs at 0.8; the 1.24 GB of AIMv2-large take 1.4 s.
-
-    Raises: CaseError for a tensor without readable content, such as one on the meta device.
-    """
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    tensors = {id(tensor): tensor for _, tensor in named}
-    contents = {key: _content(tensor) for key, tensor in tensors.items()}
-    total = hashlib.sha256()
-    for name, tensor in sorted(named, key=lambda each: each[0]):
-        total.update(f"{name} {contents[id(tensor)]}\n".encode())
-    return total.hexdigest()
-
-
-def _content(tensor: Tensor) -> str:
-    try:
-        return digest({"": tensor.detach().cpu()})
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise CaseError(f"a {type(tensor).__name__} of {tuple(tensor.shape)} on {tensor.device} has no content that can be read ({error})") from None
-
-
 # ------------------------------------------------------------------------------------------------------------ the code
 
 
@@ -362,7 +338,7 @@ class _Walk:
         if isinstance(value, Tensor) and id(value) in self._registered:
             return "registered"
         if isinstance(value, Tensor):
-            return "tensor on meta" if value.is_meta else _content(value)
+            return "tensor on meta" if value.is_meta else content_digest(value)
         if type(value).__module__ == "numpy" and hasattr(value, "tobytes"):
             return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
         if isinstance(value, (set, frozenset, list, tuple, Mapping)):

@@ -6,10 +6,8 @@ import contextlib
 import ctypes
 import functools
 import gc
-import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ from harness.reference.layers import has_layers, is_layered, layered
 from harness.reference.memory import Policy, Size
 from harness.reference.origin import source, watch_origins
 from harness.reference.randomness import seeded
-from harness.reference.tensors import digest, kind_of
+from harness.reference.tensors import kind_of, weights_digest
 from harness.reference.untouched import deep_copy, untouched, versions
 
 LARGE = 64 << 20  # bytes of a model from which on its memory is worth a collection, which takes 0.2 s
@@ -77,12 +75,7 @@ class Models:
         """sha256 over the names, dtypes, shapes and bytes of the weights of `key` as they were built, read once."""
         if key not in self.contents:
             model = self.base(key, build, seed=seed, **how)
-            tensors = {id(each): each for each in [*model.parameters(), *model.buffers()]}
-            with ThreadPoolExecutor() as threads:  # hashlib lets other threads run while it reads
-                digests = dict(zip(tensors, threads.map(lambda each: _digest(each), tensors.values())))
-            named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-            lines = sorted(f"{name} {digests[id(each)]}\n" for name, each in named)
-            self.contents[key] = hashlib.sha256("".join(lines).encode()).hexdigest()
+            self.contents[key] = weights_digest(model, strict=False)
         return self.contents[key]
 
     def _free(self) -> None:
@@ -121,7 +114,8 @@ class Models:
         Raises: CaseError when `build` returns no module; MemoryLimitError where a float64 copy has no room.
         """  # fmt: skip
         base = self.base(key, build, seed=seed, **how)
-        if device.type == "cpu" and not wide and (not cast or _is_all(base, dtype)):
+        here = all(each.device.type == "cpu" for each in [*base.parameters(), *base.buffers()] if each.is_floating_point())
+        if device.type == "cpu" and not wide and (not cast or here and is_in(base, dtype)):
             return base
         place = (device, dtype, wide)
         if place not in self._copies:
@@ -135,8 +129,8 @@ class Models:
             elif old is not None and not is_layered(old):
                 self._copies[place] = _refilled(old, narrow)
             else:
-                target = torch.float64 if wide else dtype if cast else None
-                self._copies[place] = copy_module(narrow, dtype=target, device=device)
+                own = dtype if cast else None
+                self._copies[place] = copy_module(narrow, dtype=torch.float64 if wide else own, device=device)
         return self._copies[place]
 
     @contextlib.contextmanager
@@ -196,22 +190,16 @@ def _build(build: Callable[[], nn.Module], seed: int, training: bool) -> tuple[n
     return model, text if heeds else "", came
 
 
-def _digest(tensor: Tensor) -> str:
-    try:
-        return digest({"": tensor.detach()})
-    except (RuntimeError, TypeError, NotImplementedError):  # of a layout without plain memory
-        return f"{tensor.dtype} {tuple(tensor.shape)}"
-
-
 def _names(module: nn.Module) -> tuple[str, ...]:
     """The names that the code of a module's forward uses."""
     return getattr(getattr(type(module).forward, "__code__", None), "co_names", ())
 
 
-def _is_all(model: nn.Module, dtype: torch.dtype) -> bool:
+def is_in(model: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether all that a cast to `dtype` would change is in it already."""
     stays = kept(model, dtype)
     tensors = [each for each in [*model.parameters(), *model.buffers()] if each.is_floating_point()]
-    return all(each.device.type == "cpu" and (each.dtype == dtype or id(each) in stays) for each in tensors)
+    return all(each.dtype == dtype or id(each) in stays for each in tensors)
 
 
 def copy_module(model: nn.Module, *, dtype: torch.dtype | None, device: torch.device) -> nn.Module:

@@ -36,7 +36,7 @@ class Origins:
         """Where the floating-point parameters of `model` come from, or where it has none its buffers."""
         weights = [each for each in model.parameters() if each.is_floating_point()]
         weights = weights or [each for each in model.buffers() if each.is_floating_point()]
-        found = {self._of(each) for each in weights}
+        found = {self.of_tensor(each) for each in weights}
         if not found:
             return Origin.NONE
         if Origin.RANDOM in found:
@@ -45,7 +45,8 @@ class Origins:
             return Origin.PARTLY
         return Origin.LOADED if Origin.LOADED in found else Origin.COMPUTED
 
-    def _of(self, tensor: Tensor) -> Origin:
+    def of_tensor(self, tensor: Tensor) -> Origin:
+        """Where a tensor's values come from."""
         key = _memory(tensor)
         return Origin.LOADED if key is None else self.storages.get(key, Origin.LOADED)
 
@@ -82,7 +83,7 @@ def _outside() -> list:
 class _Watch(TorchDispatchMode):
     def __init__(self, seen: Origins):
         super().__init__()
-        self.storages = seen.storages
+        self.seen = seen
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -100,15 +101,12 @@ class _Watch(TorchDispatchMode):
         for each in results:
             key = _memory(each)
             if key is not None:
-                self.storages[key] = origin
+                self.seen.storages[key] = origin
         return found
 
     def _origin(self, tensors: list[Tensor]) -> Origin:
         """Where what an operator makes of these comes from: drawn if one was, loaded if one was and none was drawn."""
-        found = {Origin.COMPUTED}
-        for each in tensors:
-            key = _memory(each)
-            found.add(Origin.LOADED if key is None else self.storages.get(key, Origin.LOADED))
+        found = {Origin.COMPUTED, *map(self.seen.of_tensor, tensors)}
         return next(each for each in (Origin.RANDOM, Origin.LOADED, Origin.COMPUTED) if each in found)
 
 

@@ -155,11 +155,14 @@ def _like(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch.G
     model, *rest = args
     made = torch.empty_like(model, **{name: value for name, value in kwargs.items() if name != "pin_memory"})
     how = dict(dtype=mode.drawn_as(made.dtype), generator=generator)
+    below = None
     if func.overloadpacket is operator("randint_like"):
         numbers = torch.randint(*rest, tuple(made.shape), **how)
+    elif func.overloadpacket is operator("rand_like"):
+        numbers, below = torch.rand(tuple(made.shape), **how), 1.0
     else:
-        numbers = (torch.rand if func.overloadpacket is operator("rand_like") else torch.randn)(tuple(made.shape), **how)
-    return made.copy_(mode.fit(numbers, made.dtype, made.device, 1.0 if func.overloadpacket is operator("rand_like") else None))
+        numbers = torch.randn(tuple(made.shape), **how)
+    return made.copy_(mode.fit(numbers, made.dtype, made.device, below))
 
 
 def _filled(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch.Generator | None) -> Tensor:

@@ -15,7 +15,7 @@ from harness.errors import RunError
 from harness.forecast import Rules, rounding
 from harness.reference.randomness import Draws, Drawn, drawing
 from harness.reference.tensors import changed, digest, fresh, tensors_of
-from harness.reference.untouched import changes
+from harness.reference.untouched import changes, versions
 from harness.torch_private import TorchDispatchMode, operator
 
 
@@ -84,7 +84,7 @@ def refer(
     Raises: RunError for what the model raises, CaseError when `what` returned something that is no tensor.
     """
     with lend() as model:
-        before = {name: each._version for name, each in model.named_parameters() if not each.is_inference()}
+        before = versions(model)
         with drawing(draws) as drawn:
             outputs, milliseconds, words = run_cpu(model, fresh(inputs), **how)
         outputs = {name: each.detach() for name, each in tensors_of(outputs, what).items()}
@@ -97,7 +97,7 @@ def refer(
         again = {name: each.detach() for name, each in tensors_of(again, what).items()}
         if digest(again) == digest(outputs):
             return Reference(outputs=outputs, **found)
-        written = [f"parameter {name}" for name, each in model.named_parameters() if before.get(name, each._version) != each._version]
+        written = [f"parameter {name}" for name, now in versions(model).items() if before.get(name, now) != now]
         with lend() as other:
             changed = ", ".join(filter(None, [*written[:4], changes(model, other)]))
         return Reference(outputs=outputs, again=again, changed=changed, **found)

@@ -81,9 +81,9 @@ def _is_usual(kind: type) -> bool:
     return _USUAL[kind]
 
 
-def versions(model: nn.Module) -> list[int]:
+def versions(model: nn.Module) -> dict[str, int]:
     """A number for each parameter that grows when the parameter, or a copy that shares its memory, is written into."""
-    return [0 if each.is_inference() else each._version for each in model.parameters()]
+    return {name: 0 if each.is_inference() else each._version for name, each in model.named_parameters()}
 
 
 # ------------------------------------------------------------------------------------------------ what a run changed

@@ -17,7 +17,8 @@ from torch import nn
 from harness import store as store_module
 from harness.errors import CaseError, HarnessError
 from harness.reference import copy_module
-from harness.store import Store, StoreWarning, code_digest, key_of, weights_digest
+from harness.reference import weights_digest
+from harness.store import Store, StoreWarning, code_digest, key_of
 
 
 def key(**fields):

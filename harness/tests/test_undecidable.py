@@ -10,7 +10,7 @@ from harness import Case, Tolerance, validate
 from harness.errors import CaseError
 from harness.gate import UNDECIDED, judge
 from harness.case import measure
-from harness.reference import Models, tensors_of
+from harness.reference import tensors_of
 from harness.tests.needs import emulated_device
 
 
