@@ -49,7 +49,7 @@ class Probe:
 
     def cases(self) -> list[Case]:
         model = partial(Operator, self.function)  # one object, so that the dtypes share it
-        more = dict(model=model, inputs=self.draw, fallbacks=self.fallbacks, own_random=self.own_random)
+        more = dict(model=model, inputs=self.draw, fallbacks=self.fallbacks, own_random=self.own_random, companion=False)
         return [Case(name=self.name, dtype=dtype, **more) for dtype in self.dtypes]
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -378,6 +378,32 @@ probe(
     lambda x: {"multiply": ((x * 300) * 400).isinf(), "matmul": ((x * 40) @ (x * 40).t()).isinf(), "cast": (x.float() * 1e5).to(x.dtype).isinf(), "kept": x},
     (40, 48), dtypes=("float16",),
 )  # fmt: skip
+
+# ------------------------------------------------------------------------------------------------------------- long axes
+# Kernels cut an axis into tiles, and another tiling begins where it fits no more: one past 4,096, and two vocabularies.
+
+LONG = (4097, 32_000, 151_936)
+
+
+def targets(x: Tensor) -> Tensor:
+    """A class for each row, from all over the axis."""
+    return (torch.arange(len(x), device=x.device) * 40_503 + 7) % x.shape[-1]
+
+
+ALONG: dict[str, Callable[..., Any]] = {
+    "softmax": partial(torch.softmax, dim=-1),
+    "log_softmax": partial(F.log_softmax, dim=-1),
+    "cross_entropy": lambda x: F.cross_entropy(x * 4, targets(x), reduction="none"),
+    "argmax": lambda x: {"index": x.argmax(-1), "largest": x.amax(-1), "least": x.argmin(-1)},
+    "topk": lambda x: dict(zip(("values", "indices"), x.topk(50, -1))),
+    "cumsum": lambda x: x.cumsum(-1),
+    "layer_norm": lambda x: F.layer_norm(x, x.shape[-1:]),
+    "rms_norm": lambda x: F.rms_norm(x, x.shape[-1:], None, 1e-5),
+    "norm": lambda x: torch.linalg.vector_norm(x, dim=-1),
+}
+for size in LONG:
+    for name, function in ALONG.items():
+        probe(f"{name}, axis of {size}", function, (12, size) if size < 10_000 else (2, size))
 
 # ------------------------------------------------------------------------------------------------------- random numbers
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.clean import CleanProcess, needs_clean
-from harness.measure import Comparison, compare
+from harness.measure import Comparison, compare, worst_slices
 from harness.devices import Device, Stack, Watched, lacks, unknown_rounding
 from harness.errors import CaseError, HarnessError, RunError, UnstableReferenceError
 from harness.forecast import Rules, overflow_of, rules_of
@@ -91,6 +91,7 @@ class Case:
     training: bool = False  # run in training mode, in which model() returns it: dropout is drawn alike on all sides
     isolated: bool | None = None  # the CPU's side in a process without torch_npu; None: where the model's code asks for an NPU
     gradients: bool = False  # autograd is on and parameters ask for gradients, which `forward` may return
+    companion: bool = True  # of a case in half dtypes alone one row is run in float32 too, where errors show that half roundings hide
     own_random: bool = False  # the device draws random numbers itself: for cases about its generator, which no other gives the same
 
     def __post_init__(self):
@@ -533,6 +534,7 @@ def _hold(name: str, actual, expected, golden, forecast, modes: tuple[str, ...],
         unexplained=None if predicted is None else compare(actual[name], predicted).rel_l2,
         ties=None if predicted is None or other is None else compare(other[name], predicted).rel_l2,
         modes=modes,
+        slices=worst_slices(actual[name], golden[name], [expected[name], *([] if predicted is None else [predicted])]),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
-from harness.measure import CLOSE, DYNAMO, Comparison, Count, Share, Size
+from harness.measure import CLOSE, DYNAMO, Comparison, Count, Share, Size, Slice
 
 class _Word(str, Enum):
     """A word of the report: a member is the text that JSON holds."""
@@ -49,6 +49,7 @@ class Mark(_Word):
     FELL_BACK = "FELL BACK"  # an operator of the device's run was computed by the CPU
     ON_HOST = "ON HOST"  # the model's own code brings values from the device and computes with them on the CPU
     UNDECIDABLE = "UNDECIDABLE"  # healthy runs differ by too much to decide
+    COMPANION = "COMPANION"  # the float32 row that the harness adds to a case in half dtypes alone
     CRASHED = "CRASHED"  # its process died
     HUNG = "HUNG"  # it did not end in its time
     RERUN = "RERUN"  # the test ran more than once; the row is of its last attempt
@@ -124,6 +125,7 @@ class Tolerance:
     outlier_ratio: float | None = None  # at most; the worst element in units of its size, likewise
     gain_ratio: float | None = None  # at most; the share of the error that is one factor for all, over what is allowed
     shift_ratio: float | None = None  # at most; likewise for what is added to all
+    slice_ratio: float | None = None  # at most; the relative error of the worst part over that of any part in healthy runs
     unexplained_ratio: float | None = None  # at most; what the forecast leaves unexplained, over the scatter of sums
     undecided: float | None = None  # at most; the error that the floor lets pass, as a share of the output: see `UNDECIDED`
     preset: str = ""  # "floor", "sharp", "card", "cann", "dynamo", "close" or "pair"
@@ -149,7 +151,7 @@ class Tolerance:
 
 
 AT_LEAST = ("cos_sim", "token_cos_sim", "matched", "top1")
-FLOORED = ("forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio", "unexplained_ratio")  # what needs the references
+FLOORED = ("forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio", "slice_ratio", "unexplained_ratio")  # what needs the references
 NEEDS_FLOOR = (*FLOORED, "undecided")
 LIMITS = tuple(each.name for each in fields(Tolerance) if each.name not in ("preset", "reason"))
 NUMERIC = frozenset((*LIMITS, "rmse"))  # criteria that are a number beyond its limit; every other one is a way of its own to fail
@@ -184,10 +186,24 @@ class References:
     unexplained: Size | None = None  # ‖device - forecast‖ / ‖forecast‖
     ties: Size | None = None  # the same of a forecast whose HF32 ties go the other way; measured for the preset "sharp" alone
     modes: tuple[str, ...] = ()  # what float32 was computed in besides float32: "HF32", "TF32"
+    slices: tuple[Slice, ...] = ()  # the worst part of each kind: row, slice of an axis, block, magnitude
 
     def floor(self, name: str) -> float:
         """The larger of a number of the two healthy runs' errors: what there is no reason to fall below."""
         return max(abs(getattr(each, name)) for each in (self.cpu, self.forecast) if each is not None)
+
+    def slice_ratio(self, part: Slice) -> float:
+        """A part's relative error over the largest that healthy runs have in any part of its kind."""
+        return _ratio(part.error, max(part.healthy, ROUNDOFF.get(self.cpu.dtype, 0.0) / 2))
+
+    @property
+    def worst_slice(self) -> Slice | None:
+        """The part that is worst beside what `slack` allows it, one with a place where such a one is beyond; None without parts."""
+        beyond = [part for part in self.slices if not part.magnitude and self._share(part) > PART]
+        return max(beyond or self.slices, key=self._share, default=None)
+
+    def _share(self, part: Slice) -> float:
+        return self.slice_ratio(part) / slack(part.count)
 
     @property
     def unfelt(self) -> bool:
@@ -211,6 +227,7 @@ class References:
             "outlier_ratio": _ratio(self.golden.max_scaled, worst["max_scaled"]),
             "gain_ratio": _ratio(abs(self.golden.gain), self.floor("gain") + share),
             "shift_ratio": _ratio(abs(self.golden.shift), self.floor("shift") + share * self.golden.rms),
+            "slice_ratio": 0.0 if self.worst_slice is None else self.slice_ratio(self.worst_slice),
             "unexplained_ratio": math.nan if self.unexplained is None else _ratio(self.unexplained, max(known, least)),
         }
 
@@ -220,6 +237,7 @@ ROUNDOFF = {  # half a last place, relative; of float64 128 times that, since th
 }  # fmt: skip
 FELT = 8  # times by which a mode's error must stand out to be missed
 MANY = 1000  # elements from which a mean says more than one element
+PART = 1.5  # times the slack that a token or another part may have: the worst of many scatters more than the whole
 SHARED = 1 / 16  # of the floor may be a factor or a shift that all elements share: independent roundings share almost none
 
 
@@ -531,13 +549,23 @@ def _floor(found: Comparison, references: References) -> list[Check]:
     largest element may become another one where the gap is smaller than two of the largest errors.
     """
     times, ratios = slack(found.numel), references.ratios()
-    limits = {"forecast_ratio": times, "token_ratio": 1.5 * times, "outlier_ratio": 2 * times, "gain_ratio": times, "shift_ratio": times}
+    limits = {"forecast_ratio": times, "token_ratio": PART * times, "outlier_ratio": 2 * times, "gain_ratio": times, "shift_ratio": times}
     if found.worst_token is None:
         del limits["token_ratio"]
     checks = [_check(references.golden, name, limit, ratios[name]) for name, limit in limits.items()]
     checks[0] = replace(checks[0], where=_bits_text(references))
+    checks += _slice_checks(references)
     largest = max(references.floor("max_diff"), ROUNDOFF.get(found.dtype, 0.0) * max(found.rms, abs(references.golden.flip_value)))
     return [*checks, _check(references.golden, "flip_margin", 2 * times * largest), *_undecided(found, references)]
+
+
+def _slice_checks(references: References) -> list[Check]:
+    """The worst part of the output, by its own size."""
+    part = references.worst_slice
+    if part is None:
+        return []
+    ratio, limit = references.slice_ratio(part), PART * slack(part.count)
+    return [Check(name="slice_ratio", found=ratio, limit=limit, where=f"at {part.where}, off by {part.error:.2g} of its own norm")]
 
 
 # The largest error, as a share of the output, that a limit in floors may let pass. With it a floor is at most a quarter

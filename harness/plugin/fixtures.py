@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
+
 import pytest
 
 SESSION = "precision-session"  # the name of the session object among pytest's plugins
@@ -34,23 +37,50 @@ def precision(request: pytest.FixtureRequest):
 
     Raises: RuntimeError when the test has ended.
     """
+    from harness.errors import HarnessError
+
     session = request.config.pluginmanager.get_plugin(SESSION)
 
     def check(case, seed: int | None = None):
         with session.one_row(request.node, case, seed):
-            return _check(session, request.node, case, seed)
+            try:
+                verdict = _check(session, request.node, case, seed)
+            except (Exception, pytest.fail.Exception):
+                with contextlib.suppress(HarnessError, pytest.fail.Exception):  # its row is kept; the first failure is the test's
+                    _check_companion(session, request.node, case, seed)
+                raise
+            _check_companion(session, request.node, case, seed)
+            return verdict
 
     return check
 
 
-def _check(session, item: pytest.Item, case, seed: int | None):
-    """The row of a case with one seed: measured, judged, kept; raises where it does not pass."""
+def _check_companion(session, item: pytest.Item, case, seed: int | None) -> None:
+    """The float32 row beside the first half row of a case that has half rows alone, SKIPPED where it cannot be measured."""
+    from harness.errors import DeviceError, HarnessError
+    from harness.gate import Mark, skipped
+    from harness.plugin.companion import companion_of, unseen
+
+    if not session.wants_companion(item, case):
+        return
+    beside = companion_of(case)
+    try:
+        verdict = session.measure(beside, seed)
+    except DeviceError:
+        raise
+    except (HarnessError, ValueError) as raised:
+        verdict = skipped(unseen(case, raised))
+    _check(session, item, beside, seed, replace(verdict, marks=(*verdict.marks, Mark.COMPANION)))
+
+
+def _check(session, item: pytest.Item, case, seed: int | None, verdict=None):
+    """The row of a case with one seed: measured where it comes without its verdict, judged, kept; raises where it does not pass."""
     from harness.errors import DeviceError, HarnessError
     from harness.gate import error, skipped
     from harness.known import KNOWN
 
     try:
-        verdict, known = session.settle(case, seed, session.measure(case, seed))
+        verdict, known = session.settle(case, seed, session.measure(case, seed) if verdict is None else verdict)
     except HarnessError as raised:
         verdict, known = error(_words(raised)), None
         if not isinstance(raised, DeviceError):  # the device's end is no failure of this row, so no known one

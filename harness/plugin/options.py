@@ -80,6 +80,7 @@ OPTIONS = (
     _text("preset", "NAME", "judge every case by this preset: floor, sharp, card, cann, dynamo, close or pair"),
     _path("reference-store", "DIR", "keep the CPU's outputs there and read them the next time"),
     _switch("rerun-reference", "repeat the CPU's run with every seed; without it, with the first of each model and dtype"),
+    _choice("companion", ("auto", "off"), "run a case that has half dtypes alone in float32 too, with its first seed (default)"),
     _choice("baseline", ("check", "accept", "off"), "compare rows with accepted numbers (default), or accept this run's"),
     _path("baselines", "DIR", "where accepted numbers are (default: cases/baselines/)"),
     _choice(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.plugin.companion import Companions, superfluous
 from harness.plugin.exit_status import complaints
 from harness.plugin.fixtures import EXCUSED, PROPERTIES, ROWS, SKIPPED, uses_fixture
 from harness.plugin.names import SHORT_DTYPE, dtype_id, is_accuracy_test, row_name
@@ -63,6 +64,7 @@ class Session:
         self._refused = False  # the session was stopped before its first test
         self.explicit = explicit  # the command line selects accuracy tests or holds an option of the harness
         self._turns = Turns()
+        self._companions = Companions()
         self._workers = Workers(self.worker)
         self._workers.join(config)
         self._uncollected: dict[str, str] = {}  # files that could not be collected, and why
@@ -340,6 +342,20 @@ class Session:
             yield
 
     # ------------------------------------------------------------------------------------------- collection
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        if self.options.companion == "auto" and (uses_fixture(item) or is_accuracy_test(item.nodeid)):
+            known = _known(item)
+            made_inside = known["case"] == item.nodeid.partition("::")[0]
+            self._companions.learn(_function(item) if made_inside else known["case"], known["dtype"])
+
+    def wants_companion(self, item: pytest.Item, case) -> bool:
+        """Whether a case of which a row was measured is to be run in float32 too."""
+        if self.options.companion == "off" or self._device is None or self._device.stopped:
+            return False
+        rows = item.stash.get(ROWS, [])
+        measured = any(row.case == case.name and row.dtype == case.dtype and row.rel_l2 is not None for row in rows)
+        return measured and self._companions.wants(case, _function(item))
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -652,6 +668,8 @@ class Session:
         """Rows of one name become errors, one would hide the other, and rows that repeat what another seed measured."""
         from harness.report.rows import without_repeats, without_twins
 
+        for row in superfluous(self.all_rows()):
+            self.rows[row.test] = [each for each in self.rows[row.test] if each is not row]
         rows = [row for row in self.all_rows() if row.test in self.rows]  # what did not run stands for itself
         twins = without_repeats(rows) | without_twins(rows)
         for row in rows:
@@ -878,6 +896,11 @@ def _known(item: pytest.Item) -> dict:
         return _guessed(item.nodeid)
     seed = parameters.get("seed")
     return {"case": case.name, "dtype": case.dtype, "seed": seed if type(seed) is int else None}
+
+
+def _function(item: pytest.Item) -> str:
+    """The test function of a test, whatever its parameters: its id without them."""
+    return item.nodeid.partition("[")[0]
 
 
 def _cases_of(item: pytest.Item, known: dict) -> set[str]:

@@ -1,0 +1,180 @@
+"""How far the parts of a tensor are off, each measured by its own size: rows, slices along an axis, blocks, magnitudes.
+
+The error of a whole tensor says nothing of a part that is small beside the rest: the humidity of a weather model beside
+its pressure, the scores of a detector beside its boxes, a quiet sample of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from harness.measure.comparison import CHUNK, Count, Size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEAST = 8  # elements of a part; the error of fewer scatters too much to say anything
+BLOCKS = 16  # into which the last axis is cut where each has at least `BLOCK` elements
+BLOCK = 64
+MAGNITUDE = 64  # elements of a range of magnitudes
+_SHIFT, _RANGE = 1100, 2200  # exponents of float64 and where they are counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Of all parts of one kind the one with the largest relative error, beside the largest of any part in healthy runs."""
+
+    error: Size  # ‖actual - golden‖ / ‖golden‖ of the part
+    healthy: Size  # the largest ‖healthy - golden‖ / ‖golden‖ of any part of this kind
+    count: Count  # elements of the part
+    where: str  # "row (0, 3)", "index 2 of axis 1"
+    magnitude: bool = False  # of the values between two powers of two, wherever they are
+
+
+def worst_slices(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> tuple[Slice, ...]:
+    """The worst part of each kind, for tensors of one shape; none for a kind with fewer than two parts of `LEAST` elements.
+
+    The kinds are: rows (vectors along the last axis), the slices of each axis, `BLOCKS` blocks of a long last axis, and the
+    elements whose golden value lies between two powers of two. Elements that are not finite in one of the tensors are left
+    out, and parts whose golden values are all zero.
+
+    Example: the channels of a weather model, in axis 1, of which the third is off by a tenth:
+
+    >>> import torch
+    >>> golden = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e5, 10.0, 1e-2])[:, None]
+    >>> actual, healthy = golden.clone(), golden * (1 + 1e-6)
+    >>> actual[:, 2] *= 1.1
+    >>> next(each.where for each in worst_slices(actual, golden, [healthy]) if "axis 1" in each.where)
+    'index 2 of axis 1'
+    """
+    import torch
+
+    shape = tuple(golden.shape)
+    if golden.is_complex() or not golden.numel() or not healthy:
+        return ()
+    if len(shape) < 2:  # its blocks are the rows of a matrix
+        width = golden.numel() // BLOCKS
+        if width < BLOCK:
+            return _of_magnitudes(actual, golden, healthy)
+        cut = [each.reshape(-1)[: width * BLOCKS].view(BLOCKS, width) for each in (actual, golden, *healthy)]
+        parts = _Parts(cut[1].shape)
+        parts.read(cut[0], cut[1], cut[2:])
+        rows = parts.worst(parts.rows, width, lambda block: f"block {block} of {BLOCKS}")
+        return (*rows, *_of_magnitudes(actual, golden, healthy))
+    with torch.no_grad():
+        parts = _Parts(shape)
+        parts.read(actual, golden, healthy)
+        return parts.all()
+
+
+def _of_magnitudes(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> tuple[Slice, ...]:
+    parts = _Parts((1, golden.numel()))
+    parts.read(*(each.reshape(1, -1) for each in (actual, golden)), [each.reshape(1, -1) for each in healthy])
+    return parts.worst_magnitude()
+
+
+class _Parts:
+    """Sums of squares by part, of golden and of each run's difference from it, in this order along the first axis."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = shape
+        self.width = shape[-1]
+        self.count = math.prod(shape[:-1])
+        self.blocked = self.width >= BLOCKS * BLOCK and self.count > 1
+        self.rows: Any = None
+        self.blocks: Any = None
+
+    def read(self, actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> None:
+        """Take the tensors in, a few rows at a time."""
+        import torch
+
+        kinds = 2 + len(healthy)
+        double = dict(dtype=torch.float64)
+        keeps_rows = self.width >= LEAST
+        self.rows = torch.zeros(kinds, self.count if keeps_rows else 0, **double)
+        self.axes = [torch.zeros(kinds, size, **double) for size in self.shape]
+        self.magnitudes, self.numbers = torch.zeros(kinds, _RANGE, **double), torch.zeros(_RANGE, dtype=torch.int64)
+        block = self.width // BLOCKS
+        self.blocks = torch.zeros(kinds, self.count if self.blocked else 0, BLOCKS, **double)
+        flat = [each.detach().reshape(self.count, self.width) for each in (golden, actual, *healthy)]
+        step = max(CHUNK // self.width, 1)
+        for start in range(0, self.count, step):
+            wide = [each[start : start + step].double() for each in flat]
+            squares = self._squares(wide)
+            sums = squares.sum(2)
+            stop = start + sums.shape[1]
+            if keeps_rows:
+                self.rows[:, start:stop] = sums
+            if self.blocked:
+                cut = squares[:, :, : block * BLOCKS].reshape(kinds, -1, BLOCKS, block)
+                self.blocks[:, start:stop] = cut.sum(3)
+            self.axes[-1] += squares.sum(1)
+            index = torch.arange(start, stop)
+            for axis in range(len(self.shape) - 2, -1, -1):
+                self.axes[axis].index_add_(1, index % self.shape[axis], sums)
+                index = index // self.shape[axis]
+            exponents = torch.frexp(wide[0]).exponent.clamp_(-_SHIFT, _SHIFT - 1).add_(_SHIFT).long().view(-1)
+            self.magnitudes.index_add_(1, exponents, squares.view(kinds, -1))
+            self.numbers += torch.bincount(exponents, minlength=_RANGE)
+
+    @staticmethod
+    def _squares(wide: list[Tensor]) -> Tensor:
+        """Squares of golden and of the differences, zero where an element is not finite."""
+        import torch
+
+        squares = torch.stack([wide[0], *(each - wide[0] for each in wide[1:])])
+        bad = ~torch.isfinite(squares).all(0)
+        if bool(bad.any()):
+            squares[:, bad] = 0.0
+        return squares.square_()
+
+    def all(self) -> tuple[Slice, ...]:
+        """The worst part of each kind."""
+        total = self.count * self.width
+        worst = list(self.worst(self.rows, self.width, lambda row: f"row {self._unravel(row)}"))
+        for axis, size in enumerate(self.shape):
+            if (axis, len(self.shape)) != (0, 2):  # those are the rows
+                worst += self.worst(self.axes[axis], total // max(size, 1), lambda index, axis=axis: f"index {index} of axis {axis}")
+        if self.blocked:
+            blocks = self.blocks.flatten(1)
+            where = lambda block: f"block {block % BLOCKS} of {BLOCKS} of row {self._unravel(block // BLOCKS)}"  # noqa: E731
+            worst += self.worst(blocks, self.width // BLOCKS, where)
+        return (*worst, *self.worst_magnitude())
+
+    def worst(self, sums: Tensor, count: int, where: Any) -> tuple[Slice, ...]:
+        """The worst of the parts whose sums these are, `count` elements each."""
+        if count < LEAST or sums.shape[1] < 2:
+            return ()
+        return self._worst(sums, lambda part: count, where)
+
+    def worst_magnitude(self) -> tuple[Slice, ...]:
+        """The worst of the ranges of magnitudes that hold enough elements."""
+        enough = self.numbers >= MAGNITUDE
+        sums = self.magnitudes * enough
+        if int(enough.sum()) < 2:
+            return ()
+        where = lambda part: f"values between 2^{part - _SHIFT - 1} and 2^{part - _SHIFT}"  # noqa: E731
+        found = self._worst(sums, lambda part: int(self.numbers[part]), where)
+        return tuple(replace(each, magnitude=True) for each in found)
+
+    @staticmethod
+    def _worst(sums: Tensor, count: Any, where: Any) -> tuple[Slice, ...]:
+        import torch
+
+        there = sums[0] > 0
+        if int(there.sum()) < 2:
+            return ()
+        relative = (sums[1:] / sums[0].clamp(min=torch.finfo(torch.float64).tiny)).sqrt_() * there
+        part = int(relative[0].argmax())
+        healthy = float(relative[1:].max())
+        return (Slice(error=float(relative[0, part]), healthy=healthy, count=count(part), where=where(part)),)
+
+    def _unravel(self, row: int) -> tuple[int, ...]:
+        index = []
+        for size in reversed(self.shape[:-1]):
+            row, position = divmod(row, size)
+            index.append(position)
+        return tuple(reversed(index))

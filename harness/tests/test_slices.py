@@ -1,0 +1,177 @@
+"""A part of an output that is small beside the rest is measured by its own size."""
+
+import math
+
+import pytest
+import torch
+
+from harness.case import measure
+from harness.gate import Tolerance, judge, slack
+from harness.measure import worst_slices
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def slow(actual, golden, healthy):
+    """The relative error of every part, a part at a time: the worst one and its place, by kind."""
+    parts = {"row": {}, "block": {}, "values": {}}
+    shape = golden.shape
+    for row in torch.cartesian_prod(*(torch.arange(size) for size in shape[:-1])).reshape(-1, len(shape) - 1).tolist():
+        parts["row"][f"row {tuple(row)}"] = tuple(row)
+        if shape[-1] >= 1024 and golden.numel() > shape[-1]:
+            width = shape[-1] // 16
+            for block in range(16):
+                parts["block"][f"block {block} of 16 of row {tuple(row)}"] = (*row, slice(block * width, (block + 1) * width))
+    for axis, size in enumerate(shape):
+        if len(shape) == 2 and axis == 0:
+            continue
+        parts[f"axis {axis}"] = {f"index {index} of axis {axis}": (slice(None),) * axis + (index,) for index in range(size)}
+    for exponent in range(-40, 40):
+        inside = (golden.abs() >= 2.0 ** (exponent - 1)) & (golden.abs() < 2.0**exponent)
+        if int(inside.sum()) >= 64:
+            parts["values"][f"values between 2^{exponent - 1} and 2^{exponent}"] = inside
+    found = {}
+    for places in parts.values():
+        places = {name: place for name, place in places.items() if golden[place].numel() >= 8 and float(golden[place].norm()) > 0}
+        if len(places) < 2:
+            continue
+        errors = {name: float((actual[place] - golden[place]).norm() / golden[place].norm()) for name, place in places.items()}
+        sound = max(float((each[place] - golden[place]).norm() / golden[place].norm()) for place in places.values() for each in healthy)
+        worst = max(errors, key=errors.get)
+        found[worst] = (errors[worst], sound, golden[places[worst]].numel())
+    return found
+
+
+@pytest.mark.parametrize("shape", [(6, 33), (2, 3, 40), (4, 5, 7, 9), (3, 1, 16), (2, 1600), (40, 8), (8, 40, 2), (1, 64)])
+def test_the_fast_way_finds_what_the_slow_one_does(shape):
+    scales = torch.logspace(-3, 3, shape[1], dtype=torch.float64).reshape(-1, *(1,) * (len(shape) - 2))
+    golden = drawn(*shape) * scales
+    actual, healthy = golden * (1 + 1e-3 * drawn(*shape, seed=1)), [golden + 1e-6 * drawn(*shape, seed=2), golden * (1 + 1e-4)]
+    found = {each.where: (each.error, each.healthy, each.count) for each in worst_slices(actual, golden, healthy)}
+    expected = slow(actual, golden, healthy)
+    assert found.keys() == expected.keys()
+    assert bool(found) is (shape != (1, 64))
+    for name, numbers in expected.items():
+        assert found[name] == pytest.approx(numbers, rel=1e-9)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    golden = drawn(3, 50, 40)
+    actual, healthy = golden + 1e-3 * drawn(3, 50, 40, seed=1), [golden + 1e-4 * drawn(3, 50, 40, seed=2)]
+    whole = worst_slices(actual, golden, healthy)
+    monkeypatch.setattr("harness.measure.slices.CHUNK", 130)
+    for few, all_ in zip(worst_slices(actual, golden, healthy), whole, strict=True):
+        assert (few.where, few.count) == (all_.where, all_.count)
+        assert (few.error, few.healthy) == pytest.approx((all_.error, all_.healthy), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "golden",
+    [torch.tensor(1.0), drawn(7), drawn(1, 9), torch.zeros(8, 64), torch.ones(0, 4), drawn(4, 4) * 1j, torch.full((8, 64), math.nan)],
+    ids=["scalar", "few", "one row", "zeros", "empty", "complex", "NaN"],
+)
+def test_what_has_no_parts_gives_none(golden):
+    assert worst_slices(golden, golden, [golden]) == ()
+    assert worst_slices(golden, golden, []) == ()
+
+
+def test_what_is_not_finite_is_left_out():
+    golden = drawn(8, 64)
+    actual, healthy = golden + 1e-3, golden + 1e-4
+    plain = worst_slices(actual, golden, [healthy])
+    for bad in (math.nan, math.inf):
+        broken = actual.clone()
+        broken[0, 3] = bad
+        parts = worst_slices(broken, golden, [healthy])
+        assert all(math.isfinite(each.error) for each in parts) and len(parts) == len(plain)
+
+
+# ------------------------------------------------------------------------------------------------------------- as judged
+
+
+def judged(actual, golden, healthy, **limits):
+    tolerance = Tolerance(preset="floor", **limits, **({"reason": "a test"} if limits else {}))
+    dtype = torch.float32
+    golden, sides = golden.double(), [each.to(dtype) for each in (actual, healthy)]
+    comparisons, references = measure({"output": sides[0]}, {"output": sides[1]}, {"output": golden}, None)
+    return judge(comparisons, tolerance, references=references)
+
+
+def criteria(verdict):
+    return {each.criterion for each in verdict.failures}
+
+
+def fields():
+    """Pressure, two winds and humidity, as a weather model returns them, and a sound run in roundings of 2^-9."""
+    scale = torch.tensor([1e5, 10.0, 10.0, 5e-3], dtype=torch.float64).reshape(4, 1, 1)
+    golden = drawn(2, 4, 32, 64) * scale
+    return golden, golden * (1 + 2**-9 * drawn(2, 4, 32, 64, seed=1)), golden * (1 + 2**-9 * drawn(2, 4, 32, 64, seed=2))
+
+
+def test_a_field_that_is_small_beside_another_is_judged_by_its_own_size():
+    golden, healthy, sound = fields()
+    assert judged(sound, golden, healthy).passed
+    swapped = sound[:, [0, 2, 1, 3]]
+    verdict = judged(swapped, golden, healthy)
+    assert criteria(verdict) == {"slice_ratio"}
+    assert "slice_ratio" in str(verdict.failures[0]) and "of its own norm" in str(verdict.failures[0])
+    dry = sound.clone()
+    dry[:, 3] = 0
+    (reason,) = judged(dry, golden, healthy).failures
+    assert "at row" in reason.text or "at index 3 of axis 1" in reason.text
+    assert judged(dry, golden, healthy, slice_ratio=1e4).passed
+
+
+def test_the_scores_of_a_detector_beside_its_boxes():
+    scale = torch.tensor([640.0, 640, 640, 640, 1.0], dtype=torch.float64)
+    golden = drawn(300, 5).abs() * scale
+    rounded = [golden * (1 + 2**-9 * drawn(300, 5, seed=seed)) for seed in (1, 2)]
+    assert judged(rounded[0], golden, rounded[1]).passed
+    lower = rounded[0].clone()
+    lower[:, 4] *= 0.9
+    (reason,) = judged(lower, golden, rounded[1]).failures
+    assert reason.criterion == "slice_ratio" and "at index 4 of axis 1" in reason.text
+
+
+def test_a_quiet_sample_a_quiet_stretch_and_small_probabilities():
+    quiet = drawn(8, 2048)
+    quiet[5] *= 1e-4
+    wave = drawn(2, 1, 8192)
+    wave[..., 4096:] *= 1e-3
+    softmax = (6 * drawn(16, 1000)).softmax(-1)
+    for golden, wrong in (
+        (quiet, lambda y: torch.cat([y[:5], -y[5:6], y[6:]])),
+        (wave, lambda y: torch.cat([y[..., :4096], y[..., 4096:] * 0], -1)),
+        (softmax, lambda y: torch.where(y < y.amax(-1, keepdim=True) * 1e-3, torch.zeros_like(y), y)),
+    ):
+        healthy, sound = (golden * (1 + 2**-9 * drawn(*golden.shape, seed=seed)) for seed in (1, 2))
+        assert judged(sound, golden, healthy).passed
+        verdict = judged(wrong(sound), golden, healthy)
+        assert "slice_ratio" in criteria(verdict), golden.shape
+
+
+@pytest.mark.parametrize("count", [9, 100, 1024])
+def test_the_limit_of_a_part_has_two_sides(count):
+    """1.5 times what `slack` allows so many elements; a NaN fails."""
+    golden = drawn(40, count)
+    error = drawn(40, count, seed=1)
+    error *= golden.norm(dim=1, keepdim=True) / error.norm(dim=1, keepdim=True)
+    healthy = golden + 1e-3 * error
+    for times, passes in ((0.98, True), (1.02, False)):
+        actual = healthy.clone()
+        actual[7] = golden[7] + 1e-3 * times * 1.5 * slack(count) * error[7]
+        verdict = judged(actual, golden, healthy)
+        assert ("slice_ratio" not in criteria(verdict)) is passes, (times, verdict.failures)
+        if not passes:
+            assert any("at row (7,)" in each.text for each in verdict.failures if each.criterion == "slice_ratio")
+
+
+def test_a_healthy_run_that_loses_a_part_excuses_the_same_loss_in_another():
+    """As where a router sends another token to another expert: healthy runs do it too, and it is not known to which."""
+    golden = drawn(64, 64)
+    healthy, sound = golden + 1e-6 * drawn(64, 64, seed=1), golden + 1e-6 * drawn(64, 64, seed=2)
+    healthy[12], sound[40] = drawn(64, seed=3), drawn(64, seed=4)
+    assert "slice_ratio" not in criteria(judged(sound, golden, healthy))
+    assert "slice_ratio" in criteria(judged(sound, golden, golden + 1e-6 * drawn(64, 64, seed=1)))
