@@ -35,7 +35,7 @@ class Slice:
 
 
 def worst_slices(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> tuple[Slice, ...]:
-    """The worst part of each kind, for tensors of one shape; none for a kind with fewer than two parts of `LEAST` elements.
+    """The worst part of each kind; none where the shapes differ, and none of a kind with fewer than two parts of `LEAST` elements.
 
     The kinds are: rows (vectors along the last axis), the slices of each axis, `BLOCKS` blocks of a long last axis, and the
     elements whose golden value lies between two powers of two. Elements that are not finite in one of the tensors are left
@@ -53,7 +53,7 @@ def worst_slices(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> t
     import torch
 
     shape = tuple(golden.shape)
-    if golden.is_complex() or not golden.numel() or not healthy:
+    if golden.is_complex() or not golden.numel() or not healthy or any(each.shape != shape for each in (actual, *healthy)):
         return ()
     if len(shape) < 2:  # its blocks are the rows of a matrix
         width = golden.numel() // BLOCKS
@@ -116,7 +116,7 @@ class _Parts:
             for axis in range(len(self.shape) - 2, -1, -1):
                 self.axes[axis].index_add_(1, index % self.shape[axis], sums)
                 index = index // self.shape[axis]
-            exponents = torch.frexp(wide[0]).exponent.clamp_(-_SHIFT, _SHIFT - 1).add_(_SHIFT).long().view(-1)
+            exponents = torch.frexp(wide[0]).exponent.clamp_(-_SHIFT, _SHIFT - 1).add_(_SHIFT).long().reshape(-1)
             self.magnitudes.index_add_(1, exponents, squares.view(kinds, -1))
             self.numbers += torch.bincount(exponents, minlength=_RANGE)
 

@@ -302,7 +302,7 @@ memory.read_memory = lambda: memory.Memory(total=8 << 30, available={available},
 def inputs(generator):
     return torch.randn(4, 16, generator=generator)
 
-CASE = Case(name="big", model=lambda: torch.nn.Linear(16, 16), inputs=inputs, dtype="float16")
+CASE = Case(name="big", model=lambda: torch.nn.Linear(16, 16), inputs=inputs, dtype="float16", companion=False)
 
 def test_precision(precision):
     precision(CASE, 0)

@@ -57,6 +57,14 @@ def test_the_fast_way_finds_what_the_slow_one_does(shape):
         assert found[name] == pytest.approx(numbers, rel=1e-9)
 
 
+@pytest.mark.parametrize("change", [lambda y: y.t(), lambda y: y[:, ::2], lambda y: y.t()[::3]], ids=["transposed", "strided", "both"])
+def test_strides_change_nothing(change):
+    golden = drawn(40, 60)
+    sides = [change(each) for each in (golden + 1e-3 * drawn(40, 60, seed=1), golden, golden + 1e-4 * drawn(40, 60, seed=2))]
+    strided, plain = ((each[0], each[1], [each[2]]) for each in (sides, [side.contiguous() for side in sides]))
+    assert worst_slices(*strided) == worst_slices(*plain)
+
+
 def test_chunks_change_nothing(monkeypatch):
     golden = drawn(3, 50, 40)
     actual, healthy = golden + 1e-3 * drawn(3, 50, 40, seed=1), [golden + 1e-4 * drawn(3, 50, 40, seed=2)]
@@ -75,6 +83,11 @@ def test_chunks_change_nothing(monkeypatch):
 def test_what_has_no_parts_gives_none(golden):
     assert worst_slices(golden, golden, [golden]) == ()
     assert worst_slices(golden, golden, []) == ()
+
+
+def test_tensors_of_different_shapes_have_no_parts():
+    golden = drawn(8, 64)
+    assert worst_slices(golden[:, :32], golden, [golden]) == () == worst_slices(golden, golden, [golden, golden[:4]])
 
 
 def test_what_is_not_finite_is_left_out():
