@@ -1,208 +1,245 @@
 """Two files or folders of tensors, paired by name and judged: python -m harness compare A B.
 
-Every name on either side is a row. What is missing, unreadable, of another shape or of another dtype is a FAIL, and so is to have found
-nothing. One pair is in memory at a time, but for .pt files, which are read whole; nothing that is read can run code.
+Every name on either side is a row. What is missing, unreadable, of another shape or of another dtype is a FAIL, and so
+is to have found nothing. Shapes and dtypes come from headers, before any data; one pair is in memory at a time; nothing
+that is read can run code.
+
+    side.py      the tensors under one path         layouts.py  folders that msprobe and SGLang dump
+    files.py     formats: headers, then data        pickled.py  what a pickle would make, without making it
+    names.py     mapping, order                     dtypes.py, axes.py  the coarser dtype; exchanged axes
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from harness.measure import compare
 from harness.errors import HarnessError
 from harness.gate import Reason, References, Tolerance, Verdict, is_floating, judge
+from harness.measure import Comparison, compare
+from harness.pairs import axes
+from harness.pairs.dtypes import at_coarser
+from harness.pairs.files import LIMIT, SUFFIXES, inflated, words
+from harness.pairs.names import AS_THEY_ARE, Naming, in_order, mapping_hints, natural
+from harness.pairs.side import Side, Unreadable
+from harness.typed_json import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth", ".bin", ".ckpt")
+LONG = 4000  # characters of a name that are shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One name and what became of it."""
+    """One name, printable, and what became of it."""
 
     name: str
     verdict: Verdict
 
 
-class Unreadable(Exception):
-    """Why a file, or a tensor in it, could not be read."""
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Every pair in order, and what is to be said of them beside their verdicts."""
+
+    pairs: tuple[Pair, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every pair passed."""
+        return all(each.verdict.passed for each in self.pairs)
+
+    @property
+    def first(self) -> Pair | None:
+        """The first pair that does not pass, in the order of execution where the dumps have one."""
+        return next((each for each in self.pairs if not each.verdict.passed), None)
 
 
-def compare_paths(actual: Path, expected: Path, tolerance: Tolerance, *, golden: Path | None = None) -> Iterator[Pair]:
-    """Judge every tensor of `actual` against the one of its name in `expected`; with `golden`, both against float64 too.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How two sides are compared.
 
-    In a folder a tensor's name is the file's path in it without the suffix, then the name inside the file, if it has one. Two files that
-    hold one tensor each are paired whatever it is called.
-
-    Raises: HarnessError when a path does not exist.
+    `coarser`: pairs of two dtypes are compared in the one with fewer bits. `limit`: bytes that a tensor may take in
+    memory beyond those that its file holds.
     """
-    sides = [_Side(each) for each in (actual, expected, golden) if each is not None]
-    if not actual.is_dir() and not expected.is_dir() and all(len(each.tensors) == 1 and not each.broken for each in sides):
+
+    naming: Naming = AS_THEY_ARE
+    coarser: bool = False
+    limit: int = LIMIT
+
+
+def compare_paths(
+    actual: Path, expected: Path, tolerance: Tolerance, *, golden: Path | None = None, options: Options = Options()
+) -> Compared:
+    """Judge every tensor of `actual` against the one of its name in `expected`; with `golden`, by float64 too.
+
+    In a folder a tensor's name is the file's path in it without the suffix, then the name inside the file, if it has
+    one; folders that msprobe and SGLang's dumper wrote are named as those tools do. Two files that hold one tensor each
+    are paired whatever it is called.
+
+    Raises: HarnessError when a path does not exist or is no file or folder, or where neither side holds a tensor.
+    """
+    paths = [each for each in (actual, expected, golden) if each is not None]
+    sides = [
+        Side(each, naming=options.naming, first=number == 0, limit=options.limit) for number, each in enumerate(paths)
+    ]
+    if all(each.single() for each in sides):
         for side in sides[1:]:
-            side.tensors = dict.fromkeys(sides[0].tensors, *side.tensors.values())
-    names = sorted({name for side in sides[:2] for name in (*side.tensors, *side.broken)})
+            side.call(next(iter(sides[0].tensors)))
+    names = _ordered(*sides[:2])
     if not names:
         raise HarnessError(f"neither {actual} nor {expected} holds a tensor; files of {', '.join(SUFFIXES)} are read")
-    for name in names:
-        yield Pair(name=name, verdict=_verdict(name, sides, tolerance))
+    empty = sides[0].valueless & sides[1].valueless
+    pairs = tuple(
+        Pair(name=shown(name, LONG), verdict=_verdict(name, sides, tolerance, options.coarser))
+        for name in names
+        if name not in empty
+    )
+    if not pairs:
+        raise HarnessError(f"no value in {actual} and {expected} holds a tensor: nothing was compared")
+    return Compared(
+        pairs=pairs,
+        notes=(
+            *_mapping_notes(sides, options.naming),
+            *_dtype_notes(pairs, sides, names, options.coarser),
+            *_empty_notes(empty),
+        ),
+    )
 
 
-def _verdict(name: str, sides: list[_Side], tolerance: Tolerance) -> Verdict:
-    read, failures = [], []
+def _ordered(first: Side, second: Side) -> list[str]:
+    if second.executed:
+        return in_order(first.names, second.names)
+    if first.executed:
+        return in_order(second.names, first.names)
+    return sorted({*first.names, *second.names}, key=natural)
+
+
+def _mapping_notes(sides: list[Side], naming: Naming) -> list[str]:
+    notes = naming.unused([each.unmapped for each in sides])
+    first, second = (set(each.tensors) for each in sides[:2])
+    return [shown(each, LONG) for each in (*notes, *mapping_hints(first - second, second - first))]
+
+
+def _dtype_notes(pairs: tuple[Pair, ...], sides: list[Side], names: list[str], coarser: bool) -> list[str]:
+    """What was compared by the coarser dtype; or that it could be."""
+    told = {
+        shown(name, LONG): tuple(each.tensors[name].header.dtype for each in sides[:2])
+        for name in names
+        if all(name in each.tensors for each in sides[:2])
+    }
+    mixed = [(pair.name, told[pair.name]) for pair in pairs if len(set(told.get(pair.name, ()))) == 2]
+    if not mixed:
+        return []
+    name, (first, second) = mixed[0]
+    some = f"{name} ({first} and {second})" + (f" and {len(mixed) - 1} more" if len(mixed) > 1 else "")
+    if coarser:
+        return [f"compared by the coarser dtype of both: {some}"]
+    return [f"dtypes differ: {some}; --coarser-dtype compares such pairs by the dtype with fewer bits"]
+
+
+def _empty_notes(empty: set[str]) -> list[str]:
+    if not empty:
+        return []
+    name = min(empty, key=natural)
+    return [
+        f"not compared, since neither side holds a tensor there: {shown(name, LONG)}"
+        + (f" and {len(empty) - 1} more" if len(empty) > 1 else "")
+    ]
+
+
+def _verdict(name: str, sides: list[Side], tolerance: Tolerance, coarser: bool) -> Verdict:
+    headers, failures = [], []
+    for side in sides:
+        try:
+            headers.append(side.header(name))
+        except Unreadable as error:
+            failures.append(
+                Reason(criterion="output", text=f"{shown(str(side.path), LONG)}: {_said(name, side, error)}")
+            )
+    if failures:
+        return Verdict(failures=tuple(failures), comparisons={})
+    if headers[0].shape != headers[1].shape:
+        return _shapes_differ(name, sides, tolerance)
+    read: list[Tensor] = []
     for side in sides:
         try:
             read.append(side.read(name))
         except Unreadable as error:
-            failures.append(Reason(criterion="output", text=f"{side.path}: {error}"))
+            failures.append(Reason(criterion="output", text=f"{shown(str(side.path), LONG)}: {error}"))
     if failures:
         return Verdict(failures=tuple(failures), comparisons={})
     try:
-        return _judged(read, tolerance)
+        return _judged(read, tolerance, coarser)
     except (RuntimeError, NotImplementedError, TypeError) as error:  # a layout that has no elements to look at
-        return Verdict(failures=(Reason(criterion="output", text=f"cannot be compared: {_words(error)}"),))
+        return Verdict(failures=(Reason(criterion="output", text=f"cannot be compared: {words(error)}"),))
 
 
-def _judged(read: list[Tensor], tolerance: Tolerance) -> Verdict:
+def _said(name: str, side: Side, error: Unreadable) -> str:
+    return "the value there is no tensor" if name in side.valueless else str(error)
+
+
+def _shapes_differ(name: str, sides: list[Side], tolerance: Tolerance) -> Verdict:
+    """The failure that the headers tell; the data is read only where two axes may have changed places."""
+    first, second = (side.header(name) for side in sides[:2])
+    found = judge(
+        Comparison(shape=first.shape, expected_shape=second.shape, dtype=first.dtype, expected_dtype=second.dtype),
+        tolerance,
+    )
+    pairs = axes.exchanges(first.shape, second.shape)
+    if not pairs:
+        return found
+    readable = max(first.memory, second.memory) <= axes.READ and not any(
+        inflated(side.header(name), side.limit) for side in sides[:2]
+    )
+    if not readable:
+        return _hinted(
+            found,
+            f"the shapes agree after transposing axes {pairs[0][0]} and {pairs[0][1]}; the data is too large to look"
+            " at for this hint",
+        )
+    try:
+        return _hinted(found, _exchanged(*(side.read(name) for side in sides[:2]), tolerance))
+    except (Unreadable, RuntimeError, NotImplementedError, TypeError):
+        return found
+
+
+def _exchanged(actual: Tensor, expected: Tensor, tolerance: Tolerance) -> str | None:
+    pair = tolerance if tolerance.preset not in ("floor", "dynamo") else Tolerance(preset="pair")
+
+    def passes(turned: Tensor, other: Tensor) -> bool:
+        first, second, lost = at_coarser(turned, other)
+        return lost is None and judge(compare(first, second), pair).passed
+
+    found = axes.exchanged_axes(actual, expected, passes)
+    return None if found is None else f"equal after transposing axes {found[0]} and {found[1]}"
+
+
+def _hinted(verdict: Verdict, hint: str | None) -> Verdict:
+    """A failed verdict with a hint behind its first reason."""
+    if hint is None or not verdict.failures:
+        return verdict
+    first, *others = verdict.failures
+    return replace(verdict, failures=(replace(first, text=f"{first.text}; {hint}"), *others))
+
+
+def _judged(read: list[Tensor], tolerance: Tolerance, coarser: bool) -> Verdict:
+    if len(read) == 2:
+        actual, expected, lost = at_coarser(*read) if coarser else (*read, None)
+        found = judge(compare(actual, expected), tolerance)
+        if lost is not None:
+            found = replace(found, failures=(Reason(criterion="finite", text=lost), *found.failures))
+        return found if found.passed else _hinted(found, _exchanged(*read, tolerance))
     found = compare(read[0], read[1])
-    if len(read) < 3 or not is_floating(found.expected_dtype):
+    if not is_floating(found.expected_dtype):
         return judge(found, tolerance)
     dtype = str(read[2].dtype).removeprefix("torch.")
     if read[2].shape != read[1].shape or dtype not in ("float64", "complex128"):
-        failure = Reason(criterion="golden", text=f"the golden tensor is {dtype} {tuple(read[2].shape)} where float64 {found.expected_shape} was expected")
+        shapes = tuple(read[2].shape), found.expected_shape
+        text = f"the golden tensor is {dtype} {shapes[0]} where float64 {shapes[1]} was expected"
+        failure = Reason(criterion="golden", text=text)
         return replace(judge(found, Tolerance(preset="pair")), failures=(failure,))
     held = References(golden=compare(read[0], read[2]), cpu=compare(read[1], read[2]))
     return judge(found, tolerance, references={"output": held})
-
-
-class _Side:
-    """The tensors under one path: a way to read each by its name, and the files that could not be opened."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.tensors: dict[str, Callable[[], Tensor]] = {}
-        self.broken: dict[str, str] = {}
-        if path.is_dir():
-            for file in _files(path, self.broken):
-                self._open(file, file.relative_to(path).with_suffix("").as_posix())
-        elif path.exists():
-            if path.suffix.lower() not in SUFFIXES:
-                raise HarnessError(f"{path}: a file of {', '.join(SUFFIXES)} or a folder of them was expected")
-            self._open(path, "")
-        else:
-            raise HarnessError(f"{path} does not exist; give a file of {', '.join(SUFFIXES)} or a folder of them")
-
-    def _open(self, file: Path, prefix: str) -> None:
-        try:
-            found = _READERS[file.suffix.lower()](file)
-            if not found:
-                raise ValueError("it holds no tensor")
-        except Exception as error:  # noqa: BLE001  a damaged file raises whatever its library raises
-            self.broken[prefix or file.stem] = f"cannot read {file.name}: {_words(error)}"
-            return
-        for inner, reader in found.items():
-            name = "/".join(each for each in (prefix, inner) if each) or file.stem
-            if name in self.tensors:
-                self.broken[name] = f"two files hold a tensor of the name {name!r}"
-            self.tensors[name] = reader
-
-    def read(self, name: str) -> Tensor:
-        if name in self.broken:
-            raise Unreadable(self.broken[name])
-        if name not in self.tensors:
-            whole = next((each for each in self.broken if name.startswith(f"{each}/") or not self.path.is_dir()), None)
-            raise Unreadable(self.broken[whole] if whole is not None else f"there is no {name!r}")
-        try:
-            return self.tensors[name]()
-        except Exception as error:  # noqa: BLE001
-            raise Unreadable(f"cannot read {name!r}: {_words(error)}") from None
-
-
-def _files(folder: Path, broken: dict[str, str]) -> list[Path]:
-    """The files of tensors under a folder, through links too; what cannot be listed goes to `broken`."""
-
-    def unlisted(error: OSError) -> None:
-        broken[Path(error.filename).relative_to(folder).as_posix()] = f"cannot list the folder: {_words(error)}"
-
-    found, seen = [], set()
-    for place, inner, names in os.walk(folder, onerror=unlisted, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen and os.path.islink(place):
-            inner.clear()  # a link to where we have been: a circle
-            continue
-        seen.add(real)
-        found += [Path(place, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
-    return sorted(found)
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def _safetensors(file: Path) -> Mapping[str, Callable[[], Tensor]]:
-    from safetensors import safe_open
-
-    def read(name: str) -> Tensor:
-        with safe_open(file, framework="pt") as opened:
-            return opened.get_tensor(name)
-
-    with safe_open(file, framework="pt") as opened:
-        return {name: lambda name=name: read(name) for name in opened.keys()}
-
-
-def _npy(file: Path) -> Mapping[str, Callable[[], Tensor]]:
-    import numpy
-
-    numpy.load(file, mmap_mode="r", allow_pickle=False)  # its header; what is cut short says so now
-    return {"": lambda: _tensor(numpy.load(file, allow_pickle=False))}
-
-
-def _npz(file: Path) -> Mapping[str, Callable[[], Tensor]]:
-    import numpy
-
-    def read(name: str) -> Tensor:
-        with numpy.load(file, allow_pickle=False) as opened:
-            return _tensor(opened[name])
-
-    with numpy.load(file, allow_pickle=False) as opened:
-        return {name: lambda name=name: read(name) for name in opened.files}
-
-
-def _tensor(array) -> Tensor:
-    import torch
-
-    return torch.from_numpy(array.copy() if not array.flags.writeable or any(step < 0 for step in array.strides) else array)
-
-
-def _pt(file: Path) -> Mapping[str, Callable[[], Tensor]]:
-    import torch
-
-    found: dict[str, Callable[[], Tensor]] = {}
-    for name, tensor in _named(torch.load(file, map_location="cpu", weights_only=True), ""):
-        if name in found:
-            raise ValueError(f"two tensors in it have the name {name!r}")
-        found[name] = lambda tensor=tensor: tensor
-    return found
-
-
-def _named(value: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield prefix, value
-    elif isinstance(value, (bool, int, float, complex)):  # a loss, a step
-        yield prefix, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
-    elif isinstance(value, Mapping):
-        for name, each in value.items():
-            yield from _named(each, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(value, (list, tuple)):
-        for index, each in enumerate(value):
-            yield from _named(each, f"{prefix}.{index}" if prefix else str(index))
-
-
-_READERS = {".safetensors": _safetensors, ".npy": _npy, ".npz": _npz, ".pt": _pt, ".pth": _pt, ".bin": _pt, ".ckpt": _pt}

@@ -70,8 +70,11 @@ def verdicts_text(found: Iterable[tuple[Row, Verdict]], *, title: str) -> str:
     return _text(title, columns, rows, 3, [(row.test, verdict) for row, verdict in found])
 
 
-def pairs_text(found: Iterable[Any], *, title: str) -> str:
-    """Pairs of tensors as a markdown table, and the reasons of those that do not pass."""
+def pairs_text(found: Iterable[Any], *, title: str, notes: Iterable[str] = ()) -> str:
+    """Pairs of tensors as a markdown table, the reasons of those that do not pass, and notes.
+
+    The first pair that does not pass is the last line.
+    """
     found = list(found)
     columns = ("name", "dtype", "shape", "max_diff", "mean_diff", "cos_sim", "rel_l2", "gain", "ulp_mean", "p99", "result")
     rows = []
@@ -83,7 +86,12 @@ def pairs_text(found: Iterable[Any], *, title: str) -> str:
         cells = [difference(numbers.max_diff), difference(numbers.mean_diff), cosine(numbers.cos_sim), difference(numbers.rel_l2)]
         cells += [f"{numbers.gain:+.1e}", times(numbers.ulp_mean), difference(numbers.quantile(0.99))]
         rows.append((pair.name, numbers.dtype, "x".join(map(str, numbers.shape)) or "scalar", *cells, _result(pair.verdict)))
-    return _text(title, columns, rows, 3, [(pair.name, pair.verdict) for pair in found])
+    text = _text(title, columns, rows, 3, [(pair.name, pair.verdict) for pair in found])
+    said = [Bullets(items=tuple(notes))] if (notes := tuple(notes)) else []
+    first = next((pair for pair in found if not pair.verdict.passed), None)
+    if first is not None:
+        said.append(Text(text=f"first that differs: {first.name}: {first.verdict.reasons[0]}"))
+    return f"{text}\n\n{to_markdown(said)}".rstrip("\n") if said else text
 
 
 def upgrade_text(found: Any, *, title: str, every: bool = False) -> str:

@@ -1,0 +1,55 @@
+"""Whether two tensors agree once two axes are exchanged: a hint beside a failure, never a pass."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+READ = 256 << 20  # bytes up to which tensors of other shapes are read for this hint
+SAMPLE = 4096  # elements that decide whether an exchange is worth a whole comparison
+MOST = 6  # axes: 15 exchanges
+
+
+def exchanges(actual: Sequence[int], expected: Sequence[int]) -> list[tuple[int, int]]:
+    """The pairs of axes, none of size 1, after whose exchange the shape `actual` is `expected`."""
+    if len(actual) != len(expected) or len(actual) > MOST or sorted(actual) != sorted(expected) or not all(actual):
+        return []
+    pairs = [(i, j) for i, j in itertools.combinations(range(len(actual)), 2) if actual[i] > 1 and actual[j] > 1]
+    return [each for each in pairs if _exchanged(actual, *each) == tuple(expected)]
+
+
+def exchanged_axes(
+    actual: Tensor, expected: Tensor, passes: Callable[[Tensor, Tensor], bool]
+) -> tuple[int, int] | None:
+    """The axes of `actual` after whose exchange it is `expected`, by `passes`; None where there are none."""
+    pairs = exchanges(actual.shape, expected.shape)
+    for i, j in pairs:
+        turned = actual.transpose(i, j)
+        if _alike(turned, expected) and passes(turned.contiguous(), expected):
+            return i, j
+    return None
+
+
+def _exchanged(shape: Sequence[int], i: int, j: int) -> tuple[int, ...]:
+    found = list(shape)
+    found[i], found[j] = found[j], found[i]
+    return tuple(found)
+
+
+def _alike(actual: Tensor, expected: Tensor) -> bool:
+    """Whether a sample of the elements agrees to 1 % of its size."""
+    import torch
+
+    count = math.prod(expected.shape)
+    places = torch.arange(0, count, max(1, count // SAMPLE | 1))[: 2 * SAMPLE]
+    index = torch.unravel_index(places, expected.shape)
+    kind = torch.complex128 if expected.is_complex() or actual.is_complex() else torch.float64
+    first, second = (each[index].to(kind) for each in (actual, expected))
+    both = torch.isfinite(first) & torch.isfinite(second)
+    first, second = first[both], second[both]
+    return bool(both.any()) and bool((first - second).norm() <= 0.01 * second.norm())
