@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,7 @@ from harness.typed_json import encodable, named, shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIMIT = (
-    512 << 20
-)  # bytes that a tensor may take in memory beyond those that its file holds for it: the default of --max-inflated
+LIMIT = 512 << 20  # bytes that a tensor may take in memory beyond those that its file holds: --max-inflated
 SMALL = 1 << 20  # bytes up to which a .pt file is read whole, and may be kept until its tensors are compared
 VALUES = 1_000_000  # tensors, numbers and containers that one .pt file may name
 HEADER = 100_000_000  # bytes of a safetensors header, the limit of that format
@@ -341,13 +339,11 @@ def _nested(value: Any, name: str, place: str) -> Iterator[tuple[str, str, Tenso
         yield name, place, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
     else:
         yield name, place, None
-        items = (
-            value.items()
-            if isinstance(value, Mapping)
-            else enumerate(value)
-            if isinstance(value, (list, tuple))
-            else ()
-        )
+        items: Iterable[tuple[Any, Any]] = ()
+        if isinstance(value, Mapping):
+            items = value.items()
+        elif isinstance(value, (list, tuple)):
+            items = enumerate(value)
         for key, each in items:
             yield from _nested(each, f"{name}.{key}" if name else str(key), f"{place}[{shown(repr(key))}]")
 

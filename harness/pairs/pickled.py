@@ -15,12 +15,8 @@ SIZES = {  # of an element of a storage, in bytes; storages of other types claim
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
     "ShortStorage": 2, "ComplexDoubleStorage": 16, "ComplexFloatStorage": 8, "QInt32Storage": 4,
 }  # fmt: skip
-FILLING = (
-    "builtins bytearray",
-    "__builtin__ bytearray",
-    "builtins bytes",
-    "__builtin__ bytes",
-)  # a number makes so many zeros
+# A number makes so many zeros of these.
+FILLING = ("builtins bytearray", "__builtin__ bytearray", "builtins bytes", "__builtin__ bytes")
 MARK = object()
 
 

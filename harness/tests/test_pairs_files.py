@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from harness.cli import main
 from harness.pairs import files
+from harness.pairs import side as side_module
 from harness.pairs.pickled import read_pickle
 
 MIB = 1 << 20
@@ -391,6 +392,21 @@ def test_a_damaged_pickle_is_a_failure_in_words(damage, tmp_path, capsys):
     (tmp_path / "a.pt").write_bytes(damage)
     status, text = compared(capsys, tmp_path / "a.pt", tmp_path / "a.pt")
     assert status == 1 and "cannot read a.pt" in text
+
+
+def test_small_files_are_kept_up_to_a_number_of_bytes(tmp_path, capsys, monkeypatch):
+    for side in "ab":
+        (tmp_path / side).mkdir()
+        for n in range(4):
+            torch.save(torch.full((8,), float(n)), tmp_path / side / f"{n}.pt")
+    opened = []
+    real = side_module.open_tensors
+    monkeypatch.setattr(side_module, "open_tensors", lambda file, limit: opened.append(file) or real(file, limit))
+    for room, count in ((4 * (32 + 4096), 8), (32, 14)):  # with room for one, three of a side are read again
+        monkeypatch.setattr(side_module, "KEPT", room)
+        opened.clear()
+        assert compared(capsys, tmp_path / "a", tmp_path / "b")[0] == 0
+        assert len(opened) == count
 
 
 def test_the_static_reader_reads_what_pickle_writes():

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from harness.cli import main
+from harness.pairs import axes
 from harness.pairs.names import Naming, in_order, natural
 from harness.tests.test_pairs_files import compared, last_line
 
@@ -214,6 +215,27 @@ def test_exchanged_shapes_that_are_too_large_are_not_read_for_a_hint(tmp_path, c
     torch.save(torch.zeros(1).expand(2**16, 2**15), tmp_path / "b.pt")
     status, text = compared(capsys, tmp_path / "a.pt", tmp_path / "b.pt")
     assert status == 1 and "the shapes agree after transposing axes 0 and 1; the data is too large to look at" in text
+
+
+def test_axes_are_read_for_a_hint_up_to_a_number_of_bytes(tmp_path, capsys, monkeypatch):
+    x = seeded(4, 8)
+    for room, said in ((128, "equal after transposing axes 0 and 1"), (127, "too large to look at")):
+        monkeypatch.setattr(axes, "READ", room)
+        assert said in compared(capsys, *written(tmp_path, {"x": x.T}, {"x": x}))[1]
+
+
+def test_axes_are_exchanged_up_to_six_of_them():
+    shape = (1, 1, 1, 1, 3, 2)
+    assert axes.exchanges(shape, (1, 1, 1, 1, 2, 3)) == [(4, 5)]
+    assert axes.exchanges((1, *shape), (1, 1, 1, 1, 1, 2, 3)) == []
+
+
+@pytest.mark.parametrize(("off", "asked"), [(0.009, True), (0.011, False)])
+def test_an_exchange_is_compared_whole_where_a_sample_agrees_to_one_percent(off, asked):
+    whole = []
+    x = seeded(40, 50)
+    axes.exchanged_axes(x.T * (1 + off), x, lambda *both: whole.append(both) or True)
+    assert bool(whole) == asked
 
 
 def test_help_shows_the_options_and_an_example(capsys):
