@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -67,7 +68,9 @@ class Models:
         if key not in self._built:
             self._free()
             model, self.notes[key], self.sources[key] = _build(build, seed, training)
-            self._built[key] = model if gradients else model.requires_grad_(False)
+            for parameter in () if gradients else model.parameters():  # TorchScript has no `model.requires_grad_`
+                parameter.requires_grad_(False)
+            self._built[key] = model
             self._rule = self.policy or Policy.here()
         return self._built[key]
 
@@ -178,6 +181,11 @@ def _build(build: Callable[[], nn.Module], seed: int, training: bool) -> tuple[n
     for module in model.modules():  # torch copies no result of autograd, such as the weight that weight_norm computes
         found = {name: each for name, each in vars(module).items() if isinstance(each, Tensor) and not each.is_leaf}
         vars(module).update({name: each.detach() for name, each in found.items()})
+    if not hasattr(model, "training"):
+        raise CaseError(
+            "model() returned what torch.jit.freeze made, whose weights are constants on the CPU; return the module that"
+            " was frozen"
+        )
     if training and not model.training:
         raise CaseError("training=True, and model() returned a model in evaluation mode; let it return model.train()")
     came = source(origins.of(model), model)
@@ -191,8 +199,9 @@ def _build(build: Callable[[], nn.Module], seed: int, training: bool) -> tuple[n
 
 
 def _names(module: nn.Module) -> tuple[str, ...]:
-    """The names that the code of a module's forward uses."""
-    return getattr(getattr(type(module).forward, "__code__", None), "co_names", ())
+    """The names that the code of a module's forward uses; none where it is no Python code, as of TorchScript."""
+    forward = inspect.getattr_static(type(module), "forward", None)  # getattr fails for a traced module's class
+    return getattr(getattr(forward, "__code__", None), "co_names", ())
 
 
 def is_in(model: nn.Module, dtype: torch.dtype) -> bool:
@@ -206,7 +215,8 @@ def copy_module(model: nn.Module, *, dtype: torch.dtype | None, device: torch.de
     """A copy of `model` on `device` with its floating-point parameters and buffers in `dtype`; tied weights stay tied.
 
     What `kept` names keeps its dtype, and with None everything does. Each tensor is copied once, straight to where it
-    goes.
+    goes. A part in TorchScript is copied whole before it is moved and cast, `kept` or not: it hands out no tensor to
+    replace.
     """
     moved: dict[int, Any] = {}
     stays = frozenset() if dtype is None else kept(model, dtype)
@@ -216,7 +226,17 @@ def copy_module(model: nn.Module, *, dtype: torch.dtype | None, device: torch.de
         target = narrow.to(device, copy=narrow.data_ptr() == each.data_ptr())
         asks = each.requires_grad and each.is_floating_point()
         moved[id(each)] = nn.Parameter(target, requires_grad=asks) if isinstance(each, nn.Parameter) else target
-    return deep_copy(model, moved)
+    copied = deep_copy(model, moved)
+    for part in scripted(copied):
+        part.to(device=device, dtype=dtype)
+    return copied
+
+
+def scripted(model: nn.Module) -> list[nn.Module]:
+    """The modules of `model` that run as TorchScript, without those inside of another."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return [model]
+    return [part for child in model.children() for part in scripted(child)]
 
 
 def size_of(model: nn.Module) -> Size:

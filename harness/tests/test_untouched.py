@@ -377,3 +377,61 @@ def test_the_copies_take_no_memory_for_weights():
     assert not any(a.data_ptr() == b.data_ptr() for a, b in zip(copied.buffers(), model.buffers()))
 
 
+
+
+# ------------------------------------------------------------------------------------------------------ TorchScript
+
+
+class Drops(Base):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = nn.BatchNorm1d(32), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.drop(self.norm(self.lin(x)))
+
+
+class Off(Base):
+    """Wrong by 10 % where its input is not on the CPU."""
+
+    def forward(self, x):
+        return self.lin(x) * (1.0 if x.device.type == "cpu" else 1.1)
+
+
+class Around(Base):
+    """A part in TorchScript beside one that is not."""
+
+    def __init__(self, part=Drops):
+        super().__init__()
+        self.part = torch.jit.script(part())
+
+    def forward(self, x):
+        return self.lin(self.part(x))
+
+
+def script_case(model, **more):
+    return Case(name="script", model=model, inputs=drawn, **more)
+
+
+SCRIPTED = {
+    "script": lambda part: torch.jit.script(part()),
+    "trace": lambda part: torch.jit.trace(part().eval(), torch.ones(16, 32)),
+    "part": Around,
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kind", SCRIPTED)
+def test_a_model_in_torchscript_runs_on_the_device_in_its_dtype(device, kind, dtype):
+    found = validate(script_case(lambda: SCRIPTED[kind](Drops), dtype=dtype), seed=0, device=device)
+    assert found.status == "PASS" and found.comparisons["output"].dtype == dtype
+
+
+@pytest.mark.parametrize("kind", ["script", "part"])  # a trace keeps the CPU's branch
+def test_a_wrong_model_in_torchscript_fails(device, kind):
+    assert validate(script_case(lambda: SCRIPTED[kind](Off)), seed=0, device=device).status == "FAIL"
+
+
+def test_a_frozen_model_is_refused_in_words(device):
+    with pytest.raises(CaseError, match="torch.jit.freeze .* return the module that was frozen"):
+        validate(script_case(lambda: torch.jit.freeze(torch.jit.script(Drops().eval()))), seed=0, device=device)
