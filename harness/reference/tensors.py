@@ -52,6 +52,12 @@ def tensors_of(value: Any, what: str) -> dict[str, Tensor]:
 
 def _flatten(value: Any, prefix: str, what: str):
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            layout = str(value.layout).removeprefix("torch.")
+            raise CaseError(
+                f"{what} returned a tensor of the layout {layout} as {prefix or 'output'!r} where a dense one was expected;"
+                " give its `.to_dense()`"
+            )
         yield prefix or "output", value
     elif isinstance(value, Mapping):
         for name, each in value.items():

@@ -148,6 +148,12 @@ def test_two_tensors_of_one_name_are_refused():
         tensors_of({0: torch.ones(2), "0": torch.zeros(2)}, "the model")
 
 
+def test_a_sparse_tensor_is_refused_in_words(device):
+    sparse = Function(lambda x: torch.relu(x).to_sparse())
+    with pytest.raises(CaseError, match="layout sparse_coo as 'output' where a dense one was expected; give its"):
+        validate(case(lambda: sparse), 1, device)
+
+
 # ------------------------------------------------------------------------------------------- what the device computed
 
 
