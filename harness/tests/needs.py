@@ -36,6 +36,17 @@ def emulated_device():
     return open_device("emulated")
 
 
+def import_transformers():
+    """transformers, which imports torch_npu wherever that is installed; skipped where it takes no torch as old as this."""
+    if not lacks_torch_npu():
+        emulated_device()
+    transformers = pytest.importorskip("transformers")
+    if not transformers.utils.is_torch_available():
+        torch = metadata.version("torch")
+        pytest.skip(f"transformers {transformers.__version__} asks for a newer torch than {torch}")
+    return transformers
+
+
 needs_torch_npu = pytest.mark.skipif(lacks_torch_npu(), reason=REASON)
 
 

@@ -1,21 +1,9 @@
 """transformers' AIMv2 as a second opinion: built from our weights through the converter."""
 
-import pytest
 import torch
 
-from harness import open_device
-from harness.errors import DeviceError
 from harness.models.aimv2 import AIMv2, convert_checkpoint
-
-
-def import_transformers():
-    """transformers imports torch_npu whenever it is installed, which needs a CANN underneath."""
-    try:
-        open_device("emulated")
-    except DeviceError as error:
-        if "not installed" not in str(error):
-            raise
-    return pytest.importorskip("transformers")
+from harness.tests.needs import import_transformers
 
 
 def transformers_model(model: AIMv2, folder):

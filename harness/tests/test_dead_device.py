@@ -24,6 +24,7 @@ from harness.gate import COMPILES, WORTH_SAYING
 from harness.locate import locate
 from harness.reference import Models
 from harness.tests.environment import of_a_shell
+from harness.tests.needs import emulated_device, needs_torch_npu
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +48,7 @@ def case(model=Net, inputs=draw, **more):
 
 @pytest.fixture
 def npu():
-    return open_device("emulated")  # a new one each time: a device that stopped stays stopped
+    return emulated_device()  # a new one each time: a device that stopped stays stopped
 
 
 def queued(body: str) -> subprocess.Popen:
@@ -93,6 +94,7 @@ print(json.dumps([found.sentences(), steps, found.gone, found.unseen, found.tria
 """
 
 
+@needs_torch_npu
 def test_no_row_passes_on_what_memory_held_and_locate_names_the_operator_that_raised():
     """Three children at once: each is a process whose device ends."""
     children = [queued(each) for each in (ROWS, LOCATE % "operators", LOCATE % "modules")]
@@ -140,6 +142,7 @@ def test_no_row_passes_on_what_memory_held_and_locate_names_the_operator_that_ra
     assert [bad for *_, bad, _ in steps] == [False, False] and not gone
 
 
+@needs_torch_npu
 def test_a_module_that_raised_is_named_and_the_search_ends():
     class Inner(nn.Module):
         def __init__(self):

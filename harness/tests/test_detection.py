@@ -11,11 +11,12 @@ from harness.conformance import floor
 from harness.conformance.detection import SUBJECTS, Trial, Bench, _called, _planted, matrix, text
 from harness.devices import open_device
 from harness.models.aimv2 import AIMv2Config
-from harness.tests.needs import needs_torch_npu
+from harness.tests.needs import needs_torch_npu, skip_without_torch_npu
 
 
 @pytest.fixture(scope="module", params=[("causal", "float32"), ("convolutional", "bfloat16")], ids=" ".join)
 def trials(request):
+    skip_without_torch_npu()
     name, dtype = request.param
     return matrix([name], [dtype], seeds=2)
 

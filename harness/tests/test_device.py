@@ -222,6 +222,7 @@ def test_the_stack_says_which_queue_is_in_force(monkeypatch):
             assert task_queue.__wrapped__() == mode
 
 
+@needs_torch_npu
 def test_operators_are_launched_at_once_but_for_timing():
     code = "import harness, os; device = harness.open_device('emulated'{more})\n"
     code += "print(device.stack.task_queue, os.environ.get('TASK_QUEUE_ENABLE'))"

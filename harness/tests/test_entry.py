@@ -11,6 +11,7 @@ import pytest
 from harness import autoload, open_device
 from harness.devices import opening
 from harness.tests.environment import of_a_shell
+from harness.tests.needs import needs_torch_npu
 
 ROOT = Path(__file__).parents[2]
 LIGHT = {"harness", "harness.autoload", "harness.plugin"} | {f"harness.plugin.{name}" for name in ("entry", "fixtures", "names", "opening", "options")}
@@ -111,6 +112,7 @@ def test_an_option_of_their_own_goes_on_working(project):
     assert status == 0 and "2 passed" in said and (project / "numbers" / "precision.json").exists(), said
 
 
+@needs_torch_npu
 def test_the_fixture_alone_asks_for_it(project):
     """Without an option, a conftest line or the word in -k; here the file of tests does not name the harness either."""
     (project / "mine.py").write_text(CASE)
@@ -156,6 +158,7 @@ def test_a_device_that_an_option_names_stops_the_run_with_one_line(project):
     assert pytest_in(project, "--precision-device=cuda:7", "--collect-only", "-q")[0] == 0
 
 
+@needs_torch_npu
 def test_the_header_names_the_device_why_it_is_this_one_and_its_switches(project):
     (project / "test_model.py").write_text(ACCURACY)
     status, said = pytest_in(project, "--precision-device=emulated")
@@ -164,6 +167,7 @@ def test_the_header_names_the_device_why_it_is_this_one_and_its_switches(project
     assert "conv_allow_hf32 on, matmul_allow_hf32 off" in said and "TASK_QUEUE_ENABLE=0" in said and "threads" in said
 
 
+@needs_torch_npu
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "two workers"])
 def test_a_case_file_may_begin_with_an_import_of_transformers(project, workers):
     pytest.importorskip("transformers")
@@ -212,6 +216,7 @@ def test_the_import_of_backends_is_held_back_and_restored(monkeypatch):
         assert os.environ.get(autoload.VARIABLE) == before
 
 
+@needs_torch_npu
 def test_a_card_that_is_open_restores_it(monkeypatch):
     monkeypatch.setattr(autoload, "_before", [None])
     monkeypatch.setenv(autoload.VARIABLE, "0")
@@ -232,6 +237,7 @@ CHILD = "import torch; print(torch.npu.get_device_name(0), (torch.ones(2).npu() 
 HARNESS_LATER = "import torch, torch_npu; from harness import open_device; print(open_device('auto').backend)"
 
 
+@needs_torch_npu
 def test_a_child_of_an_emulated_process_sees_the_npu():
     """With a bare `import torch`, and when it opens the device only after torch_npu found the emulated CANN by itself."""
     open_device("emulated")

@@ -15,6 +15,7 @@ from harness.devices.families import FAMILIES, UNKNOWN
 from harness.forecast import Rules, overflow_of, rounding, rules_of
 from harness.gate import MERE, Tolerance, without_forecast
 from harness.numerics import NoFloat32, Operands, cube_type, effective_bits, matmul, round_hf32
+from harness.tests.needs import needs_torch_npu
 
 NAMES = {  # torch_npu's enum, NpuVariables.cpp
     "A2": "Ascend910B1 Ascend910B2 Ascend910B2C Ascend910B3 Ascend910B4 Ascend910B4-1",
@@ -212,6 +213,7 @@ HALF_ONLY, NEWEST, UNKNOWN_SOC = "Ascend310P3", "Ascend950PR_9579", "Ascend310B4
 MODELS = ("picture", "linear", "matmul", "convolution", "gelu", "attention")
 
 
+@needs_torch_npu
 @pytest.mark.parametrize("name", [HALF_ONLY, NEWEST])
 def test_a_healthy_chip_errs_as_its_familys_forecast_says(name):
     rows = played(name)["rows"]
@@ -221,6 +223,7 @@ def test_a_healthy_chip_errs_as_its_familys_forecast_says(name):
             assert row["status"] == "PASS" and row["ratio"] <= 1.4, (model, dtype, row)  # at most: the CPU's own error may be the larger
 
 
+@needs_torch_npu
 @pytest.mark.parametrize("name", [HALF_ONLY, NEWEST])
 def test_bits_are_those_of_the_operands(name):
     """Half a rounding of each operand: 2^-12 of float16's 11 bits, at most; of 1/√3 of that on average, for each of two operands."""
@@ -231,6 +234,7 @@ def test_bits_are_those_of_the_operands(name):
     assert (rows["gelu float32"]["bits"] > 20) == (name == NEWEST)
 
 
+@needs_torch_npu
 def test_a_dtype_that_the_chip_lacks_is_skipped_and_its_operators_are_refused():
     rows = played(HALF_ONLY)["rows"]
     for model in MODELS:
@@ -240,11 +244,13 @@ def test_a_dtype_that_the_chip_lacks_is_skipped_and_its_operators_are_refused():
     assert "161002" in refused and "DT_BFLOAT16" in refused and played(NEWEST)["refused"] == ""
 
 
+@needs_torch_npu
 def test_a_product_in_float16_is_healthy_where_the_chip_has_no_other():
     assert played(HALF_ONLY)["rows"]["matmul in float16"]["status"] == "PASS"
     assert played(NEWEST)["rows"]["matmul in float16"]["status"] == "FAIL"
 
 
+@needs_torch_npu
 @pytest.mark.parametrize("name", [HALF_ONLY, NEWEST, UNKNOWN_SOC])
 def test_a_real_fault_is_caught_on_each(name):
     rows = played(name)["rows"]
@@ -254,6 +260,7 @@ def test_a_real_fault_is_caught_on_each(name):
     assert located == {"healthy": None, "faulty": "layer_norm", "modules": "LayerNorm", "healthy modules": None}
 
 
+@needs_torch_npu
 def test_overflow_is_said_with_the_mode():
     text = "where float16 saturates on {}: float16 cannot hold this model"
     for name in (HALF_ONLY, UNKNOWN_SOC):
@@ -266,6 +273,7 @@ def test_overflow_is_said_with_the_mode():
     assert saturating["status"] == "FAIL" and "infinite on one side only" in saturating["reasons"][0]
 
 
+@needs_torch_npu
 def test_switches_change_the_forecast_as_they_change_the_chip():
     for name in (HALF_ONLY, NEWEST):
         for switch, row in played(name)["switches"].items():
@@ -280,6 +288,7 @@ def test_switches_change_the_forecast_as_they_change_the_chip():
     assert newest["conv.allow_hf32 = False"]["bits"] > 20 > newest["allow_fp32_to_fp16, matmul"]["bits"]
 
 
+@needs_torch_npu
 def test_a_chip_of_which_nobody_knows_is_judged_by_another_preset_and_the_report_says_so():
     rows = played(UNKNOWN_SOC)["rows"]
     for model in MODELS:
@@ -291,6 +300,7 @@ def test_a_chip_of_which_nobody_knows_is_judged_by_another_preset_and_the_report
     assert rows["dynamo"]["preset"] == "dynamo"
 
 
+@needs_torch_npu
 def test_soc_is_an_option_of_pytest(tmp_path):
     (tmp_path / "test_soc.py").write_text(
         "import pytest\nfrom torch import nn\nfrom harness import Case\n\n"

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness import open_device
 from harness.reference import copy_module, run_cpu
 from harness.reference.layers import has_layers, layered
-from harness.tests.needs import lacks_torch_npu
+from harness.tests.needs import import_transformers
 from harness.torch_private import operator
 
 CPU = torch.device("cpu")
@@ -146,11 +145,7 @@ def test_layer_by_layer_gives_the_bits_of_a_whole_float64_copy(name, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_models_of_transformers_give_the_same_bits(dtype):
-    if not lacks_torch_npu():
-        open_device("emulated")  # transformers imports torch_npu
-    transformers = pytest.importorskip("transformers")
-    if not transformers.utils.is_torch_available():
-        pytest.skip(f"transformers {transformers.__version__} asks for a newer torch than {torch.__version__}")
+    transformers = import_transformers()
     sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50)
     ids = torch.arange(12)[None]
     llama = transformers.LlamaConfig(**sizes, num_key_value_heads=2, tie_word_embeddings=True)

@@ -259,6 +259,7 @@ def test_an_interrupted_run_leaves_a_whole_report(user, number):
     assert [path.name for path in (user.path / "reports").iterdir() if path.name.startswith(".")] == []
 
 
+@needs_torch_npu
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_while_an_emulated_operator_runs_is_no_failure_of_the_device(user, number):
     hang = "emulator.fault('aclnnSilu', kind='hang', seconds=120)"
@@ -385,6 +386,7 @@ def test_precision(precision, seed):
     assert [row["status"] for row in stored(user)["rows"]] == ["PASS", "ERROR", "PASS"]
 
 
+@needs_torch_npu
 def test_rows_after_the_devices_end_are_errors_of_the_device(user, monkeypatch):
     """With torch_npu's queue on. No known failure excuses them, nothing is located, all rows have the same inputs."""
     body = """
@@ -411,6 +413,7 @@ def test_precision(precision, seed):
     assert not any(row["located"] for row in rows) and result.ret == pytest.ExitCode.TESTS_FAILED
 
 
+@needs_torch_npu
 def test_a_first_run_that_compiles_is_said(user):
     write(user, FIVE_SEEDS)
     options = ("-p", "no:warnings", "--fault", "aclnnSilu:hang:seconds=3,nth=1", "-k", "seed1")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from harness.errors import HarnessError
 from harness.models.aimv2 import PHOTO, open_picture, preprocess
-from harness.tests.reference_aimv2 import import_transformers
+from harness.tests.needs import import_transformers
 
 
 def picture(width, height, seed=0):

@@ -298,6 +298,7 @@ probe("emulated", Path(sys.argv[1]), wanted=("1 conv operand", "2 product operan
 """
 
 
+@needs_torch_npu
 @pytest.mark.parametrize(
     ("soc", "conv", "product", "gelu", "overflow", "bfloat16"),
     [

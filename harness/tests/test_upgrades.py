@@ -13,7 +13,7 @@ from harness.conformance import upgrades
 from harness.conformance.detection import SUBJECTS
 from harness.emulator.table import changed
 from harness.errors import HarnessError
-from harness.tests.needs import emulated_device
+from harness.tests.needs import emulated_device, needs_torch_npu
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +54,7 @@ def test_an_operator_means_something_else_inside_the_block_alone(npu):
         pass
 
 
+@needs_torch_npu
 def test_a_played_release_fails_the_case_that_meets_it_and_no_other(tmp_path):
     (tmp_path / "test_two.py").write_text(CASES)
     (tmp_path / "conftest.py").write_text('pytest_plugins = ("harness.plugin",)')
