@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sys
 from collections.abc import Iterator
 from enum import Enum
 from typing import Any
 
+import numpy.random  # here: a model() that imports it first would look as if it had drawn
 import torch
 from torch import Tensor, nn
 
@@ -75,9 +75,8 @@ def _memory(tensor: Tensor) -> StorageWeakRef | None:
 
 def _outside() -> list:
     """The states of numpy's and Python's generators, to be compared."""
-    numpy = sys.modules.get("numpy.random")
-    legacy = [] if numpy is None else [numpy.get_state()[1].tolist(), *numpy.get_state()[2:]]
-    return [random.getstate(), *legacy]
+    state = numpy.random.get_state()
+    return [random.getstate(), state[1].tolist(), *state[2:]]
 
 
 class _Watch(TorchDispatchMode):

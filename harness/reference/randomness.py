@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy.random  # here: a model that imports it first would draw unseeded numbers
 import torch
 from torch import Tensor
 
@@ -52,21 +52,18 @@ def seeded(seed: int, *generators: torch.Generator) -> Iterator[None]:
     """Seed the generators of Python, numpy and torch, and `generators`; afterwards all are as they were."""
     ours = (torch.default_generator, *generators)  # torch.manual_seed would import the compiler, which takes seconds
     kept, python = [each.get_state() for each in ours], random.getstate()
-    numpy = sys.modules.get("numpy.random")
-    legacy = None if numpy is None else numpy.get_state()
+    legacy = numpy.random.get_state()
     try:
         random.seed(seed)
         for each in ours:
             each.manual_seed(seed)
-        if numpy is not None:
-            numpy.seed(seed % 2**32)
+        numpy.random.seed(seed % 2**32)
         yield
     finally:
         random.setstate(python)
         for each, state in zip(ours, kept):
             each.set_state(state)
-        if numpy is not None:
-            numpy.set_state(legacy)
+        numpy.random.set_state(legacy)
 
 
 @contextlib.contextmanager

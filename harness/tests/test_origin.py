@@ -1,5 +1,7 @@
 """Weights that were read are not called random, nor random ones read."""
 
+import subprocess
+import sys
 import threading
 
 import numpy
@@ -172,3 +174,17 @@ def _pretrained(folder, kind):
     net = kind()
     net.load_state_dict(torch.load(folder / "w.pt", weights_only=True))
     return net
+
+
+def test_the_first_import_of_numpy_draws_nothing(tmp_path):
+    """What model() imports for the first time must not look like numbers that it drew."""
+    code = (
+        "import torch; from harness.reference.origin import watch_origins\n"
+        "weights = torch.ones(3)\n"
+        "with watch_origins() as seen:\n"
+        "    import numpy.random\n"
+        "    model = torch.nn.Linear(3, 1, bias=False); model.weight.data = weights\n"
+        "print(seen.of(model).name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split()[-1:] == ["LOADED"], done.stderr[-500:]
