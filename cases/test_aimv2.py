@@ -25,7 +25,7 @@ MODEL = partial(build, NAME, seed=0) if CHECKPOINT is None else partial(load, CH
 
 
 def large(**more) -> Case:
-    """A case of the full-size model; all of them share one build of the weights."""
+    """A case of the full-size model; those of one name share one build of the weights."""
     return Case(model=MODEL, checkpoint=CHECKPOINT, **more)
 
 

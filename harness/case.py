@@ -24,6 +24,7 @@ from harness.gate import (
     FELL_BACK,
     NEAR_TIE,
     NONDETERMINISTIC,
+    UNDECIDED,
     UNFELT,
     Decisions,
     Evidence,
@@ -120,14 +121,22 @@ class Case:
 
     @property
     def key(self) -> tuple:
-        """What names the model that the case runs: cases with one key share the build."""
+        """What names the model that the case runs: rows with one key share the build.
+
+        The name is a part of it: `model` may read what a test has changed since, a setting or a file, and another case
+        must not get the model of the one before.
+        """
+        return (self.name, *self._builder)
+
+    @property
+    def _builder(self) -> tuple:
         more = (self.dtype if self.takes_dtype else "", self.training, self.gradients)
         return (self.model, self.checkpoint, self.weights_seed, *(more if any(more) else ()))
 
     @property
     def subject(self) -> tuple:
         """What names the model and how it is called: whether it draws, repeats and how it is conditioned is known by it."""
-        return (*self.key, self.forward)
+        return (*self._builder, self.forward)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -235,7 +244,9 @@ def _validate(
     if verdict.failures and cpu.clean:
         verdict = replace(verdict, failures=(*verdict.failures, *_otherwise(cpu, expected, golden, overflow)))
     marks = (NONDETERMINISTIC,) if rerun else ()
+    conditioning = _conditioning(cpu, golden)
     notes = [models.notes.get(case.key, ""), scatter, _drawn_text(cpu), _host_text(ran.seen)]
+    notes += [UNMOVED] if conditioning == 0 else []
     evidence = Evidence(
         weights=_weights(models, case),
         reference=reference.words,
@@ -247,7 +258,7 @@ def _validate(
         first_run_ms=ran.first_milliseconds,
         forecast=None if rules is None else str(rules),
         no_golden=lacking,
-        conditioning=_conditioning(cpu, golden),
+        conditioning=conditioning,
         rerun=rerun,
         threads=torch.get_num_threads(),
         stored=tuple(cpu.stored),
@@ -307,7 +318,7 @@ def _held(case: Case, outputs: dict[str, Tensor], healthy: _Healthy, tolerance: 
     verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
     found = [_lacking(name, "the device did not return it") for name in expected if name not in outputs]
     found += [_lacking(name, "the CPU did not return it") for name in outputs if name not in expected]
-    plainer = cut + _unseen(outputs, expected, golden)
+    plainer = cut + (_unseen(outputs, expected, golden) or _zeroed(outputs, expected, golden))
     if plainer:  # they say why nothing can be decided
         verdict = _without_undecided(verdict)
     found += plainer
@@ -342,6 +353,7 @@ class _Cpu:
         self.stored: list[str] = []  # the roles that were read
         self.drawn = Drawn()  # what the last run drew
         self.base = models.base(**case.recipe)
+        _require_dtype(case, self.base)
         wanted = case.isolated if case.isolated is not None else needs_clean(self.base)
         self.clean = wanted and device.torch_device.type == "npu"
         host = dict(separate=self.clean, emulated=device.backend == "emulated")
@@ -465,6 +477,12 @@ def _scatter(reference: Reference, golden: dict[str, Tensor] | None, dtype: torc
 UNNAMED = (
     "it changed no parameter, buffer or attribute of the model, which therefore keeps something outside of itself, "
     "or draws from a generator that is not torch's, numpy's or Python's own"
+)
+
+
+UNMOVED = (
+    "no bit of the output changes when every input moves by one rounding: see that the model uses its inputs, and that "
+    "`forward` returns what this run computed"
 )
 
 
@@ -718,6 +736,39 @@ def _unseen(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golde
         return []
     text = f"every element of every output is {said} on both sides: nothing shows what computes it; give weights and inputs that do (a last layer of zeros hides all before it)"
     return [Reason(criterion="empty", text=text)]
+
+
+def _zeroed(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golden: Mapping[str, Tensor] | None) -> list[Reason]:
+    """A reason for each output of which the device returned nothing but zeros where the CPU did not, whatever the limits allow.
+
+    What the CPU has must be more than its own error to float64: a difference of equal numbers may be zero on one side alone.
+    """
+    found = []
+    for name, each in expected.items():
+        if name not in outputs or not each.is_floating_point() or not each.numel() or bool(outputs[name].any()):
+            continue
+        largest = float(each.abs().max())
+        wide = each if golden is None else golden.get(name, each)
+        if wide.shape == each.shape and not compare(each, wide).rel_l2 < UNDECIDED:
+            continue
+        if largest >= torch.finfo(each.dtype).tiny:  # smaller numbers a device may flush to zero
+            text = f"every element that the device returned is zero, where the CPU's are up to {largest:.2e}: it computed nothing here"
+            found.append(Reason(criterion="empty", text=text, output=name if len(expected) > 1 else ""))
+    return found
+
+
+def _require_dtype(case: Case, model: nn.Module) -> None:
+    """Refuse a builder that was given a dtype and heeds it nowhere: its rows would be those of another dtype.
+
+    Raises: CaseError.
+    """
+    dtypes = {each.dtype for each in [*model.parameters(), *model.buffers()] if each.is_floating_point()}
+    if case.takes_dtype and dtypes and case.torch_dtype not in dtypes:
+        names = ", ".join(sorted(str(each).removeprefix("torch.") for each in dtypes))
+        raise CaseError(
+            f"{case.name}: model(dtype) was given {case.dtype} and returned a model that is {names} throughout; hand the"
+            " dtype on, as in from_pretrained(DIR, dtype=dtype), or take no argument and the harness casts"
+        )
 
 
 def _is_constant(actual: Tensor, expected: Tensor) -> bool:

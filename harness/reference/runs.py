@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.errors import RunError
 from harness.forecast import Rules, rounding
+from harness.reference.outside import put_back
 from harness.reference.randomness import Draws, Drawn, drawing
 from harness.reference.tensors import changed, digest, fresh, tensors_of
 from harness.reference.untouched import changes, versions
@@ -22,12 +23,12 @@ from harness.torch_private import TorchDispatchMode, operator
 def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str, gradients: bool = False) -> Any:
     """`forward(model, inputs)`, or the model called with its inputs: a tensor, a tuple of arguments or a dict of keywords.
 
-    Without `gradients` autograd is off.
+    Without `gradients` autograd is off. What the run leaves outside of the model is put back, see `put_back`.
 
     Raises: RunError, naming `where`, with what the model raised as its cause.
     """
     try:
-        with torch.set_grad_enabled(gradients):
+        with torch.set_grad_enabled(gradients), put_back(model, forward):
             if forward is not None:
                 return forward(model, inputs)
             if isinstance(inputs, Mapping):

@@ -1,0 +1,259 @@
+"""What a model keeps outside of itself: tensors in a class, a module of Python, a closure, a cache of a function.
+
+Every run gets a model that has not run, and state outside of the model would still go from one run to the next: a table
+that the CPU's run made in a class attribute would be the device's table too, and a list that a hook fills would hand
+the first run's tensor to all others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Callable, Iterator, MutableMapping, MutableSequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+DEPTH = 4  # containers inside of one another that are looked into
+MOST = 4096  # elements of a container that are looked at: a larger one holds data, not state
+_ABSENT = object()
+_LIBRARIES = ("torch", "torch_npu", "harness", "builtins", "numpy", "typing", "collections", "functools", "abc")
+
+
+@contextlib.contextmanager
+def put_back(model: nn.Module, forward: Callable | None = None) -> Iterator[None]:
+    """Whatever tensors the block puts into places outside of `model`, or takes from there, it finds them as they were.
+
+    Places are the attributes of the model's classes, the global names that their methods, hooks and `forward` use, and
+    the functions of the same package that these call, what such functions close over, their default arguments, and
+    `functools.lru_cache`. Only what holds tensors is put back: a flag that something was done once stays.
+
+    Example: a class that makes its table in the first run makes it anew in each.
+
+    >>> import torch
+    >>> class Net(torch.nn.Module):
+    ...     table = None
+    ...     def forward(self, x):
+    ...         Net.table = x if Net.table is None else Net.table
+    ...         return Net.table
+    >>> for value in (1.0, 2.0):
+    ...     with put_back(net := Net()):
+    ...         print(net(torch.tensor(value)))
+    tensor(1.)
+    tensor(2.)
+    """
+    seen = _Seen()
+    for place in _places(model, forward):
+        seen.look(place)
+    try:
+        yield
+    finally:
+        seen.restore()
+
+
+# --------------------------------------------------------------------------------------------------------- the places
+
+
+@dataclass(frozen=True, eq=False)
+class _Names:
+    """Some names of a namespace: the globals of a module, or the attributes of a class."""
+
+    owner: Any
+    names: frozenset[str]
+
+    def get(self, name: str) -> Any:
+        return self.owner.get(name, _ABSENT) if isinstance(self.owner, dict) else vars(self.owner).get(name, _ABSENT)
+
+    def set(self, name: str, value: Any) -> None:
+        with contextlib.suppress(AttributeError, TypeError):  # a class that forbids it
+            if isinstance(self.owner, dict):
+                self.owner.pop(name, None) if value is _ABSENT else self.owner.__setitem__(name, value)
+            elif value is _ABSENT:
+                delattr(self.owner, name)
+            else:
+                setattr(self.owner, name, value)
+
+
+def _places(model: nn.Module, forward: Callable | None) -> Iterator[Any]:
+    """Namespaces, closed-over cells, default arguments and cached functions that a model's code can write into."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if _is_own(kind)}
+    for kind in kinds:
+        yield _Names(kind, frozenset())  # every attribute: a method may name it by its class
+    for module in model.modules():  # what copies of the model share
+        yield [each for each in vars(module).values() if _is_object(each) and hasattr(type(each), "__deepcopy__")]
+    functions = [each for kind in kinds for each in _functions_of(kind)]
+    functions += [each for module in model.modules() for table in _HOOKS for each in getattr(module, table, {}).values()]
+    functions += [] if forward is None else [forward]
+    todo, done = [_plain(each) for each in functions], set()
+    while todo:
+        function = todo.pop()
+        if function is None or id(function) in done:
+            continue
+        done.add(id(function))
+        if hasattr(function, "cache_info"):
+            yield function
+            todo.append(_plain(getattr(function, "__wrapped__", None)))
+            continue
+        names = _names_in(function.__code__)
+        if names:
+            yield _Names(function.__globals__, names)
+        yield from function.__closure__ or ()
+        if function.__defaults__ or function.__kwdefaults__:
+            yield [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        package = function.__globals__.get("__name__", "").partition(".")[0]
+        called = [function.__globals__.get(name) for name in names]
+        called += [_contents(cell) for cell in function.__closure__ or ()]
+        todo += [found for each in called if (found := _plain(each)) is not None and _package(found) == package]
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def _is_own(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] not in _LIBRARIES
+
+
+@functools.lru_cache(maxsize=None)
+def _functions_of(kind: type) -> tuple[Any, ...]:
+    return tuple(vars(kind).values())
+
+
+def _plain(value: Any) -> Any:
+    """The function of Python behind a method, property or partial; a cached one as it is; None for all else."""
+    for _ in range(8):
+        if isinstance(value, types.FunctionType) or hasattr(value, "cache_info") and hasattr(value, "cache_clear"):
+            return value
+        if isinstance(value, (staticmethod, classmethod, types.MethodType)):
+            value = value.__func__
+        elif isinstance(value, property):
+            value = value.fget
+        elif isinstance(value, functools.partial):
+            value = value.func
+        else:
+            return None
+    return None
+
+
+def _package(function: Any) -> str:
+    return (getattr(function, "__module__", None) or "").partition(".")[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_in(code: types.CodeType) -> frozenset[str]:
+    inner = (_names_in(each) for each in code.co_consts if isinstance(each, types.CodeType))
+    return frozenset(code.co_names).union(*inner)
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return _ABSENT
+
+
+# ----------------------------------------------------------------------------------------------- what was there before
+
+
+@dataclass
+class _Seen:
+    """What the places held, and what a container among them held."""
+
+    restores: list[Callable[[], None]] = field(default_factory=list)
+    known: set[int] = field(default_factory=set)
+    kept: list[Any] = field(default_factory=list)  # so that no other object gets the identity of one
+
+    def look(self, place: Any) -> None:
+        if isinstance(place, _Names):
+            names = place.names or frozenset(name for name in vars(place.owner) if not name.startswith("__"))
+            before = {name: place.get(name) for name in names}
+            self.restores.append(lambda: _names_back(place, before))
+            for value in before.values():
+                self.container(value, 0)
+        elif isinstance(place, types.CellType):
+            before = _contents(place)
+            self.restores.append(lambda: _cell_back(place, before))
+            self.container(before, 0)
+        elif hasattr(place, "cache_info"):
+            size = place.cache_info().currsize
+            self.restores.append(lambda: place.cache_clear() if place.cache_info().currsize != size else None)
+        else:
+            for value in place:
+                self.container(value, 0)
+
+    def container(self, value: Any, depth: int) -> None:
+        """Remember what a container holds, and the containers in it."""
+        if depth > DEPTH or id(value) in self.known:
+            return
+        if isinstance(value, (MutableMapping, MutableSequence)):
+            content = value
+        elif _is_object(value):
+            content = vars(value)
+        else:
+            return
+        self.known.add(id(value))
+        self.kept.append(value)
+        if len(content) > MOST:
+            return
+        if isinstance(content, MutableMapping):
+            before, restore = dict(content), _mapping_back
+            inside = before.values()
+        else:
+            before, restore = list(content), _sequence_back
+            inside = before
+        self.restores.append(lambda: restore(content, before))
+        for each in list(inside):
+            self.container(each, depth + 1)
+
+    def restore(self) -> None:
+        for restore in reversed(self.restores):
+            restore()
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a value is an instance of a class of Python's that is neither code, a module nor a model."""
+    if isinstance(value, (type, types.ModuleType, nn.Module, Tensor)) or callable(value) and not hasattr(value, "__dict__"):
+        return False
+    return _is_own(type(value)) and isinstance(getattr(value, "__dict__", None), dict)
+
+
+def _names_back(place: _Names, before: dict[str, Any]) -> None:
+    names = before if place.names else {**dict.fromkeys(vars(place.owner), _ABSENT), **before}
+    for name in [name for name in names if not name.startswith("__")]:
+        old, now = before.get(name, _ABSENT), place.get(name)
+        if now is not old and (_has_tensors(now) or _has_tensors(old)):
+            place.set(name, old)
+
+
+def _cell_back(cell: types.CellType, before: Any) -> None:
+    now = _contents(cell)
+    if now is not before and before is not _ABSENT and (_has_tensors(now) or _has_tensors(before)):
+        cell.cell_contents = before
+
+
+def _mapping_back(content: MutableMapping, before: dict[Any, Any]) -> None:
+    for key in [key for key in content if key not in before and _has_tensors(content[key])]:
+        del content[key]
+    for key, old in before.items():
+        now = content.get(key, _ABSENT)
+        if now is not old and (_has_tensors(now) or _has_tensors(old)):
+            content[key] = old
+
+
+def _sequence_back(content: MutableSequence, before: list[Any]) -> None:
+    same = len(content) == len(before) and all(now is old for now, old in zip(content, before))
+    if not same and any(_has_tensors(each) for each in [*content, *before]):
+        content[:] = before
+
+
+def _has_tensors(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if depth > DEPTH:
+        return False
+    if isinstance(value, MutableMapping):
+        return len(value) <= MOST and any(_has_tensors(each, depth + 1) for each in list(value.values()))
+    if isinstance(value, (list, tuple, MutableSequence)):
+        return len(value) <= MOST and any(_has_tensors(each, depth + 1) for each in list(value))
+    return _is_object(value) and any(_has_tensors(each, depth + 1) for each in list(vars(value).values()))
