@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.gate import AT_LEAST, CHANGES, MANY, Mark, Status, slack
+from harness.gate import AT_LEAST, CHANGES, MANY, ROUNDOFF, Mark, Status, slack
 from harness.report import write_text
 from harness.report.rows import Change, Row
 from harness.typed_json import Mismatch, named, object_schema, read_fields, read_json, reader_of, shown, to_json
@@ -28,6 +28,7 @@ ALONE = 1.5  # the factor from which a change counts by itself
 SUMS = 2.0  # both, where the error is that of float32 sums: cut into four parts or not, a sum's rounding differs by √4
 SEEDS = 3  # that the paired test needs
 NOISE = 3.0  # times the difference of a row's reruns within which its error scatters
+PARTS = 4.0  # the factor from which the error of the worst token, or of another output, counts by itself
 SAME = 1e-6  # relative: numbers that were computed from the same bits agree to this on every host
 STUDENT = {  # one-sided 1 % points of Student's t by degrees of freedom (Fisher and Yates, Statistical Tables, III)
     2: 6.965, 3: 4.541, 4: 3.747, 5: 3.365, 6: 3.143, 7: 2.998, 8: 2.896, 9: 2.821, 10: 2.764, 12: 2.681, 15: 2.602, 20: 2.528, 30: 2.457, 10**9: 2.326,
@@ -36,7 +37,7 @@ STUDENT = {  # one-sided 1 % points of Student's t by degrees of freedom (Fisher
 KEPT = (  # of a row
     "seed", "status", "marks", "criteria", "preset", "limits", "allowed", "weights", "weights_sha256", "inputs_sha256", "expected_sha256", "actual_sha256", "max_diff", "mean_diff", "cos_sim",
     "rel_l2", "golden_rel_l2", "cpu_golden_rel_l2", "forecast_golden_rel_l2", "forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio",
-    "decisions", "rerun",
+    "decisions", "rerun", "output", "outputs", "shape", "rms", "token_rel_l2", "parted",
 )  # fmt: skip
 
 
@@ -312,6 +313,13 @@ def change_of(row: Row, entry: Entry | None) -> Change:
     if absent:
         text = f"{name} has no {absent[0]}, now or as accepted, so nobody can say what was compared; {AGAIN}"
         return Change(kind=INCOMPARABLE, text=text)
+    if not _same_reference(row, then):
+        text = (
+            f"{name}: the CPU's result is another one than was accepted: its root mean square is {row.rms:.6g} where {then.rms:.6g} "
+            "was, further apart than both are from float64, so the model's code computes something else; run the accepted code, or "
+            "--precision-baseline=accept"
+        )
+        return Change(kind=INCOMPARABLE, text=text)
     now, before = error_of(row), error_of(then)
     if row.actual_sha256 == then.actual_sha256:
         return _of_same_bits(row, then)
@@ -331,7 +339,41 @@ def same_subject(row: Row, then: Row) -> bool:
     return (row.weights, row.inputs_sha256) == (then.weights, then.inputs_sha256) and len(contents) < 2
 
 
+def _same_reference(row: Row, then: Row) -> bool:
+    """Whether the CPU computed the same thing for two rows, as far as their numbers tell.
+
+    Two results that are off from the same float64 result by e1 and e2, relative, have norms that are off by e1 + e2 at
+    most (triangle inequality); twice that is allowed, and `SAME`.
+    """
+    if (row.output, row.shape) != (then.output, then.shape) or row.parted or then.parted:
+        return True
+    known = (row.rms, then.rms, row.cpu_golden_rel_l2, then.cpu_golden_rel_l2)
+    if any(each is None or not math.isfinite(each) for each in known) or not then.rms:
+        return True
+    return abs(row.rms / then.rms - 1) <= 2 * (row.cpu_golden_rel_l2 + then.cpu_golden_rel_l2) + SAME
+
+
+def _worse_parts(row: Row, then: Row) -> list[str]:
+    """In words, the outputs and the token whose own error grew though that of the output that stands for the row did not."""
+    scatter = NOISE * max((each.rerun or {}).get("rel_l2", 0.0) for each in (row, then))
+    found, parts = [], _parts(row)
+    for what, (before, _) in _parts(then).items():
+        now, count = parts.get(what, (math.nan, MANY))
+        least = max(before, ROUNDOFF.get(row.dtype or "", 0.0))
+        if now > max(PARTS, slack(count)) * least and now - before > scatter:
+            found.append(f"{what} is off by {now:.3e} where {before:.3e} was accepted")
+    return found
+
+
+def _parts(row: Row) -> dict[str, tuple[float, int]]:
+    """The relative errors to the CPU of a row's parts, and how many elements each has."""
+    several = {f"output {name}": (each.rel_l2, math.prod(each.shape or ())) for name, each in row.outputs.items()}
+    token = {f"the worst token of {row.output or 'the output'}": (row.token_rel_l2, row.shape[-1])} if row.shape else {}
+    return {what: (error, count) for what, (error, count) in (several | token).items() if error is not None and math.isfinite(error)}
+
+
 DIGESTS = ("weights", "inputs_sha256", "actual_sha256")  # without which two rows cannot be held against each other
+ADVICE = "find out what changed, or accept it with --precision-baseline=accept"
 AGAIN = "run it again with this version"
 
 
@@ -365,6 +407,8 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     or by more than the slack of its few elements. Where nothing is rounded but float32 sums, both are `SUMS`: their order is nobody's promise.
     Where the device's reruns differ, here or in the accepted run, a change within `NOISE` times that difference is scatter; but a row whose error
     grew by more than the accepted error and the accepted run's own rerun difference together is worse, however much its reruns differ.
+    The other outputs of a row and its worst token are followed too: an error of theirs that is `PARTS` times the accepted one, or the slack
+    of its few elements, is worse, whatever the output does that stands for the row.
     """
     rows = list(rows)
     found = [change_of(row, entry) for row in rows]
@@ -383,8 +427,13 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
         if sign and (each.ratio > 1) == (sign > 0):
             kind = REGRESSED if sign > 0 else IMPROVED
             shared = f", {math.exp(sum(logs) / len(logs)):.3f} times on average over {len(logs)} seeds" if sign == together else ""
-            advice = "find out what changed, or accept it with --precision-baseline=accept" if sign > 0 else "accept it with --precision-baseline=accept, so that it cannot be lost again"
+            advice = ADVICE if sign > 0 else "accept it with --precision-baseline=accept, so that it cannot be lost again"
             found[index] = Change(kind=kind, text=f"{each.text}{shared}; {advice}", ratio=each.ratio)
+    for index, each in enumerate(found):
+        worse = _worse_parts(rows[index], entry.rows[seed_of(rows[index])]) if each.kind in (DRIFT, IMPROVED) else []
+        if worse:
+            text = f"{rows[index].name}: {'; '.join(worse)}; {ADVICE}"
+            found[index] = Change(kind=REGRESSED, text=text, ratio=each.ratio)
     return found
 
 

@@ -12,6 +12,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -113,22 +114,34 @@ def set_mkldnn_enabled(enabled: bool) -> None:
 def in_threads(make: Callable[[], AbstractContextManager]) -> Iterator[None]:
     """Enter the mode that `make()` gives, here and in every thread that `threading` starts while the block runs.
 
-    torch keeps its modes by thread. A thread that outlives the block keeps its mode.
+    torch keeps its modes by thread. A thread that outlives the block keeps its mode. A pool of threads that is older
+    than the block enters it for every piece of work that `submit` hands to it.
     """
-    before, open_ = threading.getprofile(), [True]
+    before, open_, inside = threading.getprofile(), [True], {threading.get_ident()}
 
     def enter(frame: Any, event: str, argument: Any) -> None:
         sys.setprofile(before)
         if open_:
+            inside.add(threading.get_ident())
             make().__enter__()
 
+    def submit(pool: ThreadPoolExecutor, function: Callable, /, *args: Any, **kwargs: Any) -> Future:
+        def within(*args: Any, **kwargs: Any) -> Any:
+            with make() if open_ and threading.get_ident() not in inside else contextlib.nullcontext():
+                return function(*args, **kwargs)
+
+        return submitted(pool, within, *args, **kwargs)
+
+    submitted = ThreadPoolExecutor.submit
     with make():
         threading.setprofile(enter)
+        ThreadPoolExecutor.submit = submit
         try:
             yield
         finally:
             open_.clear()
             threading.setprofile(before)
+            ThreadPoolExecutor.submit = submitted
 
 
 def adopt_parametrized(module: torch.nn.Module) -> None:

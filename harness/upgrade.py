@@ -115,6 +115,7 @@ class Upgrade:
     transitions: tuple[Transition, ...]
     stack: tuple[tuple[str, Any, Any], ...]
     complaints: tuple[str, ...] = ()  # what fails the gate besides the rows
+    remarks: tuple[str, ...] = ()  # what must be said and fails nothing
     left_out: int | None = None  # rows of before that a subset leaves out; None where all rows were to be there
 
     @property
@@ -131,7 +132,7 @@ class Upgrade:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is said of the whole: what fails besides the rows, that a subset was compared, that nothing was."""
-        found = list(self.complaints)
+        found = [*self.complaints, *self.remarks]
         if self.left_out is not None:
             rows = f"{self.left_out} rows of the older report did not run and were left out"
             found.append(f"a subset was compared, as --subset asks: {rows if self.left_out else 'it holds every row of the older report'}")
@@ -173,7 +174,17 @@ def compare_reports(before: Report, after: Report, *, subset: bool = False) -> U
         found += _group(rows_before, rows_after)
         complaints += _loosened(rows_before, rows_after)
     found.sort(key=lambda each: ORDER.index(each.kind))
-    return Upgrade(transitions=tuple(found), stack=_changed(before.stack, after.stack), complaints=tuple(complaints), left_out=left_out)
+    more = dict(complaints=tuple(complaints), remarks=_times(before, after), left_out=left_out)
+    return Upgrade(transitions=tuple(found), stack=_changed(before.stack, after.stack), **more)
+
+
+def _times(before: Report, after: Report) -> tuple[str, ...]:
+    """That a report was held against itself, or the older against the newer, in words."""
+    if before == after:
+        return ("both reports are the same run: that its numbers agree says nothing of another stack",)
+    if after.created < before.created:  # both in UTC, as ISO 8601
+        return (f"the newer report, of {shown(after.created)}, was made before the older one, of {shown(before.created)}: give the older first",)
+    return ()
 
 
 def _planted(which: str, report: Report) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from dataclasses import replace
 
 import pytest
@@ -42,6 +43,7 @@ def precision(request: pytest.FixtureRequest):
     session = request.config.pluginmanager.get_plugin(SESSION)
 
     def check(case, seed: int | None = None):
+        seed = _whole(case, seed)
         with session.one_row(request.node, case, seed):
             try:
                 verdict = _check(session, request.node, case, seed)
@@ -53,6 +55,24 @@ def precision(request: pytest.FixtureRequest):
             return verdict
 
     return check
+
+
+def _whole(case, seed) -> int | None:
+    """A seed as a plain int, so that numpy's may be given; None stays. Raises: CaseError for what torch takes for no seed."""
+    from harness.errors import CaseError
+
+    if seed is None:
+        return None
+    try:
+        number = None if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = None
+    if number is None or not 0 <= number < 2**63:
+        raise CaseError(
+            f"{case.name}: the seed {seed!r} ({type(seed).__name__}) where a whole number from 0 to 2^63 - 1 was expected;"
+            " give such a number, or none"
+        )
+    return number
 
 
 def _check_companion(session, item: pytest.Item, case, seed: int | None) -> None:

@@ -594,8 +594,8 @@ class Session:
             self._standing.pop(report.nodeid, None)
             return
         rows = self.rows.setdefault(report.nodeid, [])
-        if report.when == "call" and brought:
-            there = [row.to_dict() for row in rows]  # the report of a subtest brings what its test brings again
+        if brought:  # in any phase: a fixture may validate, and catch what its row raises
+            there = [row.to_dict() for row in rows]  # later phases, and subtests, bring what was brought before again
             marked = [self._marked(Row.from_dict(each["row"], f"the row of {report.nodeid}")) for each in brought]
             rows += [row for row in marked if row.to_dict() not in there]
             self.environment = brought[-1]["environment"]
@@ -895,7 +895,7 @@ def _known(item: pytest.Item) -> dict:
     if case is None:
         return _guessed(item.nodeid)
     seed = parameters.get("seed")
-    return {"case": case.name, "dtype": case.dtype, "seed": seed if type(seed) is int else None}
+    return {"case": case.name, "dtype": case.dtype, "seed": seed if type(seed) is int and 0 <= seed < 2**63 else None}
 
 
 def _function(item: pytest.Item) -> str:

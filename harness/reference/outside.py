@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import types
-from collections.abc import Callable, Iterator, MutableMapping, MutableSequence
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,9 @@ from torch import Tensor, nn
 DEPTH = 4  # containers inside of one another that are looked into
 MOST = 4096  # elements of a container that are looked at: a larger one holds data, not state
 _ABSENT = object()
-_LIBRARIES = ("torch", "torch_npu", "harness", "builtins", "numpy", "typing", "collections", "functools", "abc")
+_MAPPINGS = (dict, OrderedDict, defaultdict)  # these alone: another class may compute what it seems to hold
+_SEQUENCES = (list, deque)
+_LIBRARIES = ("torch", "torch_npu", "builtins", "numpy", "typing", "collections", "functools", "abc")
 
 
 @contextlib.contextmanager
@@ -78,23 +82,16 @@ class _Names:
 
 def _places(model: nn.Module, forward: Callable | None) -> Iterator[Any]:
     """Namespaces, closed-over cells, default arguments and cached functions that a model's code can write into."""
-    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if _is_own(kind)}
+    kinds = frozenset(kind for module in model.modules() for kind in type(module).__mro__ if _is_own(kind))
     for kind in kinds:
         yield _Names(kind, frozenset())  # every attribute: a method may name it by its class
     for module in model.modules():  # what copies of the model share
-        yield [each for each in vars(module).values() if _is_object(each) and hasattr(type(each), "__deepcopy__")]
-    functions = [each for kind in kinds for each in _functions_of(kind)]
-    functions += [each for module in model.modules() for table in _HOOKS for each in getattr(module, table, {}).values()]
-    functions += [] if forward is None else [forward]
-    todo, done = [_plain(each) for each in functions], set()
-    while todo:
-        function = todo.pop()
-        if function is None or id(function) in done:
-            continue
-        done.add(id(function))
+        yield [each for each in vars(module).values() if hasattr(type(each), "__deepcopy__") and _is_object(each)]
+    more = [each for module in model.modules() for table in _HOOKS for each in getattr(module, table, {}).values()]
+    more += [] if forward is None else [forward]
+    for function in {*_reached_by(kinds), *_reached(filter(None, map(_plain, more)))}:
         if hasattr(function, "cache_info"):
             yield function
-            todo.append(_plain(getattr(function, "__wrapped__", None)))
             continue
         names = _names_in(function.__code__)
         if names:
@@ -102,10 +99,39 @@ def _places(model: nn.Module, forward: Callable | None) -> Iterator[Any]:
         yield from function.__closure__ or ()
         if function.__defaults__ or function.__kwdefaults__:
             yield [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        package = function.__globals__.get("__name__", "").partition(".")[0]
-        called = [function.__globals__.get(name) for name in names]
-        called += [_contents(cell) for cell in function.__closure__ or ()]
-        todo += [found for each in called if (found := _plain(each)) is not None and _package(found) == package]
+
+
+@functools.lru_cache(maxsize=64)
+def _reached_by(kinds: frozenset[type]) -> tuple[Any, ...]:
+    """The functions of some classes and those that they call."""
+    return tuple(_reached(filter(None, (_plain(each) for kind in kinds for each in vars(kind).values()))))
+
+
+def _reached(functions: Iterable[Any]) -> Iterator[Any]:
+    """Functions, and those of their package that they call, cached ones too; of an installed package, of their module."""
+    todo, done = list(functions), set()
+    while todo:
+        function = todo.pop()
+        if id(function) in done:
+            continue
+        done.add(id(function))
+        yield function
+        if hasattr(function, "cache_info"):
+            called = [getattr(function, "__wrapped__", None)]
+        else:
+            called = [function.__globals__.get(name) for name in _names_in(function.__code__)]
+            called += [_contents(cell) for cell in function.__closure__ or ()]
+        todo += [each for each in map(_plain, called) if each is not None and _home(each) == _home(function)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _home_of(name: str) -> str:
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return name if "site-packages" in file else name.partition(".")[0]
+
+
+def _home(function: Any) -> str:
+    return _home_of(getattr(function, "__module__", None) or "")
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -113,11 +139,6 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 def _is_own(kind: type) -> bool:
     return kind.__module__.partition(".")[0] not in _LIBRARIES
-
-
-@functools.lru_cache(maxsize=None)
-def _functions_of(kind: type) -> tuple[Any, ...]:
-    return tuple(vars(kind).values())
 
 
 def _plain(value: Any) -> Any:
@@ -134,10 +155,6 @@ def _plain(value: Any) -> Any:
         else:
             return None
     return None
-
-
-def _package(function: Any) -> str:
-    return (getattr(function, "__module__", None) or "").partition(".")[0]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -186,7 +203,7 @@ class _Seen:
         """Remember what a container holds, and the containers in it."""
         if depth > DEPTH or id(value) in self.known:
             return
-        if isinstance(value, (MutableMapping, MutableSequence)):
+        if type(value) in (*_MAPPINGS, *_SEQUENCES):
             content = value
         elif _is_object(value):
             content = vars(value)
@@ -196,7 +213,7 @@ class _Seen:
         self.kept.append(value)
         if len(content) > MOST:
             return
-        if isinstance(content, MutableMapping):
+        if type(content) in _MAPPINGS:
             before, restore = dict(content), _mapping_back
             inside = before.values()
         else:
@@ -232,7 +249,7 @@ def _cell_back(cell: types.CellType, before: Any) -> None:
         cell.cell_contents = before
 
 
-def _mapping_back(content: MutableMapping, before: dict[Any, Any]) -> None:
+def _mapping_back(content: dict, before: dict[Any, Any]) -> None:
     for key in [key for key in content if key not in before and _has_tensors(content[key])]:
         del content[key]
     for key, old in before.items():
@@ -241,10 +258,11 @@ def _mapping_back(content: MutableMapping, before: dict[Any, Any]) -> None:
             content[key] = old
 
 
-def _sequence_back(content: MutableSequence, before: list[Any]) -> None:
+def _sequence_back(content: list | deque, before: list[Any]) -> None:
     same = len(content) == len(before) and all(now is old for now, old in zip(content, before))
     if not same and any(_has_tensors(each) for each in [*content, *before]):
-        content[:] = before
+        content.clear()
+        content.extend(before)
 
 
 def _has_tensors(value: Any, depth: int = 0) -> bool:
@@ -252,8 +270,8 @@ def _has_tensors(value: Any, depth: int = 0) -> bool:
         return True
     if depth > DEPTH:
         return False
-    if isinstance(value, MutableMapping):
+    if type(value) in _MAPPINGS:
         return len(value) <= MOST and any(_has_tensors(each, depth + 1) for each in list(value.values()))
-    if isinstance(value, (list, tuple, MutableSequence)):
+    if isinstance(value, tuple) or type(value) in _SEQUENCES:
         return len(value) <= MOST and any(_has_tensors(each, depth + 1) for each in list(value))
     return _is_object(value) and any(_has_tensors(each, depth + 1) for each in list(vars(value).values()))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from harness.errors import RunError
 from harness.forecast import Rules, rounding
@@ -33,7 +34,8 @@ def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str, 
                 return forward(model, inputs)
             if isinstance(inputs, Mapping):
                 return model(**inputs)
-            return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+            spread = isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence)
+            return model(*inputs) if spread else model(inputs)
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
         text = lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"  # torch_npu ends with what CANN said
@@ -93,6 +95,8 @@ def refer(
         if not twice:
             return Reference(outputs=outputs, **found)
         outputs = fresh(outputs)  # a model may return a buffer into which it writes
+        for parameter in model.parameters():  # `backward()` in the model adds to the gradients that are there
+            parameter.grad = None
         with drawing(draws):
             again, _, _ = run_cpu(model, fresh(inputs), **how)
         again = {name: each.detach() for name, each in tensors_of(again, what).items()}

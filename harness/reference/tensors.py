@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from harness.errors import CaseError
 
@@ -29,6 +30,11 @@ def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if isinstance(value, Mapping):
         return {name: changed(each, change) for name, each in value.items()}
+    if isinstance(value, PackedSequence):  # its lengths are integers that stay on the CPU
+        order = (changed(each, change) for each in (value.sorted_indices, value.unsorted_indices))
+        return PackedSequence(change(value.data), value.batch_sizes.clone(), *order)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(changed(each, change) for each in value))
     if isinstance(value, (tuple, list)):
         return type(value)(changed(each, change) for each in value)
     return value
