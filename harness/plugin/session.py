@@ -68,6 +68,7 @@ class Session:
         self._workers = Workers(self.worker)
         self._workers.join(config)
         self._uncollected: dict[str, str] = {}  # files that could not be collected, and why
+        self._ended_attempts: set[str] = set()  # tests whose attempt ended and whose next one did not begin
         self._attempts: dict[str, int] = {}  # attempts of a test that failed and were followed by another, by test id
         self._late: list = []  # rows that were asked for after their test had ended
         self._retired = False  # the report of an earlier run was put aside
@@ -592,6 +593,11 @@ class Session:
             self._attempts[report.nodeid] = self._attempts.get(report.nodeid, 0) + 1
             self.rows.pop(report.nodeid, None)
             self._standing.pop(report.nodeid, None)
+            self._ended_attempts.add(report.nodeid)
+            return
+        if report.when == "setup":
+            self._ended_attempts.discard(report.nodeid)
+        elif report.nodeid in self._ended_attempts:  # the teardown of an attempt that does not count
             return
         rows = self.rows.setdefault(report.nodeid, [])
         if brought:  # in any phase: a fixture may validate, and catch what its row raises

@@ -8,6 +8,7 @@ import pytest
 from harness import baseline
 from harness.errors import HarnessError
 from harness.report import Row
+from harness.report.rows import Numbers
 
 STACK = {"device": "Ascend910B4", "cann": "8.5.0"}
 
@@ -208,3 +209,67 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HarnessError, match="baselines cannot be written to .*; name a folder that can be"):
         baseline.write(tmp_path / "file", kept("m"))
+
+
+# ---------------------------------------------------------------------------------------- every output, the worst token
+
+
+def several(error, digest, **more):
+    """Rows whose output `b` is off by `error`, while the output that stands for them stays as it is."""
+    outputs = {"a": Numbers(rel_l2=8e-3, shape=(8, 32)), "b": Numbers(rel_l2=error, shape=(8, 200))}
+    return [row(seed=seed, error=8e-3, digest=f"{digest}{seed}", output="a", outputs=outputs, **more) for seed in range(3)]
+
+
+@pytest.mark.parametrize(("error", "kind"), [(6e-3, "REGRESSED"), (4.01e-6, "REGRESSED"), (3.99e-6, "DRIFT"), (1e-7, "DRIFT")])
+def test_an_output_that_does_not_stand_for_the_row_is_followed_too(error, kind):
+    found = baseline.verdicts(several(error, "now"), entry_of(several(1e-6, "then")))
+    assert [each.kind for each in found] == [kind] * 3
+    assert kind == "DRIFT" or "output b is off by" in found[0].text
+
+
+def test_an_output_of_ten_elements_may_scatter_more():
+    def small(error, digest):
+        outputs = {"a": Numbers(rel_l2=8e-3, shape=(8, 32)), "b": Numbers(rel_l2=error, shape=(10,))}
+        return [row(error=8e-3, digest=digest, output="a", outputs=outputs)]
+
+    assert kinds(small(9.9e-6, "now"), small(1e-6, "then")) == ["DRIFT"]
+    assert kinds(small(1.01e-5, "now"), small(1e-6, "then")) == ["REGRESSED"]
+
+
+def test_the_worst_token_is_followed_though_the_whole_hardly_changes():
+    def tokens(error, digest):
+        return [row(error=8e-3, digest=digest, shape=(60000, 64), token_rel_l2=error)]
+
+    for error, kind in ((4.9e-2, "DRIFT"), (5.1e-2, "REGRESSED")):  # a token of 64 elements has a slack of 5
+        assert kinds(tokens(error, "now"), tokens(1e-2, "then")) == [kind]
+
+
+def test_an_output_whose_reruns_scatter_as_much_is_no_worse():
+    assert kinds(several(6e-3, "now", rerun={"rel_l2": 3e-3}), several(1e-6, "then")) == ["DRIFT"] * 3
+    assert kinds(several(6e-3, "now", rerun={"rel_l2": 1e-3}), several(1e-6, "then")) == ["REGRESSED"] * 3
+
+
+def test_what_is_followed_is_kept_in_the_file():
+    stored = baseline.accepted(None, several(1e-6, "then", shape=(8, 32), token_rel_l2=1e-2), stack=STACK, backend="npu", when="2026-01-01")
+    kept = baseline._baseline(json.loads(json.dumps(stored.to_dict())))
+    entry = kept.entries["Ascend910B4 (npu)"]
+    assert [each.kind for each in baseline.verdicts(several(6e-3, "now"), entry)] == ["REGRESSED"] * 3
+
+
+# --------------------------------------------------------------------------------------------- what the CPU computes
+
+
+def of_norm(rms, digest, cpu=1e-6, **more):
+    return [row(error=1e-6, digest=digest, rms=rms, cpu_golden_rel_l2=cpu, output="", shape=(8, 32), **more)]
+
+
+@pytest.mark.parametrize(("rms", "kind"), [(1 + 4.9e-6, "DRIFT"), (1 + 5.1e-6, "NOT COMPARABLE"), (1 - 5.1e-6, "NOT COMPARABLE"), (0.7, "NOT COMPARABLE")])
+def test_another_result_of_the_cpu_is_not_comparable(rms, kind):
+    (found,) = baseline.verdicts(of_norm(rms, "now"), entry_of(of_norm(1.0, "then")))
+    assert found.kind == kind
+    assert kind == "DRIFT" or "the model's code computes something else" in found.text
+
+
+def test_results_that_are_no_longer_the_same_part_are_not_compared_by_their_norm():
+    assert kinds(of_norm(0.7, "now", parted="at token 3"), of_norm(1.0, "then")) == ["DRIFT"]
+    assert kinds(of_norm(0.7, "now", cpu=None), of_norm(1.0, "then")) == ["DRIFT"]

@@ -49,6 +49,38 @@ def test_a_row_that_fails_fails_the_run(user, way):
     assert [status for _, status in statuses(user)] in (["FAIL"], ["ERROR"])
 
 
+FIXTURES = {
+    "before": "@pytest.fixture\ndef checked(precision):\n    TRY\n",
+    "after": "@pytest.fixture\ndef checked(precision):\n    yield\n    TRY\n",
+}
+
+
+@pytest.mark.parametrize("when", FIXTURES)
+@pytest.mark.parametrize("then", ["pass", "pytest.skip('not right on this stack')"])
+def test_a_row_that_a_fixture_hides_fails_the_run(user, when, then):
+    fixture = FIXTURES[when].replace("TRY", f"try: precision(BAD, 1)\n    except BaseException: {then}")
+    write(user, BAD + fixture + "def test_precision(checked): pass\ndef test_precision_good(precision): precision(GOOD, 2)\n")
+    assert run(user, "--locate=off").ret == 1
+    hidden = ("bad", "FAIL" if when == "before" else "ERROR")  # a test has ended before its fixtures do
+    assert hidden in statuses(user) and ("good", "PASS") in statuses(user)
+
+
+@pytest.mark.parametrize("seed", ["True", "1.0", "'42'", "-1", "2**63", "2**64 + 1"])
+def test_a_seed_that_is_no_whole_number_is_an_error_row_and_ends_nothing(user, seed):
+    source = f"@pytest.mark.parametrize('seed', [{seed}], ids=['odd'])\ndef test_precision(precision, seed): precision(GOOD, seed)\n"
+    write(user, BAD + source + "def test_precision_good(precision): precision(GOOD, 2)\n")
+    assert run(user).ret == 1
+    odd, good = stored(user)["rows"]
+    assert (odd["status"], good["status"]) == ("ERROR", "PASS")
+    assert "where a whole number from 0 to 2^63 - 1 was expected" in odd["reasons"][0]
+
+
+def test_a_seed_of_numpy_is_a_seed(user):
+    write(user, BAD + "import numpy\n@pytest.mark.parametrize('seed', numpy.arange(2))\ndef test_precision(precision, seed): precision(GOOD, seed)\n")
+    assert run(user).ret == 0
+    assert [row["seed"] for row in stored(user)["rows"]] == [0, 1]
+
+
 def test_an_expected_failure_of_pytest_excuses_nothing(user):
     write(user, BAD + "@pytest.mark.xfail(reason='later')\ndef test_precision(precision): precision(BAD, 1)\n")
     result = run(user)

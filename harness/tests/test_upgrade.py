@@ -239,3 +239,12 @@ def test_a_difference_of_reruns_excuses_scatter_and_never_growth(reports, factor
         return [measured(1, error, rerun=rerun, golden_rel_l2=error, shape=(100, 100))]  # of few elements an error changes by chance
 
     assert upgrade_of(reports, noisy(1e-4, accepted_noise), noisy(factor * 1e-4, noise)).counts() == {kind: 1}
+
+
+def test_a_report_against_itself_and_the_newer_one_first_are_told(tmp_path):
+    report = build(rows(*SEEDS), stack=STACK, backend="npu")
+    assert compare_reports(report, report).notes == ("both reports are the same run: that its numbers agree says nothing of another stack",)
+    later = replace(report, created="2999-01-01T00:00:00+00:00")
+    assert compare_reports(report, later).notes == ()
+    assert "was made before the older one" in compare_reports(later, report).notes[0]
+    assert compare_reports(later, report).passed
