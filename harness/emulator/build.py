@@ -16,10 +16,11 @@ from pathlib import Path
 from harness.errors import DeviceError
 
 CORE = "libascendcl.so"
-EMPTY = ("libhccl.so", "libacl_op_compiler.so", "libge_runner.so", "libgraph.so", "libacl_tdt_channel.so", "libopapi.so")
+EMPTY = ("libhccl.so", "libacl_op_compiler.so", "libge_runner.so", "libgraph.so", "libacl_tdt_channel.so", "libopapi.so", "libascend_hal.so")
 LIBRARIES = (CORE, *EMPTY)  # in the order in which they are loaded
 SOURCE = Path(__file__).with_name("runtime.c")
 KEYS = Path(__file__).with_name("keys.c")
+WAITS = Path(__file__).with_name("waits.c")
 MARKER = "EMULATED"  # a file in the generated home, so that nobody takes it for a CANN installation
 
 
@@ -31,7 +32,7 @@ def build(version: str) -> Path:
     Raises: DeviceError without a C compiler, or when it fails.
     """
     names = f"{version} {_torch()} {os.uname().machine} {EMPTY}".encode()
-    key = hashlib.sha256(SOURCE.read_bytes() + KEYS.read_bytes() + names).hexdigest()[:16]
+    key = hashlib.sha256(b"".join(each.read_bytes() for each in (SOURCE, KEYS, WAITS)) + names).hexdigest()[:16]
     ready = _cache() / f"cann-{version}-{key}"
     if (ready / MARKER).exists():
         return ready
@@ -192,7 +193,7 @@ def compiler() -> list[str]:
 
 def _compile(made: Path) -> None:
     command = [*compiler(), "-shared", "-fPIC", "-O1", "-w"]
-    core = [f"-Wl,-soname,{CORE}", "-I", str(made), str(SOURCE), str(KEYS), "-o", str(made / CORE), "-lpthread", "-ldl"]
+    core = [f"-Wl,-soname,{CORE}", "-I", str(made), str(SOURCE), str(KEYS), str(WAITS), "-o", str(made / CORE), "-lpthread", "-ldl"]
     _run([*command, *core])
     (made / "empty.c").write_text("")
     for name in EMPTY:

@@ -24,9 +24,13 @@
 #define EXPORT __attribute__((visibility("default")))
 #define OK 0
 #define INVALID 107000         /* ACL_ERROR_RT_PARAM_INVALID */
-#define NOT_SUPPORTED 207000   /* ACL_ERROR_RT_FEATURE_NOT_SUPPORT */
+#define NOT_SUPPORTED 561000   /* ACLNN_ERR_INNER. ACL_ERROR_RT_FEATURE_NOT_SUPPORT (207000) would make torch_npu print that driver and
+                                * firmware do not match, and go on as if the call had succeeded (NPU_CHECK_ERROR). */
 #define OUT_OF_MEMORY 207001   /* ACL_ERROR_RT_MEMORY_ALLOCATION */
 #define MAX_DEVICES 16
+
+int emulator_lead_waits(void); /* waits.c */
+int emulator_python_ends(void);
 
 /* ------------------------------------------------------------------------------------------------------ settings, errors */
 
@@ -266,21 +270,69 @@ __attribute__((constructor)) static void read_environment(void) {
     if (text && sscanf(text, "%d %llu %63s %63s", &devices, &memory, name, cann) == 4) emulator_configure(devices, name, memory, cann);
 }
 
-EXPORT int aclInit(const char *config) { (void)config; return execute_callback ? OK : attach(); }
+/* waits.c keeps torch_npu's queue from being waited for with the GIL. Where the library of torch_npu cannot be led there, as on a
+ * system that forbids to change a page, there is no queue: what is launched is computed at once, in the thread that launches it. */
+static void lead_waits(void) {
+    const char *queue = getenv("TASK_QUEUE_ENABLE");
+    if (emulator_lead_waits()) return;
+    if (!queue || strcmp(queue, "0"))
+        fprintf(stderr, "the emulated CANN cannot serve torch_npu's queue in this process and sets TASK_QUEUE_ENABLE=0\n");
+    setenv("TASK_QUEUE_ENABLE", "0", 1);
+}
+
+EXPORT int aclInit(const char *config) {
+    (void)config;
+    lead_waits();
+    return execute_callback ? OK : attach();
+}
 EXPORT int aclFinalize(void) { return OK; }
 EXPORT void aclAppLog(int level, const char *function, const char *file, uint32_t line, const char *format, ...) {
     (void)level; (void)function; (void)file; (void)line; (void)format;
 }
 
+/* How many devices ASCEND_RT_VISIBLE_DEVICES leaves of those that there are, as torch_npu reads it (_device_count_ascend_hal):
+ * numbers and commas, what follows another letter is not read, numbers must ascend, and the first that no device has ends the list. */
+static int visible_devices(void) {
+    const char *text = getenv("ASCEND_RT_VISIBLE_DEVICES");
+    long before = -1;
+    int count = 0;
+    if (!text) return device_count;
+    while (*text >= '0' && *text <= '9') {
+        char *end;
+        long number = strtol(text, &end, 10);
+        if (number <= before) return 0;
+        if (number >= device_count) return count;
+        before = number;
+        count++;
+        if (*end != ',') return count;
+        text = end + 1;
+    }
+    return count;
+}
+
+/* The driver's library, by which torch.npu.device_count() counts before it reads the variable itself. */
+EXPORT int drvGetDevNum(int *count) { *count = device_count; return OK; }
+
+static char active[MAX_DEVICES]; /* the devices that this process has set: those have a primary context */
+static int settled_count = -1;   /* the number of devices from the first that was set on: the variable is not read again */
+
+static int count_devices(void) { return settled_count < 0 ? visible_devices() : settled_count; }
+
 EXPORT int aclrtSetDevice(int device) {
-    if (device < 0 || device >= device_count) return fail(107001, "no such device"); /* ACL_ERROR_RT_INVALID_DEVICEID */
+    if (device < 0 || device >= count_devices()) return fail(107001, "no such device"); /* ACL_ERROR_RT_INVALID_DEVICEID */
+    settled_count = count_devices();
     current_device = device;
+    active[device] = 1;
     return OK;
 }
-EXPORT int aclrtResetDevice(int device) { (void)device; return OK; }
-EXPORT int aclrtResetDeviceForce(int device) { (void)device; return OK; }
+static int reset_device(int device) {
+    if (device >= 0 && device < MAX_DEVICES) active[device] = 0;
+    return OK;
+}
+EXPORT int aclrtResetDevice(int device) { return reset_device(device); }
+EXPORT int aclrtResetDeviceForce(int device) { return reset_device(device); }
 EXPORT int aclrtGetDevice(int *device) { *device = current_device; return OK; }
-EXPORT int aclrtGetDeviceCount(uint32_t *count) { *count = (uint32_t)device_count; return OK; }
+EXPORT int aclrtGetDeviceCount(uint32_t *count) { *count = (uint32_t)count_devices(); return OK; }
 EXPORT const char *aclrtGetSocName(void) { return soc_name; }
 EXPORT int aclrtSynchronizeDevice(void) { return OK; }
 EXPORT int aclrtSynchronizeDeviceWithTimeout(int timeout) { (void)timeout; return OK; }
@@ -291,10 +343,9 @@ EXPORT int aclrtSetCurrentContext(void *context) {
     int device = (int)(intptr_t)context - 1;
     return device < 0 ? OK : aclrtSetDevice(device);
 }
-EXPORT int aclrtGetPrimaryCtxState(int device, uint32_t *flags, int *active) {
-    (void)device;
+EXPORT int aclrtGetPrimaryCtxState(int device, uint32_t *flags, int *is_active) {
     if (flags) *flags = 0;
-    *active = 1;
+    *is_active = device >= 0 && device < MAX_DEVICES && active[device];
     return OK;
 }
 EXPORT int aclrtGetDeviceInfo(uint32_t device, int attribute, int64_t *value) {
