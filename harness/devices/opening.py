@@ -135,7 +135,6 @@ def _open_emulated(reason: str, soc: str | None = None) -> Device:
         there = ", ".join(f"{each.name} ({each.members})" for each in FAMILIES)
         raise DeviceError(f"no chip is called {soc!r}; write a name such as Ascend310P3, of one of the families {there}")
     emulator.install(None if soc is None else emulator.Machine(name=soc))
-    emulator.share_with_children()
     return _answering(0, "emulated", reason, "torch_npu over the emulated CANN")
 
 

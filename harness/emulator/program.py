@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from harness.emulator import faults
-from harness.emulator.runtime import Machine, install, raise_interrupt, share_with_children
+from harness.emulator.runtime import Machine, install, raise_interrupt
 from harness.errors import HarnessError
 
 USAGE = "python -m harness emulate [OPTIONS] (SCRIPT | -m MODULE) [ARGS ...]"
@@ -73,7 +73,6 @@ def emulate(argv: list[str]) -> int:
     if not options.module and not Path(rest[0]).exists():
         raise HarnessError(f"no script at {rest[0]}; {USAGE}")
     install(machine)
-    share_with_children()
     for each in options.fault:
         faults.plant(each)
     sys.argv = list(rest)

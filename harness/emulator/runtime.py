@@ -24,7 +24,6 @@ from harness.versions import require_torch
 MACHINE = "EMULATED_CANN_MACHINE"  # the environment variable that says which machine a child process plays
 STATUS_FAILED = 561000  # ACLNN_ERR_INNER
 STATUS_BAD_ARGUMENT = 161002  # ACLNN_ERR_PARAM_INVALID
-STATUS_UNKNOWN = 207000  # ACL_ERROR_RT_FEATURE_NOT_SUPPORT
 STATUS_NO_MEMORY = 207001  # ACL_ERROR_RT_MEMORY_ALLOCATION
 
 
@@ -151,8 +150,7 @@ class _Runtime:
 
         entry = OLDER.get(name)
         if entry is None:
-            self._fail(name, f"aclop {name} (the older operator path) is not emulated")
-            return STATUS_UNKNOWN
+            return self._fail(name, f"aclop {name} (the older operator path) is not emulated")
         struck = faults.for_call(name)
         refusal = struck.refusal(name)
         if refusal is not None:
@@ -246,13 +244,18 @@ def _compute(entry, struck, inputs: list, outputs: list, **keywords) -> None:
     """Compute an operator of either table, with the faults that strike it, and write what it answers."""
     import torch
 
+    from harness.emulator import overflow  # with torch, so not before the environment is ready
+
     with torch.inference_mode():
         specs = [each.spec if isinstance(each, Room) else each for each in outputs]
         if entry.wants_out:
             keywords["out"] = specs[0] if len(specs) == 1 else specs
         struck.before()
-        results = meaning(entry)(*struck.read([_view(each) for each in inputs]), **keywords)
+        given = struck.read([_view(each) for each in inputs])
+        results = meaning(entry)(*given, **keywords)
         results = list(results) if isinstance(results, (tuple, list)) else [results]
+        if not _installed.saturation_mode.value:
+            overflow.watch(given, results)
         _write(struck.answer(results, specs), outputs)
 
 
@@ -317,6 +320,8 @@ def bytes_to_host() -> int:
 def install(machine: Machine | None = None) -> None:
     """Put the emulated CANN underneath torch_npu, which must not be imported yet. Doing it twice is the same as once.
 
+    Processes that this one starts find it too, with a bare `import torch`.
+
     Raises: DeviceError when torch_npu is absent, does not fit torch, is already loaded, or nothing can compile the shims.
     """
     global _installed
@@ -338,6 +343,7 @@ def install(machine: Machine | None = None) -> None:
     import torch_npu  # noqa: F401
 
     atexit.register(_drain)
+    share_with_children()
 
 
 def _adopt(machine: Machine | None) -> None:

@@ -388,11 +388,16 @@ def _sampled(image, y, x):
 
 
 def _region(features, roi, scale, height, width, samples, mode):
-    """The averages of a region in height by width cells. The mode counts a last pixel more (1) or shifts by half a pixel (2)."""
-    shift, more = (0.5 if mode == 2 else 0.0), (1.0 if mode == 1 else 0.0)
+    """The averages of a region in height by width cells. The mode counts a last pixel more (1) or shifts by half a pixel (2, 3).
+
+    Mode 3 is what torch_npu's ROIAlign sends with `aligned=True`; its own test holds the numbers of the shift. Unlike mode 2 it takes
+    a region whose end lies before its start as one without extent.
+    """
+    aligned = mode in (2, 3)
+    shift, more = (0.5 if aligned else 0.0), (1.0 if mode == 1 else 0.0)
     batch, left, top, right, bottom = roi.tolist()
     left, top, right, bottom = left * scale - shift, top * scale - shift, (right + more) * scale - shift, (bottom + more) * scale - shift
-    least = -math.inf if mode == 2 else 1.0
+    least = {2: -math.inf, 3: 0.0}.get(mode, 1.0)  # in pixels
     cell_h, cell_w = max(bottom - top, least) / height, max(right - left, least) / width
     across = [samples or max(math.ceil(cell), 1) for cell in (cell_h, cell_w)]
     y, x = (

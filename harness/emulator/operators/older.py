@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from harness import numerics
-from harness.emulator import soc
+from harness.emulator import overflow, soc
 from harness.emulator.operators import products
 from harness.emulator.operators.common import ints, tall
 from harness.emulator.table import older, operator
@@ -382,16 +382,32 @@ def stride_add(x, y, out, x1_c1_offset, x2_c1_offset, c1_len):
     return (blocks(x, x1_c1_offset) + blocks(y, x2_c1_offset)).reshape(out.shape).to(out.dtype)
 
 
-@older("NPUAllocFloatStatus NPUGetFloatStatusV2 NPUGetFloatDebugStatus")
+@older("NPUAllocFloatStatus")
+def no_float_status(out):
+    return torch.zeros(out.shape, dtype=out.dtype)
+
+
+@older("NPUGetFloatStatusV2 NPUGetFloatDebugStatus")
 def float_status(out):
-    return torch.zeros(out.shape, dtype=out.dtype)  # nothing overflows into a flag here
+    """Eight numbers; the first is not 0 where an operator overflowed since the status was cleared."""
+    found = torch.zeros(out.shape, dtype=out.dtype)
+    found[0] = overflow.flagged()
+    return found
 
 
-@older("NPUGetFloatStatus NPUClearFloatStatus")
+@older("NPUGetFloatStatus")
 def float_status_of(status, out):
+    status[0] = float(overflow.flagged())  # chips before the 910B write it into their input, which torch_npu then returns
+    return torch.zeros(out.shape, dtype=out.dtype)
+
+
+@older("NPUClearFloatStatus")
+def clear_float_status_of(status, out):
+    overflow.clear()
     return torch.zeros(out.shape, dtype=out.dtype)
 
 
 @older("NPUClearFloatStatusV2 NPUClearFloatDebugStatus")
 def clear_float_status():
+    overflow.clear()
     return []

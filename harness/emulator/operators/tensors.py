@@ -90,8 +90,7 @@ def embedding_bag(weight, indices, offsets, by_frequency, mode, sparse, weights,
     places, starts = indices.long(), offsets.long()
     wide = (tall(weight), places, starts, by_frequency, min(mode, 2), False, tall(weights), last, padding)
     found, _, _, maxima = torch.ops.aten._embedding_bag(*wide)
-    bags = torch.searchsorted(starts, torch.arange(len(places)), right=True) - 1
-    bags = bags.where(places != padding, -1) if mode < 2 and padding >= 0 else bags
+    bags = torch.searchsorted(starts, torch.arange(len(places)), right=True) - 1  # of every index, also of one that is padding
     count = found.shape[0]
     kept = bags[(bags >= 0) & (places != padding)]
     sizes = torch.bincount(kept, minlength=count)[:count]

@@ -166,7 +166,7 @@ def test_suppression(npu):
     assert torch.equal(found[0][0, :3], boxes[[1, 2, 3]])
 
 
-@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("mode", [0, 1, 2, 3])
 def test_regions_of_a_ramp_are_its_middle_values(either, mode):
     """Between pixels a ramp is exact, so each cell is the ramp at its middle."""
     import torch_npu
@@ -174,7 +174,7 @@ def test_regions_of_a_ramp_are_its_middle_values(either, mode):
     y, x = torch.meshgrid(torch.arange(12.0), torch.arange(16.0), indexing="ij")
     features = (10 * y + x)[None, None].repeat(2, 3, 1, 1) * torch.tensor([1.0, 2]).reshape(2, 1, 1, 1)
     rois = torch.tensor([[1, 4.0, 6, 20, 14], [0, 8, 4, 24, 16]])
-    more, shift = float(mode == 1), 0.5 * (mode == 2)
+    more, shift = float(mode == 1), 0.5 * (mode in (2, 3))
     rows, columns = ([[(roi[a] + (roi[b] + more - roi[a]) * (cell + 0.5) / size) * 0.5 - shift for cell in range(size)] for roi in rois.tolist()]
                      for a, b, size in ((2, 4, 2), (1, 3, 4)))  # fmt: skip
     expected = torch.stack([(10 * torch.tensor(r)[:, None] + torch.tensor(c)).expand(3, 2, 4) * scale for r, c, scale in zip(rows, columns, (2, 1))])
@@ -237,3 +237,16 @@ def test_a_scale_for_int8_is_searched(npu, with_offset):
     plain = (data.max() - data.min()) / 255 if with_offset else data.abs().max() / 127
     assert lost(scale, offset) <= lost(plain, -((data.min() / plain).round() + 128) if with_offset else torch.zeros(())) * 1.05
     assert with_offset or not offset.any()
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_the_module_of_torch_npu_aligns_as_its_own_test_holds(npu, aligned):
+    from torch_npu.contrib.module import ROIAlign
+
+    features = torch.arange(1.0, 37.0).reshape(1, 1, 6, 6).to(npu).requires_grad_()
+    found = ROIAlign((3, 3), 0.25, 2, aligned=aligned).to(npu)(features, torch.tensor([[0, -2.0, -2.0, 22.0, 22.0]]).to(npu))
+    found.sum().backward()
+    rows, columns = ([1.5, 12.0, 24.0], [1.25, 3.0, 5.0]) if aligned else ([2.5, 14.5, 26.5], [2.0, 4.0, 6.0])
+    assert found.cpu()[0, 0].tolist() == [[row + column for column in columns] for row in rows]
+    shares = torch.tensor([1.5, 1.0, 1.0, 1.0, 1.0, 0.5] if aligned else [1.0] * 6) / 2
+    assert torch.equal(features.grad.cpu()[0, 0], shares[:, None] * shares)
