@@ -1,11 +1,11 @@
-"""python -m harness.conformance architectures | vendor | bits | symbols | detection | floor | upgrades | locating."""
+"""python -m harness.conformance architectures | vendor | bits | symbols | detection | floor | upgrades | locating | dtypes."""
 
 import importlib
 import sys
 
 from harness.errors import HarnessError
 
-COMMANDS = ("architectures", "vendor", "bits", "symbols", "detection", "floor", "upgrades", "locating")
+COMMANDS = ("architectures", "vendor", "bits", "symbols", "detection", "floor", "upgrades", "locating", "dtypes")
 
 
 def main() -> int:

@@ -116,7 +116,7 @@ class _Runtime:
                 if refusal is not None:
                     return self._fail(operator.name, refusal)
                 call = _Call(operator, values[:-2], struck)
-                refusal = self.soc.refusal(call.dtypes)
+                refusal = self.soc.refusal(operator.name, call.dtypes)
                 if refusal is not None:
                     self._fail(operator.name, f"{operator.name}: {refusal}")
                     return STATUS_BAD_ARGUMENT
@@ -159,7 +159,7 @@ class _Runtime:
             self._fail(name, f"{name}: out of memory for the workspace")
             return STATUS_NO_MEMORY
         came, wanted = ([values.description(each) for each in (ctypes.c_void_p * count).from_address(at)] if count else [] for count, at in (inputs, outputs))
-        refusal = self.soc.refusal(_dtypes([*came, *wanted]))
+        refusal = self.soc.refusal(name, _dtypes([*came, *wanted]))
         if refusal is not None:
             self._fail(name, f"{name}: {refusal}")
             return STATUS_BAD_ARGUMENT

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from harness.emulator import known_dtypes
 from harness.numerics import FLOAT32, Family, Operands, family_of
 from harness.numerics.families import A2, KEEP, USE_FLOAT16
 
@@ -42,9 +43,10 @@ def without_float32() -> bool:
     return _played[-1][1].float32 is False
 
 
-def refusal(dtypes: set[torch.dtype]) -> str | None:
-    """Why the SoC takes no operator with these dtypes, as CANN says it; None where it takes them."""
+def refusal(operator: str, dtypes: set[torch.dtype]) -> str | None:
+    """Why the SoC does not take these dtypes in an operator, as CANN says it; None where it takes them, or nothing is known."""
     name, family, _ = _played[-1]
     if torch.bfloat16 in dtypes and family.bfloat16 is False:
         return f"a tensor is not implemented for DT_BFLOAT16 on {name}, should be in dtype support list [DT_FLOAT, DT_FLOAT16, ...]"
-    return None
+    newer = name.startswith("Ascend950")  # of which the table knows nothing
+    return None if newer else known_dtypes.refusal(operator, dtypes)

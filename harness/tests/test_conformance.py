@@ -133,3 +133,12 @@ def test_the_vendors_tests_are_counted_by_what_became_of_them(tmp_path):
 def test_a_folder_without_tests_is_one_line(tmp_path):
     with pytest.raises(HarnessError, match="holds no test_"):
         next(vendor.run(tmp_path, 1, tmp_path))
+
+
+def test_the_operators_with_a_known_table_of_dtypes_are_counted(capsys):
+    from harness.conformance import dtypes
+
+    assert dtypes.main(["--names"]) == 0
+    counted, without = capsys.readouterr().out.splitlines()
+    known, whole = map(int, counted.removeprefix("operators with a known table of dtypes: ").split(" of "))
+    assert 500 < known < whole and len(without.removeprefix("without: ").split(", ")) == whole - known

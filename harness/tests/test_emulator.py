@@ -157,7 +157,7 @@ def test_products_of_float64_are_refused_as_on_the_card_and_the_rest_of_float64_
     x = seeded(4, 4).double()
     assert torch.equal((x.to(npu) + x.to(npu)).cpu(), x + x)
     for product in (lambda: x.to(npu) @ x.to(npu), lambda: torch.nn.functional.conv1d(x.to(npu), x[:, :, None].to(npu))):
-        with pytest.raises(RuntimeError, match="the cube of a 910B has no float64"):
+        with pytest.raises(RuntimeError, match="the cube of a 910B has no float64|not implemented for DT_DOUBLE"):
             product().cpu()
 
 

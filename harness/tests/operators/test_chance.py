@@ -47,7 +47,7 @@ def test_dtypes(npu, dtype):
     torch.npu.manual_seed(1)
     values = torch.empty(COUNT, device=npu, dtype=dtype).uniform_().cpu()
     assert values.dtype == dtype and 0 <= values.min() and values.max() < 1 and abs(values.double().mean() - 0.5) < 0.02
-    assert abs(torch.randn(COUNT, device=npu, dtype=dtype).double().std().cpu() - 1) < 0.03
+    assert abs(torch.randn(COUNT, device=npu, dtype=dtype).cpu().double().std() - 1) < 0.03
 
 
 def test_seed_and_state(npu):
