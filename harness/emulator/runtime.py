@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import autoload
-from harness.emulator import build, faults
+from harness.emulator import absent, build, faults
 from harness.emulator.table import meaning
 from harness.errors import DeviceError
 from harness.versions import require_torch
@@ -342,6 +342,7 @@ def install(machine: Machine | None = None) -> None:
     _installed = _Runtime(machine or Machine(), home)
     import torch_npu  # noqa: F401
 
+    absent.refuse()
     atexit.register(_drain)
     share_with_children()
 
@@ -384,6 +385,7 @@ def attach() -> None:
     global _installed
     if _installed is None:
         _installed = _Runtime(Machine.from_text(os.environ[MACHINE]), Path(os.environ["ASCEND_HOME_PATH"]))
+        absent.refuse()
         atexit.register(_drain)
 
 
