@@ -30,7 +30,6 @@
 #define MAX_DEVICES 16
 
 int emulator_lead_waits(void); /* waits.c */
-int emulator_python_ends(void);
 
 /* ------------------------------------------------------------------------------------------------------ settings, errors */
 

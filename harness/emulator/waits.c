@@ -34,7 +34,7 @@
 /* --------------------------------------------------------------------------------------------------------------- the GIL */
 
 static struct {
-    int (*initialized)(void), (*held)(void), (*finalizing)(void);
+    int (*initialized)(void), (*held)(void);
     void *(*own_state)(void), *(*release)(void);
     void (*take)(void *);
 } python;
@@ -45,8 +45,6 @@ static void find_python(void) {
     python.own_state = (void *(*)(void))dlsym(RTLD_DEFAULT, "PyGILState_GetThisThreadState");
     python.release = (void *(*)(void))dlsym(RTLD_DEFAULT, "PyEval_SaveThread");
     python.take = (void (*)(void *))dlsym(RTLD_DEFAULT, "PyEval_RestoreThread");
-    python.finalizing = (int (*)(void))dlsym(RTLD_DEFAULT, "Py_IsFinalizing"); /* from Python 3.13 on */
-    if (!python.finalizing) python.finalizing = (int (*)(void))dlsym(RTLD_DEFAULT, "_Py_IsFinalizing");
 }
 
 /* What `take_back` needs; NULL where this thread does not hold the GIL. */
@@ -58,11 +56,6 @@ static void take_back(void *state) {
     int number = errno;
     if (state) python.take(state);
     errno = number;
-}
-
-/* Whether Python ends: a thread other than its own that asks for the GIL is killed then, and whoever waits for it waits for ever. */
-__attribute__((visibility("hidden"))) int emulator_python_ends(void) {
-    return python.finalizing && python.finalizing();
 }
 
 /* ------------------------------------------------------------------------------------------------------------- the waits */
