@@ -32,7 +32,14 @@ class MemoryLimitError(HarnessError):
 
 
 class RunError(HarnessError):
-    """A model raised while it ran; the exception that it raised is the cause of this one."""
+    """A model raised while it ran; the exception that it raised is the cause of this one.
+
+    `place`: the module, operator and line that raised, "blocks.3: gelu (vit.py:12)"; "" where that is not known.
+    """
+
+    def __init__(self, text: str, *, place: str = ""):
+        super().__init__(text)
+        self.place = place
 
 
 class TorchError(HarnessError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.devices.device_errors import AGAIN, fault_in, summary
+from harness.devices.device_errors import AGAIN, comes_late, fault_in, summary
 from harness.devices.fallback import Watch, Watched
 from harness.devices.stack import Stack, read_stack
 from harness.errors import DeviceError, HarnessError, RunError
@@ -143,18 +143,20 @@ class Device:
         except RunError as error:
             cause = error.__cause__
             text = str(error) if cause is None else f"{self.where}: {summary(cause)}"
-            raise self._told(text, cause or error, at) from cause
+            raise self._told(text, cause or error, at, error.place) from cause
         except HarnessError:
             raise
         except Exception as error:
             raise self._told(f"{self.where}: {summary(error)}", error, at) from error
 
-    def _told(self, text: str, cause: BaseException, at: str) -> RunError:
+    def _told(self, text: str, cause: BaseException, at: str, place: str = "") -> RunError:
+        """The error of a device as rows show it; `place` is where in the model it was raised."""
         fault = fault_in(str(cause)) if self.torch_device.type == "npu" else None
-        told = f"{text}; {fault.sentence}" if fault else text
+        told = f"{text}{_raised_in(place, cause)}"
+        told = f"{told}; {fault.sentence}" if fault else told
         if self.ends(text, cause, at):
             told += "; nothing more is run on the device in this process"
-        return RunError(told)
+        return RunError(told, place=place)
 
     def ends(self, said: str, cause: BaseException, at: str) -> bool:
         """Whether an error of the device, raised while `at` ran, is its end in this process.
@@ -203,6 +205,15 @@ SWITCHES = {
     ("npu", "conv"): ("torch.npu.conv", "allow_hf32"), ("npu", "matmul"): ("torch.npu.matmul", "allow_hf32"),
     ("cuda", "conv"): ("torch.backends.cudnn", "allow_tf32"), ("cuda", "matmul"): ("torch.backends.cuda.matmul", "allow_tf32"),
 }  # fmt: skip  # what lets a device round the float32 operands of its products
+
+
+def _raised_in(place: str, cause: BaseException) -> str:
+    """The place of an error in words: what a kernel does wrong may show at a later operator."""
+    if not place:
+        return ""
+    if comes_late(str(cause)):
+        return f"; noticed in {place}, which may come after the operator that failed"
+    return f"; raised in {place}"
 
 
 def first_line(error: Exception) -> str:

@@ -130,6 +130,17 @@ def fault_in(text: str) -> DeviceFault | None:
     )
 
 
+def comes_late(text: str) -> bool:
+    """Whether an error may be raised at a later call than that of the operator that failed.
+
+    torch_npu's queue raises at a later call, and so does the device: a kernel runs after the call that launched it.
+    Memory is asked for by the call itself.
+    """
+    fault = fault_in(text)
+    queued = any(QUEUED.search(line.strip()) for line in text.splitlines())
+    return queued or fault is not None and fault.name != "out of memory"
+
+
 def summary(error: BaseException) -> str:
     """An exception on one line: its type, its first line, and what CANN said, which torch_npu writes at the end."""
     lines = [line.strip()[:LONGEST] for line in str(error).splitlines() if line.strip()] or [""]

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from harness.errors import RunError
 from harness.forecast import Rules, rounding
 from harness.reference.outside import put_back
+from harness.reference.raised import place_of
 from harness.reference.randomness import Draws, Drawn, drawing
 from harness.reference.tensors import changed, digest, fresh, tensors_of
 from harness.reference.untouched import changes, versions
@@ -26,7 +27,7 @@ def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str, 
 
     Without `gradients` autograd is off. What the run leaves outside of the model is put back, see `put_back`.
 
-    Raises: RunError, naming `where`, with what the model raised as its cause.
+    Raises: RunError, naming `where` and the module, operator and line that raised, with what they raised as its cause.
     """
     try:
         with torch.set_grad_enabled(gradients), put_back(model, forward):
@@ -41,7 +42,9 @@ def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str, 
         text = lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"  # torch_npu ends with what CANN said
         if not gradients and "does not require grad" in text:
             text += "; Case(gradients=True) lets autograd run and the parameters ask for gradients"
-        raise RunError(f"{where}: {type(error).__name__}: {text}") from error
+        place = place_of(error, model)
+        raised = f"; raised in {place}" if place else ""
+        raise RunError(f"{where}: {type(error).__name__}: {text}{raised}", place=place) from error
 
 
 def run_cpu(

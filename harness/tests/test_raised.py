@@ -1,0 +1,171 @@
+"""An error's row names the module, the operator and the line that raised, without locating."""
+
+import re
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from harness import Case, emulator, validate
+from harness.errors import RunError
+from harness.reference import run
+from harness.reference.raised import _calls, place_of
+from harness.tests.needs import emulated_device, needs_torch_npu
+from harness.tests.test_plugin import stored, torch_npu_is_imported, user, write  # noqa: F401
+
+NAMED = sys.version_info >= (3, 11)  # from which on Python tells which call of a line raised
+
+
+class Inner(nn.Module):
+    """Raises as `how` says, on a tensor (N, 4)."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.fc = how, nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.how(self, x)
+
+
+class Outer(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Identity(), Inner(how)])
+
+    def forward(self, x):
+        return self.blocks[1](self.blocks[0](x))
+
+
+def raised(how):
+    model = Outer(how)
+    with pytest.raises(RunError) as caught:
+        run(model, torch.ones(2, 4), forward=None, where="on the moon")
+    return caught.value
+
+
+def _own(module, x):
+    raise ValueError(f"{x.shape} is not what I take")
+
+
+def _assigned(module, x):
+    x[torch.tensor([7])] = 1
+    return x
+
+
+def _in_place(module, x):
+    x += torch.ones(3)
+    return x
+
+
+KINDS = {  # what raises: the module and the operator that are named
+    "a module of torch": (lambda module, x: module.fc(x), "blocks.1.fc: linear"),
+    "a function": (lambda module, x: F.layer_norm(x, (3,)), "blocks.1: layer_norm"),
+    "a method": (lambda module, x: x.view(3, 3), "blocks.1: view"),
+    "an operator": (lambda module, x: x @ torch.ones(3, 3), "blocks.1: matmul"),
+    "an inner call": (lambda module, x: torch.relu(x.view(3, 3)), "blocks.1: view"),
+    "an index": (lambda module, x: x[torch.tensor([7])], "blocks.1: getitem"),
+    "an index that is written": (_assigned, "blocks.1: setitem"),
+    "an operator in place": (_in_place, "blocks.1: add_"),
+    "a check of torch's own": (lambda module, x: F.cosine_embedding_loss(x, x, x), "blocks.1: cosine_embedding_loss"),
+    "an assertion": (_own, "blocks.1"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_module_operator_and_line_are_named(kind):
+    how, where = KINDS[kind]
+    error = raised(how)
+    module, _, operator = where.partition(": ")
+    operator = operator if NAMED else rf"(?:{operator})?"
+    expected = rf"{re.escape(module)}(?:: {operator})? \(test_raised.py:\d+\)" if operator else rf"{module} \(.*\)"
+    assert re.fullmatch(expected, error.place) and (not NAMED or error.place.startswith(f"{where} ("))
+    assert str(error).startswith("on the moon: ") and str(error).endswith(f"; raised in {error.place}")
+
+
+def test_what_no_model_raised_has_no_place():
+    assert place_of(ValueError("never raised"), nn.Identity()) == ""
+    error = raised(lambda module, x: x.view(3, 3))
+    assert place_of(error.__cause__, nn.Identity()).startswith("the model: " if NAMED else "the model")
+
+
+def test_a_line_with_one_call_is_named_without_positions():
+    assert _calls("return F.gelu(x)") == ["gelu"] and _calls("x += y") == ["add_"]
+    assert len(_calls("torch.relu(x.view(3, 3))")) == 2 and _calls("if x:") == []
+
+
+# ------------------------------------------------------------------------------------------------------- on the device
+
+
+class Gelu(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
+
+
+def case(model=Gelu, inputs=lambda generator: torch.randn(4, 8, generator=generator)):
+    return Case(name="gelu", model=lambda: model().eval(), inputs=inputs)
+
+
+@pytest.fixture(scope="module")
+def npu():
+    return emulated_device()
+
+
+def test_the_device_row_names_what_raised(npu):
+    with emulator.fault("aclnnGelu*", "oom", nth=1), pytest.raises(RunError) as caught:
+        validate(case(), 1, npu)
+    assert "; raised in 1: gelu" in str(caught.value) and caught.value.place.startswith("1: gelu")
+    assert "; out of memory: the card has less free memory" in str(caught.value)
+
+
+def test_a_tensor_left_on_the_cpu_is_named_with_its_line(npu):
+    class Ctc(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(16, 8)
+
+        def forward(self, x, targets):
+            scores = self.fc(x).view(12, 2, 8).log_softmax(-1)
+            return F.ctc_loss(scores, targets, torch.full((2,), 12), torch.full((2,), 4))
+
+    def inputs(generator):
+        return torch.randn(24, 16, generator=generator), torch.randint(1, 8, (2, 4), generator=generator)
+
+    with pytest.raises(RunError, match=r"; raised in the model: ctc_loss \(test_raised.py:\d+\)"):
+        validate(case(Ctc, inputs), 1, npu)
+
+
+def test_what_may_come_late_is_noticed_not_raised_there(npu):
+    with emulator.fault("aclnnGelu*", "error", code=507015), pytest.raises(RunError) as caught:
+        validate(case(), 1, npu)
+    assert "; noticed in 1: gelu" in str(caught.value) and "which may come after the operator that failed" in str(caught.value)
+
+
+ERRORS = """
+import pytest, torch
+from torch import nn
+from harness import Case
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.exp(self.fc(x))
+
+CASE = Case(name="block", model=lambda: nn.Sequential(Block(), Block()).eval(), inputs=lambda g: torch.randn(4, 8, generator=g))
+
+def test_precision(precision):
+    precision(CASE, 1)
+"""
+
+
+@needs_torch_npu
+def test_the_row_of_an_error_says_where_without_locating(user):  # noqa: F811
+    write(user, ERRORS)
+    user.runpytest_inprocess("--device", "emulated", "--locate=off", "--fault", "aclnnExp:oom:nth=2")
+    row = stored(user)["rows"][0]
+    assert row["status"] == "ERROR" and row["located"] is None
+    assert re.search(r"; raised in 1: exp \(\w+.py:11\)", row["reasons"][0]), row["reasons"]
