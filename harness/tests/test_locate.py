@@ -16,7 +16,7 @@ from harness import Case, emulator
 from harness.emulator import faults
 from harness.emulator.table import changed
 from harness.evidence import cause_of
-from harness.locate import _is_explained, locate
+from harness.locate import is_explained, locate
 from harness.reference import roundoff
 from harness.report.found import depth_picture, found_text, located
 from harness.report.rows import Located
@@ -502,9 +502,9 @@ def test_damage_that_the_judge_fails_is_not_taken_for_roundings(npu, name, dtype
     trial = Trial(func=func, args=(x, *(each.to(dtype) if isinstance(each, torch.Tensor) else each for each in more)), kwargs={}, device=npu)
     results = trial.on_cpu()
     found = [each.clone() for each in results]
-    assert _is_explained(found, results, func.__name__)
+    assert is_explained(found, results, func.__name__)
     spoil(found)
-    assert trial.judged(found, results)[1] and not _is_explained(found, results, func.__name__)
+    assert trial.judged(found, results)[1] and not is_explained(found, results, func.__name__)
 
 
 def test_a_finding_is_a_table_and_a_picture(npu):

@@ -1,0 +1,321 @@
+"""Lockstep: each call of a torch function runs on the CPU and then on the device, with the CPU's inputs and with the device's own."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from harness.devices import Device
+from harness.devices.device_errors import summary
+from harness.evidence import cause_of, rule_of
+from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, Step, ended, kind_of, raised
+from harness.reference import is_of_a_model, run
+from harness.torch_private import WeakTensorKeyDictionary, tree_map
+from harness.trial import FAILS, Trial, apart, copies, copy_strided, difference, mutates, name_of, on, tensors_in
+
+# The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of float32; in float32 products sixteen, for the order of
+# their sums. Half of it may lie in the norm, all of it in a row, a thirty-second in what all elements share, `ALONE` of it in one element. That is what the limits of the
+# preset `floor` leave room for beside the CPU's own error (`References.ratios`); in one row or element of an operator that the CPU computes exactly, up to twice that.
+SCATTER = {torch.float32: 2 * 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+PRODUCT, ALONE, ALONE_IN_PRODUCTS = 16 * 2.0**-24, 2, 6
+PRODUCTS = (
+    "linear", "bilinear", "matmul", "rmatmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "einsum", "tensordot", "scaled_dot_product_attention", "multi_head_attention_forward",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "lstm", "gru", "rnn_tanh", "rnn_relu",
+)  # fmt: skip
+UNFILLED = ("empty_like", "new_empty", "new_empty_strided")  # what they hold is nobody's answer
+CAUSES = 3  # wrong operators whose cause is looked for
+GRADIENTS = ("grad", "backward")
+
+
+@contextlib.contextmanager
+def named(model: nn.Module) -> Iterator[list[str]]:
+    """The path of the module that runs, innermost last, kept by hooks while the block runs."""
+    path: list[str] = [""]
+    hooks = []
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        path.pop()
+
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda module, inputs, name=name: path.append(name)))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield path
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+class Lockstep(TorchFunctionMode):
+    """Runs each call of a torch function on the CPU, then on the device."""
+
+    def __init__(self, device: Device, path: list[str], backward: bool, until: float, allowed: tuple[str, ...] = ()):
+        super().__init__()
+        self.allowed = allowed  # operators that may fall back to the CPU
+        self.fell_back: dict[tuple, list[str]] = {}  # those that do, by function and dtypes
+        self.device, self.path, self.backward, self.until = device, path, backward, until
+        self.unseen = 0
+        self.gone = ""  # what is said of a device that stopped computing
+        self.warm: set[tuple] = set()  # the operators that ran with these dtypes and shapes
+        self.compiling = 0.0  # seconds that first calls took longer than the next
+        self.shadows = WeakTensorKeyDictionary()  # of what the CPU computed: what the device made of its own values
+        self.constants = WeakTensorKeyDictionary()  # weights and inputs: the same on both sides
+        self.steps: list[Step] = []
+        self.trial: Trial | None = None  # of the first step that is wrong
+
+    def share(self, model: nn.Module, there: nn.Module) -> None:
+        """Take the weights of the model's copy on the device for those of the model."""
+        known = dict([*there.named_parameters(), *there.named_buffers()])
+        for name, each in [*model.named_parameters(), *model.named_buffers()]:
+            self.constants[each] = known[name].detach()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.gone or time.monotonic() > self.until:
+            returned = func(*args, **kwargs)
+            self.unseen += bool(tensors_in(returned))
+            return returned
+        writes = mutates(func, kwargs)
+        given = tensors_in((args, kwargs))
+        before = copies((args, kwargs), "cpu") if writes else (args, kwargs)
+        failed = self._keep(given) if writes else None
+        state, versions = torch.get_rng_state(), [_version(each) for each in given]
+        returned = func(*args, **kwargs)
+        results = tensors_in(returned) or (given[:1] if writes else [])
+        drawn, wrote = not torch.equal(state, torch.get_rng_state()), versions != [_version(each) for each in given]
+        if failed is None:
+            try:
+                self._beside(func, args, kwargs, before, given, results, wrote=wrote and not writes, drawn=drawn)
+            except FAILS as error:  # of a copy to the device; operators are looked after where they run
+                failed = error
+        if failed is not None:
+            self._failed(func, results or given, failed)
+        return returned
+
+    def _keep(self, given: list[Tensor]) -> Exception | None:
+        """Give the device what an operator writes into, as it was before the write; returns what the device raised, if it did."""
+        try:
+            for each in given:
+                if each not in self.shadows:
+                    self.shadows[each] = copy_strided(each, self.device.torch_device)
+        except FAILS as error:
+            return error
+        return None
+
+    def _beside(
+        self, func: Callable, args: tuple, kwargs: dict, before: tuple, given: list[Tensor], results: list[Tensor], *,
+        wrote: bool, drawn: bool,
+    ) -> None:  # fmt: skip
+        """Do on the device what the CPU has done. `wrote`: into inputs, unasked; `drawn`: random numbers."""
+        writes = mutates(func, kwargs)
+        if wrote:
+            self._take(func, [*results, *given], "it wrote into its input and its name does not say so: the device goes on with the CPU's numbers")
+        elif drawn:
+            fallen = self._fallen(func, given, lambda: Trial(func=func, args=before[0], kwargs=before[1], device=self.device).on_device())
+            self._take(func, results, "; ".join(filter(None, (fallen, RANDOM))))
+        elif name_of(func) in GRADIENTS:
+            self._take(func, results, GRADIENT)
+        elif not given and results or name_of(func) in UNFILLED:
+            self._take(func, results)
+        elif results and (writes or not all(any(each is other for other in given) for each in results)):
+            self._step(func, args, kwargs, before, given, results, writes)
+
+    def _failed(self, func: Callable, results: list[Tensor], error: Exception) -> None:
+        """Add the step of an operator at which the device raised, and go on with the CPU's numbers.
+
+        The search ends where the device computes no more.
+        """
+        at = self._at(func)
+        if self.device.ends(f"{self.device.where}: {summary(error)}", error, at):
+            self.gone = self.device.stopped
+        try:
+            if not self.gone:
+                self._take(func, results)
+        except FAILS as again:
+            self.gone = f"at {at} it takes no tensors any more: {summary(again)}"
+        if results:
+            self._add(func, results, reasons=(raised(error),), own=math.inf, inherited=math.inf)
+
+    def _at(self, func: Callable) -> str:
+        """An operator as messages about the device name it."""
+        return f"{self.path[-1] or 'the model'}: {name_of(func)}, locating"
+
+    def _take(self, func: Callable, results: list[Tensor], note: str = "") -> None:
+        """Let the device go on with the CPU's numbers."""
+        for each in results:
+            self.shadows[each] = copy_strided(each, self.device.torch_device)
+        if note and results:
+            self._add(func, results, note=note)
+
+    def _step(self, func: Callable, args: tuple, kwargs: dict, before: tuple, given: list[Tensor], results: list[Tensor], writes: bool) -> None:
+        trial = Trial(func=func, args=before[0], kwargs=before[1], device=self.device)
+        made, began = None, time.monotonic()
+        try:
+            made = self._follow(func, args, kwargs, results)
+            self.device.synchronize()  # what fails in torch_npu's queue raises here, not at the next operator
+            followed = time.monotonic()
+            if not writes and all(_is_view(each, given) for each in results):
+                return  # a view computes nothing
+            found = trial.on_device(None if writes else self._exact)
+        except FAILS as error:
+            if made is not None and not _can_be_made_again(trial):
+                self._add(func, results, note=_not_again(error))
+            else:
+                self._failed(func, results, error)
+            return
+        self._count(func, given, followed - began, time.monotonic() - followed)
+        try:
+            self._hold(trial, results, apart(made, results), found)
+        except FAILS as error:
+            self._add(func, results, note=_not_again(error))
+
+    def _count(self, func: Callable, given: list[Tensor], first: float, second: float) -> None:
+        """Add to the limit what the first call of an operator with these dtypes and shapes took longer than the second.
+
+        Both are in seconds.
+        """
+        key = (func, *((each.dtype, each.shape) for each in given))
+        if key not in self.warm:
+            self.warm.add(key)
+            self.compiling += max(first - second, 0.0)
+            self.until += max(first - second, 0.0)
+
+    def _follow(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor]) -> list[Tensor]:
+        """Run the operator on what the device has computed so far, and return its results."""
+        args, kwargs = tree_map(self._shadow, args), tree_map(self._shadow, kwargs)
+        with self.device.interruptible():
+            made = tensors_in(func(*args, **kwargs)) or tensors_in(args)[:1]
+        for here, there in zip(results, made, strict=True):
+            self.shadows[here] = there.to(self.device.torch_device)
+        return made
+
+    def _shadow(self, value: Any) -> Any:
+        """An argument on the device with the device's own value."""
+        if not isinstance(value, Tensor):
+            return on(self.device.torch_device, value)
+        return self.shadows[value] if value in self.shadows else self._constant(value)
+
+    def _constant(self, value: Tensor) -> Tensor:
+        if value not in self.constants:
+            self.constants[value] = copy_strided(value, self.device.torch_device)
+        return self.constants[value]
+
+    def _exact(self, value: Tensor) -> Tensor:
+        """A tensor on the device with the CPU's value."""
+        return self._constant(value) if value in self.constants and value not in self.shadows else copy_strided(value, self.device.torch_device)
+
+    def _hold(self, trial: Trial, results: list[Tensor], inherited: float, found: list[Tensor]) -> None:
+        """Judge what the device made of the operator with the CPU's inputs: `found`."""
+        func, first = trial.func, not any(each.bad for each in self.steps)
+        own = apart(found, results)
+        ratio, reasons = (None, ()) if is_explained(found, results, name_of(func)) else trial.judged(found, results)
+        back = trial.backward() if self.backward and not reasons else None
+        if back is not None:
+            try:
+                there, here = back.on_device(), back.on_cpu()
+            except FAILS as error:
+                return self._failed(func, results, error)
+            reasons = () if is_explained(there, here, name_of(func)) else tuple(f"backward: {each}" for each in back.judged(there, here)[1])
+            trial, found, results = (back, there, here) if reasons else (trial, found, results)
+        cause = ""
+        if reasons and sum(each.bad for each in self.steps) < CAUSES:
+            cause = cause_of(trial, found, results)
+        elif ratio is not None and not reasons:
+            with contextlib.suppress(*FAILS):
+                cause = rule_of(trial, found, results)
+        note = self._fallen(trial.func, trial.tensors, trial.on_device)
+        cause = "; ".join(filter(None, (cause, note))) if reasons else cause
+        if reasons:
+            self.gone = ended(self.device, self._at(func))
+            if self.gone:  # what it answered is no evidence about this operator
+                reasons, cause = (f"the device dropped its work without a word, here or before: {self.gone}",), ""
+        if reasons and first and not self.gone:
+            self.trial = trial
+        self._add(func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited, note=note)
+
+    def _fallen(self, func: Callable, given: list[Tensor], call: Callable[[], Any]) -> str:
+        """What of a call the CPU computes in place of the device, as a note. It is watched in a run of its own, which watching changes; once for each operator and dtypes."""
+        key = (func, *(each.dtype for each in given))
+        if key not in self.fell_back:
+            with self.device.watch() as seen, contextlib.suppress(*FAILS):
+                call()
+            self.fell_back[key] = [each for each in seen.fell_back if each not in self.allowed]
+        return f"{FALLS_BACK}: {', '.join(self.fell_back[key])}" if self.fell_back[key] else ""
+
+    def _add(self, func: Callable, results: list[Tensor], **more: Any) -> None:
+        given = dict(own=math.nan, ratio=None, inherited=math.nan) | more
+        where = dict(operator=name_of(func), module=self.path[-1], place=place())
+        self.steps.append(Step(number=len(self.steps), **kind_of(results), **where, **given))
+
+
+def _can_be_made_again(trial: Trial) -> bool:
+    """Whether the CPU can make the call a second time: an iterator among the arguments may be used up."""
+    try:
+        trial.on_cpu()
+    except FAILS:
+        return False
+    return True
+
+
+def _not_again(error: Exception) -> str:
+    return f"it could not be made again: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _is_view(result: Tensor, given: list[Tensor]) -> bool:
+    return result.layout == torch.strided and any(each.layout == torch.strided and each.untyped_storage().data_ptr() == result.untyped_storage().data_ptr() for each in given)
+
+
+def is_explained(found: list[Tensor], results: list[Tensor], operator: str) -> bool:
+    """Whether what the device returned is the CPU's but for scattered roundings; what is no fraction must be equal."""
+    for each, other in zip(found, results):
+        away = difference(each, other)
+        if each.dtype != other.dtype or away and not _is_scattered(each.detach(), other.detach(), away, operator):
+            return False
+    return True
+
+
+def _is_scattered(actual: Tensor, expected: Tensor, own: float, operator: str) -> bool:
+    """Whether two results, `own` apart, differ as roundings do: no element, no row (along the last axis) and no factor or summand of all holds more of it than they leave."""
+    product = operator in PRODUCTS and expected.dtype == torch.float32
+    unit = PRODUCT if product else SCATTER.get(expected.dtype, 0.0)
+    if not own <= unit / 2 or expected.layout != torch.strided:
+        return False
+    peak = float(expected.abs().max())
+    if not 0 < peak < math.inf:
+        return False
+    expected = expected.float() / peak  # whose squares neither overflow nor vanish
+    away, size = actual.float() / peak - expected, float(torch.linalg.vector_norm(expected))
+    scale = size / math.sqrt(expected.numel())
+    if expected.dim() > 1 and expected.shape[-1] > 1:
+        rows = torch.linalg.vector_norm(expected, dim=-1)
+        if bool((torch.linalg.vector_norm(away, dim=-1) > unit * rows).any()):
+            return False
+        scale = (rows / math.sqrt(expected.shape[-1])).clamp(min=scale / 10)[..., None]
+    if bool((away.abs() > (ALONE_IN_PRODUCTS if product else ALONE) * unit * (expected.abs() + scale)).any()):
+        return False
+    shift, gain = float(away.mean()) * math.sqrt(expected.numel()) / size, float(away.flatten() @ expected.flatten()) / size**2
+    return max(abs(shift), abs(gain)) <= unit / 32
+
+
+def place() -> str:
+    """The line of the model that called the operator; "" where torch's own modules did and nothing of the model stands between."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not run.__code__:
+        file = frame.f_code.co_filename
+        if is_of_a_model(file):
+            return f"{Path(file).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
