@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     locate.add_argument("case", metavar="CASE", help="a case's name, or a part of test ids")
     locate.add_argument("--seed", type=int, help="only the row with this seed")
-    locate.add_argument("--level", choices=("operators", "modules"), default="operators", help="modules: a fast first look")
+    locate.add_argument("--level", choices=("auto", "operators", "modules"), default="auto", help="modules: a fast first look")
     locate.add_argument("--backward", action="store_true", help="look at each operator's gradients too")
     locate.add_argument("--cases", type=Path, default=Path("cases"), metavar="PATH", help="where the cases are (default cases/)")
     locate.add_argument("--report", type=Path, default=Path("reports/located"), metavar="DIR", help="where the report and the repro go (default reports/located/)")

@@ -179,20 +179,10 @@ class Trial:
         Where there is no float64, or where it is not known how the SoC rounds, the preset `pair` judges, and there is no floor.
         """
         stack, golden = self.device.stack, self.golden()
-        rules, unknown, overflow = rules_of(stack), unknown_rounding(stack), overflow_of(stack, self.narrow)
+        rules, overflow = rules_of(stack), overflow_of(stack, self.narrow)
         results = self.on_cpu(overflow) if results is None or overflow is not None else results
         forecast = None if rules is None or golden is None else self.on_cpu(rules)
-        actual, expected, wide, predicted = (None if group is None else {str(number): each for number, each in enumerate(group)} for group in (found, results, golden, forecast))
-        if overflow is not None and wide is not None:
-            wide, _ = cut_as_float16(wide, expected, actual, self.device.name)
-        comparisons, references = measure(actual, expected, wide, predicted, () if rules is None else rules.modes)
-        floating = {name for name, each in expected.items() if each.is_floating_point() or each.is_complex()}
-        tolerance = FLOOR if floating <= references.keys() else PAIR
-        if unknown is not None:
-            tolerance = without_forecast(FLOOR, unknown, str(self.narrow).removeprefix("torch."))
-        verdict = judge(comparisons, tolerance, references=references)
-        ratios = [each.ratios()["forecast_ratio"] for each in references.values()] if unknown is None else []
-        return max(ratios, default=None), tuple(str(each) for each in verdict.failures)
+        return judged(self.device, found, results, golden, forecast, self.narrow)
 
     def backward(self) -> Trial | None:
         """The call's gradients towards its floating-point inputs as a call of its own; None where there are none.
@@ -206,6 +196,32 @@ class Trial:
             return trial if trial.on_cpu() else None
         except FAILS:
             return None
+
+
+def judged(
+    device: Device, found: list[Tensor], results: list[Tensor], golden: list[Tensor] | None, forecast: list[Tensor] | None,
+    narrow: torch.dtype,
+) -> tuple[float | None, tuple[str, ...]]:  # fmt: skip
+    """As `Trial.judged`: `found` is the device's, `results` the CPU's, `golden` in float64, `forecast` under the rules.
+
+    `narrow` is the narrowest dtype that is computed in.
+    """
+    stack = device.stack
+    rules, unknown, overflow = rules_of(stack), unknown_rounding(stack), overflow_of(stack, narrow)
+    actual, expected, wide, predicted = (
+        None if group is None else {str(number): each for number, each in enumerate(group)}
+        for group in (found, results, golden, forecast)
+    )
+    if overflow is not None and wide is not None:
+        wide, _ = cut_as_float16(wide, expected, actual, device.name)
+    comparisons, references = measure(actual, expected, wide, predicted, () if rules is None else rules.modes)
+    floating = {name for name, each in expected.items() if each.is_floating_point() or each.is_complex()}
+    tolerance = FLOOR if floating <= references.keys() else PAIR
+    if unknown is not None:
+        tolerance = without_forecast(FLOOR, unknown, str(narrow).removeprefix("torch."))
+    verdict = judge(comparisons, tolerance, references=references)
+    ratios = [each.ratios()["forecast_ratio"] for each in references.values()] if unknown is None else []
+    return max(ratios, default=None), tuple(str(each) for each in verdict.failures)
 
 
 def gradients(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:

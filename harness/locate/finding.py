@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from harness.devices import Device
 from harness.devices.device_errors import fault_in, summary
 from harness.errors import DeviceError
+from harness.reference import roundoff
 
 FALLS_BACK = "the CPU computes it in place of the device"
 RANDOM = "random: the device goes on with the CPU's numbers"
@@ -32,6 +35,7 @@ class Step:
     reasons: tuple[str, ...] = ()  # why it is not as a healthy device computes it
     cause: str = ""  # what the evidence names
     note: str = ""  # "random", "on the CPU alone", …
+    kind: str = "operator"  # or "module"; "path": the device runs others; "memory": it wrote what it must not; "raise"
 
     @property
     def bad(self) -> bool:
@@ -41,6 +45,16 @@ class Step:
     def name(self) -> str:
         """Where it is: "trunk.blocks.3.mlp.fc2: linear (aimv2.py:212)"."""
         return f"{self.module or 'the model'}: {self.operator}" + (f" ({self.place})" if self.place else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Symptom:
+    """What the row shows that is to be located."""
+
+    fails: bool = True
+    error: str = ""  # of a row that is an ERROR: its reason
+    away: float = math.nan  # relative L2 difference of its outputs to the CPU's, the largest; infinite where NaN or Inf differ
+    scatters: bool = False  # its two runs on the device differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +71,28 @@ class Finding:
     compiling: float = 0.0  # seconds that first calls of operators took longer than the next, which no limit counts
     otherwise: float = 0.0  # relative L2 difference of the CPU's output in this process to that in one without torch_npu
     trial: Any = field(default=None, repr=False)  # of the first, to make a repro of
+    row: Symptom | None = None  # None: nothing is known of a row
+    followed: float = math.nan  # relative L2 difference of the outputs that the CPU's calls give on the device
+    plain: float = math.nan  # the same of a run of the model on the device by itself; NaN where there was none
+    sound_paths: int = 0  # modules in which the device takes another path and is within its floor
+    unwatched: int = 0  # calls of that run whose memory was not compared, because it is large or the time was over
 
     @property
     def first(self) -> Step | None:
-        """The first operator whose own error is above its floor; of modules the innermost."""
+        """The first operator whose own error is above its floor; of modules the innermost.
+
+        Where no operator is: the first operator that writes what it must not, else the one from which on the device
+        takes another path that is wrong, else the first wrong module.
+        """
         bad = [each for each in self.steps if each.bad]
-        if not bad or self.level == "operators":
-            return bad[0] if bad else None
-        return next((each for each in bad if f"{each.module}.".startswith(f"{bad[0].module}.") and not any(other.module.startswith(each.module + ".") for other in bad)), bad[0])
+        if not bad:
+            return None
+        if bad[0].kind != "module":
+            return bad[0]
+        found = bad[0]
+        while inner := [each for each in bad if _is_in(each.module, found.module)]:
+            found = inner[0]
+        return found
 
     @property
     def has_gradients(self) -> bool:
@@ -76,14 +104,39 @@ class Finding:
         """The operators that the CPU computes in place of the device."""
         return [each for each in self.steps if each.note.startswith(FALLS_BACK)]
 
+    @property
+    def operators(self) -> int:
+        """How many operators were looked at one by one."""
+        return sum(each.kind == "operator" for each in self.steps)
+
+    @property
+    def away(self) -> float:
+        """What is to be explained, relative L2: the row's difference where it is known, else that of a run of its own."""
+        return self.row.away if self.row is not None and self.row.away == self.row.away else self.plain
+
+    @property
+    def came_back(self) -> bool:
+        """Whether the row's fault showed while it was looked for, as far as can be told."""
+        if self.row is None or not self.row.fails:
+            return True
+        if self.row.error:
+            return any(each.bad and math.isinf(each.own) for each in self.steps)
+        return not self.plain < self.row.away * SHARE
+
+    @property
+    def explained(self) -> bool:
+        """Whether the operators that the CPU calls give the row's difference on the device too, as far as can be told."""
+        if self.row is None and self.plain <= ROUNDINGS * roundoff(getattr(torch, self.dtype)):
+            return True  # roundings, as another path has other ones
+        return not self.followed < self.away * SHARE
+
     def ranking(self, count: int = 10) -> list[Step]:
         """The operators with the largest own errors; those that are wrong first, in their order, then those that fall back to the CPU."""
         marked = [each for each in self.steps if each.bad] + [each for each in self.fallen if not each.bad]
         return (marked + sorted((each for each in self.steps if each not in marked and each.own == each.own), key=lambda each: -each.own))[:count]
 
     def sentences(self) -> str:
-        """The finding in three sentences at most."""
-        arithmetic = [each for each in self.steps if each.own == each.own]
+        """The finding in a few sentences."""
         what = self.level.removesuffix("s")
         why = "the device does not compute any more" if self.gone else "the time was over"
         over = f" {self.unseen} more were not looked at: {why}." if self.unseen else ""
@@ -92,27 +145,97 @@ class Finding:
             return f"The device stopped computing {looked}: {self.gone}."
         if not self.steps:
             return f"Nothing was looked at.{over}" if self.unseen else f"Nothing was looked at: the model calls no {what} of its own."
-        if self.first is None:
-            largest = max(arithmetic, key=lambda each: each.own, default=None)
-            said = f"No {what} is wrong: each of {len(self.steps)} is within its floor with the CPU's inputs.{over}"
-            if self.otherwise:
-                return (
-                    f"{said} But the model is another where torch_npu is: what it gives on the CPU of this process is {self.otherwise:.2e} away from what it gives in one without, "
-                    "which the row is held against (transformers turns masks that are not boolean around)."
-                )
-            if self.fallen:
-                said += f" {len(self.fallen)} fell back to the CPU, the first is {self.fallen[0].name} ({self.fallen[0].note.removeprefix(FALLS_BACK + ': ')})."
-            if largest is None or not largest.own:
-                return said
-            return f"{said} The largest own difference is {largest.own:.2e}, {largest.name}{f': {largest.cause}' if largest.cause else ''}."
-        others = sum(each.bad for each in self.steps) - 1 if self.level == "operators" else 0
-        said = f"{self.first.name} is the first wrong {what}: {self.first.reasons[0]}."
-        said += f" {self.first.cause[0].upper()}{self.first.cause[1:]}." if self.first.cause else ""
-        if self.level == "modules":
+        return self._of_nothing(what, over) if self.first is None else self._of_first(what, over)
+
+    def _of_first(self, what: str, over: str) -> str:
+        first = self.first
+        more = [each for each in self.steps if each.bad and each.kind == first.kind]
+        cause = f" {first.cause[0].upper()}{first.cause[1:]}." if first.cause else ""
+        reason = first.reasons[0].rstrip(".")
+        if first.kind == "path":
+            others = f" So do {len(more) - 1} more modules." if len(more) > 1 else ""
+            return f"{first.name}: the model takes another path on the device, and a wrong one: {reason}.{others} {self._sound()}{over}"
+        if first.kind == "raise":
+            return f"{first.name} is what raises when the model runs on the device by itself: {reason}.{cause} {self._sound()}{over}"
+        if first.kind == "module" and self.level != "modules":
+            return f"{self._unexplained()} {first.name} is the first wrong module: {reason}.{over}"
+        said = f"{first.name} is the first wrong {what}: {reason}.{cause}"
+        if first.kind == "module" or self.gone:
             return said + over
-        if self.gone:
-            return said + over
-        return said + (f" {others} more are wrong by themselves." if others else " No other operator is wrong by itself: what comes after inherits.") + over
+        if first.kind == "memory":
+            return f"{said} {self._sound()}{over}"
+        return f"{said}{self._of_others(len(more) - 1)}{self._left()}{over}"
+
+    def _of_others(self, others: int) -> str:
+        if others:
+            return f" {others} more are wrong by themselves."
+        return "" if self._besides() else " No other operator is wrong by itself: what comes after inherits."
+
+    def _besides(self) -> list[Step]:
+        """What else is wrong than operators by themselves."""
+        return [each for each in self.steps if each.bad and each.kind != "operator"]
+
+    def _left(self) -> str:
+        """What is said where the operators that are wrong by themselves do not explain the row."""
+        besides = [f" Besides, {each.name}: {each.reasons[0]}." for each in self._besides()[:1]]
+        if not self.came_back and self.row is not None and self.row.error:
+            return f" {self._gone_error()}"
+        if self.explained and not besides:
+            return ""
+        return f" The operators that the CPU runs give {self._share()} on the device.{''.join(besides) or LOOK}"
+
+    def _share(self) -> str:
+        of = "the row's" if self.row is not None and self.row.away == self.row.away else "a plain run's"
+        return f"a difference of {self.followed:.2e} of {of} {self.away:.2e}"
+
+    def _sound(self) -> str:
+        return f"None of the {self.operators} operators that the CPU runs is wrong with the CPU's inputs."
+
+    def _unexplained(self) -> str:
+        """The sentence of a row whose error no operator explains."""
+        return f"{self._sound()} Together they give {self._share()}: its error is elsewhere."
+
+    def _gone_error(self) -> str:
+        return "The row's error did not come back: nothing raised, neither operator by operator nor in a run of its own; the row's reason says where it was raised."
+
+    def _of_nothing(self, what: str, over: str) -> str:
+        largest = max((each for each in self.steps if each.own == each.own), key=lambda each: each.own, default=None)
+        said = f"No {what} is wrong: each of {len(self.steps)} is within its floor with the CPU's inputs.{over}"
+        if self.otherwise:
+            return (
+                f"{said} But the model is another where torch_npu is: what it gives on the CPU of this process is {self.otherwise:.2e} away from what it gives in one without, "
+                "which the row is held against (transformers turns masks that are not boolean around)."
+            )
+        if not self.came_back:
+            return f"{self._not_again()} {self._sound()}{over}" if self.level != "modules" else f"{self._not_again()}{over}"
+        if not self.explained:
+            paths = f" {self.sound_paths} modules take another path on the device and are within their floors." if self.sound_paths else ""
+            return f"{self._unexplained()}{paths}{LOOK}{over}"
+        if self.fallen:
+            said += f" {len(self.fallen)} fell back to the CPU, the first is {self.fallen[0].name} ({self.fallen[0].note.removeprefix(FALLS_BACK + ': ')})."
+        if largest is None or not largest.own:
+            return said
+        return f"{said} The largest own difference is {largest.own:.2e}, {largest.name}{f': {largest.cause}' if largest.cause else ''}."
+
+    def _not_again(self) -> str:
+        """What is said of a fault that did not show again."""
+        if self.row.error:
+            return self._gone_error()
+        scatter = " Its own two runs differ too." if self.row.scatters else ""
+        return f"The fault did not come back: the row differs from the CPU by {self.row.away:.2e}, the same run while locating by {self.plain:.2e}.{scatter}"
+
+
+ROUNDINGS = 16  # that a run by itself may differ by where nothing says that it is wrong
+SHARE = 0.5  # of the row's difference that must be found again for it to be explained
+LOOK = (
+    " Look at what the model does outside of torch's functions: code of its own that leaves the device, extensions in C++, "
+    "paths that torch takes only without such a look (MultiheadAttention's fast path)."
+)
+
+
+def _is_in(path: str, other: str) -> bool:
+    """Whether a module is part of another one."""
+    return path != other and (not other or path.startswith(f"{other}."))
 
 
 def ended(device: Device, at: str) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from harness.devices import Device
 from harness.devices.device_errors import summary
 from harness.evidence import cause_of, rule_of
+from harness.locate.calls import Call, call_of, place
 from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, Step, ended, kind_of, raised
-from harness.reference import is_of_a_model, run
 from harness.torch_private import WeakTensorKeyDictionary, tree_map
 from harness.trial import FAILS, Trial, apart, copies, copy_strided, difference, mutates, name_of, on, tensors_in
 
@@ -70,10 +68,12 @@ class Lockstep(TorchFunctionMode):
         self.shadows = WeakTensorKeyDictionary()  # of what the CPU computed: what the device made of its own values
         self.constants = WeakTensorKeyDictionary()  # weights and inputs: the same on both sides
         self.steps: list[Step] = []
+        self.calls: list[Call] = []  # that the CPU made, views among them
         self.trial: Trial | None = None  # of the first step that is wrong
 
     def share(self, model: nn.Module, there: nn.Module) -> None:
         """Take the weights of the model's copy on the device for those of the model."""
+        restored(there, model)
         known = dict([*there.named_parameters(), *there.named_buffers()])
         for name, each in [*model.named_parameters(), *model.named_buffers()]:
             self.constants[each] = known[name].detach()
@@ -83,6 +83,7 @@ class Lockstep(TorchFunctionMode):
         if self.gone or time.monotonic() > self.until:
             returned = func(*args, **kwargs)
             self.unseen += bool(tensors_in(returned))
+            self._record(func, args, kwargs, tensors_in(returned))
             return returned
         writes = mutates(func, kwargs)
         given = tensors_in((args, kwargs))
@@ -90,6 +91,7 @@ class Lockstep(TorchFunctionMode):
         failed = self._keep(given) if writes else None
         state, versions = torch.get_rng_state(), [_version(each) for each in given]
         returned = func(*args, **kwargs)
+        self._record(func, args, kwargs, tensors_in(returned))
         results = tensors_in(returned) or (given[:1] if writes else [])
         drawn, wrote = not torch.equal(state, torch.get_rng_state()), versions != [_version(each) for each in given]
         if failed is None:
@@ -100,6 +102,14 @@ class Lockstep(TorchFunctionMode):
         if failed is not None:
             self._failed(func, results or given, failed)
         return returned
+
+    def _record(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
+        call = call_of(func, args, kwargs, results, self.path[-1])
+        self.calls += [call] if call is not None else []
+
+    def followed(self, output: Any) -> list[Tensor]:
+        """What the device has made of the tensors that the model returned, from its own values, on the CPU."""
+        return [self.shadows[each].cpu() if each in self.shadows else each for each in tensors_in(output)]
 
     def _keep(self, given: list[Tensor]) -> Exception | None:
         """Give the device what an operator writes into, as it was before the write; returns what the device raised, if it did."""
@@ -218,6 +228,10 @@ class Lockstep(TorchFunctionMode):
         func, first = trial.func, not any(each.bad for each in self.steps)
         own = apart(found, results)
         ratio, reasons = (None, ()) if is_explained(found, results, name_of(func)) else trial.judged(found, results)
+        if reasons and self._overwritten(trial):
+            found = trial.on_device()
+            own = apart(found, results)
+            ratio, reasons = (None, ()) if is_explained(found, results, name_of(func)) else trial.judged(found, results)
         back = trial.backward() if self.backward and not reasons else None
         if back is not None:
             try:
@@ -242,6 +256,11 @@ class Lockstep(TorchFunctionMode):
             self.trial = trial
         self._add(func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited, note=note)
 
+    def _overwritten(self, trial: Trial) -> bool:
+        """Whether an earlier operator changed a weight or an input of this one on the device, which is put right."""
+        known = [(self.constants[each], each) for each in trial.tensors if each in self.constants]
+        return bool([there for there, here in known if put_right(there, here)])
+
     def _fallen(self, func: Callable, given: list[Tensor], call: Callable[[], Any]) -> str:
         """What of a call the CPU computes in place of the device, as a note. It is watched in a run of its own, which watching changes; once for each operator and dtypes."""
         key = (func, *(each.dtype for each in given))
@@ -255,6 +274,29 @@ class Lockstep(TorchFunctionMode):
         given = dict(own=math.nan, ratio=None, inherited=math.nan) | more
         where = dict(operator=name_of(func), module=self.path[-1], place=place())
         self.steps.append(Step(number=len(self.steps), **kind_of(results), **where, **given))
+
+
+def restored(there: nn.Module, here: nn.Module) -> list[str]:
+    """Give a copy of a model on a device the weights of `here` where a run overwrote them; the names of those."""
+    known = dict([*here.named_parameters(), *here.named_buffers()])
+    copies = [*there.named_parameters(), *there.named_buffers()]
+    return [name for name, each in copies if name in known and put_right(each, known[name])]
+
+
+def put_right(there: Tensor, here: Tensor) -> bool:
+    """Whether a tensor on a device has other bits than that of the CPU that it is a copy of; then it is copied again."""
+    there, here = there.detach(), here.detach()
+    if there.layout != torch.strided or there.dtype != here.dtype or there.shape != here.shape:
+        return False
+    if torch.equal(_bits(there.cpu()), _bits(here)):
+        return False
+    with torch.no_grad():
+        there.copy_(here)
+    return True
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor.new_empty(0)
 
 
 def _can_be_made_again(trial: Trial) -> bool:
@@ -308,14 +350,3 @@ def _is_scattered(actual: Tensor, expected: Tensor, own: float, operator: str) -
         return False
     shift, gain = float(away.mean()) * math.sqrt(expected.numel()) / size, float(away.flatten() @ expected.flatten()) / size**2
     return max(abs(shift), abs(gain)) <= unit / 32
-
-
-def place() -> str:
-    """The line of the model that called the operator; "" where torch's own modules did and nothing of the model stands between."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code is not run.__code__:
-        file = frame.f_code.co_filename
-        if is_of_a_model(file):
-            return f"{Path(file).name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""

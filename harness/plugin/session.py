@@ -262,12 +262,12 @@ class Session:
             self._standing[nodeid] = row
             self._write()
 
-    def locate(self, case, seed: int | None):
+    def locate(self, case, seed: int | None, row):
         """Where a row's error comes from, as the report holds it."""
         began, counted = time.monotonic(), [(each, each.calls, each.hits) for each in self.planted]
         every = self.options.locate_case is not None
         try:
-            return self._locate(case, seed, math.inf if every else self.options.locate_budget - self._spent)
+            return self._locate(case, seed, math.inf if every else self.options.locate_budget - self._spent, row)
         except Exception as error:  # noqa: BLE001  a row that failed must not be lost because its cause was not found
             from harness.report.found import unlocated
 
@@ -277,15 +277,15 @@ class Session:
             for each, calls, hits in counted:  # what a fault did to the row itself is what the report says
                 each.calls, each.hits = calls, hits
 
-    def _locate(self, case, seed: int | None, limit: float):
+    def _locate(self, case, seed: int | None, limit: float, row):
         from harness.locate import locate
         from harness.report import write_text
         from harness.report.found import depth_picture, located
         from harness.repro import write_repro
 
-        level = "modules" if self.options.locate == "modules" else "operators"
-        self.say(f"{row_name(case.name, case.dtype, seed)}: locating, by {level}")
-        began, how = time.monotonic(), dict(models=self._models, level=level, limit=limit)
+        level = self.options.locate
+        self.say(f"{row_name(case.name, case.dtype, seed)}: locating, by {'operators' if level == 'auto' else level}")
+        began, how = time.monotonic(), dict(models=self._models, level=level, limit=limit, row=_symptom(row))
         finding = locate(case, seed, self.device, backward=self.options.locate_backward, **how)
         if finding.first is None and finding.has_gradients:
             finding = locate(case, seed, self.device, backward=True, **how)
@@ -299,7 +299,7 @@ class Session:
                 repro = write_repro(finding.trial, folder, title=title, **more)
             except Exception as error:  # noqa: BLE001  the finding stands without it
                 self.said.append((f"no repro of {finding.first.name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}", False))
-        if level == "operators" and finding.steps:
+        if finding.level == "operators" and finding.steps:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "depth.svg", depth_picture(finding))
             picture = f"repro/{name}/depth.svg"
@@ -573,7 +573,7 @@ class Session:
         item.stash[ROWS].append(found)
         if not verdict.skips and self.wants_location(case, failed=not verdict.passed and KNOWN not in verdict.marks):
             self._keep(item.nodeid, found)
-            found = replace(found, located=self.locate(case, seed))
+            found = replace(found, located=self.locate(case, seed, found))
             item.user_properties[place] = carried()
             item.stash[PROPERTIES].append(item.user_properties[place])
 
@@ -778,7 +778,7 @@ class Session:
         for row in self.all_rows():
             case = self._cases.get((row.case, row.dtype))
             if row.status is Status.REGRESSED and row.located is None and case is not None and self.wants_location(case, failed=True):
-                self._replace(row, replace(row, located=self.locate(case, row.seed)))
+                self._replace(row, replace(row, located=self.locate(case, row.seed, row)))
 
     def _say_loose(self) -> None:
         """Say how many limits could come down, of those that a case sets itself."""
@@ -882,6 +882,19 @@ class Session:
             terminal.write_line(found_text(row.located))
         else:
             terminal.write_line(f"located {name}: {row.located.said}")
+
+
+def _symptom(row):
+    """What a row shows that is to be located."""
+    from harness.gate import Mark, Status
+    from harness.locate import Symptom
+
+    if row.status is Status.ERROR:
+        return Symptom(error="; ".join(row.reasons))
+    fractions = [each for each in row.comparisons.values() if each.expected_dtype.startswith(("float", "bfloat", "complex"))]
+    sizes = [math.inf if each.nonfinite_differ else each.rel_l2 for each in fractions]
+    away = max((each for each in sizes if each == each), default=math.nan)
+    return Symptom(fails=not row.status.is_fine, away=away, scatters=Mark.NONDETERMINISTIC in row.marks)
 
 
 def _interrupt(number, frame):

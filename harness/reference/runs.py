@@ -59,7 +59,7 @@ def run_cpu(
     emulate = dtype == torch.float16 and own and not _has_float16_products()
     begin = time.perf_counter()
     wide = dtype == torch.float64
-    with rounding(rules), _Float16Products() if emulate else _Float64Products() if wide else nullcontext():
+    with rounding(rules), _Float16Products() if emulate else float64_products() if wide else nullcontext():
         outputs = run(model, inputs, forward=forward, where="on the CPU", gradients=gradients)
     name = f"CPU {str(dtype).removeprefix('torch.')}"
     parts = [name, *(["matrix products summed in float32 and rounded once"] if emulate else []), *([str(rules)] if rules else [])]
@@ -157,7 +157,12 @@ class _Float16Products(TorchDispatchMode):
         return func(*[_widened(each) for each in args], **kwargs).half()
 
 
-class _Float64Products(TorchDispatchMode):
+def float64_products() -> TorchDispatchMode:
+    """The mode that float64 runs are made under."""
+    return Float64Products()
+
+
+class Float64Products(TorchDispatchMode):
     """Computes the products of groups, with which mixtures of experts are made, in float64, which torch's kernel lacks."""
 
     GROUPED = operator("_grouped_mm")  # None before torch 2.8, where no model calls it

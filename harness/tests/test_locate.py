@@ -210,7 +210,7 @@ def test_modules_alone_are_a_first_look(npu):
     found = locate(broken("blocks.2.out", fault), 1, npu, level="modules")
     assert found.first.module == "blocks.2.out" and "is the first wrong module" in found.sentences()
     assert locate(case(), 1, npu, level="modules").first is None
-    with pytest.raises(ValueError, match="there is no level 'layers'; there are operators, modules"):
+    with pytest.raises(ValueError, match="there is no level 'layers'; there are auto, operators, modules"):
         locate(case(), 1, npu, level="layers")
 
 

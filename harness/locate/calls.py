@@ -1,0 +1,156 @@
+"""The calls of a run, one after the other, and where those of two runs of one model part."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.reference import is_of_a_model, run
+from harness.torch_private import tree_leaves
+from harness.trial import mutates, name_of, tensors_in
+
+# Calls that keep the numbers that they are given: a path with more or fewer of them is the same path.
+KEEP = ("contiguous", "clone", "detach", "to", "type_as", "float", "half", "bfloat16", "cpu", "npu", "cuda", "requires_grad_", "alias", "lift_fresh.default")
+ENOUGH = 6  # calls of one side that a sentence names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of a torch function, as a model made it."""
+
+    operator: str
+    module: str
+    place: str
+    given: tuple  # dtypes and shapes of its tensors, and its other arguments, in words
+    wrote: str = ""  # what it changed and must not, in words
+
+    @property
+    def key(self) -> tuple:
+        """What two runs of one model have in common."""
+        return (self.operator, self.module, self.given)
+
+    @property
+    def name(self) -> str:
+        return f"{self.operator} ({self.place})" if self.place else self.operator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parting:
+    """Where the calls of the device and of the CPU part, up to where they meet again."""
+
+    here: tuple[Call, ...]  # the CPU's
+    there: tuple[Call, ...]
+
+    @property
+    def module(self) -> str:
+        """The innermost module that makes them all."""
+        paths = [each.module.split(".") if each.module else [] for each in (*self.here, *self.there)]
+        shared = []
+        for parts in zip(*paths):
+            if len(set(parts)) > 1:
+                break
+            shared.append(parts[0])
+        return ".".join(shared)
+
+    @property
+    def operator(self) -> str:
+        """The operator that one side alone calls."""
+        return self._own.operator
+
+    @property
+    def place(self) -> str:
+        """Its line."""
+        return self._own.place
+
+    @property
+    def _own(self) -> Call:
+        """The first call of torch_npu's own on the device, else the device's first, else the CPU's."""
+        own = [each for each in self.there if each.operator.startswith("npu_")]
+        return (own or self.there or self.here)[0]
+
+    @property
+    def text(self) -> str:
+        """What either side runs."""
+        if len(self.here) == len(self.there) == 1 and self.here[0].operator == self.there[0].operator:
+            here, there = (", ".join(_only(*pair)) for pair in ((self.here[0], self.there[0]), (self.there[0], self.here[0])))
+            where = f" ({self.there[0].place})" if self.there[0].place else ""
+            return f"the device runs {self.there[0].operator}{where} with {there} where the CPU runs it with {here}"
+        return f"the device runs {_listed(self.there)} where the CPU runs {_listed(self.here)}"
+
+
+def _only(one: Call, other: Call) -> list[str]:
+    """The arguments of a call that another has not."""
+    left = list(other.given)
+    found = []
+    for each in one.given:
+        if each in left:
+            left.remove(each)
+        else:
+            found.append(each)
+    return found or ["fewer arguments"]
+
+
+def _listed(calls: Sequence[Call]) -> str:
+    """Calls in words, the lines of the model once each."""
+    if not calls:
+        return "nothing"
+    names = []
+    for number, each in enumerate(calls):
+        again = number > 0 and each.place == calls[number - 1].place
+        names.append(each.operator if again else each.name)
+    if len(names) <= ENOUGH:
+        return ", ".join(names)
+    return f"{', '.join(names[: ENOUGH // 2])}, {len(names) - ENOUGH} more, {', '.join(names[-(ENOUGH // 2) :])}"
+
+
+def partings(here: Sequence[Call], there: Sequence[Call]) -> list[Parting]:
+    """Where the calls of the device (`there`) and of the CPU (`here`) part, in order; empty where they are the same."""
+    matcher = difflib.SequenceMatcher(None, [each.key for each in here], [each.key for each in there], autojunk=False)
+    return [Parting(here=tuple(here[a:b]), there=tuple(there[c:d])) for tag, a, b, c, d in matcher.get_opcodes() if tag != "equal"]
+
+
+def call_of(func: Callable, args: tuple, kwargs: dict, results: list[Tensor], module: str, wrote: str = "") -> Call | None:
+    """A call as it is recorded; None of one that gives no new numbers and writes none."""
+    if not results and not mutates(func, kwargs) and not wrote:
+        return None
+    if name_of(func) in KEEP and not wrote:
+        given = [each.dtype for each in tensors_in((args, kwargs))[:1]]
+        if given == [each.dtype for each in results]:
+            return None
+    given = [_said(each, "") for each in tree_leaves(args)]
+    given += [_said(each, f"{name}=") for name, value in kwargs.items() for each in tree_leaves(value)]
+    kept = tuple(sorted(filter(None, given)))
+    return Call(operator=name_of(func), module=module, place=place(), given=kept, wrote=wrote)
+
+
+def _said(value: Any, name: str) -> str:
+    """An argument in words: a tensor by its dtype and shape, a fraction to three digits, which may hang on roundings."""
+    if value is None or isinstance(value, (torch.device, torch.memory_format, torch.layout)):
+        return ""
+    if isinstance(value, Tensor):
+        return f"{name}{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, float):
+        return f"{name}{value:.3g}"
+    if isinstance(value, str):
+        return "" if value.partition(":")[0] in ("cpu", "npu", "cuda") else f"{name}{value}"
+    if isinstance(value, (bool, int, complex, slice, torch.dtype)) or value is ...:
+        return f"{name}{value}"
+    return f"{name}{type(value).__name__}"
+
+
+def place() -> str:
+    """The line of the model that called the operator; "" where torch's own modules did and nothing of the model stands between."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code is not run.__code__:
+        file = frame.f_code.co_filename
+        if is_of_a_model(file):
+            return f"{Path(file).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

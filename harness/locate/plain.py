@@ -1,0 +1,207 @@
+"""A run of the model on the device by itself, as the row had it: what it calls, what its operators write, what it returns.
+
+Lockstep makes the CPU's calls on the device, so it sees neither a path that the model takes on the device alone nor memory
+that an operator changes and must not. Here the device's own calls are recorded: `partings` (calls.py) holds them against the CPU's, and
+`Memory` compares what an operator may not write, before and after it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from harness.locate.calls import call_of
+from harness.trial import FAILS, mutates, name_of, tensors_in
+
+LARGEST = 256 << 20  # bytes of one storage up to which its content is compared
+BESIDE, NEAREST = 1 << 20, 8  # bytes and tensors, the nearest, that a call is not given and that are compared all the same
+
+
+class Recorder(TorchFunctionMode):
+    """Records the calls of a run that give tensors. `path`: of the module that runs, innermost last."""
+
+    def __init__(self, path: list[str], memory: Memory | None = None):
+        super().__init__()
+        self.path, self.memory, self.calls = path, memory, []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        before = self.memory.before(func, args, kwargs) if self.memory is not None else None
+        returned = func(*args, **kwargs)
+        results = tensors_in(returned)
+        wrote = self.memory.after(before, results, self._name(func)) if self.memory is not None else ""
+        call = call_of(func, args, kwargs, results, self.path[-1], wrote)
+        if call is not None:
+            self.calls.append(call)
+        return returned
+
+    def _name(self, func: Callable) -> str:
+        return f"{self.path[-1] or 'the model'}: {name_of(func)}"
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """The content of a storage before a call, as elements of a tensor in it."""
+
+    like: Tensor  # any tensor in the storage
+    content: Tensor  # all of it, on the CPU
+    given: tuple[Tensor, ...]  # the call's tensors in it, none of memory that it is not given
+
+
+class Memory:
+    """Compares memory before and after each call, where the call must not write.
+
+    That is the storages of its tensors, but for what it says that it writes, with all that lies beside them in the same
+    storage, and as much as `BESIDE` of other live tensors. A storage larger than `LARGEST` is not compared, and none is
+    after `until`, a time.monotonic(), of tensors on devices of the type `kind`: `unwatched` counts the calls that were not compared whole.
+    """
+
+    def __init__(self, model: nn.Module, until: float, kind: str):
+        self.until, self.unwatched, self.kind = until, 0, kind  # kind: the type of the device
+        self.live: dict[int, weakref.ref] = {}  # tensors, by the address of their storage
+        self.made: dict[int, tuple[str, tuple[int, ...]]] = {}  # who made it, in words, and the shape
+        for name, each in [*model.named_parameters(), *model.named_buffers()]:
+            self._note(each, f"the weight {name}")
+
+    def _address(self, tensor: Tensor) -> int | None:
+        """The address of a tensor's storage; None of one without memory, or with memory of another kind or device."""
+        if tensor.layout != torch.strided or tensor.device.type != self.kind or not tensor.numel():
+            return None
+        try:
+            return tensor.untyped_storage().data_ptr() or None
+        except FAILS:
+            return None
+
+    def _elements(self, like: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """Which elements of the storage of `like` lie in any of `tensors`."""
+        found = torch.zeros(like.untyped_storage().nbytes() // like.element_size(), dtype=torch.bool)
+        for each in tensors:
+            if self._address(each) != self._address(like):
+                continue
+            if each.element_size() != like.element_size():  # a view of another dtype: all of it
+                return torch.ones_like(found)
+            found.as_strided(each.shape, each.stride(), each.storage_offset()).fill_(True)
+        return found
+
+    def _note(self, tensor: Tensor, made: str) -> None:
+        address = self._address(tensor)
+        if address is None:
+            return
+        old = self.live.get(address)
+        if old is None or old() is None:
+            whole = tensor.is_contiguous() and not tensor.storage_offset()
+            self.made[address] = made, tuple(tensor.shape) if whole else ()
+            self.live[address] = weakref.ref(tensor)
+
+    def before(self, func: Callable, args: tuple, kwargs: dict) -> tuple | None:
+        """What is kept of a call before it is made."""
+        if getattr(func, "__name__", "") == "__get__":
+            return None
+        given = [each for each in tensors_in((args, kwargs)) if self._address(each) is not None]
+        if time.monotonic() > self.until:
+            self.unwatched += 1
+            return None
+        by_address: dict[int, list[Tensor]] = {}
+        for each in given:
+            by_address.setdefault(self._address(each), []).append(each)
+        kept = []
+        for tensors in by_address.values():
+            if tensors[0].untyped_storage().nbytes() > LARGEST:
+                self.unwatched += 1
+            else:
+                kept.append(_Kept(like=tensors[0].detach(), content=_content(tensors[0]), given=tuple(tensors)))
+        kept += self._beside(by_address)
+        written = _written(func, args, kwargs)
+        return kept, written, [(each, _version(each)) for each in given]
+
+    def _beside(self, addresses: dict[int, Any]) -> list[_Kept]:
+        """Other live memory, the nearest: as much as `BESIDE` and `NEAREST`."""
+        self.live = {address: ref for address, ref in self.live.items() if ref() is not None}
+        others = [address for address in self.live if address not in addresses]
+        others.sort(key=lambda address: min((abs(address - each) for each in addresses), default=0))
+        found, left = [], BESIDE
+        for address in others[:NEAREST] if addresses else ():
+            tensor = self.live[address]()
+            if tensor is None or self._address(tensor) != address or tensor.untyped_storage().nbytes() > left:
+                break
+            left -= tensor.untyped_storage().nbytes()
+            found.append(_Kept(like=tensor.detach(), content=_content(tensor), given=()))
+        return found
+
+    def after(self, before: tuple | None, results: list[Tensor], name: str) -> str:
+        """What a call changed and must not, in words; "" for nothing."""
+        said = []
+        if before is not None:
+            kept, written, versions = before
+            grown = [each for each, version in versions if _version(each) != version]
+            allowed = written or grown
+            for each in kept:
+                text = self._changed(each, [*allowed, *(results if written else ())])
+                said += [text] if text else []
+        for each in results:
+            self._note(each, f"what {name} returned")
+        return "; ".join(said)
+
+    def _changed(self, kept: _Kept, allowed: list[Tensor]) -> str:
+        now = _content(kept.like)
+        if now.shape != kept.content.shape or torch.equal(now, kept.content):
+            return ""
+        size = kept.like.element_size()
+        changed = (now != kept.content).view(-1, size).any(1)
+        changed &= ~self._elements(kept.like, allowed)
+        if not bool(changed.any()):
+            return ""
+        inside = bool((changed & self._elements(kept.like, kept.given)).any())
+        made, shape = self.made.get(self._address(kept.like), ("", ()))
+        whole = math.prod(shape) == changed.numel() and shape
+        where = [tuple(int(part) for part in torch.unravel_index(each, shape)) if whole else int(each) for each in changed.nonzero().flatten()[[0, -1]]]
+        what = "wrote into its input, which it must not" if inside else "wrote into memory beside its input" if kept.given else "wrote into memory that it was not given"
+        first = int(changed.nonzero()[0])
+        old, new = (each.view(kept.like.dtype)[first].item() for each in (kept.content, now))
+        places = f"the first at {where[0]}" + (f", the last at {where[1]}" if where[1] != where[0] else "")
+        of = f" of {made}" if made else ""
+        return f"it {what}: {int(changed.sum())} of {changed.numel()} elements{of}, {places}: {_number(new)} where {_number(old)} was"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, (int, float)) else str(value)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All elements of a tensor's storage."""
+    tensor = tensor.detach()
+    return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+
+
+def _content(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor's storage, on the CPU."""
+    return _whole(tensor).to("cpu", copy=True).view(torch.uint8)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _written(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The tensors that a call says it writes: by its name, out=, or its schema."""
+    if mutates(func, kwargs):
+        return tensors_in(kwargs["out"]) if kwargs.get("out") is not None else tensors_in(args)[:1]
+    overloads = [getattr(func, each) for each in func.overloads()] if hasattr(func, "overloads") else [func]
+    found = []
+    for schema in filter(None, (getattr(each, "_schema", None) for each in overloads)):
+        for number, argument in enumerate(schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[number] if number < len(args) else kwargs.get(argument.name)
+                found += tensors_in(value)
+    return found

@@ -1,0 +1,330 @@
+"""The search: lockstep first; where that does not explain the row, a run of the device by itself, and modules side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from harness.case import Case, copy_of, inputs_of, without_npu
+from harness.devices import Device
+from harness.errors import HarnessError, RunError
+from harness.locate.calls import Call, Parting, partings
+from harness.locate.finding import RANDOM, Finding, Step, Symptom, ended
+from harness.locate.lockstep import Lockstep, named, restored
+from harness.locate.modules import DEEP, Modules, Sides
+from harness.locate.plain import Memory, Recorder
+from harness.reference import Draws, Models, drawing, fresh, move, require_float32, roundoff, run, seeded, tensors_of
+from harness.trial import difference
+
+LEVELS = ("auto", "operators", "modules")
+ELSEWHERE = "same device"  # in the error of an operator that got tensors of the CPU and of the device
+
+
+def locate(
+    case: Case, seed: int | None, device: Device, *, models: Models | None = None, level: str = "auto",
+    backward: bool = False, limit: float = math.inf, row: Symptom | None = None,
+) -> Finding:  # fmt: skip
+    """Run `case` with the inputs of `seed` on the CPU, each operator beside it on `device`.
+
+    Where no operator is wrong by itself, or where those that are do not explain what the `row` shows, the model runs on the
+    device by itself: an operator that writes what it must not is named, and the module in which the device takes another
+    path than the CPU and goes wrong. At the level "auto" modules run side by side after that, where nothing was named; at
+    the level "modules" they do at once, and of one that is wrong those that it is made of: a fast first look.
+
+    What the device raises is a reason of the operator that raised. Where it computes no more, the search ends there.
+    With `backward` each operator's gradients are held against each other too, for a seeded gradient that flows into its results.
+    After `limit` seconds no further operator is looked at; what the first call of an operator takes longer than the
+    next does not count, since a card may compile there.
+
+    Raises: ValueError for another level; LossyReferenceError, CaseError, RunError and DeviceError as `validate` does.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"there is no level {level!r}; there are {', '.join(LEVELS)}")
+    require_float32()
+    models = models if models is not None else Models()
+    at = f"{case.name} {case.dtype}" + ("" if seed is None else f" seed {seed}") + ", locating"
+    device.check(at)
+    search = _Search(case=case, seed=seed, device=device, models=models, inputs=inputs_of(case, seed), at=at, row=row, until=time.monotonic() + limit)
+    return search.modules() if level == "modules" else search.operators(level, backward)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plain:
+    """A run of the model on the device by itself."""
+
+    calls: list[Call]
+    outputs: list[Tensor]  # on the CPU; none where it raised
+    error: RunError | None
+    unwatched: int
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """What all looks at one case with one seed have in common."""
+
+    case: Case
+    seed: int | None
+    device: Device
+    models: Models
+    inputs: Any  # on the CPU, in the case's dtype
+    at: str  # what runs, as messages about the device name it
+    row: Symptom | None
+    until: float  # a time.monotonic()
+    random: bool | None = None  # whether the model draws random numbers; None: not known yet
+
+    @property
+    def draws(self) -> Draws:
+        """As in the row, which runs without a mode where nothing is drawn: a composite operator takes other ways under one."""
+        draws = self.models.draws.get(self.case.subject, True) if self.random is None else self.random
+        return Draws(seed=self.seed or 0, dtype=self.case.torch_dtype, alike=draws and not self.case.own_random)
+
+    @property
+    def ended(self) -> bool:
+        return time.monotonic() > self.until
+
+    def run(self, model: nn.Module, inputs: Any = None) -> Any:
+        """The model's output on the CPU; `inputs`: a copy of those of the search, which a model may write into."""
+        inputs = fresh(self.inputs) if inputs is None else inputs
+        return run(model, inputs, forward=self.case.forward, where="on the CPU", gradients=self.case.gradients)
+
+    def finding(self, level: str, **more: Any) -> Finding:
+        how = dict(case=self.case.name, dtype=self.case.dtype, seed=self.seed, row=self.row)
+        more["gone"] = more.get("gone") or ended(self.device, self.at)
+        return Finding(level=level, **how, **more)
+
+    # ---------------------------------------------------------------------------------------------------- the looks
+
+    @contextlib.contextmanager
+    def sides(self) -> Iterator[Sides]:
+        """Copies of the model for one forward of modules side by side."""
+        with contextlib.ExitStack() as lent:
+            here, healthy = (lent.enter_context(copy_of(self.models, self.case, "cpu")) for _ in range(2))
+            with self.device.telling(self.at):
+                there = lent.enter_context(copy_of(self.models, self.case, self.device.torch_device))
+                restored(there, here)
+            try:
+                wide = lent.enter_context(copy_of(self.models, self.case, "cpu", wide=True))
+            except HarnessError:  # there is no memory for it
+                wide = None
+            yield Sides(here=here, there=there, healthy=healthy, wide=wide)
+
+    def beside(self) -> Modules:
+        return Modules(self.sides, self.run, self.device, self.draws, self.until)
+
+    def modules(self) -> Finding:
+        beside = self.beside()
+        steps = tuple(beside.steps())
+        return self.finding("modules", steps=steps, gone=beside.gone, unseen=beside.unseen)
+
+    def operators(self, level: str, backward: bool) -> Finding:
+        """Lockstep, and where it does not explain the row, what else there is to look at."""
+        case, device = self.case, self.device
+        with contextlib.ExitStack() as lent:
+            model = lent.enter_context(copy_of(self.models, case, "cpu"))
+            with device.telling(self.at):
+                there = lent.enter_context(copy_of(self.models, case, device.torch_device))
+                mode_of = Lockstep(device, lent.enter_context(named(model)), backward, self.until, case.fallbacks)
+                mode_of.share(model, there)
+            lent.enter_context(seeded(self.seed or 0, *filter(None, [device.generator])))
+            own = fresh(self.inputs)  # its copying is no call of the model
+            with mode_of as mode:
+                output = self.run(model, own)
+            self.until = mode.until
+            more: dict[str, Any] = {"steps": tuple(mode.steps), "trial": mode.trial, "unseen": mode.unseen}
+            more |= {"gone": mode.gone, "compiling": mode.compiling}
+            self.random = any(RANDOM in each.note for each in mode.steps)
+            if not mode.gone and not mode.unseen:
+                with contextlib.suppress(RuntimeError):
+                    more["followed"] = _away(mode.followed(output), list(tensors_of(output, case.name).values()))
+            calls = mode.calls
+        expected = list(tensors_of(output, case.name).values())
+        finding = self.finding("operators", **more)
+        if self.is_settled(finding):
+            return finding
+        if self.random:
+            expected = self.drawn_alike()
+        finding = self.with_plain_run(finding, calls, expected)
+        if finding.first is None and not self.random and not self.ended and not finding.gone:
+            finding = replace(finding, otherwise=self.otherwise(output))
+        return self.with_modules(finding) if level == "auto" else finding
+
+    def is_settled(self, finding: Finding) -> bool:
+        """Whether nothing is left to look at, or no time or device to do it with."""
+        if finding.gone or self.ended or finding.unseen:
+            return True
+        if self.row is not None and not self.row.fails:
+            return True
+        if finding.first is None:
+            return False
+        return self.row is None or finding.explained and not (self.row.error and not finding.came_back)
+
+    def drawn_alike(self) -> list[Tensor]:
+        """What the CPU returns where random numbers are drawn as in a run of the device by itself."""
+        with copy_of(self.models, self.case, "cpu") as model, drawing(self.draws):
+            return list(tensors_of(self.run(model), self.case.name).values())
+
+    def otherwise(self, output: Any) -> float:
+        """How far the CPU's output lies from that of a process without torch_npu; 0 within roundings, or where this process does not repeat itself."""
+        try:
+            alone = without_npu(self.case, self.models, self.inputs, self.device, self.seed)
+            if alone is None:
+                return 0.0
+            with copy_of(self.models, self.case, "cpu") as model:
+                here, again = (tensors_of(each, self.case.name) for each in (output, self.run(model)))
+        except HarnessError:
+            return 0.0
+        names = [name for name in alone if name in here and name in again]
+        if any(difference(again[name], here[name]) for name in names):
+            return 0.0
+        away = max((difference(here[name], alone[name]) for name in names), default=0.0)
+        return away if away > DEEP * roundoff(self.case.torch_dtype) else 0.0
+
+    # ------------------------------------------------------------------------------------------ the device by itself
+
+    def plain(self) -> _Plain:
+        """Run the model on the device by itself, and record what it calls and what its operators write."""
+        case, device = self.case, self.device
+        with contextlib.ExitStack() as lent:
+            here = lent.enter_context(copy_of(self.models, case, "cpu"))
+            with device.telling(self.at):
+                there = lent.enter_context(copy_of(self.models, case, device.torch_device))
+                restored(there, here)
+                moved = move(fresh(self.inputs), device=device.torch_device)
+            memory = Memory(there, self.until, device.torch_device.type)
+            recorder = Recorder(lent.enter_context(named(there)), memory)
+            lent.enter_context(drawing(self.draws, device.generator))
+            if self.row is not None and self.row.error:
+                lent.enter_context(device.watch())  # as the first run of a row, in which the error was raised
+            outputs, error = [], None
+            try:
+                with device.telling(self.at):
+                    with recorder:
+                        returned = run(there, moved, forward=case.forward, where=device.where, gradients=case.gradients)
+                    device.synchronize()
+                    outputs = [each.detach().cpu() for each in tensors_of(returned, case.name).values()]
+            except RunError as raised:
+                error = raised
+            if not device.stopped:
+                with device.telling(self.at):
+                    restored(there, here)  # the next row runs with these
+        return _Plain(calls=recorder.calls, outputs=outputs, error=error, unwatched=memory.unwatched)
+
+    def with_plain_run(self, finding: Finding, calls: list[Call], expected: list[Tensor]) -> Finding:
+        """The finding, with what the device does by itself that it does not beside the CPU."""
+        try:
+            plain = self.plain()
+        except HarnessError:
+            return finding
+        steps = list(finding.steps)
+        steps += [_raising(plain.error, len(steps))] if plain.error is not None and not _raises(finding) else []
+        steps += _writing(self.unlike_the_cpu(plain.calls), len(steps))
+        sound = 0
+        if plain.error is None and not any(each.kind == "memory" for each in steps):
+            wrong, sound = self.paths(calls, partings(calls, plain.calls), finding, len(steps), _away(plain.outputs, expected))
+            steps += wrong
+        away = _away(plain.outputs, expected) if plain.outputs else math.nan
+        gone = finding.gone or ended(self.device, self.at)
+        return replace(finding, steps=tuple(steps), plain=away, sound_paths=sound, unwatched=plain.unwatched, gone=gone)
+
+    def unlike_the_cpu(self, calls: list[Call]) -> list[Call]:
+        """Those that wrote what they must not, but for those that write it on the CPU too, as batch_norm does."""
+        wrote = [each for each in calls if each.wrote]
+        if not wrote:
+            return []
+        alike = {each.key for each in self.cpu_calls(watched=True) if each.wrote}
+        return [each for each in wrote if each.key not in alike]
+
+    def cpu_calls(self, *, watched: bool = False) -> list[Call]:
+        """What another run on the CPU calls; `watched`: with what it writes and must not."""
+        with contextlib.ExitStack() as lent:
+            model = lent.enter_context(copy_of(self.models, self.case, "cpu"))
+            memory = Memory(model, self.until, "cpu") if watched else None
+            recorder, own = Recorder(lent.enter_context(named(model)), memory), fresh(self.inputs)
+            with drawing(self.draws), recorder:
+                self.run(model, own)
+        return recorder.calls
+
+    def paths(self, calls: list[Call], parted: list[Parting], finding: Finding, number: int, away: float) -> tuple[list[Step], int]:
+        """A step for each module in which the device takes another path and is wrong, and how many are not wrong."""
+        if not parted or self.ended:
+            return [], 0
+        unstable = {each.module for each in partings(calls, self.cpu_calls())}
+        parted = [each for each in parted if each.module not in unstable]
+        modules = list(dict.fromkeys(each.module for each in parted))
+        beside = self.beside()
+        try:
+            held = {each.module: each for each in reversed(beside.look(lambda model: modules))}
+        except HarnessError:
+            held = {}
+        wrong = [each for each in modules if each in held and held[each].bad]
+        if not wrong and "" in modules and not replace(finding, plain=away).explained:
+            wrong = [""]  # what `forward` of the case calls outside of the model is no module's
+            held.pop("", None)
+        inner = [each for each in wrong if not any(other != each and (not each or other.startswith(f"{each}.")) for other in wrong)]
+        steps = [_parted(next(part for part in parted if part.module == each), held.get(each), number + count) for count, each in enumerate(inner)]
+        return steps, len(modules) - len(wrong)
+
+    def with_modules(self, finding: Finding) -> Finding:
+        """The finding, with the modules that are wrong where nothing else is and the operators do not explain the row."""
+        if finding.first is not None or finding.explained or finding.otherwise or not finding.came_back or self.ended or finding.gone:
+            return finding
+        beside = self.beside()
+        try:
+            steps = [replace(each, number=each.number + len(finding.steps)) for each in beside.steps()]
+        except HarnessError:
+            return finding
+        return replace(finding, steps=(*finding.steps, *steps), gone=beside.gone) if any(each.bad for each in steps) else finding
+
+
+def _away(found: list[Tensor], expected: list[Tensor]) -> float:
+    """How far outputs lie apart, relative L2, the largest; of fractions alone where there are any, as rows say it."""
+    pairs = list(zip(found, expected))
+    fractions = [each for each in pairs if each[1].is_floating_point() or each[1].is_complex()]
+    return max((difference(*each) for each in fractions or pairs), default=0.0)
+
+
+def _raises(finding: Finding) -> bool:
+    return any(each.bad and math.isinf(each.own) for each in finding.steps)
+
+
+def _raising(error: RunError, number: int) -> Step:
+    """The step of what raised in a run of the device by itself."""
+    module, operator, place = _where(error.place)
+    text = str(error).partition("; raised in ")[0]
+    cause = "nothing raises where every tensor is on the device: the model makes one on the CPU" if ELSEWHERE in text else ""
+    where = dict(number=number, operator=operator, module=module, place=place, dtype="", shape=())
+    return Step(own=math.inf, ratio=None, inherited=math.inf, reasons=(text,), cause=cause, kind="raise", **where)
+
+
+def _where(place: str) -> tuple[str, str, str]:
+    """The module, operator and line of a place in words: "blocks.3: gelu (vit.py:12)"."""
+    name, _, line = place.partition(" (")
+    module, _, operator = name.partition(": ")
+    return "" if module == "the model" else module, operator or "a call", line.removesuffix(")")
+
+
+def _writing(calls: list[Call], number: int) -> list[Step]:
+    """A step for each operator that wrote what it must not."""
+    wrote = [each for each in calls if each.wrote]
+    nothing = dict(dtype="", shape=(), own=math.nan, ratio=None, inherited=math.nan, kind="memory")
+    return [
+        Step(number=number + count, operator=each.operator, module=each.module, place=each.place, reasons=(each.wrote,), **nothing)
+        for count, each in enumerate(wrote)
+    ]
+
+
+def _parted(parting: Parting, held: Step | None, number: int) -> Step:
+    """The step of a module in which the device takes another path; `held`: that module with the CPU's inputs."""
+    where = dict(number=number, operator=parting.operator, module=parting.module, place=parting.place, kind="path")
+    if held is None:
+        nothing = dict(own=math.nan, ratio=None, inherited=math.nan, dtype="", shape=())
+        return Step(reasons=(parting.text,), **nothing, **where)
+    text = f"{parting.text}; with the CPU's inputs {parting.module or 'the model'} {held.reasons[0].removeprefix('it ')}"
+    numbers = dict(own=held.own, ratio=held.ratio, inherited=held.inherited, dtype=held.dtype, shape=held.shape)
+    return Step(reasons=(text,), **numbers, **where)

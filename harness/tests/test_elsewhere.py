@@ -1,0 +1,505 @@
+"""Rows that no operator explains: another path on the device, memory that is overwritten, errors, faults that do not come back."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import harness.emulator.operators  # noqa: F401  the operators that `changed` changes
+from harness import Case, emulator
+from harness.emulator.table import changed
+from harness.locate import Symptom, locate
+from harness.locate.calls import Call, partings
+from harness.tests.needs import emulated_device, needs_torch_npu
+from harness.tests.test_plugin import stored, torch_npu_is_imported, user, write  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def npu():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield emulated_device()
+    torch.set_num_threads(before)
+
+
+def tokens(generator):
+    return torch.randn(2, 16, 64, generator=generator)
+
+
+def case(model, inputs=tokens, **more):
+    return Case(name="elsewhere", model=lambda: model().eval(), inputs=inputs, isolated=False, **more)
+
+
+def on_npu(x):
+    return x.device.type == "npu"
+
+
+# ---------------------------------------------------------------------------------------------------------- another path
+
+
+class Norm(nn.Module):
+    """RMSNorm with an operator of torch_npu's own in its place on the device, and another eps there: `wrong` or the same."""
+
+    def __init__(self, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.rand(64) + 0.5), eps
+
+    def forward(self, x):
+        if on_npu(x):
+            import torch_npu
+
+            return torch_npu.npu_rms_norm(x, self.weight, self.eps)[0]
+        return F.rms_norm(x, (64,), self.weight, 1e-6)
+
+
+class Norms(nn.Module):
+    """Four norms between linear layers; the third is as `eps` says."""
+
+    def __init__(self, eps):
+        super().__init__()
+        self.norms = nn.ModuleList(Norm(eps if number == 2 else 1e-6) for number in range(4))
+        self.fcs = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x):
+        for norm, fc in zip(self.norms, self.fcs):
+            x = x + fc(norm(x))
+        return x
+
+
+class Gated(nn.Module):
+    """A gate whose columns alternate; where `halves`, the device takes halves."""
+
+    def __init__(self, halves):
+        super().__init__()
+        self.up, self.down, self.halves = nn.Linear(64, 256), nn.Linear(128, 64), halves
+
+    def forward(self, x):
+        y = self.up(x)
+        if on_npu(y):
+            import torch_npu
+
+            y = y if self.halves else torch.cat((y[..., ::2], y[..., 1::2]), -1)
+            return self.down(torch_npu.npu_swiglu(y))
+        return self.down(F.silu(y[..., ::2]) * y[..., 1::2])
+
+
+class Chain(nn.Sequential):
+    def forward(self, x):
+        for each in self:
+            x = x + each(x)
+        return x
+
+
+class Attention(nn.Module):
+    """Causal attention; the device goes without the mask where `dropped`."""
+
+    def __init__(self, dropped):
+        super().__init__()
+        self.dropped = dropped
+
+    def forward(self, x):
+        q = x.unflatten(-1, (4, -1)).transpose(1, 2)
+        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        if on_npu(x) and self.dropped:
+            seen = None
+        return F.scaled_dot_product_attention(q, q, q, attn_mask=seen).transpose(1, 2).flatten(2)
+
+
+class Scale(nn.Module):
+    """The same operator with another number on the device."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def forward(self, x):
+        return F.softmax(x * (self.by if on_npu(x) else 0.5), -1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_patched_norm_is_named_with_what_either_side_ran(npu, dtype):
+    found = locate(case(lambda: Norms(0.5), dtype=dtype), 1, npu)
+    assert (found.first.module, found.first.operator, found.first.kind) == ("norms.2", "npu_rms_norm", "path")
+    said = found.sentences()
+    assert re.match(r"norms.2: npu_rms_norm \(test_elsewhere.py:\d+\): the model takes another path on the device", said)
+    assert re.search(r"runs npu_rms_norm \(test_elsewhere.py:\d+\) where the CPU runs rms_norm \(test_elsewhere.py:\d+\)", said)
+    assert "None of the 12 operators that the CPU runs is wrong with the CPU's inputs." in said and found.sound_paths == 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_another_path_that_is_right_is_not_blamed(npu, dtype):
+    for model in (lambda: Norms(1e-6), lambda: Chain(Gated(False), Gated(False)), lambda: Attention(False), lambda: Scale(0.5)):
+        found = locate(case(model, dtype=dtype), 1, npu)
+        assert found.first is None and found.sentences().startswith("No operator is wrong"), found.sentences()
+
+
+def test_a_step_in_the_forward_of_a_module_with_children_is_named(npu):
+    found = locate(case(lambda: Chain(Gated(False), Gated(True), Gated(True))), 1, npu)
+    assert (found.first.module, found.first.operator) == ("1", "npu_swiglu") and found.sound_paths == 1
+    assert re.search(r"runs npu_swiglu \(\S+\) where the CPU runs getitem \(\S+\), silu, getitem, mul;", found.sentences())
+    assert "So do 1 more modules." in found.sentences()
+
+
+def test_a_mask_that_the_device_goes_without_is_named(npu):
+    found = locate(case(lambda: Chain(Attention(False), Attention(True))), 1, npu)
+    assert (found.first.module, found.first.operator) == ("1", "scaled_dot_product_attention")
+    assert "where the CPU runs it with attn_mask=bool[16, 16]" in found.sentences()
+
+
+def test_another_number_is_named(npu):
+    found = locate(case(lambda: Chain(Scale(0.5), Scale(0.25))), 1, npu)
+    assert (found.first.module, found.first.operator) == ("1", "mul")
+    assert "the device runs mul" in found.sentences() and "with 0.25 where the CPU runs it with 0.5;" in found.sentences()
+
+
+def test_a_path_of_the_cases_own_forward_is_named(npu):
+    def forward(model, x):
+        return model(x) * (2 if on_npu(x) else 1)
+
+    found = locate(case(lambda: Chain(nn.Linear(64, 64)), forward=forward), 1, npu)
+    assert (found.first.module, found.first.operator) == ("", "mul") and "with 2 where the CPU runs it with 1" in found.sentences()
+
+
+def call(operator, module="", *given):
+    return Call(operator=operator, module=module, place="m.py:1", given=given)
+
+
+def test_runs_are_aligned_by_operator_module_and_arguments():
+    here = [call("linear", "a"), call("silu", "b.c"), call("mul", "b.d"), call("add")]
+    there = [call("linear", "a"), call("npu_swiglu", "b"), call("add"), call("cat", "e")]
+    first, second = partings(here, there)
+    assert [each.operator for each in first.here] == ["silu", "mul"] and first.module == "b" and first.operator == "npu_swiglu"
+    assert (second.module, second.text) == ("e", "the device runs cat (m.py:1) where the CPU runs nothing")
+    assert partings(here, here) == []
+    one, = partings([call("softmax", "a", "dim=-1")], [call("softmax", "a", "dim=1")])
+    assert one.text == "the device runs softmax (m.py:1) with dim=1 where the CPU runs it with dim=-1"
+    many, = partings([call("x")], [call(f"y{number}") for number in range(9)])
+    assert "y0 (m.py:1), y1, y2, 3 more, y6, y7, y8 where" in many.text
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+class Guard(nn.Module):
+    """Looks whether some columns are finite before the next layer takes all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 8)
+
+    def forward(self, x):
+        h = self.a(x)
+        sound = torch.isfinite(h[..., 4:50]).all()
+        y = self.b(h)
+        return torch.where(sound, y, torch.zeros_like(y))
+
+
+def spoils(write):
+    """An operator that answers rightly and writes as `write` says into what it is given."""
+
+    def change(before):
+        def meaning(self, *more, **keywords):
+            found = before(self, *more, **keywords)
+            write(self)
+            return found
+
+        return meaning
+
+    return change
+
+
+def _behind(x):
+    if not x.is_contiguous():
+        flat = x.flatten(0, -2) if x.dim() > 2 else x
+        torch.as_strided(flat, (flat.shape[0] - 1, 1), (flat.stride(0), 1), x.storage_offset() + x.shape[-1]).zero_()
+
+
+def _input(x):
+    x[0, 0, 0] = 7
+
+
+@pytest.mark.parametrize(("write", "said"), [
+    (_behind, "it wrote into memory beside its input: 31 of 2048 elements of what a: linear returned, the first at (0, 0, 50), the last at (1, 14, 50): 0 where "),
+    (_input, "it wrote into its input, which it must not: 1 of 2048 elements of what a: linear returned, the first at (0, 0, 4): 7 where "),
+], ids=["its neighbour", "its input"])  # fmt: skip
+def test_an_operator_that_overwrites_memory_is_named(npu, write, said):
+    with changed("aclnnIsFinite", spoils(write)):
+        found = locate(case(Guard), 1, npu)
+    assert (found.first.operator, found.first.kind) == ("isfinite", "memory") and said in found.sentences()
+    assert locate(case(Guard), 1, npu).first is None
+
+
+class Tied(nn.Module):
+    """One weight that two layers take."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 64, bias=False)
+
+    def forward(self, x):
+        return F.linear(torch.tanh(F.linear(x, self.fc.weight)), self.fc.weight.t())
+
+
+def test_who_takes_a_weight_that_another_overwrote_is_innocent(npu):
+    def writes_weight(before):
+        def meaning(self, other, *more, **keywords):
+            found = before(self, other, *more, **keywords)
+            if other.stride(0) == 1:  # the first of the two, which takes the weight as it lies in memory
+                other[3].zero_()
+            return found
+
+        return meaning
+
+    subject = case(Tied)
+    from harness.reference import Models
+
+    models = Models()
+    with changed("aclnnMatmul", writes_weight):
+        found = locate(subject, 1, npu, models=models)
+        wrote = [each for each in found.steps if each.bad]
+        assert [each.kind for each in wrote] == ["memory"] and wrote[0].operator == "linear", found.sentences()
+        assert "of the weight fc.weight" in found.sentences()
+    assert locate(subject, 1, npu, models=models).first is None  # the weights on the device were put right
+
+
+def test_what_writes_as_it_says_is_not_blamed(npu):
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(64).train()
+
+        def forward(self, x):
+            y = x.clone()
+            y[:, 0] = 1
+            y[..., 4:8].mul_(2)
+            y.relu_()
+            torch.add(x, 1, out=y[0].new_empty(x.shape))
+            self.norm.train()
+            return self.norm(F.dropout(y, 0.0, training=True, inplace=True).flatten(0, 1)).view_as(x)
+
+    found = locate(case(Writes), 1, npu)
+    assert found.first is None, found.sentences()
+
+
+# --------------------------------------------------------------------------------------- errors, and what comes and goes
+
+
+def gelu():
+    return nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 8))
+
+
+def test_an_error_that_does_not_come_back_is_said_so(npu):
+    found = locate(case(gelu), 1, npu, row=Symptom(error="on npu:0: OutOfMemoryError"))
+    assert found.first is None
+    assert found.sentences().startswith("The row's error did not come back: nothing raised, neither operator by operator nor in a run of its own")
+    assert "GELU" not in found.sentences()
+
+
+def test_what_raises_only_when_the_model_runs_by_itself_is_named(npu):
+    class Ctc(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 8)
+
+        def forward(self, x, targets):
+            scores = self.fc(x).transpose(0, 1).log_softmax(-1)
+            return F.ctc_loss(scores, targets, torch.full((2,), 16), torch.full((2,), 4))
+
+    def inputs(generator):
+        return tokens(generator), torch.randint(1, 8, (2, 4), generator=generator)
+
+    found = locate(case(Ctc, inputs), 1, npu, row=Symptom(error="on npu:0: RuntimeError"))
+    assert (found.first.operator, found.first.kind) == ("ctc_loss", "raise")
+    assert re.match(r"the model: ctc_loss \(test_elsewhere.py:\d+\) is what raises when the model runs on the device by itself: on npu:0", found.sentences())
+    assert "the model makes one on the CPU" in found.sentences()
+
+
+def test_a_fault_that_does_not_come_back_is_said_so(npu):
+    found = locate(case(gelu), 1, npu, row=Symptom(away=float("inf"), scatters=True))
+    assert found.first is None and not found.came_back
+    said = found.sentences()
+    assert said.startswith("The fault did not come back: the row differs from the CPU by inf, the same run while locating by ")
+    assert "Its own two runs differ too." in said and "GELU" not in said
+
+
+def test_a_row_as_far_off_as_its_operators_is_explained(npu):
+    healthy = locate(case(gelu), 1, npu)
+    away = healthy.followed
+    assert 1e-5 < away < 1e-3 and healthy.plain == pytest.approx(away, rel=1e-3)
+    assert "GELU takes its tanh formula" in locate(case(gelu), 1, npu, row=Symptom(away=1.9 * away)).sentences()
+    said = locate(case(gelu), 1, npu, row=Symptom(away=2.1 * away)).sentences()
+    assert "GELU" not in said and said.startswith("The fault did not come back")
+
+
+def test_a_row_that_passes_has_nothing_to_explain(npu):
+    found = locate(case(lambda: Norms(0.5)), 1, npu, row=Symptom(fails=False, away=1e-7))
+    assert found.first is None and found.sentences().startswith("No operator is wrong") and found.plain != found.plain
+
+
+def test_an_operator_that_is_wrong_beside_another_path_is_not_all(npu):
+    with emulator.fault("aclnnAdd", "scale", by=1.0001):
+        found = locate(case(lambda: Norms(1e-6)), 1, npu)
+        assert found.first.operator == "add" and found.plain != found.plain
+        explained = locate(case(lambda: Norms(1e-6)), 1, npu, row=Symptom(away=1.9 * found.followed))
+        assert "Besides" not in explained.sentences() and "The operators that the CPU runs give" not in explained.sentences()
+        left = locate(case(lambda: Norms(1e-6)), 1, npu, row=Symptom(away=2.1 * found.followed))
+        assert "The operators that the CPU runs give" in left.sentences()
+        found = locate(case(lambda: Norms(0.01)), 1, npu, row=Symptom(away=0.5))
+    assert found.first.operator == "add" and "Besides, norms.2: npu_rms_norm" in found.sentences()
+
+
+class Extension(nn.Module):
+    """What no torch function is called for: lockstep does not see it."""
+
+    def forward(self, x):
+        return torch.from_numpy(x.cpu().numpy() * (2 if on_npu(x) else 1)).to(x.device)
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = Chain(nn.Linear(64, 64), Extension(), nn.Linear(64, 64))
+
+    def forward(self, x):
+        return self.trunk(x)
+
+
+def test_modules_are_looked_at_where_no_operator_explains(npu):
+    found = locate(case(Deep), 1, npu)
+    assert (found.first.module, found.first.kind) == ("trunk.1", "module"), found.sentences()
+    assert "Together they give a difference of" in found.sentences() and "trunk.1: Extension is the first wrong module" in found.sentences()
+    found = locate(case(Deep), 1, npu, level="operators")
+    assert found.first is None and "its error is elsewhere." in found.sentences() and "Look at what the model does" in found.sentences()
+
+
+# --------------------------------------------------------------------------------------------------------------- modules
+
+
+class Cache:
+    def __init__(self):
+        self.kept = {}
+
+    def update(self, layer, h):
+        self.kept[layer] = torch.cat((self.kept[layer], h), 1) if layer in self.kept else h
+        return self.kept[layer]
+
+
+class Layer(nn.Module):
+    def __init__(self, number):
+        super().__init__()
+        self.number, self.a, self.act, self.calls = number, nn.Linear(64, 64), nn.SiLU(), 0
+
+    def forward(self, x, cache=None):
+        self.calls += 1
+        h = self.a(x) / self.calls
+        if cache is not None:
+            h = cache.update(self.number, h)[:, -x.shape[1] :]
+            h = h / (cache.kept[self.number].shape[1] // x.shape[1])
+        return x + self.act(h)
+
+
+class Trunk(nn.Module):
+    def __init__(self, fault=None):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(number) for number in range(3))
+
+    def forward(self, x, cache=None):
+        for layer in self.layers:
+            x = layer(x, cache=cache)
+        return x
+
+
+class Wrapper(nn.Module):
+    def __init__(self, cached):
+        super().__init__()
+        self.trunk, self.head, self.cached = Trunk(), nn.Linear(64, 8), cached
+
+    def forward(self, x):
+        return self.head(self.trunk(x, cache=Cache() if self.cached else None))
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["wrapped", "cached"])
+def test_modules_are_found_below_a_wrapper_and_with_a_cache(npu, cached):
+    subject = case(lambda: Wrapper(cached))
+    healthy = locate(subject, 1, npu, level="modules")
+    assert healthy.first is None and [each.module for each in healthy.steps] == ["trunk", "head"], healthy.sentences()
+    with emulator.fault("aclnnSilu", "scale", by=1.1):
+        found = locate(subject, 1, npu, level="modules")
+    assert found.first.module == "trunk.layers.0.act" and "trunk.layers.0.act: SiLU is the first wrong module" in found.sentences()
+    with emulator.fault("aclnnSilu", "scale", by=1.1, nth=3):
+        assert locate(subject, 1, npu, level="modules").first is not None
+
+
+def test_modules_that_draw_are_not_blamed(npu):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.fc = nn.Dropout(0.5), nn.Linear(64, 64)
+
+        def forward(self, x):
+            return self.fc(self.drop(x)) + torch.randn_like(x)
+
+    subject = Case(name="noisy", model=lambda: Chain(Noisy(), Noisy()).train(), inputs=tokens, training=True, isolated=False)
+    found = locate(subject, 1, npu, level="modules")
+    assert found.first is None and len(found.steps) == 2, found.sentences()
+    assert locate(subject, 1, npu).first is None
+
+
+def test_modules_end_with_the_time(npu):
+    found = locate(case(lambda: Wrapper(False)), 1, npu, level="modules", limit=0.0)
+    assert not found.steps and found.unseen == 2
+
+
+# ------------------------------------------------------------------------------------------------------------ in the flow
+
+BRANCH = """
+import pytest, torch
+from torch import nn
+from harness import Case
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.fc(x)
+        return torch.sigmoid(y) if y.device.type == "npu" else torch.tanh(y)
+
+CASE = Case(name="block", model=lambda: nn.Sequential(nn.Linear(8, 8), Block()).eval(), inputs=lambda g: torch.randn(4, 8, generator=g), isolated=False)
+
+def test_precision(precision):
+    precision(CASE, 1)
+"""
+
+
+@needs_torch_npu
+def test_the_report_of_a_row_names_the_path(user):  # noqa: F811
+    write(user, BRANCH)
+    user.runpytest_inprocess("--device", "emulated")
+    row = stored(user)["rows"][0]
+    assert row["status"] == "FAIL" and row["located"]["ranking"][0]["operator"] == "sigmoid" and row["located"]["first"] == 3
+    assert "1: sigmoid (" in row["located"]["said"] and "where the CPU runs tanh (" in row["located"]["said"]
+    assert "the device runs sigmoid" in (user.path / "reports" / "precision.md").read_text()
+
+
+@needs_torch_npu
+def test_the_report_of_a_fault_that_is_gone_says_so(user):  # noqa: F811
+    write(user, BRANCH.replace("torch.sigmoid(y) if y.device.type == \"npu\" else torch.tanh(y)", "nn.functional.gelu(y)"))
+    user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnGelu*:nan:at=3,nth=1")
+    row = stored(user)["rows"][0]
+    assert row["status"] == "FAIL" and "NONDETERMINISTIC" in row["marks"]
+    assert row["located"]["said"].startswith("The fault did not come back") and "tanh formula" not in row["located"]["said"]
+
+
+def test_what_another_run_on_the_cpu_calls_otherwise_is_no_path_of_the_device(npu):
+    calls = []
+
+    def forward(model, x):
+        calls.append(0)
+        return model(x) + 1e-9 * len(calls)
+
+    found = locate(case(lambda: Chain(nn.Linear(64, 64)), forward=forward), 1, npu)
+    assert found.first is None, found.sentences()
