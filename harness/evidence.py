@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ def cause_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
     for number, (actual, expected) in enumerate(zip(found, results)):
         if difference(actual, expected) == 0 or actual.shape != expected.shape:
             continue
-        for clue in (_differs_from_run_to_run, _never_written, _not_finite, _only_as_a_view, _by_tanh, _of_lower_precision, _mask, _in_places, _of_all):
+        for clue in CLUES:
             try:
                 said = next(clue(trial, number, actual, expected), None)
             except FAILS:
@@ -120,10 +122,74 @@ ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
 def _of_lower_precision(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     if not difference(actual, expected) < math.inf:
         return
+    if trial.writes:
+        return
+    away = difference(actual, expected)
     for name, rounded in ROUNDINGS.items():
-        again = trial.call(lambda each: rounded(each) if isinstance(each, Tensor) and each.is_floating_point() else each)[number] if not trial.writes else expected
-        if difference(actual, again.to(expected.dtype)) <= EXPLAINED * difference(actual, expected):
+        again = trial.call(lambda each: rounded(each) if isinstance(each, Tensor) and each.is_floating_point() else each)[number]
+        if difference(actual, again.to(expected.dtype)) <= EXPLAINED * away:
             yield f"it computes as if its operands were rounded to {name}"
+        if difference(actual, rounded(again.to(expected.dtype))) <= EXPLAINED * away:
+            yield f"it computes as if its operands and its result were rounded to {name}"
+        if difference(actual, rounded(expected)) <= EXPLAINED * away:
+            yield f"its result is rounded to {name}"
+
+
+# Arguments that change what an operator computes: where they stand among the positional ones, and what they may be.
+SETTINGS: dict[str, dict[str, tuple[int | None, tuple]]] = {
+    "interpolate": {"align_corners": (4, (False, True))},
+    "upsample": {"align_corners": (4, (False, True))},
+    "grid_sample": {"align_corners": (4, (False, True))},
+    "affine_grid": {"align_corners": (2, (False, True))},
+    "avg_pool1d": {"count_include_pad": (5, (False, True)), "ceil_mode": (4, (False, True))},
+    "avg_pool2d": {"count_include_pad": (5, (False, True)), "ceil_mode": (4, (False, True))},
+    "avg_pool3d": {"count_include_pad": (5, (False, True)), "ceil_mode": (4, (False, True))},
+    "scaled_dot_product_attention": {"is_causal": (5, (False, True))},
+    "layer_norm": {"eps": (4, (1e-3, 1e-5, 1e-6, 1e-12))},
+    "rms_norm": {"eps": (3, (1e-3, 1e-5, 1e-6, 1e-12))},
+    "group_norm": {"eps": (4, (1e-3, 1e-5, 1e-6, 1e-12))},
+    "batch_norm": {"eps": (7, (1e-3, 1e-5, 1e-6, 1e-12))},
+    "var": {"correction": (None, (0, 1))},
+    "std": {"correction": (None, (0, 1))},
+}
+BIASES = {  # where the bias stands
+    "linear": 2, "bilinear": 3, "conv1d": 2, "conv2d": 2, "conv3d": 2, "conv_transpose1d": 2, "conv_transpose2d": 2,
+    "conv_transpose3d": 2, "layer_norm": 3, "group_norm": 3, "batch_norm": 4, "addmm": 0, "baddbmm": 0, "addbmm": 0,
+}  # fmt: skip
+
+
+def _with(trial: Trial, name: str, place: int | None, value: Any) -> Trial:
+    """The call with one argument replaced, by position where it was given so."""
+    if place is not None and place < len(trial.args):
+        return replace(trial, args=(*trial.args[:place], value, *trial.args[place + 1 :]))
+    return replace(trial, kwargs=trial.kwargs | {name: value})
+
+
+def _of_a_setting(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+    """Another value of an argument, such as align_corners, by which the result is the device's."""
+    if trial.writes or not difference(actual, expected) < math.inf:
+        return
+    for name, (place, values) in SETTINGS.get(name_of(trial.func), {}).items():
+        for value in values:
+            try:
+                again = _with(trial, name, place, value).on_cpu()[number]
+            except FAILS:
+                continue
+            if difference(actual, again) <= EXPLAINED * difference(actual, expected):
+                yield f"it computes as with {name}={value}"
+
+
+def _without_its_bias(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+    place = BIASES.get(name_of(trial.func))
+    if place is None or trial.writes:
+        return
+    name = "bias" if place else "input"
+    bias = trial.args[place] if place < len(trial.args) else trial.kwargs.get(name)
+    if not isinstance(bias, Tensor) or not bool(bias.any()):
+        return
+    again = _with(trial, name, place, torch.zeros_like(bias)).on_cpu()[number]
+    if difference(actual, again) <= EXPLAINED * difference(actual, expected):
+        yield "it computes as without its bias"
 
 
 def _mask(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
@@ -135,6 +201,144 @@ def _mask(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterat
         again = trial.call(lambda each: change(each) if isinstance(each, Tensor) and each.dtype == torch.bool else each)[number]
         if difference(actual, again) <= EXPLAINED * difference(actual, expected):
             yield f"it computes as with the mask {said}"
+
+
+def _of_repeated_indices(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+    """Elements that several indices name: torch leaves open which write stays."""
+    written = _times_written(trial, expected)
+    differs = actual != expected
+    if written is None or not bool(differs.any()) or bool((differs & (written < 2)).any()):
+        return
+    count = int((written > 1).sum())
+    kept = "keeps another of the writes than the CPU"
+    for words, again in (("keeps the first write", _first_write), ("adds the writes up", _sum_of_writes)):
+        with contextlib.suppress(*FAILS):
+            found = again(trial)
+            if found is not None and difference(actual, found) <= EXPLAINED * difference(actual, expected):
+                kept = words
+                break
+    yield f"{count} elements are written more than once, since indices repeat: torch leaves open which write stays, and the device {kept}"
+
+
+SCATTERS = ("scatter", "scatter_", "scatter_reduce", "scatter_reduce_")
+PUTS = ("index_put", "index_put_", "setitem")
+COPIES = ("index_copy", "index_copy_")
+
+
+def _scattered(trial: Trial) -> tuple[Tensor, int, Tensor, Any] | None:
+    """The target, axis, index and source of a scatter or index_copy; None of another call, or of one that reduces."""
+    name = name_of(trial.func)
+    given = dict(zip(("input", "dim", "index", "src"), trial.args)) | trial.kwargs
+    if name not in (*SCATTERS, *COPIES) or given.get("reduce") is not None:
+        return None
+    target, dim, index = (given.get(each) for each in ("input", "dim", "index"))
+    source = next((given[each] for each in ("src", "source", "value") if each in given), None)
+    if not isinstance(target, Tensor) or not isinstance(index, Tensor) or not isinstance(dim, int):
+        return None
+    if name in COPIES:
+        index = index.view([-1 if axis == dim % target.dim() else 1 for axis in range(target.dim())]).expand_as(source)
+    return target, dim, index, source
+
+
+def _put(trial: Trial) -> tuple[Tensor, tuple, Any] | None:
+    """The target, indices and values of an index_put or x[i] = y by tensors of indices; None of another call."""
+    name = name_of(trial.func)
+    if name not in PUTS or len(trial.args) < 3 or len(trial.args) > 3 and trial.args[3]:
+        return None
+    target, indices, values = trial.args[:3]
+    indices = tuple(indices) if isinstance(indices, (tuple, list)) else (indices,)
+    known = all(isinstance(each, Tensor) and not each.is_floating_point() and each.dtype != torch.bool for each in indices)
+    return (target, indices, values) if known and indices else None
+
+
+def _times_written(trial: Trial, expected: Tensor) -> Tensor | None:
+    """How often each element is written; None for an operator without such indices."""
+    count = torch.zeros(expected.shape, dtype=torch.int64)
+    scattered, put = _scattered(trial), _put(trial)
+    if scattered is not None:
+        _, dim, index, _ = scattered
+        return count.scatter_add_(dim, index.long(), torch.ones_like(index, dtype=torch.int64))
+    if put is not None:
+        _, indices, values = put
+        like = torch.ones(count[indices].shape, dtype=torch.int64)
+        return count.index_put_(indices, like, accumulate=True)
+    return None
+
+
+def _first_write(trial: Trial) -> Tensor | None:
+    """The result of the writes in the opposite order."""
+    scattered, put = _scattered(trial), _put(trial)
+    if scattered is not None:
+        target, dim, index, source = scattered
+        source = source.flip(dim) if isinstance(source, Tensor) else source
+        return target.clone().scatter_(dim, index.long().flip(dim), source)
+    target, indices, values = put
+    shape = torch.broadcast_shapes(*(each.shape for each in indices))
+    flat = tuple(each.expand(shape).flatten().flip(0) for each in indices)
+    values = torch.as_tensor(values, dtype=target.dtype).expand(target[indices].shape)
+    return target.clone().index_put_(flat, values.reshape(len(flat[0]), *target.shape[len(indices) :]).flip(0))
+
+
+def _sum_of_writes(trial: Trial) -> Tensor | None:
+    """The result where writes to one element add up."""
+    scattered, put = _scattered(trial), _put(trial)
+    if scattered is not None:
+        target, dim, index, source = scattered
+        source = source if isinstance(source, Tensor) else torch.full_like(index, source, dtype=target.dtype)
+        zero = target.clone().scatter_(dim, index.long(), 0.0)
+        return zero.scatter_add_(dim, index.long(), source.to(target.dtype)[tuple(map(slice, index.shape))])
+    target, indices, values = put
+    values = torch.as_tensor(values, dtype=target.dtype).expand(target[indices].shape)
+    zero = target.clone().index_put_(indices, torch.zeros_like(values))
+    return zero.index_put_(indices, values, accumulate=True)
+
+
+def _of_slices(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+    """Slices along an axis that hold what another slice should, or that one factor multiplies, while the others are right."""
+    if not actual.is_floating_point() or not bool(actual.isfinite().all()) or not bool(expected.isfinite().all()):
+        return
+    for axis in range(actual.dim()):
+        here, there = (each.double().movedim(axis, 0).flatten(1) for each in (actual, expected))
+        away, size = (here - there).norm(dim=1), there.norm(dim=1)
+        wrong = (away > EXPLAINED * away.max()).nonzero().flatten().tolist()
+        if not 0 < len(wrong) < len(size) or here.shape[1] < 2:
+            continue
+        name = _axis_name(actual, axis)
+        if len(wrong) <= MANY_SLICES:
+            said = _copied_slices(here, there, away, wrong, name)
+            if said:
+                yield said
+        gains = (here * there).sum(1)[wrong] / size[wrong].square()
+        gain = float(gains.median())
+        left = (here[wrong] - gain * there[wrong]).norm()
+        if float(left) <= EXPLAINED * float(away[wrong].norm()) and abs(gain) > EXPLAINED and wrong == list(range(wrong[0], wrong[-1] + 1)):
+            yield f"{name} {wrong[0]} to {wrong[-1]} of {len(size)} are multiplied by {gain:.6g}"
+
+
+MANY_SLICES = 8  # wrong ones for which each other slice is tried
+
+
+def _axis_name(tensor: Tensor, axis: int) -> str:
+    """How the slices along an axis are called."""
+    if axis == tensor.dim() - 1:
+        return "columns"
+    if axis == tensor.dim() - 2:
+        return "rows"
+    return "heads" if tensor.dim() == 4 and axis == 1 else f"slices along axis {axis},"
+
+
+def _copied_slices(here: Tensor, there: Tensor, away: Tensor, wrong: list[int], name: str) -> str:
+    """Which slices hold what another one should."""
+    pairs = []
+    for each in wrong:
+        apart = (there - here[each]).norm(dim=1)
+        other = int(apart.argmin())
+        if other == each or float(apart[other]) > EXPLAINED * float(away[each]):
+            return ""
+        pairs.append((each, other))
+    each, other = pairs[0]
+    more = f", and {len(pairs) - 1} more hold another's" if len(pairs) > 1 else ""
+    return f"{name.rstrip(',').removesuffix('s')} {each} is a copy of {other}{more}" if not name.startswith("slices") else f"{name} {each} is a copy of {other}{more}"
 
 
 def _in_places(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
@@ -190,3 +394,9 @@ def _of_all(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iter
     shift = float((there - here).mean())
     if float((there - here - shift).norm()) <= EXPLAINED * 3 * left:
         yield f"{shift:+.6g} is added to all of it"
+
+
+CLUES = (  # in the order in which they are tried
+    _differs_from_run_to_run, _never_written, _not_finite, _only_as_a_view, _by_tanh, _of_lower_precision, _mask,
+    _without_its_bias, _of_a_setting, _of_repeated_indices, _in_places, _of_all, _of_slices,
+)  # fmt: skip
