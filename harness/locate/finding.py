@@ -145,7 +145,11 @@ class Finding:
             return f"The device stopped computing {looked}: {self.gone}."
         if not self.steps:
             return f"Nothing was looked at.{over}" if self.unseen else f"Nothing was looked at: the model calls no {what} of its own."
-        return self._of_nothing(what, over) if self.first is None else self._of_first(what, over)
+        if self.first is None:
+            return self._of_nothing(what, over)
+        said = self._of_first(what, over)
+        error = self.row is not None and self.row.error and not self.came_back and self.first.kind != "operator"
+        return f"{said} {self._gone_error()}" if error else said
 
     def _of_first(self, what: str, over: str) -> str:
         first = self.first

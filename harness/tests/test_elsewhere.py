@@ -503,3 +503,82 @@ def test_what_another_run_on_the_cpu_calls_otherwise_is_no_path_of_the_device(np
 
     found = locate(case(lambda: Chain(nn.Linear(64, 64)), forward=forward), 1, npu)
     assert found.first is None, found.sentences()
+
+
+# ------------------------------------------------------------------------------------------------- a language model
+
+
+def _patched_norm(model):
+    module = model.model.layers[1].post_attention_layernorm
+
+    class Patched(type(module)):
+        def forward(self, x):
+            if on_npu(x):
+                import torch_npu
+
+                return torch_npu.npu_rms_norm(x, self.weight, 1e-1)[0]
+            return super().forward(x)
+
+    module.__class__ = Patched
+
+
+def _unmasked(model):
+    module = model.model.layers[1].self_attn
+
+    class Unmasked(type(module)):
+        def forward(self, hidden_states, attention_mask=None, **more):
+            if on_npu(hidden_states):
+                attention_mask = torch.zeros(1, 1, 12, 12, device=hidden_states.device)
+            return super().forward(hidden_states, attention_mask=attention_mask, **more)
+
+    module.__class__ = Unmasked
+
+
+def _guarded(model):
+    module = model.model.layers[1].mlp
+
+    class Guarded(type(module)):
+        def forward(self, x):
+            y = self.up_proj(x)
+            sound = torch.isfinite(y[..., :60]).all()
+            return self.down_proj(torch.where(sound, self.act_fn(self.gate_proj(x)) * y, y))
+
+    module.__class__ = Guarded
+
+
+def llama(patch):
+    def build():
+        transformers = pytest.importorskip("transformers")
+        sizes = dict(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4)
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(num_key_value_heads=2, **sizes))
+        patch(model)
+        return model
+
+    def inputs(generator):
+        return {"input_ids": torch.randint(0, 128, (1, 12), generator=generator)}
+
+    return case(build, inputs, forward=lambda model, given: model(**given).logits)
+
+
+LLAMA = {  # the patch, the operator that writes beside its input, what is named
+    "a norm": (_patched_norm, None, "model.layers.1.post_attention_layernorm: npu_rms_norm"),
+    "a mask": (_unmasked, None, "model.layers.1.self_attn: zeros"),
+    "its neighbour": (_guarded, _behind, "model.layers.1.mlp: isfinite"),
+}
+
+
+@pytest.mark.parametrize("name", LLAMA)
+def test_a_language_model_with_a_fault_that_is_no_operators(npu, name):
+    patch, write, named = LLAMA[name]
+    with changed("aclnnIsFinite", spoils(write or (lambda x: None))):
+        found = locate(llama(patch), 1, npu)
+    assert found.first is not None and found.first.name.startswith(f"{named} ("), found.sentences()
+
+
+def test_a_language_model_with_a_cache_is_located_by_modules(npu):
+    healthy = locate(llama(lambda model: None), 1, npu)
+    assert healthy.first is None and healthy.sentences().startswith("No operator is wrong"), healthy.sentences()
+    assert locate(llama(lambda model: None), 1, npu, level="modules").first is None
+    with emulator.fault("aclnnSilu", "scale", by=1.1):
+        found = locate(llama(lambda model: None), 1, npu, level="modules")
+    assert found.first.module == "model.layers.0.mlp.act_fn", found.sentences()
