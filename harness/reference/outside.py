@@ -253,7 +253,7 @@ def _mapping_back(content: dict, before: dict[Any, Any]) -> None:
     for key in [key for key in content if key not in before and _has_tensors(content[key])]:
         del content[key]
     for key, old in before.items():
-        now = content.get(key, _ABSENT)
+        now = content[key] if key in content else _ABSENT  # a registry may have a get() of its own
         if now is not old and (_has_tensors(now) or _has_tensors(old)):
             content[key] = old
 
