@@ -338,7 +338,8 @@ def _copied_slices(here: Tensor, there: Tensor, away: Tensor, wrong: list[int], 
         pairs.append((each, other))
     each, other = pairs[0]
     more = f", and {len(pairs) - 1} more hold another's" if len(pairs) > 1 else ""
-    return f"{name.rstrip(',').removesuffix('s')} {each} is a copy of {other}{more}" if not name.startswith("slices") else f"{name} {each} is a copy of {other}{more}"
+    one = name if name.startswith("slices") else name.removesuffix("s")
+    return f"{one} {each} is a copy of {other}{more}"
 
 
 def _in_places(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:

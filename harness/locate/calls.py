@@ -17,7 +17,22 @@ from harness.torch_private import tree_leaves
 from harness.trial import mutates, name_of, tensors_in
 
 # Calls that keep the numbers that they are given: a path with more or fewer of them is the same path.
-KEEP = ("contiguous", "clone", "detach", "to", "type_as", "float", "half", "bfloat16", "cpu", "npu", "cuda", "requires_grad_", "alias", "lift_fresh.default")
+KEEP = (
+    "contiguous",
+    "clone",
+    "detach",
+    "to",
+    "type_as",
+    "float",
+    "half",
+    "bfloat16",
+    "cpu",
+    "npu",
+    "cuda",
+    "requires_grad_",
+    "alias",
+    "lift_fresh.default",
+)
 ENOUGH = 6  # calls of one side that a sentence names
 
 
@@ -79,7 +94,9 @@ class Parting:
     def text(self) -> str:
         """What either side runs."""
         if len(self.here) == len(self.there) == 1 and self.here[0].operator == self.there[0].operator:
-            here, there = (", ".join(_only(*pair)) for pair in ((self.here[0], self.there[0]), (self.there[0], self.here[0])))
+            here, there = (
+                ", ".join(_only(*pair)) for pair in ((self.here[0], self.there[0]), (self.there[0], self.here[0]))
+            )
             where = f" ({self.there[0].place})" if self.there[0].place else ""
             return f"the device runs {self.there[0].operator}{where} with {there} where the CPU runs it with {here}"
         return f"the device runs {_listed(self.there)} where the CPU runs {_listed(self.here)}"
@@ -113,10 +130,16 @@ def _listed(calls: Sequence[Call]) -> str:
 def partings(here: Sequence[Call], there: Sequence[Call]) -> list[Parting]:
     """Where the calls of the device (`there`) and of the CPU (`here`) part, in order; empty where they are the same."""
     matcher = difflib.SequenceMatcher(None, [each.key for each in here], [each.key for each in there], autojunk=False)
-    return [Parting(here=tuple(here[a:b]), there=tuple(there[c:d])) for tag, a, b, c, d in matcher.get_opcodes() if tag != "equal"]
+    return [
+        Parting(here=tuple(here[a:b]), there=tuple(there[c:d]))
+        for tag, a, b, c, d in matcher.get_opcodes()
+        if tag != "equal"
+    ]
 
 
-def call_of(func: Callable, args: tuple, kwargs: dict, results: list[Tensor], module: str, wrote: str = "") -> Call | None:
+def call_of(
+    func: Callable, args: tuple, kwargs: dict, results: list[Tensor], module: str, wrote: str = ""
+) -> Call | None:
     """A call as it is recorded; None of one that gives no new numbers and writes none."""
     if not results and not mutates(func, kwargs) and not wrote:
         return None

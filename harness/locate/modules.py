@@ -109,7 +109,11 @@ class Modules:
         try:
             there = copied((args, kwargs), self.device.torch_device, _twins(sides.here, sides.there))
             healthy = copied((args, kwargs), torch.device("cpu"), _twins(sides.here, sides.healthy))
-            wide = None if sides.wide is None else copied((args, kwargs), torch.device("cpu"), _twins(sides.here, sides.wide), wide=True)
+            wide = (
+                None
+                if sides.wide is None
+                else copied((args, kwargs), torch.device("cpu"), _twins(sides.here, sides.wide), wide=True)
+            )
             taken.append(_Given(there=there, healthy=healthy, wide=wide, state=torch.get_rng_state()))
         except FAILS as error:
             taken.append(error)
@@ -137,7 +141,9 @@ class Modules:
         finally:
             torch.set_rng_state(state)
 
-    def _judge(self, sides: Sides, given: _Given, steps: list[Step], name: str, expected: list[Tensor], where: dict) -> None:
+    def _judge(
+        self, sides: Sides, given: _Given, steps: list[Step], name: str, expected: list[Tensor], where: dict
+    ) -> None:
         torch.set_rng_state(given.state)
         try:
             with self.device.interruptible():
@@ -156,7 +162,9 @@ class Modules:
         if not self.gone:  # what it answered is no evidence about this module
             steps.append(Step(own=own, ratio=ratio, reasons=reasons, **where))
 
-    def _run(self, model: nn.Module, name: str, given: tuple[tuple, dict], state: Tensor, rules: Any = None) -> list[Tensor]:
+    def _run(
+        self, model: nn.Module, name: str, given: tuple[tuple, dict], state: Tensor, rules: Any = None
+    ) -> list[Tensor]:
         """What a module of a copy on the CPU returns, from the generator's state."""
         torch.set_rng_state(state)
         args, kwargs = given
@@ -184,7 +192,9 @@ class Modules:
         narrow = min(floating, key=lambda each: each.itemsize, default=torch.float32)
         if golden is not None and overflow_of(self.device.stack, narrow) is None:
             sound = max(sound, apart(expected, golden))
-            ratio, reasons = judged(self.device, found, expected, golden, healthy if self.rules is not None else None, narrow)
+            ratio, reasons = judged(
+                self.device, found, expected, golden, healthy if self.rules is not None else None, narrow
+            )
             bad, floor = bool(reasons), sound
         else:
             floor = sound + (DEEP * roundoff(narrow) if floating else 0.0)

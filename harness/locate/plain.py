@@ -22,7 +22,10 @@ from harness.locate.calls import call_of
 from harness.trial import FAILS, mutates, name_of, tensors_in
 
 LARGEST = 256 << 20  # bytes of one storage up to which its content is compared
-BESIDE, NEAREST = 1 << 20, 8  # bytes and tensors, the nearest, that a call is not given and that are compared all the same
+BESIDE, NEAREST = (
+    1 << 20,
+    8,
+)  # bytes and tensors, the nearest, that a call is not given and that are compared all the same
 
 
 class Recorder(TorchFunctionMode):
@@ -165,8 +168,12 @@ class Memory:
         inside = bool((changed & self._elements(kept.like, kept.given)).any())
         made, shape = self.made.get(self._address(kept.like), ("", ()))
         whole = math.prod(shape) == changed.numel() and shape
-        where = [tuple(int(part) for part in torch.unravel_index(each, shape)) if whole else int(each) for each in changed.nonzero().flatten()[[0, -1]]]
-        what = "wrote into its input, which it must not" if inside else "wrote into memory beside its input" if kept.given else "wrote into memory that it was not given"
+        where = [
+            tuple(int(part) for part in torch.unravel_index(each, shape)) if whole else int(each)
+            for each in changed.nonzero().flatten()[[0, -1]]
+        ]
+        what = "wrote into its input, which it must not" if inside else "wrote into memory beside its input"
+        what = what if kept.given else "wrote into memory that it was not given"
         first = int(changed.nonzero()[0])
         old, new = (each.view(kept.like.dtype)[first].item() for each in (kept.content, now))
         places = f"the first at {where[0]}" + (f", the last at {where[1]}" if where[1] != where[0] else "")

@@ -50,7 +50,16 @@ def locate(
     models = models if models is not None else Models()
     at = f"{case.name} {case.dtype}" + ("" if seed is None else f" seed {seed}") + ", locating"
     device.check(at)
-    search = _Search(case=case, seed=seed, device=device, models=models, inputs=inputs_of(case, seed), at=at, row=row, until=time.monotonic() + limit)
+    search = _Search(
+        case=case,
+        seed=seed,
+        device=device,
+        models=models,
+        inputs=inputs_of(case, seed),
+        at=at,
+        row=row,
+        until=time.monotonic() + limit,
+    )
     return search.modules() if level == "modules" else search.operators(level, backward)
 
 
@@ -226,7 +235,9 @@ class _Search:
         steps += _writing(self.unlike_the_cpu(plain.calls), len(steps))
         sound = 0
         if plain.error is None and not any(each.kind == "memory" for each in steps):
-            wrong, sound = self.paths(calls, partings(calls, plain.calls), finding, len(steps), _away(plain.outputs, expected))
+            wrong, sound = self.paths(
+                calls, partings(calls, plain.calls), finding, len(steps), _away(plain.outputs, expected)
+            )
             steps += wrong
         away = _away(plain.outputs, expected) if plain.outputs else math.nan
         gone = finding.gone or ended(self.device, self.at)
@@ -250,7 +261,9 @@ class _Search:
                 self.run(model, own)
         return recorder.calls
 
-    def paths(self, calls: list[Call], parted: list[Parting], finding: Finding, number: int, away: float) -> tuple[list[Step], int]:
+    def paths(
+        self, calls: list[Call], parted: list[Parting], finding: Finding, number: int, away: float
+    ) -> tuple[list[Step], int]:
         """A step for each module in which the device takes another path and is wrong, and how many are not wrong."""
         if not parted or self.ended:
             return [], 0
@@ -266,20 +279,38 @@ class _Search:
         if not wrong and "" in modules and not replace(finding, plain=away).explained:
             wrong = [""]  # what `forward` of the case calls outside of the model is no module's
             held.pop("", None)
-        inner = [each for each in wrong if not any(other != each and (not each or other.startswith(f"{each}.")) for other in wrong)]
-        steps = [_parted(next(part for part in parted if part.module == each), held.get(each), number + count) for count, each in enumerate(inner)]
+        inner = [
+            each
+            for each in wrong
+            if not any(other != each and (not each or other.startswith(f"{each}.")) for other in wrong)
+        ]
+        steps = [
+            _parted(next(part for part in parted if part.module == each), held.get(each), number + count)
+            for count, each in enumerate(inner)
+        ]
         return steps, len(modules) - len(wrong)
 
     def with_modules(self, finding: Finding) -> Finding:
         """The finding, with the modules that are wrong where nothing else is and the operators do not explain the row."""
-        if finding.first is not None or finding.explained or finding.otherwise or not finding.came_back or self.ended or finding.gone:
+        if (
+            finding.first is not None
+            or finding.explained
+            or finding.otherwise
+            or not finding.came_back
+            or self.ended
+            or finding.gone
+        ):
             return finding
         beside = self.beside()
         try:
             steps = [replace(each, number=each.number + len(finding.steps)) for each in beside.steps()]
         except HarnessError:
             return finding
-        return replace(finding, steps=(*finding.steps, *steps), gone=beside.gone) if any(each.bad for each in steps) else finding
+        return (
+            replace(finding, steps=(*finding.steps, *steps), gone=beside.gone)
+            if any(each.bad for each in steps)
+            else finding
+        )
 
 
 def _away(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -297,7 +328,11 @@ def _raising(error: RunError, number: int) -> Step:
     """The step of what raised in a run of the device by itself."""
     module, operator, place = _where(error.place)
     text = str(error).partition("; raised in ")[0]
-    cause = "nothing raises where every tensor is on the device: the model makes one on the CPU" if ELSEWHERE in text else ""
+    cause = (
+        "nothing raises where every tensor is on the device: the model makes one on the CPU"
+        if ELSEWHERE in text
+        else ""
+    )
     where = dict(number=number, operator=operator, module=module, place=place, dtype="", shape=())
     return Step(own=math.inf, ratio=None, inherited=math.inf, reasons=(text,), cause=cause, kind="raise", **where)
 
@@ -314,7 +349,14 @@ def _writing(calls: list[Call], number: int) -> list[Step]:
     wrote = [each for each in calls if each.wrote]
     nothing = dict(dtype="", shape=(), own=math.nan, ratio=None, inherited=math.nan, kind="memory")
     return [
-        Step(number=number + count, operator=each.operator, module=each.module, place=each.place, reasons=(each.wrote,), **nothing)
+        Step(
+            number=number + count,
+            operator=each.operator,
+            module=each.module,
+            place=each.place,
+            reasons=(each.wrote,),
+            **nothing,
+        )
         for count, each in enumerate(wrote)
     ]
 
@@ -325,6 +367,8 @@ def _parted(parting: Parting, held: Step | None, number: int) -> Step:
     if held is None:
         nothing = dict(own=math.nan, ratio=None, inherited=math.nan, dtype="", shape=())
         return Step(reasons=(parting.text,), **nothing, **where)
-    text = f"{parting.text}; with the CPU's inputs {parting.module or 'the model'} {held.reasons[0].removeprefix('it ')}"
+    text = (
+        f"{parting.text}; with the CPU's inputs {parting.module or 'the model'} {held.reasons[0].removeprefix('it ')}"
+    )
     numbers = dict(own=held.own, ratio=held.ratio, inherited=held.inherited, dtype=held.dtype, shape=held.shape)
     return Step(reasons=(text,), **numbers, **where)

@@ -16,9 +16,20 @@ from torch import nn
 HARNESS = str(Path(__file__).parents[1])
 MODELS = tuple(f"{HARNESS}/{each}/" for each in ("models", "tests", "conformance", "benchmarks"))  # the code of models
 TORCH = str(Path(torch.__file__).parent)
+PYTHON = str(Path(ast.__file__).parent) + "/"  # the standard library, without what is installed beside it
 CALLERS = tuple(  # files of torch that call an operator for another, which is the one to name
     f"{TORCH}/{each}"
-    for each in ("_ops.py", "_compile.py", "_jit_internal.py", "_dynamo/", "_library/", "utils/", "overrides.py", "nn/modules/module.py", "autograd/graph.py")
+    for each in (
+        "_ops.py",
+        "_compile.py",
+        "_jit_internal.py",
+        "_dynamo/",
+        "_library/",
+        "utils/",
+        "overrides.py",
+        "nn/modules/module.py",
+        "autograd/graph.py",
+    )
 )
 SIGNS = {
     ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.FloorDiv: "floordiv", ast.Mod: "mod",
@@ -52,7 +63,11 @@ def is_of_a_model(file: str) -> bool:
     """Whether a file may hold a model's code: not torch's or torch_npu's, not the harness's but for its own models."""
     if file.startswith("<") or file.startswith(f"{HARNESS}/") and not file.startswith(MODELS):
         return False
-    return not file.startswith((TORCH, _torch_npu()))
+    return not file.startswith((TORCH, _torch_npu())) and not _is_pythons(file)
+
+
+def _is_pythons(file: str) -> bool:
+    return file.startswith(PYTHON) and not file.startswith(f"{PYTHON}site-packages/")
 
 
 def _torch_npu() -> str:
@@ -74,12 +89,13 @@ def _operator(steps: list[tuple[FrameType, int, int]]) -> str:
     """What the innermost frame calls that is torch's or the model's; "" where it raises by itself."""
     for frame, instruction, line in reversed(steps):
         file = frame.f_code.co_filename
-        if file.startswith(CALLERS) or file.startswith(f"{HARNESS}/") and not file.startswith(MODELS):
+        ours = file.startswith(f"{HARNESS}/") and not file.startswith(MODELS)
+        if file.startswith(CALLERS) or ours or _is_pythons(file):
             continue
         name, raises = _called(frame.f_code, instruction, line)
         if not raises or is_of_a_model(file):
             return name
-    return ""  # pragma: no cover  only frames that call others
+    return ""
 
 
 def _called(code: CodeType, instruction: int, line: int) -> tuple[str, bool]:

@@ -153,7 +153,14 @@ def put(target, indices, values, accumulate=False):
 ROWS = (torch.tensor([1, 4, 4, 0, 1]),)
 
 
-@pytest.mark.parametrize(("kind", "kept"), [("first", "keeps the first write"), ("sum", "adds the writes up"), ("mean", "keeps another of the writes than the CPU")])
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        ("first", "keeps the first write"),
+        ("sum", "adds the writes up"),
+        ("mean", "keeps another of the writes than the CPU"),
+    ],
+)
 @pytest.mark.parametrize("func", ["index_put", "setitem", "index_copy", "scatter"])
 def test_repeated_indices_are_named_with_what_stays(npu, func, kind, kept):
     target, values = draw(6, 3), draw(5, 3) + 4

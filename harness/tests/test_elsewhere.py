@@ -12,6 +12,7 @@ from harness import Case, emulator
 from harness.emulator.table import changed
 from harness.locate import Symptom, locate
 from harness.locate.calls import Call, partings
+from harness.reference.outside import _mapping_back
 from harness.tests.needs import emulated_device, needs_torch_npu
 from harness.tests.test_plugin import stored, torch_npu_is_imported, user, write  # noqa: F401
 
@@ -123,14 +124,25 @@ def test_a_patched_norm_is_named_with_what_either_side_ran(npu, dtype):
     found = locate(case(lambda: Norms(0.5), dtype=dtype), 1, npu)
     assert (found.first.module, found.first.operator, found.first.kind) == ("norms.2", "npu_rms_norm", "path")
     said = found.sentences()
-    assert re.match(r"norms.2: npu_rms_norm \(test_elsewhere.py:\d+\): the model takes another path on the device", said)
-    assert re.search(r"runs npu_rms_norm \(test_elsewhere.py:\d+\) where the CPU runs rms_norm \(test_elsewhere.py:\d+\)", said)
-    assert "None of the 12 operators that the CPU runs is wrong with the CPU's inputs." in said and found.sound_paths == 3
+    assert re.match(
+        r"norms.2: npu_rms_norm \(test_elsewhere.py:\d+\): the model takes another path on the device", said
+    )
+    assert re.search(
+        r"runs npu_rms_norm \(test_elsewhere.py:\d+\) where the CPU runs rms_norm \(test_elsewhere.py:\d+\)", said
+    )
+    assert (
+        "None of the 12 operators that the CPU runs is wrong with the CPU's inputs." in said and found.sound_paths == 3
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_another_path_that_is_right_is_not_blamed(npu, dtype):
-    for model in (lambda: Norms(1e-6), lambda: Chain(Gated(False), Gated(False)), lambda: Attention(False), lambda: Scale(0.5)):
+    for model in (
+        lambda: Norms(1e-6),
+        lambda: Chain(Gated(False), Gated(False)),
+        lambda: Attention(False),
+        lambda: Scale(0.5),
+    ):
         found = locate(case(model, dtype=dtype), 1, npu)
         assert found.first is None and found.sentences().startswith("No operator is wrong"), found.sentences()
 
@@ -138,7 +150,9 @@ def test_another_path_that_is_right_is_not_blamed(npu, dtype):
 def test_a_step_in_the_forward_of_a_module_with_children_is_named(npu):
     found = locate(case(lambda: Chain(Gated(False), Gated(True), Gated(True))), 1, npu)
     assert (found.first.module, found.first.operator) == ("1", "npu_swiglu") and found.sound_paths == 1
-    assert re.search(r"runs npu_swiglu \(\S+\) where the CPU runs getitem \(\S+\), silu, getitem, mul;", found.sentences())
+    assert re.search(
+        r"runs npu_swiglu \(\S+\) where the CPU runs getitem \(\S+\), silu, getitem, mul;", found.sentences()
+    )
     assert "So do 1 more modules." in found.sentences()
 
 
@@ -151,7 +165,9 @@ def test_a_mask_that_the_device_goes_without_is_named(npu):
 def test_another_number_is_named(npu):
     found = locate(case(lambda: Chain(Scale(0.5), Scale(0.25))), 1, npu)
     assert (found.first.module, found.first.operator) == ("1", "mul")
-    assert "the device runs mul" in found.sentences() and "with 0.25 where the CPU runs it with 0.5;" in found.sentences()
+    assert (
+        "the device runs mul" in found.sentences() and "with 0.25 where the CPU runs it with 0.5;" in found.sentences()
+    )
 
 
 def test_a_path_of_the_cases_own_forward_is_named(npu):
@@ -159,7 +175,10 @@ def test_a_path_of_the_cases_own_forward_is_named(npu):
         return model(x) * (2 if on_npu(x) else 1)
 
     found = locate(case(lambda: Chain(nn.Linear(64, 64)), forward=forward), 1, npu)
-    assert (found.first.module, found.first.operator) == ("", "mul") and "with 2 where the CPU runs it with 1" in found.sentences()
+    assert (found.first.module, found.first.operator) == (
+        "",
+        "mul",
+    ) and "with 2 where the CPU runs it with 1" in found.sentences()
 
 
 def call(operator, module="", *given):
@@ -170,12 +189,16 @@ def test_runs_are_aligned_by_operator_module_and_arguments():
     here = [call("linear", "a"), call("silu", "b.c"), call("mul", "b.d"), call("add")]
     there = [call("linear", "a"), call("npu_swiglu", "b"), call("add"), call("cat", "e")]
     first, second = partings(here, there)
-    assert [each.operator for each in first.here] == ["silu", "mul"] and first.module == "b" and first.operator == "npu_swiglu"
+    assert (
+        [each.operator for each in first.here] == ["silu", "mul"]
+        and first.module == "b"
+        and first.operator == "npu_swiglu"
+    )
     assert (second.module, second.text) == ("e", "the device runs cat (m.py:1) where the CPU runs nothing")
     assert partings(here, here) == []
-    one, = partings([call("softmax", "a", "dim=-1")], [call("softmax", "a", "dim=1")])
+    (one,) = partings([call("softmax", "a", "dim=-1")], [call("softmax", "a", "dim=1")])
     assert one.text == "the device runs softmax (m.py:1) with dim=1 where the CPU runs it with dim=-1"
-    many, = partings([call("x")], [call(f"y{number}") for number in range(9)])
+    (many,) = partings([call("x")], [call(f"y{number}") for number in range(9)])
     assert "y0 (m.py:1), y1, y2, 3 more, y6, y7, y8 where" in many.text
 
 
@@ -293,7 +316,9 @@ def gelu():
 def test_an_error_that_does_not_come_back_is_said_so(npu):
     found = locate(case(gelu), 1, npu, row=Symptom(error="on npu:0: OutOfMemoryError"))
     assert found.first is None
-    assert found.sentences().startswith("The row's error did not come back: nothing raised, neither operator by operator nor in a run of its own")
+    assert found.sentences().startswith(
+        "The row's error did not come back: nothing raised, neither operator by operator nor in a run of its own"
+    )
     assert "GELU" not in found.sentences()
 
 
@@ -312,7 +337,10 @@ def test_what_raises_only_when_the_model_runs_by_itself_is_named(npu):
 
     found = locate(case(Ctc, inputs), 1, npu, row=Symptom(error="on npu:0: RuntimeError"))
     assert (found.first.operator, found.first.kind) == ("ctc_loss", "raise")
-    assert re.match(r"the model: ctc_loss \(test_elsewhere.py:\d+\) is what raises when the model runs on the device by itself: on npu:0", found.sentences())
+    assert re.match(
+        r"the model: ctc_loss \(test_elsewhere.py:\d+\) is what raises when the model runs on the device by itself: on npu:0",
+        found.sentences(),
+    )
     assert "the model makes one on the CPU" in found.sentences()
 
 
@@ -320,7 +348,9 @@ def test_a_fault_that_does_not_come_back_is_said_so(npu):
     found = locate(case(gelu), 1, npu, row=Symptom(away=float("inf"), scatters=True))
     assert found.first is None and not found.came_back
     said = found.sentences()
-    assert said.startswith("The fault did not come back: the row differs from the CPU by inf, the same run while locating by ")
+    assert said.startswith(
+        "The fault did not come back: the row differs from the CPU by inf, the same run while locating by "
+    )
     assert "Its own two runs differ too." in said and "GELU" not in said
 
 
@@ -343,7 +373,10 @@ def test_an_operator_that_is_wrong_beside_another_path_is_not_all(npu):
         found = locate(case(lambda: Norms(1e-6)), 1, npu)
         assert found.first.operator == "add" and found.plain != found.plain
         explained = locate(case(lambda: Norms(1e-6)), 1, npu, row=Symptom(away=1.9 * found.followed))
-        assert "Besides" not in explained.sentences() and "The operators that the CPU runs give" not in explained.sentences()
+        assert (
+            "Besides" not in explained.sentences()
+            and "The operators that the CPU runs give" not in explained.sentences()
+        )
         left = locate(case(lambda: Norms(1e-6)), 1, npu, row=Symptom(away=2.1 * found.followed))
         assert "The operators that the CPU runs give" in left.sentences()
         found = locate(case(lambda: Norms(0.01)), 1, npu, row=Symptom(away=0.5))
@@ -369,9 +402,16 @@ class Deep(nn.Module):
 def test_modules_are_looked_at_where_no_operator_explains(npu):
     found = locate(case(Deep), 1, npu)
     assert (found.first.module, found.first.kind) == ("trunk.1", "module"), found.sentences()
-    assert "Together they give a difference of" in found.sentences() and "trunk.1: Extension is the first wrong module" in found.sentences()
+    assert (
+        "Together they give a difference of" in found.sentences()
+        and "trunk.1: Extension is the first wrong module" in found.sentences()
+    )
     found = locate(case(Deep), 1, npu, level="operators")
-    assert found.first is None and "its error is elsewhere." in found.sentences() and "Look at what the model does" in found.sentences()
+    assert (
+        found.first is None
+        and "its error is elsewhere." in found.sentences()
+        and "Look at what the model does" in found.sentences()
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- modules
@@ -427,7 +467,10 @@ def test_modules_are_found_below_a_wrapper_and_with_a_cache(npu, cached):
     assert healthy.first is None and [each.module for each in healthy.steps] == ["trunk", "head"], healthy.sentences()
     with emulator.fault("aclnnSilu", "scale", by=1.1):
         found = locate(subject, 1, npu, level="modules")
-    assert found.first.module == "trunk.layers.0.act" and "trunk.layers.0.act: SiLU is the first wrong module" in found.sentences()
+    assert (
+        found.first.module == "trunk.layers.0.act"
+        and "trunk.layers.0.act: SiLU is the first wrong module" in found.sentences()
+    )
     with emulator.fault("aclnnSilu", "scale", by=1.1, nth=3):
         assert locate(subject, 1, npu, level="modules").first is not None
 
@@ -441,7 +484,9 @@ def test_modules_that_draw_are_not_blamed(npu):
         def forward(self, x):
             return self.fc(self.drop(x)) + torch.randn_like(x)
 
-    subject = Case(name="noisy", model=lambda: Chain(Noisy(), Noisy()).train(), inputs=tokens, training=True, isolated=False)
+    subject = Case(
+        name="noisy", model=lambda: Chain(Noisy(), Noisy()).train(), inputs=tokens, training=True, isolated=False
+    )
     found = locate(subject, 1, npu, level="modules")
     assert found.first is None and len(found.steps) == 2, found.sentences()
     assert locate(subject, 1, npu).first is None
@@ -480,18 +525,27 @@ def test_the_report_of_a_row_names_the_path(user):  # noqa: F811
     write(user, BRANCH)
     user.runpytest_inprocess("--device", "emulated")
     row = stored(user)["rows"][0]
-    assert row["status"] == "FAIL" and row["located"]["ranking"][0]["operator"] == "sigmoid" and row["located"]["first"] == 3
+    assert (
+        row["status"] == "FAIL"
+        and row["located"]["ranking"][0]["operator"] == "sigmoid"
+        and row["located"]["first"] == 3
+    )
     assert "1: sigmoid (" in row["located"]["said"] and "where the CPU runs tanh (" in row["located"]["said"]
     assert "the device runs sigmoid" in (user.path / "reports" / "precision.md").read_text()
 
 
 @needs_torch_npu
 def test_the_report_of_a_fault_that_is_gone_says_so(user):  # noqa: F811
-    write(user, BRANCH.replace("torch.sigmoid(y) if y.device.type == \"npu\" else torch.tanh(y)", "nn.functional.gelu(y)"))
+    write(
+        user, BRANCH.replace('torch.sigmoid(y) if y.device.type == "npu" else torch.tanh(y)', "nn.functional.gelu(y)")
+    )
     user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnGelu*:nan:at=3,nth=1")
     row = stored(user)["rows"][0]
     assert row["status"] == "FAIL" and "NONDETERMINISTIC" in row["marks"]
-    assert row["located"]["said"].startswith("The fault did not come back") and "tanh formula" not in row["located"]["said"]
+    assert (
+        row["located"]["said"].startswith("The fault did not come back")
+        and "tanh formula" not in row["located"]["said"]
+    )
 
 
 def test_what_another_run_on_the_cpu_calls_otherwise_is_no_path_of_the_device(npu):
@@ -582,3 +636,17 @@ def test_a_language_model_with_a_cache_is_located_by_modules(npu):
     with emulator.fault("aclnnSilu", "scale", by=1.1):
         found = locate(llama(lambda model: None), 1, npu, level="modules")
     assert found.first.module == "model.layers.0.mlp.act_fn", found.sentences()
+
+
+class Registry(dict):
+    """As transformers has one: its get() takes no default."""
+
+    def get(self, key):
+        return self[key]
+
+
+def test_a_registry_with_a_get_of_its_own_is_put_back():
+    old = torch.ones(2)
+    registry = Registry(table=torch.zeros(2), more=torch.zeros(2))
+    _mapping_back(registry, {"table": old, "gone": old})
+    assert registry == {"table": old, "gone": old}

@@ -90,6 +90,16 @@ def test_what_no_model_raised_has_no_place():
     assert place_of(error.__cause__, nn.Identity()).startswith("the model: " if NAMED else "the model")
 
 
+def test_what_the_standard_library_raises_is_no_operator():
+    def how(module, x):
+        import json
+
+        return json.loads("{")
+
+    place = raised(how).place
+    assert re.fullmatch(r"blocks.1(: loads)? \(test_raised.py:\d+\)", place)
+
+
 def test_a_line_with_one_call_is_named_without_positions():
     assert _calls("return F.gelu(x)") == ["gelu"] and _calls("x += y") == ["add_"]
     assert len(_calls("torch.relu(x.view(3, 3))")) == 2 and _calls("if x:") == []
@@ -139,7 +149,9 @@ def test_a_tensor_left_on_the_cpu_is_named_with_its_line(npu):
 def test_what_may_come_late_is_noticed_not_raised_there(npu):
     with emulator.fault("aclnnGelu*", "error", code=507015), pytest.raises(RunError) as caught:
         validate(case(), 1, npu)
-    assert "; noticed in 1: gelu" in str(caught.value) and "which may come after the operator that failed" in str(caught.value)
+    assert "; noticed in 1: gelu" in str(caught.value) and "which may come after the operator that failed" in str(
+        caught.value
+    )
 
 
 ERRORS = """
