@@ -67,8 +67,8 @@ TOP = 5  # largest logits whose agreement is counted beside the largest
 class Case:
     """One model in one dtype, its inputs and the limits on what the device may lose.
 
-    `model()` builds it in float32 on the CPU; cases with the same `model` object and weights share the build. A
-    `model` with one parameter that must be given gets the case's dtype, and what it returns is not cast:
+    `model()` builds it in float32 on the CPU; rows of one name with the same `model` object and weights share the
+    build. A `model` with one parameter that must be given gets the case's dtype, and what it returns is not cast:
     `model=lambda dtype: AutoModel.from_pretrained(FOLDER, dtype=dtype)`. What it returned is never run: every side
     runs copies. One in training mode is run in evaluation mode, and the report says so, unless `training` is set.
     `inputs(generator)` draws its inputs on the CPU: a tensor, a tuple of arguments or a dict of keywords; floating-point

@@ -27,7 +27,7 @@ LARGE = 64 << 20  # bytes of a model from which on its memory is worth a collect
 
 
 class Models:
-    """The copies of the model at hand. Cases that share their weights share the build; the last model is kept, no more.
+    """The copies of the model at hand. Rows that share a key share the build; the last model is kept, no more.
 
     A full-size model is built in seconds and a case runs it with many seeds, so what is here is most of the run's
     cost. What stays between runs is the model as it was built, its copy in the dtype of the last case, that copy on
