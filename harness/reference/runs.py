@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from harness.errors import RunError
 from harness.forecast import Rules, rounding
+from harness.reference.layers import is_layered
 from harness.reference.outside import put_back
 from harness.reference.raised import place_of
 from harness.reference.randomness import Draws, Drawn, drawing
@@ -90,7 +91,7 @@ def refer(
     Raises: RunError for what the model raises, CaseError when `what` returned something that is no tensor.
     """
     with lend() as model:
-        before = versions(model)
+        before = _versions(model)
         with drawing(draws) as drawn:
             outputs, milliseconds, words = run_cpu(model, fresh(inputs), **how)
         outputs = {name: each.detach() for name, each in tensors_of(outputs, what).items()}
@@ -98,17 +99,22 @@ def refer(
         if not twice:
             return Reference(outputs=outputs, **found)
         outputs = fresh(outputs)  # a model may return a buffer into which it writes
-        for parameter in model.parameters():  # `backward()` in the model adds to the gradients that are there
+        for parameter in model.parameters() if how.get("gradients") else ():  # `backward()` in the model adds to them
             parameter.grad = None
         with drawing(draws):
             again, _, _ = run_cpu(model, fresh(inputs), **how)
         again = {name: each.detach() for name, each in tensors_of(again, what).items()}
         if digest(again) == digest(outputs):
             return Reference(outputs=outputs, **found)
-        written = [f"parameter {name}" for name, now in versions(model).items() if before.get(name, now) != now]
+        written = [f"parameter {name}" for name, now in _versions(model).items() if before.get(name, now) != now]
         with lend() as other:
             changed = ", ".join(filter(None, [*written[:4], changes(model, other)]))
         return Reference(outputs=outputs, again=again, changed=changed, **found)
+
+
+def _versions(model: nn.Module) -> dict[str, int]:
+    """As `versions`; none for a model that casts its weights as it uses them, which would all be there at once."""
+    return {} if is_layered(model) else versions(model)
 
 
 def roundoff(dtype: torch.dtype) -> float:

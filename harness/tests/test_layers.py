@@ -1,5 +1,6 @@
 """Float64 layer by layer: the bits of a whole float64 copy, and none of its memory."""
 
+import contextlib
 import copy
 import gc
 import warnings
@@ -10,8 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness.reference import copy_module, run_cpu
+from harness.reference import copy_module, layers, run_cpu
 from harness.reference.layers import has_layers, layered
+from harness.reference.randomness import Draws
+from harness.reference.runs import refer
 from harness.tests.needs import import_transformers
 from harness.torch_private import operator
 
@@ -195,3 +198,32 @@ def test_compiled_models_have_no_layers():
         warnings.simplefilter("ignore")
         assert not has_layers(nn.Sequential(torch.jit.script(linear)))
     assert not has_layers(torch.compile(linear, backend="eager"))
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 32, bias=False) for _ in range(8))
+
+    def forward(self, x):
+        for each in self.layers:
+            x = each(x)
+        return x
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_reference_in_float64_holds_few_weights_at_a_time(monkeypatch, twice):
+    living = []
+    wide = layers._Casts.wide
+
+    def counted(self, parameter, owner):
+        found = wide(self, parameter, owner)
+        living.append(len(self._alive))
+        return found
+
+    monkeypatch.setattr(layers._Casts, "wide", counted)
+    model = layered(Deep().eval().requires_grad_(False))
+    draws = Draws(seed=0, dtype=torch.float32, alike=True)
+    x = torch.ones(4, 32, dtype=torch.float64)
+    refer(lambda: contextlib.nullcontext(model), x, what="m", draws=draws, twice=twice, forward=None, dtype=torch.float64)
+    assert len(living) >= 8 and max(living) <= 2, living
