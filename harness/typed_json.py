@@ -76,7 +76,7 @@ def parse_json(text: str) -> Any:
     Raises: ValueError, in one line, where it is not JSON, holds one name twice in an object, a literal such as NaN, or is nested too deeply.
     """
     try:
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_whole)
+        found = json.loads(text, object_pairs_hook=unique, parse_constant=_refuse, parse_int=_whole)
     except RecursionError:
         raise ValueError(f"it is nested more deeply than {DEEPEST} levels") from None
     level, depth = [found], 0
@@ -117,7 +117,8 @@ def encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `object_pairs_hook` of json: an object whose names are all different. Raises: ValueError."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

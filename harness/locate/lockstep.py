@@ -17,6 +17,7 @@ from harness.devices.device_errors import summary
 from harness.evidence import cause_of, rule_of
 from harness.locate.calls import Call, call_of, place
 from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, Step, ended, kind_of, raised
+from harness.reference import version
 from harness.torch_private import WeakTensorKeyDictionary, tree_map
 from harness.trial import FAILS, Trial, apart, copies, copy_strided, difference, mutates, name_of, on, tensors_in
 
@@ -89,11 +90,11 @@ class Lockstep(TorchFunctionMode):
         given = tensors_in((args, kwargs))
         before = copies((args, kwargs), "cpu") if writes else (args, kwargs)
         failed = self._keep(given) if writes else None
-        state, versions = torch.get_rng_state(), [_version(each) for each in given]
+        state, versions = torch.get_rng_state(), [version(each) for each in given]
         returned = func(*args, **kwargs)
         self._record(func, args, kwargs, tensors_in(returned))
         results = tensors_in(returned) or (given[:1] if writes else [])
-        drawn, wrote = not torch.equal(state, torch.get_rng_state()), versions != [_version(each) for each in given]
+        drawn, wrote = not torch.equal(state, torch.get_rng_state()), versions != [version(each) for each in given]
         if failed is None:
             try:
                 self._beside(func, args, kwargs, before, given, results, wrote=wrote and not writes, drawn=drawn)
@@ -310,10 +311,6 @@ def _can_be_made_again(trial: Trial) -> bool:
 
 def _not_again(error: Exception) -> str:
     return f"it could not be made again: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _is_view(result: Tensor, given: list[Tensor]) -> bool:

@@ -24,7 +24,7 @@ from harness.devices import Device, unknown_rounding
 from harness.devices.device_errors import summary
 from harness.forecast import overflow_of, rounding, rules_of
 from harness.locate.finding import Step, ended, kind_of, raised
-from harness.reference import Draws, drawing, float64_products, roundoff
+from harness.reference import Draws, Float64Products, drawing, roundoff
 from harness.torch_private import tree_map
 from harness.trial import FAILS, apart, budget, copy_strided, judged, on, tensors_in
 
@@ -176,7 +176,7 @@ class Modules:
         if sides.wide is None:
             return None
         try:
-            with float64_products():
+            with Float64Products():
                 found = self._run(sides.wide, name, given.wide, given.state)
         except FAILS:
             return None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from harness.locate.calls import call_of
+from harness.reference import version
 from harness.trial import FAILS, mutates, name_of, tensors_in
 
 LARGEST = 256 << 20  # bytes of one storage up to which its content is compared
@@ -126,7 +127,7 @@ class Memory:
                 kept.append(_Kept(like=tensors[0].detach(), content=_content(tensors[0]), given=tuple(tensors)))
         kept += self._beside(by_address)
         written = _written(func, args, kwargs)
-        return kept, written, [(each, _version(each)) for each in given]
+        return kept, written, [(each, version(each)) for each in given]
 
     def _beside(self, addresses: dict[int, Any]) -> list[_Kept]:
         """Other live memory, the nearest: as much as `BESIDE` and `NEAREST`."""
@@ -147,7 +148,7 @@ class Memory:
         said = []
         if before is not None:
             kept, written, versions = before
-            grown = [each for each, version in versions if _version(each) != version]
+            grown = [each for each, then in versions if version(each) != then]
             allowed = written or grown
             for each in kept:
                 text = self._changed(each, [*allowed, *(results if written else ())])
@@ -194,10 +195,6 @@ def _whole(tensor: Tensor) -> Tensor:
 def _content(tensor: Tensor) -> Tensor:
     """The bytes of a tensor's storage, on the CPU."""
     return _whole(tensor).to("cpu", copy=True).view(torch.uint8)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _written(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:

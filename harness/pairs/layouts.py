@@ -19,7 +19,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.pairs.files import SUFFIXES, regular, words
 from harness.pairs.names import natural
-from harness.typed_json import named
+from harness.typed_json import named, unique
 
 LISTS = ("dump.json", "debug.json")  # of msprobe: what was dumped, in this order
 DATA = "dump_tensor_data"
@@ -142,15 +142,6 @@ def _step_and_rank(folder: Path, place: Path) -> str:
 
 def _read_json(file: Path) -> dict[str, Any]:
     """A JSON object; msprobe writes NaN as a literal."""
-
-    def unique(pairs):
-        kept = dict(pairs)
-        if len(kept) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"an object holds {named(twice)} twice, and one would hide the other")
-        return kept
-
     if regular(file) > LARGEST:
         raise ValueError(f"it is larger than {LARGEST} bytes")
     return json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=unique)

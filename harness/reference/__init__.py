@@ -7,12 +7,12 @@ from harness.reference.float32 import require_float32
 from harness.reference.models import Models, copy_module
 from harness.reference.raised import is_of_a_model, place_of
 from harness.reference.randomness import Drawn, Draws, drawing, seeded
-from harness.reference.runs import Reference, float64_products, moved_by_one_rounding, refer, roundoff, run, run_cpu
+from harness.reference.runs import Float64Products, Reference, moved_by_one_rounding, refer, roundoff, run, run_cpu
 from harness.reference.tensors import content_digest, digest, fresh, move, tensors_of, weights_digest
-from harness.reference.untouched import changes, untouched
+from harness.reference.untouched import changes, untouched, version
 
 __all__ = [
-    "Drawn", "Draws", "Models", "Reference", "changes", "content_digest", "copy_module", "digest", "drawing", "float64_products", "fresh",
+    "Drawn", "Draws", "Float64Products", "Models", "Reference", "changes", "content_digest", "copy_module", "digest", "drawing", "fresh",
     "is_of_a_model", "move", "moved_by_one_rounding", "place_of", "refer", "require_float32", "roundoff", "run", "run_cpu", "seeded", "tensors_of",
-    "untouched", "weights_digest",
+    "untouched", "version", "weights_digest",
 ]  # fmt: skip

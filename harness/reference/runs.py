@@ -14,7 +14,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from harness.errors import RunError
 from harness.forecast import Rules, rounding
-from harness.reference.layers import is_layered
 from harness.reference.outside import put_back
 from harness.reference.raised import place_of
 from harness.reference.randomness import Draws, Drawn, drawing
@@ -60,7 +59,7 @@ def run_cpu(
     emulate = dtype == torch.float16 and own and not _has_float16_products()
     begin = time.perf_counter()
     wide = dtype == torch.float64
-    with rounding(rules), _Float16Products() if emulate else float64_products() if wide else nullcontext():
+    with rounding(rules), _Float16Products() if emulate else Float64Products() if wide else nullcontext():
         outputs = run(model, inputs, forward=forward, where="on the CPU", gradients=gradients)
     name = f"CPU {str(dtype).removeprefix('torch.')}"
     parts = [name, *(["matrix products summed in float32 and rounded once"] if emulate else []), *([str(rules)] if rules else [])]
@@ -91,7 +90,7 @@ def refer(
     Raises: RunError for what the model raises, CaseError when `what` returned something that is no tensor.
     """
     with lend() as model:
-        before = _versions(model)
+        before = versions(model)
         with drawing(draws) as drawn:
             outputs, milliseconds, words = run_cpu(model, fresh(inputs), **how)
         outputs = {name: each.detach() for name, each in tensors_of(outputs, what).items()}
@@ -106,15 +105,10 @@ def refer(
         again = {name: each.detach() for name, each in tensors_of(again, what).items()}
         if digest(again) == digest(outputs):
             return Reference(outputs=outputs, **found)
-        written = [f"parameter {name}" for name, now in _versions(model).items() if before.get(name, now) != now]
+        written = [f"parameter {name}" for name, now in versions(model).items() if before.get(name, now) != now]
         with lend() as other:
             changed = ", ".join(filter(None, [*written[:4], changes(model, other)]))
         return Reference(outputs=outputs, again=again, changed=changed, **found)
-
-
-def _versions(model: nn.Module) -> dict[str, int]:
-    """As `versions`; none for a model that casts its weights as it uses them, which would all be there at once."""
-    return {} if is_layered(model) else versions(model)
 
 
 def roundoff(dtype: torch.dtype) -> float:
@@ -161,11 +155,6 @@ class _Float16Products(TorchDispatchMode):
         if func.overloadpacket not in self.PRODUCTS or not _any_half(args):
             return func(*args, **kwargs)
         return func(*[_widened(each) for each in args], **kwargs).half()
-
-
-def float64_products() -> TorchDispatchMode:
-    """The mode that float64 runs are made under."""
-    return Float64Products()
 
 
 class Float64Products(TorchDispatchMode):

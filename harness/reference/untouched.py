@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import CaseError
+from harness.reference.layers import is_layered
 
 MANY = 4  # changes that are named; of more, their number
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
@@ -82,8 +83,16 @@ def _is_usual(kind: type) -> bool:
 
 
 def versions(model: nn.Module) -> dict[str, int]:
-    """A number for each parameter that grows when the parameter, or a copy that shares its memory, is written into."""
-    return {name: 0 if each.is_inference() else each._version for name, each in model.named_parameters()}
+    """A number for each parameter that grows when the parameter, or a copy that shares its memory, is written into.
+
+    None for a model that casts its weights as it uses them: all casts would be there at once.
+    """
+    return {} if is_layered(model) else {name: version(each) for name, each in model.named_parameters()}
+
+
+def version(tensor: Tensor) -> int:
+    """A number that grows when the memory of a tensor is written into; 0 for a tensor of inference mode, which has none."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 # ------------------------------------------------------------------------------------------------ what a run changed

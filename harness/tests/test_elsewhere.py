@@ -13,16 +13,9 @@ from harness.emulator.table import changed
 from harness.locate import Symptom, locate
 from harness.locate.calls import Call, partings
 from harness.reference.outside import _mapping_back
-from harness.tests.needs import emulated_device, needs_torch_npu
+from harness.tests.needs import needs_torch_npu
+from harness.tests.test_locate import npu  # noqa: F401
 from harness.tests.test_plugin import stored, torch_npu_is_imported, user, write  # noqa: F401
-
-
-@pytest.fixture(scope="module")
-def npu():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield emulated_device()
-    torch.set_num_threads(before)
 
 
 def tokens(generator):
