@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from harness.clean import CleanProcess, needs_clean
-from harness.measure import Comparison, compare, worst_slices
+from harness.measure import RUNS, Comparison, compare, scatter_of, worst_slices
 from harness.devices import Device, Stack, Watched, lacks, unknown_rounding
 from harness.errors import CaseError, HarnessError, RunError, UnstableReferenceError
 from harness.forecast import Rules, overflow_of, rules_of
 from harness.gate import (
     FELL_BACK,
+    MANY,
     NEAR_TIE,
     NONDETERMINISTIC,
     UNDECIDED,
@@ -33,6 +34,7 @@ from harness.gate import (
     References,
     Tolerance,
     Verdict,
+    hangs_on_slack,
     is_floating,
     judge,
     skipped,
@@ -232,6 +234,11 @@ def _validate(
     saturates = device.name if overflow is not None and golden is not None else ""
     healthy = _Healthy(expected=expected, golden=golden, forecast=forecast, other=other, modes=() if rules is None else rules.modes)
     verdict, parting = _held(case, ran.outputs, healthy, tolerance, saturates)
+    few = ""
+    if hangs_on_slack(verdict):
+        healthy = replace(healthy, random=(forecast or expected, *cpu.at_random(rules)))
+        verdict, parting = _held(case, ran.outputs, healthy, tolerance, saturates)
+        few = _few_text(verdict)
     rerun, outputs = _differences(ran.again, ran.outputs), ran.outputs
     if rerun and not verdict.failures:  # an error that comes and goes: the row is that of the worse run
         worse, worse_parting = _held(case, ran.again, healthy, tolerance, saturates)
@@ -246,7 +253,7 @@ def _validate(
     marks = (NONDETERMINISTIC,) if rerun else ()
     conditioning = _conditioning(cpu, golden)
     notes = [models.notes.get(case.key, ""), scatter, _drawn_text(cpu), _host_text(ran.seen)]
-    notes += [UNMOVED] if conditioning == 0 else []
+    notes += [few, UNMOVED if conditioning == 0 else ""]
     evidence = Evidence(
         weights=_weights(models, case),
         reference=reference.words,
@@ -304,6 +311,7 @@ class _Healthy:
     forecast: dict[str, Tensor] | None
     other: dict[str, Tensor] | None
     modes: tuple[str, ...]
+    random: Sequence[dict[str, Tensor]] = ()  # of runs with random roundings, the one without them first
 
 
 def _held(case: Case, outputs: dict[str, Tensor], healthy: _Healthy, tolerance: Tolerance, saturates: str) -> tuple[Verdict, str]:
@@ -311,9 +319,11 @@ def _held(case: Case, outputs: dict[str, Tensor], healthy: _Healthy, tolerance: 
     actual, expected, golden, forecast = outputs, healthy.expected, healthy.golden, healthy.forecast
     golden, cut = cut_as_float16(golden, expected, outputs, saturates) if saturates else (golden, [])
     parted, parting = None, ""
+    random = healthy.random
     if case.generates is not None:
+        random = ()  # of other lengths
         actual, expected, golden, forecast, parted, parting = _until_they_part(case.generates, actual, expected, golden, forecast)
-    comparisons, references = measure(actual, expected, golden, forecast, healthy.modes, healthy.other)
+    comparisons, references = measure(actual, expected, golden, forecast, healthy.modes, healthy.other, random)
     decisions = _decide(case, outputs, expected) if case.decisions is not None else None
     verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
     found = [_lacking(name, "the device did not return it") for name in expected if name not in outputs]
@@ -393,6 +403,11 @@ class _Cpu:
             self.models.store.save(key, ran.outputs)
         return ran
 
+    def at_random(self, rules: Rules | None) -> list[dict[str, Tensor]]:
+        """The outputs of `RUNS` runs under the device's rounding rules, or the CPU's own, with random roundings."""
+        rules = rules if rules is not None else Rules(overflow_alone=True)
+        return [self.run("random", rules=replace(rules, random=seed), stored=False).outputs for seed in range(RUNS)]
+
     def _note(self, ran: Reference) -> None:
         """Remember whether the model draws, from the runs that show it."""
         known = self.models.draws.get(self.case.subject)
@@ -427,7 +442,8 @@ class _Cpu:
             if self.clean:  # the other process has a copy of its own
                 models.drop(dtype=case.torch_dtype, device=torch.device("cpu"))
         weights, code = models.digests[of_model]
-        more = {"rules": None if rules is None else asdict(rules), "clean": self.clean}
+        kept = None if rules is None else {name: each for name, each in asdict(rules).items() if name != "random"}
+        more = {"rules": kept, "clean": self.clean}
         more |= {"mode": [case.training, case.gradients]}
         more |= {"cpu": "any", "torch": torch.__version__.partition("+")[0]}  # a store is carried from machine to machine
         return key_of(role=role, weights=weights, code=code, inputs=self.inputs_sha256, dtype=case.dtype, **more)
@@ -524,13 +540,16 @@ def cut_as_float16(
 
 def measure(
     actual: dict[str, Tensor], expected: dict[str, Tensor], golden: dict[str, Tensor] | None, forecast: dict[str, Tensor] | None,
-    modes: tuple[str, ...] = (), other: dict[str, Tensor] | None = None,
-) -> tuple[dict[str, Comparison], dict[str, References]]:
-    """The device's outputs against the CPU's, and both against float64, by name: what `judge` takes. `other`: a forecast with other ties."""  # fmt: skip
+    modes: tuple[str, ...] = (), other: dict[str, Tensor] | None = None, random: Sequence[dict[str, Tensor]] = (),
+) -> tuple[dict[str, Comparison], dict[str, References]]:  # fmt: skip
+    """The device's outputs against the CPU's, and both against float64, by name: what `judge` takes.
+
+    `other`: a forecast with other ties. `random`: a CPU run, and the same run with random roundings, several times.
+    """
     shared = [name for name in expected if name in actual]
     comparisons = {name: compare(actual[name], expected[name]) for name in shared}
     held = [name for name in shared if golden is not None and _fits(name, expected, golden)]
-    return comparisons, {name: _hold(name, actual, expected, golden, forecast, modes, other) for name in held}
+    return comparisons, {name: _hold(name, actual, expected, golden, forecast, modes, other, random) for name in held}
 
 
 def _fits(name: str, expected: dict[str, Tensor], golden: dict[str, Tensor]) -> bool:
@@ -543,9 +562,9 @@ def _largest_error(outputs: dict[str, Tensor], golden: dict[str, Tensor] | None)
     return max((compare(outputs[name], golden[name]).rel_l2 for name in known), default=None)
 
 
-def _hold(name: str, actual, expected, golden, forecast, modes: tuple[str, ...], other) -> References:
+def _hold(name: str, actual, expected, golden, forecast, modes: tuple[str, ...], other, random) -> References:
     predicted = None if forecast is None or name not in forecast else forecast[name]
-    return References(
+    references = References(
         golden=compare(actual[name], golden[name]),
         cpu=compare(expected[name], golden[name]),
         forecast=None if predicted is None else compare(predicted, golden[name]),
@@ -554,6 +573,12 @@ def _hold(name: str, actual, expected, golden, forecast, modes: tuple[str, ...],
         modes=modes,
         slices=worst_slices(actual[name], golden[name], [expected[name], *([] if predicted is None else [predicted])]),
     )
+    if references.golden.numel >= MANY:
+        return references
+    still, *moved = (each[name] for each in random if name in each) if random else (None,)
+    scatter = scatter_of(moved, still) if moved else None
+    shown = scatter is not None and scatter.explains(references.cpu.rel_l2)
+    return replace(references, scatter=scatter) if shown else references
 
 
 def _conditioning(cpu: _Cpu, golden: dict[str, Tensor] | None) -> float | None:
@@ -707,6 +732,18 @@ def _with_what_was_seen(verdict: Verdict, seen: Watched, allowed: tuple[str, ...
     if seen.on_host:
         marks.append(Mark.ON_HOST)
     return replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks))
+
+
+def _few_text(verdict: Verdict) -> str:
+    """What is said of a verdict on few elements that was judged by their scatter."""
+    known = [each for each in verdict.references.values() if each.scatter is not None]
+    if not known:
+        return ""
+    least = min(known, key=lambda each: each.slack)
+    return (
+        f"few elements: {least.scatter.runs} CPU runs with random roundings show an error made of about {least.scatter.degrees:.0f} "
+        f"independent ones, so a healthy device may lose {least.slack:.2g} floors"
+    )
 
 
 def _host_text(seen: Watched) -> str:

@@ -51,6 +51,7 @@ class Rules:
     saturates: bool = False  # float16 results that overflow are cut to the largest number, NaN is 0
     half_results: bool = False  # float32 products that are computed in float16 are rounded to it, too
     overflow_alone: bool = False  # all is computed as the CPU does, and of these rules `saturates` alone holds
+    random: int | None = None  # a seed: results are moved by a last place at random (`numerics.random_rounding`)
 
     def __post_init__(self):
         for name in ("conv", "matmul"):
@@ -152,8 +153,21 @@ def rounding(rules: Rules | None) -> Iterator[None]:
         yield
         return
     mode = _Rounding(rules)
-    with mode, _Attention(mode):
+    randomly = contextlib.nullcontext() if rules.random is None else numerics.RandomRoundings(rules.random, _dropped(rules))
+    with mode, _Attention(mode), randomly:
         yield
+
+
+DROPPED = {"HF32": 12, "HF32 of 10 bits": 13, "TF32": 13, "float16": 13}  # mantissa bits of float32 that operands lose
+
+
+def _dropped(rules: Rules) -> dict[Any, int]:
+    """How many mantissa bits of float32 operands an operator drops under these rules; those that drop none are left out."""
+    if rules.overflow_alone:
+        return {}
+    kinds = {_convolution: rules.conv, _convolution_backward: rules.conv, _time_convolution: rules.conv}
+    kinds |= {_product: rules.matmul, _added_product: rules.matmul, _added_sum_of_products: rules.matmul}
+    return {name: DROPPED[kinds[rule]] for name, rule in RULES.items() if kinds.get(rule, "float32") != "float32"}
 
 
 class _Rounding(TorchDispatchMode):

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
-from harness.measure import CLOSE, DYNAMO, Comparison, Count, Share, Size, Slice
+from harness.measure import CLOSE, DYNAMO, Comparison, Count, Scatter, Share, Size, Slice
 
 class _Word(str, Enum):
     """A word of the report: a member is the text that JSON holds."""
@@ -187,10 +187,17 @@ class References:
     ties: Size | None = None  # the same of a forecast whose HF32 ties go the other way; measured for the preset "sharp" alone
     modes: tuple[str, ...] = ()  # what float32 was computed in besides float32: "HF32", "TF32"
     slices: tuple[Slice, ...] = ()  # the worst part of each kind: row, slice of an axis, block, magnitude
+    scatter: Scatter | None = None  # of runs with random roundings; measured where the verdict on few elements hangs on it
 
     def floor(self, name: str) -> float:
-        """The larger of a number of the two healthy runs' errors: what there is no reason to fall below."""
-        return max(abs(getattr(each, name)) for each in (self.cpu, self.forecast) if each is not None)
+        """The largest of a number of the healthy runs' errors: what there is no reason to fall below."""
+        return max(abs(getattr(each, name)) for each in (self.cpu, self.forecast, self.scatter) if each is not None)
+
+    @property
+    def slack(self) -> float:
+        """How many times the floor a healthy device may lose: by the scatter where it was measured, at most `slack`."""
+        steps = slack(self.golden.numel)
+        return steps if self.scatter is None else min(steps, self.scatter.slack)
 
     def slice_ratio(self, part: Slice) -> float:
         """A part's relative error over the largest that healthy runs have in any part of its kind."""
@@ -443,6 +450,23 @@ def judge(
     return Verdict(comparisons=named, failures=tuple(failures), marks=marks, **how)
 
 
+CERTAIN = Scatter(  # as of a thousand elements and more, whose error says enough by itself
+    runs=1, degrees=math.inf, rel_l2=0.0, token_rel_l2=0.0, max_scaled=0.0, gain=0.0, shift=0.0, max_diff=0.0, rmse=0.0
+)  # fmt: skip
+
+
+def hangs_on_slack(verdict: Verdict) -> bool:
+    """Whether a verdict passes only since few elements have more slack than many."""
+    few = [name for name, each in verdict.references.items() if each.golden.numel < MANY]
+    if verdict.failures or not few or verdict.tolerance is None:
+        return False
+    strict = {
+        name: replace(each, scatter=CERTAIN) if name in few else each for name, each in verdict.references.items()
+    }
+    how = dict(decisions=verdict.decisions, references=strict)
+    return not judge(verdict.comparisons, verdict.tolerance, **how).passed
+
+
 def checks_of(verdict: Verdict) -> list[Check]:
     """Every limit that a verdict was judged by beside what was found, of all outputs; empty where it was judged by none."""
     tolerance = verdict.tolerance
@@ -536,6 +560,7 @@ def slack(count: int) -> float:
 
     The root mean square of n independent errors scatters by 1/√(2n) of itself, and those of one output are far from independent.
     The steps are those of PyTorch's compiler benchmarks (torch/_dynamo/utils.py, `same`: 2 or 3, 8 up to 500 and 10 up to 10 elements).
+    Where a verdict hangs on them (`hangs_on_slack`), runs with random roundings tell what is allowed instead: `Scatter.slack`.
     """
     return 2.0 if count >= MANY else 3.0 if count > 500 else 5.0 if count > 10 else 10.0
 
@@ -548,7 +573,7 @@ def _floor(found: Comparison, references: References) -> list[Check]:
     more than a norm; a factor or a shift that all elements share, which roundings hardly do, a sixteenth (`SHARED`); a row's
     largest element may become another one where the gap is smaller than two of the largest errors.
     """
-    times, ratios = slack(found.numel), references.ratios()
+    times, ratios = references.slack, references.ratios()
     limits = {"forecast_ratio": times, "token_ratio": PART * times, "outlier_ratio": 2 * times, "gain_ratio": times, "shift_ratio": times}
     if found.worst_token is None:
         del limits["token_ratio"]
@@ -578,7 +603,7 @@ def _undecided(found: Comparison, references: References, limit: float = UNDECID
     """Whether the floor is small enough to decide anything: what it lets pass must be a part of the output."""
     if references.golden.rms == 0:  # there is nothing to take a share of
         return []
-    return [Check(name="undecided", found=slack(found.numel) * references.floor("rel_l2"), limit=limit)]
+    return [Check(name="undecided", found=references.slack * references.floor("rel_l2"), limit=limit)]
 
 
 def bits(error: float) -> float:
@@ -603,7 +628,7 @@ def _sharp(found: Comparison, references: References) -> list[Check]:
     HF32 layers it adds little. It believes the vendor's words on rounding; no card has confirmed them.
     """
     unexplained = references.ratios()["unexplained_ratio"]
-    more = [] if math.isnan(unexplained) and references.forecast is None else [_check(references.golden, "unexplained_ratio", slack(found.numel), unexplained)]
+    more = [] if math.isnan(unexplained) and references.forecast is None else [_check(references.golden, "unexplained_ratio", references.slack, unexplained)]
     return [*_floor(found, references), *more]
 
 

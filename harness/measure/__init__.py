@@ -1,6 +1,21 @@
 """How far two tensors are apart: numbers, and no verdict."""
 
 from harness.measure.comparison import CLOSE, DYNAMO, Comparison, Cosine, Count, Share, Size, compare
+from harness.measure.scatter import RUNS, Scatter, scatter_of
 from harness.measure.slices import Slice, worst_slices
 
-__all__ = ["CLOSE", "DYNAMO", "Comparison", "Cosine", "Count", "Share", "Size", "Slice", "compare", "worst_slices"]
+__all__ = [
+    "CLOSE",
+    "DYNAMO",
+    "RUNS",
+    "Comparison",
+    "Cosine",
+    "Count",
+    "Scatter",
+    "Share",
+    "Size",
+    "Slice",
+    "compare",
+    "scatter_of",
+    "worst_slices",
+]

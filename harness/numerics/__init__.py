@@ -19,6 +19,7 @@ from harness.numerics.cube import (
 )
 from harness.numerics.families import Family, NoFloat32, cube_type, family_of
 from harness.numerics.fused import SCORES, attention, attention_backward
+from harness.numerics.random_rounding import RandomRoundings, move_at_random
 from harness.numerics.rounding import FLOAT32, HALF, OPERANDS, Operands, round_half_away, round_hf32, round_tf32, saturated
 from harness.numerics.vector import dot, effective_bits, gelu, layer_norm, rms_norm, rsqrt, silu, wide
 
@@ -33,6 +34,7 @@ __all__ = [
     "NotOnCube",
     "OPERANDS",
     "Operands",
+    "RandomRoundings",
     "SCORES",
     "attention",
     "attention_backward",
@@ -47,6 +49,7 @@ __all__ = [
     "layer_norm",
     "matmul",
     "matmul_by_groups",
+    "move_at_random",
     "rms_norm",
     "round_half_away",
     "round_hf32",

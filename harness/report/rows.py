@@ -230,7 +230,8 @@ class Row(Numbers, Ratios, Proof):
         if held is None:
             return kept
         kept |= {name: _whole(each) for name in SIDES if (each := getattr(held, name)) is not None}
-        return kept | to_json({"unexplained": held.unexplained, "ties": held.ties, "modes": held.modes})
+        beside = {each.name: getattr(held, each.name) for each in fields(References) if each.name not in SIDES}
+        return kept | to_json({name: each for name, each in beside.items() if name not in LATER or each})
 
     def _decided(self) -> dict[str, Any] | None:
         made = self.decisions
@@ -388,6 +389,7 @@ def _allowed(verdict: Verdict) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------------ stored rows
 
 SIDES = ("golden", "cpu", "forecast")  # the Comparisons that References hold
+LATER = ("slices", "scatter")  # which rows of older versions lack, and rows that have none
 ORDER = (  # of the names of a row in JSON
     "test", "case", "dtype", "seed", "output", "status", "marks", "reasons", "criteria", *(each.name for each in fields(Numbers)), "outputs", *RATIOS,
     "measured", "preset", "known", "located", "baseline", "limits", "allowed", "limits_reason", "decisions", *(each.name for each in fields(Evidence)),

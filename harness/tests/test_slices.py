@@ -1,5 +1,6 @@
 """A part of an output that is small beside the rest is measured by its own size."""
 
+import json
 import math
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from harness.case import measure
 from harness.gate import Tolerance, judge, slack
 from harness.measure import worst_slices
+from harness.report.again import judged_again
+from harness.report.rows import Row
 
 
 def drawn(*shape, seed=0):
@@ -188,3 +191,16 @@ def test_a_healthy_run_that_loses_a_part_excuses_the_same_loss_in_another():
     healthy[12], sound[40] = drawn(64, seed=3), drawn(64, seed=4)
     assert "slice_ratio" not in criteria(judged(sound, golden, healthy))
     assert "slice_ratio" in criteria(judged(sound, golden, golden + 1e-6 * drawn(64, 64, seed=1)))
+
+
+def test_a_stored_row_that_fails_by_a_part_alone_fails_when_it_is_judged_again():
+    golden = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0)).double() * torch.tensor([1e5, 10.0, 1e-2])[:, None]
+    cpu, actual = golden * (1 + 1e-7), golden * (1 + 1e-7)
+    actual[:, 2] *= 1.1
+    comparisons, references = measure({"x": actual.float()}, {"x": cpu.float()}, {"x": golden}, None)
+    verdict = judge(comparisons, Tolerance(preset="floor"), references=references)
+    assert "slice_ratio" in [each.criterion for each in verdict.failures]
+    row = Row.of(verdict, test="t", case="weather", dtype="float32", seed=0)
+    read = Row.from_dict(json.loads(json.dumps(row.to_dict())))
+    assert read.references == references
+    assert [each.text for each in judged_again(read).failures] == [each.text for each in verdict.failures]

@@ -1,0 +1,104 @@
+"""Random roundings: numbers moved by a last place at random, as often as makes an error of the size of a rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.torch_private import TorchDispatchMode, tree_leaves
+
+MOVED = 1 / 12  # share of numbers that move: (1 last place)² · 1/12 is the variance of a rounding to the nearest
+_INTEGERS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+
+
+def move_at_random(tensor: Tensor, generator: torch.Generator, *, dropped: int = 0) -> Tensor:
+    """A tensor of which a twelfth of the numbers, drawn from `generator`, is larger or smaller by one last place.
+
+    A rounding to the nearest is off by up to half a last place u either way, with the variance u²/12; so is this, beside
+    the rounding that the numbers had before. It is the random rounding of Monte Carlo arithmetic (D. S. Parker, Monte Carlo
+    Arithmetic, UCLA CSD-970002, 1997): run a few times, it shows how the roundings of a computation scatter its result.
+
+    Args:
+        tensor: float32, float16 or bfloat16 on the CPU, of any shape; it is not written into.
+        generator: what is drawn from.
+        dropped: mantissa bits at the end that the numbers do not use, 13 of float32 for HF32 of 10 bits; their last place
+            is that of the bits before.
+
+    Zeros stay zero, and what is not finite or would become so stays as it is. Other dtypes are returned as they are.
+
+    >>> import torch
+    >>> moved = move_at_random(torch.ones(1200), torch.Generator().manual_seed(0))
+    >>> 60 < int((moved != 1).sum()) < 140
+    True
+    """
+    kind = _INTEGERS.get(tensor.dtype)
+    if kind is None or not tensor.numel():
+        return tensor
+    drawn = torch.rand(tensor.shape, generator=generator)
+    step = (drawn < MOVED / 2).to(kind) - (drawn >= 1 - MOVED / 2).to(kind)
+    moved = (tensor.contiguous().view(kind) + (step << dropped)).view(tensor.dtype)
+    return torch.where((tensor != 0) & tensor.isfinite() & moved.isfinite(), moved, tensor)
+
+
+# What hands numbers on as they are, or rounds only to whole ones; forms that write in place end in "_".
+EXACT = frozenset(
+    "abs amax amin as_strided as_strided_scatter bernoulli ceil clamp clamp_max clamp_min clone constant_pad_nd detach diag_embed diagonal_copy "
+    "diagonal_scatter embedding expand_copy fill flip floor gather hardtanh index index_copy index_fill index_put index_select "
+    "kthvalue lift lift_fresh masked_fill masked_scatter masked_select max max_pool2d_with_indices max_pool3d_with_indices maximum "
+    "median min minimum nan_to_num neg pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d relu repeat repeat_interleave "
+    "replication_pad1d replication_pad2d roll round scatter select_scatter sign slice_scatter sort stack cat take threshold topk tril "
+    "triu trunc unfold_copy upsample_nearest1d upsample_nearest2d upsample_nearest3d where zero".split()
+)
+CASTS = ("_to_copy", "copy")  # which round where they narrow
+
+
+class RandomRoundings(TorchDispatchMode):
+    """While it is active, the results of CPU operators are moved at random: see `move_at_random`.
+
+    Args:
+        seed: of what is drawn.
+        operands: of which operators float32 operands are rounded before, and how many mantissa bits that drops.
+    """
+
+    def __init__(self, seed: int, operands: Mapping[Any, int]):
+        super().__init__()
+        self.generator, self.operands = torch.Generator().manual_seed(seed), operands
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        dropped = self.operands.get(func.overloadpacket, 0)
+        taken = tuple(self._moved(each, dropped) for each in args) if dropped else args
+        result = func(*taken, **(kwargs or {}))
+        if not _rounds(func, args, result):
+            return result
+        if func._schema.is_mutable:
+            for each in _tensors(result):
+                each.copy_(self._moved(each, 0))
+            return result
+        if isinstance(result, Tensor):
+            return self._moved(result, 0)
+        return tuple(self._moved(each, 0) for each in result) if isinstance(result, tuple) else result
+
+    def _moved(self, value: Any, dropped: int) -> Any:
+        if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout != torch.strided:
+            return value
+        if dropped and value.dtype != torch.float32:
+            return value
+        return move_at_random(value, self.generator, dropped=dropped)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [each for each in tree_leaves(values) if isinstance(each, Tensor)]
+
+
+def _rounds(func, args: tuple, result: Any) -> bool:
+    """Whether an operator may have rounded what it returned: not a view, a copy, a choice among numbers, or made of no tensors."""
+    given = _tensors(args)
+    if func.is_view or not given:
+        return False
+    name = func.overloadpacket.__name__.rstrip("_") if func.overloadpacket.__name__ != "_to_copy" else "_to_copy"
+    if name in CASTS:
+        return any(each.dtype.itemsize < given[-1].dtype.itemsize for each in _tensors(result))
+    return name not in EXACT
