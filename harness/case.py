@@ -46,6 +46,8 @@ from harness.reference import (
     Draws,
     Models,
     Reference,
+    as_golden_has,
+    as_infinite,
     digest,
     drawing,
     fresh,
@@ -316,7 +318,12 @@ class _Healthy:
 
 def _held(case: Case, outputs: dict[str, Tensor], healthy: _Healthy, tolerance: Tolerance, saturates: str) -> tuple[Verdict, str]:
     """The verdict on one run of the device, and where generations part. `saturates`: the device on which float16 does."""
-    actual, expected, golden, forecast = outputs, healthy.expected, healthy.golden, healthy.forecast
+    golden, given = healthy.golden, outputs
+    outputs, expected, forecast = (
+        each if each is None or golden is None else as_golden_has(golden, each)
+        for each in (outputs, healthy.expected, healthy.forecast)
+    )
+    actual = outputs
     golden, cut = cut_as_float16(golden, expected, outputs, saturates) if saturates else (golden, [])
     parted, parting = None, ""
     random = healthy.random
@@ -328,7 +335,7 @@ def _held(case: Case, outputs: dict[str, Tensor], healthy: _Healthy, tolerance: 
     verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
     found = [_lacking(name, "the device did not return it") for name in expected if name not in outputs]
     found += [_lacking(name, "the CPU did not return it") for name in outputs if name not in expected]
-    plainer = cut + (_unseen(outputs, expected, golden) or _zeroed(outputs, expected, golden))
+    plainer = cut + (_unseen(given, healthy.expected, golden) or _zeroed(given, healthy.expected, golden))
     if plainer:  # they say why nothing can be decided
         verdict = _without_undecided(verdict)
     found += plainer
@@ -458,7 +465,7 @@ def without_npu(case: Case, models: Models, inputs: Any, device: Device, seed: i
 def _golden(cpu: _Cpu) -> tuple[dict[str, Tensor] | None, str | None]:
     """The outputs in float64, or None and why there are none: a model may hold operators that have no float64."""
     try:
-        return cpu.run("golden").outputs, None
+        return as_infinite(cpu.run("golden").outputs), None
     except RunError as error:
         cpu.models.draws.setdefault(cpu.case.subject, False)
         return None, str(error)
@@ -591,7 +598,7 @@ def _conditioning(cpu: _Cpu, golden: dict[str, Tensor] | None) -> float | None:
     if key not in known:
         known[key] = None
         if golden is not None and moved_by_one_rounding(cpu.inputs, case.torch_dtype) is not None:
-            moved = cpu.run("moved").outputs
+            moved = as_infinite(cpu.run("moved").outputs)
             grown = _largest_error(moved, golden)
             known[key] = None if grown is None else grown / roundoff(case.torch_dtype)
     return known[key]

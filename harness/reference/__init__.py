@@ -3,6 +3,7 @@
 Weights are built once and copied; the CPU's runs are repeatable for a given number of threads.
 """
 
+from harness.reference.extremes import as_golden_has, as_infinite
 from harness.reference.float32 import require_float32
 from harness.reference.models import Models, copy_module
 from harness.reference.raised import is_of_a_model, place_of
@@ -12,7 +13,7 @@ from harness.reference.tensors import content_digest, digest, fresh, move, tenso
 from harness.reference.untouched import changes, untouched, version
 
 __all__ = [
-    "Drawn", "Draws", "Float64Products", "Models", "Reference", "changes", "content_digest", "copy_module", "digest", "drawing", "fresh",
+    "Drawn", "Draws", "Float64Products", "Models", "Reference", "as_golden_has", "as_infinite", "changes", "content_digest", "copy_module", "digest", "drawing", "fresh",
     "is_of_a_model", "move", "moved_by_one_rounding", "place_of", "refer", "require_float32", "roundoff", "run", "run_cpu", "seeded", "tensors_of",
     "untouched", "version", "weights_digest",
 ]  # fmt: skip

@@ -363,3 +363,13 @@ def test_a_float64_result_that_is_not_finite_is_named_as_such():
     cpu = torch.ones(4, 64)
     held = References(golden=compare(cpu, golden), cpu=compare(cpu, golden))
     assert "of the float64 result are not finite where the CPU's float32 is" in str(judge(compare(cpu, cpu), FLOOR, references={"output": held}).reasons[0])
+
+
+@pytest.mark.parametrize(("times", "passes"), [(1.99, True), (0.51, True), (2.01, False), (0.49, False), (100.0, False)])
+def test_a_factor_that_a_cosine_cannot_see_is_seen(times, passes):
+    expected = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)).double()
+    verdict = judge(compare(times * expected, expected), Tolerance(cos_sim=0.999, token_cos_sim=0.99))
+    assert verdict.passed is passes
+    if not passes:
+        assert [each.criterion for each in verdict.failures] == ["scale"] and f"{times:.3g} times" in verdict.reasons[0].text
+    assert judge(compare(times * expected, expected), Tolerance(cos_sim=0.999, gain=1000.0)).passed  # a limit that sees it decides
