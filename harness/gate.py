@@ -242,7 +242,7 @@ class References:
 ROUNDOFF = {  # half a last place, relative; of float64 128 times that, since there is no wider reference to measure its sums by
     "float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8, "float64": 2**-46, "complex64": 2**-24, "complex128": 2**-46,
 }  # fmt: skip
-SCALE_BLIND = {"cos_sim", "token_cos_sim", "top1"}  # limits that no common factor of the output changes
+SCALE_BLIND = {"cos_sim", "token_cos_sim"}  # limits that no common factor of the output changes
 SCALE = 2.0  # by these limits alone an output may be so many times too large or too small
 FELT = 8  # times by which a mode's error must stand out to be missed
 MANY = 1000  # elements from which a mean says more than one element
@@ -512,7 +512,7 @@ def _failures(output: str, found: Comparison, references: References | None, tol
         names = ", ".join(tolerance.limits())
         failures.append(reason("limits", f"none of the limits ({names}) can judge an output of shape {found.shape}; set rel_l2 or cos_sim, or name a preset"))
     broken = [reason(check.name, check.text, check.found, check.limit) for check in checks if not check.holds]
-    blind = not tolerance.preset and set(tolerance.limits()) <= SCALE_BLIND
+    blind = not tolerance.preset and SCALE_BLIND & {*tolerance.limits()} and {*tolerance.limits()} <= {*SCALE_BLIND, "top1"}
     if blind and not broken and not 1 / SCALE <= 1 + found.gain <= SCALE:
         names = ", ".join(tolerance.limits())
         text = f"the output is {1 + found.gain:.3g} times what was expected, which {names} cannot see; set rel_l2 or gain as well"
