@@ -254,7 +254,7 @@ def _validate(
         verdict = replace(verdict, failures=(*verdict.failures, *_otherwise(cpu, expected, golden, overflow)))
     marks = (NONDETERMINISTIC,) if rerun else ()
     conditioning = _conditioning(cpu, golden)
-    notes = [models.notes.get(case.key, ""), scatter, _drawn_text(cpu), _host_text(ran.seen)]
+    notes = [models.notes.get(case.key, ""), scatter, _drawn_text(cpu), _host_text(ran.seen), _blind_text(ran.seen)]
     notes += [few, UNMOVED if conditioning == 0 else ""]
     evidence = Evidence(
         weights=_weights(models, case),
@@ -656,18 +656,47 @@ def _run_device(models: Models, case: Case, inputs: Any, device: Device, at: str
             _require_fractions(case, outputs, "the model on the device")
             return {name: each.detach().to("cpu", copy=True) for name, each in outputs.items()}, elapsed, drawn
 
-    with device.telling(at):
-        first, second = (move(fresh(inputs), device=device.torch_device) for _ in range(2))
+    def watched() -> tuple[dict[str, Tensor], float, Watched]:
         with device.watch() as seen:
             torch.zeros(1).neg()  # the first operator under a mode in a process imports what takes seconds
-            again, compiling, _ = once(first)
-        outputs, warm, drawn = once(second)  # unwatched: a composite operator takes other ways under a mode
+            again, elapsed, _ = once(move(fresh(inputs), device=device.torch_device))
+        return again, elapsed, seen
+
+    with device.telling(at):
+        try:
+            again, compiling, seen = watched()
+        except RunError as error:
+            again, compiling, seen = _unwatched(once, watched, inputs, device, at, error)
+        moved = move(fresh(inputs), device=device.torch_device)
+        outputs, warm, drawn = once(moved)  # unwatched: a composite operator takes other ways under a mode
     device.check(at)  # a device that drops its work without a word leaves in memory what an earlier run wrote
     if drawn.any and not draws.alike and not case.own_random:
         models.draws[case.subject] = True
         raise _Draws
     times = dict(milliseconds=min(compiling, warm), first_milliseconds=compiling)
     return _Ran(outputs=outputs, again=again, seen=seen, drawn=drawn, **times)
+
+
+def _unwatched(
+    once: Callable, watched: Callable, inputs: Any, device: Device, at: str, error: RunError
+) -> tuple[dict[str, Tensor], float, Watched]:
+    """The first run in place of a watched one that raised `error`, where being watched is what raises.
+
+    Some of torch's composite operators take another way while a mode looks on: `ctc_loss` with lengths on the CPU mixes
+    devices there, and runs without one. An error that comes and goes is not taken for that: the watched run is repeated.
+
+    Raises: RunError, the first one, where the model raises unwatched too, or not again when it is watched.
+    """
+    device.check(at)
+    try:
+        again, elapsed, _ = once(move(fresh(inputs), device=device.torch_device))
+    except RunError:
+        raise error from None
+    try:
+        watched()
+    except RunError:
+        return again, elapsed, Watched(blind=error.place or str(error))
+    raise error
 
 
 def _require_fractions(case: Case, found: Mapping[str, Tensor], what: str) -> None:
@@ -751,6 +780,13 @@ def _few_text(verdict: Verdict) -> str:
         f"few elements: {least.scatter.runs} CPU runs with random roundings show an error made of about {least.scatter.degrees:.0f} "
         f"independent ones, so a healthy device may lose {least.slack:.2g} floors"
     )
+
+
+def _blind_text(seen: Watched) -> str:
+    """What is said of a model that raises only while its operators are watched."""
+    if not seen.blind:
+        return ""
+    return f"not watched: fallbacks to the CPU were not looked for, since {seen.blind} raises while operators are watched, and not otherwise"
 
 
 def _host_text(seen: Watched) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.devices.device_errors import AGAIN, comes_late, fault_in, summary
-from harness.devices.fallback import Watch, Watched
+from harness.devices.fallback import AsUnwatched, Watch, Watched
 from harness.devices.stack import Stack, read_stack
 from harness.errors import DeviceError, HarnessError, RunError
 from harness.torch_private import in_threads
@@ -182,7 +182,7 @@ class Device:
             from harness import emulator
 
             to_host = emulator.bytes_to_host if emulator.installed() else None
-        with in_threads(lambda: Watch(seen, to_host, kind)):
+        with in_threads(lambda: Watch(seen, to_host, kind)), AsUnwatched():
             yield seen
 
     @contextlib.contextmanager

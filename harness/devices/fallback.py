@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from harness.torch_private import TorchDispatchMode, WeakTensorKeyDictionary, call_kernel, has_kernel, operator_names, tree_leaves
 
@@ -19,6 +21,7 @@ class Watched:
     fell_back: list[str] = field(default_factory=list)  # operators that the CPU computed in place of the device
     on_host: list[str] = field(default_factory=list)  # operators that the model's own code ran on the CPU, on values from the device
     computed: int | None = None  # operators that ran on the device, but for copies and views; None where nobody counts
+    blind: str = ""  # where the model raises only while it is watched; nothing was seen then
 
 
 class Watch(TorchDispatchMode):
@@ -116,6 +119,28 @@ class Watch(TorchDispatchMode):
     def _add(self, name: str) -> None:
         if name not in self.seen.fell_back:
             self.seen.fell_back.append(name)
+
+
+class AsUnwatched(TorchFunctionMode):
+    """Lets torch take the way that it takes where no mode looks on.
+
+    `ctc_loss` with lengths in tensors makes whole numbers of them and calls an operator that NPUs have; while a mode is
+    active it calls one that takes tensors, which NPUs lack (aten/src/ATen/native/LossCTC.cpp, `areAnyTensorSubclassLike`).
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (F.ctc_loss, torch.ctc_loss):
+            args = (*args[:2], *map(_whole_numbers, args[2:4]), *args[4:])
+            kwargs = {name: _whole_numbers(each) if name in LENGTHS else each for name, each in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+LENGTHS = ("input_lengths", "target_lengths")
+
+
+def _whole_numbers(value: Any) -> Any:
+    return value.flatten().tolist() if isinstance(value, Tensor) else value
 
 
 COPIES = (

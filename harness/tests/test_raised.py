@@ -130,6 +130,17 @@ def test_the_device_row_names_what_raised(npu):
 
 
 def test_a_tensor_left_on_the_cpu_is_named_with_its_line(npu):
+    class Left(nn.Module):
+        def forward(self, x):
+            return torch.add(x, torch.ones(4, 16))
+
+    with pytest.raises(RunError, match=r"; raised in the model: add \(test_raised.py:\d+\)"):
+        validate(case(Left, lambda generator: torch.randn(4, 16, generator=generator)), 1, npu)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("where", ["cpu", "there"])
+def test_a_loss_with_lengths_in_tensors_is_measured_as_it_runs_unwatched(npu, reduction, where):
     class Ctc(nn.Module):
         def __init__(self):
             super().__init__()
@@ -137,13 +148,47 @@ def test_a_tensor_left_on_the_cpu_is_named_with_its_line(npu):
 
         def forward(self, x, targets):
             scores = self.fc(x).view(12, 2, 8).log_softmax(-1)
-            return F.ctc_loss(scores, targets, torch.full((2,), 12), torch.full((2,), 4))
+            lengths = [torch.full((2,), number, device="cpu" if where == "cpu" else x.device) for number in (12, 4)]
+            return F.ctc_loss(scores, targets, lengths[0], target_lengths=lengths[1], reduction=reduction)
 
     def inputs(generator):
         return torch.randn(24, 16, generator=generator), torch.randint(1, 8, (2, 4), generator=generator)
 
-    with pytest.raises(RunError, match=r"; raised in the model: ctc_loss \(test_raised.py:\d+\)"):
-        validate(case(Ctc, inputs), 1, npu)
+    verdict = validate(case(Ctc, inputs), 1, npu)
+    assert verdict.passed, verdict.reasons
+    with emulator.fault("aclnnLogSoftmax*", "scale", by=1.1):
+        assert validate(case(Ctc, inputs), 1, npu).status == "FAIL"
+
+
+class Shy(nn.Module):
+    """Raises while a mode looks on; `wrong` on a device that is not the CPU."""
+
+    def __init__(self, wrong=False):
+        super().__init__()
+        self.fc, self.wrong = nn.Linear(16, 16), wrong
+
+    def forward(self, x):
+        if x.device.type != "cpu" and torch._C._len_torch_dispatch_stack():
+            raise RuntimeError("being watched")
+        return self.fc(x) * (1.5 if self.wrong and x.device.type != "cpu" else 1)
+
+
+def shy_inputs(generator):
+    return torch.randn(4, 16, generator=generator)
+
+
+def test_a_model_that_raises_only_while_it_is_watched_is_measured_and_says_so(npu):
+    verdict = validate(case(Shy, shy_inputs), 1, npu)
+    assert verdict.passed, verdict.reasons
+    [note] = [each for each in verdict.evidence.notes if "not watched" in each]
+    assert "test_raised.py" in note and "not looked for" in note
+    assert validate(case(lambda: Shy(wrong=True), shy_inputs), 1, npu).status == "FAIL"
+
+
+def test_an_error_that_comes_once_is_not_taken_for_the_watch(npu):
+    with emulator.fault("aclnnGelu*", "oom", nth=1) as fault, pytest.raises(RunError, match="out of memory"):
+        validate(case(), 1, npu)
+    assert fault.hits == 1
 
 
 def test_what_may_come_late_is_noticed_not_raised_there(npu):
