@@ -22,7 +22,7 @@ def emulated(body, *options, path=None, **environment):
         path.write_text(body)
         program = [str(path)]
     command = [sys.executable, "-m", "harness", "emulate", *options, *program]
-    return subprocess.run(command, cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=600)
 
 
 if __name__ == "__main__":
