@@ -130,7 +130,8 @@ def compare(actual: Tensor, expected: Tensor) -> Comparison:
     """Measure how far `actual` is from `expected`, both of any dtype and on any device.
 
     Both are brought to the CPU and read once, in float64, `CHUNK` elements at a time. Complex numbers are compared as
-    pairs (a last axis of 2 is added), bools as 0 and 1. An infinity that both sides share counts as no difference.
+    pairs (a last axis of 2 is added), bools as 0 and 1. An infinity that both sides share counts as no difference, and so
+    does a shared fill value, such as the -1e9 of masked logits: it would outweigh all that the model computed.
     The cosine distance is (‖a-e‖² - (‖a‖-‖e‖)²) / (2 ‖a‖ ‖e‖), equal to 1 - cos in exact arithmetic.
 
     Raises: TorchError where torch is older than the harness needs.
@@ -173,19 +174,45 @@ def _measure(actual: Tensor, expected: Tensor, dtype: str) -> dict:
         return dict.fromkeys((*zeros.split(), "ulp_max", "ulp_mean", "close_atol", "dynamo_atol"), 0.0) | dict(cos_sim=1.0, matched=1.0)
     tokens = len(shape) > 1 and shape[-1] > 1
     width = shape[-1] if tokens else min(actual.numel(), CHUNK)
-    sums = _Sums(tokens=tokens, dtype=dtype, rows=tokens or width == actual.numel() > 1, rms=_rms(expected))
+    fill = _fill(expected)
+    sums = _Sums(tokens=tokens, dtype=dtype, rows=tokens or width == actual.numel() > 1, rms=_rms(expected, fill), fill=fill)
     for start, left, right in _chunks(actual, expected, width):
         sums.add(start, left, right)
     return sums.numbers(shape)
 
 
-def _rms(tensor: Tensor) -> float:
-    """Root mean square of the finite elements."""
+FILL = 1e3  # times the largest of the other elements, from which on a value that is there more than once is a fill value
+
+
+def _fill(expected: Tensor) -> float | None:
+    """The value that masked elements were filled with, None where there is none: the largest by far, and more than once."""
+    import torch
+
+    if not expected.is_floating_point():
+        return None
+    flat = expected.reshape(-1)
+    low, high = (float(each) for each in torch.aminmax(flat))
+    value = low if -low > high else high
+    if not math.isfinite(value):  # a NaN, or an infinity: those are told apart elsewhere
+        return None
+    count, rest = 0, 0.0
+    for part in flat.split(CHUNK):
+        filled = part == value
+        count += int(torch.count_nonzero(filled))
+        rest = max(rest, float(torch.where(filled, 0.0, part).abs().max()))
+        if rest * FILL > abs(value):
+            return None
+    return value if count > 1 and rest > 0 else None
+
+
+def _rms(tensor: Tensor, fill: float | None = None) -> float:
+    """Root mean square of the finite elements, without those that were filled."""
     import torch
 
     total = count = 0.0
     for part in tensor.reshape(-1).split(CHUNK):
         part = part.double()
+        part = part if fill is None else part[part != fill]
         square = float(torch.dot(part, part))
         if not math.isfinite(square):
             part = part[part.isfinite()]
@@ -207,8 +234,8 @@ def _chunks(actual: Tensor, expected: Tensor, width: int):
 class _Sums:
     """What is carried from chunk to chunk."""
 
-    def __init__(self, tokens: bool, dtype: str, rows: bool, rms: float):
-        self.tokens, self.rows, self.rms = tokens, rows, rms
+    def __init__(self, tokens: bool, dtype: str, rows: bool, rms: float, fill: float | None = None):
+        self.tokens, self.rows, self.rms, self.fill = tokens, rows, rms, fill
         self.first_differ: tuple[int, float, float] | None = None  # of what is not finite on one side only: its index and the two values
         self.close = CLOSE.get(dtype, (0.0, 0.0))
         self.dynamo = DYNAMO.get(dtype, 0.0)
@@ -232,6 +259,9 @@ class _Sums:
         import torch
 
         a, e = (each.to(torch.float64, copy=True) for each in (actual, expected))  # what follows works in place
+        if self.fill is not None:
+            shared = (a == self.fill) & (e == self.fill)
+            a.masked_fill_(shared, 0.0), e.masked_fill_(shared, 0.0)
         diff = a - e
         self.count, self.width = self.count + a.numel(), a.shape[1]
         self.unequal += int(torch.count_nonzero(actual != expected))

@@ -249,3 +249,54 @@ def test_quantiles_of_zeros_and_of_what_float32_cannot_hold():
     zeros = torch.zeros(10, dtype=torch.float64)
     assert compare(zeros, zeros).quantile(0.5) == 0.0
     assert compare(zeros + 1e300, zeros).quantile(0.5) == 1e300
+
+
+# ------------------------------------------------------------------------------------------------------- fill values
+
+
+def masked(fill, dtype=torch.float32):
+    """Logits (8, 64), every fifth of them filled, and the same without the fill."""
+    logits = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    places = (torch.arange(64) % 5 == 0).expand(8, 64)
+    return logits.masked_fill(places, fill), logits.masked_fill(places, 0.0), places
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fill", [-1e4, 6e4, "least"])
+def test_a_fill_value_that_both_sides_share_hides_nothing(fill, dtype):
+    fill = torch.finfo(dtype).min if fill == "least" else fill
+    expected, plain, places = masked(fill, dtype)
+    wrong = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    found = compare(torch.where(places, expected, wrong), expected)
+    other = compare(wrong.masked_fill(places, 0.0), plain)
+    assert found.rel_l2 == other.rel_l2 > 1 and found.cos_sim == other.cos_sim and found.rms == other.rms < 2
+    assert found.inf_expected == 0 and compare(expected, expected).rel_l2 == 0
+
+
+def test_a_fill_value_on_one_side_is_a_difference():
+    expected, _, places = masked(-1e9)
+    actual = expected.clone()
+    actual[3, 5] = 0.25  # the mask was not applied here
+    found = compare(actual, expected)
+    assert found.max_diff > 9e8 and found.worst_index == (3, 5) and found.rel_l2 > 0.99
+    actual = expected.clone()
+    actual[3, 6] = -1e9  # and here it was, by mistake
+    assert compare(actual, expected).worst_index == (3, 6) and compare(actual, expected).rel_l2 > 1e7
+
+
+@pytest.mark.parametrize(("value", "count", "filled"), [(1001.0, 2, True), (999.0, 2, False), (1e9, 1, False)])
+def test_a_fill_value_is_there_twice_and_a_thousand_times_as_large(value, count, filled):
+    expected = torch.cat([torch.linspace(-1, 1, 30), torch.full((count,), -value)])
+    assert (compare(expected, expected).rms < 1) is filled
+
+
+def test_what_is_all_one_value_or_zero_beside_it_is_no_fill():
+    assert compare(torch.full((4,), 7.0), torch.full((4,), 7.0)).rms == 7
+    assert compare(torch.tensor([0.0, 9.0, 9.0]), torch.tensor([0.0, 9.0, 9.0])).rms > 5
+    assert compare(torch.tensor([0, 9000, 9000, 1]), torch.tensor([0, 9000, 9000, 1])).rms > 5  # of integers none
+
+
+def test_a_fill_value_is_told_across_chunks(monkeypatch):
+    monkeypatch.setattr("harness.measure.comparison.CHUNK", 64)
+    expected, plain, _ = masked(-1e9)
+    assert compare(expected, expected).rms == pytest.approx(compare(plain, plain).rms, rel=1e-6)
