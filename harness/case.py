@@ -254,7 +254,7 @@ def _validate(
         verdict = replace(verdict, failures=(*verdict.failures, *_otherwise(cpu, expected, golden, overflow)))
     marks = (NONDETERMINISTIC,) if rerun else ()
     conditioning = _conditioning(cpu, golden)
-    notes = [models.notes.get(case.key, ""), scatter, _drawn_text(cpu), _host_text(ran.seen), _blind_text(ran.seen)]
+    notes = [models.notes.get(case.key, ""), scatter, _drawn_text(cpu), _host_text(ran.seen), _blind_text(ran.seen), _pinned_text(cpu)]
     notes += [few, UNMOVED if conditioning == 0 else ""]
     evidence = Evidence(
         weights=_weights(models, case),
@@ -431,6 +431,7 @@ class _Cpu:
         inputs = moved_by_one_rounding(inputs, case.torch_dtype) if role == "moved" else inputs
         how = dict(what=f"{case.name}: the model", draws=self.draws, twice=twice)
         how |= dict(forward=case.forward, dtype=dtype, rules=rules, gradients=case.gradients)
+        how |= dict(pinned=case.subject in self.models.pinned)
         if self.clean:
             self.models.clean = self.models.clean or CleanProcess()
             cast = None if case.takes_dtype else case.torch_dtype
@@ -452,6 +453,7 @@ class _Cpu:
         kept = None if rules is None else {name: each for name, each in asdict(rules).items() if name != "random"}
         more = {"rules": kept, "clean": self.clean}
         more |= {"mode": [case.training, case.gradients]}
+        more |= {"requests": "as they are" if case.subject in models.pinned else "wide"} if role in ("golden", "moved") else {}
         more |= {"cpu": "any", "torch": torch.__version__.partition("+")[0]}  # a store is carried from machine to machine
         return key_of(role=role, weights=weights, code=code, inputs=self.inputs_sha256, dtype=case.dtype, **more)
 
@@ -467,8 +469,15 @@ def _golden(cpu: _Cpu) -> tuple[dict[str, Tensor] | None, str | None]:
     try:
         return as_infinite(cpu.run("golden").outputs), None
     except RunError as error:
-        cpu.models.draws.setdefault(cpu.case.subject, False)
-        return None, str(error)
+        first = str(error)
+    if cpu.case.subject not in cpu.models.pinned:  # it may want the float32 that it asks for
+        cpu.models.pinned[cpu.case.subject] = first
+        try:
+            return as_infinite(cpu.run("golden").outputs), None
+        except RunError:
+            cpu.models.pinned.pop(cpu.case.subject)
+    cpu.models.draws.setdefault(cpu.case.subject, False)
+    return None, first
 
 
 # Roundings by which two runs may differ where their sums were added in another order: always, and where the first run
@@ -780,6 +789,14 @@ def _few_text(verdict: Verdict) -> str:
         f"few elements: {least.scatter.runs} CPU runs with random roundings show an error made of about {least.scatter.degrees:.0f} "
         f"independent ones, so a healthy device may lose {least.slack:.2g} floors"
     )
+
+
+def _pinned_text(cpu: _Cpu) -> str:
+    """What is said of a model whose float64 reference is not float64 throughout."""
+    why = cpu.models.pinned.get(cpu.case.subject)
+    if why is None:
+        return ""
+    return f"the float64 reference computes in float32 where the model asks for it by name, since it raises otherwise: {why}"
 
 
 def _blind_text(seen: Watched) -> str:

@@ -24,7 +24,7 @@ from harness.devices import Device, unknown_rounding
 from harness.devices.device_errors import summary
 from harness.forecast import overflow_of, rounding, rules_of
 from harness.locate.finding import Step, ended, kind_of, raised
-from harness.reference import Draws, Float64Products, drawing, roundoff
+from harness.reference import Draws, Float64Products, WideRequests, drawing, roundoff
 from harness.torch_private import tree_map
 from harness.trial import FAILS, apart, budget, copy_strided, judged, on, tensors_in
 
@@ -175,10 +175,15 @@ class Modules:
         """What a module returns in float64; None where it has none."""
         if sides.wide is None:
             return None
-        try:
-            with Float64Products():
-                found = self._run(sides.wide, name, given.wide, given.state)
-        except FAILS:
+        found = None
+        for requests in (WideRequests(), contextlib.nullcontext()):  # a module may want the float32 that it asks for
+            try:
+                with Float64Products(), requests:
+                    found = self._run(sides.wide, name, given.wide, given.state)
+                break
+            except FAILS:
+                continue
+        if found is None:
             return None
         fits = len(found) == len(expected) and all(each.shape == other.shape for each, other in zip(found, expected))
         return [each.double() if each.is_floating_point() else each for each in found] if fits else None

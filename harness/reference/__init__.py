@@ -11,9 +11,10 @@ from harness.reference.randomness import Drawn, Draws, drawing, seeded
 from harness.reference.runs import Float64Products, Reference, moved_by_one_rounding, refer, roundoff, run, run_cpu
 from harness.reference.tensors import content_digest, digest, fresh, move, tensors_of, weights_digest
 from harness.reference.untouched import changes, untouched, version
+from harness.reference.wide import WideRequests
 
 __all__ = [
-    "Drawn", "Draws", "Float64Products", "Models", "Reference", "as_golden_has", "as_infinite", "changes", "content_digest", "copy_module", "digest", "drawing", "fresh",
+    "Drawn", "Draws", "Float64Products", "Models", "Reference", "WideRequests", "as_golden_has", "as_infinite", "changes", "content_digest", "copy_module", "digest", "drawing", "fresh",
     "is_of_a_model", "move", "moved_by_one_rounding", "place_of", "refer", "require_float32", "roundoff", "run", "run_cpu", "seeded", "tensors_of",
     "untouched", "version", "weights_digest",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from harness.reference.raised import place_of
 from harness.reference.randomness import Draws, Drawn, drawing
 from harness.reference.tensors import changed, digest, fresh, tensors_of
 from harness.reference.untouched import changes, versions
+from harness.reference.wide import WideRequests
 from harness.torch_private import TorchDispatchMode, operator
 
 
@@ -49,17 +50,19 @@ def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str, 
 
 def run_cpu(
     model: nn.Module, inputs: Any, *, forward: Callable | None, dtype: torch.dtype, rules: Rules | None = None,
-    gradients: bool = False,
+    gradients: bool = False, pinned: bool = False,
 ) -> tuple[Any, float, str]:
     """One reference: the model's output on the CPU, its time in milliseconds, and what computed it, in words.
 
-    `model` and `inputs` are in `dtype`; in float64 they are the golden reference. With `rules` the CPU rounds as they say: a forecast.
+    `model` and `inputs` are in `dtype`; in float64 they are the golden reference, and what the model asks for in float32 by name is
+    float64 as well, unless it is `pinned`. With `rules` the CPU rounds as they say: a forecast.
     """
     own = rules is None or rules.overflow_alone  # products are the CPU's
     emulate = dtype == torch.float16 and own and not _has_float16_products()
     begin = time.perf_counter()
     wide = dtype == torch.float64
-    with rounding(rules), _Float16Products() if emulate else Float64Products() if wide else nullcontext():
+    requests = WideRequests() if wide and not pinned else nullcontext()
+    with rounding(rules), _Float16Products() if emulate else Float64Products() if wide else nullcontext(), requests:
         outputs = run(model, inputs, forward=forward, where="on the CPU", gradients=gradients)
     name = f"CPU {str(dtype).removeprefix('torch.')}"
     parts = [name, *(["matrix products summed in float32 and rounded once"] if emulate else []), *([str(rules)] if rules else [])]
