@@ -154,13 +154,13 @@ def call_of(
 
 
 def _said(value: Any, name: str) -> str:
-    """An argument in words: a tensor by its dtype and shape, a fraction to three digits, which may hang on roundings."""
+    """An argument in words: a tensor by its dtype and shape, a fraction to five digits, since the last may hang on roundings."""
     if value is None or isinstance(value, (torch.device, torch.memory_format, torch.layout)):
         return ""
     if isinstance(value, Tensor):
         return f"{name}{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, float):
-        return f"{name}{value:.3g}"
+        return f"{name}{value:.5g}"
     if isinstance(value, str):
         return "" if value.partition(":")[0] in ("cpu", "npu", "cuda") else f"{name}{value}"
     if isinstance(value, (bool, int, complex, slice, torch.dtype)) or value is ...:

@@ -45,6 +45,8 @@ def named(model: nn.Module) -> Iterator[list[str]]:
         path.pop()
 
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # which takes none while it runs
+            continue
         hooks.append(module.register_forward_pre_hook(lambda module, inputs, name=name: path.append(name)))
         hooks.append(module.register_forward_hook(leave, always_call=True))
     try:

@@ -278,6 +278,7 @@ class Session:
                 each.calls, each.hits = calls, hits
 
     def _locate(self, case, seed: int | None, limit: float, row):
+        from harness.errors import HarnessError
         from harness.locate import locate
         from harness.report import write_text
         from harness.report.found import depth_picture, located
@@ -288,7 +289,10 @@ class Session:
         began, how = time.monotonic(), dict(models=self._models, level=level, limit=limit, row=_symptom(row))
         finding = locate(case, seed, self.device, backward=self.options.locate_backward, **how)
         if finding.first is None and finding.has_gradients:
-            finding = locate(case, seed, self.device, backward=True, **how)
+            try:
+                finding = locate(case, seed, self.device, backward=True, **how)
+            except HarnessError as error:  # what the first look found stands without the gradients
+                self.said.append((f"{case.name}: the gradients of its operators were not looked at: {error}", False))
         self._spent -= finding.compiling
         name = re.sub(r"[^\w.-]", "_", f"{case.name}-{case.dtype}" + ("" if seed is None else f"-seed{seed}"))
         folder, repro, picture = self.directory / "repro" / name, None, None

@@ -110,7 +110,9 @@ def refer(
             return Reference(outputs=outputs, **found)
         written = [f"parameter {name}" for name, now in versions(model).items() if before.get(name, now) != now]
         with lend() as other:
-            changed = ", ".join(filter(None, [*written[:4], changes(model, other)]))
+            differing = changes(model, other)
+        said = [each for each in written[:4] if each not in differing.split(", ")]
+        changed = ", ".join(filter(None, [*said, differing]))
         return Reference(outputs=outputs, again=again, changed=changed, **found)
 
 

@@ -163,6 +163,19 @@ def test_another_number_is_named(npu):
     )
 
 
+def test_a_number_that_differs_in_its_fourth_digit_is_named(npu):
+    found = locate(case(lambda: Chain(nn.Linear(64, 64), Scale(0.5003))), 1, npu)
+    assert (found.first.module, found.first.operator) == ("1", "mul")
+    assert "with 0.5003 where the CPU runs it with 0.5;" in found.sentences()
+
+
+def test_an_operator_beside_a_scripted_part_is_named(npu):
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(64, 64), nn.ReLU()))
+    with emulator.fault("aclnnSilu", "scale", by=1.1):
+        found = locate(case(lambda: Chain(scripted, nn.SiLU())), 1, npu)
+    assert (found.first.module, found.first.operator) == ("1", "silu")
+
+
 def test_a_path_of_the_cases_own_forward_is_named(npu):
     def forward(model, x):
         return model(x) * (2 if on_npu(x) else 1)
@@ -539,6 +552,28 @@ def test_the_report_of_a_fault_that_is_gone_says_so(user):  # noqa: F811
         row["located"]["said"].startswith("The fault did not come back")
         and "tanh formula" not in row["located"]["said"]
     )
+
+
+@needs_torch_npu
+def test_what_the_first_look_found_stands_where_gradients_cannot_be_looked_at(user, monkeypatch):  # noqa: F811
+    import harness.locate
+    from harness.errors import RunError
+    from harness.locate.finding import Finding
+
+    whole = harness.locate.locate
+
+    def without_gradients(*args, backward=False, **how):
+        if backward:
+            raise RunError("checkpoint saw other tensors")
+        return whole(*args, **how)
+
+    monkeypatch.setattr(Finding, "has_gradients", True)
+    monkeypatch.setattr(harness.locate, "locate", without_gradients)
+    write(user, BRANCH.replace('torch.sigmoid(y) if y.device.type == "npu" else torch.tanh(y)', "nn.functional.gelu(y)"))
+    result = user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnGelu*:nan:at=3,nth=1")
+    row = stored(user)["rows"][0]
+    assert row["located"]["said"].startswith("The fault did not come back")
+    result.stdout.fnmatch_lines(["*the gradients of its operators were not looked at: checkpoint saw other tensors*"])
 
 
 def test_what_another_run_on_the_cpu_calls_otherwise_is_no_path_of_the_device(npu):

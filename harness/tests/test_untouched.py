@@ -1,6 +1,7 @@
 """Every side runs an untouched copy: state that a run leaves reaches no other side, seed, dtype or case."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -240,8 +241,9 @@ class Unseeded(Base):
 def test_a_reference_that_does_not_repeat_is_an_error_that_names_what_changed(device, model, named):
     models = Models()
     for seed in (1, 2):  # the second as well
-        with pytest.raises(UnstableReferenceError, match=f"REFERENCE UNSTABLE: two runs on the CPU differ by .*{named}"):
+        with pytest.raises(UnstableReferenceError, match=f"REFERENCE UNSTABLE: two runs on the CPU differ by .*{named}") as caught:
             validate(case(model), seed, device, models=models)
+        assert len(re.findall(named, str(caught.value))) == 1  # and once
 
 
 def test_the_reference_is_repeated_once_for_a_model_and_a_dtype(device):
