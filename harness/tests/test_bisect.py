@@ -260,7 +260,7 @@ def test_what_could_not_run_is_kept_until_retry(bench, capsys):
 # ----------------------------------------------------------------------------------------------------------- the command
 
 
-def waits(holds, seconds=20):
+def waits(holds, seconds=120):
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "waited in vain"
