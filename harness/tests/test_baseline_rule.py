@@ -69,6 +69,8 @@ def test_one_row_of_sums_makes_all_rows_of_a_case_rows_of_sums():
     rows = [row(0, 1.9, "now"), row(1, 1.0, "now")]
     assert became(rows, [row(0), row(1, **SUMS)]) == ["DRIFT", "DRIFT"]
     assert became(rows, [row(0), row(1)]) == ["REGRESSED", "DRIFT"]
+    three = [row(seed, 1.2, "now") for seed in range(3)]
+    assert became(three, [row(0), row(1), row(2, **SUMS)]) == ["DRIFT"] * 3
 
 
 def test_an_error_of_zero_that_grows_is_worse_and_one_that_stays_is_not():
@@ -103,6 +105,9 @@ def test_a_change_that_is_shared_names_its_mean_and_the_seeds():
         assert f", {mean:.3f} times on average over 3 seeds; find out what changed, or accept it" in found.text
     for found in baseline.verdicts([row(seed, 1 / 1.05, "now") for seed in range(3)], entry(then)):
         assert "so that it cannot be lost again" in found.text
+    for ratio in (1.6, 1 / 1.6):  # beyond what counts by itself too
+        for found in baseline.verdicts([row(seed, ratio, "now") for seed in range(3)], entry(then)):
+            assert f"{ratio:.3f} times on average over 3 seeds" in found.text
     (alone,) = baseline.verdicts([row(0, 1.6, "now")], entry(then))
     assert "on average" not in alone.text and "find out what changed" in alone.text
 
