@@ -404,6 +404,19 @@ def test_attention_that_learns_or_drops_is_made_of_its_products():
     assert bits(dropped, exact) < 5 and bits(kept, exact) > 19
 
 
+def test_attention_with_a_mask_that_is_causal_too_is_what_the_cpu_makes_of_both():
+    tensors = qkv(1, 2, 5, 32, keys=5)
+    mask = seeded(5, 5, seed=5) > -0.5
+    mask[:, 0] = True
+    try:
+        exact = F.scaled_dot_product_attention(*[each.double() for each in tensors], mask, is_causal=True)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            forecast(Rules(), F.scaled_dot_product_attention, *tensors, mask, is_causal=True)
+    else:
+        assert bits(forecast(Rules(), F.scaled_dot_product_attention, *tensors, mask, is_causal=True), exact) > 19
+
+
 def test_attention_past_python_takes_masks_of_floats_and_a_scale():
     q, k, v = qkv(1, 2, 5, 32, keys=5)
     bias = seeded(5, 5, seed=5)
