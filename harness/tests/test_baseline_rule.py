@@ -1,4 +1,4 @@
-"""Every constant and branch of the rule that holds a run against its baseline: what is at it, what is beyond it, either way.
+"""Every constant and branch of the rule that holds a run against its baseline: at it and beyond it, either way.
 
 The constants are restated here, so that none can change unseen.
 """
@@ -20,7 +20,14 @@ RUN = dict(test="t::test[m]", case="m", weights="seeded:0")
 
 
 def row(seed=0, error=1.0, digest="then", dtype="float32", **more):
-    given = dict(dtype=dtype, seed=seed, inputs_sha256=f"in{seed}", rel_l2=error, golden_rel_l2=error, actual_sha256=f"{digest} {seed}")
+    given = dict(
+        dtype=dtype,
+        seed=seed,
+        inputs_sha256=f"in{seed}",
+        rel_l2=error,
+        golden_rel_l2=error,
+        actual_sha256=f"{digest} {seed}",
+    )
     return Row(**(RUN | given | more))
 
 
@@ -38,7 +45,7 @@ def changed(ratios, now=None, then=None):
     return became(after, [row(seed, **(then or {})) for seed in range(len(ratios))])
 
 
-# ------------------------------------------------------------------------------------------------------ one row by itself
+# ---------------------------------------------------------------------------------------------------- one row by itself
 
 
 def sides(factor):
@@ -50,16 +57,24 @@ def sides(factor):
 SUMS = dict(cpu_golden_rel_l2=0.5)  # the accepted error, 1, is twice the CPU's
 
 
-@pytest.mark.parametrize(("factor", "now", "then"), [
-    (1.5, {}, {}),
-    (2.0, {}, SUMS),
-    (1.5, {}, dict(cpu_golden_rel_l2=0.5 * (1 - TINY))),
-    (1.5, SUMS, {}),  # the accepted run's error counts, not this one's
-    (1.5, dict(dtype="float16"), SUMS),
-    (1.5, dict(shape=(1000,)), {}), (3.0, dict(shape=(999,)), {}), (3.0, dict(shape=(3, 167)), {}),
-    (5.0, dict(shape=(500,)), {}), (5.0, dict(shape=(11,)), {}), (10.0, dict(shape=(2, 5)), {}), (10.0, dict(shape=()), {}),
-    (10.0, dict(shape=(10,)), SUMS),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("factor", "now", "then"),
+    [
+        (1.5, {}, {}),
+        (2.0, {}, SUMS),
+        (1.5, {}, dict(cpu_golden_rel_l2=0.5 * (1 - TINY))),
+        (1.5, SUMS, {}),  # the accepted run's error counts, not this one's
+        (1.5, dict(dtype="float16"), SUMS),
+        (1.5, dict(shape=(1000,)), {}),
+        (3.0, dict(shape=(999,)), {}),
+        (3.0, dict(shape=(3, 167)), {}),
+        (5.0, dict(shape=(500,)), {}),
+        (5.0, dict(shape=(11,)), {}),
+        (10.0, dict(shape=(2, 5)), {}),
+        (10.0, dict(shape=()), {}),
+        (10.0, dict(shape=(10,)), SUMS),
+    ],
+)
 def test_the_factor_from_which_a_change_counts_by_itself(factor, now, then):
     for ratio, kind in sides(factor):
         assert changed([ratio], now, then) == [kind], ratio
@@ -83,7 +98,7 @@ def test_an_error_of_zero_that_grows_is_worse_and_one_that_stays_is_not():
     assert "error to float64 1.250e+00 where 1.000e+00 was accepted (1.250 times)" in found.text
 
 
-# -------------------------------------------------------------------------------------------------------- all seeds together
+# --------------------------------------------------------------------------------------------------- all seeds together
 
 
 @pytest.mark.parametrize(("least", "then"), [(1.03, {}), (2.0, SUMS)])
@@ -91,7 +106,10 @@ def test_the_factor_from_which_a_change_that_all_seeds_share_counts(least, then)
     for factor, kind in sides(least):
         assert changed([factor] * 4, {}, then) == [kind] * 4
     for sign in (1, -1):  # at the factor itself there is no change, and beyond it there is one way
-        assert baseline._shared([sign * math.log(least)] * 4, least) == 0 and baseline._shared([sign * math.log(least) * (1 + TINY)] * 4, least) == sign
+        assert (
+            baseline._shared([sign * math.log(least)] * 4, least) == 0
+            and baseline._shared([sign * math.log(least) * (1 + TINY)] * 4, least) == sign
+        )
     assert changed([1.04] * 3) == ["REGRESSED"] * 3 and changed([1 / 1.04] * 3) == ["IMPROVED"] * 3
     assert changed([1.04] * 2) == ["DRIFT"] * 2, "three seeds are needed"
     assert changed([1.4, 1.4, 1.4]) == ["REGRESSED"] * 3 and changed([1.4, 1.4, 1.4], {}, SUMS) == ["DRIFT"] * 3
@@ -128,17 +146,34 @@ def test_seeds_with_the_same_inputs_are_one_sample():
     two = [row(seed, 1.04, "now", inputs_sha256=f"in{seed % 2}") for seed in range(4)]
     assert became(two, [row(seed, inputs_sha256=f"in{seed % 2}") for seed in range(4)]) == ["DRIFT"] * 4
     assert became([row(seed, 1.04, "now") for seed in range(4)], then) == ["REGRESSED"] * 4
-    rows = [row(0, 1.0, "now", inputs_sha256="in"), row(1, 1.04, "now", inputs_sha256="in"), row(2, 1.04, "now"), row(3, 1.04, "now")]
+    rows = [
+        row(0, 1.0, "now", inputs_sha256="in"),
+        row(1, 1.04, "now", inputs_sha256="in"),
+        row(2, 1.04, "now"),
+        row(3, 1.04, "now"),
+    ]
     first = became(rows, [row(0, inputs_sha256="in"), row(1, inputs_sha256="in"), row(2), row(3)])
     assert first == ["DRIFT"] * 4, "the first of a sample stands for it"
 
 
 def test_rows_that_cannot_be_divided_are_no_samples():
     then = [row(seed) for seed in range(5)]
-    now = [row(0, math.nan, "now"), row(1, 0.0, "now"), row(2, 1.04, "now"), row(3, 1.04, "now"), row(4, weights="seeded:1", digest="now")]
+    now = [
+        row(0, math.nan, "now"),
+        row(1, 0.0, "now"),
+        row(2, 1.04, "now"),
+        row(3, 1.04, "now"),
+        row(4, weights="seeded:1", digest="now"),
+    ]
     assert became(now, then) == ["NOT COMPARABLE", "IMPROVED", "DRIFT", "DRIFT", "NOT COMPARABLE"]
     then[1] = row(1, 0.0)
-    assert became([now[0], row(1, 1.0, "now"), *now[2:]], then) == ["NOT COMPARABLE", "REGRESSED", "DRIFT", "DRIFT", "NOT COMPARABLE"]
+    assert became([now[0], row(1, 1.0, "now"), *now[2:]], then) == [
+        "NOT COMPARABLE",
+        "REGRESSED",
+        "DRIFT",
+        "DRIFT",
+        "NOT COMPARABLE",
+    ]
 
 
 def tail(limit, freedom):
@@ -146,7 +181,9 @@ def tail(limit, freedom):
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
     steps, width = 2000, limit / 2000
     heights = [scale * (1 + (step * width) ** 2 / freedom) ** (-(freedom + 1) / 2) for step in range(steps + 1)]
-    return 0.5 - width / 3 * sum(height * (1 if step in (0, steps) else 4 if step % 2 else 2) for step, height in enumerate(heights))
+    return 0.5 - width / 3 * sum(
+        height * (1 if step in (0, steps) else 4 if step % 2 else 2) for step, height in enumerate(heights)
+    )
 
 
 FREEDOMS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30)  # those of the table, below which the next lower one holds
@@ -170,27 +207,37 @@ def test_a_shared_change_must_stand_out_of_its_scatter_by_students_point(count):
         assert baseline._shared([sign * each for each in logs], 1.03) == expected
 
 
-# --------------------------------------------------------------------------------------------------------- reruns that differ
+# --------------------------------------------------------------------------------------------------- reruns that differ
 
 
-@pytest.mark.parametrize(("ratio", "now", "then", "kind"), [
-    (1.6, 0.2 * (1 + TINY), 0.0, "DRIFT"), (1.6, 0.2 * (1 - TINY), 0.0, "REGRESSED"),  # three times the larger difference
-    (1.6, 0.0, 0.2 * (1 + TINY), "DRIFT"), (1.6, 0.0, 0.2 * (1 - TINY), "REGRESSED"),
-    (0.4, 0.2 * (1 + TINY), 0.1, "DRIFT"), (0.4, 0.2 * (1 - TINY), 0.1, "IMPROVED"),
-    (2.0, 9.0, 0.0, "DRIFT"), (2.0 + 1e-9, 9.0, 0.0, "REGRESSED"),  # and it may not grow by more than the accepted error
-    (2.25, 9.0, 0.25, "DRIFT"), (2.25 + 1e-9, 9.0, 0.25, "REGRESSED"),  # and the accepted difference
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ratio", "now", "then", "kind"),
+    [
+        (1.6, 0.2 * (1 + TINY), 0.0, "DRIFT"),
+        (1.6, 0.2 * (1 - TINY), 0.0, "REGRESSED"),  # three times the larger difference
+        (1.6, 0.0, 0.2 * (1 + TINY), "DRIFT"),
+        (1.6, 0.0, 0.2 * (1 - TINY), "REGRESSED"),
+        (0.4, 0.2 * (1 + TINY), 0.1, "DRIFT"),
+        (0.4, 0.2 * (1 - TINY), 0.1, "IMPROVED"),
+        (2.0, 9.0, 0.0, "DRIFT"),
+        (2.0 + 1e-9, 9.0, 0.0, "REGRESSED"),  # and it may not grow by more than the accepted error
+        (2.25, 9.0, 0.25, "DRIFT"),
+        (2.25 + 1e-9, 9.0, 0.25, "REGRESSED"),  # and the accepted difference
+    ],
+)
 def test_what_the_reruns_differ_by_excuses_a_change(ratio, now, then, kind):
     reruns = [{"rerun": {"rel_l2": size} if size else {}} for size in (now, then)]
     assert changed([ratio], *reruns) == [kind]
 
 
-# ----------------------------------------------------------------------------------------------------------- parts of a row
+# ------------------------------------------------------------------------------------------------------- parts of a row
 
 
 def parts(error, count=1000, digest="now", dtype="float32", rerun=0.0, **more):
     outputs = {"a": Numbers(rel_l2=1.0, shape=(2000,)), "b": Numbers(rel_l2=error, shape=(count,))}
-    return [row(0, 1.0, digest, dtype=dtype, output="a", outputs=outputs, rerun={"rel_l2": rerun} if rerun else {}, **more)]
+    return [
+        row(0, 1.0, digest, dtype=dtype, output="a", outputs=outputs, rerun={"rel_l2": rerun} if rerun else {}, **more)
+    ]
 
 
 @pytest.mark.parametrize(("count", "factor"), [(1000, 4.0), (501, 4.0), (500, 5.0), (11, 5.0), (10, 10.0)])
@@ -215,9 +262,15 @@ def test_another_output_may_scatter_by_three_times_what_reruns_differ():
 
 
 def test_a_row_that_improved_by_itself_is_worse_where_another_output_is():
-    (found,) = baseline.verdicts([row(0, 0.1, "now", outputs=parts(1.0)[0].outputs)], entry([row(0, outputs=parts(2**-6)[0].outputs)]))
+    (found,) = baseline.verdicts(
+        [row(0, 0.1, "now", outputs=parts(1.0)[0].outputs)], entry([row(0, outputs=parts(2**-6)[0].outputs)])
+    )
     assert found.kind == "REGRESSED" and found.ratio == 0.1
-    assert found.text == "m float32 seed 0: output b is off by 1.000e+00 where 1.562e-02 was accepted; find out what changed, or accept it with --precision-baseline=accept"
+    assert (
+        found.text
+        == "m float32 seed 0: output b is off by 1.000e+00 where 1.562e-02 was accepted; find out what changed, "
+        "or accept it with --precision-baseline=accept"
+    )
 
 
 def test_the_worst_token_has_the_slack_of_its_width():
@@ -234,26 +287,42 @@ def test_the_worst_token_has_the_slack_of_its_width():
     assert became([row(0, 1.0, "now", shape=(), token_rel_l2=1.0)], [row(shape=(), token_rel_l2=0.01)]) == ["DRIFT"]
 
 
-# ------------------------------------------------------------------------------------------------------ what can be compared
+# ------------------------------------------------------------------------------------------------- what can be compared
 
 
 def normed(norm, digest="now", **more):
     return row(0, 1.0, digest, **(dict(rms=norm, cpu_golden_rel_l2=1e-3, shape=(8, 500), output="y") | more))
 
 
-@pytest.mark.parametrize(("now", "then", "allowed"), [(1e-3, 1e-3, 4e-3 + 1e-6), (0.0, 1e-3, 2e-3 + 1e-6), (1e-3, 0.0, 2e-3 + 1e-6), (0.0, 0.0, 1e-6)])
+@pytest.mark.parametrize(
+    ("now", "then", "allowed"),
+    [(1e-3, 1e-3, 4e-3 + 1e-6), (0.0, 1e-3, 2e-3 + 1e-6), (1e-3, 0.0, 2e-3 + 1e-6), (0.0, 0.0, 1e-6)],
+)
 def test_two_results_of_the_cpu_may_differ_by_twice_what_both_are_off(now, then, allowed):
     before = normed(2.0, "then", cpu_golden_rel_l2=then)
     for sign in (1, -1):
         for factor, comparable in ((1 - 1e-7, True), (1 + 1e-7, False)):
-            (found,) = baseline.verdicts([normed(2.0 * (1 + sign * allowed * factor), cpu_golden_rel_l2=now)], entry([before]))
+            (found,) = baseline.verdicts(
+                [normed(2.0 * (1 + sign * allowed * factor), cpu_golden_rel_l2=now)], entry([before])
+            )
             assert (found.kind != "NOT COMPARABLE") is comparable
-            assert comparable or "the CPU's result is another one than was accepted: its root mean square is" in found.text
+            assert (
+                comparable or "the CPU's result is another one than was accepted: its root mean square is" in found.text
+            )
 
 
-@pytest.mark.parametrize("more", [
-    dict(output="z"), dict(shape=(500, 8)), dict(parted="at 3"), dict(rms=None), dict(rms=math.nan), dict(cpu_golden_rel_l2=None), dict(cpu_golden_rel_l2=math.inf),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(output="z"),
+        dict(shape=(500, 8)),
+        dict(parted="at 3"),
+        dict(rms=None),
+        dict(rms=math.nan),
+        dict(cpu_golden_rel_l2=None),
+        dict(cpu_golden_rel_l2=math.inf),
+    ],
+)
 def test_norms_say_nothing_where_they_are_of_something_else_or_not_known(more):
     for now, then in ((normed(9.0, **more), normed(1.0, "then")), (normed(1.0), normed(9.0, "then", **more))):
         assert became([now], [then])[0] != "NOT COMPARABLE"
@@ -261,15 +330,20 @@ def test_norms_say_nothing_where_they_are_of_something_else_or_not_known(more):
     assert became([normed(9.0)], [normed(1.0, "then")]) == ["NOT COMPARABLE"]
 
 
-@pytest.mark.parametrize(("more", "words"), [
-    (dict(weights="seeded:1"), "ran with other weights (seeded:1) than were accepted (seeded:0)"),
-    (dict(weights_sha256="b" * 20), f"ran with other weights ({'b' * 16}) than were accepted ({'a' * 16})"),
-    (dict(inputs_sha256="x"), "ran with other inputs (x) than were accepted (in0)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (dict(weights="seeded:1"), "ran with other weights (seeded:1) than were accepted (seeded:0)"),
+        (dict(weights_sha256="b" * 20), f"ran with other weights ({'b' * 16}) than were accepted ({'a' * 16})"),
+        (dict(inputs_sha256="x"), "ran with other inputs (x) than were accepted (in0)"),
+    ],
+)
 def test_other_weights_and_inputs_are_named_by_their_digests(more, words):
     then = row(weights_sha256="a" * 20)
     (found,) = baseline.verdicts([row(0, 1.0, "now", **(dict(weights_sha256="a" * 20) | more))], entry([then]))
-    assert found.kind == "NOT COMPARABLE" and found.text.startswith(f"m float32 seed 0 {words}; its numbers cannot be compared")
+    assert found.kind == "NOT COMPARABLE" and found.text.startswith(
+        f"m float32 seed 0 {words}; its numbers cannot be compared"
+    )
     assert not baseline.same_subject(row(**(dict(weights_sha256="a" * 20) | more)), then)
 
 
@@ -284,13 +358,20 @@ def test_a_row_without_a_digest_is_not_compared(digest):
     """It is the same on both sides, since another one would be other inputs."""
     for now, then in ((None, None), *(((None, "then 0"), ("now 0", None)) if digest == "actual_sha256" else ())):
         (found,) = baseline.verdicts([row(**{digest: now})], entry([row(**{digest: then})]))
-        assert found.kind == "NOT COMPARABLE" and f"has no {digest}, now or as accepted" in found.text and found.text.endswith("run it again with this version")
+        assert (
+            found.kind == "NOT COMPARABLE"
+            and f"has no {digest}, now or as accepted" in found.text
+            and found.text.endswith("run it again with this version")
+        )
 
 
 def test_errors_that_are_not_finite_are_not_compared():
     for now, then in ((math.nan, 1.0), (1.0, math.nan), (math.inf, 1.0), (1.0, math.inf)):
         (found,) = baseline.verdicts([row(0, now, "now")], entry([row(0, then)]))
-        assert found.kind == "NOT COMPARABLE" and f"no finite error to compare, {now} now and {then} accepted" in found.text
+        assert (
+            found.kind == "NOT COMPARABLE"
+            and f"no finite error to compare, {now} now and {then} accepted" in found.text
+        )
 
 
 @pytest.mark.parametrize("number", ["rel_l2", "max_diff", "mean_diff"])
@@ -298,16 +379,36 @@ def test_numbers_of_the_same_bits_agree_to_one_in_a_million(number):
     def same(value, out="out"):
         return row(**{"max_diff": 1.0, "mean_diff": 1.0, number: value, "expected_sha256": out})
 
-    for factor, kind in ((1 + 9e-7, "IDENTICAL"), (1 + 1.1e-6, "NOT COMPARABLE"), (1 / (1 + 9e-7), "IDENTICAL"), (1 / (1 + 1.1e-6), "NOT COMPARABLE")):
+    for factor, kind in (
+        (1 + 9e-7, "IDENTICAL"),
+        (1 + 1.1e-6, "NOT COMPARABLE"),
+        (1 / (1 + 9e-7), "IDENTICAL"),
+        (1 / (1 + 1.1e-6), "NOT COMPARABLE"),
+    ):
         (found,) = baseline.verdicts([same(3.0 * factor)], entry([same(3.0)]))
-        assert found.kind == kind and (kind == "IDENTICAL" or f"every bit is as accepted, and {number} is" in found.text)
-    for now, then, kind in ((math.nan, math.nan, "IDENTICAL"), (math.nan, 1.0, "NOT COMPARABLE"), (0.0, 0.0, "IDENTICAL"), (math.inf, math.inf, "IDENTICAL"), (0.0, 1e-9, "NOT COMPARABLE")):
+        assert found.kind == kind and (
+            kind == "IDENTICAL" or f"every bit is as accepted, and {number} is" in found.text
+        )
+    for now, then, kind in (
+        (math.nan, math.nan, "IDENTICAL"),
+        (math.nan, 1.0, "NOT COMPARABLE"),
+        (0.0, 0.0, "IDENTICAL"),
+        (math.inf, math.inf, "IDENTICAL"),
+        (0.0, 1e-9, "NOT COMPARABLE"),
+    ):
         assert became([same(now)], [same(then)]) == [kind]
     if number != "rel_l2":
         assert became([same(None)], [same(1.0)]) == became([same(1.0)], [same(None)]) == ["IDENTICAL"]
-    for now, then in (("other", "out"), (None, None), ("out", None)):  # numbers against other results of the CPU may differ
+    for now, then in (
+        ("other", "out"),
+        (None, None),
+        ("out", None),
+    ):  # numbers against other results of the CPU may differ
         (found,) = baseline.verdicts([same(9.0, now)], entry([same(1.0, then)]))
-        assert (found.kind, found.ratio) == ("IDENTICAL", 1.0) and "every bit of the device's output as accepted" in found.text
+        assert (found.kind, found.ratio) == (
+            "IDENTICAL",
+            1.0,
+        ) and "every bit of the device's output as accepted" in found.text
     (found,) = baseline.verdicts([same(1.0)], entry([same(1.0)]))
     assert (found.ratio, found.text) == (1.0, "m float32 seed 0: every bit as accepted")
 
@@ -324,15 +425,28 @@ def test_a_row_that_was_not_accepted_is_new():
     assert [each.kind for each in found] == ["NEW", "NEW"] and found[0].ratio is None
 
 
-# ------------------------------------------------------------------------------------------------------- rows as they are left
+# ------------------------------------------------------------------------------------------------ rows as they are left
 
 
 def test_a_row_that_is_worse_has_a_reason_and_its_mark_says_so():
     now = [row(0, 9.0, "now", marks=(Mark.NEW, Mark.FELL_BACK)), row(1, 1.0, "then", marks=(Mark.NEW,))]
     worse, same = baseline.settled(now, entry([row(0), row(1)]))
-    assert worse.status == "REGRESSED" and worse.criteria == ("baseline",) and worse.reasons[0].startswith("REGRESSED: m float32 seed 0: error to float64")
-    assert worse.marks == (Mark.REGRESSED, Mark.FELL_BACK) and worse.baseline.kind == "REGRESSED" and worse.baseline.ratio == 9.0
-    assert same.status == "PASS" and same.criteria == () and same.marks == (Mark.IDENTICAL,) and same.baseline.kind == "IDENTICAL"
+    assert (
+        worse.status == "REGRESSED"
+        and worse.criteria == ("baseline",)
+        and worse.reasons[0].startswith("REGRESSED: m float32 seed 0: error to float64")
+    )
+    assert (
+        worse.marks == (Mark.REGRESSED, Mark.FELL_BACK)
+        and worse.baseline.kind == "REGRESSED"
+        and worse.baseline.ratio == 9.0
+    )
+    assert (
+        same.status == "PASS"
+        and same.criteria == ()
+        and same.marks == (Mark.IDENTICAL,)
+        and same.baseline.kind == "IDENTICAL"
+    )
     (failing,) = baseline.settled([row(0, 9.0, "now", criteria=("max_diff",), reasons=("too far",))], entry([row(0)]))
     assert failing.criteria == ("max_diff",) and failing.baseline.kind == "REGRESSED"
     known = dict(criteria=("max_diff",), reasons=("too far",), marks=(Mark.KNOWN, Mark.NEW))
@@ -344,9 +458,16 @@ def test_a_row_that_is_worse_has_a_reason_and_its_mark_says_so():
 
 def test_limits_loosen_by_a_digit_and_absent_rows_are_named():
     then = entry([row(1, allowed={"rel_l2": 1.0, "cos_sim": 0.5}), row(2)])
-    for now, said in (({"rel_l2": 1.0, "cos_sim": 0.5}, 0), ({"rel_l2": 1 + TINY, "cos_sim": 0.5 - TINY}, 2), ({"rel_l2": 0.9, "cos_sim": 0.6}, 0), ({}, 2)):
+    for now, said in (
+        ({"rel_l2": 1.0, "cos_sim": 0.5}, 0),
+        ({"rel_l2": 1 + TINY, "cos_sim": 0.5 - TINY}, 2),
+        ({"rel_l2": 0.9, "cos_sim": 0.6}, 0),
+        ({}, 2),
+    ):
         assert len(baseline.loosened(then, [row(1, allowed=now), row(2, allowed=now), row(3, allowed=now)])) == said
-    assert baseline.absent(then, [row(2)]) == ["seed 1"] and baseline.absent(then, [row(1), row(2)]) == [] == baseline.absent(None, [])
+    assert baseline.absent(then, [row(2)]) == ["seed 1"] and baseline.absent(
+        then, [row(1), row(2)]
+    ) == [] == baseline.absent(None, [])
     assert baseline.seed_of(row(None)) == "-" and baseline.seed_of(row(7)) == "7"
 
 
@@ -355,30 +476,40 @@ def test_an_entry_is_of_one_device_and_replaced_whole():
     both = baseline.accepted(first, [row(2)], stack=STACK, backend="emulated", when="2026-01-02")
     again = baseline.accepted(both, [row(3)], stack=STACK, backend="npu", when="2026-01-03")
     kept = {name: (each.accepted, tuple(each.rows), dict(each.stack)) for name, each in again.entries.items()}
-    assert kept == {"Ascend910B4 (npu)": ("2026-01-03", ("3",), STACK), "Ascend910B4 (emulated)": ("2026-01-02", ("2",), STACK)}
+    assert kept == {
+        "Ascend910B4 (npu)": ("2026-01-03", ("3",), STACK),
+        "Ascend910B4 (emulated)": ("2026-01-02", ("2",), STACK),
+    }
     assert (again.case, again.dtype) == ("m", "float32") and tuple(first.entries) == ("Ascend910B4 (npu)",)
     assert baseline.entry_of(again, STACK, "npu").accepted == "2026-01-03"
     assert baseline.entry_of(again, STACK, "cuda") is None is baseline.entry_of(None, STACK, "npu")
 
 
-@pytest.mark.parametrize(("more", "backend", "name"), [
-    ({}, "npu", "ascend910b4_torch_npu-2.9.0_cann-8.5.0"),
-    ({}, "emulated", "ascend910b4-emulated_torch_npu-2.9.0_cann-8.5.0"),
-    ({"cann": None}, None, "ascend910b4_torch_npu-2.9.0"),
-    ({"torch_npu": None, "cann": None, "device": "H 100"}, "cuda", "h_100-cuda_torch-2.9.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "backend", "name"),
+    [
+        ({}, "npu", "ascend910b4_torch_npu-2.9.0_cann-8.5.0"),
+        ({}, "emulated", "ascend910b4-emulated_torch_npu-2.9.0_cann-8.5.0"),
+        ({"cann": None}, None, "ascend910b4_torch_npu-2.9.0"),
+        ({"torch_npu": None, "cann": None, "device": "H 100"}, "cuda", "h_100-cuda_torch-2.9.0"),
+    ],
+)
 def test_a_stack_has_a_name_that_can_be_a_folders(more, backend, name):
     assert baseline.stack_name(STACK | more, backend) == name
 
 
-# ------------------------------------------------------------------------------------------------------------------- files
+# ---------------------------------------------------------------------------------------------------------------- files
 
 
 def test_the_longest_name_of_a_file_is_a_name_and_one_byte_more_gets_a_digest(tmp_path):
     for count, plain in ((150 - len("-float32"), True), (151 - len("-float32"), False)):
         path = baseline.path_of(tmp_path, "x" * count, "float32")
         assert (path.name == f"{'x' * count}-float32.json") is plain
-        assert plain or path.name.startswith("x" * (count) + "-float3"[: 150 - count]) and len(path.name) == 150 + 1 + 8 + len(".json")
+        assert (
+            plain
+            or path.name.startswith("x" * (count) + "-float3"[: 150 - count])
+            and len(path.name) == 150 + 1 + 8 + len(".json")
+        )
     assert baseline.path_of(tmp_path, "a-b_c.d", None).name == "a-b_c.d-None.json"
     assert baseline.path_of(tmp_path, "a b", "float32").name == "a_b-float32-b859db68.json"
 
@@ -390,26 +521,44 @@ def kept(case, **more):
 def test_a_file_is_whole_and_readable_as_text(tmp_path):
     path = baseline.write(tmp_path / "a" / "b", kept("é漢"))
     text = path.read_text()
-    assert path.parent == tmp_path / "a" / "b" and text.endswith("}\n") and "é漢" in text and '\n "schema": "precision-baseline/1"' in text
+    assert (
+        path.parent == tmp_path / "a" / "b"
+        and text.endswith("}\n")
+        and "é漢" in text
+        and '\n "schema": "precision-baseline/1"' in text
+    )
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     stored = json.loads(text)
     assert stored["case"] == "é漢" and stored["dtype"] == "float32" and list(stored["entries"]) == ["Ascend910B4 (npu)"]
     entry = stored["entries"]["Ascend910B4 (npu)"]
-    assert entry["accepted"] == "2026-01-01" and entry["stack"] == STACK and list(entry["rows"]["0"]) == list(baseline.KEPT)
-    assert baseline.write(tmp_path / "a" / "b", kept("é漢", seed=5)) == path and list(baseline.read(path.parent, "é漢", "float32").entries["Ascend910B4 (npu)"].rows) == ["5"]
+    assert (
+        entry["accepted"] == "2026-01-01"
+        and entry["stack"] == STACK
+        and list(entry["rows"]["0"]) == list(baseline.KEPT)
+    )
+    assert baseline.write(tmp_path / "a" / "b", kept("é漢", seed=5)) == path and list(
+        baseline.read(path.parent, "é漢", "float32").entries["Ascend910B4 (npu)"].rows
+    ) == ["5"]
 
 
 def test_a_file_of_before_digests_in_names_moves_and_a_damaged_one_is_written_anew(tmp_path):
     plain = baseline.path_of(tmp_path, "a_b", "float32")
-    plain.write_text(json.dumps(kept("a b").to_dict()))  # an older version's file of another case, under this case's name
+    plain.write_text(
+        json.dumps(kept("a b").to_dict())
+    )  # an older version's file of another case, under this case's name
     baseline.write(tmp_path, kept("a_b"))
-    assert baseline.read(tmp_path, "a_b", "float32").case == "a_b" and baseline.read(tmp_path, "a b", "float32").case == "a b"
+    assert (
+        baseline.read(tmp_path, "a_b", "float32").case == "a_b"
+        and baseline.read(tmp_path, "a b", "float32").case == "a b"
+    )
     own = baseline.path_of(tmp_path, "a b", "float32")
     accepted = baseline.write(tmp_path, kept("a b", seed=7))
     assert accepted == own and plain.exists()
     plain.write_text(json.dumps(kept("a b").to_dict()))
     baseline.write(tmp_path, kept("a_b"))
-    assert list(baseline.read(tmp_path, "a b", "float32").entries["Ascend910B4 (npu)"].rows) == ["7"], "a file of its own is newer"
+    assert list(baseline.read(tmp_path, "a b", "float32").entries["Ascend910B4 (npu)"].rows) == ["7"], (
+        "a file of its own is newer"
+    )
     plain.write_text("{")
     with pytest.raises(HarnessError, match="is damaged"):
         baseline.read(tmp_path, "a_b", "float32")
@@ -424,7 +573,10 @@ def test_an_older_file_of_another_dtype_or_case_is_not_this_cases(tmp_path):
     assert baseline.read(tmp_path, "a b", "float32") is None
     baseline.write(tmp_path, kept("a b"))
     assert (tmp_path / "a_b-float32.json").exists()
-    assert baseline.read(tmp_path, "x " * 130, "float32") is None and baseline.read(tmp_path / "none", "m", "float32") is None
+    assert (
+        baseline.read(tmp_path, "x " * 130, "float32") is None
+        and baseline.read(tmp_path / "none", "m", "float32") is None
+    )
     baseline.write(tmp_path, kept("x " * 130))
     assert baseline.read(tmp_path, "x " * 130, "float32").case == "x " * 130
 
@@ -443,7 +595,12 @@ def test_each_file_without_a_case_is_named(tmp_path):
         baseline.write(tmp_path, kept(case))
     (tmp_path / "0.json").write_text("{")
     found = baseline.without_a_case(tmp_path, {("b", "float32")}, "Ascend910B4 (npu)")
-    assert len(found) == 3 and "is damaged" in found[0] and "called a float32, of which 1 rows" in found[1] and "called c float32" in found[2]
+    assert (
+        len(found) == 3
+        and "is damaged" in found[0]
+        and "called a float32, of which 1 rows" in found[1]
+        and "called c float32" in found[2]
+    )
 
 
 def test_rows_of_a_file_are_filled_with_what_it_says_once(tmp_path):

@@ -1,7 +1,8 @@
 """The rounding rules against slow restatements of their definitions: exact fractions, loops, numpy in float64.
 
-The emulated device and the forecast compute by the same `harness.numerics`, so an error in it is no difference between the
-two. Here each rule is written again from its definition, without a function of `numerics` and without a BLAS library.
+The emulated device and the forecast compute by the same `harness.numerics`, so an error in it is no difference between
+the two. Here each rule is written again from its definition, without a function of `numerics`
+and without a BLAS library.
 """
 
 import itertools
@@ -42,7 +43,11 @@ from harness.numerics import (
 from harness.numerics.families import A2, FAMILIES
 
 HALVES = (torch.float16, torch.bfloat16)
-FORMATS = {torch.float16: (10, -14, 15), torch.bfloat16: (7, -126, 127), torch.float32: (23, -126, 127)}  # bits, least and largest exponent
+FORMATS = {
+    torch.float16: (10, -14, 15),
+    torch.bfloat16: (7, -126, 127),
+    torch.float32: (23, -126, 127),
+}  # bits, least and largest exponent
 
 
 def short(dtype):
@@ -76,13 +81,19 @@ def of_bits(patterns):
 
 
 def numbers():
-    """Float32 numbers of every kind: subnormal to the largest, at ties, beside ties, odd and even before them, either sign."""
+    """Float32 numbers of every kind: subnormal to the largest, at ties and beside them, of either sign."""
     exponents = (0, 1, 2, 100, 102, 103, 112, 113, 126, 127, 128, 142, 143, 200, 253, 254)
     tails = {0, 1, 0x7FFFFF, 0x400000, 0x2AAAAA, 0x555555}
     for dropped in (12, 13, 14, 15, 16, 20):  # what a rounding to 11, 10 … bits leaves out
         half = 1 << (dropped - 1)
-        tails |= {place + rest for place in (0, 2 * half, 6 * half, 0x7FFFFF & -2 * half) for rest in (half - 1, half, half + 1)}
-    patterns = [sign << 31 | exponent << 23 | tail for sign in (0, 1) for exponent in exponents for tail in sorted(tails)]
+        tails |= {
+            place + rest
+            for place in (0, 2 * half, 6 * half, 0x7FFFFF & -2 * half)
+            for rest in (half - 1, half, half + 1)
+        }
+    patterns = [
+        sign << 31 | exponent << 23 | tail for sign in (0, 1) for exponent in exponents for tail in sorted(tails)
+    ]
     return of_bits([each - (1 << 32) if each >> 31 else each for each in patterns])
 
 
@@ -93,7 +104,9 @@ ODD = torch.tensor([math.inf, -math.inf, math.nan, 0.0, -0.0, 1 + 2.0**-12, -3e3
 def same(found, expected):
     """Whether two lists hold the same numbers, zeros with their signs; one NaN is as good as another."""
     found, expected = numpy.asarray(found, dtype=numpy.float64), numpy.asarray(expected, dtype=numpy.float64)
-    return numpy.array_equal(found, expected, equal_nan=True) and numpy.array_equal(numpy.signbit(found) | numpy.isnan(found), numpy.signbit(expected) | numpy.isnan(expected))
+    return numpy.array_equal(found, expected, equal_nan=True) and numpy.array_equal(
+        numpy.signbit(found) | numpy.isnan(found), numpy.signbit(expected) | numpy.isnan(expected)
+    )
 
 
 def by_definition(tensor, *rule):
@@ -110,7 +123,12 @@ def test_hf32_is_the_nearest_number_of_its_bits(tensor, ties, bits):
 
 def test_hf32_goes_away_and_keeps_eleven_bits_unless_told_otherwise():
     assert same(round_hf32(FINITE), by_definition(FINITE, 11, "away"))
-    for wrong, words in (((FINITE, "away", 9), "10 or 11"), ((FINITE, "away", 12), "10 or 11"), ((FINITE, "down"), "'away' or to 'even'"), ((FINITE.half(),), "float32")):
+    for wrong, words in (
+        ((FINITE, "away", 9), "10 or 11"),
+        ((FINITE, "away", 12), "10 or 11"),
+        ((FINITE, "down"), "'away' or to 'even'"),
+        ((FINITE.half(),), "float32"),
+    ):
         with pytest.raises(ValueError, match=words):
             round_hf32(*wrong)
     with pytest.raises(ValueError, match="float32"):
@@ -127,7 +145,11 @@ def test_rounding_leaves_its_input_and_the_strides_of_a_matrix():
     for function in (round_hf32, round_tf32):
         before = matrix.clone()
         found = function(matrix)
-        assert torch.equal(matrix, before) and found.stride() == matrix.stride() and same(found, function(matrix.contiguous()))
+        assert (
+            torch.equal(matrix, before)
+            and found.stride() == matrix.stride()
+            and same(found, function(matrix.contiguous()))
+        )
     cube = FINITE[:96].clone().view(2, 4, 12).transpose(0, 2)
     assert same(round_hf32(cube).flatten(), by_definition(cube.flatten(), 11, "away"))
 
@@ -138,7 +160,8 @@ def test_the_casts_of_fused_attention_are_the_nearest_half_ties_away(tensor, dty
     """In float16 below its normal range ties go to even, as the function says."""
     bits, least, largest = FORMATS[dtype]
     expected = [
-        rounded(each, bits, "even" if dtype == torch.float16 and abs(each) < 2.0**-14 else "away", least, largest) for each in tensor.tolist()
+        rounded(each, bits, "even" if dtype == torch.float16 and abs(each) < 2.0**-14 else "away", least, largest)
+        for each in tensor.tolist()
     ]
     found = round_half_away(tensor, dtype)
     assert found.dtype == dtype and same(found.double(), expected)
@@ -188,13 +211,20 @@ def test_operands_enter_the_cube_by_their_kind(kind, ties, saturates):
     operands = Operands(kind=kind, ties=ties, saturates=saturates)
     for tensor in (FINITE, ODD):
         found = operands.entering(tensor)
-        assert found.dtype == torch.float32 and same(found, [entering(each, kind, ties, saturates) for each in tensor.tolist()])
+        assert found.dtype == torch.float32 and same(
+            found, [entering(each, kind, ties, saturates) for each in tensor.tolist()]
+        )
     for dtype in HALVES:
         assert operands.entering(FINITE.to(dtype)).dtype == dtype
 
 
 def test_operands_have_defaults_and_refuse_other_words():
-    assert (Operands().kind, Operands().ties, Operands().saturates, Operands().half_results) == ("float32", "away", False, False)
+    assert (Operands().kind, Operands().ties, Operands().saturates, Operands().half_results) == (
+        "float32",
+        "away",
+        False,
+        False,
+    )
     for wrong in (dict(kind="HF16"), dict(ties="up")):
         with pytest.raises(ValueError):
             Operands(**wrong)
@@ -206,7 +236,10 @@ def test_operands_have_defaults_and_refuse_other_words():
 BIG = 2.0**24  # a float32 beside which 1 is half a last place
 
 
-@pytest.mark.parametrize(("inner", "places"), [(16, (0, 4, 8, 12)), (16, (3, 7, 11, 15)), (18, (3, 4, 12, 13)), (18, (0, 8, 9, 17)), (64, (15, 16, 47, 48))])
+@pytest.mark.parametrize(
+    ("inner", "places"),
+    [(16, (0, 4, 8, 12)), (16, (3, 7, 11, 15)), (18, (3, 4, 12, 13)), (18, (0, 8, 9, 17)), (64, (15, 16, 47, 48))],
+)
 def test_a_product_is_four_parts_of_its_sum_added_in_order(inner, places):
     """One term in each part: the parts are added first to last, and each addition rounds to float32, ties to even."""
     for terms in itertools.permutations((BIG, 1.0, 1.0, -BIG)):
@@ -217,7 +250,11 @@ def test_a_product_is_four_parts_of_its_sum_added_in_order(inner, places):
         left[0, list(places)] = torch.tensor(terms)
         for right in (torch.ones(inner, 3), torch.ones(2, inner, 3)):
             found = matmul(left if right.dim() == 2 else left.expand(2, 2, inner).clone(), right)
-            assert found.dtype == torch.float32 and set(found[..., 0, :].flatten().tolist()) == {float(total)} and not found[..., 1, :].any()
+            assert (
+                found.dtype == torch.float32
+                and set(found[..., 0, :].flatten().tolist()) == {float(total)}
+                and not found[..., 1, :].any()
+            )
 
 
 def test_a_product_has_as_many_parts_as_asked_and_one_where_it_is_short():
@@ -239,7 +276,9 @@ def test_a_product_rounds_both_operands_and_nothing_else(kind, saturates):
     operands = Operands(kind=kind, saturates=saturates)
     left, right = torch.tensor([[each] for each in values]), torch.tensor([[1 + 2.0**-12, -1.0, 0.5]])
     found = matmul(left, right, operands=operands)
-    enter = [[entering(each, kind, "away", saturates) for each in tensor.flatten().tolist()] for tensor in (left, right)]
+    enter = [
+        [entering(each, kind, "away", saturates) for each in tensor.flatten().tolist()] for tensor in (left, right)
+    ]
     expected = [[float(numpy.float32(a) * numpy.float32(b)) for b in enter[1]] for a in enter[0]]
     assert found.dtype == torch.float32 and same(found, expected)
     if kind == "float16":
@@ -247,7 +286,9 @@ def test_a_product_rounds_both_operands_and_nothing_else(kind, saturates):
         halves = [[entering(each, "float16", "away", saturates) for each in row] for row in expected]
         assert in_half.dtype == torch.float32 and same(in_half, halves)
         as_it_is = matmul(left, right, operands=Operands(kind="HF32", half_results=True))
-        assert same(as_it_is, matmul(left, right, operands=Operands(kind="HF32"))), "half results are of operands in float16 alone"
+        assert same(as_it_is, matmul(left, right, operands=Operands(kind="HF32"))), (
+            "half results are of operands in float16 alone"
+        )
         half = left[:5].half(), right.half()
         widest = matmul(*half, operands=Operands(kind=kind, half_results=True), out=torch.float32)
         assert same(widest, half[0].double() @ half[1].double()), "half operands give float32 where that is asked for"
@@ -264,11 +305,15 @@ def test_a_half_product_is_rounded_once_after_the_bias(dtype):
     bias = torch.tensor([-2 * place, place / 2], dtype=dtype)
     sums = [Fraction(1 + place) ** 2 - 1, Fraction(1 + place) + Fraction(place)]
     assert same(matmul(left, right).double(), [[rounded(float(each), bits, "even") for each in sums]])
-    with_bias = [rounded(float(each + Fraction(more)), bits, "even") for each, more in zip(sums, bias.double().tolist())]
+    with_bias = [
+        rounded(float(each + Fraction(more)), bits, "even") for each, more in zip(sums, bias.double().tolist())
+    ]
     found = matmul(left, right, bias=bias)
     assert found.dtype == dtype and same(found.double(), [with_bias])
     exact = matmul(left, right, bias=bias, out=torch.float32)
-    assert exact.dtype == torch.float32 and same(exact, [[float(each + Fraction(more)) for each, more in zip(sums, bias.double().tolist())]])
+    assert exact.dtype == torch.float32 and same(
+        exact, [[float(each + Fraction(more)) for each, more in zip(sums, bias.double().tolist())]]
+    )
 
 
 def test_products_of_integers_take_a_bias_and_a_dtype():
@@ -300,9 +345,14 @@ def test_what_is_added_to_a_product_is_added_before_the_only_rounding(dtype, bet
     bits, least, largest = FORMATS[dtype]
     itself = torch.tensor([1.0, -3.0, 1 + 2.0**-7], dtype=dtype)
     product = torch.tensor([2.0**-9, 5.0, 2.0**-12 - 1])
-    exact = [(Fraction(beta) * Fraction(a) if beta else 0) + Fraction(alpha) * Fraction(b) for a, b in zip(itself.double().tolist(), product.double().tolist())]
+    exact = [
+        (Fraction(beta) * Fraction(a) if beta else 0) + Fraction(alpha) * Fraction(b)
+        for a, b in zip(itself.double().tolist(), product.double().tolist())
+    ]
     found = scaled_product(itself, product, beta, alpha, dtype)
-    assert found.dtype == dtype and same(found.double(), [rounded(float(each), bits, "even", least, largest) for each in exact])
+    assert found.dtype == dtype and same(
+        found.double(), [rounded(float(each), bits, "even", least, largest) for each in exact]
+    )
     unknown = torch.full((3,), math.nan, dtype=dtype)
     assert bool(scaled_product(unknown, product, 0, 1, dtype).isfinite().all())
 
@@ -312,11 +362,16 @@ def test_what_is_added_to_a_product_is_added_before_the_only_rounding(dtype, bet
 
 def convolved(x, weight, bias, stride, padding, dilation, groups):
     """The convolution of (B, C, L) by (O, C / groups, W), by its definition, in fractions."""
-    batch, channels, length = len(x), len(x[0]), len(x[0][0])
+    batch, length = len(x), len(x[0][0])
     width, inside, outside = len(weight[0][0]), len(weight[0]), len(weight) // groups
     places = (length + 2 * padding - dilation * (width - 1) - 1) // stride + 1
-    found = [[[Fraction(bias[o]) if bias else Fraction(0) for _ in range(places)] for o in range(len(weight))] for _ in range(batch)]
-    for b, o, place, c, w in itertools.product(range(batch), range(len(weight)), range(places), range(inside), range(width)):
+    found = [
+        [[Fraction(bias[o]) if bias else Fraction(0) for _ in range(places)] for o in range(len(weight))]
+        for _ in range(batch)
+    ]
+    for b, o, place, c, w in itertools.product(
+        range(batch), range(len(weight)), range(places), range(inside), range(width)
+    ):
         at = place * stride - padding + w * dilation
         if 0 <= at < length:
             found[b][o][place] += Fraction(x[b][o // outside * inside + c][at]) * Fraction(weight[o][c][w])
@@ -336,7 +391,7 @@ def each_of(nested, function):
 
 
 def drawn(*shape, seed):
-    """Small multiples of 2^-12 beside 1: sums of a few products are exact in float32, and HF32 rounds each second one."""
+    """Small integers, half of them with 2^-12 added, which HF32 rounds: sums of a few products are exact in float32."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-3, 4, shape, generator=generator) + torch.randint(0, 2, shape, generator=generator) * 2.0**-12
 
@@ -347,15 +402,23 @@ GEOMETRY = [(1, 0, 1, 1), (2, 1, 1, 1), (1, 2, 2, 1), (3, 1, 1, 2)]  # stride, p
 @pytest.mark.parametrize("kind", OPERANDS)
 @pytest.mark.parametrize(("stride", "padding", "dilation", "groups"), GEOMETRY)
 def test_a_convolution_rounds_its_operands_and_not_its_bias(kind, stride, padding, dilation, groups):
-    x, weight, bias = drawn(2, 4, 8, seed=0), torch.ones(6, 4 // groups, 3), torch.tensor([2.0**-12, 1.0, -2.0, 3.0, 1 + 2.0**-12, 0.5])
+    x, weight, bias = (
+        drawn(2, 4, 8, seed=0),
+        torch.ones(6, 4 // groups, 3),
+        torch.tensor([2.0**-12, 1.0, -2.0, 3.0, 1 + 2.0**-12, 0.5]),
+    )
     weight[1::2] = -2.0
-    options = dict(stride=(stride,), padding=(padding,), dilation=(dilation,), transposed=False, output_padding=(0,), groups=groups)
+    options = dict(
+        stride=(stride,), padding=(padding,), dilation=(dilation,), transposed=False, output_padding=(0,), groups=groups
+    )
     for added in (None, bias):
         expected = convolved(enters(x, kind), enters(weight, kind), None, stride, padding, dilation, groups)
         terms = [0.0] * 6 if added is None else added.tolist()
         if kind == "float16":
             terms = [entering(each, kind, "away", False) for each in terms]
-        expected = [[[float(each + Fraction(terms[o])) for each in row] for o, row in enumerate(plane)] for plane in expected]
+        expected = [
+            [[float(each + Fraction(terms[o])) for each in row] for o, row in enumerate(plane)] for plane in expected
+        ]
         if kind == "float16":
             expected = each_of(expected, lambda value: rounded(value, 10, "even", -14, 15))
         found = convolution(x, weight, added, operands=Operands(kind=kind), **options)
@@ -371,9 +434,17 @@ def test_a_half_convolution_is_rounded_once_after_the_bias(dtype):
     exact = convolved(as_lists(x), as_lists(weight), as_lists(bias), 1, 1, 1, 1)
     for operands in (Operands(), Operands(kind="float16")):
         found = convolution(x, weight, bias, operands=operands, **options)
-        assert found.dtype == dtype and same(found.double(), each_of(exact, lambda value: rounded(float(value), bits, "even", least, largest)))
+        assert found.dtype == dtype and same(
+            found.double(), each_of(exact, lambda value: rounded(float(value), bits, "even", least, largest))
+        )
     plain = convolution(x, weight, None, **options)
-    assert same(plain.double(), each_of(convolved(as_lists(x), as_lists(weight), None, 1, 1, 1, 1), lambda value: rounded(float(value), bits, "even", least, largest)))
+    assert same(
+        plain.double(),
+        each_of(
+            convolved(as_lists(x), as_lists(weight), None, 1, 1, 1, 1),
+            lambda value: rounded(float(value), bits, "even", least, largest),
+        ),
+    )
 
 
 def test_saturation_of_a_convolution_is_that_of_its_operands_bias_and_result():
@@ -392,7 +463,9 @@ def test_the_gradients_of_a_convolution_round_the_operands_of_their_products(kin
     x, weight = drawn(2, 4, 8, seed=0), drawn(6, 4 // groups, 3, seed=1)
     places = (8 + 2 * padding - dilation * 2 - 1) // stride + 1
     grad = drawn(2, 6, places, seed=2)
-    options = dict(stride=(stride,), padding=(padding,), dilation=(dilation,), transposed=False, output_padding=(0,), groups=groups)
+    options = dict(
+        stride=(stride,), padding=(padding,), dilation=(dilation,), transposed=False, output_padding=(0,), groups=groups
+    )
     towards_x, towards_weight = numpy.zeros((2, 4, 8)), numpy.zeros((6, 4 // groups, 3))
     g, a, w = (numpy.array(enters(each, kind)) for each in (grad, x, weight))
     for b, o, place, c, k in itertools.product(range(2), range(6), range(places), range(4 // groups), range(3)):
@@ -419,7 +492,9 @@ def test_the_gradients_of_a_half_convolution_are_rounded_once(dtype):
     g, a, w = (each.double().numpy().reshape(-1) for each in (grad, x, weight))
     expected = (numpy.convolve(g, w), [(g * a[k : k + 38]).sum() for k in range(3)], [g.sum()])
     for each, right in zip(found, expected):
-        assert each.dtype == dtype and same(each.double().flatten(), [rounded(float(value), bits, "even", least, largest) for value in right])
+        assert each.dtype == dtype and same(
+            each.double().flatten(), [rounded(float(value), bits, "even", least, largest) for value in right]
+        )
 
 
 def test_pieces_are_cut_where_one_channel_is_and_they_are_long():
@@ -429,7 +504,16 @@ def test_pieces_are_cut_where_one_channel_is_and_they_are_long():
 
     assert cut()
     assert not cut(weight=(4, 1, 63), stride=63) and cut(weight=(4, 1, 65), stride=65)
-    assert not any([cut(stride=63), cut(padding=1), cut(dilation=2), cut(transposed=True), cut(x=(2, 2, 640)), cut(x=(2, 2, 640), groups=2)])
+    assert not any(
+        [
+            cut(stride=63),
+            cut(padding=1),
+            cut(dilation=2),
+            cut(transposed=True),
+            cut(x=(2, 2, 640)),
+            cut(x=(2, 2, 640), groups=2),
+        ]
+    )
     assert not cut(x=(2, 1, 640, 640), weight=(4, 1, 64, 64))
 
 
@@ -453,8 +537,14 @@ def erf_gelu(x):
 
 
 def test_gelu_is_its_tanh_formula_unless_asked_otherwise():
-    middle = RANGE[RANGE.abs() < 4]  # farther out 1 + tanh cancels, and what is left is of the size of a last place of 1
-    for found, formula in ((gelu(middle), tanh_gelu), (gelu(middle, "tanh"), tanh_gelu), (gelu(middle, "none"), erf_gelu)):
+    middle = RANGE[
+        RANGE.abs() < 4
+    ]  # farther out 1 + tanh cancels, and what is left is of the size of a last place of 1
+    for found, formula in (
+        (gelu(middle), tanh_gelu),
+        (gelu(middle, "tanh"), tanh_gelu),
+        (gelu(middle, "none"), erf_gelu),
+    ):
         assert close(found, [formula(each) for each in middle.tolist()], 1e-6, 1e-6)
     assert max(abs(tanh_gelu(each) - erf_gelu(each)) for each in middle.tolist()) > 1e-4, "the two can be told apart"
 
@@ -477,12 +567,17 @@ def test_half_activations_are_rounded_once(dtype):
 def test_the_reciprocal_root_is_two_roundings():
     x = FINITE[FINITE > 0]
     found = rsqrt(x)
-    assert found.dtype == torch.float32 and close(found, 1 / numpy.sqrt(x.double().numpy()), 2.0**-22), "a host's root may err by a last place"
+    assert found.dtype == torch.float32 and close(found, 1 / numpy.sqrt(x.double().numpy()), 2.0**-22), (
+        "a host's root may err by a last place"
+    )
     assert same(rsqrt(torch.tensor([0.0, -1.0, math.inf])), [math.inf, math.nan, 0.0])
     for dtype in HALVES:
         bits, least, largest = FORMATS[dtype]
         half = torch.tensor([0.1, 2.0, 3.0, 700.0], dtype=dtype)
-        once = [rounded(float(numpy.float32(1) / numpy.sqrt(numpy.float32(each))), bits, "even", least, largest) for each in half.double().tolist()]
+        once = [
+            rounded(float(numpy.float32(1) / numpy.sqrt(numpy.float32(each))), bits, "even", least, largest)
+            for each in half.double().tolist()
+        ]
         found = rsqrt(half)
         assert found.dtype == dtype and same(found.double(), once)
     assert rsqrt(torch.tensor([16, 4])).tolist() == [0.25, 0.5]
@@ -506,7 +601,11 @@ def test_rms_norm_is_its_formula(shape, eps):
     wide_x = x.double().numpy()
     scale = 1 / numpy.sqrt((wide_x**2).mean(axes, keepdims=True) + eps)
     found, kept = rms_norm(x, weight, eps)
-    assert close(found, wide_x * scale * weight.double().numpy(), 1e-6) and close(kept, scale, 1e-6) and kept.dtype == torch.float32
+    assert (
+        close(found, wide_x * scale * weight.double().numpy(), 1e-6)
+        and close(kept, scale, 1e-6)
+        and kept.dtype == torch.float32
+    )
     for dtype in HALVES:
         half, narrow = x.to(dtype), weight.to(dtype)
         exact = half.double().numpy()
@@ -548,7 +647,11 @@ def test_effective_bits_are_the_log_of_the_relative_error():
 def attended(q, k, v, scale, hidden=None, bias=None, kept=None, keep=1.0, sink=None):
     """Attention of (B, H, N, D) in float64, a row at a time; the result, each row's maximum and sum."""
     (batch, heads, rows, _), group = q.shape, q.shape[1] // k.shape[1]
-    found, tops, totals = numpy.zeros((batch, heads, rows, v.shape[-1])), numpy.zeros((batch, heads, rows, 1)), numpy.zeros((batch, heads, rows, 1))
+    found, tops, totals = (
+        numpy.zeros((batch, heads, rows, v.shape[-1])),
+        numpy.zeros((batch, heads, rows, 1)),
+        numpy.zeros((batch, heads, rows, 1)),
+    )
     for b, h, n in itertools.product(range(batch), range(heads), range(rows)):
         scores = k[b, h // group] @ q[b, h, n] * scale
         scores = scores if bias is None else scores + bias[b, h, n]
@@ -567,21 +670,33 @@ def masks(shape, seed=7):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.rand(shape, generator=generator) < 0.3
     hidden[..., 0] = False
-    return dict(hidden=hidden, bias=torch.randn(shape, generator=generator), kept=torch.rand(shape, generator=generator) < 0.8)
+    return dict(
+        hidden=hidden, bias=torch.randn(shape, generator=generator), kept=torch.rand(shape, generator=generator) < 0.8
+    )
 
 
 OPTIONS = [(), ("hidden",), ("bias",), ("kept",), ("sink",), ("hidden", "bias", "kept", "sink")]
 
 
 def inputs(names, heads=2, dtype=torch.float32):
-    q, k, v = (seeded(2, count, length, width, seed=seed, dtype=dtype) for seed, (count, length, width) in enumerate([(4, 5, 8), (heads, 6, 8), (heads, 6, 3)]))
+    q, k, v = (
+        seeded(2, count, length, width, seed=seed, dtype=dtype)
+        for seed, (count, length, width) in enumerate([(4, 5, 8), (heads, 6, 8), (heads, 6, 3)])
+    )
     options = {name: mask for name, mask in masks((2, 4, 5, 6)).items() if name in names}
     options |= {"keep": 0.8} if "kept" in names else {}
     return (q, k, v), options | ({"sink": torch.tensor([0.5, -1.0, 2.0, 0.0])} if "sink" in names else {})
 
 
 def wide_of(options):
-    return {name: value.double().numpy() if isinstance(value, torch.Tensor) and value.is_floating_point() else value.numpy() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    return {
+        name: value.double().numpy()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        else value.numpy()
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in options.items()
+    }
 
 
 @pytest.mark.parametrize("names", OPTIONS, ids="-".join)
@@ -614,12 +729,16 @@ def test_the_result_of_attention_is_cast_with_ties_away(dtype):
     zeros = torch.zeros(1, 1, 2, 4, dtype=dtype)
     v = torch.tensor([[1.0, -1.0], [1 + place, -(1 + place)]], dtype=dtype)[None, None]
     found, top, total = attention(zeros, zeros, v, scale=1.0)
-    assert found.double().tolist() == [[[[1 + place, -1 - place]] * 2]] and top.tolist() == [[[[0.0]] * 2]] and total.tolist() == [[[[2.0]] * 2]]
+    assert (
+        found.double().tolist() == [[[[1 + place, -1 - place]] * 2]]
+        and top.tolist() == [[[[0.0]] * 2]]
+        and total.tolist() == [[[[2.0]] * 2]]
+    )
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=short)
 def test_the_probabilities_of_attention_are_cast_with_ties_away(dtype):
-    """What dropout leaves is divided by `keep`, and the quotient is a tie. Weights that cancel show how it was rounded."""
+    """What dropout leaves is divided by `keep`, and the quotient is a tie."""
     place = 2.0 ** -FORMATS[dtype][0]
     keep = float(numpy.float32(1) / numpy.float32(1 + place / 2))
     assert (torch.ones(1) / keep).item() == 1 + place / 2
@@ -632,7 +751,11 @@ def test_the_probabilities_of_attention_are_cast_with_ties_away(dtype):
 def test_fast_attention_rounds_scores_and_softmax_to_float16():
     """One key beside a sink, so that each step is one number: its score, its weight, the quotient."""
     q, k = (torch.tensor([[[[each, 1.0]]]], dtype=torch.float16) for each in (1 + 2.0**-10, 1 + 2.0**-9))
-    v, sink, bias = torch.ones(1, 1, 1, 1, dtype=torch.float16), torch.tensor([3.0]), torch.full((1, 1, 1, 1), 1 + 2.0**-11)
+    v, sink, bias = (
+        torch.ones(1, 1, 1, 1, dtype=torch.float16),
+        torch.tensor([3.0]),
+        torch.full((1, 1, 1, 1), 1 + 2.0**-11),
+    )
     exact = (1 + 2.0**-10) * (1 + 2.0**-9) + 1
 
     def half(value):
@@ -646,7 +769,9 @@ def test_fast_attention_rounds_scores_and_softmax_to_float16():
         assert top.item() == 3 and total.item() == pytest.approx(weight + 1, rel=1e-7)
         assert found.item() == pytest.approx(weight / (weight + 1), rel=2.0**-11)
         slow = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), scale=0.3, sink=sink, fast=True, bias=added)[2]
-        assert torch.equal(slow, attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), scale=0.3, sink=sink, bias=added)[2])
+        assert torch.equal(
+            slow, attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), scale=0.3, sink=sink, bias=added)[2]
+        )
     hidden = torch.ones(1, 1, 1, 1, dtype=torch.bool)
     assert attention(q, k, v, scale=0.3, fast=True, hidden=hidden)[0].item() == 0
 
@@ -656,13 +781,19 @@ def test_rows_that_see_no_key_give_zeros():
     hidden = torch.ones(1, 1, 5, 6, dtype=torch.bool)
     hidden[..., 1:, 2] = False
     found, top, total = attention(*tensors, scale=0.4, hidden=hidden)
-    assert not found[:, :, 0].any() and found[:, :, 1:].equal(tensors[2][:, :, 2:3].repeat_interleave(2, 1).expand(-1, -1, 4, -1))
+    assert not found[:, :, 0].any() and found[:, :, 1:].equal(
+        tensors[2][:, :, 2:3].repeat_interleave(2, 1).expand(-1, -1, 4, -1)
+    )
     assert (top[:, :, 0] == -math.inf).all() and not total[:, :, 0].any() and (total[:, :, 1:] == 1).all()
     dropped = attention(*tensors, scale=0.4, kept=torch.ones(1, 1, 5, 6, dtype=torch.bool), keep=0.0)[0]
     assert not dropped.any()
     nothing = attention(tensors[0], *[each[:, :, :0] for each in tensors[1:]], scale=0.4)
     assert nothing[0].shape == (2, 4, 5, 3) and not nothing[0].any() and (nothing[1] == -math.inf).all()
-    assert [tuple(each.shape) for each in attention(*[each[:0] for each in tensors], scale=0.4)] == [(0, 4, 5, 3), (0, 4, 5, 1), (0, 4, 5, 1)]
+    assert [tuple(each.shape) for each in attention(*[each[:0] for each in tensors], scale=0.4)] == [
+        (0, 4, 5, 3),
+        (0, 4, 5, 1),
+        (0, 4, 5, 1),
+    ]
 
 
 def differentiated(grad, tensors, scale, hidden=None, bias=None, kept=None, keep=1.0, sink=None):
@@ -707,7 +838,9 @@ def test_the_gradients_of_half_attention_are_products_of_rounded_probabilities(d
     one, two = 1 / 3, 1 / (2 + math.e)
     kept = [rounded(each, bits, "away") for each in (one, two)]
     expected = rounded(kept[0] - kept[1], bits, "even", least, largest)
-    assert gradients[2].dtype == dtype and gradients[2][0, 0, 0].item() == expected != rounded(one - two, bits, "even", least, largest)
+    assert gradients[2].dtype == dtype and gradients[2][0, 0, 0].item() == expected != rounded(
+        one - two, bits, "even", least, largest
+    )
     assert [each is None for each in gradients] == [False, False, False, True, True]
 
 
@@ -717,11 +850,17 @@ def test_the_gradients_of_half_scores_are_rounded_before_their_products(dtype):
     q, k = torch.zeros(1, 1, 1, 1, dtype=dtype), torch.tensor([[[[1.0], [-1.0], [0.0]]]], dtype=dtype)
     v = torch.tensor([[[[1.0], [0.9], [0.0]]]], dtype=dtype)
     found = attention(q, k, v, scale=1.0)
-    gradients = attention_backward(torch.ones(1, 1, 1, 1, dtype=dtype), q, k, v, *found, scale=1.0, bias=torch.zeros(1, 1, 1, 3))
+    gradients = attention_backward(
+        torch.ones(1, 1, 1, 1, dtype=dtype), q, k, v, *found, scale=1.0, bias=torch.zeros(1, 1, 1, 3)
+    )
     values, mean = v.double().flatten().tolist(), found[0].item()
     scores = [(each - mean) / 3 for each in values]
     kept = [rounded(each, bits, "away") for each in scores]
-    assert gradients[0].item() == rounded(kept[0] - kept[1], bits, "even", least, largest) != rounded(scores[0] - scores[1], bits, "even", least, largest)
+    assert (
+        gradients[0].item()
+        == rounded(kept[0] - kept[1], bits, "even", least, largest)
+        != rounded(scores[0] - scores[1], bits, "even", least, largest)
+    )
     assert gradients[3].dtype == torch.float32 and gradients[3].flatten().tolist() == pytest.approx(scores, rel=1e-6)
 
 
@@ -747,7 +886,9 @@ def test_what_a_cube_makes_of_float32_operands(family, cube):
 
 
 def test_which_cube_math_type_is_sent():
-    sent = {(hf32, half): cube_type(allow_hf32=hf32, allow_float16=half) for hf32 in (False, True) for half in (False, True)}
+    sent = {
+        (hf32, half): cube_type(allow_hf32=hf32, allow_float16=half) for hf32 in (False, True) for half in (False, True)
+    }
     assert sent == {(False, False): 0, (True, False): 3, (False, True): 2, (True, True): 1}
 
 
@@ -757,4 +898,9 @@ def test_a_family_without_rules_says_so():
         assert not family.known and family.products is family.convolutions is family.allows_float16 is None
         with pytest.raises(ValueError, match="is not known"):
             family.operands(0)
-    assert A2.name == "A2" and A2.hf32_bits == 11 and A2.allows_float16 is False and family_of("Ascend310P3").allows_float16 is True
+    assert (
+        A2.name == "A2"
+        and A2.hf32_bits == 11
+        and A2.allows_float16 is False
+        and family_of("Ascend310P3").allows_float16 is True
+    )

@@ -1,4 +1,4 @@
-"""compare_reports: every branch of what becomes of a row, and what is said of the stacks, as values and without files."""
+"""compare_reports: every branch of what becomes of a row, and what is said of the stacks, without files."""
 
 import datetime
 import math
@@ -14,14 +14,26 @@ from harness.upgrade import BAD, EFFECTS, ORDER, Kind, compare_reports
 
 STACK = {"device": "Ascend910B4", "environment": {}, "packages": {}}
 GRAVITY = (
-    "NEW FAILURE", "REGRESSED", "NOT COMPARABLE", "MISSING", "STILL FAILING", "KNOWN FAILURE", "DRIFT", "IMPROVED", "FIXED", "NEW",
-    "IDENTICAL", "SKIPPED",
-)  # fmt: skip
+    "NEW FAILURE",
+    "REGRESSED",
+    "NOT COMPARABLE",
+    "MISSING",
+    "STILL FAILING",
+    "KNOWN FAILURE",
+    "DRIFT",
+    "IMPROVED",
+    "FIXED",
+    "NEW",
+    "IDENTICAL",
+    "SKIPPED",
+)
 EXCUSE = Excuse(reason="because", link="https://example.org/1", expires=datetime.date(2999, 1, 1))
 
 
 def row(seed=0, error=1.0, digest="then", criteria=(), **more):
-    given = dict(dtype="float32", inputs_sha256=f"in{seed}", weights="seeded:0", rel_l2=error, actual_sha256=f"{digest} {seed}")
+    given = dict(
+        dtype="float32", inputs_sha256=f"in{seed}", weights="seeded:0", rel_l2=error, actual_sha256=f"{digest} {seed}"
+    )
     given |= dict(criteria=tuple(criteria), reasons=tuple(f"{each} is off" for each in criteria))
     return Row(test=f"t::test[{seed}]", seed=seed, **({"case": "m"} | given | more))
 
@@ -48,7 +60,9 @@ def report(rows, stack=STACK, backend="npu", created="2026-01-01T00:00:00+00:00"
 
 def upgrade(before, after, **more):
     stacks = {name: more.pop(name, STACK) for name in ("old", "new")}
-    return compare_reports(report(before, stacks["old"]), report(after, stacks["new"], created="2026-01-02T00:00:00+00:00"), **more)
+    return compare_reports(
+        report(before, stacks["old"]), report(after, stacks["new"], created="2026-01-02T00:00:00+00:00"), **more
+    )
 
 
 def became(before, after):
@@ -91,7 +105,12 @@ KINDS = [  # before, after, what became of it, a part of what is said
     (failing(), failing(error=1.2, digest="now"), "STILL FAILING", "FAIL before: max_diff is off"),
     (failing(), failing(error=1.6, digest="now"), "REGRESSED", "FAIL before, and worse now: m float32 seed 0"),
     (failing(), failing(error=0.5, digest="now"), "STILL FAILING", "FAIL before"),
-    (failing(), failing(inputs_sha256="x"), "NOT COMPARABLE", "FAIL before and now, of something else: m float32 seed 0"),
+    (
+        failing(),
+        failing(inputs_sha256="x"),
+        "NOT COMPARABLE",
+        "FAIL before and now, of something else: m float32 seed 0",
+    ),
     (failing(), known(), "KNOWN FAILURE", "because (https://example.org/1)"),
     (failing(), known(error=1.6, digest="now"), "REGRESSED", "and worse now"),
     (failing(), broken(), "NEW FAILURE", "FAIL before, and now it cannot be compared: run is off"),
@@ -102,8 +121,18 @@ KINDS = [  # before, after, what became of it, a part of what is said
     (failing(), failing(error=math.inf), "NEW FAILURE", "now its error is not finite"),
     (failing(error=math.nan), failing(error=math.nan), "STILL FAILING", "FAIL before"),
     (failing(error=math.nan), failing(digest="now"), "STILL FAILING", "FAIL before"),
-    (failing("max_diff"), failing("rel_l2", "rmse"), "STILL FAILING", "FAIL before: rel_l2 is off; rmse is off"),  # limits of numbers are one way
-    (failing("max_diff"), failing("shape", "dtype", "max_diff"), "NEW FAILURE", "FAIL before, and now it fails by dtype, shape too: shape is off"),
+    (
+        failing("max_diff"),
+        failing("rel_l2", "rmse"),
+        "STILL FAILING",
+        "FAIL before: rel_l2 is off; rmse is off",
+    ),  # limits of numbers are one way
+    (
+        failing("max_diff"),
+        failing("shape", "dtype", "max_diff"),
+        "NEW FAILURE",
+        "FAIL before, and now it fails by dtype, shape too: shape is off",
+    ),
     (failing("shape"), failing("max_diff"), "NEW FAILURE", "now it fails by a limit too"),
     (failing("shape", "dtype"), failing("shape"), "STILL FAILING", "FAIL before: shape is off"),
     (failing("max_diff"), failing("max_diff", "baseline"), "STILL FAILING", "FAIL before"),
@@ -112,13 +141,17 @@ KINDS = [  # before, after, what became of it, a part of what is said
 ]
 
 
-@pytest.mark.parametrize(("before", "after", "kind", "said"), KINDS, ids=[f"{number}-{each[2]}" for number, each in enumerate(KINDS)])
+@pytest.mark.parametrize(
+    ("before", "after", "kind", "said"), KINDS, ids=[f"{number}-{each[2]}" for number, each in enumerate(KINDS)]
+)
 def test_what_became_of_a_row(before, after, kind, said):
     found = became(before, after)
     assert found.kind.value == kind and said in found.text
     one = after or before
     assert (found.case, found.dtype, found.seed) == (one.case, one.dtype, one.seed)
-    assert found.before == (None if before is None else before.status) and found.after == (None if after is None else after.status)
+    assert found.before == (None if before is None else before.status) and found.after == (
+        None if after is None else after.status
+    )
 
     def error(side):
         return side.rel_l2 if side is not None and side.rel_l2 is not None and math.isfinite(side.rel_l2) else None
@@ -130,14 +163,38 @@ def test_the_gravest_comes_first():
     before = [row(0), row(1), failing(seed=2), row(3), row(4)]
     after = [row(0), row(1, 1.2, "now"), failing(seed=2), row(3, 9.0, "now"), failing(seed=4), row(5)]
     found = upgrade(before, after)
-    assert [each.kind.value for each in found.transitions] == ["NEW FAILURE", "REGRESSED", "STILL FAILING", "DRIFT", "NEW", "IDENTICAL"]
-    assert list(found.counts().items()) == [(each, 1) for each in ("NEW FAILURE", "REGRESSED", "STILL FAILING", "DRIFT", "NEW", "IDENTICAL")]
+    assert [each.kind.value for each in found.transitions] == [
+        "NEW FAILURE",
+        "REGRESSED",
+        "STILL FAILING",
+        "DRIFT",
+        "NEW",
+        "IDENTICAL",
+    ]
+    assert list(found.counts().items()) == [
+        (each, 1) for each in ("NEW FAILURE", "REGRESSED", "STILL FAILING", "DRIFT", "NEW", "IDENTICAL")
+    ]
     assert not found.passed
     kept = found.to_dict()
-    assert kept["schema"] == "precision-upgrade/1" and kept["passed"] is False and kept["counts"] == found.counts() and kept["notes"] == []
-    assert [each["kind"] for each in kept["transitions"]] == [each.kind.value for each in found.transitions] and kept["stack"] == []
+    assert (
+        kept["schema"] == "precision-upgrade/1"
+        and kept["passed"] is False
+        and kept["counts"] == found.counts()
+        and kept["notes"] == []
+    )
+    assert [each["kind"] for each in kept["transitions"]] == [each.kind.value for each in found.transitions] and kept[
+        "stack"
+    ] == []
     assert kept["transitions"][0] | {"text": ""} == dict(
-        kind="NEW FAILURE", case="m", dtype="float32", seed=4, before="PASS", after="FAIL", error_before=1.0, error_after=1.0, text=""
+        kind="NEW FAILURE",
+        case="m",
+        dtype="float32",
+        seed=4,
+        before="PASS",
+        after="FAIL",
+        error_before=1.0,
+        error_after=1.0,
+        text="",
     )
 
 
@@ -146,16 +203,26 @@ def test_seeds_of_a_case_are_judged_together_and_cases_and_dtypes_apart():
     now = [row(seed, 1.1, "now") for seed in range(3)]
     assert upgrade(then, now).counts() == {"REGRESSED": 3}
     for name in ("case", "dtype"):
-        apart = [[row(seed, each.rel_l2, digest, **{name: f"m{seed}"}) for seed, each in enumerate(rows)] for rows, digest in ((then, "then"), (now, "now"))]
+        apart = [
+            [row(seed, each.rel_l2, digest, **{name: f"m{seed}"}) for seed, each in enumerate(rows)]
+            for rows, digest in ((then, "then"), (now, "now"))
+        ]
         assert upgrade(*apart).counts() == {"DRIFT": 3}
 
 
 def test_something_must_be_compared_and_nothing_may_be_bad():
     for before, after, passed in (
-        ([row()], [row()], True), ([row()], [row(error=1.2, digest="now")], True), ([row()], [row(error=0.5, digest="now")], True),
-        ([failing()], [row()], True), ([row(), failing(seed=1)], [row(), failing(seed=1)], True), ([failing()], [failing()], False),
-        ([row(), row(1)], [row()], False), ([], [row()], False), ([row()], [row(), row(1)], True), ([skipped()], [skipped()], False),
-    ):  # fmt: skip
+        ([row()], [row()], True),
+        ([row()], [row(error=1.2, digest="now")], True),
+        ([row()], [row(error=0.5, digest="now")], True),
+        ([failing()], [row()], True),
+        ([row(), failing(seed=1)], [row(), failing(seed=1)], True),
+        ([failing()], [failing()], False),
+        ([row(), row(1)], [row()], False),
+        ([], [row()], False),
+        ([row()], [row(), row(1)], True),
+        ([skipped()], [skipped()], False),
+    ):
         found = upgrade(before, after)
         assert found.passed is passed
         nothing = "no numbers were held against numbers of before: nothing shows that they are right"
@@ -165,21 +232,30 @@ def test_something_must_be_compared_and_nothing_may_be_bad():
 def test_a_subset_leaves_out_what_did_not_run():
     found = upgrade([row(0), row(1), row(2)], [row(0), row(5)], subset=True)
     assert found.left_out == 2 and found.counts() == {"NEW": 1, "IDENTICAL": 1} and found.passed
-    assert found.notes == ("a subset was compared, as --subset asks: 2 rows of the older report did not run and were left out",)
+    assert found.notes == (
+        "a subset was compared, as --subset asks: 2 rows of the older report did not run and were left out",
+    )
     whole = upgrade([row(0)], [row(0)], subset=True)
-    assert whole.left_out == 0 and whole.notes == ("a subset was compared, as --subset asks: it holds every row of the older report",)
+    assert whole.left_out == 0 and whole.notes == (
+        "a subset was compared, as --subset asks: it holds every row of the older report",
+    )
     assert upgrade([row(0)], [row(0)]).left_out is None and upgrade([row(0)], [row(0)]).notes == ()
 
 
 def test_looser_limits_and_planted_faults_are_complaints():
     found = upgrade([row(allowed={"rel_l2": 1.0})], [row(allowed={"rel_l2": 2.0})])
-    assert found.complaints == ("m float32 is judged more loosely than before: rel_l2 2 where 1 was accepted; judge both by the same limits",)
+    assert found.complaints == (
+        "m float32 is judged more loosely than before: rel_l2 2 where 1 was accepted; judge both by the same limits",
+    )
     assert not found.passed and found.counts() == {"IDENTICAL": 1} and found.notes == found.complaints
     assert upgrade([row(allowed={"rel_l2": 1.0})], [row(allowed={"rel_l2": 1.0})]).complaints == ()
     assert upgrade([broken(allowed={"rel_l2": 1.0})], [broken(allowed={"rel_l2": 2.0})]).complaints == ()
     for side, which in (("old", "older"), ("new", "newer")):
         found = upgrade([row()], [row()], **{side: STACK | {"faults": ("aclnnExp:nan", "aclnnAdd:zero")}})
-        assert found.complaints == (f"the {which} report was measured on a device with planted faults (aclnnExp:nan; aclnnAdd:zero), so it says nothing of a sound one",)
+        assert found.complaints == (
+            f"the {which} report was measured on a device with planted faults (aclnnExp:nan; aclnnAdd:zero), "
+            "so it says nothing of a sound one",
+        )
 
 
 def test_reports_of_two_devices_or_two_rows_of_a_name_are_refused():
@@ -194,12 +270,17 @@ def test_reports_of_two_devices_or_two_rows_of_a_name_are_refused():
 
 def test_the_order_of_the_reports_is_told_by_their_times():
     first, second = report([row()]), report([row()], created="2026-01-01T00:00:01+00:00")
-    assert compare_reports(first, second).remarks == () and "was made before the older one" in compare_reports(second, first).remarks[0]
+    assert (
+        compare_reports(first, second).remarks == ()
+        and "was made before the older one" in compare_reports(second, first).remarks[0]
+    )
     assert "both reports are the same run" in compare_reports(first, first).remarks[0]
-    assert compare_reports(first, report([row(error=1.1, digest="now")])).remarks == (), "of one second, and not the same"
+    assert compare_reports(first, report([row(error=1.1, digest="now")])).remarks == (), (
+        "of one second, and not the same"
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- the stacks
+# ----------------------------------------------------------------------------------------------------------- the stacks
 
 STACKS = [  # of the older and the newer, what they differ in
     ({"cann": "8.3"}, {"cann": "8.5"}, [("cann", "8.3", "8.5")]),
@@ -216,7 +297,7 @@ STACKS = [  # of the older and the newer, what they differ in
     ({"environment": None}, {"environment": {"A": "1"}}, [("environment.A", None, "1")]),
     ({"packages": {"x": "1"}}, {"packages": {"x": "2"}}, [("packages.x", "1", "2")]),
     ({"b": 1, "a": 1}, {"c": 1, "a": 2}, [("b", 1, "not recorded"), ("a", 1, 2), ("c", "not recorded", 1)]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("old", "new", "found"), STACKS)
@@ -228,8 +309,14 @@ def test_what_two_stacks_differ_in(old, new, found):
 def test_a_table_that_an_older_report_lacks_is_not_recorded():
     lacking = {"device": "Ascend910B4"}
     full = STACK | {"environment": {"A": "1"}, "packages": {"x": "2"}}
-    assert upgrade([row()], [row()], old=lacking, new=full).stack == (("environment.A", "not recorded", "1"), ("packages.x", "not recorded", "2"))
-    assert upgrade([row()], [row()], old=full, new=lacking).stack == (("environment.A", "1", "not recorded"), ("packages.x", "2", "not recorded"))
+    assert upgrade([row()], [row()], old=lacking, new=full).stack == (
+        ("environment.A", "not recorded", "1"),
+        ("packages.x", "not recorded", "2"),
+    )
+    assert upgrade([row()], [row()], old=full, new=lacking).stack == (
+        ("environment.A", "1", "not recorded"),
+        ("packages.x", "2", "not recorded"),
+    )
 
 
 def test_what_of_a_stack_changes_numbers_by_itself_is_said():
