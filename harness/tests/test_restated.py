@@ -885,6 +885,21 @@ def test_what_a_cube_makes_of_float32_operands(family, cube):
         assert known.operands(cube) == KINDS[family][cube]
 
 
+def test_what_is_known_of_each_family():
+    """Whether it is known, float32, bits of HF32, bfloat16, whether half saturates, GELU by tanh, fused attention."""
+    fields = ("known", "float32", "hf32_bits", "bfloat16", "saturates", "gelu_tanh", "fused_attention")
+    found = {each.name: tuple(getattr(each, name) for name in fields) for each in (*FAMILIES, family_of("?"))}
+    assert found == {
+        "A2": (True, True, 11, True, False, True, True),
+        "A3": (True, True, 11, True, False, True, True),
+        "910A": (True, False, None, False, True, True, False),
+        "310P": (True, False, None, False, True, True, False),
+        "310B": (False, None, None, None, True, True, True),
+        "950": (True, True, 10, True, False, False, True),
+        "unknown": (False, None, None, None, None, None, None),
+    }
+
+
 def test_which_cube_math_type_is_sent():
     sent = {
         (hf32, half): cube_type(allow_hf32=hf32, allow_float16=half) for hf32 in (False, True) for half in (False, True)
