@@ -614,3 +614,14 @@ def test_rows_of_a_file_are_filled_with_what_it_says_once(tmp_path):
     rows["-"] = {"status": "FAIL", "criteria": "max_diff"}
     with pytest.raises(ValueError):
         baseline._baseline(json.loads(json.dumps(stored)))
+
+
+@pytest.mark.parametrize(("length", "fits"), [(254, True), (255, True), (256, False)])
+def test_an_older_file_may_have_the_longest_name_that_a_file_can(tmp_path, length, fits):
+    case = "x" * (length - len("/-float32.json")) + "/"
+    older = tmp_path / f"{case[:-1]}_-float32.json"
+    if fits:
+        older.write_text(json.dumps(kept(case).to_dict()))
+    assert (baseline.read(tmp_path, case, "float32") is not None) is fits
+    path = baseline.write(tmp_path, kept(case))
+    assert list(tmp_path.iterdir()) == [path] and baseline.read(tmp_path, case, "float32").case == case
