@@ -389,6 +389,8 @@ def test_numbers_of_the_same_bits_agree_to_one_in_a_million(number):
         assert found.kind == kind and (
             kind == "IDENTICAL" or f"every bit is as accepted, and {number} is" in found.text
         )
+    for factor, kind in ((1 + 1e-6 + 5e-13, "IDENTICAL"), (1 + 1e-6 + 2e-12, "NOT COMPARABLE")):  # of the larger one
+        assert became([same(3.0 * factor)], [same(3.0)]) == became([same(3.0)], [same(3.0 * factor)]) == [kind]
     for now, then, kind in (
         (math.nan, math.nan, "IDENTICAL"),
         (math.nan, 1.0, "NOT COMPARABLE"),
