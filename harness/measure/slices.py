@@ -167,7 +167,7 @@ class _Parts:
         there = sums[0] > 0
         if int(there.sum()) < 2:
             return ()
-        relative = (sums[1:] / sums[0].clamp(min=torch.finfo(torch.float64).tiny)).sqrt_() * there
+        relative = (sums[1:] / torch.where(there, sums[0], 1.0)).sqrt_().masked_fill_(~there, 0.0)
         part = int(relative[0].argmax())
         healthy = float(relative[1:].max())
         return (Slice(error=float(relative[0, part]), healthy=healthy, count=count(part), where=where(part)),)

@@ -93,6 +93,19 @@ def test_tensors_of_different_shapes_have_no_parts():
     assert worst_slices(golden[:, :32], golden, [golden]) == () == worst_slices(golden, golden, [golden, golden[:4]])
 
 
+@pytest.mark.parametrize("error", [1.0, 4.0, 1e6])
+def test_a_part_that_is_zero_is_left_out_however_large_what_stands_there(error):
+    golden = drawn(9, 16)
+    golden[4] = 0.0
+    actual, healthy = golden + 1e-3, golden + 1e-6
+    actual[4], healthy[4] = error, error
+    for found in worst_slices(actual, golden, [healthy]):
+        assert found.where != "row (4,)" and math.isfinite(found.error) and math.isfinite(found.healthy)
+    (row,) = [each for each in worst_slices(actual, golden, [healthy]) if each.where.startswith("row")]
+    others = [place for place in range(9) if place != 4]
+    assert row.error == pytest.approx(max(float(1e-3 * 4 / golden[place].norm()) for place in others), rel=1e-6)
+
+
 def test_what_is_not_finite_is_left_out():
     golden = drawn(8, 64)
     actual, healthy = golden + 1e-3, golden + 1e-4

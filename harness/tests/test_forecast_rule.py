@@ -1,0 +1,635 @@
+"""Each rule of the forecast against float64 and roundings that are written again here: on the CPU alone.
+
+`test_forecast.py` holds the forecast against the emulated device. Both compute by `numerics`, so what they share is
+held here.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from harness import numerics
+from harness.devices import Stack
+from harness.forecast import Rules, overflow_of, rounding, rules_of
+from harness.tests.test_restated import BIG, entering, tanh_gelu
+
+HALVES = (torch.float16, torch.bfloat16)
+KINDS = ("float32", "HF32", "HF32 of 10 bits", "TF32", "float16")
+aten = torch.ops.aten
+
+
+def seeded(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def forecast(rules, function, *tensors, **more):
+    with torch.no_grad(), rounding(rules):
+        return function(*tensors, **more)
+
+
+def entered(tensor, kind, ties="away"):
+    """A float32 tensor as a cube reads it, in float64."""
+    if tensor.dtype != torch.float32 or kind == "float32":
+        return tensor.double()
+    return torch.tensor(
+        [entering(each, kind, ties, False) for each in tensor.flatten().tolist()], dtype=torch.float64
+    ).view(tensor.shape)
+
+
+def bits(found, exact):
+    error = float((found.double() - exact).norm() / exact.norm())
+    return math.inf if error == 0 else -math.log2(error)
+
+
+def is_once(found, exact):
+    """Whether a half result is the exact one rounded once, but for values beside a tie."""
+    return found.dtype in HALVES and float((found != exact.to(found.dtype)).double().mean()) < 0.02
+
+
+# ----------------------------------------------------------------------------------------------------- rules of a stack
+
+CARD = dict(device="Ascend910B4", backend="npu")
+
+
+def test_rules_have_defaults():
+    assert Rules() == Rules(
+        card="Ascend A2",
+        conv="float32",
+        matmul="float32",
+        ties="away",
+        groups=4,
+        gelu_tanh=True,
+        fused_attention=True,
+        narrow_attention=False,
+        saturates=False,
+        half_results=False,
+        overflow_alone=False,
+    )
+    assert Rules(groups=1).groups == 1
+    for wrong in (dict(conv="HF33"), dict(matmul="x"), dict(ties="up"), dict(groups=0)):
+        with pytest.raises(ValueError):
+            Rules(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("conv", "matmul", "modes"),
+    [
+        ("float32", "float32", ()),
+        ("HF32", "float32", ("HF32",)),
+        ("float32", "TF32", ("TF32",)),
+        ("HF32 of 10 bits", "HF32", ("HF32",)),
+        ("float16", "HF32", ("HF32", "float16")),
+    ],
+)
+def test_modes_are_what_float32_is_computed_in_besides_itself(conv, matmul, modes):
+    assert Rules(conv=conv, matmul=matmul).modes == modes
+
+
+def test_rules_say_themselves_in_one_line():
+    assert str(Rules()) == "Ascend A2: convolutions float32, products float32, GELU by its tanh formula"
+    said = str(Rules(card="X", conv="HF32", matmul="TF32", gelu_tanh=False, saturates=True))
+    assert said == "X: convolutions in HF32, products in TF32, GELU as it is asked for, float16 saturates"
+    assert str(Rules(overflow_alone=True)) == "float16 saturates"
+
+
+def test_operands_are_those_of_the_rules():
+    rules = Rules(ties="even", saturates=True, half_results=True)
+    assert rules.operands("HF32") == numerics.Operands(kind="HF32", ties="even", saturates=True, half_results=True)
+    assert Rules().operands("TF32") == numerics.Operands(kind="TF32", ties="away", saturates=False, half_results=False)
+
+
+@pytest.mark.parametrize(
+    ("switches", "expected"),
+    [
+        ({}, dict(conv="HF32")),
+        (dict(conv_allow_hf32=True), dict(conv="HF32")),
+        (dict(conv_allow_hf32=False), {}),
+        (dict(matmul_allow_hf32=True), dict(conv="HF32", matmul="HF32")),
+        (dict(matmul_allow_hf32=False), dict(conv="HF32")),
+        (dict(precision_mode="allow_fp32_to_fp16"), dict(conv="HF32", matmul="float16")),
+        (dict(precision_mode="allow_fp32_to_fp16", conv_allow_hf32=False), dict(conv="float16", matmul="float16")),
+        (dict(precision_mode="must_keep_origin_dtype"), dict(conv="HF32")),
+        (dict(precision_mode="other"), dict(conv="HF32")),
+        (dict(compatible_impl=True), dict(conv="HF32", gelu_tanh=False, narrow_attention=True)),
+        (dict(inf_nan_mode=False), dict(conv="HF32", saturates=True)),
+        (dict(inf_nan_mode=True), dict(conv="HF32")),
+        *[
+            (dict(cube_math_type=cube), dict(conv="HF32", matmul=kind))
+            for cube, kind in enumerate(("float32", "HF32", "float16", "HF32", "float32"))
+        ],
+        (dict(cube_math_type=5, matmul_allow_hf32=True), dict(conv="HF32", matmul="HF32")),
+        (dict(cube_math_type=-1), dict(conv="HF32")),
+    ],
+)
+def test_the_rules_of_an_a2_follow_its_switches(switches, expected):
+    assert rules_of(Stack(**CARD, **switches)) == Rules(half_results=True, **expected)
+    assert rules_of(Stack(**CARD | {"backend": "emulated"}, **switches)) == Rules(half_results=True, **expected)
+
+
+def test_the_rules_of_other_families_and_backends():
+    half = dict(card="Ascend 310P", conv="float16", matmul="float16", fused_attention=False, half_results=False)
+    assert rules_of(Stack(device="Ascend310P3", backend="npu")) == Rules(**half, saturates=True)
+    assert rules_of(Stack(device="Ascend310P3", backend="npu", inf_nan_mode=True)) == Rules(**half)
+    refused = rules_of(Stack(device="Ascend310P3", backend="npu", precision_mode="must_keep_origin_dtype"))
+    assert (refused.conv, refused.matmul) == ("float32", "float32"), "the card refuses, and no number comes out"
+    assert rules_of(Stack(device="Ascend950", backend="npu")) == Rules(
+        card="Ascend 950", conv="HF32 of 10 bits", gelu_tanh=False, half_results=True
+    )
+    cuda = dict(card="CUDA", gelu_tanh=False, fused_attention=False)
+    assert rules_of(Stack(device="H100", backend="cuda")) == Rules(**cuda)
+    assert rules_of(Stack(device="H100", backend="cuda", conv_allow_tf32=True)) == Rules(**cuda, conv="TF32")
+    assert rules_of(Stack(device="H100", backend="cuda", matmul_allow_tf32=True)) == Rules(**cuda, matmul="TF32")
+    assert rules_of(Stack(device="", backend="cpu")) is rules_of(Stack(device="Ascend310B1", backend="npu")) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "mode", "saturates"),
+    [
+        ("Ascend310P3", "npu", None, True),
+        ("Ascend310P3", "emulated", None, True),
+        ("Ascend310P3", "npu", True, False),
+        ("Ascend910B4", "npu", None, False),
+        ("Ascend910B4", "npu", False, True),
+        ("Ascend310P3", "cuda", None, False),
+        ("Ascend310P3", "cpu", False, False),
+        ("Ascend310B4", "npu", None, True),
+    ],
+)
+def test_half_alone_overflows_as_the_device_does(device, backend, mode, saturates):
+    stack = Stack(device=device, backend=backend, inf_nan_mode=mode)
+    assert overflow_of(stack, torch.float16) == (Rules(saturates=True, overflow_alone=True) if saturates else None)
+    assert overflow_of(stack, torch.bfloat16) is overflow_of(stack, torch.float32) is None
+
+
+# ------------------------------------------------------------------------------------------------------------- products
+
+
+def times(tensors):
+    return tensors[-2] @ tensors[-1]
+
+
+PRODUCTS = {  # function, shapes, the same in float64
+    "mm": (torch.mm, [(6, 64), (64, 8)], times),
+    "bmm": (torch.bmm, [(2, 6, 64), (2, 64, 8)], times),
+    "mv": (torch.mv, [(6, 64), (64,)], times),
+    "addmm": (torch.addmm, [(6, 8), (6, 64), (64, 8)], lambda t: t[0] + times(t)),
+    "addmm with factors": (
+        lambda *t: torch.addmm(*t, beta=0.5, alpha=-2),
+        [(6, 8), (6, 64), (64, 8)],
+        lambda t: 0.5 * t[0] - 2 * times(t),
+    ),
+    "addmm in place": (
+        lambda c, a, b: c.clone().addmm_(a, b, beta=0.5, alpha=-2),
+        [(6, 8), (6, 64), (64, 8)],
+        lambda t: 0.5 * t[0] - 2 * times(t),
+    ),
+    "addmv": (
+        lambda *t: torch.addmv(*t, beta=3, alpha=0.5),
+        [(6,), (6, 64), (64,)],
+        lambda t: 3 * t[0] + 0.5 * times(t),
+    ),
+    "baddbmm": (
+        lambda *t: torch.baddbmm(*t, beta=0, alpha=2),
+        [(2, 6, 8), (2, 6, 64), (2, 64, 8)],
+        lambda t: 2 * times(t),
+    ),
+    "addbmm": (
+        lambda *t: torch.addbmm(*t, beta=0.5, alpha=-2),
+        [(6, 8), (2, 6, 64), (2, 64, 8)],
+        lambda t: 0.5 * t[0] - 2 * times(t).sum(0),
+    ),
+    "linear": (F.linear, [(3, 64), (8, 64), (8,)], lambda t: t[0] @ t[1].t() + t[2]),
+    "mm into a place": (lambda a, b: torch.mm(a, b, out=a.new_zeros(6, 8)), [(6, 64), (64, 8)], times),
+    "mm into an empty place": (lambda a, b: torch.mm(a, b, out=a.new_empty(0)), [(6, 64), (64, 8)], times),
+}
+ADDED = {
+    "linear": 2,
+    **{name: 0 for name in PRODUCTS if name.startswith(("add", "badd"))},
+}  # which operand is added, and not rounded
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_rounds_its_operands_and_its_result_once(name, kind):
+    function, shapes, exact = PRODUCTS[name]
+    tensors = [seeded(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    found = forecast(Rules(matmul=kind), function, *tensors)
+    expected = exact(
+        [each.double() if place == ADDED.get(name) else entered(each, kind) for place, each in enumerate(tensors)]
+    )
+    assert found.dtype == torch.float32 and found.shape == expected.shape and bits(found, expected) > 21.5
+    assert kind == "float32" or bits(found, exact([each.double() for each in tensors])) < 14
+    other = forecast(Rules(conv=kind), function, *tensors)  # which is of convolutions
+    assert bits(other, exact([each.double() for each in tensors])) > 21.5
+    for dtype in HALVES:
+        half = [each.to(dtype) for each in tensors]
+        assert is_once(forecast(Rules(matmul=kind), function, *half), exact([each.double() for each in half]))
+
+
+def test_a_product_in_place_writes_there_and_into_a_place_returns_it():
+    a, b, c = seeded(6, 64), seeded(64, 8, seed=1), seeded(6, 8, seed=2)
+    before = c.clone()
+    with torch.no_grad(), rounding(Rules(matmul="TF32")):
+        assert c.addmm_(a, b) is c
+        place = torch.empty(6, 8)
+        assert torch.mm(a, b, out=place) is place
+    assert bits(place, entered(a, "TF32") @ entered(b, "TF32")) > 21.5
+    assert bits(c, before.double() + entered(a, "TF32") @ entered(b, "TF32")) > 21.5
+
+
+def test_ties_half_results_and_parts_are_those_of_the_rules():
+    tie, one = torch.full((1, 1), 1 + 2.0**-12), torch.ones(1, 1)
+    for ties, expected in (("away", 1 + 2.0**-11), ("even", 1.0)):
+        assert forecast(Rules(matmul="HF32", ties=ties), torch.mm, tie, one).item() == expected
+        options = dict(matmul="float32", conv="HF32", ties=ties)
+        assert forecast(Rules(**options), F.conv1d, tie[None], one[None]).item() == expected
+    pair = torch.tensor([[1 + 2.0**-10, 2.0**-11]])
+    for half, expected in ((False, 1 + 2.0**-10 + 2.0**-11), (True, 1 + 2.0**-9)):  # a tie, which goes to even
+        assert forecast(Rules(matmul="float16", half_results=half), torch.mm, pair, torch.ones(2, 1)).item() == expected
+    large = torch.full((1, 1), 1e5)
+    for saturates, expected in ((True, 65504.0), (False, math.inf)):
+        assert forecast(Rules(matmul="float16", saturates=saturates), torch.mm, large, one).item() == expected
+    left = torch.zeros(1, 64)
+    left[0, [0, 16, 32, 48]] = torch.tensor([BIG, 1.0, 1.0, -BIG])
+    assert forecast(Rules(), torch.mm, left, torch.ones(64, 1)).item() == 0
+    a, b = seeded(40, 300), seeded(300, 50, seed=1)
+    assert torch.equal(forecast(Rules(groups=1), torch.mm, a, b), torch.mm(a, b))
+    assert not torch.equal(forecast(Rules(groups=16), torch.mm, a, b), torch.mm(a, b))
+
+
+# --------------------------------------------------------------------------------------------------------- convolutions
+
+CONVOLUTIONS = {  # function, shapes, options
+    "one axis": (F.conv1d, [(2, 4, 12), (6, 4, 3), (6,)], dict(stride=2, padding=1)),
+    "dilated": (F.conv1d, [(2, 4, 12), (6, 4, 3), (6,)], dict(dilation=3, padding=2)),
+    "by groups": (F.conv2d, [(2, 4, 7, 8), (8, 2, 3, 2), (8,)], dict(groups=2, stride=(2, 1), padding=(0, 1))),
+    "without a bias": (F.conv2d, [(2, 4, 7, 8), (8, 4, 3, 2)], {}),
+    "three axes": (F.conv3d, [(1, 2, 4, 5, 6), (3, 2, 2, 3, 2), (3,)], dict(dilation=(1, 1, 2))),
+    "transposed": (F.conv_transpose2d, [(2, 4, 5, 6), (4, 6, 3, 3), (6,)], dict(stride=2, padding=1, output_padding=1)),
+    "transposed by groups": (F.conv_transpose1d, [(2, 4, 9), (4, 3, 3), (6,)], dict(stride=3, groups=2, dilation=2)),
+    "over time": (lambda x, w, b, pad: torch.conv_tbc(x, w, b, pad), [(9, 2, 4), (3, 4, 6), (6,)], dict(pad=2)),
+}
+
+
+def convolved(function, tensors, kind, **options):
+    """In float64, of rounded operands; with operands in float16 the bias and the result are rounded to it too."""
+    x, w, *bias = tensors
+    if kind == "float16":
+        bias = [each.half() for each in bias]
+    exact = function(entered(x, kind), entered(w, kind), *[each.double() for each in bias], **options)
+    return exact
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_rounds_its_operands_and_its_result_once(name, kind):
+    function, shapes, options = CONVOLUTIONS[name]
+    tensors = [seeded(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    exact = function(*[each.double() for each in tensors], **options)
+    found = forecast(Rules(conv=kind), function, *tensors, **options)
+    expected = convolved(function, tensors, kind, **options)
+    assert (
+        found.dtype == torch.float32
+        and found.shape == expected.shape
+        and (found.is_contiguous() or name == "over time")
+    )
+    assert bits(found, expected) > (11.5 if kind == "float16" else 21.5) and (
+        kind == "float32" or bits(found, exact) < 14
+    )
+    if kind == "float16":
+        assert (
+            torch.equal(found, found.half().float())
+            and float((found != expected.half().float()).double().mean()) < 0.02
+        )
+    assert bits(forecast(Rules(matmul=kind), function, *tensors, **options), exact) > 21.5, "which is of other products"
+    for dtype in HALVES:
+        half = [each.to(dtype) for each in tensors]
+        assert is_once(
+            forecast(Rules(conv=kind), function, *half, **options),
+            function(*[each.double() for each in half], **options),
+        )
+
+
+@pytest.mark.parametrize("kind", ["float32", "HF32", "TF32"])
+@pytest.mark.parametrize("name", [each for each in CONVOLUTIONS if each != "over time"])
+def test_the_gradients_of_a_convolution_round_likewise(name, kind):
+    function, shapes, options = CONVOLUTIONS[name]
+    tensors = [seeded(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+
+    def gradients(rules, x, w, bias, weight):
+        leaves = [each.clone().requires_grad_() for each in (x, w, *bias)]
+        with rounding(rules):
+            found = function(*leaves, **options)
+            return torch.autograd.grad((found * weight).sum(), leaves)
+
+    shape = function(*tensors, **options).shape
+    weight = seeded(*shape, seed=9)
+    found = gradients(Rules(conv=kind), *tensors[:2], tensors[2:], weight)
+    wide = [entered(each, kind) for each in (*tensors[:2], weight)]
+    expected = gradients(None, wide[0], wide[1], [each.double() for each in tensors[2:]], wide[2])
+    for each, right in zip(found[:2], expected):
+        assert each.dtype == torch.float32 and bits(each, right) > 20.5
+    if len(found) > 2:
+        axes = [axis for axis in range(weight.dim()) if axis != 1]
+        assert bits(found[2], weight.double().sum(axes)) > 20.5, "a sum of the gradient as it came"
+    if kind != "float32":
+        plain = gradients(
+            None, *[each.double() for each in tensors[:2]], [each.double() for each in tensors[2:]], weight.double()
+        )
+        assert max(bits(each, right) for each, right in zip(found[:2], plain)) < 14
+    half = [each.bfloat16() for each in tensors]
+    for each in gradients(Rules(conv=kind), *half[:2], half[2:], weight.bfloat16()):
+        assert each.dtype == torch.bfloat16
+
+
+def test_a_convolution_that_cuts_long_pieces_keeps_float32_under_hf32_alone():
+    x, w = seeded(2, 1, 640), seeded(4, 1, 64, seed=1)
+    exact = F.conv1d(x.double(), w.double(), stride=64)
+    for kind, keeps in (("HF32", True), ("HF32 of 10 bits", True), ("TF32", False), ("float16", False)):
+        assert (bits(forecast(Rules(conv=kind), F.conv1d, x, w, stride=64), exact) > 21) is keeps
+    for options in (dict(stride=63), dict(stride=64, padding=1), dict(stride=64, dilation=2)):
+        exact = F.conv1d(x.double(), w.double(), **options)
+        assert bits(forecast(Rules(conv="HF32"), F.conv1d, x, w, **options), exact) < 14
+
+
+# ------------------------------------------------------------------------------------------------------ other operators
+
+
+def test_gelu_and_its_gradient_take_the_tanh_formula_whatever_is_asked_for():
+    x = torch.linspace(-3, 3, 61)
+    by_tanh = torch.tensor([tanh_gelu(each) for each in x.tolist()], dtype=torch.float64)
+    exact = F.gelu(x.double())
+
+    def gradient(rules, approximate):
+        leaf = x.clone().requires_grad_()
+        with rounding(rules):
+            return torch.autograd.grad(F.gelu(leaf, approximate=approximate).sum(), leaf)[0]
+
+    def derivative(approximate):
+        leaf = x.double().requires_grad_()
+        return torch.autograd.grad(F.gelu(leaf, approximate=approximate).sum(), leaf)[0]
+
+    for asked in ("none", "tanh"):
+        assert bits(forecast(Rules(), F.gelu, x, approximate=asked), by_tanh) > 19
+        assert (
+            bits(forecast(Rules(gelu_tanh=False), F.gelu, x, approximate=asked), by_tanh if asked == "tanh" else exact)
+            > 19
+        )
+        assert (
+            bits(gradient(Rules(), asked), derivative("tanh")) > 19
+            and bits(gradient(Rules(gelu_tanh=False), asked), derivative(asked)) > 19
+        )
+    assert bits(by_tanh, exact) < 13 and bits(derivative("tanh"), derivative("none")) < 13, "the two can be told apart"
+    half = seeded(2000, dtype=torch.bfloat16)
+    leaf = half.clone().requires_grad_()
+    with rounding(Rules()):
+        (found,) = torch.autograd.grad(F.gelu(leaf), leaf, torch.ones_like(leaf))
+        direct = aten.gelu_backward(torch.ones_like(half), half)  # the default of `approximate` is "none"
+    with rounding(Rules(gelu_tanh=False)):
+        assert (
+            bits(aten.gelu_backward(torch.ones_like(x), x), derivative("none")) > 19 and bits(aten.gelu(x), exact) > 19
+        )
+    assert found.dtype == torch.bfloat16 and torch.equal(found, direct)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_elementwise_functions_norms_and_resampling_round_half_results_once(dtype):
+    x = seeded(8, 96, dtype=dtype)
+    weight, bias = seeded(96, seed=1, dtype=dtype), seeded(96, seed=2, dtype=dtype)
+    image = seeded(2, 3, 7, 6, dtype=dtype)
+    functions = [
+        (F.silu, x),
+        (torch.rsqrt, x.abs() + 1),
+        (lambda x: F.log_softmax(x, -1), x),
+        (lambda x: F.log_softmax(x, 0), x),
+        (lambda x: torch.pow(x.abs(), 3), x),
+        (lambda x: torch.pow(x, 2.5), x.abs() + 1),
+        (lambda x: F.interpolate(x, size=(9, 11), mode="bicubic", align_corners=True), image),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), image),
+        (lambda x: F.interpolate(x, size=(4, 3), mode="bicubic", antialias=True), image),
+        (lambda x: F.interpolate(x, size=(4, 3), mode="bilinear", antialias=True), image),
+        (lambda x: F.layer_norm(x, (96,), weight.to(x.dtype), bias.to(x.dtype), 0.25), x),
+        (lambda x: F.layer_norm(x, (8, 96), eps=0.25), x),
+    ]
+    for number, (function, tensor) in enumerate(functions):
+        found, exact = forecast(Rules(), function, tensor), function(tensor.double())
+        wrong = float((found != exact.to(dtype)).double().mean())
+        assert found.dtype == dtype and wrong < 0.02, number
+    assert bits(forecast(Rules(), F.silu, x.float()), F.silu(x.double())) > 22
+    dots = [forecast(Rules(), torch.dot, x[0], weight), forecast(Rules(), torch.mm, x[:1], weight[:, None])[0, 0]]
+    exact = torch.dot(x[0].double(), weight.double())
+    assert all(
+        abs(each.double() - exact) <= abs(exact) * 2.0 ** (-10 if dtype == torch.float16 else -7) for each in dots
+    )
+
+
+def test_norms_keep_their_statistics_in_the_dtype_of_their_weights():
+    x, weight = seeded(4, 32, dtype=torch.bfloat16), seeded(32, seed=1)
+    for held, expected in ((None, torch.bfloat16), (weight, torch.float32), (weight.bfloat16(), torch.bfloat16)):
+        y, mean, rstd = forecast(Rules(), aten.native_layer_norm, x, (32,), held, None, 1e-5)
+        assert (y.dtype, mean.dtype, rstd.dtype) == (torch.bfloat16, expected, expected) and y.is_contiguous()
+        assert bits(mean, x.double().mean(-1, keepdim=True)) > 7
+    assert forecast(Rules(), aten._log_softmax, x.half(), 1, False).dtype == torch.float16
+    assert forecast(Rules(), aten._log_softmax, x.half(), 1, True).dtype == torch.float32, (
+        "half_to_float, as a card computes it"
+    )
+    powers = [(torch.tensor([2, 3]), 2), (torch.tensor([2.0]).half(), torch.tensor([3.0])), (torch.tensor([1.5]), 2)]
+    for base, exponent in powers:
+        assert forecast(Rules(), torch.pow, base, exponent).dtype == torch.pow(base, exponent).dtype
+
+
+# ------------------------------------------------------------------------------------------------------------ attention
+
+
+def qkv(*shape, keys=None, values=None, heads=None, dtype=torch.float32):
+    batch, count, rows, width = shape
+    keys, heads = keys or rows + 1, heads or count
+    shapes = ((batch, count, rows, width), (batch, heads, keys, width), (batch, heads, keys, values or width))
+    return [seeded(*each, seed=seed, dtype=dtype) for seed, each in enumerate(shapes)]
+
+
+def is_fused(tensors, mask=None, rules=None, **options):
+    """Whether attention was one operator: its products then do not round their operands to TF32."""
+    found = forecast(Rules(matmul="TF32", **(rules or {})), F.scaled_dot_product_attention, *tensors, mask, **options)
+    exact = F.scaled_dot_product_attention(
+        *[each.double() for each in tensors],
+        mask if mask is None or mask.dtype == torch.bool else mask.double(),
+        **options,
+    )
+    told = bits(found, exact)
+    assert told > 19 or 8 < told < 15, "attention it is either way"
+    return told > 19
+
+
+def test_attention_is_fused_where_it_fits():
+    assert (
+        is_fused(qkv(2, 4, 6, 32))
+        and is_fused(qkv(2, 4, 6, 32), is_causal=True)
+        and is_fused(qkv(2, 4, 6, 32), scale=0.3)
+    )
+    assert not is_fused(qkv(2, 4, 6, 32), rules=dict(fused_attention=False))
+    mask = seeded(2, 1, 6, 7) > -0.5
+    mask[..., 0] = True
+    assert is_fused(qkv(2, 4, 6, 32), mask) and not is_fused(qkv(2, 4, 6, 32), mask.float() * 2)
+    assert is_fused(qkv(2, 4, 6, 32, heads=2), enable_gqa=True)
+    assert (
+        not is_fused(qkv(2, 4, 6, 30))
+        and not is_fused(qkv(2, 4, 6, 32, values=30))
+        and is_fused(qkv(2, 4, 6, 32, values=28))
+    )
+    q, k, v = qkv(2, 4, 6, 32)
+    assert not is_fused((q[0], k[0], v[0])) and not is_fused((q, k[:1], v[:1]))
+    assert (
+        is_fused(qkv(1, 2, 3, 512))
+        and not is_fused(qkv(1, 2, 3, 516))
+        and is_fused(qkv(1, 2, 3, 512), rules=dict(narrow_attention=False))
+    )
+    narrow = dict(narrow_attention=True)
+    assert (
+        is_fused(qkv(1, 2, 3, 256), rules=narrow)
+        and not is_fused(qkv(1, 2, 3, 260), rules=narrow)
+        and not is_fused(qkv(1, 2, 3, 32, values=260), rules=narrow)
+    )
+    assert is_fused(qkv(1, 2048, 1, 4)) and not is_fused(qkv(1, 2049, 1, 4))
+
+
+def test_attention_by_groups_of_heads_needs_to_be_asked_for():
+    tensors = qkv(1, 4, 6, 32, heads=2)
+    with pytest.raises(RuntimeError):
+        forecast(Rules(), F.scaled_dot_product_attention, *tensors)
+
+
+def test_half_attention_of_odd_widths_is_fused():
+    q, k, v = (each.half() for each in qkv(1, 2, 5, 30))
+    found = forecast(Rules(), F.scaled_dot_product_attention, q, k, v)
+    assert torch.equal(found, numerics.attention(q, k, v, scale=30**-0.5)[0])
+
+
+def test_attention_that_learns_or_drops_is_made_of_its_products():
+    tensors = [each.requires_grad_() for each in qkv(1, 2, 5, 32)]
+    exact = F.scaled_dot_product_attention(*[each.detach().double() for each in tensors])
+    with rounding(Rules(matmul="TF32")):
+        learning = F.scaled_dot_product_attention(*tensors)
+    assert 8 < bits(learning.detach(), exact) < 15 and learning.requires_grad
+    assert is_fused([each.detach() for each in tensors])
+    with torch.no_grad(), rounding(Rules(matmul="TF32")):
+        assert bits(F.scaled_dot_product_attention(*tensors), exact) > 19
+        torch.manual_seed(0)
+        dropped = F.scaled_dot_product_attention(*tensors, dropout_p=0.5)
+        kept = F.scaled_dot_product_attention(*tensors, dropout_p=0.0)
+    assert bits(dropped, exact) < 5 and bits(kept, exact) > 19
+
+
+def test_attention_with_a_mask_that_is_causal_too_is_what_the_cpu_makes_of_both():
+    tensors = qkv(1, 2, 5, 32, keys=5)
+    mask = seeded(5, 5, seed=5) > -0.5
+    mask[:, 0] = True
+    try:
+        exact = F.scaled_dot_product_attention(*[each.double() for each in tensors], mask, is_causal=True)
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            forecast(Rules(), F.scaled_dot_product_attention, *tensors, mask, is_causal=True)
+    else:
+        assert bits(forecast(Rules(), F.scaled_dot_product_attention, *tensors, mask, is_causal=True), exact) > 19
+
+
+def test_attention_past_python_takes_masks_of_floats_and_a_scale():
+    q, k, v = qkv(1, 2, 5, 32, keys=5)
+    bias = seeded(5, 5, seed=5)
+    direct = aten._scaled_dot_product_flash_attention_for_cpu
+    for options in (dict(), dict(attn_mask=bias), dict(is_causal=True), dict(scale=0.4)):
+        found, logsumexp = forecast(Rules(matmul="TF32"), direct, q, k, v, **options)
+        scores = q.double() @ k.double().transpose(2, 3) * options.get("scale", 32**-0.5)
+        scores = scores + options["attn_mask"].double() if "attn_mask" in options else scores
+        scores = (
+            scores.masked_fill(torch.ones(5, 5, dtype=torch.bool).triu(1), -math.inf)
+            if "is_causal" in options
+            else scores
+        )
+        assert bits(found, scores.softmax(-1) @ v.double()) > 20 and bits(logsumexp, scores.logsumexp(-1)) > 20
+    causal = forecast(Rules(), F.scaled_dot_product_attention, q, k, v, is_causal=True)
+    assert bits(causal, F.scaled_dot_product_attention(*[each.double() for each in (q, k, v)], is_causal=True)) > 20
+
+
+# ----------------------------------------------------------------------------------------- what has no rule, and layout
+
+
+def test_half_saturates_where_the_rules_say_so():
+    x = torch.tensor([300.0, -300.0, math.nan, 1.0]).half()
+    for rules in (Rules(saturates=True), Rules(saturates=True, overflow_alone=True)):
+        assert forecast(rules, torch.mul, x, 300).tolist() == [65504.0, -65504.0, 0.0, 300.0]
+        assert forecast(rules, torch.mm, x[:1, None], x[None, :2]).tolist() == [[65504.0, -65504.0]]
+        for dtype in (torch.float32, torch.bfloat16):
+            assert forecast(rules, torch.mul, torch.tensor([3e38], dtype=dtype), 10.0).item() == math.inf
+        q = torch.full((1, 1, 1, 4), 6e4).half()
+        assert forecast(rules, F.scaled_dot_product_attention, q, q, q).isfinite().all()
+    assert (
+        forecast(Rules(), torch.mul, x, 300)[0] == math.inf
+        and forecast(Rules(), torch.mm, x[:1, None], x[None, :1]).item() == math.inf
+    )
+
+
+def test_overflow_alone_rounds_nothing():
+    rules = Rules(matmul="TF32", conv="TF32", saturates=True, overflow_alone=True)
+    a, b = seeded(9, 64), seeded(64, 7, seed=1)
+    assert torch.equal(forecast(rules, torch.mm, a, b), torch.mm(a, b)) and torch.equal(
+        forecast(rules, F.gelu, a), F.gelu(a)
+    )
+    q, k, v = qkv(1, 2, 5, 32)
+    assert (
+        bits(
+            forecast(rules, F.scaled_dot_product_attention, q, k, v),
+            F.scaled_dot_product_attention(*[each.double() for each in (q, k, v)]),
+        )
+        > 20
+    )
+    turned = seeded(6, 5, 4).transpose(0, 2)
+    assert (
+        forecast(rules, torch.sin, turned).stride()
+        == torch.sin(turned).stride()
+        != forecast(Rules(), torch.sin, turned).stride()
+    )
+
+
+def test_other_dtypes_devices_and_layouts_pass_untouched():
+    a = seeded(8, 8)
+    for tensor in (a.double(), (a * 9).long(), a.to(torch.complex64)):
+        assert torch.equal(forecast(Rules(matmul="TF32"), torch.mm, tensor, tensor), tensor @ tensor)
+    assert forecast(Rules(matmul="TF32"), torch.mm, a.to("meta"), a.to("meta")).device.type == "meta"
+    sparse = a.to_sparse()
+    assert bits(forecast(Rules(matmul="TF32"), torch.sparse.mm, sparse, a), a.double() @ a.double()) > 20
+    turned = a.double().t()
+    assert forecast(Rules(), torch.sin, turned).stride() == turned.stride()
+
+
+def test_what_is_computed_is_contiguous_and_copies_keep_their_strides():
+    turned = seeded(6, 5, 4).transpose(0, 2)
+    for function in (torch.sin, lambda x: x + x, torch.nn.functional.silu, lambda x: x.to(torch.bfloat16).sin()):
+        assert forecast(Rules(), function, turned).is_contiguous()
+    for function in (torch.clone, torch.empty_like, torch.zeros_like, lambda x: x.to(torch.bfloat16)):
+        assert forecast(Rules(), function, turned).stride() == turned.stride()
+    assert forecast(Rules(), lambda x: x.transpose(0, 1), turned).stride() == turned.transpose(0, 1).stride()
+    both = forecast(Rules(), lambda x: torch.max(x, 0), seeded(6, 5, 4).transpose(0, 2))
+    assert both.values.is_contiguous()
+    place = torch.zeros(4, 5, 6).transpose(0, 2)
+    assert (
+        forecast(Rules(), lambda x: x.add_(1), place) is place
+        and not place.is_contiguous()
+        and bool((place == 1).all())
+    )
+
+
+def test_rules_hold_in_inference_mode_and_end_with_the_block():
+    a, b = seeded(9, 64), seeded(64, 7, seed=1)
+    exact = a.double() @ b.double()
+    with torch.inference_mode(), rounding(Rules(matmul="TF32")):
+        assert bits(torch.matmul(a, b), exact) < 14 and bits(nn.functional.linear(a, b.t().contiguous()), exact) < 14
+    assert torch.equal(torch.mm(a, b), a @ b) and bits(a @ b, exact) > 21
+    with pytest.raises(RuntimeError), rounding(Rules(matmul="TF32")):
+        torch.mm(a, a)
+    assert bits(a @ b, exact) > 21
+    with rounding(None):
+        assert bits(a @ b, exact) > 21
