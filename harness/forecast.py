@@ -198,7 +198,8 @@ class _Rounding(TorchDispatchMode):
             return getattr(func, "decompose", func)(query, key, value, attn_mask, **options)
         wanted = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
         if wanted or not _fits_fused(self.rules, query, key, value, attn_mask, enable_gqa):
-            return operator("_scaled_dot_product_attention_math")(query, key, value, attn_mask, **options)[0]
+            mask = _of_floats(attn_mask, query.dtype)
+            return operator("_scaled_dot_product_attention_math")(query, key, value, mask, **options)[0]
         self.resting = True
         try:
             return self._saturated(_fused_attention(query, key, value, attn_mask, is_causal, scale))
@@ -412,6 +413,13 @@ def _fits_fused(rules: Rules, query: Tensor, key: Tensor, value: Tensor, mask: T
     if query.shape[1] > HEADS or key.shape[1] > HEADS or query.shape[-1] > WIDEST:
         return False
     return mask is None or mask.dtype == torch.bool
+
+
+def _of_floats(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask of bools as what is added to the scores: the operator below `scaled_dot_product_attention` adds True as 1."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -math.inf)
 
 
 def _causal(query: Tensor, key: Tensor) -> Tensor:
