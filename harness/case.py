@@ -362,7 +362,7 @@ def naming(verdict: Verdict, assumption: str) -> Verdict:
     """The verdict whose reasons name the assumption that it hangs on, if there is one."""
     if not assumption:
         return verdict
-    said = f"it would pass if {assumption}, of which no card has said a word: measure it with doctor --measure, or take it to be a fault"
+    said = f"it would pass if {assumption}, which no card has confirmed or denied yet: python -m harness doctor --probe FILE measures a vector unit"
     return replace(verdict, failures=tuple(replace(each, text=f"{each.text}; {said}") for each in verdict.failures))
 
 

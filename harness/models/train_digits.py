@@ -3,7 +3,7 @@
     python -m harness.models.train_digits [DIRECTORY]
     python -m harness.models.train_digits vision [DIRECTORY]
 
-Each takes well under a minute on two cores and gives the same accuracy, though not the same bits, on every machine.
+Each takes a minute or less on two cores and gives the same accuracy, though not the same bits, on every machine.
 """
 
 from __future__ import annotations
