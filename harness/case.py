@@ -340,13 +340,17 @@ HANGS = 8.0  # times a limit: what is further beyond is explained by no assumpti
 
 
 def hangs(verdict: Verdict) -> bool:
-    """Whether a row fails by so little that it may be an assumption of the forecast that fails it, and not the device."""
-    numbers = [each for each in verdict.failures if each.criterion in (*FLOORED, "flip_margin") and each.found and each.allowed]
+    """Whether a row fails by so little that an assumption of the forecast may fail it, and not the device."""
+    judged = [each for each in verdict.failures if each.criterion in (*FLOORED, "flip_margin")]
+    numbers = [each for each in judged if each.found and each.allowed]
     return len(numbers) == len(verdict.failures) > 0 and all(each.found <= HANGS * each.allowed for each in numbers)
 
 
 def assumption_of(
-    again: Callable[[dict[str, Tensor]], Verdict], forecast: Callable[[Rules], dict[str, Tensor]], rules: Rules, dtype: str
+    again: Callable[[dict[str, Tensor]], Verdict],
+    forecast: Callable[[Rules], dict[str, Tensor]],
+    rules: Rules,
+    dtype: str,
 ) -> str:
     """What a card would have to do otherwise for a failing row to pass, in words; "" where none of `ASSUMPTIONS` does.
 
@@ -362,7 +366,8 @@ def naming(verdict: Verdict, assumption: str) -> Verdict:
     """The verdict whose reasons name the assumption that it hangs on, if there is one."""
     if not assumption:
         return verdict
-    said = f"it would pass if {assumption}, which no card has confirmed or denied yet: python -m harness doctor --probe FILE measures a vector unit"
+    measures = "python -m harness doctor --probe FILE measures a vector unit"
+    said = f"it would pass if {assumption}, which no card has confirmed or denied yet: {measures}"
     return replace(verdict, failures=tuple(replace(each, text=f"{each.text}; {said}") for each in verdict.failures))
 
 

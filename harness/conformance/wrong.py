@@ -1,4 +1,4 @@
-"""Wrong computations that no operator makes alone: what a port of a model does otherwise on the device, planted in its calls.
+"""Wrong computations that no operator makes alone: what a model does otherwise on the device, planted in its calls.
 
     with planted(EVERY[0]) as acted:
         outputs = model(inputs)
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -114,7 +113,9 @@ def _attending(change: Callable) -> Callable:
     """`change(options)` edits the mask, the causality and the scale with which attention is called."""
 
     def compute(func, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **more):
-        options = dict(attn_mask=attn_mask, is_causal=is_causal, scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+        options = dict(
+            attn_mask=attn_mask, is_causal=is_causal, scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale
+        )
         return func(q, k, v, dropout_p=dropout_p, **change(options), **more)
 
     return compute
@@ -151,7 +152,7 @@ def _copied_head(func, *args, **options):
     return torch.cat([found[:, 1:2], found[:, 1:]], 1)
 
 
-# ------------------------------------------------------------------------------------------- norms, activations, indices
+# ---------------------------------------------------------------------------------- norms, activations, indices
 
 
 def _layer_norm(func, x, shape, weight=None, bias=None, eps=1e-5):
@@ -212,9 +213,21 @@ EVERY = (  # in every call
     Wrong(what="repeated indices count once", functions=("index_add",), compute=_each_place_once),
 )
 ONE = (  # in one call, the middle one
-    Wrong(what="one attention's mask a token ahead", functions=("scaled_dot_product_attention",), compute=_attending(_a_token_ahead)),
-    Wrong(what="one attention's last row of its four largest", functions=("scaled_dot_product_attention",), compute=_last_row_of_its_four_largest),
-    Wrong(what="one attention's first head a copy of the next", functions=("scaled_dot_product_attention",), compute=_copied_head),
+    Wrong(
+        what="one attention's mask a token ahead",
+        functions=("scaled_dot_product_attention",),
+        compute=_attending(_a_token_ahead),
+    ),
+    Wrong(
+        what="one attention's last row of its four largest",
+        functions=("scaled_dot_product_attention",),
+        compute=_last_row_of_its_four_largest,
+    ),
+    Wrong(
+        what="one attention's first head a copy of the next",
+        functions=("scaled_dot_product_attention",),
+        compute=_copied_head,
+    ),
     Wrong(what="one layer's weights in int8", functions=("linear",), compute=_int8),
     Wrong(what="one layer's weights in bfloat16", functions=("linear",), compute=_weights_in(torch.bfloat16)),
     Wrong(what="one layer computed in bfloat16", functions=("linear",), compute=_products_in_bfloat16),

@@ -22,7 +22,7 @@ KINDS = {
     "hf32": "float32 inputs are rounded to HF32",
     "fp16": "floating inputs are rounded to float16",
     "bf16": "floating inputs are rounded to bfloat16",
-    "int8": "the last floating input of several axes, the weight of a product, is rounded to 8 bits of its largest element",
+    "int8": "the last floating input of several axes, a product's weight, is rounded to 8 bits of its largest element",
     "no_bias": "the last floating input of one axis, the bias of a product, is zero, where another has several axes",
     "mask": "the first bool or uint8 input with several elements is turned around",
     "index": "the first integer input is off by one, else the first integer result",
@@ -247,7 +247,8 @@ def _on_last(fault: Fault, inputs: list) -> list:
     """The inputs with the last of those that fit changed; as they are where none fits or there is nothing to change."""
     import torch
 
-    floating = {position: each for position, each in enumerate(inputs) if isinstance(each, torch.Tensor) and each.is_floating_point()}
+    tensors = {position: each for position, each in enumerate(inputs) if isinstance(each, torch.Tensor)}
+    floating = {position: each for position, each in tensors.items() if each.is_floating_point()}
     several = [position for position, each in floating.items() if each.dim() > 1 and each.numel()]
     fitting = several if fault.kind == "int8" else [position for position, each in floating.items() if each.dim() == 1]
     if not several or not fitting or not bool(floating[fitting[-1]].any()):

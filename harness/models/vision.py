@@ -1,4 +1,4 @@
-"""A small vision transformer with LayerNorm and GELU, trained on the handwritten digits that the AIMv2 of data/digits knows.
+"""A small vision transformer with LayerNorm and GELU, trained on the digits that the AIMv2 of data/digits knows.
 
 It was trained by `python -m harness.models.train_digits vision`; its weights lie in data/vision.
 """

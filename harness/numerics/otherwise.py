@@ -1,8 +1,8 @@
-"""What a sound vector unit may compute otherwise than the rules here say, on matters of which no card has said a word yet.
+"""What a sound vector unit may compute otherwise than the rules here say, in matters that no card has confirmed yet.
 
-Functions that are off by some last places, functions of float16 computed in float16, other orders of the sums of norms, a softmax in
-tiles, other ties of casts. Each is written from its formula. Assumed, all of it: a forecast by them says how far a card may be off that
-computes so, and what hangs on its not doing so.
+Functions that are off by some last places, functions of float16 computed in float16, other orders of the sums of norms,
+a softmax in tiles, other ties of casts. Each is written from its formula. All of it is assumed: a forecast by them says
+how far a card may be off that computes so.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Vector:
 
     @property
     def operators(self) -> frozenset[str]:
-        """The operators that are computed otherwise, by the names of `VectorUnit`'s methods, in `FUNCTIONS` and in `ARITHMETIC`."""
+        """What is computed otherwise: names of `VectorUnit`'s methods, in `FUNCTIONS` and in `ARITHMETIC`."""
         names: set[str] = set()
         functions = self.places or self.half
         if functions:
@@ -133,7 +133,9 @@ class VectorUnit:
         dtype = torch.result_type(x, exponent)
         if not isinstance(exponent, Tensor) and exponent in (1, 2):  # a product, which is rounded rightly
             return torch.pow(*wide).to(dtype)
-        return self.function(lambda base: torch.pow(base, wide[1]), torch.as_tensor(wide[0], dtype=torch.float32)).to(dtype)
+        return self.function(lambda base: torch.pow(base, wide[1]), torch.as_tensor(wide[0], dtype=torch.float32)).to(
+            dtype
+        )
 
     def gelu(self, x: Tensor, approximate: str = "none") -> Tensor:
         wide = x.float()
@@ -165,7 +167,7 @@ class VectorUnit:
         return found if half_to_float else self.cast(found.contiguous(), x.dtype)
 
     def _weights(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """exp(scores - their maximum) along the last axis, and sum and maximum, as tiles find them: each by the maximum so far."""
+        """exp(scores - their maximum) along the last axis, its sum, that maximum: a tile takes the one so far."""
         size = self.vector.tile or scores.shape[-1]
         top = torch.full_like(scores[..., :1], -math.inf)
         total = torch.zeros_like(top)
@@ -180,7 +182,7 @@ class VectorUnit:
         return torch.cat(parts, -1), total, top
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, hidden: Tensor | None = None) -> Tensor:
-        """Fused attention on (B, H, N, D), a tile of keys after the other: probabilities enter their product in q's dtype."""
+        """Fused attention on (B, H, N, D), one tile of keys after the other; probabilities are cast to q's dtype."""
         group = q.shape[1] // k.shape[1]
         k, v = (each.repeat_interleave(group, 1) if group > 1 else each for each in (k, v))
         scores = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
@@ -232,7 +234,17 @@ class VectorUnit:
         axes = (*x.shape[:leading], *(1 for _ in shape))
         return self.cast(y, x.dtype), mean.view(axes).to(kept), scale.view(axes).to(kept)
 
-    def group_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, batch: int, channels: int, area: int, groups: int, eps: float):
+    def group_norm(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        batch: int,
+        channels: int,
+        area: int,
+        groups: int,
+        eps: float,
+    ):
         y, mean, scale = self._normalised(x.float().reshape(batch, groups, -1), eps)
         y = y.view(batch, channels, -1)
         y = y if weight is None else y * weight.float()[:, None]
@@ -242,7 +254,7 @@ class VectorUnit:
 
 
 def _off(x: Tensor, places: int, upwards: bool) -> Tensor:
-    """Numbers moved by up to `places` last places, by a hash of their bits, or all by as many away from zero; 0, Inf and NaN stay."""
+    """Numbers moved by up to `places` last places, by a hash of their bits, or all away from zero; 0, Inf, NaN stay."""
     bits = x.contiguous().view(torch.int32 if x.dtype == torch.float32 else torch.int16)
     if upwards:
         moved = bits + places

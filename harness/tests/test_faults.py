@@ -66,7 +66,7 @@ def test_a_fault_of_the_result_shows_there_and_nowhere_else(npu, kind):
     assert planted.hits == planted.calls == 1
     if kind == "copy_heads":
         assert torch.equal(found[:, 2], clean[:, 3]) and torch.equal(changed(found, clean), where)
-    elif meaning is None:  # noise of another size in every element; a few can be below half the spacing of numbers there
+    elif meaning is None:  # noise in every element; a few can be below half the spacing of numbers there
         assert changed(found, clean).sum() >= clean.numel() - 5
     else:
         assert torch.equal(changed(found, clean), where)
@@ -100,7 +100,9 @@ def test_a_stale_output_is_what_the_memory_held(npu):
     assert planted.hits == 1 and into.cpu().unique().tolist() == [7.0]
 
 
-@pytest.mark.parametrize(("kind", "low", "high"), [("hf32", 12.6, 12.9), ("fp16", 11.6, 11.9), ("bf16", 8.6, 8.9), ("int8", 5.5, 7.5)])
+@pytest.mark.parametrize(
+    ("kind", "low", "high"), [("hf32", 12.6, 12.9), ("fp16", 11.6, 11.9), ("bf16", 8.6, 8.9), ("int8", 5.5, 7.5)]
+)
 def test_lower_arithmetic_is_that_of_the_inputs(npu, kind, low, high):
     left, right = seeded(64, 64), seeded(64, 64, seed=1)
     with emulator.fault("aclnnM*", kind=kind) as planted:

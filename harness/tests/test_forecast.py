@@ -208,7 +208,7 @@ def test_attention_past_the_python_function_follows_its_rules_too():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_attention_that_is_not_fused_hides_what_a_mask_of_bools_hides(dtype):
-    """On 910A, 310P and CUDA all attention is made of its products, elsewhere what has no fused operator and what asks for gradients."""
+    """On 910A, 310P and CUDA all attention is made of its products; elsewhere where none fits, and for gradients."""
     q, mask = seeded(1, 2, 6, 32).to(dtype), torch.ones(6, 6, dtype=torch.bool).tril()
     exact = F.scaled_dot_product_attention(*[q.double()] * 3, attn_mask=mask)
     seen = F.scaled_dot_product_attention(*[q.double()] * 3)

@@ -1,4 +1,4 @@
-"""A vector unit that computes otherwise: held against restatements in numpy and float64, and what of it a forecast takes."""
+"""A vector unit that computes otherwise, against restatements in numpy and float64; what of it a forecast takes."""
 
 import math
 
@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from harness import numerics
+from harness.case import _stated
 from harness.forecast import ASSUMPTIONS, Rules, alternatives, rounding
 from harness.numerics import Vector, effective_bits
 from harness.numerics.otherwise import _off
@@ -23,7 +24,14 @@ def by(vector, function, *args, **options):
 def test_by_default_nothing_is_computed_otherwise():
     assert Vector().operators == frozenset()
     x = seeded(8, 32)
-    for function in (F.gelu, F.silu, torch.exp, lambda x: x.softmax(-1), lambda x: F.layer_norm(x, (32,)), lambda x: x.mean(-1)):
+    for function in (
+        F.gelu,
+        F.silu,
+        torch.exp,
+        lambda x: x.softmax(-1),
+        lambda x: F.layer_norm(x, (32,)),
+        lambda x: x.mean(-1),
+    ):
         with rounding(Rules(gelu_tanh=False)):
             assert torch.equal(by(Vector(), function, x), function(x))
 
@@ -51,12 +59,24 @@ def test_numbers_are_off_by_so_many_last_places_and_no_more(dtype, places):
 
 
 FUNCTIONS = {
-    "gelu": F.gelu, "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu, "exp": torch.exp, "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid, "erf": torch.erf, "sin": torch.sin, "sqrt": lambda x: x.abs().sqrt(), "rsqrt": lambda x: (x.abs() + 0.1).rsqrt(),
-    "log": lambda x: x.abs().log(), "cube": lambda x: x.pow(3), "softmax": lambda x: x.softmax(-1), "log softmax": lambda x: x.log_softmax(-1),
-    "layer norm": lambda x: F.layer_norm(x, (8, 16)), "group norm": lambda x: F.group_norm(x, 4),
+    "gelu": F.gelu,
+    "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "exp": torch.exp,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "erf": torch.erf,
+    "sin": torch.sin,
+    "sqrt": lambda x: x.abs().sqrt(),
+    "rsqrt": lambda x: (x.abs() + 0.1).rsqrt(),
+    "log": lambda x: x.abs().log(),
+    "cube": lambda x: x.pow(3),
+    "softmax": lambda x: x.softmax(-1),
+    "log softmax": lambda x: x.log_softmax(-1),
+    "layer norm": lambda x: F.layer_norm(x, (8, 16)),
+    "group norm": lambda x: F.group_norm(x, 4),
     "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -69,14 +89,21 @@ def test_functions_that_are_off_by_last_places_lose_a_bit_or_two(name):
     assert 20 < effective_bits(off, exact) < effective_bits(near, exact) + hides
     assert 20 < effective_bits(up, exact) < effective_bits(near, exact) + hides
     half = by(Vector(places=2), function, x.half())
-    assert half.dtype == torch.float16 and effective_bits(half, function(x.half().double())) > 10.5  # one rounding hides it
+    assert (
+        half.dtype == torch.float16 and effective_bits(half, function(x.half().double())) > 10.5
+    )  # one rounding hides it
 
 
-@pytest.mark.parametrize("name", ["gelu", "gelu by tanh", "silu", "exp", "tanh", "sigmoid", "rsqrt", "softmax", "attention"])
+@pytest.mark.parametrize(
+    "name", ["gelu", "gelu by tanh", "silu", "exp", "tanh", "sigmoid", "rsqrt", "softmax", "attention"]
+)
 def test_functions_computed_in_half_lose_more_than_one_rounding(name):
     function, x = FUNCTIONS[name], seeded(2, 4, 8, 16).half()
     exact = function(x.double())
-    plain, half, off = (effective_bits(by(each, function, x), exact) for each in (Vector(), Vector(half=True), Vector(half=True, half_places=1)))
+    plain, half, off = (
+        effective_bits(by(each, function, x), exact)
+        for each in (Vector(), Vector(half=True), Vector(half=True, half_places=1))
+    )
     assert 8 < off < half <= plain
     for dtype in (torch.float32, torch.bfloat16):  # those have no such instructions
         wide = x.to(dtype)
@@ -110,7 +137,9 @@ def test_sums_go_in_the_order_that_they_are_said_to(order, restated, width):
     assert both.dim() == 0 and abs(float(both) - float(x.double().mean())) < 1e-6
 
 
-@pytest.mark.parametrize("vector", [Vector(order="lanes"), Vector(order="one by one"), Vector(one_pass=True)], ids=["lanes", "one", "pass"])
+@pytest.mark.parametrize(
+    "vector", [Vector(order="lanes"), Vector(order="one by one"), Vector(one_pass=True)], ids=["lanes", "one", "pass"]
+)
 def test_norms_by_other_sums_are_norms(vector):
     x, weight, bias = seeded(5, 96) + 3, seeded(96, seed=1), seeded(96, seed=2)
     exact = F.layer_norm(x.double(), (96,), weight.double(), bias.double())
@@ -123,7 +152,10 @@ def test_norms_by_other_sums_are_norms(vector):
 def test_a_variance_in_one_pass_loses_what_a_large_mean_hides():
     x = seeded(4, 64) + 1000
     exact = F.layer_norm(x.double(), (64,))
-    found = [effective_bits(by(vector, F.layer_norm, x, (64,)), exact) for vector in (Vector(order="lanes"), Vector(order="lanes", one_pass=True))]
+    found = [
+        effective_bits(by(vector, F.layer_norm, x, (64,)), exact)
+        for vector in (Vector(order="lanes"), Vector(order="lanes", one_pass=True))
+    ]
     assert found[1] < found[0] - 4
 
 
@@ -141,7 +173,11 @@ def test_a_softmax_in_tiles_is_a_softmax(dtype):
     shared = Vector(tile=8).unit(dtype).attention(twice, q[:, :1], q[:, :1], scale=0.25)
     assert torch.equal(shared[:, 0], shared[:, 1])
     scores = seeded(4, 21).to(dtype)
-    assert torch.allclose(by(Vector(tile=8), torch.softmax, scores, -1).double(), scores.double().softmax(-1), atol=2 ** -{torch.float32: 22}.get(dtype, 8))
+    assert torch.allclose(
+        by(Vector(tile=8), torch.softmax, scores, -1).double(),
+        scores.double().softmax(-1),
+        atol=2 ** -{torch.float32: 22}.get(dtype, 8),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -164,3 +200,9 @@ def test_an_assumption_is_tried_where_it_matters():
     ]
     for what, other in alternatives(rules, "float16"):
         assert what and other != rules and list(alternatives(other, "float16")) != list(alternatives(rules, "float16"))
+
+
+def test_the_key_of_a_stored_reference_tells_vector_units_apart():
+    plain, other = _stated(Rules()), _stated(Rules(vector=Vector(ties_away=True)))
+    assert "vector" not in plain and other["vector"]["ties_away"] is True  # a store of before stays readable
+    assert {name: each for name, each in other.items() if name != "vector"} == plain
