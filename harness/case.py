@@ -357,7 +357,11 @@ def assumption_of(
     `forecast` runs the CPU under other rules, `again` judges the row by such a forecast.
     """
     for what, other in alternatives(rules, dtype):
-        if again(forecast(other)).passed:
+        try:
+            found = forecast(other)
+        except HarnessError:  # a forecast that cannot be made explains nothing
+            continue
+        if again(found).passed:
             return what
     return ""
 

@@ -8,8 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from harness import numerics
-from harness.case import _stated
+from harness.case import _stated, assumption_of
+from harness.errors import RunError
 from harness.forecast import ASSUMPTIONS, Rules, alternatives, rounding
+from harness.gate import Reason, Verdict
+from harness.measure import compare
 from harness.numerics import Vector, effective_bits
 from harness.numerics.otherwise import _off
 from harness.tests.operators.conftest import seeded
@@ -206,3 +209,22 @@ def test_the_key_of_a_stored_reference_tells_vector_units_apart():
     plain, other = _stated(Rules()), _stated(Rules(vector=Vector(ties_away=True)))
     assert "vector" not in plain and other["vector"]["ties_away"] is True  # a store of before stays readable
     assert {name: each for name, each in other.items() if name != "vector"} == plain
+
+
+def test_the_assumption_that_lets_a_row_pass_is_named_and_one_that_cannot_be_computed_is_not():
+    known = list(alternatives(Rules(), "float16"))
+    passing = Verdict(comparisons={"output": compare(torch.ones(2), torch.ones(2))})
+    failing = Verdict(failures=(Reason(criterion="gain_ratio", text="too much"),))
+
+    def forecast(rules):
+        if rules == known[0][1]:
+            raise RunError("no such operator")
+        return rules
+
+    assert passing.passed and not failing.passed
+    assert assumption_of(lambda rules: passing, forecast, Rules(), "float16") == known[1][0]
+    assert (
+        assumption_of(lambda rules: passing if rules == known[-1][1] else failing, forecast, Rules(), "float16")
+        == known[-1][0]
+    )
+    assert assumption_of(lambda rules: failing, forecast, Rules(), "float16") == ""
