@@ -162,8 +162,9 @@ class Assumption:
         return replace(rules, **self.changes) != rules
 
 
-# What a card may do otherwise and moves sound rows beyond their limits. `python -m harness.conformance detection` tries
-# these, and others that move none: other parts and orders of sums, one pass, tiles, errors of either sign.
+# What a card may do otherwise and moves sound rows beyond their limits, or to three quarters of them (float16).
+# `python -m harness.conformance detection` tries these, and others that move none: other parts and orders of sums, one
+# pass, tiles, errors of either sign.
 ASSUMPTIONS = (
     Assumption(
         what="exp, tanh, sqrt and their like were always two last places of float32 too large",
