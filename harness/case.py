@@ -19,9 +19,10 @@ from harness.clean import CleanProcess, needs_clean
 from harness.measure import RUNS, Comparison, compare, scatter_of, worst_slices
 from harness.devices import Device, Stack, Watched, lacks, unknown_rounding
 from harness.errors import CaseError, HarnessError, RunError, UnstableReferenceError
-from harness.forecast import Rules, overflow_of, rules_of
+from harness.forecast import Rules, alternatives, overflow_of, rules_of
 from harness.gate import (
     FELL_BACK,
+    FLOORED,
     MANY,
     NEAR_TIE,
     NONDETERMINISTIC,
@@ -247,6 +248,13 @@ def _validate(
         if worse.failures:
             said = tuple(replace(each, text=f"{each.text}; the other of the two runs passes") for each in worse.failures)
             verdict, parting, outputs = replace(worse, failures=said), worse_parting, ran.again
+    if rules is not None and hangs(verdict):
+
+        def again(forecast: dict[str, Tensor]) -> Verdict:
+            return _held(case, outputs, replace(healthy, forecast=forecast), tolerance, saturates)[0]
+
+        assumption = assumption_of(again, lambda other: cpu.run("forecast", rules=other).outputs, rules, case.dtype)
+        verdict = naming(verdict, assumption)
     if verdict.failures and ran.drawn.there and not case.own_random:
         text = "the device drew random numbers itself, inside of an operator, which the CPU cannot draw: the outputs are of other numbers"
         verdict = replace(verdict, failures=(Reason(criterion="random", text=text), *verdict.failures))
@@ -343,6 +351,41 @@ def _held(case: Case, outputs: dict[str, Tensor], healthy: _Healthy, tolerance: 
     marks = (NEAR_TIE,) if parted is not None and parted.near_tie else ()
     marks += (UNFELT,) if any(each.unfelt for each in references.values()) else ()
     return replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks)), parting
+
+
+HANGS = 8.0  # times a limit: what is further beyond is explained by no assumption, the furthest of which takes 3
+
+
+def hangs(verdict: Verdict) -> bool:
+    """Whether a row fails by so little that an assumption of the forecast may fail it, and not the device."""
+    judged = [each for each in verdict.failures if each.criterion in (*FLOORED, "flip_margin")]
+    numbers = [each for each in judged if each.found and each.allowed]
+    return len(numbers) == len(verdict.failures) > 0 and all(each.found <= HANGS * each.allowed for each in numbers)
+
+
+def assumption_of(
+    again: Callable[[dict[str, Tensor]], Verdict],
+    forecast: Callable[[Rules], dict[str, Tensor]],
+    rules: Rules,
+    dtype: str,
+) -> str:
+    """What a card would have to do otherwise for a failing row to pass, in words; "" where none of `ASSUMPTIONS` does.
+
+    `forecast` runs the CPU under other rules, `again` judges the row by such a forecast.
+    """
+    for what, other in alternatives(rules, dtype):
+        if again(forecast(other)).passed:
+            return what
+    return ""
+
+
+def naming(verdict: Verdict, assumption: str) -> Verdict:
+    """The verdict whose reasons name the assumption that it hangs on, if there is one."""
+    if not assumption:
+        return verdict
+    measures = "python -m harness doctor --probe FILE measures a vector unit"
+    said = f"it would pass if {assumption}, which no card has confirmed or denied yet: {measures}"
+    return replace(verdict, failures=tuple(replace(each, text=f"{each.text}; {said}") for each in verdict.failures))
 
 
 def _without_undecided(verdict: Verdict) -> Verdict:
@@ -450,12 +493,21 @@ class _Cpu:
             if self.clean:  # the other process has a copy of its own
                 models.drop(dtype=case.torch_dtype, device=torch.device("cpu"))
         weights, code = models.digests[of_model]
-        kept = None if rules is None else {name: each for name, each in asdict(rules).items() if name != "random"}
-        more = {"rules": kept, "clean": self.clean}
+        more = {"rules": None if rules is None else _stated(rules), "clean": self.clean}
         more |= {"mode": [case.training, case.gradients]}
         more |= {"requests": "as they are" if case.subject in models.pinned else "wide"} if role in ("golden", "moved") else {}
         more |= {"cpu": "any", "torch": torch.__version__.partition("+")[0]}  # a store is carried from machine to machine
         return key_of(role=role, weights=weights, code=code, inputs=self.inputs_sha256, dtype=case.dtype, **more)
+
+
+def _stated(rules: Rules) -> dict[str, Any]:
+    """The rules as a store's key takes them: a vector unit that computes as `numerics` says is not spoken of, nor the lack of random roundings."""
+    stated = asdict(rules)
+    if rules.random is None:
+        del stated["random"]
+    if not rules.vector.operators:
+        del stated["vector"]
+    return stated
 
 
 def without_npu(case: Case, models: Models, inputs: Any, device: Device, seed: int | None) -> dict[str, Tensor] | None:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +50,7 @@ class Rules:
     narrow_attention: bool = False  # and unless a head is wider than 256: compatible_impl
     saturates: bool = False  # float16 results that overflow are cut to the largest number, NaN is 0
     half_results: bool = False  # float32 products that are computed in float16 are rounded to it, too
+    vector: numerics.Vector = numerics.Vector()  # how the vector unit computes, where that is not as `numerics` says
     overflow_alone: bool = False  # all is computed as the CPU does, and of these rules `saturates` alone holds
     random: int | None = None  # a seed: results are moved by a last place at random (`numerics.random_rounding`)
 
@@ -146,6 +147,50 @@ def _kind(family: numerics.Family, cube: int) -> str:
         return "float32"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Assumption:
+    """Something that the rules take as given and no measurement of a card supports, made otherwise."""
+
+    what: str  # what a card would do then, to be read after "if"
+    changes: Mapping[str, Any]  # fields of `Rules`
+    half_alone: bool = False  # nothing changes for float32
+    float16_alone: bool = False
+
+    def applies(self, rules: Rules, dtype: str) -> bool:
+        """Whether a model in a dtype is computed otherwise then."""
+        if self.float16_alone and dtype != "float16" or self.half_alone and dtype == "float32":
+            return False
+        return replace(rules, **self.changes) != rules
+
+
+# What a card may do otherwise and moves sound rows beyond their limits, or to three quarters of them (float16).
+# `python -m harness.conformance detection` tries these, and others that move none: other parts and orders of sums, one
+# pass, tiles, errors of either sign.
+ASSUMPTIONS = (
+    Assumption(
+        what="exp, tanh, sqrt and their like were always two last places of float32 too large",
+        changes={"vector": numerics.Vector(places=2, upwards=True)},
+    ),
+    Assumption(
+        what="exp, tanh, sqrt and their like were computed in float16 and up to a last place off",
+        changes={"vector": numerics.Vector(half=True, half_places=1)},
+        float16_alone=True,
+    ),
+    Assumption(
+        what="half results of elementwise operators were rounded with ties away from zero",
+        changes={"vector": numerics.Vector(ties_away=True)},
+        half_alone=True,
+    ),
+)
+
+
+def alternatives(rules: Rules, dtype: str) -> Iterator[tuple[str, Rules]]:
+    """The rules with one assumption made otherwise, for each that matters in a dtype, and what a card would do then."""
+    for each in ASSUMPTIONS:
+        if each.applies(rules, dtype):
+            yield each.what, replace(rules, **each.changes)
+
+
 @contextlib.contextmanager
 def rounding(rules: Rules | None) -> Iterator[None]:
     """While the block runs, CPU models compute by `rules`; with None nothing changes."""
@@ -175,7 +220,7 @@ class _Rounding(TorchDispatchMode):
 
     def __init__(self, rules: Rules):
         super().__init__()
-        self.rules = rules
+        self.rules, self.instead = rules, _otherwise(rules.vector)
         self.resting = False  # inside a rule that ran outside of a dispatch, where this mode sees its operators
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -185,7 +230,8 @@ class _Rounding(TorchDispatchMode):
         if func.overloadpacket is aten.scaled_dot_product_attention:
             with self:
                 return self.attend(func, *args, **kwargs)
-        rule = None if self.rules.overflow_alone else RULES.get(func.overloadpacket)
+        rule = self.instead.get(func.overloadpacket) or RULES.get(func.overloadpacket)
+        rule = None if self.rules.overflow_alone else rule
         if rule is not None and _is_ours(args):
             return self._saturated(_laid_out(func, _computed(rule, self.rules, func, args, kwargs)))
         if _is_composite(func):  # seen in inference mode, which does not take composites apart before
@@ -212,10 +258,11 @@ class _Rounding(TorchDispatchMode):
             return getattr(func, "decompose", func)(query, key, value, attn_mask, **options)
         wanted = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
         if wanted or not _fits_fused(self.rules, query, key, value, attn_mask, enable_gqa):
-            return operator("_scaled_dot_product_attention_math")(query, key, value, attn_mask, **options)[0]
+            mask = _of_floats(attn_mask, query.dtype)
+            return operator("_scaled_dot_product_attention_math")(query, key, value, mask, **options)[0]
         self.resting = True
         try:
-            return self._saturated(_fused_attention(query, key, value, attn_mask, is_causal, scale))
+            return self._saturated(_fused_attention(self.rules, query, key, value, attn_mask, is_causal, scale))
         finally:
             self.resting = False
 
@@ -406,6 +453,39 @@ def _flash_attention(rules: Rules, query, key, value, dropout_p=0.0, is_causal=F
     return found, (top + total.log()).squeeze(-1)
 
 
+OTHERWISE = {  # operators of ATen: the method of `numerics.VectorUnit` that computes them
+    "pow": "power",
+    "gelu": "gelu",
+    "silu": "silu",
+    "mean": "mean",
+    "_softmax": "softmax",
+    "_log_softmax": "log_softmax",
+    "native_layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+}
+
+
+@functools.cache
+def _otherwise(vector: numerics.Vector) -> dict[Any, Callable]:
+    """The operators that a vector unit computes otherwise, by ATen's overload packet; none by default."""
+    table = {name: _by_unit(vector, method) for name, method in OTHERWISE.items() if method in vector.operators}
+    table |= {name: _by_unit(vector, "elementwise", name) for name in numerics.FUNCTIONS if name in vector.operators}
+    table |= {name: _by_unit(vector, "arithmetic", name) for name in numerics.ARITHMETIC if name in vector.operators}
+    return {known: rule for name, rule in table.items() if (known := operator(name)) is not None}
+
+
+def _by_unit(vector: numerics.Vector, method: str, *first: str) -> Callable:
+    """A rule by which a method of a vector unit computes, from `first` and the operator's arguments."""
+
+    def rule(rules: Rules, *args, **options) -> Any:
+        dtype = next(each.dtype for each in args if isinstance(each, Tensor))
+        if method == "gelu" and rules.gelu_tanh:
+            options["approximate"] = "tanh"
+        return getattr(vector.unit(dtype), method)(*first, *args, **options)
+
+    return rule
+
+
 HEADS, WIDEST = 2048, 512  # N_LIMIT and D_LIMIT of ScaledDotProductAttentionKernelNpuOpApi.cpp
 NARROW = 256  # the widest head where compatible_impl is on
 
@@ -428,12 +508,24 @@ def _fits_fused(rules: Rules, query: Tensor, key: Tensor, value: Tensor, mask: T
     return mask is None or mask.dtype == torch.bool
 
 
+def _of_floats(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask of bools as what is added to the scores: the operator that takes no bools would add True as 1."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -math.inf)
+
+
 def _causal(query: Tensor, key: Tensor) -> Tensor:
     return torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).triu(1)
 
 
-def _fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
-    hidden = _causal(query, key) if is_causal else None if mask is None else ~mask
+def _fused_attention(
+    rules: Rules, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+) -> Tensor:
+    hidden = None if mask is None else ~mask
+    hidden = _causal(query, key) if is_causal else hidden
+    if "attention" in rules.vector.operators:
+        return rules.vector.unit(query.dtype).attention(query, key, value, scale=_scale(query, scale), hidden=hidden)
     return numerics.attention(query, key, value, scale=_scale(query, scale), hidden=hidden)[0]
 
 

@@ -53,6 +53,7 @@ OPERATORS = {  # of torch.ops.aten, asked for by name: the first torch that has 
     "_log_softmax": (2, 5),
     "_scaled_dot_product_attention_math": (2, 5),
     "_scaled_dot_product_flash_attention_for_cpu": (2, 5),
+    "_softmax": (2, 5),
     "_upsample_bicubic2d_aa": (2, 5),
     "_upsample_bilinear2d_aa": (2, 5),
 }

@@ -21,6 +21,9 @@ KINDS = {
     # what the operator reads
     "hf32": "float32 inputs are rounded to HF32",
     "fp16": "floating inputs are rounded to float16",
+    "bf16": "floating inputs are rounded to bfloat16",
+    "int8": "the last floating input of several axes, a product's weight, is rounded to 8 bits of its largest element",
+    "no_bias": "the last floating input of one axis, the bias of a product, is zero, where another has several axes",
     "mask": "the first bool or uint8 input with several elements is turned around",
     "index": "the first integer input is off by one, else the first integer result",
     # what it answers
@@ -33,6 +36,9 @@ KINDS = {
     "zero_rows": "row `at` is zero",
     "swap_heads": "heads `at` and `at` + 1 change places: axis 1 of four, or the last axis in `heads` parts",
     "zero_heads": "head `at` is zero",
+    "copy_heads": "head `at` is that of `at` + 1",
+    "half_rows": "the second half of the rows times `by`",
+    "channel": "channel `at` times `by`: axis 1 of four, else the last axis",
     "nan": "the element `at` is NaN",
     "inf": "the element `at` is Inf",
     "saturate": "what exceeds `by` is cut to it, NaN is 0; by default the largest float16, Inf included",
@@ -45,7 +51,9 @@ KINDS = {
     "crash": "the process dies of a segmentation fault",
     "oom": "it asks for a workspace that no device has",
 }
-ON_INPUTS = ("hf32", "fp16", "mask", "index")
+ON_INPUTS = ("hf32", "fp16", "bf16", "int8", "no_bias", "mask", "index")
+ROUNDED = ("hf32", "fp16", "bf16")  # kinds that round every floating input, those in a list too
+LAST = ("int8", "no_bias")  # kinds that change the last fitting input alone
 ON_CALL = ("unwritten", "missing", "error", "hang", "crash", "oom")
 WORKSPACE = 1 << 50  # bytes that no device has
 
@@ -215,12 +223,14 @@ def for_call(name: str) -> Struck:
 def _on_inputs(fault: Fault, inputs: list) -> list:
     import torch
 
+    if fault.kind in LAST:
+        return _on_last(fault, inputs)
     changed = list(inputs)
     for position, value in enumerate(inputs):
         new = None
         if isinstance(value, torch.Tensor):
             new = _INPUTS[fault.kind](value)
-        elif fault.kind in ("hf32", "fp16") and isinstance(value, list):
+        elif fault.kind in ROUNDED and isinstance(value, list):
             new = [_INPUTS[fault.kind](each) if each is not None else None for each in value]
             new = None if all(each is None for each in new) else [old if each is None else each for each, old in zip(new, value)]
         if new is None:
@@ -231,6 +241,27 @@ def _on_inputs(fault: Fault, inputs: list) -> list:
     if any(new is not old for new, old in zip(changed, inputs)):
         fault.acted()
     return changed
+
+
+def _on_last(fault: Fault, inputs: list) -> list:
+    """The inputs with the last of those that fit changed; as they are where none fits or there is nothing to change."""
+    import torch
+
+    tensors = {position: each for position, each in enumerate(inputs) if isinstance(each, torch.Tensor)}
+    floating = {position: each for position, each in tensors.items() if each.is_floating_point()}
+    several = [position for position, each in floating.items() if each.dim() > 1 and each.numel()]
+    fitting = several if fault.kind == "int8" else [position for position, each in floating.items() if each.dim() == 1]
+    if not several or not fitting or not bool(floating[fitting[-1]].any()):
+        return inputs
+    value = floating[fitting[-1]]
+    fault.acted()
+    new = _int8(value) if fault.kind == "int8" else torch.zeros_like(value)
+    return [*inputs[: fitting[-1]], new, *inputs[fitting[-1] + 1 :]]
+
+
+def _int8(value):
+    step = value.double().abs().amax() / 127
+    return ((value.double() / step).round() * step).to(value.dtype)
 
 
 def _hf32(value):
@@ -247,6 +278,12 @@ def _fp16(value):
     return value.half().to(value.dtype) if value.is_floating_point() and value.dtype != torch.float16 else None
 
 
+def _bf16(value):
+    import torch
+
+    return value.bfloat16().to(value.dtype) if value.is_floating_point() and value.dtype != torch.bfloat16 else None
+
+
 def _mask(value):
     import torch
 
@@ -261,7 +298,7 @@ def _index(value):
     return torch.where(value < value.max(), value + 1, (value - 1).clamp(min=0))
 
 
-_INPUTS = {"hf32": _hf32, "fp16": _fp16, "mask": _mask, "index": _index}
+_INPUTS = {"hf32": _hf32, "fp16": _fp16, "bf16": _bf16, "mask": _mask, "index": _index}
 
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -365,6 +402,34 @@ def _parts(of, swap: bool):
     return change
 
 
+def _copy_heads(fault, result, spec):
+    changed = result.contiguous().clone()
+    heads = _heads(fault, changed)
+    if heads is None or heads.shape[0] <= fault.at + 1:
+        return None
+    heads[fault.at] = heads[fault.at + 1]
+    return changed
+
+
+def _half_rows(fault, result, spec):
+    changed = result.contiguous().clone()
+    rows = _rows(changed)
+    if rows.shape[0] < 2:
+        return None
+    rows[rows.shape[0] // 2 :] = _scale(fault, rows[rows.shape[0] // 2 :], spec)
+    return changed
+
+
+def _channel(fault, result, spec):
+    changed = result.contiguous().clone()
+    axis = 1 if changed.dim() == 4 else changed.dim() - 1
+    if axis < 0 or changed.shape[axis] <= fault.at:
+        return None
+    one = changed.select(axis, fault.at)
+    one.copy_(_scale(fault, one, spec))
+    return changed
+
+
 def _saturate(fault, result, spec):
     limit = _default(fault, 65504.0)
     changed = result.nan_to_num(0.0, math.inf, -math.inf).clamp(-limit, limit) if result.is_floating_point() else result.clamp(-limit, limit)
@@ -379,6 +444,7 @@ _RESULTS = {
     "scale": _scale, "offset": _offset, "noise": _noise, "tile": _tile, "tail": _tail, "nan": _element(math.nan), "inf": _element(math.inf),
     "swap_rows": _parts(lambda fault, result: _rows(result), swap=True), "zero_rows": _parts(lambda fault, result: _rows(result), swap=False),
     "swap_heads": _parts(_heads, swap=True), "zero_heads": _parts(_heads, swap=False), "saturate": _saturate, "stale": _stale,
+    "copy_heads": _copy_heads, "half_rows": _half_rows, "channel": _channel,
 }  # fmt: skip
 
 

@@ -20,11 +20,14 @@ from harness.numerics.cube import (
 from harness.numerics.families import Family, NoFloat32, cube_type, family_of
 from harness.numerics.fused import SCORES, attention, attention_backward
 from harness.numerics.random_rounding import RandomRoundings, move_at_random
+from harness.numerics.otherwise import ARITHMETIC, FUNCTIONS, Vector, VectorUnit
 from harness.numerics.rounding import FLOAT32, HALF, OPERANDS, Operands, round_half_away, round_hf32, round_tf32, saturated
 from harness.numerics.vector import dot, effective_bits, gelu, layer_norm, rms_norm, rsqrt, silu, wide
 
 __all__ = [
+    "ARITHMETIC",
     "FLOAT32",
+    "FUNCTIONS",
     "Family",
     "GROUPS",
     "HALF",
@@ -36,6 +39,8 @@ __all__ = [
     "Operands",
     "RandomRoundings",
     "SCORES",
+    "Vector",
+    "VectorUnit",
     "attention",
     "attention_backward",
     "convolution",

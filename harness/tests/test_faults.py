@@ -48,6 +48,9 @@ RESULTS = {  # kind: settings, where it shows, what the result is there
     "zero_rows": ({"at": 1}, block(1, heads=0, batch=0), lambda y: y * 0),
     "swap_heads": ({"at": 1}, block(heads=slice(1, 3)), lambda y: y[:, [0, 2, 1, 3]]),
     "zero_heads": ({"at": 3}, block(heads=3), lambda y: y * 0),
+    "copy_heads": ({"at": 2}, block(heads=2), None),
+    "half_rows": ({"by": 1.5}, block(batch=1), lambda y: y * 1.5),
+    "channel": ({"at": 3, "by": 1.5}, block(heads=3), lambda y: y * 1.5),
     "nan": ({"at": 37}, ELEMENT, lambda y: y * math.nan),
     "inf": ({"at": 37}, ELEMENT, lambda y: y * 0 + math.inf),
 }
@@ -61,7 +64,9 @@ def test_a_fault_of_the_result_shows_there_and_nowhere_else(npu, kind):
     with emulator.fault("aclnnSilu", kind=kind, **settings) as planted:
         found, other = F.silu(x).cpu(), (x * 2).cpu()
     assert planted.hits == planted.calls == 1
-    if meaning is None:  # noise of another size in every element; a few can be below half the spacing of numbers there
+    if kind == "copy_heads":
+        assert torch.equal(found[:, 2], clean[:, 3]) and torch.equal(changed(found, clean), where)
+    elif meaning is None:  # noise in every element; a few can be below half the spacing of numbers there
         assert changed(found, clean).sum() >= clean.numel() - 5
     else:
         assert torch.equal(changed(found, clean), where)
@@ -95,7 +100,9 @@ def test_a_stale_output_is_what_the_memory_held(npu):
     assert planted.hits == 1 and into.cpu().unique().tolist() == [7.0]
 
 
-@pytest.mark.parametrize(("kind", "low", "high"), [("hf32", 12.6, 12.9), ("fp16", 11.6, 11.9)])
+@pytest.mark.parametrize(
+    ("kind", "low", "high"), [("hf32", 12.6, 12.9), ("fp16", 11.6, 11.9), ("bf16", 8.6, 8.9), ("int8", 5.5, 7.5)]
+)
 def test_lower_arithmetic_is_that_of_the_inputs(npu, kind, low, high):
     left, right = seeded(64, 64), seeded(64, 64, seed=1)
     with emulator.fault("aclnnM*", kind=kind) as planted:
@@ -103,6 +110,39 @@ def test_lower_arithmetic_is_that_of_the_inputs(npu, kind, low, high):
     assert planted.hits == 1 and low < effective_bits(found, left.double() @ right.double()) < high
     with emulator.fault("aclnnAdd", kind="hf32"):
         assert torch.equal((left.to(npu) + right.to(npu)).cpu(), round_hf32(left) + round_hf32(right))
+
+
+def test_int8_rounds_the_weight_alone_and_a_bias_is_left_out(npu):
+    x, weight, bias = seeded(4, 6), seeded(5, 6, seed=1), seeded(5, seed=2)
+    step = weight.double().abs().max() / 127
+    narrow = ((weight.double() / step).round() * step).float()
+    there = [each.to(npu) for each in (x, weight, bias)]
+    with emulator.fault("aclnnAddmm", kind="int8") as planted:
+        found = F.linear(*there).cpu()
+    assert planted.hits == 1 and not torch.equal(narrow, weight)
+    torch.testing.assert_close(found, F.linear(x, narrow, bias), rtol=1e-6, atol=1e-6)
+    with emulator.fault("aclnnAddmm", kind="no_bias") as planted:
+        found = F.linear(*there).cpu()
+    assert planted.hits == 1
+    torch.testing.assert_close(found, F.linear(x, weight), rtol=1e-6, atol=1e-6)
+    with emulator.fault("aclnn*", kind="no_bias") as planted:
+        (there[2] + there[2]).cpu()  # nothing of several axes: there is no bias
+        F.linear(there[0], there[1], torch.zeros(5, device=npu)).cpu()  # a bias of zeros: there is nothing to leave out
+    assert planted.hits == 0
+
+
+def test_parts_of_a_matrix_are_its_rows_columns_and_heads(npu):
+    x = seeded(6, 8).to(npu)
+    clean = F.silu(x).cpu()
+    with emulator.fault("aclnnSilu", kind="channel", at=7, by=2.0):
+        assert torch.equal(F.silu(x).cpu(), torch.cat([clean[:, :7], clean[:, 7:] * 2], 1))
+    with emulator.fault("aclnnSilu", kind="copy_heads", heads=4):
+        assert torch.equal(F.silu(x).cpu(), torch.cat([clean[:, 2:4], clean[:, 2:]], 1))
+    for kind, settings in (("channel", {"at": 8}), ("copy_heads", {"heads": 4, "at": 3}), ("copy_heads", {})):
+        with emulator.fault("aclnnSilu", kind=kind, **settings) as planted:
+            assert torch.equal(F.silu(x).cpu(), clean) and planted.hits == 0
+    with emulator.fault("aclnnSilu", kind="half_rows", by=2.0) as planted:
+        assert torch.equal(F.silu(x[:1]).cpu(), clean[:1]) and planted.hits == 0  # one row has no second half
 
 
 def test_a_mask_is_turned_around_and_an_index_is_off_by_one(npu):

@@ -206,6 +206,20 @@ def test_attention_past_the_python_function_follows_its_rules_too():
     assert 8 < effective_bits(parts, F.scaled_dot_product_attention(*[q.double()] * 3)) < 14
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_that_is_not_fused_hides_what_a_mask_of_bools_hides(dtype):
+    """On 910A, 310P and CUDA all attention is made of its products; elsewhere where none fits, and for gradients."""
+    q, mask = seeded(1, 2, 6, 32).to(dtype), torch.ones(6, 6, dtype=torch.bool).tril()
+    exact = F.scaled_dot_product_attention(*[q.double()] * 3, attn_mask=mask)
+    seen = F.scaled_dot_product_attention(*[q.double()] * 3)
+    masked = functools.partial(F.scaled_dot_product_attention, attn_mask=mask)
+    asked = q.clone().requires_grad_()
+    with rounding(Rules()):
+        gradients = masked(asked, asked, asked).detach()
+    for found in (forecast(Rules(fused_attention=False), masked, q, q, q), gradients):
+        assert effective_bits(found, exact) > (20 if dtype == torch.float32 else 7) and effective_bits(found, seen) < 6
+
+
 def test_what_has_no_rule_passes_untouched():
     x = seeded(64, 64)
     for tensor in (x.double(), x.to(torch.complex64), (x * 9).int()):
