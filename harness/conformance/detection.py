@@ -3,7 +3,8 @@
     python -m harness.conformance detection [--models digits causal …] [--dtypes float32 …] [--jobs N] [--output FILE]
 
 A fault's size is its damage: how far it moves the output, ‖faulty - sound‖ / ‖sound‖, in units of the floor, what a sound device is
-expected to lose. `floor` promises to catch what moves the output by more than its slack and one: 3 floors for a thousand elements and more.
+expected to lose. `floor` promises to catch what moves the output by more than its slack and one: 3 floors for a thousand elements and
+more, of fewer what their scatter allows and one.
 Faults are planted in one operator, in the calls that a model makes, or in its output. A benign change is another
 rounding, or an assumption of the forecast made otherwise that no card has confirmed. A fault that the row of a half
 dtype does not show may show in the float32 row.
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,10 +37,10 @@ from harness.devices import Device, open_device
 from harness.emulator.faults import Fault
 from harness.errors import HarnessError
 from harness.forecast import Rules, rounding, rules_of
-from harness.gate import PRESETS, Tolerance, Verdict, checks_of, judge, slack
-from harness.measure import compare
+from harness.gate import MANY, PRESETS, Tolerance, Verdict, checks_of, hangs_on_slack, judge
+from harness.measure import RUNS, compare
 from harness.numerics import Vector
-from harness.reference import copy_module, move, run, tensors_of
+from harness.reference import WideRequests, copy_module, move, run, tensors_of
 
 PLACES = {"early": 0.05, "middle": 0.5, "late": 0.95}  # of the operators of a forward
 FAULTS: list[tuple[str, dict[str, Any]]] = [
@@ -140,7 +142,8 @@ class Bench:
         self.forecast = self.on_cpu(self.narrow, self.inputs, self.rules)
         self.other = self.on_cpu(self.narrow, self.inputs, replace(self.rules, ties="even"))
         wide = copy_module(self.narrow, dtype=torch.float64, device=torch.device("cpu"))
-        self.golden = self.on_cpu(wide, move(self.inputs, device="cpu", dtype=torch.float64))
+        with WideRequests():
+            self.golden = self.on_cpu(wide, move(self.inputs, device="cpu", dtype=torch.float64))
         self.sound = self.on_device()
 
     def on_cpu(self, model: nn.Module, inputs: Any, rules: Rules | None = None) -> dict[str, Tensor]:
@@ -190,14 +193,29 @@ class Bench:
             self._by[rules] = self.on_cpu(self.narrow, self.inputs, rules)
         return self._by[rules]
 
+    @functools.cached_property
+    def random(self) -> list[dict[str, Tensor]]:
+        """The forecast, and as many with random roundings as a row is judged by (`harness.measure.scatter`)."""
+        rules = [replace(self.rules, random=seed) for seed in range(RUNS)]
+        return [self.forecast, *(self.on_cpu(self.narrow, self.inputs, each) for each in rules)]
+
+    def measured(self, outputs: dict[str, Tensor], random: Sequence[dict[str, Tensor]] = ()) -> tuple[dict, dict]:
+        """The comparisons and references of `harness.case.measure` for what the device returned."""
+        return measure(outputs, self.expected, self.golden, self.forecast, self.rules.modes, self.other, random)
+
     def trial(
         self, outputs: dict[str, Tensor], *, what: str, kind: str, place: str, benign: bool = False
     ) -> Trial | None:
         """None where a fault left every bit as it was."""
-        comparisons, references = measure(
-            outputs, self.expected, self.golden, self.forecast, self.rules.modes, self.other
-        )
+        comparisons, references = self.measured(outputs)
         verdicts = {name: judge(comparisons, Tolerance(preset=name), references=references) for name in PRESETS}
+        if any(each.numel < MANY for each in comparisons.values()):
+            comparisons, references = self.measured(outputs, self.random)
+            verdicts |= {
+                name: judge(comparisons, Tolerance(preset=name), references=references)
+                for name, verdict in verdicts.items()
+                if hangs_on_slack(verdict)
+            }
         alarms = frozenset(name for name, verdict in verdicts.items() if not verdict.passed)
         nearest = max(checks_of(verdicts["floor"]), key=lambda each: _share(each.found, each.limit))
         (name, held), *_ = references.items()
@@ -205,7 +223,7 @@ class Bench:
         if not benign and not moved.unequal:
             return None
         damage = math.inf if moved.nonfinite_differ else moved.rel_l2 / max(held.floor("rel_l2"), 1e-30)
-        more = dict(damage=math.nan if benign else damage, size=slack(moved.numel) + 1, alarms=alarms)
+        more = dict(damage=math.nan if benign else damage, size=held.slack + 1, alarms=alarms)
         more |= dict(assumption=self.assumption(outputs, verdicts["floor"]))
         more |= dict(share=_share(nearest.found, nearest.limit), nearest=nearest.name)
         return Trial(subject=self.subject.name, dtype=self.dtype, what=what, kind=kind, place=place, **more)
