@@ -253,7 +253,7 @@ def test_a_fault_is_written_as_it_is_read():
 
 
 def test_every_kind_is_tested_here():
-    tested = {*RESULTS, "saturate", "stale", "hf32", "fp16", "mask", "index", "unwritten", "missing", "error", "oom", "crash", "hang"}
+    tested = {*RESULTS, "saturate", "stale", "hf32", "fp16", "bf16", "int8", "no_bias", "mask", "index", "unwritten", "missing", "error", "oom", "crash", "hang"}
     assert tested == set(faults.KINDS)
 
 
