@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from harness.clean import CleanProcess, needs_clean
 from harness.measure import RUNS, Comparison, compare, scatter_of, worst_slices
 from harness.devices import Device, Stack, Watched, lacks, unknown_rounding
+from harness.devices.device_errors import fault_in
 from harness.errors import CaseError, HarnessError, RunError, UnstableReferenceError
 from harness.forecast import Rules, alternatives, overflow_of, rules_of
 from harness.gate import (
@@ -733,7 +734,7 @@ def _run_device(models: Models, case: Case, inputs: Any, device: Device, at: str
         try:
             again, compiling, seen = watched()
         except RunError as error:
-            again, compiling, seen = _unwatched(once, watched, inputs, device, at, error)
+            again, compiling, seen = _unwatched(once, watched, inputs, device, error)
         moved = move(fresh(inputs), device=device.torch_device)
         outputs, warm, drawn = once(moved)  # unwatched: a composite operator takes other ways under a mode
     device.check(at)  # a device that drops its work without a word leaves in memory what an earlier run wrote
@@ -745,16 +746,17 @@ def _run_device(models: Models, case: Case, inputs: Any, device: Device, at: str
 
 
 def _unwatched(
-    once: Callable, watched: Callable, inputs: Any, device: Device, at: str, error: RunError
+    once: Callable, watched: Callable, inputs: Any, device: Device, error: RunError
 ) -> tuple[dict[str, Tensor], float, Watched]:
     """The first run in place of a watched one that raised `error`, where being watched is what raises.
 
     Some of torch's composite operators take another way while a mode looks on: `ctc_loss` with lengths on the CPU mixes
     devices there, and runs without one. An error that comes and goes is not taken for that: the watched run is repeated.
 
-    Raises: RunError, the first one, where the model raises unwatched too, or not again when it is watched.
+    Raises: RunError, the first one, where CANN reports a fault, where the model raises unwatched too, or not again when it is watched.
     """
-    device.check(at)
+    if fault_in(str(error)) is not None:
+        raise error
     try:
         again, elapsed, _ = once(move(fresh(inputs), device=device.torch_device))
     except RunError:
