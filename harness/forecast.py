@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from harness import numerics
-from harness.torch_private import TorchDispatchMode, has_kernel, operator, tree_leaves, tree_map
+from harness.torch_private import TorchDispatchMode, has_kernel, operator, returns_new, tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from harness.devices import Stack
@@ -297,15 +297,9 @@ def _laid_out(func, found: Any) -> Any:
     Strides decide in which order what follows sums. Copies and tensors that are made like another keep their strides on both sides, and a
     view or what was written into is left as it is.
     """
-    if func.overloadpacket.__name__ in KEEP_STRIDES or not _returns_new(func):
+    if func.overloadpacket.__name__ in KEEP_STRIDES or not returns_new(func):
         return found
     return tree_map(lambda each: each.contiguous() if isinstance(each, Tensor) and _is_ours((each,)) else each, found)
-
-
-@functools.cache
-def _returns_new(func) -> bool:
-    """Whether an operator returns tensors of its own, neither views nor what it was given."""
-    return all(each.alias_info is None for each in func._schema.returns)
 
 
 @functools.cache  # and no table of our own: what a table holds would count as code in a store's key

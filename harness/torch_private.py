@@ -29,7 +29,7 @@ from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
 
 __all__ = [
     "NAMES", "OPERATORS", "StorageWeakRef", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "has_kernel", "in_threads", "missing", "mkldnn_enabled", "operator",
-    "operator_names", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map",
+    "operator_names", "returns_new", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map",
 ]  # fmt: skip
 
 NAMES = {  # under torch: what it is used for
@@ -70,6 +70,12 @@ def missing() -> dict[str, str]:
 def _at(path: str) -> Any:
     """What is at a dotted path under torch; None where there is nothing."""
     return functools.reduce(lambda owner, name: getattr(owner, name, None), path.split("."), torch)
+
+
+@functools.cache
+def returns_new(func: Any) -> bool:
+    """Whether an operator returns tensors of its own, neither views nor what it was given."""
+    return all(each.alias_info is None for each in func._schema.returns)
 
 
 def operator(name: str) -> Any | None:

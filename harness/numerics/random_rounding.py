@@ -98,7 +98,7 @@ def _rounds(func, args: tuple, result: Any) -> bool:
     given = _tensors(args)
     if func.is_view or not given:
         return False
-    name = func.overloadpacket.__name__.rstrip("_") if func.overloadpacket.__name__ != "_to_copy" else "_to_copy"
+    name = func.overloadpacket.__name__.rstrip("_")  # forms in place end in one
     if name in CASTS:
         return any(each.dtype.itemsize < given[-1].dtype.itemsize for each in _tensors(result))
     return name not in EXACT

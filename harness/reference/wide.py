@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.torch_private import TorchDispatchMode, tree_map
+from harness.torch_private import TorchDispatchMode, returns_new, tree_map
 
 WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 MAKES = frozenset(  # of numbers, in torch's default dtype where none is named
@@ -41,7 +41,7 @@ class WideRequests(TorchDispatchMode):
         made = func(*args, **kwargs)
         if name in MAKES and isinstance(made, Tensor) and made.dtype in WIDE and "out" not in kwargs:
             return func(*args, **kwargs | {"dtype": WIDE[made.dtype]})
-        if func.is_view or func._schema.is_mutable or any(each.alias_info is not None for each in func._schema.returns):
+        if func._schema.is_mutable or not returns_new(func):
             return made
         return tree_map(_widened, made)
 
