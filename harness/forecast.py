@@ -410,6 +410,46 @@ def _layer_norm(rules: Rules, x, shape, weight, bias, eps):
     return y.to(x.dtype).contiguous(), mean.to(kept), rstd.to(kept)
 
 
+@_rule("cumsum", "cumsum_")
+def _running_sum(rules: Rules, x, dim, *, dtype=None):
+    return numerics.running_sum(x if dtype is None else x.to(dtype), dim)
+
+
+@_rule("cumprod", "cumprod_")
+def _running_product(rules: Rules, x, dim, *, dtype=None):
+    return numerics.running_product(x if dtype is None else x.to(dtype), dim)
+
+
+def _spread(x: Tensor, dim=None, unbiased: bool = True, keepdim: bool = False, *, correction=None) -> tuple[Tensor, Tensor]:
+    """The variance and the mean by any overload of aten.var: the axes may be left out before `unbiased`."""
+    dim, unbiased = (None, dim) if isinstance(dim, bool) else (dim, unbiased)
+    axes = [dim] if isinstance(dim, int) else dim
+    return numerics.variance(x, axes, int(unbiased) if correction is None else correction, keepdim)
+
+
+def _enter_spread(name: str, results: Callable) -> None:
+    """`results` makes what the operator returns of the variance and the mean."""
+
+    def compute(rules: Rules, x, *args, **options):
+        computed = tuple(each.to(x.dtype) for each in results(*_spread(x, *args, **options)))
+        return computed if len(computed) > 1 else computed[0]
+
+    RULES[operator(name)] = compute
+
+
+_enter_spread("var", lambda var, mean: (var,))
+_enter_spread("std", lambda var, mean: (var.sqrt(),))
+_enter_spread("var_mean", lambda var, mean: (var, mean))
+_enter_spread("std_mean", lambda var, mean: (var.sqrt(), mean))
+
+
+@_rule("native_batch_norm")
+def _batch_norm(rules: Rules, x, weight, bias, running_mean, running_var, training, momentum, eps):
+    if not training:
+        return aten.native_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
+    return numerics.batch_norm(x, weight, bias, running_mean, running_var, momentum, eps)
+
+
 @_rule("_log_softmax")
 def _log_softmax(rules: Rules, x, dim, half_to_float):
     return F.log_softmax(x, dim, dtype=torch.float32).to(torch.float32 if half_to_float else x.dtype)

@@ -22,7 +22,20 @@ from harness.numerics.fused import SCORES, attention, attention_backward
 from harness.numerics.random_rounding import RandomRoundings, move_at_random
 from harness.numerics.otherwise import ARITHMETIC, FUNCTIONS, Vector, VectorUnit
 from harness.numerics.rounding import FLOAT32, HALF, OPERANDS, Operands, round_half_away, round_hf32, round_tf32, saturated
-from harness.numerics.vector import dot, effective_bits, gelu, layer_norm, rms_norm, rsqrt, silu, wide
+from harness.numerics.vector import (
+    batch_norm,
+    dot,
+    effective_bits,
+    gelu,
+    layer_norm,
+    rms_norm,
+    rsqrt,
+    running_product,
+    running_sum,
+    silu,
+    variance,
+    wide,
+)
 
 __all__ = [
     "ARITHMETIC",
@@ -43,6 +56,7 @@ __all__ = [
     "VectorUnit",
     "attention",
     "attention_backward",
+    "batch_norm",
     "convolution",
     "convolution_backward",
     "cube_type",
@@ -60,8 +74,11 @@ __all__ = [
     "round_hf32",
     "round_tf32",
     "rsqrt",
+    "running_product",
+    "running_sum",
     "saturated",
     "scaled_product",
     "silu",
+    "variance",
     "wide",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
+import numpy
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -58,6 +60,69 @@ def layer_norm(x: Tensor, axes: tuple[int, ...], weight: Tensor | None, bias: Te
     y = centred * rstd
     y = y if weight is None else y * weight
     return y if bias is None else y + bias, mean, rstd
+
+
+def running_sum(x: Tensor, dim: int) -> Tensor:
+    """x.cumsum(dim), one float32 rounding after each step, in order; half dtypes are rounded to x's dtype at the end.
+
+    Assumed: Ascend's vector unit has no float64, so the running value is float32 (ops-math says no order for it). torch's own
+    keeps float64 on the CPU: at 32,000 numbers its error is 2.5e-8 where float32 steps lose 5e-6.
+
+        running_sum(torch.tensor([16777216.0, 1.0, 1.0]), 0)  # tensor([16777216., 16777216., 16777216.])
+    """
+    return _running(numpy.add, torch.cumsum, x, dim)
+
+
+def running_product(x: Tensor, dim: int) -> Tensor:
+    """x.cumprod(dim), one float32 rounding after each step, as `running_sum`. Assumed."""
+    return _running(numpy.multiply, torch.cumprod, x, dim)
+
+
+def _running(step: numpy.ufunc, otherwise: Callable, x: Tensor, dim: int) -> Tensor:
+    if x.dtype not in (torch.float32, *HALF) or x.dim() == 0 or x.numel() == 0:
+        return otherwise(x, dim)
+    steps = step.accumulate(x.detach().float().numpy(), axis=dim, dtype=numpy.float32)
+    return torch.from_numpy(steps).to(x.dtype)
+
+
+def variance(x: Tensor, axes: Sequence[int] | None, correction: float, keep: bool = False) -> tuple[Tensor, Tensor]:
+    """The variance and the mean of x over `axes`, all of them for None, in float32 (float64 of float64).
+
+    The sum of (x - mean)² over the count less `correction`. Assumed: two passes of float32 sums; torch's own sums in float64 on the CPU.
+    """
+    x = x.float() if x.dtype in HALF else x
+    axes = tuple(range(x.dim())) if axes is None or len(axes) == 0 else tuple(axes)
+    count = math.prod(x.shape[axis] for axis in axes)
+    mean = x.mean(axes, keepdim=True)
+    total = (x - mean).square().sum(axes, keepdim=keep)
+    mean = mean if keep else mean.squeeze(axes)
+    return total / max(count - correction, 0), mean
+
+
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    momentum: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch norm in training on (N, C, …): y as x, and the batch's mean and 1 / sqrt(var + eps), (C,) in float32.
+
+    `running_mean` and `running_var` are moved in place. The variance is the mean square less the square of the mean, in float32, so it loses
+    digits where a channel's mean is far from zero. Stated: aclnnBatchNorm goes through BNTrainingReduce, which returns the sum and
+    the sum of squares (hicann/ops-nn, aclnn_batch_norm.cpp). The order of both sums is assumed.
+    """  # fmt: skip
+    tall = x.float() if x.dtype in HALF else x
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    count = math.prod(x.shape[axis] for axis in axes)
+    mean = tall.sum(axes) / count
+    spread = (tall.square().sum(axes) / count - mean.square()).clamp_(min=0)
+    rstd = 1.0 / torch.sqrt(spread + eps)
+    for running, batch in ((running_mean, mean), (running_var, spread * (count / max(count - 1, 1)))):
+        if running is not None:
+            running.mul_(1 - momentum).add_(batch.to(running.dtype), alpha=momentum)
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    y = (tall - mean.view(shape)) * rstd.view(shape)
+    y = y if weight is None else y * weight.to(y.dtype).view(shape)
+    y = y if bias is None else y + bias.to(y.dtype).view(shape)
+    return y.to(x.dtype), mean, rstd
 
 
 def effective_bits(found: Tensor, exact: Tensor) -> float:

@@ -145,8 +145,10 @@ def _but_channels(x):
 def batch_norm(self, weight, bias, running_mean, running_var, training, momentum, eps, out):
     x = tall(self)
     scale, shift, average, spread = [None if each is None else tall(each).to(x.dtype).clone() for each in (weight, bias, running_mean, running_var)]
-    y, mean, invstd = torch.native_batch_norm(x, scale, shift, average, spread, training, momentum, eps)
-    if not training:
+    if training:
+        y, mean, invstd = numerics.batch_norm(x, scale, shift, average, spread, momentum, eps)
+    else:
+        y, _, _ = torch.native_batch_norm(x, scale, shift, average, spread, training, momentum, eps)
         mean, invstd = average, 1.0 / torch.sqrt(spread + eps)
     found = zip((average, spread, y, mean, invstd), out)  # torch_npu 2.9 leaves no room for the last two where nothing is trained
     return [torch.zeros(spec.shape, dtype=spec.dtype) if spec is not None and not spec.numel else _moved(each, spec) for each, spec in found]

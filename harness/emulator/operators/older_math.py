@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
+from harness import numerics
 from harness.emulator.operators.common import common, ints, tall
 from harness.emulator.table import older
 
@@ -189,7 +190,7 @@ def renorm(x, out, p, dim, maxnorm):
 
 @older("Cumsum")
 def cumsum(x, axis, exclusive=False, reverse=False):
-    return tall(x).cumsum(int(axis)).to(x.dtype)
+    return numerics.running_sum(x, int(axis))
 
 
 @older("ArgMaxV2")
@@ -233,7 +234,7 @@ def topk(x, count, out, sorted=True, dim=-1, largest=True, indices_dtype=3):
 
 @older("Cumprod")
 def cumprod(x, axis, exclusive=False, reverse=False):
-    return tall(x).cumprod(int(axis)).to(x.dtype)
+    return numerics.running_product(x, int(axis))
 
 
 @older("Cummax")

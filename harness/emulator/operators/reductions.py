@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from harness import numerics
 from harness.emulator.operators.common import axes, common, tall
 from harness.emulator.table import operator
 from harness.numerics import HALF
@@ -105,12 +106,12 @@ def sort(self, stable, dim, descending, out):
 
 @operator("aclnnCumsum", "self dim:int dtype:int32 >out")
 def cumsum(self, dim, dtype, out):
-    return self.cumsum(dim, dtype=_wide(out.dtype)).to(out.dtype)
+    return numerics.running_sum(self.to(_wide(out.dtype)), dim).to(out.dtype)
 
 
 @operator("aclnnCumprod", "self dim:scalar dtype:int32 >out")
 def cumprod(self, dim, dtype, out):
-    return self.cumprod(int(dim), dtype=_wide(out.dtype)).to(out.dtype)
+    return numerics.running_product(self.to(_wide(out.dtype)), int(dim)).to(out.dtype)
 
 
 @operator("aclnnProd", "self dtype:int32 >out")
@@ -214,15 +215,23 @@ def vector_norm(self, order, dims, keep, dtype, out):
     return torch.linalg.vector_norm(tall(self), order, tuple(dims) or None, keep).to(out.dtype)
 
 
-def _spread(function):
+def _spread(*results):
+    """The operator that returns these results of `numerics.variance`."""
+
     def compute(self, dims, correction, keep, out):
-        found = function(tall(self), axes(dims, self), correction=correction, keepdim=keep)
-        return tuple(each.to(out[0].dtype) for each in found) if isinstance(found, tuple) else found.to(out.dtype)
+        var, mean = numerics.variance(self, axes(dims, self), correction, keep)
+        computed = {"var": var, "std": var.sqrt(), "mean": mean}
+        return tuple(computed[name].to(out[0].dtype) for name in results)
 
     return compute
 
 
-operator("aclnnStd", "self dims:ints correction:int keep:bool >out")(_spread(torch.std))
-operator("aclnnVarCorrection", "self dims:ints correction:int keep:bool >out")(_spread(torch.var))
-operator("aclnnStdMeanCorrection", "self dims:ints correction:int keep:bool >std >mean")(_spread(torch.std_mean))
-operator("aclnnVarMean", "self dims:ints correction:int keep:bool >var >mean")(_spread(torch.var_mean))
+def _alone(result):
+    compute = _spread(result)
+    return lambda self, dims, correction, keep, out: compute(self, dims, correction, keep, (out,))[0]
+
+
+operator("aclnnStd", "self dims:ints correction:int keep:bool >out")(_alone("std"))
+operator("aclnnVarCorrection", "self dims:ints correction:int keep:bool >out")(_alone("var"))
+operator("aclnnStdMeanCorrection", "self dims:ints correction:int keep:bool >std >mean")(_spread("std", "mean"))
+operator("aclnnVarMean", "self dims:ints correction:int keep:bool >var >mean")(_spread("var", "mean"))
