@@ -55,12 +55,14 @@ from harness.reference import (
     fresh,
     move,
     moved_by_one_rounding,
+    named,
     refer,
     require_float32,
     roundoff,
     run,
     seeded,
     tensors_of,
+    watching,
     weights_digest,
 )
 from harness.store import Key, code_digest, key_of
@@ -227,7 +229,7 @@ def _validate(
     scatter = _scatter(reference, golden, case.torch_dtype)
     scatter = models.repeats.setdefault(cpu.repeated, scatter)
     expected = whole = reference.outputs
-    ran = _run_device(models, case, inputs, device, at, cpu.draws)
+    ran = _run_device(cpu, device, at)
     stack = device.stack  # read after the run: models change switches
     rules = rules_of(stack)
     tolerance, unknown = Tolerance(preset=preset) if preset else case.limits(stack), unknown_rounding(stack)
@@ -442,6 +444,11 @@ class _Cpu:
         """What the second run of a reference is remembered by."""
         return (*self.case.subject, self.case.dtype)
 
+    @property
+    def buffers(self) -> frozenset[str] | None:
+        """The buffers that are outputs, as `watching` takes them."""
+        return self.models.buffers.get(self.case.subject) if self.case.training else frozenset()
+
     def run(self, role: str, *, rules: Rules | None = None, stored: bool = True, twice: bool = False) -> Reference:
         """One run of the CPU's side. `role`: "cpu", "forecast", "golden", or "moved" for golden on moved inputs.
 
@@ -453,6 +460,7 @@ class _Cpu:
         if found is not None:
             self.stored.append(role)
             self.models.draws.setdefault(self.case.subject, False)  # what draws is not stored
+            self.models.buffers.setdefault(self.case.subject, named(found))
             return Reference(outputs=found, milliseconds=0.0, words=f"CPU {self.case.dtype}, read from the reference store", drawn=Drawn())
         ran = self._compute(role, rules, twice)
         self._note(ran)
@@ -469,6 +477,7 @@ class _Cpu:
         """Remember whether the model draws, from the runs that show it."""
         known = self.models.draws.get(self.case.subject)
         self.drawn = ran.drawn
+        self.models.buffers.setdefault(self.case.subject, named(ran.outputs))
         if known is None or ran.drawn.any and not known:
             self.models.draws[self.case.subject] = ran.drawn.any
         if ran.drawn.any and known is False and not self.case.own_random:
@@ -479,7 +488,7 @@ class _Cpu:
         dtype = torch.float64 if wide else case.torch_dtype
         inputs = move(self.inputs, device="cpu", dtype=dtype)
         inputs = moved_by_one_rounding(inputs, case.torch_dtype) if role == "moved" else inputs
-        how = dict(what=f"{case.name}: the model", draws=self.draws, twice=twice)
+        how = dict(what=f"{case.name}: the model", draws=self.draws, twice=twice, buffers=self.buffers)
         how |= dict(forward=case.forward, dtype=dtype, rules=rules, gradients=case.gradients)
         how |= dict(pinned=case.subject in self.models.pinned)
         if self.clean:
@@ -501,7 +510,7 @@ class _Cpu:
                 models.drop(dtype=case.torch_dtype, device=torch.device("cpu"))
         weights, code = models.digests[of_model]
         more = {"rules": None if rules is None else _stated(rules), "clean": self.clean}
-        more |= {"mode": [case.training, case.gradients]}
+        more |= {"mode": [case.training, case.gradients, *(["buffers"] if case.training else [])]}
         more |= {"requests": "as they are" if case.subject in models.pinned else "wide"} if role in ("golden", "moved") else {}
         more |= {"cpu": "any", "torch": torch.__version__.partition("+")[0]}  # a store is carried from machine to machine
         return key_of(role=role, weights=weights, code=code, inputs=self.inputs_sha256, dtype=case.dtype, **more)
@@ -708,19 +717,20 @@ class _Ran:
     drawn: Drawn
 
 
-def _run_device(models: Models, case: Case, inputs: Any, device: Device, at: str, draws: Draws) -> _Ran:
+def _run_device(cpu: _Cpu, device: Device, at: str) -> _Ran:
     """Run two copies of the model. Nothing runs on the device before the watch sees it, so that what a model keeps is seen too."""
+    models, case, inputs, draws, buffers = cpu.models, cpu.case, cpu.inputs, cpu.draws, cpu.buffers
     device.check(at)
 
     def once(moved: Any) -> tuple[dict[str, Tensor], float, Drawn]:
         with copy_of(models, case, device.torch_device) as model:
             device.synchronize()
             begin = time.perf_counter()
-            with drawing(draws, device.generator) as drawn:
+            with drawing(draws, device.generator) as drawn, watching(model, buffers) as written:
                 returned = run(model, moved, forward=case.forward, where=device.where, gradients=case.gradients)
-            device.synchronize()
-            elapsed = (time.perf_counter() - begin) * 1e3
-            outputs = tensors_of(returned, f"{case.name}: the model on the device")
+                device.synchronize()
+                elapsed = (time.perf_counter() - begin) * 1e3
+            outputs = tensors_of(returned, f"{case.name}: the model on the device") | written.outputs
             _require_fractions(case, outputs, "the model on the device")
             return {name: each.detach().to("cpu", copy=True) for name, each in outputs.items()}, elapsed, drawn
 
@@ -875,7 +885,8 @@ def _host_text(seen: Watched) -> str:
 
 def _unseen(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golden: Mapping[str, Tensor] | None) -> list[Reason]:
     """A reason where every output is zero, not finite, or one constant without an error: a PASS would show nothing."""
-    pairs = [(outputs[name], each) for name, each in expected.items() if name in outputs and each.is_floating_point() and each.numel()]
+    own = [name for name in expected if name in outputs and name not in named(expected)]
+    pairs = [(outputs[name], expected[name]) for name in own if expected[name].is_floating_point() and expected[name].numel()]
     if not pairs:
         return []
     said = ""

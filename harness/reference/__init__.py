@@ -3,6 +3,7 @@
 Weights are built once and copied; the CPU's runs are repeatable for a given number of threads.
 """
 
+from harness.reference.buffers import named, watching
 from harness.reference.extremes import as_golden_has, as_infinite
 from harness.reference.float32 import require_float32
 from harness.reference.models import Models, copy_module
@@ -15,6 +16,6 @@ from harness.reference.wide import WideRequests
 
 __all__ = [
     "Drawn", "Draws", "Float64Products", "Models", "Reference", "WideRequests", "as_golden_has", "as_infinite", "changes", "content_digest", "copy_module", "digest", "drawing", "fresh",
-    "is_of_a_model", "move", "moved_by_one_rounding", "place_of", "refer", "require_float32", "roundoff", "run", "run_cpu", "seeded", "tensors_of",
-    "untouched", "version", "weights_digest",
+    "is_of_a_model", "move", "moved_by_one_rounding", "named", "place_of", "refer", "require_float32", "roundoff", "run", "run_cpu", "seeded", "tensors_of",
+    "untouched", "version", "watching", "weights_digest",
 ]  # fmt: skip

@@ -50,6 +50,7 @@ class Models:
         self.digests: dict[Any, Any] = {}  # of checkpoints, by path, and of what was built: each is read once
         self.conditioning: dict[Any, float | None] = {}  # by model
         self.draws: dict[Any, bool] = {}  # by model: whether it draws random numbers
+        self.buffers: dict[Any, frozenset[str]] = {}  # by model in training mode: the buffers that it writes
         self.repeats: dict[Any, str] = {}  # by model and dtype: what is to be said of the reference's second run
         self.contents: dict[Any, str] = {}  # digests of what was built, by model
         # Where weights come from that have no checkpoint= of their own: `harness.reference.origin.source`.

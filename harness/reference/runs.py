@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from harness.errors import RunError
 from harness.forecast import Rules, rounding
+from harness.reference.buffers import named, watching
 from harness.reference.outside import put_back
 from harness.reference.raised import place_of
 from harness.reference.randomness import Draws, Drawn, drawing
@@ -83,37 +84,45 @@ class Reference:
 
 
 def refer(
-    lend: Callable[[], AbstractContextManager[nn.Module]], inputs: Any, *, what: str, draws: Draws, twice: bool, **how: Any
+    lend: Callable[[], AbstractContextManager[nn.Module]], inputs: Any, *, what: str, draws: Draws, twice: bool,
+    buffers: Collection[str] | None = (), **how: Any,
 ) -> Reference:
     """Run a copy of a model that `lend` gives once, or `twice`; `how` is that of `run_cpu`.
 
     The second run is of the copy that ran already, on the same inputs and with the same seeds: what it does otherwise
-    comes from what the first run left.
+    comes from what the first run left. With `buffers`, those of `watching`, the buffers are outputs as well, and the
+    first run leaves none of them.
 
     Raises: RunError for what the model raises, CaseError when `what` returned something that is no tensor.
-    """
+    """  # fmt: skip
     with lend() as model:
         before = versions(model)
-        with drawing(draws) as drawn:
+        restore = twice and (buffers is None or bool(buffers))
+        with drawing(draws) as drawn, watching(model, buffers, restore=restore) as written:
             outputs, milliseconds, words = run_cpu(model, fresh(inputs), **how)
-        outputs = {name: each.detach() for name, each in tensors_of(outputs, what).items()}
+            outputs = {name: each.detach() for name, each in tensors_of(outputs, what).items()}
+            outputs = fresh(outputs) if twice else outputs  # a model may return a buffer into which it writes
+        outputs |= written.outputs
         found = dict(milliseconds=milliseconds, words=words, drawn=drawn)
         if not twice:
             return Reference(outputs=outputs, **found)
-        outputs = fresh(outputs)  # a model may return a buffer into which it writes
         for parameter in model.parameters() if how.get("gradients") else ():  # `backward()` in the model adds to them
             parameter.grad = None
-        with drawing(draws):
-            again, _, _ = run_cpu(model, fresh(inputs), **how)
-        again = {name: each.detach() for name, each in tensors_of(again, what).items()}
+        again = _second_run(model, inputs, what, draws, named(outputs), how)
         if digest(again) == digest(outputs):
             return Reference(outputs=outputs, **found)
-        written = [f"parameter {name}" for name, now in versions(model).items() if before.get(name, now) != now]
+        rewritten = [f"parameter {name}" for name, now in versions(model).items() if before.get(name, now) != now]
         with lend() as other:
             differing = changes(model, other)
-        said = [each for each in written[:4] if each not in differing.split(", ")]
+        said = [each for each in rewritten[:4] if each not in differing.split(", ")]
         changed = ", ".join(filter(None, [*said, differing]))
         return Reference(outputs=outputs, again=again, changed=changed, **found)
+
+
+def _second_run(model: nn.Module, inputs: Any, what: str, draws: Draws, buffers: Collection[str], how: dict) -> dict[str, Tensor]:
+    with drawing(draws), watching(model, buffers) as written:
+        again, _, _ = run_cpu(model, fresh(inputs), **how)
+    return {name: each.detach() for name, each in tensors_of(again, what).items()} | written.outputs
 
 
 def roundoff(dtype: torch.dtype) -> float:
