@@ -15,6 +15,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from harness import numerics
-from harness.torch_private import TorchDispatchMode, has_kernel, operator, returns_new, tree_leaves, tree_map
+from harness.torch_private import Together, TorchDispatchMode, has_kernel, operator, returns_new, tree_leaves, tree_map
 
 if TYPE_CHECKING:
     from harness.devices import Stack
@@ -194,13 +195,17 @@ def alternatives(rules: Rules, dtype: str) -> Iterator[tuple[str, Rules]]:
 @contextlib.contextmanager
 def rounding(rules: Rules | None) -> Iterator[None]:
     """While the block runs, CPU models compute by `rules`; with None nothing changes."""
+    with Together(modes_of(rules)):
+        yield
+
+
+def modes_of(rules: Rules | None) -> list[AbstractContextManager]:
+    """The modes of torch by which `rounding` works, to be entered in this order in each thread that runs the model."""
     if rules is None:
-        yield
-        return
+        return []
     mode = _Rounding(rules)
-    randomly = contextlib.nullcontext() if rules.random is None else numerics.RandomRoundings(rules.random, _dropped(rules))
-    with mode, _Attention(mode), randomly:
-        yield
+    randomly = [] if rules.random is None else [numerics.RandomRoundings(rules.random, _dropped(rules))]
+    return [mode, _Attention(mode), *randomly]
 
 
 DROPPED = {"HF32": 12, "HF32 of 10 bits": 13, "TF32": 13, "float16": 13}  # mantissa bits of float32 that operands lose

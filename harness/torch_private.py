@@ -11,8 +11,9 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import thread as futures_thread
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -23,12 +24,13 @@ require_torch()  # before a name that an older torch lacks is an ImportError
 import torch  # noqa: E402
 from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 from torch.nn.utils import parametrize  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
 
 __all__ = [
-    "NAMES", "OPERATORS", "StorageWeakRef", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "has_kernel", "in_threads", "missing", "mkldnn_enabled", "operator",
+    "NAMES", "OPERATORS", "StorageWeakRef", "Together", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "has_kernel", "in_threads", "missing", "mkldnn_enabled", "operator",
     "operator_names", "returns_new", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map",
 ]  # fmt: skip
 
@@ -117,20 +119,54 @@ def set_mkldnn_enabled(enabled: bool) -> None:
         switch(enabled)
 
 
+class Together:
+    """Several of torch's modes, entered in their order and left in the reverse one."""
+
+    def __init__(self, modes: Sequence[AbstractContextManager]):
+        self.modes = modes
+
+    def __enter__(self) -> Together:
+        for each in self.modes:
+            each.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        for each in reversed(self.modes):
+            each.__exit__(*raised)
+
+
+class _PassesOperators(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class _PassesFunctions(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def _retire(mode: Any) -> None:
+    """Have a mode that another thread has entered, and which only that thread could leave, do nothing any more."""
+    for each in mode.modes if isinstance(mode, Together) else (mode,):
+        each.__class__ = _PassesFunctions if isinstance(each, TorchFunctionMode) else _PassesOperators
+
+
 @contextlib.contextmanager
 def in_threads(make: Callable[[], AbstractContextManager]) -> Iterator[None]:
     """Enter the mode that `make()` gives, here and in every thread that `threading` starts while the block runs.
 
-    torch keeps its modes by thread. A thread that outlives the block keeps its mode. A pool of threads that is older
-    than the block enters it for every piece of work that `submit` hands to it.
+    `make()` gives one of torch's modes or a `Together` of some. torch keeps its modes by thread: in a thread that outlives the block
+    the mode stays and does nothing. A pool of threads enters it for every piece of work that `submit` hands to it.
     """
     before, open_, inside = threading.getprofile(), [True], {threading.get_ident()}
+    elsewhere: list[Any] = []
 
     def enter(frame: Any, event: str, argument: Any) -> None:
         sys.setprofile(before)
-        if open_:
+        if open_ and not _is_of_a_pool(threading.current_thread()):
             inside.add(threading.get_ident())
-            make().__enter__()
+            elsewhere.append(make())
+            elsewhere[-1].__enter__()
 
     def submit(pool: ThreadPoolExecutor, function: Callable, /, *args: Any, **kwargs: Any) -> Future:
         def within(*args: Any, **kwargs: Any) -> Any:
@@ -149,6 +185,14 @@ def in_threads(make: Callable[[], AbstractContextManager]) -> Iterator[None]:
             open_.clear()
             threading.setprofile(before)
             ThreadPoolExecutor.submit = submitted
+            for mode in elsewhere:
+                _retire(mode)
+
+
+def _is_of_a_pool(thread: threading.Thread) -> bool:
+    """Whether a thread waits for the work of a ThreadPoolExecutor, whose `submit` enters the mode."""
+    work = getattr(futures_thread, "_worker", None)  # not documented either, and there since Python 3.2
+    return work is not None and getattr(thread, "_target", None) is work
 
 
 def adopt_parametrized(module: torch.nn.Module) -> None:

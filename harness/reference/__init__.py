@@ -3,7 +3,6 @@
 Weights are built once and copied; the CPU's runs are repeatable for a given number of threads.
 """
 
-from harness.reference.buffers import named, watching
 from harness.reference.extremes import as_golden_has, as_infinite
 from harness.reference.float32 import require_float32
 from harness.reference.models import Models, copy_module
@@ -13,9 +12,10 @@ from harness.reference.runs import Float64Products, Reference, moved_by_one_roun
 from harness.reference.tensors import content_digest, digest, fresh, move, tensors_of, weights_digest
 from harness.reference.untouched import changes, untouched, version
 from harness.reference.wide import WideRequests
+from harness.reference.written import BUFFER, INPUT, named, watching
 
 __all__ = [
-    "Drawn", "Draws", "Float64Products", "Models", "Reference", "WideRequests", "as_golden_has", "as_infinite", "changes", "content_digest", "copy_module", "digest", "drawing", "fresh",
+    "BUFFER", "Drawn", "Draws", "Float64Products", "INPUT", "Models", "Reference", "WideRequests", "as_golden_has", "as_infinite", "changes", "content_digest", "copy_module", "digest", "drawing", "fresh",
     "is_of_a_model", "move", "moved_by_one_rounding", "named", "place_of", "refer", "require_float32", "roundoff", "run", "run_cpu", "seeded", "tensors_of",
     "untouched", "version", "watching", "weights_digest",
 ]  # fmt: skip

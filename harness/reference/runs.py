@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from harness.errors import RunError
-from harness.forecast import Rules, rounding
-from harness.reference.buffers import named, watching
+from harness.forecast import Rules, modes_of
 from harness.reference.outside import put_back
 from harness.reference.raised import place_of
 from harness.reference.randomness import Draws, Drawn, drawing
 from harness.reference.tensors import changed, digest, fresh, tensors_of
 from harness.reference.untouched import changes, versions
 from harness.reference.wide import WideRequests
-from harness.torch_private import TorchDispatchMode, operator
+from harness.reference.written import BUFFER, named, watching
+from harness.torch_private import Together, TorchDispatchMode, in_threads, operator
 
 
 def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str, gradients: bool = False) -> Any:
@@ -62,8 +62,14 @@ def run_cpu(
     emulate = dtype == torch.float16 and own and not _has_float16_products()
     begin = time.perf_counter()
     wide = dtype == torch.float64
-    requests = WideRequests() if wide and not pinned else nullcontext()
-    with rounding(rules), _Float16Products() if emulate else Float64Products() if wide else nullcontext(), requests:
+
+    def modes() -> Together:
+        together = modes_of(rules)
+        together += [_Float16Products()] if emulate else []
+        together += [Float64Products()] if wide else []
+        return Together(together + ([WideRequests()] if wide and not pinned else []))
+
+    with in_threads(modes):
         outputs = run(model, inputs, forward=forward, where="on the CPU", gradients=gradients)
     name = f"CPU {str(dtype).removeprefix('torch.')}"
     parts = [name, *(["matrix products summed in float32 and rounded once"] if emulate else []), *([str(rules)] if rules else [])]
@@ -90,25 +96,27 @@ def refer(
     """Run a copy of a model that `lend` gives once, or `twice`; `how` is that of `run_cpu`.
 
     The second run is of the copy that ran already, on the same inputs and with the same seeds: what it does otherwise
-    comes from what the first run left. With `buffers`, those of `watching`, the buffers are outputs as well, and the
-    first run leaves none of them.
+    comes from what the first run left. Inputs that the model writes into are outputs as well, and so are `buffers`, as
+    `watching` takes them; the first run then leaves none of the latter.
 
     Raises: RunError for what the model raises, CaseError when `what` returned something that is no tensor.
     """  # fmt: skip
     with lend() as model:
         before = versions(model)
         restore = twice and (buffers is None or bool(buffers))
-        with drawing(draws) as drawn, watching(model, buffers, restore=restore) as written:
-            outputs, milliseconds, words = run_cpu(model, fresh(inputs), **how)
+        given = fresh(inputs)
+        watch = watching(model, given, buffers=buffers, inputs=None, before=inputs, restore=restore)
+        with drawing(draws) as drawn, watch as written:
+            outputs, milliseconds, words = run_cpu(model, given, **how)
             outputs = {name: each.detach() for name, each in tensors_of(outputs, what).items()}
             outputs = fresh(outputs) if twice else outputs  # a model may return a buffer into which it writes
-        outputs |= written.outputs
+        outputs = written.after(outputs)
         found = dict(milliseconds=milliseconds, words=words, drawn=drawn)
         if not twice:
             return Reference(outputs=outputs, **found)
         for parameter in model.parameters() if how.get("gradients") else ():  # `backward()` in the model adds to them
             parameter.grad = None
-        again = _second_run(model, inputs, what, draws, named(outputs), how)
+        again = _second_run(model, inputs, what, draws, named(outputs, (BUFFER,)), how)
         if digest(again) == digest(outputs):
             return Reference(outputs=outputs, **found)
         rewritten = [f"parameter {name}" for name, now in versions(model).items() if before.get(name, now) != now]
@@ -120,9 +128,10 @@ def refer(
 
 
 def _second_run(model: nn.Module, inputs: Any, what: str, draws: Draws, buffers: Collection[str], how: dict) -> dict[str, Tensor]:
-    with drawing(draws), watching(model, buffers) as written:
-        again, _, _ = run_cpu(model, fresh(inputs), **how)
-    return {name: each.detach() for name, each in tensors_of(again, what).items()} | written.outputs
+    given = fresh(inputs)
+    with drawing(draws), watching(model, given, buffers=buffers, inputs=None, before=inputs) as written:
+        again, _, _ = run_cpu(model, given, **how)
+    return written.after({name: each.detach() for name, each in tensors_of(again, what).items()})
 
 
 def roundoff(dtype: torch.dtype) -> float:

@@ -1,4 +1,4 @@
-"""Training mode: the buffers that a model writes are outputs of its row."""
+"""What a model writes besides what it returns is compared: buffers in training mode, and inputs."""
 
 import contextlib
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness import Case, validate
+from harness import Case, open_device, validate
 from harness.emulator.table import changed
 from harness.reference import Draws, Models, refer, watching
 from harness.tests.needs import emulated_device
@@ -99,14 +99,14 @@ class Writes(nn.Module):
 
 def test_the_first_run_finds_the_names_and_others_return_the_same():
     model = Writes()
-    with watching(model, None, restore=True) as written:
+    with watching(model, buffers=None, restore=True) as written:
         model(torch.ones(3))
     assert {*written.outputs} == {"buffer total"} and torch.equal(written.outputs["buffer total"], torch.ones(3))
     assert not model.total.any() and model.count == 0, "put back, whole numbers too"
-    with watching(model, frozenset({"buffer total", "buffer still"})) as written:
+    with watching(model, buffers=frozenset({"buffer total", "buffer still"})) as written:
         pass
     assert {*written.outputs} == {"buffer total", "buffer still"}, "also where nothing changed"
-    with watching(model, ()) as written:
+    with watching(model) as written:
         model(torch.ones(3))
     assert written.outputs == {} and model.count == 1
 
@@ -124,3 +124,97 @@ def test_a_second_run_begins_where_the_first_did_if_buffers_are_outputs():
     assert found.again is None and {*found.outputs} == {"output", "buffer total"}
     found = referred(())
     assert found.again is not None and "buffer total" in found.changed and "buffer count" in found.changed
+
+
+# ------------------------------------------------------------------------------------------------------------- inputs
+
+
+class Cache(nn.Module):
+    """Writes keys into a cache that it was given, and does not return it."""
+
+    def __init__(self):
+        super().__init__()
+        self.key, self.out = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x, cache):
+        cache[:, 2:6] = self.key(x)
+        return self.out(x)
+
+
+def cached(model=Cache, dtype="float32"):
+    inputs = lambda g: (torch.randn(3, 4, 16, generator=g), torch.zeros(3, 8, 16))  # noqa: E731
+    return Case(name="cached", model=model, inputs=inputs, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_input_that_is_written_into_is_an_output(dtype):
+    verdict = validate(cached(dtype=dtype), 0, emulated_device(), rerun_reference=True)
+    assert verdict.passed, verdict.reasons
+    assert {*verdict.comparisons} == {"output", "input 1"}
+
+
+class OffByOne(Cache):
+    """On the device the keys go into other places."""
+
+    def forward(self, x, cache):
+        first = 2 if x.device.type == "cpu" else 3
+        cache[:, first : first + 4] = self.key(x)
+        return self.out(x)
+
+
+class Elsewhere(Cache):
+    """On the device the cache is copied first."""
+
+    def forward(self, x, cache):
+        return super().forward(x, cache if x.device.type == "cpu" else cache.clone())
+
+
+@pytest.mark.parametrize("model", [OffByOne, Elsewhere])
+def test_an_input_that_the_device_writes_wrongly_or_not_at_all_fails(model):
+    verdict = validate(cached(model), 0, emulated_device())
+    assert verdict.status == "FAIL" and {each.output for each in verdict.failures} == {"input 1"}, verdict.reasons
+
+
+class Doubled(nn.Module):
+    """A cast to the dtype that a tensor has copies nothing, so what follows writes into the input."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        wide = x.to(self.dtype)
+        wide *= 2
+        return (wide + 1).to(x.dtype)
+
+
+@pytest.mark.parametrize("cast", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_input_counts_where_the_float64_run_and_the_cpus_write_into_it(dtype, cast):
+    """float32 alone writes under the first cast, float64 alone under the second: nothing can be compared."""
+    inputs = lambda g: torch.randn(64, 64, generator=g)  # noqa: E731
+    case = Case(name="doubled", model=lambda: Doubled(cast), inputs=inputs, dtype=dtype)
+    verdict = validate(case, 0, open_device("cpu"))
+    assert verdict.passed and {*verdict.comparisons} == {"output"}, verdict.reasons
+
+
+class Returns(Cache):
+    """Calls what it returns as an input is called that it writes into."""
+
+    def forward(self, x, cache):
+        return {"input 1": super().forward(x, cache)}
+
+
+def test_what_a_model_returns_keeps_its_name():
+    verdict = validate(cached(Returns), 0, emulated_device())
+    assert verdict.passed and {*verdict.comparisons} == {"input 1"} and verdict.comparisons["input 1"].shape == (3, 4, 16)
+
+
+def test_an_input_with_nan_that_stays_is_not_written():
+    given = torch.tensor([1.0, float("nan")])
+    with watching(nn.Identity(), given, inputs=None, before=given.clone()) as written:
+        pass
+    assert written.outputs == {}
+    with watching(nn.Identity(), {"x": given}, inputs=None, before={"x": given.clone()}) as written:
+        given[0] = 2
+    assert {*written.outputs} == {"input x"}

@@ -1,0 +1,84 @@
+"""What a model writes besides what it returns: outputs of its run as well.
+
+In training mode these are buffers, as the running statistics of batch norm are; in any mode the tensors that the model was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.reference.tensors import tensors_of
+
+BUFFER, INPUT = "buffer", "input"
+
+
+@dataclass
+class Written:
+    """What `watching` tells when its block has ended: tensors by "buffer NAME" and "input NAME"."""
+
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def after(self, returned: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the model returned, and after it what it wrote; a name that both have is that of what it returned."""
+        return returned | {name: each for name, each in self.outputs.items() if name not in returned}
+
+
+@contextmanager
+def watching(
+    model: nn.Module, given: Any = None, *, buffers: Collection[str] | None = (), inputs: Collection[str] | None = (),
+    before: Any = None, restore: bool = False,
+) -> Iterator[Written]:
+    """Tells the tensors of floats that a run of `model` on `given` writes into, as they are after the block.
+
+    `buffers` and `inputs` name them as the outputs are named; None means those that the block changed. The first run of a model finds
+    the names, and the other sides return the same ones, changed or not. `before`: what `given` was copied from. With `restore` the
+    buffers are put back at the end, for another run of the same model.
+
+        with watching(model, buffers=None) as written:
+            model(x)
+        written.outputs  # {"buffer norm.running_mean": tensor(…), "buffer norm.running_var": tensor(…)}
+    """  # fmt: skip
+    written = Written()
+    looked_at = dict(model.named_buffers()) if buffers is None or buffers or restore else {}
+    old = {name: each.detach().clone() for name, each in looked_at.items()}
+    yield written
+    now = dict(model.named_buffers()) if looked_at else {}
+    written.outputs |= _chosen(BUFFER, now, old, buffers)
+    if inputs is None or inputs:
+        written.outputs |= _chosen(INPUT, _named(given), _named(before) if inputs is None else {}, inputs)
+    for name in now.keys() & old.keys() if restore else ():
+        if now[name].shape == old[name].shape:
+            now[name].detach().copy_(old[name])
+
+
+def _chosen(kind: str, now: dict[str, Tensor], old: dict[str, Tensor], names: Collection[str] | None) -> dict[str, Tensor]:
+    chosen = {}
+    for name, each in now.items():
+        wanted = _differs(each, old.get(name)) if names is None else f"{kind} {name}".rstrip() in names
+        if wanted and each.is_floating_point():
+            chosen[f"{kind} {name}".rstrip()] = each.detach().clone()
+    return chosen
+
+
+def _differs(now: Tensor, old: Tensor | None) -> bool:
+    if old is None or now.shape != old.shape or now.dtype != old.dtype:
+        return True
+    same = (now == old) | (now != now) & (old != old)  # NaN stays NaN
+    return not bool(same.all())
+
+
+def _named(given: Any) -> dict[str, Tensor]:
+    if isinstance(given, Tensor):
+        return {"": given}
+    return {} if given is None else tensors_of(given, "the inputs")
+
+
+def named(outputs: Collection[str], kinds: tuple[str, ...] = (BUFFER, INPUT)) -> frozenset[str]:
+    """The names of outputs that are buffers, or inputs that were written into."""
+    return frozenset(name for name in outputs if name.partition(" ")[0] in kinds)
