@@ -37,8 +37,10 @@ from harness.gate import (
     Tolerance,
     Verdict,
     hangs_on_slack,
+    hangs_on_ties,
     is_floating,
     judge,
+    near_ties,
     skipped,
     without_forecast,
 )
@@ -244,7 +246,7 @@ def _validate(
     healthy = _Healthy(expected=expected, golden=golden, forecast=forecast, other=other, wide=wide, modes=() if rules is None else rules.modes)
     verdict, parting = _held(case, ran.outputs, healthy, tolerance, saturates)
     few = ""
-    if hangs_on_slack(verdict):
+    if hangs_on_slack(verdict) or hangs_on_ties(verdict):
         healthy = replace(healthy, random=(forecast or expected, *cpu.at_random(rules)))
         verdict, parting = _held(case, ran.outputs, healthy, tolerance, saturates)
         few = _few_text(verdict)
@@ -269,7 +271,7 @@ def _validate(
     marks = (NONDETERMINISTIC,) if rerun else ()
     conditioning = _conditioning(cpu, golden)
     notes = [models.notes.get(case.key, ""), scatter, _drawn_text(cpu), _host_text(ran.seen), _blind_text(ran.seen), _pinned_text(cpu)]
-    notes += [few, UNMOVED if conditioning == 0 else ""]
+    notes += [few, _ties_text(verdict), UNMOVED if conditioning == 0 else ""]
     evidence = Evidence(
         weights=_weights(models, case),
         reference=reference.words,
@@ -363,6 +365,7 @@ def _held(case: Case, outputs: dict[str, Tensor], healthy: _Healthy, tolerance: 
     found += [Reason(criterion="token", text=parted.text)] if parted is not None and not parted.near_tie else []
     marks = (NEAR_TIE,) if parted is not None and parted.near_tie else ()
     marks += (UNFELT,) if any(each.unfelt for each in references.values()) else ()
+    marks += (NEAR_TIE,) if _by_ties(comparisons) and NEAR_TIE not in marks else ()
     return replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks)), parting
 
 
@@ -640,8 +643,35 @@ def measure(
     """
     shared = [name for name in expected if name in actual]
     comparisons = {name: compare(actual[name], expected[name]) for name in shared}
+    healthy = [each for each in (golden, forecast, *random[1:]) if each is not None] if random else []
+    comparisons = {name: _with_ties(each, [run[name] for run in healthy if name in run], expected[name]) for name, each in comparisons.items()}
     held = [name for name in shared if golden is not None and _fits(name, expected, golden)]
     return comparisons, {name: _hold(name, actual, expected, golden, forecast, modes, other, random) for name in held}
+
+
+def _by_ties(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    """The outputs of whole numbers that differ in no more than near-ties."""
+    return {
+        name: each
+        for name, each in comparisons.items()
+        if not is_floating(each.expected_dtype) and 0 < each.unequal <= near_ties(each.unsettled)
+    }
+
+
+def _ties_text(verdict: Verdict) -> str:
+    """What is said of whole numbers that differ by near-ties."""
+    said = [
+        f"{name}: {each.unequal} of {each.numel} whole numbers differ, in healthy runs {each.unsettled:.2g} on average"
+        for name, each in _by_ties(verdict.comparisons).items()
+    ]
+    return f"near-ties: {'; '.join(said)}" if said else ""
+
+
+def _with_ties(found: Comparison, healthy: list[Tensor], expected: Tensor) -> Comparison:
+    """A comparison of whole numbers with what is known of their near-ties; any other as it is."""
+    pairs = [compare(each, expected) for each in healthy if not is_floating(found.expected_dtype)]
+    counts = [each.unequal for each in pairs if each.comparable]
+    return replace(found, unsettled=sum(counts) / len(counts)) if counts else found
 
 
 def _fits(name: str, expected: dict[str, Tensor], golden: dict[str, Tensor]) -> bool:

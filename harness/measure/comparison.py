@@ -56,6 +56,7 @@ class Comparison:
     inf_expected: Count = 0
     nonfinite_differ: Count = 0  # positions where one side is NaN or infinite and the other is not the same, sign included
     unequal: Count = 0  # elements that are not equal
+    unsettled: Size = 0.0  # of whole numbers: in how many healthy runs differ from expected on average, by near-ties
     rmse: Size = math.nan  # root mean square of the differences
     shift: float = math.nan  # mean of actual - expected
     gain: float = math.nan  # <actual - expected, expected> / <expected, expected>: what a factor 1 + gain would have left

@@ -1,0 +1,111 @@
+"""Outputs of whole numbers, indices and classes: near-ties that healthy runs choose otherwise too, and wrong choices."""
+
+import pytest
+import torch
+from torch import nn
+
+from harness import Case, validate
+from harness.emulator.table import changed
+from harness.gate import Mark, Tolerance, hangs_on_ties, judge, near_ties
+from harness.measure import Comparison
+from harness.report.again import judged_again
+from harness.report.rows import Row
+from harness.tests.needs import emulated_device
+
+
+class Chosen(nn.Module):
+    """Scores of a convolution that Ascend computes in HF32, and what is chosen by them."""
+
+    def __init__(self, choose):
+        super().__init__()
+        self.conv, self.choose = nn.Conv1d(8, 64, 3), choose
+
+    def forward(self, x):
+        scores = self.conv(x)
+        return {"mean": scores.mean(2), "chosen": self.choose(scores)}
+
+
+CHOICES = {
+    "argmax": lambda scores: scores.argmax(1),
+    "topk": lambda scores: scores.topk(8, 1).indices,
+    "sort": lambda scores: scores.argsort(1),
+    "threshold": lambda scores: scores > 0.5,
+    "rounded": lambda scores: (scores * 16).round().to(torch.int32),
+}
+
+
+def a_case(choose, dtype="float32", tolerance=Tolerance(preset="floor")):
+    inputs = lambda generator: torch.randn(4, 8, 514, generator=generator)  # noqa: E731
+    return Case(name="chosen", model=lambda: Chosen(choose), inputs=inputs, dtype=dtype, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CHOICES)
+def test_near_ties_of_a_sound_device_pass_and_say_so(name, dtype):
+    for seed in (0, 1):
+        verdict = validate(a_case(CHOICES[name], dtype), seed, emulated_device())
+        assert verdict.passed, verdict.reasons
+        if verdict.comparisons["chosen"].unequal:
+            assert Mark.NEAR_TIE in verdict.marks and any("near-ties" in each for each in verdict.evidence.notes)
+
+
+def shifted(real):
+    """The convolution's first channel is 2 % too large."""
+
+    def compute(*args, **options):
+        scores = real(*args, **options).clone()
+        scores[:, 0] *= 1.02
+        return scores
+
+    return compute
+
+
+def next_one(real):
+    """Every index is the next one."""
+    return lambda self, dim, keep, out: (real(self, dim, keep, out) + 1) % 64
+
+
+@pytest.mark.parametrize(("name", "operator", "change"), [("sort", "aclnnConvolution", shifted), ("argmax", "aclnnArgMax", next_one)])
+def test_wrong_choices_fail(name, operator, change):
+    with changed(operator, change):
+        verdict = validate(a_case(CHOICES[name]), 0, emulated_device())
+    wrong = {(each.output, each.criterion) for each in verdict.failures}
+    assert verdict.status == "FAIL" and ("chosen", "equal") in wrong, verdict.reasons
+
+
+def test_some_choices_really_change_in_a_sound_device():
+    """Without near-ties these rows were wrong: the test above must have something to say."""
+    verdict = validate(a_case(CHOICES["sort"]), 0, emulated_device())
+    assert verdict.passed and verdict.comparisons["chosen"].unequal > 10 and verdict.comparisons["chosen"].unsettled > 5
+
+
+# -------------------------------------------------------------------------------------------------------------- the rule
+
+
+def compared(unequal, unsettled, dtype="int64"):
+    return Comparison(shape=(100,), expected_shape=(100,), dtype=dtype, expected_dtype=dtype, unequal=unequal, unsettled=unsettled)
+
+
+@pytest.mark.parametrize(("unsettled", "most"), [(0.0, 0), (0.05, 0), (0.1, 1), (0.5, 2), (1.0, 4), (16.0, 28)])
+def test_as_many_may_differ_as_a_poisson_count_reaches(unsettled, most):
+    assert near_ties(unsettled) == most
+    for unequal, passes in ((most, True), (most + 1, False)):
+        verdict = judge({"index": compared(unequal, unsettled)}, Tolerance(preset="floor"))
+        assert verdict.passed is passes
+        if not passes:
+            assert verdict.failures[0].allowed == most and (not unsettled or f"up to {most} allowed" in verdict.failures[0].text)
+
+
+def test_ties_are_looked_for_where_whole_numbers_alone_differ_and_not_in_most():
+    for unequal, looked in ((1, True), (50, True), (51, False)):
+        assert hangs_on_ties(judge({"index": compared(unequal, 0.0)}, Tolerance(preset="pair"))) is looked
+    assert not hangs_on_ties(judge({"index": compared(0, 0.0)}, Tolerance(preset="pair")))
+    other = compared(1, 0.0, "int32")
+    wrong = judge({"index": compared(1, 0.0), "other": other.__class__(**{**vars(other), "shape": (3,)})}, Tolerance(preset="pair"))
+    assert {each.criterion for each in wrong.failures} == {"equal", "shape"} and not hangs_on_ties(wrong)
+
+
+def test_a_stored_row_is_judged_by_the_near_ties_that_were_known():
+    verdict = judge({"index": compared(2, 0.5)}, Tolerance(preset="floor"))
+    row = Row.from_dict(Row.of(test="t", case="c", dtype="float32", seed=0, verdict=verdict).to_dict())
+    assert judged_again(row).passed
