@@ -1,0 +1,140 @@
+"""README and docs: links lead somewhere, code compiles, commands and options exist, TOML and YAML can be read."""
+
+import re
+import shlex
+
+import pytest
+import torch
+from torch import nn
+
+from harness import Case
+from harness.cli import main
+from harness.plugin.options import OPTIONS
+from harness.tables import tomllib
+from harness.tests.test_commands import ROOT
+
+README = ROOT / "README.md"
+PAGES = [README, ROOT / ".github" / "CONTRIBUTING.md", *sorted((ROOT / "harness" / "docs").glob("*.md"))]
+PAGES += [ROOT / "harness" / "emulator" / "README.md"]
+if not README.exists():  # a wheel holds no documents
+    pytest.skip("these are tests of a checkout", allow_module_level=True)
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path, language):
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.M | re.S)
+
+
+def of_pages(language):
+    return [pytest.param(text, id=f"{named(path)}-{n}") for path in PAGES for n, text in enumerate(blocks(path, language))]
+
+
+def anchors(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_to_files_and_headings_that_exist(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S))
+    for link in links:
+        if link.startswith("http"):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (page.parent / place).resolve() if place else page
+        assert target.exists(), f"{named(page)} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{named(page)} links to {link}"
+
+
+def test_every_page_is_reached_from_the_readme_which_is_short():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 150
+    seen, waiting = set(), [README]
+    while waiting:
+        page = waiting.pop()
+        if page in seen or page.suffix != ".md":
+            continue
+        seen.add(page)
+        waiting += [(page.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)", page.read_text()) if "://" not in link]
+    assert {*PAGES} <= seen
+
+
+class MyModel(nn.Module):
+    """What the blocks call a model of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Conv2d(3, 4, 16, stride=16)
+
+    def forward(self, x):
+        return self.out(x)
+
+
+@pytest.mark.parametrize("text", of_pages("python"))
+def test_python_can_be_read(text):
+    compile(text.replace("\n    ...\n", "\n    pass\n"), "block", "exec")
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "harness" / "docs" / "models.md"], ids=named)
+def test_a_case_of_ones_own_runs_as_it_is_shown(page):
+    (text,) = [each for each in blocks(page, "python") if "Case(" in each]
+    names = {"MyModel": MyModel, "torch": torch}
+    exec(text, names)
+    (case,) = [each for each in names.values() if isinstance(each, Case)]
+    inputs = case.inputs(torch.Generator().manual_seed(0))
+    assert case.model()(inputs).shape == (1, 4, 14, 14)
+
+
+def test_the_options_of_pytest_are_those_there_are():
+    """Each option is in the table, and the table names no other."""
+    page = (ROOT / "harness" / "docs" / "commands.md").read_text()
+    table = page[page.index("## Options of pytest") : page.index("## Commands")]
+    told = set(re.findall(r"`--([a-z-]+)", table)) - {"NAME", "junitxml"} - {"precision-"}
+    assert told == {each.name for each in OPTIONS} - HIDDEN
+
+
+HIDDEN = {"locate-case", "locate-seed", "locate-backward"}  # what `python -m harness locate` hands to pytest
+
+
+def lines(language="bash"):
+    for page in PAGES:
+        for text in blocks(page, language):
+            for line in text.replace("\\\n", " ").splitlines():
+                yield page, line.split("   #")[0].strip()
+
+
+def commands(module):
+    found = {}
+    for page, line in lines():
+        match = re.search(rf"python -m {re.escape(module)} (.*)$", line)
+        if match:
+            found.setdefault(f"{named(page)}: {match[1]}", match[1])
+    return [pytest.param(words, id=key) for key, words in found.items()]
+
+
+@pytest.mark.parametrize("words", commands("harness"))
+def test_a_command_and_its_options_exist(words, capsys):
+    command, *rest = shlex.split(words.split(" && ")[0].split(" > ")[0])
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    help_text = capsys.readouterr().out
+    assert ended.value.code == 0
+    for each in rest:
+        if each.startswith("--"):
+            assert re.search(rf"(?<![\w-]){re.escape(each.partition('=')[0])}(?![\w-])", help_text) or command == "emulate", each
+
+
+@pytest.mark.parametrize("text", of_pages("toml"))
+def test_toml_can_be_read(text):
+    assert tomllib.loads(text)
+
+
+@pytest.mark.parametrize("text", of_pages("yaml"))
+def test_yaml_can_be_read(text):
+    yaml = pytest.importorskip("yaml")
+    assert yaml.safe_load(text)
