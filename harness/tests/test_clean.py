@@ -327,7 +327,7 @@ def test_what_cannot_be_sent_is_told_with_what_to_do(clean, x):
         clean.forward(Local(), x, **CPU)
     with pytest.raises(CaseError, match="what was returned cannot be pickled"):
         clean.run(open, os.devnull)
-    with open(os.devnull) as file, pytest.raises(CaseError, match="cannot pickle '_io.TextIOWrapper'"):
+    with open(os.devnull) as file, pytest.raises(CaseError, match="cannot pickle '.*TextIOWrapper'"):
         clean.run(print, file)
     assert clean.run(os.getpid) == pid
 
