@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.clean import CleanProcess, needs_clean
+from harness.reference.isolated_process import CleanProcess, needs_clean
 from harness.measure import RUNS, Comparison, compare, scatter_of, worst_slices
 from harness.devices import Device, Stack, Watched, lacks, unknown_rounding
 from harness.devices.device_errors import fault_in
 from harness.errors import CaseError, HarnessError, RunError, UnstableReferenceError
-from harness.forecast import Rules, alternatives, overflow_of, rules_of
-from harness.gate import (
+from harness.numerics.expected_error import Rules, alternatives, overflow_of, rules_of
+from harness.judging.verdict import (
     FELL_BACK,
     FLOORED,
     MANY,
@@ -44,7 +44,7 @@ from harness.gate import (
     skipped,
     without_forecast,
 )
-from harness.generation import first_divergence, shared_length, until
+from harness.measure.generation import first_divergence, shared_length, until
 from harness.reference import (
     BUFFER,
     INPUT,
@@ -69,7 +69,7 @@ from harness.reference import (
     watching,
     weights_digest,
 )
-from harness.store import Key, code_digest, key_of
+from harness.reference.store import Key, code_digest, key_of
 
 FLOOR = Tolerance(preset="floor")
 TOP = 5  # largest logits whose agreement is counted beside the largest
@@ -172,7 +172,7 @@ class Case:
         """sha256 of the checkpoint, or "seeded:<n>" where none was given."""
         if self.checkpoint is None:
             return f"seeded:{self.weights_seed}"
-        from harness.convert import checkpoint_digest
+        from harness.checkpoints.conversion import checkpoint_digest
 
         return checkpoint_digest(self.checkpoint)
 

@@ -15,7 +15,7 @@ def measure() -> list[Figure]:
     import torch
 
     from harness import Case, open_device, validate
-    from harness.forecast import rounding, rules_of
+    from harness.numerics.expected_error import rounding, rules_of
     from harness.models.aimv2 import build
     from harness.reference import Models
 

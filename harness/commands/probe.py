@@ -20,7 +20,7 @@ from tabulate import tabulate
 from harness.devices import Device, Stack, measurements, open_device
 from harness.devices.measurements import ADDED, BITS, LENGTH, SCHEMA, measure, plain, ties_of, without_queue
 from harness.errors import HarnessError
-from harness.forecast import rounding, rules_of
+from harness.numerics.expected_error import rounding, rules_of
 
 AGREES, CONTRADICTS, UNMEASURED, UNSAID = "agrees", "contradicts", "not measured", "no rule"
 # a float32 sum may lose this much more or less than the forecast: its order is not public. `floor` leaves a factor of 2

@@ -36,8 +36,8 @@ from harness.conformance.wrong import EVERY, ONE, Wrong, planted
 from harness.devices import Device, open_device
 from harness.emulator.faults import Fault
 from harness.errors import HarnessError
-from harness.forecast import Rules, rounding, rules_of
-from harness.gate import MANY, PRESETS, Tolerance, Verdict, checks_of, hangs_on_slack, judge
+from harness.numerics.expected_error import Rules, rounding, rules_of
+from harness.judging.verdict import MANY, PRESETS, Tolerance, Verdict, checks_of, hangs_on_slack, judge
 from harness.measure import RUNS, compare
 from harness.numerics import Vector
 from harness.reference import WideRequests, copy_module, move, run, tensors_of

@@ -14,7 +14,7 @@ import torch
 
 from harness.case import Case, validate
 from harness.devices import Device, open_device
-from harness.gate import Verdict
+from harness.judging.verdict import Verdict
 from harness.models.aimv2 import AIMv2Config, build
 from harness.reference import Models
 

@@ -25,16 +25,17 @@ from typing import Any
 import pytest
 import torch
 
-from harness import baseline, numerics
+from harness import numerics
+from harness.upgrade import baseline
 from harness.measure import compare
 from harness.conformance.detection import BENIGN, DTYPES, SUBJECTS, Bench, Benign, Subject
 from harness.devices import open_device
 from harness.emulator.table import changed
 from harness.errors import HarnessError
 from harness.numerics import HALF
-from harness.gate import Mark, Status
+from harness.judging.verdict import Mark, Status
 from harness.report import Row, load
-from harness.upgrade import BAD, Upgrade, compare_reports
+from harness.upgrade.transitions import BAD, Upgrade, compare_reports
 
 # ------------------------------------------------------------------------------------------------- what upgrades changed
 

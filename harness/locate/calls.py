@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.reference import is_of_a_model, run
 from harness.torch_private import tree_leaves
-from harness.trial import mutates, name_of, tensors_in
+from harness.locate.replay import mutates, name_of, tensors_in
 
 # Calls that keep the numbers that they are given: a path with more or fewer of them is the same path.
 KEEP = (

@@ -14,12 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 from harness.devices import Device
 from harness.devices.device_errors import summary
-from harness.evidence import cause_of, rule_of
+from harness.locate.diagnose import cause_of, rule_of
 from harness.locate.calls import Call, call_of, place
 from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, Step, ended, kind_of, raised
 from harness.reference import version
 from harness.torch_private import WeakTensorKeyDictionary, tree_map
-from harness.trial import FAILS, Trial, apart, copies, copy_strided, difference, mutates, name_of, on, tensors_in
+from harness.locate.replay import FAILS, Trial, apart, copies, copy_strided, difference, mutates, name_of, on, tensors_in
 
 # The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of float32; in float32 products sixteen, for the order of
 # their sums. Half of it may lie in the norm, all of it in a row, a thirty-second in what all elements share, `ALONE` of it in one element. That is what the limits of the

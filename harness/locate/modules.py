@@ -22,11 +22,11 @@ from torch.overrides import TorchFunctionMode
 
 from harness.devices import Device, unknown_rounding
 from harness.devices.device_errors import summary
-from harness.forecast import overflow_of, rounding, rules_of
+from harness.numerics.expected_error import overflow_of, rounding, rules_of
 from harness.locate.finding import Step, ended, kind_of, raised
 from harness.reference import Draws, Float64Products, WideRequests, drawing, roundoff
 from harness.torch_private import tree_map
-from harness.trial import FAILS, apart, budget, copy_strided, judged, on, tensors_in
+from harness.locate.replay import FAILS, apart, budget, copy_strided, judged, on, tensors_in
 
 SLACK, DEEP = 3.0, 16  # times its floor that a module may lose; roundings that its depth may add to it
 

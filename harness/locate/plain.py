@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from harness.locate.calls import call_of
 from harness.reference import version
-from harness.trial import FAILS, mutates, name_of, tensors_in
+from harness.locate.replay import FAILS, mutates, name_of, tensors_in
 
 LARGEST = 256 << 20  # bytes of one storage up to which its content is compared
 BESIDE, NEAREST = (

@@ -20,7 +20,7 @@ from harness.locate.lockstep import Lockstep, named, restored
 from harness.locate.modules import DEEP, Modules, Sides
 from harness.locate.plain import Memory, Recorder
 from harness.reference import Draws, Models, drawing, fresh, move, require_float32, roundoff, run, seeded, tensors_of
-from harness.trial import difference
+from harness.locate.replay import difference
 
 LEVELS = ("auto", "operators", "modules")
 ELSEWHERE = "same device"  # in the error of an operator that got tensors of the CPU and of the device

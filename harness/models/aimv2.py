@@ -26,7 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.convert import (
+from harness.checkpoints.conversion import (
     Entry, Fuse, Joined, Rename, Rule, appearing, from_model, read_checkpoint, read_config, to_model, write_checkpoint, write_config,
 )  # fmt: skip
 from harness.errors import CheckpointError, HarnessError

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.gate import Reason, References, Tolerance, Verdict, is_floating, judge
+from harness.judging.verdict import Reason, References, Tolerance, Verdict, is_floating, judge
 from harness.measure import Comparison, compare
 from harness.pairs import axes
 from harness.pairs.dtypes import at_coarser

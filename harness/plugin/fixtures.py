@@ -78,7 +78,7 @@ def _whole(case, seed) -> int | None:
 def _check_companion(session, item: pytest.Item, case, seed: int | None) -> None:
     """The float32 row beside the first half row of a case that has half rows alone, SKIPPED where it cannot be measured."""
     from harness.errors import DeviceError, HarnessError
-    from harness.gate import Mark, skipped
+    from harness.judging.verdict import Mark, skipped
     from harness.plugin.companion import companion_of, unseen
 
     if not session.wants_companion(item, case):
@@ -96,8 +96,8 @@ def _check_companion(session, item: pytest.Item, case, seed: int | None) -> None
 def _check(session, item: pytest.Item, case, seed: int | None, verdict=None):
     """The row of a case with one seed: measured where it comes without its verdict, judged, kept; raises where it does not pass."""
     from harness.errors import DeviceError, HarnessError
-    from harness.gate import error, skipped
-    from harness.known import KNOWN
+    from harness.judging.verdict import error, skipped
+    from harness.upgrade.known_failures import KNOWN
 
     try:
         verdict, known = session.settle(case, seed, session.measure(case, seed) if verdict is None else verdict)

@@ -194,8 +194,8 @@ class Session:
 
     def _held_against_baseline(self, case, seed: int | None, verdict):
         """The verdict with what became of the row since its baseline; what all seeds share is judged at the end."""
-        from harness import baseline
-        from harness.gate import Reason
+        from harness.upgrade import baseline
+        from harness.judging.verdict import Reason
         from harness.report import Row
 
         if self.options.baseline != "check":
@@ -207,14 +207,15 @@ class Session:
 
     def _entry(self, case: str, dtype: str, environment: dict):
         """The accepted rows of a case on this device; None where there are none. Raises: HarnessError for a damaged file."""
-        from harness import baseline
+        from harness.upgrade import baseline
 
         return baseline.entry_of(baseline.read(self.baselines, case, dtype), **environment)
 
     def settle(self, case, seed: int | None, verdict):
         """The verdict as the known failures see it, and the entry that speaks of it: marked where it fails as known, failed where it may not."""
-        from harness import baseline, known
-        from harness.gate import Reason
+        from harness.upgrade import baseline
+        from harness.upgrade import known_failures as known
+        from harness.judging.verdict import Reason
         from harness.report import Row
 
         if verdict.skips:  # it neither fails as known nor passes
@@ -231,7 +232,7 @@ class Session:
 
     def _accepted_row(self, row):
         """A row as it was accepted, where this run is held against what was; None where there is none."""
-        from harness import baseline
+        from harness.upgrade import baseline
         from harness.errors import HarnessError
 
         if self.options.baseline != "check":
@@ -282,7 +283,7 @@ class Session:
         from harness.locate import locate
         from harness.report import write_text
         from harness.report.found import depth_picture, located
-        from harness.repro import write_repro
+        from harness.locate.repro import write_repro
 
         level = self.options.locate
         self.say(f"{row_name(case.name, case.dtype, seed)}: locating, by {'operators' if level == 'auto' else level}")
@@ -311,7 +312,7 @@ class Session:
 
     def _time(self, case) -> None:
         """The performance table's rows for a case, once per model and dtype."""
-        from harness.bench import time_case
+        from harness.commands.bench import time_case
 
         key = (case.model, case.checkpoint, case.weights_seed, case.dtype)
         if key in self._timed:
@@ -423,7 +424,7 @@ class Session:
 
     def _open_store(self) -> None:
         from harness.errors import HarnessError
-        from harness.store import Store
+        from harness.reference.store import Store
 
         if self.options.reference_store is None:
             return
@@ -434,7 +435,7 @@ class Session:
 
     def read_known_failures(self) -> None:
         from harness.errors import HarnessError
-        from harness.known import read_known
+        from harness.upgrade.known_failures import read_known
 
         named, usual = self.options.known_failures, self.config.rootpath / "cases" / "known_failures.toml"
         if named is None and not usual.exists():
@@ -458,7 +459,7 @@ class Session:
         if self.options.fault and self.options.baseline == "accept":
             raise pytest.UsageError("--precision-baseline=accept with --precision-fault: the numbers of a device that was broken on purpose are no baseline; leave one of them out")
         if self.options.preset is not None:
-            from harness.gate import PRESETS
+            from harness.judging.verdict import PRESETS
 
             if self.options.preset not in PRESETS:
                 raise pytest.UsageError(f"--precision-preset: there is no {self.options.preset!r}; there are {', '.join(PRESETS)}")
@@ -539,11 +540,11 @@ class Session:
             self._turns.end(item.nodeid)
             raise
         self._turns.end(item.nodeid)
-        from harness.gate import Status
+        from harness.judging.verdict import Status
 
         rows = item.stash.get(ROWS, [])
         if item.nodeid in self.collected and not rows:
-            from harness.gate import NOTHING
+            from harness.judging.verdict import NOTHING
 
             pytest.fail(NOTHING.text, pytrace=False)
         hidden = [row for row in rows if row.is_bad]
@@ -560,7 +561,7 @@ class Session:
 
     def add_row(self, item: pytest.Item, case, seed: int | None, verdict, known=None) -> None:
         """Attach a verdict to its test: each number as a property for junit, the whole row as JSON; then look where it comes from."""
-        from harness.known import KNOWN
+        from harness.upgrade.known_failures import KNOWN
         from harness.report import Row, jsonable
 
         found = Row.of(verdict, test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, known=known)
@@ -619,13 +620,13 @@ class Session:
 
     def _marked(self, row):
         """The row with the mark RERUN where it is not of the test's first attempt."""
-        from harness.gate import Mark
+        from harness.judging.verdict import Mark
 
         return replace(row, marks=(*row.marks, Mark.RERUN)) if self._attempts.get(row.test) else row
 
     def _unmeasured(self, nodeid: str, kind: str, text: str, **named):
         """The row of a test that brought no numbers; `named`: its case, dtype and seed where more is known than at collection."""
-        from harness import gate
+        from harness.judging import verdict as gate
         from harness.report import Row
 
         return Row.of(getattr(gate, kind)(text), test=nodeid, **(self.collected.get(nodeid) or _guessed(nodeid)) | named)
@@ -689,7 +690,7 @@ class Session:
 
     def _check_names(self, *, bad: bool) -> bool:
         """Say which accepted rows no case of this run has; it is `bad` where the whole was run. Whether all is well."""
-        from harness import baseline
+        from harness.upgrade import baseline
 
         cases = {(row.case, row.dtype) for row in self.all_rows()}
         found = baseline.without_a_case(self.baselines, cases, baseline.key_of(**self.environment))
@@ -708,7 +709,7 @@ class Session:
 
     def _check_together(self) -> bool:
         """Hold all seeds of each case against its baseline; a row that is worse with the others becomes REGRESSED. Whether all is well."""
-        from harness import baseline
+        from harness.upgrade import baseline
         from harness.errors import HarnessError
 
         well = self._check_names(bad=self._selects_all())
@@ -736,9 +737,10 @@ class Session:
 
     def _accept(self) -> bool:
         """Write the rows of each case as its baseline, and the report beside them under the stack's name. Whether all was accepted."""
-        from harness import baseline, report
+        from harness import report
+        from harness.upgrade import baseline
         from harness.errors import HarnessError
-        from harness.gate import Mark, Status
+        from harness.judging.verdict import Mark, Status
 
         well, accepted, collected = True, 0, self.all_rows()
         when = time.strftime("%Y-%m-%d")
@@ -777,7 +779,7 @@ class Session:
 
     def _locate_together(self) -> None:
         """Locate the rows that only all seeds together showed to be worse."""
-        from harness.gate import Status
+        from harness.judging.verdict import Status
 
         for row in self.all_rows():
             case = self._cases.get((row.case, row.dtype))
@@ -787,7 +789,7 @@ class Session:
     def _say_loose(self) -> None:
         """Say how many limits could come down, of those that a case sets itself."""
         from harness.errors import HarnessError
-        from harness.ratchet import loose
+        from harness.upgrade.ratchet import loose
 
         try:
             found = loose(row for row in self.all_rows() if row.limits)
@@ -798,7 +800,7 @@ class Session:
 
     def _say_stale(self) -> None:
         """Name the known failures that no row of this run is."""
-        from harness.baseline import key_of
+        from harness.upgrade.baseline import key_of
 
         rows, device = self.all_rows(), key_of(**self.environment)
         stale = [each for each in self.known if not any(each.covers(row.case, row.dtype, row.seed, device) for row in rows)]
@@ -890,7 +892,7 @@ class Session:
 
 def _symptom(row):
     """What a row shows that is to be located."""
-    from harness.gate import Mark, Status
+    from harness.judging.verdict import Mark, Status
     from harness.locate import Symptom
 
     if row.status is Status.ERROR:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from harness.errors import RunError
-from harness.forecast import Rules, modes_of
+from harness.numerics.expected_error import Rules, modes_of
 from harness.reference.outside import put_back
 from harness.reference.raised import place_of
 from harness.reference.randomness import Draws, Drawn, drawing

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.gate import Reason, Status, Tolerance, Verdict, error, judge, skipped
+from harness.judging.verdict import Reason, Status, Tolerance, Verdict, error, judge, skipped
 from harness.report.document import Bullets, Table, Text, to_markdown
 from harness.report.rows import Row
 from harness.report.text import MISSING, cosine, counts, difference, times

@@ -13,7 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclas
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.gate import (
+from harness.judging.verdict import (
     AT_LEAST, FLOORED, LIMITS, PRESETS, Comparison, Decisions, Evidence, Mark, References, Size, Status, Verdict, bits, checks_of, leads_to, status_of,
 )  # fmt: skip
 from harness.measure import Count, Share

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from harness import baseline
+from harness.upgrade import baseline
 from harness.errors import HarnessError
 from harness.report import Row
 from harness.report.rows import Numbers

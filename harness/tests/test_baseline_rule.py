@@ -8,9 +8,9 @@ import math
 
 import pytest
 
-from harness import baseline
+from harness.upgrade import baseline
 from harness.errors import HarnessError
-from harness.gate import Mark
+from harness.judging.verdict import Mark
 from harness.report import Row
 from harness.report.rows import Numbers
 

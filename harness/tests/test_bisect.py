@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.bisect import read_stacks
-from harness.cli import main
+from harness.upgrade.bisect import read_stacks
+from harness.commands.main import main
 from harness.report import JSON_NAME
 
 ROOT = Path(__file__).parents[2]
@@ -276,7 +276,7 @@ def alive(process):
 
 
 def test_a_time_limit_ends_all_that_was_started(bench, capsys, monkeypatch):
-    monkeypatch.setattr("harness.bisect.GRACE", 0.5)
+    monkeypatch.setattr("harness.upgrade.bisect.GRACE", 0.5)
     child = bench.folder / "child"
     deaf = f"(trap '' TERM; sleep 300) & sleep 300 & echo $! > {child}; echo began; wait # {{report}}"
     bench.write(stacks(2, names="abc", b=deaf), top="timeout = 2")
@@ -362,7 +362,7 @@ def test_a_stack_may_replace_what_is_given_to_all(bench):
 
 def test_the_command_answers_without_torch(bench):
     bench.write(stacks(2, names="abc"))
-    code = f"import sys; from harness.cli import main\nstatus = main({bench.words()!r})\nassert 'torch' not in sys.modules\nsys.exit(status)"
+    code = f"import sys; from harness.commands.main import main\nstatus = main({bench.words()!r})\nassert 'torch' not in sys.modules\nsys.exit(status)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and answer(done.stdout) == "the numbers changed between b and c" and done.stderr.count("\n") == 3
     done = subprocess.run([sys.executable, "-m", "harness", "bisect", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)

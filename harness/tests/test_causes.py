@@ -9,9 +9,9 @@ from torch.nn import functional as F
 import harness.emulator.operators  # noqa: F401  the operators that `changed` changes
 from harness import emulator
 from harness.emulator.table import changed
-from harness.evidence import CLUES, cause_of
+from harness.locate.diagnose import CLUES, cause_of
 from harness.tests.needs import emulated_device
-from harness.trial import Trial
+from harness.locate.replay import Trial
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from harness import open_device
-from harness.clean import WHERE, CleanProcess, needs_clean
+from harness.reference.isolated_process import WHERE, CleanProcess, needs_clean
 from harness.errors import CaseError, RunError
 from harness.reference import run_cpu
 from harness.tests.execute import ROOT, emulated
@@ -67,7 +67,7 @@ def x():
 
 
 def seen_there():
-    from harness import clean
+    from harness.reference import isolated_process as clean
 
     compiler = "torch._inductor.config" in sys.modules
     return os.getpid(), len(clean._models), sys.modules.get("torch_npu", "not asked for"), hasattr(torch, "npu"), compiler
@@ -103,7 +103,7 @@ from harness.devices import open_device
 
 if __name__ == "__main__":
     open_device("emulated")
-    from harness.clean import CleanProcess
+    from harness.reference.isolated_process import CleanProcess
     clean = CleanProcess()
     clean.start()
 
@@ -131,9 +131,9 @@ def seen():
 
 
 if __name__ == "__main__":
-    from harness.clean import needs_clean
+    from harness.reference.isolated_process import needs_clean
     from harness.reference import run_cpu
-    from harness.store import code_digest
+    from harness.reference.store import code_digest
 
     how = dict(forward=lambda model, x: model(x).last_hidden_state, dtype=torch.float32)
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -345,7 +345,7 @@ def test_when_it_dies_that_is_told_and_the_next_call_starts_another(clean, x):
         clean.run(os._exit, 3)
 
 
-ORPHAN = "import time\nfrom harness.clean import CleanProcess\nc = CleanProcess()\nc.start()\nprint(c.pid, flush=True)\nc.run(time.sleep, 60)\n"
+ORPHAN = "import time\nfrom harness.reference.isolated_process import CleanProcess\nc = CleanProcess()\nc.start()\nprint(c.pid, flush=True)\nc.run(time.sleep, 60)\n"
 
 
 def test_it_ends_when_this_process_is_killed():

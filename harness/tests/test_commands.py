@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import bench, infer
-from harness.cli import main
+from harness.commands import bench
+from harness.commands import infer
+from harness.commands.main import main
 from harness.commands import doctor
 from harness.models.aimv2 import PHOTO
 from harness.models.digits import FOLDER
@@ -204,7 +205,7 @@ def test_help_shows_an_example(capsys, command):
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from harness.cli import main\ntry:\n    main(['infer', '--help'])\nexcept SystemExit:\n    pass\nsys.exit('torch' in sys.modules)"
+    code = "import sys; from harness.commands.main import main\ntry:\n    main(['infer', '--help'])\nexcept SystemExit:\n    pass\nsys.exit('torch' in sys.modules)"
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "--image" in done.stdout

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.convert import CheckpointError, checkpoint_digest, read_header
+from harness.checkpoints.conversion import CheckpointError, checkpoint_digest, read_header
 from harness.models.aimv2 import build, convert_checkpoint, layout_of, load
 from harness.tests.checkpoints import KINDS, model, write, write_raw
 

@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness import Case, DeviceError, emulator, open_device, validate
-from harness.bench import time_case, time_pair
+from harness.commands.bench import time_case, time_pair
 from harness.commands.doctor import _answer_check
 from harness.errors import RunError
-from harness.gate import COMPILES, WORTH_SAYING
+from harness.judging.verdict import COMPILES, WORTH_SAYING
 from harness.locate import locate
 from harness.reference import Models
 from harness.tests.environment import of_a_shell

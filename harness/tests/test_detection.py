@@ -39,7 +39,7 @@ from harness.conformance.wrong import EVERY, ONE, planted
 from harness.devices import open_device
 from harness.emulator.table import changed
 from harness.errors import HarnessError
-from harness.gate import Reason, Verdict
+from harness.judging.verdict import Reason, Verdict
 from harness.models.aimv2 import AIMv2Config
 from harness.numerics import round_half_away
 from harness.tests.needs import emulated_device, needs_torch_npu, skip_without_torch_npu

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from harness import Case
-from harness.cli import main
+from harness.commands.main import main
 from harness.plugin.options import OPTIONS
-from harness.tables import tomllib
+from harness.upgrade.tables import tomllib
 from harness.tests.test_commands import ROOT
 
 README = ROOT / "README.md"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness import Tolerance, compare, judge
-from harness.gate import Mark, error, skipped
+from harness.judging.verdict import Mark, error, skipped
 from harness.plugin.exit_status import complaints
 from harness.plugin.turns import Turns
 from harness.report import Row

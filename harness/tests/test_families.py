@@ -12,8 +12,8 @@ import torch
 
 from harness.devices import Device, Stack, family_of, lacks, unknown_rounding
 from harness.devices.families import FAMILIES, UNKNOWN
-from harness.forecast import Rules, overflow_of, rounding, rules_of
-from harness.gate import MERE, Tolerance, without_forecast
+from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_of
+from harness.judging.verdict import MERE, Tolerance, without_forecast
 from harness.numerics import NoFloat32, Operands, cube_type, effective_bits, matmul, round_hf32
 from harness.tests.needs import needs_torch_npu
 
@@ -184,7 +184,7 @@ def test_what_judges_where_no_error_can_be_expected():
 
 
 def test_attention_is_fused_where_torch_npu_fuses_it():
-    from harness.forecast import _fits_fused
+    from harness.numerics.expected_error import _fits_fused
 
     def fits(shape, rules=Rules(), dtype=torch.float32):
         return _fits_fused(rules, *[torch.empty(shape, dtype=dtype, device="meta")] * 3, None, False)

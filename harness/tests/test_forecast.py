@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.devices import Stack
-from harness.forecast import Rules, rounding, rules_of
+from harness.numerics.expected_error import Rules, rounding, rules_of
 from harness.models.aimv2 import AIMv2Config
 from harness.models.aimv2 import build as build_aimv2
 from harness.numerics import effective_bits, round_tf32

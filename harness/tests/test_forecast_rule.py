@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from harness import numerics
 from harness.devices import Stack
-from harness.forecast import Rules, overflow_of, rounding, rules_of
+from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_of
 from harness.tests.test_restated import BIG, entering, tanh_gelu
 
 HALVES = (torch.float16, torch.bfloat16)

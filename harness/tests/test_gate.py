@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness import Tolerance, compare, judge
-from harness.gate import PRESETS, Decisions, Reason, References, Verdict, error, skipped, slack
+from harness.judging.verdict import PRESETS, Decisions, Reason, References, Verdict, error, skipped, slack
 
 LOOSE = Tolerance(max_diff=1e300)  # all but anything
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.gate import (
+from harness.judging.verdict import (
     CHANGES,
     DYNAMO,
     ROUNDOFF,

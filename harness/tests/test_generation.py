@@ -6,7 +6,7 @@ from torch import nn
 
 from harness import Case, emulator, validate
 from harness.errors import CaseError
-from harness.generation import first_divergence, shared_length, until
+from harness.measure.generation import first_divergence, shared_length, until
 from harness.tests.needs import emulated_device
 
 NAMES = ("tokens", "logits")

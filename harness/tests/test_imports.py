@@ -13,43 +13,33 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "autoload": set(),
     "versions": set(),
     "torch_private": set(),
-    "measure": set(),
     "typed_json": set(),
-    "numerics": set(),
-    "convert": set(),
-    "forecast": {"devices", "numerics"},  # the device for its types alone
+    "measure": set(),
+    "generation": {"measure"},  # the former name
+    "numerics": {"devices"},  # the device for its types alone
     "emulator": {"numerics"},
     "devices": {"emulator", "numerics"},
     "device": {"devices"},  # the former name
-    "baseline": {"gate", "report"},
-    "upgrade": {"baseline", "gate", "report"},
-    "bisect": {"baseline", "gate", "report", "tables", "upgrade"},
-    "trial": {"case", "devices", "forecast", "gate"},
-    "evidence": {"numerics", "trial"},
-    "locate": {"case", "devices", "evidence", "forecast", "reference", "trial"},
-    "repro": {"trial"},
-    "generation": set(),
-    "ratchet": {"gate", "report"},
-    "tables": set(),
-    "known": {"gate", "report", "tables"},
-    "gate": {"measure"},
-    "reference": {"forecast"},
-    "store": {"reference"},
-    "clean": {"reference"},
-    "case": {"clean", "measure", "gate", "generation", "devices", "forecast", "reference", "convert", "store"},
-    "report": {"gate", "measure", "report"},
-    "pairs": {"measure", "gate"},
-    "models": {"convert", "models"},
-    "bench": {"devices", "infer", "models", "reference", "report"},
-    "conformance": {"baseline", "case", "locate", "measure", "devices", "emulator", "forecast", "gate", "models", "numerics", "reference", "report", "upgrade"},
-    "commands": {"devices", "forecast", "reference"},
-    "infer": {"convert", "devices", "models", "reference"},
-    "plugin": {"baseline", "bench", "case", "devices", "emulator", "gate", "known", "locate", "ratchet", "reference", "report", "repro", "store"},
-    "cli": {"baseline", "bench", "bisect", "commands", "emulator", "gate", "infer", "models", "pairs", "ratchet", "report", "upgrade"},
-    "__main__": {"cli"},
+    "checkpoints": set(),
+    "judging": {"measure"},
+    "reference": {"numerics"},
+    "case": {"checkpoints", "devices", "judging", "measure", "numerics", "reference"},
+    "locate": {"case", "devices", "judging", "numerics", "reference"},
+    "report": {"judging", "measure"},
+    "upgrade": {"judging", "report"},
+    "pairs": {"judging", "measure"},
+    "models": {"checkpoints"},
+    "conformance": {
+        "case", "devices", "emulator", "judging", "locate", "measure", "models", "numerics", "reference", "report", "upgrade",
+    },
+    "commands": {
+        "checkpoints", "devices", "emulator", "judging", "models", "numerics", "pairs", "reference", "report", "upgrade",
+    },
+    "plugin": {"case", "commands", "devices", "emulator", "judging", "locate", "reference", "report", "upgrade"},
+    "__main__": {"commands"},
     "__init__": set(),
-}
-TOP = {"plugin", "cli", "cases"}  # nobody imports these
+}  # fmt: skip
+TOP = {"plugin", "cases"}  # nobody imports these
 
 
 def sources():
@@ -96,7 +86,7 @@ def test_the_check_sees_a_forbidden_import(tmp_path):
 
 def test_torch_is_not_needed_for_help():
     """The command line answers at once because nothing that it imports imports torch."""
-    for name in ("__init__", "__main__", "cli", "errors", "versions", "measure/__init__", "measure/comparison"):
+    for name in ("__init__", "__main__", "commands/__init__", "commands/main", "errors", "versions", "measure/__init__", "measure/comparison"):
         for node in ast.parse((HARNESS / f"{name}.py").read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
             module = getattr(node, "module", "") or ""

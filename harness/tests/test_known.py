@@ -7,8 +7,8 @@ import math
 import pytest
 
 from harness.errors import HarnessError
-from harness.gate import Mark
-from harness.known import complaint, entry_for, read_known, settled
+from harness.judging.verdict import Mark
+from harness.upgrade.known_failures import complaint, entry_for, read_known, settled
 from harness.report import Row
 from harness.report.rows import UNRECORDED
 from harness.tests.needs import needs_torch_npu, skip_without_torch_npu

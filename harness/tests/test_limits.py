@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from harness.gate import (
+from harness.judging.verdict import (
     AT_LEAST,
     FLOORED,
     LIMITS,

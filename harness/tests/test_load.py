@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness import compare
-from harness.convert import CheckpointError
+from harness.checkpoints.conversion import CheckpointError
 from harness.models.aimv2 import build, convert_checkpoint, load
 from harness.tests.checkpoints import KINDS, model, write
 

@@ -15,16 +15,16 @@ from torch.nn import functional as F
 from harness import Case, emulator
 from harness.emulator import faults
 from harness.emulator.table import changed
-from harness.evidence import cause_of
+from harness.locate.diagnose import cause_of
 from harness.locate import is_explained, locate
 from harness.reference import roundoff
 from harness.report.found import depth_picture, found_text, located
 from harness.report.rows import Located
-from harness.repro import reduced, write_repro
+from harness.locate.repro import reduced, write_repro
 from harness.tests.needs import emulated_device, needs_torch_npu
 from harness.tests.test_clean import TRAP, emulated
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user, write  # noqa: F401
-from harness.trial import Trial, copy_strided, difference
+from harness.locate.replay import Trial, copy_strided, difference
 from harness.typed_json import reader_of, to_json
 
 

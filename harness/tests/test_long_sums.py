@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from harness import Case, validate
 from harness.emulator.table import changed
-from harness.forecast import Rules, rounding
+from harness.numerics.expected_error import Rules, rounding
 from harness.numerics import (
     Operands,
     Vector,

@@ -11,7 +11,7 @@ from torch import nn
 import harness.case  # noqa: F401  pytester forgets what an inner run imported, and torch cannot be imported twice
 import harness.report  # noqa: F401
 from harness import Case, open_device, validate
-from harness.clean import CleanProcess
+from harness.reference.isolated_process import CleanProcess
 from harness.commands.model_size import model_size
 from harness.errors import DeviceError, MemoryLimitError
 from harness.reference import Models, copy_module, memory, run_cpu
@@ -287,7 +287,7 @@ def test_a_dtype_that_is_over_is_forgotten_there(clean):
 
 
 def _count():
-    from harness import clean
+    from harness.reference import isolated_process as clean
 
     return len(clean._models)
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from harness import numerics
 from harness.case import _stated, assumption_of
 from harness.errors import RunError
-from harness.forecast import ASSUMPTIONS, Rules, alternatives, rounding
-from harness.gate import Reason, Verdict
+from harness.numerics.expected_error import ASSUMPTIONS, Rules, alternatives, rounding
+from harness.judging.verdict import Reason, Verdict
 from harness.measure import compare
 from harness.numerics import Vector, effective_bits
 from harness.numerics.otherwise import _off

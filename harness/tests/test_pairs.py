@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.cli import main
+from harness.commands.main import main
 
 SHAPE = (200, 1000)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.cli import main
+from harness.commands.main import main
 from harness.pairs import files
 from harness.pairs import side as side_module
 from harness.pairs.pickled import read_pickle

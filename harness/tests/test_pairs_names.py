@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.cli import main
+from harness.commands.main import main
 from harness.pairs import axes
 from harness.pairs.names import Naming, in_order, natural
 from harness.tests.test_pairs_files import compared, last_line

@@ -554,7 +554,7 @@ def test_a_small_factor_that_no_element_shows_fails_the_floor_and_passes_the_car
 
 @needs_torch_npu
 def test_stored_results_are_judged_again_by_another_preset(user, capsys):
-    from harness.cli import main
+    from harness.commands.main import main
 
     write(user, FLOORED.replace("DTYPE", "float32"))
     user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnAddmm:scale:by=1.000003", "--preset", "card")

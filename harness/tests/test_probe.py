@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harness import emulator, open_device
-from harness.cli import main
+from harness.commands.main import main
 from harness.commands import probe as probing
 from harness.commands.probe import (
     AGREES,

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from harness import Tolerance, compare, judge
-from harness.cli import main
-from harness.gate import checks_of
-from harness.ratchet import loose, ratchet_text
+from harness.commands.main import main
+from harness.judging.verdict import checks_of
+from harness.upgrade.ratchet import loose, ratchet_text
 from harness.report import build, row, write
 
 STACK = {"device": "Ascend910B4"}

@@ -8,7 +8,7 @@ import torch
 
 from harness import Tolerance, compare, judge
 from harness.errors import HarnessError
-from harness.gate import Evidence, error, skipped
+from harness.judging.verdict import Evidence, error, skipped
 from harness.report import build, load, render, rerender, row, write
 from harness.report.document import Table, Text, to_markdown
 

@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import Tolerance, baseline, compare, judge
-from harness.cli import main
+from harness import Tolerance, compare, judge
+from harness.upgrade import baseline
+from harness.commands.main import main
 from harness.errors import HarnessError
-from harness.gate import Mark, Status, error, leads_to, skipped, status_of
-from harness.ratchet import loose
+from harness.judging.verdict import Mark, Status, error, leads_to, skipped, status_of
+from harness.upgrade.ratchet import loose
 from harness.report import Report, Row, json_schema, judged, load, render, upgrade_text, verdicts_text
 from harness.report.plot import _series
 from harness.report.rows import Change
 from harness.tests.mutations import mutated
 from harness.typed_json import parse_json
-from harness.upgrade import compare_reports
+from harness.upgrade.transitions import compare_reports
 
 STORED = Path(__file__).parent / "stored"
 ACCEPTED = next((Path(__file__).parents[2] / "reports" / "accepted").glob("*/precision.json"))

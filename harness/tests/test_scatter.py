@@ -10,8 +10,8 @@ from torch import nn
 
 from harness import Case, validate
 from harness.case import measure
-from harness.forecast import Rules, rounding
-from harness.gate import Tolerance, hangs_on_slack, judge, slack
+from harness.numerics.expected_error import Rules, rounding
+from harness.judging.verdict import Tolerance, hangs_on_slack, judge, slack
 from harness.measure import RUNS, scatter_of
 from harness.measure.scatter import LARGER, RISK, Scatter, f_quantile
 from harness.numerics import move_at_random

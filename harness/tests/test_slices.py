@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness.case import measure
-from harness.gate import Tolerance, judge, slack
+from harness.judging.verdict import Tolerance, judge, slack
 from harness.measure import worst_slices
 from harness.report.again import judged_again
 from harness.report.rows import Row

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from harness import store as store_module
+from harness.reference import store as store_module
 from harness.errors import CaseError, HarnessError
 from harness.reference import copy_module
 from harness.reference import weights_digest
-from harness.store import Store, StoreWarning, code_digest, key_of
+from harness.reference.store import Store, StoreWarning, code_digest, key_of
 
 
 def key(**fields):
@@ -336,7 +336,7 @@ def test_code_without_a_file_counts_by_its_bytecode():
 def test_another_process_gives_the_same_digests(load, tmp_path):
     module = load()
     program = tmp_path / "other.py"
-    program.write_text("from harness.store import code_digest\nimport model_of_test as m\nprint(code_digest(m.Model(), m.pick(2)))\n")
+    program.write_text("from harness.reference.store import code_digest\nimport model_of_test as m\nprint(code_digest(m.Model(), m.pick(2)))\n")
     paths = os.pathsep.join([str(tmp_path / "folder0"), os.getcwd(), *sys.path])
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": "5"}
     run = subprocess.run([sys.executable, str(program)], env=environment, cwd="/", capture_output=True, text=True, timeout=60)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from harness import Case, validate
-from harness.forecast import Rules, modes_of
+from harness.numerics.expected_error import Rules, modes_of
 from harness.numerics import gelu
 from harness.tests.needs import emulated_device
 from harness.torch_private import Together, in_threads

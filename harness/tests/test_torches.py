@@ -102,7 +102,7 @@ def test_a_module_that_is_imported_by_its_own_name_refuses_an_older_torch_too(tm
 
 
 def test_importing_the_package_alone_asks_for_no_torch(old_torch):
-    assert answer(old_torch, "-c", "import harness, harness.cli; print(harness.compare.__name__)")[:2] == (0, "compare\n")
+    assert answer(old_torch, "-c", "import harness, harness.commands.main; print(harness.compare.__name__)")[:2] == (0, "compare\n")
 
 
 def test_doctor_says_it_on_one_line(old_torch):

@@ -8,7 +8,7 @@ from torch import nn
 
 from harness import Case, Tolerance, validate
 from harness.errors import CaseError
-from harness.gate import UNDECIDED, judge
+from harness.judging.verdict import UNDECIDED, judge
 from harness.case import measure
 from harness.reference import tensors_of
 from harness.tests.needs import emulated_device

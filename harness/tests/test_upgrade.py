@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from harness import Tolerance, compare, judge
-from harness.cli import main
-from harness.gate import Mark, error
+from harness.commands.main import main
+from harness.judging.verdict import Mark, error
 from harness.report import Row, build, load, row, write
 from harness.report.rows import Excuse
-from harness.upgrade import compare_reports
+from harness.upgrade.transitions import compare_reports
 
 STACK = {"device": "Ascend910B4", "torch_npu": "2.9.0", "cann": "8.3.RC1", "conv_allow_hf32": True}
 LATER = STACK | {"cann": "8.5.0"}

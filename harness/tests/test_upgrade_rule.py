@@ -6,11 +6,11 @@ import math
 import pytest
 
 from harness.errors import HarnessError
-from harness.gate import Mark
+from harness.judging.verdict import Mark
 from harness.report import Report, Row
 from harness.report.rows import UNRECORDED as UNKNOWN_CRITERION
 from harness.report.rows import Excuse
-from harness.upgrade import BAD, EFFECTS, ORDER, Kind, compare_reports
+from harness.upgrade.transitions import BAD, EFFECTS, ORDER, Kind, compare_reports
 
 STACK = {"device": "Ascend910B4", "environment": {}, "packages": {}}
 GRAVITY = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import baseline
+from harness.upgrade import baseline
 from harness.conformance import upgrades
 from harness.conformance.detection import SUBJECTS
 from harness.emulator.table import changed

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.convert import checkpoint_digest
+from harness.checkpoints.conversion import checkpoint_digest
 from harness.devices import Device, open_device
 from harness.errors import HarnessError
 from harness.models.aimv2 import VARIANTS, AIMv2, build, load, preprocess

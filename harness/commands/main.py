@@ -262,7 +262,7 @@ def _positive(text: str) -> int:
 
 
 def _infer(arguments) -> int:
-    from harness.infer import infer
+    from harness.commands.infer import infer
 
     print(
         infer(
@@ -285,7 +285,7 @@ def _convert(arguments) -> int:
 
 
 def _bench(arguments) -> int:
-    from harness.bench import bench_aimv2
+    from harness.commands.bench import bench_aimv2
 
     print(
         bench_aimv2(
@@ -316,7 +316,8 @@ def _report(arguments) -> int:
 def _print_schema(name: str) -> int:
     import json
 
-    from harness import baseline, report
+    from harness import report
+    from harness.upgrade import baseline
 
     schema = baseline.json_schema() if name == "baseline" else report.json_schema()
     print(json.dumps(schema, indent=1))
@@ -324,7 +325,7 @@ def _print_schema(name: str) -> int:
 
 
 def _compare(arguments) -> int:
-    from harness.gate import Tolerance
+    from harness.judging.verdict import Tolerance
     from harness.pairs import Options, compare_paths
     from harness.pairs.names import Naming
     from harness.report import pairs_text, write_pairs
@@ -373,7 +374,7 @@ def _bytes(text: str) -> int:
 
 
 def _limit(text: str) -> tuple[str, float]:
-    from harness.gate import LIMITS
+    from harness.judging.verdict import LIMITS
 
     name, _, value = text.partition("=")
     if name not in LIMITS:
@@ -400,7 +401,7 @@ def _gate(arguments) -> int:
     import json
 
     from harness.report import jsonable, load, upgrade_text, write_text
-    from harness.upgrade import compare_reports
+    from harness.upgrade.transitions import compare_reports
 
     if len(arguments.reports) < 2:
         raise ValueError("one report was given where two or more are compared; give the older one first")
@@ -414,7 +415,7 @@ def _gate(arguments) -> int:
     if arguments.json:
         write_text(arguments.json, json.dumps(jsonable([each.to_dict() for each in found]), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if arguments.plot:
-        from harness.baseline import error_of
+        from harness.upgrade.baseline import error_of
         from harness.report.plot import plot_history
 
         plot_history(stored, error_of, arguments.plot)
@@ -422,7 +423,7 @@ def _gate(arguments) -> int:
 
 
 def _bisect(arguments) -> int:
-    from harness.bisect import bisect
+    from harness.upgrade.bisect import bisect
     from harness.report import write_text
 
     text, found = bisect(arguments.stacks, case=arguments.case, what=arguments.what, state=arguments.state, retry=arguments.retry)
@@ -452,7 +453,7 @@ def _locate(arguments) -> int:
 
 
 def _ratchet(arguments) -> int:
-    from harness.ratchet import loose, ratchet_text
+    from harness.upgrade.ratchet import loose, ratchet_text
     from harness.report import load
 
     print(ratchet_text(loose([row for each in arguments.reports for row in load(each).rows], every=arguments.every)))

@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.gate import Status
+from harness.judging.verdict import Status
 from harness.report import JSON_NAME, Report, Row, load, upgrade_text, write_text
 from harness.report.document import Table, Text, to_markdown
 from harness.report.text import MISSING
-from harness.tables import only_known, read_toml
-from harness.upgrade import BAD as WORSE
-from harness.upgrade import Kind, Upgrade, compare_reports
+from harness.upgrade.tables import only_known, read_toml
+from harness.upgrade.transitions import BAD as WORSE
+from harness.upgrade.transitions import Kind, Upgrade, compare_reports
 
 GOOD, BAD, CANNOT, OTHER, UNTRIED = "good", "bad", "cannot run", "other device", "not needed"
 GRACE = 5.0  # seconds that a command is given to end by itself

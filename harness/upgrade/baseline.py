@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.gate import AT_LEAST, CHANGES, MANY, ROUNDOFF, Mark, Status, slack
+from harness.judging.verdict import AT_LEAST, CHANGES, MANY, ROUNDOFF, Mark, Status, slack
 from harness.report import write_text
 from harness.report.rows import Change, Row
 from harness.typed_json import Mismatch, named, object_schema, read_fields, read_json, reader_of, shown, to_json

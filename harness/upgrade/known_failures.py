@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.gate import NUMERIC, Mark
+from harness.judging.verdict import NUMERIC, Mark
 from harness.report.rows import UNRECORDED, Row
-from harness.tables import only_known, read_toml
+from harness.upgrade.tables import only_known, read_toml
 
 KNOWN = Mark.KNOWN
 KEYS = ("case", "dtype", "seeds", "device", "error", "criteria", "reason", "link", "expires")

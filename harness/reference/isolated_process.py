@@ -49,7 +49,7 @@ import sys
 sys.modules["torch_npu"] = None
 import json
 sys.path[:] = json.loads(sys.argv[2])
-from harness.clean import _serve
+from harness.reference.isolated_process import _serve
 _serve(int(sys.argv[1]))
 """
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.gate import AT_LEAST, checks_of
+from harness.judging.verdict import AT_LEAST, checks_of
 from harness.report.again import judged_again
 from harness.report.document import Table, Text, to_markdown
 from harness.report.rows import Row

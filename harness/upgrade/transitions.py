@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from harness import baseline
+from harness.upgrade import baseline
 from harness.errors import HarnessError
-from harness.gate import NUMERIC, Mark, Status
+from harness.judging.verdict import NUMERIC, Mark, Status
 from harness.report import Report, Row
 from harness.report.rows import UNRECORDED as UNKNOWN_CRITERION
 from harness.report.rows import by_key

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness import numerics
-from harness.trial import FAILS, Trial, apart, copies, difference, name_of
+from harness.locate.replay import FAILS, Trial, apart, copies, difference, name_of
 
 EXPLAINED = 0.1  # of the difference may be left by a cause that is named
 SENTINEL = 12345.0  # what memory is filled with to see whether an operator writes it

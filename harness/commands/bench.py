@@ -118,7 +118,7 @@ def bench_aimv2(*, device: str, dtype: str, batch_sizes: Sequence[int], iteratio
 
     Raises: DeviceError, CheckpointError as opening them does.
     """
-    from harness.infer import open_model
+    from harness.commands.infer import open_model
     from harness.report import performance_text
 
     opened = open_device(device, timing=True)

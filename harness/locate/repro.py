@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.trial import FAILS, Trial, apart, gradients, name_of, span_of
+from harness.locate.replay import FAILS, Trial, apart, gradients, name_of, span_of
 
 PLACES = {
     "torch.nn.functional": torch.nn.functional, "torch": torch, "torch.Tensor": torch.Tensor, "torch.special": torch.special,

@@ -1,0 +1,1 @@
+"""Checkpoint layouts as rules, and conversion between them."""

@@ -1,0 +1,1 @@
+"""Verdicts: tolerances, presets, reasons, and the status that follows from them."""

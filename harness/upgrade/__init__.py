@@ -1,0 +1,1 @@
+"""Before and after an upgrade: accepted numbers, transitions, known failures, limits that could come down, bisecting."""
