@@ -21,29 +21,13 @@ from harness.devices import Device, Stack, Watched, lacks, unknown_rounding
 from harness.devices.device_errors import fault_in
 from harness.errors import CaseError, HarnessError, RunError, UnstableReferenceError
 from harness.numerics.expected_error import Rules, alternatives, overflow_of, rules_of
-from harness.judging.verdict import (
-    FELL_BACK,
-    FLOORED,
-    MANY,
-    NEAR_TIE,
-    NONDETERMINISTIC,
-    UNDECIDED,
-    UNFELT,
-    Decisions,
-    Evidence,
-    Mark,
-    Reason,
-    References,
-    Tolerance,
-    Verdict,
-    hangs_on_slack,
-    hangs_on_ties,
-    is_floating,
-    judge,
-    near_ties,
-    skipped,
-    without_forecast,
-)
+from harness.judging.checks import hangs_on_slack, hangs_on_ties, judge, near_ties
+from harness.judging.criteria import FLOORED
+from harness.judging.presets import UNDECIDED
+from harness.judging.references import MANY, References, is_floating
+from harness.judging.status import FELL_BACK, Mark, NEAR_TIE, NONDETERMINISTIC, UNFELT
+from harness.judging.tolerance import Tolerance, without_forecast
+from harness.judging.verdict import Decisions, Evidence, Reason, Verdict, skipped
 from harness.measure.generation import first_divergence, shared_length, until
 from harness.reference import (
     BUFFER,

@@ -325,7 +325,7 @@ def _print_schema(name: str) -> int:
 
 
 def _compare(arguments) -> int:
-    from harness.judging.verdict import Tolerance
+    from harness.judging.tolerance import Tolerance
     from harness.pairs import Options, compare_paths
     from harness.pairs.names import Naming
     from harness.report import pairs_text, write_pairs
@@ -374,7 +374,7 @@ def _bytes(text: str) -> int:
 
 
 def _limit(text: str) -> tuple[str, float]:
-    from harness.judging.verdict import LIMITS
+    from harness.judging.tolerance import LIMITS
 
     name, _, value = text.partition("=")
     if name not in LIMITS:

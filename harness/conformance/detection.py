@@ -37,7 +37,11 @@ from harness.devices import Device, open_device
 from harness.emulator.faults import Fault
 from harness.errors import HarnessError
 from harness.numerics.expected_error import Rules, rounding, rules_of
-from harness.judging.verdict import MANY, PRESETS, Tolerance, Verdict, checks_of, hangs_on_slack, judge
+from harness.judging.checks import checks_of, hangs_on_slack, judge
+from harness.judging.presets import PRESETS
+from harness.judging.references import MANY
+from harness.judging.tolerance import Tolerance
+from harness.judging.verdict import Verdict
 from harness.measure import RUNS, compare
 from harness.numerics import Vector
 from harness.reference import WideRequests, copy_module, move, run, tensors_of

@@ -33,7 +33,7 @@ from harness.devices import open_device
 from harness.emulator.table import changed
 from harness.errors import HarnessError
 from harness.numerics import HALF
-from harness.judging.verdict import Mark, Status
+from harness.judging.status import Mark, Status
 from harness.report import Row, load
 from harness.upgrade.transitions import BAD, Upgrade, compare_reports
 

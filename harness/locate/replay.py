@@ -13,7 +13,9 @@ from torch import Tensor
 from harness.case import cut_as_float16, measure
 from harness.devices import Device, unknown_rounding
 from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_of
-from harness.judging.verdict import MERE, Tolerance, judge, without_forecast
+from harness.judging.checks import judge
+from harness.judging.presets import MERE
+from harness.judging.tolerance import Tolerance, without_forecast
 from harness.torch_private import tree_leaves, tree_map
 
 FLOOR, PAIR = Tolerance(preset="floor"), Tolerance(preset="pair")

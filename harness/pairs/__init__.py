@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.judging.verdict import Reason, References, Tolerance, Verdict, is_floating, judge
+from harness.judging.checks import judge
+from harness.judging.references import References, is_floating
+from harness.judging.tolerance import Tolerance
+from harness.judging.verdict import Reason, Verdict
 from harness.measure import Comparison, compare
 from harness.pairs import axes
 from harness.pairs.dtypes import at_coarser

@@ -37,7 +37,7 @@ def companion_of(case):
     """The case in float32, by its own preset, or by `floor` where its limits are numbers for a half dtype."""
     from collections.abc import Mapping
 
-    from harness.judging.verdict import Tolerance
+    from harness.judging.tolerance import Tolerance
 
     tolerance = case.tolerance
     if isinstance(tolerance, Tolerance):
@@ -57,7 +57,7 @@ def unseen(case, error: Exception) -> str:
 
 def superfluous(rows: Iterable) -> list:
     """The float32 rows that were added to a case which has another float32 row."""
-    from harness.judging.verdict import Mark
+    from harness.judging.status import Mark
 
     rows = [row for row in rows if row.dtype == "float32"]
     taken = {row.case for row in rows if Mark.COMPANION not in row.marks}

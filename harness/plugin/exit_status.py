@@ -16,7 +16,7 @@ def complaints(rows: Sequence[Row], *, asked: bool) -> list[str]:
 
     `asked`: the run selected accuracy tests, or gave an option of the harness. Such a run must measure something.
     """
-    from harness.judging.verdict import Status
+    from harness.judging.status import Status
 
     bad = [row for row in rows if row.is_bad]
     if bad:

@@ -78,7 +78,8 @@ def _whole(case, seed) -> int | None:
 def _check_companion(session, item: pytest.Item, case, seed: int | None) -> None:
     """The float32 row beside the first half row of a case that has half rows alone, SKIPPED where it cannot be measured."""
     from harness.errors import DeviceError, HarnessError
-    from harness.judging.verdict import Mark, skipped
+    from harness.judging.status import Mark
+    from harness.judging.verdict import skipped
     from harness.plugin.companion import companion_of, unseen
 
     if not session.wants_companion(item, case):

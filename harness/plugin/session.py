@@ -459,7 +459,7 @@ class Session:
         if self.options.fault and self.options.baseline == "accept":
             raise pytest.UsageError("--precision-baseline=accept with --precision-fault: the numbers of a device that was broken on purpose are no baseline; leave one of them out")
         if self.options.preset is not None:
-            from harness.judging.verdict import PRESETS
+            from harness.judging.presets import PRESETS
 
             if self.options.preset not in PRESETS:
                 raise pytest.UsageError(f"--precision-preset: there is no {self.options.preset!r}; there are {', '.join(PRESETS)}")
@@ -540,7 +540,7 @@ class Session:
             self._turns.end(item.nodeid)
             raise
         self._turns.end(item.nodeid)
-        from harness.judging.verdict import Status
+        from harness.judging.status import Status
 
         rows = item.stash.get(ROWS, [])
         if item.nodeid in self.collected and not rows:
@@ -620,16 +620,16 @@ class Session:
 
     def _marked(self, row):
         """The row with the mark RERUN where it is not of the test's first attempt."""
-        from harness.judging.verdict import Mark
+        from harness.judging.status import Mark
 
         return replace(row, marks=(*row.marks, Mark.RERUN)) if self._attempts.get(row.test) else row
 
     def _unmeasured(self, nodeid: str, kind: str, text: str, **named):
         """The row of a test that brought no numbers; `named`: its case, dtype and seed where more is known than at collection."""
-        from harness.judging import verdict as gate
+        from harness.judging import verdict
         from harness.report import Row
 
-        return Row.of(getattr(gate, kind)(text), test=nodeid, **(self.collected.get(nodeid) or _guessed(nodeid)) | named)
+        return Row.of(getattr(verdict, kind)(text), test=nodeid, **(self.collected.get(nodeid) or _guessed(nodeid)) | named)
 
     # ------------------------------------------------------------------------------------------- the report
 
@@ -740,7 +740,7 @@ class Session:
         from harness import report
         from harness.upgrade import baseline
         from harness.errors import HarnessError
-        from harness.judging.verdict import Mark, Status
+        from harness.judging.status import Mark, Status
 
         well, accepted, collected = True, 0, self.all_rows()
         when = time.strftime("%Y-%m-%d")
@@ -779,7 +779,7 @@ class Session:
 
     def _locate_together(self) -> None:
         """Locate the rows that only all seeds together showed to be worse."""
-        from harness.judging.verdict import Status
+        from harness.judging.status import Status
 
         for row in self.all_rows():
             case = self._cases.get((row.case, row.dtype))
@@ -892,7 +892,7 @@ class Session:
 
 def _symptom(row):
     """What a row shows that is to be located."""
-    from harness.judging.verdict import Mark, Status
+    from harness.judging.status import Mark, Status
     from harness.locate import Symptom
 
     if row.status is Status.ERROR:

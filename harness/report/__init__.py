@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.judging.verdict import Mark, Status
+from harness.judging.status import Mark, Status
 from harness.report.again import judged, pairs_text, upgrade_text, verdicts_text
 from harness.report.document import to_html, to_markdown
 from harness.report.rows import Row, jsonable, row

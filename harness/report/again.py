@@ -7,7 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.judging.verdict import Reason, Status, Tolerance, Verdict, error, judge, skipped
+from harness.judging.checks import judge
+from harness.judging.status import Status
+from harness.judging.tolerance import Tolerance
+from harness.judging.verdict import Reason, Verdict, error, skipped
 from harness.report.document import Bullets, Table, Text, to_markdown
 from harness.report.rows import Row
 from harness.report.text import MISSING, cosine, counts, difference, times

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from harness.judging.verdict import AT_LEAST, Mark, Status
+from harness.judging.criteria import AT_LEAST
+from harness.judging.status import Mark, Status
 from harness.report.document import Block, Bullets, Heading, Picture, Table, Text
 from harness.report.rows import Row
 from harness.report.words import EN, ZH

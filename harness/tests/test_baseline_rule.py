@@ -10,7 +10,7 @@ import pytest
 
 from harness.upgrade import baseline
 from harness.errors import HarnessError
-from harness.judging.verdict import Mark
+from harness.judging.status import Mark
 from harness.report import Row
 from harness.report.rows import Numbers
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from harness import Tolerance, compare, judge
-from harness.judging.verdict import Mark, error, skipped
+from harness.judging.status import Mark
+from harness.judging.verdict import error, skipped
 from harness.plugin.exit_status import complaints
 from harness.plugin.turns import Turns
 from harness.report import Row

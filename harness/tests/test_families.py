@@ -13,7 +13,8 @@ import torch
 from harness.devices import Device, Stack, family_of, lacks, unknown_rounding
 from harness.devices.families import FAMILIES, UNKNOWN
 from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_of
-from harness.judging.verdict import MERE, Tolerance, without_forecast
+from harness.judging.presets import MERE
+from harness.judging.tolerance import Tolerance, without_forecast
 from harness.numerics import NoFloat32, Operands, cube_type, effective_bits, matmul, round_hf32
 from harness.tests.needs import needs_torch_npu
 

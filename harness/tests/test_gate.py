@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from harness import Tolerance, compare, judge
-from harness.judging.verdict import PRESETS, Decisions, Reason, References, Verdict, error, skipped, slack
+from harness.judging.presets import PRESETS
+from harness.judging.references import References, slack
+from harness.judging.verdict import Decisions, Reason, Verdict, error, skipped
 
 LOOSE = Tolerance(max_diff=1e300)  # all but anything
 

@@ -6,29 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from harness.judging.verdict import (
-    CHANGES,
-    DYNAMO,
-    ROUNDOFF,
-    Check,
-    Decisions,
-    Evidence,
-    Mark,
-    Reason,
-    References,
-    Status,
-    Tolerance,
-    Verdict,
-    bits,
-    checks_of,
-    error,
-    is_floating,
-    judge,
-    leads_to,
-    skipped,
-    status_of,
-    without_forecast,
-)
+from harness.measure import DYNAMO
+from harness.judging.checks import checks_of, judge
+from harness.judging.presets import Check
+from harness.judging.references import ROUNDOFF, References, bits, is_floating
+from harness.judging.status import CHANGES, Mark, Status, leads_to, status_of
+from harness.judging.tolerance import Tolerance, without_forecast
+from harness.judging.verdict import Decisions, Evidence, Reason, Verdict, error, skipped
 from harness.measure.slices import Slice
 from harness.tests.test_limits import FLOOR, healthy, numbers, references
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from harness.errors import HarnessError
-from harness.judging.verdict import Mark
+from harness.judging.status import Mark
 from harness.upgrade.known_failures import complaint, entry_for, read_known, settled
 from harness.report import Row
 from harness.report.rows import UNRECORDED

@@ -9,20 +9,13 @@ from dataclasses import fields, replace
 
 import pytest
 
-from harness.judging.verdict import (
-    AT_LEAST,
-    FLOORED,
-    LIMITS,
-    PRESETS,
-    Comparison,
-    Decisions,
-    References,
-    Tolerance,
-    checks_of,
-    judge,
-    slack,
-    without_forecast,
-)
+from harness.measure import Comparison
+from harness.judging.checks import checks_of, judge
+from harness.judging.criteria import AT_LEAST, FLOORED
+from harness.judging.presets import PRESETS
+from harness.judging.references import References, slack
+from harness.judging.tolerance import LIMITS, Tolerance, without_forecast
+from harness.judging.verdict import Decisions
 from harness.measure.slices import Slice
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")

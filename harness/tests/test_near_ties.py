@@ -6,7 +6,9 @@ from torch import nn
 
 from harness import Case, validate
 from harness.emulator.table import changed
-from harness.judging.verdict import Mark, Tolerance, hangs_on_ties, judge, near_ties
+from harness.judging.checks import hangs_on_ties, judge, near_ties
+from harness.judging.status import Mark
+from harness.judging.tolerance import Tolerance
 from harness.measure import Comparison
 from harness.report.again import judged_again
 from harness.report.rows import Row

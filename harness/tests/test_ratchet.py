@@ -5,7 +5,7 @@ import torch
 
 from harness import Tolerance, compare, judge
 from harness.commands.main import main
-from harness.judging.verdict import checks_of
+from harness.judging.checks import checks_of
 from harness.upgrade.ratchet import loose, ratchet_text
 from harness.report import build, row, write
 

@@ -11,7 +11,8 @@ from harness import Tolerance, compare, judge
 from harness.upgrade import baseline
 from harness.commands.main import main
 from harness.errors import HarnessError
-from harness.judging.verdict import Mark, Status, error, leads_to, skipped, status_of
+from harness.judging.status import Mark, Status, leads_to, status_of
+from harness.judging.verdict import error, skipped
 from harness.upgrade.ratchet import loose
 from harness.report import Report, Row, json_schema, judged, load, render, upgrade_text, verdicts_text
 from harness.report.plot import _series

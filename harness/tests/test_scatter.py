@@ -11,7 +11,9 @@ from torch import nn
 from harness import Case, validate
 from harness.case import measure
 from harness.numerics.expected_error import Rules, rounding
-from harness.judging.verdict import Tolerance, hangs_on_slack, judge, slack
+from harness.judging.checks import hangs_on_slack, judge
+from harness.judging.references import slack
+from harness.judging.tolerance import Tolerance
 from harness.measure import RUNS, scatter_of
 from harness.measure.scatter import LARGER, RISK, Scatter, f_quantile
 from harness.numerics import move_at_random

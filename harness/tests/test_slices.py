@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from harness.case import measure
-from harness.judging.verdict import Tolerance, judge, slack
+from harness.judging.checks import judge
+from harness.judging.references import slack
+from harness.judging.tolerance import Tolerance
 from harness.measure import worst_slices
 from harness.report.again import judged_again
 from harness.report.rows import Row

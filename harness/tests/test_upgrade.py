@@ -12,7 +12,8 @@ import torch
 
 from harness import Tolerance, compare, judge
 from harness.commands.main import main
-from harness.judging.verdict import Mark, error
+from harness.judging.status import Mark
+from harness.judging.verdict import error
 from harness.report import Row, build, load, row, write
 from harness.report.rows import Excuse
 from harness.upgrade.transitions import compare_reports

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from harness.errors import HarnessError
-from harness.judging.verdict import Mark
+from harness.judging.status import Mark
 from harness.report import Report, Row
 from harness.report.rows import UNRECORDED as UNKNOWN_CRITERION
 from harness.report.rows import Excuse

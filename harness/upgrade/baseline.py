@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.judging.verdict import AT_LEAST, CHANGES, MANY, ROUNDOFF, Mark, Status, slack
+from harness.judging.criteria import AT_LEAST
+from harness.judging.references import MANY, ROUNDOFF, slack
+from harness.judging.status import CHANGES, Mark, Status
 from harness.report import write_text
 from harness.report.rows import Change, Row
 from harness.typed_json import Mismatch, named, object_schema, read_fields, read_json, reader_of, shown, to_json

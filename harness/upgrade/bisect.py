@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.judging.verdict import Status
+from harness.judging.status import Status
 from harness.report import JSON_NAME, Report, Row, load, upgrade_text, write_text
 from harness.report.document import Table, Text, to_markdown
 from harness.report.text import MISSING

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.judging.verdict import NUMERIC, Mark
+from harness.judging.status import Mark
+from harness.judging.tolerance import NUMERIC
 from harness.report.rows import UNRECORDED, Row
 from harness.upgrade.tables import only_known, read_toml
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.judging.verdict import AT_LEAST, checks_of
+from harness.judging.checks import checks_of
+from harness.judging.criteria import AT_LEAST
 from harness.report.again import judged_again
 from harness.report.document import Table, Text, to_markdown
 from harness.report.rows import Row

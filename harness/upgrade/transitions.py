@@ -10,7 +10,8 @@ from typing import Any
 
 from harness.upgrade import baseline
 from harness.errors import HarnessError
-from harness.judging.verdict import NUMERIC, Mark, Status
+from harness.judging.status import Mark, Status
+from harness.judging.tolerance import NUMERIC
 from harness.report import Report, Row
 from harness.report.rows import UNRECORDED as UNKNOWN_CRITERION
 from harness.report.rows import by_key

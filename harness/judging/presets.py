@@ -1,0 +1,176 @@
+"""The presets: named sets of checks, each with its source."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from harness.judging.criteria import AT_LEAST
+from harness.judging.references import PART, ROUNDOFF, References, bits, slack
+from harness.measure import CLOSE, DYNAMO, Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that must hold of one output: `found <= limit`, or `>=` for what is in `AT_LEAST`."""
+
+    name: str
+    found: float
+    limit: float
+    where: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return self.found >= self.limit if self.name in AT_LEAST else self.found <= self.limit
+
+    @property
+    def text(self) -> str:
+        """One sentence: what was found, where, what was allowed, what would have been enough."""
+        if self.name == "undecided":
+            return (
+                f"UNDECIDABLE: healthy runs differ so much from float64 that an error of {self.found:.3g} times the output would "
+                f"pass (up to {self.limit:.3g} allowed): run the case in a wider dtype, return what comes before the values that "
+                f"tip over, or accept it with Tolerance(preset=…, undecided={math.ceil(self.found * 100) / 100 if math.isfinite(self.found) else math.inf:g}, reason=…)"
+            )
+        where = f" {self.where}" if self.where else ""
+        if self.name in AT_LEAST:
+            return f"{self.name} {self.found:.9f}{where} (at least {self.limit:.9g} required){_enough(self.found, down=True)}"
+        return f"{self.name} {self.found:.2e}{where} (up to {self.limit:.2e} allowed){_enough(self.found)}"
+
+
+def _enough(found: float, down: bool = False) -> str:
+    """The smallest limit that would have passed, to three digits on the passing side."""
+    if not math.isfinite(found) or down and found < 0:
+        return "; no limit would pass"
+    if down:
+        return f"; a limit of {math.floor(found * 1e9) / 1e9:.9f} would pass"
+    if found < 1e-300:
+        return ""
+    step = 10.0 ** (math.floor(math.log10(found)) - 2)
+    return f"; a limit of {math.ceil(found / step) * step:.2e} would pass"
+
+
+def check_of(found: Comparison, name: str, limit: float, measured: float | None = None) -> Check:
+    if measured is None:
+        measured = getattr(found, name)
+        measured = abs(measured) / (found.rms or 1.0) if name == "shift" else abs(measured) if name == "gain" else measured
+    places = {
+        "max_diff": found.worst_index, "max_diff_rms": found.worst_index, "outlier_ratio": found.worst_index,
+        "token_cos_sim": found.worst_token, "token_rel_l2": found.worst_token_diff, "token_ratio": found.worst_token_diff,
+        "flip_margin": found.first_flip,
+    }  # fmt: skip
+    place = places.get(name)
+    kind = "token " if name.startswith("token") else "row " if name == "flip_margin" else ""
+    return Check(name=name, found=measured, limit=limit, where="" if place is None else f"at {kind}{place}")
+
+
+def _floor(found: Comparison, references: References) -> list[Check]:
+    """Against what this model in this dtype with these switches is expected to lose.
+
+    The floor is the larger error of two healthy runs against float64: the CPU in the same dtype, and the CPU under the device's rounding
+    rules. The whole error may be `slack` times it, and so may the worst token; the worst element twice that, since a maximum scatters
+    more than a norm; a factor or a shift that all elements share, which roundings hardly do, a sixteenth (`SHARED`); a row's
+    largest element may become another one where the gap is smaller than two of the largest errors.
+    """
+    times, ratios = references.slack, references.ratios()
+    limits = {"forecast_ratio": times, "token_ratio": PART * times, "outlier_ratio": 2 * times, "gain_ratio": times, "shift_ratio": times}
+    if found.worst_token is None:
+        del limits["token_ratio"]
+    checks = [check_of(references.golden, name, limit, ratios[name]) for name, limit in limits.items()]
+    checks[0] = replace(checks[0], where=_bits_text(references))
+    checks += _slice_checks(references)
+    largest = max(references.floor("max_diff"), ROUNDOFF.get(found.dtype, 0.0) * max(found.rms, abs(references.golden.flip_value)))
+    return [*checks, check_of(references.golden, "flip_margin", 2 * times * largest), *undecided_checks(found, references)]
+
+
+def _slice_checks(references: References) -> list[Check]:
+    """The worst part of the output, by its own size."""
+    part = references.worst_slice
+    if part is None:
+        return []
+    ratio, limit = references.slice_ratio(part), PART * slack(part.count)
+    return [Check(name="slice_ratio", found=ratio, limit=limit, where=f"at {part.where}, off by {part.error:.2g} of its own norm")]
+
+
+# The largest error, as a share of the output, that a limit in floors may let pass. With it a floor is at most a quarter
+# of an output of 1,000 elements and more, a tenth of one of 11 to 500 and a twentieth of a smaller one. A device that
+# returned zeros has 1, one that returned something else of that size 1.4.
+UNDECIDED = 0.5
+
+
+def undecided_checks(found: Comparison, references: References, limit: float = UNDECIDED) -> list[Check]:
+    """Whether the floor is small enough to decide anything: what it lets pass must be a part of the output."""
+    if references.golden.rms == 0:  # there is nothing to take a share of
+        return []
+    return [Check(name="undecided", found=references.slack * references.floor("rel_l2"), limit=limit)]
+
+
+def _bits_text(references: References) -> str:
+    """The whole error in bits: of one operator it says which arithmetic ran."""
+    errors = references.golden.rel_l2, references.floor("rel_l2")
+    if not all(math.isfinite(each) for each in errors):
+        return ""
+    kept, healthy = ("all" if error == 0 else f"{bits(error):.1f}" for error in errors)
+    return f"with {kept} effective bits where a healthy device keeps {healthy}"
+
+
+def _sharp(found: Comparison, references: References) -> list[Check]:
+    """`floor`, and the device must round as the forecast does: what the rules do not explain may be twice the scatter of two orders of sums.
+
+    HF32 rounds each operand in one way, so the error that it makes is known element by element and hides nothing smaller; how ties go is not
+    public, so what hangs on them is measured and allowed. In float16 and bfloat16, where each order of sums takes another path, and behind many
+    HF32 layers it adds little. It believes the vendor's words on rounding; no card has confirmed them.
+    """
+    unexplained = references.ratios()["unexplained_ratio"]
+    more = [] if math.isnan(unexplained) and references.forecast is None else [check_of(references.golden, "unexplained_ratio", references.slack, unexplained)]
+    return [*_floor(found, references), *more]
+
+
+def _card(found: Comparison, references: References | None) -> list[Check]:
+    """The model card's: an error below 1 %, taken as the largest difference, and a cosine of 0.99."""
+    return [check_of(found, "max_diff", 1e-2), check_of(found, "cos_sim", 0.99)]
+
+
+MERE = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-13, "HF32": 2**-11}
+
+
+def _cann(found: Comparison, references: References | None) -> list[Check]:
+    """CANN's operator standard for open source: mean relative error below T, the largest below 10 T (cann/cannbot-skills)."""
+    modes = references.modes if references is not None and found.dtype == "float32" else ()
+    limit = max(MERE.get(name, MERE["float32"]) for name in (found.dtype, *modes))
+    below = math.nextafter  # the standard says below, not at most
+    return [check_of(found, "mean_rel", below(limit, 0)), check_of(found, "max_rel", below(10 * limit, 0))]
+
+
+def _dynamo(found: Comparison, references: References) -> list[Check]:
+    """PyTorch's compiler benchmarks: within the tolerance, else no further from float64 than k times the CPU (torch/_dynamo/utils.py, `same`)."""
+    tolerance = DYNAMO.get(found.dtype, 1e-3)
+    if found.dynamo_atol <= tolerance:
+        return []
+    times = 10 if found.numel <= 10 else 8 if found.numel <= 500 else 3 if found.numel < 1000 or tolerance >= 1e-2 else 2
+    return [Check(name="rmse", found=references.golden.rmse, limit=times * references.cpu.rmse + tolerance / 10)]
+
+
+def _close(found: Comparison, references: References | None) -> list[Check]:
+    """torch.testing.assert_close with its own table of tolerances."""
+    return [check_of(found, "close_atol", CLOSE.get(found.dtype, (0.0, 0.0))[1])]
+
+
+def pair_limits(budget: float) -> dict[str, float]:
+    """The limits of the preset "pair" for a budget, a relative norm."""
+    return {"rel_l2": budget, "token_rel_l2": 4 * budget, "max_scaled": 16 * budget, "gain": budget / 4, "shift": budget / 4}
+
+
+def _pair(found: Comparison, references: References | None) -> list[Check]:
+    """Two tensors and nothing else: a budget of 2^11 roundoffs of float32, 2 of the half types, judged as `floor` does.
+
+    The budgets are the T of CANN's standard; here they limit norms, so that elements near zero do no harm.
+    """
+    limits = pair_limits(MERE.get(found.dtype, {"float64": 2**-32}.get(found.dtype, MERE["float32"])))
+    if found.worst_token is None:
+        del limits["token_rel_l2"]
+    checks = [check_of(found, name, limit) for name, limit in limits.items()]
+    return [*checks, check_of(found, "flip_margin", max(16 * found.rmse, 8 * ROUNDOFF.get(found.dtype, 0.0) * abs(found.flip_value)))]
+
+
+PRESETS = {"floor": _floor, "sharp": _sharp, "card": _card, "cann": _cann, "dynamo": _dynamo, "close": _close, "pair": _pair}

@@ -1,0 +1,112 @@
+"""The errors to float64 that a device's is compared with: of the CPU, and of the forecast."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from harness.judging.criteria import FLOORED
+from harness.measure import Comparison, Scatter, Size, Slice
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """What one output was held against besides the CPU in its dtype: float64 with the same weights, and a forecast."""
+
+    golden: Comparison  # the device to float64
+    cpu: Comparison  # the CPU in the same dtype to float64
+    forecast: Comparison | None = None  # the CPU under the device's rounding rules to float64; None where there are no such rules
+    unexplained: Size | None = None  # ‖device - forecast‖ / ‖forecast‖
+    ties: Size | None = None  # the same of a forecast whose HF32 ties go the other way; measured for the preset "sharp" alone
+    modes: tuple[str, ...] = ()  # what float32 was computed in besides float32: "HF32", "TF32"
+    slices: tuple[Slice, ...] = ()  # the worst part of each kind: row, slice of an axis, block, magnitude
+    scatter: Scatter | None = None  # of runs with random roundings; measured where the verdict on few elements hangs on it
+
+    def floor(self, name: str) -> float:
+        """The largest of a number of the healthy runs' errors: what there is no reason to fall below."""
+        return max(abs(getattr(each, name)) for each in (self.cpu, self.forecast, self.scatter) if each is not None)
+
+    @property
+    def slack(self) -> float:
+        """How many times the floor a healthy device may lose: by the scatter where it was measured, at most `slack`."""
+        steps = slack(self.golden.numel)
+        return steps if self.scatter is None else min(steps, self.scatter.slack)
+
+    def slice_ratio(self, part: Slice) -> float:
+        """A part's relative error over the largest that healthy runs have in any part of its kind."""
+        return ratio_of(part.error, max(part.healthy, ROUNDOFF.get(self.cpu.dtype, 0.0) / 2))
+
+    @property
+    def worst_slice(self) -> Slice | None:
+        """The part that is worst beside what `slack` allows it, one with a place where such a one is beyond; None without parts."""
+        beyond = [part for part in self.slices if not part.magnitude and self._share(part) > PART]
+        return max(beyond or self.slices, key=self._share, default=None)
+
+    def _share(self, part: Slice) -> float:
+        return self.slice_ratio(part) / slack(part.count)
+
+    @property
+    def unfelt(self) -> bool:
+        """Whether the device lost far less than the modes that its switches allow would cost here: they are not in force."""
+        if not self.modes or self.forecast is None or self.forecast.rel_l2 < FELT * self.cpu.rel_l2:
+            return False
+        return self.golden.rel_l2 * FELT < self.forecast.rel_l2
+
+    def ratios(self) -> dict[str, float]:
+        """The device's error to float64 over the floor, by limit. At or below 1 it is as good as a healthy device is expected to be."""
+        least = ROUNDOFF.get(self.cpu.dtype, 0.0) / 2  # a floor of zero would judge a last place
+        if self.golden.rms == 0:  # nothing was expected: there is no relative error
+            whole, element = ratio_of(self.golden.rmse, self.floor("rmse")), ratio_of(self.golden.max_diff, self.floor("max_diff"))
+            return dict.fromkeys(FLOORED, 0.0) | {"forecast_ratio": whole, "token_ratio": element, "outlier_ratio": element}
+        worst = {name: max(self.floor(name), least) for name in ("rel_l2", "token_rel_l2", "max_scaled")}
+        share = worst["rel_l2"] * (SHARED if self.golden.numel >= MANY else 1)
+        known = math.sqrt(2) * self.cpu.rel_l2 + (self.ties or 0.0)
+        return {
+            "forecast_ratio": ratio_of(self.golden.rel_l2, worst["rel_l2"]),
+            "token_ratio": ratio_of(self.golden.token_rel_l2, worst["token_rel_l2"]),
+            "outlier_ratio": ratio_of(self.golden.max_scaled, worst["max_scaled"]),
+            "gain_ratio": ratio_of(abs(self.golden.gain), self.floor("gain") + share),
+            "shift_ratio": ratio_of(abs(self.golden.shift), self.floor("shift") + share * self.golden.rms),
+            "slice_ratio": 0.0 if self.worst_slice is None else self.slice_ratio(self.worst_slice),
+            "unexplained_ratio": math.nan if self.unexplained is None else ratio_of(self.unexplained, max(known, least)),
+        }
+
+
+ROUNDOFF = {  # half a last place, relative; of float64 128 times that, since there is no wider reference to measure its sums by
+    "float32": 2**-24, "float16": 2**-11, "bfloat16": 2**-8, "float64": 2**-46, "complex64": 2**-24, "complex128": 2**-46,
+}  # fmt: skip
+FELT = 8  # times by which a mode's error must stand out to be missed
+MANY = 1000  # elements from which a mean says more than one element
+PART = 1.5  # times the slack that a token or another part may have: the worst of many scatters more than the whole
+SHARED = 1 / 16  # of the floor may be a factor or a shift that all elements share: independent roundings share almost none
+
+
+def slack(count: int) -> float:
+    """How many times the floor a healthy device may lose: 2 for a thousand elements and more, more where few make the error's norm.
+
+    The root mean square of n independent errors scatters by 1/√(2n) of itself, and those of one output are far from independent.
+    The steps are those of PyTorch's compiler benchmarks (torch/_dynamo/utils.py, `same`: 2 or 3, 8 up to 500 and 10 up to 10 elements).
+    Where a verdict hangs on them (`hangs_on_slack`), runs with random roundings tell what is allowed instead: `Scatter.slack`.
+    """
+    return 2.0 if count >= MANY else 3.0 if count > 500 else 5.0 if count > 10 else 10.0
+
+
+def bits(error: float) -> float:
+    """Effective bits: -log2 of the relative L2 error to float64. About 23 to 24 is float32, 12.7 HF32, 12.2 float16, 9.2 bfloat16."""
+    return math.inf if error == 0 else -math.log2(error) if error > 0 else math.nan
+
+
+def is_floating(dtype: str) -> bool:
+    """Whether a dtype, by its name, holds fractions."""
+    return dtype.startswith(("float", "bfloat", "complex"))
+
+
+def badness(found: Comparison) -> float:
+    if not found.comparable or math.isnan(found.rel_l2):
+        return math.inf
+    return found.rel_l2
+
+
+def ratio_of(found: float, floor: float) -> float:
+    """found / floor; with nothing found it is 0, with no floor infinite."""
+    return 0.0 if found == 0 else found / floor if floor else math.inf
