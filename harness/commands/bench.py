@@ -1,134 +1,48 @@
-"""The performance table: forwards timed one by one, each ended by a synchronisation, the CPU beside the device."""
+"""python -m harness bench"""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import argparse
 
-import torch
-from torch import nn
-
-from harness.devices import Device, open_device
-from harness.reference import Models, move, run, run_cpu
-
-P99_NEEDS = 100  # forwards: below that the 99th percentile is the slowest of them, or made up
+from harness.commands.base import DTYPES, Command, add_device, add_model_dir
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Milliseconds of n forwards after a warm-up; p99 is None where n is too small to have one."""
-
-    n: int
-    warmup: int
-    avg_ms: float
-    p50_ms: float
-    p99_ms: float | None
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=positive, nargs="+", default=[1, 4], metavar="B")
+    parser.add_argument("--iters", type=positive, default=20, help="timed forwards (default 20; p99 needs 100)")
+    parser.add_argument("--warmup", type=int, default=3, help="untimed forwards before them (default 3)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    add_device(parser)
+    add_model_dir(parser)
 
 
-def measure(forward: Callable[[], Any], synchronize: Callable[[], None], *, iterations: int, warmup: int, clock=time.perf_counter) -> Timing:
-    """Time `forward` with a synchronisation before the clock starts and before it stops.
+def _run(arguments: argparse.Namespace) -> int:
+    from harness.models.inference import bench_aimv2
 
-    Raises: ValueError for no iterations or a negative warm-up.
-    """
-    if iterations < 1 or warmup < 0:
-        raise ValueError(f"{iterations} iterations after {warmup} to warm up measure nothing; at least 1 and 0")
-    for _ in range(warmup):
-        forward()
-    times = []
-    for _ in range(iterations):
-        synchronize()
-        begin = clock()
-        forward()
-        synchronize()
-        times.append((clock() - begin) * 1e3)
-    return Timing(
-        n=iterations,
-        warmup=warmup,
-        avg_ms=sum(times) / iterations,
-        p50_ms=percentile(times, 0.50),
-        p99_ms=percentile(times, 0.99) if iterations >= P99_NEEDS else None,
+    print(
+        bench_aimv2(
+            device=arguments.device,
+            dtype=arguments.dtype,
+            batch_sizes=arguments.batch_size,
+            iterations=arguments.iters,
+            warmup=arguments.warmup,
+            model_dir=arguments.model_dir,
+        )
     )
+    return 0
 
 
-def percentile(times: Sequence[float], share: float) -> float:
-    """The smallest of `times` that at least this share of them does not exceed (nearest rank)."""
-    return sorted(times)[max(math.ceil(share * len(times)) - 1, 0)]
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
 
 
-def row(
-    case: str, dtype: str, batch_size: int, device: str, timing: Timing, task_queue: int | None = None
-) -> dict[str, Any]:
-    """One row of the performance table, as the report stores it. `task_queue`: torch_npu's mode, where an NPU was timed."""
-    return {
-        "case": case, "dtype": dtype, "batch_size": batch_size, "device": device, "n": timing.n, "warmup": timing.warmup,
-        "avg_ms": timing.avg_ms, "p50_ms": timing.p50_ms, "p99_ms": timing.p99_ms, "task_queue": task_queue,
-    }  # fmt: skip
-
-
-def time_pair(name: str, dtype: torch.dtype, models: tuple[nn.Module, nn.Module], inputs: Any, device: Device, *, forward=None, iterations: int, warmup: int, batch_size: int) -> list[dict]:
-    """The rows of one model on the CPU and on the device, on the same inputs.
-
-    Raises: RunError when the model or the device raises, DeviceError when the device does not compute.
-    """
-    words = str(dtype).removeprefix("torch.")
-    on_cpu, on_device = models
-    cpu = measure(
-        lambda: run_cpu(on_cpu, inputs, forward=forward, dtype=dtype), lambda: None, iterations=iterations, warmup=warmup
-    )
-    rows = [row(name, words, batch_size, "cpu", cpu)]
-    if device.torch_device.type != "cpu":
-        at = f"{name} {words}, timing"
-        device.check(at)
-        with device.telling(at):
-            moved = move(inputs, device=device.torch_device)
-            forwards = dict(iterations=iterations, warmup=warmup)
-            once = functools.partial(run, on_device, moved, forward=forward, where=device.where)
-            timed = measure(once, device.synchronize, **forwards)
-        device.check(at)  # one that drops its work is very fast
-        rows.append(row(name, words, batch_size, device.name, timed, device.stack.task_queue))
-    return rows
-
-
-def time_case(case, device: Device, models: Models, *, iterations: int = 20, warmup: int = 3) -> list[dict]:
-    """The rows of a case on its own inputs, for `pytest --bench`."""
-    inputs = move(case.inputs(torch.Generator().manual_seed(0)), device="cpu", dtype=case.torch_dtype)
-    options = dict(forward=case.forward, iterations=iterations, warmup=warmup, batch_size=_batch_size(inputs))
-    with models.untouched(**case.built, device=torch.device("cpu")) as here, contextlib.ExitStack() as lent:
-        with device.telling(f"{case.name} {case.dtype}, timing"):
-            there = lent.enter_context(models.untouched(**case.built, device=device.torch_device))
-        return time_pair(case.name, case.torch_dtype, (here, there), inputs, device, **options)
-
-
-def _batch_size(inputs: Any) -> int:
-    """The first size of the first tensor."""
-    if isinstance(inputs, torch.Tensor):
-        return inputs.shape[0] if inputs.dim() else 1
-    values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
-    return _batch_size(values[0])
-
-
-def bench_aimv2(*, device: str, dtype: str, batch_sizes: Sequence[int], iterations: int, warmup: int, model_dir: Path | None) -> str:
-    """Time AIMv2 at several batch sizes; returns the table in markdown, with what was measured and where.
-
-    Raises: DeviceError, CheckpointError as opening them does.
-    """
-    from harness.commands.infer import open_model
-    from harness.report import performance_text
-
-    opened = open_device(device, timing=True)
-    model, weights = open_model(model_dir)
-    side = model.config.image_size or 224
-    wanted, models, rows = getattr(torch, dtype), Models(), []
-    places = (torch.device("cpu"), opened.torch_device)
-    with opened.telling("aimv2, timing"):
-        copies = tuple(models.get("model", lambda: model, seed=0, dtype=wanted, device=place) for place in places)
-    for size in batch_sizes:
-        pixels = torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(0)).to(wanted)
-        rows += time_pair("aimv2", wanted, copies, pixels, opened, iterations=iterations, warmup=warmup, batch_size=size)
-    return f"{weights}\n\n{performance_text(rows, backend=opened.backend, stack=opened.stack.to_dict())}"
+COMMAND = Command(
+    name="bench",
+    summary="Time AIMv2 on the device and on the CPU, each forward ended by a device synchronisation.",
+    example="python -m harness bench --batch-size 1 4 --iters 100 --warmup 10",
+    add=_add,
+    run=_run,
+)

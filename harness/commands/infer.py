@@ -1,129 +1,42 @@
-"""One forward of AIMv2 on a device, on a picture or on seeded noise: what `python -m harness infer` does."""
+"""python -m harness infer"""
 
 from __future__ import annotations
 
-import os
-import tempfile
-import time
+import argparse
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from harness.checkpoints.conversion import checkpoint_digest
-from harness.devices import Device, open_device
-from harness.errors import HarnessError
-from harness.models.aimv2 import VARIANTS, AIMv2, build, load, preprocess
-from harness.reference import copy_module, run, run_cpu
-
-DEFAULT = "aimv2-large-patch14-224-distilled"
-NATIVE_SIDE = 448  # pixels of the noise that a native-resolution model is given
+from harness.commands.base import DTYPES, Command, add_device, add_model_dir
 
 
-def model_directory(given: Path | None) -> tuple[Path | None, str]:
-    """The checkpoint to use and where its name came from: --model-dir, else MODEL_DIR, else none."""
-    if given is not None:
-        return given, "--model-dir"
-    named = os.environ.get("MODEL_DIR")
-    return (Path(named), "MODEL_DIR") if named else (None, "")
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", type=Path, help="a picture that Pillow opens; without it the input is random, seeded")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    add_device(parser)
+    add_model_dir(parser)
+    parser.add_argument("--seed", type=int, default=42, help="of the random input (default 42)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the features there as safetensors")
 
 
-def open_model(given: Path | None) -> tuple[AIMv2, str]:
-    """The model in float32 on the CPU, and what its weights are, in words.
+def _run(arguments: argparse.Namespace) -> int:
+    from harness.models.inference import infer
 
-    Raises: CheckpointError when the directory holds no AIMv2.
-    """
-    directory, origin = model_directory(given)
-    if directory is None:
-        return build(DEFAULT, seed=0), f"{DEFAULT} with random weights, seeded:0 (no --model-dir, no MODEL_DIR)"
-    model = load(directory, dtype=torch.float32)
-    name = next((name for name, config in VARIANTS.items() if config == model.config), "an AIMv2 of its own sizes")
-    return model, f"{name.removesuffix('-distilled')} from {directory} ({origin}), sha256 {checkpoint_digest(directory)}"
-
-
-def infer(*, image: Path | None, dtype: str, device: str, model_dir: Path | None, seed: int, output: Path | None) -> str:
-    """Run the model once; returns what ran and what came out. `output` gets the features, and the pooled ones, as safetensors.
-
-    Raises: HarnessError for a picture, checkpoint, device or output that cannot be used, before anything heavy is done.
-    """
-    if output is not None:
-        _check_writable(output)
-    directory, _ = model_directory(model_dir)
-    if directory is not None and not directory.exists():
-        raise HarnessError(f"no such model: {directory}; give the directory of a checkpoint, or none for seeded weights")
-    picture = None if image is None else preprocess(image, size=None)  # a broken picture is found before the weights are built
-    opened = open_device(device)
-    model, weights = open_model(model_dir)
-    side = model.config.image_size
-    if image is not None:
-        pixels, source = (picture if side is None else preprocess(image, size=side)), f"{image}"
-    else:
-        height = side or NATIVE_SIDE
-        pixels, source = torch.randn(1, 3, height, height, generator=torch.Generator().manual_seed(seed)), f"noise, seed {seed}"
-    features, pooled, milliseconds = _forward(model, pixels, getattr(torch, dtype), opened)
-    if output is not None:
-        _write(output, {"features": features} | ({} if pooled is None else {"pooled": pooled}))
-    lines = [
-        f"model     {weights}",
-        f"device    {opened.torch_device} {opened.name}{', EMULATED: no evidence about hardware' if opened.backend == 'emulated' else ''}",
-        f"input     {source}, {tuple(pixels.shape)} {dtype}",
-        f"features  {_described(features)}",
-        *([] if pooled is None else [f"pooled    {_described(pooled)}"]),
-        f"forward   {milliseconds:.1f} ms, the first one, model on the device already",
-        *([] if output is None else [f"written   {output}"]),
-    ]
-    return "\n".join(lines)
+    print(
+        infer(
+            image=arguments.image,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            model_dir=arguments.model_dir,
+            seed=arguments.seed,
+            output=arguments.output,
+        )
+    )
+    return 0
 
 
-def _forward(model: AIMv2, pixels: Tensor, dtype: torch.dtype, device: Device) -> tuple[Tensor, Tensor | None, float]:
-    """Features, pooled features where the model has the head, both on the CPU, and the time in milliseconds."""
-
-    def forward(model: AIMv2, pixels: Tensor) -> list[Tensor]:
-        features = model(pixels)
-        return [features, model.pool(features)] if model.config.pool else [features]
-
-    if device.torch_device.type == "cpu":
-        copied = model if dtype == torch.float32 else copy_module(model, dtype=dtype, device=device.torch_device)
-        outputs, milliseconds, _ = run_cpu(copied, pixels.to(dtype), forward=forward, dtype=dtype)
-    else:
-        with device.telling():
-            copied = copy_module(model, dtype=dtype, device=device.torch_device)
-            moved = pixels.to(dtype).to(device.torch_device)
-            device.synchronize()
-            begin = time.perf_counter()
-            outputs = run(copied, moved, forward=forward, where=device.where)
-            device.synchronize()
-            milliseconds = (time.perf_counter() - begin) * 1e3
-            outputs = [each.cpu() for each in outputs]
-        device.check()
-    features, *pooled = outputs
-    return features, pooled[0] if pooled else None, milliseconds
-
-
-def _described(tensor: Tensor) -> str:
-    wide = tensor.double()
-    broken = int((~torch.isfinite(wide)).sum())
-    numbers = f"mean {wide.mean():.6f}, std {wide.std():.6f}, least {wide.min():.4f}, largest {wide.max():.4f}"
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}: {numbers}" + (f", {broken} NOT FINITE" if broken else "")
-
-
-def _check_writable(output: Path) -> None:
-    if output.is_dir():
-        raise HarnessError(f"--output {output} is a directory; name a file")
-    try:
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise HarnessError(f"--output {output}: cannot write there ({error.strerror}); name a file in a directory that can be written") from None
-
-
-def _write(output: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file that appears whole or not at all."""
-    from safetensors.torch import save_file
-
-    partial = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+COMMAND = Command(
+    name="infer",
+    summary="Run AIMv2 on one picture, or on seeded random input, and print what came out.",
+    example="python -m harness infer --image photo.jpg --dtype float16 --model-dir ./aimv2-large-patch14-224-distilled",
+    add=_add,
+    run=_run,
+)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.commands import bench
-from harness.commands import infer
+from harness import timing
+from harness.models import inference
 from harness.commands.main import main
-from harness.commands import doctor
+from harness.commands import health
 from harness.models.aimv2 import PHOTO
 from harness.models.digits import FOLDER
 from harness.tests.checkpoints import model, write
@@ -79,8 +79,8 @@ def test_native_models_take_any_picture(capsys, tmp_path):
 
 def test_without_a_checkpoint_it_says_that_the_weights_are_seeded(monkeypatch):
     monkeypatch.delenv("MODEL_DIR", raising=False)
-    monkeypatch.setattr(infer, "build", lambda name, seed: (name, seed))
-    built, words = infer.open_model(None)
+    monkeypatch.setattr(inference, "build", lambda name, seed: (name, seed))
+    built, words = inference.open_model(None)
     assert built == ("aimv2-large-patch14-224-distilled", 0)
     assert "random weights, seeded:0 (no --model-dir, no MODEL_DIR)" in words
 
@@ -88,7 +88,7 @@ def test_without_a_checkpoint_it_says_that_the_weights_are_seeded(monkeypatch):
 def test_infer_refuses_bad_input_before_it_builds_anything(capsys, checkpoint, tmp_path, monkeypatch):
     text = tmp_path / "text.jpg"
     text.write_text("no picture")
-    monkeypatch.setattr(infer, "build", lambda *given, **more: pytest.fail("the weights were built"))
+    monkeypatch.setattr(inference, "build", lambda *given, **more: pytest.fail("the weights were built"))
     assert "no such model: /nowhere" in fails(capsys, "infer", "--model-dir", "/nowhere")
     assert "is not a picture that Pillow knows" in fails(capsys, "infer", "--image", text)
     assert "no picture at" in fails(capsys, "infer", "--image", tmp_path / "absent.png")
@@ -125,16 +125,16 @@ def ticking(steps):
 def test_timings_are_those_of_the_clock():
     steps = list(range(1, 101))
     calls = []
-    found = bench.measure(lambda: calls.append("f"), lambda: calls.append("s"), iterations=100, warmup=2, clock=ticking(steps))
+    found = timing.measure(lambda: calls.append("f"), lambda: calls.append("s"), iterations=100, warmup=2, clock=ticking(steps))
     assert found.avg_ms == pytest.approx(50.5) and found.p50_ms == pytest.approx(50) and found.p99_ms == pytest.approx(99)
     assert calls == ["f"] * 2 + ["s", "f", "s"] * 100
 
 
 def test_a_99th_percentile_needs_a_hundred_forwards():
-    found = bench.measure(lambda: None, lambda: None, iterations=99, warmup=0)
+    found = timing.measure(lambda: None, lambda: None, iterations=99, warmup=0)
     assert found.p99_ms is None and found.n == 99
     with pytest.raises(ValueError, match="measure nothing"):
-        bench.measure(lambda: None, lambda: None, iterations=0, warmup=0)
+        timing.measure(lambda: None, lambda: None, iterations=0, warmup=0)
 
 
 @needs_torch_npu
@@ -172,7 +172,7 @@ def test_doctor_fails_a_device_that_computes_wrongly():
 
     open_device("emulated")
     with emulator.fault("aclnnM*", kind="offset", by=1.0):
-        text, healthy = doctor.doctor("emulated")
+        text, healthy = health.doctor("emulated")
     assert not healthy and "answer       FAILED" in text
 
 
@@ -184,13 +184,13 @@ def test_doctor_fails_a_device_that_computes_wrongly():
     ],
 )  # fmt: skip
 def test_versions_are_held_against_the_published_table(version, cann, result):
-    assert doctor.cann_verdict(version, cann, "pair")[0] == result
+    assert health.cann_verdict(version, cann, "pair")[0] == result
 
 
 def test_numpy_2_beside_an_old_cann_is_warned_of():
-    assert doctor._numpy_check({"backend": "npu", "cann": "8.2.RC1", "numpy": "2.1.0"})[1] == "warning"
-    assert doctor._numpy_check({"backend": "npu", "cann": "8.5.0", "numpy": "2.1.0"}) is None
-    assert doctor._numpy_check({"backend": "npu", "cann": "8.2.RC1", "numpy": "1.26.4"}) is None
+    assert health._numpy_check({"backend": "npu", "cann": "8.2.RC1", "numpy": "2.1.0"})[1] == "warning"
+    assert health._numpy_check({"backend": "npu", "cann": "8.5.0", "numpy": "2.1.0"}) is None
+    assert health._numpy_check({"backend": "npu", "cann": "8.2.RC1", "numpy": "1.26.4"}) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------- help

@@ -296,7 +296,7 @@ def stub(tmp_path):
 
 
 def test_a_layout_that_is_not_known_is_one_line_that_says_which_torch_to_install(registers, tmp_path):
-    ask = "print(open())\nfrom harness.commands.doctor import doctor\ntext, fine = doctor('emulated')\n"
+    ask = "print(open())\nfrom harness.commands.health import doctor\ntext, fine = doctor('emulated')\n"
     doctors = "print(fine, text.splitlines()[-1])"
     done = alone(PLANT + f"plant()\nctypes.CDLL({str(stub(tmp_path))!r})\n" + WRONG_COUNT + ask + doctors)
     assert done.returncode == 0, done.stderr

@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness import Case, DeviceError, emulator, open_device, validate
-from harness.commands.bench import time_case, time_pair
-from harness.commands.doctor import _answer_check
+from harness.timing import time_case, time_pair
+from harness.commands.health import _answer_check
 from harness.errors import RunError
 from harness.judging.verdict import COMPILES, WORTH_SAYING
 from harness.locate import locate

@@ -1,0 +1,27 @@
+"""python -m harness emulate"""
+
+from __future__ import annotations
+
+import argparse
+
+from harness.commands.base import Command
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("program", nargs=argparse.REMAINDER, metavar="SCRIPT | -m MODULE, ARGS")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from harness.emulator import emulate
+
+    return emulate(arguments.program)
+
+
+COMMAND = Command(
+    name="emulate",
+    summary="Run a torch_npu program over the emulated CANN.",
+    example="python -m harness emulate train.py --epochs 1\n  python -m harness emulate -m package.module ARGS",
+    usage="python -m harness emulate [-h] (SCRIPT | -m MODULE) [ARGS ...]",
+    add=_add,
+    run=_run,
+)
