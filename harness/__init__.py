@@ -15,7 +15,7 @@ if "_pytest" not in sys.modules:
 
 _LAZY = {  # name: module; none of them is imported before it is used
     "Case": "harness.case",
-    "validate": "harness.case",
+    "validate": "harness.run.validation",
     "Comparison": "harness.measure",
     "compare": "harness.measure",
     "CaseError": "harness.errors",

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from harness import emulator
-from harness.case import assumption_of, hangs, measure
+from harness.run.assumptions import assumption_of, hangs
+from harness.run.comparisons import measure
 from harness.conformance.subjects import DTYPES, MORE, SUBJECTS, Subject
 from harness.conformance.wrong import EVERY, ONE, Wrong, planted
 from harness.devices import Device, open_device
@@ -204,7 +205,7 @@ class Bench:
         return [self.forecast, *(self.on_cpu(self.narrow, self.inputs, each) for each in rules)]
 
     def measured(self, outputs: dict[str, Tensor], random: Sequence[dict[str, Tensor]] = ()) -> tuple[dict, dict]:
-        """The comparisons and references of `harness.case.measure` for what the device returned."""
+        """The comparisons and references of `harness.run.comparisons.measure` for what the device returned."""
         return measure(outputs, self.expected, self.golden, self.forecast, self.rules.modes, self.other, random)
 
     def trial(

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from harness.case import Case, validate
+from harness.case import Case
+from harness.run.validation import validate
 from harness.devices import Device, open_device
 from harness.judging.verdict import Verdict
 from harness.models.aimv2 import AIMv2Config, build

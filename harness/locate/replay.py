@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.case import cut_as_float16, measure
+from harness.run.comparisons import cut_as_float16, measure
 from harness.devices import Device, unknown_rounding
 from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_of
 from harness.judging.checks import judge

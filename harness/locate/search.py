@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from harness.case import Case, copy_of, inputs_of, without_npu
+from harness.case import Case
+from harness.run.cpu import copy_of, without_npu
+from harness.run.validation import inputs_of
 from harness.devices import Device
 from harness.errors import HarnessError, RunError
 from harness.locate.calls import Call, Parting, partings

@@ -171,7 +171,7 @@ class Session:
 
     def measure(self, case, seed: int | None):
         """Run one case with one seed on the CPU and on the device."""
-        from harness.case import validate
+        from harness.run.validation import validate
         from harness.reference import Models
 
         device = self.device

@@ -220,7 +220,7 @@ def test_an_error_when_inputs_or_weights_go_to_the_device_is_a_run_error(npu, mo
             RunError, match=r"on npu:0 \(Ascend910B4\): RuntimeError: NPU out of memory.*; use a smaller batch"
         ),
     ):
-        patch.setattr("harness.case.fresh", lambda value: refuse() if "_run_device" in _callers() else value)
+        patch.setattr("harness.run.device.fresh", lambda value: refuse() if "run_on_device" in _callers() else value)
         validate(case(), 1, npu)
     assert not npu.stopped and validate(case(), 1, npu).passed
 

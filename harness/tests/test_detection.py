@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness import Case, emulator, validate
-from harness.case import HANGS, hangs, naming
+from harness.run.assumptions import HANGS, hangs, naming
 from harness.conformance import detection, floor
 from harness.conformance.detection import (
     BENIGN,

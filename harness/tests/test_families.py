@@ -82,7 +82,7 @@ def test_the_mode_of_overflow_is_what_the_stack_says_else_the_familys():
 
 
 def test_where_float64_is_not_finite_the_cpu_is_the_reference_to_a_last_place():
-    from harness.case import cut_as_float16
+    from harness.run.comparisons import cut_as_float16
 
     golden = {"y": torch.tensor([math.inf, math.inf, 65519.0, 65520.0]).double()}
     expected = {"y": torch.tensor([256.0, 256.0, 65504.0, 65504.0]).half()}

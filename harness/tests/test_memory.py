@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-import harness.case  # noqa: F401  pytester forgets what an inner run imported, and torch cannot be imported twice
+import harness.run.validation  # noqa: F401  pytester forgets what an inner run imported, and torch cannot be imported twice
 import harness.report  # noqa: F401
 from harness import Case, open_device, validate
 from harness.reference.isolated_process import CleanProcess

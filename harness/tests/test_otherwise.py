@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from harness import numerics
-from harness.case import _stated, assumption_of
+from harness.run.assumptions import assumption_of
+from harness.run.cpu import _stated
 from harness.errors import RunError
 from harness.numerics.expected_error import ASSUMPTIONS, Rules, alternatives, rounding
 from harness.judging.verdict import Reason, Verdict

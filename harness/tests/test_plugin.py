@@ -16,7 +16,7 @@ import pandas  # noqa: F401
 import pytest
 import torch  # noqa: F401
 
-import harness.case  # noqa: F401
+import harness.run.validation  # noqa: F401
 import harness.report  # noqa: F401
 from harness import open_device
 from harness.errors import DeviceError

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from harness import Case, validate
-from harness.case import measure
+from harness.run.comparisons import measure
 from harness.numerics.expected_error import Rules, rounding
 from harness.judging.checks import hangs_on_slack, judge
 from harness.judging.references import slack

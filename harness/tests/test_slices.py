@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from harness.case import measure
+from harness.run.comparisons import measure
 from harness.judging.checks import judge
 from harness.judging.references import slack
 from harness.judging.tolerance import Tolerance

@@ -10,7 +10,7 @@ from harness import Case, Tolerance, validate
 from harness.errors import CaseError
 from harness.judging.checks import judge
 from harness.judging.presets import UNDECIDED
-from harness.case import measure
+from harness.run.comparisons import measure
 from harness.reference import tensors_of
 from harness.tests.needs import emulated_device
 

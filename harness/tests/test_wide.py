@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from harness import Case, open_device, validate
-from harness.case import Models
+from harness.reference import Models
 from harness.reference import WideRequests, run_cpu
 
 ASKED = {

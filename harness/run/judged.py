@@ -1,0 +1,174 @@
+"""The verdict on one run of the device: comparisons, decisions, generations, and outputs that show nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.case import Case
+from harness.errors import CaseError
+from harness.judging.checks import judge
+from harness.judging.presets import UNDECIDED
+from harness.judging.status import NEAR_TIE, UNFELT, Mark
+from harness.judging.tolerance import Tolerance
+from harness.judging.verdict import Decisions, Reason, Verdict
+from harness.measure import compare
+from harness.measure.generation import first_divergence, shared_length, until
+from harness.reference import as_golden_has, named
+from harness.run.comparisons import cut_as_float16, measure, near_tied
+
+TOP = 5  # largest logits whose agreement is counted beside the largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Healthy:
+    """What the device's outputs are held against, by name."""
+
+    expected: dict[str, Tensor]
+    golden: dict[str, Tensor] | None
+    forecast: dict[str, Tensor] | None
+    other: dict[str, Tensor] | None
+    wide: dict[str, Tensor] | None  # golden as it was computed: with the largest number of float64 where a mask filled it
+    modes: tuple[str, ...]
+    random: Sequence[dict[str, Tensor]] = ()  # of runs with random roundings, the one without them first
+
+
+def judged_run(case: Case, outputs: dict[str, Tensor], healthy: Healthy, tolerance: Tolerance, saturates: str) -> tuple[Verdict, str]:
+    """The verdict on one run of the device, and where generations part. `saturates`: the device on which float16 does."""
+    golden, given = healthy.golden, outputs
+    outputs, expected, forecast = (
+        each if each is None or healthy.wide is None else as_golden_has(healthy.wide, each)
+        for each in (outputs, healthy.expected, healthy.forecast)
+    )
+    actual = outputs
+    golden, cut = cut_as_float16(golden, expected, outputs, saturates) if saturates else (golden, [])
+    parted, parting = None, ""
+    random = healthy.random
+    if case.generates is not None:
+        random = ()  # of other lengths
+        actual, expected, golden, forecast, parted, parting = _until_they_part(case.generates, actual, expected, golden, forecast)
+    comparisons, references = measure(actual, expected, golden, forecast, healthy.modes, healthy.other, random)
+    decisions = _decide(case, outputs, expected) if case.decisions is not None else None
+    verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
+    found = [_lacking(name, "the device did not return it") for name in expected if name not in outputs]
+    found += [_lacking(name, "the CPU did not return it") for name in outputs if name not in expected]
+    plainer = cut + (_unseen(given, healthy.expected, golden) or _zeroed(given, healthy.expected, golden))
+    if plainer:  # they say why nothing can be decided
+        verdict = _without_undecided(verdict)
+    found += plainer
+    found += [Reason(criterion="token", text=parted.text)] if parted is not None and not parted.near_tie else []
+    marks = (NEAR_TIE,) if parted is not None and parted.near_tie else ()
+    marks += (UNFELT,) if any(each.unfelt for each in references.values()) else ()
+    marks += (NEAR_TIE,) if near_tied(comparisons) and NEAR_TIE not in marks else ()
+    return replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks)), parting
+
+
+def _without_undecided(verdict: Verdict) -> Verdict:
+    failures = tuple(each for each in verdict.failures if each.criterion != "undecided")
+    return replace(verdict, failures=failures, marks=tuple(each for each in verdict.marks if each is not Mark.UNDECIDABLE))
+
+
+def _until_they_part(names: tuple[str, str], actual, expected, golden, forecast):
+    """The outputs up to the first token that any run chose otherwise, the device's first, or None, and where that is in words."""
+    healthy = [each for each in (golden, forecast) if each is not None]
+    parted = first_divergence(actual, expected, healthy if golden is not None else [], names)
+    shared = shared_length([actual, *healthy], expected, names)
+    if shared is None:
+        return actual, expected, golden, forecast, None, ""
+    said = parted.text if parted is not None else f"healthy runs part at token {shared}: compared up to there"
+    cut = [None if each is None else until(each, shared, names) for each in (actual, expected, golden, forecast)]
+    return (*cut, parted, said)
+
+
+def _lacking(name: str, text: str) -> Reason:
+    return Reason(criterion="output", text=f"output {name!r}: {text}")
+
+
+def _decide(case: Case, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> Decisions | None:
+    """Top-1 decisions along the last axis of the output that the case names; None where the shapes differ.
+
+    Where the CPU's largest values are equal, as rounded logits can be, each of them is its decision.
+    """
+    if case.decisions not in expected:
+        raise CaseError(f"{case.name}: decisions={case.decisions!r}, but the outputs are {', '.join(expected)}")
+    left, right = actual.get(case.decisions), expected[case.decisions]
+    if left is None or left.shape != right.shape:
+        return None  # a failure of its own
+    scores = right.double()
+    overlap = _overlap(left.double(), scores)
+    left, right = left.double().argmax(-1, keepdim=True), scores.argmax(-1, keepdim=True)
+    same = ((left == right) | (scores.gather(-1, left) == scores.gather(-1, right))).reshape(-1)
+    left, right = left.reshape(-1), right.reshape(-1)
+    if case.labels is not None and case.labels.numel() != right.numel():
+        raise CaseError(f"{case.name}: {case.labels.numel()} labels for {right.numel()} decisions")
+    differing = (~same).nonzero().reshape(-1)
+    first = int(differing[0]) if differing.numel() else None
+    labels = None if case.labels is None else case.labels.reshape(-1)
+    return Decisions(
+        count=right.numel(),
+        agree=int(same.sum()),
+        **overlap,
+        correct_actual=None if labels is None else int((left == labels).sum()),
+        correct_expected=None if labels is None else int((right == labels).sum()),
+        first=None if first is None else (first, int(left[first]), int(right[first])),
+    )
+
+
+def _overlap(left: Tensor, right: Tensor) -> dict[str, Any]:
+    """How much the k largest elements of each row are the same ones: 5, or half of a short row."""
+    k = min(TOP, right.shape[-1] // 2) if right.dim() else 0
+    if not k or not right.numel():
+        return {}
+    first, second = left.topk(k).indices, right.topk(k).indices
+    shared = (first[..., :, None] == second[..., None, :]).any(-1)
+    return {"k": k, "topk": float(shared.double().mean())}
+
+
+def _unseen(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golden: Mapping[str, Tensor] | None) -> list[Reason]:
+    """A reason where every output is zero, not finite, or one constant without an error: a PASS would show nothing."""
+    own = [name for name in expected if name in outputs and name not in named(expected)]
+    pairs = [(outputs[name], expected[name]) for name in own if expected[name].is_floating_point() and expected[name].numel()]
+    if not pairs:
+        return []
+    said = ""
+    if not any(bool(each.any()) for pair in pairs for each in pair):
+        said = "zero"
+    elif not any(bool(each.isfinite().any()) for pair in pairs for each in pair):
+        said = "Inf or NaN"
+    elif all(_is_constant(*pair) for pair in pairs) and all(
+        golden is not None and name in golden and torch.equal(golden[name].double(), each.double())
+        for name, each in expected.items()
+        if each.is_floating_point()
+    ):
+        said = "the same number"
+    if not said:
+        return []
+    text = f"every element of every output is {said} on both sides: nothing shows what computes it; give weights and inputs that do (a last layer of zeros hides all before it)"
+    return [Reason(criterion="empty", text=text)]
+
+
+def _zeroed(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golden: Mapping[str, Tensor] | None) -> list[Reason]:
+    """A reason for each output of which the device returned nothing but zeros where the CPU did not, whatever the limits allow.
+
+    What the CPU has must be more than its own error to float64: a difference of equal numbers may be zero on one side alone.
+    """
+    found = []
+    for name, each in expected.items():
+        if name not in outputs or not each.is_floating_point() or not each.numel() or bool(outputs[name].any()):
+            continue
+        largest = float(each.abs().max())
+        wide = each if golden is None else golden.get(name, each)
+        if wide.shape == each.shape and not compare(each, wide).rel_l2 < UNDECIDED:
+            continue
+        if largest >= torch.finfo(each.dtype).tiny:  # smaller numbers a device may flush to zero
+            text = f"every element that the device returned is zero, where the CPU's are up to {largest:.2e}: it computed nothing here"
+            found.append(Reason(criterion="empty", text=text, output=name if len(expected) > 1 else ""))
+    return found
+
+
+def _is_constant(actual: Tensor, expected: Tensor) -> bool:
+    return expected.numel() > 1 and torch.equal(actual, expected) and bool((expected == expected.reshape(-1)[0]).all())

@@ -1,0 +1,209 @@
+"""One case with one seed, on the CPU and on a device: run, measured and judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.case import Case
+from harness.devices import Device, Watched, lacks, unknown_rounding
+from harness.errors import HarnessError
+from harness.judging.checks import hangs_on_slack, hangs_on_ties
+from harness.judging.status import FELL_BACK, NONDETERMINISTIC, Mark
+from harness.judging.tolerance import Tolerance, without_forecast
+from harness.judging.verdict import Evidence, Reason, Verdict, skipped
+from harness.measure import compare
+from harness.numerics.expected_error import Rules, overflow_of, rules_of
+from harness.reference import (
+    INPUT,
+    Models,
+    as_infinite,
+    digest,
+    move,
+    named,
+    refer,
+    require_float32,
+    roundoff,
+    seeded,
+    tensors_of,
+)
+from harness.run.assumptions import assumption_of, hangs, naming
+from harness.run.cpu import CpuSide, ModelDraws, copy_of, golden_outputs
+from harness.run.device import run_on_device
+from harness.run.judged import Healthy, judged_run
+from harness.run.notes import UNMOVED, blind_text, drawn_text, few_text, host_text, pinned_text, ties_text
+from harness.run.repeats import conditioning_of, differences, largest_error, repeat_text
+
+
+def validate(
+    case: Case, seed: int | None, device: Device, *, models: Models | None = None, rerun_reference: bool = False, preset: str | None = None
+) -> Verdict:
+    """Run `case` with the inputs of `seed` on the CPU and on `device`, compare every output, judge.
+
+    The device runs twice. The CPU runs in the case's dtype, in float64 on the same weights and inputs, and under the device's rounding
+    rules; the first of these twice with the first inputs of a model in a dtype, and with `rerun_reference` always. Every run gets an
+    untouched copy of the model, and generators that are seeded alike (`harness.reference.randomness`). `preset` judges instead of the
+    case's own tolerance. Pass one `Models` to many calls and the weights are built once.
+
+    A case in a dtype that the SoC lacks is SKIPPED, one whose reference does not repeat is an ERROR. Where it is not known how the SoC
+    rounds there is no forecast, and a preset that needs one gives way to one that does not, see `without_forecast`.
+
+    Raises: LossyReferenceError when the CPU loses more in float32 than float32 does, before anything runs; CaseError when
+    the case returns nothing that can be compared, RunError when the model or the device raises, DeviceError when the
+    device does not compute: before the runs, or after them; MemoryLimitError when there is no room for the model's
+    copies.
+    """
+    absent = lacks(device, case.dtype)
+    if absent is not None:
+        return skipped(absent)
+    at = f"{case.name} {case.dtype}" + ("" if seed is None else f" seed {seed}")
+    device.check(at)  # before anything else: rows after a device's end cost nothing
+    require_float32()
+    models = models if models is not None else Models()
+    inputs = inputs_of(case, seed)
+    how = dict(models=models, inputs=inputs, at=at, rerun_reference=rerun_reference, preset=preset)
+    try:
+        return _validate(case, seed, device, **how)
+    except ModelDraws:  # it was not known that the model draws random numbers, and all sides have to draw the same
+        return _validate(case, seed, device, **how)
+
+
+def inputs_of(case: Case, seed: int | None) -> Any:
+    """The inputs of a seed on the CPU, in the case's dtype; generators that `inputs` draws from besides its own are seeded too."""
+    number = 0 if seed is None else seed
+    with seeded(number):
+        return move(case.inputs(torch.Generator().manual_seed(number)), device="cpu", dtype=case.torch_dtype)
+
+
+def _validate(
+    case: Case, seed: int | None, device: Device, *, models: Models, inputs: Any, at: str, rerun_reference: bool, preset: str | None
+) -> Verdict:
+    inputs_sha256 = digest(tensors_of(inputs, f"{case.name}: inputs()"))
+    cpu = CpuSide(case, models, inputs, inputs_sha256, device, 0 if seed is None else seed)
+    wide, lacking = golden_outputs(cpu)  # first: it shows whether the model draws random numbers
+    golden = None if wide is None else as_infinite(wide)
+    overflow = overflow_of(device.stack, case.torch_dtype)
+    reference = cpu.run("cpu", rules=overflow, twice=rerun_reference or cpu.is_first)
+    scatter = repeat_text(reference, golden, case.torch_dtype)
+    scatter = models.repeats.setdefault(cpu.repeated, scatter)
+    expected = whole = _written_alike(reference.outputs, golden)
+    ran = run_on_device(cpu, device, at, named(expected))
+    stack = device.stack  # read after the run: models change switches
+    rules = rules_of(stack)
+    tolerance, unknown = Tolerance(preset=preset) if preset else case.limits(stack), unknown_rounding(stack)
+    tolerance = tolerance if unknown is None else without_forecast(tolerance, unknown, case.dtype)
+    forecast = cpu.run("forecast", rules=rules).outputs if rules is not None else None
+    other = None
+    if tolerance.preset == "sharp" and rules is not None and "HF32" in rules.modes:
+        other = cpu.run("forecast", rules=replace(rules, ties="even" if rules.ties == "away" else "away")).outputs
+    saturates = device.name if overflow is not None and golden is not None else ""
+    healthy = Healthy(expected=expected, golden=golden, forecast=forecast, other=other, wide=wide, modes=() if rules is None else rules.modes)
+    verdict, parting = judged_run(case, ran.outputs, healthy, tolerance, saturates)
+    few = ""
+    if hangs_on_slack(verdict) or hangs_on_ties(verdict):
+        healthy = replace(healthy, random=(forecast or expected, *cpu.at_random(rules)))
+        verdict, parting = judged_run(case, ran.outputs, healthy, tolerance, saturates)
+        few = few_text(verdict)
+    rerun, outputs = differences(ran.again, ran.outputs), ran.outputs
+    if rerun and not verdict.failures:  # an error that comes and goes: the row is that of the worse run
+        worse, worse_parting = judged_run(case, ran.again, healthy, tolerance, saturates)
+        if worse.failures:
+            said = tuple(replace(each, text=f"{each.text}; the other of the two runs passes") for each in worse.failures)
+            verdict, parting, outputs = replace(worse, failures=said), worse_parting, ran.again
+    if rules is not None and hangs(verdict):
+
+        def again(forecast: dict[str, Tensor]) -> Verdict:
+            return judged_run(case, outputs, replace(healthy, forecast=forecast), tolerance, saturates)[0]
+
+        assumption = assumption_of(again, lambda other: cpu.run("forecast", rules=other).outputs, rules, case.dtype)
+        verdict = naming(verdict, assumption)
+    if verdict.failures and ran.drawn.there and not case.own_random:
+        text = "the device drew random numbers itself, inside of an operator, which the CPU cannot draw: the outputs are of other numbers"
+        verdict = replace(verdict, failures=(Reason(criterion="random", text=text), *verdict.failures))
+    if verdict.failures and cpu.clean:
+        verdict = replace(verdict, failures=(*verdict.failures, *_otherwise(cpu, expected, golden, overflow)))
+    marks = (NONDETERMINISTIC,) if rerun else ()
+    conditioning = conditioning_of(cpu, golden)
+    notes = [models.notes.get(case.key, ""), scatter, drawn_text(cpu), host_text(ran.seen), blind_text(ran.seen), pinned_text(cpu)]
+    notes += [few, ties_text(verdict), UNMOVED if conditioning == 0 else ""]
+    evidence = Evidence(
+        weights=_weights(models, case),
+        reference=reference.words,
+        inputs_sha256=inputs_sha256,
+        expected_sha256=digest(whole),
+        actual_sha256=digest(outputs),
+        expected_ms=reference.milliseconds,
+        actual_ms=ran.milliseconds,
+        first_run_ms=ran.first_milliseconds,
+        forecast=None if rules is None else str(rules),
+        no_golden=lacking,
+        conditioning=conditioning,
+        rerun=rerun,
+        threads=torch.get_num_threads(),
+        stored=tuple(cpu.stored),
+        card=stack.card,
+        parted=parting,
+        weights_sha256=models.content(**case.recipe),
+        weights_from="" if case.checkpoint is not None else models.sources[case.key],
+        notes=tuple(filter(None, notes)),
+    )
+    verdict = replace(verdict, marks=(*verdict.marks, *marks), evidence=evidence)
+    return _with_what_was_seen(verdict, ran.seen, case.fallbacks)
+
+
+def _written_alike(outputs: dict[str, Tensor], golden: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The CPU's outputs without the inputs that the float64 run did not write into as well: `x.float()` copies halves alone."""
+    unlike = named(outputs, (INPUT,)) - (golden or outputs).keys()
+    return {name: each for name, each in outputs.items() if name not in unlike}
+
+
+def _otherwise(
+    cpu: CpuSide, expected: dict[str, Tensor], golden: dict[str, Tensor] | None, overflow: Rules | None
+) -> list[Reason]:
+    """A reason where the model computes otherwise on the CPU of a process that sees an NPU: the device's side is such a one."""
+    how = dict(rules=overflow, forward=cpu.case.forward, dtype=cpu.case.torch_dtype, gradients=cpu.case.gradients)
+    try:
+        here = refer(
+            lambda: copy_of(cpu.models, cpu.case, "cpu"), cpu.inputs, what=cpu.case.name, draws=cpu.draws, twice=False, **how
+        ).outputs
+    except HarnessError:
+        return []
+    away = max((each.rel_l2 for name in expected if name in here and (each := compare(here[name], expected[name])).comparable), default=0.0)
+    error = largest_error(expected, golden) or 0.0
+    if not away > 8 * max(error, roundoff(cpu.case.torch_dtype)):
+        return []
+    text = (
+        f"the model computes otherwise where it sees an NPU: beside torch_npu the CPU differs by rel_l2 {away:.2e} from the CPU without "
+        "it; transformers makes boolean masks of additive ones there, which attn_implementation='eager' avoids; in other code look "
+        "for is_torch_npu_available() and torch.npu"
+    )
+    return [Reason(criterion="npu_seen", text=text)]
+
+
+def _weights(models: Models, case: Case) -> str:
+    """`case.weights()`, read once for all the cases on one checkpoint."""
+    if case.checkpoint is None:
+        return case.weights()
+    if case.checkpoint not in models.digests:
+        models.digests[case.checkpoint] = case.weights()
+    return models.digests[case.checkpoint]
+
+
+def _with_what_was_seen(verdict: Verdict, seen: Watched, allowed: tuple[str, ...]) -> Verdict:
+    """The verdict with what the CPU computed in place of the device: an operator that fell back, the model's own code, all of it."""
+    found, marks = [], []
+    unknown = [each for each in seen.fell_back if each not in allowed]
+    if seen.fell_back:
+        marks.append(FELL_BACK)
+    if unknown:
+        text = f"FELL BACK: computed by the CPU in place of the device: {', '.join(unknown)}; there CPU was compared with CPU"
+        found.append(Reason(criterion="fallback", text=text))
+    if seen.computed == 0:
+        text = "the device computed nothing: no operator but copies and views ran there; keep the model and its inputs on the device"
+        found.append(Reason(criterion="fallback", text=text))
+    if seen.on_host:
+        marks.append(Mark.ON_HOST)
+    return replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks))
