@@ -270,7 +270,7 @@ class Session:
         try:
             return self._locate(case, seed, math.inf if every else self.options.locate_budget - self._spent, row)
         except Exception as error:  # noqa: BLE001  a row that failed must not be lost because its cause was not found
-            from harness.report.found import unlocated
+            from harness.report.located import unlocated
 
             return unlocated(f"It could not be located: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         finally:
@@ -282,7 +282,7 @@ class Session:
         from harness.errors import HarnessError
         from harness.locate import locate
         from harness.report import write_text
-        from harness.report.found import depth_picture, located
+        from harness.report.located import depth_picture, located
         from harness.locate.repro import write_repro
 
         level = self.options.locate
@@ -855,7 +855,7 @@ class Session:
         if self.written is None:
             self._print_said(terminalreporter)
             return
-        from harness.report.text import counts
+        from harness.report.format import counts
 
         stored = self._report
         if stored.backend == "emulated":
@@ -880,7 +880,7 @@ class Session:
 
     def _print_located(self, terminal, row) -> None:
         """The finding on a row: whole where it was asked for, else its sentences."""
-        from harness.report.found import found_text
+        from harness.report.located import found_text
 
         name = row_name(row.case, row.dtype, row.seed)
         if self.options.locate_case is not None:

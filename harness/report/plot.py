@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from harness.report import Report
+    from harness.report.content import Report
 
 MOST = 24  # cases that a picture shows: those that changed most
 ACROSS = 4

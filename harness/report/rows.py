@@ -13,7 +13,6 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclas
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.measure import Comparison, Size
 from harness.judging.checks import checks_of
 from harness.judging.criteria import AT_LEAST, FLOORED
 from harness.judging.presets import PRESETS
@@ -21,7 +20,7 @@ from harness.judging.references import References, bits
 from harness.judging.status import Mark, Status, leads_to, status_of
 from harness.judging.tolerance import LIMITS
 from harness.judging.verdict import Decisions, Evidence, Verdict  # fmt: skip
-from harness.measure import Count, Share
+from harness.measure import Comparison, Count, Share, Size
 from harness.typed_json import Mismatch, fields_of, named, object_schema, read_fields, reader_of, shown, to_json
 
 NUMBERS = (  # of a Comparison, in the order of the row

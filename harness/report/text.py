@@ -1,4 +1,4 @@
-"""What the report says: a stored report as headings, sentences and tables."""
+"""A report as blocks of text and tables, in English or Chinese."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 from harness.judging.criteria import AT_LEAST
 from harness.judging.status import Mark, Status
 from harness.report.document import Block, Bullets, Heading, Picture, Table, Text
+from harness.report.format import MISSING, cosine, counts, difference, number, share, times
+from harness.report.located import found_blocks
 from harness.report.rows import Row
 from harness.report.words import EN, ZH
 
 if TYPE_CHECKING:
-    from harness.report import Report
+    from harness.report.content import Report
+
 
 LANGUAGES = {"en": EN, "zh": ZH}
-MISSING = "–"
 
 
 def document(report: Report, lang: str = "en") -> list[Block]:
@@ -32,11 +34,6 @@ def document(report: Report, lang: str = "en") -> list[Block]:
         *_performance(report, words),
         *_conclusion(report, words),
     ]
-
-
-def counts(headline: Mapping[str, int]) -> str:
-    """The counts that are not zero: "15 PASS, 3 FAIL"."""
-    return ", ".join(f"{count} {status}" for status, count in headline.items() if count)
 
 
 def _device(report: Report) -> str:
@@ -117,7 +114,7 @@ def _accuracy_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
         cells += [difference(row.golden_rel_l2), difference(row.cpu_golden_rel_l2)]
         cells += [times(row.golden_ratio), times(row.forecast_ratio)]
         if decided:
-            cells += [_share(getattr(row.decisions, name, None)) for name in ("top1", "topk", "accuracy", "expected_accuracy")]
+            cells += [share(getattr(row.decisions, name, None)) for name in ("top1", "topk", "accuracy", "expected_accuracy")]
         body.append((*cells, _result(row)))
     return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=0)
 
@@ -129,7 +126,7 @@ def _cases_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
     for row in rows:
         cells = [str(row.case), row.dtype or MISSING, difference(row.max_diff), cosine(row.cos_sim)]
         cells += [difference(row.golden_rel_l2), difference(row.cpu_golden_rel_l2)]
-        cells += [_number(row.effective_bits, "{:.1f}"), _number(row.forecast_bits, "{:.1f}"), times(row.forecast_ratio)]
+        cells += [number(row.effective_bits, "{:.1f}"), number(row.forecast_bits, "{:.1f}"), times(row.forecast_ratio)]
         body.append((*cells, _result(row)))
     return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=2)
 
@@ -197,8 +194,6 @@ def _not_passed(report: Report, words: Mapping[str, str]) -> list[Block]:
 
 
 def _located(row: Row, words: Mapping[str, str]) -> list[Block]:
-    from harness.report.found import found_blocks
-
     picture = row.located.picture
     pictures = [Picture(text=words["depth"], path=picture)] if picture else []
     return [Heading(level=3, text=words["located"].format(test=row.test)), *found_blocks(row.located), *pictures]
@@ -256,28 +251,6 @@ def _cell(value: Any, name: str) -> str:
     if value is None:
         return MISSING
     return f"{value:.1f}" if name.endswith("_ms") else str(value)
-
-
-def difference(value: Any) -> str:
-    return _number(value, "{:.2e}")
-
-
-def cosine(value: Any) -> str:
-    return _number(value, "{:.9f}")  # at six decimals every good cosine reads 1.000000
-
-
-def times(value: Any) -> str:
-    return _number(value, "{:.3g}")
-
-
-def _share(value: Any) -> str:
-    return _number(value, "{:.2%}")
-
-
-def _number(value: Any, form: str) -> str:
-    if value is None:
-        return MISSING
-    return value if isinstance(value, str) else form.format(value)  # "nan" and "inf" are strings in the JSON
 
 
 def _plain(limit: float) -> str:

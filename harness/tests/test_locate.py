@@ -18,7 +18,7 @@ from harness.emulator.table import changed
 from harness.locate.diagnose import cause_of
 from harness.locate import is_explained, locate
 from harness.reference import roundoff
-from harness.report.found import depth_picture, found_text, located
+from harness.report.located import depth_picture, found_text, located
 from harness.report.rows import Located
 from harness.locate.repro import reduced, write_repro
 from harness.tests.needs import emulated_device, needs_torch_npu

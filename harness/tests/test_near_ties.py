@@ -10,7 +10,7 @@ from harness.judging.checks import hangs_on_ties, judge, near_ties
 from harness.judging.status import Mark
 from harness.judging.tolerance import Tolerance
 from harness.measure import Comparison
-from harness.report.again import judged_again
+from harness.report.rejudge import judged_again
 from harness.report.rows import Row
 from harness.tests.needs import emulated_device
 

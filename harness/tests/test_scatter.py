@@ -17,7 +17,7 @@ from harness.judging.tolerance import Tolerance
 from harness.measure import RUNS, scatter_of
 from harness.measure.scatter import LARGER, RISK, Scatter, f_quantile
 from harness.numerics import move_at_random
-from harness.report.again import judged_again
+from harness.report.rejudge import judged_again
 from harness.report.rows import Row
 from harness.tests.needs import emulated_device
 

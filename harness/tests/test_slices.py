@@ -11,7 +11,7 @@ from harness.judging.checks import judge
 from harness.judging.references import slack
 from harness.judging.tolerance import Tolerance
 from harness.measure import worst_slices
-from harness.report.again import judged_again
+from harness.report.rejudge import judged_again
 from harness.report.rows import Row
 
 

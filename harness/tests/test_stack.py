@@ -16,7 +16,7 @@ from harness.commands.main import main
 from harness.devices import cards, stack
 from harness.devices.stack import ENVIRONMENT, Stack
 from harness.report import build, write
-from harness.report.text import MISSING
+from harness.report.format import MISSING
 from harness.tests.needs import emulated_device
 from harness.tests.test_upgrade import measured
 from harness.upgrade.transitions import EFFECTS, compare_reports

@@ -36,7 +36,7 @@ from harness.errors import HarnessError
 from harness.judging.status import Status
 from harness.report import JSON_NAME, Report, Row, load, upgrade_text, write_text
 from harness.report.document import Table, Text, to_markdown
-from harness.report.text import MISSING
+from harness.report.format import MISSING
 from harness.upgrade.tables import only_known, read_toml
 from harness.upgrade.transitions import BAD as WORSE
 from harness.upgrade.transitions import Kind, Upgrade, compare_reports

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.judging.checks import checks_of
 from harness.judging.criteria import AT_LEAST
-from harness.report.again import judged_again
+from harness.report.rejudge import judged_again
 from harness.report.document import Table, Text, to_markdown
 from harness.report.rows import Row
 

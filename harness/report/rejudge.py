@@ -12,12 +12,12 @@ from harness.judging.status import Status
 from harness.judging.tolerance import Tolerance
 from harness.judging.verdict import Reason, Verdict, error, skipped
 from harness.report.document import Bullets, Table, Text, to_markdown
+from harness.report.format import MISSING, cosine, counts, difference, times
 from harness.report.rows import Row
-from harness.report.text import MISSING, cosine, counts, difference, times
 from harness.typed_json import shown
 
 if TYPE_CHECKING:
-    from harness.report import Report
+    from harness.report.content import Report
 
 KEPT = ("fallback", "output", "reference")  # failures that no preset decides
 

@@ -7,8 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from harness.report.document import Block, Table, Text, to_markdown
+from harness.report.format import MISSING, difference, times
 from harness.report.rows import Located, Ranked, Shown
-from harness.report.text import MISSING, difference, times
 
 RANKED = 10
 WIDTH, HEIGHT, MARGIN = 900, 240, 46  # of the picture, in pixels

@@ -1,0 +1,110 @@
+"""A report: rows, and what they were measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from harness.judging.status import Mark, Status
+from harness.report.rows import Row
+from harness.typed_json import object_schema, reader_of, to_json
+
+SCHEMA = "precision-report/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A row of the performance table; times in milliseconds."""
+
+    case: str
+    dtype: str
+    batch_size: int | None
+    device: str
+    n: int
+    warmup: int
+    avg_ms: float
+    p50_ms: float
+    p99_ms: float | None
+    task_queue: int | None = None
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Rows, and what they were measured on. The counts are derived from the rows."""
+
+    created: str
+    backend: str | None
+    stack: Mapping[str, Any]  # as `harness.devices.stack.Stack.to_dict` gives it
+    rows: tuple[Row, ...]
+    performance: tuple[Timed, ...] = ()
+
+    @property
+    def headline(self) -> dict[str, int]:
+        """How many rows ended in each status, how many are NEW, and where there are some, how many fail as known."""
+        found = {status.value: sum(each.status is status for each in self.rows) for status in Status}
+        found[Mark.NEW.value] = sum(Mark.NEW in each.marks for each in self.rows)
+        known = sum(Mark.KNOWN in each.marks for each in self.rows)
+        return found | ({Mark.KNOWN.value: known} if known else {})
+
+    def head(self) -> dict[str, Any]:
+        """All but the rows, as JSON holds it."""
+        held = {"schema": SCHEMA, "created": self.created, "backend": self.backend, "headline": self.headline}
+        return to_json(held | {"stack": self.stack, "performance": self.performance})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return self.head() | {"rows": [each.to_dict() for each in self.rows]}
+
+    def __str__(self) -> str:
+        return f"{len(self.rows)} rows on {self.stack.get('device')} ({self.backend})"
+
+
+
+def build(
+    rows: Sequence[Row], *, stack: Mapping, backend: str | None, performance: Sequence[Mapping | Timed] = ()
+) -> Report:
+    """The report of these rows, made now."""
+    timed = tuple(each if isinstance(each, Timed) else Timed(**each) for each in performance)
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Report(created=created, backend=backend, stack=stack, rows=tuple(rows), performance=timed)
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StackOf:
+    """What is read of a stored stack by name; the rest is shown as it is."""
+
+    device: str | None = None
+    faults: tuple[str, ...] | None = None
+    environment: Mapping[str, Any] | None = None
+    packages: Mapping[str, Any] | None = None
+
+
+
+def read_stack(value: Any) -> Mapping[str, Any]:
+    """A stored stack. Raises: Mismatch where it is none."""
+    reader_of(_StackOf)(value)
+    return value
+
+
+_KINDS = {
+    "created": str,
+    "backend": str | None,
+    "headline": Mapping[str, int],
+    "stack": _StackOf,
+    "performance": tuple[Timed, ...],
+    "rows": tuple[Row, ...],
+}
+READERS = [(name, reader_of(kind)) for name, kind in _KINDS.items() if name not in ("stack", "rows")]
+READERS += [("stack", read_stack), ("rows", reader_of(tuple[Any, ...]))]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a report."""
+    schema = object_schema(_KINDS, _KINDS)
+    schema["properties"] = {"schema": {"const": SCHEMA}} | schema["properties"]
+    title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA}
+    return title | schema

@@ -1,0 +1,154 @@
+"""Reports as files: JSON that appears whole or not at all, and markdown and HTML that are made from it alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.report.content import READERS, SCHEMA, Report, build
+from harness.report.document import to_html, to_markdown
+from harness.report.rows import Row, row
+from harness.report.text import LANGUAGES, document
+from harness.typed_json import Mismatch, named, read_fields, read_json
+
+PAIRS = "precision-pairs/1"
+JSON_NAME = "precision.json"
+MARKDOWN_NAME = "precision.md"
+PREVIOUS = {name: name.replace(".", "-previous.") for name in (JSON_NAME, MARKDOWN_NAME)}  # of the run before
+
+
+def retire(directory: Path) -> None:
+    """Give the report in `directory` the name of an earlier run's: precision-previous.json and precision-previous.md."""
+    for name, previous in PREVIOUS.items():
+        if (directory / name).exists():
+            os.replace(directory / name, directory / previous)
+
+
+
+def write(report: Report, directory: Path, *, lang: str = "en") -> tuple[Path, Path]:
+    """Write the JSON and the markdown into `directory`, made if absent; returns their paths."""
+    return Writer(directory, lang).write(report)
+
+
+
+class Writer:
+    """Writes a report that grows, again and again: what was said of a row is kept, and the markdown follows when its turn has come.
+
+    The JSON is written each time, so that a process that dies loses no row; of one row it takes microseconds, the markdown of
+    hundreds takes a second.
+    """
+
+    TURN = 20  # the markdown waits for this many times as long as it took
+
+    def __init__(self, directory: Path, lang: str = "en"):
+        self.directory, self.lang = directory, lang
+        self._lines: dict[int, tuple[Row, str]] = {}  # by id: the row, so that the id stays its own, and its JSON
+        self._due = -math.inf
+
+    def write(self, report: Report, *, last: bool = True) -> tuple[Path, Path]:
+        """Both files, whole; before the `last` time the markdown may be left as it is."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        source, rendered = self.directory / JSON_NAME, self.directory / MARKDOWN_NAME
+        head = json.dumps(report.head(), indent=1, ensure_ascii=False, allow_nan=False)
+        rows = ",\n".join(map(self._line, report.rows))
+        write_text(source, f'{head.removesuffix("}").rstrip()},\n "rows": [\n{rows}\n ]\n}}\n')
+        began = time.perf_counter()
+        if last or began >= self._due:
+            write_text(rendered, to_markdown(document(report, self.lang)))
+            ended = time.perf_counter()
+            self._due = ended + self.TURN * (ended - began)
+        return source, rendered
+
+    def _line(self, row: Row) -> str:
+        if id(row) not in self._lines:
+            self._lines[id(row)] = row, json.dumps(row.to_dict(), ensure_ascii=False, allow_nan=False)
+        return self._lines[id(row)][1]
+
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all: a neighbour is written first and takes its name."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+
+def write_pairs(pairs: Sequence, path: Path) -> None:
+    """Write what was measured of pairs of tensors, at full precision: name, status, reasons and numbers of each."""
+    rows = [
+        row(test=each.name, case=each.name, dtype=None, seed=None, verdict=each.verdict).to_dict() for each in pairs
+    ]
+    kept = [
+        {name: value for name, value in each.items() if value is not None and name not in ("test", "dtype", "seed")}
+        for each in rows
+    ]
+    write_text(path, json.dumps({"schema": PAIRS, "pairs": kept}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+
+def load(path: Path) -> Report:
+    """Read a stored report, also one of an older version.
+
+    Raises: HarnessError, in one sentence, when the file is not a report of this schema, or holds a value that cannot be.
+    """
+    try:
+        stored = read_json(path)
+    except FileNotFoundError:
+        raise HarnessError(f"no report at {path}; `pytest -k precision` writes reports/{JSON_NAME}") from None
+    except OSError as error:
+        raise HarnessError(
+            f"{path} cannot be read ({error.strerror}); name a report that `pytest -k precision` wrote"
+        ) from None
+    except ValueError as error:
+        raise HarnessError(
+            f"{path} is not a report: it is not JSON ({error}); `pytest -k precision` writes one"
+        ) from None
+    found = stored.get("schema") if isinstance(stored, dict) else None
+    if found != SCHEMA:
+        raise HarnessError(
+            f"{path} has schema {found if found is None else named(found)} where {SCHEMA!r} was expected; write it again with this version"
+        )
+    missing = sorted({"created", "backend", "headline", "stack", "rows", "performance"} - stored.keys())
+    if missing:
+        raise HarnessError(f"{path} lacks {', '.join(missing)}; write it again with `pytest -k precision`")
+    try:
+        read = read_fields(stored, READERS, set())
+    except Mismatch as error:
+        raise HarnessError(f"{path}: {error}; write it again with `pytest -k precision`") from None
+    rows = tuple(Row.from_dict(each, f"{path}: row {number}") for number, each in enumerate(stored["rows"], 1))
+    return Report(rows=rows, **{name: value for name, value in read.items() if name not in ("headline", "rows")})
+
+
+
+def render(report: Report, *, lang: str = "en", html: bool = False) -> str:
+    """The report as markdown, or as one HTML page."""
+    if lang not in LANGUAGES:
+        raise ValueError(f"no report language is called {lang!r}; there are {', '.join(LANGUAGES)}")
+    blocks = document(report, lang)
+    return to_html(blocks, lang) if html else to_markdown(blocks)
+
+
+
+def performance_text(rows: Sequence[Mapping], *, backend: str, stack: Mapping) -> str:
+    """The performance table alone, as markdown, under the stack that it was measured on."""
+    return render(build([], stack=stack, backend=backend, performance=rows)).rstrip("\n")
+
+
+
+def rerender(path: Path, *, lang: str = "en", output: Path | None = None) -> str | None:
+    """Render a stored report again: returns markdown, or writes `output`, as HTML where its name ends in .html."""
+    html = output is not None and output.suffix.lower() in (".html", ".htm")
+    text = render(load(path), lang=lang, html=html)
+    if output is None:
+        return text.rstrip("\n")
+    write_text(output, text)
+    return None
