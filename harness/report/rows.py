@@ -440,13 +440,15 @@ class Measured:
 
 def _whole(found: Comparison) -> dict[str, Any]:
     held = {each.name: to_json(getattr(found, each.name)) for each in fields(Comparison) if each.name != "histogram"}
+    held = {name: value for name, value in held.items() if name not in WHERE_KNOWN or value}
     return held | {"histogram": " ".join(f"{number}:{count}" for number, count in found.histogram)}
 
 
 # What a Comparison must hold to be read: shapes, dtypes and counts. A number that an older version did not measure reads as NaN, so that it fails
 # whatever is judged by it; a place reads as None.
 WHOLE = {each.name for each in fields(Comparison) if each.default is MISSING or type(each.default) is int}
-_NOT_MEASURED = {each.name: math.nan for each in fields(Comparison) if type(each.default) is float}
+WHERE_KNOWN = ("unsettled",)  # is written where it is not zero, and zero where it is absent
+_NOT_MEASURED = {each.name: math.nan for each in fields(Comparison) if type(each.default) is float and each.name not in WHERE_KNOWN}
 
 
 def _comparison(kept: Any) -> Comparison:

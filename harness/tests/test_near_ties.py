@@ -111,3 +111,8 @@ def test_a_stored_row_is_judged_by_the_near_ties_that_were_known():
     verdict = judge({"index": compared(2, 0.5)}, Tolerance(preset="floor"))
     row = Row.from_dict(Row.of(test="t", case="c", dtype="float32", seed=0, verdict=verdict).to_dict())
     assert judged_again(row).passed
+    stored = row.to_dict()
+    del stored["measured"]["index"]["comparison"]["unsettled"]  # as an older version wrote it, and any row without near-ties
+    assert judged_again(Row.from_dict(stored)).status == "FAIL"
+    settled = Row.of(test="t", case="c", dtype="float32", seed=0, verdict=judge({"index": compared(0, 0.0)}, Tolerance(preset="floor")))
+    assert "unsettled" not in settled.to_dict()["measured"]["index"]["comparison"]
