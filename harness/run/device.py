@@ -18,7 +18,7 @@ from harness.run.cpu import CpuSide, ModelDraws, copy_of, require_fractions
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ran:
+class DeviceRun:
     """Two runs on the device, brought to the CPU, the forwards' times, and the operators that fell back."""
 
     outputs: dict[str, Tensor]  # of the second run, in which nothing looks on
@@ -29,7 +29,7 @@ class _Ran:
     drawn: Drawn
 
 
-def run_on_device(cpu: CpuSide, device: Device, at: str, names: frozenset[str]) -> _Ran:
+def run_on_device(cpu: CpuSide, device: Device, at: str, names: frozenset[str]) -> DeviceRun:
     """Run two copies of the model; `names`: outputs that are buffers or inputs. Nothing runs on the device before the watch sees it, so that what a model keeps is seen too."""
     models, case, inputs, draws = cpu.models, cpu.case, cpu.inputs, cpu.draws
     device.check(at)
@@ -64,7 +64,7 @@ def run_on_device(cpu: CpuSide, device: Device, at: str, names: frozenset[str]) 
         models.draws[case.subject] = True
         raise ModelDraws
     times = dict(milliseconds=min(compiling, warm), first_milliseconds=compiling)
-    return _Ran(outputs=outputs, again=again, seen=seen, drawn=drawn, **times)
+    return DeviceRun(outputs=outputs, again=again, seen=seen, drawn=drawn, **times)
 
 
 def _unwatched(

@@ -37,34 +37,48 @@ class Healthy:
     random: Sequence[dict[str, Tensor]] = ()  # of runs with random roundings, the one without them first
 
 
-def judged_run(case: Case, outputs: dict[str, Tensor], healthy: Healthy, tolerance: Tolerance, saturates: str) -> tuple[Verdict, str]:
-    """The verdict on one run of the device, and where generations part. `saturates`: the device on which float16 does."""
-    golden, given = healthy.golden, outputs
-    outputs, expected, forecast = (
-        each if each is None or healthy.wide is None else as_golden_has(healthy.wide, each)
-        for each in (outputs, healthy.expected, healthy.forecast)
-    )
-    actual = outputs
-    golden, cut = cut_as_float16(golden, expected, outputs, saturates) if saturates else (golden, [])
-    parted, parting = None, ""
-    random = healthy.random
-    if case.generates is not None:
-        random = ()  # of other lengths
-        actual, expected, golden, forecast, parted, parting = _until_they_part(case.generates, actual, expected, golden, forecast)
-    comparisons, references = measure(actual, expected, golden, forecast, healthy.modes, healthy.other, random)
-    decisions = _decide(case, outputs, expected) if case.decisions is not None else None
-    verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
-    found = [_lacking(name, "the device did not return it") for name in expected if name not in outputs]
-    found += [_lacking(name, "the CPU did not return it") for name in outputs if name not in expected]
-    plainer = cut + (_unseen(given, healthy.expected, golden) or _zeroed(given, healthy.expected, golden))
-    if plainer:  # they say why nothing can be decided
-        verdict = _without_undecided(verdict)
-    found += plainer
-    found += [Reason(criterion="token", text=parted.text)] if parted is not None and not parted.near_tie else []
-    marks = (NEAR_TIE,) if parted is not None and parted.near_tie else ()
-    marks += (UNFELT,) if any(each.unfelt for each in references.values()) else ()
-    marks += (NEAR_TIE,) if near_tied(comparisons) and NEAR_TIE not in marks else ()
-    return replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks)), parting
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Judges runs of the device by one tolerance and the same healthy runs."""
+
+    case: Case
+    healthy: Healthy
+    tolerance: Tolerance
+    saturates: str  # the device on which float16 saturates, or ""
+
+    def with_healthy(self, **changes: Any) -> Judge:
+        """A judge with other healthy runs: fields of `Healthy`."""
+        return replace(self, healthy=replace(self.healthy, **changes))
+
+    def __call__(self, outputs: dict[str, Tensor]) -> tuple[Verdict, str]:
+        """The verdict on one run of the device, and where generations part."""
+        case, healthy, tolerance, saturates = self.case, self.healthy, self.tolerance, self.saturates
+        golden, given = healthy.golden, outputs
+        outputs, expected, forecast = (
+            each if each is None or healthy.wide is None else as_golden_has(healthy.wide, each)
+            for each in (outputs, healthy.expected, healthy.forecast)
+        )
+        actual = outputs
+        golden, cut = cut_as_float16(golden, expected, outputs, saturates) if saturates else (golden, [])
+        parted, parting = None, ""
+        random = healthy.random
+        if case.generates is not None:
+            random = ()  # of other lengths
+            actual, expected, golden, forecast, parted, parting = _until_they_part(case.generates, actual, expected, golden, forecast)
+        comparisons, references = measure(actual, expected, golden, forecast, healthy.modes, healthy.other, random)
+        decisions = _decide(case, outputs, expected) if case.decisions is not None else None
+        verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
+        found = [_lacking(name, "the device did not return it") for name in expected if name not in outputs]
+        found += [_lacking(name, "the CPU did not return it") for name in outputs if name not in expected]
+        plainer = cut + (_unseen(given, healthy.expected, golden) or _zeroed(given, healthy.expected, golden))
+        if plainer:  # they say why nothing can be decided
+            verdict = _without_undecided(verdict)
+        found += plainer
+        found += [Reason(criterion="token", text=parted.text)] if parted is not None and not parted.near_tie else []
+        marks = (NEAR_TIE,) if parted is not None and parted.near_tie else ()
+        marks += (UNFELT,) if any(each.unfelt for each in references.values()) else ()
+        marks += (NEAR_TIE,) if near_tied(comparisons) and NEAR_TIE not in marks else ()
+        return replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks)), parting
 
 
 def _without_undecided(verdict: Verdict) -> Verdict:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.case import Case
-from harness.devices import Device, Watched, lacks, unknown_rounding
+from harness.devices import Device, Stack, Watched, lacks, unknown_rounding
 from harness.errors import HarnessError
 from harness.judging.checks import hangs_on_slack, hangs_on_ties
 from harness.judging.status import FELL_BACK, NONDETERMINISTIC, Mark
@@ -20,6 +20,7 @@ from harness.numerics.expected_error import Rules, overflow_of, rules_of
 from harness.reference import (
     INPUT,
     Models,
+    Reference,
     as_infinite,
     digest,
     move,
@@ -32,8 +33,8 @@ from harness.reference import (
 )
 from harness.run.assumptions import assumption_of, hangs, naming
 from harness.run.cpu import CpuSide, ModelDraws, copy_of, golden_outputs
-from harness.run.device import run_on_device
-from harness.run.judged import Healthy, judged_run
+from harness.run.device import DeviceRun, run_on_device
+from harness.run.judged import Healthy, Judge
 from harness.run.notes import UNMOVED, blind_text, drawn_text, few_text, host_text, pinned_text, ties_text
 from harness.run.repeats import conditioning_of, differences, largest_error, repeat_text
 
@@ -79,79 +80,146 @@ def inputs_of(case: Case, seed: int | None) -> Any:
 
 
 def _validate(
-    case: Case, seed: int | None, device: Device, *, models: Models, inputs: Any, at: str, rerun_reference: bool, preset: str | None
+    case: Case, seed: int | None, device: Device, *, models: Models, inputs: Any, at: str, rerun_reference: bool,
+    preset: str | None,
 ) -> Verdict:
     inputs_sha256 = digest(tensors_of(inputs, f"{case.name}: inputs()"))
     cpu = CpuSide(case, models, inputs, inputs_sha256, device, 0 if seed is None else seed)
+    refs = _references(cpu, device, rerun_reference)
+    ran = run_on_device(cpu, device, at, named(refs.expected))
+    stack = device.stack  # read after the run: models change switches
+    tolerance = _tolerance(case, stack, preset)
+    rules = rules_of(stack)
+    judge = Judge(
+        case=case,
+        healthy=_healthy(cpu, refs, rules, tolerance),
+        tolerance=tolerance,
+        saturates=device.name if refs.overflow is not None and refs.golden is not None else "",
+    )
+    outcome = _judged(judge, cpu, rules, ran)
+    verdict = outcome.verdict
+    if verdict.failures and ran.drawn.there and not case.own_random:
+        verdict = replace(verdict, failures=(Reason(criterion="random", text=DRAWN_THERE), *verdict.failures))
+    if verdict.failures and cpu.clean:
+        verdict = replace(verdict, failures=(*verdict.failures, *_otherwise(cpu, refs)))
+    conditioning = conditioning_of(cpu, refs.golden)
+    notes = [models.notes.get(case.key, ""), refs.scatter, drawn_text(cpu), host_text(ran.seen), blind_text(ran.seen)]
+    notes += [pinned_text(cpu), outcome.few, ties_text(verdict), UNMOVED if conditioning == 0 else ""]
+    evidence = Evidence(
+        weights=_weights(models, case),
+        reference=refs.reference.words,
+        inputs_sha256=inputs_sha256,
+        expected_sha256=digest(refs.expected),
+        actual_sha256=digest(outcome.outputs),
+        expected_ms=refs.reference.milliseconds,
+        actual_ms=ran.milliseconds,
+        first_run_ms=ran.first_milliseconds,
+        forecast=None if rules is None else str(rules),
+        no_golden=refs.lacking,
+        conditioning=conditioning,
+        rerun=outcome.rerun,
+        threads=torch.get_num_threads(),
+        stored=tuple(cpu.stored),
+        card=stack.card,
+        parted=outcome.parting,
+        weights_sha256=models.content(**case.recipe),
+        weights_from="" if case.checkpoint is not None else models.sources[case.key],
+        notes=tuple(filter(None, notes)),
+    )
+    marks = (NONDETERMINISTIC,) if outcome.rerun else ()
+    verdict = replace(verdict, marks=(*verdict.marks, *marks), evidence=evidence)
+    return _with_what_was_seen(verdict, ran.seen, case.fallbacks)
+
+
+DRAWN_THERE = (
+    "the device drew random numbers itself, inside of an operator, which the CPU cannot draw: the outputs are of other numbers"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _References:
+    """The CPU's runs that a row needs whatever the device does."""
+
+    reference: Reference  # in the case's dtype
+    expected: dict[str, Tensor]  # its outputs
+    golden: dict[str, Tensor] | None  # in float64; None where it cannot be computed
+    wide: dict[str, Tensor] | None  # golden as it was computed, see `Healthy`
+    lacking: str | None  # why there is no golden
+    overflow: Rules | None  # how the reference overflows, where that is as the device does
+    scatter: str  # what is said of its second run
+
+
+def _references(cpu: CpuSide, device: Device, rerun_reference: bool) -> _References:
     wide, lacking = golden_outputs(cpu)  # first: it shows whether the model draws random numbers
     golden = None if wide is None else as_infinite(wide)
-    overflow = overflow_of(device.stack, case.torch_dtype)
+    overflow = overflow_of(device.stack, cpu.case.torch_dtype)
     reference = cpu.run("cpu", rules=overflow, twice=rerun_reference or cpu.is_first)
-    scatter = repeat_text(reference, golden, case.torch_dtype)
-    scatter = models.repeats.setdefault(cpu.repeated, scatter)
-    expected = whole = _written_alike(reference.outputs, golden)
-    ran = run_on_device(cpu, device, at, named(expected))
-    stack = device.stack  # read after the run: models change switches
-    rules = rules_of(stack)
-    tolerance, unknown = Tolerance(preset=preset) if preset else case.limits(stack), unknown_rounding(stack)
-    tolerance = tolerance if unknown is None else without_forecast(tolerance, unknown, case.dtype)
+    scatter = cpu.models.repeats.setdefault(cpu.repeated, repeat_text(reference, golden, cpu.case.torch_dtype))
+    return _References(
+        reference=reference,
+        expected=_written_alike(reference.outputs, golden),
+        golden=golden,
+        wide=wide,
+        lacking=lacking,
+        overflow=overflow,
+        scatter=scatter,
+    )
+
+
+def _tolerance(case: Case, stack: Stack, preset: str | None) -> Tolerance:
+    """What judges: a preset, else the case's tolerance, without limits that need a forecast where there is none."""
+    tolerance = Tolerance(preset=preset) if preset else case.limits(stack)
+    unknown = unknown_rounding(stack)
+    return tolerance if unknown is None else without_forecast(tolerance, unknown, case.dtype)
+
+
+def _healthy(cpu: CpuSide, refs: _References, rules: Rules | None, tolerance: Tolerance) -> Healthy:
+    """What the device's outputs are compared with; a forecast with other ties for the preset that needs it."""
     forecast = cpu.run("forecast", rules=rules).outputs if rules is not None else None
+    modes = () if rules is None else rules.modes
     other = None
-    if tolerance.preset == "sharp" and rules is not None and "HF32" in rules.modes:
-        other = cpu.run("forecast", rules=replace(rules, ties="even" if rules.ties == "away" else "away")).outputs
-    saturates = device.name if overflow is not None and golden is not None else ""
-    healthy = Healthy(expected=expected, golden=golden, forecast=forecast, other=other, wide=wide, modes=() if rules is None else rules.modes)
-    verdict, parting = judged_run(case, ran.outputs, healthy, tolerance, saturates)
+    if tolerance.preset == "sharp" and "HF32" in modes:
+        ties = "even" if rules.ties == "away" else "away"
+        other = cpu.run("forecast", rules=replace(rules, ties=ties)).outputs
+    return Healthy(
+        expected=refs.expected, golden=refs.golden, forecast=forecast, other=other, wide=refs.wide, modes=modes
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """The verdict on the worse of the device's two runs."""
+
+    verdict: Verdict
+    parting: str  # where generations part
+    outputs: dict[str, Tensor]  # of the run that it is about
+    rerun: dict[str, float]  # what the two runs differ by
+    few: str  # what is said of few elements
+
+
+def _judged(judge: Judge, cpu: CpuSide, rules: Rules | None, ran: DeviceRun) -> _Outcome:
+    outputs = ran.outputs
+    verdict, parting = judge(outputs)
     few = ""
     if hangs_on_slack(verdict) or hangs_on_ties(verdict):
-        healthy = replace(healthy, random=(forecast or expected, *cpu.at_random(rules)))
-        verdict, parting = judged_run(case, ran.outputs, healthy, tolerance, saturates)
+        still = judge.healthy.forecast or judge.healthy.expected
+        judge = judge.with_healthy(random=(still, *cpu.at_random(rules)))
+        verdict, parting = judge(outputs)
         few = few_text(verdict)
-    rerun, outputs = differences(ran.again, ran.outputs), ran.outputs
+    rerun = differences(ran.again, outputs)
     if rerun and not verdict.failures:  # an error that comes and goes: the row is that of the worse run
-        worse, worse_parting = judged_run(case, ran.again, healthy, tolerance, saturates)
+        worse, worse_parting = judge(ran.again)
         if worse.failures:
             said = tuple(replace(each, text=f"{each.text}; the other of the two runs passes") for each in worse.failures)
             verdict, parting, outputs = replace(worse, failures=said), worse_parting, ran.again
     if rules is not None and hangs(verdict):
 
         def again(forecast: dict[str, Tensor]) -> Verdict:
-            return judged_run(case, outputs, replace(healthy, forecast=forecast), tolerance, saturates)[0]
+            return judge.with_healthy(forecast=forecast)(outputs)[0]
 
-        assumption = assumption_of(again, lambda other: cpu.run("forecast", rules=other).outputs, rules, case.dtype)
+        assumption = assumption_of(again, lambda other: cpu.run("forecast", rules=other).outputs, rules, cpu.case.dtype)
         verdict = naming(verdict, assumption)
-    if verdict.failures and ran.drawn.there and not case.own_random:
-        text = "the device drew random numbers itself, inside of an operator, which the CPU cannot draw: the outputs are of other numbers"
-        verdict = replace(verdict, failures=(Reason(criterion="random", text=text), *verdict.failures))
-    if verdict.failures and cpu.clean:
-        verdict = replace(verdict, failures=(*verdict.failures, *_otherwise(cpu, expected, golden, overflow)))
-    marks = (NONDETERMINISTIC,) if rerun else ()
-    conditioning = conditioning_of(cpu, golden)
-    notes = [models.notes.get(case.key, ""), scatter, drawn_text(cpu), host_text(ran.seen), blind_text(ran.seen), pinned_text(cpu)]
-    notes += [few, ties_text(verdict), UNMOVED if conditioning == 0 else ""]
-    evidence = Evidence(
-        weights=_weights(models, case),
-        reference=reference.words,
-        inputs_sha256=inputs_sha256,
-        expected_sha256=digest(whole),
-        actual_sha256=digest(outputs),
-        expected_ms=reference.milliseconds,
-        actual_ms=ran.milliseconds,
-        first_run_ms=ran.first_milliseconds,
-        forecast=None if rules is None else str(rules),
-        no_golden=lacking,
-        conditioning=conditioning,
-        rerun=rerun,
-        threads=torch.get_num_threads(),
-        stored=tuple(cpu.stored),
-        card=stack.card,
-        parted=parting,
-        weights_sha256=models.content(**case.recipe),
-        weights_from="" if case.checkpoint is not None else models.sources[case.key],
-        notes=tuple(filter(None, notes)),
-    )
-    verdict = replace(verdict, marks=(*verdict.marks, *marks), evidence=evidence)
-    return _with_what_was_seen(verdict, ran.seen, case.fallbacks)
+    return _Outcome(verdict=verdict, parting=parting, outputs=outputs, rerun=rerun, few=few)
 
 
 def _written_alike(outputs: dict[str, Tensor], golden: dict[str, Tensor] | None) -> dict[str, Tensor]:
@@ -160,19 +228,17 @@ def _written_alike(outputs: dict[str, Tensor], golden: dict[str, Tensor] | None)
     return {name: each for name, each in outputs.items() if name not in unlike}
 
 
-def _otherwise(
-    cpu: CpuSide, expected: dict[str, Tensor], golden: dict[str, Tensor] | None, overflow: Rules | None
-) -> list[Reason]:
+def _otherwise(cpu: CpuSide, refs: _References) -> list[Reason]:
     """A reason where the model computes otherwise on the CPU of a process that sees an NPU: the device's side is such a one."""
-    how = dict(rules=overflow, forward=cpu.case.forward, dtype=cpu.case.torch_dtype, gradients=cpu.case.gradients)
+    how = dict(rules=refs.overflow, forward=cpu.case.forward, dtype=cpu.case.torch_dtype, gradients=cpu.case.gradients)
     try:
         here = refer(
             lambda: copy_of(cpu.models, cpu.case, "cpu"), cpu.inputs, what=cpu.case.name, draws=cpu.draws, twice=False, **how
         ).outputs
     except HarnessError:
         return []
-    away = max((each.rel_l2 for name in expected if name in here and (each := compare(here[name], expected[name])).comparable), default=0.0)
-    error = largest_error(expected, golden) or 0.0
+    away = max((each.rel_l2 for name in refs.expected if name in here and (each := compare(here[name], refs.expected[name])).comparable), default=0.0)
+    error = largest_error(refs.expected, refs.golden) or 0.0
     if not away > 8 * max(error, roundoff(cpu.case.torch_dtype)):
         return []
     text = (
