@@ -316,7 +316,8 @@ def to_json(value: Any) -> Any:
     if isinstance(value, float):
         if math.isfinite(value):
             return value
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+        signed = "inf" if value > 0 else "-inf"
+        return "nan" if math.isnan(value) else signed
     if isinstance(value, str):
         return encodable(value)
     if value is None or isinstance(value, int):

@@ -55,7 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from harness.report import pairs_text, write_pairs
 
     limits = dict(_limit(each) for each in arguments.limit)
-    preset = arguments.preset or ("" if limits else "floor" if arguments.golden else "pair")
+    default = "floor" if arguments.golden else "pair"
+    preset = arguments.preset or ("" if limits else default)
     tolerance = Tolerance(preset=preset, reason="--limit" if limits else "", **limits)
     naming = Naming(prefixes=tuple(arguments.strip_prefix), renames=tuple(_rename(each) for each in arguments.map))
     options = Options(naming=naming, coarser=arguments.coarser_dtype, limit=_bytes(arguments.max_inflated))

@@ -251,7 +251,10 @@ def _outputs(found) -> dict:
 
     if isinstance(found, torch.Tensor):
         return {"output": found} if found.is_floating_point() else {}
-    items = found.items() if hasattr(found, "items") else enumerate(found) if isinstance(found, (tuple, list)) else ()
+    if hasattr(found, "items"):
+        items = found.items()
+    else:
+        items = enumerate(found) if isinstance(found, (tuple, list)) else ()
     return {f"{name}.{inner}": tensor for name, value in items for inner, tensor in _outputs(value).items()}
 
 
@@ -356,7 +359,9 @@ def _result(entry: Architecture, folder: Path) -> Result:
     expected, exact, default = (load_file(paths[way].with_suffix(".safetensors")) for way in ("cpu", "exact", "default"))
     with safe_open(paths["exact"].with_suffix(".safetensors"), "pt") as stored:
         fell_back = tuple(stored.metadata()["fell_back"].split())
-    tokens = ("same" if torch.equal(exact["tokens"], expected["tokens"]) else "other") if "tokens" in expected else ""
+    tokens = ""
+    if "tokens" in expected:
+        tokens = "same" if torch.equal(exact["tokens"], expected["tokens"]) else "other"
     return Result(
         name=entry.name, kind=entry.kind, parameters=sum(value.numel() for name, value in expected.items() if name.startswith("gradient/")),
         rounding=math.nan if golden is None else difference(expected, golden, "forward/")[1],

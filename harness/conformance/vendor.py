@@ -59,7 +59,8 @@ def run(folder: Path, jobs: int, work: Path) -> Iterator[File]:
 
     Raises: HarnessError when the folder holds none, or this process does not run over the emulated CANN.
     """
-    paths = sorted(folder.glob("test_*.py")) if folder.is_dir() else [folder] if folder.is_file() else []
+    one = [folder] if folder.is_file() else []
+    paths = sorted(folder.glob("test_*.py")) if folder.is_dir() else one
     if not paths:
         raise HarnessError(f"{folder} holds no test_*.py; give the folder test/test_base_ops of a checkout of Ascend/op-plugin, or one file of it")
     if not emulator.installed():
@@ -157,7 +158,9 @@ def _why(problem) -> tuple[str, str]:
         return NOT_EMULATED, missing[1]
     named = re.search(r"acl\w+: [^\n]{1,150}", text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return FAILED, named[0] if named else f"{problem[0].__name__}: {lines[0][:150] if lines else ''}"
+    if named:
+        return FAILED, named[0]
+    return FAILED, f"{problem[0].__name__}: {lines[0][:150] if lines else ''}"
 
 
 def _read(path: Path, work: Path, status: int) -> File:

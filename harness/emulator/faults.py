@@ -232,7 +232,8 @@ def _on_inputs(fault: Fault, inputs: list) -> list:
             new = _INPUTS[fault.kind](value)
         elif fault.kind in ROUNDED and isinstance(value, list):
             new = [_INPUTS[fault.kind](each) if each is not None else None for each in value]
-            new = None if all(each is None for each in new) else [old if each is None else each for each, old in zip(new, value)]
+            touched = any(each is not None for each in new)
+            new = [old if each is None else each for each, old in zip(new, value)] if touched else None
         if new is None:
             continue
         changed[position] = new

@@ -231,7 +231,8 @@ class _Call:
             if argument.role != "out":
                 inputs.append(value)
             if argument.role != "in":
-                outputs += value if isinstance(value, list) else [Room(value) if argument.free and value is not None else value]
+                room = Room(value) if argument.free and value is not None else value
+                outputs += value if isinstance(value, list) else [room]
         _compute(self.operator, self.struck, inputs, outputs)
 
 

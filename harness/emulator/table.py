@@ -138,7 +138,8 @@ def older(names: str, free: tuple[int, ...] = ()) -> Callable:
 
 def _argument(word: str) -> Argument:
     name, _, kind = word.partition(":")
-    role = "out" if name.startswith(">") else "both" if name.endswith("!") else "in"
+    given = "both" if name.endswith("!") else "in"
+    role = "out" if name.startswith(">") else given
     kind, free = kind or "tensor", name.endswith("~")
     if kind not in TYPES:
         raise ValueError(f"{word!r}: no argument type is called {kind!r}; there are {', '.join(TYPES)}")

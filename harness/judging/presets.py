@@ -53,14 +53,16 @@ def _enough(found: float, down: bool = False) -> str:
 def check_of(found: Comparison, name: str, limit: float, measured: float | None = None) -> Check:
     if measured is None:
         measured = getattr(found, name)
-        measured = abs(measured) / (found.rms or 1.0) if name == "shift" else abs(measured) if name == "gain" else measured
+        measured = abs(measured) if name in ("gain", "shift") else measured
+        measured = measured / (found.rms or 1.0) if name == "shift" else measured
     places = {
         "max_diff": found.worst_index, "max_diff_rms": found.worst_index, "outlier_ratio": found.worst_index,
         "token_cos_sim": found.worst_token, "token_rel_l2": found.worst_token_diff, "token_ratio": found.worst_token_diff,
         "flip_margin": found.first_flip,
     }  # fmt: skip
     place = places.get(name)
-    kind = "token " if name.startswith("token") else "row " if name == "flip_margin" else ""
+    kind = "token " if name.startswith("token") else ""
+    kind = "row " if name == "flip_margin" else kind
     return Check(name=name, found=measured, limit=limit, where="" if place is None else f"at {kind}{place}")
 
 
@@ -142,12 +144,16 @@ def _cann(found: Comparison, references: References | None) -> list[Check]:
     return [check_of(found, "mean_rel", below(limit, 0)), check_of(found, "max_rel", below(10 * limit, 0))]
 
 
+DYNAMO_FEW = ((10, 10), (500, 8))  # up to so many elements: times the CPU's error
+
+
 def _dynamo(found: Comparison, references: References) -> list[Check]:
     """PyTorch's compiler benchmarks: within the tolerance, else no further from float64 than k times the CPU (torch/_dynamo/utils.py, `same`)."""
     tolerance = DYNAMO.get(found.dtype, 1e-3)
     if found.dynamo_atol <= tolerance:
         return []
-    times = 10 if found.numel <= 10 else 8 if found.numel <= 500 else 3 if found.numel < 1000 or tolerance >= 1e-2 else 2
+    times = 3 if found.numel < 1000 or tolerance >= 1e-2 else 2
+    times = next((factor for most, factor in DYNAMO_FEW if found.numel <= most), times)
     return [Check(name="rmse", found=references.golden.rmse, limit=times * references.cpu.rmse + tolerance / 10)]
 
 

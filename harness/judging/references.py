@@ -81,6 +81,9 @@ PART = 1.5  # times the slack that a token or another part may have: the worst o
 SHARED = 1 / 16  # of the floor may be a factor or a shift that all elements share: independent roundings share almost none
 
 
+SLACK = ((MANY, 2.0), (501, 3.0), (11, 5.0), (0, 10.0))  # elements, and times the floor from that many on
+
+
 def slack(count: int) -> float:
     """How many times the floor a healthy device may lose: 2 for a thousand elements and more, more where few make the error's norm.
 
@@ -88,12 +91,14 @@ def slack(count: int) -> float:
     The steps are those of PyTorch's compiler benchmarks (torch/_dynamo/utils.py, `same`: 2 or 3, 8 up to 500 and 10 up to 10 elements).
     Where a verdict hangs on them (`hangs_on_slack`), runs with random roundings tell what is allowed instead: `Scatter.slack`.
     """
-    return 2.0 if count >= MANY else 3.0 if count > 500 else 5.0 if count > 10 else 10.0
+    return next(times for least, times in SLACK if count >= least)
 
 
 def bits(error: float) -> float:
     """Effective bits: -log2 of the relative L2 error to float64. About 23 to 24 is float32, 12.7 HF32, 12.2 float16, 9.2 bfloat16."""
-    return math.inf if error == 0 else -math.log2(error) if error > 0 else math.nan
+    if error == 0:
+        return math.inf
+    return -math.log2(error) if error > 0 else math.nan
 
 
 def is_floating(dtype: str) -> bool:
@@ -109,4 +114,6 @@ def badness(found: Comparison) -> float:
 
 def ratio_of(found: float, floor: float) -> float:
     """found / floor; with nothing found it is 0, with no floor infinite."""
-    return 0.0 if found == 0 else found / floor if floor else math.inf
+    if found == 0:
+        return 0.0
+    return found / floor if floor else math.inf

@@ -80,7 +80,9 @@ class Comparison:
     @property
     def snr(self) -> float:
         """Signal to noise in decibels: 20 log10(‖expected‖ / ‖difference‖)."""
-        return math.inf if self.rel_l2 == 0 else -20 * math.log10(self.rel_l2) if self.rel_l2 < math.inf else -math.inf
+        if self.rel_l2 == 0:
+            return math.inf
+        return -20 * math.log10(self.rel_l2) if self.rel_l2 < math.inf else -math.inf
 
     def quantile(self, share: float) -> float:
         """The difference that `share` of the elements do not exceed: the upper edge of its bin, at most 1/4 too large, or max_diff."""
@@ -88,7 +90,8 @@ class Comparison:
         for number, count in self.histogram:
             seen += count
             if seen >= wanted:
-                return 0.0 if number == 0 else self.max_diff if number > LAST else min(edge(number + 1), self.max_diff)
+                highest = self.max_diff if number > LAST else min(edge(number + 1), self.max_diff)
+                return 0.0 if number == 0 else highest
         return math.nan
 
     @property
@@ -163,7 +166,10 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     import torch
 
     tensor = tensor.detach().cpu()
-    tensor = tensor.dequantize() if tensor.is_quantized else tensor if tensor.layout == torch.strided else tensor.to_dense()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    elif tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
@@ -433,7 +439,8 @@ def _cos_distance(diff2: float, actual2: float, expected2: float, dot: float) ->
     product = _root(actual2) * _root(expected2)
     plain = 1 - dot / product if product else math.nan
     gap = _root(actual2) - _root(expected2)
-    distance = plain if plain > 0.01 else (diff2 - gap * gap) / (2 * product) if product else math.nan
+    near = (diff2 - gap * gap) / (2 * product) if product else math.nan
+    distance = plain if plain > 0.01 else near
     return min(max(distance, 0.0), 2.0) if distance == distance else distance
 
 
@@ -455,9 +462,11 @@ def _root(square: float) -> float:
 
 def _ratio(part: float, whole: float) -> float:
     """part / whole, where nothing of nothing is 0 and something of nothing is infinite."""
-    if whole == 0:
-        return 0.0 if part == 0 else math.inf if part > 0 else math.nan
-    return part / whole
+    if whole != 0:
+        return part / whole
+    if part == 0:
+        return 0.0
+    return math.inf if part > 0 else math.nan
 
 
 def _unravel(flat: int, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -322,7 +322,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         grey = np.asarray(image, dtype=np.float64)
         top = grey.max(initial=0.0)
-        scale = 255.0 if image.mode == "F" and top <= 1 else 1.0 if top <= 255 else 255.0 / 65535.0
+        scale = 1.0 if top <= 255 else 255.0 / 65535.0
+        scale = 255.0 if image.mode == "F" and top <= 1 else scale
         image = Image.fromarray(np.clip(np.rint(grey * scale), 0, 255).astype(np.uint8))
     return image.convert("RGB")
 

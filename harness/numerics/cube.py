@@ -162,7 +162,9 @@ def scaled_product(self: Tensor, product: Tensor, beta: float, alpha: float, dty
     """beta · self + alpha · product, where the product is still in the accumulator: one rounding, to `dtype`. Stated, as for the bias."""
     total = product if alpha == 1 else product * alpha
     wide = self.float() if self.dtype in HALF else self
-    return (total if beta == 0 else total + (wide if beta == 1 else wide * beta)).to(dtype)
+    if beta != 0:
+        total = total + (wide if beta == 1 else wide * beta)
+    return total.to(dtype)
 
 
 LONG_PIECE = 63

@@ -203,7 +203,8 @@ class VectorUnit:
         return x.to(dtype) if self.vector.attention_even or dtype not in HALF else round_half_away(x, dtype)
 
     def mean(self, x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
-        axes = list(range(x.dim())) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
+        named = [dim] if isinstance(dim, int) else dim
+        axes = list(range(x.dim())) if named is None or named == [] else list(named)
         axes = sorted(axis % x.dim() for axis in axes) if x.dim() else []
         last = tuple(range(x.dim() - len(axes), x.dim()))
         flat = x.float().movedim(axes, last).flatten(x.dim() - len(axes)) if axes else x.float()[..., None]

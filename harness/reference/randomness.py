@@ -115,7 +115,9 @@ class _Alike(TorchDispatchMode):
         wide = self.dtype == torch.float64
         if dtype.is_complex:
             return torch.complex128 if wide else torch.complex64
-        return (torch.float64 if wide else torch.float32) if dtype.is_floating_point else dtype
+        if not dtype.is_floating_point:
+            return dtype
+        return torch.float64 if wide else torch.float32
 
     def narrow(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype whose numbers a tensor of `dtype` gets: float64 stands for the case's dtype."""
@@ -167,7 +169,9 @@ def _filled(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch
     target, *rest = args
     numbers = torch.empty(target.shape, dtype=mode.drawn_as(target.dtype))
     numbers = func(numbers, *rest, generator=generator, **kwargs)
-    below = float(rest[1] if len(rest) > 1 else kwargs.get("to", 1.0)) if func.overloadpacket is operator("uniform_") else None
+    below = None
+    if func.overloadpacket is operator("uniform_"):
+        below = float(rest[1] if len(rest) > 1 else kwargs.get("to", 1.0))
     return target.copy_(mode.fit(numbers, target.dtype, target.device, below))
 
 

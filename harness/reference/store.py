@@ -368,7 +368,9 @@ class _Walk:
     def _apart(self, value: Any) -> str:
         """A value in a set, which has no order in which to number it."""
         simple = isinstance(value, (str, PurePath, enum.Enum, tuple, *_SAID_BY_THEMSELVES))
-        return self.word(value) if simple else _title(value if callable(value) else type(value))
+        if simple:
+            return self.word(value)
+        return _title(value if callable(value) else type(value))
 
     def _described(self, value: Any) -> str:
         if isinstance(value, types.ModuleType):

@@ -125,7 +125,9 @@ def upgrade_text(found: Any, *, title: str, every: bool = False) -> str:
 
 
 def _shown(value: Any) -> str:
-    return MISSING if value is None else ", ".join(f"{name}={each}" for name, each in value.items()) if isinstance(value, Mapping) else str(value)
+    if value is None:
+        return MISSING
+    return ", ".join(f"{name}={each}" for name, each in value.items()) if isinstance(value, Mapping) else str(value)
 
 
 def _result(verdict: Verdict) -> str:

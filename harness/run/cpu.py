@@ -132,7 +132,8 @@ class CpuSide:
         weights, code = models.digests[of_model]
         more = {"rules": None if rules is None else _stated(rules), "clean": self.clean}
         more |= {"mode": [case.training, case.gradients, *(["buffers"] if case.training else [])]}
-        more |= {"requests": "as they are" if case.subject in models.pinned else "wide"} if role in ("golden", "moved") else {}
+        if role in ("golden", "moved"):
+            more |= {"requests": "as they are" if case.subject in models.pinned else "wide"}
         more |= {"cpu": "any", "torch": torch.__version__.partition("+")[0]}  # a store is carried from machine to machine
         return key_of(role=role, weights=weights, code=code, inputs=self.inputs_sha256, dtype=case.dtype, **more)
 

@@ -181,9 +181,9 @@ def tail(limit, freedom):
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
     steps, width = 2000, limit / 2000
     heights = [scale * (1 + (step * width) ** 2 / freedom) ** (-(freedom + 1) / 2) for step in range(steps + 1)]
-    return 0.5 - width / 3 * sum(
-        height * (1 if step in (0, steps) else 4 if step % 2 else 2) for step, height in enumerate(heights)
-    )
+    shares = [4 if step % 2 else 2 for step in range(steps + 1)]
+    shares[0] = shares[steps] = 1
+    return 0.5 - width / 3 * sum(height * share for height, share in zip(heights, shares))
 
 
 FREEDOMS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30)  # those of the table, below which the next lower one holds

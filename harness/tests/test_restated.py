@@ -660,7 +660,9 @@ def attended(q, k, v, scale, hidden=None, bias=None, kept=None, keep=1.0, sink=N
         top = everything.max()
         weights = numpy.exp(scores - top) if numpy.isfinite(top) else numpy.zeros_like(scores)
         total = numpy.exp(everything - top).sum() if numpy.isfinite(top) else 0.0
-        dropped = weights if kept is None else weights * kept[b, h, n] / keep if keep else 0 * weights
+        dropped = weights
+        if kept is not None:
+            dropped = weights * kept[b, h, n] / keep if keep else 0 * weights
         found[b, h, n] = dropped @ v[b, h // group] / total if total else 0
         tops[b, h, n], totals[b, h, n] = top, total
     return found, tops, totals
@@ -689,14 +691,9 @@ def inputs(names, heads=2, dtype=torch.float32):
 
 
 def wide_of(options):
-    return {
-        name: value.double().numpy()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
-        else value.numpy()
-        if isinstance(value, torch.Tensor)
-        else value
-        for name, value in options.items()
-    }
+    tensors = {name: value for name, value in options.items() if isinstance(value, torch.Tensor)}
+    wide = {name: (each.double() if each.is_floating_point() else each).numpy() for name, each in tensors.items()}
+    return options | wide
 
 
 @pytest.mark.parametrize("names", OPTIONS, ids="-".join)

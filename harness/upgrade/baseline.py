@@ -327,7 +327,8 @@ def change_of(row: Row, entry: Entry | None) -> Change:
         return _of_same_bits(row, then)
     if not (math.isfinite(now) and math.isfinite(before)):
         return Change(kind=INCOMPARABLE, text=f"{name}: no finite error to compare, {now} now and {before} accepted")
-    ratio = 1.0 if now == before else math.inf if before == 0 else now / before
+    ratio = math.inf if before == 0 else now / before
+    ratio = 1.0 if now == before else ratio
     text = f"{name}: error to float64 {now:.3e} where {before:.3e} was accepted ({ratio:.3f} times)"
     text += ", to every digit, though the bits are others" if ratio == 1.0 else ""
     if None not in (row.expected_sha256, then.expected_sha256) and row.expected_sha256 != then.expected_sha256:
@@ -418,12 +419,14 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     samples = {rows[index].inputs_sha256 or index: index for index in reversed(pairs)}  # the same inputs are one sample
     logs = [math.log(found[index].ratio) for index in samples.values()]
     summed = [_is_of_sums(rows[index], entry.rows[seed_of(rows[index])]) for index in pairs]
-    together = _shared(logs, SUMS if any(summed) else EFFECT) if len(logs) >= SEEDS else 0
+    effect = SUMS if any(summed) else EFFECT
+    together = _shared(logs, effect) if len(logs) >= SEEDS else 0
     for index, each in enumerate(found):
         if each.kind != DRIFT:
             continue
         alone = max(SUMS if any(summed) else ALONE, _chance(rows[index]))
-        sign = 1 if each.ratio > alone else -1 if each.ratio < 1 / alone else together
+        shrunk = -1 if each.ratio < 1 / alone else together
+        sign = 1 if each.ratio > alone else shrunk
         if sign and _is_scatter(rows[index], entry.rows[seed_of(rows[index])]):
             sign = 0
         if sign and (each.ratio > 1) == (sign > 0):
@@ -483,4 +486,6 @@ def _shared(logs: list[float], least: float) -> int:
         return 0
     spread = math.sqrt(sum((each - mean) ** 2 for each in logs) / (count - 1))
     limit = STUDENT[max(each for each in STUDENT if each <= count - 1)]
-    return (1 if mean > 0 else -1) if abs(mean) > limit * spread / math.sqrt(count) else 0
+    if not abs(mean) > limit * spread / math.sqrt(count):
+        return 0
+    return 1 if mean > 0 else -1

@@ -383,7 +383,9 @@ def _one(given, q, k, v, index: int, batch: int):
         mask = mask[index if mask.shape[0] == batch else 0]
     hidden = _hidden(mask, queries, keys, given.get("before", math.inf), given.get("after", math.inf), sparse)
     pse = given["pse"] if _given(given["pse"]) else None
-    bias = None if pse is None else pse[index if pse.shape[0] == batch else 0][:, :queries, :keys]
+    bias = None
+    if pse is not None:
+        bias = pse[index if pse.shape[0] == batch else 0][:, :queries, :keys]
     sink = given["sink"] if _given(given.get("sink")) else None
     fast = "sparse" in given and queries > 1 and given["inner"] % 2 == 1  # prompts know a mode of high performance
     options = dict(scale=given["scale"], hidden=hidden, bias=bias, sink=sink, fast=fast)

@@ -17,7 +17,9 @@ HIDDEN = -10000.0  # a hidden score, so a row that is hidden whole is uniform; s
 
 
 def _reduced(loss, reduction):
-    return loss.mean() if reduction == MEAN else loss.sum() if reduction == SUM else loss
+    if reduction == MEAN:
+        return loss.mean()
+    return loss.sum() if reduction == SUM else loss
 
 
 def _shared(grad, reduction, count):

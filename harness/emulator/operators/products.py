@@ -135,10 +135,18 @@ def _group_product(x, weight, bias, scale, offset, fine_scale, fine_offset, toke
     return total.round().clamp(-128, 127).to(dtype) if dtype == torch.int8 else total.to(dtype)
 
 
+def _share(values, index, alone):
+    """What a group gets of one of the lists: nothing of an empty one, all of what is one vector for the one weight."""
+    if not values:
+        return None
+    return values[0] if alone and values[0].dim() < 2 else _for_group(values, index)
+
+
 def _grouped(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, group_list, split, group_type, list_type, activation, outs):
     if list_type == 2:
         raise NotImplementedError("grouped products with a list of pairs")
-    groups = len(weight) if len(weight) > 1 else weight[0].shape[0] if weight[0].dim() == 3 else 1
+    stacked = weight[0].shape[0] if weight[0].dim() == 3 else 1
+    groups = len(weight) if len(weight) > 1 else stacked
     sizes = _group_sizes(group_list, list_type) if group_list is not None and len(group_list) else None
     if group_type == 2:  # groups along K: one result for each, stacked
         parts, start = [], 0
@@ -156,7 +164,7 @@ def _grouped(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scal
     parts = []
     for index, part in enumerate(rows):
         lists = (bias, scale, offset, fine_scale, fine_offset)
-        share = [None if not each else each[0] if alone and each[0].dim() < 2 else _for_group(each, index) for each in lists]
+        share = [_share(each, index, alone) for each in lists]
         own = weight[0] if alone else _for_group(weight, index)
         parts.append(_group_product(part, own, *share, tokens and tokens[index], activation, outs[0].dtype))
     if len(outs) > 1 or split in (0, 1):

@@ -60,7 +60,13 @@ def index(self, indices, out):
 
 def _places(indices):
     """Indices as torch takes them; a slice over everything comes as an empty tensor with one axis."""
-    return tuple(slice(None) if each.shape == (0,) else each if each.dtype == torch.bool else each.long() for each in indices)
+
+    def place(index):
+        if index.shape == (0,):
+            return slice(None)
+        return index if index.dtype == torch.bool else index.long()
+
+    return tuple(place(each) for each in indices)
 
 
 @operator("aclnnIndexPutImpl", "self! indices:tensors values accumulate:bool unsafe:bool")
@@ -94,7 +100,10 @@ def embedding_bag(weight, indices, offsets, by_frequency, mode, sparse, weights,
     count = found.shape[0]
     kept = bags[(bags >= 0) & (places != padding)]
     sizes = torch.bincount(kept, minlength=count)[:count]
-    maxima = maxima.reshape(out[3].shape) if mode >= 2 else sizes.clone() if mode else torch.zeros(out[3].shape, dtype=torch.long)
+    if mode >= 2:
+        maxima = maxima.reshape(out[3].shape)
+    else:
+        maxima = sizes.clone() if mode else torch.zeros(out[3].shape, dtype=torch.long)
     bags = bags if out[1].numel else bags[:0]
     return found.to(out[0].dtype), bags.to(out[1].dtype), sizes.to(out[2].dtype), maxima.to(out[3].dtype)
 

@@ -207,7 +207,8 @@ def test_inference_of_a_prompt(npu, layout):
         *[each.to(npu) for each in there], num_heads=4, num_key_value_heads=2, scale_value=0.25, input_layout=layout, atten_mask=mask.to(npu)
     ).cpu().float()  # fmt: skip
     wanted = exact(q.float(), k.float(), v.float(), mask, scale=0.25)
-    wanted = wanted if (goes or came) == "BNSD" else wanted.transpose(1, 2) if goes else wanted.transpose(1, 2).flatten(2)
+    if (goes or came) != "BNSD":
+        wanted = wanted.transpose(1, 2) if goes else wanted.transpose(1, 2).flatten(2)
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
 
 
