@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
 
 __all__ = [
-    "NAMES", "OPERATORS", "StorageWeakRef", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "has_kernel", "in_threads", "missing", "mkldnn_enabled", "operator",
+    "NAMES", "OPERATORS", "StorageWeakRef", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "has_kernel", "in_threads", "is_transformed", "missing", "mkldnn_enabled", "operator",
     "operator_names", "returns_new", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map",
 ]  # fmt: skip
 
@@ -37,6 +37,7 @@ NAMES = {  # under torch: what it is used for
     "_C._dispatch_get_all_op_names": "the forms of an operator that falls back",
     "ops.aten.add.Tensor._op_dk": "operators that one custom or composite operator is made of, on the device",
     "_C.DispatchKey": "the same",
+    "_C._functorch.is_functorch_wrapped_tensor": "tensors inside of vmap and torch.func.grad, which have no memory of their own",
     "_C._get_mkldnn_enabled": "the process without torch_npu computes as this one does",
     "_C._set_mkldnn_enabled": "the same",
     "_C._set_deterministic_algorithms": "the same",
@@ -91,6 +92,11 @@ def has_kernel(name: str, key: str) -> bool:
 def call_kernel(func: Any, key: str, args: tuple, kwargs: dict) -> Any:
     """What an operator's kernel for a key, "CompositeExplicitAutograd", returns; modes see the operators that it calls."""
     return func._op_dk(getattr(torch._C.DispatchKey, key), *args, **kwargs)
+
+
+def is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether a tensor stands for others inside of vmap or torch.func.grad: it has no memory that can be read."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def operator_names() -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,6 +95,21 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     return away / size if size else 0.0 if away == 0 else math.inf
 
 
+def autocast_now() -> torch.dtype | None:
+    """The dtype to which torch.autocast brings what the CPU computes at this place; None where it is off."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
+@contextmanager
+def autocasting(dtype: torch.dtype | None, kind: str) -> Iterator[None]:
+    """torch.autocast to `dtype` for devices of the type `kind`, and for no other; nothing for None."""
+    if dtype is None:
+        yield
+        return
+    with torch.autocast("cpu", enabled=False), torch.autocast(kind, dtype=dtype):
+        yield
+
+
 def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest difference of several results; 0 of none."""
     return max((difference(actual, each) for actual, each in zip(found, expected)), default=0.0)
@@ -115,6 +131,7 @@ class Trial:
     args: tuple
     kwargs: dict
     device: Device
+    autocast: torch.dtype | None = None  # of the place where the model makes it
 
     @property
     def writes(self) -> bool:
@@ -139,17 +156,21 @@ class Trial:
         """The call with every argument changed."""
         return replace(self, args=tree_map(change, self.args), kwargs=tree_map(change, self.kwargs))
 
-    def call(self, change: Callable[[Any], Any]) -> list[Tensor]:
-        """Make the call with every argument changed, and return its results: tensors, or what it wrote into."""
+    def call(self, change: Callable[[Any], Any], kind: str = "cpu") -> list[Tensor]:
+        """Make the call with every argument changed, for a device of a kind, and return its results.
+
+        They are the tensors that it returns, or what it wrote into.
+        """
         other = self.changed(change)
-        return tensors_in(other.func(*other.args, **other.kwargs)) or tensors_in(other.args)[:1]
+        with autocasting(self.autocast, kind):
+            return tensors_in(other.func(*other.args, **other.kwargs)) or tensors_in(other.args)[:1]
 
     def on_device(self, place: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
         """The results of the device, brought to the CPU; `place` brings a tensor there."""
         there = self.device.torch_device
         place = place or (lambda each: copy_strided(each, there))
         with self.device.interruptible():
-            made = self.call(lambda each: place(each) if isinstance(each, Tensor) else on(there, each))
+            made = self.call(lambda each: place(each) if isinstance(each, Tensor) else on(there, each), there.type)
             return [each.cpu() for each in made]
 
     def on_cpu(self, rules: Rules | None = None) -> list[Tensor]:

@@ -16,10 +16,10 @@ from harness.devices import Device
 from harness.devices.device_errors import summary
 from harness.evidence import cause_of, rule_of
 from harness.locate.calls import Call, call_of, place
-from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, Step, ended, kind_of, raised
+from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, TRANSFORMED, Step, ended, kind_of, raised
 from harness.reference import version
-from harness.torch_private import WeakTensorKeyDictionary, tree_map
-from harness.trial import FAILS, Trial, apart, copies, copy_strided, difference, mutates, name_of, on, tensors_in
+from harness.torch_private import WeakTensorKeyDictionary, is_transformed, tree_map
+from harness.trial import FAILS, Trial, apart, autocast_now, autocasting, copies, copy_strided, difference, mutates, name_of, on, tensors_in
 
 # The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of float32; in float32 products sixteen, for the order of
 # their sums. Half of it may lie in the norm, all of it in a row, a thirty-second in what all elements share, `ALONE` of it in one element. That is what the limits of the
@@ -66,6 +66,7 @@ class Lockstep(TorchFunctionMode):
         self.device, self.path, self.backward, self.until = device, path, backward, until
         self.unseen = 0
         self.gone = ""  # what is said of a device that stopped computing
+        self.cut = ""  # the first call that gave the device the CPU's numbers for its own
         self.warm: set[tuple] = set()  # the operators that ran with these dtypes and shapes
         self.compiling = 0.0  # seconds that first calls took longer than the next
         self.shadows = WeakTensorKeyDictionary()  # of what the CPU computed: what the device made of its own values
@@ -88,8 +89,10 @@ class Lockstep(TorchFunctionMode):
             self.unseen += bool(tensors_in(returned))
             self._record(func, args, kwargs, tensors_in(returned))
             return returned
-        writes = mutates(func, kwargs)
         given = tensors_in((args, kwargs))
+        if any(is_transformed(each) for each in given):
+            return self._transformed(func, args, kwargs)
+        writes = mutates(func, kwargs)
         before = copies((args, kwargs), "cpu") if writes else (args, kwargs)
         failed = self._keep(given) if writes else None
         state, versions = torch.get_rng_state(), [version(each) for each in given]
@@ -104,6 +107,16 @@ class Lockstep(TorchFunctionMode):
                 failed = error
         if failed is not None:
             self._failed(func, results or given, failed)
+        return returned
+
+    def _transformed(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """A call inside of vmap or torch.func.grad: what leaves the transform is the CPU's on both sides."""
+        returned = func(*args, **kwargs)
+        results = tensors_in(returned)
+        self._record(func, args, kwargs, results)
+        if results and getattr(func, "__name__", "") != "__get__":
+            self.cut = self.cut or self._name(func)
+            self._add(func, results, note=TRANSFORMED)
         return returned
 
     def _record(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
@@ -131,11 +144,14 @@ class Lockstep(TorchFunctionMode):
         """Do on the device what the CPU has done. `wrote`: into inputs, unasked; `drawn`: random numbers."""
         writes = mutates(func, kwargs)
         if wrote:
+            self.cut = self.cut or self._name(func)
             self._take(func, [*results, *given], "it wrote into its input and its name does not say so: the device goes on with the CPU's numbers")
         elif drawn:
-            fallen = self._fallen(func, given, lambda: Trial(func=func, args=before[0], kwargs=before[1], device=self.device).on_device())
+            fallen = self._fallen(func, given, self._trial(func, before).on_device)
+            self.cut = self.cut or (self._name(func) if given else "")
             self._take(func, results, "; ".join(filter(None, (fallen, RANDOM))))
         elif name_of(func) in GRADIENTS:
+            self.cut = self.cut or self._name(func)
             self._take(func, results, GRADIENT)
         elif not given and results or name_of(func) in UNFILLED:
             self._take(func, results)
@@ -160,7 +176,10 @@ class Lockstep(TorchFunctionMode):
 
     def _at(self, func: Callable) -> str:
         """An operator as messages about the device name it."""
-        return f"{self.path[-1] or 'the model'}: {name_of(func)}, locating"
+        return f"{self._name(func)}, locating"
+
+    def _name(self, func: Callable) -> str:
+        return f"{self.path[-1] or 'the model'}: {name_of(func)}"
 
     def _take(self, func: Callable, results: list[Tensor], note: str = "") -> None:
         """Let the device go on with the CPU's numbers."""
@@ -170,7 +189,7 @@ class Lockstep(TorchFunctionMode):
             self._add(func, results, note=note)
 
     def _step(self, func: Callable, args: tuple, kwargs: dict, before: tuple, given: list[Tensor], results: list[Tensor], writes: bool) -> None:
-        trial = Trial(func=func, args=before[0], kwargs=before[1], device=self.device)
+        trial = self._trial(func, before)
         made, began = None, time.monotonic()
         try:
             made = self._follow(func, args, kwargs, results)
@@ -186,10 +205,17 @@ class Lockstep(TorchFunctionMode):
                 self._failed(func, results, error)
             return
         self._count(func, given, followed - began, time.monotonic() - followed)
+        if trial.autocast is not None:
+            found, note = _as_the_cpu_casts(found, results)
+            if note:
+                return self._add(func, results, own=apart(found, results), inherited=apart(made, results), note=note)
         try:
             self._hold(trial, results, apart(made, results), found)
         except FAILS as error:
             self._add(func, results, note=_not_again(error))
+
+    def _trial(self, func: Callable, before: tuple) -> Trial:
+        return Trial(func=func, args=before[0], kwargs=before[1], device=self.device, autocast=autocast_now())
 
     def _count(self, func: Callable, given: list[Tensor], first: float, second: float) -> None:
         """Add to the limit what the first call of an operator with these dtypes and shapes took longer than the second.
@@ -205,7 +231,7 @@ class Lockstep(TorchFunctionMode):
     def _follow(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor]) -> list[Tensor]:
         """Run the operator on what the device has computed so far, and return its results."""
         args, kwargs = tree_map(self._shadow, args), tree_map(self._shadow, kwargs)
-        with self.device.interruptible():
+        with self.device.interruptible(), autocasting(autocast_now(), self.device.torch_device.type):
             made = tensors_in(func(*args, **kwargs)) or tensors_in(args)[:1]
         for here, there in zip(results, made, strict=True):
             self.shadows[here] = there.to(self.device.torch_device)
@@ -313,6 +339,21 @@ def _can_be_made_again(trial: Trial) -> bool:
 
 def _not_again(error: Exception) -> str:
     return f"it could not be made again: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _as_the_cpu_casts(found: list[Tensor], results: list[Tensor]) -> tuple[list[Tensor], str]:
+    """Results of the device under torch.autocast, whose lists of operators differ by device, in the CPU's dtypes.
+
+    And a note where the device's dtype is the narrower one: its roundings are not the operator's.
+    """
+    cast = []
+    for each, other in zip(found, results):
+        fractions = each.is_floating_point() and other.is_floating_point() and each.dtype != other.dtype
+        if fractions and each.dtype.itemsize < other.dtype.itemsize:
+            narrow, wide = (str(dtype).removeprefix("torch.") for dtype in (each.dtype, other.dtype))
+            return found, f"torch.autocast computes it in {narrow} on the device, in {wide} on the CPU: not judged"
+        cast.append(each.to(other.dtype) if fractions else each)
+    return cast, ""
 
 
 def _is_view(result: Tensor, given: list[Tensor]) -> bool:

@@ -26,7 +26,7 @@ from harness.forecast import overflow_of, rounding, rules_of
 from harness.locate.finding import Step, ended, kind_of, raised
 from harness.reference import Draws, Float64Products, WideRequests, drawing, roundoff
 from harness.torch_private import tree_map
-from harness.trial import FAILS, apart, budget, copy_strided, judged, on, tensors_in
+from harness.trial import FAILS, apart, autocast_now, autocasting, budget, copy_strided, judged, on, tensors_in
 
 SLACK, DEEP = 3.0, 16  # times its floor that a module may lose; roundings that its depth may add to it
 
@@ -146,7 +146,7 @@ class Modules:
     ) -> None:
         torch.set_rng_state(given.state)
         try:
-            with self.device.interruptible():
+            with self.device.interruptible(), autocasting(autocast_now(), self.device.torch_device.type):
                 args, kwargs = given.there
                 found = [each.cpu() for each in tensors_in(sides.there.get_submodule(name)(*args, **kwargs))]
         except FAILS as error:

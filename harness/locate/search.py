@@ -148,7 +148,8 @@ class _Search:
             more: dict[str, Any] = {"steps": tuple(mode.steps), "trial": mode.trial, "unseen": mode.unseen}
             more |= {"gone": mode.gone, "compiling": mode.compiling}
             self.random = any(RANDOM in each.note for each in mode.steps)
-            if not mode.gone and not mode.unseen:
+            more["cut"] = mode.cut
+            if not mode.gone and not mode.unseen and not mode.cut:
                 with contextlib.suppress(RuntimeError):
                     more["followed"] = _away(mode.followed(output), list(tensors_of(output, case.name).values()))
             calls = mode.calls
@@ -171,7 +172,8 @@ class _Search:
             return True
         if finding.first is None:
             return False
-        return self.row is None or finding.explained and not (self.row.error and not finding.came_back)
+        explained = finding.explained or bool(finding.cut)
+        return self.row is None or explained and not (self.row.error and not finding.came_back)
 
     def drawn_alike(self) -> list[Tensor]:
         """What the CPU returns where random numbers are drawn as in a run of the device by itself."""
