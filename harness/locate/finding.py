@@ -36,7 +36,7 @@ class Step:
     reasons: tuple[str, ...] = ()  # why it is not as a healthy device computes it
     cause: str = ""  # what the evidence names
     note: str = ""  # "random", "on the CPU alone", …
-    kind: str = "operator"  # or "module"; "path": the device runs others; "memory": it wrote what it must not; "raise"
+    kind: str = "operator"  # or "module"; "path": the device runs others; "memory": it wrote what it must not; "value": of other values; "raise"
 
     @property
     def bad(self) -> bool:
@@ -172,6 +172,8 @@ class Finding:
         if first.kind == "path":
             others = f" So do {len(more) - 1} more modules." if len(more) > 1 else ""
             return f"{first.name}: the model takes another path on the device, and a wrong one: {reason}.{others} {self._sound()}{over}"
+        if first.kind == "value":
+            return f"{first.name} is where the device's values become others: {reason}. {self._sound()}{over}"
         if first.kind == "raise":
             return f"{first.name} is what raises when the model runs on the device by itself: {reason}.{cause} {self._sound()}{over}"
         if first.kind == "module" and self.level != "modules":

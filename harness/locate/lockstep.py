@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from harness.devices import Device
 from harness.devices.device_errors import summary
 from harness.evidence import cause_of, rule_of
-from harness.locate.calls import Call, call_of, place
+from harness.locate.calls import place
 from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, TRANSFORMED, Step, ended, kind_of, raised
+from harness.locate.trace import Trace
 from harness.reference import version
 from harness.torch_private import WeakTensorKeyDictionary, is_transformed, tree_map
 from harness.trial import FAILS, Trial, apart, autocast_now, autocasting, copies, copy_strided, difference, mutates, name_of, on, tensors_in
@@ -72,11 +73,13 @@ class Lockstep(TorchFunctionMode):
         self.shadows = WeakTensorKeyDictionary()  # of what the CPU computed: what the device made of its own values
         self.constants = WeakTensorKeyDictionary()  # weights and inputs: the same on both sides
         self.steps: list[Step] = []
-        self.calls: list[Call] = []  # that the CPU made, views among them
+        self.trace: Trace | None = None  # of the CPU's calls, views among them
+        self.inherited: dict[int, float] = {}  # of the steps, by the number of the call
         self.trial: Trial | None = None  # of the first step that is wrong
 
-    def share(self, model: nn.Module, there: nn.Module) -> None:
-        """Take the weights of the model's copy on the device for those of the model."""
+    def share(self, model: nn.Module, there: nn.Module, inputs: Any) -> None:
+        """Take the weights of the model's copy on the device for those of the model, and trace what is given to it."""
+        self.trace = Trace(model, inputs)
         restored(there, model)
         known = dict([*there.named_parameters(), *there.named_buffers()])
         for name, each in [*model.named_parameters(), *model.named_buffers()]:
@@ -85,9 +88,10 @@ class Lockstep(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self.gone or time.monotonic() > self.until:
+            self.trace.sketching = False
             returned = func(*args, **kwargs)
             self.unseen += bool(tensors_in(returned))
-            self._record(func, args, kwargs, tensors_in(returned))
+            self._record(func, args, kwargs, tensors_in(returned), [])
             return returned
         given = tensors_in((args, kwargs))
         if any(is_transformed(each) for each in given):
@@ -96,8 +100,9 @@ class Lockstep(TorchFunctionMode):
         before = copies((args, kwargs), "cpu") if writes else (args, kwargs)
         failed = self._keep(given) if writes else None
         state, versions = torch.get_rng_state(), [version(each) for each in given]
+        traced = self.trace.before(func, given)
         returned = func(*args, **kwargs)
-        self._record(func, args, kwargs, tensors_in(returned))
+        self._record(func, args, kwargs, tensors_in(returned), traced)
         results = tensors_in(returned) or (given[:1] if writes else [])
         drawn, wrote = not torch.equal(state, torch.get_rng_state()), versions != [version(each) for each in given]
         if failed is None:
@@ -111,17 +116,17 @@ class Lockstep(TorchFunctionMode):
 
     def _transformed(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """A call inside of vmap or torch.func.grad: what leaves the transform is the CPU's on both sides."""
+        traced = self.trace.before(func, tensors_in((args, kwargs)))
         returned = func(*args, **kwargs)
         results = tensors_in(returned)
-        self._record(func, args, kwargs, results)
+        self._record(func, args, kwargs, results, traced)
         if results and getattr(func, "__name__", "") != "__get__":
             self.cut = self.cut or self._name(func)
             self._add(func, results, note=TRANSFORMED)
         return returned
 
-    def _record(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-        call = call_of(func, args, kwargs, results, self.path[-1])
-        self.calls += [call] if call is not None else []
+    def _record(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor], traced: list) -> None:
+        self.trace.after(traced, func, args, kwargs, results, self.path[-1])
 
     def followed(self, output: Any) -> list[Tensor]:
         """What the device has made of the tensors that the model returned, from its own values, on the CPU."""
@@ -301,6 +306,7 @@ class Lockstep(TorchFunctionMode):
 
     def _add(self, func: Callable, results: list[Tensor], **more: Any) -> None:
         given = dict(own=math.nan, ratio=None, inherited=math.nan) | more
+        self.inherited[len(self.trace.calls) - 1] = given["inherited"]
         where = dict(operator=name_of(func), module=self.path[-1], place=place())
         self.steps.append(Step(number=len(self.steps), **kind_of(results), **where, **given))
 

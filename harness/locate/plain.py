@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from harness.locate.calls import call_of
+from harness.locate.trace import Trace
 from harness.reference import version
 from harness.trial import FAILS, mutates, name_of, tensors_in
 
@@ -30,21 +30,20 @@ BESIDE, NEAREST = (
 
 
 class Recorder(TorchFunctionMode):
-    """Records the calls of a run that give tensors. `path`: of the module that runs, innermost last."""
+    """Records the calls of a run that give tensors in a trace. `path`: of the module that runs, innermost last."""
 
-    def __init__(self, path: list[str], memory: Memory | None = None):
+    def __init__(self, path: list[str], trace: Trace, memory: Memory | None = None):
         super().__init__()
-        self.path, self.memory, self.calls = path, memory, []
+        self.path, self.trace, self.memory = path, trace, memory
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         before = self.memory.before(func, args, kwargs) if self.memory is not None else None
+        traced = self.trace.before(func, tensors_in((args, kwargs)))
         returned = func(*args, **kwargs)
         results = tensors_in(returned)
         wrote = self.memory.after(before, results, self._name(func)) if self.memory is not None else ""
-        call = call_of(func, args, kwargs, results, self.path[-1], wrote)
-        if call is not None:
-            self.calls.append(call)
+        self.trace.after(traced, func, args, kwargs, results, self.path[-1], wrote)
         return returned
 
     def _name(self, func: Callable) -> str:

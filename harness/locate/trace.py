@@ -1,0 +1,199 @@
+"""What the calls of one run are given and return: where each tensor comes from, who wrote into it since, and a sketch of its content.
+
+A sketch is small enough to be kept of every call, and two of them tell how far apart two tensors are, relative L2, to
+about a tenth: sums of the elements with random signs (the count sketch of Charikar, Chen and Farach-Colton, 2002).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.locate.calls import Call, call_of, place
+from harness.reference import roundoff, version
+from harness.torch_private import WeakTensorKeyDictionary, is_transformed
+from harness.trial import FAILS, name_of, tensors_in
+
+READS = ("item", "tolist", "float", "int", "bool", "index", "complex")  # calls that give Python's numbers
+LANES, PERIOD = 256, 1 << 20  # sums of a sketch; elements after which the signs repeat, in another order of the sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sketch:
+    """The content of a tensor, in short."""
+
+    sums: Tensor  # (LANES,) float64
+    norm: float
+    odd: int  # elements that are NaN or infinite
+    shape: tuple[int, ...]
+    roundoff: float  # of its dtype, 0 where it holds no fractions
+
+
+def sketch_of(tensor: Tensor) -> Sketch | None:
+    """A sketch of a tensor on any device; None of one whose content cannot be read.
+
+    Example: `apart(sketch_of(x), sketch_of(x * 1.01))` is about 0.01.
+    """
+    if tensor.layout != torch.strided or tensor.device.type == "meta" or is_transformed(tensor):
+        return None
+    try:
+        flat = tensor.detach().to("cpu").reshape(-1)
+    except FAILS:
+        return None
+    flat = torch.view_as_real(flat.resolve_conj()).reshape(-1) if flat.is_complex() else flat
+    sums, square, odd = torch.zeros(LANES, dtype=torch.float64), 0.0, 0
+    for number, part in enumerate(flat.split(PERIOD)):
+        part = part.double()
+        finite = part.isfinite()
+        odd += part.numel() - int(finite.sum())
+        part = torch.where(finite, part, 0.0)
+        square += float(part.square().sum())
+        signed = torch.nn.functional.pad(part * _signs()[: len(part)], (0, -len(part) % LANES))
+        sums += signed.view(-1, LANES).sum(0).roll(number)
+    floating = tensor.dtype.is_floating_point
+    unit = roundoff(tensor.dtype) if floating else 0.0
+    return Sketch(sums=sums, norm=math.sqrt(square), odd=odd, shape=tuple(tensor.shape), roundoff=unit)
+
+
+@functools.cache
+def _signs() -> Tensor:
+    """`PERIOD` random signs, the same in every process."""
+    generator = torch.Generator().manual_seed(20261126)
+    return torch.randint(0, 2, (PERIOD,), generator=generator).double() * 2 - 1
+
+
+def apart(actual: Sketch | None, expected: Sketch | None) -> float:
+    """How far two tensors lie apart by their sketches, relative L2; infinite where shapes or the counts of NaN and Inf differ.
+
+    NaN where a sketch is missing.
+    """
+    if actual is None or expected is None:
+        return math.nan
+    if actual.shape != expected.shape or actual.odd != expected.odd:
+        return math.inf
+    away = float(torch.linalg.vector_norm(actual.sums - expected.sums))
+    if not away:
+        return 0.0
+    return away / expected.norm if expected.norm else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a tensor comes from: a call and the number of its result, or a name where no call returned it."""
+
+    call: int | None = None
+    number: int = 0
+    name: str = ""  # "the weight fc.weight"; "" with no call: nobody knows
+    since: int = 0  # the calls of the run before it was there
+    before: tuple[int, ...] = ()  # calls that had written into what it is a copy of
+    copied: str = ""  # the call that copied it, "clone (vit.py:3)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A tensor that a call was given."""
+
+    origin: Origin
+    writers: tuple[int, ...]  # calls that wrote into it since it was returned
+    content: Sketch | None  # where somebody wrote, or nobody knows where it comes from
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """What one call was given and returned."""
+
+    given: tuple[Given, ...]
+    results: tuple[Sketch | None, ...]
+    flows: dict[int, Sketch | None] = field(default_factory=dict)  # gradients that came to its results, by their number
+
+
+class Trace:
+    """Records the calls of one run of `model`, with what they are given and return where it is `sketching`."""
+
+    def __init__(self, model: nn.Module, inputs: Any, *, sketching: bool = True):
+        self.calls: list[Call] = []
+        self.seen: list[Seen] = []  # of each call
+        self.outputs: tuple[Given, ...] = ()
+        self.sketching, self.time = sketching, 0
+        self.reads = False  # whether the model makes Python numbers of tensors
+        self.origins = WeakTensorKeyDictionary()
+        self.writes: dict[int, list[tuple[int, int]]] = {}  # by the address of a storage: when, and which call
+        named = [*model.named_parameters(), *model.named_buffers()]
+        for name, each in named:
+            self.origins[each] = Origin(name=f"the weight {name}")
+        for number, each in enumerate(tensors_in(inputs)):
+            self.origins[each] = Origin(name=f"input {number}")
+        self.weights = WeakTensorKeyDictionary()
+        for name, each in named:
+            self.weights[each] = name
+
+    def before(self, func: Callable, given: Iterable[Tensor]) -> list[tuple[Tensor, int, Given]]:
+        """What is kept of a call before it is made."""
+        if not self.sketching:
+            return []
+        self.reads = self.reads or name_of(func) in READS
+        reading = getattr(func, "__name__", "") != "__get__"  # a property reads no content
+        return [(each, version(each), self._given(each, reading)) for each in given]
+
+    def _given(self, tensor: Tensor, reading: bool) -> Given:
+        origin = self.origins.get(tensor)
+        if origin is None:
+            origin = self.origins[tensor] = Origin(since=self.time)
+        writers = self._writers(tensor, origin)
+        unknown = origin.call is None and not origin.name
+        content = sketch_of(tensor) if reading and (writers or unknown) else None
+        return Given(origin=origin, writers=writers, content=content)
+
+    def _writers(self, tensor: Tensor, origin: Origin) -> tuple[int, ...]:
+        address = _address(tensor)
+        since = [call for time, call in self.writes.get(address, ()) if time > origin.since] if address else []
+        return (*origin.before, *dict.fromkeys(since))
+
+    def after(self, before: list, func: Callable, args: tuple, kwargs: dict, results: list[Tensor], module: str,
+              wrote: str = "") -> None:  # fmt: skip
+        """Record a call that was made; `wrote`: what it changed and must not."""
+        self.time += 1
+        call = call_of(func, args, kwargs, results, module, wrote, self.weights)
+        index = None if call is None else len(self.calls)
+        if call is not None:
+            self.calls.append(call)
+        if not self.sketching:
+            return
+        for tensor, then, _ in before:
+            if version(tensor) != then and index is not None:
+                self.writes.setdefault(_address(tensor), []).append((self.time, index))
+        given = tuple(each for _, _, each in before)
+        for number, each in enumerate(results):
+            if not any(each is tensor for tensor, _, _ in before):
+                self.origins[each] = self._origin(func, index, number, given)
+        if index is not None:
+            self.seen.append(Seen(given=given, results=tuple(sketch_of(each) for each in results)))
+
+    def _origin(self, func: Callable, index: int | None, number: int, given: tuple[Given, ...]) -> Origin:
+        """Where a result comes from; of a call that gives the numbers that it was given: where those come from."""
+        if index is not None or not given:
+            return Origin(call=index, number=number, since=self.time)
+        first, where = given[0], place()
+        by = f"{name_of(func)} ({where})" if where else name_of(func)
+        return Origin(
+            call=first.origin.call, number=first.origin.number, name=first.origin.name, since=self.time,
+            before=first.writers, copied=by,
+        )  # fmt: skip
+
+    def end(self, outputs: Iterable[Tensor]) -> None:
+        """Record what the run returned."""
+        self.outputs = tuple(self._given(each, True) for each in outputs) if self.sketching else ()
+
+
+def _address(tensor: Tensor) -> int:
+    """The address of a tensor's storage, 0 of one without memory of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except FAILS:
+        return 0
