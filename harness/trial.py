@@ -50,6 +50,59 @@ def copies(value: Any, device: torch.device | str) -> Any:
     return tree_map(lambda each: copy_strided(each, device) if isinstance(each, Tensor) else each, value)
 
 
+def copies_in_place(value: Any, device: torch.device | str) -> Any:
+    """Arguments copied to a device as they lie in memory here.
+
+    Those that share memory share it there, and each starts as far from a multiple of `BOUNDARY` bytes as it does here.
+    """
+    groups: dict[tuple, list[Tensor]] = {}
+    for each in tensors_in(value):
+        if each.layout == torch.strided and each.numel():
+            groups.setdefault(_memory(each), []).append(each)
+    bases = {key: _base(group, device) for key, group in groups.items()}
+    made: dict[int, Tensor] = {}
+
+    def copied(each: Any) -> Any:
+        if not isinstance(each, Tensor):
+            return each
+        if id(each) not in made:
+            key = _memory(each) if each.layout == torch.strided and each.numel() else None
+            if key is None:
+                made[id(each)] = copy_strided(each, device)
+            else:
+                base, start = bases[key]
+                made[id(each)] = base.as_strided(each.shape, each.stride(), each.storage_offset() - start)
+        return made[id(each)]
+
+    return tree_map(copied, value)
+
+
+BOUNDARY = 512  # bytes, at multiples of which the allocators of devices begin
+
+
+def _memory(tensor: Tensor) -> tuple:
+    return tensor.untyped_storage().data_ptr(), tensor.dtype, tensor.device
+
+
+def _base(tensors: Sequence[Tensor], device: torch.device | str) -> tuple[Tensor, int]:
+    """A copy of the memory that some tensors of one storage reach over, flat, and the element at which it begins."""
+    begin = min(each.storage_offset() for each in tensors)
+    ends = [each.storage_offset() + sum((n - 1) * step for n, step in zip(each.shape, each.stride())) for each in tensors]
+    whole = max(BOUNDARY // tensors[0].element_size(), 1)
+    begin = begin // whole * whole
+    return tensors[0].detach().as_strided((max(ends) + 1 - begin,), (1,), begin).to(device, copy=True), begin
+
+
+def place_in_memory(tensors: Sequence[Tensor]) -> str:
+    """How arguments lie in memory where that is not as copies of them do, in words; "" where it is."""
+    strided = [each for each in tensors if each.layout == torch.strided and each.numel()]
+    if len({_memory(each)[0] for each in strided}) < len(strided):
+        return "two of its arguments share memory"
+    offsets = [each.storage_offset() * each.element_size() for each in strided]
+    odd = next((each for each in offsets if each % BOUNDARY), 0)
+    return f"an argument begins {odd} bytes into its memory" if odd else ""
+
+
 def name_of(func: Callable) -> str:
     """An operator as the model wrote it: "linear", "add_", "T"."""
     name = getattr(func, "__name__", str(func))
@@ -172,6 +225,12 @@ class Trial:
         with self.device.interruptible():
             made = self.call(lambda each: place(each) if isinstance(each, Tensor) else on(there, each), there.type)
             return [each.cpu() for each in made]
+
+    def on_device_in_place(self) -> list[Tensor]:
+        """The results of the device for arguments that lie in memory as the model's do, brought to the CPU."""
+        there = self.device.torch_device
+        args, kwargs = copies_in_place((self.args, self.kwargs), there)
+        return replace(self, args=args, kwargs=kwargs).on_device(lambda each: each)
 
     def on_cpu(self, rules: Rules | None = None) -> list[Tensor]:
         """The results of the CPU in the same dtype, under the device's rounding rules where they are given."""

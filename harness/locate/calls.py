@@ -33,6 +33,7 @@ KEEP = (
     "alias",
     "lift_fresh.default",
 )
+NORMS = {"batch_norm": "training", "instance_norm": "use_input_stats"}  # those that may update running statistics
 ENOUGH = 6  # calls of one side that a sentence names
 
 
@@ -45,6 +46,7 @@ class Call:
     place: str
     given: tuple  # dtypes and shapes of its tensors, and its other arguments, in words
     wrote: str = ""  # what it changed and must not, in words
+    trains: bool = False  # it takes the statistics of the batch, and updates the running ones
     numbers: tuple[float, ...] = ()  # the fractions among its arguments, of which `given` holds five digits
 
     @property
@@ -95,12 +97,28 @@ class Parting:
     def text(self) -> str:
         """What either side runs."""
         if len(self.here) == len(self.there) == 1 and self.here[0].operator == self.there[0].operator:
+            if self.here[0].trains != self.there[0].trains:
+                return _statistics(*self.here, *self.there)
             here, there = (
                 ", ".join(_only(*pair)) for pair in ((self.here[0], self.there[0]), (self.there[0], self.here[0]))
             )
             where = f" ({self.there[0].place})" if self.there[0].place else ""
             return f"the device runs {self.there[0].operator}{where} with {there} where the CPU runs it with {here}"
         return f"the device runs {_listed(self.there)} where the CPU runs {_listed(self.here)}"
+
+
+def _statistics(here: Call, there: Call) -> str:
+    """What a norm computes with on either side, where one of them trains."""
+    batch, running = "with the statistics of the batch, and updates the running ones", "with the running statistics"
+    said, other = (batch, running) if there.trains else (running, batch)
+    mode = "training" if there.trains else "evaluation"
+    return f"the device runs {there.name} in {mode} mode, {said}, where the CPU runs it {other}"
+
+
+def trains(func: Callable, args: tuple, kwargs: dict) -> bool:
+    """Whether a call of a norm takes the statistics of the batch and updates the running ones, as it is asked to."""
+    name = NORMS.get(name_of(func))
+    return name is not None and bool(args[5] if len(args) > 5 else kwargs.get(name, name == "use_input_stats"))
 
 
 def _only(one: Call, other: Call) -> list[str]:
@@ -170,7 +188,7 @@ def call_of(
     given = [_said(each, name + _weight(each, weights)) for name, each in leaves]
     return Call(
         operator=name_of(func), module=module, place=place(), given=tuple(sorted(filter(None, given))), wrote=wrote,
-        numbers=tuple(each for _, each in leaves if isinstance(each, float)),
+        trains=trains(func, args, kwargs), numbers=tuple(each for _, each in leaves if isinstance(each, float)),
     )  # fmt: skip
 
 

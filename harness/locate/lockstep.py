@@ -18,9 +18,9 @@ from harness.evidence import cause_of, rule_of
 from harness.locate.calls import place
 from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, TRANSFORMED, Step, ended, kind_of, raised
 from harness.locate.trace import Trace
-from harness.reference import version
+from harness.reference import roundoff, version
 from harness.torch_private import WeakTensorKeyDictionary, is_transformed, tree_map
-from harness.trial import FAILS, Trial, apart, autocast_now, autocasting, copies, copy_strided, difference, mutates, name_of, on, tensors_in
+from harness.trial import FAILS, Trial, apart, autocast_now, autocasting, copies_in_place, copy_strided, difference, mutates, name_of, on, place_in_memory, tensors_in
 
 # The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of float32; in float32 products sixteen, for the order of
 # their sums. Half of it may lie in the norm, all of it in a row, a thirty-second in what all elements share, `ALONE` of it in one element. That is what the limits of the
@@ -32,6 +32,7 @@ PRODUCTS = (
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "lstm", "gru", "rnn_tanh", "rnn_relu",
 )  # fmt: skip
 UNFILLED = ("empty_like", "new_empty", "new_empty_strided")  # what they hold is nobody's answer
+JUMP = 64  # times its own difference that a result inherits before its arguments are tried as they lie in memory
 CAUSES = 3  # wrong operators whose cause is looked for
 GRADIENTS = ("grad", "backward")
 
@@ -97,7 +98,7 @@ class Lockstep(TorchFunctionMode):
         if any(is_transformed(each) for each in given):
             return self._transformed(func, args, kwargs)
         writes = mutates(func, kwargs)
-        before = copies((args, kwargs), "cpu") if writes else (args, kwargs)
+        before = copies_in_place((args, kwargs), "cpu") if writes else (args, kwargs)
         failed = self._keep(given) if writes else None
         state, versions = torch.get_rng_state(), [version(each) for each in given]
         traced = self.trace.before(func, given)
@@ -274,8 +275,12 @@ class Lockstep(TorchFunctionMode):
                 return self._failed(func, results, error)
             reasons = () if is_explained(there, here, name_of(func)) else tuple(f"backward: {each}" for each in back.judged(there, here)[1])
             trial, found, results = (back, there, here) if reasons else (trial, found, results)
-        cause = ""
-        if reasons and sum(each.bad for each in self.steps) < CAUSES:
+        cause, lies = "", "" if reasons else self._lies(trial, results, own, inherited)
+        if lies:
+            found = trial.on_device_in_place()
+            own, (ratio, reasons) = apart(found, results), trial.judged(found, results)
+            cause = f"with copies of its arguments it passes: {lies}" if reasons else ""
+        elif reasons and sum(each.bad for each in self.steps) < CAUSES:
             cause = cause_of(trial, found, results)
         elif ratio is not None and not reasons:
             with contextlib.suppress(*FAILS):
@@ -286,9 +291,19 @@ class Lockstep(TorchFunctionMode):
             self.gone = ended(self.device, self._at(func))
             if self.gone:  # what it answered is no evidence about this operator
                 reasons, cause = (f"the device dropped its work without a word, here or before: {self.gone}",), ""
-        if reasons and first and not self.gone:
+        if reasons and first and not self.gone and not lies:
             self.trial = trial
         self._add(func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited, note=note)
+
+    def _lies(self, trial: Trial, results: list[Tensor], own: float, inherited: float) -> str:
+        """How the arguments lie in memory, in words, where the device is wrong with them so and right with copies."""
+        lies = place_in_memory(trial.tensors)
+        if not lies or not inherited > JUMP * max(own, roundoff(trial.narrow)):
+            return ""
+        if is_explained(trial.on_device_in_place(), results, name_of(trial.func)):
+            return ""
+        again = trial.on_device()  # a fault that comes and goes hangs on no place
+        return lies if is_explained(again, results, name_of(trial.func)) or not trial.judged(again, results)[1] else ""
 
     def _overwritten(self, trial: Trial) -> bool:
         """Whether an earlier operator changed a weight or an input of this one on the device, which is put right."""

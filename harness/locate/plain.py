@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from harness.locate.calls import trains
 from harness.locate.trace import Trace
 from harness.reference import version
 from harness.trial import FAILS, mutates, name_of, tensors_in
@@ -198,6 +199,8 @@ def _content(tensor: Tensor) -> Tensor:
 
 def _written(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
     """The tensors that a call says it writes: by its name, out=, or its schema."""
+    if trains(func, args, kwargs):
+        return tensors_in([args[1:5], kwargs.get("running_mean"), kwargs.get("running_var")])
     if mutates(func, kwargs):
         return tensors_in(kwargs["out"]) if kwargs.get("out") is not None else tensors_in(args)[:1]
     overloads = [getattr(func, each) for each in func.overloads()] if hasattr(func, "overloads") else [func]
