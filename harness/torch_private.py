@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
 
 __all__ = [
-    "NAMES", "OPERATORS", "StorageWeakRef", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "has_kernel", "in_threads", "is_transformed", "missing", "mkldnn_enabled", "operator",
+    "NAMES", "OPERATORS", "StorageWeakRef", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "custom_function", "has_kernel", "in_threads", "is_transformed", "missing", "mkldnn_enabled", "operator",
     "operator_names", "returns_new", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map",
 ]  # fmt: skip
 
@@ -97,6 +97,12 @@ def call_kernel(func: Any, key: str, args: tuple, kwargs: dict) -> Any:
 def is_transformed(tensor: torch.Tensor) -> bool:
     """Whether a tensor stands for others inside of vmap or torch.func.grad: it has no memory that can be read."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def custom_function(tensor: torch.Tensor) -> str:
+    """The name of the torch.autograd.Function of a model's own that returned a tensor; "" where none did."""
+    made = getattr(type(tensor.grad_fn), "_forward_cls", None)
+    return getattr(made, "__qualname__", "")
 
 
 def operator_names() -> list[str]:

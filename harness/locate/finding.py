@@ -36,7 +36,8 @@ class Step:
     reasons: tuple[str, ...] = ()  # why it is not as a healthy device computes it
     cause: str = ""  # what the evidence names
     note: str = ""  # "random", "on the CPU alone", …
-    kind: str = "operator"  # or "module"; "path": the device runs others; "memory": it wrote what it must not; "value": of other values; "raise"
+    kind: str = "operator"  # or "module"; "path": the device runs others; "memory": it wrote what it must not; "raise";
+    # "value": from it on values are others; "gradient": gradients are
 
     @property
     def bad(self) -> bool:
@@ -77,6 +78,7 @@ class Finding:
     cut: str = ""  # the first call from which on the device had the CPU's numbers, so that nothing was followed to the end
     plain: float = math.nan  # the same of a run of the model on the device by itself; NaN where there was none
     sound_paths: int = 0  # modules in which the device takes another path and is within its floor
+    shown: str = ""  # the first call of that run that is given what is wrong already and no call returned
     unwatched: int = 0  # calls of that run whose memory was not compared, because it is large or the time was over
 
     @property
@@ -172,8 +174,9 @@ class Finding:
         if first.kind == "path":
             others = f" So do {len(more) - 1} more modules." if len(more) > 1 else ""
             return f"{first.name}: the model takes another path on the device, and a wrong one: {reason}.{others} {self._sound()}{over}"
-        if first.kind == "value":
-            return f"{first.name} is where the device's values become others: {reason}. {self._sound()}{over}"
+        if first.kind in ("value", "gradient"):
+            where = f"is where the device's {first.kind}s become others than the CPU's"
+            return f"{first.name} {where}: {reason}. {self._sound()}{over}"
         if first.kind == "raise":
             return f"{first.name} is what raises when the model runs on the device by itself: {reason}.{cause} {self._sound()}{over}"
         if first.kind == "module" and self.level != "modules":
@@ -216,10 +219,11 @@ class Finding:
 
     def _unexplained(self) -> str:
         """The sentence of a row whose error no operator explains, or of which that was not measured."""
+        shown = f" The first call that shows it is {self.shown}." if self.shown else ""
         if self.cut:
             goes_on = f"from {self.cut} on the device had the CPU's numbers"
-            return f"{self._sound()} What they give together was not measured: {goes_on}."
-        return f"{self._sound()} Together they give {self._share()}: its error is elsewhere."
+            return f"{self._sound()} What they give together was not measured: {goes_on}.{shown}"
+        return f"{self._sound()} Together they give {self._share()}: its error is elsewhere.{shown}"
 
     def _gone_error(self) -> str:
         return "The row's error did not come back: nothing raised, neither operator by operator nor in a run of its own; the row's reason says where it was raised."

@@ -72,13 +72,18 @@ class Modules:
         self.unseen = 0
 
     def steps(self) -> Iterator[Step]:
-        """The children of the model, then those of the first that is wrong, and so on; none after the device's end."""
+        """The children of the model, then those of the first that is wrong, and so on; none after the device's end.
+
+        Where none of its children is wrong, the model itself: what it does between them.
+        """
         at, number = "", 0
         while not self.gone:
             steps = self.look(lambda model, at=at: called(model.get_submodule(at), at), number)
             yield from steps
             number += len(steps)
             wrong = next((each.module for each in steps if each.bad), None)
+            if wrong is None and not at and not self.unseen and not self.gone and number:
+                yield from self.look(lambda model: [""], number)
             if wrong is None or self.unseen:
                 return
             at = wrong

@@ -16,10 +16,11 @@ from harness.devices import Device
 from harness.errors import HarnessError, RunError
 from harness.locate.calls import Call, Parting, aligned, partings
 from harness.locate.finding import RANDOM, Finding, Step, Symptom, ended
+from harness.locate.gradients import first_wrong_gradient
 from harness.locate.lockstep import Lockstep, named, restored
 from harness.locate.modules import DEEP, Modules, Sides
 from harness.locate.plain import Memory, Recorder
-from harness.locate.stray import Stray, first_stray
+from harness.locate.stray import Stray, called, first_stray
 from harness.locate.trace import Trace
 from harness.reference import Draws, Models, drawing, fresh, move, require_float32, roundoff, run, seeded, tensors_of
 from harness.trial import difference
@@ -143,6 +144,7 @@ class _Search:
                 mode_of = Lockstep(device, lent.enter_context(named(model)), backward, self.until, case.fallbacks)
                 own = fresh(self.inputs)  # its copying is no call of the model
                 mode_of.share(model, there, own)
+                lent.callback(mode_of.trace.close)
             lent.enter_context(seeded(self.seed or 0, *filter(None, [device.generator])))
             with mode_of as mode:
                 output = self.run(model, own)
@@ -211,6 +213,7 @@ class _Search:
                 moved = move(fresh(self.inputs), device=device.torch_device)
             memory = Memory(there, self.until, device.torch_device.type)
             trace = Trace(there, moved)
+            lent.callback(trace.close)
             recorder = Recorder(lent.enter_context(named(there)), trace, memory)
             lent.enter_context(drawing(self.draws, device.generator))
             if self.row is not None and self.row.error:
@@ -240,28 +243,33 @@ class _Search:
         steps += [_raising(plain.error, len(steps))] if plain.error is not None and not _raises(finding) else []
         steps += _writing(self.unlike_the_cpu(plain.trace.calls), len(steps))
         away = _away(plain.outputs, expected) if plain.outputs else math.nan
-        sound = 0
+        sound, shown = 0, ""
         if plain.error is None and not any(each.kind == "memory" for each in steps):
             here = mode.trace
-            stray = self.stray(here, plain.trace, mode.inherited)
-            if stray is not None:
+            stray = self.stray(here, plain.trace, mode.inherited, replace(finding, plain=away).away)
+            if stray is not None and stray.kind != "unseen":
                 steps.append(_straying(stray, len(steps)))
             else:
+                shown = f"{called(stray.call)}: {stray.text}" if stray is not None else ""
                 parted = partings(here.calls, plain.trace.calls)
                 wrong, sound = self.paths(here.calls, parted, finding, len(steps), away)
                 steps += wrong
         gone = finding.gone or ended(self.device, self.at)
-        return replace(finding, steps=tuple(steps), plain=away, sound_paths=sound, unwatched=plain.unwatched, gone=gone)
+        more = dict(sound_paths=sound, shown=shown, unwatched=plain.unwatched, gone=gone)
+        return replace(finding, steps=tuple(steps), plain=away, **more)
 
-    def stray(self, here: Trace, there: Trace, inherited: dict[int, float]) -> Stray | None:
-        """The first call that the device gives other values; None where another run of the CPU does so too."""
-        dtype = self.case.torch_dtype
-        found = first_stray(here, there, aligned(here.calls, there.calls).pairs, inherited, dtype)
+    def stray(self, here: Trace, there: Trace, inherited: dict[int, float], away: float) -> Stray | None:
+        """The first call that the device gives other values or gradients; None where another run of the CPU does so too."""
+
+        def first(trace: Trace) -> Stray | None:
+            pairs, dtype = aligned(here.calls, trace.calls).pairs, self.case.torch_dtype
+            found = first_stray(here, trace, pairs, inherited, dtype)
+            return found or first_wrong_gradient(here, trace, pairs, dtype, away)
+
+        found = first(there)
         if found is None or self.ended:
             return None
-        again = self.cpu_trace(sketching=True)
-        other = first_stray(here, again, aligned(here.calls, again.calls).pairs, inherited, dtype)
-        return found if other is None else None
+        return found if first(self.cpu_trace(sketching=True)) is None else None
 
     def unlike_the_cpu(self, calls: list[Call]) -> list[Call]:
         """Those that wrote what they must not, but for those that write it on the CPU too, as batch_norm does."""
@@ -278,6 +286,7 @@ class _Search:
             memory = Memory(model, self.until, "cpu") if watched else None
             own = fresh(self.inputs)
             trace = Trace(model, own, sketching=sketching)
+            lent.callback(trace.close)
             recorder = Recorder(lent.enter_context(named(model)), trace, memory)
             with drawing(self.draws):
                 with recorder:
@@ -389,7 +398,7 @@ def _straying(stray: Stray, number: int) -> Step:
     """The step of the first call whose values are others on the device."""
     call = stray.call
     where = dict(number=number, operator=call.operator, module=call.module, place=call.place, dtype="", shape=())
-    return Step(own=math.nan, ratio=None, inherited=stray.away, reasons=(stray.text,), kind="value", **where)
+    return Step(own=math.nan, ratio=None, inherited=stray.away, reasons=(stray.text,), kind=stray.kind, **where)
 
 
 def _parted(parting: Parting, held: Step | None, number: int) -> Step:

@@ -28,6 +28,7 @@ class Stray:
     call: Call
     text: str
     away: float  # relative L2 difference
+    kind: str = "value"  # or "gradient"; "unseen": what it is given is wrong already, and no call returned that
 
 
 def first_stray(
@@ -133,7 +134,7 @@ class _Walk:
         if not away > GROWN * before + ROUNDINGS * self.unit:
             return None
         what = self._what(self.there, actual.origin)
-        taken = f"which {_called(user)} takes afterwards" if user is not None else "which the model returns"
+        taken = f"which {called(user)} takes afterwards" if user is not None else "which the model returns"
         differs = f"it differs by {away:.2e} then, by {before:.2e} before"
         if there:
             call = self.there.calls[there[0]]
@@ -182,7 +183,7 @@ class _Walk:
         if not all(unknown) or user is None or not away > GROWN * self.noise + JUMP * self.unit:
             return None
         text = f"what it is given differs by {away:.2e} already, and comes from no call of a torch function that was seen"
-        return Stray(call=user, text=text, away=away)
+        return Stray(call=user, text=text, away=away, kind="unseen")
 
     def _result(self, seen: Seen, other: Seen, i: int, j: int, differs: float) -> Stray | None:
         """A result that is wrong in a run of the device by itself alone, from arguments that are right."""
@@ -209,9 +210,9 @@ class _Walk:
     def _what(self, trace: Trace, origin: Origin) -> str:
         if origin.call is None:
             return origin.name or "a tensor that no call returned"
-        return f"what {_called(trace.calls[origin.call])} returned"
+        return f"what {called(trace.calls[origin.call])} returned"
 
 
-def _called(call: Call) -> str:
+def called(call: Call) -> str:
     """A call with its module: "b: add_ (vit.py:12)"."""
     return f"{call.module or 'the model'}: {call.name}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from harness.locate.calls import Call, call_of, place
 from harness.reference import roundoff, version
-from harness.torch_private import WeakTensorKeyDictionary, is_transformed
+from harness.torch_private import WeakTensorKeyDictionary, custom_function, is_transformed
 from harness.trial import FAILS, name_of, tensors_in
 
 READS = ("item", "tolist", "float", "int", "bool", "index", "complex")  # calls that give Python's numbers
@@ -83,6 +83,17 @@ def apart(actual: Sketch | None, expected: Sketch | None) -> float:
     return away / expected.norm if expected.norm else math.inf
 
 
+Key = tuple[int, int] | str  # of a tensor: the call that returned it and the number of the result, or its name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A call through which no gradient flows back."""
+
+    call: Call
+    kind: str  # the operator
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """Where a tensor comes from: a call and the number of its result, or a name where no call returned it."""
@@ -94,6 +105,10 @@ class Origin:
     before: tuple[int, ...] = ()  # calls that had written into what it is a copy of
     copied: str = ""  # the call that copied it, "clone (vit.py:3)"
 
+    @property
+    def key(self) -> Key:
+        return self.name if self.call is None else (self.call, self.number)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
@@ -104,13 +119,12 @@ class Given:
     content: Sketch | None  # where somebody wrote, or nobody knows where it comes from
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Seen:
     """What one call was given and returned."""
 
     given: tuple[Given, ...]
     results: tuple[Sketch | None, ...]
-    flows: dict[int, Sketch | None] = field(default_factory=dict)  # gradients that came to its results, by their number
 
 
 class Trace:
@@ -129,6 +143,10 @@ class Trace:
             self.origins[each] = Origin(name=f"the weight {name}")
         for number, each in enumerate(tensors_in(inputs)):
             self.origins[each] = Origin(name=f"input {number}")
+        self.flows: dict[Key, list[Sketch | None]] = {}  # the gradients that came to a tensor
+        self.cuts: dict[Key, list[Cut]] = {}  # what takes a tensor and lets no gradient through to it
+        self.functions: dict[Key, str] = {}  # the torch.autograd.Function of the model's own that returned a tensor
+        self.hooks = WeakTensorKeyDictionary()
         self.weights = WeakTensorKeyDictionary()
         for name, each in named:
             self.weights[each] = name
@@ -147,6 +165,7 @@ class Trace:
             origin = self.origins[tensor] = Origin(since=self.time)
         writers = self._writers(tensor, origin)
         unknown = origin.call is None and not origin.name
+        self._follow_gradient(tensor, origin)
         content = sketch_of(tensor) if reading and (writers or unknown) else None
         return Given(origin=origin, writers=writers, content=content)
 
@@ -172,6 +191,8 @@ class Trace:
         for number, each in enumerate(results):
             if not any(each is tensor for tensor, _, _ in before):
                 self.origins[each] = self._origin(func, index, number, given)
+                self._follow_gradient(each, self.origins[each])
+        self._note_cut(func, args, kwargs, results, module)
         if index is not None:
             self.seen.append(Seen(given=given, results=tuple(sketch_of(each) for each in results)))
 
@@ -186,9 +207,38 @@ class Trace:
             before=first.writers, copied=by,
         )  # fmt: skip
 
+    def _follow_gradient(self, tensor: Tensor, origin: Origin) -> None:
+        """Sketch the gradients that come to a tensor, of copies that keep its numbers those of the original alone."""
+        if not tensor.requires_grad or origin.copied or tensor in self.hooks or is_transformed(tensor):
+            return
+        key, name = origin.key, custom_function(tensor)
+        if name:
+            self.functions[key] = name
+
+        def keep(gradient: Tensor) -> None:
+            self.flows.setdefault(key, []).append(sketch_of(gradient))
+
+        self.hooks[tensor] = tensor.register_hook(keep)
+
+    def _note_cut(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor], module: str) -> None:
+        """Note a call of what asks for gradients whose result does not."""
+        fractions = [each for each in results if each.is_floating_point()]
+        name = name_of(func)
+        if not fractions or any(each.requires_grad for each in fractions) or name == "grad":
+            return
+        for tensor in tensors_in((args, kwargs)):
+            if tensor.requires_grad and tensor in self.origins:
+                call = Call(operator=name, module=module, place=place(), given=())
+                self.cuts.setdefault(self.origins[tensor].key, []).append(Cut(call=call, kind=name))
+
     def end(self, outputs: Iterable[Tensor]) -> None:
         """Record what the run returned."""
         self.outputs = tuple(self._given(each, True) for each in outputs) if self.sketching else ()
+
+    def close(self) -> None:
+        """Leave the tensors alone: the weights are those of other runs too."""
+        for each in self.hooks.values():
+            each.remove()
 
 
 def _address(tensor: Tensor) -> int:

@@ -1,0 +1,132 @@
+"""Where the gradients of the device's run go wrong though both runs make the same calls with the same values.
+
+The gradient that comes to what each call returned is compared. Where it is wrong, and right for all that takes this
+result, something between them is: a backward of the model's own, a detach or a no_grad on one side alone, an operator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from harness.locate.stray import Stray, called
+from harness.locate.trace import Cut, Key, Trace, apart
+from harness.reference import roundoff
+
+GROWN, ROUNDINGS = 32, 64  # times the differences around it, or roundings, that a gradient may differ by
+SHARE = 0.1  # of the row's difference that it must differ by
+
+
+def first_wrong_gradient(
+    here: Trace, there: Trace, pairs: Sequence[tuple[int, int]], dtype: torch.dtype, away: float
+) -> Stray | None:
+    """What makes the first wrong gradient on the device (`there`), as gradients flow; None where all are as the CPU's.
+
+    `pairs` are the calls that are the same, `away` what is to be explained, relative L2.
+    """
+    return _Flows(here, there, pairs, roundoff(dtype), 0.0 if math.isnan(away) else away).first()
+
+
+class _Flows:
+    """The gradients of both runs, by the tensor that they come to."""
+
+    def __init__(self, here: Trace, there: Trace, pairs: Sequence[tuple[int, int]], unit: float, away: float):
+        self.here, self.there, self.unit, self.away = here, there, unit, away
+        self.there_of = dict(pairs)
+        self.users: dict[Key, list[int]] = {}  # the CPU's calls that take a tensor
+        for number, seen in enumerate(here.seen):
+            for given in seen.given:
+                self.users.setdefault(given.origin.key, []).append(number)
+
+    def first(self) -> Stray | None:
+        keys = [each for each in {**self.here.flows, **self._flows_there()} if self.users.get(each)]
+        for key in sorted(keys, key=lambda each: max(self.users[each]), reverse=True):
+            users = list(dict.fromkeys(self._takers(key, set())))
+            if not users or not all(each in self.there_of for each in users):
+                continue
+            differs, around = self._differs(key), max(self._around(each) for each in users)
+            least = max(GROWN * around, ROUNDINGS * self.unit, SHARE * min(self.away, 1.0))
+            if differs > least:
+                return self._blamed(key, users, differs, around)
+        return None
+
+    def _flows_there(self) -> dict[Key, None]:
+        """What gets a gradient on the device, by the keys of the CPU."""
+        here_of = {j: i for i, j in self.there_of.items()}
+        keys = (key if isinstance(key, str) else (here_of.get(key[0]), key[1]) for key in self.there.flows)
+        return {key: None for key in keys if isinstance(key, str) or key[0] is not None}
+
+    def _twin(self, key: Key) -> Key | None:
+        """The key of the device for one of the CPU."""
+        if isinstance(key, str):
+            return key
+        return (self.there_of[key[0]], key[1]) if key[0] in self.there_of else None
+
+    def _differs(self, key: Key) -> float:
+        """How far the gradients that come to a tensor lie apart; infinite where one side alone has one."""
+        expected, actual = self.here.flows.get(key), self.there.flows.get(self._twin(key))
+        if expected is None and actual is None:
+            return math.nan
+        if expected is None or actual is None or len(expected) != len(actual):
+            return math.inf
+        found = [apart(*each) for each in zip(actual, expected)]
+        return max((each for each in found if not math.isnan(each)), default=math.nan)
+
+    def _results(self, call: int) -> list[Key]:
+        return [(call, number) for number in range(len(self.here.seen[call].results))]
+
+    def _takers(self, key: Key, known: set[int]) -> Iterator[int]:
+        """The calls that take a tensor and whose results get a gradient; calls within a function of the model's own get none."""
+        for call in self.users.get(key, ()):
+            if call in known:
+                continue
+            known.add(call)
+            if not all(math.isnan(self._differs(each)) for each in self._results(call)):
+                yield call
+            elif call in self.there_of:
+                for each in self._results(call):
+                    yield from self._takers(each, known)
+
+    def _around(self, call: int) -> float:
+        """The largest difference of the gradients that come to a call, and of its arguments and results."""
+        flows = [self._differs(each) for each in self._results(call)]
+        twin = self.there_of[call]
+        results = [apart(*each) for each in zip(self.there.seen[twin].results, self.here.seen[call].results)]
+        given = []
+        for each in self.here.seen[call].given:
+            origin, other = each.origin, self._twin(each.origin.key)
+            if origin.call is not None and other is not None:
+                sketches = (self.there.seen[other[0]].results, self.here.seen[origin.call].results)
+                given += [apart(*(part[origin.number] for part in sketches))]
+        return max((each for each in (*flows, *results, *given) if not math.isnan(each)), default=0.0)
+
+    def _blamed(self, key: Key, users: list[int], differs: float, around: float) -> Stray:
+        """Who is to be named for the gradient that comes to a tensor."""
+        what = key if isinstance(key, str) else f"what {called(self.here.calls[key[0]])} returned"
+        says = f"the gradient of {what} differs by {differs:.2e}, all around it by {around:.2e} at most"
+        cut = self._cut(key)
+        if cut is not None:
+            side = "device" if cut in self.there.cuts.get(self._twin(key), ()) else "CPU"
+            text = f"on the {side} alone it keeps gradients from flowing back: {says}"
+            return Stray(call=cut.call, text=text, away=differs, kind="gradient")
+        for user in users:
+            for each in self._results(user):
+                name = self.here.functions.get(each)
+                if name:
+                    text = f"the backward of {name} is another on the device: {says}"
+                    return Stray(call=self.there.calls[self.there_of[user]], text=text, away=differs, kind="gradient")
+        more = f", or one of {len(users) - 1} more that take it" if len(users) > 1 else ""
+        text = f"its backward is another on the device{more}: {says}"
+        return Stray(call=self.there.calls[self.there_of[users[0]]], text=text, away=differs, kind="gradient")
+
+    def _cut(self, key: Key) -> Cut | None:
+        """A detach, or a call without autograd, that one side alone makes of a tensor."""
+        here, there = list(self.here.cuts.get(key, ())), list(self.there.cuts.get(self._twin(key), ()))
+        for each in list(here):
+            twin = next((other for other in there if other.kind == each.kind), None)
+            if twin is not None:
+                here.remove(each)
+                there.remove(twin)
+        return next(iter((*there, *here)), None)
