@@ -29,7 +29,7 @@ from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
 
 __all__ = [
     "NAMES", "OPERATORS", "StorageWeakRef", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "custom_function", "has_kernel", "in_threads", "is_transformed", "missing", "mkldnn_enabled", "operator",
-    "operator_names", "returns_new", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map",
+    "operator_names", "returns_new", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map", "without_functions",
 ]  # fmt: skip
 
 NAMES = {  # under torch: what it is used for
@@ -37,6 +37,7 @@ NAMES = {  # under torch: what it is used for
     "_C._dispatch_get_all_op_names": "the forms of an operator that falls back",
     "ops.aten.add.Tensor._op_dk": "operators that one custom or composite operator is made of, on the device",
     "_C.DispatchKey": "the same",
+    "_C.DisableTorchFunction": "the operators of the emulated CANN are no calls of the model",
     "_C._functorch.is_functorch_wrapped_tensor": "tensors inside of vmap and torch.func.grad, which have no memory of their own",
     "_C._get_mkldnn_enabled": "the process without torch_npu computes as this one does",
     "_C._set_mkldnn_enabled": "the same",
@@ -97,6 +98,11 @@ def call_kernel(func: Any, key: str, args: tuple, kwargs: dict) -> Any:
 def is_transformed(tensor: torch.Tensor) -> bool:
     """Whether a tensor stands for others inside of vmap or torch.func.grad: it has no memory that can be read."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def without_functions() -> AbstractContextManager:
+    """A block in which no TorchFunctionMode sees what is called."""
+    return torch._C.DisableTorchFunction()
 
 
 def custom_function(tensor: torch.Tensor) -> str:

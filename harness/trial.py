@@ -119,6 +119,27 @@ def mutates(func: Callable, kwargs: dict) -> bool:
 IN_PLACE = ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__")
 
 
+NORMS = {"batch_norm": "training", "instance_norm": "use_input_stats"}  # and what makes them update running statistics
+
+
+def trains(func: Callable, args: tuple, kwargs: dict) -> bool:
+    """Whether a call of a norm takes the statistics of the batch and updates the running ones, as it is asked to."""
+    name = NORMS.get(name_of(func))
+    return name is not None and bool(args[5] if len(args) > 5 else kwargs.get(name, name == "use_input_stats"))
+
+
+def running_statistics(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The running mean and variance that a call of a norm was given."""
+    start = 3 if func is torch.batch_norm or func is torch.instance_norm else 1
+    return tensors_in([args[start : start + 2], kwargs.get("running_mean"), kwargs.get("running_var")])
+
+
+def statistics(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The running mean and variance after a call of a norm in training mode."""
+    func(*args, **kwargs)
+    return running_statistics(func, args, kwargs)
+
+
 def on(device: torch.device, value: Any) -> Any:
     """An argument for a call on a device: what names the CPU names the device."""
     if isinstance(value, torch.device) and value.type == "cpu" or isinstance(value, str) and value == "cpu":
@@ -263,6 +284,12 @@ class Trial:
         results = self.on_cpu(overflow) if results is None or overflow is not None else results
         forecast = None if rules is None or golden is None else self.on_cpu(rules)
         return judged(self.device, found, results, golden, forecast, self.narrow)
+
+    def statistics(self) -> Trial | None:
+        """The running statistics after the call as a call of its own; None of one that updates none."""
+        if not trains(self.func, self.args, self.kwargs) or not running_statistics(self.func, self.args, self.kwargs):
+            return None
+        return replace(self, func=statistics, args=(self.func, self.args, self.kwargs), kwargs={})
 
     def backward(self) -> Trial | None:
         """The call's gradients towards its floating-point inputs as a call of its own; None where there are none.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.reference import is_of_a_model, run
 from harness.torch_private import tree_leaves
-from harness.trial import mutates, name_of, tensors_in
+from harness.trial import mutates, name_of, tensors_in, trains
 
 # Calls that keep the numbers that they are given: a path with more or fewer of them is the same path.
 KEEP = (
@@ -33,7 +33,6 @@ KEEP = (
     "alias",
     "lift_fresh.default",
 )
-NORMS = {"batch_norm": "training", "instance_norm": "use_input_stats"}  # those that may update running statistics
 ENOUGH = 6  # calls of one side that a sentence names
 
 
@@ -113,12 +112,6 @@ def _statistics(here: Call, there: Call) -> str:
     said, other = (batch, running) if there.trains else (running, batch)
     mode = "training" if there.trains else "evaluation"
     return f"the device runs {there.name} in {mode} mode, {said}, where the CPU runs it {other}"
-
-
-def trains(func: Callable, args: tuple, kwargs: dict) -> bool:
-    """Whether a call of a norm takes the statistics of the batch and updates the running ones, as it is asked to."""
-    name = NORMS.get(name_of(func))
-    return name is not None and bool(args[5] if len(args) > 5 else kwargs.get(name, name == "use_input_stats"))
 
 
 def _only(one: Call, other: Call) -> list[str]:

@@ -213,6 +213,7 @@ class Finding:
 
     def _sound(self) -> str:
         said = f"None of the {self.operators} operators that the CPU runs is wrong with the CPU's inputs."
+        said = said if self.operators else "No operator was looked at by itself."
         if not self.transformed:
             return said
         return f"{said} {self.transformed} calls were not looked at by themselves: {TRANSFORMED.partition(':')[0]}."

@@ -35,22 +35,23 @@ class _Flows:
     def __init__(self, here: Trace, there: Trace, pairs: Sequence[tuple[int, int]], unit: float, away: float):
         self.here, self.there, self.unit, self.away = here, there, unit, away
         self.there_of = dict(pairs)
-        self.users: dict[Key, list[int]] = {}  # the CPU's calls that take a tensor
-        for number, seen in enumerate(here.seen):
-            for given in seen.given:
-                self.users.setdefault(given.origin.key, []).append(number)
+        self.users, self.users_there = _users(here), _users(there)
 
     def first(self) -> Stray | None:
         keys = [each for each in {**self.here.flows, **self._flows_there()} if self.users.get(each)]
         for key in sorted(keys, key=lambda each: max(self.users[each]), reverse=True):
             users = list(dict.fromkeys(self._takers(key, set())))
-            if not users or not all(each in self.there_of for each in users):
+            if not users or not all(each in self.there_of for each in users) or not self._is_used_alike(key):
                 continue
             differs, around = self._differs(key), max(self._around(each) for each in users)
             least = max(GROWN * around, ROUNDINGS * self.unit, SHARE * min(self.away, 1.0))
             if differs > least:
                 return self._blamed(key, users, differs, around)
         return None
+
+    def _is_used_alike(self, key: Key) -> bool:
+        """Whether the same calls take a tensor on both sides: what others do to its gradient is another path's."""
+        return {self.there_of.get(each) for each in self.users[key]} == {*self.users_there.get(self._twin(key), ())}
 
     def _flows_there(self) -> dict[Key, None]:
         """What gets a gradient on the device, by the keys of the CPU."""
@@ -106,10 +107,9 @@ class _Flows:
         """Who is to be named for the gradient that comes to a tensor."""
         what = key if isinstance(key, str) else f"what {called(self.here.calls[key[0]])} returned"
         says = f"the gradient of {what} differs by {differs:.2e}, all around it by {around:.2e} at most"
-        cut = self._cut(key)
+        cut, on_device = self._cut(key)
         if cut is not None:
-            side = "device" if cut in self.there.cuts.get(self._twin(key), ()) else "CPU"
-            text = f"on the {side} alone it keeps gradients from flowing back: {says}"
+            text = f"on the {'device' if on_device else 'CPU'} alone it keeps gradients from flowing back: {says}"
             return Stray(call=cut.call, text=text, away=differs, kind="gradient")
         for user in users:
             for each in self._results(user):
@@ -121,12 +121,33 @@ class _Flows:
         text = f"its backward is another on the device{more}: {says}"
         return Stray(call=self.there.calls[self.there_of[users[0]]], text=text, away=differs, kind="gradient")
 
-    def _cut(self, key: Key) -> Cut | None:
-        """A detach, or a call without autograd, that one side alone makes of a tensor."""
-        here, there = list(self.here.cuts.get(key, ())), list(self.there.cuts.get(self._twin(key), ()))
-        for each in list(here):
-            twin = next((other for other in there if other.kind == each.kind), None)
-            if twin is not None:
-                here.remove(each)
-                there.remove(twin)
-        return next(iter((*there, *here)), None)
+    def _cut(self, key: Key) -> tuple[Cut | None, bool]:
+        """A detach, or a call without autograd, that one side alone makes of a tensor or of what it is made of.
+
+        And whether the device makes it.
+        """
+        given = [] if isinstance(key, str) else [each.origin.key for each in self.here.seen[key[0]].given]
+        for each in (key, *given):
+            here, there = self._cuts(self.here, each), self._cuts(self.there, self._twin(each))
+            kinds = [[other.kind for other in side] for side in (here, there)]
+            more = [other for other in there if kinds[1].count(other.kind) > kinds[0].count(other.kind)]
+            less = [other for other in here if kinds[0].count(other.kind) > kinds[1].count(other.kind)]
+            if more or less:
+                return (more or less)[0], bool(more)
+        return None, False
+
+    def _cuts(self, trace: Trace, key: Key | None) -> list[Cut]:
+        """Where no gradient flows back to a tensor, and where the call that returned it lets none through."""
+        made = [] if key is None or isinstance(key, str) else [
+            each for cuts in trace.cuts.values() for each in cuts if each.number == key[0]
+        ]  # fmt: skip
+        return [*trace.cuts.get(key, ()), *made]
+
+
+def _users(trace: Trace) -> dict[Key, list[int]]:
+    """The calls that take each tensor."""
+    found: dict[Key, list[int]] = {}
+    for number, seen in enumerate(trace.seen):
+        for given in seen.given:
+            found.setdefault(given.origin.key, []).append(number)
+    return found

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from harness.devices import Device
@@ -20,7 +21,7 @@ from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, TRANSFORMED, St
 from harness.locate.trace import Trace
 from harness.reference import roundoff, version
 from harness.torch_private import WeakTensorKeyDictionary, is_transformed, tree_map
-from harness.trial import FAILS, Trial, apart, autocast_now, autocasting, copies_in_place, copy_strided, difference, mutates, name_of, on, place_in_memory, tensors_in
+from harness.trial import FAILS, Trial, apart, autocast_now, autocasting, copies_in_place, copy_strided, difference, mutates, name_of, on, place_in_memory, tensors_in, trains
 
 # The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of float32; in float32 products sixteen, for the order of
 # their sums. Half of it may lie in the norm, all of it in a row, a thirty-second in what all elements share, `ALONE` of it in one element. That is what the limits of the
@@ -98,7 +99,8 @@ class Lockstep(TorchFunctionMode):
         if any(is_transformed(each) for each in given):
             return self._transformed(func, args, kwargs)
         writes = mutates(func, kwargs)
-        before = copies_in_place((args, kwargs), "cpu") if writes else (args, kwargs)
+        kept = writes or trains(func, args, kwargs)
+        before = copies_in_place((args, kwargs), "cpu") if kept else (args, kwargs)
         failed = self._keep(given) if writes else None
         state, versions = torch.get_rng_state(), [version(each) for each in given]
         traced = self.trace.before(func, given)
@@ -108,7 +110,8 @@ class Lockstep(TorchFunctionMode):
         drawn, wrote = not torch.equal(state, torch.get_rng_state()), versions != [version(each) for each in given]
         if failed is None:
             try:
-                self._beside(func, args, kwargs, before, given, results, wrote=wrote and not writes, drawn=drawn)
+                with saved_tensors_hooks(_as_it_is, _as_it_is):  # torch.utils.checkpoint counts what the model saves
+                    self._beside(func, args, kwargs, before, given, results, wrote=wrote and not writes, drawn=drawn)
             except FAILS as error:  # of a copy to the device; operators are looked after where they run
                 failed = error
         if failed is not None:
@@ -267,14 +270,16 @@ class Lockstep(TorchFunctionMode):
             found = trial.on_device()
             own = apart(found, results)
             ratio, reasons = (None, ()) if is_explained(found, results, name_of(func)) else trial.judged(found, results)
-        back = trial.backward() if self.backward and not reasons else None
-        if back is not None:
+        for what, more in self._besides(trial) if not reasons else ():
             try:
-                there, here = back.on_device(), back.on_cpu()
+                there, here = more.on_device(), more.on_cpu()
             except FAILS as error:
                 return self._failed(func, results, error)
-            reasons = () if is_explained(there, here, name_of(func)) else tuple(f"backward: {each}" for each in back.judged(there, here)[1])
-            trial, found, results = (back, there, here) if reasons else (trial, found, results)
+            if not is_explained(there, here, name_of(func)):
+                reasons = tuple(f"{what}: {each}" for each in more.judged(there, here)[1])
+            if reasons:
+                trial, found, results = more, there, here
+                break
         cause, lies = "", "" if reasons else self._lies(trial, results, own, inherited)
         if lies:
             found = trial.on_device_in_place()
@@ -294,6 +299,11 @@ class Lockstep(TorchFunctionMode):
         if reasons and first and not self.gone and not lies:
             self.trial = trial
         self._add(func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited, note=note)
+
+    def _besides(self, trial: Trial) -> Iterator[tuple[str, Trial]]:
+        """What a call does beside its results, as calls of their own: running statistics, and gradients on request."""
+        pairs = (("running statistics", trial.statistics()), ("backward", trial.backward() if self.backward else None))
+        yield from ((what, each) for what, each in pairs if each is not None)
 
     def _lies(self, trial: Trial, results: list[Tensor], own: float, inherited: float) -> str:
         """How the arguments lie in memory, in words, where the device is wrong with them so and right with copies."""
@@ -360,6 +370,10 @@ def _can_be_made_again(trial: Trial) -> bool:
 
 def _not_again(error: Exception) -> str:
     return f"it could not be made again: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _as_the_cpu_casts(found: list[Tensor], results: list[Tensor]) -> tuple[list[Tensor], str]:

@@ -219,6 +219,8 @@ def called(module: nn.Module, at: str) -> list[str]:
     found = []
     for name, child in module.named_children():
         path = f"{at}.{name}" if at else name
+        if isinstance(child, torch.jit.ScriptModule):  # which takes no hooks while it runs
+            continue
         found += called(child, path) if type(child).forward is nn.Module.forward else [path]
     return found
 

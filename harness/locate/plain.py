@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from harness.locate.calls import trains
 from harness.locate.trace import Trace
 from harness.reference import version
-from harness.trial import FAILS, mutates, name_of, tensors_in
+from harness.torch_private import is_transformed
+from harness.trial import FAILS, mutates, name_of, running_statistics, tensors_in, trains
 
 LARGEST = 256 << 20  # bytes of one storage up to which its content is compared
 BESIDE, NEAREST = (
@@ -80,7 +80,9 @@ class Memory:
 
     def _address(self, tensor: Tensor) -> int | None:
         """The address of a tensor's storage; None of one without memory, or with memory of another kind or device."""
-        if tensor.layout != torch.strided or tensor.device.type != self.kind or not tensor.numel():
+        if tensor.layout != torch.strided or tensor.device.type != self.kind or is_transformed(tensor):
+            return None
+        if not tensor.numel():
             return None
         try:
             return tensor.untyped_storage().data_ptr() or None
@@ -200,7 +202,7 @@ def _content(tensor: Tensor) -> Tensor:
 def _written(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
     """The tensors that a call says it writes: by its name, out=, or its schema."""
     if trains(func, args, kwargs):
-        return tensors_in([args[1:5], kwargs.get("running_mean"), kwargs.get("running_var")])
+        return running_statistics(func, args, kwargs)
     if mutates(func, kwargs):
         return tensors_in(kwargs["out"]) if kwargs.get("out") is not None else tensors_in(args)[:1]
     overloads = [getattr(func, each) for each in func.overloads()] if hasattr(func, "overloads") else [func]

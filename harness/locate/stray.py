@@ -55,7 +55,7 @@ class _Walk:
         for i, j in self.pairs:
             seen, other = self.here.seen[i], self.there.seen[j]
             found = self._numbers(i, j) or self._arguments(seen, other, self.there.calls[j], (i, j))
-            results = [self._away(*each) for each in zip(other.results, seen.results)]
+            results = [self._away(*each) for each in self._results(i, j)]
             differs = max(results, default=0.0)
             if found is not None and differs > self._expected(i):
                 return found
@@ -108,13 +108,6 @@ class _Walk:
     def _is_known(self, origin: Origin, partner: Mapping[int, int]) -> bool:
         return origin.name != "" if origin.call is None else origin.call in partner
 
-    def _content(self, trace: Trace, given: Given) -> Sketch | None:
-        """What a call is given, or what it was when a call returned it, where nobody wrote into it since."""
-        if given.content is not None or given.origin.call is None:
-            return given.content
-        results = trace.seen[given.origin.call].results
-        return results[given.origin.number] if given.origin.number < len(results) else None
-
     def _before(self, expected: Origin, actual: Origin) -> float:
         """How far apart two tensors were when they were returned; weights and inputs are the same."""
         if expected.call is None or actual.call is None:
@@ -127,12 +120,16 @@ class _Walk:
         """A write into what the call is given, on one side alone."""
         there = [each for each in actual.writers if self.here_of.get(each) not in expected.writers]
         here = [each for each in expected.writers if self.there_of.get(each) not in actual.writers]
-        if bool(there) == bool(here):
-            return None  # none, or both sides write in their own way: another path
-        away = self._away(self._content(self.there, actual), self._content(self.here, expected))
+        if there and here:
+            return None  # both sides write in their own way: another path
+        if not actual.writers and not expected.writers:
+            return None
+        away = self._away(self.there.content(actual), self.here.content(expected))
         before = self._before(expected.origin, actual.origin)
         if not away > GROWN * before + ROUNDINGS * self.unit:
             return None
+        if not there and not here:
+            return self._written_otherwise(actual, away)
         what = self._what(self.there, actual.origin)
         taken = f"which {called(user)} takes afterwards" if user is not None else "which the model returns"
         differs = f"it differs by {away:.2e} then, by {before:.2e} before"
@@ -142,6 +139,24 @@ class _Walk:
         call = self.here.calls[here[0]]
         text = f"it writes into {what} on the CPU, and nothing does on the device, {taken}: {differs}"
         return Stray(call=call, text=text, away=away)
+
+    def _written_otherwise(self, actual: Given, away: float) -> Stray | None:
+        """A call that writes on both sides, is given the same, returns the same and writes something else."""
+        j = actual.writers[-1]
+        i = self.here_of[j]
+        around = [*self._given_away(i, j), *(self._away(*each) for each in self._results(i, j)), self.noise, self.unit]
+        if not away > JUMP * max(around):
+            return None
+        call, what = self.there.calls[j], self._what(self.there, actual.origin)
+        return Stray(call=call, text=f"what it writes into {what} differs by {away:.2e}", away=away)
+
+    def _given_away(self, i: int, j: int) -> list[float]:
+        """How far the arguments of a call lie apart."""
+        pairs = zip(self.there.seen[j].given, self.here.seen[i].given)
+        return [self._away(self.there.content(actual), self.here.content(expected)) for actual, expected in pairs]
+
+    def _results(self, i: int, j: int) -> list[tuple[Sketch | None, Sketch | None]]:
+        return list(zip(self.there.seen[j].results, self.here.seen[i].results))
 
     def _of_cpu(self, j: int) -> str:
         """What the CPU does where a call of the device writes."""
@@ -153,7 +168,7 @@ class _Walk:
 
     def _other(self, expected: Given, actual: Given, user: Call | None, pair: tuple[int, int] | None) -> Stray | None:
         """Another tensor than the one that the CPU takes."""
-        away = self._away(self._content(self.there, actual), self._content(self.here, expected))
+        away = self._away(self.there.content(actual), self.here.content(expected))
         if not away > GROWN * self.noise + ROUNDINGS * self.unit or self._is_reordered(pair):
             return None
         what, other = self._what(self.there, actual.origin), self._what(self.here, expected.origin)
@@ -193,7 +208,7 @@ class _Walk:
         pairs = list(zip(other.given, seen.given))
         if not all(self._is_same(expected.origin, actual.origin) for actual, expected in pairs):
             return None
-        given = [self._away(self._content(self.there, actual), self._content(self.here, expected)) for actual, expected in pairs]
+        given = self._given_away(i, j)
         if not differs > JUMP * max([*given, self.unit]) or not differs > 2 * GROWN * inherited:
             return None
         text = (

@@ -92,6 +92,7 @@ class Cut:
 
     call: Call
     kind: str  # the operator
+    number: int | None  # of the call, None of one that is not recorded, as detach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +140,10 @@ class Trace:
         self.origins = WeakTensorKeyDictionary()
         self.writes: dict[int, list[tuple[int, int]]] = {}  # by the address of a storage: when, and which call
         named = [*model.named_parameters(), *model.named_buffers()]
-        for name, each in named:
-            self.origins[each] = Origin(name=f"the weight {name}")
-        for number, each in enumerate(tensors_in(inputs)):
-            self.origins[each] = Origin(name=f"input {number}")
+        self.constants = {f"the weight {name}": each for name, each in named}
+        self.constants |= {f"input {number}": each for number, each in enumerate(tensors_in(inputs))}
+        for name, each in self.constants.items():
+            self.origins[each] = Origin(name=name)
         self.flows: dict[Key, list[Sketch | None]] = {}  # the gradients that came to a tensor
         self.cuts: dict[Key, list[Cut]] = {}  # what takes a tensor and lets no gradient through to it
         self.functions: dict[Key, str] = {}  # the torch.autograd.Function of the model's own that returned a tensor
@@ -192,7 +193,7 @@ class Trace:
             if not any(each is tensor for tensor, _, _ in before):
                 self.origins[each] = self._origin(func, index, number, given)
                 self._follow_gradient(each, self.origins[each])
-        self._note_cut(func, args, kwargs, results, module)
+        self._note_cut(func, args, kwargs, results, module, index)
         if index is not None:
             self.seen.append(Seen(given=given, results=tuple(sketch_of(each) for each in results)))
 
@@ -220,7 +221,9 @@ class Trace:
 
         self.hooks[tensor] = tensor.register_hook(keep)
 
-    def _note_cut(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor], module: str) -> None:
+    def _note_cut(
+        self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor], module: str, index: int | None
+    ) -> None:
         """Note a call of what asks for gradients whose result does not."""
         fractions = [each for each in results if each.is_floating_point()]
         name = name_of(func)
@@ -229,11 +232,21 @@ class Trace:
         for tensor in tensors_in((args, kwargs)):
             if tensor.requires_grad and tensor in self.origins:
                 call = Call(operator=name, module=module, place=place(), given=())
-                self.cuts.setdefault(self.origins[tensor].key, []).append(Cut(call=call, kind=name))
+                self.cuts.setdefault(self.origins[tensor].key, []).append(Cut(call=call, kind=name, number=index))
 
     def end(self, outputs: Iterable[Tensor]) -> None:
         """Record what the run returned."""
         self.outputs = tuple(self._given(each, True) for each in outputs) if self.sketching else ()
+
+    def content(self, given: Given) -> Sketch | None:
+        """What a call was given: as it was when a call returned it, where nobody has written into it since."""
+        origin = given.origin
+        if given.content is not None:
+            return given.content
+        if origin.call is None:
+            return sketch_of(self.constants[origin.name]) if origin.name and not given.writers else None
+        results = self.seen[origin.call].results
+        return results[origin.number] if origin.number < len(results) else None
 
     def close(self) -> None:
         """Leave the tensors alone: the weights are those of other runs too."""
