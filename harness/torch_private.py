@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
 
 __all__ = [
-    "NAMES", "OPERATORS", "StorageWeakRef", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "custom_function", "has_kernel", "in_threads", "is_transformed", "missing", "mkldnn_enabled", "operator",
+    "NAMES", "OPERATORS", "StorageWeakRef", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "custom_function", "has_kernel", "in_threads", "in_transform", "missing", "mkldnn_enabled", "operator",
     "operator_names", "returns_new", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map", "without_functions",
 ]  # fmt: skip
 
@@ -38,7 +38,7 @@ NAMES = {  # under torch: what it is used for
     "ops.aten.add.Tensor._op_dk": "operators that one custom or composite operator is made of, on the device",
     "_C.DispatchKey": "the same",
     "_C.DisableTorchFunction": "the operators of the emulated CANN are no calls of the model",
-    "_C._functorch.is_functorch_wrapped_tensor": "tensors inside of vmap and torch.func.grad, which have no memory of their own",
+    "_C._functorch.peek_interpreter_stack": "whether vmap or torch.func.grad transforms what is called",
     "_C._get_mkldnn_enabled": "the process without torch_npu computes as this one does",
     "_C._set_mkldnn_enabled": "the same",
     "_C._set_deterministic_algorithms": "the same",
@@ -95,9 +95,9 @@ def call_kernel(func: Any, key: str, args: tuple, kwargs: dict) -> Any:
     return func._op_dk(getattr(torch._C.DispatchKey, key), *args, **kwargs)
 
 
-def is_transformed(tensor: torch.Tensor) -> bool:
-    """Whether a tensor stands for others inside of vmap or torch.func.grad: it has no memory that can be read."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+def in_transform() -> bool:
+    """Whether vmap or torch.func.grad transforms what is called here: no tensor has memory that can be read then."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def without_functions() -> AbstractContextManager:

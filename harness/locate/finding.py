@@ -241,7 +241,8 @@ class Finding:
             return f"{self._not_again()} {self._sound()}{over}" if self.level != "modules" else f"{self._not_again()}{over}"
         if not self.explained:
             paths = f" {self.sound_paths} modules take another path on the device and are within their floors." if self.sound_paths else ""
-            return f"{self._unexplained()}{paths}{COMES_AND_GOES if self.comes_and_goes else LOOK}{over}"
+            look = INSIDE if self.transformed else LOOK
+            return f"{self._unexplained()}{paths}{COMES_AND_GOES if self.comes_and_goes else look}{over}"
         if self.fallen:
             said += f" {len(self.fallen)} fell back to the CPU, the first is {self.fallen[0].name} ({self.fallen[0].note.removeprefix(FALLS_BACK + ': ')})."
         if largest is None or not largest.own:
@@ -259,6 +260,7 @@ class Finding:
 ROUNDINGS = 16  # that a run by itself may differ by where nothing says that it is wrong
 RUN_TO_RUN = "differs from run to run"  # the cause of an operator that gives other numbers each time
 COMES_AND_GOES = " The row's own two runs differ: its fault comes and goes, and did not show in one operator here."
+INSIDE = " Look at what is inside of the transform: a forward of the case that makes these calls one by one is looked into."
 SHARE = 0.5  # of the row's difference that must be found again for it to be explained
 LOOK = (
     " Look at what the model does outside of torch's functions: code of its own that leaves the device, extensions in C++, "

@@ -20,7 +20,7 @@ from harness.locate.calls import place
 from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, TRANSFORMED, Step, ended, kind_of, raised
 from harness.locate.trace import Trace
 from harness.reference import roundoff, version
-from harness.torch_private import WeakTensorKeyDictionary, is_transformed, tree_map
+from harness.torch_private import WeakTensorKeyDictionary, in_transform, tree_map
 from harness.trial import FAILS, Trial, apart, autocast_now, autocasting, copies_in_place, copy_strided, difference, mutates, name_of, on, place_in_memory, tensors_in, trains
 
 # The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of float32; in float32 products sixteen, for the order of
@@ -95,9 +95,9 @@ class Lockstep(TorchFunctionMode):
             self.unseen += bool(tensors_in(returned))
             self._record(func, args, kwargs, tensors_in(returned), [])
             return returned
-        given = tensors_in((args, kwargs))
-        if any(is_transformed(each) for each in given):
+        if in_transform():
             return self._transformed(func, args, kwargs)
+        given = tensors_in((args, kwargs))
         writes = mutates(func, kwargs)
         kept = writes or trains(func, args, kwargs)
         before = copies_in_place((args, kwargs), "cpu") if kept else (args, kwargs)
@@ -120,10 +120,9 @@ class Lockstep(TorchFunctionMode):
 
     def _transformed(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """A call inside of vmap or torch.func.grad: what leaves the transform is the CPU's on both sides."""
-        traced = self.trace.before(func, tensors_in((args, kwargs)))
         returned = func(*args, **kwargs)
         results = tensors_in(returned)
-        self._record(func, args, kwargs, results, traced)
+        self._record(func, args, kwargs, results, [])
         if results and getattr(func, "__name__", "") != "__get__":
             self.cut = self.cut or self._name(func)
             self._add(func, results, note=TRANSFORMED)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from harness.locate.trace import Trace
 from harness.reference import version
-from harness.torch_private import is_transformed
+from harness.torch_private import in_transform
 from harness.trial import FAILS, mutates, name_of, running_statistics, tensors_in, trains
 
 LARGEST = 256 << 20  # bytes of one storage up to which its content is compared
@@ -39,11 +39,12 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        before = self.memory.before(func, args, kwargs) if self.memory is not None else None
+        memory = None if in_transform() else self.memory
+        before = memory.before(func, args, kwargs) if memory is not None else None
         traced = self.trace.before(func, tensors_in((args, kwargs)))
         returned = func(*args, **kwargs)
         results = tensors_in(returned)
-        wrote = self.memory.after(before, results, self._name(func)) if self.memory is not None else ""
+        wrote = memory.after(before, results, self._name(func)) if memory is not None else ""
         self.trace.after(traced, func, args, kwargs, results, self.path[-1], wrote)
         return returned
 
@@ -80,9 +81,7 @@ class Memory:
 
     def _address(self, tensor: Tensor) -> int | None:
         """The address of a tensor's storage; None of one without memory, or with memory of another kind or device."""
-        if tensor.layout != torch.strided or tensor.device.type != self.kind or is_transformed(tensor):
-            return None
-        if not tensor.numel():
+        if tensor.layout != torch.strided or tensor.device.type != self.kind or not tensor.numel():
             return None
         try:
             return tensor.untyped_storage().data_ptr() or None

@@ -120,8 +120,9 @@ class _Walk:
         """A write into what the call is given, on one side alone."""
         there = [each for each in actual.writers if self.here_of.get(each) not in expected.writers]
         here = [each for each in expected.writers if self.there_of.get(each) not in actual.writers]
-        if there and here:
-            return None  # both sides write in their own way: another path
+        trains = [*(self.there.calls[each].trains for each in there), *(self.here.calls[each].trains for each in here)]
+        if there and here or any(trains):
+            return None  # both sides write in their own way, or a norm trains on one alone: another path
         if not actual.writers and not expected.writers:
             return None
         away = self._away(self.there.content(actual), self.here.content(expected))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from harness.locate.calls import Call, call_of, place
 from harness.reference import roundoff, version
-from harness.torch_private import WeakTensorKeyDictionary, custom_function, is_transformed
-from harness.trial import FAILS, name_of, tensors_in
+from harness.torch_private import WeakTensorKeyDictionary, custom_function, in_transform
+from harness.trial import FAILS, name_of, running_statistics, tensors_in, trains
 
 READS = ("item", "tolist", "float", "int", "bool", "index", "complex")  # calls that give Python's numbers
 LANES, PERIOD = 256, 1 << 20  # sums of a sketch; elements after which the signs repeat, in another order of the sums
@@ -40,7 +40,7 @@ def sketch_of(tensor: Tensor) -> Sketch | None:
 
     Example: `apart(sketch_of(x), sketch_of(x * 1.01))` is about 0.01.
     """
-    if tensor.layout != torch.strided or tensor.device.type == "meta" or is_transformed(tensor):
+    if tensor.layout != torch.strided or tensor.device.type == "meta" or in_transform():
         return None
     try:
         flat = tensor.detach().to("cpu").reshape(-1)
@@ -154,7 +154,7 @@ class Trace:
 
     def before(self, func: Callable, given: Iterable[Tensor]) -> list[tuple[Tensor, int, Given]]:
         """What is kept of a call before it is made."""
-        if not self.sketching:
+        if not self.sketching or in_transform():
             return []
         self.reads = self.reads or name_of(func) in READS
         reading = getattr(func, "__name__", "") != "__get__"  # a property reads no content
@@ -185,15 +185,17 @@ class Trace:
             self.calls.append(call)
         if not self.sketching:
             return
+        updated = running_statistics(func, args, kwargs) if trains(func, args, kwargs) else []
         for tensor, then, _ in before:
-            if version(tensor) != then and index is not None:
+            if index is not None and (version(tensor) != then or any(tensor is each for each in updated)):
                 self.writes.setdefault(_address(tensor), []).append((self.time, index))
         given = tuple(each for _, _, each in before)
-        for number, each in enumerate(results):
-            if not any(each is tensor for tensor, _, _ in before):
-                self.origins[each] = self._origin(func, index, number, given)
-                self._follow_gradient(each, self.origins[each])
-        self._note_cut(func, args, kwargs, results, module, index)
+        if not in_transform():
+            for number, each in enumerate(results):
+                if not any(each is tensor for tensor, _, _ in before):
+                    self.origins[each] = self._origin(func, index, number, given)
+                    self._follow_gradient(each, self.origins[each])
+            self._note_cut(func, args, kwargs, results, module, index)
         if index is not None:
             self.seen.append(Seen(given=given, results=tuple(sketch_of(each) for each in results)))
 
@@ -210,7 +212,7 @@ class Trace:
 
     def _follow_gradient(self, tensor: Tensor, origin: Origin) -> None:
         """Sketch the gradients that come to a tensor, of copies that keep its numbers those of the original alone."""
-        if not tensor.requires_grad or origin.copied or tensor in self.hooks or is_transformed(tensor):
+        if not tensor.requires_grad or origin.copied or tensor in self.hooks:
             return
         key, name = origin.key, custom_function(tensor)
         if name:
