@@ -28,8 +28,10 @@ from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
 
 __all__ = [
-    "NAMES", "OPERATORS", "StorageWeakRef", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "custom_function", "has_kernel", "in_threads", "in_transform", "missing", "mkldnn_enabled", "operator",
-    "operator_names", "returns_new", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map", "without_functions",
+    "NAMES", "OPERATORS", "StorageWeakRef", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized",
+    "call_kernel", "custom_function", "has_kernel", "in_threads", "in_transform", "missing", "mkldnn_enabled",
+    "operator", "operator_names", "returns_new", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map",
+    "without_functions",
 ]  # fmt: skip
 
 NAMES = {  # under torch: what it is used for

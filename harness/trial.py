@@ -87,7 +87,10 @@ def _memory(tensor: Tensor) -> tuple:
 def _base(tensors: Sequence[Tensor], device: torch.device | str) -> tuple[Tensor, int]:
     """A copy of the memory that some tensors of one storage reach over, flat, and the element at which it begins."""
     begin = min(each.storage_offset() for each in tensors)
-    ends = [each.storage_offset() + sum((n - 1) * step for n, step in zip(each.shape, each.stride())) for each in tensors]
+    ends = [
+        each.storage_offset() + sum((size - 1) * stride for size, stride in zip(each.shape, each.stride()))
+        for each in tensors
+    ]
     whole = max(BOUNDARY // tensors[0].element_size(), 1)
     begin = begin // whole * whole
     return tensors[0].detach().as_strided((max(ends) + 1 - begin,), (1,), begin).to(device, copy=True), begin

@@ -263,7 +263,7 @@ def _compute(entry, struck, inputs: list, outputs: list, **keywords) -> None:
 
 
 def _without_autocast() -> AbstractContextManager:
-    """A block in which the CPU computes in the dtypes that it is given, whatever a model under torch.autocast asks of it."""
+    """A block in which the CPU computes in the dtypes that it is given, where a model runs under torch.autocast too."""
     import torch
 
     off = not torch.is_autocast_enabled("cpu")

@@ -169,7 +169,10 @@ def call_of(
     func: Callable, args: tuple, kwargs: dict, results: list[Tensor], module: str, wrote: str = "",
     weights: Mapping[Tensor, str] | None = None,
 ) -> Call | None:  # fmt: skip
-    """A call as it is recorded; None of one that gives no new numbers and writes none. `weights`: the model's, by name."""
+    """A call as it is recorded; None of one that gives no new numbers and writes none.
+
+    `weights`: the names of the model's.
+    """
     if not results and not mutates(func, kwargs) and not wrote:
         return None
     if name_of(func) in KEEP and not wrote:

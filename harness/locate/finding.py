@@ -75,7 +75,7 @@ class Finding:
     trial: Any = field(default=None, repr=False)  # of the first, to make a repro of
     row: Symptom | None = None  # None: nothing is known of a row
     followed: float = math.nan  # relative L2 difference of the outputs that the CPU's calls give on the device
-    cut: str = ""  # the first call from which on the device had the CPU's numbers, so that nothing was followed to the end
+    cut: str = ""  # the first call from which on the device had the CPU's numbers: nothing was followed to the end
     plain: float = math.nan  # the same of a run of the model on the device by itself; NaN where there was none
     sound_paths: int = 0  # modules in which the device takes another path and is within its floor
     shown: str = ""  # the first call of that run that is given what is wrong already and no call returned
@@ -136,7 +136,7 @@ class Finding:
 
     @property
     def comes_and_goes(self) -> bool:
-        """Whether two runs of the row, or of its first wrong operator, differ: no two differences are of one fault then."""
+        """Whether two runs of the row, or of its first wrong operator, differ: no two differences are of one fault."""
         scatters = self.row is not None and self.row.scatters
         return scatters or self.first is not None and RUN_TO_RUN in self.first.cause
 
@@ -260,7 +260,7 @@ class Finding:
 ROUNDINGS = 16  # that a run by itself may differ by where nothing says that it is wrong
 RUN_TO_RUN = "differs from run to run"  # the cause of an operator that gives other numbers each time
 COMES_AND_GOES = " The row's own two runs differ: its fault comes and goes, and did not show in one operator here."
-INSIDE = " Look at what is inside of the transform: a forward of the case that makes these calls one by one is looked into."
+INSIDE = " Look at what is inside of the transform: let the case's forward make these calls one by one."
 SHARE = 0.5  # of the row's difference that must be found again for it to be explained
 LOOK = (
     " Look at what the model does outside of torch's functions: code of its own that leaves the device, extensions in C++, "

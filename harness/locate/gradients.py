@@ -79,7 +79,10 @@ class _Flows:
         return [(call, number) for number in range(len(self.here.seen[call].results))]
 
     def _takers(self, key: Key, known: set[int]) -> Iterator[int]:
-        """The calls that take a tensor and whose results get a gradient; calls within a function of the model's own get none."""
+        """The calls that take a tensor and whose results get a gradient.
+
+        Calls within a torch.autograd.Function of the model's own get none: those after them stand for them.
+        """
         for call in self.users.get(key, ()):
             if call in known:
                 continue

@@ -21,7 +21,10 @@ from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, TRANSFORMED, St
 from harness.locate.trace import Trace
 from harness.reference import roundoff, version
 from harness.torch_private import WeakTensorKeyDictionary, in_transform, tree_map
-from harness.trial import FAILS, Trial, apart, autocast_now, autocasting, copies_in_place, copy_strided, difference, mutates, name_of, on, place_in_memory, tensors_in, trains
+from harness.trial import (
+    FAILS, Trial, apart, autocast_now, autocasting, copies_in_place, copy_strided, difference, mutates, name_of, on,
+    place_in_memory, tensors_in, trains,
+)  # fmt: skip
 
 # The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of float32; in float32 products sixteen, for the order of
 # their sums. Half of it may lie in the norm, all of it in a row, a thirty-second in what all elements share, `ALONE` of it in one element. That is what the limits of the

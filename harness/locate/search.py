@@ -259,7 +259,7 @@ class _Search:
         return replace(finding, steps=tuple(steps), plain=away, **more)
 
     def stray(self, here: Trace, there: Trace, inherited: dict[int, float], away: float) -> Stray | None:
-        """The first call that the device gives other values or gradients; None where another run of the CPU does so too."""
+        """The first call that the device gives other values or gradients; None where the CPU does too."""
 
         def first(trace: Trace) -> Stray | None:
             pairs, dtype = aligned(here.calls, trace.calls).pairs, self.case.torch_dtype

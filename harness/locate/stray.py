@@ -1,7 +1,7 @@
 """Where the device's run strays from the CPU's though both make the same calls: the first that is given other values.
 
-A write into a tensor that is used again, another tensor or number than the CPU's, a result that no other look shows. What
-is given is compared with what it was when a call returned it (`trace.py`), so that roundings that grow over the
+A write into a tensor that is used again, another tensor or number than the CPU's, a result that no other look shows.
+What is given is compared with what it was when a call returned it (`trace.py`), so that roundings that grow over the
 model blame nobody.
 """
 
@@ -36,8 +36,8 @@ def first_stray(
 ) -> Stray | None:
     """The first call of the device (`there`) that is given other values than the CPU's (`here`), or gives others.
 
-    `pairs` are the calls that are the same, `inherited` what each call of the CPU gave on the device beside it, relative
-    L2 to the CPU. None where nothing strays.
+    `pairs` are the calls that are the same, `inherited` what each call of the CPU gave on the device beside it,
+    relative L2 to the CPU. None where nothing strays.
     """
     return _Walk(here, there, pairs, inherited, roundoff(dtype)).first()
 
@@ -136,9 +136,12 @@ class _Walk:
         differs = f"it differs by {away:.2e} then, by {before:.2e} before"
         if there:
             call = self.there.calls[there[0]]
-            return Stray(call=call, text=f"it writes into {what}, {taken}: {differs}; {self._of_cpu(there[0])}", away=away)
+            text = f"it writes into {what}, {taken}: {differs}; {self._of_cpu(there[0])}"
+            return Stray(call=call, text=text, away=away)
         call = self.here.calls[here[0]]
-        text = f"it writes into {what} on the CPU, and nothing does on the device, {taken}: {differs}"
+        copied = actual.origin.copied
+        instead = f"the device takes a copy from before, made by {copied}" if copied else "on the device nothing does"
+        text = f"on the CPU it writes into {what}, {taken}; {instead}: {differs}"
         return Stray(call=call, text=text, away=away)
 
     def _written_otherwise(self, actual: Given, away: float) -> Stray | None:
@@ -198,7 +201,7 @@ class _Walk:
         away = self._away(actual.content, expected.content)
         if not all(unknown) or user is None or not away > GROWN * self.noise + JUMP * self.unit:
             return None
-        text = f"what it is given differs by {away:.2e} already, and comes from no call of a torch function that was seen"
+        text = f"what it is given differs by {away:.2e} already, and no torch function that was seen returned it"
         return Stray(call=user, text=text, away=away, kind="unseen")
 
     def _result(self, seen: Seen, other: Seen, i: int, j: int, differs: float) -> Stray | None:
@@ -213,8 +216,8 @@ class _Walk:
         if not differs > JUMP * max([*given, self.unit]) or not differs > 2 * GROWN * inherited:
             return None
         text = (
-            f"it differs by {differs:.2e} in a run of the device by itself, from arguments that differ by {max([*given, 0.0]):.2e};"
-            f" beside the CPU it differs by {inherited:.2e}"
+            f"it differs by {differs:.2e} in a run of the device by itself, from arguments that differ by"
+            f" {max([*given, 0.0]):.2e}; beside the CPU it differs by {inherited:.2e}"
         )
         return Stray(call=self.there.calls[j], text=text, away=differs)
 

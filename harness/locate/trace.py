@@ -1,4 +1,4 @@
-"""What the calls of one run are given and return: where each tensor comes from, who wrote into it since, and a sketch of its content.
+"""What the calls of one run are given and return: where tensors come from, who wrote into them, their content.
 
 A sketch is small enough to be kept of every call, and two of them tell how far apart two tensors are, relative L2, to
 about a tenth: sums of the elements with random signs (the count sketch of Charikar, Chen and Farach-Colton, 2002).
@@ -69,9 +69,9 @@ def _signs() -> Tensor:
 
 
 def apart(actual: Sketch | None, expected: Sketch | None) -> float:
-    """How far two tensors lie apart by their sketches, relative L2; infinite where shapes or the counts of NaN and Inf differ.
+    """How far two tensors lie apart by their sketches, relative L2; NaN where a sketch is missing.
 
-    NaN where a sketch is missing.
+    Infinite where shapes or the counts of NaN and Inf differ.
     """
     if actual is None or expected is None:
         return math.nan
