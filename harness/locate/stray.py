@@ -157,7 +157,13 @@ class _Walk:
     def _given_away(self, i: int, j: int) -> list[float]:
         """How far the arguments of a call lie apart."""
         pairs = zip(self.there.seen[j].given, self.here.seen[i].given)
-        return [self._away(self.there.content(actual), self.here.content(expected)) for actual, expected in pairs]
+        return [self._given_one_away(actual, expected) for actual, expected in pairs]
+
+    def _given_one_away(self, actual: Given, expected: Given) -> float:
+        if actual.origin.call is None and not actual.writers and not expected.writers:
+            if self._is_same(expected.origin, actual.origin):
+                return 0.0  # a weight, which is the same
+        return self._away(self.there.content(actual), self.here.content(expected))
 
     def _results(self, i: int, j: int) -> list[tuple[Sketch | None, Sketch | None]]:
         return list(zip(self.there.seen[j].results, self.here.seen[i].results))
@@ -207,13 +213,13 @@ class _Walk:
     def _result(self, seen: Seen, other: Seen, i: int, j: int, differs: float) -> Stray | None:
         """A result that is wrong in a run of the device by itself alone, from arguments that are right."""
         inherited = self.inherited.get(i, math.nan)
-        if math.isnan(inherited) or len(seen.given) != len(other.given):
+        if not differs > max(2 * GROWN * inherited, JUMP * self.unit) or len(seen.given) != len(other.given):
             return None
         pairs = list(zip(other.given, seen.given))
         if not all(self._is_same(expected.origin, actual.origin) for actual, expected in pairs):
             return None
         given = self._given_away(i, j)
-        if not differs > JUMP * max([*given, self.unit]) or not differs > 2 * GROWN * inherited:
+        if not differs > JUMP * max([*given, self.unit]):
             return None
         text = (
             f"it differs by {differs:.2e} in a run of the device by itself, from arguments that differ by"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.locate.calls import Call, call_of, place
-from harness.reference import roundoff, version
+from harness.reference import version
 from harness.torch_private import WeakTensorKeyDictionary, custom_function, in_transform
 from harness.trial import FAILS, name_of, running_statistics, tensors_in, trains
 
@@ -32,7 +33,6 @@ class Sketch:
     norm: float
     odd: int  # elements that are NaN or infinite
     shape: tuple[int, ...]
-    roundoff: float  # of its dtype, 0 where it holds no fractions
 
 
 def sketch_of(tensor: Tensor) -> Sketch | None:
@@ -43,29 +43,42 @@ def sketch_of(tensor: Tensor) -> Sketch | None:
     if tensor.layout != torch.strided or tensor.device.type == "meta" or in_transform():
         return None
     try:
-        flat = tensor.detach().to("cpu").reshape(-1)
+        return _sketch(tensor.detach().to("cpu").reshape(-1), tuple(tensor.shape))
     except FAILS:
         return None
+
+
+def _sketch(flat: Tensor, shape: tuple[int, ...]) -> Sketch:
     flat = torch.view_as_real(flat.resolve_conj()).reshape(-1) if flat.is_complex() else flat
+    wide = torch.float64 if flat.dtype == torch.float64 or not flat.is_floating_point() else torch.float32
     sums, square, odd = torch.zeros(LANES, dtype=torch.float64), 0.0, 0
     for number, part in enumerate(flat.split(PERIOD)):
-        part = part.double()
-        finite = part.isfinite()
-        odd += part.numel() - int(finite.sum())
-        part = torch.where(finite, part, 0.0)
-        square += float(part.square().sum())
-        signed = torch.nn.functional.pad(part * _signs()[: len(part)], (0, -len(part) % LANES))
-        sums += signed.view(-1, LANES).sum(0).roll(number)
-    floating = tensor.dtype.is_floating_point
-    unit = roundoff(tensor.dtype) if floating else 0.0
-    return Sketch(sums=sums, norm=math.sqrt(square), odd=odd, shape=tuple(tensor.shape), roundoff=unit)
+        part = part.to(wide)
+        norm = float(torch.linalg.vector_norm(part, dtype=torch.float64))
+        if not math.isfinite(norm):
+            finite = part.isfinite()
+            odd += part.numel() - int(finite.sum())
+            part = torch.where(finite, part, 0.0)
+            norm = float(torch.linalg.vector_norm(part, dtype=torch.float64))
+        square += norm**2
+        signed = _room(wide, threading.get_ident())[: len(part) + -len(part) % LANES]
+        signed[len(part) :] = 0.0
+        torch.mul(part, _signs(wide)[: len(part)], out=signed[: len(part)])
+        sums += signed.view(-1, LANES).sum(0, dtype=torch.float64).roll(number)
+    return Sketch(sums=sums, norm=math.sqrt(square), odd=odd, shape=shape)
 
 
 @functools.cache
-def _signs() -> Tensor:
+def _room(dtype: torch.dtype, thread: int) -> Tensor:
+    """`PERIOD` elements to compute in: memory that came and went between the sketches that are kept would be in pieces."""
+    return torch.empty(PERIOD, dtype=dtype)
+
+
+@functools.cache
+def _signs(dtype: torch.dtype) -> Tensor:
     """`PERIOD` random signs, the same in every process."""
     generator = torch.Generator().manual_seed(20261126)
-    return torch.randint(0, 2, (PERIOD,), generator=generator).double() * 2 - 1
+    return torch.randint(0, 2, (PERIOD,), generator=generator).to(dtype) * 2 - 1
 
 
 def apart(actual: Sketch | None, expected: Sketch | None) -> float:
@@ -212,7 +225,7 @@ class Trace:
 
     def _follow_gradient(self, tensor: Tensor, origin: Origin) -> None:
         """Sketch the gradients that come to a tensor, of copies that keep its numbers those of the original alone."""
-        if not tensor.requires_grad or origin.copied or tensor in self.hooks:
+        if not (tensor.requires_grad and torch.is_grad_enabled()) or origin.copied or tensor in self.hooks:
             return
         key, name = origin.key, custom_function(tensor)
         if name:
