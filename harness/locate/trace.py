@@ -23,6 +23,7 @@ from harness.trial import FAILS, name_of, running_statistics, tensors_in, trains
 
 READS = ("item", "tolist", "float", "int", "bool", "index", "complex")  # calls that give Python's numbers
 LANES, PERIOD = 256, 1 << 20  # sums of a sketch; elements after which the signs repeat, in another order of the sums
+ROWS = 2048  # sketches whose sums lie in one table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,17 @@ def _sketch(flat: Tensor, shape: tuple[int, ...]) -> Sketch:
         signed[len(part) :] = 0.0
         torch.mul(part, _signs(wide)[: len(part)], out=signed[: len(part)])
         sums += signed.view(-1, LANES).sum(0, dtype=torch.float64).roll(number)
-    return Sketch(sums=sums, norm=math.sqrt(square), odd=odd, shape=shape)
+    return Sketch(sums=_kept(sums), norm=math.sqrt(square), odd=odd, shape=shape)
+
+
+def _kept(sums: Tensor) -> Tensor:
+    """Sums in a row of a table: many small tensors that stay would leave the memory between them in pieces."""
+    if not _rows:
+        _rows.extend(torch.empty(ROWS, LANES, dtype=torch.float64).unbind())
+    return _rows.pop().copy_(sums)
+
+
+_rows: list[Tensor] = []  # free ones, of the last table
 
 
 @functools.cache
