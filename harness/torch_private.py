@@ -30,8 +30,10 @@ from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
 
 __all__ = [
-    "NAMES", "OPERATORS", "StorageWeakRef", "Together", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized", "call_kernel", "has_kernel", "in_threads", "missing", "mkldnn_enabled", "operator",
-    "operator_names", "returns_new", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map",
+    "NAMES", "OPERATORS", "StorageWeakRef", "Together", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized",
+    "call_kernel", "custom_function", "has_kernel", "in_threads", "in_transform", "missing", "mkldnn_enabled",
+    "operator", "operator_names", "returns_new", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map",
+    "without_functions",
 ]  # fmt: skip
 
 NAMES = {  # under torch: what it is used for
@@ -39,6 +41,8 @@ NAMES = {  # under torch: what it is used for
     "_C._dispatch_get_all_op_names": "the forms of an operator that falls back",
     "ops.aten.add.Tensor._op_dk": "operators that one custom or composite operator is made of, on the device",
     "_C.DispatchKey": "the same",
+    "_C.DisableTorchFunction": "the operators of the emulated CANN are no calls of the model",
+    "_C._functorch.peek_interpreter_stack": "whether vmap or torch.func.grad transforms what is called",
     "_C._get_mkldnn_enabled": "the process without torch_npu computes as this one does",
     "_C._set_mkldnn_enabled": "the same",
     "_C._set_deterministic_algorithms": "the same",
@@ -93,6 +97,22 @@ def has_kernel(name: str, key: str) -> bool:
 def call_kernel(func: Any, key: str, args: tuple, kwargs: dict) -> Any:
     """What an operator's kernel for a key, "CompositeExplicitAutograd", returns; modes see the operators that it calls."""
     return func._op_dk(getattr(torch._C.DispatchKey, key), *args, **kwargs)
+
+
+def in_transform() -> bool:
+    """Whether vmap or torch.func.grad transforms what is called here: no tensor has memory that can be read then."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def without_functions() -> AbstractContextManager:
+    """A block in which no TorchFunctionMode sees what is called."""
+    return torch._C.DisableTorchFunction()
+
+
+def custom_function(tensor: torch.Tensor) -> str:
+    """The name of the torch.autograd.Function of a model's own that returned a tensor; "" where none did."""
+    made = getattr(type(tensor.grad_fn), "_forward_cls", None)
+    return getattr(made, "__qualname__", "")
 
 
 def operator_names() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import dataclasses
 import itertools
@@ -10,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -246,8 +248,9 @@ def _compute(entry, struck, inputs: list, outputs: list, **keywords) -> None:
     import torch
 
     from harness.emulator import overflow  # with torch, so not before the environment is ready
+    from harness.torch_private import without_functions
 
-    with torch.inference_mode():
+    with torch.inference_mode(), without_functions(), _without_autocast():
         specs = [each.spec if isinstance(each, Room) else each for each in outputs]
         if entry.wants_out:
             keywords["out"] = specs[0] if len(specs) == 1 else specs
@@ -258,6 +261,14 @@ def _compute(entry, struck, inputs: list, outputs: list, **keywords) -> None:
         if not _installed.saturation_mode.value:
             overflow.watch(given, results)
         _write(struck.answer(results, specs), outputs)
+
+
+def _without_autocast() -> AbstractContextManager:
+    """A block in which the CPU computes in the dtypes that it is given, where a model runs under torch.autocast too."""
+    import torch
+
+    off = not torch.is_autocast_enabled("cpu")
+    return contextlib.nullcontext() if off else torch.autocast("cpu", enabled=False)
 
 
 def _lying(spec, *places):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.reference import is_of_a_model, run
 from harness.torch_private import tree_leaves
-from harness.locate.replay import mutates, name_of, tensors_in
+from harness.locate.replay import mutates, name_of, tensors_in, trains
 
 # Calls that keep the numbers that they are given: a path with more or fewer of them is the same path.
 KEEP = (
@@ -45,6 +45,8 @@ class Call:
     place: str
     given: tuple  # dtypes and shapes of its tensors, and its other arguments, in words
     wrote: str = ""  # what it changed and must not, in words
+    trains: bool = False  # it takes the statistics of the batch, and updates the running ones
+    numbers: tuple[float, ...] = ()  # the fractions among its arguments, of which `given` holds five digits
 
     @property
     def key(self) -> tuple:
@@ -94,12 +96,22 @@ class Parting:
     def text(self) -> str:
         """What either side runs."""
         if len(self.here) == len(self.there) == 1 and self.here[0].operator == self.there[0].operator:
+            if self.here[0].trains != self.there[0].trains:
+                return _statistics(*self.here, *self.there)
             here, there = (
                 ", ".join(_only(*pair)) for pair in ((self.here[0], self.there[0]), (self.there[0], self.here[0]))
             )
             where = f" ({self.there[0].place})" if self.there[0].place else ""
             return f"the device runs {self.there[0].operator}{where} with {there} where the CPU runs it with {here}"
         return f"the device runs {_listed(self.there)} where the CPU runs {_listed(self.here)}"
+
+
+def _statistics(here: Call, there: Call) -> str:
+    """What a norm computes with on either side, where one of them trains."""
+    batch, running = "with the statistics of the batch, and updates the running ones", "with the running statistics"
+    said, other = (batch, running) if there.trains else (running, batch)
+    mode = "training" if there.trains else "evaluation"
+    return f"the device runs {there.name} in {mode} mode, {said}, where the CPU runs it {other}"
 
 
 def _only(one: Call, other: Call) -> list[str]:
@@ -127,30 +139,58 @@ def _listed(calls: Sequence[Call]) -> str:
     return f"{', '.join(names[: ENOUGH // 2])}, {len(names) - ENOUGH} more, {', '.join(names[-(ENOUGH // 2) :])}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """Which calls of two runs are the same, and where the runs part."""
+
+    pairs: tuple[tuple[int, int], ...]  # of the CPU and of the device, in order
+    partings: tuple[Parting, ...]  # in order
+
+
+def aligned(here: Sequence[Call], there: Sequence[Call]) -> Alignment:
+    """The calls of the CPU (`here`) and of the device (`there`) beside each other."""
+    matcher = difflib.SequenceMatcher(None, [each.key for each in here], [each.key for each in there], autojunk=False)
+    pairs: list[tuple[int, int]] = []
+    parted = []
+    for tag, a, b, c, d in matcher.get_opcodes():
+        if tag == "equal":
+            pairs += zip(range(a, b), range(c, d))
+        else:
+            parted.append(Parting(here=tuple(here[a:b]), there=tuple(there[c:d])))
+    return Alignment(pairs=tuple(pairs), partings=tuple(parted))
+
+
 def partings(here: Sequence[Call], there: Sequence[Call]) -> list[Parting]:
     """Where the calls of the device (`there`) and of the CPU (`here`) part, in order; empty where they are the same."""
-    matcher = difflib.SequenceMatcher(None, [each.key for each in here], [each.key for each in there], autojunk=False)
-    return [
-        Parting(here=tuple(here[a:b]), there=tuple(there[c:d]))
-        for tag, a, b, c, d in matcher.get_opcodes()
-        if tag != "equal"
-    ]
+    return list(aligned(here, there).partings)
 
 
 def call_of(
-    func: Callable, args: tuple, kwargs: dict, results: list[Tensor], module: str, wrote: str = ""
-) -> Call | None:
-    """A call as it is recorded; None of one that gives no new numbers and writes none."""
+    func: Callable, args: tuple, kwargs: dict, results: list[Tensor], module: str, wrote: str = "",
+    weights: Mapping[Tensor, str] | None = None,
+) -> Call | None:  # fmt: skip
+    """A call as it is recorded; None of one that gives no new numbers and writes none.
+
+    `weights`: the names of the model's.
+    """
     if not results and not mutates(func, kwargs) and not wrote:
         return None
     if name_of(func) in KEEP and not wrote:
         given = [each.dtype for each in tensors_in((args, kwargs))[:1]]
         if given == [each.dtype for each in results]:
             return None
-    given = [_said(each, "") for each in tree_leaves(args)]
-    given += [_said(each, f"{name}=") for name, value in kwargs.items() for each in tree_leaves(value)]
-    kept = tuple(sorted(filter(None, given)))
-    return Call(operator=name_of(func), module=module, place=place(), given=kept, wrote=wrote)
+    leaves = [("", each) for each in tree_leaves(args)]
+    leaves += [(f"{name}=", each) for name, value in kwargs.items() for each in tree_leaves(value)]
+    given = [_said(each, name + _weight(each, weights)) for name, each in leaves]
+    return Call(
+        operator=name_of(func), module=module, place=place(), given=tuple(sorted(filter(None, given))), wrote=wrote,
+        trains=trains(func, args, kwargs), numbers=tuple(each for _, each in leaves if isinstance(each, float)),
+    )  # fmt: skip
+
+
+def _weight(value: Any, weights: Mapping[Tensor, str] | None) -> str:
+    """The name of a weight of the model and a space; "" of any other argument."""
+    return f"{weights[value]} " if weights and isinstance(value, Tensor) and value in weights else ""
 
 
 def _said(value: Any, name: str) -> str:

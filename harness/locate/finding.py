@@ -17,6 +17,7 @@ from harness.reference import roundoff
 FALLS_BACK = "the CPU computes it in place of the device"
 RANDOM = "random: the device goes on with the CPU's numbers"
 GRADIENT = "a gradient: looked at with backward"
+TRANSFORMED = "inside of a transform of torch.func (vmap, grad): not looked at by itself"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,8 @@ class Step:
     reasons: tuple[str, ...] = ()  # why it is not as a healthy device computes it
     cause: str = ""  # what the evidence names
     note: str = ""  # "random", "on the CPU alone", …
-    kind: str = "operator"  # or "module"; "path": the device runs others; "memory": it wrote what it must not; "raise"
+    kind: str = "operator"  # or "module"; "path": the device runs others; "memory": it wrote what it must not; "raise";
+    # "value": from it on values are others; "gradient": gradients are
 
     @property
     def bad(self) -> bool:
@@ -73,8 +75,10 @@ class Finding:
     trial: Any = field(default=None, repr=False)  # of the first, to make a repro of
     row: Symptom | None = None  # None: nothing is known of a row
     followed: float = math.nan  # relative L2 difference of the outputs that the CPU's calls give on the device
+    cut: str = ""  # the first call from which on the device had the CPU's numbers: nothing was followed to the end
     plain: float = math.nan  # the same of a run of the model on the device by itself; NaN where there was none
     sound_paths: int = 0  # modules in which the device takes another path and is within its floor
+    shown: str = ""  # the first call of that run that is given what is wrong already and no call returned
     unwatched: int = 0  # calls of that run whose memory was not compared, because it is large or the time was over
 
     @property
@@ -107,7 +111,7 @@ class Finding:
     @property
     def operators(self) -> int:
         """How many operators were looked at one by one."""
-        return sum(each.kind == "operator" for each in self.steps)
+        return sum(each.kind == "operator" and each.note != TRANSFORMED for each in self.steps)
 
     @property
     def away(self) -> float:
@@ -128,7 +132,18 @@ class Finding:
         """Whether the operators that the CPU calls give the row's difference on the device too, as far as can be told."""
         if self.row is None and self.plain <= ROUNDINGS * roundoff(getattr(torch, self.dtype)):
             return True  # roundings, as another path has other ones
-        return not self.followed < self.away * SHARE
+        return not self.cut and not self.followed < self.away * SHARE
+
+    @property
+    def comes_and_goes(self) -> bool:
+        """Whether two runs of the row, or of its first wrong operator, differ: no two differences are of one fault."""
+        scatters = self.row is not None and self.row.scatters
+        return scatters or self.first is not None and RUN_TO_RUN in self.first.cause
+
+    @property
+    def transformed(self) -> int:
+        """How many calls run inside of a transform, where no level can look at one call."""
+        return sum(each.note == TRANSFORMED for each in self.steps)
 
     def ranking(self, count: int = 10) -> list[Step]:
         """The operators with the largest own errors; those that are wrong first, in their order, then those that fall back to the CPU."""
@@ -159,6 +174,9 @@ class Finding:
         if first.kind == "path":
             others = f" So do {len(more) - 1} more modules." if len(more) > 1 else ""
             return f"{first.name}: the model takes another path on the device, and a wrong one: {reason}.{others} {self._sound()}{over}"
+        if first.kind in ("value", "gradient"):
+            where = f"is where the device's {first.kind}s become others than the CPU's"
+            return f"{first.name} {where}: {reason}. {self._sound()}{over}"
         if first.kind == "raise":
             return f"{first.name} is what raises when the model runs on the device by itself: {reason}.{cause} {self._sound()}{over}"
         if first.kind == "module" and self.level != "modules":
@@ -181,23 +199,32 @@ class Finding:
 
     def _left(self) -> str:
         """What is said where the operators that are wrong by themselves do not explain the row."""
-        besides = [f" Besides, {each.name}: {each.reasons[0]}." for each in self._besides()[:1]]
+        besides = "".join(f" Besides, {each.name}: {each.reasons[0]}." for each in self._besides()[:1])
         if not self.came_back and self.row is not None and self.row.error:
             return f" {self._gone_error()}"
-        if self.explained and not besides:
-            return ""
-        return f" The operators that the CPU runs give {self._share()} on the device.{''.join(besides) or LOOK}"
+        if self.explained or self.cut or self.comes_and_goes or math.isnan(self.away):
+            return besides
+        more = "" if besides else ": there is more that is wrong"
+        return f" The operators that the CPU runs give {self._share()} on the device{more}.{besides}"
 
     def _share(self) -> str:
         of = "the row's" if self.row is not None and self.row.away == self.row.away else "a plain run's"
         return f"a difference of {self.followed:.2e} of {of} {self.away:.2e}"
 
     def _sound(self) -> str:
-        return f"None of the {self.operators} operators that the CPU runs is wrong with the CPU's inputs."
+        said = f"None of the {self.operators} operators that the CPU runs is wrong with the CPU's inputs."
+        said = said if self.operators else "No operator was looked at by itself."
+        if not self.transformed:
+            return said
+        return f"{said} {self.transformed} calls were not looked at by themselves: {TRANSFORMED.partition(':')[0]}."
 
     def _unexplained(self) -> str:
-        """The sentence of a row whose error no operator explains."""
-        return f"{self._sound()} Together they give {self._share()}: its error is elsewhere."
+        """The sentence of a row whose error no operator explains, or of which that was not measured."""
+        shown = f" The first call that shows it is {self.shown}." if self.shown else ""
+        if self.cut:
+            goes_on = f"from {self.cut} on the device had the CPU's numbers"
+            return f"{self._sound()} What they give together was not measured: {goes_on}.{shown}"
+        return f"{self._sound()} Together they give {self._share()}: its error is elsewhere.{shown}"
 
     def _gone_error(self) -> str:
         return "The row's error did not come back: nothing raised, neither operator by operator nor in a run of its own; the row's reason says where it was raised."
@@ -214,7 +241,8 @@ class Finding:
             return f"{self._not_again()} {self._sound()}{over}" if self.level != "modules" else f"{self._not_again()}{over}"
         if not self.explained:
             paths = f" {self.sound_paths} modules take another path on the device and are within their floors." if self.sound_paths else ""
-            return f"{self._unexplained()}{paths}{LOOK}{over}"
+            look = INSIDE if self.transformed else LOOK
+            return f"{self._unexplained()}{paths}{COMES_AND_GOES if self.comes_and_goes else look}{over}"
         if self.fallen:
             said += f" {len(self.fallen)} fell back to the CPU, the first is {self.fallen[0].name} ({self.fallen[0].note.removeprefix(FALLS_BACK + ': ')})."
         if largest is None or not largest.own:
@@ -230,6 +258,9 @@ class Finding:
 
 
 ROUNDINGS = 16  # that a run by itself may differ by where nothing says that it is wrong
+RUN_TO_RUN = "differs from run to run"  # the cause of an operator that gives other numbers each time
+COMES_AND_GOES = " The row's own two runs differ: its fault comes and goes, and did not show in one operator here."
+INSIDE = " Look at what is inside of the transform: let the case's forward make these calls one by one."
 SHARE = 0.5  # of the row's difference that must be found again for it to be explained
 LOOK = (
     " Look at what the model does outside of torch's functions: code of its own that leaves the device, extensions in C++, "

@@ -10,16 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from harness.devices import Device
 from harness.devices.device_errors import summary
 from harness.locate.diagnose import cause_of, rule_of
-from harness.locate.calls import Call, call_of, place
-from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, Step, ended, kind_of, raised
-from harness.reference import version
-from harness.torch_private import WeakTensorKeyDictionary, tree_map
-from harness.locate.replay import FAILS, Trial, apart, copies, copy_strided, difference, mutates, name_of, on, tensors_in
+from harness.locate.calls import place
+from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, TRANSFORMED, Step, ended, kind_of, raised
+from harness.locate.trace import Trace
+from harness.reference import roundoff, version
+from harness.torch_private import WeakTensorKeyDictionary, in_transform, tree_map
+from harness.locate.replay import (
+    FAILS, Trial, apart, autocast_now, autocasting, copies_in_place, copy_strided, difference, mutates, name_of, on,
+    place_in_memory, tensors_in, trains,
+)  # fmt: skip
 
 # The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of float32; in float32 products sixteen, for the order of
 # their sums. Half of it may lie in the norm, all of it in a row, a thirty-second in what all elements share, `ALONE` of it in one element. That is what the limits of the
@@ -31,6 +36,7 @@ PRODUCTS = (
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "lstm", "gru", "rnn_tanh", "rnn_relu",
 )  # fmt: skip
 UNFILLED = ("empty_like", "new_empty", "new_empty_strided")  # what they hold is nobody's answer
+JUMP = 64  # times its own difference that a result inherits before its arguments are tried as they lie in memory
 CAUSES = 3  # wrong operators whose cause is looked for
 GRADIENTS = ("grad", "backward")
 
@@ -66,16 +72,19 @@ class Lockstep(TorchFunctionMode):
         self.device, self.path, self.backward, self.until = device, path, backward, until
         self.unseen = 0
         self.gone = ""  # what is said of a device that stopped computing
+        self.cut = ""  # the first call that gave the device the CPU's numbers for its own
         self.warm: set[tuple] = set()  # the operators that ran with these dtypes and shapes
         self.compiling = 0.0  # seconds that first calls took longer than the next
         self.shadows = WeakTensorKeyDictionary()  # of what the CPU computed: what the device made of its own values
         self.constants = WeakTensorKeyDictionary()  # weights and inputs: the same on both sides
         self.steps: list[Step] = []
-        self.calls: list[Call] = []  # that the CPU made, views among them
+        self.trace: Trace | None = None  # of the CPU's calls, views among them
+        self.inherited: dict[int, float] = {}  # of the steps, by the number of the call
         self.trial: Trial | None = None  # of the first step that is wrong
 
-    def share(self, model: nn.Module, there: nn.Module) -> None:
-        """Take the weights of the model's copy on the device for those of the model."""
+    def share(self, model: nn.Module, there: nn.Module, inputs: Any) -> None:
+        """Take the weights of the model's copy on the device for those of the model, and trace what is given to it."""
+        self.trace = Trace(model, inputs)
         restored(there, model)
         known = dict([*there.named_parameters(), *there.named_buffers()])
         for name, each in [*model.named_parameters(), *model.named_buffers()]:
@@ -84,31 +93,46 @@ class Lockstep(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self.gone or time.monotonic() > self.until:
+            self.trace.sketching = False
             returned = func(*args, **kwargs)
             self.unseen += bool(tensors_in(returned))
-            self._record(func, args, kwargs, tensors_in(returned))
+            self._record(func, args, kwargs, tensors_in(returned), [])
             return returned
-        writes = mutates(func, kwargs)
+        if in_transform():
+            return self._transformed(func, args, kwargs)
         given = tensors_in((args, kwargs))
-        before = copies((args, kwargs), "cpu") if writes else (args, kwargs)
+        writes = mutates(func, kwargs)
+        kept = writes or trains(func, args, kwargs)
+        before = copies_in_place((args, kwargs), "cpu") if kept else (args, kwargs)
         failed = self._keep(given) if writes else None
         state, versions = torch.get_rng_state(), [version(each) for each in given]
+        traced = self.trace.before(func, given)
         returned = func(*args, **kwargs)
-        self._record(func, args, kwargs, tensors_in(returned))
+        self._record(func, args, kwargs, tensors_in(returned), traced)
         results = tensors_in(returned) or (given[:1] if writes else [])
         drawn, wrote = not torch.equal(state, torch.get_rng_state()), versions != [version(each) for each in given]
         if failed is None:
             try:
-                self._beside(func, args, kwargs, before, given, results, wrote=wrote and not writes, drawn=drawn)
+                with saved_tensors_hooks(_as_it_is, _as_it_is):  # torch.utils.checkpoint counts what the model saves
+                    self._beside(func, args, kwargs, before, given, results, wrote=wrote and not writes, drawn=drawn)
             except FAILS as error:  # of a copy to the device; operators are looked after where they run
                 failed = error
         if failed is not None:
             self._failed(func, results or given, failed)
         return returned
 
-    def _record(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor]) -> None:
-        call = call_of(func, args, kwargs, results, self.path[-1])
-        self.calls += [call] if call is not None else []
+    def _transformed(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """A call inside of vmap or torch.func.grad: what leaves the transform is the CPU's on both sides."""
+        returned = func(*args, **kwargs)
+        results = tensors_in(returned)
+        self._record(func, args, kwargs, results, [])
+        if results and getattr(func, "__name__", "") != "__get__":
+            self.cut = self.cut or self._name(func)
+            self._add(func, results, note=TRANSFORMED)
+        return returned
+
+    def _record(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor], traced: list) -> None:
+        self.trace.after(traced, func, args, kwargs, results, self.path[-1])
 
     def followed(self, output: Any) -> list[Tensor]:
         """What the device has made of the tensors that the model returned, from its own values, on the CPU."""
@@ -131,11 +155,14 @@ class Lockstep(TorchFunctionMode):
         """Do on the device what the CPU has done. `wrote`: into inputs, unasked; `drawn`: random numbers."""
         writes = mutates(func, kwargs)
         if wrote:
+            self.cut = self.cut or self._name(func)
             self._take(func, [*results, *given], "it wrote into its input and its name does not say so: the device goes on with the CPU's numbers")
         elif drawn:
-            fallen = self._fallen(func, given, lambda: Trial(func=func, args=before[0], kwargs=before[1], device=self.device).on_device())
+            fallen = self._fallen(func, given, self._trial(func, before).on_device)
+            self.cut = self.cut or (self._name(func) if given else "")
             self._take(func, results, "; ".join(filter(None, (fallen, RANDOM))))
         elif name_of(func) in GRADIENTS:
+            self.cut = self.cut or self._name(func)
             self._take(func, results, GRADIENT)
         elif not given and results or name_of(func) in UNFILLED:
             self._take(func, results)
@@ -160,7 +187,10 @@ class Lockstep(TorchFunctionMode):
 
     def _at(self, func: Callable) -> str:
         """An operator as messages about the device name it."""
-        return f"{self.path[-1] or 'the model'}: {name_of(func)}, locating"
+        return f"{self._name(func)}, locating"
+
+    def _name(self, func: Callable) -> str:
+        return f"{self.path[-1] or 'the model'}: {name_of(func)}"
 
     def _take(self, func: Callable, results: list[Tensor], note: str = "") -> None:
         """Let the device go on with the CPU's numbers."""
@@ -170,7 +200,7 @@ class Lockstep(TorchFunctionMode):
             self._add(func, results, note=note)
 
     def _step(self, func: Callable, args: tuple, kwargs: dict, before: tuple, given: list[Tensor], results: list[Tensor], writes: bool) -> None:
-        trial = Trial(func=func, args=before[0], kwargs=before[1], device=self.device)
+        trial = self._trial(func, before)
         made, began = None, time.monotonic()
         try:
             made = self._follow(func, args, kwargs, results)
@@ -186,10 +216,17 @@ class Lockstep(TorchFunctionMode):
                 self._failed(func, results, error)
             return
         self._count(func, given, followed - began, time.monotonic() - followed)
+        if trial.autocast is not None:
+            found, note = _as_the_cpu_casts(found, results)
+            if note:
+                return self._add(func, results, own=apart(found, results), inherited=apart(made, results), note=note)
         try:
             self._hold(trial, results, apart(made, results), found)
         except FAILS as error:
             self._add(func, results, note=_not_again(error))
+
+    def _trial(self, func: Callable, before: tuple) -> Trial:
+        return Trial(func=func, args=before[0], kwargs=before[1], device=self.device, autocast=autocast_now())
 
     def _count(self, func: Callable, given: list[Tensor], first: float, second: float) -> None:
         """Add to the limit what the first call of an operator with these dtypes and shapes took longer than the second.
@@ -205,7 +242,7 @@ class Lockstep(TorchFunctionMode):
     def _follow(self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor]) -> list[Tensor]:
         """Run the operator on what the device has computed so far, and return its results."""
         args, kwargs = tree_map(self._shadow, args), tree_map(self._shadow, kwargs)
-        with self.device.interruptible():
+        with self.device.interruptible(), autocasting(autocast_now(), self.device.torch_device.type):
             made = tensors_in(func(*args, **kwargs)) or tensors_in(args)[:1]
         for here, there in zip(results, made, strict=True):
             self.shadows[here] = there.to(self.device.torch_device)
@@ -235,16 +272,22 @@ class Lockstep(TorchFunctionMode):
             found = trial.on_device()
             own = apart(found, results)
             ratio, reasons = (None, ()) if is_explained(found, results, name_of(func)) else trial.judged(found, results)
-        back = trial.backward() if self.backward and not reasons else None
-        if back is not None:
+        for what, more in self._besides(trial) if not reasons else ():
             try:
-                there, here = back.on_device(), back.on_cpu()
+                there, here = more.on_device(), more.on_cpu()
             except FAILS as error:
                 return self._failed(func, results, error)
-            reasons = () if is_explained(there, here, name_of(func)) else tuple(f"backward: {each}" for each in back.judged(there, here)[1])
-            trial, found, results = (back, there, here) if reasons else (trial, found, results)
-        cause = ""
-        if reasons and sum(each.bad for each in self.steps) < CAUSES:
+            if not is_explained(there, here, name_of(func)):
+                reasons = tuple(f"{what}: {each}" for each in more.judged(there, here)[1])
+            if reasons:
+                trial, found, results = more, there, here
+                break
+        cause, lies = "", "" if reasons else self._lies(trial, results, own, inherited)
+        if lies:
+            found = trial.on_device_in_place()
+            own, (ratio, reasons) = apart(found, results), trial.judged(found, results)
+            cause = f"with copies of its arguments it passes: {lies}" if reasons else ""
+        elif reasons and sum(each.bad for each in self.steps) < CAUSES:
             cause = cause_of(trial, found, results)
         elif ratio is not None and not reasons:
             with contextlib.suppress(*FAILS):
@@ -255,9 +298,24 @@ class Lockstep(TorchFunctionMode):
             self.gone = ended(self.device, self._at(func))
             if self.gone:  # what it answered is no evidence about this operator
                 reasons, cause = (f"the device dropped its work without a word, here or before: {self.gone}",), ""
-        if reasons and first and not self.gone:
+        if reasons and first and not self.gone and not lies:
             self.trial = trial
         self._add(func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited, note=note)
+
+    def _besides(self, trial: Trial) -> Iterator[tuple[str, Trial]]:
+        """What a call does beside its results, as calls of their own: running statistics, and gradients on request."""
+        pairs = (("running statistics", trial.statistics()), ("backward", trial.backward() if self.backward else None))
+        yield from ((what, each) for what, each in pairs if each is not None)
+
+    def _lies(self, trial: Trial, results: list[Tensor], own: float, inherited: float) -> str:
+        """How the arguments lie in memory, in words, where the device is wrong with them so and right with copies."""
+        lies = place_in_memory(trial.tensors)
+        if not lies or not inherited > JUMP * max(own, roundoff(trial.narrow)):
+            return ""
+        if is_explained(trial.on_device_in_place(), results, name_of(trial.func)):
+            return ""
+        again = trial.on_device()  # a fault that comes and goes hangs on no place
+        return lies if is_explained(again, results, name_of(trial.func)) or not trial.judged(again, results)[1] else ""
 
     def _overwritten(self, trial: Trial) -> bool:
         """Whether an earlier operator changed a weight or an input of this one on the device, which is put right."""
@@ -275,6 +333,7 @@ class Lockstep(TorchFunctionMode):
 
     def _add(self, func: Callable, results: list[Tensor], **more: Any) -> None:
         given = dict(own=math.nan, ratio=None, inherited=math.nan) | more
+        self.inherited[len(self.trace.calls) - 1] = given["inherited"]
         where = dict(operator=name_of(func), module=self.path[-1], place=place())
         self.steps.append(Step(number=len(self.steps), **kind_of(results), **where, **given))
 
@@ -313,6 +372,25 @@ def _can_be_made_again(trial: Trial) -> bool:
 
 def _not_again(error: Exception) -> str:
     return f"it could not be made again: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _as_the_cpu_casts(found: list[Tensor], results: list[Tensor]) -> tuple[list[Tensor], str]:
+    """Results of the device under torch.autocast, whose lists of operators differ by device, in the CPU's dtypes.
+
+    And a note where the device's dtype is the narrower one: its roundings are not the operator's.
+    """
+    cast = []
+    for each, other in zip(found, results):
+        fractions = each.is_floating_point() and other.is_floating_point() and each.dtype != other.dtype
+        if fractions and each.dtype.itemsize < other.dtype.itemsize:
+            narrow, wide = (str(dtype).removeprefix("torch.") for dtype in (each.dtype, other.dtype))
+            return found, f"torch.autocast computes it in {narrow} on the device, in {wide} on the CPU: not judged"
+        cast.append(each.to(other.dtype) if fractions else each)
+    return cast, ""
 
 
 def _is_view(result: Tensor, given: list[Tensor]) -> bool:

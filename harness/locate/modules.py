@@ -26,7 +26,7 @@ from harness.numerics.expected_error import overflow_of, rounding, rules_of
 from harness.locate.finding import Step, ended, kind_of, raised
 from harness.reference import Draws, Float64Products, WideRequests, drawing, roundoff
 from harness.torch_private import tree_map
-from harness.locate.replay import FAILS, apart, budget, copy_strided, judged, on, tensors_in
+from harness.locate.replay import FAILS, apart, autocast_now, autocasting, budget, copy_strided, judged, on, tensors_in
 
 SLACK, DEEP = 3.0, 16  # times its floor that a module may lose; roundings that its depth may add to it
 
@@ -72,13 +72,18 @@ class Modules:
         self.unseen = 0
 
     def steps(self) -> Iterator[Step]:
-        """The children of the model, then those of the first that is wrong, and so on; none after the device's end."""
+        """The children of the model, then those of the first that is wrong, and so on; none after the device's end.
+
+        Where none of its children is wrong, the model itself: what it does between them.
+        """
         at, number = "", 0
         while not self.gone:
             steps = self.look(lambda model, at=at: called(model.get_submodule(at), at), number)
             yield from steps
             number += len(steps)
             wrong = next((each.module for each in steps if each.bad), None)
+            if wrong is None and not at and not self.unseen and not self.gone and number:
+                yield from self.look(lambda model: [""], number)
             if wrong is None or self.unseen:
                 return
             at = wrong
@@ -146,7 +151,7 @@ class Modules:
     ) -> None:
         torch.set_rng_state(given.state)
         try:
-            with self.device.interruptible():
+            with self.device.interruptible(), autocasting(autocast_now(), self.device.torch_device.type):
                 args, kwargs = given.there
                 found = [each.cpu() for each in tensors_in(sides.there.get_submodule(name)(*args, **kwargs))]
         except FAILS as error:
@@ -214,6 +219,8 @@ def called(module: nn.Module, at: str) -> list[str]:
     found = []
     for name, child in module.named_children():
         path = f"{at}.{name}" if at else name
+        if isinstance(child, torch.jit.ScriptModule):  # which takes no hooks while it runs
+            continue
         found += called(child, path) if type(child).forward is nn.Module.forward else [path]
     return found
 

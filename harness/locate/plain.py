@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from harness.locate.calls import call_of
+from harness.locate.trace import Trace
 from harness.reference import version
-from harness.locate.replay import FAILS, mutates, name_of, tensors_in
+from harness.torch_private import in_transform
+from harness.locate.replay import FAILS, mutates, name_of, running_statistics, tensors_in, trains
 
 LARGEST = 256 << 20  # bytes of one storage up to which its content is compared
 BESIDE, NEAREST = (
@@ -30,21 +31,21 @@ BESIDE, NEAREST = (
 
 
 class Recorder(TorchFunctionMode):
-    """Records the calls of a run that give tensors. `path`: of the module that runs, innermost last."""
+    """Records the calls of a run that give tensors in a trace. `path`: of the module that runs, innermost last."""
 
-    def __init__(self, path: list[str], memory: Memory | None = None):
+    def __init__(self, path: list[str], trace: Trace, memory: Memory | None = None):
         super().__init__()
-        self.path, self.memory, self.calls = path, memory, []
+        self.path, self.trace, self.memory = path, trace, memory
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        before = self.memory.before(func, args, kwargs) if self.memory is not None else None
+        memory = None if in_transform() else self.memory
+        before = memory.before(func, args, kwargs) if memory is not None else None
+        traced = self.trace.before(func, tensors_in((args, kwargs)))
         returned = func(*args, **kwargs)
         results = tensors_in(returned)
-        wrote = self.memory.after(before, results, self._name(func)) if self.memory is not None else ""
-        call = call_of(func, args, kwargs, results, self.path[-1], wrote)
-        if call is not None:
-            self.calls.append(call)
+        wrote = memory.after(before, results, self._name(func)) if memory is not None else ""
+        self.trace.after(traced, func, args, kwargs, results, self.path[-1], wrote)
         return returned
 
     def _name(self, func: Callable) -> str:
@@ -199,6 +200,8 @@ def _content(tensor: Tensor) -> Tensor:
 
 def _written(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
     """The tensors that a call says it writes: by its name, out=, or its schema."""
+    if trains(func, args, kwargs):
+        return running_statistics(func, args, kwargs)
     if mutates(func, kwargs):
         return tensors_in(kwargs["out"]) if kwargs.get("out") is not None else tensors_in(args)[:1]
     overloads = [getattr(func, each) for each in func.overloads()] if hasattr(func, "overloads") else [func]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +52,62 @@ def copies(value: Any, device: torch.device | str) -> Any:
     return tree_map(lambda each: copy_strided(each, device) if isinstance(each, Tensor) else each, value)
 
 
+def copies_in_place(value: Any, device: torch.device | str) -> Any:
+    """Arguments copied to a device as they lie in memory here.
+
+    Those that share memory share it there, and each starts as far from a multiple of `BOUNDARY` bytes as it does here.
+    """
+    groups: dict[tuple, list[Tensor]] = {}
+    for each in tensors_in(value):
+        if each.layout == torch.strided and each.numel():
+            groups.setdefault(_memory(each), []).append(each)
+    bases = {key: _base(group, device) for key, group in groups.items()}
+    made: dict[int, Tensor] = {}
+
+    def copied(each: Any) -> Any:
+        if not isinstance(each, Tensor):
+            return each
+        if id(each) not in made:
+            key = _memory(each) if each.layout == torch.strided and each.numel() else None
+            if key is None:
+                made[id(each)] = copy_strided(each, device)
+            else:
+                base, start = bases[key]
+                made[id(each)] = base.as_strided(each.shape, each.stride(), each.storage_offset() - start)
+        return made[id(each)]
+
+    return tree_map(copied, value)
+
+
+BOUNDARY = 512  # bytes, at multiples of which the allocators of devices begin
+
+
+def _memory(tensor: Tensor) -> tuple:
+    return tensor.untyped_storage().data_ptr(), tensor.dtype, tensor.device
+
+
+def _base(tensors: Sequence[Tensor], device: torch.device | str) -> tuple[Tensor, int]:
+    """A copy of the memory that some tensors of one storage reach over, flat, and the element at which it begins."""
+    begin = min(each.storage_offset() for each in tensors)
+    ends = [
+        each.storage_offset() + sum((size - 1) * stride for size, stride in zip(each.shape, each.stride()))
+        for each in tensors
+    ]
+    whole = max(BOUNDARY // tensors[0].element_size(), 1)
+    begin = begin // whole * whole
+    return tensors[0].detach().as_strided((max(ends) + 1 - begin,), (1,), begin).to(device, copy=True), begin
+
+
+def place_in_memory(tensors: Sequence[Tensor]) -> str:
+    """How arguments lie in memory where that is not as copies of them do, in words; "" where it is."""
+    strided = [each for each in tensors if each.layout == torch.strided and each.numel()]
+    if len({_memory(each)[0] for each in strided}) < len(strided):
+        return "two of its arguments share memory"
+    offsets = [each.storage_offset() * each.element_size() for each in strided]
+    odd = next((each for each in offsets if each % BOUNDARY), 0)
+    return f"an argument begins {odd} bytes into its memory" if odd else ""
+
+
 def name_of(func: Callable) -> str:
     """An operator as the model wrote it: "linear", "add_", "T"."""
     name = getattr(func, "__name__", str(func))
@@ -65,6 +122,27 @@ def mutates(func: Callable, kwargs: dict) -> bool:
 
 
 IN_PLACE = ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__")
+
+
+NORMS = {"batch_norm": "training", "instance_norm": "use_input_stats"}  # and what makes them update running statistics
+
+
+def trains(func: Callable, args: tuple, kwargs: dict) -> bool:
+    """Whether a call of a norm takes the statistics of the batch and updates the running ones, as it is asked to."""
+    name = NORMS.get(name_of(func))
+    return name is not None and bool(args[5] if len(args) > 5 else kwargs.get(name, name == "use_input_stats"))
+
+
+def running_statistics(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The running mean and variance that a call of a norm was given."""
+    start = 3 if func is torch.batch_norm or func is torch.instance_norm else 1
+    return tensors_in([args[start : start + 2], kwargs.get("running_mean"), kwargs.get("running_var")])
+
+
+def statistics(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The running mean and variance after a call of a norm in training mode."""
+    func(*args, **kwargs)
+    return running_statistics(func, args, kwargs)
 
 
 def on(device: torch.device, value: Any) -> Any:
@@ -96,6 +174,21 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     return away / size if size else 0.0 if away == 0 else math.inf
 
 
+def autocast_now() -> torch.dtype | None:
+    """The dtype to which torch.autocast brings what the CPU computes at this place; None where it is off."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
+@contextmanager
+def autocasting(dtype: torch.dtype | None, kind: str) -> Iterator[None]:
+    """torch.autocast to `dtype` for devices of the type `kind`, and for no other; nothing for None."""
+    if dtype is None:
+        yield
+        return
+    with torch.autocast("cpu", enabled=False), torch.autocast(kind, dtype=dtype):
+        yield
+
+
 def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest difference of several results; 0 of none."""
     return max((difference(actual, each) for actual, each in zip(found, expected)), default=0.0)
@@ -117,6 +210,7 @@ class Trial:
     args: tuple
     kwargs: dict
     device: Device
+    autocast: torch.dtype | None = None  # of the place where the model makes it
 
     @property
     def writes(self) -> bool:
@@ -141,18 +235,28 @@ class Trial:
         """The call with every argument changed."""
         return replace(self, args=tree_map(change, self.args), kwargs=tree_map(change, self.kwargs))
 
-    def call(self, change: Callable[[Any], Any]) -> list[Tensor]:
-        """Make the call with every argument changed, and return its results: tensors, or what it wrote into."""
+    def call(self, change: Callable[[Any], Any], kind: str = "cpu") -> list[Tensor]:
+        """Make the call with every argument changed, for a device of a kind, and return its results.
+
+        They are the tensors that it returns, or what it wrote into.
+        """
         other = self.changed(change)
-        return tensors_in(other.func(*other.args, **other.kwargs)) or tensors_in(other.args)[:1]
+        with autocasting(self.autocast, kind):
+            return tensors_in(other.func(*other.args, **other.kwargs)) or tensors_in(other.args)[:1]
 
     def on_device(self, place: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
         """The results of the device, brought to the CPU; `place` brings a tensor there."""
         there = self.device.torch_device
         place = place or (lambda each: copy_strided(each, there))
         with self.device.interruptible():
-            made = self.call(lambda each: place(each) if isinstance(each, Tensor) else on(there, each))
+            made = self.call(lambda each: place(each) if isinstance(each, Tensor) else on(there, each), there.type)
             return [each.cpu() for each in made]
+
+    def on_device_in_place(self) -> list[Tensor]:
+        """The results of the device for arguments that lie in memory as the model's do, brought to the CPU."""
+        there = self.device.torch_device
+        args, kwargs = copies_in_place((self.args, self.kwargs), there)
+        return replace(self, args=args, kwargs=kwargs).on_device(lambda each: each)
 
     def on_cpu(self, rules: Rules | None = None) -> list[Tensor]:
         """The results of the CPU in the same dtype, under the device's rounding rules where they are given."""
@@ -185,6 +289,12 @@ class Trial:
         results = self.on_cpu(overflow) if results is None or overflow is not None else results
         forecast = None if rules is None or golden is None else self.on_cpu(rules)
         return judged(self.device, found, results, golden, forecast, self.narrow)
+
+    def statistics(self) -> Trial | None:
+        """The running statistics after the call as a call of its own; None of one that updates none."""
+        if not trains(self.func, self.args, self.kwargs) or not running_statistics(self.func, self.args, self.kwargs):
+            return None
+        return replace(self, func=statistics, args=(self.func, self.args, self.kwargs), kwargs={})
 
     def backward(self) -> Trial | None:
         """The call's gradients towards its floating-point inputs as a call of its own; None where there are none.

@@ -90,11 +90,11 @@ def write_repro(trial: Trial, folder: Path, *, title: str, stack: Mapping[str, A
     """Write a repro of a call into `folder`, made smaller as far as it stays wrong, and run it in a fresh process.
 
     `faults` are those planted in an emulated device, which that process plants too. Half of `seconds` may go into making it smaller. None where no
-    script can name the operator or its arguments, or safetensors does not hold them.
+    script can name the operator or its arguments, safetensors does not hold them, or it runs under torch.autocast.
     """
     func = trial.args[0] if trial.func is gradients else trial.func
     kept = all(str(each.dtype).removeprefix("torch.") in KINDS.values() and each.layout == torch.strided for each in trial.tensors)
-    if expression_of(func) is None or not kept:
+    if expression_of(func) is None or not kept or trial.autocast is not None:
         return None
     before = sum(each.numel() for each in trial.tensors)
     until = time.monotonic() + seconds

@@ -16,11 +16,14 @@ from harness.run.cpu import copy_of, without_npu
 from harness.run.validation import inputs_of
 from harness.devices import Device
 from harness.errors import HarnessError, RunError
-from harness.locate.calls import Call, Parting, partings
+from harness.locate.calls import Call, Parting, aligned, partings
 from harness.locate.finding import RANDOM, Finding, Step, Symptom, ended
+from harness.locate.gradients import first_wrong_gradient
 from harness.locate.lockstep import Lockstep, named, restored
 from harness.locate.modules import DEEP, Modules, Sides
 from harness.locate.plain import Memory, Recorder
+from harness.locate.stray import Stray, called, first_stray
+from harness.locate.trace import Trace
 from harness.reference import Draws, Models, drawing, fresh, move, require_float32, roundoff, run, seeded, tensors_of
 from harness.locate.replay import difference
 
@@ -69,7 +72,7 @@ def locate(
 class _Plain:
     """A run of the model on the device by itself."""
 
-    calls: list[Call]
+    trace: Trace
     outputs: list[Tensor]  # on the CPU; none where it raised
     error: RunError | None
     unwatched: int
@@ -141,26 +144,28 @@ class _Search:
             with device.telling(self.at):
                 there = lent.enter_context(copy_of(self.models, case, device.torch_device))
                 mode_of = Lockstep(device, lent.enter_context(named(model)), backward, self.until, case.fallbacks)
-                mode_of.share(model, there)
+                own = fresh(self.inputs)  # its copying is no call of the model
+                mode_of.share(model, there, own)
+                lent.callback(mode_of.trace.close)
             lent.enter_context(seeded(self.seed or 0, *filter(None, [device.generator])))
-            own = fresh(self.inputs)  # its copying is no call of the model
             with mode_of as mode:
                 output = self.run(model, own)
+            mode.trace.end(tensors_of(output, case.name).values())
             self.until = mode.until
             more: dict[str, Any] = {"steps": tuple(mode.steps), "trial": mode.trial, "unseen": mode.unseen}
             more |= {"gone": mode.gone, "compiling": mode.compiling}
             self.random = any(RANDOM in each.note for each in mode.steps)
-            if not mode.gone and not mode.unseen:
+            more["cut"] = mode.cut
+            if not mode.gone and not mode.unseen and not mode.cut:
                 with contextlib.suppress(RuntimeError):
                     more["followed"] = _away(mode.followed(output), list(tensors_of(output, case.name).values()))
-            calls = mode.calls
         expected = list(tensors_of(output, case.name).values())
         finding = self.finding("operators", **more)
         if self.is_settled(finding):
             return finding
         if self.random:
             expected = self.drawn_alike()
-        finding = self.with_plain_run(finding, calls, expected)
+        finding = self.with_plain_run(finding, mode, expected)
         if finding.first is None and not self.random and not self.ended and not finding.gone:
             finding = replace(finding, otherwise=self.otherwise(output))
         return self.with_modules(finding) if level == "auto" else finding
@@ -173,7 +178,8 @@ class _Search:
             return True
         if finding.first is None:
             return False
-        return self.row is None or finding.explained and not (self.row.error and not finding.came_back)
+        explained = finding.explained or bool(finding.cut)
+        return self.row is None or explained and not (self.row.error and not finding.came_back)
 
     def drawn_alike(self) -> list[Tensor]:
         """What the CPU returns where random numbers are drawn as in a run of the device by itself."""
@@ -208,7 +214,9 @@ class _Search:
                 restored(there, here)
                 moved = move(fresh(self.inputs), device=device.torch_device)
             memory = Memory(there, self.until, device.torch_device.type)
-            recorder = Recorder(lent.enter_context(named(there)), memory)
+            trace = Trace(there, moved)
+            lent.callback(trace.close)
+            recorder = Recorder(lent.enter_context(named(there)), trace, memory)
             lent.enter_context(drawing(self.draws, device.generator))
             if self.row is not None and self.row.error:
                 lent.enter_context(device.watch())  # as the first run of a row, in which the error was raised
@@ -218,15 +226,16 @@ class _Search:
                     with recorder:
                         returned = run(there, moved, forward=case.forward, where=device.where, gradients=case.gradients)
                     device.synchronize()
+                    trace.end(tensors_of(returned, case.name).values())
                     outputs = [each.detach().cpu() for each in tensors_of(returned, case.name).values()]
             except RunError as raised:
                 error = raised
             if not device.stopped:
                 with device.telling(self.at):
                     restored(there, here)  # the next row runs with these
-        return _Plain(calls=recorder.calls, outputs=outputs, error=error, unwatched=memory.unwatched)
+        return _Plain(trace=trace, outputs=outputs, error=error, unwatched=memory.unwatched)
 
-    def with_plain_run(self, finding: Finding, calls: list[Call], expected: list[Tensor]) -> Finding:
+    def with_plain_run(self, finding: Finding, mode: Lockstep, expected: list[Tensor]) -> Finding:
         """The finding, with what the device does by itself that it does not beside the CPU."""
         try:
             plain = self.plain()
@@ -234,34 +243,58 @@ class _Search:
             return finding
         steps = list(finding.steps)
         steps += [_raising(plain.error, len(steps))] if plain.error is not None and not _raises(finding) else []
-        steps += _writing(self.unlike_the_cpu(plain.calls), len(steps))
-        sound = 0
-        if plain.error is None and not any(each.kind == "memory" for each in steps):
-            wrong, sound = self.paths(
-                calls, partings(calls, plain.calls), finding, len(steps), _away(plain.outputs, expected)
-            )
-            steps += wrong
+        steps += _writing(self.unlike_the_cpu(plain.trace.calls), len(steps))
         away = _away(plain.outputs, expected) if plain.outputs else math.nan
+        sound, shown = 0, ""
+        if plain.error is None and not any(each.kind == "memory" for each in steps):
+            here = mode.trace
+            stray = self.stray(here, plain.trace, mode.inherited, replace(finding, plain=away).away)
+            if stray is not None and stray.kind != "unseen":
+                steps.append(_straying(stray, len(steps)))
+            else:
+                shown = f"{called(stray.call)}: {stray.text}" if stray is not None else ""
+                parted = partings(here.calls, plain.trace.calls)
+                wrong, sound = self.paths(here.calls, parted, finding, len(steps), away)
+                steps += wrong
         gone = finding.gone or ended(self.device, self.at)
-        return replace(finding, steps=tuple(steps), plain=away, sound_paths=sound, unwatched=plain.unwatched, gone=gone)
+        more = dict(sound_paths=sound, shown=shown, unwatched=plain.unwatched, gone=gone)
+        return replace(finding, steps=tuple(steps), plain=away, **more)
+
+    def stray(self, here: Trace, there: Trace, inherited: dict[int, float], away: float) -> Stray | None:
+        """The first call that the device gives other values or gradients; None where the CPU does too."""
+
+        def first(trace: Trace) -> Stray | None:
+            pairs, dtype = aligned(here.calls, trace.calls).pairs, self.case.torch_dtype
+            found = first_stray(here, trace, pairs, inherited, dtype)
+            return found or first_wrong_gradient(here, trace, pairs, dtype, away)
+
+        found = first(there)
+        if found is None or self.ended:
+            return None
+        return found if first(self.cpu_trace(sketching=True)) is None else None
 
     def unlike_the_cpu(self, calls: list[Call]) -> list[Call]:
         """Those that wrote what they must not, but for those that write it on the CPU too, as batch_norm does."""
         wrote = [each for each in calls if each.wrote]
         if not wrote:
             return []
-        alike = {each.key for each in self.cpu_calls(watched=True) if each.wrote}
+        alike = {each.key for each in self.cpu_trace(watched=True).calls if each.wrote}
         return [each for each in wrote if each.key not in alike]
 
-    def cpu_calls(self, *, watched: bool = False) -> list[Call]:
-        """What another run on the CPU calls; `watched`: with what it writes and must not."""
+    def cpu_trace(self, *, watched: bool = False, sketching: bool = False) -> Trace:
+        """The trace of another run on the CPU; `watched`: with what it writes and must not."""
         with contextlib.ExitStack() as lent:
             model = lent.enter_context(copy_of(self.models, self.case, "cpu"))
             memory = Memory(model, self.until, "cpu") if watched else None
-            recorder, own = Recorder(lent.enter_context(named(model)), memory), fresh(self.inputs)
-            with drawing(self.draws), recorder:
-                self.run(model, own)
-        return recorder.calls
+            own = fresh(self.inputs)
+            trace = Trace(model, own, sketching=sketching)
+            lent.callback(trace.close)
+            recorder = Recorder(lent.enter_context(named(model)), trace, memory)
+            with drawing(self.draws):
+                with recorder:
+                    output = self.run(model, own)
+                trace.end(tensors_of(output, self.case.name).values())
+        return trace
 
     def paths(
         self, calls: list[Call], parted: list[Parting], finding: Finding, number: int, away: float
@@ -269,7 +302,7 @@ class _Search:
         """A step for each module in which the device takes another path and is wrong, and how many are not wrong."""
         if not parted or self.ended:
             return [], 0
-        unstable = {each.module for each in partings(calls, self.cpu_calls())}
+        unstable = {each.module for each in partings(calls, self.cpu_trace().calls)}
         parted = [each for each in parted if each.module not in unstable]
         modules = list(dict.fromkeys(each.module for each in parted))
         beside = self.beside()
@@ -361,6 +394,13 @@ def _writing(calls: list[Call], number: int) -> list[Step]:
         )
         for count, each in enumerate(wrote)
     ]
+
+
+def _straying(stray: Stray, number: int) -> Step:
+    """The step of the first call whose values are others on the device."""
+    call = stray.call
+    where = dict(number=number, operator=call.operator, module=call.module, place=call.place, dtype="", shape=())
+    return Step(own=math.nan, ratio=None, inherited=stray.away, reasons=(stray.text,), kind=stray.kind, **where)
 
 
 def _parted(parting: Parting, held: Step | None, number: int) -> Step:
