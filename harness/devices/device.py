@@ -78,11 +78,15 @@ class Device:
         """
         if self.torch_device.type == "cpu":
             return
-        if self.stopped:
-            raise DeviceError(self.stopped)
+        self.require_running()
         said = self._probe()
         if said:
             self._stop(at, said)
+            raise DeviceError(self.stopped)
+
+    def require_running(self) -> None:
+        """Ask nothing of the device. Raises: DeviceError when it is known to compute no more."""
+        if self.stopped:
             raise DeviceError(self.stopped)
 
     def _stop(self, at: str, said: str) -> None:

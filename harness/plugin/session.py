@@ -46,6 +46,7 @@ class Session:
         self._report = None  # what was written last
         self._writer = None
         self._standing: dict[str, object] = {}  # rows of tests that have not ended, by test id
+        self._brought: dict[str, set[str]] = {}  # the rows that reports have brought, as JSON, by test id
         self.planted: list = []  # faults, on the emulated device
         self._acted: set[str] = set()  # those that did, here or in a worker, as text
         self._device = None  # once its faults are planted
@@ -588,7 +589,8 @@ class Session:
             return
         from harness.report import Row
 
-        brought = _rows_in(report.user_properties)
+        texts = [value for name, value in report.user_properties if name == ROW]
+        brought = [json.loads(each) for each in texts]
         if not brought and report.nodeid not in self.collected:
             return
         report.user_properties = [each for each in report.user_properties if each[0] != ROW]  # junit has the numbers
@@ -598,6 +600,7 @@ class Session:
             self._attempts[report.nodeid] = self._attempts.get(report.nodeid, 0) + 1
             self.rows.pop(report.nodeid, None)
             self._standing.pop(report.nodeid, None)
+            self._brought.pop(report.nodeid, None)
             self._ended_attempts.add(report.nodeid)
             return
         if report.when == "setup":
@@ -606,9 +609,10 @@ class Session:
             return
         rows = self.rows.setdefault(report.nodeid, [])
         if brought:  # in any phase: a fixture may validate, and catch what its row raises
-            there = [row.to_dict() for row in rows]  # later phases, and subtests, bring what was brought before again
-            marked = [self._marked(Row.from_dict(each["row"], f"the row of {report.nodeid}")) for each in brought]
-            rows += [row for row in marked if row.to_dict() not in there]
+            there = self._brought.setdefault(report.nodeid, set())  # later phases, and subtests, bring the same again
+            new = [each for text, each in zip(texts, brought) if text not in there]
+            there.update(texts)
+            rows += [self._marked(Row.from_dict(each["row"], f"the row of {report.nodeid}")) for each in new]
             self.environment = brought[-1]["environment"]
         failing = [row for row in rows if not row.status.is_fine]
         if report.failed and not failing:
@@ -952,10 +956,6 @@ def _source(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _rows_in(properties) -> list[dict]:
-    return [json.loads(value) for name, value in properties if name == ROW]
 
 
 def _reason(report: pytest.TestReport) -> str:

@@ -7,6 +7,7 @@ in a baseline: it checks every type and bound, and fills what an older file lack
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
@@ -180,7 +181,7 @@ class Row(Numbers, Ratios, Proof):
             **numbers, **_ratios(verdict), **judged, **evidence,
         )  # fmt: skip
 
-    @property
+    @functools.cached_property
     def status(self) -> Status:
         """PASS, FAIL, REGRESSED, ERROR or SKIPPED, from the reasons."""
         return status_of([leads_to(each) for each in self.criteria], compared=self.rel_l2 is not None)

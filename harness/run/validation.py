@@ -61,7 +61,7 @@ def validate(
     if absent is not None:
         return skipped(absent)
     at = f"{case.name} {case.dtype}" + ("" if seed is None else f" seed {seed}")
-    device.check(at)  # before anything else: rows after a device's end cost nothing
+    device.require_running()  # before anything else: rows after a device's end cost nothing
     require_float32()
     models = models if models is not None else Models()
     inputs = inputs_of(case, seed)
