@@ -233,7 +233,8 @@ def _on_inputs(fault: Fault, inputs: list) -> list:
         elif fault.kind in ROUNDED and isinstance(value, list):
             new = [_INPUTS[fault.kind](each) if each is not None else None for each in value]
             touched = any(each is not None for each in new)
-            new = [old if each is None else each for each, old in zip(new, value)] if touched else None
+            both = [old if each is None else each for each, old in zip(new, value)]
+            new = both if touched else None
         if new is None:
             continue
         changed[position] = new

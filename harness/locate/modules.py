@@ -191,7 +191,9 @@ class Modules:
         if found is None:
             return None
         fits = len(found) == len(expected) and all(each.shape == other.shape for each, other in zip(found, expected))
-        return [each.double() if each.is_floating_point() else each for each in found] if fits else None
+        if not fits:
+            return None
+        return [each.double() if each.is_floating_point() else each for each in found]
 
     def _held(
         self, found: list[Tensor], expected: list[Tensor], healthy: list[Tensor], golden: list[Tensor] | None

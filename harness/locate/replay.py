@@ -111,7 +111,9 @@ def place_in_memory(tensors: Sequence[Tensor]) -> str:
 def name_of(func: Callable) -> str:
     """An operator as the model wrote it: "linear", "add_", "T"."""
     name = getattr(func, "__name__", str(func))
-    return getattr(getattr(func, "__self__", None), "__name__", name) if name in ("__get__", "__set__") else name.strip("_") if name.startswith("__") else name
+    if name in ("__get__", "__set__"):
+        return getattr(getattr(func, "__self__", None), "__name__", name)
+    return name.strip("_") if name.startswith("__") else name
 
 
 def mutates(func: Callable, kwargs: dict) -> bool:
@@ -171,7 +173,9 @@ def difference(actual: Tensor, expected: Tensor) -> float:
         wide = torch.complex128 if kind.is_complex else torch.float64
         actual, expected = (torch.where(each.isfinite(), each, 0).to(wide) for each in (actual, expected))
         away, size = _norm(actual - expected), _norm(expected)
-    return away / size if size else 0.0 if away == 0 else math.inf
+    if size:
+        return away / size
+    return 0.0 if away == 0 else math.inf
 
 
 def autocast_now() -> torch.dtype | None:

@@ -198,7 +198,9 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
         if isinstance(value, float) and not value - value == 0:
             return f'float("{value}")'
         if value is None or value is ... or isinstance(value, (bool, int, float, str, torch.dtype, torch.memory_format)):
-            return "..." if value is ... else str(value) if isinstance(value, (torch.dtype, torch.memory_format)) else repr(value)
+            said_by_torch = isinstance(value, (torch.dtype, torch.memory_format))
+            plain = str(value) if said_by_torch else repr(value)
+            return "..." if value is ... else plain
         if isinstance(value, slice):
             return f"slice({said(value.start)}, {said(value.stop)}, {said(value.step)})"
         raise ValueError(f"no script can name {value!r}")
