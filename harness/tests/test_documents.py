@@ -14,7 +14,7 @@ from harness.upgrade.tables import tomllib
 from harness.tests.test_commands import ROOT
 
 README = ROOT / "README.md"
-PAGES = [README, ROOT / ".github" / "CONTRIBUTING.md", *sorted((ROOT / "harness" / "docs").glob("*.md"))]
+PAGES = [README, ROOT / ".github" / "CONTRIBUTING.md", *sorted((ROOT / "harness" / "docs").rglob("*.md"))]
 PAGES += [ROOT / "harness" / "emulator" / "README.md"]
 if not README.exists():  # a wheel holds no documents
     pytest.skip("these are tests of a checkout", allow_module_level=True)
@@ -80,7 +80,7 @@ def test_python_can_be_read(text):
     compile(text.replace("\n    ...\n", "\n    pass\n"), "block", "exec")
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "harness" / "docs" / "models.md"], ids=named)
+@pytest.mark.parametrize("page", [README, ROOT / "harness" / "docs" / "models.md", ROOT / "harness" / "docs" / "zh" / "README.md"], ids=named)
 def test_a_case_of_ones_own_runs_as_it_is_shown(page):
     (text,) = [each for each in blocks(page, "python") if "Case(" in each]
     names = {"MyModel": MyModel, "torch": torch}
@@ -114,7 +114,8 @@ def commands(module):
         match = re.search(rf"python -m {re.escape(module)} (.*)$", line)
         if match:
             found.setdefault(f"{named(page)}: {match[1]}", match[1])
-    return [pytest.param(words, id=key) for key, words in found.items()]
+    ids = [f"{key.split(':')[0]}-{number}" for number, key in enumerate(found)]  # without words that `-k` selects by
+    return [pytest.param(words, id=each) for each, words in zip(ids, found.values())]
 
 
 @pytest.mark.parametrize("words", commands("harness"))

@@ -218,3 +218,10 @@ def test_an_input_with_nan_that_stays_is_not_written():
     with watching(nn.Identity(), {"x": given}, inputs=None, before={"x": given.clone()}) as written:
         given[0] = 2
     assert {*written.outputs} == {"input x"}
+
+
+def test_inputs_that_are_no_dense_tensors_are_left_out():
+    given = {"x": torch.zeros(2), "flag": True, "pair": (torch.ones(2), None), "sparse": torch.eye(2).to_sparse()}
+    with watching(nn.Identity(), given, inputs=None, before={**given, "x": given["x"].clone(), "pair": (torch.zeros(2), None)}) as written:
+        given["x"] += 1
+    assert {*written.outputs} == {"input x", "input pair.0"}
