@@ -129,7 +129,7 @@ def _added_in_order(left: Tensor, right: Tensor, total: Tensor) -> None:
     term = torch.empty_like(total)
     for count, part in enumerate(parts[1:], 2):
         torch.mm(left[:, part], right[part], out=term)
-        _add(total, term, (part.stop - part.start) / WIDTH * (count - 0.5) / count)
+        _add(total, term, part.stop - part.start, count)
 
 
 def _parts(length: int, number: int) -> list[slice]:
@@ -137,8 +137,12 @@ def _parts(length: int, number: int) -> list[slice]:
     return [slice(*each) for each in zip(edges, edges[1:])]
 
 
-def _add(total: Tensor, term: Tensor, roundings: float) -> None:
-    """total += term, with the error of that many roundings. `term` is overwritten."""
+def _add(total: Tensor, term: Tensor, length: float, count: int) -> None:
+    """total += term, part number `count` of `length` products, with the error that the cube makes along it.
+
+    `term` is overwritten.
+    """
+    roundings = length / WIDTH * (count - 0.5) / count
     after = total + term
     lost = term.sub_(after - total)
     torch.add(after, lost, alpha=1 - math.sqrt(roundings), out=total)
@@ -213,7 +217,7 @@ def _convolved_in_order(x: Tensor, weight: Tensor, bias: Tensor | None, length: 
 
     total = of(parts[0], bias)
     for count, part in enumerate(parts[1:], 2):
-        _add(total, of(part, None), length * (part.stop - part.start) / channels / WIDTH * (count - 0.5) / count)
+        _add(total, of(part, None), length * (part.stop - part.start) / channels, count)
     return total
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,7 +45,7 @@ def tensors_of(value: Any, what: str) -> dict[str, Tensor]:
 
     Raises: CaseError when there is none, two have one name, or something is neither a tensor nor None.
     """
-    pairs = list(_flatten(value, "", what))
+    pairs = list(_flatten(value, what))
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -56,24 +56,35 @@ def tensors_of(value: Any, what: str) -> dict[str, Tensor]:
     return found
 
 
-def _flatten(value: Any, prefix: str, what: str):
-    if isinstance(value, Tensor):
-        if value.layout is not torch.strided:
-            layout = str(value.layout).removeprefix("torch.")
+def _flatten(value: Any, what: str) -> Iterator[tuple[str, Tensor]]:
+    for name, each in leaves(value):
+        if isinstance(each, Tensor):
+            if each.layout is not torch.strided:
+                layout = str(each.layout).removeprefix("torch.")
+                raise CaseError(
+                    f"{what} returned a tensor of the layout {layout} as {name or 'output'!r} where a dense one was"
+                    " expected; give its `.to_dense()`"
+                )
+            yield name or "output", each
+        elif each is not None:
+            at = f" at {name!r}" if name else ""
             raise CaseError(
-                f"{what} returned a tensor of the layout {layout} as {prefix or 'output'!r} where a dense one was expected;"
-                " give its `.to_dense()`"
+                f"{what} returned {kind_of(each)}{at} where a tensor was expected; let `forward` pick the tensors"
             )
-        yield prefix or "output", value
-    elif isinstance(value, Mapping):
-        for name, each in value.items():
-            yield from _flatten(each, f"{prefix}.{name}" if prefix else str(name), what)
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested mappings, tuples and lists hold, by keys and positions joined by dots; "" for a bare value."""
+    parts: Iterable[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        parts = value.items()
     elif isinstance(value, (tuple, list)):
-        for index, each in enumerate(value):
-            yield from _flatten(each, f"{prefix}.{index}" if prefix else str(index), what)
-    elif value is not None:
-        at = f" at {prefix!r}" if prefix else ""
-        raise CaseError(f"{what} returned {kind_of(value)}{at} where a tensor was expected; let `forward` pick the tensors")
+        parts = enumerate(value)
+    else:
+        yield prefix, value
+        return
+    for name, each in parts:
+        yield from leaves(each, f"{prefix}.{name}" if prefix else str(name))
 
 
 def kind_of(value: Any) -> str:

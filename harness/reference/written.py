@@ -5,14 +5,15 @@ In training mode these are buffers, as the running statistics of batch norm are;
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+
+from harness.reference.tensors import leaves
 
 BUFFER, INPUT = "buffer", "input"
 
@@ -74,21 +75,8 @@ def _differs(now: Tensor, old: Tensor | None) -> bool:
 
 def _named(given: Any) -> dict[str, Tensor]:
     """The dense tensors among inputs by key and position, "" for a bare one; whatever else there is, is left out."""
-    return dict(_walked(given, ""))
-
-
-def _walked(given: Any, at: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(given, Tensor):
-        if given.layout == torch.strided:
-            yield at, given
-        return
-    parts: Iterable[tuple[Any, Any]] = ()
-    if isinstance(given, Mapping):
-        parts = given.items()
-    elif isinstance(given, (tuple, list)) and not isinstance(given, PackedSequence):
-        parts = enumerate(given)
-    for name, each in parts:
-        yield from _walked(each, f"{at}.{name}" if at else str(name))
+    tensors = {name: each for name, each in leaves(given) if isinstance(each, Tensor)}
+    return {name: each for name, each in tensors.items() if each.layout == torch.strided}
 
 
 def named(outputs: Collection[str], kinds: tuple[str, ...] = (BUFFER, INPUT)) -> frozenset[str]:

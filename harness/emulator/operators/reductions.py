@@ -216,22 +216,19 @@ def vector_norm(self, order, dims, keep, dtype, out):
 
 
 def _spread(*results):
-    """The operator that returns these results of `numerics.variance`."""
+    """The operator that returns these results of `numerics.variance`, a bare one where it is one."""
 
     def compute(self, dims, correction, keep, out):
         var, mean = numerics.variance(self, axes(dims, self), correction, keep)
         computed = {"var": var, "std": var.sqrt(), "mean": mean}
-        return tuple(computed[name].to(out[0].dtype) for name in results)
+        dtype = out[0].dtype if len(results) > 1 else out.dtype
+        returned = tuple(computed[name].to(dtype) for name in results)
+        return returned if len(returned) > 1 else returned[0]
 
     return compute
 
 
-def _alone(result):
-    compute = _spread(result)
-    return lambda self, dims, correction, keep, out: compute(self, dims, correction, keep, (out,))[0]
-
-
-operator("aclnnStd", "self dims:ints correction:int keep:bool >out")(_alone("std"))
-operator("aclnnVarCorrection", "self dims:ints correction:int keep:bool >out")(_alone("var"))
+operator("aclnnStd", "self dims:ints correction:int keep:bool >out")(_spread("std"))
+operator("aclnnVarCorrection", "self dims:ints correction:int keep:bool >out")(_spread("var"))
 operator("aclnnStdMeanCorrection", "self dims:ints correction:int keep:bool >std >mean")(_spread("std", "mean"))
 operator("aclnnVarMean", "self dims:ints correction:int keep:bool >var >mean")(_spread("var", "mean"))
