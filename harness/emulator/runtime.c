@@ -29,7 +29,9 @@
 #define OUT_OF_MEMORY 207001   /* ACL_ERROR_RT_MEMORY_ALLOCATION */
 #define MAX_DEVICES 16
 
-int emulator_lead_waits(void); /* waits.c */
+/* waits.c */
+int emulator_lead_waits(void), emulator_end_operator(int status);
+void emulator_begin_operator(void), emulator_thread_failed(void);
 
 /* ------------------------------------------------------------------------------------------------------ settings, errors */
 
@@ -59,6 +61,7 @@ static int is_main_thread(void) { return (pid_t)syscall(SYS_gettid) == getpid();
 EXPORT void emulator_set_error(const char *text) {
     if (text != error_text) snprintf(error_text, sizeof error_text, "%s", text);
     error_unread = 1;
+    emulator_thread_failed();
     pthread_mutex_lock(&error_lock);
     snprintf(shared_text, sizeof shared_text, "%s", text);
     shared_unread = 1;
@@ -123,7 +126,9 @@ EXPORT void emulator_set_execute(execute_t callback) { execute_callback = callba
 /* Some callers go on after GetWorkspaceSize failed: without an executor there is nothing to compute. */
 __attribute__((visibility("hidden"), used)) int emulator_execute(void *workspace, uint64_t size, void *executor, void *stream, int index) {
     (void)workspace; (void)size; (void)stream;
-    return executor ? execute_callback(executor) : emulator_unknown(index);
+    if (!executor) return emulator_unknown(index);
+    emulator_begin_operator();
+    return emulator_end_operator(execute_callback(executor));
 }
 
 /* Each entry leaves the arguments where they are and jumps, so that one line serves every signature. The scratch register
@@ -682,7 +687,9 @@ static int older(const char *type, int inputs, description_t *const *in, buffer_
                  description_t *const *out, buffer_t *const *out_buffers, const void *attributes, int decides) {
     for (int i = 0; i < inputs; i++) in[i]->tensor.data = (int64_t)(intptr_t)in_buffers[i]->data, in[i]->room = (int64_t)in_buffers[i]->size;
     for (int i = 0; i < outputs; i++) out[i]->tensor.data = (int64_t)(intptr_t)out_buffers[i]->data, out[i]->room = (int64_t)out_buffers[i]->size;
-    return older_callback ? older_callback(type, inputs, (void *)in, outputs, (void *)out, attributes, decides) : not_emulated(type);
+    if (!older_callback) return not_emulated(type);
+    emulator_begin_operator();
+    return emulator_end_operator(older_callback(type, inputs, (void *)in, outputs, (void *)out, attributes, decides));
 }
 EXPORT int aclopCompileAndExecute(const char *type, int inputs, description_t *const in[], buffer_t *const in_buffers[], int outputs,
                                   description_t *const out[], buffer_t *const out_buffers[], const void *attributes, int engine,

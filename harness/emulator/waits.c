@@ -9,17 +9,25 @@
  * Here it does: the calls of libtorch_npu.so that can wait lead to the functions below, which release the GIL while the
  * thread waits and take it again afterwards. A lock that is free costs nothing more than before. The slots of the library's
  * own table of imports are changed, and only those: no other library sees a difference.
+ *
+ * A wait for a queue that nobody reads ends too. After an operator's error the thread of the queue empties it and ends, but
+ * a launch that looked at the queue's status just before is still written into it (Repository::Enqueue and ReadQueue in
+ * torch_npu's NPUQueue.cpp), and who then waits for the empty queue, at synchronize() or at the end of the process, waits
+ * for ever; on a card too.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <link.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -58,6 +66,57 @@ static void take_back(void *state) {
     errno = number;
 }
 
+/* ------------------------------------------------------------------------------------------------ queues that nobody reads */
+
+#define QUEUE_THREAD "acl_thread" /* torch_npu's name for it */
+#define QUIET_MS 1000             /* without an operator, after which a wait beside a dead queue is taken for one that never ends */
+#define MAX_FAILED 64
+
+static int failed_threads[MAX_FAILED], failed_count; /* threads of queues in which an operator failed: they end soon after */
+static int computing, computed;                      /* operators that are computed now, and those that were begun so far */
+
+/* runtime.c says when an operator begins and ends, and when one fails. */
+__attribute__((visibility("default"))) void emulator_begin_operator(void) {
+    __atomic_add_fetch(&computed, 1, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&computing, 1, __ATOMIC_SEQ_CST);
+}
+__attribute__((visibility("default"))) int emulator_end_operator(int status) {
+    __atomic_sub_fetch(&computing, 1, __ATOMIC_SEQ_CST);
+    return status;
+}
+__attribute__((visibility("hidden"))) void emulator_thread_failed(void) {
+    char name[16] = "";
+    if (prctl(PR_GET_NAME, name) || strcmp(name, QUEUE_THREAD)) return;
+    int place = __atomic_fetch_add(&failed_count, 1, __ATOMIC_SEQ_CST);
+    if (place < MAX_FAILED) __atomic_store_n(&failed_threads[place], (int)syscall(SYS_gettid), __ATOMIC_SEQ_CST);
+}
+
+static int a_queue_is_dead(void) {
+    int count = __atomic_load_n(&failed_count, __ATOMIC_SEQ_CST);
+    for (int i = 0; i < count && i < MAX_FAILED; i++) {
+        int thread = __atomic_load_n(&failed_threads[i], __ATOMIC_SEQ_CST);
+        if (thread && syscall(SYS_tgkill, getpid(), thread, 0) && errno == ESRCH) return 1;
+    }
+    return 0;
+}
+
+/* Read an eventfd, as eventfd_read does; -1 with EOWNERDEAD where a queue died and nothing is computed any more. torch_npu
+ * takes that for a wait that failed, and goes on. */
+__attribute__((visibility("default"))) int emulator_read_eventfd(int descriptor, eventfd_t *value) {
+    struct pollfd ready = {.fd = descriptor, .events = POLLIN};
+    for (;;) {
+        int before = __atomic_load_n(&computed, __ATOMIC_SEQ_CST);
+        int answer = poll(&ready, 1, QUIET_MS);
+        if (answer < 0) return -1; /* EINTR, as eventfd_read says it */
+        if (answer) return eventfd_read(descriptor, value);
+        int quiet = !__atomic_load_n(&computing, __ATOMIC_SEQ_CST) && before == __atomic_load_n(&computed, __ATOMIC_SEQ_CST);
+        if (quiet && a_queue_is_dead()) {
+            errno = EOWNERDEAD;
+            return -1;
+        }
+    }
+}
+
 /* ------------------------------------------------------------------------------------------------------------- the waits */
 
 #define WAIT(call)                 \
@@ -66,7 +125,7 @@ static void take_back(void *state) {
     take_back(state);              \
     return status
 
-static int wait_eventfd(int descriptor, eventfd_t *value) { WAIT(eventfd_read(descriptor, value)); }
+static int wait_eventfd(int descriptor, eventfd_t *value) { WAIT(emulator_read_eventfd(descriptor, value)); }
 static int wait_sleep(const struct timespec *time, struct timespec *rest) { WAIT(nanosleep(time, rest)); }
 static int wait_mutex(pthread_mutex_t *mutex) {
     int free = pthread_mutex_trylock(mutex);

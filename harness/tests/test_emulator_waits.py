@@ -121,3 +121,42 @@ except RuntimeError as error:
 def test_an_error_in_the_queue_reaches_the_thread_that_waits_with_the_gil(queue):
     done = emulated(FAILING, "--fault", "aclnnSinc:error", TASK_QUEUE_ENABLE=queue)
     assert done.stdout.splitlines() == ["raised True"], done.stderr
+
+
+DEAD = """
+import ctypes, os, sys, threading, time
+from harness.emulator import build
+core = ctypes.CDLL(str(build.build(build.wheel_version()) / "libascendcl.so"))
+libc = ctypes.CDLL(None, use_errno=True)
+
+def fail(name, ends):
+    libc.prctl(15, name)  # PR_SET_NAME
+    core.emulator_set_error(b"an operator failed")
+    ends.wait()
+
+def wait(name, ended, written):  # the answer to a wait of up to 4 s while a thread of this name has failed
+    descriptor, value, ends = os.eventfd(0), ctypes.c_uint64(), threading.Event()
+    thread = threading.Thread(target=fail, args=(name, ends))
+    thread.start()
+    if ended:
+        ends.set()
+        thread.join()
+    if written:
+        threading.Timer(3, os.eventfd_write, (descriptor, 7)).start()
+    begun = time.monotonic()
+    status = core.emulator_read_eventfd(descriptor, ctypes.byref(value))
+    print(status, value.value, time.monotonic() - begun > 2.5, flush=True)
+    ends.set()
+
+wait(b"python", True, True)       # some thread failed and ended: the queue's answer is waited for
+wait(b"acl_thread", False, True)  # the queue's thread failed and goes on: so is it
+core.emulator_begin_operator()
+threading.Timer(3, core.emulator_end_operator, (0,)).start()
+wait(b"acl_thread", True, False)  # it ended: no answer can come, which is said when no other operator is computed
+wait(b"acl_thread", True, False)
+"""
+
+
+def test_a_wait_for_a_queue_whose_thread_has_ended_ends():
+    done = subprocess.run([sys.executable, "-c", DEAD], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    assert done.stdout.splitlines() == ["0 7 True", "0 7 True", "-1 0 True", "-1 0 False"], done.stderr
