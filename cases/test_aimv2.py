@@ -1,7 +1,8 @@
-"""Accuracy of AIMv2: the full-size large model on random input and on a photograph, and the small trained one on digits.
+"""Accuracy of AIMv2: the full-size large model on random input and on a photograph, and the small trained one on
+digits.
 
-MODEL_DIR names a checkpoint of aimv2-large-patch14-224-distilled, or of another AIMv2 for 224-pixel pictures; without it the
-weights are random, seeded, and the report says so.
+MODEL_DIR names a checkpoint of aimv2-large-patch14-224-distilled, or of another AIMv2 for 224-pixel pictures; without
+it the weights are random, seeded, and the report says so.
 """
 
 import os
@@ -42,12 +43,21 @@ def digit_pictures(generator: torch.Generator) -> torch.Tensor:
 
 
 DECISIONS = {  # bfloat16 may turn a near-tie in 200; the others none
-    dtype: Tolerance(preset="floor", top1=0.995 if dtype == "bfloat16" else 1.0, reason="Decisions may turn at near-ties, which u = 2^-8 alone can meet.")
+    dtype: Tolerance(
+        preset="floor",
+        top1=0.995 if dtype == "bfloat16" else 1.0,
+        reason="Decisions may turn at near-ties, which u = 2^-8 alone can meet.",
+    )
     for dtype in DTYPES
 }
 
-RUNS = [(large(name=NAME, inputs=noise, dtype=dtype), seed, f"{dtype_id(dtype)}-seed{seed}") for dtype, seed in product(DTYPES, SEEDS)]
-RUNS += [(large(name=f"{NAME}-photo", inputs=photograph, dtype=dtype), None, f"{dtype_id(dtype)}-photo") for dtype in DTYPES]
+RUNS = [
+    (large(name=NAME, inputs=noise, dtype=dtype), seed, f"{dtype_id(dtype)}-seed{seed}")
+    for dtype, seed in product(DTYPES, SEEDS)
+]
+RUNS += [
+    (large(name=f"{NAME}-photo", inputs=photograph, dtype=dtype), None, f"{dtype_id(dtype)}-photo") for dtype in DTYPES
+]
 RUNS += [
     (
         Case(

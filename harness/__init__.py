@@ -1,6 +1,6 @@
 """Accuracy validation of torch models on Ascend NPUs: the same model on CPU and NPU, measured, judged, reported.
 
-    from harness import Case, Tolerance, compare, open_device, validate
+from harness import Case, Tolerance, compare, open_device, validate
 """
 
 import sys
@@ -9,7 +9,8 @@ from harness import autoload
 
 __version__ = "0.1.0"
 
-# In pytest the entry point of the plugin imports this package in every run: there nothing may change until something of it is used.
+# In pytest the entry point of the plugin imports this package in every run: there nothing may change until something of
+# it is used.
 if "_pytest" not in sys.modules:
     autoload.hold()
 

@@ -27,8 +27,8 @@ class Case:
     build. A `model` with one parameter that must be given gets the case's dtype, and what it returns is not cast:
     `model=lambda dtype: AutoModel.from_pretrained(FOLDER, dtype=dtype)`. What it returned is never run: every side
     runs copies. One in training mode is run in evaluation mode, and the report says so, unless `training` is set.
-    `inputs(generator)` draws its inputs on the CPU: a tensor, a tuple of arguments or a dict of keywords; floating-point
-    ones are cast to `dtype`. `forward(model, inputs)` calls it where `model(inputs)` does not do.
+    `inputs(generator)` draws its inputs on the CPU: a tensor, a tuple of arguments or a dict of keywords;
+    floating-point ones are cast to `dtype`. `forward(model, inputs)` calls it where `model(inputs)` does not do.
 
     Raises: ValueError for an unknown dtype, or for labels without the output that holds the decisions.
     """
@@ -36,26 +36,39 @@ class Case:
     name: str
     model: Callable[[], nn.Module]
     inputs: Callable[[torch.Generator], Any]
-    tolerance: Tolerance | Mapping[str, Tolerance] | Callable[[str, Stack], Tolerance] = FLOOR  # by dtype, or by dtype and switches
+    tolerance: Tolerance | Mapping[str, Tolerance] | Callable[[str, Stack], Tolerance] = (
+        FLOOR  # by dtype, or by dtype and switches
+    )
     dtype: str = "float32"
     checkpoint: Path | None = None  # where model() takes its weights from; None: seeded ones
     weights_seed: int = 0  # model() runs under torch's generator with this seed
     forward: Callable[[nn.Module, Any], Any] | None = None
     decisions: str | None = None  # name of the output with logits along its last axis; "output" for a bare tensor
-    generates: tuple[str, str] | None = None  # the outputs with generated tokens (B, T) and the logits that each was taken from (B, T, V)
+    generates: tuple[str, str] | None = (
+        None  # the outputs with generated tokens (B, T) and the logits that each was taken from (B, T, V)
+    )
     labels: Tensor | None = None  # the right decisions, one for each input
-    fallbacks: tuple[str, ...] = ()  # operators, "aten::std.correction", that the device may leave to the CPU: marked, and no failure
+    fallbacks: tuple[
+        str, ...
+    ] = ()  # operators, "aten::std.correction", that the device may leave to the CPU: marked, and no failure
     training: bool = False  # run in training mode, in which model() returns it: dropout is drawn alike on all sides
-    isolated: bool | None = None  # the CPU's side in a process without torch_npu; None: where the model's code asks for an NPU
+    # The CPU's side in a process without torch_npu; None: where the model's code asks for an NPU.
+    isolated: bool | None = None
     gradients: bool = False  # autograd is on and parameters ask for gradients, which `forward` may return
-    companion: bool = True  # of a case in half dtypes alone one row is run in float32 too, where errors show that half roundings hide
-    own_random: bool = False  # the device draws random numbers itself: for cases about its generator, which no other gives the same
+    # Of a case in half dtypes alone one row is run in float32 too, where errors show that half roundings hide.
+    companion: bool = True
+    # The device draws random numbers itself: for cases about its generator, which no other gives the same.
+    own_random: bool = False
 
     def __post_init__(self):
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype) or not is_floating(self.dtype):
-            raise ValueError(f"case {self.name}: dtype {self.dtype!r} must be a floating-point dtype, such as 'float32'")
+            raise ValueError(
+                f"case {self.name}: dtype {self.dtype!r} must be a floating-point dtype, such as 'float32'"
+            )
         if self.generates is not None and len(self.generates) != 2:
-            raise ValueError(f"case {self.name}: generates={self.generates!r} must name two outputs: the tokens and their logits")
+            raise ValueError(
+                f"case {self.name}: generates={self.generates!r} must name two outputs: the tokens and their logits"
+            )
         if self.labels is not None and self.decisions is None:
             raise ValueError(f"case {self.name}: labels need `decisions`, the name of the output that holds the logits")
         if isinstance(self.tolerance, Mapping) and self.dtype not in self.tolerance:
@@ -72,7 +85,11 @@ class Case:
             parameters = inspect.signature(self.model).parameters.values()
         except (TypeError, ValueError):
             return False
-        needed = [each for each in parameters if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+        needed = [
+            each
+            for each in parameters
+            if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        ]
         return len(needed) == 1 and needed[0].kind is not needed[0].KEYWORD_ONLY
 
     @property
@@ -91,7 +108,9 @@ class Case:
 
     @property
     def subject(self) -> tuple:
-        """What names the model and how it is called: whether it draws, repeats and how it is conditioned is known by it."""
+        """What names the model and how it is called: whether it draws, repeats and how it is conditioned is known by
+        it.
+        """
         return (*self._builder, self.forward)
 
     @property

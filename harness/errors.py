@@ -1,13 +1,13 @@
 """The exceptions of the harness: what a command prints on one line, and what a test row gives as its reason.
 
-    HarnessError
-    ├── DeviceError      the requested device cannot run
-    ├── CheckpointError  a checkpoint, its config or its layout is not what it must be
-    ├── CaseError        a case returned something that cannot be measured
-    ├── MemoryLimitError a case needs more host memory than there is
-    ├── RunError         a model raised while it ran
-    ├── UnstableReferenceError  two runs on the CPU return other numbers
-    └── TorchError       the installed torch is older than the harness needs
+HarnessError
+├── DeviceError      the requested device cannot run
+├── CheckpointError  a checkpoint, its config or its layout is not what it must be
+├── CaseError        a case returned something that cannot be measured
+├── MemoryLimitError a case needs more host memory than there is
+├── RunError         a model raised while it ran
+├── UnstableReferenceError  two runs on the CPU return other numbers
+└── TorchError       the installed torch is older than the harness needs
 """
 
 

@@ -30,7 +30,14 @@ class Timing:
     p99_ms: float | None
 
 
-def measure(forward: Callable[[], Any], synchronize: Callable[[], None], *, iterations: int, warmup: int, clock=time.perf_counter) -> Timing:
+def measure(
+    forward: Callable[[], Any],
+    synchronize: Callable[[], None],
+    *,
+    iterations: int,
+    warmup: int,
+    clock=time.perf_counter,
+) -> Timing:
     """Time `forward` with a synchronisation before the clock starts and before it stops.
 
     Raises: ValueError for no iterations or a negative warm-up.
@@ -63,14 +70,35 @@ def percentile(times: Sequence[float], share: float) -> float:
 def row(
     case: str, dtype: str, batch_size: int, device: str, timing: Timing, task_queue: int | None = None
 ) -> dict[str, Any]:
-    """One row of the performance table, as the report stores it. `task_queue`: torch_npu's mode, where an NPU was timed."""
+    """One row of the performance table, as the report stores it. `task_queue`: torch_npu's mode, where an NPU was
+    timed.
+    """
     return {
-        "case": case, "dtype": dtype, "batch_size": batch_size, "device": device, "n": timing.n, "warmup": timing.warmup,
-        "avg_ms": timing.avg_ms, "p50_ms": timing.p50_ms, "p99_ms": timing.p99_ms, "task_queue": task_queue,
-    }  # fmt: skip
+        "case": case,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "device": device,
+        "n": timing.n,
+        "warmup": timing.warmup,
+        "avg_ms": timing.avg_ms,
+        "p50_ms": timing.p50_ms,
+        "p99_ms": timing.p99_ms,
+        "task_queue": task_queue,
+    }
 
 
-def time_pair(name: str, dtype: torch.dtype, models: tuple[nn.Module, nn.Module], inputs: Any, device: Device, *, forward=None, iterations: int, warmup: int, batch_size: int) -> list[dict]:
+def time_pair(
+    name: str,
+    dtype: torch.dtype,
+    models: tuple[nn.Module, nn.Module],
+    inputs: Any,
+    device: Device,
+    *,
+    forward=None,
+    iterations: int,
+    warmup: int,
+    batch_size: int,
+) -> list[dict]:
     """The rows of one model on the CPU and on the device, on the same inputs.
 
     Raises: RunError when the model or the device raises, DeviceError when the device does not compute.
@@ -78,7 +106,10 @@ def time_pair(name: str, dtype: torch.dtype, models: tuple[nn.Module, nn.Module]
     words = str(dtype).removeprefix("torch.")
     on_cpu, on_device = models
     cpu = measure(
-        lambda: run_cpu(on_cpu, inputs, forward=forward, dtype=dtype), lambda: None, iterations=iterations, warmup=warmup
+        lambda: run_cpu(on_cpu, inputs, forward=forward, dtype=dtype),
+        lambda: None,
+        iterations=iterations,
+        warmup=warmup,
     )
     rows = [row(name, words, batch_size, "cpu", cpu)]
     if device.torch_device.type != "cpu":

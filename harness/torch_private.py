@@ -1,8 +1,9 @@
-"""The names of torch that no documentation promises: every use of one goes through this module, and nothing else names them.
+"""The names of torch that no documentation promises: every use of one goes through this module, and nothing else names
+them.
 
-A torch that lacks one is met in one of three ways: a documented function does the same (`set_deterministic`), the operator counts as one
-that no model can call (`operator` gives None), or importing this module fails with the name. `NAMES` lists them all; `missing()` says
-which the installed torch lacks, and a test asks it.
+A torch that lacks one is met in one of three ways: a documented function does the same (`set_deterministic`), the
+operator counts as one that no model can call (`operator` gives None), or importing this module fails with the name.
+`NAMES` lists them all; `missing()` says which the installed torch lacks, and a test asks it.
 """
 
 from __future__ import annotations
@@ -30,14 +31,34 @@ from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
 
 __all__ = [
-    "NAMES", "OPERATORS", "StorageWeakRef", "Together", "TorchDispatchMode", "WeakTensorKeyDictionary", "adopt_parametrized",
-    "call_kernel", "custom_function", "has_kernel", "in_threads", "in_transform", "missing", "mkldnn_enabled",
-    "operator", "operator_names", "returns_new", "set_deterministic", "set_mkldnn_enabled", "tree_leaves", "tree_map",
+    "NAMES",
+    "OPERATORS",
+    "StorageWeakRef",
+    "Together",
+    "TorchDispatchMode",
+    "WeakTensorKeyDictionary",
+    "adopt_parametrized",
+    "call_kernel",
+    "custom_function",
+    "has_kernel",
+    "in_threads",
+    "in_transform",
+    "missing",
+    "mkldnn_enabled",
+    "operator",
+    "operator_names",
+    "returns_new",
+    "set_deterministic",
+    "set_mkldnn_enabled",
+    "tree_leaves",
+    "tree_map",
     "without_functions",
-]  # fmt: skip
+]
 
 NAMES = {  # under torch: what it is used for
-    "_C._dispatch_has_kernel_for_dispatch_key": "whether an operator falls back from the device to the CPU, and which are composite",
+    "_C._dispatch_has_kernel_for_dispatch_key": (
+        "whether an operator falls back from the device to the CPU, and which are composite"
+    ),
     "_C._dispatch_get_all_op_names": "the forms of an operator that falls back",
     "ops.aten.add.Tensor._op_dk": "operators that one custom or composite operator is made of, on the device",
     "_C.DispatchKey": "the same",
@@ -66,10 +87,16 @@ OPERATORS = {  # of torch.ops.aten, asked for by name: the first torch that has 
 
 
 def missing() -> dict[str, str]:
-    """The names that the installed torch lacks, operators of its version or older among them, and what they are used for."""
+    """The names that the installed torch lacks, operators of its version or older among them, and what they are used
+    for.
+    """
     lacking = {name: what for name, what in NAMES.items() if _at(name) is None}
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    lacking |= {f"ops.aten.{name}": "an operator" for name, since in OPERATORS.items() if version >= since and operator(name) is None}
+    lacking |= {
+        f"ops.aten.{name}": "an operator"
+        for name, since in OPERATORS.items()
+        if version >= since and operator(name) is None
+    }
     return lacking
 
 
@@ -95,7 +122,9 @@ def has_kernel(name: str, key: str) -> bool:
 
 
 def call_kernel(func: Any, key: str, args: tuple, kwargs: dict) -> Any:
-    """What an operator's kernel for a key, "CompositeExplicitAutograd", returns; modes see the operators that it calls."""
+    """What an operator's kernel for a key, "CompositeExplicitAutograd", returns; modes see the operators that it
+    calls.
+    """
     return func._op_dk(getattr(torch._C.DispatchKey, key), *args, **kwargs)
 
 
@@ -175,8 +204,9 @@ def _retire(mode: Any) -> None:
 def in_threads(make: Callable[[], AbstractContextManager]) -> Iterator[None]:
     """Enter the mode that `make()` gives, here and in every thread that `threading` starts while the block runs.
 
-    `make()` gives one of torch's modes or a `Together` of some. torch keeps its modes by thread: in a thread that outlives the block
-    the mode stays and does nothing. A pool of threads enters it for every piece of work that `submit` hands to it.
+    `make()` gives one of torch's modes or a `Together` of some. torch keeps its modes by thread: in a thread that
+    outlives the block the mode stays and does nothing. A pool of threads enters it for every piece of work that
+    `submit` hands to it.
     """
     before, open_, inside = threading.getprofile(), [True], {threading.get_ident()}
     elsewhere: list[Any] = []

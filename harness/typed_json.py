@@ -1,11 +1,12 @@
-"""JSON as typed values: one reader that follows the annotations of frozen dataclasses, and the JSON schema of the same annotations.
+"""JSON as typed values: one reader that follows the annotations of frozen dataclasses, and the JSON schema of the same
+annotations.
 
     read = reader_of(tuple[int, ...])
     read([2, 3])                       # (2, 3)
     read([2, "x"])                     # Mismatch: at [1] 'x' where a whole number was expected
 
-A number that is not finite is stored as the text "nan", "inf" or "-inf"; no other text is a number. Names that a class does not know are
-left out, since a newer version may have added them. A field without a default must be there.
+A number that is not finite is stored as the text "nan", "inf" or "-inf"; no other text is a number. Names that a class
+does not know are left out, since a newer version may have added them. A field without a default must be there.
 """
 
 from __future__ import annotations
@@ -67,13 +68,14 @@ def named(value: Any) -> str:
     return f"'{shown(value)}'" if isinstance(value, str) else shown(value)
 
 
-# ------------------------------------------------------------------------------------------------------------ text to JSON
+# -------- text to JSON
 
 
 def parse_json(text: str) -> Any:
     """The JSON of a text.
 
-    Raises: ValueError, in one line, where it is not JSON, holds one name twice in an object, a literal such as NaN, or is nested too deeply.
+    Raises: ValueError, in one line, where it is not JSON, holds one name twice in an object, a literal such as NaN, or
+    is nested too deeply.
     """
     try:
         found = json.loads(text, object_pairs_hook=unique, parse_constant=_refuse, parse_int=_whole)
@@ -137,7 +139,7 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-# ------------------------------------------------------------------------------------------------------------ JSON to values
+# -------- JSON to values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,11 +308,13 @@ def _date(value: Any) -> datetime.date:
         raise error if isinstance(error, Mismatch) else Mismatch(named(value), "a day such as 2027-01-31") from None
 
 
-# ------------------------------------------------------------------------------------------------------------ values to JSON
+# -------- values to JSON
 
 
 def to_json(value: Any) -> Any:
-    """`value` for JSON: dataclasses become objects, tuples lists, a number that is not finite "nan", "inf" or "-inf"."""
+    """`value` for JSON: dataclasses become objects, tuples lists, a number that is not finite "nan", "inf" or
+    "-inf".
+    """
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, float):
@@ -332,7 +336,7 @@ def to_json(value: Any) -> Any:
     return [to_json(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-# ------------------------------------------------------------------------------------------------------------ JSON schema
+# -------- JSON schema
 
 
 def schema_of(kind: Any) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Which torch the harness needs, and whether the installed one is: asked without importing torch, which takes a second."""
+"""Which torch the harness needs, and whether the installed one is: asked without importing torch, which takes a
+second.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,10 @@ def require_torch() -> None:
     numbers = re.match(r"(\d+)\.(\d+)", found)
     if numbers and (int(numbers[1]), int(numbers[2])) < OLDEST:
         raise TorchError(
-            f"torch {found} is installed and the harness needs {needed} or later: install a newer one; on an Ascend machine "
-            f"together with its torch_npu (pip install torch==2.5.1 torch_npu==2.5.1 is the oldest pair) and a CANN that fits both"
+            f"torch {found} is installed and the harness needs {needed} or later: install a newer one; on an "
+            "Ascend machine "
+            "together with its torch_npu (pip install torch==2.5.1 torch_npu==2.5.1 is the oldest pair) and a "
+            "CANN that fits both"
         )
 
 

@@ -1,7 +1,8 @@
-"""One script per promise on speed and size; `python -m harness.benchmarks [NAME …]` runs them and prints figure, promise, ratio.
+"""One script per promise on speed and size; `python -m harness.benchmarks [NAME …]` runs them and prints figure,
+promise, ratio.
 
-A script has `measure() -> list[Figure]`. What it compares it runs interleaved in one process or one after the other in children,
-and gives medians: a machine's absolute times say little.
+A script has `measure() -> list[Figure]`. What it compares it runs interleaved in one process or one after the other in
+children, and gives medians: a machine's absolute times say little.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def interleaved(functions: Sequence[Callable[[], object]], rounds: int) -> list[
 
 
 def in_child(code: str, *arguments: str, **environment: str) -> dict:
-    """What a fresh Python prints as JSON on its last line, with these variables in its environment besides this process's own."""
+    """What a fresh Python prints as JSON on its last line, with these variables in its environment besides this
+    process's own.
+    """
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     if done.returncode:
@@ -57,7 +60,7 @@ def in_child(code: str, *arguments: str, **environment: str) -> dict:
 
 
 def high_water() -> int:
-    """Bytes of memory that this process held at most, mapped files included. The kernel's own count of a child's (ru_maxrss) starts
-    at its parent's."""
+    """Bytes of memory that this process held at most, mapped files included. The kernel's own count of a child's
+    (ru_maxrss) starts at its parent's."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))

@@ -19,7 +19,16 @@ def main(wanted: list[str]) -> int:
     for name in wanted or NAMES:
         print(f"{name} …", file=sys.stderr, flush=True)
         figures += import_module(f"harness.benchmarks.{name}").measure()
-    rows = [(each.name, f"{each.value:.3g} {each.unit}", f"{each.promise:.3g} {each.unit}", f"{each.ratio:.2f}", "yes" if each.kept else "NO") for each in figures]
+    rows = [
+        (
+            each.name,
+            f"{each.value:.3g} {each.unit}",
+            f"{each.promise:.3g} {each.unit}",
+            f"{each.ratio:.2f}",
+            "yes" if each.kept else "NO",
+        )
+        for each in figures
+    ]
     print(tabulate(rows, headers=("figure", "measured", "promise", "ratio", "kept"), disable_numparse=True))
     return 0 if all(each.kept for each in figures) else 1
 

@@ -16,9 +16,14 @@ def measure() -> list[Figure]:
     from harness.models.aimv2 import build
     from harness.tests.reference_aimv2 import in_float64, transformers_model
 
-    ours, x = build("aimv2-large-patch14-224-distilled", 0), torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    ours, x = (
+        build("aimv2-large-patch14-224-distilled", 0),
+        torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)),
+    )
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        theirs = copy.deepcopy(transformers_model(ours, Path(folder)))  # in memory, as ours: the loaded one is mapped from its file
+        theirs = copy.deepcopy(
+            transformers_model(ours, Path(folder))
+        )  # in memory, as ours: the loaded one is mapped from its file
         seconds = interleaved([lambda: ours(x), lambda: theirs(x).last_hidden_state], ROUNDS)
         single = compare(ours(x), theirs(x).last_hidden_state).max_diff
         double = compare(ours.double()(x.double()), in_float64(theirs)(x.double()).last_hidden_state).max_diff

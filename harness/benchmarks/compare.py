@@ -1,6 +1,7 @@
 """Comparing two sets of 100 tensors of 1,000,000 float32 values: 4 s and 300 MiB on two cores.
 
-The 800 MB that are compared lie in files and are read as they come, as stored outputs are; memory is the process's peak.
+The 800 MB that are compared lie in files and are read as they come, as stored outputs are; memory is the process's
+peak.
 """
 
 from harness.benchmarks import Figure, in_child

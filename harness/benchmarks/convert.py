@@ -1,4 +1,6 @@
-"""Converting a full-size checkpoint: peak memory below 1.2 times the largest shard, time within 1.5 of safetensors' own copy."""
+"""Converting a full-size checkpoint: peak memory below 1.2 times the largest shard, time within 1.5 of safetensors' own
+copy.
+"""
 
 import tempfile
 from pathlib import Path
@@ -11,13 +13,18 @@ import json, os, sys, time
 from harness.benchmarks import high_water
 source, target = sys.argv[1:3]
 """
-CONVERT = PRELUDE + """
+CONVERT = (
+    PRELUDE
+    + """
 from harness.models.aimv2 import convert_checkpoint
 begin = time.perf_counter()
 convert_checkpoint(source, target, to=sys.argv[3])
 print(json.dumps({"seconds": time.perf_counter() - begin, "bytes": high_water()}))
 """
-COPY = PRELUDE + """
+)
+COPY = (
+    PRELUDE
+    + """
 import torch
 from safetensors.torch import load_file, save_file
 os.mkdir(target)
@@ -25,15 +32,16 @@ begin = time.perf_counter()
 save_file(load_file(source + "/model.safetensors"), target + "/model.safetensors")
 print(json.dumps({"seconds": time.perf_counter() - begin, "bytes": high_water()}))
 """
+)
 ROUNDS = 6
 
 
 def measure() -> list[Figure]:
     import shutil
 
-    import harness  # noqa: F401
     from safetensors.torch import save_file
 
+    import harness  # noqa: F401
     from harness.models.aimv2 import build
 
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +57,11 @@ def measure() -> list[Figure]:
                 results.append(in_child(code, str(source), str(target), "transformers"))
                 shutil.rmtree(target)
     return [
-        Figure(name="convert, whole process's peak memory / largest shard", value=max(each["bytes"] for each in ours) / size, promise=1.2),
+        Figure(
+            name="convert, whole process's peak memory / largest shard",
+            value=max(each["bytes"] for each in ours) / size,
+            promise=1.2,
+        ),
         Figure(
             name="convert, time / safetensors' own read and write",
             value=median(each["seconds"] for each in ours) / median(each["seconds"] for each in theirs),

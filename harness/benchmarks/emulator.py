@@ -1,4 +1,6 @@
-"""The emulated device: a forward of AIMv2-large in float32 costs at most 1.5 of the CPU's; what one operator and the start cost."""
+"""The emulated device: a forward of AIMv2-large in float32 costs at most 1.5 of the CPU's; what one operator and the
+start cost.
+"""
 
 import tempfile
 
@@ -31,12 +33,28 @@ def measure() -> list[Figure]:
     small = _small_bert()
     if small is not None:
         ids = torch.randint(3, 1000, (8, 128), generator=torch.Generator().manual_seed(0))
-        figures.append(Figure(name="emulated forward / CPU forward, BERT of 4 layers of 256, 8 x 128 tokens", value=_ratio(device, copy_module, small, ids), promise=3))
-    figures.append(Figure(name="one addition of four numbers on the emulated device", value=_one_operator(device), promise=150, unit="us"))
+        figures.append(
+            Figure(
+                name="emulated forward / CPU forward, BERT of 4 layers of 256, 8 x 128 tokens",
+                value=_ratio(device, copy_module, small, ids),
+                promise=3,
+            )
+        )
+    figures.append(
+        Figure(
+            name="one addition of four numbers on the emulated device",
+            value=_one_operator(device),
+            promise=150,
+            unit="us",
+        )
+    )
     with tempfile.TemporaryDirectory() as cache:
         cold = in_child(START, XDG_CACHE_HOME=cache)["seconds"]
     figures.append(Figure(name="import to first operator, shims compiled", value=cold, promise=10, unit="s"))
-    return [*figures, Figure(name="import to first operator, shims there", value=in_child(START)["seconds"], promise=8, unit="s")]
+    return [
+        *figures,
+        Figure(name="import to first operator, shims there", value=in_child(START)["seconds"], promise=8, unit="s"),
+    ]
 
 
 def _ratio(device, copy_module, model, inputs) -> float:
@@ -63,7 +81,9 @@ def _small_bert():
     except ImportError:
         return None
     torch.manual_seed(0)
-    return BertModel(BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, vocab_size=1000)).eval()
+    return BertModel(
+        BertConfig(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, vocab_size=1000)
+    ).eval()
 
 
 def _one_operator(device) -> float:

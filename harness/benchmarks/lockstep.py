@@ -1,10 +1,14 @@
-"""What it costs to look at every operator of AIMv2-large, in units of the CPU's forward and the device's: at most four of them in float32, five in half, and a quarter
-more memory than the two need that hold the same weights."""
+"""What it costs to look at every operator of AIMv2-large, in units of the CPU's forward and the device's: at most four
+of them in float32, five in half, and a quarter more memory than the two need that hold the same weights."""
 
 from harness.benchmarks import Figure, in_child, interleaved
 
 ROUNDS = 3
-PROMISES = {"float32": 4.0, "float16": 5.0, "bfloat16": 5.0}  # a dump of every module and call takes 24 forwards elsewhere
+PROMISES = {
+    "float32": 4.0,
+    "float16": 5.0,
+    "bfloat16": 5.0,
+}  # a dump of every module and call takes 24 forwards elsewhere
 HEAVIER = 1.25
 
 MEMORY = """
@@ -41,14 +45,30 @@ def subjects(dtype: str) -> list:
         with torch.no_grad():
             model(x.to(place)).cpu()
 
-    return [lambda: forward(here, "cpu"), lambda: forward(there, device.torch_device), lambda: locate(case, 1, device, models=models)]
+    return [
+        lambda: forward(here, "cpu"),
+        lambda: forward(there, device.torch_device),
+        lambda: locate(case, 1, device, models=models),
+    ]
 
 
 def measure() -> list[Figure]:
     found = []
     for dtype, promise in PROMISES.items():
         cpu, device, lockstep = interleaved(subjects(dtype), ROUNDS)
-        found.append(Figure(name=f"lockstep / CPU + device forward, AIMv2-large {dtype}", value=lockstep / (cpu + device), promise=promise))
+        found.append(
+            Figure(
+                name=f"lockstep / CPU + device forward, AIMv2-large {dtype}",
+                value=lockstep / (cpu + device),
+                promise=promise,
+            )
+        )
     bare, whole = (in_child(MEMORY.format(count=count)) for count in (2, 3))
-    found.append(Figure(name="peak memory of lockstep / of the two forwards, AIMv2-large float32", value=whole / bare, promise=HEAVIER))
+    found.append(
+        Figure(
+            name="peak memory of lockstep / of the two forwards, AIMv2-large float32",
+            value=whole / bare,
+            promise=HEAVIER,
+        )
+    )
     return found

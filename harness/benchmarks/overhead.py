@@ -15,8 +15,8 @@ def measure() -> list[Figure]:
     import torch
 
     from harness import Case, open_device, validate
-    from harness.numerics.expected_error import rounding, rules_of
     from harness.models.aimv2 import build
+    from harness.numerics.expected_error import rounding, rules_of
     from harness.reference import Models
 
     device, models = open_device("emulated"), Models()
@@ -26,7 +26,9 @@ def measure() -> list[Figure]:
         model=lambda: weights,
         inputs=lambda generator: torch.randn(1, 3, 224, 224, generator=generator),
     )
-    validate(case, SEEDS[0], device, models=models)  # the copies of the weights are made once, whatever the number of seeds
+    validate(
+        case, SEEDS[0], device, models=models
+    )  # the copies of the weights are made once, whatever the number of seeds
     key, cpu, rules = (case.model, None, 0), torch.device("cpu"), rules_of(device.stack)
     moved = models.get(key, case.model, seed=0, dtype=torch.float32, device=device.torch_device)
     wide = models.get(key, case.model, seed=0, dtype=torch.float32, device=cpu, wide=True)

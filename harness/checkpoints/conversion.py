@@ -1,10 +1,12 @@
 """Checkpoint layouts: safetensors in, safetensors out, streamed, bit for bit.
 
-A layout is a table of rules between its own keys and the model's. `Rename` gives a tensor another name, `Fuse` joins several along
-their first axis, and each rule runs both ways. Bytes are copied, never computed on, so every dtype passes as it is.
+A layout is a table of rules between its own keys and the model's. `Rename` gives a tensor another name, `Fuse` joins
+several along their first axis, and each rule runs both ways. Bytes are copied, never computed on, so every dtype passes
+as it is.
 
     entries, twice = read_checkpoint(source)
-    tensors = to_model(entries, shapes, rules_of_source, "apple", twice)    # every key matched, or one error that lists what was not
+    # Every key matched, or one error that lists those that were not.
+    tensors = to_model(entries, shapes, rules_of_source, "apple", twice)
     with appearing(destination) as folder:
         write_checkpoint(folder, from_model(tensors, rules_of_destination, "timm"))
 
@@ -24,7 +26,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,7 +56,7 @@ class Entry:
     size: int  # in bytes
 
 
-# ------------------------------------------------------------------------------------------------- reading what is there
+# -------- reading what is there
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -67,15 +69,20 @@ def read_header(path: Path) -> dict[str, Entry]:
         with path.open("rb") as file:
             head, brace = file.read(8), file.read(1)
             zipped, pickled = head[:4] == b"PK\x03\x04", head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"
-            if path.suffix in PICKLES or brace != b"{" and (zipped or pickled):
-                raise CheckpointError(f"{path} is a pickle, which can run any program and is never read; save it as safetensors")
+            if path.suffix in PICKLES or (brace != b"{" and (zipped or pickled)):
+                raise CheckpointError(
+                    f"{path} is a pickle, which can run any program and is never read; save it as safetensors"
+                )
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
             if not 0 < length <= size - 8:
                 raise CheckpointError(
-                    f"{path} is not a whole safetensors file: it has {size} bytes and its header claims {max(length, 0)}; copy it again"
+                    f"{path} is not a whole safetensors file: it has {size} bytes and its header claims "
+                    f"{max(length, 0)}; copy it again"
                 )
             if length > HEADER_LIMIT:
-                raise CheckpointError(f"{path}: a header of {length} bytes is over the format's limit of {HEADER_LIMIT}")
+                raise CheckpointError(
+                    f"{path}: a header of {length} bytes is over the format's limit of {HEADER_LIMIT}"
+                )
             raw = brace + file.read(length - 1)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint file at {path}") from None
@@ -96,7 +103,9 @@ def _parse_header(path: Path, raw: bytes) -> dict:
         if not isinstance(header, dict):
             raise ValueError("it is not an object")
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file: its header cannot be read ({_short(error)})") from None
+        raise CheckpointError(
+            f"{path} is not a safetensors file: its header cannot be read ({_short(error)})"
+        ) from None
     return header
 
 
@@ -105,7 +114,9 @@ def _short(error: Exception) -> str:
 
 
 def _entries(path: Path, header: dict, *, start: int, end: int) -> dict[str, Entry]:
-    """Check the header's entries: known dtypes, sizes that fit the shapes, bytes that tile the file without gap or overlap."""
+    """Check the header's entries: known dtypes, sizes that fit the shapes, bytes that tile the file without gap or
+    overlap.
+    """
     header.pop("__metadata__", None)
     entries, spans = {}, []
     for key, value in header.items():
@@ -113,20 +124,30 @@ def _entries(path: Path, header: dict, *, start: int, end: int) -> dict[str, Ent
             dtype, shape, (first, last) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
             whole = all(isinstance(each, int) and each >= 0 for each in (*shape, first, last))
         except (KeyError, TypeError, ValueError):
-            raise CheckpointError(f"{path}: the header's entry for {key!r} is not dtype, shape and data_offsets") from None
+            raise CheckpointError(
+                f"{path}: the header's entry for {key!r} is not dtype, shape and data_offsets"
+            ) from None
         if not whole or not isinstance(dtype, str) or dtype not in BITS:
-            raise CheckpointError(f"{path}: {key!r} has dtype {dtype!r} and shape {list(shape)!r}, which the format does not know")
+            raise CheckpointError(
+                f"{path}: {key!r} has dtype {dtype!r} and shape {list(shape)!r}, which the format does not know"
+            )
         needed = math.prod(shape) * BITS[dtype] // 8
         if last - first != needed:
-            raise CheckpointError(f"{path}: {key!r} is {dtype} {list(shape)}, {needed} bytes, and its offsets span {last - first}")
+            raise CheckpointError(
+                f"{path}: {key!r} is {dtype} {list(shape)}, {needed} bytes, and its offsets span {last - first}"
+            )
         if start + last > end:
-            raise CheckpointError(f"{path} is truncated: {key!r} ends at byte {start + last} and the file at {end}; copy it again")
+            raise CheckpointError(
+                f"{path} is truncated: {key!r} ends at byte {start + last} and the file at {end}; copy it again"
+            )
         entries[key] = Entry(path, dtype, shape, start + first, needed)
         spans.append((first, last, key))
     position = 0
     for first, last, key in sorted(spans):
         if first != position:
-            raise CheckpointError(f"{path}: the bytes of {key!r} begin at {first} where {position} was expected: a gap or an overlap")
+            raise CheckpointError(
+                f"{path}: the bytes of {key!r} begin at {first} where {position} was expected: a gap or an overlap"
+            )
         position = last
     if start + position != end:
         raise CheckpointError(f"{path} has {end - start - position} bytes that belong to no tensor")
@@ -134,7 +155,8 @@ def _entries(path: Path, header: dict, *, start: int, end: int) -> dict[str, Ent
 
 
 def weight_files(source: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: a file itself, or what a directory holds: one file, or shards with an index.
+    """The safetensors files of a checkpoint: a file itself, or what a directory holds: one file, or shards with an
+    index.
 
     Raises: CheckpointError when there are none, or an index names a file that is absent or outside the directory.
     """
@@ -151,7 +173,9 @@ def weight_files(source: Path) -> list[Path]:
         return found
     pickles = sorted(path.name for path in source.iterdir() if path.suffix in PICKLES)
     if pickles and not found:
-        raise CheckpointError(f"{source} holds pickles only ({', '.join(pickles)}), which are never read; save the model as safetensors")
+        raise CheckpointError(
+            f"{source} holds pickles only ({', '.join(pickles)}), which are never read; save the model as safetensors"
+        )
     several = f"{len(found)} safetensors files and no {INDEX}" if found else "no safetensors file"
     raise CheckpointError(f"{source} holds {several}; {WEIGHTS}, or shards and {INDEX}, were expected")
 
@@ -174,7 +198,9 @@ def _shards(source: Path) -> list[Path]:
         raise CheckpointError(f"{source / INDEX} names files outside its directory: {', '.join(outside)}")
     missing = [name for name in names if not (source / name).is_file()]
     if missing:
-        raise CheckpointError(f"{source} lacks {len(missing)} of {len(names)} shards that {INDEX} names: {', '.join(missing)}")
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} of {len(names)} shards that {INDEX} names: {', '.join(missing)}"
+        )
     if not names:
         raise CheckpointError(f"{source / INDEX} names no shard")
     return [source / name for name in names]
@@ -197,7 +223,11 @@ def read_checkpoint(source: Path) -> tuple[dict[str, Entry], list[str]]:
         absent = [key for key, name in listed.items() if key not in entries or entries[key].path.name != name]
         extra = [key for key in entries if key not in listed]
         if absent or extra:
-            problems = [f"{what}: {_listed(keys)}" for what, keys in (("not in their shard", absent), ("not in the index", extra)) if keys]
+            problems = [
+                f"{what}: {_listed(keys)}"
+                for what, keys in (("not in their shard", absent), ("not in the index", extra))
+                if keys
+            ]
             raise CheckpointError(f"{source / INDEX} and its shards disagree; {'; '.join(problems)}")
     return entries, twice
 
@@ -207,7 +237,8 @@ def _listed(keys: Sequence[str]) -> str:
 
 
 def checkpoint_digest(source: Path) -> str:
-    """sha256 over keys, dtypes, shapes and bytes in the order of the keys: the same for one file and for any sharding of it.
+    """sha256 over keys, dtypes, shapes and bytes in the order of the keys: the same for one file and for any sharding
+    of it.
 
     Raises: CheckpointError as `read_checkpoint` does.
     """
@@ -248,12 +279,14 @@ class _Files(contextlib.AbstractContextManager):
             left -= count
 
 
-# --------------------------------------------------------------------------------------------------------------- rules
+# -------- rules
 
 
 @dataclass(frozen=True)
 class Rename:
-    """One tensor under two names. `{i}` stands for a number. `added` leading axes of size one are on the model's side only."""
+    """One tensor under two names. `{i}` stands for a number. `added` leading axes of size one are on the model's side
+    only.
+    """
 
     own: str  # in the layout
     model: str
@@ -292,7 +325,9 @@ class Joined:
     parts: tuple[Entry, ...]
 
 
-def layout_shapes(model: Mapping[str, tuple[int, ...]], rules: Sequence[Rule], layout: str) -> dict[str, tuple[int, ...]]:
+def layout_shapes(
+    model: Mapping[str, tuple[int, ...]], rules: Sequence[Rule], layout: str
+) -> dict[str, tuple[int, ...]]:
     """The keys and shapes in a layout of a model that has these.
 
     Raises: CheckpointError that lists every tensor of the model for which the layout has no name.
@@ -309,15 +344,22 @@ def layout_shapes(model: Mapping[str, tuple[int, ...]], rules: Sequence[Rule], l
     return found
 
 
-def to_model(entries: Mapping[str, Entry], model: Mapping[str, tuple[int, ...]], rules: Sequence[Rule], layout: str, duplicate=()) -> dict[str, Joined]:
+def to_model(
+    entries: Mapping[str, Entry], model: Mapping[str, tuple[int, ...]], rules: Sequence[Rule], layout: str, duplicate=()
+) -> dict[str, Joined]:
     """The tensors of a model that must have these names and shapes, out of a checkpoint in the layout of `rules`.
 
-    Raises: CheckpointError that lists every key that is missing, unmatched, duplicate, mis-shaped, or to be joined with one of
+    Raises: CheckpointError that lists every key that is missing, unmatched, duplicate, mis-shaped, or to be joined with
+    one of
         another dtype.
     """
     expected = layout_shapes(model, rules, layout)
     shaped = {key: entry for key, entry in entries.items() if key in expected}
-    misshaped = [f"{key} {list(each.shape)} where {list(expected[key])} was expected" for key, each in shaped.items() if each.shape != expected[key]]
+    misshaped = [
+        f"{key} {list(each.shape)} where {list(expected[key])} was expected"
+        for key, each in shaped.items()
+        if each.shape != expected[key]
+    ]
     found = {}
     for name, shape in model.items():
         rule, number = _rule_of(name, rules)
@@ -346,12 +388,16 @@ def _rule_of(name: str, rules: Sequence[Rule]) -> tuple[Rule | None, str]:
 
 def complain(where: str, **problems: Sequence[str]) -> None:
     """Raise one CheckpointError that lists every problem, sorted, by its kind; nothing to list raises nothing."""
-    told = [f"{len(keys)} {kind.replace('misshaped', 'mis-shaped')}: {_listed(keys)}" for kind, keys in problems.items() if keys]
+    told = [
+        f"{len(keys)} {kind.replace('misshaped', 'mis-shaped')}: {_listed(keys)}"
+        for kind, keys in problems.items()
+        if keys
+    ]
     if told:
         raise CheckpointError(f"the checkpoint does not fit {where}; {'; '.join(told)}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _pattern(own: str) -> re.Pattern:
     return re.compile(re.escape(own).replace(re.escape("{i}"), r"(?P<i>0|[1-9][0-9]*)"))
 
@@ -385,7 +431,7 @@ def from_model(model: Mapping[str, Joined], rules: Sequence[Rule], layout: str) 
     return outputs
 
 
-# -------------------------------------------------------------------------------------------------------------- writing
+# -------- writing
 
 
 @contextlib.contextmanager
@@ -410,13 +456,18 @@ def appearing(destination: Path) -> Iterator[Path]:
 
 
 def write_checkpoint(folder: Path, outputs: Sequence[Output]) -> list[str]:
-    """Write tensors into `folder`: one file, or as many shards as they come from, with an index. Returns the files' names.
+    """Write tensors into `folder`: one file, or as many shards as they come from, with an index. Returns the files'
+    names.
 
     A tensor goes to the shard in which its first bytes lay.
     """
     sources = sorted({output.source.parts[0].path for output in outputs})
     groups = [[output for output in outputs if output.source.parts[0].path == source] for source in sources]
-    names = [WEIGHTS] if len(groups) == 1 else [f"model-{n:05}-of-{len(groups):05}.safetensors" for n in range(1, len(groups) + 1)]
+    names = (
+        [WEIGHTS]
+        if len(groups) == 1
+        else [f"model-{n:05}-of-{len(groups):05}.safetensors" for n in range(1, len(groups) + 1)]
+    )
     for name, group in zip(names, groups):
         _write_file(folder / name, group)
     if len(groups) > 1:
@@ -430,7 +481,11 @@ def write_checkpoint(folder: Path, outputs: Sequence[Output]) -> list[str]:
 def _write_file(path: Path, outputs: Sequence[Output]) -> None:
     header, position = {"__metadata__": {"format": "pt"}}, 0
     for output in outputs:
-        header[output.key] = {"dtype": output.dtype, "shape": list(output.shape), "data_offsets": [position, position + output.size]}
+        header[output.key] = {
+            "dtype": output.dtype,
+            "shape": list(output.shape),
+            "data_offsets": [position, position + output.size],
+        }
         position += output.size
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # the data begin at a multiple of eight

@@ -19,7 +19,13 @@ def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("expected", type=Path, metavar="B", help="what it is held against")
     parser.add_argument("--golden", type=Path, metavar="G", help="the same in float64; the floor is then B's own error")
     add_preset(parser, "default: pair, with --golden floor")
-    parser.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE", help="a limit of your own, such as max_diff=1e-3; with --preset it replaces that one")
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a limit of your own, such as max_diff=1e-3; with --preset it replaces that one",
+    )
     parser.add_argument(
         "--strip-prefix",
         action="append",
@@ -114,9 +120,9 @@ COMMAND = Command(
     name="compare",
     summary="Compare two files or folders of tensors by name and judge every pair; exit status 0 only when all pass.",
     example="python -m harness compare npu_outputs/ cpu_outputs/ --preset pair\n"
-        "  python -m harness compare npu.pt cpu.pt --golden float64.safetensors\n"
-        "  python -m harness compare npu_dump/ gpu_dump/ --strip-prefix module. --map '^layer([0-9]+)=layers.\\1'\n\n"
-        "folders that msprobe and SGLang's dumper wrote are read as they are; harness/docs/compare.md",
+    "  python -m harness compare npu.pt cpu.pt --golden float64.safetensors\n"
+    "  python -m harness compare npu_dump/ gpu_dump/ --strip-prefix module. --map '^layer([0-9]+)=layers.\\1'\n\n"
+    "folders that msprobe and SGLang's dumper wrote are read as they are; harness/docs/compare.md",
     add=_add,
     run=_run,
 )

@@ -9,7 +9,9 @@ from harness.commands.base import Command
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SRC", help="a .safetensors file, or a directory with one or with shards")
+    parser.add_argument(
+        "source", type=Path, metavar="SRC", help="a .safetensors file, or a directory with one or with shards"
+    )
     parser.add_argument("destination", type=Path, metavar="DST", help="a new directory")
     parser.add_argument("--to", required=True, choices=("apple", "transformers", "timm"), help="the layout to write")
 

@@ -11,11 +11,20 @@ from harness.commands.base import Command, add_device
 
 def _add(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
-    parser.add_argument("--probe", type=Path, metavar="FILE", help="take the ten measurements of a card (about a minute) and write them there as JSON")
+    parser.add_argument(
+        "--probe",
+        type=Path,
+        metavar="FILE",
+        help="take the ten measurements of a card (about a minute) and write them there as JSON",
+    )
     parser.add_argument("--read-probe", type=Path, metavar="FILE", help="say what such a file of another machine means")
-    parser.add_argument("--model-size", metavar="N", help="what a case with N parameters (7B, 350M) needs of host and device")
+    parser.add_argument(
+        "--model-size", metavar="N", help="what a case with N parameters (7B, 350M) needs of host and device"
+    )
     parser.add_argument("--dtype", help="with --model-size: that dtype alone (default: float32, float16, bfloat16)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="with --model-size: workers of xdist (default 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="with --model-size: workers of xdist (default 1)"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -25,7 +34,9 @@ def _run(arguments: argparse.Namespace) -> int:
         from harness.commands.model_size import model_size
 
         emulated = arguments.device.startswith("emulated")
-        text, fits = model_size(arguments.model_size, dtype=arguments.dtype, workers=arguments.workers, emulated=emulated)
+        text, fits = model_size(
+            arguments.model_size, dtype=arguments.dtype, workers=arguments.workers, emulated=emulated
+        )
         print(text)
         return 0 if fits else 1
     from harness.commands.health import doctor
@@ -49,9 +60,11 @@ def _probe(arguments) -> int:
 
 COMMAND = Command(
     name="doctor",
-    summary="Print the stack, check that its versions fit, and that the device answers; or measure how it rounds, sums and overflows.",
-    example="python -m harness doctor --device npu\n  python -m harness doctor --device npu --probe probe.json\n  python -m harness doctor --read-probe probe.json\n"
-        "  python -m harness doctor --model-size 7B --dtype float16 --workers 2",
+    summary="Print the stack, check that its versions fit, and that the device answers; or measure how it rounds, sums "
+    "and overflows.",
+    example="python -m harness doctor --device npu\n  python -m harness doctor --device npu --probe probe.json\n  "
+    "python -m harness doctor --read-probe probe.json\n"
+    "  python -m harness doctor --model-size 7B --dtype float16 --workers 2",
     add=_add,
     run=_run,
 )

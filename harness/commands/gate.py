@@ -9,12 +9,29 @@ from harness.commands.base import Command
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reports", type=Path, nargs="+", metavar="JSON", help="two or more, the oldest first; the last two decide the exit status")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the markdown there too, for a pull request or a step summary")
+    parser.add_argument(
+        "reports",
+        type=Path,
+        nargs="+",
+        metavar="JSON",
+        help="two or more, the oldest first; the last two decide the exit status",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the markdown there too, for a pull request or a step summary"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every transition there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw each case's error over the reports, as .png, .svg or .pdf; needs matplotlib")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw each case's error over the reports, as .png, .svg or .pdf; needs matplotlib",
+    )
     parser.add_argument("--every", action="store_true", help="list the IDENTICAL rows too")
-    parser.add_argument("--subset", action="store_true", help="the newer report is of a part of the rows, a nightly run say: compare these alone")
+    parser.add_argument(
+        "--subset",
+        action="store_true",
+        help="the newer report is of a part of the rows, a nightly run say: compare these alone",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -33,7 +50,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.output:
         write_text(arguments.output, text + "\n")
     if arguments.json:
-        write_text(arguments.json, json.dumps(jsonable([each.to_dict() for each in found]), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(
+            arguments.json,
+            json.dumps(jsonable([each.to_dict() for each in found]), indent=1, ensure_ascii=False, allow_nan=False)
+            + "\n",
+        )
     if arguments.plot:
         from harness.report.plot import plot_history
         from harness.upgrade.baseline import error_of
@@ -44,7 +65,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     name="gate",
-    summary="Hold a report against an older one: what broke, regressed, drifted, improved, went missing, and what changed in the stack.",
+    summary="Hold a report against an older one: what broke, regressed, drifted, improved, went missing, and what "
+    "changed in the stack.",
     example="python -m harness gate before/precision.json after/precision.json --output upgrade.md",
     add=_add,
     run=_run,

@@ -1,4 +1,6 @@
-"""What is installed, whether it fits together, and whether the device answers: what `python -m harness doctor` prints."""
+"""What is installed, whether it fits together, and whether the device answers: what `python -m harness doctor`
+prints.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from tabulate import tabulate
 from harness.errors import HarnessError, TorchError
 from harness.versions import require_torch
 
-# torch_npu and the CANN it was released with: Ascend/pytorch, COMPATIBILITY.en.md and release notes. A line that stands for
-# several CANN minors is written as they are; what is not here is unlisted, which is not the same as wrong.
+# torch_npu and the CANN it was released with: Ascend/pytorch, COMPATIBILITY.en.md and release notes. A line that stands
+# for several CANN minors is written as they are; what is not here is unlisted, which is not the same as wrong.
 COMPATIBLE = {
     "2.12.0": ("9.1",), "2.11.0": ("9.1",), "2.10.0.post4": ("9.1",), "2.9.0.post6": ("9.1",), "2.7.1.post8": ("9.1",),
     "2.9.0.post2": ("9.0",), "2.8.0.post4": ("9.0",), "2.7.1.post4": ("9.0",),
@@ -49,7 +51,9 @@ def doctor(spec: str = "auto") -> tuple[str, bool]:
         return _text({}, [*checks, ("device", "FAILED", f"torch cannot be imported: {error}")]), False
     stack = device.stack.to_dict()
     checks += [_cann_check(stack), _numpy_check(stack), _answer_check(device)]
-    checks.append(("device", "ok", f"{device.torch_device} is {device.name}, backend {device.backend}: {device.reason}"))
+    checks.append(
+        ("device", "ok", f"{device.torch_device} is {device.name}, backend {device.backend}: {device.reason}")
+    )
     return _text(stack, [each for each in checks if each]), all(each[1] != "FAILED" for each in checks if each)
 
 
@@ -73,7 +77,11 @@ def _python_check() -> tuple[str, str, str]:
     if bounds is None:
         return "python", "ok" if version is None else "unlisted", words
     fits = bounds[0] <= found[1] <= bounds[1]
-    return "python", "ok" if fits else "warning", f"{words}; torch_npu {version} is built for 3.{bounds[0]} to 3.{bounds[1]}"
+    return (
+        "python",
+        "ok" if fits else "warning",
+        f"{words}; torch_npu {version} is built for 3.{bounds[0]} to 3.{bounds[1]}",
+    )
 
 
 def _torch_check() -> tuple[str, str, str]:
@@ -82,7 +90,11 @@ def _torch_check() -> tuple[str, str, str]:
     if npu is None:
         return "torch", "ok", f"torch {torch}, no torch_npu"
     fits = torch is not None and torch.split("+")[0].split(".")[:3] == npu.split(".")[:3]
-    return "torch", "ok" if fits else "FAILED", f"torch {torch} with torch_npu {npu}" + ("" if fits else f", which needs torch {'.'.join(npu.split('.')[:3])}")
+    return (
+        "torch",
+        "ok" if fits else "FAILED",
+        f"torch {torch} with torch_npu {npu}" + ("" if fits else f", which needs torch {'.'.join(npu.split('.')[:3])}"),
+    )
 
 
 def _cann_check(stack: dict) -> tuple[str, str, str] | None:
@@ -110,9 +122,18 @@ def cann_verdict(version: str, cann: str | None, pair: str) -> tuple[str, str]:
 def _numpy_check(stack: dict) -> tuple[str, str, str] | None:
     """CANN up to 8.2 fails to set its precision mode beside numpy 2."""
     found = re.match(r"(\d+)\.(\d+)", stack.get("cann") or "")
-    if stack["backend"] != "npu" or not found or (int(found[1]), int(found[2])) > (8, 2) or (stack.get("numpy") or "1") < "2":
+    if (
+        stack["backend"] != "npu"
+        or not found
+        or (int(found[1]), int(found[2])) > (8, 2)
+        or (stack.get("numpy") or "1") < "2"
+    ):
         return None
-    return "numpy", "warning", f"numpy {stack['numpy']} with CANN {stack['cann']}: SetPrecisionMode fails; pip install 'numpy<2'"
+    return (
+        "numpy",
+        "warning",
+        f"numpy {stack['numpy']} with CANN {stack['cann']}: SetPrecisionMode fails; pip install 'numpy<2'",
+    )
 
 
 def _answer_check(device) -> tuple[str, str, str]:
@@ -129,4 +150,8 @@ def _answer_check(device) -> tuple[str, str, str]:
         return "answer", "FAILED", str(error)
     error = float((found.double() - (left.double() @ left.double() + left)).abs().max())
     fits = error <= 1e-2
-    return "answer", "ok" if fits else "FAILED", f"a product and a sum on {device.torch_device} are {error:.1e} from the CPU's (up to 1e-2 allowed)"
+    return (
+        "answer",
+        "ok" if fits else "FAILED",
+        f"a product and a sum on {device.torch_device} are {error:.1e} from the CPU's (up to 1e-2 allowed)",
+    )

@@ -9,7 +9,9 @@ from harness.commands.base import DTYPES, Command, add_device, add_model_dir
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", type=Path, help="a picture that Pillow opens; without it the input is random, seeded")
+    parser.add_argument(
+        "--image", type=Path, help="a picture that Pillow opens; without it the input is random, seeded"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     add_device(parser)
     add_model_dir(parser)

@@ -12,11 +12,23 @@ from harness.errors import HarnessError
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", metavar="CASE", help="a case's name, or a part of test ids")
     parser.add_argument("--seed", type=int, help="only the row with this seed")
-    parser.add_argument("--level", choices=("auto", "operators", "modules"), default="auto", help="modules: a fast first look")
+    parser.add_argument(
+        "--level", choices=("auto", "operators", "modules"), default="auto", help="modules: a fast first look"
+    )
     parser.add_argument("--backward", action="store_true", help="look at each operator's gradients too")
-    parser.add_argument("--cases", type=Path, default=Path("cases"), metavar="PATH", help="where the cases are (default cases/)")
-    parser.add_argument("--report", type=Path, default=Path("reports/located"), metavar="DIR", help="where the report and the repro go (default reports/located/)")
-    parser.add_argument("--fault", action="append", default=[], metavar="FAULT", help="break the emulated device on purpose")
+    parser.add_argument(
+        "--cases", type=Path, default=Path("cases"), metavar="PATH", help="where the cases are (default cases/)"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        default=Path("reports/located"),
+        metavar="DIR",
+        help="where the report and the repro go (default reports/located/)",
+    )
+    parser.add_argument(
+        "--fault", action="append", default=[], metavar="FAULT", help="break the emulated device on purpose"
+    )
     add_device(parser)
 
 
@@ -27,9 +39,21 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if not arguments.cases.exists():
         raise HarnessError(f"no cases at {arguments.cases}; name their file or folder with --cases")
-    command = [str(arguments.cases), "-q", "-p", "no:cacheprovider", "-p", "harness.plugin.entry", "--precision-baseline=off"]
+    command = [
+        str(arguments.cases),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "harness.plugin.entry",
+        "--precision-baseline=off",
+    ]
     command += [f"--precision-device={arguments.device}", f"--precision-report={arguments.report}"]
-    command += [f"--precision-locate={arguments.level}", f"--precision-locate-case={arguments.case}", *(f"--precision-fault={each}" for each in arguments.fault)]
+    command += [
+        f"--precision-locate={arguments.level}",
+        f"--precision-locate-case={arguments.case}",
+        *(f"--precision-fault={each}" for each in arguments.fault),
+    ]
     command += ["--precision-locate-backward"] if arguments.backward else []
     command += [f"--precision-locate-seed={arguments.seed}"] if arguments.seed is not None else []
     status = pytest.main(command)
@@ -41,8 +65,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     name="locate",
-    summary="Find the operator that a case's error comes from, also of one that passes, and write a repro of one that is wrong.",
-    example="python -m harness locate aimv2-digits --seed 42\n  python -m harness locate 'float16-photo' --fault 'aclnnSilu:scale:by=1.001'",
+    summary="Find the operator that a case's error comes from, also of one that passes, and write a repro of one that "
+    "is wrong.",
+    example="python -m harness locate aimv2-digits --seed 42\n  python -m harness locate 'float16-photo' --fault "
+    "'aclnnSilu:scale:by=1.001'",
     add=_add,
     run=_run,
 )

@@ -44,7 +44,10 @@ COMMANDS = (
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns its exit status: 0 when it did what it was asked, 1 when it failed, 2 for bad usage."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["emulate"] and argv[1:2] not in (["-h"], ["--help"]):  # what follows belongs to the program, flags and all
+    if argv[:1] == ["emulate"] and argv[1:2] not in (
+        ["-h"],
+        ["--help"],
+    ):  # what follows belongs to the program, flags and all
         arguments = argparse.Namespace(command="emulate", run=emulate.COMMAND.run, program=argv[1:])
     else:
         arguments = _parser().parse_args(argv)
@@ -65,7 +68,9 @@ def _one_line(error: Exception) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m harness",
-        description="Accuracy validation of torch models on Ascend NPUs. The accuracy cases run by `pytest -k precision`.",
+        description=(
+            "Accuracy validation of torch models on Ascend NPUs. The accuracy cases run by `pytest -k precision`."
+        ),
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:

@@ -43,7 +43,7 @@ class Verdict:
     words: str  # one sentence
 
 
-# --------------------------------------------------------------------------------------------- from numbers to facts
+# -------- from numbers to facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +282,7 @@ DERIVED: dict[str, Callable[[str, Any], dict[str, Fact]]] = {
 UNRULED = ("order of a ", "its bits of the batch")  # the forecast gives errors of the right size, not the order of sums
 
 
-# --------------------------------------------------------------------------------------------------------- the verdicts
+# -------- the verdicts
 
 
 def forecast_of(stack: Stack, names: Sequence[str]) -> dict[str, Any] | None:
@@ -332,7 +332,7 @@ def _agree(fact: Fact, said: Fact) -> bool:
     return more <= said.within and (fact.above or -more <= said.within)
 
 
-# -------------------------------------------------------------------------------------------- the file and the terminal
+# -------- the file and the terminal
 
 
 def probe(

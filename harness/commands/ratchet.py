@@ -10,7 +10,9 @@ from harness.commands.base import Command
 
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reports", type=Path, nargs="+", metavar="JSON")
-    parser.add_argument("--every", action="store_true", help="those of presets too, not only the limits that a case sets itself")
+    parser.add_argument(
+        "--every", action="store_true", help="those of presets too, not only the limits that a case sets itself"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -23,7 +25,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 COMMAND = Command(
     name="ratchet",
-    summary="List the limits of the cases that could come down, by what stored reports found; the exit status is 0 either way.",
+    summary="List the limits of the cases that could come down, by what stored reports found; the exit status is 0 "
+    "either way.",
     example="python -m harness ratchet reports/precision.json",
     add=_add,
     run=_run,

@@ -10,7 +10,11 @@ from harness.commands.base import Command
 
 def _add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("json", type=Path, nargs="?", metavar="JSON")
-    parser.add_argument("--schema", choices=("report", "baseline"), help="print the JSON schema of a report, or of a baseline, in place of a report")
+    parser.add_argument(
+        "--schema",
+        choices=("report", "baseline"),
+        help="print the JSON schema of a report, or of a baseline, in place of a report",
+    )
     parser.add_argument("--lang", choices=("en", "zh"), default="en")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output; .html gives HTML")
 

@@ -1,4 +1,6 @@
-"""python -m harness.conformance architectures | vendor | bits | symbols | detection | floor | upgrades | locating | dtypes."""
+"""python -m harness.conformance architectures | vendor | bits | symbols | detection | floor | upgrades | locating |
+dtypes.
+"""
 
 import importlib
 import sys

@@ -1,10 +1,12 @@
-"""Small random-weight configurations of the architectures of transformers and timm: the emulated device against the CPU.
+"""Small random-weight configurations of the architectures of transformers and timm: the emulated device against the
+CPU.
 
     python -m harness.conformance architectures [NAME …] [--output FILE]
 
-For each: a forward with HF32 off, which may differ by rounding alone; a forward as torch_npu comes, with HF32 convolutions and the
-tanh GELU; the gradients of one training step; where the model generates, the tokens. The CPU's side runs in a process of its own in
-which no NPU can be seen, since transformers treats attention masks differently where one is.
+For each: a forward with HF32 off, which may differ by rounding alone; a forward as torch_npu comes, with HF32
+convolutions and the tanh GELU; the gradients of one training step; where the model generates, the tokens. The CPU's
+side runs in a process of its own in which no NPU can be seen, since transformers treats attention masks differently
+where one is.
 """
 
 from __future__ import annotations
@@ -22,16 +24,58 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.commands.base import summary_of
+
 SMALL = {  # what a configuration may call its sizes, and how large they are here
-    "hidden_size": 64, "d_model": 64, "n_embd": 64, "dim": 64, "embedding_size": 64, "embed_dim": 64, "word_embed_proj_dim": 64, "n_embed": 64,
-    "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2, "num_decoder_layers": 2,
-    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-    "intermediate_size": 128, "ffn_dim": 128, "d_ff": 128, "hidden_dim": 128, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "d_kv": 16,
-    "vocab_size": 128, "max_position_embeddings": 64, "n_positions": 64, "n_ctx": 64, "head_dim": 16, "projection_dim": 32,
-    "image_size": 32, "patch_size": 8, "num_labels": 5, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
-    "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64,
-    "state_size": 8, "sliding_window": 16,
-}  # fmt: skip
+    "hidden_size": 64,
+    "d_model": 64,
+    "n_embd": 64,
+    "dim": 64,
+    "embedding_size": 64,
+    "embed_dim": 64,
+    "word_embed_proj_dim": 64,
+    "n_embed": 64,
+    "num_hidden_layers": 2,
+    "n_layer": 2,
+    "n_layers": 2,
+    "num_layers": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "num_decoder_layers": 2,
+    "num_attention_heads": 4,
+    "n_head": 4,
+    "n_heads": 4,
+    "num_heads": 4,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "intermediate_size": 128,
+    "ffn_dim": 128,
+    "d_ff": 128,
+    "hidden_dim": 128,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "d_kv": 16,
+    "vocab_size": 128,
+    "max_position_embeddings": 64,
+    "n_positions": 64,
+    "n_ctx": 64,
+    "head_dim": 16,
+    "projection_dim": 32,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_labels": 5,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 64,
+    "state_size": 8,
+    "sliding_window": 16,
+}
 NO_DROPOUT = ("dropout", "drop_rate", "droppath", "drop_path", "layerdrop", "pdrop")
 SEQUENCE, BATCH = 12, 2
 SPREAD = 1.0  # the least standard deviation of a row of weights, times the root of its length
@@ -48,7 +92,7 @@ class Architecture:
     generates: bool = False
 
 
-# -------------------------------------------------------------------------------------------------------------- transformers
+# -------- transformers
 
 
 def _shrink(config, changes: dict) -> None:
@@ -93,18 +137,27 @@ def _inputs(model, generator) -> dict:
     config, names = model.config, inspect.signature(model.forward).parameters
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     vision = getattr(config, "vision_config", config)
-    ids = lambda: torch.randint(3, getattr(text, "vocab_size", 128), (BATCH, SEQUENCE), generator=generator)  # noqa: E731
+    vocabulary = getattr(text, "vocab_size", 128)
+    ids = lambda: torch.randint(3, vocabulary, (BATCH, SEQUENCE), generator=generator)  # noqa: E731
     main, given = model.main_input_name, {}
-    if "input_ids" in names and main in ("input_ids", "pixel_values") and (main == "input_ids" or hasattr(config, "text_config")):
+    if (
+        "input_ids" in names
+        and main in ("input_ids", "pixel_values")
+        and (main == "input_ids" or hasattr(config, "text_config"))
+    ):
         given["input_ids"] = ids()
         if "attention_mask" in names:
             mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)
             mask[0, -3:] = 0  # a shorter first sequence
             given["attention_mask"] = mask
-    if "pixel_values" in names and (main == "pixel_values" or hasattr(config, "vision_config") or config.model_type == "vilt"):
+    if "pixel_values" in names and (
+        main == "pixel_values" or hasattr(config, "vision_config") or config.model_type == "vilt"
+    ):
         size = getattr(vision, "image_size", None) or 32
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        given["pixel_values"] = torch.randn(BATCH, getattr(vision, "num_channels", 3), height, width, generator=generator)
+        given["pixel_values"] = torch.randn(
+            BATCH, getattr(vision, "num_channels", 3), height, width, generator=generator
+        )
     if main == "input_values":
         given["input_values"] = torch.randn(BATCH, *_AUDIO.get(config.model_type, (800,)), generator=generator)
     if main == "input_features":
@@ -117,15 +170,29 @@ def _inputs(model, generator) -> dict:
 def _masked_picture(model, generator) -> dict:
     import torch
 
-    return {**_inputs(model, generator), "noise": torch.rand(BATCH, (model.config.image_size // model.config.patch_size) ** 2, generator=generator)}
+    return {
+        **_inputs(model, generator),
+        "noise": torch.rand(BATCH, (model.config.image_size // model.config.patch_size) ** 2, generator=generator),
+    }
 
 
 _AUDIO = {
-    "audio-spectrogram-transformer": (64, 32), "whisper": (20, 128), "speech_to_text": (64, 20), "encodec": (1, 1280), "wav2vec2-bert": (40, 160),
+    "audio-spectrogram-transformer": (64, 32),
+    "whisper": (20, 128),
+    "speech_to_text": (64, 20),
+    "encodec": (1, 1280),
+    "wav2vec2-bert": (40, 160),
     "clap": (1, 64, 64),
-}  # fmt: skip
+}
 _LM = dict(kind="decoder", generates=True)
-_CONVS = dict(conv_dim=(32, 32), conv_stride=(5, 2), conv_kernel=(10, 3), num_feat_extract_layers=2, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+_CONVS = dict(
+    conv_dim=(32, 32),
+    conv_stride=(5, 2),
+    conv_kernel=(10, 3),
+    num_feat_extract_layers=2,
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=2,
+)
 
 
 def _language(model_type: str, model_class: str, **changes) -> Architecture:
@@ -135,72 +202,262 @@ def _language(model_type: str, model_class: str, **changes) -> Architecture:
 def transformers_architectures() -> list[Architecture]:
     """The entries of transformers, by kind."""
     encoder = [
-        _transformer("bert", "encoder", "BertForMaskedLM"), _transformer("roberta", "encoder", "RobertaForMaskedLM", pad_token_id=1),
-        _transformer("distilbert", "encoder", "DistilBertForMaskedLM"), _transformer("albert", "encoder", "AlbertForMaskedLM"),
-        _transformer("electra", "encoder", "ElectraForMaskedLM"), _transformer("deberta-v2", "encoder", "DebertaV2ForMaskedLM"),
-        _transformer("mpnet", "encoder", "MPNetForMaskedLM", pad_token_id=1), _transformer("modernbert", "encoder", "ModernBertForMaskedLM", local_attention=8),
-        _transformer("xlm-roberta", "encoder", "XLMRobertaForMaskedLM", pad_token_id=1), _transformer("fnet", "encoder", "FNetForMaskedLM"),
-    ]  # fmt: skip
+        _transformer("bert", "encoder", "BertForMaskedLM"),
+        _transformer("roberta", "encoder", "RobertaForMaskedLM", pad_token_id=1),
+        _transformer("distilbert", "encoder", "DistilBertForMaskedLM"),
+        _transformer("albert", "encoder", "AlbertForMaskedLM"),
+        _transformer("electra", "encoder", "ElectraForMaskedLM"),
+        _transformer("deberta-v2", "encoder", "DebertaV2ForMaskedLM"),
+        _transformer("mpnet", "encoder", "MPNetForMaskedLM", pad_token_id=1),
+        _transformer("modernbert", "encoder", "ModernBertForMaskedLM", local_attention=8),
+        _transformer("xlm-roberta", "encoder", "XLMRobertaForMaskedLM", pad_token_id=1),
+        _transformer("fnet", "encoder", "FNetForMaskedLM"),
+    ]
     decoder = [
-        _language("gpt2", "GPT2LMHeadModel"), _language("gpt_neo", "GPTNeoForCausalLM", attention_types=[[["global", "local"], 1]], attention_layers=["global", "local"], window_size=8),
-        _language("gpt_neox", "GPTNeoXForCausalLM"), _language("gptj", "GPTJForCausalLM", rotary_dim=8), _language("opt", "OPTForCausalLM"),
-        _language("bloom", "BloomForCausalLM"), _language("llama", "LlamaForCausalLM"), _language("mistral", "MistralForCausalLM"),
-        _language("mixtral", "MixtralForCausalLM"), _language("qwen2", "Qwen2ForCausalLM"), _language("qwen3", "Qwen3ForCausalLM"),
-        _language("qwen2_moe", "Qwen2MoeForCausalLM"), _language("gemma", "GemmaForCausalLM"), _language("gemma2", "Gemma2ForCausalLM", query_pre_attn_scalar=16),
-        _language("phi", "PhiForCausalLM"), _language("phi3", "Phi3ForCausalLM"), _language("falcon", "FalconForCausalLM"),
-        _language("starcoder2", "Starcoder2ForCausalLM"), _language("stablelm", "StableLmForCausalLM"), _language("olmo", "OlmoForCausalLM"),
-        _language("cohere", "CohereForCausalLM"), _language("mpt", "MptForCausalLM"), _language("granite", "GraniteForCausalLM"),
-    ]  # fmt: skip
+        _language("gpt2", "GPT2LMHeadModel"),
+        _language(
+            "gpt_neo",
+            "GPTNeoForCausalLM",
+            attention_types=[[["global", "local"], 1]],
+            attention_layers=["global", "local"],
+            window_size=8,
+        ),
+        _language("gpt_neox", "GPTNeoXForCausalLM"),
+        _language("gptj", "GPTJForCausalLM", rotary_dim=8),
+        _language("opt", "OPTForCausalLM"),
+        _language("bloom", "BloomForCausalLM"),
+        _language("llama", "LlamaForCausalLM"),
+        _language("mistral", "MistralForCausalLM"),
+        _language("mixtral", "MixtralForCausalLM"),
+        _language("qwen2", "Qwen2ForCausalLM"),
+        _language("qwen3", "Qwen3ForCausalLM"),
+        _language("qwen2_moe", "Qwen2MoeForCausalLM"),
+        _language("gemma", "GemmaForCausalLM"),
+        _language("gemma2", "Gemma2ForCausalLM", query_pre_attn_scalar=16),
+        _language("phi", "PhiForCausalLM"),
+        _language("phi3", "Phi3ForCausalLM"),
+        _language("falcon", "FalconForCausalLM"),
+        _language("starcoder2", "Starcoder2ForCausalLM"),
+        _language("stablelm", "StableLmForCausalLM"),
+        _language("olmo", "OlmoForCausalLM"),
+        _language("cohere", "CohereForCausalLM"),
+        _language("mpt", "MptForCausalLM"),
+        _language("granite", "GraniteForCausalLM"),
+    ]
     state = [
-        _language("mamba", "MambaForCausalLM", kind="state-space", intermediate_size=128, time_step_rank=4), 
-        _language("mamba2", "Mamba2ForCausalLM", kind="state-space", num_heads=8, head_dim=16, expand=2, n_groups=2, chunk_size=8, state_size=8),
-        _language("falcon_mamba", "FalconMambaForCausalLM", kind="state-space", intermediate_size=128, time_step_rank=4),
+        _language("mamba", "MambaForCausalLM", kind="state-space", intermediate_size=128, time_step_rank=4),
+        _language(
+            "mamba2",
+            "Mamba2ForCausalLM",
+            kind="state-space",
+            num_heads=8,
+            head_dim=16,
+            expand=2,
+            n_groups=2,
+            chunk_size=8,
+            state_size=8,
+        ),
+        _language(
+            "falcon_mamba", "FalconMambaForCausalLM", kind="state-space", intermediate_size=128, time_step_rank=4
+        ),
         _language("rwkv", "RwkvForCausalLM", kind="state-space", attention_hidden_size=64, context_length=64),
-    ]  # fmt: skip
+    ]
     both = [
-        _transformer("t5", "encoder-decoder", "T5ForConditionalGeneration", generates=True, decoder_start_token_id=1), _transformer("bart", "encoder-decoder", "BartForConditionalGeneration", generates=True, forced_eos_token_id=None),
-        _transformer("mbart", "encoder-decoder", "MBartForConditionalGeneration", generates=True, forced_eos_token_id=None),
-        _transformer("marian", "encoder-decoder", "MarianMTModel", generates=True, decoder_vocab_size=128, forced_eos_token_id=None),
-        _transformer("pegasus", "encoder-decoder", "PegasusForConditionalGeneration", generates=True, forced_eos_token_id=None),
+        _transformer("t5", "encoder-decoder", "T5ForConditionalGeneration", generates=True, decoder_start_token_id=1),
+        _transformer(
+            "bart", "encoder-decoder", "BartForConditionalGeneration", generates=True, forced_eos_token_id=None
+        ),
+        _transformer(
+            "mbart", "encoder-decoder", "MBartForConditionalGeneration", generates=True, forced_eos_token_id=None
+        ),
+        _transformer(
+            "marian",
+            "encoder-decoder",
+            "MarianMTModel",
+            generates=True,
+            decoder_vocab_size=128,
+            forced_eos_token_id=None,
+        ),
+        _transformer(
+            "pegasus", "encoder-decoder", "PegasusForConditionalGeneration", generates=True, forced_eos_token_id=None
+        ),
         _transformer("m2m_100", "encoder-decoder", "M2M100ForConditionalGeneration", generates=True),
-    ]  # fmt: skip
+    ]
     vision = [
-        _transformer("vit", "vision", "ViTForImageClassification"), _transformer("deit", "vision", "DeiTForImageClassification"),
-        _transformer("beit", "vision", "BeitForImageClassification", out_indices=None, out_features=None), _transformer("dinov2", "vision", "Dinov2ForImageClassification", out_indices=None, out_features=None),
-        _transformer("swin", "vision", "SwinForImageClassification", embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=4, patch_size=2, hidden_size=32, out_indices=None, out_features=None),
-        _transformer("convnext", "vision", "ConvNextForImageClassification", hidden_sizes=[16, 32], depths=[1, 1], num_stages=2, patch_size=4, out_indices=None, out_features=None),
-        _transformer("resnet", "vision", "ResNetForImageClassification", hidden_sizes=[16, 32], depths=[1, 1], embedding_size=16, out_indices=None, out_features=None),
-        _transformer("segformer", "vision", "SegformerForSemanticSegmentation", hidden_sizes=[16, 16, 32, 32], num_attention_heads=[1, 2, 2, 4], depths=[1, 1, 1, 1], decoder_hidden_size=32, image_size=64, patch_sizes=[7, 3, 3, 3]),
-        _transformer("mobilevit", "vision", "MobileViTForImageClassification", hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 16, 16, 16, 24, 32], image_size=64, patch_size=2),
-        _transformer("regnet", "vision", "RegNetForImageClassification", hidden_sizes=[16, 32, 32, 64], depths=[1, 1, 1, 1], embedding_size=16, groups_width=8),
-        _transformer("aimv2_vision_model", "vision", "Aimv2VisionModel"), _transformer("siglip_vision_model", "vision", "SiglipVisionModel"),
-        _transformer("poolformer", "vision", "PoolFormerForImageClassification", hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1], image_size=64, patch_sizes=[7, 3, 3, 3]),
-        _transformer("yolos", "vision", "YolosForObjectDetection", image_size=[32, 32], num_detection_tokens=4), 
-        _transformer("vit_mae", "vision", "ViTMAEForPreTraining", inputs=_masked_picture, mask_ratio=0.5, decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2, decoder_intermediate_size=64),
-    ]  # fmt: skip
+        _transformer("vit", "vision", "ViTForImageClassification"),
+        _transformer("deit", "vision", "DeiTForImageClassification"),
+        _transformer("beit", "vision", "BeitForImageClassification", out_indices=None, out_features=None),
+        _transformer("dinov2", "vision", "Dinov2ForImageClassification", out_indices=None, out_features=None),
+        _transformer(
+            "swin",
+            "vision",
+            "SwinForImageClassification",
+            embed_dim=16,
+            depths=[1, 1],
+            num_heads=[2, 4],
+            window_size=4,
+            patch_size=2,
+            hidden_size=32,
+            out_indices=None,
+            out_features=None,
+        ),
+        _transformer(
+            "convnext",
+            "vision",
+            "ConvNextForImageClassification",
+            hidden_sizes=[16, 32],
+            depths=[1, 1],
+            num_stages=2,
+            patch_size=4,
+            out_indices=None,
+            out_features=None,
+        ),
+        _transformer(
+            "resnet",
+            "vision",
+            "ResNetForImageClassification",
+            hidden_sizes=[16, 32],
+            depths=[1, 1],
+            embedding_size=16,
+            out_indices=None,
+            out_features=None,
+        ),
+        _transformer(
+            "segformer",
+            "vision",
+            "SegformerForSemanticSegmentation",
+            hidden_sizes=[16, 16, 32, 32],
+            num_attention_heads=[1, 2, 2, 4],
+            depths=[1, 1, 1, 1],
+            decoder_hidden_size=32,
+            image_size=64,
+            patch_sizes=[7, 3, 3, 3],
+        ),
+        _transformer(
+            "mobilevit",
+            "vision",
+            "MobileViTForImageClassification",
+            hidden_sizes=[16, 24, 32],
+            neck_hidden_sizes=[8, 8, 16, 16, 16, 24, 32],
+            image_size=64,
+            patch_size=2,
+        ),
+        _transformer(
+            "regnet",
+            "vision",
+            "RegNetForImageClassification",
+            hidden_sizes=[16, 32, 32, 64],
+            depths=[1, 1, 1, 1],
+            embedding_size=16,
+            groups_width=8,
+        ),
+        _transformer("aimv2_vision_model", "vision", "Aimv2VisionModel"),
+        _transformer("siglip_vision_model", "vision", "SiglipVisionModel"),
+        _transformer(
+            "poolformer",
+            "vision",
+            "PoolFormerForImageClassification",
+            hidden_sizes=[16, 16, 32, 32],
+            depths=[1, 1, 1, 1],
+            image_size=64,
+            patch_sizes=[7, 3, 3, 3],
+        ),
+        _transformer("yolos", "vision", "YolosForObjectDetection", image_size=[32, 32], num_detection_tokens=4),
+        _transformer(
+            "vit_mae",
+            "vision",
+            "ViTMAEForPreTraining",
+            inputs=_masked_picture,
+            mask_ratio=0.5,
+            decoder_hidden_size=32,
+            decoder_num_hidden_layers=1,
+            decoder_num_attention_heads=2,
+            decoder_intermediate_size=64,
+        ),
+    ]
     audio = [
-        _transformer("wav2vec2", "audio", "Wav2Vec2ForCTC", mask_time_prob=0.0, **_CONVS), _transformer("hubert", "audio", "HubertForCTC", mask_time_prob=0.0, **_CONVS),
-        _transformer("wavlm", "audio", "WavLMForCTC", mask_time_prob=0.0, **_CONVS), _transformer("whisper", "audio", "WhisperForConditionalGeneration", num_mel_bins=20, max_source_positions=64, max_target_positions=32),
-        _transformer("audio-spectrogram-transformer", "audio", "ASTForAudioClassification", max_length=64, num_mel_bins=32, frequency_stride=4, time_stride=4),
-        _transformer("speech_to_text", "audio", "Speech2TextForConditionalGeneration", input_feat_per_channel=20, max_source_positions=64, max_target_positions=32, conv_channels=32),
-    ]  # fmt: skip
+        _transformer("wav2vec2", "audio", "Wav2Vec2ForCTC", mask_time_prob=0.0, **_CONVS),
+        _transformer("hubert", "audio", "HubertForCTC", mask_time_prob=0.0, **_CONVS),
+        _transformer("wavlm", "audio", "WavLMForCTC", mask_time_prob=0.0, **_CONVS),
+        _transformer(
+            "whisper",
+            "audio",
+            "WhisperForConditionalGeneration",
+            num_mel_bins=20,
+            max_source_positions=64,
+            max_target_positions=32,
+        ),
+        _transformer(
+            "audio-spectrogram-transformer",
+            "audio",
+            "ASTForAudioClassification",
+            max_length=64,
+            num_mel_bins=32,
+            frequency_stride=4,
+            time_stride=4,
+        ),
+        _transformer(
+            "speech_to_text",
+            "audio",
+            "Speech2TextForConditionalGeneration",
+            input_feat_per_channel=20,
+            max_source_positions=64,
+            max_target_positions=32,
+            conv_channels=32,
+        ),
+    ]
     several = [
-        _transformer("clip", "multimodal", "CLIPModel"), _transformer("siglip", "multimodal", "SiglipModel", text_config={"projection_size": 64}), _transformer("blip", "multimodal", "BlipForConditionalGeneration", text_config={"encoder_hidden_size": 64}),
-        _transformer("chinese_clip", "multimodal", "ChineseCLIPModel"), _transformer("vilt", "multimodal", "ViltModel"), _transformer("altclip", "multimodal", "AltCLIPModel"),
-    ]  # fmt: skip
+        _transformer("clip", "multimodal", "CLIPModel"),
+        _transformer("siglip", "multimodal", "SiglipModel", text_config={"projection_size": 64}),
+        _transformer("blip", "multimodal", "BlipForConditionalGeneration", text_config={"encoder_hidden_size": 64}),
+        _transformer("chinese_clip", "multimodal", "ChineseCLIPModel"),
+        _transformer("vilt", "multimodal", "ViltModel"),
+        _transformer("altclip", "multimodal", "AltCLIPModel"),
+    ]
     return [*encoder, *decoder, *state, *both, *vision, *audio, *several]
 
 
-# ---------------------------------------------------------------------------------------------------------------------- timm
+# -------- timm
 
 
 TIMM = {  # model: what makes it small
-    "resnet18": {}, "resnext50_32x4d": {}, "mobilenetv3_small_100": {}, "efficientnet_b0": {}, "densenet121": {}, "regnetx_002": {}, "vgg11_bn": {},
-    "convnext_atto": {}, "mixer_s32_224": {}, "gmlp_ti16_224": {}, "vit_tiny_patch16_224": {}, "deit_tiny_patch16_224": {}, "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8), "drop_path_rate": 0.0},
-    "pvt_v2_b0": {}, "poolformer_s12": {}, "edgenext_xx_small": {}, "mobilevit_xxs": {}, "ghostnet_050": {}, "repvgg_a0": {}, "xcit_nano_12_p16_224": {},
-    "levit_128s": {}, "coat_lite_tiny": {}, "tnt_s_patch16_224": {"depth": 2}, "visformer_tiny": {}, "lcnet_050": {}, "hardcorenas_a": {}, "dla34": {},
-}  # fmt: skip
-TIMM_KINDS = {"attention": ("vit", "deit", "swin", "pvt", "xcit", "levit", "coat", "tnt", "visformer"), "mlp": ("mixer", "gmlp")}
+    "resnet18": {},
+    "resnext50_32x4d": {},
+    "mobilenetv3_small_100": {},
+    "efficientnet_b0": {},
+    "densenet121": {},
+    "regnetx_002": {},
+    "vgg11_bn": {},
+    "convnext_atto": {},
+    "mixer_s32_224": {},
+    "gmlp_ti16_224": {},
+    "vit_tiny_patch16_224": {},
+    "deit_tiny_patch16_224": {},
+    "swin_tiny_patch4_window7_224": {
+        "depths": (1, 1, 1, 1),
+        "embed_dim": 24,
+        "num_heads": (1, 2, 4, 8),
+        "drop_path_rate": 0.0,
+    },
+    "pvt_v2_b0": {},
+    "poolformer_s12": {},
+    "edgenext_xx_small": {},
+    "mobilevit_xxs": {},
+    "ghostnet_050": {},
+    "repvgg_a0": {},
+    "xcit_nano_12_p16_224": {},
+    "levit_128s": {},
+    "coat_lite_tiny": {},
+    "tnt_s_patch16_224": {"depth": 2},
+    "visformer_tiny": {},
+    "lcnet_050": {},
+    "hardcorenas_a": {},
+    "dla34": {},
+}
+TIMM_KINDS = {
+    "attention": ("vit", "deit", "swin", "pvt", "xcit", "levit", "coat", "tnt", "visformer"),
+    "mlp": ("mixer", "gmlp"),
+}
 
 
 def _timm(name: str, changes: dict) -> Architecture:
@@ -223,7 +480,7 @@ def architectures() -> list[Architecture]:
     return [*transformers_architectures(), *(_timm(*each) for each in TIMM.items())]
 
 
-# -------------------------------------------------------------------------------------------------------------------- running
+# -------- running
 
 
 def _made(entry: Architecture):
@@ -232,7 +489,9 @@ def _made(entry: Architecture):
     torch.manual_seed(0)
     model = entry.build().float()
     with torch.no_grad():
-        for each in model.parameters():  # fresh weights are so small that a GELU sees nothing but its linear part, and some heads are zero
+        for each in (
+            model.parameters()
+        ):  # fresh weights are so small that a GELU sees nothing but its linear part, and some heads are zero
             least = SPREAD / each.shape[-1] ** 0.5 if each.dim() == 2 else 0.0
             if not each.any() and each.dim() == 2:
                 each.normal_(0.0, least)
@@ -259,7 +518,9 @@ def _outputs(found) -> dict:
 
 
 def run(entry: Architecture, device, dtype=None) -> dict:
-    """What an architecture computes on a device: outputs, gradients of one training step, generated tokens, on the CPU."""
+    """What an architecture computes on a device: outputs, gradients of one training step, generated tokens, on the
+    CPU.
+    """
     import torch
 
     model, inputs = _made(entry)
@@ -268,7 +529,9 @@ def run(entry: Architecture, device, dtype=None) -> dict:
         found = {f"forward/{name}": value for name, value in _outputs(model(**inputs)).items()}
         if entry.generates:
             given = {name: inputs[name][-1:] for name in ("input_ids", "attention_mask") if name in inputs}
-            found["tokens"] = model.generate(**given, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=True)
+            found["tokens"] = model.generate(
+                **given, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=True
+            )
     model.train()
     torch.manual_seed(0)
     loss = sum(value.float().square().mean() for value in _outputs(model(**inputs)).values() if value.requires_grad)
@@ -279,7 +542,9 @@ def run(entry: Architecture, device, dtype=None) -> dict:
 
 
 def difference(found: dict, expected: dict, part: str) -> tuple[float, float]:
-    """The largest difference and the relative L2 error over all tensors of one part; infinite where tensors are missing."""
+    """The largest difference and the relative L2 error over all tensors of one part; infinite where tensors are
+    missing.
+    """
     names = {name for name in expected if name.startswith(part)}
     if not names or {name for name in found if name.startswith(part)} != names:
         return math.inf, math.inf
@@ -310,8 +575,8 @@ class Result:
 
 
 def compute(names: list[str], folder: Path, way: str) -> None:
-    """In a process of its own, since transformers looks for an NPU once and torch_npu reads its GELU switch once: write what each
-    named architecture computes in one of the WAYS, or a text that says why it did not."""
+    """In a process of its own, since transformers looks for an NPU once and torch_npu reads its GELU switch once: write
+    what each named architecture computes in one of the WAYS, or a text that says why it did not."""
     from safetensors.torch import save_file
 
     if way in ("cpu", "golden"):
@@ -334,7 +599,9 @@ def compute(names: list[str], folder: Path, way: str) -> None:
             save_file(found, target.with_suffix(".tmp"), metadata={"fell_back": " ".join(seen.fell_back)})
             target.with_suffix(".tmp").rename(target.with_suffix(".safetensors"))
         except Exception as error:  # noqa: BLE001  one entry that does not run must not end the table
-            lines = [line for line in str(error).splitlines() if "not emulated" in line] or traceback.format_exception_only(error)
+            lines = [
+                line for line in str(error).splitlines() if "not emulated" in line
+            ] or traceback.format_exception_only(error)
             target.with_suffix(".txt").write_text(f"{way}: {lines[0].strip()[:200]}")
 
 
@@ -352,22 +619,31 @@ def _result(entry: Architecture, folder: Path) -> Result:
     from safetensors.torch import load_file
 
     paths = {way: _place(folder, way, entry) for way in WAYS}
-    problems = {way: path.with_suffix(".txt").read_text() for way, path in paths.items() if path.with_suffix(".txt").exists()}
+    problems = {
+        way: path.with_suffix(".txt").read_text() for way, path in paths.items() if path.with_suffix(".txt").exists()
+    }
     golden = None if problems.pop("golden", None) else load_file(paths["golden"].with_suffix(".safetensors"))
     if problems:
         return Result(name=entry.name, kind=entry.kind, problem=next(iter(problems.values())))
-    expected, exact, default = (load_file(paths[way].with_suffix(".safetensors")) for way in ("cpu", "exact", "default"))
+    expected, exact, default = (
+        load_file(paths[way].with_suffix(".safetensors")) for way in ("cpu", "exact", "default")
+    )
     with safe_open(paths["exact"].with_suffix(".safetensors"), "pt") as stored:
         fell_back = tuple(stored.metadata()["fell_back"].split())
     tokens = ""
     if "tokens" in expected:
         tokens = "same" if torch.equal(exact["tokens"], expected["tokens"]) else "other"
     return Result(
-        name=entry.name, kind=entry.kind, parameters=sum(value.numel() for name, value in expected.items() if name.startswith("gradient/")),
+        name=entry.name,
+        kind=entry.kind,
+        parameters=sum(value.numel() for name, value in expected.items() if name.startswith("gradient/")),
         rounding=math.nan if golden is None else difference(expected, golden, "forward/")[1],
-        exact=difference(exact, expected, "forward/"), default=difference(default, expected, "forward/"),
-        gradient=difference(exact, expected, "gradient/")[1], tokens=tokens, fell_back=fell_back,
-    )  # fmt: skip
+        exact=difference(exact, expected, "forward/"),
+        default=difference(default, expected, "forward/"),
+        gradient=difference(exact, expected, "gradient/")[1],
+        tokens=tokens,
+        fell_back=fell_back,
+    )
 
 
 def _hide_torch_npu() -> None:
@@ -394,27 +670,43 @@ def results(names: list[str]) -> list[Result]:
                 for entry in _chosen(names):
                     target = _place(Path(work), way, entry)
                     if not target.with_suffix(".safetensors").exists() and not target.with_suffix(".txt").exists():
-                        target.with_suffix(".txt").write_text(f"{way}: the process ended with {done.returncode}: {last[:200]}")
+                        target.with_suffix(".txt").write_text(
+                            f"{way}: the process ended with {done.returncode}: {last[:200]}"
+                        )
         return [_result(entry, Path(work)) for entry in _chosen(names)]
 
 
 def table(rows: list[Result]) -> str:
     """The results as markdown."""
     lines = [
-        "| architecture | kind | parameters | CPU rel_l2 to float64 | max_diff | rel_l2 | rel_l2 as it comes | rel_l2 of gradients | tokens | fell back | problem |",
+        (
+            "| architecture | kind | parameters | CPU rel_l2 to float64 | max_diff | rel_l2 | rel_l2 as it comes | "
+            "rel_l2 of gradients | tokens | fell back | problem |"
+        ),
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for each in rows:
         cells = [
-            each.name, each.kind, f"{each.parameters:,}", f"{each.rounding:.1e}", f"{each.exact[0]:.1e}", f"{each.exact[1]:.1e}", f"{each.default[1]:.1e}", f"{each.gradient:.1e}",
-            each.tokens, ", ".join(each.fell_back), each.problem,
-        ]  # fmt: skip
+            each.name,
+            each.kind,
+            f"{each.parameters:,}",
+            f"{each.rounding:.1e}",
+            f"{each.exact[0]:.1e}",
+            f"{each.exact[1]:.1e}",
+            f"{each.default[1]:.1e}",
+            f"{each.gradient:.1e}",
+            each.tokens,
+            ", ".join(each.fell_back),
+            each.problem,
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance architectures", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.conformance architectures", description=summary_of(__doc__)
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="architectures; default: all")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there, too")
     parser.add_argument("--compute", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)

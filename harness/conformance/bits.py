@@ -1,9 +1,10 @@
-"""Effective bits of each family of operators on a device: -log2 of the relative L2 error against float64 of the same inputs.
+"""Effective bits of each family of operators on a device: -log2 of the relative L2 error against float64 of the same
+inputs.
 
     python -m harness.conformance bits [--device emulated]
 
-float32 gives about 23 or 24, HF32 12.7, float16 products 12.2, bfloat16 products 9.2 (K = 64, normal data): so one product tells
-which arithmetic a device really used, whatever its switches say.
+float32 gives about 23 or 24, HF32 12.7, float16 products 12.2, bfloat16 products 9.2 (K = 64, normal data): so one
+product tells which arithmetic a device really used, whatever its switches say.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from harness.commands.base import summary_of
 from harness.devices import open_device
 from harness.numerics import effective_bits
 
@@ -25,7 +27,9 @@ SIZE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One operator on normal data; `cube` says that HF32 can change it, `exact` what it means where that is not itself."""
+    """One operator on normal data; `cube` says that HF32 can change it, `exact` what it means where that is not
+    itself.
+    """
 
     name: str
     function: Callable[..., Any]
@@ -44,7 +48,12 @@ FAMILIES = (
     Family(name="softmax", function=lambda x: F.softmax(x, -1), shapes=((SIZE, SIZE),)),
     Family(name="layer_norm", function=lambda x: F.layer_norm(x, (SIZE,)), shapes=((SIZE, SIZE),)),
     Family(name="gelu, none", function=F.gelu, shapes=((SIZE, SIZE),)),
-    Family(name="gelu, none, as tanh", function=F.gelu, shapes=((SIZE, SIZE),), exact=lambda x: F.gelu(x, approximate="tanh")),
+    Family(
+        name="gelu, none, as tanh",
+        function=F.gelu,
+        shapes=((SIZE, SIZE),),
+        exact=lambda x: F.gelu(x, approximate="tanh"),
+    ),
     Family(name="silu", function=F.silu, shapes=((SIZE, SIZE),)),
     Family(name="add", function=torch.add, shapes=((SIZE, SIZE), (SIZE, SIZE))),
     Family(name="exp", function=torch.exp, shapes=((SIZE, SIZE),)),
@@ -83,12 +92,15 @@ def table(found: list[tuple[str, dict[str, float]]]) -> str:
     """Bits by family and arithmetic as markdown."""
     columns = ("float32", "hf32", "float16", "bfloat16")
     lines = [f"| operator | {' | '.join(columns)} |", "|---|---|---|---|---|"]
-    lines += [f"| {name} | {' | '.join(f'{bits[each]:.1f}' if each in bits else '' for each in columns)} |" for name, bits in found]
+    lines += [
+        f"| {name} | {' | '.join(f'{bits[each]:.1f}' if each in bits else '' for each in columns)} |"
+        for name, bits in found
+    ]
     return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance bits", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m harness.conformance bits", description=summary_of(__doc__))
     parser.add_argument("--device", default="emulated", help="emulated (default), npu[:n], cuda[:n] or cpu")
     arguments = parser.parse_args(argv)
     device = open_device(arguments.device)

@@ -1,10 +1,11 @@
-"""The criteria put to the test: faults planted in the emulated device, and changes that are none, each judged by every preset.
+"""The criteria put to the test: faults planted in the emulated device, and changes that are none, each judged by every
+preset.
 
     python -m harness.conformance detection [--models digits causal …] [--dtypes float32 …] [--jobs N] [--output FILE]
 
-A fault's size is its damage: how far it moves the output, ‖faulty - sound‖ / ‖sound‖, in units of the floor, what a sound device is
-expected to lose. `floor` promises to catch what moves the output by more than its slack and one: 3 floors for a thousand elements and
-more, of fewer what their scatter allows and one.
+A fault's size is its damage: how far it moves the output, ‖faulty - sound‖ / ‖sound‖, in units of the floor, what a
+sound device is expected to lose. `floor` promises to catch what moves the output by more than its slack and one: 3
+floors for a thousand elements and more, of fewer what their scatter allows and one.
 Faults are planted in one operator, in the calls that a model makes, or in its output. A benign change is another
 rounding, or an assumption of the forecast made otherwise that no card has confirmed. A fault that the row of a half
 dtype does not show may show in the float32 row.
@@ -30,14 +31,12 @@ import torch
 from torch import Tensor, nn
 
 from harness import emulator
-from harness.run.assumptions import assumption_of, hangs
-from harness.run.comparisons import measure
+from harness.commands.base import summary_of
 from harness.conformance.subjects import DTYPES, MORE, SUBJECTS, Subject
 from harness.conformance.wrong import EVERY, ONE, Wrong, planted
 from harness.devices import Device, open_device
 from harness.emulator.faults import Fault
 from harness.errors import HarnessError
-from harness.numerics.expected_error import Rules, rounding, rules_of
 from harness.judging.checks import checks_of, hangs_on_slack, judge
 from harness.judging.presets import PRESETS
 from harness.judging.references import MANY
@@ -45,7 +44,10 @@ from harness.judging.tolerance import Tolerance
 from harness.judging.verdict import Verdict
 from harness.measure import RUNS, compare
 from harness.numerics import Vector
+from harness.numerics.expected_error import Rules, rounding, rules_of
 from harness.reference import WideRequests, copy_module, move, run, tensors_of
+from harness.run.assumptions import assumption_of, hangs
+from harness.run.comparisons import measure
 
 PLACES = {"early": 0.05, "middle": 0.5, "late": 0.95}  # of the operators of a forward
 FAULTS: list[tuple[str, dict[str, Any]]] = [
@@ -393,7 +395,7 @@ def _trials(name: str, dtype: str, faults: list[tuple[str, dict[str, Any]]] | No
         torch.set_num_threads(threads)
 
 
-# ---------------------------------------------------------------------------------------------------------- the report
+# -------- the report
 
 
 def text(trials: list[Trial], skipped: Mapping[str, str] | None = None) -> str:
@@ -507,9 +509,7 @@ def _benign_table(sound: list[Trial]) -> list[str]:
 
 def main(argv: list[str]) -> int:
     names = [each.name for each in (*SUBJECTS, *MORE)]
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.conformance detection", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m harness.conformance detection", description=summary_of(__doc__))
     models = f"of {', '.join(names)}; default: all that can run here"
     parser.add_argument("--models", nargs="+", metavar="MODEL", help=models)
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)

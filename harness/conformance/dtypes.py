@@ -17,15 +17,22 @@ import re
 import subprocess
 from pathlib import Path
 
+from harness.commands.base import summary_of
 from harness.emulator import build
 from harness.emulator.known_dtypes import CODES, TABLE, Line, known
 from harness.errors import HarnessError
 
 REPOSITORY = "https://gitcode.com/cann/"
 NAMES = {  # what the sources write: what the table holds
-    "FLOAT": "FLOAT", "FLOAT32": "FLOAT", "FLOAT16": "FLOAT16", "BFLOAT16": "BF16", "BF16": "BF16", "DOUBLE": "DOUBLE", "FLOAT64": "DOUBLE",
+    "FLOAT": "FLOAT",
+    "FLOAT32": "FLOAT",
+    "FLOAT16": "FLOAT16",
+    "BFLOAT16": "BF16",
+    "BF16": "BF16",
+    "DOUBLE": "DOUBLE",
+    "FLOAT64": "DOUBLE",
     **{name: name for name in CODES},
-}  # fmt: skip
+}
 _LIST = re.compile(r"initializer_list<\s*(?:op::)?DataType\s*>\s*&?\s*(\w+)\s*=?\s*\{([^{}]*)\}")
 _NEWER = re.compile(r"REGBASE|950|910_95|91095|3510|ARCH35|DAV_35|_95\b", re.IGNORECASE)  # lists for the Ascend 950
 
@@ -107,7 +114,7 @@ def write(lines: list[Line]) -> None:
 def main(argv: list[str]) -> int:
     from harness.emulator.operators import OPERATORS
 
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance dtypes", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m harness.conformance dtypes", description=summary_of(__doc__))
     parser.add_argument(
         "--read",
         nargs="+",

@@ -1,6 +1,7 @@
-"""How well the forecast says what the device loses: AIMv2-large, five seeds, with HF32 on and off, in float16 and in bfloat16.
+"""How well the forecast says what the device loses: AIMv2-large, five seeds, with HF32 on and off, in float16 and in
+bfloat16.
 
-    python -m harness.conformance floor [--device emulated] [--output FILE]
+python -m harness.conformance floor [--device emulated] [--output FILE]
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from pathlib import Path
 import torch
 
 from harness.case import Case
-from harness.run.validation import validate
+from harness.commands.base import summary_of
 from harness.devices import Device, open_device
 from harness.judging.verdict import Verdict
 from harness.models.aimv2 import AIMv2Config, build
 from harness.reference import Models
+from harness.run.validation import validate
 
 NAME = "aimv2-large-patch14-224-distilled"
 SEEDS = (42, 123, 256, 789, 1024)
@@ -46,7 +48,12 @@ def measured(device: Device, model: str | AIMv2Config = NAME, seeds: tuple[int, 
     side = weights.config.image_size
 
     def case(dtype: str) -> Case:
-        return Case(name=NAME, model=lambda: weights, inputs=lambda generator: torch.randn(1, 3, side, side, generator=generator), dtype=dtype)
+        return Case(
+            name=NAME,
+            model=lambda: weights,
+            inputs=lambda generator: torch.randn(1, 3, side, side, generator=generator),
+            dtype=dtype,
+        )
 
     cases = {dtype: case(dtype) for dtype in dict.fromkeys(dtype for dtype, *_ in MODES.values())}
     for mode, (dtype, conv, matmul) in MODES.items():
@@ -62,21 +69,50 @@ def measured(device: Device, model: str | AIMv2Config = NAME, seeds: tuple[int, 
 
 def text(found: list[Found], device: Device) -> str:
     """The table: the errors to float64 of the device, the CPU and the forecast, and what the floor makes of them."""
-    columns = ("mode", "seed", "device", "CPU", "forecast", "measured / forecast", "unexplained", "worst token", "worst element", "factor", "shift", "result")
-    lines = ["# Measured and forecast", "", f"{NAME}, seeded weights, {device.name} ({device.backend}); rel_l2 to float64; the last figures in units of the floor.", ""]
+    columns = (
+        "mode",
+        "seed",
+        "device",
+        "CPU",
+        "forecast",
+        "measured / forecast",
+        "unexplained",
+        "worst token",
+        "worst element",
+        "factor",
+        "shift",
+        "result",
+    )
+    lines = [
+        "# Measured and forecast",
+        "",
+        (
+            f"{NAME}, seeded weights, {device.name} ({device.backend}); rel_l2 to float64; the last figures in "
+            "units of the floor."
+        ),
+        "",
+    ]
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for each in found:
         held = each.verdict.references["output"]
         ratios = held.ratios()
         errors = [f"{part.rel_l2:.2e}" for part in (held.golden, held.cpu, held.forecast)]
         shares = [f"{ratios[name]:.3f}" for name in ("token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio")]
-        cells = [each.mode, str(each.seed), *errors, f"{held.golden.rel_l2 / held.forecast.rel_l2:.3f}", f"{held.unexplained:.1e}", *shares, each.verdict.status]
+        cells = [
+            each.mode,
+            str(each.seed),
+            *errors,
+            f"{held.golden.rel_l2 / held.forecast.rel_l2:.3f}",
+            f"{held.unexplained:.1e}",
+            *shares,
+            each.verdict.status,
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance floor", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m harness.conformance floor", description=summary_of(__doc__))
     parser.add_argument("--device", default="emulated", help="emulated (default) or npu[:n]")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there; else it is printed")
     arguments = parser.parse_args(argv)

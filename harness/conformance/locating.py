@@ -1,9 +1,10 @@
-"""Localisation put to the test: faults of every kind that changes values, planted in one operator of one module, and whether that one is named.
+"""Localisation put to the test: faults of every kind that changes values, planted in one operator of one module, and
+whether that one is named.
 
     python -m harness.conformance locating [--models aimv2 causal …] [--large N [--jobs N]] [--places N] [--output FILE]
 
-A place is an operator of CANN inside a module, spread over the depth. `--large` plants each kind of fault in so many places of the full-size AIMv2-large,
-`--jobs` kinds at a time.
+A place is an operator of CANN inside a module, spread over the depth. `--large` plants each kind of fault in so many
+places of the full-size AIMv2-large, `--jobs` kinds at a time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from harness.case import Case
+from harness.commands.base import summary_of
 from harness.conformance.detection import FAULTS, SUBJECTS, Subject
 from harness.devices import Device, open_device
 from harness.emulator import faults
@@ -63,13 +65,17 @@ class Outcome:
 
     @property
     def lost(self) -> bool:
-        """Whether what the fault left is, in relative L2, within one rounding of the dtype of what the healthy run shows."""
+        """Whether what the fault left is, in relative L2, within one rounding of the dtype of what the healthy run
+        shows.
+        """
         sound = 0.0 if math.isnan(self.sound) else self.sound
         return not self.exact and self.own <= sound + roundoff(getattr(torch, self.dtype))
 
 
 class _Inside(Fault):
-    """Acts while one module is the innermost that runs, and remembers what it calls there; `path` is where the model is."""
+    """Acts while one module is the innermost that runs, and remembers what it calls there; `path` is where the model
+    is.
+    """
 
     def __init__(self, pattern: str, kind: str, *, path: list[str], module: str, **settings: Any):
         super().__init__(pattern, kind, **settings)
@@ -88,10 +94,16 @@ class Bed:
 
     def __init__(self, subject: Subject, dtype: str, device: Device):
         build = lambda: subject.build().eval().requires_grad_(False)  # noqa: E731
-        self.case, self.device, self.models = Case(name=subject.name, model=build, inputs=subject.inputs, dtype=dtype, forward=subject.forward), device, Models()
+        self.case, self.device, self.models = (
+            Case(name=subject.name, model=build, inputs=subject.inputs, dtype=dtype, forward=subject.forward),
+            device,
+            Models(),
+        )
         self.model = self.models.get(**self.case.built, device=torch.device("cpu"))  # its hooks are copied with it
         with named(self.model) as path:
-            self.census = {name: _Inside("nothing", "stale", path=path, module=name) for name, _ in self.model.named_modules()}
+            self.census = {
+                name: _Inside("nothing", "stale", path=path, module=name) for name, _ in self.model.named_modules()
+            }
             self.healthy = self.located(*self.census.values())
 
     def located(self, *planted: Fault) -> Finding:
@@ -106,8 +118,8 @@ class Bed:
 
 
 def places(bed: Bed, start: int = 0) -> list[Place]:
-    """The places of a model, its operators in turn; however few are taken from the front, they lie spread over the depth. `start` shifts which
-    come first."""
+    """The places of a model, its operators in turn; however few are taken from the front, they lie spread over the
+    depth. `start` shifts which come first."""
     found: dict[str, list[Place]] = {}
     for depth, (name, census) in enumerate(bed.census.items()):
         for operator in dict.fromkeys(census.names):
@@ -115,7 +127,9 @@ def places(bed: Bed, start: int = 0) -> list[Place]:
                 found.setdefault(operator, []).append(Place(module=name, operator=operator, depth=depth))
     groups = [_scattered(each, start) for each in found.values()]
     shift = start % max(len(groups), 1)
-    return [place for turn in itertools.zip_longest(*groups[shift:], *groups[:shift]) for place in turn if place is not None]
+    return [
+        place for turn in itertools.zip_longest(*groups[shift:], *groups[:shift]) for place in turn if place is not None
+    ]
 
 
 def _scattered(group: Sequence[Place], start: int) -> list[Place]:
@@ -133,7 +147,9 @@ def trials(bed: Bed, count: int) -> Iterator[Outcome]:
 
 
 def spread(bed: Bed, kind: str, count: int) -> Iterator[Outcome]:
-    """Faults of one kind, its sizes in turn, at `count` places where it acts; an operator in which it has nothing to change is left out from then on."""
+    """Faults of one kind, its sizes in turn, at `count` places where it acts; an operator in which it has nothing to
+    change is left out from then on.
+    """
     sizes = itertools.cycle([settings for each, settings in FAULTS if each == kind])
     left, deaf = count, set()
     for place in places(bed, KINDS.index(kind)):
@@ -166,7 +182,9 @@ def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> Outco
         cause="" if first is None else first.cause,
         own=_own(finding, place.module),
         sound=_own(bed.healthy, place.module),
-        exact=first is not None and first.module == place.module and (finding.trial is None or place.operator in _called(finding)),
+        exact=first is not None
+        and first.module == place.module
+        and (finding.trial is None or place.operator in _called(finding)),
     )
 
 
@@ -189,7 +207,7 @@ def _called(finding: Finding) -> list[str]:
     return census.names
 
 
-# ---------------------------------------------------------------------------------------------------------- the report
+# -------- the report
 
 
 def text(found: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
@@ -199,29 +217,55 @@ def text(found: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
     lost = sum(each.lost for each in found)
     lines = [
         "# Localisation", "",
-        f"{len(found)} faults in {spots} places (operator and depth): the module and the operator are named in {exact}; {lost} more left its result within one rounding of a healthy one (relative L2).",
+        (f"{len(found)} faults in {spots} places (operator and depth): the module and the operator are named in "
+            f"{exact}; {lost} more left its result within one rounding of a healthy one (relative L2)."),
         "A kind with none was not asked for, or has nothing to act on here.", "",
     ]  # fmt: skip
     lines += ["| kind | planted | named | with a cause | within one rounding |", "|---|---|---|---|---|"]
     lines += [f"| {kind} | {_counts([each for each in found if each.kind == kind])} |" for kind in KINDS]
-    lines += ["", "| model | dtype | planted | named | with a cause | within one rounding |", "|---|---|---|---|---|---|"]
-    for subject, dtype in dict.fromkeys((each.subject, each.dtype) for each in found):
-        lines.append(f"| {subject} | {dtype} | {_counts([each for each in found if (each.subject, each.dtype) == (subject, dtype)])} |")
-    lines += ["", "## Not named", "", "| model | dtype | where | fault | own difference | in the healthy run | named instead |", "|---|---|---|---|---|---|---|"]
     lines += [
-        f"| {each.subject} | {each.dtype} | {each.place.module} | {each.fault} | {each.own:.2e} | {each.sound:.2e} | {each.named or 'nothing: the operator is within its floor'} |"
+        "",
+        "| model | dtype | planted | named | with a cause | within one rounding |",
+        "|---|---|---|---|---|---|",
+    ]
+    for subject, dtype in dict.fromkeys((each.subject, each.dtype) for each in found):
+        lines.append(
+            f"| {subject} | {dtype} | "
+            f"{_counts([each for each in found if (each.subject, each.dtype) == (subject, dtype)])} |"
+        )
+    lines += [
+        "",
+        "## Not named",
+        "",
+        "| model | dtype | where | fault | own difference | in the healthy run | named instead |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {each.subject} | {each.dtype} | {each.place.module} | {each.fault} | {each.own:.2e} | "
+            f"{each.sound:.2e} | {each.named or 'nothing: the operator is within its floor'} |"
         for each in found if not each.exact
     ]  # fmt: skip
-    lines += ["", "## Healthy runs", "", "| model | dtype | operators | named | largest own difference |", "|---|---|---|---|---|"]
+    lines += [
+        "",
+        "## Healthy runs",
+        "",
+        "| model | dtype | operators | named | largest own difference |",
+        "|---|---|---|---|---|",
+    ]
     for finding in healthy:
         largest = max((each for each in finding.steps if each.own == each.own), key=lambda each: each.own)
-        lines.append(f"| {finding.case} | {finding.dtype} | {len(finding.steps)} | {finding.first.name if finding.first else 'none'} | {largest.own:.2e} {largest.name} |")
+        lines.append(
+            f"| {finding.case} | {finding.dtype} | {len(finding.steps)} | "
+            f"{finding.first.name if finding.first else 'none'} | {largest.own:.2e} {largest.name} |"
+        )
     return "\n".join(lines)
 
 
 def _counts(group: Sequence[Outcome]) -> str:
     named = [each for each in group if each.exact]
-    return " | ".join(map(str, (len(group), len(named), sum(bool(each.cause) for each in named), sum(each.lost for each in group))))
+    return " | ".join(
+        map(str, (len(group), len(named), sum(bool(each.cause) for each in named), sum(each.lost for each in group)))
+    )
 
 
 def _large() -> torch.nn.Module:
@@ -230,7 +274,9 @@ def _large() -> torch.nn.Module:
     return build("aimv2-large-patch14-224-distilled", seed=0)
 
 
-LARGE = Subject(name="aimv2-large", build=_large, inputs=lambda generator: torch.randn(1, 3, 224, 224, generator=generator))
+LARGE = Subject(
+    name="aimv2-large", build=_large, inputs=lambda generator: torch.randn(1, 3, 224, 224, generator=generator)
+)
 
 
 @functools.cache
@@ -246,18 +292,40 @@ def _planted(dtype: str, kind: str, count: int, threads: int) -> tuple[list[Outc
 
 
 def _told(found: Outcome) -> Outcome:
-    print(f"{found.subject} {found.dtype} {found.place.module} {found.fault}: {'named' if found.exact else found.named or 'nothing named'}", file=sys.stderr, flush=True)
+    print(
+        f"{found.subject} {found.dtype} {found.place.module} {found.fault}: "
+        f"{'named' if found.exact else found.named or 'nothing named'}",
+        file=sys.stderr,
+        flush=True,
+    )
     return found
 
 
 def main(argv: list[str]) -> int:
     names = [each.name for each in SUBJECTS]
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance locating", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="*", default=names, metavar="MODEL", help=f"of {', '.join(names)}; default: all")
+    parser = argparse.ArgumentParser(prog="python -m harness.conformance locating", description=summary_of(__doc__))
+    parser.add_argument(
+        "--models", nargs="*", default=names, metavar="MODEL", help=f"of {', '.join(names)}; default: all"
+    )
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, metavar="KIND", help=f"planted in the full-size model, of {', '.join(KINDS)}; default: all")
-    parser.add_argument("--places", type=int, default=8, help="of each model and dtype, every kind of fault at each (default 8)")
-    parser.add_argument("--large", type=int, default=0, metavar="N", help="so many places of the full-size AIMv2-large for each kind (default 0)")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=KINDS,
+        choices=KINDS,
+        metavar="KIND",
+        help=f"planted in the full-size model, of {', '.join(KINDS)}; default: all",
+    )
+    parser.add_argument(
+        "--places", type=int, default=8, help="of each model and dtype, every kind of fault at each (default 8)"
+    )
+    parser.add_argument(
+        "--large",
+        type=int,
+        default=0,
+        metavar="N",
+        help="so many places of the full-size AIMv2-large for each kind (default 0)",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="kinds at a time in the full-size model (default 2)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there; else it is printed")
     arguments = parser.parse_args(argv)
@@ -267,7 +335,9 @@ def main(argv: list[str]) -> int:
     found: list[Outcome] = []
     healthy: dict[tuple[str, str], Finding] = {}
     threads = torch.get_num_threads()
-    for subject, dtype in itertools.product([each for each in SUBJECTS if each.name in arguments.models], arguments.dtypes):
+    for subject, dtype in itertools.product(
+        [each for each in SUBJECTS if each.name in arguments.models], arguments.dtypes
+    ):
         torch.set_num_threads(1)
         bed = Bed(subject, dtype, open_device("emulated"))
         healthy[subject.name, dtype] = bed.healthy
@@ -276,7 +346,11 @@ def main(argv: list[str]) -> int:
             _write(arguments.output, text(found, healthy.values()))
     if arguments.large:
         with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-            given = [(dtype, kind, arguments.large, max(threads // arguments.jobs, 1)) for dtype in arguments.dtypes for kind in arguments.kinds]
+            given = [
+                (dtype, kind, arguments.large, max(threads // arguments.jobs, 1))
+                for dtype in arguments.dtypes
+                for kind in arguments.kinds
+            ]
             for work in as_completed([pool.submit(_planted, *each) for each in given]):
                 outcomes, run = work.result()
                 found += outcomes

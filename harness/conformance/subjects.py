@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -38,7 +37,7 @@ def noise(*shape: int) -> Callable[[torch.Generator], Tensor]:
     return lambda generator: torch.randn(*shape, generator=generator)
 
 
-# -------------------------------------------------------------------------------------------------- for every command
+# -------- for every command
 
 
 def _digits() -> nn.Module:
@@ -94,12 +93,18 @@ class Causal(nn.Module):
         self.heads = heads
         self.embedding = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({
-                "norm": nn.RMSNorm(width), "qkv": nn.Linear(width, 3 * width, bias=False), "out": nn.Linear(width, width, bias=False),
-                "norm2": nn.RMSNorm(width), "gate": nn.Linear(width, 4 * width, bias=False), "down": nn.Linear(2 * width, width, bias=False),
-            })
+            nn.ModuleDict(
+                {
+                    "norm": nn.RMSNorm(width),
+                    "qkv": nn.Linear(width, 3 * width, bias=False),
+                    "out": nn.Linear(width, width, bias=False),
+                    "norm2": nn.RMSNorm(width),
+                    "gate": nn.Linear(width, 4 * width, bias=False),
+                    "down": nn.Linear(2 * width, width, bias=False),
+                }
+            )
             for _ in range(depth)
-        )  # fmt: skip
+        )
         self.norm, self.head = nn.RMSNorm(width), nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -146,7 +151,7 @@ SUBJECTS = (
 )
 
 
-# ----------------------------------------------------------------------------------------------------- for detection
+# -------- for detection
 
 
 def _vision() -> nn.Module:

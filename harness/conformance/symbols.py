@@ -1,6 +1,6 @@
 """What a torch_npu wheel wants of CANN and the emulator lacks: the work that the next version brings.
 
-    python -m harness.conformance symbols [WHEEL.whl | DIRECTORY …] [--names]
+python -m harness.conformance symbols [WHEEL.whl | DIRECTORY …] [--names]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.commands.base import summary_of
 from harness.emulator import build
 from harness.errors import HarnessError
 
@@ -38,9 +39,15 @@ def survey(libraries: list[bytes], name: str) -> Survey:
     there = build.defined_names()
     lacking = lambda names, known: tuple(each for each in names if each not in known)  # noqa: E731
     return Survey(
-        name=name, operators=tuple(operators), not_emulated=lacking(operators, OPERATORS), linked=tuple(linked), refused=lacking(linked, there),
-        looked_up=tuple(looked_up), absent=lacking(looked_up, there), gone=lacking(sorted(OPERATORS), operators),
-    )  # fmt: skip
+        name=name,
+        operators=tuple(operators),
+        not_emulated=lacking(operators, OPERATORS),
+        linked=tuple(linked),
+        refused=lacking(linked, there),
+        looked_up=tuple(looked_up),
+        absent=lacking(looked_up, there),
+        gone=lacking(sorted(OPERATORS), operators),
+    )
 
 
 def read_wheel(path: Path) -> list[bytes]:
@@ -51,30 +58,61 @@ def read_wheel(path: Path) -> list[bytes]:
     if path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as wheel:
             inside = set(wheel.namelist())
-            found = [wheel.read(f"torch_npu/lib/{name}") for name in build.LIBRARY_NAMES if f"torch_npu/lib/{name}" in inside]
+            found = [
+                wheel.read(f"torch_npu/lib/{name}") for name in build.LIBRARY_NAMES if f"torch_npu/lib/{name}" in inside
+            ]
     else:
-        folder = next((each for each in (path / "torch_npu" / "lib", path / "lib", path) if (each / build.LIBRARY_NAMES[0]).is_file()), None)
-        found = [] if folder is None else [(folder / name).read_bytes() for name in build.LIBRARY_NAMES if (folder / name).exists()]
+        folder = next(
+            (
+                each
+                for each in (path / "torch_npu" / "lib", path / "lib", path)
+                if (each / build.LIBRARY_NAMES[0]).is_file()
+            ),
+            None,
+        )
+        found = (
+            []
+            if folder is None
+            else [(folder / name).read_bytes() for name in build.LIBRARY_NAMES if (folder / name).exists()]
+        )
     if not found:
-        raise HarnessError(f"{path} holds no torch_npu/lib/{build.LIBRARY_NAMES[0]}; give a wheel of torch_npu, or the directory of an unpacked one")
+        raise HarnessError(
+            f"{path} holds no torch_npu/lib/{build.LIBRARY_NAMES[0]}; give a wheel of torch_npu, or the "
+            "directory of an unpacked one"
+        )
     return found
 
 
 def table(surveys: list[Survey]) -> str:
     """The surveys as markdown, a row each."""
-    lines = ["| torch_npu | operators | of them emulated | linked | refused | looked up | absent | gone |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| torch_npu | operators | of them emulated | linked | refused | looked up | absent | gone |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for each in surveys:
-        counts = (len(each.operators), len(each.operators) - len(each.not_emulated), *map(len, (each.linked, each.refused, each.looked_up, each.absent, each.gone)))
+        counts = (
+            len(each.operators),
+            len(each.operators) - len(each.not_emulated),
+            *map(len, (each.linked, each.refused, each.looked_up, each.absent, each.gone)),
+        )
         lines.append(f"| {each.name} | {' | '.join(map(str, counts))} |")
     return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance symbols", description=__doc__.splitlines()[0])
-    parser.add_argument("wheels", nargs="*", type=Path, metavar="WHEEL", help="a wheel file or a directory; default: the installed torch_npu")
+    parser = argparse.ArgumentParser(prog="python -m harness.conformance symbols", description=summary_of(__doc__))
+    parser.add_argument(
+        "wheels",
+        nargs="*",
+        type=Path,
+        metavar="WHEEL",
+        help="a wheel file or a directory; default: the installed torch_npu",
+    )
     parser.add_argument("--names", action="store_true", help="list the names as well")
     arguments = parser.parse_args(argv)
-    found = [survey(read_wheel(path), _version(path)) for path in arguments.wheels] or [survey(build.wheel_libraries(), build.wheel_version())]
+    found = [survey(read_wheel(path), _version(path)) for path in arguments.wheels] or [
+        survey(build.wheel_libraries(), build.wheel_version())
+    ]
     print(table(found))
     if arguments.names:
         for each in found:

@@ -1,9 +1,10 @@
-"""The upgrade gate put to the test: releases of CANN that differ by one change, as real upgrades did, and changes that are none.
+"""The upgrade gate put to the test: releases of CANN that differ by one change, as real upgrades did, and changes that
+are none.
 
     python -m harness.conformance upgrades cases/test_operators.py [--only NAME …] [--jobs N] [--output FILE]
 
-The cases are accepted on the emulated device as it is. Then each release is played: the same cases run with one operator's meaning changed, through
-pytest, held against that baseline and, report against report, through `gate`.
+The cases are accepted on the emulated device as it is. Then each release is played: the same cases run with one
+operator's meaning changed, through pytest, held against that baseline and, report against report, through `gate`.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ import pytest
 import torch
 
 from harness import numerics
-from harness.upgrade import baseline
-from harness.measure import compare
+from harness.commands.base import summary_of
 from harness.conformance.detection import BENIGN, DTYPES, SUBJECTS, Bench, Benign, Subject
 from harness.devices import open_device
 from harness.emulator.table import changed
 from harness.errors import HarnessError
-from harness.numerics import HALF
 from harness.judging.status import Mark, Status
+from harness.measure import compare
+from harness.numerics import HALF
 from harness.report import Row, load
+from harness.upgrade import baseline
 from harness.upgrade.transitions import BAD, Upgrade, compare_reports
 
-# ------------------------------------------------------------------------------------------------- what upgrades changed
+# -------- what upgrades changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,9 @@ RELEASES: dict[str, Release] = {}
 
 
 def _release(name: str, what: str, source: str, *operators: str) -> Callable:
-    """Enter `meaning(operator, *arguments, **keywords)`: what the operators compute in the release, `operator` being what they computed before."""
+    """Enter `meaning(operator, *arguments, **keywords)`: what the operators compute in the release, `operator` being
+    what they computed before.
+    """
 
     def enter(meaning: Callable) -> Callable:
         def change(before: Callable) -> Callable:
@@ -67,22 +71,47 @@ def _release(name: str, what: str, source: str, *operators: str) -> Callable:
 
 
 FLASH = ("aclnnFlashAttentionScore", "aclnnFlashAttentionScoreV2", "aclnnFlashAttentionScoreV3")
-PRODUCTS = ("aclnnMatmul", "aclnnMm", "aclnnBatchMatMul", "aclnnMv", "aclnnAddmm", "aclnnInplaceAddmm", "aclnnBaddbmm", "aclnnAddbmm", "aclnnAddmv")
+PRODUCTS = (
+    "aclnnMatmul",
+    "aclnnMm",
+    "aclnnBatchMatMul",
+    "aclnnMv",
+    "aclnnAddmm",
+    "aclnnInplaceAddmm",
+    "aclnnBaddbmm",
+    "aclnnAddbmm",
+    "aclnnAddmv",
+)
 
 
 def _rounded(rounding: Callable, values: Sequence[Any], count: int) -> list[Any]:
     """The first `count` float32 tensors of the arguments, rounded."""
     left = itertools.count(count, -1)
-    return [rounding(each) if isinstance(each, torch.Tensor) and each.dtype == torch.float32 and next(left) > 0 else each for each in values]
+    return [
+        rounding(each) if isinstance(each, torch.Tensor) and each.dtype == torch.float32 and next(left) > 0 else each
+        for each in values
+    ]
 
 
-@_release("backward in HF32", "the gradients of products are computed in HF32 whatever the switch says", "op-plugin 9e3fe64e", "aclnnMatmul", "aclnnMm")
+@_release(
+    "backward in HF32",
+    "the gradients of products are computed in HF32 whatever the switch says",
+    "op-plugin 9e3fe64e",
+    "aclnnMatmul",
+    "aclnnMm",
+)
 def _(before, left, right, *more, **keywords):
     backward = not (left.is_contiguous() and right.is_contiguous())  # its operands are transposed
     return before(*(_rounded(numerics.round_hf32, (left, right), 2) if backward else (left, right)), *more, **keywords)
 
 
-@_release("addmm by halves", "addmm rounds the product to half before it is scaled and added", "op-plugin 1d92099b, 422e6526", "aclnnAddmm", "aclnnBaddbmm")
+@_release(
+    "addmm by halves",
+    "addmm rounds the product to half before it is scaled and added",
+    "op-plugin 1d92099b, 422e6526",
+    "aclnnAddmm",
+    "aclnnBaddbmm",
+)
 def _(before, self, left, right, beta, alpha, cube, out):
     product = numerics.matmul(left, right, out=torch.float16)
     return (beta * self.float() + alpha * product.float()).to(out.dtype)
@@ -93,20 +122,41 @@ def _(before, self, left, right, beta, alpha, cube, out):
     return before(self, left, right, beta, 1, cube, out=out)
 
 
-@_release("logspace by steps", "logspace writes every value to the next place in memory", "op-plugin 222127c5", "aclnnLogSpace")
+@_release(
+    "logspace by steps",
+    "logspace writes every value to the next place in memory",
+    "op-plugin 222127c5",
+    "aclnnLogSpace",
+)
 def _(before, start, end, steps, base, out):
     return before(start, end, steps, base, out=out).float().cumsum(0).to(out.dtype)
 
 
-@_release("std of whole corrections", "std and var divide by n - 1 whatever the correction", "op-plugin d53ed98b", "aclnnStd", "aclnnVarCorrection")
+@_release(
+    "std of whole corrections",
+    "std and var divide by n - 1 whatever the correction",
+    "op-plugin d53ed98b",
+    "aclnnStd",
+    "aclnnVarCorrection",
+)
 def _(before, self, dims, correction, keep, out):
     return before(self, dims, 1, keep, out=out)
 
 
-@_release("numbers lose their type", "a Python number is cast to the tensor's dtype before it is used", "op-plugin 1f67b635", "aclnnMuls", "aclnnAdds", "aclnnDivs")
+@_release(
+    "numbers lose their type",
+    "a Python number is cast to the tensor's dtype before it is used",
+    "op-plugin 1f67b635",
+    "aclnnMuls",
+    "aclnnAdds",
+    "aclnnDivs",
+)
 def _(before, self, *more, **keywords):
     cast = [int(each) if isinstance(each, float) and not self.is_floating_point() else each for each in more]
-    cast = [torch.tensor(each, dtype=self.dtype).item() if isinstance(each, float) and self.dtype in HALF else each for each in cast]
+    cast = [
+        torch.tensor(each, dtype=self.dtype).item() if isinstance(each, float) and self.dtype in HALF else each
+        for each in cast
+    ]
     return before(self, *cast, **keywords)
 
 
@@ -134,10 +184,23 @@ def _(before, *arguments, out):
     return before(*[cut(each) if _is_mask(each) else each for each in arguments], out=out)
 
 
-@_release("additive mask as bools", "a mask that is added counts as bools: what is not 0 hides", "diffusers #14396, transformers #48843", "aclnnInplaceAdd")
+@_release(
+    "additive mask as bools",
+    "a mask that is added counts as bools: what is not 0 hides",
+    "diffusers #14396, transformers #48843",
+    "aclnnInplaceAdd",
+)
 def _(before, self, other, *more, **keywords):
-    mask = isinstance(other, torch.Tensor) and other.dim() in (2, 4) and self.dim() == 4 and other.is_floating_point() and other.shape[-2:] == self.shape[-2:]
-    return before(self, torch.zeros_like(other).masked_fill(other != 0, -torch.inf) if mask else other, *more, **keywords)
+    mask = (
+        isinstance(other, torch.Tensor)
+        and other.dim() in (2, 4)
+        and self.dim() == 4
+        and other.is_floating_point()
+        and other.shape[-2:] == self.shape[-2:]
+    )
+    return before(
+        self, torch.zeros_like(other).masked_fill(other != 0, -torch.inf) if mask else other, *more, **keywords
+    )
 
 
 @_release("heads of 200", "attention computes 192 of 200 columns of a head", "flash-attention-npu #135", *FLASH)
@@ -149,17 +212,30 @@ def _(before, *arguments, out):
     return found
 
 
-@_release("exact GELU", "GELU takes the exact formula where it took the tanh one", "Ascend/pytorch 7951496d", "aclnnGelu")
+@_release(
+    "exact GELU", "GELU takes the exact formula where it took the tanh one", "Ascend/pytorch 7951496d", "aclnnGelu"
+)
 def _(before, x):
     return numerics.gelu(x, "none")
 
 
-@_release("short exponentials", "uniform numbers come in steps of 1/64, so exponential ones end at 2.1", "dev20250308.3 note", "aclnnInplaceUniform")
+@_release(
+    "short exponentials",
+    "uniform numbers come in steps of 1/64, so exponential ones end at 2.1",
+    "dev20250308.3 note",
+    "aclnnInplaceUniform",
+)
 def _(before, *arguments, **keywords):
     return (before(*arguments, **keywords).float() * 64).floor().div(64).to(keywords["out"].dtype)
 
 
-@_release("mixed by default", "float32 operands of products and convolutions are halved", "Ascend/pytorch #125", *PRODUCTS, "aclnnConvolution")
+@_release(
+    "mixed by default",
+    "float32 operands of products and convolutions are halved",
+    "Ascend/pytorch #125",
+    *PRODUCTS,
+    "aclnnConvolution",
+)
 def _(before, *arguments, **keywords):
     return before(*_rounded(lambda each: each.half().float(), arguments, 3), **keywords)
 
@@ -169,7 +245,12 @@ def _(before, *arguments, **keywords):
     return before(*_rounded(numerics.round_hf32, arguments, 3), **keywords)
 
 
-@_release("softmax overflows", "softmax in float16 takes the exponential before it subtracts the largest", "vllm-ascend #5144", "aclnnSoftmax")
+@_release(
+    "softmax overflows",
+    "softmax in float16 takes the exponential before it subtracts the largest",
+    "vllm-ascend #5144",
+    "aclnnSoftmax",
+)
 def _(before, x, dim, *more, **keywords):
     if x.dtype != torch.float16:
         return before(x, dim, *more, **keywords)
@@ -177,7 +258,9 @@ def _(before, x, dim, *more, **keywords):
     return powers / powers.sum(dim, keepdim=True)
 
 
-@_release("log_softmax in bfloat16", "log_softmax rounds its sum to bfloat16", "RL-Align/RL-Kernel #406", "aclnnLogSoftmax")
+@_release(
+    "log_softmax in bfloat16", "log_softmax rounds its sum to bfloat16", "RL-Align/RL-Kernel #406", "aclnnLogSoftmax"
+)
 def _(before, x, dim, *more, **keywords):
     if x.dtype != torch.bfloat16:
         return before(x, dim, *more, **keywords)
@@ -190,19 +273,33 @@ def _(before, *arguments, **keywords):
     found = before(*arguments, **keywords)
     if spec.dtype not in HALF:
         return found
-    steps = torch.finfo(spec.dtype).eps * torch.sin(torch.arange(found.numel(), dtype=torch.float32) * 12.9898).reshape(found.shape)
+    steps = torch.finfo(spec.dtype).eps * torch.sin(torch.arange(found.numel(), dtype=torch.float32) * 12.9898).reshape(
+        found.shape
+    )
     return (found.float() * (1 + steps)).to(spec.dtype)  # one more rounding, of the size of a last place
 
 
-@_release("workspace freed early", "a norm reads memory that another operator has been given", "release notes 26.1.0", "aclnnLayerNorm")
+@_release(
+    "workspace freed early",
+    "a norm reads memory that another operator has been given",
+    "release notes 26.1.0",
+    "aclnnLayerNorm",
+)
 def _(before, x, *more, **keywords):
     y, *rest = before(x, *more, **keywords)
     y = y.contiguous().clone()
-    y.view(-1)[:: 97] = torch.randn(len(y.view(-1)[:: 97]), generator=torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "little"))).to(y.dtype)
+    y.view(-1)[::97] = torch.randn(
+        len(y.view(-1)[::97]), generator=torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "little"))
+    ).to(y.dtype)
     return (y, *rest)
 
 
-@_release("NaN on one core", "one core writes NaN: the last block of a long sum", "flash-linear-attention #1215", "aclnnReduceSum")
+@_release(
+    "NaN on one core",
+    "one core writes NaN: the last block of a long sum",
+    "flash-linear-attention #1215",
+    "aclnnReduceSum",
+)
 def _(before, *arguments, **keywords):
     found = before(*arguments, **keywords)
     if found.numel() >= 1000 and found.is_floating_point():
@@ -211,13 +308,20 @@ def _(before, *arguments, **keywords):
     return found
 
 
-@_release("convolutions in float32", "the switch of convolutions says HF32 and they run in float32", "a default that changes", "aclnnConvolution")
+@_release(
+    "convolutions in float32",
+    "the switch of convolutions says HF32 and they run in float32",
+    "a default that changes",
+    "aclnnConvolution",
+)
 def _(before, *arguments, **keywords):
     *operands, cube = arguments
     return before(*operands, 0, **keywords)
 
 
-@_release("bfloat16 cut off", "results in bfloat16 are cut off where they were rounded", "CANN 9.0, sglang #18481", *PRODUCTS)
+@_release(
+    "bfloat16 cut off", "results in bfloat16 are cut off where they were rounded", "CANN 9.0, sglang #18481", *PRODUCTS
+)
 def _(before, *arguments, **keywords):
     if keywords["out"].dtype != torch.bfloat16:
         return before(*arguments, **keywords)
@@ -225,7 +329,7 @@ def _(before, *arguments, **keywords):
     return (wide.view(torch.int32) & -65536).view(torch.float32).bfloat16()
 
 
-# ------------------------------------------------------------------------------------ a plugin of pytest that plays one
+# -------- a plugin of pytest that plays one
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -244,8 +348,23 @@ def pytest_runtestloop(session: pytest.Session):
 
 
 def _pytest(cases: Path, report: Path, baselines: Path, *more: str) -> None:
-    command = [sys.executable, "-m", "pytest", str(cases), "-q", "-p", "no:cacheprovider", "--device", "emulated", f"--report={report}", f"--baselines={baselines}", *more]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}  # of a run that this one is part of
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(cases),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--device",
+        "emulated",
+        f"--report={report}",
+        f"--baselines={baselines}",
+        *more,
+    ]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
+    }  # of a run that this one is part of
     environment |= {"OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}  # the operators are small
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode not in (0, 1):
@@ -275,7 +394,9 @@ class Played:
     @property
     def improved(self) -> list[Row]:
         felt = {row.test for row in self.before if Mark.UNFELT not in row.marks}
-        return [row for row in self.rows if Mark.IMPROVED in row.marks or Mark.UNFELT in row.marks and row.test in felt]
+        return [
+            row for row in self.rows if Mark.IMPROVED in row.marks or (Mark.UNFELT in row.marks and row.test in felt)
+        ]
 
 
 def play(cases: Path, names: Sequence[str], work: Path, jobs: int) -> Iterator[Played]:
@@ -293,7 +414,7 @@ def play(cases: Path, names: Sequence[str], work: Path, jobs: int) -> Iterator[P
         yield from pool.map(one, names)
 
 
-# ---------------------------------------------------------------------------------------- changes that are none, and small
+# -------- changes that are none, and small
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +429,18 @@ class _Group:
         """What a baseline looks at, of one seed's outputs."""
         bench, (name, found) = self.benches[seed], next(iter(outputs.items()))
         error, cpu = (compare(each, bench.golden[name]).rel_l2 for each in (found, bench.expected[name]))
-        return Row(test="", case=self.subject, dtype=self.dtype, seed=seed, rel_l2=error, golden_rel_l2=error, cpu_golden_rel_l2=cpu, actual_sha256=digest, weights="seeded:0", inputs_sha256=f"{seed}")
+        return Row(
+            test="",
+            case=self.subject,
+            dtype=self.dtype,
+            seed=seed,
+            rel_l2=error,
+            golden_rel_l2=error,
+            cpu_golden_rel_l2=cpu,
+            actual_sha256=digest,
+            weights="seeded:0",
+            inputs_sha256=f"{seed}",
+        )
 
     @functools.cached_property
     def accepted(self) -> baseline.Entry:
@@ -323,7 +455,11 @@ class _Group:
 def _groups(subjects: Sequence[Subject], seeds: int) -> Iterator[_Group]:
     device = open_device("emulated")
     for subject, dtype in itertools.product(subjects, DTYPES):
-        yield _Group(subject=subject.name, dtype=dtype, benches={seed: Bench(subject, dtype, device, seed) for seed in range(seeds)})
+        yield _Group(
+            subject=subject.name,
+            dtype=dtype,
+            benches={seed: Bench(subject, dtype, device, seed) for seed in range(seeds)},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,12 +477,22 @@ def quiet(subjects: Sequence[Subject], seeds: int = 5) -> Iterator[Quiet]:
     """Other threads, orders of sums and ties: the error of each seed against that of the device as it is."""
     for group in _groups(subjects, seeds):
         for change in (Benign(what="as it is"), *BENIGN):
-            changes = group.against([group.row(seed, bench.otherwise(change), change.what) for seed, bench in group.benches.items()])
+            changes = group.against(
+                [group.row(seed, bench.otherwise(change), change.what) for seed, bench in group.benches.items()]
+            )
             ratio = torch.tensor([each.ratio or float("nan") for each in changes]).log().mean().exp().item()
-            yield Quiet(subject=group.subject, dtype=group.dtype, what=change.what, kinds=tuple(each.kind for each in changes), ratio=ratio)
+            yield Quiet(
+                subject=group.subject,
+                dtype=group.dtype,
+                what=change.what,
+                kinds=tuple(each.kind for each in changes),
+                ratio=ratio,
+            )
 
 
-def smallest_drift(subjects: Sequence[Subject], seeds: int = 5, steps: Sequence[float] = (0.5, 1, 2, 3, 3.5, 4, 5, 10, 50, 110)) -> list[tuple[str, str, float]]:
+def smallest_drift(
+    subjects: Sequence[Subject], seeds: int = 5, steps: Sequence[float] = (0.5, 1, 2, 3, 3.5, 4, 5, 10, 50, 110)
+) -> list[tuple[str, str, float]]:
     """Model, dtype, and the smallest growth of the error, in percent, that all seeds together reveal.
 
     The device's error is made larger by what is orthogonal to it, so that its norm grows as said.
@@ -356,7 +502,10 @@ def smallest_drift(subjects: Sequence[Subject], seeds: int = 5, steps: Sequence[
         grown = [group.row(seed, _grown(bench, percent, seed), f"{percent}") for seed, bench in group.benches.items()]
         return all(each.kind == baseline.REGRESSED for each in group.against(grown))
 
-    return [(group.subject, group.dtype, next((each for each in steps if revealed(group, each)), float("nan"))) for group in _groups(subjects, seeds)]
+    return [
+        (group.subject, group.dtype, next((each for each in steps if revealed(group, each)), float("nan")))
+        for group in _groups(subjects, seeds)
+    ]
 
 
 def _grown(bench: Bench, percent: float, seed: int) -> dict[str, torch.Tensor]:
@@ -368,7 +517,7 @@ def _grown(bench: Bench, percent: float, seed: int) -> dict[str, torch.Tensor]:
     return {name: sound.double() + noise * share * error.norm() / noise.norm()}
 
 
-# ---------------------------------------------------------------------------------------------------------- the report
+# -------- the report
 
 
 def text(played: Sequence[Played], calm: Sequence[Quiet], drift: Sequence[tuple[str, str, float]]) -> str:
@@ -376,29 +525,57 @@ def text(played: Sequence[Played], calm: Sequence[Quiet], drift: Sequence[tuple[
     if played:
         seen = sum(bool(each.caught or each.improved) for each in played)
         lines += [f"{len(played)} releases, each with one change, over {len(played[0].rows)} rows: {seen} seen.", ""]
-        lines += ["| release | what changed | as in | rows that moved | that fail | that improve | by `gate` | where |", "|---|---|---|---|---|---|---|---|"]
+        lines += [
+            "| release | what changed | as in | rows that moved | that fail | that improve | by `gate` | where |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
     for each in played:
         release = RELEASES[each.name]
         counted = each.upgrade.counts()
-        said = ", ".join(f"{counted[kind]} {kind}" for kind in (*BAD, baseline.DRIFT, baseline.IMPROVED) if counted.get(kind))
+        said = ", ".join(
+            f"{counted[kind]} {kind}" for kind in (*BAD, baseline.DRIFT, baseline.IMPROVED) if counted.get(kind)
+        )
         where = list(dict.fromkeys(row.case for row in (each.caught or each.improved)))
         named = "; ".join(where[:4]) + (f" and {len(where) - 4} more" if len(where) > 4 else "")
-        lines.append(f"| {each.name} | {release.what} | {release.source} | {len(each.moved)} | {len(each.caught)} | {len(each.improved)} | {said} | {named} |")
+        lines.append(
+            f"| {each.name} | {release.what} | {release.source} | {len(each.moved)} | {len(each.caught)} | "
+            f"{len(each.improved)} | {said} | {named} |"
+        )
     if calm:
         loud = [each for each in calm if baseline.REGRESSED in each.kinds]
-        lines += ["", "## Benign changes", "", f"{len(calm)} gate runs of five seeds each: {len(loud)} say REGRESSED.", ""]
+        lines += [
+            "",
+            "## Benign changes",
+            "",
+            f"{len(calm)} gate runs of five seeds each: {len(loud)} say REGRESSED.",
+            "",
+        ]
         lines += ["| model | dtype | change | error now / then | kinds |", "|---|---|---|---|---|"]
-        lines += [f"| {each.subject} | {each.dtype} | {each.what} | {each.ratio:.4f} | {', '.join(dict.fromkeys(each.kinds))} |" for each in calm]
+        lines += [
+            f"| {each.subject} | {each.dtype} | {each.what} | {each.ratio:.4f} | "
+            f"{', '.join(dict.fromkeys(each.kinds))} |"
+            for each in calm
+        ]
     if drift:
-        lines += ["", "## The smallest shared growth of the error that five seeds reveal", "", "| model | dtype | percent |", "|---|---|---|"]
+        lines += [
+            "",
+            "## The smallest shared growth of the error that five seeds reveal",
+            "",
+            "| model | dtype | percent |",
+            "|---|---|---|",
+        ]
         lines += [f"| {name} | {dtype} | {percent:g} |" for name, dtype, percent in drift]
     return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance upgrades", description=__doc__.splitlines()[0])
-    parser.add_argument("cases", type=Path, metavar="CASES", help="a file of accuracy cases, such as cases/test_operators.py")
-    parser.add_argument("--only", nargs="*", default=list(RELEASES), metavar="RELEASE", help=f"of {', '.join(RELEASES)}; default: all")
+    parser = argparse.ArgumentParser(prog="python -m harness.conformance upgrades", description=summary_of(__doc__))
+    parser.add_argument(
+        "cases", type=Path, metavar="CASES", help="a file of accuracy cases, such as cases/test_operators.py"
+    )
+    parser.add_argument(
+        "--only", nargs="*", default=list(RELEASES), metavar="RELEASE", help=f"of {', '.join(RELEASES)}; default: all"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="releases at a time (default 2)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there; else it is printed")
     arguments = parser.parse_args(argv)
@@ -420,5 +597,7 @@ def main(argv: list[str]) -> int:
     missed = [each.name for each in played if each.moved and not (each.caught or each.improved)]
     if idle or missed:
         said = [f"{', '.join(missed)}: a number changed and nothing said so"] if missed else []
-        raise HarnessError("; ".join([*said, *([f"{', '.join(idle)}: no number changed, so no case meets it"] if idle else [])]))
+        raise HarnessError(
+            "; ".join([*said, *([f"{', '.join(idle)}: no number changed, so no case meets it"] if idle else [])])
+        )
     return 0

@@ -2,8 +2,9 @@
 
     python -m harness emulate -m harness.conformance vendor OP_PLUGIN/test/test_base_ops [--jobs 2] [--output FILE]
 
-Each file runs as a program in a process of its own, forked after the emulated CANN is in place. The table has a row for each file
-and a line for each group of tests that did not pass. Needs what the vendor's tests need: pip install expecttest scipy hypothesis pyyaml.
+Each file runs as a program in a process of its own, forked after the emulated CANN is in place. The table has a row for
+each file and a line for each group of tests that did not pass. Needs what the vendor's tests need: pip install
+expecttest scipy hypothesis pyyaml.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import emulator
+from harness.commands.base import summary_of
 from harness.errors import HarnessError
 
 PASSED, FAILED, NOT_EMULATED, NOT_APPLICABLE = "passed", "failed", "not emulated", "not applicable"
@@ -55,16 +57,23 @@ class File:
 
 
 def run(folder: Path, jobs: int, work: Path) -> Iterator[File]:
-    """Run every test file of a folder, each in a process forked from this one, `jobs` at a time; what they print goes to `work`.
+    """Run every test file of a folder, each in a process forked from this one, `jobs` at a time; what they print goes
+    to `work`.
 
     Raises: HarnessError when the folder holds none, or this process does not run over the emulated CANN.
     """
     one = [folder] if folder.is_file() else []
     paths = sorted(folder.glob("test_*.py")) if folder.is_dir() else one
     if not paths:
-        raise HarnessError(f"{folder} holds no test_*.py; give the folder test/test_base_ops of a checkout of Ascend/op-plugin, or one file of it")
+        raise HarnessError(
+            f"{folder} holds no test_*.py; give the folder test/test_base_ops of a checkout of "
+            "Ascend/op-plugin, or one file of it"
+        )
     if not emulator.installed():
-        raise HarnessError("the vendor's tests need the emulated CANN underneath: python -m harness emulate -m harness.conformance vendor FOLDER")
+        raise HarnessError(
+            "the vendor's tests need the emulated CANN underneath: python -m harness emulate -m "
+            "harness.conformance vendor FOLDER"
+        )
     _warm()
     waiting, running = list(paths), {}
     while waiting or running:
@@ -83,7 +92,9 @@ def run(folder: Path, jobs: int, work: Path) -> Iterator[File]:
 
 
 def _warm() -> None:
-    """Import here what every file imports; nothing of it may start a thread or touch the device, since the process forks."""
+    """Import here what every file imports; nothing of it may start a thread or touch the device, since the process
+    forks.
+    """
     with suppress(ImportError):  # of what the vendor's tests need besides; each file then says what it lacks
         import torch_npu.testing.testcase  # noqa: F401
 
@@ -103,9 +114,13 @@ def _start(path: Path, work: Path) -> int:
         os.chdir(path.parent)
         sys.path.insert(0, str(path.parent))
         sys.argv = [path.name]
-        os.environ.setdefault("TASK_QUEUE_ENABLE", "0")  # else an operator that fails closes the queue for the tests that follow
+        os.environ.setdefault(
+            "TASK_QUEUE_ENABLE", "0"
+        )  # else an operator that fails closes the queue for the tests that follow
         with open(work / f"{path.stem}.jsonl", "w", encoding="utf-8") as stored:
-            unittest.TextTestRunner.resultclass = staticmethod(lambda *arguments, **more: _Recorder(stored, *arguments, **more))
+            unittest.TextTestRunner.resultclass = staticmethod(
+                lambda *arguments, **more: _Recorder(stored, *arguments, **more)
+            )
             runpy.run_path(path.name, run_name="__main__")
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -166,7 +181,9 @@ def _why(problem) -> tuple[str, str]:
 def _read(path: Path, work: Path, status: int) -> File:
     """What one file's process left behind. A test counts once: one that fails in several parts is one that fails."""
     log = (work / f"{path.stem}.log").read_text(errors="replace")
-    fell_back = tuple(sorted(set(re.findall(r"operator '([\w:.]+)' is not currently supported on the NPU backend", log))))
+    fell_back = tuple(
+        sorted(set(re.findall(r"operator '([\w:.]+)' is not currently supported on the NPU backend", log)))
+    )
     outcomes: dict[str, Outcome] = {}
     for line in (work / f"{path.stem}.jsonl").read_text(encoding="utf-8").splitlines():
         found = Outcome(**json.loads(line))
@@ -177,7 +194,9 @@ def _read(path: Path, work: Path, status: int) -> File:
     if signalled or not outcomes:
         how = f"killed by signal {os.WTERMSIG(status)}" if signalled else f"exit {os.waitstatus_to_exitcode(status)}"
         last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "no output")
-        outcomes[path.name] = Outcome(test=path.name, outcome=FAILED, reason=f"the file's process ended ({how}; {LIMIT} s allowed): {last[:120]}")
+        outcomes[path.name] = Outcome(
+            test=path.name, outcome=FAILED, reason=f"the file's process ended ({how}; {LIMIT} s allowed): {last[:120]}"
+        )
     return File(name=path.name, outcomes=tuple(outcomes.values()), fell_back=fell_back)
 
 
@@ -186,20 +205,37 @@ def table(files: list[File]) -> str:
     total = {outcome: sum(each.count(outcome) for each in files) for outcome in OUTCOMES}
     runnable = sum(total[outcome] for outcome in OUTCOMES[:3])
     lines = [
-        f"{total[PASSED]} of {runnable} tests that can run on a 910B pass ({total[PASSED] / max(runnable, 1):.1%}); {total[NOT_APPLICABLE]} do not apply.",
+        (f"{total[PASSED]} of {runnable} tests that can run on a 910B pass "
+            f"({total[PASSED] / max(runnable, 1):.1%}); {total[NOT_APPLICABLE]} do not apply."),
         "", f"| file | {' | '.join(OUTCOMES)} | fell back, as on a card |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
-    lines += [f"| {each.name} | {' | '.join(str(each.count(outcome)) for outcome in OUTCOMES)} | {', '.join(each.fell_back)} |" for each in files]
+    lines += [
+        f"| {each.name} | {' | '.join(str(each.count(outcome)) for outcome in OUTCOMES)} | "
+        f"{', '.join(each.fell_back)} |"
+        for each in files
+    ]
     for outcome in (FAILED, NOT_EMULATED, NOT_APPLICABLE):
-        reasons = Counter((each.reason, file.name) for file in files for each in file.outcomes if each.outcome == outcome)
+        reasons = Counter(
+            (each.reason, file.name) for file in files for each in file.outcomes if each.outcome == outcome
+        )
         lines += ["", f"## {outcome.capitalize()}", "", "| tests | file | reason |", "|---|---|---|"]
-        lines += [f"| {count} | {name} | {reason.replace('|', '/')} |" for (reason, name), count in sorted(reasons.items(), key=lambda each: each[0][::-1])]
+        lines += [
+            f"| {count} | {name} | {reason.replace('|', '/')} |"
+            for (reason, name), count in sorted(reasons.items(), key=lambda each: each[0][::-1])
+        ]
     return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness emulate -m harness.conformance vendor", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="test/test_base_ops of a checkout of Ascend/op-plugin, or one file of it")
+    parser = argparse.ArgumentParser(
+        prog="python -m harness emulate -m harness.conformance vendor", description=summary_of(__doc__)
+    )
+    parser.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="test/test_base_ops of a checkout of Ascend/op-plugin, or one file of it",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="files at a time (default 2)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep what each file printed there")
@@ -210,7 +246,11 @@ def main(argv: list[str]) -> int:
         logs.mkdir(parents=True, exist_ok=True)
         for each in run(arguments.folder.resolve(), arguments.jobs, logs.resolve()):
             files.append(each)
-            print(f"{each.name}: " + ", ".join(f"{each.count(outcome)} {outcome}" for outcome in OUTCOMES if each.count(outcome)), flush=True)
+            print(
+                f"{each.name}: "
+                + ", ".join(f"{each.count(outcome)} {outcome}" for outcome in OUTCOMES if each.count(outcome)),
+                flush=True,
+            )
     files.sort(key=lambda each: each.name)
     text = table(files)
     if arguments.output:

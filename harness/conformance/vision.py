@@ -9,7 +9,9 @@ _library = None  # holds the declarations for as long as the process lives
 
 
 def declare_torchvision() -> None:
-    """Declare the operators that torchvision's Python asks for at import, where its library, which has them, cannot be loaded."""
+    """Declare the operators that torchvision's Python asks for at import, where its library, which has them, cannot be
+    loaded.
+    """
     global _library
     if _library is not None or importlib.util.find_spec("torchvision") is None:
         return

@@ -61,7 +61,7 @@ def planted(wrong: Wrong) -> Iterator[Acted]:
         yield acted
 
 
-# -------------------------------------------------------------------------------------------------------- products
+# -------- products
 
 
 def _int8(func, x, weight, bias=None):
@@ -106,7 +106,7 @@ def _weights_in_float16(func, x, weight, *more, **options):
     return func(x, weight.half().to(weight.dtype), *more, **options)
 
 
-# ------------------------------------------------------------------------------------------------------- attention
+# -------- attention
 
 
 def _attending(change: Callable) -> Callable:
@@ -152,7 +152,7 @@ def _copied_head(func, *args, **options):
     return torch.cat([found[:, 1:2], found[:, 1:]], 1)
 
 
-# ---------------------------------------------------------------------------------- norms, activations, indices
+# -------- norms, activations, indices
 
 
 def _layer_norm(func, x, shape, weight=None, bias=None, eps=1e-5):

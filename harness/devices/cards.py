@@ -105,7 +105,7 @@ def _fields(text: str | None) -> dict[str, str]:
     return found
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def card_of(index: int, visible: str | None) -> Card | None:
     """The card of `npu:<index>` of this machine, asked once in a process, since npu-smi takes about a second a call."""
     return read_card(index, Smi(), {} if visible is None else {VISIBLE: visible})

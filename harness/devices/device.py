@@ -170,7 +170,7 @@ class Device:
         if self.torch_device.type == "cpu":
             return False
         fault = fault_in(str(cause)) if self.torch_device.type == "npu" else None
-        if not self.stopped and (fault is not None and fault.lasts or self._probe()):
+        if not self.stopped and ((fault is not None and fault.lasts) or self._probe()):
             self._stop(at, said)
         return bool(self.stopped)
 
@@ -191,7 +191,8 @@ class Device:
 
     @contextlib.contextmanager
     def in_float32(self, what: str) -> Iterator[str]:
-        """While the block runs the device's float32 convolutions ("conv") or other products ("matmul") keep their operands; gives the switch's name.
+        """While the block runs the device's float32 convolutions ("conv") or other products ("matmul") keep their
+        operands; gives the switch's name.
 
         Raises: KeyError for a device without such a switch.
         """
@@ -206,9 +207,11 @@ class Device:
 
 
 SWITCHES = {
-    ("npu", "conv"): ("torch.npu.conv", "allow_hf32"), ("npu", "matmul"): ("torch.npu.matmul", "allow_hf32"),
-    ("cuda", "conv"): ("torch.backends.cudnn", "allow_tf32"), ("cuda", "matmul"): ("torch.backends.cuda.matmul", "allow_tf32"),
-}  # fmt: skip  # what lets a device round the float32 operands of its products
+    ("npu", "conv"): ("torch.npu.conv", "allow_hf32"),
+    ("npu", "matmul"): ("torch.npu.matmul", "allow_hf32"),
+    ("cuda", "conv"): ("torch.backends.cudnn", "allow_tf32"),
+    ("cuda", "matmul"): ("torch.backends.cuda.matmul", "allow_tf32"),
+}  # what lets a device round the float32 operands of its products
 
 
 def _raised_in(place: str, cause: BaseException) -> str:

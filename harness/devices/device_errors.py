@@ -138,7 +138,7 @@ def comes_late(text: str) -> bool:
     """
     fault = fault_in(text)
     queued = any(QUEUED.search(line.strip()) for line in text.splitlines())
-    return queued or fault is not None and fault.name != "out of memory"
+    return queued or (fault is not None and fault.name != "out of memory")
 
 
 def summary(error: BaseException) -> str:

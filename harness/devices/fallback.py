@@ -1,4 +1,6 @@
-"""What the CPU computes while a model runs on an NPU: operators that fall back, and what the model brings there itself."""
+"""What the CPU computes while a model runs on an NPU: operators that fall back, and what the model brings there
+itself.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from harness.torch_private import TorchDispatchMode, WeakTensorKeyDictionary, call_kernel, has_kernel, operator_names, tree_leaves
+from harness.torch_private import (
+    TorchDispatchMode,
+    WeakTensorKeyDictionary,
+    call_kernel,
+    has_kernel,
+    operator_names,
+    tree_leaves,
+)
 
 
 @dataclass(kw_only=True)
@@ -19,7 +28,9 @@ class Watched:
     """What `Device.watch` saw."""
 
     fell_back: list[str] = field(default_factory=list)  # operators that the CPU computed in place of the device
-    on_host: list[str] = field(default_factory=list)  # operators that the model's own code ran on the CPU, on values from the device
+    on_host: list[str] = field(
+        default_factory=list
+    )  # operators that the model's own code ran on the CPU, on values from the device
     computed: int | None = None  # operators that ran on the device, but for copies and views; None where nobody counts
     blind: str = ""  # where the model raises only while it is watched; nothing was seen then
 
@@ -27,9 +38,10 @@ class Watched:
 class Watch(TorchDispatchMode):
     """Sees every operator on a device's tensors and asks the dispatcher whether an NPU has a kernel for it.
 
-    torch_npu says so itself only on standard error, and once for each operator in a process. Where it calls the CPU itself, inside a kernel, nothing
-    says so; on an emulated device `to_host` counts the bytes that come back, and an operator that brings its inputs back is one. An operator
-    that is made of others, a custom one or any in inference mode, is taken apart, so that those are seen.
+    torch_npu says so itself only on standard error, and once for each operator in a process. Where it calls the CPU
+    itself, inside a kernel, nothing says so; on an emulated device `to_host` counts the bytes that come back, and an
+    operator that brings its inputs back is one. An operator that is made of others, a custom one or any in inference
+    mode, is taken apart, so that those are seen.
     """
 
     def __init__(self, seen: Watched, to_host: Callable[[], int] | None = None, kind: str = "npu"):
@@ -84,7 +96,9 @@ class Watch(TorchDispatchMode):
             self.seen.computed = (self.seen.computed or 0) + 1
 
     def _copied(self, found: Any, args: tuple, tensors: list[Tensor]) -> None:
-        """Note a tensor of fractions that came to the CPU, and one that goes back without having been seen on its way."""
+        """Note a tensor of fractions that came to the CPU, and one that goes back without having been seen on its
+        way.
+        """
         if not isinstance(found, Tensor) or found.numel() < 2 or not found.is_floating_point():
             return
         sources = [each for each in tensors if each is not found]
@@ -125,7 +139,8 @@ class AsUnwatched(TorchFunctionMode):
     """Lets torch take the way that it takes where no mode looks on.
 
     `ctc_loss` with lengths in tensors makes whole numbers of them and calls an operator that NPUs have; while a mode is
-    active it calls one that takes tensors, which NPUs lack (aten/src/ATen/native/LossCTC.cpp, `areAnyTensorSubclassLike`).
+    active it calls one that takes tensors, which NPUs lack (aten/src/ATen/native/LossCTC.cpp,
+    `areAnyTensorSubclassLike`).
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -144,10 +159,25 @@ def _whole_numbers(value: Any) -> Any:
 
 
 COPIES = (
-    "aten::copy_", "aten::_to_copy", "aten::to.", "aten::type_as", "aten::_copy_from", "aten::_local_scalar_dense", "aten::item",
-    "aten::is_nonzero", "aten::equal",
-)  # fmt: skip
-MEMORY = ("aten::empty", "aten::new_empty", "aten::detach", "aten::clone", "aten::contiguous", "aten::alias", "aten::lift_fresh")
+    "aten::copy_",
+    "aten::_to_copy",
+    "aten::to.",
+    "aten::type_as",
+    "aten::_copy_from",
+    "aten::_local_scalar_dense",
+    "aten::item",
+    "aten::is_nonzero",
+    "aten::equal",
+)
+MEMORY = (
+    "aten::empty",
+    "aten::new_empty",
+    "aten::detach",
+    "aten::clone",
+    "aten::contiguous",
+    "aten::alias",
+    "aten::lift_fresh",
+)
 
 
 def _memory(tensor: Tensor) -> tuple:
@@ -167,10 +197,16 @@ _APART: dict[str, str | None] = {}
 
 
 def _apart(name: str) -> str | None:
-    """The kernel by which an operator is taken apart into others: of a custom one, and in inference mode of a composite one."""
+    """The kernel by which an operator is taken apart into others: of a custom one, and in inference mode of a composite
+    one.
+    """
     if name not in _APART:
         known = name.startswith(("aten::", "npu::", "prim::", "prims::", "profiler::", "c10d::"))
-        keys = ("CompositeImplicitAutograd",) if known else ("CompositeImplicitAutograd", "CompositeExplicitAutograd", "PrivateUse1")
+        keys = (
+            ("CompositeImplicitAutograd",)
+            if known
+            else ("CompositeImplicitAutograd", "CompositeExplicitAutograd", "PrivateUse1")
+        )
         own = known and (name.startswith(COPIES) or has_kernel(name, "PrivateUse1"))
         _APART[name] = None if own else next((key for key in keys if has_kernel(name, key)), None)
     return _APART[name]
@@ -191,7 +227,10 @@ def _has_kernel(name: str) -> bool:
         return True
     if not has_kernel(name, "CompositeExplicitAutogradNonFunctional"):
         return False
-    # A structured operator runs its out= form, aten::i0 and aten::i0.out; one whose out= form is made of it is composite itself.
+    # A structured operator runs its out= form, aten::i0 and aten::i0.out; one whose out= form is made of it is
+    # composite itself.
     base = name.partition(".")[0].removesuffix("_")
     forms = [each for each in operator_names() if each.startswith(base + ".") and each.endswith("out")]
-    return not forms or any(has_kernel(each, key) for each in forms for key in ("PrivateUse1", "CompositeExplicitAutograd"))
+    return not forms or any(
+        has_kernel(each, key) for each in forms for key in ("PrivateUse1", "CompositeExplicitAutograd")
+    )

@@ -1,4 +1,6 @@
-"""What the SoC of a device can do: the dtype that it lacks, and whether it is known how it rounds. The families are those of `harness.numerics.families`."""
+"""What the SoC of a device can do: the dtype that it lacks, and whether it is known how it rounds. The families are
+those of `harness.numerics.families`.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def _has_bfloat16(name: str) -> bool | None:
 
 
 def unknown_rounding(stack: Stack) -> str | None:
-    """That it is not known how the SoC of a stack rounds, in words; None for one whose rules are known, and for other devices than NPUs."""
+    """That it is not known how the SoC of a stack rounds, in words; None for one whose rules are known, and for other
+    devices than NPUs.
+    """
     if stack.backend not in ("npu", "emulated") or family_of(stack.device).known:
         return None
     return f"{stack.device}: how this SoC rounds is not known, so there is no expected error"

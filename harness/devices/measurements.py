@@ -148,7 +148,7 @@ def by_dtype(take: Callable[[torch.dtype], Any]) -> dict[str, Any]:
     return {short(dtype): tried(lambda dtype=dtype: take(dtype)) for dtype in DTYPES}
 
 
-# ------------------------------------------------------------------------------------ 1 and 2: what an operand is
+# -------- 1 and 2: what an operand is
 # rounded to
 
 
@@ -223,7 +223,7 @@ def product_weight(device: torch.device) -> dict[str, list[str]]:
     return _pairs((torch.eye(64).to(device) @ right.to(device)).cpu()[0])
 
 
-# ---------------------------------------------------------------------------------------------- 3: the order of the
+# -------- 3: the order of the
 # sums
 
 
@@ -257,7 +257,7 @@ def _accumulated(device: torch.device) -> dict[str, float]:
     return {str(value): float(each) - math.copysign(2.0**24, value) for value, each in zip(given, found)}
 
 
-# ------------------------------------------------------------------------------- 4, 6 and 10: effective bits against
+# -------- 4, 6 and 10: effective bits against
 # float64
 
 
@@ -318,7 +318,7 @@ def patches(device: torch.device) -> dict[str, Any]:
     return by_dtype(of)
 
 
-# ----------------------------------------------------------------------------------------- 5 and 7: GELU and the
+# -------- 5 and 7: GELU and the
 # vector unit
 
 
@@ -376,7 +376,7 @@ def vector(device: torch.device) -> dict[str, Any]:
     return found | {"rows": {name: tried(lambda: row(name)) for name in ROWS}}
 
 
-# ------------------------------------------------------------------------------ 8 and 9: overflow, subnormals, NaN;
+# -------- 8 and 9: overflow, subnormals, NaN;
 # repeats
 
 
@@ -456,7 +456,7 @@ MEASUREMENTS = (
 )
 
 
-# ---------------------------------------------------------------------------------------------------------- run as a
+# -------- run as a
 # script
 
 

@@ -23,17 +23,22 @@ SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh (from CANN 8.5: /u
 
 
 def open_device(spec: str = "auto", *, soc: str | None = None, timing: bool = False) -> Device:
-    """Open `auto`, `npu[:n]`, `emulated`, `cuda[:n]` or `cpu`; `soc` names the chip that an emulated device plays, such as "Ascend310P3".
+    """Open `auto`, `npu[:n]`, `emulated`, `cuda[:n]` or `cpu`; `soc` names the chip that an emulated device plays, such
+    as "Ascend310P3".
 
     Where an NPU is used for the first time in this process, torch_npu launches each operator at once
     (TASK_QUEUE_ENABLE=0, unless the variable is set), since an operator that fails in its queue takes all later work of
     the process with it. With `timing` the queue is left as the user, or torch_npu, has it.
 
-    Raises: ValueError for another word; DeviceError when the device cannot run here, saying what was looked for and what to do.
+    Raises: ValueError for another word; DeviceError when the device cannot run here, saying what was looked for and
+    what to do.
     """
     kind, index = parse_spec(spec)
-    if soc is not None and (kind not in ("auto", "emulated") or kind == "auto" and _traces_of_ascend()):
-        raise DeviceError(f"soc {soc} says which chip the emulated device plays, and {spec} is none here; leave it out, or ask for --device=emulated")
+    if soc is not None and (kind not in ("auto", "emulated") or (kind == "auto" and _traces_of_ascend())):
+        raise DeviceError(
+            f"soc {soc} says which chip the emulated device plays, and {spec} is none here; leave it out, or "
+            "ask for --device=emulated"
+        )
     if kind in ("npu", "emulated", "auto") and not timing:
         _launch_at_once()
     if kind == "cpu":
@@ -69,7 +74,8 @@ def _open_auto(soc: str | None = None) -> Device:
         return _open_npu(0, f"auto found {found}")
     except DeviceError as error:
         raise DeviceError(
-            f"there is a trace of an NPU here ({found}) but it does not answer, so nothing is emulated in its place: {error}; "
+            f"there is a trace of an NPU here ({found}) but it does not answer, so nothing is emulated in its "
+            f"place: {error}; "
             f"or ask for another device by name: {SPECS}"
         ) from None
 
@@ -92,7 +98,9 @@ def _traces_of_ascend() -> list[str]:
 
 
 def _inherits_emulation() -> bool:
-    """Whether this process was started by one that plays an emulated CANN: its home is the emulated one, or the first CANN that the loader finds."""
+    """Whether this process was started by one that plays an emulated CANN: its home is the emulated one, or the first
+    CANN that the loader finds.
+    """
     from harness import emulator
 
     folders = [Path(each) for each in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if each]
@@ -117,12 +125,18 @@ def _open_npu(index: int, reason: str) -> Device:
     if emulator.installed():
         raise DeviceError("this process plays an emulated CANN and cannot open a card as well; start another process")
     if _inherits_emulation():
-        raise DeviceError("this process was started by one that plays an emulated CANN and inherits it; start it from a shell, or use --device emulated")
+        raise DeviceError(
+            "this process was started by one that plays an emulated CANN and inherits it; start it from a "
+            "shell, or use --device emulated"
+        )
     version = wheel_version()
     if "torch_npu" not in sys.modules:
         problem = _loads("libhccl.so")
         if problem is not None:
-            raise DeviceError(f"torch_npu {version} is installed, but CANN cannot be loaded ({problem}); on an Ascend machine: {SET_ENV}")
+            raise DeviceError(
+                f"torch_npu {version} is installed, but CANN cannot be loaded ({problem}); on an Ascend "
+                f"machine: {SET_ENV}"
+            )
     device = _answering(index, "npu", reason, f"torch_npu {version}")
     autoload.release()  # a child process of the user finds the NPU by a bare `import torch`
     return device
@@ -133,7 +147,9 @@ def _open_emulated(reason: str, soc: str | None = None) -> Device:
 
     if soc is not None and family_of(soc) is UNKNOWN:  # torch_npu refuses its name
         there = ", ".join(f"{each.name} ({each.members})" for each in FAMILIES)
-        raise DeviceError(f"no chip is called {soc!r}; write a name such as Ascend310P3, of one of the families {there}")
+        raise DeviceError(
+            f"no chip is called {soc!r}; write a name such as Ascend310P3, of one of the families {there}"
+        )
     emulator.install(None if soc is None else emulator.Machine(name=soc))
     return _answering(0, "emulated", reason, "torch_npu over the emulated CANN")
 
@@ -144,16 +160,24 @@ def _answering(index: int, backend: str, reason: str, what: str) -> Device:
         import torch_npu  # noqa: F401
 
         count = torch.npu.device_count() if torch.npu.is_available() else 0
-    except Exception as error:
-        raise DeviceError(f"{what} cannot be imported ({first_line(error)}); check that torch, torch_npu and CANN fit: python -m harness doctor") from None
+    except Exception as error:  # noqa: BLE001
+        raise DeviceError(
+            f"{what} cannot be imported ({first_line(error)}); check that torch, torch_npu and CANN fit: "
+            "python -m harness doctor"
+        ) from None
     if index >= count:
-        there = ", ".join(f"npu:{each}" for each in range(count)) or "no card answers: is ASCEND_RT_VISIBLE_DEVICES set? see npu-smi info"
-        raise DeviceError(f"npu:{index} was asked for and {what} finds {count} NPU{'' if count == 1 else 's'} ({there})")
+        there = (
+            ", ".join(f"npu:{each}" for each in range(count))
+            or "no card answers: is ASCEND_RT_VISIBLE_DEVICES set? see npu-smi info"
+        )
+        raise DeviceError(
+            f"npu:{index} was asked for and {what} finds {count} NPU{'' if count == 1 else 's'} ({there})"
+        )
     device = torch.device("npu", index)
     try:
         torch.npu.set_device(device)
         answer = float((torch.ones(2, device=device) + 1).sum().cpu())
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         fault = fault_in(str(error))
         advice = fault.sentence if fault else "see npu-smi info"
         raise DeviceError(f"npu:{index} does not answer: {summary(error)}; {advice}") from None
@@ -165,10 +189,16 @@ def _answering(index: int, backend: str, reason: str, what: str) -> Device:
 
 def _open_cuda(index: int) -> Device:
     if not torch.cuda.is_available():
-        built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
+        built = (
+            f"torch {torch.__version__} is built for CUDA {torch.version.cuda}"
+            if torch.version.cuda
+            else f"torch {torch.__version__} is built without CUDA"
+        )
         raise DeviceError(f"cuda:{index} was asked for and no CUDA device answers; {built}")
     count = torch.cuda.device_count()
     if index >= count:
         raise DeviceError(f"cuda:{index} was asked for and there are {count} (cuda:0 to cuda:{count - 1})")
     device = torch.device("cuda", index)
-    return Device(name=torch.cuda.get_device_name(device), backend="cuda", torch_device=device, reason="it was asked for")
+    return Device(
+        name=torch.cuda.get_device_name(device), backend="cuda", torch_device=device, reason="it was asked for"
+    )

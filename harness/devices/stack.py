@@ -248,7 +248,7 @@ def _driver() -> str | None:
     return found[1] if found else None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _cuda_driver() -> str | None:
     """The version of NVIDIA's driver, asked once in a process."""
     if shutil.which("nvidia-smi") is None:

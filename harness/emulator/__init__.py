@@ -1,4 +1,5 @@
-"""An emulated CANN underneath the real torch_npu: its operators computed on the CPU with the rounding of an Ascend 910B.
+"""An emulated CANN underneath the real torch_npu: its operators computed on the CPU with the rounding of an Ascend
+910B.
 
     from harness import emulator
     emulator.install()                      # before torch_npu is imported

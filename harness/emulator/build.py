@@ -1,4 +1,6 @@
-"""The shim libraries: what the installed torch_npu wants of CANN, read from its own files, compiled into the user's cache."""
+"""The shim libraries: what the installed torch_npu wants of CANN, read from its own files, compiled into the user's
+cache.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,15 @@ from pathlib import Path
 from harness.errors import DeviceError
 
 CORE = "libascendcl.so"
-EMPTY = ("libhccl.so", "libacl_op_compiler.so", "libge_runner.so", "libgraph.so", "libacl_tdt_channel.so", "libopapi.so", "libascend_hal.so")
+EMPTY = (
+    "libhccl.so",
+    "libacl_op_compiler.so",
+    "libge_runner.so",
+    "libgraph.so",
+    "libacl_tdt_channel.so",
+    "libopapi.so",
+    "libascend_hal.so",
+)
 LIBRARIES = (CORE, *EMPTY)  # in the order in which they are loaded
 SOURCE = Path(__file__).with_name("runtime.c")
 KEYS = Path(__file__).with_name("keys.c")
@@ -25,7 +35,8 @@ MARKER = "EMULATED"  # a file in the generated home, so that nobody takes it for
 
 
 def build(version: str) -> Path:
-    """The directory that holds the libraries and a CANN home for the installed wheel, compiled if that was not done yet.
+    """The directory that holds the libraries and a CANN home for the installed wheel, compiled if that was not done
+    yet.
 
     Several processes may build at once: each compiles aside, and the first to finish gives the directory its name.
 
@@ -53,14 +64,19 @@ def build(version: str) -> Path:
 def _cache() -> Path:
     """A directory of the user's that can be written; a temporary one where there is none."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for candidate in (base / "npu-accuracy-harness", Path(tempfile.gettempdir()) / f"npu-accuracy-harness-{os.getuid()}"):
+    for candidate in (
+        base / "npu-accuracy-harness",
+        Path(tempfile.gettempdir()) / f"npu-accuracy-harness-{os.getuid()}",
+    ):
         try:
             candidate.mkdir(parents=True, exist_ok=True, mode=0o700)
             if candidate.stat().st_uid == os.getuid() and os.access(candidate, os.W_OK):
                 return candidate
         except OSError:
             continue
-    raise DeviceError(f"no directory for the emulated CANN can be written: tried {base}; set XDG_CACHE_HOME to one that can")
+    raise DeviceError(
+        f"no directory for the emulated CANN can be written: tried {base}; set XDG_CACHE_HOME to one that can"
+    )
 
 
 def is_emulated_home(path: str | os.PathLike) -> bool:
@@ -75,10 +91,14 @@ def _write_home(made: Path) -> None:
     (made / MARKER).write_text("An emulated CANN: it computes on the CPU and is no evidence about hardware.\n")
 
 
-# ------------------------------------------------------------------------------------------- what the wheel wants
+# -------- what the wheel wants
 
 
-LIBRARY_NAMES = ("libtorch_npu.so", "libtensorpipe.so", "libnpu_profiler.so")  # the wheel's own that load with `import torch_npu`
+LIBRARY_NAMES = (
+    "libtorch_npu.so",
+    "libtensorpipe.so",
+    "libnpu_profiler.so",
+)  # the wheel's own that load with `import torch_npu`
 
 
 def wheel_libraries() -> list[bytes]:
@@ -100,7 +120,9 @@ def wanted_symbols(libraries: list[bytes] | None = None) -> list[str]:
 
 
 def looked_up_names(libraries: list[bytes] | None = None) -> list[str]:
-    """CANN's functions, operators apart, that the wheel names in its text: those it looks up at run time and lives without, sorted."""
+    """CANN's functions, operators apart, that the wheel names in its text: those it looks up at run time and lives
+    without, sorted.
+    """
     libraries = libraries or wheel_libraries()
     found = {name.decode() for name in re.findall(rb"(?<=\0)(?:acl|rt|hal|Hccl)[A-Za-z0-9_]+(?=\0)", libraries[0])}
     operators = {each for name in operator_names(libraries) for each in (name, f"{name}GetWorkspaceSize")}
@@ -120,8 +142,11 @@ def _is_canns(name: str) -> bool:
 def undefined_symbols(data: bytes) -> list[str]:
     """Names that a 64-bit little-endian ELF library leaves undefined, from its dynamic symbol table."""
     if data[:6] != b"\x7fELF\x02\x01":
-        raise DeviceError("torch_npu holds a library that is not 64-bit little-endian ELF; the emulated CANN needs x86-64 or aarch64 Linux")
-    at, = struct.unpack_from("<Q", data, 40)
+        raise DeviceError(
+            "torch_npu holds a library that is not 64-bit little-endian ELF; the emulated CANN needs x86-64 or "
+            "aarch64 Linux"
+        )
+    (at,) = struct.unpack_from("<Q", data, 40)
     size, count = struct.unpack_from("<HH", data, 58)
     sections = [struct.unpack_from("<IIQQQQIIQQ", data, at + index * size) for index in range(count)]
     names = []
@@ -145,21 +170,26 @@ def _write_names(made: Path) -> None:
     text = header.read_text(encoding="utf-8", errors="replace") if header.exists() else ""
     (made / "keys.inc").write_text(allocator_keys(undefined_symbols(wheel_libraries()[0]), text, _torch()))
     quiet = [f"QUIET({name})\n" for name in missing if name.startswith("Msprof")]
-    (made / "wanted.inc").write_text("".join([*quiet, *(f"WANTED({name})\n" for name in missing if not name.startswith("Msprof"))]))
+    (made / "wanted.inc").write_text(
+        "".join([*quiet, *(f"WANTED({name})\n" for name in missing if not name.startswith("Msprof"))])
+    )
 
 
-# --------------------------------------------------------------------------------------------------- allocator options
+# -------- allocator options
 
 
-HEADER = "include/torch_npu/csrc/core/npu/NPUAllocatorConfig.h"  # in the wheel: lists the names that libtorch_npu registers
+HEADER = (
+    "include/torch_npu/csrc/core/npu/NPUAllocatorConfig.h"  # in the wheel: lists the names that libtorch_npu registers
+)
 
 
 def allocator_keys(undefined: list[str], header: str, torch: str) -> str:
-    """What keys.c has to know of a wheel: the function that returns torch's set of allocator options, and the names that the wheel adds.
+    """What keys.c has to know of a wheel: the function that returns torch's set of allocator options, and the names
+    that the wheel adds.
 
-    `undefined` are the undefined symbols of libtorch_npu.so, `header` is the text of its HEADER, `torch` the version of torch that it
-    needs. Empty where the wheel adds no names, as torch_npu up to 2.12. Where the header lists none, keys.c refuses a build of torch
-    that adds names of its own.
+    `undefined` are the undefined symbols of libtorch_npu.so, `header` is the text of its HEADER, `torch` the version of
+    torch that it needs. Empty where the wheel adds no names, as torch_npu up to 2.12. Where the header lists none,
+    keys.c refuses a build of torch that adds names of its own.
     """
     functions = [name for name in undefined if "AcceleratorAllocatorConfig14getMutableKeys" in name]
     if not functions:
@@ -175,7 +205,7 @@ def _torch() -> str:
     return metadata.version("torch").split("+")[0]
 
 
-# ------------------------------------------------------------------------------------------------------- compiling
+# -------- compiling
 
 
 def compiler() -> list[str]:
@@ -188,22 +218,51 @@ def compiler() -> list[str]:
             return [name]
     if util.find_spec("ziglang"):  # without a target it asks the cc that is not there what this machine is
         return [sys.executable, "-m", "ziglang", "cc", "-target", f"{os.uname().machine}-linux-gnu.2.17"]
-    raise DeviceError("no C compiler for the emulated CANN: looked for cc, gcc, clang and the ziglang package; pip install ziglang")
+    raise DeviceError(
+        "no C compiler for the emulated CANN: looked for cc, gcc, clang and the ziglang package; pip install ziglang"
+    )
 
 
 def _compile(made: Path) -> None:
     command = [*compiler(), "-shared", "-fPIC", "-O1", "-w"]
-    core = [f"-Wl,-soname,{CORE}", "-I", str(made), str(SOURCE), str(KEYS), str(WAITS), "-o", str(made / CORE), "-lpthread", "-ldl"]
+    core = [
+        f"-Wl,-soname,{CORE}",
+        "-I",
+        str(made),
+        str(SOURCE),
+        str(KEYS),
+        str(WAITS),
+        "-o",
+        str(made / CORE),
+        "-lpthread",
+        "-ldl",
+    ]
     _run([*command, *core])
     (made / "empty.c").write_text("")
     for name in EMPTY:
-        _run([*command, f"-Wl,-soname,{name}", "-Wl,--no-as-needed", str(made / "empty.c"), "-o", str(made / name), "-L", str(made), "-lascendcl"])
+        _run(
+            [
+                *command,
+                f"-Wl,-soname,{name}",
+                "-Wl,--no-as-needed",
+                str(made / "empty.c"),
+                "-o",
+                str(made / name),
+                "-L",
+                str(made),
+                "-lascendcl",
+            ]
+        )
 
 
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines() or ["no message"]
+        lines = (
+            [line for line in done.stderr.splitlines() if "error" in line.lower()]
+            or done.stderr.splitlines()
+            or ["no message"]
+        )
         raise DeviceError(f"the C compiler {command[0]} could not build the emulated CANN: {lines[0].strip()}")
 
 
@@ -225,5 +284,8 @@ def wheel_version() -> str:
     numbers = re.search(r"(\d+\.\d+(?:\.\d+)?)", wanted)
     found = metadata.version("torch")
     if numbers and not (found.split("+")[0] + ".").startswith(numbers[1] + "."):
-        raise DeviceError(f"torch_npu {version} needs torch {numbers[1]} and torch {found} is installed: pip install torch=={numbers[1]}")
+        raise DeviceError(
+            f"torch_npu {version} needs torch {numbers[1]} and torch {found} is installed: pip install "
+            f"torch=={numbers[1]}"
+        )
     return version

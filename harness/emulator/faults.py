@@ -1,7 +1,8 @@
 """Faults on demand: `with fault("aclnnSilu", kind="scale", by=1.001) as planted: …; planted.hits`.
 
-A fault names operators by a pattern and says what goes wrong there: with what they read, with what they answer, or with the call
-itself. KINDS says it for each kind. As text, for a command line: "aclnnMatmul:hf32", "aclnnSilu:scale:by=1.001,nth=3".
+A fault names operators by a pattern and says what goes wrong there: with what they read, with what they answer, or with
+the call itself. KINDS says it for each kind. As text, for a command line: "aclnnMatmul:hf32",
+"aclnnSilu:scale:by=1.001,nth=3".
 """
 
 from __future__ import annotations
@@ -129,7 +130,9 @@ def parse(text: str) -> Fault:
     pattern, _, rest = text.partition(":")
     kind, _, options = rest.partition(":")
     if not pattern or not kind:
-        raise ValueError(f"a fault is 'operator:kind' or 'operator:kind:name=value,…', such as 'aclnnMatmul:hf32', not {text!r}")
+        raise ValueError(
+            f"a fault is 'operator:kind' or 'operator:kind:name=value,…', such as 'aclnnMatmul:hf32', not {text!r}"
+        )
     settings = {}
     for part in filter(None, options.split(",")):
         name, _, value = part.partition("=")
@@ -142,7 +145,7 @@ def parse(text: str) -> Fault:
     return Fault(pattern, kind, **settings)
 
 
-# ------------------------------------------------------------------------------------------------- where the runner asks
+# -------- where the runner asks
 
 
 class Struck:
@@ -217,7 +220,7 @@ def for_call(name: str) -> Struck:
     return Struck([each for each in _planted if each.strikes(name)])
 
 
-# ------------------------------------------------------------------------------------------------------------- inputs
+# -------- inputs
 
 
 def _on_inputs(fault: Fault, inputs: list) -> list:
@@ -289,13 +292,19 @@ def _bf16(value):
 def _mask(value):
     import torch
 
-    return value.logical_not().to(value.dtype) if value.dtype in (torch.bool, torch.uint8) and value.numel() > 1 else None
+    return (
+        value.logical_not().to(value.dtype) if value.dtype in (torch.bool, torch.uint8) and value.numel() > 1 else None
+    )
 
 
 def _index(value):
     import torch
 
-    if value.dtype not in (torch.int32, torch.int64) or not value.numel() or int(value.max()) == 0 and value.numel() == 1:
+    if (
+        value.dtype not in (torch.int32, torch.int64)
+        or not value.numel()
+        or (int(value.max()) == 0 and value.numel() == 1)
+    ):
         return None
     return torch.where(value < value.max(), value + 1, (value - 1).clamp(min=0))
 
@@ -303,7 +312,7 @@ def _index(value):
 _INPUTS = {"hf32": _hf32, "fp16": _fp16, "bf16": _bf16, "mask": _mask, "index": _index}
 
 
-# ------------------------------------------------------------------------------------------------------------- results
+# -------- results
 
 
 def _on_results(fault: Fault, results: list, outputs: list) -> list:
@@ -313,13 +322,20 @@ def _on_results(fault: Fault, results: list, outputs: list) -> list:
     if integer and fault.hits and fault.hits >= fault.calls:
         return results  # an index that was read is off already
     fitting = [
-        position for position, value in enumerate(results)
-        if isinstance(value, torch.Tensor) and value.numel() and (value.dtype in (torch.int32, torch.int64) if integer else True)
-    ]  # fmt: skip
-    if not fitting or fault.output is not None and fault.output not in fitting:
+        position
+        for position, value in enumerate(results)
+        if isinstance(value, torch.Tensor)
+        and value.numel()
+        and (value.dtype in (torch.int32, torch.int64) if integer else True)
+    ]
+    if not fitting or (fault.output is not None and fault.output not in fitting):
         return results
     floating = [position for position in fitting if results[position].is_floating_point()]
-    chosen = fault.output if fault.output is not None else max(floating or fitting, key=lambda position: results[position].numel())
+    chosen = (
+        fault.output
+        if fault.output is not None
+        else max(floating or fitting, key=lambda position: results[position].numel())
+    )
     new = _index(results[chosen]) if integer else _RESULTS[fault.kind](fault, results[chosen], outputs[chosen])
     if new is None:
         return results
@@ -434,7 +450,11 @@ def _channel(fault, result, spec):
 
 def _saturate(fault, result, spec):
     limit = _default(fault, 65504.0)
-    changed = result.nan_to_num(0.0, math.inf, -math.inf).clamp(-limit, limit) if result.is_floating_point() else result.clamp(-limit, limit)
+    changed = (
+        result.nan_to_num(0.0, math.inf, -math.inf).clamp(-limit, limit)
+        if result.is_floating_point()
+        else result.clamp(-limit, limit)
+    )
     return changed.to(result.dtype) if not changed.equal(result) else None
 
 
@@ -443,14 +463,26 @@ def _stale(fault, result, spec):
 
 
 _RESULTS = {
-    "scale": _scale, "offset": _offset, "noise": _noise, "tile": _tile, "tail": _tail, "nan": _element(math.nan), "inf": _element(math.inf),
-    "swap_rows": _parts(lambda fault, result: _rows(result), swap=True), "zero_rows": _parts(lambda fault, result: _rows(result), swap=False),
-    "swap_heads": _parts(_heads, swap=True), "zero_heads": _parts(_heads, swap=False), "saturate": _saturate, "stale": _stale,
-    "copy_heads": _copy_heads, "half_rows": _half_rows, "channel": _channel,
-}  # fmt: skip
+    "scale": _scale,
+    "offset": _offset,
+    "noise": _noise,
+    "tile": _tile,
+    "tail": _tail,
+    "nan": _element(math.nan),
+    "inf": _element(math.inf),
+    "swap_rows": _parts(lambda fault, result: _rows(result), swap=True),
+    "zero_rows": _parts(lambda fault, result: _rows(result), swap=False),
+    "swap_heads": _parts(_heads, swap=True),
+    "zero_heads": _parts(_heads, swap=False),
+    "saturate": _saturate,
+    "stale": _stale,
+    "copy_heads": _copy_heads,
+    "half_rows": _half_rows,
+    "channel": _channel,
+}
 
 
-# ------------------------------------------------------------------------------------------------------------ planting
+# -------- planting
 
 
 def plant(planted: Fault) -> None:

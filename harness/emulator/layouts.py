@@ -1,7 +1,8 @@
 """The card's own layouts of memory, in blocks of 16 by 16 or 16 by 32: a tensor in one of them, and out of it.
 
-Each layout splits some axes of the tensor in blocks and orders the parts. `_LAYOUTS` says it in letters: a capital letter is an axis
-in blocks, the small one what lies within a block; the axes as the program sees them, and the parts in the order in which they lie.
+Each layout splits some axes of the tensor in blocks and orders the parts. `_LAYOUTS` says it in letters: a capital
+letter is an axis in blocks, the small one what lies within a block; the axes as the program sees them, and the parts in
+the order in which they lie.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def pack(tensor: torch.Tensor, format: int, storage: tuple[int, ...]) -> torch.T
 
 
 def _axes(format: int, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """The letters of the layout's axes, and the shape with one size for each: fewer dimensions count from C, or are columns of one."""
+    """The letters of the layout's axes, and the shape with one size for each: fewer dimensions count from C, or are
+    columns of one.
+    """
     axes = _LAYOUTS[format][0]
     if axes == "BMN":
         rows, columns = (*shape, *(1, 1)[len(shape) :])[-2:] if len(shape) < 2 else shape[-2:]
@@ -71,14 +74,18 @@ def _blocks(format: int, storage: tuple[int, ...]) -> dict[str, int]:
 
 def _padded(format: int, storage, whole) -> tuple[int, ...]:
     blocks = _blocks(format, storage)
-    return tuple(-(-size // blocks.get(axis, 1)) * blocks.get(axis, 1) for axis, size in zip(_LAYOUTS[format][0], whole))
+    return tuple(
+        -(-size // blocks.get(axis, 1)) * blocks.get(axis, 1) for axis, size in zip(_LAYOUTS[format][0], whole)
+    )
 
 
 def _parts(memory: torch.Tensor, format: int, storage, whole) -> torch.Tensor:
     """A view of the memory whose axes are the tensor's, each one that is in blocks as (block, within it)."""
     axes, split, order = _LAYOUTS[format]
     blocks = _blocks(format, storage)
-    sizes = {axis: -(-size // blocks.get(axis, 1)) for axis, size in zip(axes, whole)} | {axis.lower(): size for axis, size in blocks.items()}
+    sizes = {axis: -(-size // blocks.get(axis, 1)) for axis, size in zip(axes, whole)} | {
+        axis.lower(): size for axis, size in blocks.items()
+    }
     lying = [sizes[part] for part in order]
     if _count(lying) != _count(storage) or memory.numel() < _count(storage):
         raise ValueError(f"{tuple(storage)} in memory is not a tensor of {tuple(whole)} in layout {format}")

@@ -1,4 +1,6 @@
-"""Runs somebody's program over the emulated CANN: python -m harness emulate [OPTIONS] SCRIPT [ARGS…] | -m MODULE [ARGS…]."""
+"""Runs somebody's program over the emulated CANN: python -m harness emulate [OPTIONS] SCRIPT [ARGS…] | -m MODULE
+[ARGS…].
+"""
 
 from __future__ import annotations
 
@@ -19,25 +21,48 @@ UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "KB": 10**3, "MB
 
 
 def bytes_in(text: str) -> int:
-    """"64GiB" as a number of bytes.
+    """ "64GiB" as a number of bytes.
 
     Raises: ValueError for a text that is no size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in UNITS:
-        raise ValueError(f"{text!r} is no size of memory; write a number of bytes, or one with KiB, MiB or GiB, such as 64GiB")
+        raise ValueError(
+            f"{text!r} is no size of memory; write a number of bytes, or one with KiB, MiB or GiB, such as 64GiB"
+        )
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which machine is played, and what is broken on it."""
     plain = Machine()
-    parser.add_argument("--devices", type=int, default=plain.devices, metavar="N", help="how many NPUs there are (default 1)")
-    parser.add_argument("--memory", type=_typed(bytes_in), default=plain.memory, metavar="SIZE", help="of each, such as 64GiB (default 32GiB)")
-    parser.add_argument("--soc", default=plain.name, metavar="NAME", help=f"what they are called (default {plain.name})")
-    parser.add_argument("--cann", default=plain.cann, metavar="VERSION", help=f"the CANN version that is reported (default {plain.cann})")
-    parser.add_argument("--fault", type=_typed(faults.parse), action="append", default=[], metavar="OPERATOR:KIND[:SETTINGS]",
-                        help="plant a fault, such as 'aclnnMatmul:hf32' or 'aclnnSilu:scale:by=1.001,nth=3'; may be given again")  # fmt: skip
+    parser.add_argument(
+        "--devices", type=int, default=plain.devices, metavar="N", help="how many NPUs there are (default 1)"
+    )
+    parser.add_argument(
+        "--memory",
+        type=_typed(bytes_in),
+        default=plain.memory,
+        metavar="SIZE",
+        help="of each, such as 64GiB (default 32GiB)",
+    )
+    parser.add_argument(
+        "--soc", default=plain.name, metavar="NAME", help=f"what they are called (default {plain.name})"
+    )
+    parser.add_argument(
+        "--cann",
+        default=plain.cann,
+        metavar="VERSION",
+        help=f"the CANN version that is reported (default {plain.cann})",
+    )
+    parser.add_argument(
+        "--fault",
+        type=_typed(faults.parse),
+        action="append",
+        default=[],
+        metavar="OPERATOR:KIND[:SETTINGS]",
+        help="plant a fault, such as 'aclnnMatmul:hf32' or 'aclnnSilu:scale:by=1.001,nth=3'; may be given again",
+    )
     parser.add_argument("-m", dest="module", action="store_true", help="what follows is a module, not a script")
 
 
@@ -56,10 +81,13 @@ def _typed(read):
 def emulate(argv: list[str]) -> int:
     """Run a script or a module as Python would, with `npu` emulated. Returns its exit status.
 
-    Raises: HarnessError when there is nothing to run or a planted fault never acted, DeviceError when nothing can be emulated here.
+    Raises: HarnessError when there is nothing to run or a planted fault never acted, DeviceError when nothing can be
+    emulated here.
     """
     own, rest = _split(argv)
-    parser = argparse.ArgumentParser(prog="python -m harness emulate", usage=USAGE, add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness emulate", usage=USAGE, add_help=False, exit_on_error=False, allow_abbrev=False
+    )
     add_options(parser)
     try:
         options, unknown = parser.parse_known_args(own)
@@ -112,7 +140,7 @@ def _run(program: str, module: bool) -> int:
             return exit.code or 0
         print(exit.code, file=sys.stderr)
         return 1
-    except Exception:
+    except Exception:  # noqa: BLE001
         raise_interrupt()  # Ctrl-C while an operator ran came here as that operator's error
         traceback.print_exc()
         return 1

@@ -1,4 +1,6 @@
-"""Loads the shims under torch_npu and runs its operators: captures a call, computes it on the CPU, writes what came out."""
+"""Loads the shims under torch_npu and runs its operators: captures a call, computes it on the CPU, writes what came
+out.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,6 @@ class Machine:
         for what, text in (("name", self.name), ("CANN version", self.cann)):
             if not text or len(text) > 63 or any(character.isspace() for character in text):
                 raise ValueError(f"the {what} of an emulated machine is a word of up to 63 letters, not {text!r}")
-
 
     def to_text(self) -> str:
         """As runtime.c reads it from the environment of a process that this one starts."""
@@ -103,7 +104,14 @@ class _Runtime:
         self.callbacks.append(execute)
         self.core.emulator_set_execute(execute)
         older = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int,
         )(self._older)
         self.callbacks.append(older)
         self.core.emulator_set_older(older)
@@ -127,7 +135,7 @@ class _Runtime:
                 ctypes.c_uint64.from_address(values[-2]).value = struck.workspace()
                 ctypes.c_uint64.from_address(values[-1]).value = number
                 return 0
-            except BaseException as error:  # nothing may be raised through C
+            except BaseException as error:  # noqa: BLE001  nothing may be raised through C
                 _remember(error)
                 self._fail(operator.name, f"{operator.name}: {type(error).__name__}: {error}")
                 return STATUS_BAD_ARGUMENT
@@ -144,7 +152,9 @@ class _Runtime:
     def _older(self, type, input_count, inputs, output_count, outputs, attributes, decides) -> int:
         """What aclopCompileAndExecute does: computes a call that describes itself."""
         name = type.decode()
-        return self._guarded(name, lambda: self._run_older(name, (input_count, inputs), (output_count, outputs), attributes, decides))
+        return self._guarded(
+            name, lambda: self._run_older(name, (input_count, inputs), (output_count, outputs), attributes, decides)
+        )
 
     def _run_older(self, name: str, inputs, outputs, attributes, decides) -> int:
         from harness.emulator import values
@@ -160,7 +170,10 @@ class _Runtime:
         if struck.workspace():
             self._fail(name, f"{name}: out of memory for the workspace")
             return STATUS_NO_MEMORY
-        came, wanted = ([values.description(each) for each in (ctypes.c_void_p * count).from_address(at)] if count else [] for count, at in (inputs, outputs))
+        came, wanted = (
+            [values.description(each) for each in (ctypes.c_void_p * count).from_address(at)] if count else []
+            for count, at in (inputs, outputs)
+        )
         refusal = self.soc.refusal(name, _dtypes([*came, *wanted]))
         if refusal is not None:
             self._fail(name, f"{name}: {refusal}")
@@ -171,7 +184,10 @@ class _Runtime:
         keywords = values.attributes(attributes)
         if entry.wants_names:
             keywords["names"] = [each.name if each else "" for each in came]
-        rooms = [Room(each) if decides and position in entry.free and each is not None else each for position, each in enumerate(wanted)]
+        rooms = [
+            Room(each) if decides and position in entry.free and each is not None else each
+            for position, each in enumerate(wanted)
+        ]
         _compute(entry, struck, came, rooms, **keywords)
         return 0
 
@@ -185,7 +201,7 @@ class _Runtime:
         except self.numerics.NotOnCube as error:
             self._fail(name, f"{name}: {error}")
             return STATUS_BAD_ARGUMENT
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             _remember(error)
             text = str(error) if isinstance(error, OperatorError) else f"{type(error).__name__}: {error}"
             return self._fail(name, f"{name}: {text}")
@@ -208,8 +224,14 @@ class Room:
     def fit(self, result, position: int):
         """The specification of the result in this room; the caller reads the shape from the handle."""
         if result.numel() > self.spec.numel:
-            raise OperatorError(f"output {position} has {result.numel()} elements and the room for it {self.spec.numel}")
-        _installed.core.emulator_set_shape(ctypes.c_void_p(self.spec.handle), (ctypes.c_int64 * result.dim())(*result.shape), ctypes.c_int64(result.dim()))
+            raise OperatorError(
+                f"output {position} has {result.numel()} elements and the room for it {self.spec.numel}"
+            )
+        _installed.core.emulator_set_shape(
+            ctypes.c_void_p(self.spec.handle),
+            (ctypes.c_int64 * result.dim())(*result.shape),
+            ctypes.c_int64(result.dim()),
+        )
         return dataclasses.replace(self.spec, shape=tuple(result.shape), strides=tuple(result.contiguous().stride()))
 
 
@@ -240,7 +262,12 @@ class _Call:
 
 def _dtypes(values) -> set:
     """The dtypes of the tensors among arguments, and in lists of them."""
-    return {each.dtype for value in values for each in (value if isinstance(value, list) else [value]) if hasattr(each, "view")}
+    return {
+        each.dtype
+        for value in values
+        for each in (value if isinstance(value, list) else [value])
+        if hasattr(each, "view")
+    }
 
 
 def _compute(entry, struck, inputs: list, outputs: list, **keywords) -> None:
@@ -297,7 +324,9 @@ def _write(results: list, outputs: list) -> None:
             spec = spec.fit(result, position)
         if tuple(result.shape) != spec.shape or result.dtype != spec.dtype:
             got = f"{str(result.dtype).removeprefix('torch.')} {tuple(result.shape)}"
-            raise OperatorError(f"output {position} is {got} where {str(spec.dtype).removeprefix('torch.')} {spec.shape} was expected")
+            raise OperatorError(
+                f"output {position} is {got} where {str(spec.dtype).removeprefix('torch.')} {spec.shape} was expected"
+            )
         spec.write(_installed.numerics.saturated(result) if not _installed.saturation_mode.value else result)
 
 
@@ -334,7 +363,8 @@ def install(machine: Machine | None = None) -> None:
 
     Processes that this one starts find it too, with a bare `import torch`.
 
-    Raises: DeviceError when torch_npu is absent, does not fit torch, is already loaded, or nothing can compile the shims.
+    Raises: DeviceError when torch_npu is absent, does not fit torch, is already loaded, or nothing can compile the
+    shims.
     """
     global _installed
     if _installed is not None:
@@ -360,19 +390,27 @@ def install(machine: Machine | None = None) -> None:
 
 
 def _adopt(machine: Machine | None) -> None:
-    """Bring the operators to a torch_npu that found the emulated CANN by itself, in a process that an emulated one started.
+    """Bring the operators to a torch_npu that found the emulated CANN by itself, in a process that an emulated one
+    started.
 
     Raises: DeviceError where torch_npu is on another CANN, or another machine is played.
     """
     if MACHINE not in os.environ or not build.is_emulated_home(os.environ.get("ASCEND_HOME_PATH", "")):
-        raise DeviceError("torch_npu was imported before the emulated CANN was put underneath it; open the device first")
+        raise DeviceError(
+            "torch_npu was imported before the emulated CANN was put underneath it; open the device first"
+        )
     attach()
     if machine is not None and machine != _installed.machine:
-        raise DeviceError(f"this process already plays {_installed.machine}, as the process that started it; start another one for {machine}")
+        raise DeviceError(
+            f"this process already plays {_installed.machine}, as the process that started it; start another "
+            f"one for {machine}"
+        )
 
 
 def share_with_children() -> None:
-    """Let the processes that this one starts find the emulated CANN too, with a bare `import torch`, spawned workers for example."""
+    """Let the processes that this one starts find the emulated CANN too, with a bare `import torch`, spawned workers
+    for example.
+    """
     autoload.release()
     folder = os.environ["ASCEND_HOME_PATH"]
     paths = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path and path != folder]
@@ -414,11 +452,15 @@ def _drain() -> None:
 
 
 def _rest(limit: float = 1.0) -> None:
-    """Wait until no other thread computes. One of the autograd engine that asks for Python while it ends is killed there, and C++ aborts for it."""
+    """Wait until no other thread computes. One of the autograd engine that asks for Python while it ends is killed
+    there, and C++ aborts for it.
+    """
     own, until, quiet = threading.get_native_id(), time.monotonic() + limit, 0
     while quiet < 3 and time.monotonic() < until:
         time.sleep(0.005)
-        quiet = 0 if any(_runs(each) for each in Path("/proc/self/task").iterdir() if each.name != str(own)) else quiet + 1
+        quiet = (
+            0 if any(_runs(each) for each in Path("/proc/self/task").iterdir() if each.name != str(own)) else quiet + 1
+        )
 
 
 def _runs(task: Path) -> bool:

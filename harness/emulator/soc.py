@@ -44,9 +44,14 @@ def without_float32() -> bool:
 
 
 def refusal(operator: str, dtypes: set[torch.dtype]) -> str | None:
-    """Why the SoC does not take these dtypes in an operator, as CANN says it; None where it takes them, or nothing is known."""
+    """Why the SoC does not take these dtypes in an operator, as CANN says it; None where it takes them, or nothing is
+    known.
+    """
     name, family, _ = _played[-1]
     if torch.bfloat16 in dtypes and family.bfloat16 is False:
-        return f"a tensor is not implemented for DT_BFLOAT16 on {name}, should be in dtype support list [DT_FLOAT, DT_FLOAT16, ...]"
+        return (
+            f"a tensor is not implemented for DT_BFLOAT16 on {name}, should be in dtype support list [DT_FLOAT, "
+            "DT_FLOAT16, ...]"
+        )
     newer = name.startswith("Ascend950")  # of which the table knows nothing
     return None if newer else known_dtypes.refusal(operator, dtypes)

@@ -3,23 +3,24 @@
     @operator("aclnnAddmm", "self mat1 mat2 beta:scalar alpha:scalar >out cube:int8")
     def addmm(self, mat1, mat2, beta, alpha, cube): return ...
 
-The words of a signature are the C arguments in their order, named at will. A bare word is a tensor; `>out` is an output, whose
-value the function returns; `>out~` is one whose shape the operator decides; `self!` is both, an in-place operator. Others say their
-type: scalar, int (int64), int32, int8, bool, double, float, str, ints, bools, floats, tensors, scalars; `>outs:tensors` is a list of
-outputs. A null pointer arrives as None.
-The function gets the inputs in order and returns the outputs in order; the runner alone writes them, after checking number, shape
-and dtype, so an operator cannot leave one unwritten. A last argument `out` of the function receives the specification of the
-outputs (`.shape`, `.dtype`), for operators whose result depends on it.
+The words of a signature are the C arguments in their order, named at will. A bare word is a tensor; `>out` is an
+output, whose value the function returns; `>out~` is one whose shape the operator decides; `self!` is both, an in-place
+operator. Others say their
+type: scalar, int (int64), int32, int8, bool, double, float, str, ints, bools, floats, tensors, scalars; `>outs:tensors`
+is a list of outputs. A null pointer arrives as None.
+The function gets the inputs in order and returns the outputs in order; the runner alone writes them, after checking
+number, shape and dtype, so an operator cannot leave one unwritten. A last argument `out` of the function receives the
+specification of the outputs (`.shape`, `.dtype`), for operators whose result depends on it.
 
-Some operators still come by CANN's older path, where a call describes itself: a type, descriptions, named attributes. So they need no
-signature:
+Some operators still come by CANN's older path, where a call describes itself: a type, descriptions, named attributes.
+So they need no signature:
 
     @older("Fill")
     def fill(dims, value, out): return ...
 
-The function gets the inputs in order, None for an optional one that is not there, and the attributes as keywords; those that a call
-leaves out keep the function's defaults, and one that it does not know is an error. `names` as an argument receives the names of the
-inputs, where the operator goes by them.
+The function gets the inputs in order, None for an optional one that is not there, and the attributes as keywords; those
+that a call leaves out keep the function's defaults, and one that it does not know is an error. `names` as an argument
+receives the names of the inputs, where the operator goes by them.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ CHANGED: dict[str, Callable[[Meaning], Meaning]] = {}  # operators that another 
 
 @contextmanager
 def changed(name: str, change: Callable[[Meaning], Meaning]) -> Iterator[None]:
-    """Play another release of CANN while the block runs: `change` gets what an operator means and returns what it means there.
+    """Play another release of CANN while the block runs: `change` gets what an operator means and returns what it means
+    there.
 
         with changed("aclnnStd", lambda std: lambda self, dims, correction, keep, out: std(self, dims, 1, keep, out)): …
 

@@ -71,12 +71,18 @@ class Spec:
     def _memory(self, count: int) -> torch.Tensor:
         if not self.data:
             raise ValueError("a tensor with elements came without memory")
-        memory = (ctypes.c_char * (count * self.dtype.itemsize)).from_address(self.data + self.offset * self.dtype.itemsize)
+        memory = (ctypes.c_char * (count * self.dtype.itemsize)).from_address(
+            self.data + self.offset * self.dtype.itemsize
+        )
         return torch.frombuffer(memory, dtype=self.dtype)
 
     def _base(self) -> tuple[tuple[int, ...], list[int]]:
-        """Of a tensor in blocks: the shape that was laid out, and how its axes make this one: a program may transpose a weight."""
-        lying = sorted(range(len(self.shape)), key=lambda axis: -self.strides[axis])  # axes from the slowest to the fastest
+        """Of a tensor in blocks: the shape that was laid out, and how its axes make this one: a program may transpose a
+        weight.
+        """
+        lying = sorted(
+            range(len(self.shape)), key=lambda axis: -self.strides[axis]
+        )  # axes from the slowest to the fastest
         base = tuple(self.shape[axis] for axis in lying)
         dense, count = True, 1
         for axis in reversed(lying):

@@ -27,16 +27,25 @@ def judge(
 ) -> Verdict:
     """Hold what was measured against the limits.
 
-    Outputs that are not floating point must be equal; the limits are for floating-point ones. `references`, by name of the output, is
-    what the presets "floor" and "dynamo" judge by: without it they fail.
+    Outputs that are not floating point must be equal; the limits are for floating-point ones. `references`, by name of
+    the output, is what the presets "floor" and "dynamo" judge by: without it they fail.
     """
     named = {"output": comparisons} if isinstance(comparisons, Comparison) else dict(comparisons)
     known = references or {}
     only = len(named) == 1
-    failures = [reason for name, found in named.items() for reason in _failures("" if only else name, found, known.get(name), tolerance)]
+    failures = [
+        reason
+        for name, found in named.items()
+        for reason in _failures("" if only else name, found, known.get(name), tolerance)
+    ]
     failures += _decision_failures(decisions, tolerance)
     if named and not any(found.numel for found in named.values() if found.comparable) and not failures:
-        failures.append(Reason(criterion="empty", text="every output has zero elements: nothing was compared; give inputs that bring some"))
+        failures.append(
+            Reason(
+                criterion="empty",
+                text="every output has zero elements: nothing was compared; give inputs that bring some",
+            )
+        )
     marks = (Mark.UNDECIDABLE,) if any(each.criterion == "undecided" for each in failures) else ()
     how = dict(tolerance=tolerance, decisions=decisions, references=known)
     return Verdict(comparisons=named, failures=tuple(failures), marks=marks, **how)
@@ -49,9 +58,11 @@ TIES = 3.0  # standard deviations of a count
 
 
 def near_ties(unsettled: float) -> int:
-    """How many whole numbers of a healthy device may differ from the CPU's where those of healthy runs do in `unsettled` on average.
+    """How many whole numbers of a healthy device may differ from the CPU's where those of healthy runs do in
+    `unsettled` on average.
 
-    Indices and classes are chosen among numbers of which some lie closer than they are known. How many of these change is a Poisson
+    Indices and classes are chosen among numbers of which some lie closer than they are known. How many of these change
+    is a Poisson
     count: its mean and `TIES` standard deviations. None where none was seen to change.
 
         near_ties(0.0), near_ties(0.5), near_ties(16.0)  # (0, 2, 28)
@@ -61,9 +72,15 @@ def near_ties(unsettled: float) -> int:
 
 def hangs_on_ties(verdict: Verdict) -> bool:
     """Whether a verdict fails only since whole numbers differ, in so few elements that near-ties may be why."""
-    found = [verdict.comparisons[each.output or next(iter(verdict.comparisons))] for each in verdict.failures if each.criterion == "equal"]
+    found = [
+        verdict.comparisons[each.output or next(iter(verdict.comparisons))]
+        for each in verdict.failures
+        if each.criterion == "equal"
+    ]
     alone = 0 < len(found) == len(verdict.failures)
-    return alone and all(not is_floating(each.expected_dtype) and each.unequal <= MOST_TIES * each.numel for each in found)
+    return alone and all(
+        not is_floating(each.expected_dtype) and each.unequal <= MOST_TIES * each.numel for each in found
+    )
 
 
 MOST_TIES = 0.5  # share of an output: no near-ties if more differ
@@ -82,12 +99,20 @@ def hangs_on_slack(verdict: Verdict) -> bool:
 
 
 def checks_of(verdict: Verdict) -> list[Check]:
-    """Every limit that a verdict was judged by beside what was found, of all outputs; empty where it was judged by none."""
+    """Every limit that a verdict was judged by beside what was found, of all outputs; empty where it was judged by
+    none.
+    """
     tolerance = verdict.tolerance
     if tolerance is None:
         return []
-    judged = {name: found for name, found in verdict.comparisons.items() if found.comparable and found.numel and is_floating(found.expected_dtype)}
-    judged = {name: each for name, each in judged.items() if name in verdict.references or not _needs_references(tolerance)}
+    judged = {
+        name: found
+        for name, found in verdict.comparisons.items()
+        if found.comparable and found.numel and is_floating(found.expected_dtype)
+    }
+    judged = {
+        name: each for name, each in judged.items() if name in verdict.references or not _needs_references(tolerance)
+    }
     found = [check for name, each in judged.items() for check in _checks(each, verdict.references.get(name), tolerance)]
     decided = tolerance.top1 is not None and verdict.decisions is not None
     return found + ([Check(name="top1", found=verdict.decisions.top1, limit=tolerance.top1)] if decided else [])
@@ -107,7 +132,9 @@ def _failures(output: str, found: Comparison, references: References | None, tol
     if found.nonfinite_differ:
         failures.append(reason("finite", _nonfinite_text(found), found.nonfinite_differ, 0))
     elif found.nan_expected:
-        failures.append(reason("finite", f"{found.nan_expected} elements are NaN on both sides: nothing can be said of them"))
+        failures.append(
+            reason("finite", f"{found.nan_expected} elements are NaN on both sides: nothing can be said of them")
+        )
     elif references is not None and references.cpu.nonfinite_differ and not found.nonfinite_differ:
         failures.append(reason("finite", _overflow_text(references), references.cpu.nonfinite_differ, 0))
     if not is_floating(found.expected_dtype):
@@ -125,12 +152,23 @@ def _failures(output: str, found: Comparison, references: References | None, tol
     checks = _checks(found, references, tolerance)
     if not checks and not tolerance.preset and tolerance.top1 is None:
         names = ", ".join(tolerance.limits())
-        failures.append(reason("limits", f"none of the limits ({names}) can judge an output of shape {found.shape}; set rel_l2 or cos_sim, or name a preset"))
+        failures.append(
+            reason(
+                "limits",
+                f"none of the limits ({names}) can judge an output of shape {found.shape}; set rel_l2 or "
+                "cos_sim, or name a preset",
+            )
+        )
     broken = [reason(check.name, check.text, check.found, check.limit) for check in checks if not check.holds]
-    blind = not tolerance.preset and SCALE_BLIND & {*tolerance.limits()} and {*tolerance.limits()} <= {*SCALE_BLIND, "top1"}
+    blind = (
+        not tolerance.preset and SCALE_BLIND & {*tolerance.limits()} and {*tolerance.limits()} <= {*SCALE_BLIND, "top1"}
+    )
     if blind and not broken and not 1 / SCALE <= 1 + found.gain <= SCALE:
         names = ", ".join(tolerance.limits())
-        text = f"the output is {1 + found.gain:.3g} times what was expected, which {names} cannot see; set rel_l2 or gain as well"
+        text = (
+            f"the output is {1 + found.gain:.3g} times what was expected, which {names} cannot see; set rel_l2 or "
+            "gain as well"
+        )
         broken = [reason("scale", text, found.gain)]
     return failures + broken
 
@@ -146,7 +184,9 @@ def _checks(found: Comparison, references: References | None, tolerance: Toleran
     if not any(each.name == "undecided" for each in checks) and any(name in FLOORED for name in own):
         checks = [*checks, *undecided_checks(found, references)]
     checks = [each for each in checks if each.name not in own]
-    return checks + [check for name, limit in own.items() if (check := _own(found, references, name, limit)) is not None]
+    return checks + [
+        check for name, limit in own.items() if (check := _own(found, references, name, limit)) is not None
+    ]
 
 
 def _own(found: Comparison, references: References | None, name: str, limit: float) -> Check | None:
@@ -164,7 +204,9 @@ def _own(found: Comparison, references: References | None, name: str, limit: flo
 def _decision_failures(decisions: Decisions | None, tolerance: Tolerance) -> list[Reason]:
     limit = tolerance.top1
     if limit is not None and decisions is None:
-        text = "top1 is a limit and no decisions were compared; name the output that holds the logits: Case(decisions=…)"
+        text = (
+            "top1 is a limit and no decisions were compared; name the output that holds the logits: Case(decisions=…)"
+        )
         return [Reason(criterion="top1", text=text)]
     if limit is None or Check(name="top1", found=decisions.top1, limit=limit).holds:
         return []
@@ -176,14 +218,26 @@ def _decision_failures(decisions: Decisions | None, tolerance: Tolerance) -> lis
 
 def _no_golden_text(tolerance: Tolerance) -> str:
     what = f"preset {tolerance.preset!r}" if tolerance.preset else "a limit in units of the floor"
-    return f"no float64 reference was measured, so {what} cannot judge; give limits of your own, such as Tolerance(rel_l2=…, reason=…), or compare with --golden"
+    return (
+        f"no float64 reference was measured, so {what} cannot judge; give limits of your own, such as "
+        "Tolerance(rel_l2=…, reason=…), or compare with --golden"
+    )
 
 
 def _overflow_text(references: References) -> str:
     count = references.cpu.nonfinite_differ
-    if references.cpu.nan_expected + references.cpu.inf_expected > references.cpu.nan_actual + references.cpu.inf_actual:
-        return f"{count} elements of the float64 result are not finite where the CPU's {references.cpu.dtype} is: nothing can be said of them"
-    return f"{count} elements of the CPU's own result are not finite where float64 is: {references.cpu.dtype} cannot hold this model"
+    if (
+        references.cpu.nan_expected + references.cpu.inf_expected
+        > references.cpu.nan_actual + references.cpu.inf_actual
+    ):
+        return (
+            f"{count} elements of the float64 result are not finite where the CPU's {references.cpu.dtype} is: "
+            "nothing can be said of them"
+        )
+    return (
+        f"{count} elements of the CPU's own result are not finite where float64 is: {references.cpu.dtype} cannot "
+        "hold this model"
+    )
 
 
 def _nonfinite_text(found: Comparison) -> str:

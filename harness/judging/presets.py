@@ -28,19 +28,26 @@ class Check:
         """One sentence: what was found, where, what was allowed, what would have been enough."""
         if self.name == "undecided":
             return (
-                f"UNDECIDABLE: healthy runs differ so much from float64 that an error of {self.found:.3g} times the output would "
-                f"pass (up to {self.limit:.3g} allowed): run the case in a wider dtype, return what comes before the values that "
-                f"tip over, or accept it with Tolerance(preset=…, undecided={math.ceil(self.found * 100) / 100 if math.isfinite(self.found) else math.inf:g}, reason=…)"
+                f"UNDECIDABLE: healthy runs differ so much from float64 that an error of {self.found:.3g} "
+                "times the output would "
+                f"pass (up to {self.limit:.3g} allowed): run the case in a wider dtype, return what comes "
+                "before the values that "
+                "tip over, or accept it with Tolerance(preset=…, "
+                f"undecided={math.ceil(self.found * 100) / 100 if math.isfinite(self.found) else math.inf:g}, "
+                "reason=…)"
             )
         where = f" {self.where}" if self.where else ""
         if self.name in AT_LEAST:
-            return f"{self.name} {self.found:.9f}{where} (at least {self.limit:.9g} required){_enough(self.found, down=True)}"
+            return (
+                f"{self.name} {self.found:.9f}{where} (at least {self.limit:.9g} "
+                f"required){_enough(self.found, down=True)}"
+            )
         return f"{self.name} {self.found:.2e}{where} (up to {self.limit:.2e} allowed){_enough(self.found)}"
 
 
 def _enough(found: float, down: bool = False) -> str:
     """The smallest limit that would have passed, to three digits on the passing side."""
-    if not math.isfinite(found) or down and found < 0:
+    if not math.isfinite(found) or (down and found < 0):
         return "; no limit would pass"
     if down:
         return f"; a limit of {math.floor(found * 1e9) / 1e9:.9f} would pass"
@@ -56,10 +63,14 @@ def check_of(found: Comparison, name: str, limit: float, measured: float | None 
         measured = abs(measured) if name in ("gain", "shift") else measured
         measured = measured / (found.rms or 1.0) if name == "shift" else measured
     places = {
-        "max_diff": found.worst_index, "max_diff_rms": found.worst_index, "outlier_ratio": found.worst_index,
-        "token_cos_sim": found.worst_token, "token_rel_l2": found.worst_token_diff, "token_ratio": found.worst_token_diff,
+        "max_diff": found.worst_index,
+        "max_diff_rms": found.worst_index,
+        "outlier_ratio": found.worst_index,
+        "token_cos_sim": found.worst_token,
+        "token_rel_l2": found.worst_token_diff,
+        "token_ratio": found.worst_token_diff,
         "flip_margin": found.first_flip,
-    }  # fmt: skip
+    }
     place = places.get(name)
     kind = "token " if name.startswith("token") else ""
     kind = "row " if name == "flip_margin" else kind
@@ -69,20 +80,33 @@ def check_of(found: Comparison, name: str, limit: float, measured: float | None 
 def _floor(found: Comparison, references: References) -> list[Check]:
     """Against what this model in this dtype with these switches is expected to lose.
 
-    The floor is the larger error of two healthy runs against float64: the CPU in the same dtype, and the CPU under the device's rounding
-    rules. The whole error may be `slack` times it, and so may the worst token; the worst element twice that, since a maximum scatters
-    more than a norm; a factor or a shift that all elements share, which roundings hardly do, a sixteenth (`SHARED`); a row's
-    largest element may become another one where the gap is smaller than two of the largest errors.
+    The floor is the larger error of two healthy runs against float64: the CPU in the same dtype, and the CPU under the
+    device's rounding rules. The whole error may be `slack` times it, and so may the worst token; the worst element
+    twice that, since a maximum scatters more than a norm; a factor or a shift that all elements share, which roundings
+    hardly do, a sixteenth (`SHARED`); a row's largest element may become another one where the gap is smaller than two
+    of the largest errors.
     """
     times, ratios = references.slack, references.ratios()
-    limits = {"forecast_ratio": times, "token_ratio": PART * times, "outlier_ratio": 2 * times, "gain_ratio": times, "shift_ratio": times}
+    limits = {
+        "forecast_ratio": times,
+        "token_ratio": PART * times,
+        "outlier_ratio": 2 * times,
+        "gain_ratio": times,
+        "shift_ratio": times,
+    }
     if found.worst_token is None:
         del limits["token_ratio"]
     checks = [check_of(references.golden, name, limit, ratios[name]) for name, limit in limits.items()]
     checks[0] = replace(checks[0], where=_bits_text(references))
     checks += _slice_checks(references)
-    largest = max(references.floor("max_diff"), ROUNDOFF.get(found.dtype, 0.0) * max(found.rms, abs(references.golden.flip_value)))
-    return [*checks, check_of(references.golden, "flip_margin", 2 * times * largest), *undecided_checks(found, references)]
+    largest = max(
+        references.floor("max_diff"), ROUNDOFF.get(found.dtype, 0.0) * max(found.rms, abs(references.golden.flip_value))
+    )
+    return [
+        *checks,
+        check_of(references.golden, "flip_margin", 2 * times * largest),
+        *undecided_checks(found, references),
+    ]
 
 
 def _slice_checks(references: References) -> list[Check]:
@@ -91,7 +115,14 @@ def _slice_checks(references: References) -> list[Check]:
     if part is None:
         return []
     ratio, limit = references.slice_ratio(part), PART * slack(part.count)
-    return [Check(name="slice_ratio", found=ratio, limit=limit, where=f"at {part.where}, off by {part.error:.2g} of its own norm")]
+    return [
+        Check(
+            name="slice_ratio",
+            found=ratio,
+            limit=limit,
+            where=f"at {part.where}, off by {part.error:.2g} of its own norm",
+        )
+    ]
 
 
 # The largest error, as a share of the output, that a limit in floors may let pass. With it a floor is at most a quarter
@@ -117,14 +148,20 @@ def _bits_text(references: References) -> str:
 
 
 def _sharp(found: Comparison, references: References) -> list[Check]:
-    """`floor`, and the device must round as the forecast does: what the rules do not explain may be twice the scatter of two orders of sums.
+    """`floor`, and the device must round as the forecast does: what the rules do not explain may be twice the scatter
+    of two orders of sums.
 
-    HF32 rounds each operand in one way, so the error that it makes is known element by element and hides nothing smaller; how ties go is not
-    public, so what hangs on them is measured and allowed. In float16 and bfloat16, where each order of sums takes another path, and behind many
-    HF32 layers it adds little. It believes the vendor's words on rounding; no card has confirmed them.
+    HF32 rounds each operand in one way, so the error that it makes is known element by element and hides nothing
+    smaller; how ties go is not public, so what hangs on them is measured and allowed. In float16 and bfloat16, where
+    each order of sums takes another path, and behind many HF32 layers it adds little. It believes the vendor's words on
+    rounding; no card has confirmed them.
     """
     unexplained = references.ratios()["unexplained_ratio"]
-    more = [] if math.isnan(unexplained) and references.forecast is None else [check_of(references.golden, "unexplained_ratio", references.slack, unexplained)]
+    more = (
+        []
+        if math.isnan(unexplained) and references.forecast is None
+        else [check_of(references.golden, "unexplained_ratio", references.slack, unexplained)]
+    )
     return [*_floor(found, references), *more]
 
 
@@ -137,7 +174,9 @@ MERE = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-13, "HF32": 2**-11}
 
 
 def _cann(found: Comparison, references: References | None) -> list[Check]:
-    """CANN's operator standard for open source: mean relative error below T, the largest below 10 T (cann/cannbot-skills)."""
+    """CANN's operator standard for open source: mean relative error below T, the largest below 10 T
+    (cann/cannbot-skills).
+    """
     modes = references.modes if references is not None and found.dtype == "float32" else ()
     limit = max(MERE.get(name, MERE["float32"]) for name in (found.dtype, *modes))
     below = math.nextafter  # the standard says below, not at most
@@ -148,7 +187,9 @@ DYNAMO_FEW = ((10, 10), (500, 8))  # up to so many elements: times the CPU's err
 
 
 def _dynamo(found: Comparison, references: References) -> list[Check]:
-    """PyTorch's compiler benchmarks: within the tolerance, else no further from float64 than k times the CPU (torch/_dynamo/utils.py, `same`)."""
+    """PyTorch's compiler benchmarks: within the tolerance, else no further from float64 than k times the CPU
+    (torch/_dynamo/utils.py, `same`).
+    """
     tolerance = DYNAMO.get(found.dtype, 1e-3)
     if found.dynamo_atol <= tolerance:
         return []
@@ -164,7 +205,13 @@ def _close(found: Comparison, references: References | None) -> list[Check]:
 
 def pair_limits(budget: float) -> dict[str, float]:
     """The limits of the preset "pair" for a budget, a relative norm."""
-    return {"rel_l2": budget, "token_rel_l2": 4 * budget, "max_scaled": 16 * budget, "gain": budget / 4, "shift": budget / 4}
+    return {
+        "rel_l2": budget,
+        "token_rel_l2": 4 * budget,
+        "max_scaled": 16 * budget,
+        "gain": budget / 4,
+        "shift": budget / 4,
+    }
 
 
 def _pair(found: Comparison, references: References | None) -> list[Check]:
@@ -176,7 +223,20 @@ def _pair(found: Comparison, references: References | None) -> list[Check]:
     if found.worst_token is None:
         del limits["token_rel_l2"]
     checks = [check_of(found, name, limit) for name, limit in limits.items()]
-    return [*checks, check_of(found, "flip_margin", max(16 * found.rmse, 8 * ROUNDOFF.get(found.dtype, 0.0) * abs(found.flip_value)))]
+    return [
+        *checks,
+        check_of(
+            found, "flip_margin", max(16 * found.rmse, 8 * ROUNDOFF.get(found.dtype, 0.0) * abs(found.flip_value))
+        ),
+    ]
 
 
-PRESETS = {"floor": _floor, "sharp": _sharp, "card": _card, "cann": _cann, "dynamo": _dynamo, "close": _close, "pair": _pair}
+PRESETS = {
+    "floor": _floor,
+    "sharp": _sharp,
+    "card": _card,
+    "cann": _cann,
+    "dynamo": _dynamo,
+    "close": _close,
+    "pair": _pair,
+}

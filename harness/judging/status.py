@@ -62,7 +62,13 @@ class Mark(_Word):
 
 CHANGES = (Mark.IDENTICAL, Mark.DRIFT, Mark.REGRESSED, Mark.IMPROVED, Mark.NEW, Mark.INCOMPARABLE)
 STATUSES = tuple(Status)
-NEW, NONDETERMINISTIC, NEAR_TIE, UNFELT, FELL_BACK = Mark.NEW, Mark.NONDETERMINISTIC, Mark.NEAR_TIE, Mark.UNFELT, Mark.FELL_BACK
+NEW, NONDETERMINISTIC, NEAR_TIE, UNFELT, FELL_BACK = (
+    Mark.NEW,
+    Mark.NONDETERMINISTIC,
+    Mark.NEAR_TIE,
+    Mark.UNFELT,
+    Mark.FELL_BACK,
+)
 # The status that a reason leads to, by its criterion; every criterion that is not here leads to FAIL.
 LEADS_TO = {"run": Status.ERROR, "skip": Status.SKIPPED, "baseline": Status.REGRESSED}
 
@@ -73,9 +79,11 @@ def leads_to(criterion: str) -> Status:
 
 
 def status_of(kinds: Collection[Status], *, compared: bool) -> Status:
-    """The status of a row whose reasons lead to `kinds`; `compared` says whether it brought numbers. The one place that decides it.
+    """The status of a row whose reasons lead to `kinds`; `compared` says whether it brought numbers. The one place that
+    decides it.
 
-    An error is graver than a skip, a skip than a failure, a failure than a regression. To have compared nothing is an ERROR.
+    An error is graver than a skip, a skip than a failure, a failure than a regression. To have compared nothing is an
+    ERROR.
     """
     for each in (Status.ERROR, Status.SKIPPED, Status.FAIL):
         if each in kinds:

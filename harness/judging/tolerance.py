@@ -13,11 +13,11 @@ from harness.judging.presets import MERE, PRESETS, pair_limits
 class Tolerance:
     """A preset, or limits of one's own, or a preset with some of its limits replaced; None is not judged.
 
-    Shape, dtype and non-finite elements are judged always. The last five limits are in units of the floor, what a healthy device is
-    expected to lose: they need the references that `validate` measures.
+    Shape, dtype and non-finite elements are judged always. The last five limits are in units of the floor, what a
+    healthy device is expected to lose: they need the references that `validate` measures.
 
-    Raises: ValueError when nothing is judged, the preset is unknown or a limit of it is replaced without a reason, or a limit is
-    negative or NaN, or a cosine or a share is above 1.
+    Raises: ValueError when nothing is judged, the preset is unknown or a limit of it is replaced without a reason, or a
+    limit is negative or NaN, or a cosine or a share is above 1.
     """
 
     max_diff: float | None = None  # at most; absolute difference, in output units
@@ -42,21 +42,31 @@ class Tolerance:
     outlier_ratio: float | None = None  # at most; the worst element in units of its size, likewise
     gain_ratio: float | None = None  # at most; the share of the error that is one factor for all, over what is allowed
     shift_ratio: float | None = None  # at most; likewise for what is added to all
-    slice_ratio: float | None = None  # at most; the relative error of the worst part over that of any part in healthy runs
+    # At most; the relative error of the worst part over that of any part in healthy runs.
+    slice_ratio: float | None = None
     unexplained_ratio: float | None = None  # at most; what the forecast leaves unexplained, over the scatter of sums
-    undecided: float | None = None  # at most; the error that the floor lets pass, as a share of the output: see `UNDECIDED`
+    # At most; the error that the floor lets pass, as a share of the output: see `UNDECIDED`.
+    undecided: float | None = None
     preset: str = ""  # "floor", "sharp", "card", "cann", "dynamo", "close" or "pair"
     reason: str = ""  # where the limits come from; the report prints it
 
     def __post_init__(self):
         limits = self.limits()
-        judging = [name for name, limit in limits.items() if name != "undecided" and limit != (0 if name in AT_LEAST else math.inf)]
+        judging = [
+            name
+            for name, limit in limits.items()
+            if name != "undecided" and limit != (0 if name in AT_LEAST else math.inf)
+        ]
         if not judging and not self.preset:
-            raise ValueError(f"a Tolerance without limits would pass anything; name a preset or set one of {', '.join(LIMITS)}")
+            raise ValueError(
+                f"a Tolerance without limits would pass anything; name a preset or set one of {', '.join(LIMITS)}"
+            )
         if self.preset and self.preset not in PRESETS:
             raise ValueError(f"no preset is called {self.preset!r}; there are {', '.join(PRESETS)}")
         if self.preset and limits and not self.reason:
-            raise ValueError(f"preset {self.preset!r} with another {', '.join(limits)} needs a reason=, which the report prints")
+            raise ValueError(
+                f"preset {self.preset!r} with another {', '.join(limits)} needs a reason=, which the report prints"
+            )
         for name, limit in limits.items():
             if not 0 <= limit <= (1 if name in AT_LEAST else math.inf):
                 most = "between 0 and 1" if name in AT_LEAST else "zero or more"
@@ -68,15 +78,19 @@ class Tolerance:
 
 
 LIMITS = tuple(each.name for each in fields(Tolerance) if each.name not in ("preset", "reason"))
-NUMERIC = frozenset((*LIMITS, "rmse"))  # criteria that are a number beyond its limit; every other one is a way of its own to fail
+NUMERIC = frozenset(
+    (*LIMITS, "rmse")
+)  # criteria that are a number beyond its limit; every other one is a way of its own to fail
 
 
 def without_forecast(tolerance: Tolerance, why: str, dtype: str) -> Tolerance:
-    """What judges where there is no expected error: in place of "floor" and "sharp" the preset "pair"; limits in units of the floor go.
+    """What judges where there is no expected error: in place of "floor" and "sharp" the preset "pair"; limits in units
+    of the floor go.
 
-    "pair" allows a norm of the difference that depends on the dtype alone: "cann" would fail elements near zero, "card" goes by the output's
-    scale. In float32 its budget is that of HF32, CANN's T = 2^-11, since nobody says that HF32 is off there. A tolerance that needs no
-    expected error is left as it is. `why` becomes the reason, which the report prints.
+    "pair" allows a norm of the difference that depends on the dtype alone: "cann" would fail elements near zero, "card"
+    goes by the output's scale. In float32 its budget is that of HF32, CANN's T = 2^-11, since nobody says that HF32 is
+    off there. A tolerance that needs no expected error is left as it is. `why` becomes the reason, which the report
+    prints.
     """
     floored = {name: None for name in tolerance.limits() if name in NEEDS_FLOOR}
     needs = tolerance.preset in ("floor", "sharp")
@@ -87,4 +101,6 @@ def without_forecast(tolerance: Tolerance, why: str, dtype: str) -> Tolerance:
     budget = pair_limits(MERE["HF32"]) if preset == "pair" and dtype == "float32" else {}
     said = f"{why}; judged by {f'preset {preset}' if preset else 'the limits that need none'}"
     said += " with the budget of HF32, which may be on" if budget else ""
-    return replace(tolerance, **floored | budget | own, preset=preset, reason="; ".join(filter(None, (tolerance.reason, said))))
+    return replace(
+        tolerance, **floored | budget | own, preset=preset, reason="; ".join(filter(None, (tolerance.reason, said)))
+    )

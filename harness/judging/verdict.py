@@ -72,8 +72,11 @@ class Evidence:
     first_run_ms: Size | None = None  # the first of them, in which operators may be compiled
     forecast: str | None = None  # the rounding rules of the forecast, in words
     no_golden: str | None = None  # why there is no float64 reference
-    conditioning: Size | None = None  # relative change of the output over that of the input, when it moves by one rounding
-    rerun: Mapping[str, Size] = field(default_factory=dict)  # what the device's second run differed by; empty where it did not
+    # Relative change of the output over that of the input, when it moves by one rounding.
+    conditioning: Size | None = None
+    rerun: Mapping[str, Size] = field(
+        default_factory=dict
+    )  # what the device's second run differed by; empty where it did not
     threads: Count = 0  # of the CPU's runs
     parted: str = ""  # where generations part, in words
     stored: tuple[str, ...] = ()  # those of the CPU's runs that were read from a reference store
@@ -84,7 +87,9 @@ class Evidence:
 
     @property
     def compiled(self) -> str:
-        """In words, that the first run took so much longer that it must have compiled operators; "" where it did not."""
+        """In words, that the first run took so much longer that it must have compiled operators; "" where it did
+        not.
+        """
         first = self.first_run_ms
         if first is None or first < COMPILES * self.actual_ms or first - self.actual_ms < WORTH_SAYING:
             return ""
@@ -110,7 +115,12 @@ class Verdict:
     @property
     def status(self) -> Status:
         """PASS, FAIL, REGRESSED, ERROR or SKIPPED. To have compared nothing is an ERROR."""
-        reasons = {Status.ERROR: self.errors, Status.SKIPPED: self.skips, Status.FAIL: self.failures, Status.REGRESSED: self.regressions}
+        reasons = {
+            Status.ERROR: self.errors,
+            Status.SKIPPED: self.skips,
+            Status.FAIL: self.failures,
+            Status.REGRESSED: self.regressions,
+        }
         return status_of([kind for kind, found in reasons.items() if found], compared=bool(self.comparisons))
 
     @property

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.locate.replay import mutates, name_of, tensors_in, trains
 from harness.reference import is_of_a_model, run
 from harness.torch_private import tree_leaves
-from harness.locate.replay import mutates, name_of, tensors_in, trains
 
 # Calls that keep the numbers that they are given: a path with more or fewer of them is the same path.
 KEEP = (
@@ -194,7 +194,9 @@ def _weight(value: Any, weights: Mapping[Tensor, str] | None) -> str:
 
 
 def _said(value: Any, name: str) -> str:
-    """An argument in words: a tensor by its dtype and shape, a fraction to five digits, since the last may hang on roundings."""
+    """An argument in words: a tensor by its dtype and shape, a fraction to five digits, since the last may hang on
+    roundings.
+    """
     if value is None or isinstance(value, (torch.device, torch.memory_format, torch.layout)):
         return ""
     if isinstance(value, Tensor):
@@ -209,7 +211,9 @@ def _said(value: Any, name: str) -> str:
 
 
 def place() -> str:
-    """The line of the model that called the operator; "" where torch's own modules did and nothing of the model stands between."""
+    """The line of the model that called the operator; "" where torch's own modules did and nothing of the model stands
+    between.
+    """
     frame = sys._getframe(1)
     while frame is not None and frame.f_code is not run.__code__:
         file = frame.f_code.co_filename

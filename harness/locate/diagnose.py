@@ -1,4 +1,6 @@
-"""What is wrong with an operator, where the evidence names one cause: each is tried, and named when it explains what the device returned."""
+"""What is wrong with an operator, where the evidence names one cause: each is tried, and named when it explains what
+the device returned.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def cause_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
 
 
 def rule_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
-    """One clause that names the rounding rule by which a sound device differs as it does, and what is left without it; "" where none explains it."""
+    """One clause that names the rounding rule by which a sound device differs as it does, and what is left without it;
+    "" where none explains it.
+    """
     rules, own = trial.rules, apart(found, results)
     if rules is None or not 0 < own < math.inf or apart(found, trial.on_cpu(rules)) > EXPLAINED * own:
         return ""
@@ -42,12 +46,19 @@ def rule_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
         operands = getattr(rules, name)
         if operands != "float32" and apart(found, trial.on_cpu(replace(rules, **{name: "float32"}))) > own / 2:
             if operands == "float16":
-                return f"{rules.card} computes float32 {'convolutions' if name == 'conv' else 'products'} in float16 under its switches"
+                return (
+                    f"{rules.card} computes float32 {'convolutions' if name == 'conv' else 'products'} in float16 "
+                    "under its switches"
+                )
             with trial.device.in_float32(name) as switch:
                 left = apart(trial.on_device(), results)
             return f"{operands} is on: with {switch} = False it is {left:.2e}"
     if rules.gelu_tanh and apart(found, trial.on_cpu(replace(rules, gelu_tanh=False))) > own / 2:
-        unless = "" if trial.device.stack.compatible_impl is None else ", unless torch.npu.use_compatible_impl(True) comes before the first GELU"
+        unless = (
+            ""
+            if trial.device.stack.compatible_impl is None
+            else ", unless torch.npu.use_compatible_impl(True) comes before the first GELU"
+        )
         return f"GELU takes its tanh formula here whatever is asked for{unless}"
     return ""
 
@@ -92,8 +103,16 @@ def _not_finite(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> 
     golden = trial.golden()
     limit = torch.finfo(actual.dtype).max
     large = golden is not None and bool((golden[number].abs() > limit / 8).any())
-    over = f"; in float64 it reaches {float(golden[number].abs().max()):.3g} where {actual.dtype} ends at {limit:.3g}" if large else ""
-    yield f"{int(bad.sum())} of {actual.numel()} elements are {kind}, the first at {where}" + (", from finite inputs" if inputs else "") + over
+    over = (
+        f"; in float64 it reaches {float(golden[number].abs().max()):.3g} where {actual.dtype} ends at {limit:.3g}"
+        if large
+        else ""
+    )
+    yield (
+        f"{int(bad.sum())} of {actual.numel()} elements are {kind}, the first at {where}"
+        + (", from finite inputs" if inputs else "")
+        + over
+    )
 
 
 def _only_as_a_view(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
@@ -126,7 +145,9 @@ def _of_lower_precision(trial: Trial, number: int, actual: Tensor, expected: Ten
         return
     away = difference(actual, expected)
     for name, rounded in ROUNDINGS.items():
-        again = trial.call(lambda each: rounded(each) if isinstance(each, Tensor) and each.is_floating_point() else each)[number]
+        again = trial.call(
+            lambda each: rounded(each) if isinstance(each, Tensor) and each.is_floating_point() else each
+        )[number]
         if difference(actual, again.to(expected.dtype)) <= EXPLAINED * away:
             yield f"it computes as if its operands were rounded to {name}"
         if difference(actual, rounded(again.to(expected.dtype))) <= EXPLAINED * away:
@@ -195,10 +216,16 @@ def _without_its_bias(trial: Trial, number: int, actual: Tensor, expected: Tenso
 def _mask(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     if trial.writes or not difference(actual, expected) < math.inf:
         return
-    for said, change in (("turned around", torch.logical_not), ("shown in full", torch.ones_like), ("hiding nothing", torch.zeros_like)):
+    for said, change in (
+        ("turned around", torch.logical_not),
+        ("shown in full", torch.ones_like),
+        ("hiding nothing", torch.zeros_like),
+    ):
         if not any(each.dtype == torch.bool and each.numel() > 1 for each in trial.tensors):
             return
-        again = trial.call(lambda each: change(each) if isinstance(each, Tensor) and each.dtype == torch.bool else each)[number]
+        again = trial.call(
+            lambda each: change(each) if isinstance(each, Tensor) and each.dtype == torch.bool else each
+        )[number]
         if difference(actual, again) <= EXPLAINED * difference(actual, expected):
             yield f"it computes as with the mask {said}"
 
@@ -217,7 +244,10 @@ def _of_repeated_indices(trial: Trial, number: int, actual: Tensor, expected: Te
             if found is not None and difference(actual, found) <= EXPLAINED * difference(actual, expected):
                 kept = words
                 break
-    yield f"{count} elements are written more than once, since indices repeat: torch leaves open which write stays, and the device {kept}"
+    yield (
+        f"{count} elements are written more than once, since indices repeat: torch leaves open which write stays, "
+        f"and the device {kept}"
+    )
 
 
 SCATTERS = ("scatter", "scatter_", "scatter_reduce", "scatter_reduce_")
@@ -243,11 +273,13 @@ def _scattered(trial: Trial) -> tuple[Tensor, int, Tensor, Any] | None:
 def _put(trial: Trial) -> tuple[Tensor, tuple, Any] | None:
     """The target, indices and values of an index_put or x[i] = y by tensors of indices; None of another call."""
     name = name_of(trial.func)
-    if name not in PUTS or len(trial.args) < 3 or len(trial.args) > 3 and trial.args[3]:
+    if name not in PUTS or len(trial.args) < 3 or (len(trial.args) > 3 and trial.args[3]):
         return None
     target, indices, values = trial.args[:3]
     indices = tuple(indices) if isinstance(indices, (tuple, list)) else (indices,)
-    known = all(isinstance(each, Tensor) and not each.is_floating_point() and each.dtype != torch.bool for each in indices)
+    known = all(
+        isinstance(each, Tensor) and not each.is_floating_point() and each.dtype != torch.bool for each in indices
+    )
     return (target, indices, values) if known and indices else None
 
 
@@ -294,7 +326,9 @@ def _sum_of_writes(trial: Trial) -> Tensor | None:
 
 
 def _of_slices(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    """Slices along an axis that hold what another slice should, or that one factor multiplies, while the others are right."""
+    """Slices along an axis that hold what another slice should, or that one factor multiplies, while the others are
+    right.
+    """
     if not actual.is_floating_point() or not bool(actual.isfinite().all()) or not bool(expected.isfinite().all()):
         return
     for axis in range(actual.dim()):
@@ -311,7 +345,11 @@ def _of_slices(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> I
         gains = (here * there).sum(1)[wrong] / size[wrong].square()
         gain = float(gains.median())
         left = (here[wrong] - gain * there[wrong]).norm()
-        if float(left) <= EXPLAINED * float(away[wrong].norm()) and abs(gain) > EXPLAINED and wrong == list(range(wrong[0], wrong[-1] + 1)):
+        if (
+            float(left) <= EXPLAINED * float(away[wrong].norm())
+            and abs(gain) > EXPLAINED
+            and wrong == list(range(wrong[0], wrong[-1] + 1))
+        ):
             yield f"{name} {wrong[0]} to {wrong[-1]} of {len(size)} are multiplied by {gain:.6g}"
 
 
@@ -343,7 +381,9 @@ def _copied_slices(here: Tensor, there: Tensor, away: Tensor, wrong: list[int], 
 
 
 def _in_places(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    """Zeros, a limit, rows or heads that changed places, an index that is off: what differs lies in some places alone."""
+    """Zeros, a limit, rows or heads that changed places, an index that is off: what differs lies in some places
+    alone.
+    """
     differs = actual != expected
     count = int(differs.sum())
     if not actual.is_floating_point():
@@ -358,19 +398,28 @@ def _in_places(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> I
     zero = (actual == 0) & (expected != 0)
     if bool(zero.any()) and float(energy[zero].sum()) >= (1 - EXPLAINED**2) * float(energy.sum()):
         where = zero.nonzero()
-        yield f"{len(where)} of {actual.numel()} elements are zero, from {tuple(where[0].tolist())} to {tuple(where[-1].tolist())}"
+        yield (
+            f"{len(where)} of {actual.numel()} elements are zero, from {tuple(where[0].tolist())} to "
+            f"{tuple(where[-1].tolist())}"
+        )
     top = actual.abs().max()
     cut = (actual.abs() == top) & (expected.abs() > top)
     if int(cut.sum()) > 1 and float(energy[cut].sum()) >= (1 - EXPLAINED**2) * float(energy.sum()):
         yield f"{int(cut.sum())} elements are cut to {float(top):.6g}"
     if 0 < count <= max(actual.numel() // 1000, 4) and count < actual.numel():
         where = tuple(differs.nonzero()[0].tolist())
-        yield f"{count} of {actual.numel()} elements differ, the first at {where}: {float(actual[where]):.6g} where {float(expected[where]):.6g} was expected"
+        yield (
+            f"{count} of {actual.numel()} elements differ, the first at {where}: {float(actual[where]):.6g} where "
+            f"{float(expected[where]):.6g} was expected"
+        )
 
 
 def _swapped(actual: Tensor, expected: Tensor, axis: int, name: str) -> str:
     """Two slices along an axis that stand in each other's place."""
-    slices = [each.double().movedim(axis, 0).flatten(1) if name == "heads" else each.double().reshape(-1, each.shape[-1]) for each in (actual, expected)]
+    slices = [
+        each.double().movedim(axis, 0).flatten(1) if name == "heads" else each.double().reshape(-1, each.shape[-1])
+        for each in (actual, expected)
+    ]
     away = (slices[0] - slices[1]).norm(dim=1)
     moved = (away > EXPLAINED * away.max()).nonzero().flatten().tolist()
     if len(moved) != 2:

@@ -55,7 +55,9 @@ class Symptom:
 
     fails: bool = True
     error: str = ""  # of a row that is an ERROR: its reason
-    away: float = math.nan  # relative L2 difference of its outputs to the CPU's, the largest; infinite where NaN or Inf differ
+    away: float = (
+        math.nan
+    )  # relative L2 difference of its outputs to the CPU's, the largest; infinite where NaN or Inf differ
     scatters: bool = False  # its two runs on the device differ
 
 
@@ -71,7 +73,8 @@ class Finding:
     unseen: int = 0  # operators that were not looked at, because the time was over
     gone: str = ""  # where the device stopped computing while it was looked at, and what it said; "" where it did not
     compiling: float = 0.0  # seconds that first calls of operators took longer than the next, which no limit counts
-    otherwise: float = 0.0  # relative L2 difference of the CPU's output in this process to that in one without torch_npu
+    # Relative L2 difference of the CPU's output in this process to that in one without torch_npu.
+    otherwise: float = 0.0
     trial: Any = field(default=None, repr=False)  # of the first, to make a repro of
     row: Symptom | None = None  # None: nothing is known of a row
     followed: float = math.nan  # relative L2 difference of the outputs that the CPU's calls give on the device
@@ -115,7 +118,9 @@ class Finding:
 
     @property
     def away(self) -> float:
-        """What is to be explained, relative L2: the row's difference where it is known, else that of a run of its own."""
+        """What is to be explained, relative L2: the row's difference where it is known, else that of a run of its
+        own.
+        """
         return self.row.away if self.row is not None and self.row.away == self.row.away else self.plain
 
     @property
@@ -129,7 +134,9 @@ class Finding:
 
     @property
     def explained(self) -> bool:
-        """Whether the operators that the CPU calls give the row's difference on the device too, as far as can be told."""
+        """Whether the operators that the CPU calls give the row's difference on the device too, as far as can be
+        told.
+        """
         if self.row is None and self.plain <= ROUNDINGS * roundoff(getattr(torch, self.dtype)):
             return True  # roundings, as another path has other ones
         return not self.cut and not self.followed < self.away * SHARE
@@ -138,7 +145,7 @@ class Finding:
     def comes_and_goes(self) -> bool:
         """Whether two runs of the row, or of its first wrong operator, differ: no two differences are of one fault."""
         scatters = self.row is not None and self.row.scatters
-        return scatters or self.first is not None and RUN_TO_RUN in self.first.cause
+        return scatters or (self.first is not None and RUN_TO_RUN in self.first.cause)
 
     @property
     def transformed(self) -> int:
@@ -146,9 +153,16 @@ class Finding:
         return sum(each.note == TRANSFORMED for each in self.steps)
 
     def ranking(self, count: int = 10) -> list[Step]:
-        """The operators with the largest own errors; those that are wrong first, in their order, then those that fall back to the CPU."""
+        """The operators with the largest own errors; those that are wrong first, in their order, then those that fall
+        back to the CPU.
+        """
         marked = [each for each in self.steps if each.bad] + [each for each in self.fallen if not each.bad]
-        return (marked + sorted((each for each in self.steps if each not in marked and each.own == each.own), key=lambda each: -each.own))[:count]
+        return (
+            marked
+            + sorted(
+                (each for each in self.steps if each not in marked and each.own == each.own), key=lambda each: -each.own
+            )
+        )[:count]
 
     def sentences(self) -> str:
         """The finding in a few sentences."""
@@ -159,7 +173,11 @@ class Finding:
             looked = f"while {len(self.steps)} {self.level} were looked at and none of them raised, so none is named"
             return f"The device stopped computing {looked}: {self.gone}."
         if not self.steps:
-            return f"Nothing was looked at.{over}" if self.unseen else f"Nothing was looked at: the model calls no {what} of its own."
+            return (
+                f"Nothing was looked at.{over}"
+                if self.unseen
+                else f"Nothing was looked at: the model calls no {what} of its own."
+            )
         if self.first is None:
             return self._of_nothing(what, over)
         said = self._of_first(what, over)
@@ -173,12 +191,18 @@ class Finding:
         reason = first.reasons[0].rstrip(".")
         if first.kind == "path":
             others = f" So do {len(more) - 1} more modules." if len(more) > 1 else ""
-            return f"{first.name}: the model takes another path on the device, and a wrong one: {reason}.{others} {self._sound()}{over}"
+            return (
+                f"{first.name}: the model takes another path on the device, and a wrong one: {reason}.{others} "
+                f"{self._sound()}{over}"
+            )
         if first.kind in ("value", "gradient"):
             where = f"is where the device's {first.kind}s become others than the CPU's"
             return f"{first.name} {where}: {reason}. {self._sound()}{over}"
         if first.kind == "raise":
-            return f"{first.name} is what raises when the model runs on the device by itself: {reason}.{cause} {self._sound()}{over}"
+            return (
+                f"{first.name} is what raises when the model runs on the device by itself: {reason}.{cause} "
+                f"{self._sound()}{over}"
+            )
         if first.kind == "module" and self.level != "modules":
             return f"{self._unexplained()} {first.name} is the first wrong module: {reason}.{over}"
         said = f"{first.name} is the first wrong {what}: {reason}.{cause}"
@@ -227,34 +251,55 @@ class Finding:
         return f"{self._sound()} Together they give {self._share()}: its error is elsewhere.{shown}"
 
     def _gone_error(self) -> str:
-        return "The row's error did not come back: nothing raised, neither operator by operator nor in a run of its own; the row's reason says where it was raised."
+        return (
+            "The row's error did not come back: nothing raised, neither operator by operator nor in a run of its "
+            "own; the row's reason says where it was raised."
+        )
 
     def _of_nothing(self, what: str, over: str) -> str:
         largest = max((each for each in self.steps if each.own == each.own), key=lambda each: each.own, default=None)
         said = f"No {what} is wrong: each of {len(self.steps)} is within its floor with the CPU's inputs.{over}"
         if self.otherwise:
             return (
-                f"{said} But the model is another where torch_npu is: what it gives on the CPU of this process is {self.otherwise:.2e} away from what it gives in one without, "
+                f"{said} But the model is another where torch_npu is: what it gives on the CPU of this process "
+                f"is {self.otherwise:.2e} away from what it gives in one without, "
                 "which the row is held against (transformers turns masks that are not boolean around)."
             )
         if not self.came_back:
-            return f"{self._not_again()} {self._sound()}{over}" if self.level != "modules" else f"{self._not_again()}{over}"
+            return (
+                f"{self._not_again()} {self._sound()}{over}"
+                if self.level != "modules"
+                else f"{self._not_again()}{over}"
+            )
         if not self.explained:
-            paths = f" {self.sound_paths} modules take another path on the device and are within their floors." if self.sound_paths else ""
+            paths = (
+                f" {self.sound_paths} modules take another path on the device and are within their floors."
+                if self.sound_paths
+                else ""
+            )
             look = INSIDE if self.transformed else LOOK
             return f"{self._unexplained()}{paths}{COMES_AND_GOES if self.comes_and_goes else look}{over}"
         if self.fallen:
-            said += f" {len(self.fallen)} fell back to the CPU, the first is {self.fallen[0].name} ({self.fallen[0].note.removeprefix(FALLS_BACK + ': ')})."
+            said += (
+                f" {len(self.fallen)} fell back to the CPU, the first is {self.fallen[0].name} "
+                f"({self.fallen[0].note.removeprefix(FALLS_BACK + ': ')})."
+            )
         if largest is None or not largest.own:
             return said
-        return f"{said} The largest own difference is {largest.own:.2e}, {largest.name}{f': {largest.cause}' if largest.cause else ''}."
+        return (
+            f"{said} The largest own difference is {largest.own:.2e}, "
+            f"{largest.name}{f': {largest.cause}' if largest.cause else ''}."
+        )
 
     def _not_again(self) -> str:
         """What is said of a fault that did not show again."""
         if self.row.error:
             return self._gone_error()
         scatter = " Its own two runs differ too." if self.row.scatters else ""
-        return f"The fault did not come back: the row differs from the CPU by {self.row.away:.2e}, the same run while locating by {self.plain:.2e}.{scatter}"
+        return (
+            f"The fault did not come back: the row differs from the CPU by {self.row.away:.2e}, the same run while "
+            f"locating by {self.plain:.2e}.{scatter}"
+        )
 
 
 ROUNDINGS = 16  # that a run by itself may differ by where nothing says that it is wrong
@@ -263,7 +308,8 @@ COMES_AND_GOES = " The row's own two runs differ: its fault comes and goes, and 
 INSIDE = " Look at what is inside of the transform: let the case's forward make these calls one by one."
 SHARE = 0.5  # of the row's difference that must be found again for it to be explained
 LOOK = (
-    " Look at what the model does outside of torch's functions: code of its own that leaves the device, extensions in C++, "
+    " Look at what the model does outside of torch's functions: code of its own that leaves the device, "
+    "extensions in C++, "
     "paths that torch takes only without such a look (MultiheadAttention's fast path)."
 )
 

@@ -1,4 +1,6 @@
-"""Lockstep: each call of a torch function runs on the CPU and then on the device, with the CPU's inputs and with the device's own."""
+"""Lockstep: each call of a torch function runs on the CPU and then on the device, with the CPU's inputs and with the
+device's own.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +17,61 @@ from torch.overrides import TorchFunctionMode
 
 from harness.devices import Device
 from harness.devices.device_errors import summary
-from harness.locate.diagnose import cause_of, rule_of
 from harness.locate.calls import place
+from harness.locate.diagnose import cause_of, rule_of
 from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, TRANSFORMED, Step, ended, kind_of, raised
+from harness.locate.replay import (
+    FAILS,
+    Trial,
+    apart,
+    autocast_now,
+    autocasting,
+    copies_in_place,
+    copy_strided,
+    difference,
+    mutates,
+    name_of,
+    on,
+    place_in_memory,
+    tensors_in,
+    trains,
+)  # fmt: skip
 from harness.locate.trace import Trace
 from harness.reference import roundoff, version
 from harness.torch_private import WeakTensorKeyDictionary, in_transform, tree_map
-from harness.locate.replay import (
-    FAILS, Trial, apart, autocast_now, autocasting, copies_in_place, copy_strided, difference, mutates, name_of, on,
-    place_in_memory, tensors_in, trains,
-)  # fmt: skip
 
-# The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of float32; in float32 products sixteen, for the order of
-# their sums. Half of it may lie in the norm, all of it in a row, a thirty-second in what all elements share, `ALONE` of it in one element. That is what the limits of the
-# preset `floor` leave room for beside the CPU's own error (`References.ratios`); in one row or element of an operator that the CPU computes exactly, up to twice that.
+# The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of
+# float32; in float32 products sixteen, for the order of their sums. Half of it may lie in the norm, all of it in a row,
+# a thirty-second in what all elements share, `ALONE` of it in one element. That is what the limits of the preset
+# `floor` leave room for beside the CPU's own error (`References.ratios`); in one row or element of an operator that the
+# CPU computes exactly, up to twice that.
 SCATTER = {torch.float32: 2 * 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 PRODUCT, ALONE, ALONE_IN_PRODUCTS = 16 * 2.0**-24, 2, 6
 PRODUCTS = (
-    "linear", "bilinear", "matmul", "rmatmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "einsum", "tensordot", "scaled_dot_product_attention", "multi_head_attention_forward",
-    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "lstm", "gru", "rnn_tanh", "rnn_relu",
-)  # fmt: skip
+    "linear",
+    "bilinear",
+    "matmul",
+    "rmatmul",
+    "mm",
+    "bmm",
+    "addmm",
+    "addbmm",
+    "baddbmm",
+    "einsum",
+    "tensordot",
+    "scaled_dot_product_attention",
+    "multi_head_attention_forward",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "lstm",
+    "gru",
+    "rnn_tanh",
+    "rnn_relu",
+)
 UNFILLED = ("empty_like", "new_empty", "new_empty_strided")  # what they hold is nobody's answer
 JUMP = 64  # times its own difference that a result inherits before its arguments are tried as they lie in memory
 CAUSES = 3  # wrong operators whose cause is looked for
@@ -139,7 +176,9 @@ class Lockstep(TorchFunctionMode):
         return [self.shadows[each].cpu() if each in self.shadows else each for each in tensors_in(output)]
 
     def _keep(self, given: list[Tensor]) -> Exception | None:
-        """Give the device what an operator writes into, as it was before the write; returns what the device raised, if it did."""
+        """Give the device what an operator writes into, as it was before the write; returns what the device raised, if
+        it did.
+        """
         try:
             for each in given:
                 if each not in self.shadows:
@@ -156,7 +195,11 @@ class Lockstep(TorchFunctionMode):
         writes = mutates(func, kwargs)
         if wrote:
             self.cut = self.cut or self._name(func)
-            self._take(func, [*results, *given], "it wrote into its input and its name does not say so: the device goes on with the CPU's numbers")
+            self._take(
+                func,
+                [*results, *given],
+                "it wrote into its input and its name does not say so: the device goes on with the CPU's numbers",
+            )
         elif drawn:
             fallen = self._fallen(func, given, self._trial(func, before).on_device)
             self.cut = self.cut or (self._name(func) if given else "")
@@ -164,7 +207,7 @@ class Lockstep(TorchFunctionMode):
         elif name_of(func) in GRADIENTS:
             self.cut = self.cut or self._name(func)
             self._take(func, results, GRADIENT)
-        elif not given and results or name_of(func) in UNFILLED:
+        elif (not given and results) or name_of(func) in UNFILLED:
             self._take(func, results)
         elif results and (writes or not all(any(each is other for other in given) for each in results)):
             self._step(func, args, kwargs, before, given, results, writes)
@@ -199,7 +242,16 @@ class Lockstep(TorchFunctionMode):
         if note and results:
             self._add(func, results, note=note)
 
-    def _step(self, func: Callable, args: tuple, kwargs: dict, before: tuple, given: list[Tensor], results: list[Tensor], writes: bool) -> None:
+    def _step(
+        self,
+        func: Callable,
+        args: tuple,
+        kwargs: dict,
+        before: tuple,
+        given: list[Tensor],
+        results: list[Tensor],
+        writes: bool,
+    ) -> None:
         trial = self._trial(func, before)
         made, began = None, time.monotonic()
         try:
@@ -207,14 +259,14 @@ class Lockstep(TorchFunctionMode):
             self.device.synchronize()  # what fails in torch_npu's queue raises here, not at the next operator
             followed = time.monotonic()
             if not writes and all(_is_view(each, given) for each in results):
-                return  # a view computes nothing
+                return None  # a view computes nothing
             found = trial.on_device(None if writes else self._exact)
         except FAILS as error:
             if made is not None and not _can_be_made_again(trial):
                 self._add(func, results, note=_not_again(error))
             else:
                 self._failed(func, results, error)
-            return
+            return None
         self._count(func, given, followed - began, time.monotonic() - followed)
         if trial.autocast is not None:
             found, note = _as_the_cpu_casts(found, results)
@@ -261,7 +313,11 @@ class Lockstep(TorchFunctionMode):
 
     def _exact(self, value: Tensor) -> Tensor:
         """A tensor on the device with the CPU's value."""
-        return self._constant(value) if value in self.constants and value not in self.shadows else copy_strided(value, self.device.torch_device)
+        return (
+            self._constant(value)
+            if value in self.constants and value not in self.shadows
+            else copy_strided(value, self.device.torch_device)
+        )
 
     def _hold(self, trial: Trial, results: list[Tensor], inherited: float, found: list[Tensor]) -> None:
         """Judge what the device made of the operator with the CPU's inputs: `found`."""
@@ -301,6 +357,7 @@ class Lockstep(TorchFunctionMode):
         if reasons and first and not self.gone and not lies:
             self.trial = trial
         self._add(func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited, note=note)
+        return None
 
     def _besides(self, trial: Trial) -> Iterator[tuple[str, Trial]]:
         """What a call does beside its results, as calls of their own: running statistics, and gradients on request."""
@@ -323,7 +380,9 @@ class Lockstep(TorchFunctionMode):
         return bool([there for there, here in known if put_right(there, here)])
 
     def _fallen(self, func: Callable, given: list[Tensor], call: Callable[[], Any]) -> str:
-        """What of a call the CPU computes in place of the device, as a note. It is watched in a run of its own, which watching changes; once for each operator and dtypes."""
+        """What of a call the CPU computes in place of the device, as a note. It is watched in a run of its own, which
+        watching changes; once for each operator and dtypes.
+        """
         key = (func, *(each.dtype for each in given))
         if key not in self.fell_back:
             with self.device.watch() as seen, contextlib.suppress(*FAILS):
@@ -346,7 +405,9 @@ def restored(there: nn.Module, here: nn.Module) -> list[str]:
 
 
 def put_right(there: Tensor, here: Tensor) -> bool:
-    """Whether a tensor on a device has other bits than that of the CPU that it is a copy of; then it is copied again."""
+    """Whether a tensor on a device has other bits than that of the CPU that it is a copy of; then it is copied
+    again.
+    """
     there, here = there.detach(), here.detach()
     if there.layout != torch.strided or there.dtype != here.dtype or there.shape != here.shape:
         return False
@@ -394,20 +455,25 @@ def _as_the_cpu_casts(found: list[Tensor], results: list[Tensor]) -> tuple[list[
 
 
 def _is_view(result: Tensor, given: list[Tensor]) -> bool:
-    return result.layout == torch.strided and any(each.layout == torch.strided and each.untyped_storage().data_ptr() == result.untyped_storage().data_ptr() for each in given)
+    return result.layout == torch.strided and any(
+        each.layout == torch.strided and each.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
+        for each in given
+    )
 
 
 def is_explained(found: list[Tensor], results: list[Tensor], operator: str) -> bool:
     """Whether what the device returned is the CPU's but for scattered roundings; what is no fraction must be equal."""
     for each, other in zip(found, results):
         away = difference(each, other)
-        if each.dtype != other.dtype or away and not _is_scattered(each.detach(), other.detach(), away, operator):
+        if each.dtype != other.dtype or (away and not _is_scattered(each.detach(), other.detach(), away, operator)):
             return False
     return True
 
 
 def _is_scattered(actual: Tensor, expected: Tensor, own: float, operator: str) -> bool:
-    """Whether two results, `own` apart, differ as roundings do: no element, no row (along the last axis) and no factor or summand of all holds more of it than they leave."""
+    """Whether two results, `own` apart, differ as roundings do: no element, no row (along the last axis) and no factor
+    or summand of all holds more of it than they leave.
+    """
     product = operator in PRODUCTS and expected.dtype == torch.float32
     unit = PRODUCT if product else SCATTER.get(expected.dtype, 0.0)
     if not own <= unit / 2 or expected.layout != torch.strided:
@@ -425,5 +491,8 @@ def _is_scattered(actual: Tensor, expected: Tensor, own: float, operator: str) -
         scale = (rows / math.sqrt(expected.shape[-1])).clamp(min=scale / 10)[..., None]
     if bool((away.abs() > (ALONE_IN_PRODUCTS if product else ALONE) * unit * (expected.abs() + scale)).any()):
         return False
-    shift, gain = float(away.mean()) * math.sqrt(expected.numel()) / size, float(away.flatten() @ expected.flatten()) / size**2
+    shift, gain = (
+        float(away.mean()) * math.sqrt(expected.numel()) / size,
+        float(away.flatten() @ expected.flatten()) / size**2,
+    )
     return max(abs(shift), abs(gain)) <= unit / 32

@@ -1,4 +1,5 @@
-"""Modules side by side: each runs on the device with the CPU's inputs, and of one that is wrong those that it is made of.
+"""Modules side by side: each runs on the device with the CPU's inputs, and of one that is wrong those that it is made
+of.
 
 Each side gets arguments of its own, caches and other objects included, and a copy of the model that no other run has
 touched; what a module draws at random is drawn alike.
@@ -22,18 +23,19 @@ from torch.overrides import TorchFunctionMode
 
 from harness.devices import Device, unknown_rounding
 from harness.devices.device_errors import summary
-from harness.numerics.expected_error import overflow_of, rounding, rules_of
 from harness.locate.finding import Step, ended, kind_of, raised
+from harness.locate.replay import FAILS, apart, autocast_now, autocasting, budget, copy_strided, judged, on, tensors_in
+from harness.numerics.expected_error import overflow_of, rounding, rules_of
 from harness.reference import Draws, Float64Products, WideRequests, drawing, roundoff
 from harness.torch_private import tree_map
-from harness.locate.replay import FAILS, apart, autocast_now, autocasting, budget, copy_strided, judged, on, tensors_in
 
 SLACK, DEEP = 3.0, 16  # times its floor that a module may lose; roundings that its depth may add to it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sides:
-    """Copies of one model for one forward: of the CPU, of the device, a second of the CPU that rounds as the device does.
+    """Copies of one model for one forward: of the CPU, of the device, a second of the CPU that rounds as the device
+    does.
 
     And one in float64, None where there is none.
     """
@@ -198,7 +200,9 @@ class Modules:
     def _held(
         self, found: list[Tensor], expected: list[Tensor], healthy: list[Tensor], golden: list[Tensor] | None
     ) -> tuple[float, float | None, tuple[str, ...]]:
-        """How far the device is from the CPU, relative L2, in units of the floor, and why that is no healthy device's."""
+        """How far the device is from the CPU, relative L2, in units of the floor, and why that is no healthy
+        device's.
+        """
         own, sound = apart(found, expected), apart(healthy, expected)
         floating = [each.dtype for each in expected if each.is_floating_point()]
         narrow = min(floating, key=lambda each: each.itemsize, default=torch.float32)
@@ -217,7 +221,9 @@ class Modules:
 
 
 def called(module: nn.Module, at: str) -> list[str]:
-    """The paths of the modules that a module calls itself; a list or a dict of modules is never called, what it holds is."""
+    """The paths of the modules that a module calls itself; a list or a dict of modules is never called, what it holds
+    is.
+    """
     found = []
     for name, child in module.named_children():
         path = f"{at}.{name}" if at else name

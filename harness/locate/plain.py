@@ -1,8 +1,9 @@
-"""A run of the model on the device by itself, as the row had it: what it calls, what its operators write, what it returns.
+"""A run of the model on the device by itself, as the row had it: what it calls, what its operators write, what it
+returns.
 
-Lockstep makes the CPU's calls on the device, so it sees neither a path that the model takes on the device alone nor memory
-that an operator changes and must not. Here the device's own calls are recorded: `partings` (calls.py) holds them against the CPU's, and
-`Memory` compares what an operator may not write, before and after it.
+Lockstep makes the CPU's calls on the device, so it sees neither a path that the model takes on the device alone nor
+memory that an operator changes and must not. Here the device's own calls are recorded: `partings` (calls.py) holds them
+against the CPU's, and `Memory` compares what an operator may not write, before and after it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from harness.locate.replay import FAILS, mutates, name_of, running_statistics, tensors_in, trains
 from harness.locate.trace import Trace
 from harness.reference import version
 from harness.torch_private import in_transform
-from harness.locate.replay import FAILS, mutates, name_of, running_statistics, tensors_in, trains
 
 LARGEST = 256 << 20  # bytes of one storage up to which its content is compared
 BESIDE, NEAREST = (
@@ -52,7 +53,7 @@ class Recorder(TorchFunctionMode):
         return f"{self.path[-1] or 'the model'}: {name_of(func)}"
 
 
-# --------------------------------------------------------------------------------------------------------------- memory
+# -------- memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,8 @@ class Memory:
 
     That is the storages of its tensors, but for what it says that it writes, with all that lies beside them in the same
     storage, and as much as `BESIDE` of other live tensors. A storage larger than `LARGEST` is not compared, and none is
-    after `until`, a time.monotonic(), of tensors on devices of the type `kind`: `unwatched` counts the calls that were not compared whole.
+    after `until`, a time.monotonic(), of tensors on devices of the type `kind`: `unwatched` counts the calls that were
+    not compared whole.
     """
 
     def __init__(self, model: nn.Module, until: float, kind: str):
@@ -180,7 +182,10 @@ class Memory:
         old, new = (each.view(kept.like.dtype)[first].item() for each in (kept.content, now))
         places = f"the first at {where[0]}" + (f", the last at {where[1]}" if where[1] != where[0] else "")
         of = f" of {made}" if made else ""
-        return f"it {what}: {int(changed.sum())} of {changed.numel()} elements{of}, {places}: {_number(new)} where {_number(old)} was"
+        return (
+            f"it {what}: {int(changed.sum())} of {changed.numel()} elements{of}, {places}: {_number(new)} where "
+            f"{_number(old)} was"
+        )
 
 
 def _number(value: Any) -> str:

@@ -1,4 +1,6 @@
-"""One call of a torch function, which can be made again: on the device, on the CPU, in float64, under the device's rounding rules."""
+"""One call of a torch function, which can be made again: on the device, on the CPU, in float64, under the device's
+rounding rules.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.run.comparisons import cut_as_float16, measure
 from harness.devices import Device, unknown_rounding
-from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_of
 from harness.judging.checks import judge
 from harness.judging.presets import MERE
 from harness.judging.tolerance import Tolerance, without_forecast
+from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_of
+from harness.run.comparisons import cut_as_float16, measure
 from harness.torch_private import tree_leaves, tree_map
 
 FLOOR, PAIR = Tolerance(preset="floor"), Tolerance(preset="pair")
-FAILS = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError)  # what an operator raises that cannot be called so
+FAILS = (
+    RuntimeError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+    IndexError,
+)  # what an operator raises that cannot be called so
 
 
 def budget(dtype: torch.dtype) -> float:
-    """What the preset `pair` lets a result of this dtype differ by, relative: the limit where no error can be expected."""
+    """What the preset `pair` lets a result of this dtype differ by, relative: the limit where no error can be
+    expected.
+    """
     return MERE["HF32"] if dtype == torch.float32 else MERE.get(str(dtype).removeprefix("torch."), MERE["float32"])
 
 
@@ -37,14 +47,20 @@ def span_of(tensor: Tensor) -> Tensor | None:
     """The memory that a view reaches over, flat; None for a tensor that is as its memory is."""
     if tensor.is_contiguous() or tensor.layout != torch.strided or not tensor.numel():
         return None
-    return tensor.as_strided((1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())),), (1,))
+    return tensor.as_strided(
+        (1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())),), (1,)
+    )
 
 
 def copy_strided(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A tensor on a device with the strides that it has here: a view stays a view."""
     tensor = tensor.detach()
     span = span_of(tensor)
-    return tensor.to(device, copy=True) if span is None else span.to(device, copy=True).as_strided(tensor.shape, tensor.stride())
+    return (
+        tensor.to(device, copy=True)
+        if span is None
+        else span.to(device, copy=True).as_strided(tensor.shape, tensor.stride())
+    )
 
 
 def copies(value: Any, device: torch.device | str) -> Any:
@@ -119,11 +135,22 @@ def name_of(func: Callable) -> str:
 def mutates(func: Callable, kwargs: dict) -> bool:
     """Whether an operator writes into what it is given: add_, x[i] = …, +=, out=, inplace=True."""
     name = getattr(func, "__name__", "")
-    in_place = name.endswith("_") and not name.endswith("__") or name in ("__setitem__", "__set__", *IN_PLACE)
+    in_place = (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__", *IN_PLACE)
     return in_place or kwargs.get("out") is not None or kwargs.get("inplace") is True
 
 
-IN_PLACE = ("__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__")
+IN_PLACE = (
+    "__iadd__",
+    "__isub__",
+    "__imul__",
+    "__itruediv__",
+    "__ifloordiv__",
+    "__imod__",
+    "__ipow__",
+    "__iand__",
+    "__ior__",
+    "__ixor__",
+)
 
 
 NORMS = {"batch_norm": "training", "instance_norm": "use_input_stats"}  # and what makes them update running statistics
@@ -149,14 +176,19 @@ def statistics(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
 
 def on(device: torch.device, value: Any) -> Any:
     """An argument for a call on a device: what names the CPU names the device."""
-    if isinstance(value, torch.device) and value.type == "cpu" or isinstance(value, str) and value == "cpu":
+    if (isinstance(value, torch.device) and value.type == "cpu") or (isinstance(value, str) and value == "cpu"):
         return device
     return value
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:
-    """Relative L2 difference; infinite where shapes or NaN and Inf differ, the share of unequal elements where they are no fractions."""
-    actual, expected = (each.detach().cpu() if each.layout == torch.strided else each.detach().cpu().to_dense() for each in (actual, expected))
+    """Relative L2 difference; infinite where shapes or NaN and Inf differ, the share of unequal elements where they are
+    no fractions.
+    """
+    actual, expected = (
+        each.detach().cpu() if each.layout == torch.strided else each.detach().cpu().to_dense()
+        for each in (actual, expected)
+    )
     if actual.shape != expected.shape:
         return math.inf
     if not expected.numel() or torch.equal(actual, expected):
@@ -222,13 +254,19 @@ class Trial:
 
     @property
     def rules(self) -> Rules | None:
-        """How a sound device rounds under its switches; None for one that rounds as the CPU does, or of which nobody knows how."""
+        """How a sound device rounds under its switches; None for one that rounds as the CPU does, or of which nobody
+        knows how.
+        """
         return rules_of(self.device.stack)
 
     @property
     def narrow(self) -> torch.dtype:
         """The narrowest dtype of its floating-point arguments, float32 where it has none."""
-        return min((each.dtype for each in self.tensors if each.is_floating_point()), key=lambda each: each.itemsize, default=torch.float32)
+        return min(
+            (each.dtype for each in self.tensors if each.is_floating_point()),
+            key=lambda each: each.itemsize,
+            default=torch.float32,
+        )
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -274,7 +312,11 @@ class Trial:
             if isinstance(value, torch.dtype):
                 return torch.float64 if value.is_floating_point else value
             if isinstance(value, Tensor):
-                return copy_strided(value, "cpu").to(torch.float64) if value.is_floating_point() else copy_strided(value, "cpu")
+                return (
+                    copy_strided(value, "cpu").to(torch.float64)
+                    if value.is_floating_point()
+                    else copy_strided(value, "cpu")
+                )
             return value
 
         try:
@@ -284,9 +326,11 @@ class Trial:
         return [each.double() if each.is_floating_point() else each for each in found]
 
     def judged(self, found: list[Tensor], results: list[Tensor] | None = None) -> tuple[float | None, tuple[str, ...]]:
-        """The device's error to float64 over the floor, and why it is not what a healthy device would show, by the preset `floor`.
+        """The device's error to float64 over the floor, and why it is not what a healthy device would show, by the
+        preset `floor`.
 
-        Where there is no float64, or where it is not known how the SoC rounds, the preset `pair` judges, and there is no floor.
+        Where there is no float64, or where it is not known how the SoC rounds, the preset `pair` judges, and there is
+        no floor.
         """
         stack, golden = self.device.stack, self.golden()
         rules, overflow = rules_of(stack), overflow_of(stack, self.narrow)
@@ -315,9 +359,13 @@ class Trial:
 
 
 def judged(
-    device: Device, found: list[Tensor], results: list[Tensor], golden: list[Tensor] | None, forecast: list[Tensor] | None,
+    device: Device,
+    found: list[Tensor],
+    results: list[Tensor],
+    golden: list[Tensor] | None,
+    forecast: list[Tensor] | None,
     narrow: torch.dtype,
-) -> tuple[float | None, tuple[str, ...]]:  # fmt: skip
+) -> tuple[float | None, tuple[str, ...]]:
     """As `Trial.judged`: `found` is the device's, `results` the CPU's, `golden` in float64, `forecast` under the rules.
 
     `narrow` is the narrowest dtype that is computed in.

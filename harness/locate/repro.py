@@ -1,4 +1,6 @@
-"""A wrong operator as a script of its own: torch and torch_npu, its inputs, the two results and how far they are apart."""
+"""A wrong operator as a script of its own: torch and torch_npu, its inputs, the two results and how far they are
+apart.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,26 @@ from torch import Tensor
 from harness.locate.replay import FAILS, Trial, apart, gradients, name_of, span_of
 
 PLACES = {
-    "torch.nn.functional": torch.nn.functional, "torch": torch, "torch.Tensor": torch.Tensor, "torch.special": torch.special,
-    "torch.linalg": torch.linalg, "torch.fft": torch.fft, "torch._VF": torch._VF,
-}  # fmt: skip
+    "torch.nn.functional": torch.nn.functional,
+    "torch": torch,
+    "torch.Tensor": torch.Tensor,
+    "torch.special": torch.special,
+    "torch.linalg": torch.linalg,
+    "torch.fft": torch.fft,
+    "torch._VF": torch._VF,
+}
 KINDS = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
     "BOOL": "bool",
-}  # fmt: skip
+}
 LEAST = 1  # elements of an axis that is made shorter
 MOST_TRIES = 200  # shorter calls that are tried
 SECONDS = 300.0  # that a repro may run
@@ -48,7 +63,9 @@ kinds = {kinds}
 def load(entry):
     begin, end = entry["data_offsets"]
     shape, kind = entry["shape"], getattr(torch, kinds[entry["dtype"]])
-    return torch.frombuffer(bytearray(raw[start + begin : start + end]), dtype=kind).reshape(shape) if end > begin else torch.empty(shape, dtype=kind)
+    if end == begin:
+        return torch.empty(shape, dtype=kind)
+    return torch.frombuffer(bytearray(raw[start + begin : start + end]), dtype=kind).reshape(shape)
 
 
 stored = {{name: load(entry) for name, entry in json.loads(raw[8:start]).items() if name != "__metadata__"}}
@@ -60,13 +77,16 @@ def call(device):
 
 
 def tensors(found):
-    return [found] if isinstance(found, torch.Tensor) else [each for part in found for each in tensors(part)] if isinstance(found, (tuple, list)) else []
+    if isinstance(found, torch.Tensor):
+        return [found]
+    return [each for part in found for each in tensors(part)] if isinstance(found, (tuple, list)) else []
 
 
 {switches}for number, (actual, expected) in enumerate(zip(tensors(call("{device}")), tensors(call("cpu")))):
     actual, expected = actual.detach().cpu().double(), expected.detach().double()
     away = (actual - expected).abs()
-    print(f"result {{number}} {{tuple(expected.shape)}}: rel_l2 {{float(away.norm() / expected.norm()):.6e}}, max_diff {{float(away.max()):.6e}}")
+    rel_l2, max_diff = float(away.norm() / expected.norm()), float(away.max())
+    print(f"result {{number}} {{tuple(expected.shape)}}: rel_l2 {{rel_l2:.6e}}, max_diff {{max_diff:.6e}}")
 '''
 
 
@@ -86,14 +106,26 @@ def expression_of(func: Callable) -> str | None:
     return next((f"{place}.{name}" for place, module in PLACES.items() if getattr(module, name, None) == func), None)
 
 
-def write_repro(trial: Trial, folder: Path, *, title: str, stack: Mapping[str, Any], faults: Sequence[str] = (), seconds: float = SECONDS) -> Repro | None:
+def write_repro(
+    trial: Trial,
+    folder: Path,
+    *,
+    title: str,
+    stack: Mapping[str, Any],
+    faults: Sequence[str] = (),
+    seconds: float = SECONDS,
+) -> Repro | None:
     """Write a repro of a call into `folder`, made smaller as far as it stays wrong, and run it in a fresh process.
 
-    `faults` are those planted in an emulated device, which that process plants too. Half of `seconds` may go into making it smaller. None where no
-    script can name the operator or its arguments, safetensors does not hold them, or it runs under torch.autocast.
+    `faults` are those planted in an emulated device, which that process plants too. Half of `seconds` may go into
+    making it smaller. None where no script can name the operator or its arguments, safetensors does not hold them, or
+    it runs under torch.autocast.
     """
     func = trial.args[0] if trial.func is gradients else trial.func
-    kept = all(str(each.dtype).removeprefix("torch.") in KINDS.values() and each.layout == torch.strided for each in trial.tensors)
+    kept = all(
+        str(each.dtype).removeprefix("torch.") in KINDS.values() and each.layout == torch.strided
+        for each in trial.tensors
+    )
     if expression_of(func) is None or not kept or trial.autocast is not None:
         return None
     before = sum(each.numel() for each in trial.tensors)
@@ -111,17 +143,25 @@ def write_repro(trial: Trial, folder: Path, *, title: str, stack: Mapping[str, A
     (folder / "printed.txt").write_text(printed, encoding="utf-8")
     expected = apart(trial.on_device(), trial.on_cpu())
     found = [float(each) for each in re.findall(r"rel_l2 (\S+),", printed)]
-    shows = bool(found) and (abs(max(found) - expected) <= 0.1 * expected or max(found) != max(found) or expected == float("inf") and max(found) > 1e30)
-    return Repro(folder=folder, printed=printed, shows=shows, elements=(before, sum(each.numel() for each in trial.tensors)))
+    shows = bool(found) and (
+        abs(max(found) - expected) <= 0.1 * expected
+        or max(found) != max(found)
+        or (expected == float("inf") and max(found) > 1e30)
+    )
+    return Repro(
+        folder=folder, printed=printed, shows=shows, elements=(before, sum(each.numel() for each in trial.tensors))
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- smaller
+# -------- smaller
 
 
 def reduced(trial: Trial, *, until: float = math.inf) -> Trial:
-    """A call with shorter axes that is still wrong: every axis of one length is halved together, from either end, as long as it is.
+    """A call with shorter axes that is still wrong: every axis of one length is halved together, from either end, as
+    long as it is.
 
-    Numbers among the arguments that are such a length are halved with it, since a shape names it. Views become tensors of their own unless it takes one to be wrong.
+    Numbers among the arguments that are such a length are halved with it, since a shape names it. Views become tensors
+    of their own unless it takes one to be wrong.
     """
     left = MOST_TRIES
     if not _is_wrong(trial):
@@ -138,7 +178,9 @@ def reduced(trial: Trial, *, until: float = math.inf) -> Trial:
                     break
             if progress:
                 break
-    dense = trial.changed(lambda each: each.contiguous() if isinstance(each, Tensor) and each.layout == torch.strided else each)
+    dense = trial.changed(
+        lambda each: each.contiguous() if isinstance(each, Tensor) and each.layout == torch.strided else each
+    )
     return dense if _is_wrong(dense) else trial
 
 
@@ -164,11 +206,13 @@ def _is_wrong(trial: Trial) -> bool:
         return False
 
 
-# -------------------------------------------------------------------------------------------------------------- the script
+# -------- the script
 
 
 def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
-    """The text of repro.py and the tensors that it reads. Raises: ValueError for an argument that no script can name."""
+    """The text of repro.py and the tensors that it reads. Raises: ValueError for an argument that no script can
+    name.
+    """
     stored: dict[str, Tensor] = {}
     back = trial.func is gradients
 
@@ -197,7 +241,11 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
             return "{" + ", ".join(f"{name!r}: {said(each)}" for name, each in value.items()) + "}"
         if isinstance(value, float) and not value - value == 0:
             return f'float("{value}")'
-        if value is None or value is ... or isinstance(value, (bool, int, float, str, torch.dtype, torch.memory_format)):
+        if (
+            value is None
+            or value is ...
+            or isinstance(value, (bool, int, float, str, torch.dtype, torch.memory_format))
+        ):
             said_by_torch = isinstance(value, (torch.dtype, torch.memory_format))
             plain = str(value) if said_by_torch else repr(value)
             return "..." if value is ... else plain
@@ -209,19 +257,44 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
     arguments = ", ".join([*map(said, args), *(f"{name}={said(each)}" for name, each in kwargs.items())])
     call = f"{expression_of(func)}({arguments})"
     if back:
-        lines = ["leaves = []", "", "def leaf(each):", "    leaves.append(each.detach().requires_grad_())", "    return leaves[-1]", "", f"found = [each for each in tensors({call}) if each.requires_grad]"]
-        lines += ["generator = torch.Generator().manual_seed(0)", "flows = [torch.randn(each.shape, generator=generator).to(each.dtype).to(device) for each in found]"]
-        lines += ["return [each for each in torch.autograd.grad(found, leaves, flows, allow_unused=True) if each is not None]"]
+        lines = [
+            "leaves = []",
+            "",
+            "def leaf(each):",
+            "    leaves.append(each.detach().requires_grad_())",
+            "    return leaves[-1]",
+            "",
+            f"found = [each for each in tensors({call}) if each.requires_grad]",
+        ]
+        lines += [
+            "generator = torch.Generator().manual_seed(0)",
+            "flows = [torch.randn(each.shape, generator=generator).to(each.dtype).to(device) for each in found]",
+        ]
+        lines += [
+            "return [each for each in torch.autograd.grad(found, leaves, flows, allow_unused=True) if each is not None]"
+        ]
     elif trial.writes and name_of(func) == "setitem":
-        lines = [f"target = {said(args[0])}", f"{expression_of(func)}(target, {', '.join(map(said, args[1:]))})", "return target"]
+        lines = [
+            f"target = {said(args[0])}",
+            f"{expression_of(func)}(target, {', '.join(map(said, args[1:]))})",
+            "return target",
+        ]
     else:
         lines = [f"return {call}"]
     device, stack = trial.device.torch_device, trial.device.stack
-    switches = [f"torch.npu.{name}.allow_hf32 = {value}" for name, value in (("conv", stack.conv_allow_hf32), ("matmul", stack.matmul_allow_hf32)) if value is not None]
+    switches = [
+        f"torch.npu.{name}.allow_hf32 = {value}"
+        for name, value in (("conv", stack.conv_allow_hf32), ("matmul", stack.matmul_allow_hf32))
+        if value is not None
+    ]
     text = SCRIPT.format(
         title=" ".join(title.replace('"', "'").split()),
         imports="import torch_npu  # noqa: F401\n" if device.type == "npu" else "",
-        kinds={code: kind for code, kind in KINDS.items() if any(str(each.dtype) == f"torch.{kind}" for each in stored.values())},
+        kinds={
+            code: kind
+            for code, kind in KINDS.items()
+            if any(str(each.dtype) == f"torch.{kind}" for each in stored.values())
+        },
         body="\n".join(f"    {line}" if line else "" for line in lines),
         switches="".join(f"{line}\n" for line in switches) if device.type == "npu" else "",
         device=device,
@@ -233,11 +306,21 @@ def _run(trial: Trial, folder: Path, faults: Sequence[str], seconds: float) -> s
     """What the repro prints in a process of its own, over the emulated CANN where this one is, or how it failed."""
     emulated = trial.device.backend == "emulated"
     planted = [part for each in faults for part in ("--fault", each)]
-    command = [sys.executable, "-m", "harness", "emulate", *planted, "repro.py"] if emulated else [sys.executable, "repro.py"]
-    environment = {name: value for name, value in os.environ.items() if not (emulated and name.startswith(("ASCEND_", "EMULATED_CANN")))}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]) if emulated else "", os.environ.get("PYTHONPATH", "")]))
+    command = (
+        [sys.executable, "-m", "harness", "emulate", *planted, "repro.py"] if emulated else [sys.executable, "repro.py"]
+    )
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not (emulated and name.startswith(("ASCEND_", "EMULATED_CANN")))
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).parents[1]) if emulated else "", os.environ.get("PYTHONPATH", "")])
+    )
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=seconds, env=environment, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"it did not run: {error}\n"
     if done.returncode == 0:

@@ -1,4 +1,6 @@
-"""The search: lockstep first; where that does not explain the row, a run of the device by itself, and modules side by side."""
+"""The search: lockstep first; where that does not explain the row, a run of the device by itself, and modules side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from harness.case import Case
-from harness.run.cpu import copy_of, without_npu
-from harness.run.validation import inputs_of
 from harness.devices import Device
 from harness.errors import HarnessError, RunError
 from harness.locate.calls import Call, Parting, aligned, partings
@@ -22,10 +22,12 @@ from harness.locate.gradients import first_wrong_gradient
 from harness.locate.lockstep import Lockstep, named, restored
 from harness.locate.modules import DEEP, Modules, Sides
 from harness.locate.plain import Memory, Recorder
+from harness.locate.replay import difference
 from harness.locate.stray import Stray, called, first_stray
 from harness.locate.trace import Trace
 from harness.reference import Draws, Models, drawing, fresh, move, require_float32, roundoff, run, seeded, tensors_of
-from harness.locate.replay import difference
+from harness.run.cpu import copy_of, without_npu
+from harness.run.validation import inputs_of
 
 LEVELS = ("auto", "operators", "modules")
 ELSEWHERE = "same device"  # in the error of an operator that got tensors of the CPU and of the device
@@ -37,15 +39,15 @@ def locate(
 ) -> Finding:  # fmt: skip
     """Run `case` with the inputs of `seed` on the CPU, each operator beside it on `device`.
 
-    Where no operator is wrong by itself, or where those that are do not explain what the `row` shows, the model runs on the
-    device by itself: an operator that writes what it must not is named, and the module in which the device takes another
-    path than the CPU and goes wrong. At the level "auto" modules run side by side after that, where nothing was named; at
-    the level "modules" they do at once, and of one that is wrong those that it is made of: a fast first look.
+    Where no operator is wrong by itself, or where those that are do not explain what the `row` shows, the model runs on
+    the device by itself: an operator that writes what it must not is named, and the module in which the device takes
+    another path than the CPU and goes wrong. At the level "auto" modules run side by side after that, where nothing was
+    named; at the level "modules" they do at once, and of one that is wrong those that it is made of: a fast first look.
 
     What the device raises is a reason of the operator that raised. Where it computes no more, the search ends there.
-    With `backward` each operator's gradients are held against each other too, for a seeded gradient that flows into its results.
-    After `limit` seconds no further operator is looked at; what the first call of an operator takes longer than the
-    next does not count, since a card may compile there.
+    With `backward` each operator's gradients are held against each other too, for a seeded gradient that flows into its
+    results. After `limit` seconds no further operator is looked at; what the first call of an operator takes longer
+    than the next does not count, since a card may compile there.
 
     Raises: ValueError for another level; LossyReferenceError, CaseError, RunError and DeviceError as `validate` does.
     """
@@ -94,7 +96,9 @@ class _Search:
 
     @property
     def draws(self) -> Draws:
-        """As in the row, which runs without a mode where nothing is drawn: a composite operator takes other ways under one."""
+        """As in the row, which runs without a mode where nothing is drawn: a composite operator takes other ways under
+        one.
+        """
         draws = self.models.draws.get(self.case.subject, True) if self.random is None else self.random
         return Draws(seed=self.seed or 0, dtype=self.case.torch_dtype, alike=draws and not self.case.own_random)
 
@@ -112,7 +116,7 @@ class _Search:
         more["gone"] = more.get("gone") or ended(self.device, self.at)
         return Finding(level=level, **how, **more)
 
-    # ---------------------------------------------------------------------------------------------------- the looks
+    # -------- the looks
 
     @contextlib.contextmanager
     def sides(self) -> Iterator[Sides]:
@@ -179,7 +183,7 @@ class _Search:
         if finding.first is None:
             return False
         explained = finding.explained or bool(finding.cut)
-        return self.row is None or explained and not (self.row.error and not finding.came_back)
+        return self.row is None or (explained and not (self.row.error and not finding.came_back))
 
     def drawn_alike(self) -> list[Tensor]:
         """What the CPU returns where random numbers are drawn as in a run of the device by itself."""
@@ -187,7 +191,9 @@ class _Search:
             return list(tensors_of(self.run(model), self.case.name).values())
 
     def otherwise(self, output: Any) -> float:
-        """How far the CPU's output lies from that of a process without torch_npu; 0 within roundings, or where this process does not repeat itself."""
+        """How far the CPU's output lies from that of a process without torch_npu; 0 within roundings, or where this
+        process does not repeat itself.
+        """
         try:
             alone = without_npu(self.case, self.models, self.inputs, self.device, self.seed)
             if alone is None:
@@ -202,7 +208,7 @@ class _Search:
         away = max((difference(here[name], alone[name]) for name in names), default=0.0)
         return away if away > DEEP * roundoff(self.case.torch_dtype) else 0.0
 
-    # ------------------------------------------------------------------------------------------ the device by itself
+    # -------- the device by itself
 
     def plain(self) -> _Plain:
         """Run the model on the device by itself, and record what it calls and what its operators write."""
@@ -326,7 +332,9 @@ class _Search:
         return steps, len(modules) - len(wrong)
 
     def with_modules(self, finding: Finding) -> Finding:
-        """The finding, with the modules that are wrong where nothing else is and the operators do not explain the row."""
+        """The finding, with the modules that are wrong where nothing else is and the operators do not explain the
+        row.
+        """
         if (
             finding.first is not None
             or finding.explained

@@ -121,7 +121,7 @@ class _Walk:
         there = [each for each in actual.writers if self.here_of.get(each) not in expected.writers]
         here = [each for each in expected.writers if self.there_of.get(each) not in actual.writers]
         trains = [*(self.there.calls[each].trains for each in there), *(self.here.calls[each].trains for each in here)]
-        if there and here or any(trains):
+        if (there and here) or any(trains):
             return None  # both sides write in their own way, or a norm trains on one alone: another path
         if not actual.writers and not expected.writers:
             return None

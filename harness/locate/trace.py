@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.locate.calls import Call, call_of, place
+from harness.locate.replay import FAILS, name_of, running_statistics, tensors_in, trains
 from harness.reference import version
 from harness.torch_private import WeakTensorKeyDictionary, custom_function, in_transform
-from harness.locate.replay import FAILS, name_of, running_statistics, tensors_in, trains
 
 READS = ("item", "tolist", "float", "int", "bool", "index", "complex")  # calls that give Python's numbers
 LANES, PERIOD = 256, 1 << 20  # sums of a sketch; elements after which the signs repeat, in another order of the sums
@@ -81,7 +81,9 @@ _rows: list[Tensor] = []  # free ones, of the last table
 
 @functools.cache
 def _room(dtype: torch.dtype, thread: int) -> Tensor:
-    """`PERIOD` elements to compute in: memory that came and went between the sketches that are kept would be in pieces."""
+    """`PERIOD` elements to compute in: memory that came and went between the sketches that are kept would be in
+    pieces.
+    """
     return torch.empty(PERIOD, dtype=dtype)
 
 

@@ -54,16 +54,21 @@ class Comparison:
     nan_expected: Count = 0
     inf_actual: Count = 0  # elements that are +inf or -inf
     inf_expected: Count = 0
-    nonfinite_differ: Count = 0  # positions where one side is NaN or infinite and the other is not the same, sign included
+    # Positions where one side is NaN or infinite and the other is not the same, sign included.
+    nonfinite_differ: Count = 0
     unequal: Count = 0  # elements that are not equal
     unsettled: Size = 0.0  # of whole numbers: in how many healthy runs differ from expected on average, by near-ties
     rmse: Size = math.nan  # root mean square of the differences
     shift: float = math.nan  # mean of actual - expected
-    gain: float = math.nan  # <actual - expected, expected> / <expected, expected>: what a factor 1 + gain would have left
+    gain: float = (
+        math.nan
+    )  # <actual - expected, expected> / <expected, expected>: what a factor 1 + gain would have left
     balance: float = math.nan  # share of elements above expected less the share below
     max_rel: Size = math.nan  # largest |difference| / (|expected| + 1e-7): CANN's MARE
     mean_rel: Size = math.nan  # its mean: CANN's MERE
-    max_scaled: Size = math.nan  # largest |difference| / (|expected| + rms of its row, or of all that is flat): outliers of any size
+    max_scaled: Size = (
+        math.nan
+    )  # largest |difference| / (|expected| + rms of its row, or of all that is flat): outliers of any size
     token_rel_l2: Size = math.nan  # largest ‖difference‖ of a row, over the root mean square ‖expected‖ of the rows
     worst_token_diff: Axes | None = None  # the row of it
     ulp_max: Size = math.nan  # largest difference in units of the last place of expected, in actual's dtype
@@ -72,7 +77,8 @@ class Comparison:
     matched: Share = math.nan  # share of elements within torch.testing's two tolerances
     dynamo_atol: Size = math.nan  # as close_atol, beside the relative tolerance of PyTorch's compiler benchmarks
     flips: Count = 0  # rows whose largest element is another one
-    flip_margin: Size = 0.0  # the largest gap, in expected, between its largest element and the one that actual has as such
+    # The largest gap, in expected, between its largest element and the one that actual has as such.
+    flip_margin: Size = 0.0
     first_flip: Axes | None = None  # the row with that gap
     flip_value: float = 0.0  # its largest element in expected
     histogram: tuple[tuple[int, int], ...] = ()  # (bin, elements) of |difference|, `STEPS` bins an octave; see `edge`
@@ -85,7 +91,9 @@ class Comparison:
         return -20 * math.log10(self.rel_l2) if self.rel_l2 < math.inf else -math.inf
 
     def quantile(self, share: float) -> float:
-        """The difference that `share` of the elements do not exceed: the upper edge of its bin, at most 1/4 too large, or max_diff."""
+        """The difference that `share` of the elements do not exceed: the upper edge of its bin, at most 1/4 too large,
+        or max_diff.
+        """
         wanted, seen = share * sum(count for _, count in self.histogram), 0
         for number, count in self.histogram:
             seen += count
@@ -125,8 +133,22 @@ CLOSE = {  # (rtol, atol) of torch.testing.assert_close (torch/testing/_comparis
     "complex64": (1.3e-6, 1e-5), "complex128": (1e-7, 1e-7),
 }  # fmt: skip
 DYNAMO = {"float32": 1e-3, "float64": 1e-3, "float16": 1e-2, "bfloat16": 1e-2}  # both tolerances, see `gate.PRESETS`
-MANTISSA = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52, "complex64": 23, "complex128": 52}  # stored bits
-SMALLEST = {"float16": -14, "bfloat16": -126, "float32": -126, "float64": -1022, "complex64": -126, "complex128": -1022}  # normal exponent
+MANTISSA = {
+    "float16": 10,
+    "bfloat16": 7,
+    "float32": 23,
+    "float64": 52,
+    "complex64": 23,
+    "complex128": 52,
+}  # stored bits
+SMALLEST = {
+    "float16": -14,
+    "bfloat16": -126,
+    "float32": -126,
+    "float64": -1022,
+    "complex64": -126,
+    "complex128": -1022,
+}  # normal exponent
 _EXPONENT = 0x7FF << 52  # the bits of a float64 that hold it
 
 
@@ -134,8 +156,8 @@ def compare(actual: Tensor, expected: Tensor) -> Comparison:
     """Measure how far `actual` is from `expected`, both of any dtype and on any device.
 
     Both are brought to the CPU and read once, in float64, `CHUNK` elements at a time. Complex numbers are compared as
-    pairs (a last axis of 2 is added), bools as 0 and 1. An infinity that both sides share counts as no difference, and so
-    does a shared fill value, such as the -1e9 of masked logits: it would outweigh all that the model computed.
+    pairs (a last axis of 2 is added), bools as 0 and 1. An infinity that both sides share counts as no difference, and
+    so does a shared fill value, such as the -1e9 of masked logits: it would outweigh all that the model computed.
     The cosine distance is (‖a-e‖² - (‖a‖-‖e‖)²) / (2 ‖a‖ ‖e‖), equal to 1 - cos in exact arithmetic.
 
     Raises: TorchError where torch is older than the harness needs.
@@ -177,22 +199,33 @@ def _measure(actual: Tensor, expected: Tensor, dtype: str) -> dict:
     """The numbers of a Comparison for two CPU tensors of one shape."""
     shape = actual.shape
     if not actual.numel():
-        zeros = "max_diff mean_diff cos_distance rel_l2 rms rmse worst_actual worst_expected shift gain balance max_rel mean_rel max_scaled"
-        return dict.fromkeys((*zeros.split(), "ulp_max", "ulp_mean", "close_atol", "dynamo_atol"), 0.0) | dict(cos_sim=1.0, matched=1.0)
+        zeros = (
+            "max_diff mean_diff cos_distance rel_l2 rms rmse worst_actual worst_expected shift gain balance "
+            "max_rel mean_rel max_scaled"
+        )
+        return dict.fromkeys((*zeros.split(), "ulp_max", "ulp_mean", "close_atol", "dynamo_atol"), 0.0) | dict(
+            cos_sim=1.0, matched=1.0
+        )
     tokens = len(shape) > 1 and shape[-1] > 1
     width = shape[-1] if tokens else min(actual.numel(), CHUNK)
     fill = _fill(expected)
-    sums = _Sums(tokens=tokens, dtype=dtype, rows=tokens or width == actual.numel() > 1, rms=_rms(expected, fill), fill=fill)
+    sums = _Sums(
+        tokens=tokens, dtype=dtype, rows=tokens or width == actual.numel() > 1, rms=_rms(expected, fill), fill=fill
+    )
     for start, left, right in _chunks(actual, expected, width):
         sums.add(start, left, right)
     return sums.numbers(shape)
 
 
-FILL = 1e3  # times the largest of the other elements, from which on a value that is there more than once is a fill value
+FILL = (
+    1e3  # times the largest of the other elements, from which on a value that is there more than once is a fill value
+)
 
 
 def _fill(expected: Tensor) -> float | None:
-    """The value that masked elements were filled with, None where there is none: the largest by far, and more than once."""
+    """The value that masked elements were filled with, None where there is none: the largest by far, and more than
+    once.
+    """
     import torch
 
     if not expected.is_floating_point():
@@ -243,11 +276,18 @@ class _Sums:
 
     def __init__(self, tokens: bool, dtype: str, rows: bool, rms: float, fill: float | None = None):
         self.tokens, self.rows, self.rms, self.fill = tokens, rows, rms, fill
-        self.first_differ: tuple[int, float, float] | None = None  # of what is not finite on one side only: its index and the two values
+        self.first_differ: tuple[int, float, float] | None = (
+            None  # of what is not finite on one side only: its index and the two values
+        )
         self.close = CLOSE.get(dtype, (0.0, 0.0))
         self.dynamo = DYNAMO.get(dtype, 0.0)
-        self.mantissa, self.smallest = MANTISSA.get(dtype, 0), math.ldexp(1.0, SMALLEST.get(dtype, 0))  # of integers a place is 1
-        self.signed = self.above = self.relative = self.places = self.scaled_max = self.relative_max = self.places_max = 0.0
+        self.mantissa, self.smallest = (
+            MANTISSA.get(dtype, 0),
+            math.ldexp(1.0, SMALLEST.get(dtype, 0)),
+        )  # of integers a place is 1
+        self.signed = self.above = self.relative = self.places = self.scaled_max = self.relative_max = (
+            self.places_max
+        ) = 0.0
         self.gained, self.within = 0.0, 0
         self.close_excess = self.dynamo_excess = -math.inf
         self.token_diff2, self.worst_token_diff = -1.0, 0
@@ -303,15 +343,23 @@ class _Sums:
     def _find_flips(self, start: int, actual: Tensor, expected: Tensor) -> None:
         import torch
 
-        actual, expected = (each.byte() if each.dtype == torch.bool else each for each in (actual, expected))  # bools have no argmax
+        actual, expected = (
+            each.byte() if each.dtype == torch.bool else each for each in (actual, expected)
+        )  # bools have no argmax
         left, right = actual.argmax(1, keepdim=True), expected.argmax(1, keepdim=True)
-        gaps = (expected.gather(1, right).double() - expected.gather(1, left).double()).view(-1)  # equal logits: either is the decision
+        gaps = (expected.gather(1, right).double() - expected.gather(1, left).double()).view(
+            -1
+        )  # equal logits: either is the decision
         gaps = torch.where((left == right).view(-1), 0.0, gaps).nan_to_num_(nan=0.0, posinf=math.inf)
         self.flips += int((gaps > 0).sum())
         row = int(gaps.argmax())
         gap = float(gaps[row])
         if gap > self.flip_margin:
-            self.flip_margin, self.first_flip, self.flip_value = gap, start // self.width + row, float(expected[row, right[row]])
+            self.flip_margin, self.first_flip, self.flip_value = (
+                gap,
+                start // self.width + row,
+                float(expected[row, right[row]]),
+            )
 
     def _weigh(self, magnitude: Tensor, size: Tensor, expected2: Tensor) -> None:
         """Differences against the size of what was expected. Changes both in place."""
@@ -323,7 +371,9 @@ class _Sums:
             if name == "close_excess":
                 self.within += int(torch.count_nonzero(excess <= self.close[1]))
         least = self.rms / 10 if self.tokens else self.rms  # a row of nothing is measured by the others
-        scale = torch.add(size, (expected2 / size.shape[1]).sqrt_().clamp_(min=least)[:, None] if self.tokens else least)
+        scale = torch.add(
+            size, (expected2 / size.shape[1]).sqrt_().clamp_(min=least)[:, None] if self.tokens else least
+        )
         torch.div(magnitude, scale, out=scale)
         largest = float(scale.max())
         if math.isnan(largest) and not bool(magnitude.isnan().any()):  # 0 / 0: nothing was expected, and it was met
@@ -344,7 +394,12 @@ class _Sums:
         import torch
 
         nan_a, nan_e, inf_a, inf_e = a.isnan(), e.isnan(), a.isinf(), e.isinf()
-        for name, mask in (("nan_actual", nan_a), ("nan_expected", nan_e), ("inf_actual", inf_a), ("inf_expected", inf_e)):
+        for name, mask in (
+            ("nan_actual", nan_a),
+            ("nan_expected", nan_e),
+            ("inf_actual", inf_a),
+            ("inf_expected", inf_e),
+        ):
             setattr(self, name, getattr(self, name) + int(torch.count_nonzero(mask)))
         shared = inf_a & (a == e)
         either = nan_a | nan_e | inf_a | inf_e
@@ -379,7 +434,9 @@ class _Sums:
     def numbers(self, shape: tuple[int, ...]) -> dict:
         """The fields of a Comparison."""
         distance = _cos_distance(self.diff2, self.actual2, self.expected2, self.dot)
-        if self.diff2 == 0 and self.max_diff > 0:  # the squares of float64 numbers below 1e-162 are zero: nothing can be said
+        if (
+            self.diff2 == 0 and self.max_diff > 0
+        ):  # the squares of float64 numbers below 1e-162 are zero: nothing can be said
             self.diff2 = distance = math.nan
         if self.first_differ is not None:
             self.worst, *self.worst_values = self.first_differ
@@ -432,7 +489,8 @@ def _largest(one: float, other: float) -> float:
 def _cos_distance(diff2: float, actual2: float, expected2: float, dot: float) -> float:
     """1 - cosine, from squared norms and the product; two zero vectors point the same way, a zero and another do not.
 
-    Near 0 by the difference, in which nothing cancels; away from it by the cosine, since there the norms may be far apart.
+    Near 0 by the difference, in which nothing cancels; away from it by the cosine, since there the norms may be far
+    apart.
     """
     if actual2 == 0 or expected2 == 0:
         return 0.0 if actual2 == expected2 else 1.0

@@ -29,7 +29,9 @@ class Divergence:
 
     @property
     def near_tie(self) -> bool:
-        """Whether two healthy errors, one on each token, could turn the choice. Where nothing is known of them it is none."""
+        """Whether two healthy errors, one on each token, could turn the choice. Where nothing is known of them it is
+        none.
+        """
         return abs(self.margin) <= 2 * self.healthy
 
     @property
@@ -37,35 +39,65 @@ class Divergence:
         """One sentence: what was found, where, and what it means."""
         where = f"token {self.position} of sequence {self.sequence} is {self.actual} where {self.expected} was expected"
         if self.healthy != self.healthy:
-            return f"{where}: it lies {self.margin:.3g} below in the CPU's logits, and no healthy run says how well they are known"
-        size = f"it lies {self.margin:.3g} below in the CPU's logits, which healthy runs know to {self.healthy:.2g} and the device differs from by {self.error:.2g} there"
-        return f"{where}: {size}; " + ("a near-tie" if self.near_tie else "no near-tie: the logits are wrong, or the choice is")
+            return (
+                f"{where}: it lies {self.margin:.3g} below in the CPU's logits, and no healthy run says how well "
+                "they are known"
+            )
+        size = (
+            f"it lies {self.margin:.3g} below in the CPU's logits, which healthy runs know to {self.healthy:.2g} "
+            f"and the device differs from by {self.error:.2g} there"
+        )
+        return f"{where}: {size}; " + (
+            "a near-tie" if self.near_tie else "no near-tie: the logits are wrong, or the choice is"
+        )
 
 
-def first_divergence(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], healthy: list[Mapping[str, Tensor]], names: tuple[str, str]) -> Divergence | None:
+def first_divergence(
+    actual: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    healthy: list[Mapping[str, Tensor]],
+    names: tuple[str, str],
+) -> Divergence | None:
     """The first position at which a token differs, of all sequences; None where none does.
 
-    `names` are those of the outputs with the tokens (B, T) and with the logits that each was taken from (B, T, V). `healthy` are runs of the same
-    inputs, float64 first: the errors of the others to it say how well the logits are known. Of several sequences that part there, the gravest.
+    `names` are those of the outputs with the tokens (B, T) and with the logits that each was taken from (B, T, V).
+    `healthy` are runs of the same inputs, float64 first: the errors of the others to it say how well the logits are
+    known. Of several sequences that part there, the gravest.
 
     Raises: CaseError when the outputs are not there, or their shapes are not these.
     """
     tokens, logits = names
     for name in names:
         if name not in expected or name not in actual:
-            raise CaseError(f"generates={names!r}, but the outputs are {', '.join(expected)}; return a dict with the tokens (B, T) and their logits (B, T, V)")
-    if expected[tokens].dim() != 2 or expected[logits].dim() != 3 or expected[logits].shape[:2] != expected[tokens].shape:
-        raise CaseError(f"{tokens} has shape {tuple(expected[tokens].shape)} and {logits} {tuple(expected[logits].shape)} where (B, T) and (B, T, V) were expected")
+            raise CaseError(
+                f"generates={names!r}, but the outputs are {', '.join(expected)}; return a dict with the "
+                "tokens (B, T) and their logits (B, T, V)"
+            )
+    if (
+        expected[tokens].dim() != 2
+        or expected[logits].dim() != 3
+        or expected[logits].shape[:2] != expected[tokens].shape
+    ):
+        raise CaseError(
+            f"{tokens} has shape {tuple(expected[tokens].shape)} and {logits} {tuple(expected[logits].shape)} "
+            "where (B, T) and (B, T, V) were expected"
+        )
     parted = _partings(actual[tokens], expected[tokens])
     length = min(actual[tokens].shape[1], expected[tokens].shape[1])
     position = min(parted, default=length)
     if position >= length:
         return None  # none differs, or one side ended: the shapes say so
-    found = [_divergence(sequence, position, actual, expected, healthy, names) for sequence, place in enumerate(parted) if place == position]
+    found = [
+        _divergence(sequence, position, actual, expected, healthy, names)
+        for sequence, place in enumerate(parted)
+        if place == position
+    ]
     return max(found, key=lambda each: (not each.near_tie, abs(each.margin)))
 
 
-def _divergence(sequence: int, position: int, actual, expected, healthy: list[Mapping[str, Tensor]], names: tuple[str, str]) -> Divergence:
+def _divergence(
+    sequence: int, position: int, actual, expected, healthy: list[Mapping[str, Tensor]], names: tuple[str, str]
+) -> Divergence:
     tokens, logits = names
     here, there = (each[logits][sequence, position].double() for each in (expected, actual))
     ours, theirs = int(expected[tokens][sequence, position]), int(actual[tokens][sequence, position])
@@ -80,17 +112,33 @@ def _divergence(sequence: int, position: int, actual, expected, healthy: list[Ma
     )
 
 
-def _known(sequence: int, position: int, runs: list[Mapping[str, Tensor]], golden: Mapping[str, Tensor], names: tuple[str, str]) -> float:
-    """The largest error of healthy logits at a place; where a run parted from float64 before, at the places where it had not."""
+def _known(
+    sequence: int, position: int, runs: list[Mapping[str, Tensor]], golden: Mapping[str, Tensor], names: tuple[str, str]
+) -> float:
+    """The largest error of healthy logits at a place; where a run parted from float64 before, at the places where it
+    had not.
+    """
     tokens, logits = names
     known = []
     for each in runs:
         parted = _partings(each[tokens], golden[tokens])
         if parted[sequence] >= position:
-            known.append(float((each[logits][sequence, position].double() - golden[logits][sequence, position].double()).abs().max()))
+            known.append(
+                float(
+                    (each[logits][sequence, position].double() - golden[logits][sequence, position].double())
+                    .abs()
+                    .max()
+                )
+            )
         else:
-            before = [(row, column) for row, place in enumerate(parted) for column in range(min(place + 1, golden[logits].shape[1], each[logits].shape[1]))]
-            known += [float((each[logits][place].double() - golden[logits][place].double()).abs().max()) for place in before]
+            before = [
+                (row, column)
+                for row, place in enumerate(parted)
+                for column in range(min(place + 1, golden[logits].shape[1], each[logits].shape[1]))
+            ]
+            known += [
+                float((each[logits][place].double() - golden[logits][place].double()).abs().max()) for place in before
+            ]
     return max(known, default=math.nan)
 
 
@@ -107,7 +155,9 @@ def until(outputs: Mapping[str, Tensor], position: int, names: tuple[str, str]) 
     return {**outputs, tokens: outputs[tokens][:, :position], logits: outputs[logits][:, : position + 1]}
 
 
-def shared_length(runs: list[Mapping[str, Tensor]], expected: Mapping[str, Tensor], names: tuple[str, str]) -> int | None:
+def shared_length(
+    runs: list[Mapping[str, Tensor]], expected: Mapping[str, Tensor], names: tuple[str, str]
+) -> int | None:
     """The position of the first token at which any of the runs leaves `expected`; None where none does."""
     tokens = names[0]
     whole = expected[tokens].shape[1]
@@ -116,9 +166,18 @@ def shared_length(runs: list[Mapping[str, Tensor]], expected: Mapping[str, Tenso
 
 
 def greedy(model: torch.nn.Module, ids: Tensor, steps: int) -> dict[str, Tensor]:
-    """Greedy generation with a model of transformers: the new tokens (B, T) and the logits that each was taken from (B, T, V).
+    """Greedy generation with a model of transformers: the new tokens (B, T) and the logits that each was taken from (B,
+    T, V).
 
     For `Case(forward=lambda model, ids: greedy(model, ids, 16), generates=("tokens", "logits"))`.
     """
-    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=steps, min_new_tokens=steps, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    made = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=steps,
+        min_new_tokens=steps,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
     return {"tokens": made.sequences[:, ids.shape[1] :], "logits": torch.stack(made.logits, 1)}

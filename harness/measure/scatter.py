@@ -1,8 +1,8 @@
 """How far healthy runs of one computation scatter: from a few runs that round at random.
 
-The error of an output with few elements says little by itself: of ten logits two healthy runs may differ threefold. Runs
-whose roundings are drawn at random (`harness.numerics.random_rounding`) tell the size of the error and how many of the
-elements are independent, and with both how much more than that size a healthy device may lose.
+The error of an output with few elements says little by itself: of ten logits two healthy runs may differ threefold.
+Runs whose roundings are drawn at random (`harness.numerics.random_rounding`) tell the size of the error and how many of
+the elements are independent, and with both how much more than that size a healthy device may lose.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ LARGER = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Scatter:
-    """What `runs` with random roundings differ by from the one without: root mean squares of the metrics of these names."""
+    """What `runs` with random roundings differ by from the one without: root mean squares of the metrics of these
+    names.
+    """
 
     runs: Count
     degrees: Size  # of freedom: how many independent errors the output's error is made of
@@ -41,13 +43,15 @@ class Scatter:
     def slack(self) -> float:
         """How many times the floor a healthy device may lose.
 
-        `LARGER` times the root of the ratio of two mean squares, one of `degrees` and one of `runs` times so many, which
-        only one in 1 / `RISK` exceeds: the quantile of the F distribution.
+        `LARGER` times the root of the ratio of two mean squares, one of `degrees` and one of `runs` times so many,
+        which only one in 1 / `RISK` exceeds: the quantile of the F distribution.
         """
         return LARGER * math.sqrt(f_quantile(1 - RISK, self.degrees, self.runs * self.degrees))
 
     def explains(self, error: float) -> bool:
-        """Whether a relative L2 error is one that these roundings make; a larger one comes from roundings that do not move here."""
+        """Whether a relative L2 error is one that these roundings make; a larger one comes from roundings that do not
+        move here.
+        """
         return error <= self.rel_l2 * math.sqrt(f_quantile(1 - RISK, self.degrees, self.runs * self.degrees))
 
 
@@ -61,8 +65,8 @@ def scatter_of(moved: Sequence[Tensor], still: Tensor) -> Scatter | None:
         moved: at least two outputs of runs with random roundings.
         still: the output of the run without; the same shape and dtype.
 
-    Returns: None where it cannot be told: fewer than two runs, another shape, complex numbers, elements that are not finite, or no
-    run that differs.
+    Returns: None where it cannot be told: fewer than two runs, another shape, complex numbers, elements that are not
+    finite, or no run that differs.
 
     The degrees of freedom of an error with the covariance C are tr(C)² / tr(C²) (F. E. Satterthwaite, An approximate
     distribution of estimates of variance components, Biometrics 2, 1946): tr(C) is the mean of |d|² over the runs'
@@ -89,8 +93,9 @@ def scatter_of(moved: Sequence[Tensor], still: Tensor) -> Scatter | None:
 def f_quantile(share: float, above: float, below: float) -> float:
     """The quantile of the F distribution with `above` and `below` degrees of freedom, for a share of a half or more.
 
-    By Paulson's normal approximation of the cube root (E. Paulson, Annals of Mathematical Statistics 13, 1942), within 4 %
-    for three degrees of freedom and more below. Infinite where the approximation has no answer: very few degrees below.
+    By Paulson's normal approximation of the cube root (E. Paulson, Annals of Mathematical Statistics 13, 1942), within
+    4 % for three degrees of freedom and more below. Infinite where the approximation has no answer: very few degrees
+    below.
 
     >>> round(f_quantile(0.99, 10, 80), 1)
     2.6

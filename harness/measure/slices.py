@@ -25,7 +25,9 @@ _SHIFT, _RANGE = 1100, 2200  # exponents of float64 and where they are counted
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Of all parts of one kind the one with the largest relative error, beside the largest of any part in healthy runs."""
+    """Of all parts of one kind the one with the largest relative error, beside the largest of any part in healthy
+    runs.
+    """
 
     error: Size  # ‖actual - golden‖ / ‖golden‖ of the part
     healthy: Size  # the largest ‖healthy - golden‖ / ‖golden‖ of any part of this kind
@@ -35,16 +37,18 @@ class Slice:
 
 
 def worst_slices(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> tuple[Slice, ...]:
-    """The worst part of each kind; none where the shapes differ, and none of a kind with fewer than two parts of `LEAST` elements.
+    """The worst part of each kind; none where the shapes differ, and none of a kind with fewer than two parts of
+    `LEAST` elements.
 
-    The kinds are: rows (vectors along the last axis), the slices of each axis, `BLOCKS` blocks of a long last axis, and the
-    elements whose golden value lies between two powers of two. Elements that are not finite in one of the tensors are left
-    out, and parts whose golden values are all zero.
+    The kinds are: rows (vectors along the last axis), the slices of each axis, `BLOCKS` blocks of a long last axis, and
+    the elements whose golden value lies between two powers of two. Elements that are not finite in one of the tensors
+    are left out, and parts whose golden values are all zero.
 
     Example: the channels of a weather model, in axis 1, of which the third is off by a tenth:
 
     >>> import torch
-    >>> golden = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e5, 10.0, 1e-2])[:, None]
+    >>> sizes = torch.tensor([1e5, 10.0, 1e-2])[:, None]
+    >>> golden = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0)) * sizes
     >>> actual, healthy = golden.clone(), golden * (1 + 1e-6)
     >>> actual[:, 2] *= 1.1
     >>> next(each.where for each in worst_slices(actual, golden, [healthy]) if "axis 1" in each.where)
@@ -53,7 +57,12 @@ def worst_slices(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> t
     import torch
 
     shape = tuple(golden.shape)
-    if golden.is_complex() or not golden.numel() or not healthy or any(each.shape != shape for each in (actual, *healthy)):
+    if (
+        golden.is_complex()
+        or not golden.numel()
+        or not healthy
+        or any(each.shape != shape for each in (actual, *healthy))
+    ):
         return ()
     if len(shape) < 2:  # its blocks are the rows of a matrix
         width = golden.numel() // BLOCKS
@@ -137,10 +146,15 @@ class _Parts:
         worst = list(self.worst(self.rows, self.width, lambda row: f"row {self._unravel(row)}"))
         for axis, size in enumerate(self.shape):
             if (axis, len(self.shape)) != (0, 2):  # those are the rows
-                worst += self.worst(self.axes[axis], total // max(size, 1), lambda index, axis=axis: f"index {index} of axis {axis}")
+                worst += self.worst(
+                    self.axes[axis], total // max(size, 1), lambda index, axis=axis: f"index {index} of axis {axis}"
+                )
         if self.blocked:
             blocks = self.blocks.flatten(1)
-            where = lambda block: f"block {block % BLOCKS} of {BLOCKS} of row {self._unravel(block // BLOCKS)}"  # noqa: E731
+
+            def where(block):
+                return f"block {block % BLOCKS} of {BLOCKS} of row {self._unravel(block // BLOCKS)}"
+
             worst += self.worst(blocks, self.width // BLOCKS, where)
         return (*worst, *self.worst_magnitude())
 

@@ -3,9 +3,11 @@
 Notable:
 - parameter names are those of Apple's own checkpoints (`preprocessor.`, `trunk.`, `head.`; query, key and value fused);
 - attention is `scaled_dot_product_attention`, and no operator is rewritten for the NPU;
-- RMSNorm computes in float32 for half-precision tokens and in float64 in a float64 model, so `model.double()` is a true oracle.
+- RMSNorm computes in float32 for half-precision tokens and in float64 in a float64 model, so `model.double()` is a true
+  oracle.
 
-Source of the architecture: Fini et al., "Multimodal Autoregressive Pre-training of Large Vision Encoders", arXiv 2411.14402.
+Source of the architecture: Fini et al., "Multimodal Autoregressive Pre-training of Large Vision Encoders", arXiv
+2411.14402.
 Shapes: B batch, N tokens, D width, H heads, h and w the picture's height and width in patches.
 """
 
@@ -27,11 +29,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.checkpoints.conversion import (
-    Entry, Fuse, Joined, Rename, Rule, appearing, from_model, read_checkpoint, read_config, to_model, write_checkpoint, write_config,
-)  # fmt: skip
+    Entry,
+    Fuse,
+    Joined,
+    Rename,
+    Rule,
+    appearing,
+    from_model,
+    read_checkpoint,
+    read_config,
+    to_model,
+    write_checkpoint,
+    write_config,
+)
 from harness.errors import CheckpointError, HarnessError
 
-# ---------------------------------------------------------------------------------------------------------- config
+# -------- config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +93,7 @@ VARIANTS: dict[str, AIMv2Config] = {
     "aimv2-large-patch14-224-lit": _variant("large", 224, pool=True),
 }
 
-# ---------------------------------------------------------------------------------------------------------- layers
+# -------- layers
 
 
 class RMSNorm(nn.Module):
@@ -232,7 +245,7 @@ class AttentionPool(nn.Module):
         return self.linear(mixed.reshape(B, D))
 
 
-# ----------------------------------------------------------------------------------------------------------- model
+# -------- model
 
 
 class AIMv2(nn.Module):
@@ -256,7 +269,9 @@ class AIMv2(nn.Module):
     def pool(self, features: Tensor) -> Tensor:
         """Attention-pooled features: (B, N, D) -> (B, D). Raises: ValueError when the variant has no such head."""
         if not self.config.pool:
-            raise ValueError("this AIMv2 has no attention-pool head; of the released variants only lit's image tower has")
+            raise ValueError(
+                "this AIMv2 has no attention-pool head; of the released variants only lit's image tower has"
+            )
         return self.head(features)
 
 
@@ -292,7 +307,8 @@ def _fill(name: str, parameter: Tensor, seed: int) -> None:
         fan_in = math.prod(parameter.shape[1:])
         parameter.normal_(0.0, fan_in**-0.5, generator=generator)
 
-# --------------------------------------------------------------------------------------------------------- picture
+
+# -------- picture
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -331,9 +347,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 def preprocess(image: Image.Image | str | Path, size: int | None = 224) -> Tensor:
     """A picture as the hub's recipe feeds it to AIMv2: (1, 3, H, W) in float32, RGB.
 
-    The shorter edge becomes `size` pixels (bicubic, antialiased), the middle square is cut out, and CLIP's mean and deviation are
-    taken off: to the bit what transformers' CLIPImageProcessor does with Pillow. `size` None is native resolution: no resize, no
-    crop. A path is opened upright by `open_picture`; an image is taken as it is.
+    The shorter edge becomes `size` pixels (bicubic, antialiased), the middle square is cut out, and CLIP's mean and
+    deviation are taken off: to the bit what transformers' CLIPImageProcessor does with Pillow. `size` None is native
+    resolution: no resize, no crop. A path is opened upright by `open_picture`; an image is taken as it is.
 
     Raises: HarnessError for a file without a picture or a picture too elongated to resize.
     """
@@ -349,13 +365,16 @@ def _square(picture: Image.Image, size: int) -> Image.Image:
     width, height = picture.size
     short, long = min(width, height), max(width, height)
     if size * (size * long // short) > LARGEST:
-        raise HarnessError(f"a picture of {width} x {height} pixels is too elongated to make its shorter edge {size}; crop it first")
+        raise HarnessError(
+            f"a picture of {width} x {height} pixels is too elongated to make its shorter edge {size}; crop it first"
+        )
     scaled = int(size * long / short)
     picture = picture.resize((size, scaled) if width <= height else (scaled, size), Image.Resampling.BICUBIC)
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
     return picture.crop((left, top, left + size, top + size))
 
-# ----------------------------------------------------------------------------------------------------- checkpoints
+
+# -------- checkpoints
 
 TRUNK = {  # Apple's names of one transformer, vision or text, to those of transformers
     "trunk.blocks.{i}.norm_1.weight": "encoder.layers.{i}.rms_norm1.weight",
@@ -394,12 +413,18 @@ TIMM = {
     "trunk.blocks.{i}.mlp.fc2.weight": "blocks.{i}.mlp.fc2.weight",
     "trunk.post_trunk_norm.weight": "norm.weight",
 }
-LIT = {"image_projector.weight": "visual_projection.weight", "text_projector.weight": "text_projection.weight", "log_logit_scale": "logit_scale"}
+LIT = {
+    "image_projector.weight": "visual_projection.weight",
+    "text_projector.weight": "text_projection.weight",
+    "log_logit_scale": "logit_scale",
+}
 TOWERS = {"apple": ("image_encoder.", "text_encoder."), "transformers": ("vision_model.", "text_model.")}
 
 
 def _split_rules(names: dict[str, str], own: str = "", model: str = "") -> list[Rule]:
-    """The rules of one transformer between transformers' layout and Apple's, with the prefixes that a tower gives them."""
+    """The rules of one transformer between transformers' layout and Apple's, with the prefixes that a tower gives
+    them.
+    """
     layer = own + "encoder.layers.{i}.attention."
     return [
         *(Rename(own + theirs, model + ours) for ours, theirs in names.items()),
@@ -409,11 +434,19 @@ def _split_rules(names: dict[str, str], own: str = "", model: str = "") -> list[
 
 
 def _same(names: Iterable[str], prefix: str = "") -> list[Rule]:
-    return [Rename(prefix + name, prefix + name) for name in (*names, "trunk.blocks.{i}.attn.qkv.weight", "preprocessor.pos_embed")]
+    return [
+        Rename(prefix + name, prefix + name)
+        for name in (*names, "trunk.blocks.{i}.attn.qkv.weight", "preprocessor.pos_embed")
+    ]
 
 
 LAYOUTS: dict[str, list[Rule]] = {  # between each layout's keys and Apple's, which are the model's
-    "apple": [*_same(VISION), *_same(VISION, "image_encoder."), *_same(TEXT, "text_encoder."), *(Rename(name, name) for name in LIT)],
+    "apple": [
+        *_same(VISION),
+        *_same(VISION, "image_encoder."),
+        *_same(TEXT, "text_encoder."),
+        *(Rename(name, name) for name in LIT),
+    ],
     "transformers": [
         *_split_rules(VISION),
         *_split_rules(VISION, "vision_model.", "image_encoder."),
@@ -448,30 +481,41 @@ def layout_of(keys: Iterable[str]) -> str:
         return layout
     if found:
         counts = ", ".join(f"{count} of {name}" for name, count in found.items())
-        raise CheckpointError(f"the checkpoint mixes layouts ({counts} among {len(keys)} keys); give a checkpoint in one layout")
+        raise CheckpointError(
+            f"the checkpoint mixes layouts ({counts} among {len(keys)} keys); give a checkpoint in one layout"
+        )
     some = ", ".join(sorted(keys)[:3]) or "none"
     raise CheckpointError(
-        f"this is no AIMv2 checkpoint: its {len(keys)} keys ({some}, …) are in none of the layouts apple (preprocessor., trunk.), "
+        f"this is no AIMv2 checkpoint: its {len(keys)} keys ({some}, …) are in none of the layouts apple "
+        "(preprocessor., trunk.), "
         "transformers (embeddings., encoder.) and timm (patch_embed., blocks.)"
     )
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None) -> AIMv2:
-    """The AIMv2 of a checkpoint: a safetensors file, or a directory with one or with shards, in any of the three layouts.
+    """The AIMv2 of a checkpoint: a safetensors file, or a directory with one or with shards, in any of the three
+    layouts.
 
-    Of a lit checkpoint it is the image tower. Heads and eps come from the config.json beside it; without one the sizes must be
-    those of a released variant. `dtype` None keeps the checkpoint's, which must then be one for all its tensors.
+    Of a lit checkpoint it is the image tower. Heads and eps come from the config.json beside it; without one the sizes
+    must be those of a released variant. `dtype` None keeps the checkpoint's, which must then be one for all its
+    tensors.
 
-    Raises: CheckpointError for anything left over, missing, mis-shaped or unreadable; ValueError for a dtype that holds no fractions.
+    Raises: CheckpointError for anything left over, missing, mis-shaped or unreadable; ValueError for a dtype that holds
+    no fractions.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"an AIMv2 computes in a floating-point dtype, not {dtype}")
     checkpoint = _read(Path(path))
     stored = {joined.parts[0].dtype for name, joined in checkpoint.tensors.items() if name.startswith(checkpoint.tower)}
     if not stored <= _DTYPES.keys():
-        raise CheckpointError(f"{path} holds {', '.join(sorted(stored - _DTYPES.keys()))} tensors, which an AIMv2 cannot compute in")
+        raise CheckpointError(
+            f"{path} holds {', '.join(sorted(stored - _DTYPES.keys()))} tensors, which an AIMv2 cannot compute in"
+        )
     if dtype is None and len(stored) > 1:
-        raise CheckpointError(f"{path} mixes {', '.join(sorted(stored))}: say which one to load it in, such as load(path, dtype=torch.float32)")
+        raise CheckpointError(
+            f"{path} mixes {', '.join(sorted(stored))}: say which one to load it in, such as load(path, "
+            "dtype=torch.float32)"
+        )
     with torch.device("meta"):
         model = AIMv2(checkpoint.config)
     model = model.to_empty(device="cpu").requires_grad_(False).eval()
@@ -535,35 +579,66 @@ def _own(name: str, layout: str, part: int = 0) -> str:
 
 def _sizes(entries: Mapping[str, Entry], layout: str, prefix: str) -> tuple[int, int]:
     """Depth and hidden size of the tower with this prefix."""
-    pattern = re.compile(re.escape(_own(prefix + "trunk.blocks.{i}.mlp.fc1.weight", layout)).replace(r"\{i\}", r"(\d+)"))
-    blocks = {int(match[1]): entry for match, entry in ((pattern.fullmatch(key), entry) for key, entry in entries.items()) if match}
+    pattern = re.compile(
+        re.escape(_own(prefix + "trunk.blocks.{i}.mlp.fc1.weight", layout)).replace(r"\{i\}", r"(\d+)")
+    )
+    blocks = {
+        int(match[1]): entry
+        for match, entry in ((pattern.fullmatch(key), entry) for key, entry in entries.items())
+        if match
+    }
     hidden = [entry.shape[0] for entry in blocks.values() if entry.shape]
     return len(blocks), max(set(hidden), key=hidden.count, default=0)
 
 
 def _config(entries: Mapping[str, Entry], layout: str, tower: str, fields: dict, path: Path) -> AIMv2Config:
-    """The model's config: sizes from the shapes, heads and eps from config.json, or from the released variant of these sizes."""
+    """The model's config: sizes from the shapes, heads and eps from config.json, or from the released variant of these
+    sizes.
+    """
     patch = entries.get(_own(tower + "preprocessor.patchifier.proj.weight", layout))
     if patch is None or len(patch.shape) != 4:
         found = "absent" if patch is None else f"{list(patch.shape)}"
-        raise CheckpointError(f"{path}: {_own(tower + 'preprocessor.patchifier.proj.weight', layout)} is {found} where (D, 3, P, P) was expected")
+        raise CheckpointError(
+            f"{path}: {_own(tower + 'preprocessor.patchifier.proj.weight', layout)} is {found} where (D, 3, P, "
+            "P) was expected"
+        )
     depth, hidden = _sizes(entries, layout, tower)
     place = entries.get(_own(tower + "preprocessor.pos_embed", layout))
     side = None if place is None or len(place.shape) < 2 else math.isqrt(place.shape[-2])
     pool = layout != "timm" and _own(tower + "head.cls_token", layout) in entries
     width, channels, size, _ = patch.shape
-    sizes = dict(width=width, depth=depth, hidden=hidden, image_size=None if side is None else side * size, pool=pool, patch=size, channels=channels)
+    sizes = dict(
+        width=width,
+        depth=depth,
+        hidden=hidden,
+        image_size=None if side is None else side * size,
+        pool=pool,
+        patch=size,
+        channels=channels,
+    )
     _check_fields(fields, sizes, path)
     known = [each for each in VARIANTS.values() if {name: getattr(each, name) for name in sizes} == sizes]
-    heads = fields.get("num_attention_heads") or fields.get("model_args", {}).get("num_heads") or (known[0].heads if known else None)
+    heads = (
+        fields.get("num_attention_heads")
+        or fields.get("model_args", {}).get("num_heads")
+        or (known[0].heads if known else None)
+    )
     if not isinstance(heads, int) or heads < 1 or width % heads:
         wanted = f"num_attention_heads of {path if path.is_dir() else path.parent}/config.json"
         found = f"is {heads!r}" if heads is not None else "is missing and these sizes are no released variant's"
-        raise CheckpointError(f"{wanted} {found}: the number of heads, which divides the width {width}, cannot be read from the weights")
+        raise CheckpointError(
+            f"{wanted} {found}: the number of heads, which divides the width {width}, cannot be read from the weights"
+        )
     return AIMv2Config(**sizes, heads=heads, eps=float(fields.get("rms_norm_eps", 1e-5)))
 
 
-_FIELDS = {"width": "hidden_size", "depth": "num_hidden_layers", "hidden": "intermediate_size", "patch": "patch_size", "channels": "num_channels"}
+_FIELDS = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "hidden": "intermediate_size",
+    "patch": "patch_size",
+    "channels": "num_channels",
+}
 
 
 def _check_fields(fields: dict, sizes: dict, path: Path) -> None:
@@ -576,8 +651,15 @@ def _check_fields(fields: dict, sizes: dict, path: Path) -> None:
     if sizes["image_size"] is not None and fields.get("image_size", sizes["image_size"]) != sizes["image_size"]:
         wrong.append(f"image_size is {fields['image_size']} and the weights say {sizes['image_size']}")
     if fields.get("is_native", sizes["image_size"] is None) != (sizes["image_size"] is None):
-        wrong.append(f"is_native is {fields['is_native']} and the weights have {'no' if sizes['image_size'] is None else 'learned'} positions")
-    wrong += [f"{name} is true, which no released AIMv2 has" for name in ("qkv_bias", "use_bias", "mlp_bias") if fields.get(name)]
+        wrong.append(
+            f"is_native is {fields['is_native']} and the weights have "
+            f"{'no' if sizes['image_size'] is None else 'learned'} positions"
+        )
+    wrong += [
+        f"{name} is true, which no released AIMv2 has"
+        for name in ("qkv_bias", "use_bias", "mlp_bias")
+        if fields.get(name)
+    ]
     if fields.get("hidden_act", "silu") != "silu":
         wrong.append(f"hidden_act is {fields['hidden_act']} where silu was expected")
     if wrong:
@@ -591,7 +673,9 @@ def _vision_fields(fields: dict | None) -> dict:
 
 
 def _text_shapes(entries: Mapping[str, Entry], layout: str, image_width: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of lit's text tower and projections, by Apple's names; a tensor that is absent gets one that shows in the error."""
+    """The shapes of lit's text tower and projections, by Apple's names; a tensor that is absent gets one that shows in
+    the error.
+    """
     words = entries.get(_own("text_encoder.preprocessor.text_embedding.weight", layout))
     places = entries.get(_own("text_encoder.preprocessor.positional_embedding", layout))
     projection = entries.get(_own("text_projector.weight", layout))
@@ -601,21 +685,27 @@ def _text_shapes(entries: Mapping[str, Entry], layout: str, image_width: int) ->
     depth, hidden = _sizes(entries, layout, "text_encoder.")
     block = {"norm_1": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width), "norm_2": (width,)}
     block |= {"mlp.fc1": (hidden, width), "mlp.fc3": (hidden, width), "mlp.fc2": (width, hidden)}
-    shapes = {f"text_encoder.trunk.blocks.{i}.{name}.weight": shape for i in range(depth) for name, shape in block.items()}
+    shapes = {
+        f"text_encoder.trunk.blocks.{i}.{name}.weight": shape for i in range(depth) for name, shape in block.items()
+    }
     return shapes | {
         "text_encoder.trunk.post_trunk_norm.weight": (width,),
         "text_encoder.preprocessor.text_embedding.weight": (vocabulary, width),
         "text_encoder.preprocessor.positional_embedding": (context, width),
         "image_projector.weight": (joint, image_width),
         "text_projector.weight": (joint, width),
-        "log_logit_scale": entries[_own("log_logit_scale", layout)].shape if _own("log_logit_scale", layout) in entries else (),
+        "log_logit_scale": entries[_own("log_logit_scale", layout)].shape
+        if _own("log_logit_scale", layout) in entries
+        else (),
     }
 
 
 def convert_checkpoint(source: str | Path, destination: str | Path, *, to: str) -> str:
-    """Write a checkpoint and its config in another layout into a new directory, bit for bit. Returns what was done, in words.
+    """Write a checkpoint and its config in another layout into a new directory, bit for bit. Returns what was done, in
+    words.
 
-    Raises: CheckpointError for a source that `load` refuses, a layout that cannot hold it, or a destination that exists.
+    Raises: CheckpointError for a source that `load` refuses, a layout that cannot hold it, or a destination that
+    exists.
     """
     source, destination = Path(source), Path(destination)
     if to not in LAYOUTS:
@@ -646,9 +736,14 @@ def _translated(checkpoint: _Checkpoint, to: str) -> dict:
 
 
 LIT_TEXT = {  # of aimv2-large-patch14-224-lit, where no config says so
-    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 2048, "vocab_size": 49408,
-    "max_position_embeddings": 77, "rms_norm_eps": 1e-5,
-}  # fmt: skip
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "intermediate_size": 2048,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "rms_norm_eps": 1e-5,
+}
 _OF_LAYOUT = {  # fields that one layout alone has: dropped on the way to another, made anew on the way back
     "apple": {"use_bias", "projection_dropout", "num_queries"},
     "transformers": {"hidden_act", "mlp_bias", "use_head", "is_native"},
@@ -662,13 +757,24 @@ def _tower_fields(config: AIMv2Config, found: dict, to: str) -> dict:
     carried = {name: value for name, value in found.items() if name not in foreign}
     if to == "timm":
         side = config.image_size or 224
-        arguments = dict(img_size=side, patch_size=config.patch, embed_dim=config.width, depth=config.depth, num_heads=config.heads)
+        arguments = dict(
+            img_size=side, patch_size=config.patch, embed_dim=config.width, depth=config.depth, num_heads=config.heads
+        )
         name = f"aimv2_{_size_name(config)}_patch{config.patch}_{side}"
-        return carried | {"architecture": name, "num_features": config.width, "model_args": arguments} | _common_fields(config, found)
+        return (
+            carried
+            | {"architecture": name, "num_features": config.width, "model_args": arguments}
+            | _common_fields(config, found)
+        )
     own = {
         "apple": {"architectures": ["AIMv2Model"], "model_type": "aimv2", "use_bias": False, "projection_dropout": 0.0}
         | ({"num_queries": 1} if config.pool else {}),
-        "transformers": {"architectures": ["Aimv2VisionModel"], "model_type": "aimv2_vision_model", "hidden_act": "silu", "mlp_bias": False}
+        "transformers": {
+            "architectures": ["Aimv2VisionModel"],
+            "model_type": "aimv2_vision_model",
+            "hidden_act": "silu",
+            "mlp_bias": False,
+        }
         | {"use_head": config.pool, "is_native": config.image_size is None},
     }[to]
     return carried | own | _common_fields(config, found)

@@ -39,11 +39,17 @@ def open_model(given: Path | None) -> tuple[AIMv2, str]:
         return build(DEFAULT, seed=0), f"{DEFAULT} with random weights, seeded:0 (no --model-dir, no MODEL_DIR)"
     model = load(directory, dtype=torch.float32)
     name = next((name for name, config in VARIANTS.items() if config == model.config), "an AIMv2 of its own sizes")
-    return model, f"{name.removesuffix('-distilled')} from {directory} ({origin}), sha256 {checkpoint_digest(directory)}"
+    return (
+        model,
+        f"{name.removesuffix('-distilled')} from {directory} ({origin}), sha256 {checkpoint_digest(directory)}",
+    )
 
 
-def infer(*, image: Path | None, dtype: str, device: str, model_dir: Path | None, seed: int, output: Path | None) -> str:
-    """Run the model once; returns what ran and what came out. `output` gets the features, and the pooled ones, as safetensors.
+def infer(
+    *, image: Path | None, dtype: str, device: str, model_dir: Path | None, seed: int, output: Path | None
+) -> str:
+    """Run the model once; returns what ran and what came out. `output` gets the features, and the pooled ones, as
+    safetensors.
 
     Raises: HarnessError for a picture, checkpoint, device or output that cannot be used, before anything heavy is done.
     """
@@ -51,8 +57,12 @@ def infer(*, image: Path | None, dtype: str, device: str, model_dir: Path | None
         _check_writable(output)
     directory, _ = model_directory(model_dir)
     if directory is not None and not directory.exists():
-        raise HarnessError(f"no such model: {directory}; give the directory of a checkpoint, or none for seeded weights")
-    picture = None if image is None else preprocess(image, size=None)  # a broken picture is found before the weights are built
+        raise HarnessError(
+            f"no such model: {directory}; give the directory of a checkpoint, or none for seeded weights"
+        )
+    picture = (
+        None if image is None else preprocess(image, size=None)
+    )  # a broken picture is found before the weights are built
     opened = open_device(device)
     model, weights = open_model(model_dir)
     side = model.config.image_size
@@ -60,13 +70,19 @@ def infer(*, image: Path | None, dtype: str, device: str, model_dir: Path | None
         pixels, source = (picture if side is None else preprocess(image, size=side)), f"{image}"
     else:
         height = side or NATIVE_SIDE
-        pixels, source = torch.randn(1, 3, height, height, generator=torch.Generator().manual_seed(seed)), f"noise, seed {seed}"
+        pixels, source = (
+            torch.randn(1, 3, height, height, generator=torch.Generator().manual_seed(seed)),
+            f"noise, seed {seed}",
+        )
     features, pooled, milliseconds = _forward(model, pixels, getattr(torch, dtype), opened)
     if output is not None:
         _write(output, {"features": features} | ({} if pooled is None else {"pooled": pooled}))
     lines = [
         f"model     {weights}",
-        f"device    {opened.torch_device} {opened.name}{', EMULATED: no evidence about hardware' if opened.backend == 'emulated' else ''}",
+        (
+            f"device    {opened.torch_device} "
+            f"{opened.name}{', EMULATED: no evidence about hardware' if opened.backend == 'emulated' else ''}"
+        ),
         f"input     {source}, {tuple(pixels.shape)} {dtype}",
         f"features  {_described(features)}",
         *([] if pooled is None else [f"pooled    {_described(pooled)}"]),
@@ -105,7 +121,9 @@ def _described(tensor: Tensor) -> str:
     wide = tensor.double()
     broken = int((~torch.isfinite(wide)).sum())
     numbers = f"mean {wide.mean():.6f}, std {wide.std():.6f}, least {wide.min():.4f}, largest {wide.max():.4f}"
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}: {numbers}" + (f", {broken} NOT FINITE" if broken else "")
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}: {numbers}" + (
+        f", {broken} NOT FINITE" if broken else ""
+    )
 
 
 def _check_writable(output: Path) -> None:
@@ -115,7 +133,9 @@ def _check_writable(output: Path) -> None:
         with tempfile.TemporaryFile(dir=output.parent):
             pass
     except OSError as error:
-        raise HarnessError(f"--output {output}: cannot write there ({error.strerror}); name a file in a directory that can be written") from None
+        raise HarnessError(
+            f"--output {output}: cannot write there ({error.strerror}); name a file in a directory that can be written"
+        ) from None
 
 
 def _write(output: Path, tensors: dict[str, Tensor]) -> None:
@@ -130,7 +150,9 @@ def _write(output: Path, tensors: dict[str, Tensor]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def bench_aimv2(*, device: str, dtype: str, batch_sizes: Sequence[int], iterations: int, warmup: int, model_dir: Path | None) -> str:
+def bench_aimv2(
+    *, device: str, dtype: str, batch_sizes: Sequence[int], iterations: int, warmup: int, model_dir: Path | None
+) -> str:
     """Time AIMv2 at several batch sizes; returns the table in markdown, with what was measured and where.
 
     Raises: DeviceError, CheckpointError as opening them does.
@@ -147,5 +169,7 @@ def bench_aimv2(*, device: str, dtype: str, batch_sizes: Sequence[int], iteratio
         copies = tuple(models.get("model", lambda: model, seed=0, dtype=wanted, device=place) for place in places)
     for size in batch_sizes:
         pixels = torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(0)).to(wanted)
-        rows += time_pair("aimv2", wanted, copies, pixels, opened, iterations=iterations, warmup=warmup, batch_size=size)
+        rows += time_pair(
+            "aimv2", wanted, copies, pixels, opened, iterations=iterations, warmup=warmup, batch_size=size
+        )
     return f"{weights}\n\n{performance_text(rows, backend=opened.backend, stack=opened.stack.to_dict())}"

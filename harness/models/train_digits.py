@@ -67,10 +67,19 @@ def main(folder: Path = FOLDER) -> float:
     save_file({"grey": held_grey, "labels": held_labels}, folder / "held_out.safetensors")
     sizes = asdict(CONFIG)
     config = {
-        "architectures": ["AIMv2Model"], "model_type": "aimv2", "hidden_size": sizes["width"], "num_hidden_layers": sizes["depth"],
-        "num_attention_heads": sizes["heads"], "intermediate_size": sizes["hidden"], "image_size": sizes["image_size"],
-        "patch_size": sizes["patch"], "num_channels": sizes["channels"], "rms_norm_eps": sizes["eps"], "qkv_bias": False, "use_bias": False,
-    }  # fmt: skip
+        "architectures": ["AIMv2Model"],
+        "model_type": "aimv2",
+        "hidden_size": sizes["width"],
+        "num_hidden_layers": sizes["depth"],
+        "num_attention_heads": sizes["heads"],
+        "intermediate_size": sizes["hidden"],
+        "image_size": sizes["image_size"],
+        "patch_size": sizes["patch"],
+        "num_channels": sizes["channels"],
+        "rms_norm_eps": sizes["eps"],
+        "qkv_bias": False,
+        "use_bias": False,
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return accuracy
 

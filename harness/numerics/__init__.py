@@ -1,8 +1,9 @@
-"""How Ascend cards round, by family: the rules that the emulator computes by, and that an error forecast can be made from.
+"""How Ascend cards round, by family: the rules that the emulator computes by, and that an error forecast can be made
+from.
 
-Pure torch, on CPU tensors. Each rule names its source and how far it can be trusted: *stated* by the vendor's documents or
-sources, *fitted* to published measurements, or *assumed*. The order of a card's sums is not public, so these functions give errors
-of the right size, not a card's bits.
+Pure torch, on CPU tensors. Each rule names its source and how far it can be trusted: *stated* by the vendor's documents
+or sources, *fitted* to published measurements, or *assumed*. The order of a card's sums is not public, so these
+functions give errors of the right size, not a card's bits.
 """
 
 from harness.numerics.cube import (
@@ -19,9 +20,18 @@ from harness.numerics.cube import (
 )
 from harness.numerics.families import Family, NoFloat32, cube_type, family_of
 from harness.numerics.fused import SCORES, attention, attention_backward
-from harness.numerics.random_rounding import RandomRoundings, move_at_random
 from harness.numerics.otherwise import ARITHMETIC, FUNCTIONS, Vector, VectorUnit
-from harness.numerics.rounding import FLOAT32, HALF, OPERANDS, Operands, round_half_away, round_hf32, round_tf32, saturated
+from harness.numerics.random_rounding import RandomRoundings, move_at_random
+from harness.numerics.rounding import (
+    FLOAT32,
+    HALF,
+    OPERANDS,
+    Operands,
+    round_half_away,
+    round_hf32,
+    round_tf32,
+    saturated,
+)
 from harness.numerics.vector import (
     batch_norm,
     dot,
@@ -41,17 +51,17 @@ __all__ = [
     "ARITHMETIC",
     "FLOAT32",
     "FUNCTIONS",
-    "Family",
     "GROUPS",
     "HALF",
     "LONG_PIECE",
+    "OPERANDS",
+    "SCORES",
+    "Family",
     "NoFloat32",
     "NoFloat64",
     "NotOnCube",
-    "OPERANDS",
     "Operands",
     "RandomRoundings",
-    "SCORES",
     "Vector",
     "VectorUnit",
     "attention",

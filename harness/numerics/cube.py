@@ -17,17 +17,25 @@ BLOCK = 1 << 20  # results that a long sum is made for at a time: 4 MiB
 
 
 def matmul(
-    left: Tensor, right: Tensor, *, bias: Tensor | None = None, operands: Operands = FLOAT32, out: torch.dtype | None = None,
+    left: Tensor,
+    right: Tensor,
+    *,
+    bias: Tensor | None = None,
+    operands: Operands = FLOAT32,
+    out: torch.dtype | None = None,
     groups: int = GROUPS,
-) -> Tensor:  # fmt: skip
-    """left @ right (+ bias) as the cube computes it: (…, M, K) by (…, K, N), rounded once to `out`, by default left's dtype.
+) -> Tensor:
+    """left @ right (+ bias) as the cube computes it: (…, M, K) by (…, K, N), rounded once to `out`, by default left's
+    dtype.
 
-    - float16, bfloat16: exact products, float32 sums, the bias added to the sum before the only rounding. Stated: Mmad takes
-      half operands into a float32 accumulator (asc-devkit, Mmad.md); the cast on the way out is round-to-nearest-even.
+    - float16, bfloat16: exact products, float32 sums, the bias added to the sum before the only rounding. Stated: Mmad
+      takes half operands into a float32 accumulator (asc-devkit, Mmad.md); the cast on the way out is
+      round-to-nearest-even.
     - float64: there is none. Raises: NoFloat64.
-    - float32: float32 products and sums of what `operands` makes of both; the result is float32 unless they say otherwise. Stated.
-    - The order of the sum: fitted, see `matmul_by_groups`; here `groups` parts of K one after the other, and a long sum of float32
-      loses what its K / 4 roundings lose (`_in_order`). With one part the sum is torch's own.
+    - float32: float32 products and sums of what `operands` makes of both; the result is float32 unless they say
+      otherwise. Stated.
+    - The order of the sum: fitted, see `matmul_by_groups`; here `groups` parts of K one after the other, and a long sum
+      of float32 loses what its K / 4 roundings lose (`_in_order`). With one part the sum is torch's own.
     """
     dtype = out or left.dtype
     if not left.is_floating_point():
@@ -53,10 +61,14 @@ class NotOnCube(TypeError):
 
 
 class NoFloat64(NotOnCube):
-    """The cube was asked for float64, which it does not have: stated, Mmad takes half, bfloat16, float32 and int8 (asc-devkit, Mmad.md)."""
+    """The cube was asked for float64, which it does not have: stated, Mmad takes half, bfloat16, float32 and int8
+    (asc-devkit, Mmad.md).
+    """
 
     def __init__(self):
-        super().__init__("the cube of a 910B has no float64 (DT_DOUBLE): take float32, or compute this product on the CPU")
+        super().__init__(
+            "the cube of a 910B has no float64 (DT_DOUBLE): take float32, or compute this product on the CPU"
+        )
 
 
 def _widened(tensor: Tensor, operands: Operands) -> Tensor:
@@ -66,11 +78,12 @@ def _widened(tensor: Tensor, operands: Operands) -> Tensor:
 
 
 def _as_one_kind(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """The operands of `torch.matmul` as two matrices, or as two batches (B, M, K) and (B, K, N) of them, and the shape of their product.
+    """The operands of `torch.matmul` as two matrices, or as two batches (B, M, K) and (B, K, N) of them, and the shape
+    of their product.
 
-    The same product is asked for in several forms: (B, T, K) by one matrix, by a vector, with a batch that is broadcast. A BLAS library
-    chooses its kernel, and so the order of a sum, by the form and by the layout. Taken to one form first, with `left` contiguous, the same
-    product has the same bits.
+    The same product is asked for in several forms: (B, T, K) by one matrix, by a vector, with a batch that is
+    broadcast. A BLAS library chooses its kernel, and so the order of a sum, by the form and by the layout. Taken to one
+    form first, with `left` contiguous, the same product has the same bits.
     """
     rows = left.shape[-2:-1]  # none of a vector
     columns = right.shape[-1:] if right.dim() > 1 else ()
@@ -88,7 +101,7 @@ def _as_one_kind(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, tuple[int
 def _is_one_matrix(tensor: Tensor) -> bool:
     """Whether a batch of matrices is one, repeated by strides of zero."""
     leading = zip(tensor.shape[:-2], tensor.stride())
-    return all(size == 1 or stride == 0 and size > 0 for size, stride in leading)
+    return all(size == 1 or (stride == 0 and size > 0) for size, stride in leading)
 
 
 def _grouped(left: Tensor, right: Tensor, groups: int) -> Tensor:
@@ -104,14 +117,16 @@ def _grouped(left: Tensor, right: Tensor, groups: int) -> Tensor:
 
 
 def _in_order(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right with a long K, (M, K) by (K, N) or in batches, that loses as much as K / `WIDTH` roundings of the growing sum.
+    """left @ right with a long K, (M, K) by (K, N) or in batches, that loses as much as K / `WIDTH` roundings of the
+    growing sum.
 
-    Parts of K of about `PART` are added one after the other. The rounding error of each addition is known, since what is left of the part after
-    it can be computed; it is put back as often as it takes to stand for all the roundings that the cube makes along that part, whose
-    errors are independent: the square root of their number. Partial sums grow along the part from those before it: with their
-    squares as those of a random walk, (p - 1/2) / p of what they are at the end of part p. Where every addition is exact, nothing is lost.
-    Beside `matmul_by_groups` it loses 1.0 to 1.6 times as much for K of 800 to 28,672, whether terms are of either sign or all positive;
-    a BLAS library, which adds blocks apart, loses a half to a seventh of it.
+    Parts of K of about `PART` are added one after the other. The rounding error of each addition is known, since what
+    is left of the part after it can be computed; it is put back as often as it takes to stand for all the roundings
+    that the cube makes along that part, whose errors are independent: the square root of their number. Partial sums
+    grow along the part from those before it: with their squares as those of a random walk, (p - 1/2) / p of what they
+    are at the end of part p. Where every addition is exact, nothing is lost. Beside `matmul_by_groups` it loses 1.0 to
+    1.6 times as much for K of 800 to 28,672, whether terms are of either sign or all positive; a BLAS library, which
+    adds blocks apart, loses a half to a seventh of it.
     """
     total = left.new_empty(*left.shape[:-1], right.shape[-1])
     rows = max(BLOCK // max(right.shape[-1], 1), 1)
@@ -149,11 +164,12 @@ def _add(total: Tensor, term: Tensor, length: float, count: int) -> None:
 
 
 def matmul_by_groups(left: Tensor, right: Tensor, group: int) -> Tensor:
-    """left @ right, (M, K) by (K, N) in float32, with one float32 rounding after each `group` of K, exact inside: the cube, literally.
+    """left @ right, (M, K) by (K, N) in float32, with one float32 rounding after each `group` of K, exact inside: the
+    cube, literally.
 
-    Fitted: with 4 a float32 product of K = 64 has the 23.9 effective bits that were measured on a card (Jittor pull request 18025); HF32
-    takes 8 k a cycle and halves 16 (asc-devkit, Cube instruction table). It costs K / group products, so `matmul` sums a few parts of K
-    instead, and makes a long sum lose as much as this one.
+    Fitted: with 4 a float32 product of K = 64 has the 23.9 effective bits that were measured on a card (Jittor pull
+    request 18025); HF32 takes 8 k a cycle and halves 16 (asc-devkit, Cube instruction table). It costs K / group
+    products, so `matmul` sums a few parts of K instead, and makes a long sum lose as much as this one.
     """
     total = torch.zeros(left.shape[0], right.shape[1])
     for start in range(0, left.shape[1], group):
@@ -163,7 +179,9 @@ def matmul_by_groups(left: Tensor, right: Tensor, group: int) -> Tensor:
 
 
 def scaled_product(self: Tensor, product: Tensor, beta: float, alpha: float, dtype: torch.dtype) -> Tensor:
-    """beta · self + alpha · product, where the product is still in the accumulator: one rounding, to `dtype`. Stated, as for the bias."""
+    """beta · self + alpha · product, where the product is still in the accumulator: one rounding, to `dtype`. Stated,
+    as for the bias.
+    """
     total = product if alpha == 1 else product * alpha
     wide = self.float() if self.dtype in HALF else self
     if beta != 0:
@@ -175,20 +193,32 @@ LONG_PIECE = 63
 
 
 def cuts_in_pieces(x: Tensor, weight: Tensor, *, stride, padding, dilation, transposed: bool, groups: int) -> bool:
-    """Whether a convolution only cuts one channel into long pieces: the vendor makes a product of it that keeps float32 (aclnn_convolution.cpp)."""
+    """Whether a convolution only cuts one channel into long pieces: the vendor makes a product of it that keeps float32
+    (aclnn_convolution.cpp).
+    """
     alone = weight.dim() == 3 and x.shape[1] == groups == dilation[0] == 1 and not transposed
     return alone and padding[0] == 0 and stride[0] == weight.shape[2] > LONG_PIECE
 
 
 def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride, padding, dilation, transposed: bool, output_padding, groups: int,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride,
+    padding,
+    dilation,
+    transposed: bool,
+    output_padding,
+    groups: int,
     operands: Operands = FLOAT32,
 ) -> Tensor:
-    """A convolution as the cube computes it: float32 operands as `operands` says, bias in the float32 accumulator, one rounding.
+    """A convolution as the cube computes it: float32 operands as `operands` says, bias in the float32 accumulator, one
+    rounding.
 
-    Stated: forward convolutions take their bias as float32 (aclnnConvolution). The vendor's golden rounds it to HF32 as well;
-    here it is not, an effect of at most 2^-12 of the bias. With operands in float16 the bias and the result are float16 too
-    (hicann/ops-nn, aclnn_convolution.cpp, UpdateOutputDtype and UpdateInputDtype).
+    Stated: forward convolutions take their bias as float32 (aclnnConvolution). The vendor's golden rounds it to HF32 as
+    well; here it is not, an effect of at most 2^-12 of the bias. With operands in float16 the bias and the result are
+    float16 too (hicann/ops-nn, aclnn_convolution.cpp, UpdateOutputDtype and UpdateInputDtype).
     """  # fmt: skip
     dtype, halved = x.dtype, operands.kind == "float16" and x.dtype == torch.float32
     wide = (_widened(x, operands), _widened(weight, operands), None if bias is None else bias.float())
@@ -196,7 +226,9 @@ def convolution(
     options = (stride, padding, dilation, transposed, output_padding, groups)
     alone = dtype == torch.float32 and operands.kind == "float32" and groups == 1
     length = _terms(weight, stride, transposed)
-    found = _convolved_in_order(*wide, length, options) if alone and length > LONG else torch.convolution(*wide, *options)
+    found = (
+        _convolved_in_order(*wide, length, options) if alone and length > LONG else torch.convolution(*wide, *options)
+    )
     return (operands.in_half(found) if halved else found).to(dtype)
 
 
@@ -222,14 +254,25 @@ def _convolved_in_order(x: Tensor, weight: Tensor, bias: Tensor | None, length: 
 
 
 def convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, *, stride, padding, dilation, transposed: bool, output_padding, groups: int, wanted,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    stride,
+    padding,
+    dilation,
+    transposed: bool,
+    output_padding,
+    groups: int,
+    wanted,
     operands: Operands = FLOAT32,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of a convolution towards x, its weight and its bias, as the cube computes them; None where `wanted` is False.
+    """The gradients of a convolution towards x, its weight and its bias, as the cube computes them; None where `wanted`
+    is False.
 
-    Those of x and of the weight are products as in the forward: operands as `operands` says, float32 sums, one rounding. Stated:
-    the cube's math type of aclnnConvolutionBackward. The bias' is a float32 sum of `grad` as it came. Assumed: the vector unit has no HF32,
-    and with operands in float16 the result is float32.
+    Those of x and of the weight are products as in the forward: operands as `operands` says, float32 sums, one
+    rounding. Stated: the cube's math type of aclnnConvolutionBackward. The bias' is a float32 sum of `grad` as it came.
+    Assumed: the vector unit has no HF32, and with operands in float16 the result is float32.
     """  # fmt: skip
     cubed = (_widened(grad, operands), _widened(x, operands), _widened(weight, operands))
     towards_x, towards_weight, _ = torch.ops.aten.convolution_backward(

@@ -3,10 +3,10 @@
     with rounding(rules_of(device.stack)):
         outputs = model(inputs)
 
-Every ATen operator is computed by the CPU. Those whose rounding `numerics` states, products, convolutions, fused attention, GELU,
-SiLU and layer norm, are computed by those rules instead; composite operators end at the same rounding because they are made of them.
-What is not float32, float16 or bfloat16, and what is not on the CPU, passes untouched. Gradients of products, convolutions and GELU are
-rounded likewise; those of the other operators are the CPU's.
+Every ATen operator is computed by the CPU. Those whose rounding `numerics` states, products, convolutions, fused
+attention, GELU, SiLU and layer norm, are computed by those rules instead; composite operators end at the same rounding
+because they are made of them. What is not float32, float16 or bfloat16, and what is not on the CPU, passes untouched.
+Gradients of products, convolutions and GELU are rounded likewise; those of the other operators are the CPU's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ DTYPES = (torch.float32, *numerics.HALF)
 class Rules:
     """How a kind of card rounds under its switches. `str()` says it in one line.
 
-    Raises: ValueError for operands that are not in `numerics.OPERANDS`, other ties than "away" and "even", groups below one.
+    Raises: ValueError for operands that are not in `numerics.OPERANDS`, other ties than "away" and "even", groups below
+    one.
     """
 
     card: str = "Ascend A2"
@@ -47,11 +48,13 @@ class Rules:
     ties: str = "away"  # of HF32; those of TF32 go away from zero, those of float16 to even
     groups: int = numerics.GROUPS  # parts that the sum of a product is made of
     gelu_tanh: bool = True  # GELU takes its tanh formula, whatever is asked for
-    fused_attention: bool = True  # attention is one operator unless its mask is of floats; otherwise it is made of its products
+    # Attention is one operator unless its mask is of floats; otherwise it is made of its products.
+    fused_attention: bool = True
     narrow_attention: bool = False  # and unless a head is wider than 256: compatible_impl
     saturates: bool = False  # float16 results that overflow are cut to the largest number, NaN is 0
     half_results: bool = False  # float32 products that are computed in float16 are rounded to it, too
-    vector: numerics.Vector = numerics.Vector()  # how the vector unit computes, where that is not as `numerics` says
+    # How the vector unit computes, where that is not as `numerics` says.
+    vector: numerics.Vector = numerics.Vector()  # noqa: RUF009  frozen
     overflow_alone: bool = False  # all is computed as the CPU does, and of these rules `saturates` alone holds
     random: int | None = None  # a seed: results are moved by a last place at random (`numerics.random_rounding`)
 
@@ -84,11 +87,11 @@ class Rules:
 
 
 def rules_of(stack: Stack) -> Rules | None:
-    """The rules that the SoC and the switches of a stack put in force; None for the CPU, whose own arithmetic is the forecast, and for a SoC
-    of which nobody says how it rounds.
+    """The rules that the SoC and the switches of a stack put in force; None for the CPU, whose own arithmetic is the
+    forecast, and for a SoC of which nobody says how it rounds.
 
-    A switch that torch_npu does not tell is taken as its default. torch_npu reads compatible_impl at its first GELU and keeps it for the
-    process; what is set later the stack tells and the device does not follow.
+    A switch that torch_npu does not tell is taken as its default. torch_npu reads compatible_impl at its first GELU and
+    keeps it for the process; what is set later the stack tells and the device does not follow.
     """
     if stack.backend in ("npu", "emulated"):
         family = numerics.family_of(stack.device)
@@ -105,9 +108,11 @@ def rules_of(stack: Stack) -> Rules | None:
 
 
 def overflow_of(stack: Stack, dtype: torch.dtype) -> Rules | None:
-    """Rules under which the CPU computes as it does and overflows as the device; None where that is what the CPU does by itself.
+    """Rules under which the CPU computes as it does and overflows as the device; None where that is what the CPU does
+    by itself.
 
-    Where half saturates, what a float16 operator cannot hold is 65504 on the device, and what follows goes on with that.
+    Where half saturates, what a float16 operator cannot hold is 65504 on the device, and what follows goes on with
+    that.
     """
     return Rules(saturates=True, overflow_alone=True) if dtype == torch.float16 and _saturates(stack) else None
 
@@ -118,11 +123,16 @@ def _saturates(stack: Stack) -> bool:
     return bool(numerics.family_of(stack.device).saturates) if stack.inf_nan_mode is None else not stack.inf_nan_mode
 
 
-PRECISION_MODES = {"must_keep_origin_dtype": False, "allow_fp32_to_fp16": True}  # whether float32 products may run in float16
+PRECISION_MODES = {
+    "must_keep_origin_dtype": False,
+    "allow_fp32_to_fp16": True,
+}  # whether float32 products may run in float16
 
 
 def _ascend(family: numerics.Family, stack: Stack) -> Rules:
-    """The rules of a family under the switches. Stated: Ascend/pytorch, EnvVariables.cpp and CalcuOpUtil.cpp; op-plugin, OpUtils.cpp."""
+    """The rules of a family under the switches. Stated: Ascend/pytorch, EnvVariables.cpp and CalcuOpUtil.cpp;
+    op-plugin, OpUtils.cpp.
+    """
     half = PRECISION_MODES.get(stack.precision_mode or "", family.allows_float16)
     conv = numerics.cube_type(allow_hf32=stack.conv_allow_hf32 is not False, allow_float16=half)
     matmul = numerics.cube_type(allow_hf32=bool(stack.matmul_allow_hf32), allow_float16=half)
@@ -141,7 +151,9 @@ def _ascend(family: numerics.Family, stack: Stack) -> Rules:
 
 
 def _kind(family: numerics.Family, cube: int) -> str:
-    """What float32 operands are rounded to; float32 where the card refuses what it is asked for, since no number comes out then."""
+    """What float32 operands are rounded to; float32 where the card refuses what it is asked for, since no number comes
+    out then.
+    """
     try:
         return family.operands(cube)
     except numerics.NoFloat32:
@@ -159,7 +171,7 @@ class Assumption:
 
     def applies(self, rules: Rules, dtype: str) -> bool:
         """Whether a model in a dtype is computed otherwise then."""
-        if self.float16_alone and dtype != "float16" or self.half_alone and dtype == "float32":
+        if (self.float16_alone and dtype != "float16") or (self.half_alone and dtype == "float32"):
             return False
         return replace(rules, **self.changes) != rules
 
@@ -212,7 +224,9 @@ DROPPED = {"HF32": 12, "HF32 of 10 bits": 13, "TF32": 13, "float16": 13}  # mant
 
 
 def _dropped(rules: Rules) -> dict[Any, int]:
-    """How many mantissa bits of float32 operands an operator drops under these rules; those that drop none are left out."""
+    """How many mantissa bits of float32 operands an operator drops under these rules; those that drop none are left
+    out.
+    """
     if rules.overflow_alone:
         return {}
     kinds = {_convolution: rules.conv, _convolution_backward: rules.conv, _time_convolution: rules.conv}
@@ -251,15 +265,24 @@ class _Rounding(TorchDispatchMode):
         """What an operator returned, cut in place where half results saturate."""
         if self.rules.saturates:
             for each in tree_leaves(found):
-                if isinstance(each, Tensor) and each.dtype == torch.float16 and _is_ours((each,)) and not bool(each.isfinite().all()):
+                if (
+                    isinstance(each, Tensor)
+                    and each.dtype == torch.float16
+                    and _is_ours((each,))
+                    and not bool(each.isfinite().all())
+                ):
                     each.copy_(numerics.saturated(each))
         return found
 
-    def attend(self, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    def attend(
+        self, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    ):
         """F.scaled_dot_product_attention; `func` computes it where there is no rule."""
         options = dict(dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
-        elsewhere = self.rules.overflow_alone or not _is_ours((query, key, value))  # what it is made of comes here again
-        if elsewhere or dropout_p or is_causal and attn_mask is not None:
+        elsewhere = self.rules.overflow_alone or not _is_ours(
+            (query, key, value)
+        )  # what it is made of comes here again
+        if elsewhere or dropout_p or (is_causal and attn_mask is not None):
             return getattr(func, "decompose", func)(query, key, value, attn_mask, **options)
         wanted = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
         if wanted or not _fits_fused(self.rules, query, key, value, attn_mask, enable_gqa):
@@ -287,20 +310,31 @@ class _Attention(TorchFunctionMode):
 
 def _is_ours(args: tuple) -> bool:
     tensors = [each for each in args if isinstance(each, Tensor)]
-    return bool(tensors) and all(each.dtype in DTYPES and each.device.type == "cpu" and each.layout == torch.strided for each in tensors)
+    return bool(tensors) and all(
+        each.dtype in DTYPES and each.device.type == "cpu" and each.layout == torch.strided for each in tensors
+    )
 
 
 KEEP_STRIDES = (
-    "clone", "_to_copy", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
-    "empty_strided", "new_empty_strided",
-)  # fmt: skip
+    "clone",
+    "_to_copy",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+    "randint_like",
+    "empty_strided",
+    "new_empty_strided",
+)
 
 
 def _laid_out(func, found: Any) -> Any:
     """What an operator computed, contiguous as torch_npu returns it; the CPU would keep the strides of the operands.
 
-    Strides decide in which order what follows sums. Copies and tensors that are made like another keep their strides on both sides, and a
-    view or what was written into is left as it is.
+    Strides decide in which order what follows sums. Copies and tensors that are made like another keep their strides on
+    both sides, and a view or what was written into is left as it is.
     """
     if func.overloadpacket.__name__ in KEEP_STRIDES or not returns_new(func):
         return found
@@ -327,13 +361,14 @@ def _computed(rule: Callable, rules: Rules, func, args: tuple, kwargs: dict) -> 
     return targets[0] if len(targets) == 1 else tuple(targets)
 
 
-# ------------------------------------------------------------------------------------------------------- the rules
+# -------- the rules
 
 RULES: dict[Any, Callable] = {}
 
 
 def _rule(*names: str) -> Callable:
-    """Enter the meaning of ATen operators, with their arguments in order; it answers for their in-place and out= forms too.
+    """Enter the meaning of ATen operators, with their arguments in order; it answers for their in-place and out= forms
+    too.
 
     An operator that this torch lacks is one that no model can call.
     """
@@ -371,15 +406,28 @@ def _convolution(rules: Rules, x, weight, bias, stride, padding, dilation, trans
 
 
 @_rule("convolution_backward")
-def _convolution_backward(rules: Rules, grad, x, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, wanted):
-    options = dict(stride=stride, padding=padding, dilation=dilation, transposed=transposed, output_padding=output_padding, groups=groups)
-    found = numerics.convolution_backward(grad, x, weight, wanted=wanted, operands=rules.operands(rules.conv), **options)
+def _convolution_backward(
+    rules: Rules, grad, x, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, wanted
+):
+    options = dict(
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        transposed=transposed,
+        output_padding=output_padding,
+        groups=groups,
+    )
+    found = numerics.convolution_backward(
+        grad, x, weight, wanted=wanted, operands=rules.operands(rules.conv), **options
+    )
     return (*found[:2], None if found[2] is None else found[2].to(weight.dtype))
 
 
 @_rule("gelu_backward")
 def _gelu_backward(rules: Rules, grad, x, *, approximate="none"):
-    return numerics.wide(aten.gelu_backward, grad, x, approximate="tanh" if rules.gelu_tanh else approximate).to(x.dtype)
+    return numerics.wide(aten.gelu_backward, grad, x, approximate="tanh" if rules.gelu_tanh else approximate).to(
+        x.dtype
+    )
 
 
 @_rule("conv_tbc")
@@ -425,7 +473,9 @@ def _running_product(rules: Rules, x, dim, *, dtype=None):
     return numerics.running_product(x if dtype is None else x.to(dtype), dim)
 
 
-def _spread(x: Tensor, dim=None, unbiased: bool = True, keepdim: bool = False, *, correction=None) -> tuple[Tensor, Tensor]:
+def _spread(
+    x: Tensor, dim=None, unbiased: bool = True, keepdim: bool = False, *, correction=None
+) -> tuple[Tensor, Tensor]:
     """The variance and the mean by any overload of aten.var: the axes may be left out before `unbiased`."""
     dim, unbiased = (None, dim) if isinstance(dim, bool) else (dim, unbiased)
     axes = [dim] if isinstance(dim, int) else dim
@@ -485,7 +535,9 @@ for _name in ("upsample_bicubic2d", "upsample_bilinear2d", "_upsample_bicubic2d_
 
 @_rule("_scaled_dot_product_flash_attention_for_cpu")
 def _flash_attention(rules: Rules, query, key, value, dropout_p=0.0, is_causal=False, *, attn_mask=None, scale=None):
-    """Reached where attention was called past `_Attention`, from C++; a mask of bools has become one of floats there."""
+    """Reached where attention was called past `_Attention`, from C++; a mask of bools has become one of floats
+    there.
+    """
     mask = None if attn_mask is None else attn_mask.float()
     hidden = _causal(query, key) if is_causal else None
     found, top, total = numerics.attention(query, key, value, scale=_scale(query, scale), hidden=hidden, bias=mask)
@@ -529,10 +581,14 @@ HEADS, WIDEST = 2048, 512  # N_LIMIT and D_LIMIT of ScaledDotProductAttentionKer
 NARROW = 256  # the widest head where compatible_impl is on
 
 
-def _fits_fused(rules: Rules, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, shared_heads: bool) -> bool:
-    """Whether torch_npu fuses attention (op-plugin, ScaledDotProductAttentionKernelNpuOpApi.cpp, branch 26.1.0 and later).
+def _fits_fused(
+    rules: Rules, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, shared_heads: bool
+) -> bool:
+    """Whether torch_npu fuses attention (op-plugin, ScaledDotProductAttentionKernelNpuOpApi.cpp, branch 26.1.0 and
+    later).
 
-    From 910B1 on, four axes, no mask or one of bools, up to 2,048 heads of up to 512; in float32 the width of a head is a multiple of 4.
+    From 910B1 on, four axes, no mask or one of bools, up to 2,048 heads of up to 512; in float32 the width of a head is
+    a multiple of 4.
     """
     heads = (query, key, value)
     if not rules.fused_attention or any(each.dim() != 4 or each.shape[0] != query.shape[0] for each in heads):
@@ -540,7 +596,9 @@ def _fits_fused(rules: Rules, query: Tensor, key: Tensor, value: Tensor, mask: T
     if any(each.shape[1] != query.shape[1] for each in (key, value)) and not shared_heads:
         return False
     widths = [each.shape[-1] for each in heads]
-    if query.dtype == torch.float32 and any(width % 4 for width in widths) or rules.narrow_attention and max(widths) > NARROW:
+    if (query.dtype == torch.float32 and any(width % 4 for width in widths)) or (
+        rules.narrow_attention and max(widths) > NARROW
+    ):
         return False
     if query.shape[1] > HEADS or key.shape[1] > HEADS or query.shape[-1] > WIDEST:
         return False

@@ -1,4 +1,6 @@
-"""The families of Ascend chips by the SoC's name, and what public sources say of how each computes. A name says its family; nothing is asked of a card."""
+"""The families of Ascend chips by the SoC's name, and what public sources say of how each computes. A name says its
+family; nothing is asked of a card.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +9,28 @@ from dataclasses import dataclass
 
 from harness.numerics.cube import NotOnCube
 
-KEEP, ALLOW_DOWN, USE_FLOAT16, USE_HF32, FLOAT32_ADD = range(5)  # CANN's cubeMathType, which torch_npu sends with each product
+KEEP, ALLOW_DOWN, USE_FLOAT16, USE_HF32, FLOAT32_ADD = range(
+    5
+)  # CANN's cubeMathType, which torch_npu sends with each product
 
 
 class NoFloat32(NotOnCube):
-    """A cube without float32 was asked to keep it: stated, CANN refuses it (hicann/ops-nn, matmul_util.cpp, DefaultMatMulRule)."""
+    """A cube without float32 was asked to keep it: stated, CANN refuses it (hicann/ops-nn, matmul_util.cpp,
+    DefaultMatMulRule).
+    """
 
     def __init__(self, name: str):
         super().__init__(
-            f"the cube of {name} does not compute in float32 (DT_FLOAT) where the cubeMathType is KEEP_DTYPE or USE_HF32; "
+            f"the cube of {name} does not compute in float32 (DT_FLOAT) where the cubeMathType is KEEP_DTYPE "
+            "or USE_HF32; "
             "take float16, or leave ACL_PRECISION_MODE at allow_fp32_to_fp16"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Chips that compute alike. What no public source states is None; `known` says whether an expected error can be computed.
+    """Chips that compute alike. What no public source states is None; `known` says whether an expected error can be
+    computed.
 
     >>> family_of("Ascend310P3").float32
     False
@@ -31,18 +39,24 @@ class Family:
     name: str
     members: str  # in words
     pattern: str  # of the whole name, as aclrtGetSocName gives it
-    known: bool = True  # whether public sources say how it rounds float32 operands; without it there is no expected error
-    float32: bool | None = True  # whether its cube takes float32 operands; without, products and convolutions of float32 run in float16
+    # Whether public sources say how it rounds float32 operands; without it there is no expected error.
+    known: bool = True
+    # Whether its cube takes float32 operands; without, products and convolutions of float32 run in float16.
+    float32: bool | None = True
     hf32_bits: int | None = 11  # mantissa bits of HF32; None where there is none or nobody says
     bfloat16: bool | None = True
-    saturates: bool | None = False  # half results that overflow are cut to the largest number, as the chip comes; else Inf and NaN
+    # Half results that overflow are cut to the largest number, as the chip comes; else Inf and NaN.
+    saturates: bool | None = False
     gelu_tanh: bool | None = True  # GELU takes its tanh formula whatever is asked for, unless compatible_impl is on
-    fused_attention: bool | None = True  # torch_npu takes the fused kernel for attention that fits it; else it is made of its products
+    # Torch_npu takes the fused kernel for attention that fits it; else it is made of its products.
+    fused_attention: bool | None = True
     sources: tuple[str, ...] = ()  # repository and file, and what it states
 
     @property
     def allows_float16(self) -> bool | None:
-        """Whether torch_npu lets float32 products run in float16 where ACL_PRECISION_MODE is not set: below 910B1 it does."""
+        """Whether torch_npu lets float32 products run in float16 where ACL_PRECISION_MODE is not set: below 910B1 it
+        does.
+        """
         return None if self.float32 is None else not self.float32
 
     def operands(self, cube: int) -> str:
@@ -62,7 +76,9 @@ class Family:
 
     @property
     def products(self) -> str | None:
-        """What float32 operands of products are rounded to as the chip comes, under torch_npu's default switches; None where unknown."""
+        """What float32 operands of products are rounded to as the chip comes, under torch_npu's default switches; None
+        where unknown.
+        """
         return self.operands(cube_type(allow_hf32=False, allow_float16=self.allows_float16)) if self.known else None
 
     @property
@@ -78,16 +94,30 @@ def cube_type(*, allow_hf32: bool, allow_float16: bool) -> int:
     return USE_HF32 if allow_hf32 else KEEP
 
 
-ENUM = "Ascend/pytorch torch_npu/csrc/core/npu/NpuVariables.cpp: the names, IsBF16Supported, IsSupportInfNan, IsAclnnOnly"
-MODE = "Ascend/pytorch torch_npu/csrc/framework/interface/EnvVariables.cpp, IsAllowFP32ToFP16: must_keep_origin_dtype from 910B1 on"
+ENUM = (
+    "Ascend/pytorch torch_npu/csrc/core/npu/NpuVariables.cpp: the names, IsBF16Supported, IsSupportInfNan, IsAclnnOnly"
+)
+MODE = (
+    "Ascend/pytorch torch_npu/csrc/framework/interface/EnvVariables.cpp, IsAllowFP32ToFP16: must_keep_origin_dtype "
+    "from 910B1 on"
+)
 CUBE = "hicann/ops-nn matmul/common/op_host/op_api/cube_util.h, IsCubeSupportFp32 and IsCubeSupportHf32"
-GELU = "Ascend/op-plugin op_plugin/ops/opapi/GeluOutKernelNpuOpApi.cpp: aclnnGelu, which is its tanh formula, unless compatible_impl is on"
+GELU = (
+    "Ascend/op-plugin op_plugin/ops/opapi/GeluOutKernelNpuOpApi.cpp: aclnnGelu, which is its tanh formula, unless "
+    "compatible_impl is on"
+)
 ATTENTION = "Ascend/op-plugin op_plugin/ops/opapi/ScaledDotProductAttentionKernelNpuOpApi.cpp: fused from 910B1 on"
 HALF_ONLY = (
     ENUM,
     MODE,
-    "hicann/ops-nn conv/convolution_forward/op_host/op_api/aclnn_convolution.cpp, UpdateOutputDtype: 910 and 310P convolve in float16 alone, in and out",
-    "hicann/ops-nn matmul/common/op_host/op_api/matmul_util.cpp, DefaultMatMulRule: float32 operands become float16, the result stays float32",
+    (
+        "hicann/ops-nn conv/convolution_forward/op_host/op_api/aclnn_convolution.cpp, UpdateOutputDtype: 910 and "
+        "310P convolve in float16 alone, in and out"
+    ),
+    (
+        "hicann/ops-nn matmul/common/op_host/op_api/matmul_util.cpp, DefaultMatMulRule: float32 operands become "
+        "float16, the result stays float32"
+    ),
     GELU,
     ATTENTION,
 )
@@ -104,37 +134,68 @@ FAMILIES = (
     Family(name="A2", members="910B1 to 910B4, 910B2C, 910B4-1", pattern=r"Ascend910B\d(C|-\d)?", sources=WITH_HF32),
     Family(name="A3", members="910_93", pattern=r"Ascend910_93\d\d", sources=WITH_HF32),
     Family(
-        name="910A", members="910A, 910ProA, 910ProB, 910PremiumA and \"910B\" without a digit", pattern=r"Ascend910(A|ProA|ProB|PremiumA|B)",
-        float32=False, hf32_bits=None, bfloat16=False, saturates=True, fused_attention=False, sources=HALF_ONLY,
+        name="910A",
+        members='910A, 910ProA, 910ProB, 910PremiumA and "910B" without a digit',
+        pattern=r"Ascend910(A|ProA|ProB|PremiumA|B)",
+        float32=False,
+        hf32_bits=None,
+        bfloat16=False,
+        saturates=True,
+        fused_attention=False,
+        sources=HALF_ONLY,
     ),
     Family(
-        name="310P", members="310P1 to 310P7", pattern=r"Ascend310P\d",
-        float32=False, hf32_bits=None, bfloat16=False, saturates=True, fused_attention=False, sources=HALF_ONLY,
+        name="310P",
+        members="310P1 to 310P7",
+        pattern=r"Ascend310P\d",
+        float32=False,
+        hf32_bits=None,
+        bfloat16=False,
+        saturates=True,
+        fused_attention=False,
+        sources=HALF_ONLY,
     ),
     Family(
-        name="310B", members="310B1 to 310B4", pattern=r"Ascend310B\d",
-        known=False, float32=None, hf32_bits=None, bfloat16=None, saturates=True,
+        name="310B",
+        members="310B1 to 310B4",
+        pattern=r"Ascend310B\d",
+        known=False,
+        float32=None,
+        hf32_bits=None,
+        bfloat16=None,
+        saturates=True,
         sources=(
             ENUM + "; IsBF16Supported goes by the enum's order, in which 310B comes after 910B1",
             MODE,
-            CUBE + ": float32 and HF32 there (DAV_3002); matmul_util.cpp, BuildRule, refuses float32 there: the sources do not agree",
+            CUBE + ": float32 and HF32 there (DAV_3002); matmul_util.cpp, BuildRule, refuses float32 there: the "
+            "sources do not agree",
             GELU,
             ATTENTION,
         ),
     ),
     Family(
-        name="950", members="950", pattern=r"Ascend950\w*", hf32_bits=10, gelu_tanh=False,
+        name="950",
+        members="950",
+        pattern=r"Ascend950\w*",
+        hf32_bits=10,
+        gelu_tanh=False,
         sources=(
             ENUM,
             MODE,
             CUBE,
-            "mirror-cann/asc-devkit docs/zh/api, Mmad, HF32.md, and hicann/ops-nn conv/convolution_forward/tests/assets/golden.py: HF32 keeps 10 mantissa "
-            "bits; hicann/ops-nn matmul/common/tests/st/arch35/matmul_golden_util.py takes 11 for products",
-            "Ascend/op-plugin op_plugin/ops/opapi/GeluOutKernelNpuOpApi.cpp from branch 26.1.0 on: aclnnGeluV2, which follows `approximate`",
+            (
+                "mirror-cann/asc-devkit docs/zh/api, Mmad, HF32.md, and hicann/ops-nn "
+                "conv/convolution_forward/tests/assets/golden.py: HF32 keeps 10 mantissa "
+                "bits; hicann/ops-nn matmul/common/tests/st/arch35/matmul_golden_util.py takes 11 for products"
+            ),
+            (
+                "Ascend/op-plugin op_plugin/ops/opapi/GeluOutKernelNpuOpApi.cpp from branch 26.1.0 on: "
+                "aclnnGeluV2, which follows `approximate`"
+            ),
             ATTENTION,
         ),
     ),
-)  # fmt: skip
+)
 UNKNOWN = Family(
     name="unknown", members="a SoC of another name", pattern="",
     known=False, float32=None, hf32_bits=None, bfloat16=None, saturates=None, gelu_tanh=None, fused_attention=None,

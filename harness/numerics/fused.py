@@ -13,17 +13,27 @@ SCORES = 1 << 26  # attention scores held at a time: 256 MiB
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, hidden: Tensor | None = None, bias: Tensor | None = None,
-    kept: Tensor | None = None, keep: float = 1.0, sink: Tensor | None = None, fast: bool = False,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    hidden: Tensor | None = None,
+    bias: Tensor | None = None,
+    kept: Tensor | None = None,
+    keep: float = 1.0,
+    sink: Tensor | None = None,
+    fast: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fused attention on (B, H, N, D): the result, and each row's maximum and sum, both (B, H, N, 1) in float32.
 
-    `hidden` is True where a key is hidden, broadcast to (B, H, N, S); `bias` is added to the scaled scores; `kept` is True where dropout
-    left a probability, which is then divided by `keep`; `sink` (H,) is one more score for each row, without a value. Heads of k and v may
-    be fewer, shared by groups of q's. Scores, softmax and sums are float32; probabilities and the result are cast to q's dtype, ties
-    away from zero. Stated, but for the tiles of the online softmax: hicann/ops-transformer, flash_attention_score. With `fast`, the high
-    performance of prompts, scores and softmax of float16 are float16. Stated: prompt_flash_attention_base.h; after which steps they are
-    rounded is assumed.
+    `hidden` is True where a key is hidden, broadcast to (B, H, N, S); `bias` is added to the scaled scores; `kept` is
+    True where dropout left a probability, which is then divided by `keep`; `sink` (H,) is one more score for each row,
+    without a value. Heads of k and v may be fewer, shared by groups of q's. Scores, softmax and sums are float32;
+    probabilities and the result are cast to q's dtype, ties away from zero. Stated, but for the tiles of the online
+    softmax: hicann/ops-transformer, flash_attention_score. With `fast`, the high performance of prompts, scores and
+    softmax of float16 are float16. Stated: prompt_flash_attention_base.h; after which steps they are rounded is
+    assumed.
     """  # fmt: skip
     k, v = _shared(k, q), _shared(v, q)
     parts = []
@@ -32,7 +42,15 @@ def attention(
     sink = None if sink is None else sink.float().repeat(q.shape[0])
     fast = fast and q.dtype == torch.float16
     for part in _parts(q, k):
-        parts.append(_attend(*[each[part] for each in flat], scale, *[None if each is None else each[part] for each in (*masks, sink)], keep, fast))
+        parts.append(
+            _attend(
+                *[each[part] for each in flat],
+                scale,
+                *[None if each is None else each[part] for each in (*masks, sink)],
+                keep,
+                fast,
+            )
+        )
     return tuple(torch.cat(each).unflatten(0, q.shape[:2]) for each in zip(*parts))
 
 
@@ -82,21 +100,39 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden, bias, kept, s
 
 
 def attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, found: Tensor, top: Tensor, total: Tensor, *, scale: float, hidden: Tensor | None = None,
-    bias: Tensor | None = None, kept: Tensor | None = None, keep: float = 1.0, sink: Tensor | None = None,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    found: Tensor,
+    top: Tensor,
+    total: Tensor,
+    *,
+    scale: float,
+    hidden: Tensor | None = None,
+    bias: Tensor | None = None,
+    kept: Tensor | None = None,
+    keep: float = 1.0,
+    sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The gradients of `attention` towards q, k, v, bias (B, H, N, S) and sink (H,); the last two in float32, None without the input.
+    """The gradients of `attention` towards q, k, v, bias (B, H, N, S) and sink (H,); the last two in float32, None
+    without the input.
 
-    Probabilities are made again from the saved maximum and sum, in float32. They and the gradient of the scores enter the products that
-    follow in q's dtype, ties away from zero, and the row sums of grad · found replace those over the keys. Stated:
-    hicann/ops-transformer, flash_attention_score_grad; that the results are cast once, after the sum over all tiles, as well.
+    Probabilities are made again from the saved maximum and sum, in float32. They and the gradient of the scores enter
+    the products that follow in q's dtype, ties away from zero, and the row sums of grad · found replace those over the
+    keys. Stated: hicann/ops-transformer, flash_attention_score_grad; that the results are cast once, after the sum over
+    all tiles, as well.
     """  # fmt: skip
     wide_k, wide_v = _shared(k, q), _shared(v, q)
     flat = [each.flatten(0, 1) for each in (grad, q, wide_k, wide_v, found, top, total)]
     masks = [_spread(each, q, k) for each in (hidden, bias, kept)]
     parts = []
     for part in _parts(q, k):
-        parts.append(_attend_backward(*[each[part] for each in flat], scale, *[None if each is None else each[part] for each in masks], keep))
+        parts.append(
+            _attend_backward(
+                *[each[part] for each in flat], scale, *[None if each is None else each[part] for each in masks], keep
+            )
+        )
     joined = [None if each[0] is None else torch.cat(each).unflatten(0, q.shape[:2]) for each in zip(*parts)]
     towards_q, towards_k, towards_v, towards_bias, rows = joined
     group = q.shape[1] // max(k.shape[1], 1)

@@ -17,15 +17,16 @@ _INTEGERS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloa
 def move_at_random(tensor: Tensor, generator: torch.Generator, *, dropped: int = 0) -> Tensor:
     """A tensor of which a twelfth of the numbers, drawn from `generator`, is larger or smaller by one last place.
 
-    A rounding to the nearest is off by up to half a last place u either way, with the variance u²/12; so is this, beside
-    the rounding that the numbers had before. It is the random rounding of Monte Carlo arithmetic (D. S. Parker, Monte Carlo
-    Arithmetic, UCLA CSD-970002, 1997): run a few times, it shows how the roundings of a computation scatter its result.
+    A rounding to the nearest is off by up to half a last place u either way, with the variance u²/12; so is this,
+    beside the rounding that the numbers had before. It is the random rounding of Monte Carlo arithmetic (D. S. Parker,
+    Monte Carlo Arithmetic, UCLA CSD-970002, 1997): run a few times, it shows how the roundings of a computation scatter
+    its result.
 
     Args:
         tensor: float32, float16 or bfloat16 on the CPU, of any shape; it is not written into.
         generator: what is drawn from.
-        dropped: mantissa bits at the end that the numbers do not use, 13 of float32 for HF32 of 10 bits; their last place
-            is that of the bits before.
+        dropped: mantissa bits at the end that the numbers do not use, 13 of float32 for HF32 of 10 bits; their last
+            place is that of the bits before.
 
     Zeros stay zero, and what is not finite or would become so stays as it is. Other dtypes are returned as they are.
 
@@ -45,11 +46,16 @@ def move_at_random(tensor: Tensor, generator: torch.Generator, *, dropped: int =
 
 # What hands numbers on as they are, or rounds only to whole ones; forms that write in place end in "_".
 EXACT = frozenset(
-    "abs amax amin as_strided as_strided_scatter bernoulli ceil clamp clamp_max clamp_min clone constant_pad_nd detach diag_embed diagonal_copy "
-    "diagonal_scatter embedding expand_copy fill flip floor gather hardtanh index index_copy index_fill index_put index_select "
-    "kthvalue lift lift_fresh masked_fill masked_scatter masked_select max max_pool2d_with_indices max_pool3d_with_indices maximum "
-    "median min minimum nan_to_num neg pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d relu repeat repeat_interleave "
-    "replication_pad1d replication_pad2d roll round scatter select_scatter sign slice_scatter sort stack cat take threshold topk tril "
+    "abs amax amin as_strided as_strided_scatter bernoulli ceil clamp clamp_max clamp_min clone "
+    "constant_pad_nd detach diag_embed diagonal_copy "
+    "diagonal_scatter embedding expand_copy fill flip floor gather hardtanh index index_copy index_fill "
+    "index_put index_select "
+    "kthvalue lift lift_fresh masked_fill masked_scatter masked_select max max_pool2d_with_indices "
+    "max_pool3d_with_indices maximum "
+    "median min minimum nan_to_num neg pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d relu "
+    "repeat repeat_interleave "
+    "replication_pad1d replication_pad2d roll round scatter select_scatter sign slice_scatter sort stack cat "
+    "take threshold topk tril "
     "triu trunc unfold_copy upsample_nearest1d upsample_nearest2d upsample_nearest3d where zero".split()
 )
 CASTS = ("_to_copy", "copy")  # which round where they narrow
@@ -94,7 +100,9 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _rounds(func, args: tuple, result: Any) -> bool:
-    """Whether an operator may have rounded what it returned: not a view, a copy, a choice among numbers, or made of no tensors."""
+    """Whether an operator may have rounded what it returned: not a view, a copy, a choice among numbers, or made of no
+    tensors.
+    """
     given = _tensors(args)
     if func.is_view or not given:
         return False

@@ -1,4 +1,6 @@
-"""Rounding of single numbers: HF32, TF32, half dtypes with ties away from zero, saturation; float32 operands as a cube takes them."""
+"""Rounding of single numbers: HF32, TF32, half dtypes with ties away from zero, saturation; float32 operands as a cube
+takes them.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,13 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def round_hf32(tensor: Tensor, ties: str = "away", bits: int = 11) -> Tensor:
-    """Float32 rounded to HF32: 8 exponent bits, `bits` mantissa bits, to the nearest; what is not finite passes through.
+    """Float32 rounded to HF32: 8 exponent bits, `bits` mantissa bits, to the nearest; what is not finite passes
+    through.
 
-    Stated: HF32 rounds the operands as they enter the cube, sums and results stay float32. On Atlas A2 and A3 it keeps 11 bits
-    (hiascend, envref_07_0038), on Ascend 950 10 (mirror-cann/asc-devkit, Mmad, HF32.md). `ties` is "away" from zero, as the vendor's
-    own goldens do it (hicann/ops-nn, conv/convolution_forward/tests/assets/golden.py), or to "even"; which one a convolution takes is
-    not public.
+    Stated: HF32 rounds the operands as they enter the cube, sums and results stay float32. On Atlas A2 and A3 it keeps
+    11 bits (hiascend, envref_07_0038), on Ascend 950 10 (mirror-cann/asc-devkit, Mmad, HF32.md). `ties` is "away" from
+    zero, as the vendor's own goldens do it (hicann/ops-nn, conv/convolution_forward/tests/assets/golden.py), or to
+    "even"; which one a convolution takes is not public.
 
     Raises: ValueError for other dtypes, another rule for ties or another number of bits.
     """
@@ -34,7 +37,9 @@ def round_hf32(tensor: Tensor, ties: str = "away", bits: int = 11) -> Tensor:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The bits of float32. A matrix keeps its strides: weights come transposed, and copying one costs more than its product."""
+    """The bits of float32. A matrix keeps its strides: weights come transposed, and copying one costs more than its
+    product.
+    """
     return (tensor if tensor.dim() == 2 else tensor.contiguous()).view(torch.int32)
 
 
@@ -45,7 +50,8 @@ def _where_finite(tensor: Tensor, rounded: Tensor) -> Tensor:
 
 
 def round_tf32(tensor: Tensor) -> Tensor:
-    """Float32 rounded to TF32, as CUDA's tensor cores take it: 8 exponent bits, 10 mantissa bits, to the nearest, ties away from zero.
+    """Float32 rounded to TF32, as CUDA's tensor cores take it: 8 exponent bits, 10 mantissa bits, to the nearest, ties
+    away from zero.
 
     Stated: cvt.rna.tf32.f32 (PTX ISA, "cvt"). What is not finite passes through. Raises: ValueError for other dtypes.
     """
@@ -58,8 +64,8 @@ def round_half_away(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Float32 rounded to float16 or bfloat16, ties away from zero; to float32 it is left as it is.
 
     Stated: fused attention casts its probabilities and its result with CAST_ROUND (hicann/ops-transformer,
-    flash_attention_score_s1_bn2gs1.h). Only exact ties differ from torch's cast: those are moved outwards by a last place of
-    float32 first. For float16 below its normal range the cast is torch's.
+    flash_attention_score_s1_bn2gs1.h). Only exact ties differ from torch's cast: those are moved outwards by a last
+    place of float32 first. For float16 below its normal range the cast is torch's.
     """
     if dtype not in HALF:
         return tensor.to(dtype)
@@ -70,9 +76,11 @@ def round_half_away(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def saturated(tensor: Tensor) -> Tensor:
-    """A float16 result in saturation mode: what overflowed is cut to the largest number, NaN is 0; other dtypes are left as they are.
+    """A float16 result in saturation mode: what overflowed is cut to the largest number, NaN is 0; other dtypes are
+    left as they are.
 
-    Stated: only half saturates (torch_npu, INF_NAN_MODE_ENABLE; a 910B comes in Inf/NaN mode and refuses the other unless it is forced).
+    Stated: only half saturates (torch_npu, INF_NAN_MODE_ENABLE; a 910B comes in Inf/NaN mode and refuses the other
+    unless it is forced).
     """
     if tensor.dtype != torch.float16:
         return tensor
@@ -80,7 +88,13 @@ def saturated(tensor: Tensor) -> Tensor:
     return tensor.nan_to_num(0.0, largest, -largest)
 
 
-OPERANDS = ("float32", "HF32", "HF32 of 10 bits", "TF32", "float16")  # what float32 operands of a product may be rounded to
+OPERANDS = (
+    "float32",
+    "HF32",
+    "HF32 of 10 bits",
+    "TF32",
+    "float16",
+)  # what float32 operands of a product may be rounded to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +107,8 @@ class Operands:
     kind: str = "float32"
     ties: str = "away"  # of HF32; those of TF32 go away from zero, those of float16 to even
     saturates: bool = False  # what float16 cannot hold is cut to its largest number, NaN is 0; else it is Inf
-    half_results: bool = False  # a product of operands in float16 is rounded to float16 itself, as a convolution's always is
+    # A product of operands in float16 is rounded to float16 itself, as a convolution's always is.
+    half_results: bool = False
 
     def __post_init__(self):
         if self.kind not in OPERANDS:

@@ -14,7 +14,9 @@ from harness.numerics.rounding import HALF
 
 
 def wide(function, *tensors: Tensor, dtype: torch.dtype | None = None, **options) -> Tensor:
-    """An elementwise function or a reduction: half dtypes are computed in float32 and rounded once. Stated: vector unit goldens."""
+    """An elementwise function or a reduction: half dtypes are computed in float32 and rounded once. Stated: vector unit
+    goldens.
+    """
     dtype = dtype or tensors[0].dtype
     return function(*[each.float() if each.dtype in HALF else each for each in tensors], **options).to(dtype)
 
@@ -25,31 +27,42 @@ def silu(x: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
-    """GELU; torch_npu's kernel takes the tanh formula whatever `approximate` says, unless compatible_impl is on. Stated."""
+    """GELU; torch_npu's kernel takes the tanh formula whatever `approximate` says, unless compatible_impl is on.
+    Stated.
+    """
     return wide(F.gelu, x, approximate=approximate)
 
 
 def rsqrt(x: Tensor) -> Tensor:
-    """1 / sqrt(x), as Sqrt and Div; torch's own rsqrt is an approximation that differs by host. Stated for norms (hicann/ops-nn)."""
+    """1 / sqrt(x), as Sqrt and Div; torch's own rsqrt is an approximation that differs by host. Stated for norms
+    (hicann/ops-nn).
+    """
     scale = 1.0 / torch.sqrt(x.float() if x.dtype in HALF else x)
     return scale.to(x.dtype) if x.is_floating_point() else scale  # of integers a fraction
 
 
 def dot(left: Tensor, right: Tensor) -> Tensor:
-    """The sum of left · right, both (K,); float32 products and sums, one rounding. Assumed: the vector unit's products and sums."""
+    """The sum of left · right, both (K,); float32 products and sums, one rounding. Assumed: the vector unit's products
+    and sums.
+    """
     return wide(lambda left, right: (left * right).sum(), left, right)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x / sqrt(mean(x²) + eps) · weight over weight's axes, and 1/sqrt(…) in float32. Stated: float32 inside, Sqrt and Div."""
+    """x / sqrt(mean(x²) + eps) · weight over weight's axes, and 1/sqrt(…) in float32. Stated: float32 inside, Sqrt and
+    Div.
+    """
     axes = tuple(range(-weight.dim(), 0))
     tall = x.float() if x.dtype in HALF else x
     scale = 1.0 / torch.sqrt(tall.square().mean(axes, keepdim=True) + eps)
     return (tall * scale * weight.to(tall.dtype)).to(x.dtype), scale
 
 
-def layer_norm(x: Tensor, axes: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(x - mean) / sqrt(var + eps) · weight + bias over the last `axes`; mean and 1/sqrt(…) with those axes of one. All in float32.
+def layer_norm(
+    x: Tensor, axes: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x - mean) / sqrt(var + eps) · weight + bias over the last `axes`; mean and 1/sqrt(…) with those axes of one. All
+    in float32.
 
     The caller rounds. Stated: float32 inside, Sqrt and Div (hicann/ops-nn, layer_norm_v4).
     """
@@ -65,8 +78,8 @@ def layer_norm(x: Tensor, axes: tuple[int, ...], weight: Tensor | None, bias: Te
 def running_sum(x: Tensor, dim: int) -> Tensor:
     """x.cumsum(dim), one float32 rounding after each step, in order; half dtypes are rounded to x's dtype at the end.
 
-    Assumed: Ascend's vector unit has no float64, so the running value is float32 (ops-math says no order for it). torch's own
-    keeps float64 on the CPU: at 32,000 numbers its error is 2.5e-8 where float32 steps lose 5e-6.
+    Assumed: Ascend's vector unit has no float64, so the running value is float32 (ops-math says no order for it).
+    torch's own keeps float64 on the CPU: at 32,000 numbers its error is 2.5e-8 where float32 steps lose 5e-6.
 
         running_sum(torch.tensor([16777216.0, 1.0, 1.0]), 0)  # tensor([16777216., 16777216., 16777216.])
     """
@@ -88,7 +101,8 @@ def _running(step: numpy.ufunc, otherwise: Callable, x: Tensor, dim: int) -> Ten
 def variance(x: Tensor, axes: Sequence[int] | None, correction: float, keep: bool = False) -> tuple[Tensor, Tensor]:
     """The variance and the mean of x over `axes`, all of them for None, in float32 (float64 of float64).
 
-    The sum of (x - mean)² over the count less `correction`. Assumed: two passes of float32 sums; torch's own sums in float64 on the CPU.
+    The sum of (x - mean)² over the count less `correction`. Assumed: two passes of float32 sums; torch's own sums in
+    float64 on the CPU.
     """
     x = x.float() if x.dtype in HALF else x
     axes = tuple(range(x.dim())) if axes is None or len(axes) == 0 else tuple(axes)
@@ -100,14 +114,20 @@ def variance(x: Tensor, axes: Sequence[int] | None, correction: float, keep: boo
 
 
 def batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
-    momentum: float, eps: float,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Batch norm in training on (N, C, …): y as x, and the batch's mean and 1 / sqrt(var + eps), (C,) in float32.
 
-    `running_mean` and `running_var` are moved in place. The variance is the mean square less the square of the mean, in float32, so it loses
-    digits where a channel's mean is far from zero. Stated: aclnnBatchNorm goes through BNTrainingReduce, which returns the sum and
-    the sum of squares (hicann/ops-nn, aclnn_batch_norm.cpp). The order of both sums is assumed.
+    `running_mean` and `running_var` are moved in place. The variance is the mean square less the square of the mean, in
+    float32, so it loses digits where a channel's mean is far from zero. Stated: aclnnBatchNorm goes through
+    BNTrainingReduce, which returns the sum and the sum of squares (hicann/ops-nn, aclnn_batch_norm.cpp). The order of
+    both sums is assumed.
     """  # fmt: skip
     tall = x.float() if x.dtype in HALF else x
     axes = [axis for axis in range(x.dim()) if axis != 1]
@@ -126,7 +146,9 @@ def batch_norm(
 
 
 def effective_bits(found: Tensor, exact: Tensor) -> float:
-    """-log2 of the relative L2 error against a float64 result: tells float32 (≈ 23), HF32 (≈ 12.7), float16 and bfloat16 apart."""
+    """-log2 of the relative L2 error against a float64 result: tells float32 (≈ 23), HF32 (≈ 12.7), float16 and
+    bfloat16 apart.
+    """
     exact = exact.double()
     error = float((found.double() - exact).norm() / exact.norm())
     return math.inf if error == 0 else -math.log2(error)

@@ -91,7 +91,7 @@ def _allocated(file: Path) -> float:
     return blocks * 512 if blocks else math.inf
 
 
-# ---------------------------------------------------------------------------------------------------------- safetensors
+# -------- safetensors
 
 
 _SAFE = {
@@ -146,7 +146,7 @@ def _safetensors_header(file: Path, size: int) -> tuple[dict[str, Any], list[str
     return entries, [name for name in twice if name in entries]
 
 
-# ------------------------------------------------------------------------------------------------------------------ npz
+# -------- npz
 
 
 def _npy(file: Path, limit: int) -> Holder:
@@ -219,7 +219,7 @@ def _tensor(array) -> Tensor:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------- pt
+# -------- pt
 
 
 def _pt(file: Path, limit: int) -> Holder:
@@ -230,7 +230,7 @@ def _pt(file: Path, limit: int) -> Holder:
     looked, mapped = _zipped(file, limit) if zipped else (_legacy(file), False)
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, **({"mmap": True} if mapped else {}))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         raise _without_advice(error) from None
     tensors, refused = _flat(loaded)
     for key in looked.twice:

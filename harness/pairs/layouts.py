@@ -68,7 +68,7 @@ def read_layout(folder: Path, files: Sequence[Path], lists: Sequence[Path]) -> L
     return found
 
 
-# -------------------------------------------------------------------------------------------------------------- msprobe
+# -------- msprobe
 
 
 def _is_list(file: Path) -> bool:
@@ -217,7 +217,7 @@ def _known_parent(name: str, parents: dict[str, str | None], order: dict[str, in
     return parent if parent in order and parent != name else None
 
 
-# --------------------------------------------------------------------------------------------------------------- SGLang
+# -------- SGLang
 
 
 def _tags(file: Path) -> dict[str, str] | None:

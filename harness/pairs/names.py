@@ -96,8 +96,10 @@ def mapping_hints(first: Iterable[str], second: Iterable[str]) -> list[str]:
     count, side, prefix = max(found)
     if 2 * count > min(len(alone["A"]), len(alone["B"])):
         return [
-            f"{_share(count, len(alone[side]))} unpaired names of {side} pair after --strip-prefix"
-            f" {shlex.quote(prefix)}"
+            (
+                f"{_share(count, len(alone[side]))} unpaired names of {side} pair after --strip-prefix"
+                f" {shlex.quote(prefix)}"
+            )
         ]
     count, old, new = max(
         _exchanges(alone["A"], alone["B"]), key=lambda each: (each[0], -len(each[1])), default=(0, "", "")

@@ -27,7 +27,12 @@ class Companions:
     def wants(self, case, function: str) -> bool:
         """Whether to run `case`, of which a row was measured by a test of `function`, in float32 too."""
         self.learn(case.name, case.dtype)
-        if case.dtype not in HALF or not case.companion or self.float32 & {case.name, function} or case.name in self.done:
+        if (
+            case.dtype not in HALF
+            or not case.companion
+            or self.float32 & {case.name, function}
+            or case.name in self.done
+        ):
             return False
         self.done.add(case.name)
         return True

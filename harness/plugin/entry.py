@@ -1,8 +1,8 @@
 """What pytest loads, by entry point, in every environment in which the harness is installed.
 
-It is idle until something of the harness is asked for: an option of it, `harness.plugin` in a conftest.py, the word `precision` in
-`-k`, or a test that uses the fixture. Until then it imports neither torch nor the rest of the harness, changes no environment
-variable, opens no device and writes no file.
+It is idle until something of the harness is asked for: an option of it, `harness.plugin` in a conftest.py, the word
+`precision` in `-k`, or a test that uses the fixture. Until then it imports neither torch nor the rest of the harness,
+changes no environment variable, opens no device and writes no file.
 """
 
 from __future__ import annotations
@@ -12,15 +12,25 @@ from pathlib import Path
 
 import pytest
 
-from harness.plugin.fixtures import SESSION, is_ours, plant_fault, precision, uses_fixture  # noqa: F401  pytest finds fixtures here
+from harness.plugin.fixtures import (  # pytest finds the fixtures here
+    SESSION,
+    is_ours,
+    plant_fault,  # noqa: F401
+    precision,  # noqa: F401
+    uses_fixture,
+)
 from harness.plugin.names import keyword_of
 from harness.plugin.opening import DEVICE, Opening
 from harness.plugin.options import OPTIONS, add_options, check_paths, is_given, options_of
 
 CONFTEST = "harness.plugin"  # what a conftest.py names to get the short options
 EXPLICIT = pytest.StashKey[bool]()  # whether the command line asks for accuracy tests or holds an option of the harness
-PARAMETER = re.compile(rb"\bdef \w+\((?:[^()]|\([^()]*\))*\bprecision\b")  # a test with a parameter `precision`, in a file of tests
-THEIR_OWN = re.compile(rb"""\bdef precision\(|["'](?:\w+ *, *)*precision(?: *, *\w+)*["']""")  # a fixture of that name, or the name in parametrize
+PARAMETER = re.compile(
+    rb"\bdef \w+\((?:[^()]|\([^()]*\))*\bprecision\b"
+)  # a test with a parameter `precision`, in a file of tests
+THEIR_OWN = re.compile(
+    rb"""\bdef precision\(|["'](?:\w+ *, *)*precision(?: *, *\w+)*["']"""
+)  # a fixture of that name, or the name in parametrize
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,7 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
-    """Before the first conftest.py: the device of a run that asks for one, since a conftest.py may import transformers."""
+    """Before the first conftest.py: the device of a run that asks for one, since a conftest.py may import
+    transformers.
+    """
     _check_paths(early_config, parser, args)
     asked = is_given(args) or _names_accuracy_tests(early_config.known_args_namespace.keyword)
     early_config.stash[EXPLICIT] = asked
@@ -79,7 +91,10 @@ def _names_accuracy_tests(keyword: str) -> bool:
 
 def _only_informs(options) -> bool:
     """Whether pytest only prints something and ends: its help, its version, fixtures, markers."""
-    return any(getattr(options, name, False) for name in ("help", "version", "showfixtures", "show_fixtures_per_test", "markers"))
+    return any(
+        getattr(options, name, False)
+        for name in ("help", "version", "showfixtures", "show_fixtures_per_test", "markers")
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -131,7 +146,9 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> None:
-    """Before a file of tests is imported: the device where the file uses the fixture, since it may import transformers."""
+    """Before a file of tests is imported: the device where the file uses the fixture, since it may import
+    transformers.
+    """
     config = parent.config
     session = config.pluginmanager.get_plugin(SESSION)
     if session is not None and session.opening.is_open:

@@ -21,7 +21,10 @@ def complaints(rows: Sequence[Row], *, asked: bool) -> list[str]:
     bad = [row for row in rows if row.is_bad]
     if bad:
         names = ", ".join(f"{row.status} {row.name}" for row in bad[:SHOWN]) + (" …" if len(bad) > SHOWN else "")
-        advice = "a failure that is to be accepted belongs into cases/known_failures.toml, with a link and a day (pytest's xfail has neither)"
+        advice = (
+            "a failure that is to be accepted belongs into cases/known_failures.toml, with a link and a day "
+            "(pytest's xfail has neither)"
+        )
         return [f"{_count(bad)} did not pass, and pytest counts no failure: {names}; {advice}"]
     if not asked or any(row.status != Status.SKIPPED for row in rows):
         return []

@@ -21,7 +21,9 @@ def uses_fixture(item: pytest.Item) -> bool:
 
 
 def is_ours(node: pytest.Collector) -> bool:
-    """Whether `precision` is the harness's own fixture for the tests below a collector, as far as conftest.py files say."""
+    """Whether `precision` is the harness's own fixture for the tests below a collector, as far as conftest.py files
+    say.
+    """
     return _is_the_harness(node.session._fixturemanager.getfixturedefs("precision", node))
 
 
@@ -33,8 +35,10 @@ def _is_the_harness(definitions) -> bool:
 def precision(request: pytest.FixtureRequest):
     """`precision(case, seed)` runs a `Case` on the CPU and on the device and fails the test unless it passes.
 
-    Returns the Verdict. The numbers go to the report and to junit; the reasons are the failure's text. Several threads of a test may call
-    it: their rows run one after the other. A row that does not pass fails its test, also where the test catches what this raises.
+    Returns the Verdict. The numbers go to the report and to junit; the reasons are the failure's text. Several threads
+    of a test may call
+    it: their rows run one after the other. A row that does not pass fails its test, also where the test catches what
+    this raises.
 
     Raises: RuntimeError when the test has ended.
     """
@@ -48,7 +52,9 @@ def precision(request: pytest.FixtureRequest):
             try:
                 verdict = _check(session, request.node, case, seed)
             except (Exception, pytest.fail.Exception):
-                with contextlib.suppress(HarnessError, pytest.fail.Exception):  # its row is kept; the first failure is the test's
+                with contextlib.suppress(
+                    HarnessError, pytest.fail.Exception
+                ):  # its row is kept; the first failure is the test's
                     _check_companion(session, request.node, case, seed)
                 raise
             _check_companion(session, request.node, case, seed)
@@ -58,7 +64,9 @@ def precision(request: pytest.FixtureRequest):
 
 
 def _whole(case, seed) -> int | None:
-    """A seed as a plain int, so that numpy's may be given; None stays. Raises: CaseError for what torch takes for no seed."""
+    """A seed as a plain int, so that numpy's may be given; None stays. Raises: CaseError for what torch takes for no
+    seed.
+    """
     from harness.errors import CaseError
 
     if seed is None:
@@ -69,14 +77,17 @@ def _whole(case, seed) -> int | None:
         number = None
     if number is None or not 0 <= number < 2**63:
         raise CaseError(
-            f"{case.name}: the seed {seed!r} ({type(seed).__name__}) where a whole number from 0 to 2^63 - 1 was expected;"
+            f"{case.name}: the seed {seed!r} ({type(seed).__name__}) where a whole number from 0 to 2^63 - 1 "
+            "was expected;"
             " give such a number, or none"
         )
     return number
 
 
 def _check_companion(session, item: pytest.Item, case, seed: int | None) -> None:
-    """The float32 row beside the first half row of a case that has half rows alone, SKIPPED where it cannot be measured."""
+    """The float32 row beside the first half row of a case that has half rows alone, SKIPPED where it cannot be
+    measured.
+    """
     from harness.errors import DeviceError, HarnessError
     from harness.judging.status import Mark
     from harness.judging.verdict import skipped
@@ -95,7 +106,9 @@ def _check_companion(session, item: pytest.Item, case, seed: int | None) -> None
 
 
 def _check(session, item: pytest.Item, case, seed: int | None, verdict=None):
-    """The row of a case with one seed: measured where it comes without its verdict, judged, kept; raises where it does not pass."""
+    """The row of a case with one seed: measured where it comes without its verdict, judged, kept; raises where it does
+    not pass.
+    """
     from harness.errors import DeviceError, HarnessError
     from harness.judging.verdict import error, skipped
     from harness.upgrade.known_failures import KNOWN
@@ -126,7 +139,11 @@ def _check(session, item: pytest.Item, case, seed: int | None, verdict=None):
         return verdict
     if not verdict.passed:
         lines = [f"{verdict.status} {case.name} {case.dtype}{'' if seed is None else f' seed {seed}'}"]
-        limits = [f"  limits: {verdict.tolerance.reason}"] if verdict.tolerance is not None and verdict.tolerance.reason else []
+        limits = (
+            [f"  limits: {verdict.tolerance.reason}"]
+            if verdict.tolerance is not None and verdict.tolerance.reason
+            else []
+        )
         pytest.fail("\n".join([*lines, *(f"  {reason}" for reason in verdict.reasons), *limits]), pytrace=False)
     return verdict
 
@@ -139,7 +156,8 @@ def _words(raised: BaseException, *, name: bool = True) -> str:
 
 @pytest.fixture
 def plant_fault():
-    """`plant_fault("aclnnSilu", kind="scale", by=1.001)` breaks the emulated device until the test ends, which fails where nothing was broken.
+    """`plant_fault("aclnnSilu", kind="scale", by=1.001)` breaks the emulated device until the test ends, which fails
+    where nothing was broken.
 
     Returns the Fault, with `calls` and `hits`.
     """

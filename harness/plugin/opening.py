@@ -1,4 +1,6 @@
-"""The device of a run: opened once, before tests are collected, since transformers and others import torch_npu when they are imported."""
+"""The device of a run: opened once, before tests are collected, since transformers and others import torch_npu when
+they are imported.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The options, declared once: `--precision-NAME` in every repository, `--NAME` beside it where a conftest.py names harness.plugin."""
+"""The options, declared once: `--precision-NAME` in every repository, `--NAME` beside it where a conftest.py names
+harness.plugin.
+"""
 
 from __future__ import annotations
 
@@ -79,9 +81,17 @@ OPTIONS = (
     ),
     _text("preset", "NAME", "judge every case by this preset: floor, sharp, card, cann, dynamo, close or pair"),
     _path("reference-store", "DIR", "keep the CPU's outputs there and read them the next time"),
-    _switch("rerun-reference", "repeat the CPU's run with every seed; without it, with the first of each model and dtype"),
-    _choice("companion", ("auto", "off"), "run a case that has half dtypes alone in float32 too, with its first seed (default)"),
-    _choice("baseline", ("check", "accept", "off"), "compare rows with accepted numbers (default), or accept this run's"),
+    _switch(
+        "rerun-reference", "repeat the CPU's run with every seed; without it, with the first of each model and dtype"
+    ),
+    _choice(
+        "companion",
+        ("auto", "off"),
+        "run a case that has half dtypes alone in float32 too, with its first seed (default)",
+    ),
+    _choice(
+        "baseline", ("check", "accept", "off"), "compare rows with accepted numbers (default), or accept this run's"
+    ),
     _path("baselines", "DIR", "where accepted numbers are (default: cases/baselines/)"),
     _choice(
         "locate",
@@ -89,10 +99,18 @@ OPTIONS = (
         "find the operator (default), or the module, that a failing row comes from",
     ),
     _number("locate-budget", float, "SECONDS", "what that may take in all (default 120)", default=120.0),
-    _text("locate-case", "NAME", "run the rows of this case, or of tests whose id has the text, and locate every row, passing or not"),
+    _text(
+        "locate-case",
+        "NAME",
+        "run the rows of this case, or of tests whose id has the text, and locate every row, passing or not",
+    ),
     _number("locate-seed", int, "SEED", "of these rows the one with this seed"),
     _switch("locate-backward", "look at each operator's gradients too"),
-    _path("known-failures", "FILE", "failures that are known, reviewed and dated (default: cases/known_failures.toml where it is)"),
+    _path(
+        "known-failures",
+        "FILE",
+        "failures that are known, reviewed and dated (default: cases/known_failures.toml where it is)",
+    ),
     _switch("bench", "time each accuracy case's model and add the table to the report"),
 )
 
@@ -125,8 +143,9 @@ def is_given(arguments: Sequence[str]) -> bool:
 def check_paths(arguments: Sequence[str], *, names: Sequence[str], directory: Path) -> None:
     """Refuse `--precision-report DIR` where pytest takes an existing DIR outside of `directory` for a test path.
 
-    pytest looks for its root directory, its ini file and the first conftest.py before it knows the options of plugins, and
-    takes an unknown option's value for a path of tests. `names` are the options to look at, `directory` is where pytest started.
+    pytest looks for its root directory, its ini file and the first conftest.py before it knows the options of plugins,
+    and takes an unknown option's value for a path of tests. `names` are the options to look at, `directory` is where
+    pytest started.
 
     Raises: pytest.UsageError, with the words to type.
     """
@@ -134,6 +153,7 @@ def check_paths(arguments: Sequence[str], *, names: Sequence[str], directory: Pa
         path = directory / value
         if name in names and path.exists() and directory not in (path.resolve(), *path.resolve().parents):
             raise pytest.UsageError(
-                f"{name} {value}: pytest takes an existing path after a space for a path of tests and looks for its ini file and "
+                f"{name} {value}: pytest takes an existing path after a space for a path of tests and looks "
+                "for its ini file and "
                 f"conftest.py there; write {name}={value}"
             )

@@ -19,7 +19,9 @@ PARTS = (
 
 
 def selects_all(config: pytest.Config, cases: Path) -> bool:
-    """Whether no option and no path of the command line leaves accuracy tests out. `cases` is the folder that holds them."""
+    """Whether no option and no path of the command line leaves accuracy tests out. `cases` is the folder that holds
+    them.
+    """
     if config.option.keyword.strip() not in ALL or any(getattr(config.option, name, None) for name in PARTS):
         return False
     if config.args_source is not pytest.Config.ArgsSource.ARGS:

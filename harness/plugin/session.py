@@ -76,7 +76,7 @@ class Session:
         self._began = time.perf_counter()
         self._said = -math.inf  # when the last progress line was written
 
-    # ------------------------------------------------------------------------------------------- the device and the run
+    # -------- the device and the run
 
     def begin(self, *, explicit: bool) -> None:
         """Check the options, and open the device of a run that asks for one; `explicit` where the command line does.
@@ -116,8 +116,10 @@ class Session:
         return self._device
 
     def header(self) -> list[str]:
-        """The device, why it is this one, and its switches, for pytest's header; nothing before it is open, or a second time."""
-        if self._introduced or not self.opening.is_open and self.opening.error is None:
+        """The device, why it is this one, and its switches, for pytest's header; nothing before it is open, or a second
+        time.
+        """
+        if self._introduced or (not self.opening.is_open and self.opening.error is None):
             return []
         self._introduced = True
         if self.opening.error is not None:
@@ -143,7 +145,10 @@ class Session:
         try:
             retire(self.directory)
         except OSError as error:
-            text = f"cannot put the report of an earlier run aside ({error.strerror}); name a directory that can be written"
+            text = (
+                f"cannot put the report of an earlier run aside ({error.strerror}); name a directory that can be "
+                "written"
+            )
             raise pytest.UsageError(f"--precision-report {self.directory}: {text}") from None
 
     def _plant(self) -> None:
@@ -152,7 +157,10 @@ class Session:
         from harness.errors import DeviceError
 
         if self.options.fault and self._device.backend != "emulated":
-            raise DeviceError(f"--precision-fault breaks an emulated device and this one is {self._device.name} ({self._device.backend}); add --precision-device=emulated")
+            raise DeviceError(
+                f"--precision-fault breaks an emulated device and this one is {self._device.name} "
+                f"({self._device.backend}); add --precision-device=emulated"
+            )
         self.planted = [faults.parse(each) for each in self.options.fault]
         for each in self.planted:
             faults.plant(each)
@@ -172,8 +180,8 @@ class Session:
 
     def measure(self, case, seed: int | None):
         """Run one case with one seed on the CPU and on the device."""
-        from harness.run.validation import validate
         from harness.reference import Models
+        from harness.run.validation import validate
 
         device = self.device
         self._models = self._models or Models(store=self._store)
@@ -195,29 +203,37 @@ class Session:
 
     def _held_against_baseline(self, case, seed: int | None, verdict):
         """The verdict with what became of the row since its baseline; what all seeds share is judged at the end."""
-        from harness.upgrade import baseline
         from harness.judging.verdict import Reason
         from harness.report import Row
+        from harness.upgrade import baseline
 
         if self.options.baseline != "check":
             return verdict
         found = Row.of(verdict, test="", case=case.name, dtype=case.dtype, seed=seed)
         change = baseline.verdicts([found], self._entry(case.name, case.dtype, self.environment))[0]
-        bad = (Reason(criterion="baseline", text=f"{change.kind}: {change.text}"),) if change.kind in (baseline.REGRESSED, baseline.INCOMPARABLE) else ()
+        bad = (
+            (Reason(criterion="baseline", text=f"{change.kind}: {change.text}"),)
+            if change.kind in (baseline.REGRESSED, baseline.INCOMPARABLE)
+            else ()
+        )
         return replace(verdict, marks=(*verdict.marks, change.kind), regressions=(*verdict.regressions, *bad))
 
     def _entry(self, case: str, dtype: str, environment: dict):
-        """The accepted rows of a case on this device; None where there are none. Raises: HarnessError for a damaged file."""
+        """The accepted rows of a case on this device; None where there are none. Raises: HarnessError for a damaged
+        file.
+        """
         from harness.upgrade import baseline
 
         return baseline.entry_of(baseline.read(self.baselines, case, dtype), **environment)
 
     def settle(self, case, seed: int | None, verdict):
-        """The verdict as the known failures see it, and the entry that speaks of it: marked where it fails as known, failed where it may not."""
-        from harness.upgrade import baseline
-        from harness.upgrade import known_failures as known
+        """The verdict as the known failures see it, and the entry that speaks of it: marked where it fails as known,
+        failed where it may not.
+        """
         from harness.judging.verdict import Reason
         from harness.report import Row
+        from harness.upgrade import baseline
+        from harness.upgrade import known_failures as known
 
         if verdict.skips:  # it neither fails as known nor passes
             return verdict, None
@@ -233,8 +249,8 @@ class Session:
 
     def _accepted_row(self, row):
         """A row as it was accepted, where this run is held against what was; None where there is none."""
-        from harness.upgrade import baseline
         from harness.errors import HarnessError
+        from harness.upgrade import baseline
 
         if self.options.baseline != "check":
             return None
@@ -245,10 +261,12 @@ class Session:
         return None if entry is None else entry.rows.get(baseline.seed_of(row))
 
     def wants_location(self, case, *, failed: bool) -> bool:
-        """Whether to look where a row comes from: it fails, was not located with another seed, and the budget is not spent; or it was asked for."""
+        """Whether to look where a row comes from: it fails, was not located with another seed, and the budget is not
+        spent; or it was asked for.
+        """
         self._cases[case.name, case.dtype] = case
         every, key = self.options.locate_case is not None, (case.name, case.dtype)
-        if self.options.locate == "off" or not (failed or every) or key in self._found and not every:
+        if self.options.locate == "off" or not (failed or every) or (key in self._found and not every):
             return False
         if self._device is not None and self._device.stopped:
             return False
@@ -282,9 +300,9 @@ class Session:
     def _locate(self, case, seed: int | None, limit: float, row):
         from harness.errors import HarnessError
         from harness.locate import locate
+        from harness.locate.repro import write_repro
         from harness.report import write_text
         from harness.report.located import depth_picture, located
-        from harness.locate.repro import write_repro
 
         level = self.options.locate
         self.say(f"{row_name(case.name, case.dtype, seed)}: locating, by {'operators' if level == 'auto' else level}")
@@ -301,10 +319,22 @@ class Session:
         if finding.trial is not None:
             title = f"{finding.first.name} on {self.device.name}: {finding.first.reasons[0]}"
             try:
-                more = dict(stack=self.environment["stack"], faults=[str(each) for each in self.planted], seconds=limit - (time.monotonic() - began))
+                more = dict(
+                    stack=self.environment["stack"],
+                    faults=[str(each) for each in self.planted],
+                    seconds=limit - (time.monotonic() - began),
+                )
                 repro = write_repro(finding.trial, folder, title=title, **more)
             except Exception as error:  # noqa: BLE001  the finding stands without it
-                self.said.append((f"no repro of {finding.first.name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}", False))
+                self.said.append(
+                    (
+                        (
+                            f"no repro of {finding.first.name}: {type(error).__name__}: "
+                            f"{' '.join(str(error).split())[:200]}"
+                        ),
+                        False,
+                    )
+                )
         if finding.level == "operators" and finding.steps:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "depth.svg", depth_picture(finding))
@@ -348,7 +378,7 @@ class Session:
         with capture.global_and_fixture_disabled():
             yield
 
-    # ------------------------------------------------------------------------------------------- collection
+    # -------- collection
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         if self.options.companion == "auto" and (uses_fixture(item) or is_accuracy_test(item.nodeid)):
@@ -373,11 +403,18 @@ class Session:
         known = {id(item): _known(item) for item in items if is_accuracy_test(item.nodeid)}
         cases = {id(item): _cases_of(item, known[id(item)]) for item in items if id(item) in known}
         named = any(wanted in each for each in cases.values())
-        chosen = [item for item in items if id(item) in known and (wanted in cases[id(item)] if named else wanted in item.nodeid)]
+        chosen = [
+            item
+            for item in items
+            if id(item) in known and (wanted in cases[id(item)] if named else wanted in item.nodeid)
+        ]
         chosen = [item for item in chosen if seed is None or known[id(item)]["seed"] == seed]
         if not chosen:
             cases = ", ".join(sorted(set().union(*cases.values())))
-            raise pytest.UsageError(f"no accuracy test is of the case {wanted!r}, or has it in its id{'' if seed is None else f', with seed {seed}'}; the cases are {cases or 'none'}")
+            raise pytest.UsageError(
+                f"no accuracy test is of the case {wanted!r}, or has it in its "
+                f"id{'' if seed is None else f', with seed {seed}'}; the cases are {cases or 'none'}"
+            )
         self.config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = chosen
 
@@ -388,7 +425,7 @@ class Session:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
-            if uses_fixture(item) or self.whole and is_accuracy_test(item.nodeid):
+            if uses_fixture(item) or (self.whole and is_accuracy_test(item.nodeid)):
                 self.collected[item.nodeid] = _known(item)
         if self.config.option.collectonly:
             return
@@ -408,7 +445,9 @@ class Session:
         self._refused = False
 
     def _keep_uncollected(self) -> None:
-        """A row for each file that could not be collected, where it holds accuracy tests or the command line asks for such tests."""
+        """A row for each file that could not be collected, where it holds accuracy tests or the command line asks for
+        such tests.
+        """
         for nodeid, text in self._uncollected.items():
             if self.explicit or "precision" in _source(self.config.rootpath / nodeid.partition("::")[0]):
                 self.collected[nodeid] = {"case": nodeid or str(self.config.rootpath), "dtype": None, "seed": None}
@@ -458,12 +497,17 @@ class Session:
             except ValueError as error:
                 raise pytest.UsageError(f"--precision-device: {error}") from None
         if self.options.fault and self.options.baseline == "accept":
-            raise pytest.UsageError("--precision-baseline=accept with --precision-fault: the numbers of a device that was broken on purpose are no baseline; leave one of them out")
+            raise pytest.UsageError(
+                "--precision-baseline=accept with --precision-fault: the numbers of a device that was broken "
+                "on purpose are no baseline; leave one of them out"
+            )
         if self.options.preset is not None:
             from harness.judging.presets import PRESETS
 
             if self.options.preset not in PRESETS:
-                raise pytest.UsageError(f"--precision-preset: there is no {self.options.preset!r}; there are {', '.join(PRESETS)}")
+                raise pytest.UsageError(
+                    f"--precision-preset: there is no {self.options.preset!r}; there are {', '.join(PRESETS)}"
+                )
         if self.options.fault:
             from harness.emulator import faults
 
@@ -482,7 +526,8 @@ class Session:
             probe.unlink()
         except OSError as error:
             raise pytest.UsageError(
-                f"--precision-report {self.directory}: cannot write there ({error.strerror}); name a directory that can be written"
+                f"--precision-report {self.directory}: cannot write there ({error.strerror}); name a directory "
+                "that can be written"
             ) from None
 
     @pytest.hookimpl(optionalhook=True)
@@ -493,12 +538,12 @@ class Session:
     def pytest_xdist_node_collection_finished(self, node, ids) -> None:
         told = self._workers.collected()
         for nodeid in ids:
-            if nodeid in told or is_accuracy_test(nodeid) and not told:
+            if nodeid in told or (is_accuracy_test(nodeid) and not told):
                 self.collected.setdefault(nodeid, told.get(nodeid) or _guessed(nodeid))
         if self.collected:
             self._retire()
 
-    # ------------------------------------------------------------------------------------------- tests
+    # -------- tests
 
     @contextmanager
     def one_row(self, item: pytest.Item, case, seed: int | None):
@@ -532,7 +577,9 @@ class Session:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item):
-        """A test that is called an accuracy test and compared nothing is an error; so is one that passes although a row of it does not."""
+        """A test that is called an accuracy test and compared nothing is an error; so is one that passes although a row
+        of it does not.
+        """
         try:
             outcome = yield
         except (KeyboardInterrupt, SystemExit, pytest.exit.Exception):
@@ -552,7 +599,7 @@ class Session:
         if hidden:
             lines = [f"{row.status} {row.name}: {'; '.join(row.reasons)}" for row in hidden]
             pytest.fail("\n".join(["the test went on although a row of it did not pass", *lines]), pytrace=False)
-        skipped = {reason: None for reason in item.stash.get(SKIPPED, [])}
+        skipped = dict.fromkeys(item.stash.get(SKIPPED, []))
         if skipped and all(row.status == Status.SKIPPED for row in rows):
             pytest.skip("; ".join(skipped))  # at the end: another row of the test may run
         excused = item.stash.get(EXCUSED, [])
@@ -561,9 +608,11 @@ class Session:
         return outcome
 
     def add_row(self, item: pytest.Item, case, seed: int | None, verdict, known=None) -> None:
-        """Attach a verdict to its test: each number as a property for junit, the whole row as JSON; then look where it comes from."""
-        from harness.upgrade.known_failures import KNOWN
+        """Attach a verdict to its test: each number as a property for junit, the whole row as JSON; then look where it
+        comes from.
+        """
         from harness.report import Row, jsonable
+        from harness.upgrade.known_failures import KNOWN
 
         found = Row.of(verdict, test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, known=known)
         acted = [str(each) for each in self.planted if each.hits]
@@ -572,7 +621,11 @@ class Session:
         def carried() -> tuple[str, str]:
             return ROW, json.dumps({"row": found.to_dict(), "environment": environment, "acted": acted})
 
-        numbers = [(name, value) for name, value in found.to_dict().items() if isinstance(value, (int, float, str)) and name != "test"]
+        numbers = [
+            (name, value)
+            for name, value in found.to_dict().items()
+            if isinstance(value, (int, float, str)) and name != "test"
+        ]
         place = len(item.user_properties) + len(numbers)
         item.user_properties += [*numbers, carried()]
         item.stash[PROPERTIES] += item.user_properties[place - len(numbers) :]
@@ -616,7 +669,11 @@ class Session:
             self.environment = brought[-1]["environment"]
         failing = [row for row in rows if not row.status.is_fine]
         if report.failed and not failing:
-            rows.append(self._marked(self._unmeasured(report.nodeid, "error", _reason(report), **self._workers.ran(report.nodeid))))
+            rows.append(
+                self._marked(
+                    self._unmeasured(report.nodeid, "error", _reason(report), **self._workers.ran(report.nodeid))
+                )
+            )
         if report.skipped and not rows:
             rows.append(self._marked(self._unmeasured(report.nodeid, "skipped", _reason(report))))
         if report.when == "teardown" or report.failed:
@@ -629,13 +686,17 @@ class Session:
         return replace(row, marks=(*row.marks, Mark.RERUN)) if self._attempts.get(row.test) else row
 
     def _unmeasured(self, nodeid: str, kind: str, text: str, **named):
-        """The row of a test that brought no numbers; `named`: its case, dtype and seed where more is known than at collection."""
+        """The row of a test that brought no numbers; `named`: its case, dtype and seed where more is known than at
+        collection.
+        """
         from harness.judging import verdict
         from harness.report import Row
 
-        return Row.of(getattr(verdict, kind)(text), test=nodeid, **(self.collected.get(nodeid) or _guessed(nodeid)) | named)
+        return Row.of(
+            getattr(verdict, kind)(text), test=nodeid, **(self.collected.get(nodeid) or _guessed(nodeid)) | named
+        )
 
-    # ------------------------------------------------------------------------------------------- the report
+    # -------- the report
 
     def all_rows(self) -> list:
         """A row for every accuracy test that was collected, in order; one that did not run says so."""
@@ -663,9 +724,11 @@ class Session:
 
         output = getattr(node, "workeroutput", {})
         self.performance += json.loads(output.get("precision_performance", "[]"))
-        self._late += [Row.from_dict(row, "a late row of a worker") for row in json.loads(output.get("precision_late", "[]"))]
+        self._late += [
+            Row.from_dict(row, "a late row of a worker") for row in json.loads(output.get("precision_late", "[]"))
+        ]
 
-    # ------------------------------------------------------------------------------------------- accepted numbers
+    # -------- accepted numbers
 
     def _replace(self, row, after) -> None:
         """Let `after` stand in the report in place of `row`."""
@@ -709,12 +772,16 @@ class Session:
         return ran and not self._deselected and selects_all(self.config, self.baselines.parent)
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
-        self._deselected = self._deselected or any(is_accuracy_test(item.nodeid) or uses_fixture(item) for item in items)
+        self._deselected = self._deselected or any(
+            is_accuracy_test(item.nodeid) or uses_fixture(item) for item in items
+        )
 
     def _check_together(self) -> bool:
-        """Hold all seeds of each case against its baseline; a row that is worse with the others becomes REGRESSED. Whether all is well."""
-        from harness.upgrade import baseline
+        """Hold all seeds of each case against its baseline; a row that is worse with the others becomes REGRESSED.
+        Whether all is well.
+        """
         from harness.errors import HarnessError
+        from harness.upgrade import baseline
 
         well = self._check_names(bad=self._selects_all())
         for (case, dtype), rows in self._groups().items():
@@ -732,31 +799,57 @@ class Session:
                     self.said.append((f"{after.baseline.kind}: {after.baseline.text}", False))
             loose = [] if self.options.preset else baseline.loosened(entry, rows)
             if loose:
-                self.said.append((f"{case} {dtype} is judged more loosely than when it was accepted: {', '.join(loose)}; put the limit back, or --precision-baseline=accept", True))
+                self.said.append(
+                    (
+                        (
+                            f"{case} {dtype} is judged more loosely than when it was accepted: {', '.join(loose)}; "
+                            "put the limit back, or --precision-baseline=accept"
+                        ),
+                        True,
+                    )
+                )
                 well = False
             absent = baseline.absent(entry, rows)
             if absent:
-                self.said.append((f"{len(absent)} accepted rows of {case} {dtype} did not run: {', '.join(absent)}", False))
+                self.said.append(
+                    (f"{len(absent)} accepted rows of {case} {dtype} did not run: {', '.join(absent)}", False)
+                )
         return well
 
     def _accept(self) -> bool:
-        """Write the rows of each case as its baseline, and the report beside them under the stack's name. Whether all was accepted."""
+        """Write the rows of each case as its baseline, and the report beside them under the stack's name. Whether all
+        was accepted.
+        """
         from harness import report
-        from harness.upgrade import baseline
         from harness.errors import HarnessError
         from harness.judging.status import Mark, Status
+        from harness.upgrade import baseline
 
         well, accepted, collected = True, 0, self.all_rows()
         when = time.strftime("%Y-%m-%d")
         for (case, dtype), rows in self._groups().items():
-            files = {_file(row) for row in rows}  # of an error that came before its case nobody knows more than its file
+            files = {
+                _file(row) for row in rows
+            }  # of an error that came before its case nobody knows more than its file
             failed = [
-                row for row in collected
+                row
+                for row in collected
                 if Mark.KNOWN not in row.marks
-                and (row.status in (Status.FAIL, Status.ERROR) and (row.case, row.dtype) == (case, dtype) or row.case in files and row.status is Status.ERROR)
-            ]  # fmt: skip
+                and (
+                    (row.status in (Status.FAIL, Status.ERROR) and (row.case, row.dtype) == (case, dtype))
+                    or (row.case in files and row.status is Status.ERROR)
+                )
+            ]
             if failed:
-                self.said.append((f"{case} {dtype} is not accepted: {len(failed)} of its rows did not pass; a baseline of a failure would hide it: mend it, or enter it in the known failures", True))
+                self.said.append(
+                    (
+                        (
+                            f"{case} {dtype} is not accepted: {len(failed)} of its rows did not pass; a baseline "
+                            "of a failure would hide it: mend it, or enter it in the known failures"
+                        ),
+                        True,
+                    )
+                )
                 well = False
                 continue
             try:
@@ -766,7 +859,15 @@ class Session:
                 before = None
             gone = baseline.absent(baseline.entry_of(before, **self.environment), rows)
             if gone:
-                self.said.append((f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are dropped: {', '.join(gone)}", True))
+                self.said.append(
+                    (
+                        (
+                            f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are "
+                            f"dropped: {', '.join(gone)}"
+                        ),
+                        True,
+                    )
+                )
             try:
                 baseline.write(self.baselines, baseline.accepted(before, rows, when=when, **self.environment))
             except HarnessError as error:
@@ -777,7 +878,9 @@ class Session:
         self._check_names(bad=False)
         if accepted:
             built = report.build(collected, performance=self.performance, **self.environment)
-            _, markdown = report.write(built, self.directory / "accepted" / baseline.stack_name(**self.environment), lang=self.options.lang)
+            _, markdown = report.write(
+                built, self.directory / "accepted" / baseline.stack_name(**self.environment), lang=self.options.lang
+            )
             self.said.append((f"accepted {accepted} rows into {self.baselines}; their report is {markdown}", False))
         return well and bool(accepted)
 
@@ -787,7 +890,12 @@ class Session:
 
         for row in self.all_rows():
             case = self._cases.get((row.case, row.dtype))
-            if row.status is Status.REGRESSED and row.located is None and case is not None and self.wants_location(case, failed=True):
+            if (
+                row.status is Status.REGRESSED
+                and row.located is None
+                and case is not None
+                and self.wants_location(case, failed=True)
+            ):
                 self._replace(row, replace(row, located=self.locate(case, row.seed, row)))
 
     def _say_loose(self) -> None:
@@ -800,16 +908,28 @@ class Session:
         except HarnessError:
             return  # an odd row: the command says which
         if found:
-            self.said.append((f"{len(found)} limits could come down: python -m harness ratchet {self.directory / 'precision.json'}", False))
+            self.said.append(
+                (
+                    (
+                        f"{len(found)} limits could come down: python -m harness ratchet "
+                        f"{self.directory / 'precision.json'}"
+                    ),
+                    False,
+                )
+            )
 
     def _say_stale(self) -> None:
         """Name the known failures that no row of this run is."""
         from harness.upgrade.baseline import key_of
 
         rows, device = self.all_rows(), key_of(**self.environment)
-        stale = [each for each in self.known if not any(each.covers(row.case, row.dtype, row.seed, device) for row in rows)]
+        stale = [
+            each for each in self.known if not any(each.covers(row.case, row.dtype, row.seed, device) for row in rows)
+        ]
         if stale:
-            self.said.append((f"{len(stale)} known failures are no rows of this run: {', '.join(map(str, stale))}", False))
+            self.said.append(
+                (f"{len(stale)} known failures are no rows of this run: {', '.join(map(str, stale))}", False)
+            )
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -830,7 +950,7 @@ class Session:
         if self.rows or (self.collected and self._device is not None and not self._refused):
             self._write(last=True)
         if session.exitstatus == pytest.ExitCode.OK and not self.config.option.collectonly:
-            asked = self.explicit and self.whole or bool(self.collected)  # others may have tests of that name
+            asked = (self.explicit and self.whole) or bool(self.collected)  # others may have tests of that name
             said = complaints(self.all_rows(), asked=asked)
             self.said += [(text, True) for text in said]
             if said or not well or self.idle_faults():
@@ -867,12 +987,17 @@ class Session:
         for each in stored.stack.get("faults") or ():
             terminalreporter.write_line(f"FAULT PLANTED: {each}")
         for each in self.idle_faults():
-            terminalreporter.write_line(f"{each} never acted: none of the operators that it names ran, or there was nothing to change", red=True)
+            terminalreporter.write_line(
+                f"{each} never acted: none of the operators that it names ran, or there was nothing to change", red=True
+            )
         for row in stored.rows:
             if row.located is not None:
                 self._print_located(terminalreporter, row)
         if self._unlocated:
-            terminalreporter.write_line(f"{self._unlocated} failing rows were not located: the budget of {self.options.locate_budget:g} s is spent; --precision-locate-budget")
+            terminalreporter.write_line(
+                f"{self._unlocated} failing rows were not located: the budget of "
+                f"{self.options.locate_budget:g} s is spent; --precision-locate-budget"
+            )
         self._print_said(terminalreporter)
         device = stored.stack.get("device")
         terminalreporter.write_line(f"{counts(stored.headline)} on {device} ({stored.backend})")
@@ -901,7 +1026,9 @@ def _symptom(row):
 
     if row.status is Status.ERROR:
         return Symptom(error="; ".join(row.reasons))
-    fractions = [each for each in row.comparisons.values() if each.expected_dtype.startswith(("float", "bfloat", "complex"))]
+    fractions = [
+        each for each in row.comparisons.values() if each.expected_dtype.startswith(("float", "bfloat", "complex"))
+    ]
     sizes = [math.inf if each.nonfinite_differ else each.rel_l2 for each in fractions]
     away = max((each for each in sizes if each == each), default=math.nan)
     return Symptom(fails=not row.status.is_fine, away=away, scatters=Mark.NONDETERMINISTIC in row.marks)

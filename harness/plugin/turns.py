@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 
 class Turns:
-    """Gives each row its turn. Rows share the device, its generators and torch's modes, which other threads would disturb."""
+    """Gives each row its turn. Rows share the device, its generators and torch's modes, which other threads would
+    disturb.
+    """
 
     def __init__(self):
         self._running = threading.RLock()

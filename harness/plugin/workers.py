@@ -1,4 +1,5 @@
-"""What pytest-xdist's workers tell the process that started them, which collects nothing: the case of each test, and the row that runs.
+"""What pytest-xdist's workers tell the process that started them, which collects nothing: the case of each test, and
+the row that runs.
 
 They share a temporary folder. A worker that is killed has no other way to say which case it ran.
 """

@@ -1,4 +1,5 @@
-"""What the device is held against: the same weights and inputs on the CPU in the same dtype, in float64, and as a forecast.
+"""What the device is held against: the same weights and inputs on the CPU in the same dtype, in float64, and as a
+forecast.
 
 Weights are built once and copied; the CPU's runs are repeatable for a given number of threads.
 """
@@ -15,7 +16,36 @@ from harness.reference.wide import WideRequests
 from harness.reference.written import BUFFER, INPUT, named, watching
 
 __all__ = [
-    "BUFFER", "Drawn", "Draws", "Float64Products", "INPUT", "Models", "Reference", "WideRequests", "as_golden_has", "as_infinite", "changes", "content_digest", "copy_module", "digest", "drawing", "fresh",
-    "is_of_a_model", "move", "moved_by_one_rounding", "named", "place_of", "refer", "require_float32", "roundoff", "run", "run_cpu", "seeded", "tensors_of",
-    "untouched", "version", "watching", "weights_digest",
-]  # fmt: skip
+    "BUFFER",
+    "INPUT",
+    "Drawn",
+    "Draws",
+    "Float64Products",
+    "Models",
+    "Reference",
+    "WideRequests",
+    "as_golden_has",
+    "as_infinite",
+    "changes",
+    "content_digest",
+    "copy_module",
+    "digest",
+    "drawing",
+    "fresh",
+    "is_of_a_model",
+    "move",
+    "moved_by_one_rounding",
+    "named",
+    "place_of",
+    "refer",
+    "require_float32",
+    "roundoff",
+    "run",
+    "run_cpu",
+    "seeded",
+    "tensors_of",
+    "untouched",
+    "version",
+    "watching",
+    "weights_digest",
+]

@@ -29,7 +29,9 @@ def kept(model: nn.Module, dtype: torch.dtype) -> frozenset[int]:
 
 
 def _is_pretrained(kind: type) -> bool:
-    return any(each.__name__ == "PreTrainedModel" and each.__module__.startswith("transformers.") for each in kind.__mro__)
+    return any(
+        each.__name__ == "PreTrainedModel" and each.__module__.startswith("transformers.") for each in kind.__mro__
+    )
 
 
 def _kept_by_transformers(model: nn.Module, dtype: torch.dtype) -> set[int]:

@@ -1,6 +1,7 @@
 """The largest finite number of a dtype as what models mean by it: infinite.
 
-Masks fill with `torch.finfo(x.dtype).min`, which is another number in each dtype: -1.8e308 in float64, -65504 in float16.
+Masks fill with `torch.finfo(x.dtype).min`, which is another number in each dtype: -1.8e308 in float64, -65504 in
+float16.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The CPU's side of models that compute otherwise where an NPU can be seen: a process of its own, in which there is no torch_npu."""
+"""The CPU's side of models that compute otherwise where an NPU can be seen: a process of its own, in which there is no
+torch_npu.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ from harness.reference.models import LARGE, is_in, keep_large_blocks, release_me
 from harness.reference.untouched import versions
 
 WHERE = "in the process without torch_npu"
-PARENTS_MAIN = "__parents_main__"  # what the child calls the parent's __main__, so that a guarded script does not run there
+PARENTS_MAIN = (
+    "__parents_main__"  # what the child calls the parent's __main__, so that a guarded script does not run there
+)
 GRACE = 5  # seconds that a process is given to end by itself
 
 # Nothing may be imported before torch_npu is taken away: transformers asks for it once, when it is imported.
@@ -67,8 +71,8 @@ def needs_clean(model: nn.Module) -> bool:
       it should favour. The answer is taken when transformers is imported and stays, so a reference that is free of it
       needs another process.
     - A method of one of its classes, or a function of the same module that a method calls, names an NPU, as diffusers'
-      activations do (`is_torch_npu_available()`, `torch.npu`, `torch_npu.npu_geglu`), and every class of the model can be
-      imported there.
+      activations do (`is_torch_npu_available()`, `torch.npu`, `torch_npu.npu_geglu`), and every class of the model can
+      be imported there.
 
     A model that only calls functions of such packages is not recognised: `Case(isolated=True)`.
     """
@@ -99,7 +103,12 @@ def _asks(kind: type) -> bool:
             return True
         todo += [each for each in code.co_consts if isinstance(each, types.CodeType)]
         called = [module.get(name) for name in code.co_names]
-        todo += [each for value in called if getattr(value, "__module__", None) == kind.__module__ for each in _codes_of(value)]
+        todo += [
+            each
+            for value in called
+            if getattr(value, "__module__", None) == kind.__module__
+            for each in _codes_of(value)
+        ]
     return False
 
 
@@ -126,12 +135,13 @@ _Number = tuple[int, Any]  # a model's id here and the dtype in which it was sen
 class CleanProcess:
     """A process without torch_npu and with this one's threads and settings. It starts with the first call and is kept.
 
-    Starting costs what `import torch` costs, 1 to 2 s, and transformers' own import with the first model of it. `start()` returns at once,
-    so that this time passes while the model is built. A model is sent once and kept there for as long as it lives here.
+    Starting costs what `import torch` costs, 1 to 2 s, and transformers' own import with the first model of it.
+    `start()` returns at once, so that this time passes while the model is built. A model is sent once and kept there
+    for as long as it lives here.
 
-    What is sent is pickled: classes must be at the top level of a module; functions need not be. Modules are imported anew there, so
-    a global that was changed after its module was imported is as before. The process ends with this object,
-    with the interpreter, and when its pipe closes because this process was killed.
+    What is sent is pickled: classes must be at the top level of a module; functions need not be. Modules are imported
+    anew there, so a global that was changed after its module was imported is as before. The process ends with this
+    object, with the interpreter, and when its pipe closes because this process was killed.
     """
 
     def __init__(self):
@@ -151,7 +161,10 @@ class CleanProcess:
             if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
                 return
             if _serving:
-                raise RunError(f"another such process was asked for {WHERE}; put what a script runs under if __name__ == '__main__':")
+                raise RunError(
+                    f"another such process was asked for {WHERE}; put what a script runs under if __name__ == "
+                    "'__main__':"
+                )
             self.close()
             self._start()
 
@@ -160,7 +173,9 @@ class CleanProcess:
         environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "ASCEND_RT_VISIBLE_DEVICES": ""}
         command = [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(_paths())]
         try:
-            process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2)
+            process = subprocess.Popen(
+                command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2
+            )
         except OSError as error:
             ours.close()
             raise RunError(f"the process without torch_npu cannot be started: {error}") from error
@@ -185,8 +200,8 @@ class CleanProcess:
     def run(self, function: Callable, *args: Any) -> Any:
         """What `function(*args)` returns there, with its tensors on the CPU.
 
-        Raises: CaseError when something cannot be sent; what the harness raised there; RunError for anything else that was raised
-        there, with its type and text, and when the process died.
+        Raises: CaseError when something cannot be sent; what the harness raised there; RunError for anything else that
+        was raised there, with its type and text, and when the process died.
         """
         with self._lock:
             self.start()
@@ -228,7 +243,9 @@ class CleanProcess:
             self.start()
             number = self._place(model, cast)
             draws = draws or Draws(seed=0, dtype=how["dtype"], alike=False)
-            found, written = self.run(_forward, number, inputs, wide, layers, dict(what=what, draws=draws, twice=twice) | how)
+            found, written = self.run(
+                _forward, number, inputs, wide, layers, dict(what=what, draws=draws, twice=twice) | how
+            )
             if written:  # the weights there are no more those that are here
                 self._forget([number])
             return found
@@ -318,13 +335,16 @@ def _settings() -> dict[str, Any]:
         threads=torch.get_num_threads(),
         dtype=torch.get_default_dtype(),
         products=torch.get_float32_matmul_precision(),
-        deterministic=(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        deterministic=(
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
         mkldnn=torch_private.mkldnn_enabled(),
         random=torch.default_generator.get_state(),
     )
 
 
-# ------------------------------------------------------------------------------------------------ what is sent, and how
+# -------- what is sent, and how
 
 
 def _pack(value: Any, what: str) -> list:
@@ -386,7 +406,9 @@ def _unpack(received: tuple) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves the memory of tensors out, notes where classes and functions are defined, and takes functions that no name leads to."""
+    """Leaves the memory of tensors out, notes where classes and functions are defined, and takes functions that no name
+    leads to.
+    """
 
     def __init__(self, stream: io.BytesIO):
         super().__init__(stream, protocol=5)
@@ -400,7 +422,9 @@ class _Pickler(pickle.Pickler):
             return None
         storage = value._untyped_storage if typed else value
         if storage.device.type != "cpu":
-            raise CaseError(f"a tensor on {storage.device} cannot be sent to the process without torch_npu; give it one on the CPU")
+            raise CaseError(
+                f"a tensor on {storage.device} cannot be sent to the process without torch_npu; give it one on the CPU"
+            )
         if storage._cdata not in self._positions:
             self._positions[storage._cdata] = len(self.storages)
             self.storages.append(storage)
@@ -428,16 +452,28 @@ class _Pickler(pickle.Pickler):
         elif file is not None:
             self.homes[name] = (PARENTS_MAIN if spec is None else spec.name, os.path.abspath(file))
         else:
-            raise CaseError("what a program without a file defines, as a notebook does, cannot be sent to another process; put it into a module")
+            raise CaseError(
+                "what a program without a file defines, as a notebook does, cannot be sent to another process; "
+                "put it into a module"
+            )
 
     def _parts(self, function: types.FunctionType) -> tuple:
-        """A lambda, or a function inside a function: the module in which it looks names up, its code, and what it closes over."""
+        """A lambda, or a function inside a function: the module in which it looks names up, its code, and what it
+        closes over.
+        """
         home = function.__globals__.get("__name__")
         if home not in sys.modules or vars(sys.modules[home]) is not function.__globals__:
             raise CaseError(f"the function {function.__qualname__} is of no module; define it at the top level of one")
         self._note(home)
         closure = None if function.__closure__ is None else tuple(cell.cell_contents for cell in function.__closure__)
-        return home, marshal.dumps(function.__code__), function.__qualname__, function.__defaults__, function.__kwdefaults__, closure
+        return (
+            home,
+            marshal.dumps(function.__code__),
+            function.__qualname__,
+            function.__defaults__,
+            function.__kwdefaults__,
+            closure,
+        )
 
 
 def _is_importable(function: types.FunctionType) -> bool:
@@ -447,7 +483,9 @@ def _is_importable(function: types.FunctionType) -> bool:
     return found is function
 
 
-def _function(home: str, code: bytes, name: str, defaults: tuple | None, keywords: dict | None, closure: tuple | None) -> types.FunctionType:
+def _function(
+    home: str, code: bytes, name: str, defaults: tuple | None, keywords: dict | None, closure: tuple | None
+) -> types.FunctionType:
     code = marshal.loads(code)
     cells = None if closure is None else tuple(types.CellType(each) for each in closure)
     made = types.FunctionType(code, vars(_home(home)), code.co_name, defaults, cells)
@@ -463,18 +501,23 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, name):
         index, dtype = name
         storage = self._storages[index]
-        return storage if dtype is None else torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+        return (
+            storage if dtype is None else torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+        )
 
     def find_class(self, module, name):
         found = _home(module)
         for part in name.split("."):
             if not hasattr(found, part):
-                raise CaseError(f"{module} has no {name} when it is imported anew; define it at the top level of a module, without a condition")
+                raise CaseError(
+                    f"{module} has no {name} when it is imported anew; define it at the top level of a module, "
+                    "without a condition"
+                )
             found = getattr(found, part)
         return found
 
 
-# --------------------------------------------------------------------------------------- modules, by name or by file
+# -------- modules, by name or by file
 
 _homes: dict[str, tuple[str, str | None]] = {}  # there: how the parent's modules are found
 
@@ -528,7 +571,7 @@ def _load(name: str, file: str) -> types.ModuleType:
     return module
 
 
-# ------------------------------------------------------------------------------------------------------ the other side
+# -------- the other side
 
 _serving = False
 _models: dict[_Number, nn.Module] = {}  # as they were sent: only copies of them run
@@ -565,7 +608,11 @@ def _answer(received: tuple) -> list:
     except HarnessError as error:
         return _raised(error, type(error).__name__, str(error))
     except BaseException as error:  # noqa: BLE001  a model may call sys.exit
-        advice = "; import it inside the function that needs it" if isinstance(error, ImportError) and error.name == "torch_npu" else ""
+        advice = (
+            "; import it inside the function that needs it"
+            if isinstance(error, ImportError) and error.name == "torch_npu"
+            else ""
+        )
         return _raised(error, "RunError", f"{WHERE}: {type(error).__name__}: {error}{advice}")
 
 
@@ -573,7 +620,9 @@ def _raised(error: BaseException, kind: str, text: str) -> list:
     return _pack(("raised", kind, text, "".join(traceback.format_exception(error))), "an error")
 
 
-def _adopt(*, threads: int, dtype: torch.dtype, products: str, deterministic: tuple[bool, bool], mkldnn: bool, random: Tensor) -> None:
+def _adopt(
+    *, threads: int, dtype: torch.dtype, products: str, deterministic: tuple[bool, bool], mkldnn: bool, random: Tensor
+) -> None:
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     torch.set_float32_matmul_precision(products)
@@ -595,7 +644,9 @@ def _widen(number: _Number) -> nn.Module:
 
 
 def _register(model: nn.Module) -> None:
-    """Tell transformers which outputs its models can record: it notes them when one is built, and this one was unpickled."""
+    """Tell transformers which outputs its models can record: it notes them when one is built, and this one was
+    unpickled.
+    """
     known = sys.modules.get("transformers.utils.output_capturing")
     registry = getattr(known, "_CAN_RECORD_REGISTRY", None)
     if registry is not None:
@@ -609,7 +660,9 @@ def _blank(base: type) -> nn.Module:
 
 
 def _parametrized(module: nn.Module, state: dict[str, Any]) -> None:
-    """Make a module with parametrized tensors, as of weight_norm, from its base class and its state: its own class was made at run time."""
+    """Make a module with parametrized tensors, as of weight_norm, from its base class and its state: its own class was
+    made at run time.
+    """
     module.__dict__.update(state)
     torch_private.adopt_parametrized(module)
 

@@ -209,7 +209,8 @@ class Policy:
         words = ", ".join([*advice, "a machine with more memory"])
         raise MemoryLimitError(
             f"{name}: {size.parameters:,} parameters in {name_of(dtype)} need {more / GIB:.1f} GiB of host memory "
-            f"beside the model as built ({way}), and {self.room / GIB:.1f} GiB are left on {self.memory.source}{others}; "
+            f"beside the model as built ({way}), and {self.room / GIB:.1f} GiB are left on "
+            f"{self.memory.source}{others}; "
             f"use {words}"
         )
 

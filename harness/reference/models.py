@@ -109,8 +109,16 @@ class Models:
         return self._plans[dtype, separate]
 
     def get(
-        self, key: Any, build: Callable[[], nn.Module], *, seed: int, dtype: torch.dtype, device: torch.device,
-        wide: bool = False, cast: bool = True, **how: bool,
+        self,
+        key: Any,
+        build: Callable[[], nn.Module],
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        wide: bool = False,
+        cast: bool = True,
+        **how: bool,
     ) -> nn.Module:
         """The model of `key` in `dtype` on `device`, not to be run; `wide` gives those weights in float64.
 
@@ -119,8 +127,10 @@ class Models:
         Raises: CaseError when `build` returns no module; MemoryLimitError where a float64 copy has no room.
         """  # fmt: skip
         base = self.base(key, build, seed=seed, **how)
-        here = all(each.device.type == "cpu" for each in [*base.parameters(), *base.buffers()] if each.is_floating_point())
-        if device.type == "cpu" and not wide and (not cast or here and is_in(base, dtype)):
+        here = all(
+            each.device.type == "cpu" for each in [*base.parameters(), *base.buffers()] if each.is_floating_point()
+        )
+        if device.type == "cpu" and not wide and (not cast or (here and is_in(base, dtype))):
             return base
         place = (device, dtype, wide)
         if place not in self._copies:
@@ -140,8 +150,16 @@ class Models:
 
     @contextlib.contextmanager
     def untouched(
-        self, key: Any, build: Callable[[], nn.Module], *, seed: int, dtype: torch.dtype, device: torch.device,
-        wide: bool = False, cast: bool = True, **how: bool,
+        self,
+        key: Any,
+        build: Callable[[], nn.Module],
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        wide: bool = False,
+        cast: bool = True,
+        **how: bool,
     ) -> Iterator[nn.Module]:
         """A copy of what `get` gives, to be run: with its weights, and with buffers and attributes of its own.
 
@@ -179,13 +197,17 @@ def _build(build: Callable[[], nn.Module], seed: int, training: bool) -> tuple[n
         raise CaseError(f"model() returned {kind_of(model)} where a torch.nn.Module was expected")
     lazy = [name for name, each in model.named_parameters() if nn.parameter.is_lazy(each)]
     if lazy:
-        raise CaseError(f"model() returned a model without values for {lazy[0]} and maybe others; let it run once in model(), so that they are made")
+        raise CaseError(
+            f"model() returned a model without values for {lazy[0]} and maybe others; let it run once in "
+            "model(), so that they are made"
+        )
     for module in model.modules():  # torch copies no result of autograd, such as the weight that weight_norm computes
         found = {name: each for name, each in vars(module).items() if isinstance(each, Tensor) and not each.is_leaf}
         vars(module).update({name: each.detach() for name, each in found.items()})
     if not hasattr(model, "training"):
         raise CaseError(
-            "model() returned what torch.jit.freeze made, whose weights are constants on the CPU; return the module that"
+            "model() returned what torch.jit.freeze made, whose weights are constants on the CPU; return the "
+            "module that"
             " was frozen"
         )
     if training and not model.training:
@@ -194,7 +216,9 @@ def _build(build: Callable[[], nn.Module], seed: int, training: bool) -> tuple[n
     if training or not model.training:  # in evaluation mode a part may be in training mode on purpose
         return model, "", came
     heeds = any("training" in _names(module) for module in model.modules())
-    text = "model() returned it in training mode and it was run in evaluation mode; Case(training=True) runs it as it is"
+    text = (
+        "model() returned it in training mode and it was run in evaluation mode; Case(training=True) runs it as it is"
+    )
     with contextlib.suppress(NotImplementedError):  # torch.export's programs have one mode
         model.eval()
     return model, text if heeds else "", came

@@ -29,7 +29,9 @@ class Origins:
     """What `watch_origins` saw."""
 
     def __init__(self) -> None:
-        self.storages: dict[StorageWeakRef, Origin] = {}  # memory that an operator filled; a weak reference keeps its address from others
+        self.storages: dict[
+            StorageWeakRef, Origin
+        ] = {}  # memory that an operator filled; a weak reference keeps its address from others
         self.elsewhere = False  # whether numpy or Python drew random numbers
 
     def of(self, model: nn.Module) -> Origin:

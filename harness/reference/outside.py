@@ -57,7 +57,7 @@ def put_back(model: nn.Module, forward: Callable | None = None) -> Iterator[None
         seen.restore()
 
 
-# --------------------------------------------------------------------------------------------------------- the places
+# -------- the places
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,9 @@ def _reached_by(kinds: frozenset[type]) -> tuple[Any, ...]:
 
 
 def _reached(functions: Iterable[Any]) -> Iterator[Any]:
-    """Functions, and those of their package that they call, cached ones too; of an installed package, of their module."""
+    """Functions, and those of their package that they call, cached ones too; of an installed package, of their
+    module.
+    """
     todo, done = list(functions), set()
     while todo:
         function = todo.pop()
@@ -144,7 +146,7 @@ def _is_own(kind: type) -> bool:
 def _plain(value: Any) -> Any:
     """The function of Python behind a method, property or partial; a cached one as it is; None for all else."""
     for _ in range(8):
-        if isinstance(value, types.FunctionType) or hasattr(value, "cache_info") and hasattr(value, "cache_clear"):
+        if isinstance(value, types.FunctionType) or (hasattr(value, "cache_info") and hasattr(value, "cache_clear")):
             return value
         if isinstance(value, (staticmethod, classmethod, types.MethodType)):
             value = value.__func__
@@ -170,7 +172,7 @@ def _contents(cell: types.CellType) -> Any:
         return _ABSENT
 
 
-# ----------------------------------------------------------------------------------------------- what was there before
+# -------- what was there before
 
 
 @dataclass
@@ -230,7 +232,9 @@ class _Seen:
 
 def _is_object(value: Any) -> bool:
     """Whether a value is an instance of a class of Python's that is neither code, a module nor a model."""
-    if isinstance(value, (type, types.ModuleType, nn.Module, Tensor)) or callable(value) and not hasattr(value, "__dict__"):
+    if isinstance(value, (type, types.ModuleType, nn.Module, Tensor)) or (
+        callable(value) and not hasattr(value, "__dict__")
+    ):
         return False
     return _is_own(type(value)) and isinstance(getattr(value, "__dict__", None), dict)
 

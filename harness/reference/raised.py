@@ -61,7 +61,7 @@ def place_of(error: BaseException, model: nn.Module) -> str:
 
 def is_of_a_model(file: str) -> bool:
     """Whether a file may hold a model's code: not torch's or torch_npu's, not the harness's but for its own models."""
-    if file.startswith("<") or file.startswith(f"{HARNESS}/") and not file.startswith(MODELS):
+    if file.startswith("<") or (file.startswith(f"{HARNESS}/") and not file.startswith(MODELS)):
         return False
     return not file.startswith((TORCH, _torch_npu())) and not _is_pythons(file)
 

@@ -77,7 +77,10 @@ def drawing(draws: Draws, device: torch.Generator | None = None) -> Iterator[Dra
         before = [each.get_state() for each in (torch.default_generator, *generators)]
         with in_threads(lambda: _Alike(draws, drawn)) if draws.alike else contextlib.nullcontext():
             yield drawn
-        moved = [not torch.equal(each.get_state(), state) for each, state in zip((torch.default_generator, *generators), before)]
+        moved = [
+            not torch.equal(each.get_state(), state)
+            for each, state in zip((torch.default_generator, *generators), before)
+        ]
         drawn.host, drawn.there = moved[0], any(moved[1:])
 
 
@@ -144,7 +147,11 @@ def _made(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch.G
     whole = func.overloadpacket in (operator("randint"), operator("randperm"))
     usual = torch.int64 if whole else torch.get_default_dtype()
     dtype, _ = kwargs.pop("dtype", None) or usual, kwargs.pop("pin_memory", None)
-    how = kwargs | dict(dtype=mode.drawn_as(dtype), device="cpu") | ({} if generator is None else {"generator": generator})
+    how = (
+        kwargs
+        | dict(dtype=mode.drawn_as(dtype), device="cpu")
+        | ({} if generator is None else {"generator": generator})
+    )
     numbers = func.overloadpacket(*args, **how)
     return mode.fit(numbers, dtype, device, 1.0 if func.overloadpacket is operator("rand") else None)
 
@@ -201,11 +208,15 @@ def _normal(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch
     deviation = args[1] if len(args) > 1 else kwargs.get("std", 1.0)
     shape = torch.broadcast_shapes(*(each.shape for each in tensors))
     like = tensors[0]
-    numbers = mode.fit(torch.randn(shape, dtype=mode.drawn_as(like.dtype), generator=generator), like.dtype, like.device)
+    numbers = mode.fit(
+        torch.randn(shape, dtype=mode.drawn_as(like.dtype), generator=generator), like.dtype, like.device
+    )
     return numbers * deviation + mean
 
 
-def _dropped(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def _dropped(
+    mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
     """native_dropout: what torch's dropout on the CPU computes, and the mask."""
     x, chance, train = (*args, *[kwargs[name] for name in ("p", "train") if name in kwargs])
     if train is False:
@@ -235,4 +246,6 @@ _KINDS: dict[Callable, str] = {
     _dropped: "native_dropout",
     _sampled: "multinomial poisson binomial _standard_gamma _sample_dirichlet",
 }
-_DRAWS = {found: draw for draw, names in _KINDS.items() for name in names.split() if (found := operator(name)) is not None}
+_DRAWS = {
+    found: draw for draw, names in _KINDS.items() for name in names.split() if (found := operator(name)) is not None
+}

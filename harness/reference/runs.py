@@ -16,7 +16,7 @@ from harness.errors import RunError
 from harness.numerics.expected_error import Rules, modes_of
 from harness.reference.outside import put_back
 from harness.reference.raised import place_of
-from harness.reference.randomness import Draws, Drawn, drawing
+from harness.reference.randomness import Drawn, Draws, drawing
 from harness.reference.tensors import changed, digest, fresh, tensors_of
 from harness.reference.untouched import changes, versions
 from harness.reference.wide import WideRequests
@@ -25,7 +25,8 @@ from harness.torch_private import Together, TorchDispatchMode, in_threads, opera
 
 
 def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str, gradients: bool = False) -> Any:
-    """`forward(model, inputs)`, or the model called with its inputs: a tensor, a tuple of arguments or a dict of keywords.
+    """`forward(model, inputs)`, or the model called with its inputs: a tensor, a tuple of arguments or a dict of
+    keywords.
 
     Without `gradients` autograd is off. What the run leaves outside of the model is put back, see `put_back`.
 
@@ -50,13 +51,19 @@ def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str, 
 
 
 def run_cpu(
-    model: nn.Module, inputs: Any, *, forward: Callable | None, dtype: torch.dtype, rules: Rules | None = None,
-    gradients: bool = False, pinned: bool = False,
+    model: nn.Module,
+    inputs: Any,
+    *,
+    forward: Callable | None,
+    dtype: torch.dtype,
+    rules: Rules | None = None,
+    gradients: bool = False,
+    pinned: bool = False,
 ) -> tuple[Any, float, str]:
     """One reference: the model's output on the CPU, its time in milliseconds, and what computed it, in words.
 
-    `model` and `inputs` are in `dtype`; in float64 they are the golden reference, and what the model asks for in float32 by name is
-    float64 as well, unless it is `pinned`. With `rules` the CPU rounds as they say: a forecast.
+    `model` and `inputs` are in `dtype`; in float64 they are the golden reference, and what the model asks for in
+    float32 by name is float64 as well, unless it is `pinned`. With `rules` the CPU rounds as they say: a forecast.
     """
     own = rules is None or rules.overflow_alone  # products are the CPU's
     emulate = dtype == torch.float16 and own and not _has_float16_products()
@@ -72,7 +79,11 @@ def run_cpu(
     with in_threads(modes):
         outputs = run(model, inputs, forward=forward, where="on the CPU", gradients=gradients)
     name = f"CPU {str(dtype).removeprefix('torch.')}"
-    parts = [name, *(["matrix products summed in float32 and rounded once"] if emulate else []), *([str(rules)] if rules else [])]
+    parts = [
+        name,
+        *(["matrix products summed in float32 and rounded once"] if emulate else []),
+        *([str(rules)] if rules else []),
+    ]
     words = ", ".join(parts)
     return outputs, (time.perf_counter() - begin) * 1e3, words
 
@@ -90,8 +101,14 @@ class Reference:
 
 
 def refer(
-    lend: Callable[[], AbstractContextManager[nn.Module]], inputs: Any, *, what: str, draws: Draws, twice: bool,
-    buffers: Collection[str] | None = (), **how: Any,
+    lend: Callable[[], AbstractContextManager[nn.Module]],
+    inputs: Any,
+    *,
+    what: str,
+    draws: Draws,
+    twice: bool,
+    buffers: Collection[str] | None = (),
+    **how: Any,
 ) -> Reference:
     """Run a copy of a model that `lend` gives once, or `twice`; `how` is that of `run_cpu`.
 
@@ -127,7 +144,9 @@ def refer(
         return Reference(outputs=outputs, again=again, changed=changed, **found)
 
 
-def _second_run(model: nn.Module, inputs: Any, what: str, draws: Draws, buffers: Collection[str], how: dict) -> dict[str, Tensor]:
+def _second_run(
+    model: nn.Module, inputs: Any, what: str, draws: Draws, buffers: Collection[str], how: dict
+) -> dict[str, Tensor]:
     given = fresh(inputs)
     with drawing(draws), watching(model, given, buffers=buffers, inputs=None, before=inputs) as written:
         again, _, _ = run_cpu(model, given, **how)
@@ -135,13 +154,17 @@ def _second_run(model: nn.Module, inputs: Any, what: str, draws: Draws, buffers:
 
 
 def roundoff(dtype: torch.dtype) -> float:
-    """The largest relative error of one rounding: half a last place; of float64, in which it is to be seen, a whole one."""
+    """The largest relative error of one rounding: half a last place; of float64, in which it is to be seen, a whole
+    one.
+    """
     eps = torch.finfo(dtype).eps
     return eps if dtype == torch.float64 else eps / 2
 
 
 def moved_by_one_rounding(inputs: Any, dtype: torch.dtype) -> Any | None:
-    """Float64 inputs, each number of them off by half a last place of `dtype`, up or down by a seeded draw; None where none is a fraction."""
+    """Float64 inputs, each number of them off by half a last place of `dtype`, up or down by a seeded draw; None where
+    none is a fraction.
+    """
     generator = torch.Generator().manual_seed(0)
     step = roundoff(dtype)
     touched = False
@@ -151,7 +174,9 @@ def moved_by_one_rounding(inputs: Any, dtype: torch.dtype) -> Any | None:
         if not tensor.is_floating_point():
             return tensor
         touched = True
-        signs = (torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1).double()  # float32 has no room for 1 + its roundoff
+        signs = (
+            torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+        ).double()  # float32 has no room for 1 + its roundoff
         return tensor * (1 + step * signs)
 
     nudged = changed(inputs, nudge)
@@ -159,7 +184,9 @@ def moved_by_one_rounding(inputs: Any, dtype: torch.dtype) -> Any | None:
 
 
 def _has_float16_products() -> bool:
-    """Whether this CPU multiplies float16 matrices natively; torch's fallback is some thirty times slower than float32."""
+    """Whether this CPU multiplies float16 matrices natively; torch's fallback is some thirty times slower than
+    float32.
+    """
     probe = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
     return probe is None or bool(probe())
 
@@ -181,7 +208,9 @@ class _Float16Products(TorchDispatchMode):
 
 
 class Float64Products(TorchDispatchMode):
-    """Computes the products of groups, with which mixtures of experts are made, in float64, which torch's kernel lacks."""
+    """Computes the products of groups, with which mixtures of experts are made, in float64, which torch's kernel
+    lacks.
+    """
 
     GROUPED = operator("_grouped_mm")  # None before torch 2.8, where no model calls it
 
@@ -191,8 +220,16 @@ class Float64Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _grouped_products(left: Tensor, right: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-    """torch._grouped_mm: `offs` (G,) says where each group ends, along left's rows, right's columns, or what is summed over, where a side is 2-D."""
+def _grouped_products(
+    left: Tensor,
+    right: Tensor,
+    offs: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """torch._grouped_mm: `offs` (G,) says where each group ends, along left's rows, right's columns, or what is summed
+    over, where a side is 2-D.
+    """
     ends = [] if offs is None else offs.tolist()
     parts = [slice(*each) for each in zip([0, *ends], ends)]
     if left.dim() == 3 and right.dim() == 3:

@@ -1,6 +1,8 @@
-"""Reference outputs kept by content: what was computed once, from the same weights, code and inputs, is read and not computed again.
+"""Reference outputs kept by content: what was computed once, from the same weights, code and inputs, is read and not
+computed again.
 
-A key says everything that a CPU's result depends on, and an entry is believed only when its own digest and its key are right.
+A key says everything that a CPU's result depends on, and an entry is believed only when its own digest and its key are
+right.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class StoreWarning(UserWarning):
     """An entry of a reference store was damaged or not what its name says; it was removed and is computed again."""
 
 
-# ------------------------------------------------------------------------------------------------------------- the key
+# -------- the key
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,13 @@ def _plain(name: str, value: Any) -> Any:
         return [_plain(name, each) for each in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(name, each) for key, each in value.items()}
-    raise ValueError(f"key field {name}: {type(value).__name__} {value!r} where a string, a number, a dtype or a list of them was expected")
+    raise ValueError(
+        f"key field {name}: {type(value).__name__} {value!r} where a string, a number, a dtype or a list of "
+        "them was expected"
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------- the store
+# -------- the store
 
 
 class Store:
@@ -139,7 +144,9 @@ class Store:
         except _Unusable as error:
             with contextlib.suppress(OSError):
                 path.unlink()
-            warnings.warn(f"reference store: {path}: {error}; it was removed and is computed again", StoreWarning, stacklevel=2)
+            warnings.warn(
+                f"reference store: {path}: {error}; it was removed and is computed again", StoreWarning, stacklevel=2
+            )
             return None
         with contextlib.suppress(OSError):
             os.utime(path)  # the last use; access times are switched off on many machines
@@ -190,7 +197,8 @@ class Store:
     def _unwritable(self, error: Exception) -> HarnessError:
         return HarnessError(
             f"reference store {self.directory} cannot be written ({error}); "
-            "name a directory that you may write and that has room with --precision-reference-store, or leave the option out"
+            "name a directory that you may write and that has room with --precision-reference-store, or leave "
+            "the option out"
         )
 
 
@@ -199,11 +207,15 @@ class _Unusable(Exception):
 
 
 # safetensors names no others in every version from 0.4.3
-_KEPT_AS_THEY_ARE = {getattr(torch, name) for name in "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64".split()}
+_KEPT_AS_THEY_ARE = {
+    getattr(torch, name) for name in "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64".split()
+}
 
 
 def _packed(key: Key, outputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What safetensors writes: tensors by position, since it reserves a name and sorts them; and the header that tells the rest."""
+    """What safetensors writes: tensors by position, since it reserves a name and sorts them; and the header that tells
+    the rest.
+    """
     plain = {name: tensor.detach().cpu().resolve_conj().resolve_neg().contiguous() for name, tensor in outputs.items()}
     tensors, storages = {}, set()
     for index, tensor in enumerate(plain.values()):
@@ -242,13 +254,15 @@ def _read(path: Path, key: Key) -> dict[str, Tensor]:
                 raise _Unusable(f"the entry of another key ({_differing(header['key'], key)})")
             listed = json.loads(header["outputs"])
             outputs = {
-                each["name"]: _as_it_was(file.get_tensor(str(index)), getattr(torch, each["dtype"]), each["shape"]).clone()
+                each["name"]: _as_it_was(
+                    file.get_tensor(str(index)), getattr(torch, each["dtype"]), each["shape"]
+                ).clone()
                 for index, each in enumerate(listed)
             }  # cloned: get_tensor may map the file, which would then keep its room on the disk
             found = digest(outputs)
     except (FileNotFoundError, _Unusable):
         raise
-    except Exception as error:  # noqa: BLE001  damage shows in the header, its JSON, a dtype, a shape or the length of the file
+    except Exception as error:  # noqa: BLE001  damage shows in the header, its JSON, a dtype, a shape or the length
         raise _Unusable(f"damaged ({type(error).__name__}: {error})") from None
     if found != header["sha256"]:
         raise _Unusable(f"damaged: its content has sha256 {found[:12]}… where {header['sha256'][:12]}… was expected")
@@ -261,24 +275,26 @@ def _differing(text: str, key: Key) -> str:
     return "; ".join(f"{name}: {there.get(name)!r} where {asked.get(name)!r} was expected" for name in names)
 
 
-# --------------------------------------------------------------------------------------------------------- the weights
+# -------- the weights
 
 
-# ------------------------------------------------------------------------------------------------------------ the code
+# -------- the code
 
 
 def code_digest(model: nn.Module, forward: Callable | None = None) -> str:
     """sha256 over what computes: the code that `model` and `forward` reach, and the settings that it reads.
 
-    - Of your own code, the whole source file of every class and function that is reached: from the classes of the submodules and
-      from `forward`, through the names, closures, defaults and decorators that they use, across files. Where there is no file,
-      as in a notebook, the bytecode.
-    - Of an installed package, its name and version; and your own functions that were put in place of its functions or methods.
+    - Of your own code, the whole source file of every class and function that is reached: from the classes of the
+      submodules and from `forward`, through the names, closures, defaults and decorators that they use, across files.
+      Where there is no file, as in a notebook, the bytecode.
+    - Of an installed package, its name and version; and your own functions that were put in place of its functions or
+      methods.
     - Of the harness, what runs the model: how float16 products are summed, and the rounding rules of forecasts.
     - The attributes of each submodule that are no parameters or buffers, hooks, and configs, to the bottom.
 
-    It is the same in another process and on another machine: addresses and the order of sets do not count, and of an absolute path
-    only the last part does. What is found by a name made at run time, as in getattr(module, "f" + name), is not seen.
+    It is the same in another process and on another machine: addresses and the order of sets do not count, and of an
+    absolute path only the last part does. What is found by a name made at run time, as in getattr(module, "f" + name),
+    is not seen.
     """
     walk = _Walk(registered=[*model.parameters(), *model.buffers()])
     for name, module in model.named_modules(remove_duplicate=False):
@@ -289,21 +305,61 @@ def code_digest(model: nn.Module, forward: Callable | None = None) -> str:
 
 
 _BOOKKEEPING = {  # of nn.Module: what changes no result, or is walked by name
-    "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_backward_pre_hooks", "_backward_hooks",
-    "_is_full_backward_hook", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
-    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-}  # fmt: skip
+    "_parameters",
+    "_buffers",
+    "_modules",
+    "_non_persistent_buffers_set",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+}
 _OF_EVERY_CLASS = {
-    "__module__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__annotations_cache__", "__annotate__", "__annotate_func__",
-    "__firstlineno__", "__static_attributes__", "__qualname__", "__dataclass_fields__", "__abstractmethods__", "_abc_impl", "__slots__",
-    "__parameters__", "__orig_bases__", "__match_args__",
-}  # fmt: skip
+    "__module__",
+    "__doc__",
+    "__dict__",
+    "__weakref__",
+    "__annotations__",
+    "__annotations_cache__",
+    "__annotate__",
+    "__annotate_func__",
+    "__firstlineno__",
+    "__static_attributes__",
+    "__qualname__",
+    "__dataclass_fields__",
+    "__abstractmethods__",
+    "_abc_impl",
+    "__slots__",
+    "__parameters__",
+    "__orig_bases__",
+    "__match_args__",
+}
 _OF_THIS_MACHINE = {"_name_or_path", "name_or_path", "_commit_hash", "transformers_version"}  # of transformers' configs
-_SAID_BY_THEMSELVES = (torch.dtype, torch.device, torch.layout, torch.memory_format, type(None), bool, int, float, complex, bytes, type(...))
+_SAID_BY_THEMSELVES = (
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    bytes,
+    type(...),
+)
 
 
 class _Walk:
-    """Says in lines what is reached from some values; each object, class and function once, by a number in the order of finding."""
+    """Says in lines what is reached from some values; each object, class and function once, by a number in the order of
+    finding.
+    """
 
     def __init__(self, registered: Iterable[Tensor]):
         self._total = hashlib.sha256()
@@ -349,7 +405,9 @@ class _Walk:
         return f"#{self._numbers[id(value)]}"
 
     def _container(self, value: Any) -> str:
-        """What is in a container, by content: which of two equal tuples is shared is an accident of how a model was made."""
+        """What is in a container, by content: which of two equal tuples is shared is an accident of how a model was
+        made.
+        """
         if id(value) in self._open:
             return "itself"
         self._open.add(id(value))
@@ -395,18 +453,33 @@ class _Walk:
         return f"{self.word(type(value))}{self._attributes(value)}"
 
     def _attributes(self, value: Any) -> str:
-        """The attributes of an object; torch's own objects that are no modules are told by their class, as they hold its machinery."""
-        if not isinstance(value, nn.Module) and type(value).__module__.partition(".")[0] in ("torch", "threading", "logging", "_thread"):
+        """The attributes of an object; torch's own objects that are no modules are told by their class, as they hold
+        its machinery.
+        """
+        if not isinstance(value, nn.Module) and type(value).__module__.partition(".")[0] in (
+            "torch",
+            "threading",
+            "logging",
+            "_thread",
+        ):
             return ""
         held = dict(getattr(value, "__dict__", {}))
         for kind in type(value).__mro__:
             slots = kind.__dict__.get("__slots__", ())
-            held |= {name: getattr(value, name) for name in ((slots,) if isinstance(slots, str) else slots) if hasattr(value, name)}
+            held |= {
+                name: getattr(value, name)
+                for name in ((slots,) if isinstance(slots, str) else slots)
+                if hasattr(value, name)
+            }
         hidden = _OF_THIS_MACHINE | (_BOOKKEEPING if isinstance(value, nn.Module) else set())
         said = []
         for name in sorted(each for each in held.keys() - hidden - {"__dict__", "__weakref__"} if not _is_cache(each)):
             # hooks are kept by a count of all hooks in the process
-            content = list(held[name].values()) if name in ("_forward_hooks", "_forward_pre_hooks") and isinstance(value, nn.Module) else held[name]
+            content = (
+                list(held[name].values())
+                if name in ("_forward_hooks", "_forward_pre_hooks") and isinstance(value, nn.Module)
+                else held[name]
+            )
             said.append(f" {name}={self.word(content)}")
         if isinstance(value, torch.jit.ScriptModule):
             said.append(f" code={value.code!r}")
@@ -419,7 +492,11 @@ class _Walk:
             return f"class {_title(kind)} of {package}{self._patches(kind)}"
         said = [f"class {kind.__qualname__}"]
         said += [f" base {self.word(each)}" for each in kind.__bases__ if each is not object]
-        said += [f" {name}={self.word(each)}" for name, each in sorted(vars(kind).items()) if name not in _OF_EVERY_CLASS and not _is_cache(name)]
+        said += [
+            f" {name}={self.word(each)}"
+            for name, each in sorted(vars(kind).items())
+            if name not in _OF_EVERY_CLASS and not _is_cache(name)
+        ]
         return "".join(said)
 
     def _package_of(self, kind: type) -> str | None:
@@ -428,7 +505,9 @@ class _Walk:
         file = getattr(module, "__file__", None)
         if file is not None:
             return _installed(file)
-        known = kind.__module__ in sys.builtin_module_names or kind.__module__.partition(".")[0] in sys.stdlib_module_names
+        known = (
+            kind.__module__ in sys.builtin_module_names or kind.__module__.partition(".")[0] in sys.stdlib_module_names
+        )
         return "python" if known and kind.__module__ != "__main__" else None
 
     def _patches(self, kind: type) -> str:
@@ -436,17 +515,29 @@ class _Walk:
         said = []
         for each in kind.__mro__:
             module = sys.modules.get(each.__module__)
-            beside = vars(module) if module is not None and each.__module__.partition(".")[0] not in ("builtins", "torch") else {}
+            beside = (
+                vars(module)
+                if module is not None and each.__module__.partition(".")[0] not in ("builtins", "torch")
+                else {}
+            )
             for space in (vars(each), beside):
                 for name, value in list(space.items()):
-                    if isinstance(value, types.FunctionType) and self._package_of(each) and _is_own(value.__code__.co_filename):
+                    if (
+                        isinstance(value, types.FunctionType)
+                        and self._package_of(each)
+                        and _is_own(value.__code__.co_filename)
+                    ):
                         said.append((name, value))
         return "".join(f" {name}={self.word(value)}" for name, value in sorted(said, key=lambda pair: pair[0]))
 
     def _function(self, function: types.FunctionType) -> str:
         code = function.__code__
         origin = self._origin(code.co_filename)
-        said = [f"function {function.__qualname__} of {origin}" if origin else f"function {function.__qualname__} {self._bytecode(code)}"]
+        said = [
+            f"function {function.__qualname__} of {origin}"
+            if origin
+            else f"function {function.__qualname__} {self._bytecode(code)}"
+        ]
         held = {"defaults": function.__defaults__, "kwdefaults": function.__kwdefaults__, **_closure(function)}
         if hasattr(function, "__wrapped__"):
             held["wrapped"] = function.__wrapped__
@@ -467,12 +558,19 @@ class _Walk:
         return f"file {content}"
 
     def _bytecode(self, code: types.CodeType) -> str:
-        constants = [self._bytecode(each) if isinstance(each, types.CodeType) else self.word(each) for each in code.co_consts]
-        return f"bytecode {code.co_name} {code.co_code.hex()} {constants} {code.co_names} {code.co_varnames} {code.co_freevars}"
+        constants = [
+            self._bytecode(each) if isinstance(each, types.CodeType) else self.word(each) for each in code.co_consts
+        ]
+        return (
+            f"bytecode {code.co_name} {code.co_code.hex()} {constants} {code.co_names} {code.co_varnames} "
+            f"{code.co_freevars}"
+        )
 
 
 def _is_cache(name: str) -> bool:
-    """Whether an attribute is what somebody keeps for later: transformers writes such into the classes that derive from its own."""
+    """Whether an attribute is what somebody keeps for later: transformers writes such into the classes that derive from
+    its own.
+    """
     return name.startswith("_") and "cache" in name
 
 
@@ -509,9 +607,9 @@ def _is_own(filename: str) -> bool:
     return _installed(filename) is None and _file_digest(filename) is not None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _installed(filename: str) -> str | None:
-    """"timm 1.0.31" for a file of an installed package, "python" for one of Python's own; None for any other."""
+    """ "timm 1.0.31" for a file of an installed package, "python" for one of Python's own; None for any other."""
     if filename.startswith("<frozen "):
         return "python"
     packages = re.split(r"[/\\](?:site|dist)-packages[/\\]", filename)
@@ -523,7 +621,7 @@ def _installed(filename: str) -> str | None:
     return "python" if os.path.realpath(filename).startswith(os.path.realpath(library) + os.sep) else None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _version(top: str) -> str | None:
     names = [top]
     with contextlib.suppress(metadata.PackageNotFoundError):

@@ -16,11 +16,18 @@ from harness.errors import CaseError
 
 def move(value: Any, *, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
     """`value` with every tensor in it on `device`, and the floating-point ones in `dtype`."""
-    return changed(value, lambda tensor: tensor.to(device=device, dtype=dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype))
+    return changed(
+        value,
+        lambda tensor: tensor.to(
+            device=device, dtype=dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        ),
+    )
 
 
 def fresh(value: Any) -> Any:
-    """A copy of what a model is given: one that writes into its inputs must not find its own writing in the next run."""
+    """A copy of what a model is given: one that writes into its inputs must not find its own writing in the next
+    run.
+    """
     return changed(value, torch.clone)
 
 
@@ -50,9 +57,14 @@ def tensors_of(value: Any, what: str) -> dict[str, Tensor]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise CaseError(f"{what} returned two tensors that are both called {twice!r}; one of them would hide the other: rename a key")
+        raise CaseError(
+            f"{what} returned two tensors that are both called {twice!r}; one of them would hide the other: "
+            "rename a key"
+        )
     if not found:
-        raise CaseError(f"{what} returned {kind_of(value)}: nothing to compare; return a tensor, or tensors in a tuple or dict")
+        raise CaseError(
+            f"{what} returned {kind_of(value)}: nothing to compare; return a tensor, or tensors in a tuple or dict"
+        )
     return found
 
 
@@ -122,7 +134,9 @@ def weights_digest(model: nn.Module, *, strict: bool = True) -> str:
 
 
 def content_digest(tensor: Tensor, *, strict: bool = True) -> str:
-    """sha256 of one tensor, or without `strict` its dtype and shape where it has no content that can be read. Raises: CaseError."""
+    """sha256 of one tensor, or without `strict` its dtype and shape where it has no content that can be read. Raises:
+    CaseError.
+    """
     try:
         return digest({"": tensor.detach().cpu()})
     except (RuntimeError, TypeError, NotImplementedError) as error:

@@ -91,11 +91,13 @@ def versions(model: nn.Module) -> dict[str, int]:
 
 
 def version(tensor: Tensor) -> int:
-    """A number that grows when the memory of a tensor is written into; 0 for a tensor of inference mode, which has none."""
+    """A number that grows when the memory of a tensor is written into; 0 for a tensor of inference mode, which has
+    none.
+    """
     return 0 if tensor.is_inference() else tensor._version
 
 
-# ------------------------------------------------------------------------------------------------ what a run changed
+# -------- what a run changed
 
 
 def changes(used: nn.Module, before: nn.Module) -> str:

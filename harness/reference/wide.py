@@ -14,7 +14,8 @@ MAKES = frozenset(  # of numbers, in torch's default dtype where none is named
     "arange empty empty_strided eye full linspace logspace ones scalar_tensor zeros".split()
 )
 LEFT = frozenset(  # whose numbers another dtype would change: bits that are read otherwise, and random draws
-    "view bernoulli cauchy dropout exponential geometric log_normal multinomial normal normal_functional poisson rand rand_like randint "
+    "view bernoulli cauchy dropout exponential geometric log_normal multinomial normal normal_functional "
+    "poisson rand rand_like randint "
     "randint_like randn randn_like random rrelu_with_noise uniform".split()
 )
 
@@ -22,9 +23,9 @@ LEFT = frozenset(  # whose numbers another dtype would change: bits that are rea
 class WideRequests(TorchDispatchMode):
     """Gives float64 where float32 is asked for: `x.float()`, `dtype=torch.float32`, `torch.arange(0., 8)`.
 
-    Without it those parts of a float64 run would be float32 ones, and what the CPU loses there in float32 would count as
-    nothing. Requests of half dtypes are left, as are random draws. What float32 tensors that were made elsewhere give is
-    widened.
+    Without it those parts of a float64 run would be float32 ones, and what the CPU loses there in float32 would count
+    as nothing. Requests of half dtypes are left, as are random draws. What float32 tensors that were made elsewhere
+    give is widened.
 
     >>> import torch
     >>> with WideRequests():

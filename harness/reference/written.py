@@ -1,6 +1,7 @@
 """What a model writes besides what it returns: outputs of its run as well.
 
-In training mode these are buffers, as the running statistics of batch norm are; in any mode the tensors that the model was given.
+In training mode these are buffers, as the running statistics of batch norm are; in any mode the tensors that the model
+was given.
 """
 
 from __future__ import annotations
@@ -31,14 +32,19 @@ class Written:
 
 @contextmanager
 def watching(
-    model: nn.Module, given: Any = None, *, buffers: Collection[str] | None = (), inputs: Collection[str] | None = (),
-    before: Any = None, restore: bool = False,
+    model: nn.Module,
+    given: Any = None,
+    *,
+    buffers: Collection[str] | None = (),
+    inputs: Collection[str] | None = (),
+    before: Any = None,
+    restore: bool = False,
 ) -> Iterator[Written]:
     """Tells the tensors of floats that a run of `model` on `given` writes into, as they are after the block.
 
-    `buffers` and `inputs` name them as the outputs are named; None means those that the block changed. The first run of a model finds
-    the names, and the other sides return the same ones, changed or not. `before`: what `given` was copied from. With `restore` the
-    buffers are put back at the end, for another run of the same model.
+    `buffers` and `inputs` name them as the outputs are named; None means those that the block changed. The first run of
+    a model finds the names, and the other sides return the same ones, changed or not. `before`: what `given` was copied
+    from. With `restore` the buffers are put back at the end, for another run of the same model.
 
         with watching(model, buffers=None) as written:
             model(x)
@@ -57,7 +63,9 @@ def watching(
             now[name].detach().copy_(old[name])
 
 
-def _chosen(kind: str, now: dict[str, Tensor], old: dict[str, Tensor], names: Collection[str] | None) -> dict[str, Tensor]:
+def _chosen(
+    kind: str, now: dict[str, Tensor], old: dict[str, Tensor], names: Collection[str] | None
+) -> dict[str, Tensor]:
     chosen = {}
     for name, each in now.items():
         wanted = _differs(each, old.get(name)) if names is None else f"{kind} {name}".rstrip() in names

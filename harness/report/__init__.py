@@ -23,6 +23,28 @@ from harness.report.rejudge import judged, pairs_text, upgrade_text, verdicts_te
 from harness.report.rows import Row, jsonable, row
 
 __all__ = [
-    "JSON_NAME", "MARKDOWN_NAME", "SCHEMA", "Report", "Row", "Timed", "Writer", "build", "json_schema", "jsonable", "judged", "load", "pairs_text", "performance_text", "read_stack", "rerender", "render", "retire",
-    "row", "upgrade_text", "verdicts_text", "write", "write_pairs", "write_text",
-]  # fmt: skip
+    "JSON_NAME",
+    "MARKDOWN_NAME",
+    "SCHEMA",
+    "Report",
+    "Row",
+    "Timed",
+    "Writer",
+    "build",
+    "json_schema",
+    "jsonable",
+    "judged",
+    "load",
+    "pairs_text",
+    "performance_text",
+    "read_stack",
+    "render",
+    "rerender",
+    "retire",
+    "row",
+    "upgrade_text",
+    "verdicts_text",
+    "write",
+    "write_pairs",
+    "write_text",
+]

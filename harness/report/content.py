@@ -30,7 +30,6 @@ class Timed:
     task_queue: int | None = None
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """Rows, and what they were measured on. The counts are derived from the rows."""
@@ -62,7 +61,6 @@ class Report:
         return f"{len(self.rows)} rows on {self.stack.get('device')} ({self.backend})"
 
 
-
 def build(
     rows: Sequence[Row], *, stack: Mapping, backend: str | None, performance: Sequence[Mapping | Timed] = ()
 ) -> Report:
@@ -70,7 +68,6 @@ def build(
     timed = tuple(each if isinstance(each, Timed) else Timed(**each) for each in performance)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Report(created=created, backend=backend, stack=stack, rows=tuple(rows), performance=timed)
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +78,6 @@ class _StackOf:
     faults: tuple[str, ...] | None = None
     environment: Mapping[str, Any] | None = None
     packages: Mapping[str, Any] | None = None
-
 
 
 def read_stack(value: Any) -> Mapping[str, Any]:

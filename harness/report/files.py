@@ -23,11 +23,12 @@ PREVIOUS = {name: name.replace(".", "-previous.") for name in (JSON_NAME, MARKDO
 
 
 def retire(directory: Path) -> None:
-    """Give the report in `directory` the name of an earlier run's: precision-previous.json and precision-previous.md."""
+    """Give the report in `directory` the name of an earlier run's: precision-previous.json and
+    precision-previous.md.
+    """
     for name, previous in PREVIOUS.items():
         if (directory / name).exists():
             os.replace(directory / name, directory / previous)
-
 
 
 def write(report: Report, directory: Path, *, lang: str = "en") -> tuple[Path, Path]:
@@ -35,12 +36,12 @@ def write(report: Report, directory: Path, *, lang: str = "en") -> tuple[Path, P
     return Writer(directory, lang).write(report)
 
 
-
 class Writer:
-    """Writes a report that grows, again and again: what was said of a row is kept, and the markdown follows when its turn has come.
+    """Writes a report that grows, again and again: what was said of a row is kept, and the markdown follows when its
+    turn has come.
 
-    The JSON is written each time, so that a process that dies loses no row; of one row it takes microseconds, the markdown of
-    hundreds takes a second.
+    The JSON is written each time, so that a process that dies loses no row; of one row it takes microseconds, the
+    markdown of hundreds takes a second.
     """
 
     TURN = 20  # the markdown waits for this many times as long as it took
@@ -70,7 +71,6 @@ class Writer:
         return self._lines[id(row)][1]
 
 
-
 def write_text(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all: a neighbour is written first and takes its name."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -79,7 +79,6 @@ def write_text(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
 
 
 def write_pairs(pairs: Sequence, path: Path) -> None:
@@ -94,11 +93,11 @@ def write_pairs(pairs: Sequence, path: Path) -> None:
     write_text(path, json.dumps({"schema": PAIRS, "pairs": kept}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-
 def load(path: Path) -> Report:
     """Read a stored report, also one of an older version.
 
-    Raises: HarnessError, in one sentence, when the file is not a report of this schema, or holds a value that cannot be.
+    Raises: HarnessError, in one sentence, when the file is not a report of this schema, or holds a value that cannot
+    be.
     """
     try:
         stored = read_json(path)
@@ -115,7 +114,8 @@ def load(path: Path) -> Report:
     found = stored.get("schema") if isinstance(stored, dict) else None
     if found != SCHEMA:
         raise HarnessError(
-            f"{path} has schema {found if found is None else named(found)} where {SCHEMA!r} was expected; write it again with this version"
+            f"{path} has schema {found if found is None else named(found)} where {SCHEMA!r} was expected; "
+            "write it again with this version"
         )
     missing = sorted({"created", "backend", "headline", "stack", "rows", "performance"} - stored.keys())
     if missing:
@@ -128,7 +128,6 @@ def load(path: Path) -> Report:
     return Report(rows=rows, **{name: value for name, value in read.items() if name not in ("headline", "rows")})
 
 
-
 def render(report: Report, *, lang: str = "en", html: bool = False) -> str:
     """The report as markdown, or as one HTML page."""
     if lang not in LANGUAGES:
@@ -137,11 +136,9 @@ def render(report: Report, *, lang: str = "en", html: bool = False) -> str:
     return to_html(blocks, lang) if html else to_markdown(blocks)
 
 
-
 def performance_text(rows: Sequence[Mapping], *, backend: str, stack: Mapping) -> str:
     """The performance table alone, as markdown, under the stack that it was measured on."""
     return render(build([], stack=stack, backend=backend, performance=rows)).rstrip("\n")
-
 
 
 def rerender(path: Path, *, lang: str = "en", output: Path | None = None) -> str | None:

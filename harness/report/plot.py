@@ -1,4 +1,6 @@
-"""A picture of a history: the error of each case over the stacks that it was measured on. Needs matplotlib (the extra `plot`)."""
+"""A picture of a history: the error of each case over the stacks that it was measured on. Needs matplotlib (the extra
+`plot`).
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,13 @@ ACROSS = 4
 
 
 def plot_history(reports: Sequence[Report], error_of: Any, path: Path) -> None:
-    """Draw each case and dtype over the reports, oldest first: the geometric mean of its seeds' errors, their range, and the rows that fail.
+    """Draw each case and dtype over the reports, oldest first: the geometric mean of its seeds' errors, their range,
+    and the rows that fail.
 
     `error_of(row)` is the error that is followed. The ending of `path` says the kind of picture: .png, .svg, .pdf.
 
-    Raises: HarnessError without matplotlib, for an ending that it does not know, or where no case has an error in two reports.
+    Raises: HarnessError without matplotlib, for an ending that it does not know, or where no case has an error in two
+    reports.
     """
     try:
         import matplotlib
@@ -29,16 +33,24 @@ def plot_history(reports: Sequence[Report], error_of: Any, path: Path) -> None:
         matplotlib.use("Agg")
         from matplotlib import pyplot
     except ImportError:
-        raise HarnessError("--plot needs matplotlib, which is not installed: pip install 'npu-accuracy-harness[plot]'") from None
+        raise HarnessError(
+            "--plot needs matplotlib, which is not installed: pip install 'npu-accuracy-harness[plot]'"
+        ) from None
     if path.suffix.lstrip(".") not in pyplot.figure().canvas.get_supported_filetypes():
         raise HarnessError(f"--plot {path}: no picture ends in {path.suffix!r}; name a .png, .svg or .pdf")
-    series = {name: points for name, points in _series(reports, error_of).items() if sum(each is not None for each in points) > 1}
+    series = {
+        name: points
+        for name, points in _series(reports, error_of).items()
+        if sum(each is not None for each in points) > 1
+    }
     if not series:
         raise HarnessError("--plot: no case has an error in two of the reports, so there is nothing to draw")
     chosen = sorted(series, key=lambda name: -_spread(series[name]))[:MOST]
     labels = _labels(reports)
     down = math.ceil(len(chosen) / ACROSS)
-    figure, axes = pyplot.subplots(down, ACROSS, figsize=(4 * ACROSS, 2.6 * down + 1), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        down, ACROSS, figsize=(4 * ACROSS, 2.6 * down + 1), squeeze=False, layout="constrained"
+    )
     said = f"{len(chosen)} of {len(series)} cases, those that changed most: " if len(chosen) < len(series) else ""
     figure.suptitle(f"{said}relative L2 error to float64 on {reports[-1].stack.get('device')} ({reports[-1].backend})")
     for axis, name in zip(axes.flat, chosen):
@@ -64,7 +76,9 @@ def _draw(axis: Any, name: tuple[str, str], points: list, labels: list[str]) -> 
 
 
 def _series(reports: Sequence[Report], error_of: Any) -> dict[tuple[str, str], list]:
-    """For each case and dtype a point per report: least, mean and largest error over its seeds, and whether a row failed; None where there is none."""
+    """For each case and dtype a point per report: least, mean and largest error over its seeds, and whether a row
+    failed; None where there is none.
+    """
     found: dict[tuple[str, str], list] = {}
     for index, report in enumerate(reports):
         groups: dict[tuple[str, str], list] = {}
@@ -75,7 +89,12 @@ def _series(reports: Sequence[Report], error_of: Any) -> dict[tuple[str, str], l
         for name, rows in groups.items():
             errors = [error for error, _ in rows]
             mean = math.exp(sum(map(math.log, errors)) / len(errors))
-            found.setdefault(name, [None] * len(reports))[index] = (min(errors), mean, max(errors), any(bad for _, bad in rows))
+            found.setdefault(name, [None] * len(reports))[index] = (
+                min(errors),
+                mean,
+                max(errors),
+                any(bad for _, bad in rows),
+            )
     return found
 
 
@@ -86,5 +105,12 @@ def _spread(points: list) -> float:
 
 def _labels(reports: Sequence[Report]) -> list[str]:
     """What tells the stacks apart, a line each; their number where nothing does."""
-    names = [name for name in ("torch_npu", "cann", "torch", "driver") if len({str(each.stack.get(name)) for each in reports}) > 1]
-    return ["\n".join(f"{name} {report.stack.get(name)}" for name in names) or f"run {number}" for number, report in enumerate(reports, 1)]
+    names = [
+        name
+        for name in ("torch_npu", "cann", "torch", "driver")
+        if len({str(each.stack.get(name)) for each in reports}) > 1
+    ]
+    return [
+        "\n".join(f"{name} {report.stack.get(name)}" for name in names) or f"run {number}"
+        for number, report in enumerate(reports, 1)
+    ]

@@ -40,7 +40,10 @@ def judged_again(row: Row, preset: str | None = None) -> Verdict:
     if row.status in (Status.ERROR, Status.SKIPPED):
         return (error if row.status is Status.ERROR else skipped)("; ".join(row.reasons))
     if not row.comparisons and row.rel_l2 is not None:
-        raise HarnessError(f"row {shown(row.test)} was written before reports held what judging again needs; write the report again with `pytest -k precision`")
+        raise HarnessError(
+            f"row {shown(row.test)} was written before reports held what judging again needs; write the report "
+            "again with `pytest -k precision`"
+        )
     verdict = judge(row.comparisons, _tolerance(row, preset), decisions=row.decisions, references=row.references)
     said = [Reason(criterion=criterion, text=text) for criterion, text in zip(row.criteria, row.reasons)]
     kept = tuple(reason for reason in said if reason.criterion in KEPT)
@@ -54,17 +57,35 @@ def _tolerance(row: Row, preset: str | None) -> Tolerance:
     try:
         return Tolerance(preset=row.preset, reason=row.limits_reason or "as stored", **row.limits)
     except ValueError as error:
-        raise HarnessError(f"row {shown(row.test)} holds limits that cannot be judged by ({error}); write the report again with `pytest -k precision`") from None
+        raise HarnessError(
+            f"row {shown(row.test)} holds limits that cannot be judged by ({error}); write the report again "
+            "with `pytest -k precision`"
+        ) from None
 
 
 def verdicts_text(found: Iterable[tuple[Row, Verdict]], *, title: str) -> str:
     """Verdicts as a markdown table, with what was stored beside, and the reasons of those that do not pass."""
     found = list(found)
-    columns = ("test", "dtype", "seed", "max_diff", "mean_diff", "cos_sim", "rel_l2", "measured / forecast", "stored", "result")
+    columns = (
+        "test",
+        "dtype",
+        "seed",
+        "max_diff",
+        "mean_diff",
+        "cos_sim",
+        "rel_l2",
+        "measured / forecast",
+        "stored",
+        "result",
+    )
     rows = []
     for row, verdict in found:
         numbers = verdict.comparison
-        cells = [difference(getattr(numbers, name)) for name in ("max_diff", "mean_diff")] if numbers else [MISSING, MISSING]
+        cells = (
+            [difference(getattr(numbers, name)) for name in ("max_diff", "mean_diff")]
+            if numbers
+            else [MISSING, MISSING]
+        )
         cells += [cosine(numbers.cos_sim), difference(numbers.rel_l2)] if numbers else [MISSING, MISSING]
         held = verdict.references.get(verdict.output)
         cells.append(MISSING if held is None else times(held.ratios()["forecast_ratio"]))
@@ -79,16 +100,35 @@ def pairs_text(found: Iterable[Any], *, title: str, notes: Iterable[str] = ()) -
     The first pair that does not pass is the last line.
     """
     found = list(found)
-    columns = ("name", "dtype", "shape", "max_diff", "mean_diff", "cos_sim", "rel_l2", "gain", "ulp_mean", "p99", "result")
+    columns = (
+        "name",
+        "dtype",
+        "shape",
+        "max_diff",
+        "mean_diff",
+        "cos_sim",
+        "rel_l2",
+        "gain",
+        "ulp_mean",
+        "p99",
+        "result",
+    )
     rows = []
     for pair in found:
         numbers = pair.verdict.comparison
         if numbers is None:
             rows.append((pair.name, *[MISSING] * (len(columns) - 2), _result(pair.verdict)))
             continue
-        cells = [difference(numbers.max_diff), difference(numbers.mean_diff), cosine(numbers.cos_sim), difference(numbers.rel_l2)]
+        cells = [
+            difference(numbers.max_diff),
+            difference(numbers.mean_diff),
+            cosine(numbers.cos_sim),
+            difference(numbers.rel_l2),
+        ]
         cells += [f"{numbers.gain:+.1e}", times(numbers.ulp_mean), difference(numbers.quantile(0.99))]
-        rows.append((pair.name, numbers.dtype, "x".join(map(str, numbers.shape)) or "scalar", *cells, _result(pair.verdict)))
+        rows.append(
+            (pair.name, numbers.dtype, "x".join(map(str, numbers.shape)) or "scalar", *cells, _result(pair.verdict))
+        )
     text = _text(title, columns, rows, 3, [(pair.name, pair.verdict) for pair in found])
     said = [Bullets(items=tuple(notes))] if (notes := tuple(notes)) else []
     first = next((pair for pair in found if not pair.verdict.passed), None)
@@ -98,7 +138,9 @@ def pairs_text(found: Iterable[Any], *, title: str, notes: Iterable[str] = ()) -
 
 
 def upgrade_text(found: Any, *, title: str, every: bool = False) -> str:
-    """An upgrade as markdown for a pull request: counts, what changed in the stack, the rows that changed; IDENTICAL ones when `every`."""
+    """An upgrade as markdown for a pull request: counts, what changed in the stack, the rows that changed; IDENTICAL
+    ones when `every`.
+    """
     counted = ", ".join(f"{count} {kind}" for kind, count in found.counts().items()) or "nothing to compare"
     blocks: list[Any] = [Text(text=f"{'✅' if found.passed else '❌'} {title}: {counted}", strong=True)]
     blocks += [Bullets(items=found.notes)] if found.notes else []
@@ -115,11 +157,24 @@ def upgrade_text(found: Any, *, title: str, every: bool = False) -> str:
             seed = MISSING if each.seed is None else str(each.seed)
             ratio = each.error_after / each.error_before if each.error_before and each.error_after is not None else None
             numbers = (difference(each.error_before), difference(each.error_after), times(ratio))
-            rows.append((each.kind, each.case, each.dtype or MISSING, seed, each.before or MISSING, each.after or MISSING, *numbers))
+            rows.append(
+                (
+                    each.kind,
+                    each.case,
+                    each.dtype or MISSING,
+                    seed,
+                    each.before or MISSING,
+                    each.after or MISSING,
+                    *numbers,
+                )
+            )
     if rows:
         columns = ("transition", "case", "dtype", "seed", "before", "after", "error before", "error after", "ratio")
         blocks.append(Table(columns=columns, rows=tuple(rows), numbers_from=6))
-    said = [f"{each.kind} {each.case} {each.dtype or ''} {'' if each.seed is None else f'seed {each.seed}'}: {each.text}" for each in found.transitions]
+    said = [
+        f"{each.kind} {each.case} {each.dtype or ''} {'' if each.seed is None else f'seed {each.seed}'}: {each.text}"
+        for each in found.transitions
+    ]
     bad = [text for text, each in zip(said, found.transitions) if each.kind not in ("IDENTICAL", "NEW", "DRIFT")]
     return to_markdown([*blocks, *([Bullets(items=tuple(bad))] if bad else [])]).rstrip("\n")
 
@@ -134,7 +189,9 @@ def _result(verdict: Verdict) -> str:
     return f"{verdict.status.sign} {verdict.status}"
 
 
-def _text(title: str, columns: tuple[str, ...], rows: list[tuple], numbers_from: int, named: list[tuple[str, Verdict]]) -> str:
+def _text(
+    title: str, columns: tuple[str, ...], rows: list[tuple], numbers_from: int, named: list[tuple[str, Verdict]]
+) -> str:
     headline = {status: sum(verdict.status == status for _, verdict in named) for status in Status}
     blocks = [Table(columns=columns, rows=tuple(rows), numbers_from=numbers_from)]
     reasons = tuple(f"{verdict.status} {name}: {reason}" for name, verdict in named for reason in verdict.reasons)

@@ -1,7 +1,8 @@
 """One row of a report as a value, from the verdict to the file and back.
 
-`Row.of` makes it from a Verdict. `to_dict` is the last step before a file; `from_dict` is the one reader of rows that were stored, in a report or
-in a baseline: it checks every type and bound, and fills what an older file lacks. What happens to a row in between gives a new row.
+`Row.of` makes it from a Verdict. `to_dict` is the last step before a file; `from_dict` is the one reader of rows that
+were stored, in a report or in a baseline: it checks every type and bound, and fills what an older file lacks. What
+happens to a row in between gives a new row.
 """
 
 from __future__ import annotations
@@ -25,11 +26,38 @@ from harness.measure import Comparison, Count, Share, Size
 from harness.typed_json import Mismatch, fields_of, named, object_schema, read_fields, reader_of, shown, to_json
 
 NUMBERS = (  # of a Comparison, in the order of the row
-    "max_diff", "mean_diff", "cos_sim", "cos_distance", "rel_l2", "rms", "max_diff_rms", "token_cos_sim",
-    "worst_index", "worst_actual", "worst_expected", "worst_token",
-    "nan_actual", "nan_expected", "inf_actual", "inf_expected", "nonfinite_differ", "unequal",
-    "rmse", "snr", "shift", "gain", "balance", "max_rel", "mean_rel", "max_scaled", "token_rel_l2", "ulp_max", "ulp_mean", "matched", "flips",
-)  # fmt: skip
+    "max_diff",
+    "mean_diff",
+    "cos_sim",
+    "cos_distance",
+    "rel_l2",
+    "rms",
+    "max_diff_rms",
+    "token_cos_sim",
+    "worst_index",
+    "worst_actual",
+    "worst_expected",
+    "worst_token",
+    "nan_actual",
+    "nan_expected",
+    "inf_actual",
+    "inf_expected",
+    "nonfinite_differ",
+    "unequal",
+    "rmse",
+    "snr",
+    "shift",
+    "gain",
+    "balance",
+    "max_rel",
+    "mean_rel",
+    "max_scaled",
+    "token_rel_l2",
+    "ulp_max",
+    "ulp_mean",
+    "matched",
+    "flips",
+)
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}  # of |actual - expected|
 RATIOS = (
     "golden_rel_l2",
@@ -130,7 +158,9 @@ class Located:
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Numbers, Ratios, Proof):
-    """What one test showed of one case with one seed: what ran, why it is not a PASS, the numbers of the output that stands for it, the digests."""
+    """What one test showed of one case with one seed: what ran, why it is not a PASS, the numbers of the output that
+    stands for it, the digests.
+    """
 
     test: str
     case: str
@@ -173,13 +203,25 @@ class Row(Numbers, Ratios, Proof):
             else dict(preset=tolerance.preset, limits=tolerance.limits(), limits_reason=tolerance.reason)
         )
         return cls(
-            test=test, case=case, dtype=dtype, seed=seed, output=verdict.output or None, marks=tuple(verdict.marks),
-            reasons=tuple(map(str, verdict.reasons)), criteria=tuple(reason.criterion for reason in verdict.reasons),
+            test=test,
+            case=case,
+            dtype=dtype,
+            seed=seed,
+            output=verdict.output or None,
+            marks=tuple(verdict.marks),
+            reasons=tuple(map(str, verdict.reasons)),
+            criteria=tuple(reason.criterion for reason in verdict.reasons),
             outputs={name: Numbers(**_numbers(each)) for name, each in several.items()},
-            comparisons=verdict.comparisons, references=verdict.references, decisions=verdict.decisions, allowed=_allowed(verdict),
+            comparisons=verdict.comparisons,
+            references=verdict.references,
+            decisions=verdict.decisions,
+            allowed=_allowed(verdict),
             known=None if known is None else Excuse(reason=known.reason, link=known.link, expires=known.expires),
-            **numbers, **_ratios(verdict), **judged, **evidence,
-        )  # fmt: skip
+            **numbers,
+            **_ratios(verdict),
+            **judged,
+            **evidence,
+        )
 
     @functools.cached_property
     def status(self) -> Status:
@@ -199,8 +241,12 @@ class Row(Numbers, Ratios, Proof):
 
     @property
     def key(self) -> tuple[str, str | None, int | None]:
-        """Case, dtype and seed, by which rows are told apart; of a row whose case is not known, its test in place of the case."""
-        unknown = self.case == self.test.partition("::")[0]  # an error that came before the case is filed under the test's file
+        """Case, dtype and seed, by which rows are told apart; of a row whose case is not known, its test in place of
+        the case.
+        """
+        unknown = (
+            self.case == self.test.partition("::")[0]
+        )  # an error that came before the case is filed under the test's file
         return self.test if unknown else self.case, self.dtype, self.seed
 
     @property
@@ -213,7 +259,7 @@ class Row(Numbers, Ratios, Proof):
         """The same row with one more reason."""
         return replace(self, reasons=(*self.reasons, text), criteria=(*self.criteria, criterion))
 
-    # -------------------------------------------------------------------------------------------------------- to and from JSON
+    # -------- to and from JSON
 
     def to_dict(self) -> dict[str, Any]:
         """As a file holds it: flat, JSON-able, every number at full precision."""
@@ -252,8 +298,8 @@ class Row(Numbers, Ratios, Proof):
     def from_dict(cls, stored: Any, where: str = "") -> Row:
         """The row that a file holds; `where` names the file and the row's place in it.
 
-        Raises: HarnessError, in one sentence, for a value of another type or outside its bounds, a status or a mark that is not known,
-        or a status that the reasons do not lead to.
+        Raises: HarnessError, in one sentence, for a value of another type or outside its bounds, a status or a mark
+        that is not known, or a status that the reasons do not lead to.
         """
         try:
             row = cls.from_json(stored)
@@ -324,7 +370,8 @@ def without_repeats(rows: Iterable[Row]) -> dict[int, Row]:
         other = first.setdefault((each.case, each.dtype, each.inputs_sha256, each.expected_sha256), each)
         if other.seed != each.seed:
             text = (
-                f"it has the same inputs as {_seed_text(other.seed)}, so it measures nothing new: inputs() does not draw from its "
+                f"it has the same inputs as {_seed_text(other.seed)}, so it measures nothing new: inputs() "
+                "does not draw from its "
                 "generator; let it, or run the case with one seed"
             )
             found[id(each)] = _not_known(each).because("run", text)
@@ -365,7 +412,9 @@ def _numbers(found: Comparison) -> dict[str, Any]:
 
 
 def _ratios(verdict: Verdict) -> dict[str, Any]:
-    """The row's output against float64: the device, the CPU and the forecast, the device over the CPU, and over the floor."""
+    """The row's output against float64: the device, the CPU and the forecast, the device over the CPU, and over the
+    floor.
+    """
     held = verdict.references.get(verdict.output)
     if held is None:
         return {}
@@ -382,7 +431,9 @@ def _ratios(verdict: Verdict) -> dict[str, Any]:
 
 
 def _allowed(verdict: Verdict) -> dict[str, float]:
-    """Every limit that was judged by, its preset's included: the loosest of all outputs. What hangs on the numbers of the run is left out."""
+    """Every limit that was judged by, its preset's included: the loosest of all outputs. What hangs on the numbers of
+    the run is left out.
+    """
     found: dict[str, float] = {}
     for check in checks_of(verdict):
         if check.name != "flip_margin":
@@ -391,14 +442,34 @@ def _allowed(verdict: Verdict) -> dict[str, float]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------------ stored rows
+# -------- stored rows
 
 SIDES = ("golden", "cpu", "forecast")  # the Comparisons that References hold
 LATER = ("slices", "scatter")  # which rows of older versions lack, and rows that have none
 ORDER = (  # of the names of a row in JSON
-    "test", "case", "dtype", "seed", "output", "status", "marks", "reasons", "criteria", *(each.name for each in fields(Numbers)), "outputs", *RATIOS,
-    "measured", "preset", "known", "located", "baseline", "limits", "allowed", "limits_reason", "decisions", *(each.name for each in fields(Evidence)),
-)  # fmt: skip
+    "test",
+    "case",
+    "dtype",
+    "seed",
+    "output",
+    "status",
+    "marks",
+    "reasons",
+    "criteria",
+    *(each.name for each in fields(Numbers)),
+    "outputs",
+    *RATIOS,
+    "measured",
+    "preset",
+    "known",
+    "located",
+    "baseline",
+    "limits",
+    "allowed",
+    "limits_reason",
+    "decisions",
+    *(each.name for each in fields(Evidence)),
+)
 NEEDED = {
     "test",
     "case",
@@ -435,7 +506,7 @@ class Measured:
         whole = object_schema(_MEASURED, WHOLE)
         whole["properties"]["histogram"] = {"type": "string", "pattern": "^(-?[0-9]+:[0-9]+( |$))*$"}
         schema = object_schema(kinds, ("comparison",))
-        schema["properties"] |= {name: whole for name in ("comparison", *SIDES)}
+        schema["properties"] |= dict.fromkeys(("comparison", *SIDES), whole)
         return schema
 
 
@@ -445,11 +516,13 @@ def _whole(found: Comparison) -> dict[str, Any]:
     return held | {"histogram": " ".join(f"{number}:{count}" for number, count in found.histogram)}
 
 
-# What a Comparison must hold to be read: shapes, dtypes and counts. A number that an older version did not measure reads as NaN, so that it fails
-# whatever is judged by it; a place reads as None.
+# What a Comparison must hold to be read: shapes, dtypes and counts. A number that an older version did not measure
+# reads as NaN, so that it fails whatever is judged by it; a place reads as None.
 WHOLE = {each.name for each in fields(Comparison) if each.default is MISSING or type(each.default) is int}
 WHERE_KNOWN = ("unsettled",)  # is written where it is not zero, and zero where it is absent
-_NOT_MEASURED = {each.name: math.nan for each in fields(Comparison) if type(each.default) is float and each.name not in WHERE_KNOWN}
+_NOT_MEASURED = {
+    each.name: math.nan for each in fields(Comparison) if type(each.default) is float and each.name not in WHERE_KNOWN
+}
 
 
 def _comparison(kept: Any) -> Comparison:

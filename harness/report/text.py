@@ -88,10 +88,15 @@ MANY = 8  # cases of one row each, from which a test's cases share a table
 
 
 def _tables(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """The rows in tables, each with its title: one for a case in a dtype, or one for a test that has many cases of one row."""
+    """The rows in tables, each with its title: one for a case in a dtype, or one for a test that has many cases of one
+    row.
+    """
     found = []
     for test, group in groupby(rows, key=lambda row: row.test.partition("[")[0]):
-        cases = [(f"{case}, {dtype}" if dtype else str(case), list(each)) for (case, dtype), each in groupby(group, key=lambda row: (row.case, row.dtype))]
+        cases = [
+            (f"{case}, {dtype}" if dtype else str(case), list(each))
+            for (case, dtype), each in groupby(group, key=lambda row: (row.case, row.dtype))
+        ]
         if len(cases) >= MANY and all(len(each) == 1 for _, each in cases):
             cases = [(test, [row for _, each in cases for row in each])]
         found += cases
@@ -114,14 +119,26 @@ def _accuracy_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
         cells += [difference(row.golden_rel_l2), difference(row.cpu_golden_rel_l2)]
         cells += [times(row.golden_ratio), times(row.forecast_ratio)]
         if decided:
-            cells += [share(getattr(row.decisions, name, None)) for name in ("top1", "topk", "accuracy", "expected_accuracy")]
+            cells += [
+                share(getattr(row.decisions, name, None)) for name in ("top1", "topk", "accuracy", "expected_accuracy")
+            ]
         body.append((*cells, _result(row)))
     return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=0)
 
 
 def _cases_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
     """One row a case and dtype: single operators, whose effective bits say in which arithmetic they ran."""
-    columns = (words["case"], "dtype", "max_diff", "cos_sim", words["to_golden"], words["cpu_to_golden"], words["bits"], words["forecast_bits"], words["forecast_ratio"])
+    columns = (
+        words["case"],
+        "dtype",
+        "max_diff",
+        "cos_sim",
+        words["to_golden"],
+        words["cpu_to_golden"],
+        words["bits"],
+        words["forecast_bits"],
+        words["forecast_ratio"],
+    )
     body = []
     for row in rows:
         cells = [str(row.case), row.dtype or MISSING, difference(row.max_diff), cosine(row.cos_sim)]
@@ -138,9 +155,13 @@ def _result(row: Mapping[str, Any]) -> str:
 def _limits(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
     """What the rows of a table were judged by and held against, each thing once."""
     said = []
-    for limits, reason in dict.fromkeys((_limits_text(row, words), row.limits_reason) for row in rows if row.limits or row.preset):
+    for limits, reason in dict.fromkeys(
+        (_limits_text(row, words), row.limits_reason) for row in rows if row.limits or row.preset
+    ):
         said.append(words["limits_why" if reason else "limits"].format(limits=limits, reason=reason))
-    said += [words["reference"].format(reference=each) for each in sorted({row.reference for row in rows if row.reference})]
+    said += [
+        words["reference"].format(reference=each) for each in sorted({row.reference for row in rows if row.reference})
+    ]
     said += [words["forecast"].format(forecast=each) for each in sorted({row.forecast for row in rows if row.forecast})]
     said += [words["no_golden"].format(why=each) for each in sorted({row.no_golden for row in rows if row.no_golden})]
     if any(row.stored for row in rows):
@@ -148,7 +169,9 @@ def _limits(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
     conditioned = [row.conditioning for row in rows if row.conditioning is not None]
     if conditioned:
         said.append(words["conditioning"].format(times=times(max(conditioned))))
-    unfelt = [mode for row in rows if Mark.UNFELT in row.marks for each in row.references.values() for mode in each.modes]
+    unfelt = [
+        mode for row in rows if Mark.UNFELT in row.marks for each in row.references.values() for mode in each.modes
+    ]
     said += [words["unfelt"].format(modes=", ".join(dict.fromkeys(unfelt)))] if unfelt else []
     said += [row.baseline.text for row in rows if row.baseline and row.baseline.kind in (Mark.DRIFT, Mark.IMPROVED)]
     said += [f"seed {MISSING if row.seed is None else row.seed}: {row.parted}" for row in rows if row.parted]
@@ -165,7 +188,10 @@ def _limits(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
 
 
 def _limits_text(row: Row, words: Mapping[str, str]) -> str:
-    limits = [f"{name} ≥ {_plain(limit)}" if name in AT_LEAST else f"{name} ≤ {difference(limit)}" for name, limit in row.limits.items()]
+    limits = [
+        f"{name} ≥ {_plain(limit)}" if name in AT_LEAST else f"{name} ≤ {difference(limit)}"
+        for name, limit in row.limits.items()
+    ]
     return ", ".join(([words["preset"].format(preset=row.preset)] if row.preset else []) + limits)
 
 
@@ -179,7 +205,13 @@ def _weights(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
             continue
         kind = kind or ("seeded" if weights.startswith("seeded:") else "file")
         path = words["weights_path"].format(path=path) if path else ""
-        values = {"case": case, "seed": weights.removeprefix("seeded:"), "sha": weights, "path": path, "content": content}
+        values = {
+            "case": case,
+            "seed": weights.removeprefix("seeded:"),
+            "sha": weights,
+            "path": path,
+            "content": content,
+        }
         items.append(words[f"weights_{kind}"].format(**values))
     return [Bullets(items=tuple(items))] if items else []
 
@@ -204,7 +236,10 @@ def _known(report: Report, words: Mapping[str, str]) -> list[Block]:
     for row in report.rows:
         if Mark.KNOWN in row.marks and row.known is not None:
             entry = row.known
-            items.append(f"{row.status} {row.test}: {entry.reason} ({entry.link}), {words['until'].format(day=entry.expires)}; {'; '.join(row.reasons)}")
+            items.append(
+                f"{row.status} {row.test}: {entry.reason} ({entry.link}), "
+                f"{words['until'].format(day=entry.expires)}; {'; '.join(row.reasons)}"
+            )
     return [Heading(text=words["known"]), Bullets(items=tuple(items))] if items else []
 
 
@@ -230,7 +265,9 @@ def _conclusion(report: Report, words: Mapping[str, str]) -> list[Block]:
         return []
     bad = [row for row in rows if row.is_bad]
     known = sum(Mark.KNOWN in row.marks for row in rows)
-    measured = [row for row in rows if row.rel_l2 is not None and math.isfinite(row.rel_l2) and Mark.KNOWN not in row.marks]
+    measured = [
+        row for row in rows if row.rel_l2 is not None and math.isfinite(row.rel_l2) and Mark.KNOWN not in row.marks
+    ]
     if bad:
         text = words["some_fail"].format(bad=len(bad), total=len(rows), device=_device(report))
     elif measured:

@@ -1,18 +1,26 @@
 """The words of the report, in English and Chinese. Reasons stay in English: they are what the run said."""
 
 EN = {
-    "emulated": "EMULATED: measured on an emulated {device} (the real torch_npu over an emulated CANN). It shows that the harness "
-    "and the model run and how large an Ascend card's rounding is expected to be; it says nothing about hardware.",
-    "faults": "FAULTS WERE PLANTED: {faults}. The device was broken on purpose; nothing here says anything about a sound one.",
+    "emulated": (
+        "EMULATED: measured on an emulated {device} (the real torch_npu over an emulated CANN). It shows "
+        "that the harness and the model run and how large an Ascend card's rounding is expected to be; it "
+        "says nothing about hardware."
+    ),
+    "faults": (
+        "FAULTS WERE PLANTED: {faults}. The device was broken on purpose; nothing here says anything about a sound one."
+    ),
     "title": "Accuracy report: {counts}",
     "none": "no rows",
     "environment": "Environment",
     "component": "component",
     "value": "version or setting",
     "accuracy": "Accuracy",
-    "accuracy_intro": "Each row runs the same weights and inputs on the CPU and on {device} ({backend}) in the same dtype. "
-    "max_diff and mean_diff are absolute differences in output units, rel_l2 is the norm of the difference over the norm of the "
-    "CPU's output, token cos_sim the cosine of the worst token; all are computed in float64.",
+    "accuracy_intro": (
+        "Each row runs the same weights and inputs on the CPU and on {device} ({backend}) in the same dtype. "
+        "max_diff and mean_diff are absolute differences in output units, rel_l2 is the norm of the "
+        "difference over the norm of the CPU's output, token cos_sim the cosine of the worst token; all are "
+        "computed in float64."
+    ),
     "limits": "Limits: {limits}.",
     "limits_why": "Limits: {limits}. {reason}",
     "preset": "preset {preset}",
@@ -23,26 +31,42 @@ EN = {
     "case": "case",
     "bits": "effective bits",
     "forecast_bits": "bits forecast",
-    "forecast": "Forecast: {forecast}. The error that a healthy device would show; measured / forecast is the device's error to float64 over the "
-    "larger of the forecast's and the CPU's.",
+    "forecast": (
+        "Forecast: {forecast}. The error that a healthy device would show; measured / forecast is the "
+        "device's error to float64 over the larger of the forecast's and the CPU's."
+    ),
     "no_golden": "NO GOLDEN: the model does not run in float64 ({why}).",
     "stored": "{count} of the CPU's runs were read from the reference store.",
     "conditioning": "Conditioning: moving every input by one rounding moves the output by {times} roundings.",
-    "rerun": "NONDETERMINISTIC, seed {seed}: the device's second run differs from its first by {max_diff} at most, rel_l2 {rel_l2}, in {unequal} elements.",
-    "unfelt": "SWITCH NOT FELT: the switches allow {modes} and the device computed as if they did not; what it records is not what it does.",
+    "rerun": (
+        "NONDETERMINISTIC, seed {seed}: the device's second run differs from its first by {max_diff} at "
+        "most, rel_l2 {rel_l2}, in {unequal} elements."
+    ),
+    "unfelt": (
+        "SWITCH NOT FELT: the switches allow {modes} and the device computed as if they did not; what it "
+        "records is not what it does."
+    ),
     "seed": "seed",
     "result": "result",
     "top1": "top-1 agreement",
     "topk": "top-5 agreement",
     "accuracy_device": "accuracy device",
     "accuracy_cpu": "accuracy CPU",
-    "weights_seeded": "Weights of {case}: random, seed {seed}; no checkpoint was given. The numbers show that the arithmetic agrees, "
-    "not what the trained model does.",
+    "weights_seeded": (
+        "Weights of {case}: random, seed {seed}; no checkpoint was given. The numbers show that the "
+        "arithmetic agrees, not what the trained model does."
+    ),
     "weights_file": "Weights of {case}: checkpoint, sha256 {sha}.",
-    "weights_loaded": "Weights of {case}: read or made before model() was called{path}; sha256 of their content {content}.",
-    "weights_partly": "Weights of {case}: some were drawn at random by model(), the others were read or made before{path}; "
-    "sha256 of their content {content}.",
-    "weights_built": "Weights of {case}: constants, of which none was read or drawn; sha256 of their content {content}.",
+    "weights_loaded": (
+        "Weights of {case}: read or made before model() was called{path}; sha256 of their content {content}."
+    ),
+    "weights_partly": (
+        "Weights of {case}: some were drawn at random by model(), the others were read or made before{path}; "
+        "sha256 of their content {content}."
+    ),
+    "weights_built": (
+        "Weights of {case}: constants, of which none was read or drawn; sha256 of their content {content}."
+    ),
     "weights_path": ", from {path}",
     "reference": "Reference: {reference}.",
     "marks": "NEW: no accepted baseline to hold the row against; --precision-baseline=accept accepts this run.",
@@ -53,20 +77,30 @@ EN = {
     "until": "until {day}",
     "known_too": "{count} rows fail as known.",
     "performance": "Performance",
-    "performance_intro": "Forward time in milliseconds, each forward ended by a synchronisation of the device; p99 needs 100 forwards.",
-    "performance_queue": "The NPU was timed with TASK_QUEUE_ENABLE={modes} (torch_npu's queue: 0 launches each operator at once, 1 is its default).",
+    "performance_intro": (
+        "Forward time in milliseconds, each forward ended by a synchronisation of the device; p99 needs 100 forwards."
+    ),
+    "performance_queue": (
+        "The NPU was timed with TASK_QUEUE_ENABLE={modes} (torch_npu's queue: 0 launches each operator at "
+        "once, 1 is its default)."
+    ),
     "performance_emulated": "The device is emulated: its times say nothing about hardware.",
     "conclusion": "Conclusion",
     "all_pass": "All {total} rows pass on {device}: largest rel_l2 {rel_l2}, least cos_sim {cos_sim}, both in float64.",
     "some_fail": "{bad} of {total} rows did not pass on {device}; their reasons are above.",
     "nothing": "Nothing was compared.",
-    "emulated_again": "Measured on an emulated device: run pytest -k precision --device npu on an Ascend machine for evidence about a card.",
+    "emulated_again": (
+        "Measured on an emulated device: run pytest -k precision --device npu on an Ascend machine for "
+        "evidence about a card."
+    ),
     "created": "created",
 }
 
 ZH = {
-    "emulated": "EMULATED（模拟）：在模拟的 {device} 上测得（真实的 torch_npu，模拟的 CANN）。它说明测试框架与模型可以运行，"
-    "以及昇腾卡的舍入误差预计有多大；不构成任何硬件上的证据。",
+    "emulated": (
+        "EMULATED（模拟）：在模拟的 {device} 上测得（真实的 torch_npu，模拟的 CANN）。它说明测试框架与模型可以运"
+        "行，以及昇腾卡的舍入误差预计有多大；不构成任何硬件上的证据。"
+    ),
     "faults": "植入了故障：{faults}。设备是故意弄坏的；这里的结果不能说明正常设备的任何情况。",
     "title": "精度报告：{counts}",
     "none": "没有结果",
@@ -74,8 +108,11 @@ ZH = {
     "component": "组件",
     "value": "版本或设置",
     "accuracy": "精度评测",
-    "accuracy_intro": "每一行用相同的权重和输入、相同的数据类型，在 CPU 与 {device}（{backend}）上各运行一次。max_diff 与 mean_diff 是以输出单位"
-    "计的绝对误差，rel_l2 是误差的范数与 CPU 输出范数之比，token cos_sim 是最差 token 的余弦；全部以 float64 计算。",
+    "accuracy_intro": (
+        "每一行用相同的权重和输入、相同的数据类型，在 CPU 与 {device}（{backend}）上各运行一次。"
+        "max_diff 与 mean_diff 是以输出单位计的绝对误差，rel_l2 "
+        "是误差的范数与 CPU 输出范数之比，token cos_sim 是最差 token 的余弦；全部以 float64 计算。"
+    ),
     "limits": "判定标准：{limits}。",
     "limits_why": "判定标准：{limits}。{reason}",
     "preset": "预设 {preset}",
@@ -86,11 +123,16 @@ ZH = {
     "case": "用例",
     "bits": "有效位数",
     "forecast_bits": "预测位数",
-    "forecast": "预测：{forecast}。即正常设备应有的误差；“实测 / 预测”是设备对 float64 的误差与预测误差、CPU 误差中较大者之比。",
+    "forecast": (
+        "预测：{forecast}。即正常设备应有的误差；“实测 / 预测”是设备对 float64 的误差与预测误差、CPU 误差中较大者之比。"
+    ),
     "no_golden": "NO GOLDEN：模型无法以 float64 运行（{why}）。",
     "stored": "{count} 次 CPU 运行的结果读自参考库。",
     "conditioning": "条件数：每个输入移动一次舍入，输出移动 {times} 次舍入。",
-    "rerun": "NONDETERMINISTIC，seed {seed}：设备的第二次运行与第一次最多相差 {max_diff}，rel_l2 {rel_l2}，共 {unequal} 个元素。",
+    "rerun": (
+        "NONDETERMINISTIC，seed {seed}：设备的第二次运行与第一次最多相差 {max_diff}，rel_l2 {rel_l2}，"
+        "共 {unequal} 个元素。"
+    ),
     "unfelt": "SWITCH NOT FELT：开关允许 {modes}，设备却像没有开启一样计算；记录的开关与实际不符。",
     "seed": "seed",
     "result": "结果",
@@ -117,7 +159,9 @@ ZH = {
     "performance_queue": "NPU 计时时 TASK_QUEUE_ENABLE={modes}（torch_npu 任务队列：0 为逐算子下发，1 为其默认值）。",
     "performance_emulated": "设备是模拟的：这些时间与硬件无关。",
     "conclusion": "结论",
-    "all_pass": "{device} 上 {total} 行全部通过：最大 rel_l2 为 {rel_l2}，最小 cos_sim 为 {cos_sim}，均以 float64 计算。",
+    "all_pass": (
+        "{device} 上 {total} 行全部通过：最大 rel_l2 为 {rel_l2}，最小 cos_sim 为 {cos_sim}，均以 float64 计算。"
+    ),
     "some_fail": "{device} 上 {total} 行中有 {bad} 行未通过，原因见上文。",
     "nothing": "没有进行任何比较。",
     "emulated_again": "以上在模拟设备上测得：请在昇腾机器上运行 pytest -k precision --device npu 以得到硬件上的证据。",

@@ -19,15 +19,21 @@ LARGEST = 65520.0  # from here on float16 rounds to Inf
 def cut_as_float16(
     golden: dict[str, Tensor], expected: dict[str, Tensor], actual: dict[str, Tensor], name: str
 ) -> tuple[dict[str, Tensor], list[Reason]]:
-    """The float64 outputs for a device where float16 saturates: in place of Inf and NaN what the CPU has there, cut likewise.
+    """The float64 outputs for a device where float16 saturates: in place of Inf and NaN what the CPU has there, cut
+    likewise.
 
-    Float64 says nothing of those places, so there the device's number stands where it is within a last place of the CPU's.
-    And a reason for each output whose finite numbers float16 cannot hold: those are wrong on any device.
+    Float64 says nothing of those places, so there the device's number stands where it is within a last place of the
+    CPU's. And a reason for each output whose finite numbers float16 cannot hold: those are wrong on any device.
     """
     held, reasons = {}, []
     for output, wide in golden.items():
         narrow = expected.get(output)
-        if narrow is None or not wide.is_floating_point() or narrow.dtype != torch.float16 or narrow.shape != wide.shape:
+        if (
+            narrow is None
+            or not wide.is_floating_point()
+            or narrow.dtype != torch.float16
+            or narrow.shape != wide.shape
+        ):
             held[output] = wide
             continue
         cut, there = narrow.double(), actual.get(output, narrow).double()
@@ -36,15 +42,25 @@ def cut_as_float16(
         held[output] = torch.where(wide.isfinite(), wide, cut)
         beyond = int((wide.isfinite() & (wide.abs() >= LARGEST)).sum())
         if beyond:
-            text = f"{beyond} elements of the float64 result are beyond 65504, where float16 saturates on {name}: float16 cannot hold this model"
-            reasons.append(Reason(criterion="finite", text=text, output=output if len(golden) > 1 else "", found=beyond, allowed=0))
+            text = (
+                f"{beyond} elements of the float64 result are beyond 65504, where float16 saturates on {name}: "
+                "float16 cannot hold this model"
+            )
+            reasons.append(
+                Reason(criterion="finite", text=text, output=output if len(golden) > 1 else "", found=beyond, allowed=0)
+            )
     return held, reasons
 
 
 def measure(
-    actual: dict[str, Tensor], expected: dict[str, Tensor], golden: dict[str, Tensor] | None, forecast: dict[str, Tensor] | None,
-    modes: tuple[str, ...] = (), other: dict[str, Tensor] | None = None, random: Sequence[dict[str, Tensor]] = (),
-) -> tuple[dict[str, Comparison], dict[str, References]]:  # fmt: skip
+    actual: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    golden: dict[str, Tensor] | None,
+    forecast: dict[str, Tensor] | None,
+    modes: tuple[str, ...] = (),
+    other: dict[str, Tensor] | None = None,
+    random: Sequence[dict[str, Tensor]] = (),
+) -> tuple[dict[str, Comparison], dict[str, References]]:
     """The device's outputs against the CPU's, and both against float64, by name: what `judge` takes.
 
     `other`: a forecast with other ties. `random`: a CPU run, and the same run with random roundings, several times.
@@ -52,7 +68,10 @@ def measure(
     shared = [name for name in expected if name in actual]
     comparisons = {name: compare(actual[name], expected[name]) for name in shared}
     healthy = [each for each in (golden, forecast, *random[1:]) if each is not None] if random else []
-    comparisons = {name: _with_ties(each, [run[name] for run in healthy if name in run], expected[name]) for name, each in comparisons.items()}
+    comparisons = {
+        name: _with_ties(each, [run[name] for run in healthy if name in run], expected[name])
+        for name, each in comparisons.items()
+    }
     held = [name for name in shared if golden is not None and has_golden(name, expected, golden)]
     return comparisons, {name: _hold(name, actual, expected, golden, forecast, modes, other, random) for name in held}
 
@@ -74,7 +93,11 @@ def _with_ties(found: Comparison, healthy: list[Tensor], expected: Tensor) -> Co
 
 
 def has_golden(name: str, expected: dict[str, Tensor], golden: dict[str, Tensor]) -> bool:
-    return name in golden and golden[name].shape == expected[name].shape and (expected[name].is_floating_point() or expected[name].is_complex())
+    return (
+        name in golden
+        and golden[name].shape == expected[name].shape
+        and (expected[name].is_floating_point() or expected[name].is_complex())
+    )
 
 
 def _hold(name: str, actual, expected, golden, forecast, modes: tuple[str, ...], other, random) -> References:

@@ -36,7 +36,9 @@ class ModelDraws(Exception):
 
 
 class CpuSide:
-    """The CPU's runs of one case on one set of inputs: read from the store where they are, in a process without torch_npu where they must."""
+    """The CPU's runs of one case on one set of inputs: read from the store where they are, in a process without
+    torch_npu where they must.
+    """
 
     def __init__(self, case: Case, models: Models, inputs: Any, inputs_sha256: str, device: Device, seed: int):
         self.case, self.models, self.inputs, self.inputs_sha256, self.seed = case, models, inputs, inputs_sha256, seed
@@ -52,7 +54,9 @@ class CpuSide:
     @property
     def draws(self) -> Draws:
         """How every side draws its random numbers."""
-        alike = not self.case.own_random and self.models.draws.get(self.case.subject, True)  # unknown: the first run tells
+        alike = not self.case.own_random and self.models.draws.get(
+            self.case.subject, True
+        )  # unknown: the first run tells
         return Draws(seed=self.seed, dtype=self.case.torch_dtype, alike=alike)
 
     @property
@@ -75,14 +79,23 @@ class CpuSide:
 
         Raises: ModelDraws when it drew random numbers and it was not known that the model draws.
         """
-        kept = stored and self.models.store is not None and not (self.case.subject in self.models.draws and self.draws.alike)
+        kept = (
+            stored
+            and self.models.store is not None
+            and not (self.case.subject in self.models.draws and self.draws.alike)
+        )
         key = self._key(role, rules) if kept else None
         found = self.models.store.load(key) if key is not None else None
         if found is not None:
             self.stored.append(role)
             self.models.draws.setdefault(self.case.subject, False)  # what draws is not stored
             self.models.buffers.setdefault(self.case.subject, named(found, (BUFFER,)))
-            return Reference(outputs=found, milliseconds=0.0, words=f"CPU {self.case.dtype}, read from the reference store", drawn=Drawn())
+            return Reference(
+                outputs=found,
+                milliseconds=0.0,
+                words=f"CPU {self.case.dtype}, read from the reference store",
+                drawn=Drawn(),
+            )
         ran = self._compute(role, rules, twice)
         self._note(ran)
         if key is not None and not ran.drawn.any and ran.again is None:
@@ -99,7 +112,7 @@ class CpuSide:
         known = self.models.draws.get(self.case.subject)
         self.drawn = ran.drawn
         self.models.buffers.setdefault(self.case.subject, named(ran.outputs, (BUFFER,)))
-        if known is None or ran.drawn.any and not known:
+        if known is None or (ran.drawn.any and not known):
             self.models.draws[self.case.subject] = ran.drawn.any
         if ran.drawn.any and known is False and not self.case.own_random:
             raise ModelDraws
@@ -134,12 +147,17 @@ class CpuSide:
         more |= {"mode": [case.training, case.gradients, *(["buffers"] if case.training else [])]}
         if role in ("golden", "moved"):
             more |= {"requests": "as they are" if case.subject in models.pinned else "wide"}
-        more |= {"cpu": "any", "torch": torch.__version__.partition("+")[0]}  # a store is carried from machine to machine
+        more |= {
+            "cpu": "any",
+            "torch": torch.__version__.partition("+")[0],
+        }  # a store is carried from machine to machine
         return key_of(role=role, weights=weights, code=code, inputs=self.inputs_sha256, dtype=case.dtype, **more)
 
 
 def _stated(rules: Rules) -> dict[str, Any]:
-    """The rules as a store's key takes them: a vector unit that computes as `numerics` says is not spoken of, nor the lack of random roundings."""
+    """The rules as a store's key takes them: a vector unit that computes as `numerics` says is not spoken of, nor the
+    lack of random roundings.
+    """
     stated = asdict(rules)
     if rules.random is None:
         del stated["random"]
@@ -149,7 +167,9 @@ def _stated(rules: Rules) -> dict[str, Any]:
 
 
 def without_npu(case: Case, models: Models, inputs: Any, device: Device, seed: int | None) -> dict[str, Tensor] | None:
-    """What the CPU gives in a process without torch_npu, by name; None for a model that gives the same beside it. `inputs` are on the CPU, in the case's dtype."""
+    """What the CPU gives in a process without torch_npu, by name; None for a model that gives the same beside it.
+    `inputs` are on the CPU, in the case's dtype.
+    """
     cpu = CpuSide(case, models, inputs, "", device, seed or 0)
     return cpu.run("cpu", stored=False).outputs if cpu.clean else None
 
@@ -170,7 +190,9 @@ def golden_outputs(cpu: CpuSide) -> tuple[dict[str, Tensor] | None, str | None]:
     return None, first
 
 
-def copy_of(models: Models, case: Case, device: torch.device | str, *, wide: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
+def copy_of(
+    models: Models, case: Case, device: torch.device | str, *, wide: bool = False
+) -> contextlib.AbstractContextManager[nn.Module]:
     """Lends a copy of a case's model in its dtype on a device, to be run; `wide` gives those weights in float64."""
     return models.untouched(**case.built, device=torch.device(device), wide=wide)
 
@@ -194,6 +216,7 @@ def _require_dtype(case: Case, model: nn.Module) -> None:
     if case.takes_dtype and dtypes and case.torch_dtype not in dtypes:
         names = ", ".join(sorted(str(each).removeprefix("torch.") for each in dtypes))
         raise CaseError(
-            f"{case.name}: model(dtype) was given {case.dtype} and returned a model that is {names} throughout; hand the"
+            f"{case.name}: model(dtype) was given {case.dtype} and returned a model that is {names} "
+            "throughout; hand the"
             " dtype on, as in from_pretrained(DIR, dtype=dtype), or take no argument and the harness casts"
         )

@@ -30,7 +30,9 @@ class DeviceRun:
 
 
 def run_on_device(cpu: CpuSide, device: Device, at: str, names: frozenset[str]) -> DeviceRun:
-    """Run two copies of the model; `names`: outputs that are buffers or inputs. Nothing runs on the device before the watch sees it, so that what a model keeps is seen too."""
+    """Run two copies of the model; `names`: outputs that are buffers or inputs. Nothing runs on the device before the
+    watch sees it, so that what a model keeps is seen too.
+    """
     models, case, inputs, draws = cpu.models, cpu.case, cpu.inputs, cpu.draws
     device.check(at)
 
@@ -38,7 +40,10 @@ def run_on_device(cpu: CpuSide, device: Device, at: str, names: frozenset[str]) 
         with copy_of(models, case, device.torch_device) as model:
             device.synchronize()
             begin = time.perf_counter()
-            with drawing(draws, device.generator) as drawn, watching(model, moved, buffers=names, inputs=names) as written:
+            with (
+                drawing(draws, device.generator) as drawn,
+                watching(model, moved, buffers=names, inputs=names) as written,
+            ):
                 returned = run(model, moved, forward=case.forward, where=device.where, gradients=case.gradients)
                 device.synchronize()
                 elapsed = (time.perf_counter() - begin) * 1e3
@@ -73,9 +78,11 @@ def _unwatched(
     """The first run in place of a watched one that raised `error`, where being watched is what raises.
 
     Some of torch's composite operators take another way while a mode looks on: `ctc_loss` with lengths on the CPU mixes
-    devices there, and runs without one. An error that comes and goes is not taken for that: the watched run is repeated.
+    devices there, and runs without one. An error that comes and goes is not taken for that: the watched run is
+    repeated.
 
-    Raises: RunError, the first one, where CANN reports a fault, where the model raises unwatched too, or not again when it is watched.
+    Raises: RunError, the first one, where CANN reports a fault, where the model raises unwatched too, or not again when
+    it is watched.
     """
     if fault_in(str(error)) is not None:
         raise error

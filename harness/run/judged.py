@@ -32,7 +32,9 @@ class Healthy:
     golden: dict[str, Tensor] | None
     forecast: dict[str, Tensor] | None
     other: dict[str, Tensor] | None
-    wide: dict[str, Tensor] | None  # golden as it was computed: with the largest number of float64 where a mask filled it
+    wide: (
+        dict[str, Tensor] | None
+    )  # golden as it was computed: with the largest number of float64 where a mask filled it
     modes: tuple[str, ...]
     random: Sequence[dict[str, Tensor]] = ()  # of runs with random roundings, the one without them first
 
@@ -64,7 +66,9 @@ class Judge:
         random = healthy.random
         if case.generates is not None:
             random = ()  # of other lengths
-            actual, expected, golden, forecast, parted, parting = _until_they_part(case.generates, actual, expected, golden, forecast)
+            actual, expected, golden, forecast, parted, parting = _until_they_part(
+                case.generates, actual, expected, golden, forecast
+            )
         comparisons, references = measure(actual, expected, golden, forecast, healthy.modes, healthy.other, random)
         decisions = _decide(case, outputs, expected) if case.decisions is not None else None
         verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
@@ -83,11 +87,15 @@ class Judge:
 
 def _without_undecided(verdict: Verdict) -> Verdict:
     failures = tuple(each for each in verdict.failures if each.criterion != "undecided")
-    return replace(verdict, failures=failures, marks=tuple(each for each in verdict.marks if each is not Mark.UNDECIDABLE))
+    return replace(
+        verdict, failures=failures, marks=tuple(each for each in verdict.marks if each is not Mark.UNDECIDABLE)
+    )
 
 
 def _until_they_part(names: tuple[str, str], actual, expected, golden, forecast):
-    """The outputs up to the first token that any run chose otherwise, the device's first, or None, and where that is in words."""
+    """The outputs up to the first token that any run chose otherwise, the device's first, or None, and where that is in
+    words.
+    """
     healthy = [each for each in (golden, forecast) if each is not None]
     parted = first_divergence(actual, expected, healthy if golden is not None else [], names)
     shared = shared_length([actual, *healthy], expected, names)
@@ -142,10 +150,14 @@ def _overlap(left: Tensor, right: Tensor) -> dict[str, Any]:
     return {"k": k, "topk": float(shared.double().mean())}
 
 
-def _unseen(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golden: Mapping[str, Tensor] | None) -> list[Reason]:
+def _unseen(
+    outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golden: Mapping[str, Tensor] | None
+) -> list[Reason]:
     """A reason where every output is zero, not finite, or one constant without an error: a PASS would show nothing."""
     own = [name for name in expected if name in outputs and name not in named(expected)]
-    pairs = [(outputs[name], expected[name]) for name in own if expected[name].is_floating_point() and expected[name].numel()]
+    pairs = [
+        (outputs[name], expected[name]) for name in own if expected[name].is_floating_point() and expected[name].numel()
+    ]
     if not pairs:
         return []
     said = ""
@@ -161,14 +173,21 @@ def _unseen(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golde
         said = "the same number"
     if not said:
         return []
-    text = f"every element of every output is {said} on both sides: nothing shows what computes it; give weights and inputs that do (a last layer of zeros hides all before it)"
+    text = (
+        f"every element of every output is {said} on both sides: nothing shows what computes it; give weights and "
+        "inputs that do (a last layer of zeros hides all before it)"
+    )
     return [Reason(criterion="empty", text=text)]
 
 
-def _zeroed(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golden: Mapping[str, Tensor] | None) -> list[Reason]:
-    """A reason for each output of which the device returned nothing but zeros where the CPU did not, whatever the limits allow.
+def _zeroed(
+    outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golden: Mapping[str, Tensor] | None
+) -> list[Reason]:
+    """A reason for each output of which the device returned nothing but zeros where the CPU did not, whatever the
+    limits allow.
 
-    What the CPU has must be more than its own error to float64: a difference of equal numbers may be zero on one side alone.
+    What the CPU has must be more than its own error to float64: a difference of equal numbers may be zero on one side
+    alone.
     """
     found = []
     for name, each in expected.items():
@@ -179,7 +198,10 @@ def _zeroed(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golde
         if wide.shape == each.shape and not compare(each, wide).rel_l2 < UNDECIDED:
             continue
         if largest >= torch.finfo(each.dtype).tiny:  # smaller numbers a device may flush to zero
-            text = f"every element that the device returned is zero, where the CPU's are up to {largest:.2e}: it computed nothing here"
+            text = (
+                f"every element that the device returned is zero, where the CPU's are up to {largest:.2e}: it "
+                "computed nothing here"
+            )
             found.append(Reason(criterion="empty", text=text, output=name if len(expected) > 1 else ""))
     return found
 

@@ -37,7 +37,8 @@ def few_text(verdict: Verdict) -> str:
         return ""
     least = min(known, key=lambda each: each.slack)
     return (
-        f"few elements: {least.scatter.runs} CPU runs with random roundings show an error made of about {least.scatter.degrees:.0f} "
+        f"few elements: {least.scatter.runs} CPU runs with random roundings show an error made of about "
+        f"{least.scatter.degrees:.0f} "
         f"independent ones, so a healthy device may lose {least.slack:.2g} floors"
     )
 
@@ -47,18 +48,27 @@ def pinned_text(cpu: CpuSide) -> str:
     why = cpu.models.pinned.get(cpu.case.subject)
     if why is None:
         return ""
-    return f"the float64 reference computes in float32 where the model asks for it by name, since it raises otherwise: {why}"
+    return (
+        "the float64 reference computes in float32 where the model asks for it by name, since it raises "
+        f"otherwise: {why}"
+    )
 
 
 def blind_text(seen: Watched) -> str:
     """What is said of a model that raises only while its operators are watched."""
     if not seen.blind:
         return ""
-    return f"not watched: fallbacks to the CPU were not looked for, since {seen.blind} raises while operators are watched, and not otherwise"
+    return (
+        f"not watched: fallbacks to the CPU were not looked for, since {seen.blind} raises while operators are "
+        "watched, and not otherwise"
+    )
 
 
 def host_text(seen: Watched) -> str:
     """What is said of a model whose own code leaves the device."""
     if not seen.on_host:
         return ""
-    return f"ON HOST: the model's own code brings values from the device to the CPU and computes there: {', '.join(seen.on_host[:6])}"
+    return (
+        "ON HOST: the model's own code brings values from the device to the CPU and computes there: "
+        f"{', '.join(seen.on_host[:6])}"
+    )

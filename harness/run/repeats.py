@@ -29,14 +29,18 @@ def repeat_text(reference: Reference, golden: dict[str, Tensor] | None, dtype: t
     if reference.again is None:
         return ""
     found = differences(reference.again, reference.outputs) or {"max_diff": math.nan, "rel_l2": math.nan, "unequal": 0}
-    differ = "two runs on the CPU differ by {max_diff:.2e} at most, rel_l2 {rel_l2:.2e}, in {unequal} elements".format(**found)
+    differ = "two runs on the CPU differ by {max_diff:.2e} at most, rel_l2 {rel_l2:.2e}, in {unequal} elements".format(
+        **found
+    )
     error = largest_error(reference.outputs, golden) or 0.0
     most = DEEP_SUMS if dtype in (torch.float32, torch.float64) else DEEP_HALF_SUMS
     allowed = max(min(2 * error, most * roundoff(dtype)), SUMS * roundoff(dtype))
     if found["rel_l2"] <= allowed and not reference.changed:
         return f"{differ}: they add in an order that is not fixed, and that is within their roundings"
     what = f"the first run changed {reference.changed}" if reference.changed else UNNAMED
-    raise UnstableReferenceError(f"REFERENCE UNSTABLE: {differ}; {what}; let the model return the same for the same inputs")
+    raise UnstableReferenceError(
+        f"REFERENCE UNSTABLE: {differ}; {what}; let the model return the same for the same inputs"
+    )
 
 
 UNNAMED = (
@@ -52,7 +56,8 @@ def largest_error(outputs: dict[str, Tensor], golden: dict[str, Tensor] | None) 
 
 
 def conditioning_of(cpu: CpuSide, golden: dict[str, Tensor] | None) -> float | None:
-    """How many times larger the relative change of the output is than that of the input, when the input moves by one rounding.
+    """How many times larger the relative change of the output is than that of the input, when the input moves by one
+    rounding.
 
     Measured once for a model, in float64, with its first inputs and dtype; None where the inputs hold no fractions.
     """
@@ -70,7 +75,9 @@ def conditioning_of(cpu: CpuSide, golden: dict[str, Tensor] | None) -> float | N
 def differences(again: dict[str, Tensor], first: dict[str, Tensor]) -> dict[str, float]:
     """What two runs of the same thing differ by, the output that differs most; empty where every bit is the same."""
     found = [compare(again[name], first[name]) for name in first if name in again]
-    differing = [each for each in found if not each.comparable or each.nonfinite_differ or each.unequal > each.nan_expected]
+    differing = [
+        each for each in found if not each.comparable or each.nonfinite_differ or each.unequal > each.nan_expected
+    ]
     if not differing:
         return {}
     worst = max(differing, key=lambda each: each.rel_l2 if each.rel_l2 == each.rel_l2 else math.inf)

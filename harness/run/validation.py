@@ -40,21 +40,29 @@ from harness.run.repeats import conditioning_of, differences, largest_error, rep
 
 
 def validate(
-    case: Case, seed: int | None, device: Device, *, models: Models | None = None, rerun_reference: bool = False, preset: str | None = None
+    case: Case,
+    seed: int | None,
+    device: Device,
+    *,
+    models: Models | None = None,
+    rerun_reference: bool = False,
+    preset: str | None = None,
 ) -> Verdict:
     """Run `case` with the inputs of `seed` on the CPU and on `device`, compare every output, judge.
 
-    The device runs twice. The CPU runs in the case's dtype, in float64 on the same weights and inputs, and under the device's rounding
-    rules; the first of these twice with the first inputs of a model in a dtype, and with `rerun_reference` always. Every run gets an
-    untouched copy of the model, and generators that are seeded alike (`harness.reference.randomness`). `preset` judges instead of the
-    case's own tolerance. Pass one `Models` to many calls and the weights are built once.
+    The device runs twice. The CPU runs in the case's dtype, in float64 on the same weights and inputs, and under the
+    device's rounding rules; the first of these twice with the first inputs of a model in a dtype, and with
+    `rerun_reference` always. Every run gets an untouched copy of the model, and generators that are seeded alike
+    (`harness.reference.randomness`). `preset` judges instead of the case's own tolerance. Pass one `Models` to many
+    calls and the weights are built once.
 
-    A case in a dtype that the SoC lacks is SKIPPED, one whose reference does not repeat is an ERROR. Where it is not known how the SoC
-    rounds there is no forecast, and a preset that needs one gives way to one that does not, see `without_forecast`.
+    A case in a dtype that the SoC lacks is SKIPPED, one whose reference does not repeat is an ERROR. Where it is not
+    known how the SoC rounds there is no forecast, and a preset that needs one gives way to one that does not, see
+    `without_forecast`.
 
-    Raises: LossyReferenceError when the CPU loses more in float32 than float32 does, before anything runs; CaseError when
-    the case returns nothing that can be compared, RunError when the model or the device raises, DeviceError when the
-    device does not compute: before the runs, or after them; MemoryLimitError when there is no room for the model's
+    Raises: LossyReferenceError when the CPU loses more in float32 than float32 does, before anything runs; CaseError
+    when the case returns nothing that can be compared, RunError when the model or the device raises, DeviceError when
+    the device does not compute: before the runs, or after them; MemoryLimitError when there is no room for the model's
     copies.
     """
     absent = lacks(device, case.dtype)
@@ -73,14 +81,23 @@ def validate(
 
 
 def inputs_of(case: Case, seed: int | None) -> Any:
-    """The inputs of a seed on the CPU, in the case's dtype; generators that `inputs` draws from besides its own are seeded too."""
+    """The inputs of a seed on the CPU, in the case's dtype; generators that `inputs` draws from besides its own are
+    seeded too.
+    """
     number = 0 if seed is None else seed
     with seeded(number):
         return move(case.inputs(torch.Generator().manual_seed(number)), device="cpu", dtype=case.torch_dtype)
 
 
 def _validate(
-    case: Case, seed: int | None, device: Device, *, models: Models, inputs: Any, at: str, rerun_reference: bool,
+    case: Case,
+    seed: int | None,
+    device: Device,
+    *,
+    models: Models,
+    inputs: Any,
+    at: str,
+    rerun_reference: bool,
     preset: str | None,
 ) -> Verdict:
     inputs_sha256 = digest(tensors_of(inputs, f"{case.name}: inputs()"))
@@ -132,7 +149,8 @@ def _validate(
 
 
 DRAWN_THERE = (
-    "the device drew random numbers itself, inside of an operator, which the CPU cannot draw: the outputs are of other numbers"
+    "the device drew random numbers itself, inside of an operator, which the CPU cannot draw: the outputs are of "
+    "other numbers"
 )
 
 
@@ -210,7 +228,9 @@ def _judged(judge: Judge, cpu: CpuSide, rules: Rules | None, ran: DeviceRun) -> 
     if rerun and not verdict.failures:  # an error that comes and goes: the row is that of the worse run
         worse, worse_parting = judge(ran.again)
         if worse.failures:
-            said = tuple(replace(each, text=f"{each.text}; the other of the two runs passes") for each in worse.failures)
+            said = tuple(
+                replace(each, text=f"{each.text}; the other of the two runs passes") for each in worse.failures
+            )
             verdict, parting, outputs = replace(worse, failures=said), worse_parting, ran.again
     if rules is not None and hangs(verdict):
 
@@ -223,27 +243,45 @@ def _judged(judge: Judge, cpu: CpuSide, rules: Rules | None, ran: DeviceRun) -> 
 
 
 def _written_alike(outputs: dict[str, Tensor], golden: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """The CPU's outputs without the inputs that the float64 run did not write into as well: `x.float()` copies halves alone."""
+    """The CPU's outputs without the inputs that the float64 run did not write into as well: `x.float()` copies halves
+    alone.
+    """
     unlike = named(outputs, (INPUT,)) - (golden or outputs).keys()
     return {name: each for name, each in outputs.items() if name not in unlike}
 
 
 def _otherwise(cpu: CpuSide, refs: _References) -> list[Reason]:
-    """A reason where the model computes otherwise on the CPU of a process that sees an NPU: the device's side is such a one."""
+    """A reason where the model computes otherwise on the CPU of a process that sees an NPU: the device's side is such a
+    one.
+    """
     how = dict(rules=refs.overflow, forward=cpu.case.forward, dtype=cpu.case.torch_dtype, gradients=cpu.case.gradients)
     try:
         here = refer(
-            lambda: copy_of(cpu.models, cpu.case, "cpu"), cpu.inputs, what=cpu.case.name, draws=cpu.draws, twice=False, **how
+            lambda: copy_of(cpu.models, cpu.case, "cpu"),
+            cpu.inputs,
+            what=cpu.case.name,
+            draws=cpu.draws,
+            twice=False,
+            **how,
         ).outputs
     except HarnessError:
         return []
-    away = max((each.rel_l2 for name in refs.expected if name in here and (each := compare(here[name], refs.expected[name])).comparable), default=0.0)
+    away = max(
+        (
+            each.rel_l2
+            for name in refs.expected
+            if name in here and (each := compare(here[name], refs.expected[name])).comparable
+        ),
+        default=0.0,
+    )
     error = largest_error(refs.expected, refs.golden) or 0.0
     if not away > 8 * max(error, roundoff(cpu.case.torch_dtype)):
         return []
     text = (
-        f"the model computes otherwise where it sees an NPU: beside torch_npu the CPU differs by rel_l2 {away:.2e} from the CPU without "
-        "it; transformers makes boolean masks of additive ones there, which attn_implementation='eager' avoids; in other code look "
+        "the model computes otherwise where it sees an NPU: beside torch_npu the CPU differs by rel_l2 "
+        f"{away:.2e} from the CPU without "
+        "it; transformers makes boolean masks of additive ones there, which attn_implementation='eager' "
+        "avoids; in other code look "
         "for is_torch_npu_available() and torch.npu"
     )
     return [Reason(criterion="npu_seen", text=text)]
@@ -259,16 +297,24 @@ def _weights(models: Models, case: Case) -> str:
 
 
 def _with_what_was_seen(verdict: Verdict, seen: Watched, allowed: tuple[str, ...]) -> Verdict:
-    """The verdict with what the CPU computed in place of the device: an operator that fell back, the model's own code, all of it."""
+    """The verdict with what the CPU computed in place of the device: an operator that fell back, the model's own code,
+    all of it.
+    """
     found, marks = [], []
     unknown = [each for each in seen.fell_back if each not in allowed]
     if seen.fell_back:
         marks.append(FELL_BACK)
     if unknown:
-        text = f"FELL BACK: computed by the CPU in place of the device: {', '.join(unknown)}; there CPU was compared with CPU"
+        text = (
+            f"FELL BACK: computed by the CPU in place of the device: {', '.join(unknown)}; there CPU was compared "
+            "with CPU"
+        )
         found.append(Reason(criterion="fallback", text=text))
     if seen.computed == 0:
-        text = "the device computed nothing: no operator but copies and views ran there; keep the model and its inputs on the device"
+        text = (
+            "the device computed nothing: no operator but copies and views ran there; keep the model and its "
+            "inputs on the device"
+        )
         found.append(Reason(criterion="fallback", text=text))
     if seen.on_host:
         marks.append(Mark.ON_HOST)

@@ -1,4 +1,6 @@
-"""The environment of a user's shell, for processes that tests start: without what an emulated device leaves to its children."""
+"""The environment of a user's shell, for processes that tests start: without what an emulated device leaves to its
+children.
+"""
 
 import os
 

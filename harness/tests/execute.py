@@ -10,14 +10,19 @@ LIMIT = 600  # seconds that a program may take, many times what the longest need
 
 
 def emulated(body, *options, path=None, **environment):
-    """Run Python code under `python -m harness emulate OPTIONS`, from a file where `path` is given. Returns the ended process.
+    """Run Python code under `python -m harness emulate OPTIONS`, from a file where `path` is given. Returns the ended
+    process.
 
     A test is skipped where there is no torch_npu, and fails with what the program printed where it does not end.
     """
     from harness.tests.needs import skip_without_torch_npu  # which imports pytest, that the programs need not
 
     skip_without_torch_npu()
-    prepared = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "LD_LIBRARY_PATH", "EMULATED"))} | environment
+    prepared = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ASCEND", "LD_LIBRARY_PATH", "EMULATED"))
+    } | environment
     program = ["-m", "harness.tests.execute", body]
     if path is not None:
         path.write_text(body)

@@ -9,10 +9,54 @@ from collections.abc import Iterator
 from typing import Any
 
 VALUES = (
-    None, True, False, 0, 1, -1, 7, 2**70, -0.5, 0.5, 1e308, -1e308, 5e-324, "nan", "inf", "-inf", "", "x", "PASS", "FAIL", "ERROR", "SKIPPED",
-    "REGRESSED", "NEW", "KNOWN FAILURE", "NaN", "1e-3", "floor", "card", "a\nb", "\x1b[2J", "\udcff", "é漢", "<b>|*`", "x" * 500, [], {}, [1], ["x"], [None],
-    [[1, 2]], {"a": 1}, {"": None}, {"max_diff": 1e-3}, {"rel_l2": "x"}, "12:3", "1:2 3:x",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    7,
+    2**70,
+    -0.5,
+    0.5,
+    1e308,
+    -1e308,
+    5e-324,
+    "nan",
+    "inf",
+    "-inf",
+    "",
+    "x",
+    "PASS",
+    "FAIL",
+    "ERROR",
+    "SKIPPED",
+    "REGRESSED",
+    "NEW",
+    "KNOWN FAILURE",
+    "NaN",
+    "1e-3",
+    "floor",
+    "card",
+    "a\nb",
+    "\x1b[2J",
+    "\udcff",
+    "é漢",
+    "<b>|*`",
+    "x" * 500,
+    [],
+    {},
+    [1],
+    ["x"],
+    [None],
+    [[1, 2]],
+    {"a": 1},
+    {"": None},
+    {"max_diff": 1e-3},
+    {"rel_l2": "x"},
+    "12:3",
+    "1:2 3:x",
+)
 LITERALS = (
     "NaN",
     "Infinity",
@@ -30,7 +74,9 @@ LITERALS = (
 
 
 def mutated(text: str, count: int, seed: int = 0) -> Iterator[str]:
-    """`count` texts that differ from `text`, a JSON document: in its values and names mostly, in its characters now and then."""
+    """`count` texts that differ from `text`, a JSON document: in its values and names mostly, in its characters now and
+    then.
+    """
     draw = random.Random(seed)
     for _ in range(count):
         if draw.random() < 0.1:

@@ -1,13 +1,14 @@
 """What a test needs of the machine: one that needs torch_npu is skipped where it is not installed, with one reason.
 
     @needs_torch_npu
-    def test_…                                 a test that opens the emulated device itself, or has a child process do so
+    def test_…                                 a test that opens the emulated device, or has a child process do so
 
     @pytest.fixture(scope="module")
     def npu():
         return emulated_device().torch_device  a fixture
 
-CI sets PRECISION_TESTS_SKIP_NOTHING=1, under which nothing is skipped for this reason: it installs the `emulated` extra.
+CI sets PRECISION_TESTS_SKIP_NOTHING=1, under which nothing is skipped for this reason: it installs the `emulated`
+extra.
 """
 
 import os
@@ -37,7 +38,9 @@ def emulated_device():
 
 
 def import_transformers():
-    """transformers, which imports torch_npu wherever that is installed; skipped where it takes no torch as old as this."""
+    """transformers, which imports torch_npu wherever that is installed; skipped where it takes no torch as old as
+    this.
+    """
     if not lacks_torch_npu():
         emulated_device()
     transformers = pytest.importorskip("transformers")

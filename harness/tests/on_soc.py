@@ -1,6 +1,7 @@
-"""In a process of its own, since torch_npu keeps the SoC: what cases and probes give on an emulated card of a name, as one line of JSON.
+"""In a process of its own, since torch_npu keeps the SoC: what cases and probes give on an emulated card of a name, as
+one line of JSON.
 
-    python -m harness.tests.on_soc Ascend310P3
+python -m harness.tests.on_soc Ascend310P3
 """
 
 import json
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from harness import Case, Tolerance, validate
 from harness.emulator import Machine, fault, install
+
 
 class Picture(nn.Module):
     """A convolution, GELU, a normalization, attention and products in one."""
@@ -73,7 +75,9 @@ def told(verdict):
         "limits": verdict.tolerance.reason if verdict.tolerance else "",
         "preset": verdict.tolerance.preset if verdict.tolerance else "",
         "forecast": verdict.evidence.forecast if verdict.evidence else None,
-        "bits": None if verdict.comparison is None or not verdict.references else -float(torch.tensor(verdict.references[verdict.output].golden.rel_l2).log2()),
+        "bits": None
+        if verdict.comparison is None or not verdict.references
+        else -float(torch.tensor(verdict.references[verdict.output].golden.rel_l2).log2()),
     }
 
 
@@ -95,7 +99,11 @@ SCALED = [(pattern, "scale", {"by": 1.01}) for pattern in PRODUCTS]
 
 def rows(device):
     """Healthy rows, and rows with a planted fault, by name."""
-    found = {f"{name} {dtype}": judged(device, case_of(name, dtype)) for name in CASES for dtype in ("float32", "float16", "bfloat16")}
+    found = {
+        f"{name} {dtype}": judged(device, case_of(name, dtype))
+        for name in CASES
+        for dtype in ("float32", "float16", "bfloat16")
+    }
     found["matmul in float16"] = judged(device, case_of("matmul"), *FLOAT16)
     found["matmul scaled"] = judged(device, case_of("matmul"), *SCALED)
     found["picture scaled"] = judged(device, case_of("picture", "float16"), *SCALED)
@@ -107,7 +115,9 @@ def rows(device):
 
 
 def switches(device):
-    """Effective bits of a product and a convolution under each switch that changes them, and what the forecast's error is of them."""
+    """Effective bits of a product and a convolution under each switch that changes them, and what the forecast's error
+    is of them.
+    """
     found = {}
     torch.npu.conv.allow_hf32 = False
     found["conv.allow_hf32 = False"] = judged(device, case_of("convolution"))
@@ -149,7 +159,12 @@ def located(device):
     with fault("aclnnSilu", kind="scale", by=1.1), fault("aclnnLayerNorm", kind="scale", by=1.1):
         faulty = locate(case_of("picture"), 0, device)
         modules = locate(case_of("picture"), 0, device, level="modules")
-    names = {"healthy": healthy, "faulty": faulty, "modules": modules, "healthy modules": locate(case_of("picture"), 0, device, level="modules")}
+    names = {
+        "healthy": healthy,
+        "faulty": faulty,
+        "modules": modules,
+        "healthy modules": locate(case_of("picture"), 0, device, level="modules"),
+    }
     return {name: None if each.first is None else each.first.operator for name, each in names.items()}
 
 
@@ -168,7 +183,9 @@ def main(name):
 
     device = open_device("emulated")
     found = {"device": device.name, "rows": rows(device), "switches": switches(device)}
-    torch.npu.set_option({"ACL_PRECISION_MODE": "allow_fp32_to_fp16" if not torch.npu.is_bf16_supported() else "must_keep_origin_dtype"})
+    torch.npu.set_option(
+        {"ACL_PRECISION_MODE": "allow_fp32_to_fp16" if not torch.npu.is_bf16_supported() else "must_keep_origin_dtype"}
+    )
     found |= {"located": located(device), "refused": refused(device)}
     print(json.dumps(found))
 

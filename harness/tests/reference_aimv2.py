@@ -14,7 +14,9 @@ def transformers_model(model: AIMv2, folder):
     source = folder / "apple"
     source.mkdir(parents=True)
     save_file(model.state_dict(), source / "model.safetensors")
-    (source / "config.json").write_text(f'{{"num_attention_heads": {model.config.heads}, "rms_norm_eps": {model.config.eps}}}')
+    (source / "config.json").write_text(
+        f'{{"num_attention_heads": {model.config.heads}, "rms_norm_eps": {model.config.eps}}}'
+    )
     convert_checkpoint(source, folder / "transformers", to="transformers")
     loaded, notes = transformers.Aimv2VisionModel.from_pretrained(folder / "transformers", output_loading_info=True)
     assert not any(notes[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -28,7 +30,10 @@ def in_float64(reference):
     class Norm(torch.nn.Module):
         def __init__(self, norm):
             super().__init__()
-            self.weight, self.eps = torch.nn.Parameter(norm.weight.detach().double(), requires_grad=False), norm.variance_epsilon
+            self.weight, self.eps = (
+                torch.nn.Parameter(norm.weight.detach().double(), requires_grad=False),
+                norm.variance_epsilon,
+            )
 
         def forward(self, x):
             return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight

@@ -1,4 +1,6 @@
-"""What a run does with accepted numbers that it cannot be talked round with: rows of one name, cases that are gone, folders that cannot be written."""
+"""What a run does with accepted numbers that it cannot be talked round with: rows of one name, cases that are gone,
+folders that cannot be written.
+"""
 
 import json
 
@@ -22,7 +24,7 @@ def test_precision(precision, seed, number):
 
 
 @pytest.fixture
-def session(user, monkeypatch):  # noqa: F811
+def session(user, monkeypatch):
     """Runs pytest with cases of these names on the CPU as its own device; gives the exit status and the output."""
     folder = user.path / "cases"
     folder.mkdir()
@@ -38,15 +40,15 @@ def session(user, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
-def test_two_cases_of_one_name_are_errors_that_name_both_tests(user, session, workers):  # noqa: F811
+def test_two_cases_of_one_name_are_errors_that_name_both_tests(user, session, workers):
     status, said = session("same,other,same", *workers)
     rows = stored(user)["rows"]
     assert status == 1 and [row["status"] for row in rows if row["case"] == "same"] == ["ERROR"] * 4
     assert [row["status"] for row in rows if row["case"] == "other"] == ["PASS"] * 2
     (reason,) = next(row["reasons"] for row in rows if row["case"] == "same" and row["seed"] == 1)
     assert (
-        "two rows are called same float32 seed 1, of cases/test_them.py::test_precision[seed1-0] and cases/test_them.py::test_precision[seed1-2]"
-        in reason
+        "two rows are called same float32 seed 1, of cases/test_them.py::test_precision[seed1-0] and "
+        "cases/test_them.py::test_precision[seed1-2]" in reason
     )
     status, said = session("same,same", "--baseline=accept", *workers)
     assert (
@@ -64,7 +66,7 @@ def test_precision(precision, seed):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
-def test_seeds_that_give_the_same_inputs_are_errors(user, workers):  # noqa: F811
+def test_seeds_that_give_the_same_inputs_are_errors(user, workers):
     write(user, CASE + SEEDS % "inputs=lambda generator: torch.ones(8, 16)")
     result = user.runpytest_inprocess("--device", "cpu", "--locate", "off", *workers)
     assert result.ret == 1
@@ -78,23 +80,26 @@ def test_seeds_that_give_the_same_inputs_are_errors(user, workers):  # noqa: F81
     "more",
     [
         "inputs=lambda generator: torch.randn(8, 16, generator=generator)",
-        "inputs=lambda generator: torch.ones(8, 16), forward=lambda model, x: model(x) + torch.randn(4, device=x.device)",
+        (
+            "inputs=lambda generator: torch.ones(8, 16), forward=lambda model, x: model(x) + torch.randn(4, "
+            "device=x.device)"
+        ),
     ],
     ids=["inputs drawn", "the model draws"],
 )
-def test_seeds_that_change_the_inputs_or_what_the_model_draws_are_rows_of_their_own(user, more):  # noqa: F811
+def test_seeds_that_change_the_inputs_or_what_the_model_draws_are_rows_of_their_own(user, more):
     write(user, CASE + SEEDS % more)
     assert user.runpytest_inprocess("--device", "cpu", "--locate", "off").ret == 0
     assert [row["status"] for row in stored(user)["rows"]] == ["PASS"] * 3
 
 
-def test_a_test_that_measures_a_row_twice_is_an_error(user):  # noqa: F811
+def test_a_test_that_measures_a_row_twice_is_an_error(user):
     write(user, CASE + "\ndef test_precision(precision):\n    precision(case(), 1)\n    precision(case(), 1)\n")
     assert user.runpytest_inprocess("--device", "cpu").ret == 1
     assert "test_precision, which measures it twice" in stored(user)["rows"][0]["reasons"][0]
 
 
-def test_a_case_that_was_renamed_or_deleted_fails_a_whole_run(user, session):  # noqa: F811
+def test_a_case_that_was_renamed_or_deleted_fails_a_whole_run(user, session):
     assert session("one,two", "--baseline=accept")[0] == 0
     status, said = session("one,two")
     assert status == 0 and "it was renamed" not in said
@@ -109,14 +114,14 @@ def test_a_case_that_was_renamed_or_deleted_fails_a_whole_run(user, session):  #
     assert status == 0 and words in said
 
 
-def test_cases_whose_names_differ_by_odd_characters_are_accepted_apart(user, session):  # noqa: F811
+def test_cases_whose_names_differ_by_odd_characters_are_accepted_apart(user, session):
     names = "a b,a_b,a/b"
     assert session(names, "--baseline=accept")[0] == 0
     assert len(list((user.path / "cases" / "baselines").glob("*.json"))) == 3
     assert session(names)[0] == 0 and {mark for row in stored(user)["rows"] for mark in row["marks"]} == {"IDENTICAL"}
 
 
-def test_a_known_failure_that_was_accepted_excuses_nothing_worse(user, monkeypatch):  # noqa: F811
+def test_a_known_failure_that_was_accepted_excuses_nothing_worse(user, monkeypatch):
     skip_without_torch_npu()
     folder = user.path / "cases"
     folder.mkdir()

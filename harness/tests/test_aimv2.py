@@ -14,13 +14,23 @@ from harness.tests.reference_aimv2 import in_float64, transformers_model
 SMALL = dict(width=64, depth=3, heads=4, hidden=176)
 KINDS = {"plain": dict(image_size=56), "head": dict(image_size=56, pool=True), "native": dict(image_size=None)}
 COUNTS = {  # parameters of the released variants, as Apple's own constructors give them
-    "aimv2-large-patch14-224": 309_197_824, "aimv2-large-patch14-336": 309_525_504, "aimv2-large-patch14-448": 309_984_256,
-    "aimv2-large-patch14-224-distilled": 309_197_824, "aimv2-large-patch14-336-distilled": 309_525_504,
-    "aimv2-large-patch14-native": 308_935_680, "aimv2-huge-patch14-224": 680_851_968, "aimv2-huge-patch14-336": 681_343_488,
-    "aimv2-huge-patch14-448": 682_031_616, "aimv2-1B-patch14-224": 1_234_958_336, "aimv2-1B-patch14-336": 1_235_613_696,
-    "aimv2-1B-patch14-448": 1_236_531_200, "aimv2-3B-patch14-224": 2_720_658_432, "aimv2-3B-patch14-336": 2_721_641_472,
-    "aimv2-3B-patch14-448": 2_723_017_728, "aimv2-large-patch14-224-lit": 309_197_824 + 3 * 1024**2 + 2 * 1024,
-}  # fmt: skip
+    "aimv2-large-patch14-224": 309_197_824,
+    "aimv2-large-patch14-336": 309_525_504,
+    "aimv2-large-patch14-448": 309_984_256,
+    "aimv2-large-patch14-224-distilled": 309_197_824,
+    "aimv2-large-patch14-336-distilled": 309_525_504,
+    "aimv2-large-patch14-native": 308_935_680,
+    "aimv2-huge-patch14-224": 680_851_968,
+    "aimv2-huge-patch14-336": 681_343_488,
+    "aimv2-huge-patch14-448": 682_031_616,
+    "aimv2-1B-patch14-224": 1_234_958_336,
+    "aimv2-1B-patch14-336": 1_235_613_696,
+    "aimv2-1B-patch14-448": 1_236_531_200,
+    "aimv2-3B-patch14-224": 2_720_658_432,
+    "aimv2-3B-patch14-336": 2_721_641_472,
+    "aimv2-3B-patch14-448": 2_723_017_728,
+    "aimv2-large-patch14-224-lit": 309_197_824 + 3 * 1024**2 + 2 * 1024,
+}
 
 
 def noise(*shape, seed=0):
@@ -29,7 +39,9 @@ def noise(*shape, seed=0):
 
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request, tmp_path_factory):
-    """Ours and transformers' on the same weights, and a picture: 56 pixels, or none of a square at native resolution."""
+    """Ours and transformers' on the same weights, and a picture: 56 pixels, or none of a square at native
+    resolution.
+    """
     ours = build(AIMv2Config(**SMALL, **KINDS[request.param]), 1)
     size = (42, 70) if request.param == "native" else (56, 56)
     return ours, transformers_model(ours, tmp_path_factory.mktemp(request.param)), noise(2, 3, *size)
@@ -143,23 +155,32 @@ def other_scale(q, k, v, **options):
 
 REAL_ATTENTION, REAL_NORM = F.scaled_dot_product_attention, F.rms_norm
 MISTAKES = {
-    "q and k swapped": parts((1, 0, 2)), "q and v swapped": parts((2, 1, 0)), "k and v swapped": parts((0, 2, 1)),
-    "qkv heads first": rows_of_qkv(heads_first), "gate and up swapped": swapped(("mlp.fc1.weight", "mlp.fc3.weight")),
-    "norms of a block swapped": swapped(("norm_1.weight", "norm_2.weight")), "BGR": patch_weight(lambda w: w.flip(1)),
-    "kernel transposed": patch_weight(lambda w: w.transpose(2, 3)), "no patch bias": without("patchifier.proj.bias"),
-    "no patch norm": without("patchifier.norm.weight"), "no positions": without("pos_embed"), "no last norm": without("post_trunk_norm.weight"),
+    "q and k swapped": parts((1, 0, 2)),
+    "q and v swapped": parts((2, 1, 0)),
+    "k and v swapped": parts((0, 2, 1)),
+    "qkv heads first": rows_of_qkv(heads_first),
+    "gate and up swapped": swapped(("mlp.fc1.weight", "mlp.fc3.weight")),
+    "norms of a block swapped": swapped(("norm_1.weight", "norm_2.weight")),
+    "BGR": patch_weight(lambda w: w.flip(1)),
+    "kernel transposed": patch_weight(lambda w: w.transpose(2, 3)),
+    "no patch bias": without("patchifier.proj.bias"),
+    "no patch norm": without("patchifier.norm.weight"),
+    "no positions": without("pos_embed"),
+    "no last norm": without("post_trunk_norm.weight"),
     "projection transposed": transposed,
-    "GELU for SiLU": function_replaced("silu", F.gelu), "causal attention": function_replaced("scaled_dot_product_attention", causal),
+    "GELU for SiLU": function_replaced("silu", F.gelu),
+    "causal attention": function_replaced("scaled_dot_product_attention", causal),
     "another scale": function_replaced("scaled_dot_product_attention", other_scale),
     "eps of 1e-6": function_replaced("rms_norm", lambda x, shape, weight, eps: REAL_NORM(x, shape, weight, 1e-6)),
     "no norm weight": function_replaced("rms_norm", lambda x, shape, weight, eps: REAL_NORM(x, shape, None, eps)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_planted_mistake_is_far_outside_rounding(name, monkeypatch):
-    """In float64, where what a mistake moves is the same on every host: its rounding is below 1e-12, at which the agreement with
-    transformers is held. The smallest mistake, an eps of 1e-6 for 1e-5, moves 1 / sqrt(m + eps) by 4.5e-6 / m of a mean square m."""
+    """In float64, where what a mistake moves is the same on every host: its rounding is below 1e-12, at which the
+    agreement with transformers is held. The smallest mistake, an eps of 1e-6 for 1e-5, moves 1 / sqrt(m + eps) by
+    4.5e-6 / m of a mean square m."""
     right, wrong = (build(AIMv2Config(**SMALL, image_size=56), 1).double() for _ in range(2))
     x = noise(2, 3, 56, 56).double()
     with torch.no_grad():

@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from harness.upgrade import baseline
 from harness.errors import HarnessError
 from harness.report import Row
 from harness.report.rows import Numbers
+from harness.upgrade import baseline
 
 STACK = {"device": "Ascend910B4", "cann": "8.5.0"}
 
@@ -76,7 +76,9 @@ def test_a_change_within_the_noise_of_reruns_is_drift():
     assert kinds(rows([each * 1.05 for each in FIVE], rerun={"rel_l2": 1e-5}), rows(FIVE)) == ["DRIFT"] * 5
 
 
-@pytest.mark.parametrize(("change", "word"), [({"weights": "seeded:1"}, "other weights"), ({"inputs_sha256": "x"}, "other inputs")])
+@pytest.mark.parametrize(
+    ("change", "word"), [({"weights": "seeded:1"}, "other weights"), ({"inputs_sha256": "x"}, "other inputs")]
+)
 def test_other_weights_or_inputs_are_not_comparable(change, word):
     (found,) = baseline.verdicts([row(**change)], entry_of([row()]))
     assert found.kind == "NOT COMPARABLE" and word in found.text
@@ -101,7 +103,11 @@ def test_a_file_comes_back_as_it_was_and_a_damaged_or_newer_one_is_refused(tmp_p
     stored = baseline.accepted(None, rows(FIVE), stack=STACK, backend="npu", when="2026-01-01")
     path.write_text(json.dumps(stored.to_dict()))
     assert baseline.load(path).to_dict() == stored.to_dict()
-    for text, word in (("{", "is damaged"), (json.dumps(stored.to_dict() | {"schema": "precision-baseline/2"}), "has schema 'precision-baseline/2'"), ('{"schema": "precision-baseline/1"}', "lacks its entries")):
+    for text, word in (
+        ("{", "is damaged"),
+        (json.dumps(stored.to_dict() | {"schema": "precision-baseline/2"}), "has schema 'precision-baseline/2'"),
+        ('{"schema": "precision-baseline/1"}', "lacks its entries"),
+    ):
         path.write_text(text)
         with pytest.raises(HarnessError, match=word):
             baseline.load(path)
@@ -127,10 +133,13 @@ def test_a_limit_that_is_looser_than_accepted_is_named(then, now, said):
 
 
 def test_the_error_of_one_number_may_change_by_chance():
-    assert baseline._chance(row(shape=())) == baseline._chance(row(shape=(1,))) == 10.0 and baseline._chance(row(shape=(4, 500))) == 1.0
+    assert (
+        baseline._chance(row(shape=())) == baseline._chance(row(shape=(1,))) == 10.0
+        and baseline._chance(row(shape=(4, 500))) == 1.0
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ one case, one file
+# -------- one case, one file
 
 
 def kept(case, **more):
@@ -153,7 +162,9 @@ def test_every_case_has_a_file_of_its_own(tmp_path):
         assert path.parent == tmp_path and len(path.name.encode()) < 200
     assert len(list(tmp_path.iterdir())) == len(NAMES)
     for name in NAMES:
-        assert baseline.read(tmp_path, name, "float32").case == name and baseline.read(tmp_path, name, "float16") is None
+        assert (
+            baseline.read(tmp_path, name, "float32").case == name and baseline.read(tmp_path, name, "float16") is None
+        )
     assert (tmp_path / "a_b-float32.json").exists()  # a name that can be a file's is one
 
 
@@ -161,10 +172,15 @@ def test_a_file_with_an_older_name_is_read_where_it_is_of_that_case_and_gives_wa
     path = older(tmp_path, "a b")
     assert path.name == "a_b-float32.json"
     assert baseline.read(tmp_path, "a b", "float32").case == "a b" and baseline.read(tmp_path, "a/b", "float32") is None
-    with pytest.raises(HarnessError, match="a_b-float32.json holds a b float32 where a_b float32 was expected; restore it"):
+    with pytest.raises(
+        HarnessError, match="a_b-float32.json holds a b float32 where a_b float32 was expected; restore it"
+    ):
         baseline.read(tmp_path, "a_b", "float32")
     baseline.write(tmp_path, kept("a_b"))  # which has a right to the name; the other keeps its numbers
-    assert baseline.read(tmp_path, "a_b", "float32").case == "a_b" and baseline.read(tmp_path, "a b", "float32").case == "a b"
+    assert (
+        baseline.read(tmp_path, "a_b", "float32").case == "a_b"
+        and baseline.read(tmp_path, "a b", "float32").case == "a b"
+    )
     older(tmp_path, "c/d")
     baseline.write(tmp_path, kept("c/d"))
     assert not (tmp_path / "c_d-float32.json").exists() and baseline.read(tmp_path, "c/d", "float32").case == "c/d"
@@ -177,9 +193,18 @@ def test_a_file_with_an_older_name_is_read_where_it_is_of_that_case_and_gives_wa
         (lambda stored, entry: stored.update(dtype="float16"), "holds m float16 where m float32 was expected"),
         (lambda stored, entry: entry.update(rows={}), "rows: nothing where an accepted row was expected"),
         (lambda stored, entry: entry.update(rows=[]), "rows: a list where an object was expected"),
-        (lambda stored, entry: entry["rows"]["42"].update(golden_rel_l2="many"), r"rows.42.golden_rel_l2: 'many' where a number was expected"),
-        (lambda stored, entry: entry["rows"].update({"7": entry["rows"]["42"]}), "rows.7: seed 42 where the seed 7 that it is kept under was expected"),
-        (lambda stored, entry: entry["stack"].update(faults=["aclnnExp:nan"]), r"stack: planted faults \(aclnnExp:nan\) where a sound device"),
+        (
+            lambda stored, entry: entry["rows"]["42"].update(golden_rel_l2="many"),
+            r"rows.42.golden_rel_l2: 'many' where a number was expected",
+        ),
+        (
+            lambda stored, entry: entry["rows"].update({"7": entry["rows"]["42"]}),
+            "rows.7: seed 42 where the seed 7 that it is kept under was expected",
+        ),
+        (
+            lambda stored, entry: entry["stack"].update(faults=["aclnnExp:nan"]),
+            r"stack: planted faults \(aclnnExp:nan\) where a sound device",
+        ),
         (lambda stored, entry: entry["rows"].update({"42": None}), "rows.42: null where an object was expected"),
     ],
 )
@@ -200,7 +225,11 @@ def test_accepted_rows_without_a_case_are_named(tmp_path):
     (text,) = baseline.without_a_case(tmp_path, {("m", "float32")}, device)
     assert "no case of this run is called gone float16, of which 1 rows are accepted: it was renamed or deleted" in text
     assert len(baseline.without_a_case(tmp_path, {("gone", "float32")}, device)) == 2
-    assert baseline.without_a_case(tmp_path, set(), "Ascend910B4 (emulated)") == [] == baseline.without_a_case(tmp_path / "none", set(), device)
+    assert (
+        baseline.without_a_case(tmp_path, set(), "Ascend910B4 (emulated)")
+        == []
+        == baseline.without_a_case(tmp_path / "none", set(), device)
+    )
     (tmp_path / "m-float32.json").write_text("{")
     assert "is damaged" in baseline.without_a_case(tmp_path, {("gone", "float16")}, device)[0]
 
@@ -211,16 +240,20 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
         baseline.write(tmp_path / "file", kept("m"))
 
 
-# ---------------------------------------------------------------------------------------- every output, the worst token
+# -------- every output, the worst token
 
 
 def several(error, digest, **more):
     """Rows whose output `b` is off by `error`, while the output that stands for them stays as it is."""
     outputs = {"a": Numbers(rel_l2=8e-3, shape=(8, 32)), "b": Numbers(rel_l2=error, shape=(8, 200))}
-    return [row(seed=seed, error=8e-3, digest=f"{digest}{seed}", output="a", outputs=outputs, **more) for seed in range(3)]
+    return [
+        row(seed=seed, error=8e-3, digest=f"{digest}{seed}", output="a", outputs=outputs, **more) for seed in range(3)
+    ]
 
 
-@pytest.mark.parametrize(("error", "kind"), [(6e-3, "REGRESSED"), (4.01e-6, "REGRESSED"), (3.99e-6, "DRIFT"), (1e-7, "DRIFT")])
+@pytest.mark.parametrize(
+    ("error", "kind"), [(6e-3, "REGRESSED"), (4.01e-6, "REGRESSED"), (3.99e-6, "DRIFT"), (1e-7, "DRIFT")]
+)
 def test_an_output_that_does_not_stand_for_the_row_is_followed_too(error, kind):
     found = baseline.verdicts(several(error, "now"), entry_of(several(1e-6, "then")))
     assert [each.kind for each in found] == [kind] * 3
@@ -250,20 +283,25 @@ def test_an_output_whose_reruns_scatter_as_much_is_no_worse():
 
 
 def test_what_is_followed_is_kept_in_the_file():
-    stored = baseline.accepted(None, several(1e-6, "then", shape=(8, 32), token_rel_l2=1e-2), stack=STACK, backend="npu", when="2026-01-01")
+    stored = baseline.accepted(
+        None, several(1e-6, "then", shape=(8, 32), token_rel_l2=1e-2), stack=STACK, backend="npu", when="2026-01-01"
+    )
     kept = baseline._baseline(json.loads(json.dumps(stored.to_dict())))
     entry = kept.entries["Ascend910B4 (npu)"]
     assert [each.kind for each in baseline.verdicts(several(6e-3, "now"), entry)] == ["REGRESSED"] * 3
 
 
-# --------------------------------------------------------------------------------------------- what the CPU computes
+# -------- what the CPU computes
 
 
 def of_norm(rms, digest, cpu=1e-6, **more):
     return [row(error=1e-6, digest=digest, rms=rms, cpu_golden_rel_l2=cpu, output="", shape=(8, 32), **more)]
 
 
-@pytest.mark.parametrize(("rms", "kind"), [(1 + 4.9e-6, "DRIFT"), (1 + 5.1e-6, "NOT COMPARABLE"), (1 - 5.1e-6, "NOT COMPARABLE"), (0.7, "NOT COMPARABLE")])
+@pytest.mark.parametrize(
+    ("rms", "kind"),
+    [(1 + 4.9e-6, "DRIFT"), (1 + 5.1e-6, "NOT COMPARABLE"), (1 - 5.1e-6, "NOT COMPARABLE"), (0.7, "NOT COMPARABLE")],
+)
 def test_another_result_of_the_cpu_is_not_comparable(rms, kind):
     (found,) = baseline.verdicts(of_norm(rms, "now"), entry_of(of_norm(1.0, "then")))
     assert found.kind == kind

@@ -8,11 +8,11 @@ import math
 
 import pytest
 
-from harness.upgrade import baseline
 from harness.errors import HarnessError
 from harness.judging.status import Mark
 from harness.report import Row
 from harness.report.rows import Numbers
+from harness.upgrade import baseline
 
 STACK = {"device": "Ascend910B4", "torch_npu": "2.9.0", "cann": "8.5.0 (emulated)", "torch": "2.9.0"}
 TINY = 1e-9  # relative, far above what a quotient loses by its rounding
@@ -45,7 +45,7 @@ def changed(ratios, now=None, then=None):
     return became(after, [row(seed, **(then or {})) for seed in range(len(ratios))])
 
 
-# ---------------------------------------------------------------------------------------------------- one row by itself
+# -------- one row by itself
 
 
 def sides(factor):
@@ -98,7 +98,7 @@ def test_an_error_of_zero_that_grows_is_worse_and_one_that_stays_is_not():
     assert "error to float64 1.250e+00 where 1.000e+00 was accepted (1.250 times)" in found.text
 
 
-# --------------------------------------------------------------------------------------------------- all seeds together
+# -------- all seeds together
 
 
 @pytest.mark.parametrize(("least", "then"), [(1.03, {}), (2.0, SUMS)])
@@ -207,7 +207,7 @@ def test_a_shared_change_must_stand_out_of_its_scatter_by_students_point(count):
         assert baseline._shared([sign * each for each in logs], 1.03) == expected
 
 
-# --------------------------------------------------------------------------------------------------- reruns that differ
+# -------- reruns that differ
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_what_the_reruns_differ_by_excuses_a_change(ratio, now, then, kind):
     assert changed([ratio], *reruns) == [kind]
 
 
-# ------------------------------------------------------------------------------------------------------- parts of a row
+# -------- parts of a row
 
 
 def parts(error, count=1000, digest="now", dtype="float32", rerun=0.0, **more):
@@ -287,7 +287,7 @@ def test_the_worst_token_has_the_slack_of_its_width():
     assert became([row(0, 1.0, "now", shape=(), token_rel_l2=1.0)], [row(shape=(), token_rel_l2=0.01)]) == ["DRIFT"]
 
 
-# ------------------------------------------------------------------------------------------------- what can be compared
+# -------- what can be compared
 
 
 def normed(norm, digest="now", **more):
@@ -427,7 +427,7 @@ def test_a_row_that_was_not_accepted_is_new():
     assert [each.kind for each in found] == ["NEW", "NEW"] and found[0].ratio is None
 
 
-# ------------------------------------------------------------------------------------------------ rows as they are left
+# -------- rows as they are left
 
 
 def test_a_row_that_is_worse_has_a_reason_and_its_mark_says_so():
@@ -500,16 +500,15 @@ def test_a_stack_has_a_name_that_can_be_a_folders(more, backend, name):
     assert baseline.stack_name(STACK | more, backend) == name
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
+# -------- files
 
 
 def test_the_longest_name_of_a_file_is_a_name_and_one_byte_more_gets_a_digest(tmp_path):
     for count, plain in ((150 - len("-float32"), True), (151 - len("-float32"), False)):
         path = baseline.path_of(tmp_path, "x" * count, "float32")
         assert (path.name == f"{'x' * count}-float32.json") is plain
-        assert (
-            plain
-            or path.name.startswith("x" * (count) + "-float3"[: 150 - count])
+        assert plain or (
+            path.name.startswith("x" * (count) + "-float3"[: 150 - count])
             and len(path.name) == 150 + 1 + 8 + len(".json")
         )
     assert baseline.path_of(tmp_path, "a-b_c.d", None).name == "a-b_c.d-None.json"

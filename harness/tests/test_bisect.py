@@ -11,15 +11,28 @@ from pathlib import Path
 
 import pytest
 
-from harness.upgrade.bisect import read_stacks
 from harness.commands.main import main
 from harness.report import JSON_NAME
+from harness.upgrade.bisect import read_stacks
 
 ROOT = Path(__file__).parents[2]
-ACCEPTED = json.loads(next((ROOT / "reports" / "accepted").glob("*/*.json")).with_name(JSON_NAME).read_text(encoding="utf-8"))
+ACCEPTED = json.loads(
+    next((ROOT / "reports" / "accepted").glob("*/*.json")).with_name(JSON_NAME).read_text(encoding="utf-8")
+)
 CRITERIA = {"ERROR": "run", "SKIPPED": "skip", "FAIL": "max_diff"}
-ROWS = [row for row in ACCEPTED["rows"] if row["dtype"] == "float32" and "photo" not in row["test"]]  # five seeds of a large model, and digits
-EIGHT = ("alpha", "beta 2", "v2.10.0-rc1", "torch_npu 2.9.0 / CANN 8.3.RC1", "it's $HOME; `date`", "2.10", "夜间", "latest")  # the oldest first
+ROWS = [
+    row for row in ACCEPTED["rows"] if row["dtype"] == "float32" and "photo" not in row["test"]
+]  # five seeds of a large model, and digits
+EIGHT = (
+    "alpha",
+    "beta 2",
+    "v2.10.0-rc1",
+    "torch_npu 2.9.0 / CANN 8.3.RC1",
+    "it's $HOME; `date`",
+    "2.10",
+    "夜间",
+    "latest",
+)  # the oldest first
 
 
 def report(factor=1.0, *, case=None, cann="8.3.RC1", backend="npu", status=None, **more):
@@ -30,7 +43,11 @@ def report(factor=1.0, *, case=None, cann="8.3.RC1", backend="npu", status=None,
             row |= {"golden_rel_l2": row["golden_rel_l2"] * factor, "actual_sha256": f"{row['actual_sha256']} {factor}"}
         row |= {"status": status, "reasons": ["no card answers"], "criteria": [CRITERIA[status]]} if status else {}
         row |= more
-    return ACCEPTED | {"rows": rows, "stack": ACCEPTED["stack"] | {"device": "Ascend910B4", "cann": cann}, "backend": backend}
+    return ACCEPTED | {
+        "rows": rows,
+        "stack": ACCEPTED["stack"] | {"device": "Ascend910B4", "cann": cann},
+        "backend": backend,
+    }
 
 
 class Bench:
@@ -82,7 +99,7 @@ def answer(out):
     return out.splitlines()[0].strip("*").replace("\\", "")
 
 
-# ---------------------------------------------------------------------------------------------------------- the search
+# -------- the search
 
 
 @pytest.mark.parametrize("change", range(1, 8))
@@ -107,7 +124,10 @@ def test_the_answer_shows_every_run_and_what_else_changed(bench, capsys):
     assert list(verdicts) == [name.replace("`", "\\`") for name in EIGHT]
     assert list(verdicts.values()) == ["good", "not needed", "not needed", "not needed", "good", "bad", "bad", "bad"]
     assert "| cann" in out and "8.3.RC1" in out and "8.5.0" in out
-    assert f"{EIGHT[4]} → {EIGHT[5]}: 5 REGRESSED".replace("`", "\\`") in out and "1.100 times on average over 5 seeds" in out
+    assert (
+        f"{EIGHT[4]} → {EIGHT[5]}: 5 REGRESSED".replace("`", "\\`") in out
+        and "1.100 times on average over 5 seeds" in out
+    )
 
 
 def test_a_stack_that_cannot_run_is_passed_over(bench, capsys):
@@ -122,8 +142,13 @@ def test_a_stack_that_cannot_run_is_passed_over(bench, capsys):
 
 
 def test_ends_that_cannot_run_give_their_place_to_the_next(bench, capsys):
-    reports = stacks(3, names="abcdef") | {"a": "no-such-program --report {report}", "f": f"echo '{{{{' > {{report}}/{JSON_NAME}"}
-    bench.write({name: found if isinstance(found, dict) else f"{found} # {{report}}" for name, found in reports.items()})
+    reports = stacks(3, names="abcdef") | {
+        "a": "no-such-program --report {report}",
+        "f": f"echo '{{{{' > {{report}}/{JSON_NAME}",
+    }
+    bench.write(
+        {name: found if isinstance(found, dict) else f"{found} # {{report}}" for name, found in reports.items()}
+    )
     status, out, err = run(capsys, bench)
     assert status == 0 and answer(out) == "the numbers changed between c and d"
     assert "run 1: a … cannot run: no report; exit status 127; it said last: sh:" in err
@@ -137,9 +162,15 @@ def test_ends_that_cannot_run_give_their_place_to_the_next(bench, capsys):
         (report(status="ERROR"), "nothing was measured: ERROR no card answers; exit status 1"),
         (report(status="SKIPPED"), "nothing was measured: SKIPPED no card answers"),
         (ACCEPTED | {"rows": []}, "nothing was measured: no rows"),
-        (report() | {"rows": [{"status": "PASS"}]}, "row 1: case: nothing where a value was expected; write the file again"),
+        (
+            report() | {"rows": [{"status": "PASS"}]},
+            "row 1: case: nothing where a value was expected; write the file again",
+        ),
         (report() | {"schema": "other/1"}, "has schema 'other/1' where 'precision-report/1' was expected"),
-        (report(backend="emulated"), "other device: the reports come from Ascend910B4 (npu) and Ascend910B4 (emulated)"),
+        (
+            report(backend="emulated"),
+            "other device: the reports come from Ascend910B4 (npu) and Ascend910B4 (emulated)",
+        ),
     ],
     ids=itertools.count(1),
 )
@@ -154,14 +185,20 @@ def test_another_device_is_no_end(bench, capsys):
     bench.write(stacks(2, names="abc", c=report(backend="emulated")))
     status, out, err = run(capsys, bench)
     assert status == 1 and out == ""
-    assert "harness bisect: 'c' cannot be the bad end: the reports come from Ascend910B4 (npu) and Ascend910B4 (emulated)" in err
+    assert (
+        "harness bisect: 'c' cannot be the bad end: the reports come from Ascend910B4 (npu) and Ascend910B4 (emulated)"
+        in err
+    )
 
 
 def test_two_stacks_that_run_are_needed(bench, capsys):
     bench.write(stacks(1, names="ab", b="false # {report}"))
     status, out, err = run(capsys, bench)
     assert status == 1 and out == ""
-    assert "harness bisect: only 'a' of the 2 stacks can run where two are needed; mend them and add --retry (b: no report; exit status 1;" in err
+    assert (
+        "harness bisect: only 'a' of the 2 stacks can run where two are needed; mend them and add --retry (b: "
+        "no report; exit status 1;" in err
+    )
     bench.write({"a": "false # {report}", "b": "false # {report}"})
     assert "harness bisect: none of the 2 stacks can run" in run(capsys, bench)[2]
 
@@ -204,10 +241,13 @@ def test_a_case_limits_the_rows_that_decide(bench, capsys):
     assert sorted(bench.ran()) == ["a", "b", "c", "d"]  # the same runs served
     status, out, err = run(capsys, bench, "--case", "resnet")
     assert status == 1 and out == ""
-    assert f"--case resnet is no case and no part of a test id of the good end; it has the cases aimv2-digits, {ROWS[0]['case']}" in err
+    assert (
+        "--case resnet is no case and no part of a test id of the good end; it has the cases aimv2-digits, "
+        f"{ROWS[0]['case']}" in err
+    )
 
 
-# --------------------------------------------------------------------------------------------------------- what is kept
+# -------- what is kept
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -219,7 +259,9 @@ def test_a_search_that_was_killed_goes_on_where_it_was(bench, number):
     bench.write(reports | {"d": f"if test -e {gate}; then sleep 300 & echo $! > {child}; wait; fi; {held}"})
     command = [sys.executable, "-m", "harness", *bench.words()]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes)
+    process = subprocess.Popen(
+        command, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **pipes
+    )
     waits(lambda: child.exists() and child.read_text().strip())
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
@@ -257,7 +299,7 @@ def test_what_could_not_run_is_kept_until_retry(bench, capsys):
     assert sorted(bench.ran()) == ["a", "b", "c"]
 
 
-# ----------------------------------------------------------------------------------------------------------- the command
+# -------- the command
 
 
 def waits(holds, seconds=120):
@@ -303,7 +345,10 @@ def test_names_and_folders_are_quoted_for_the_shell(tmp_path, capsys):
     commands = {}
     for name, found in stacks(7).items():
         (tmp_path / f"{name.encode().hex()}.json").write_text(json.dumps(found))
-        commands[name] = f"printf '%s\\n' -{{name}} >> {said}; cp {tmp_path}/{name.encode().hex()}.json {{report}}/{JSON_NAME}; test ${{{{HOME}}}}"
+        commands[name] = (
+            f"printf '%s\\n' -{{name}} >> {said}; cp {tmp_path}/{name.encode().hex()}.json "
+            f"{{report}}/{JSON_NAME}; test ${{{{HOME}}}}"
+        )
     bench.write(commands)
     status, _, _ = run(capsys, bench)
     assert status == 0 and set(said.read_text().splitlines()) <= {f"-{name}" for name in EIGHT}
@@ -317,24 +362,54 @@ TWO = '[[stack]]\nname = "a"\n[[stack]]\nname = "b"\n'
     ("text", "why"),
     [
         ("[[stack", "is not TOML ("),
-        ('command = "x {report}"', "holds no [[stack]] where two or more were expected; write one for each environment"),
+        (
+            'command = "x {report}"',
+            "holds no [[stack]] where two or more were expected; write one for each environment",
+        ),
         ('[stack]\nname = "a"', "holds no [[stack]] where two or more were expected"),
         ("stack = 3", "holds no [[stack]] where two or more were expected"),
         ('[[stack]]\nname = "a"\ncommand = "x {report}"', "holds one [[stack]] where two or more were expected"),
-        ('command = "x {report}"\n' + TWO.replace('"b"', '"a"'), "2 stacks are called 'a'; give each a name of its own"),
-        ('command = "x {report}"\n' + TWO.replace('name = "b"', ""), "stack 2 has no name where one line of text was expected; name it"),
-        ('command = "x {report}"\n' + TWO.replace('"b"', "2.9"), "stack 2 has the name 2.9 where one line of text was expected"),
+        (
+            'command = "x {report}"\n' + TWO.replace('"b"', '"a"'),
+            "2 stacks are called 'a'; give each a name of its own",
+        ),
+        (
+            'command = "x {report}"\n' + TWO.replace('name = "b"', ""),
+            "stack 2 has no name where one line of text was expected; name it",
+        ),
+        (
+            'command = "x {report}"\n' + TWO.replace('"b"', "2.9"),
+            "stack 2 has the name 2.9 where one line of text was expected",
+        ),
         ('command = "x {report}"\n' + TWO.replace('"b"', '"b\\nc"'), "stack 2 has the name 'b\\nc' where one line"),
-        (TWO, "stack 1 (a) has no command where a line for the shell was expected; give it one, or one to all above the first [[stack]]"),
+        (
+            TWO,
+            (
+                "stack 1 (a) has no command where a line for the shell was expected; give it one, or one to all "
+                "above the first [[stack]]"
+            ),
+        ),
         ('command = ["x"]\n' + TWO, "stack 1 (a) has the command ['x'] where a line for the shell was expected"),
         ('comand = "x"\n' + TWO, "holds 'comand'; what is known there is command, timeout, stack"),
-        ('command = "x {report}"\n' + TWO + "version = 3", "stack 2 holds 'version'; what is known there is name, command, timeout"),
-        ('command = "x {report} {verison}"\n' + TWO, "{verison} in its command is neither {name} nor {report}; write {{ and }} for braces of the shell"),
+        (
+            'command = "x {report}"\n' + TWO + "version = 3",
+            "stack 2 holds 'version'; what is known there is name, command, timeout",
+        ),
+        (
+            'command = "x {report} {verison}"\n' + TWO,
+            "{verison} in its command is neither {name} nor {report}; write {{ and }} for braces of the shell",
+        ),
         ('command = "x {report} {name.x}"\n' + TWO, "{name.x} in its command is neither {name} nor {report}"),
         ('command = "x {report} {name!r}"\n' + TWO, "{name} in its command"),
         ('command = "x {report} }"\n' + TWO, "the braces of its command do not pair"),
-        ('command = "x"\n' + TWO, "its command has no {report}, the folder that it must write precision.json into; add it"),
-        ('timeout = -1\ncommand = "x {report}"\n' + TWO, "stack 1 (a) has the timeout -1 where seconds above 0 were expected; correct it, or leave it out"),
+        (
+            'command = "x"\n' + TWO,
+            "its command has no {report}, the folder that it must write precision.json into; add it",
+        ),
+        (
+            'timeout = -1\ncommand = "x {report}"\n' + TWO,
+            "stack 1 (a) has the timeout -1 where seconds above 0 were expected; correct it, or leave it out",
+        ),
         ('timeout = nan\ncommand = "x {report}"\n' + TWO, "has the timeout nan"),
         ('timeout = true\ncommand = "x {report}"\n' + TWO, "has the timeout True"),
     ],
@@ -362,15 +437,27 @@ def test_a_stack_may_replace_what_is_given_to_all(bench):
 
 def test_the_command_answers_without_torch(bench):
     bench.write(stacks(2, names="abc"))
-    code = f"import sys; from harness.commands.main import main\nstatus = main({bench.words()!r})\nassert 'torch' not in sys.modules\nsys.exit(status)"
+    code = (
+        f"import sys; from harness.commands.main import main\nstatus = main({bench.words()!r})\nassert 'torch' not "
+        "in sys.modules\nsys.exit(status)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and answer(done.stdout) == "the numbers changed between b and c" and done.stderr.count("\n") == 3
-    done = subprocess.run([sys.executable, "-m", "harness", "bisect", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (
+        done.returncode == 0
+        and answer(done.stdout) == "the numbers changed between b and c"
+        and done.stderr.count("\n") == 3
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "bisect", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and "python -m harness bisect stacks.toml" in done.stdout and "[[stack]]" in done.stdout
 
 
 def test_a_known_failure_on_both_sides_is_no_change(bench, capsys):
-    known = {"marks": ["KNOWN FAILURE"], "known": {"reason": "because", "link": "https://example.org/1", "expires": "2999-01-01"}}
+    known = {
+        "marks": ["KNOWN FAILURE"],
+        "known": {"reason": "because", "link": "https://example.org/1", "expires": "2999-01-01"},
+    }
     known |= {"status": "FAIL", "reasons": ["max_diff"], "criteria": ["max_diff"]}
     bench.write({"old": report(**known), "new": report(**known)})
     status, out, _ = run(capsys, bench, "--what", "changed")

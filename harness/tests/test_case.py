@@ -73,7 +73,9 @@ def test_a_fallback_that_a_case_allows_is_marked_and_no_other_passes():
     verdict = validate(allowed, 42, Broken(fell_back=["aten::special_i0"]))
     assert verdict.passed and verdict.marks == ("FELL BACK",)
     verdict = validate(allowed, 42, Broken(fell_back=["aten::special_i0", "aten::i0"]))
-    assert verdict.status == "FAIL" and "aten::i0;" in str(verdict.reasons[0]) and "special" not in str(verdict.reasons[0])
+    assert (
+        verdict.status == "FAIL" and "aten::i0;" in str(verdict.reasons[0]) and "special" not in str(verdict.reasons[0])
+    )
 
 
 def test_several_outputs_are_compared_by_name():
@@ -121,7 +123,16 @@ def test_either_of_two_equal_logits_is_the_decision():
     def forward(model, x):
         return actual if broken.runs else expected
 
-    verdict = validate(case(forward=forward, decisions="output", labels=torch.tensor([1, 1, 1]), tolerance=Tolerance(max_diff=9.0, top1=1.0)), 42, broken)
+    verdict = validate(
+        case(
+            forward=forward,
+            decisions="output",
+            labels=torch.tensor([1, 1, 1]),
+            tolerance=Tolerance(max_diff=9.0, top1=1.0),
+        ),
+        42,
+        broken,
+    )
     found = verdict.decisions
     assert (found.agree, found.correct_actual, found.correct_expected) == (2, 1, 3) and found.first[0] == 2
 
@@ -152,6 +163,10 @@ def test_the_share_of_the_largest_logits_that_both_have_is_counted():
     actual = expected.clone()
     actual[0, 0], actual[0, 17] = 18.5, 0.0  # one of the five largest is another
     broken = Broken()
-    given = case(forward=lambda model, x: actual if broken.runs else expected, decisions="output", tolerance=Tolerance(max_diff=99.0))
+    given = case(
+        forward=lambda model, x: actual if broken.runs else expected,
+        decisions="output",
+        tolerance=Tolerance(max_diff=99.0),
+    )
     verdict = validate(given, 42, broken)
     assert (verdict.decisions.k, verdict.decisions.topk, verdict.decisions.top1) == (5, 0.9, 1.0)

@@ -1,4 +1,6 @@
-"""The cause of a wrong operator is named where the evidence names one: each is planted, and none is named of another fault."""
+"""The cause of a wrong operator is named where the evidence names one: each is planted, and none is named of another
+fault.
+"""
 
 import inspect
 
@@ -10,8 +12,8 @@ import harness.emulator.operators  # noqa: F401  the operators that `changed` ch
 from harness import emulator
 from harness.emulator.table import changed
 from harness.locate.diagnose import CLUES, cause_of
-from harness.tests.needs import emulated_device
 from harness.locate.replay import Trial
+from harness.tests.needs import emulated_device
 
 
 @pytest.fixture(scope="module")
@@ -75,37 +77,74 @@ PICTURE = draw(2, 3, 8, 8)
 
 PLANTED = {  # the call, the operator of CANN and its change, what is named
     "products in bfloat16": (
-        torch.matmul, HEADS, {}, "aclnnMatmul", edited(lambda y, a: (a[0].bfloat16() @ a[1].bfloat16()).to(y.dtype)),
+        torch.matmul,
+        HEADS,
+        {},
+        "aclnnMatmul",
+        edited(lambda y, a: (a[0].bfloat16() @ a[1].bfloat16()).to(y.dtype)),
         "it computes as if its operands and its result were rounded to bfloat16",
     ),
     "a result in bfloat16": (
-        torch.rsqrt, (draw(64, 32).abs() + 1,), {}, "aclnnRsqrt", edited(lambda y, a: y.bfloat16().to(y.dtype)),
+        torch.rsqrt,
+        (draw(64, 32).abs() + 1,),
+        {},
+        "aclnnRsqrt",
+        edited(lambda y, a: y.bfloat16().to(y.dtype)),
         "its result is rounded to bfloat16",
     ),
-    "a dropped bias": (F.linear, LINEAR, {}, "aclnnAddmm", edited(lambda y, a: y - a[0]), "it computes as without its bias"),
+    "a dropped bias": (
+        F.linear,
+        LINEAR,
+        {},
+        "aclnnAddmm",
+        edited(lambda y, a: y - a[0]),
+        "it computes as without its bias",
+    ),
     "a copied head": (torch.matmul, HEADS, {}, "aclnnMatmul", edited(head_copied), "head 1 is a copy of 0"),
     "half of the rows scaled": (
-        torch.matmul, (draw(48, 32), draw(32, 16)), {}, "aclnnMatmul", edited(half_scaled),
+        torch.matmul,
+        (draw(48, 32), draw(32, 16)),
+        {},
+        "aclnnMatmul",
+        edited(half_scaled),
         "rows 24 to 47 of 48 are multiplied by 1.02",
     ),
     "align_corners": (
-        F.interpolate, (PICTURE,), {"size": (16, 16), "mode": "bilinear"}, "aclnnUpsampleBilinear2d",
+        F.interpolate,
+        (PICTURE,),
+        {"size": (16, 16), "mode": "bilinear"},
+        "aclnnUpsampleBilinear2d",
         edited(lambda y, a: F.interpolate(a[0].float(), y.shape[-2:], mode="bilinear", align_corners=True).to(y.dtype)),
         "it computes as with align_corners=True",
     ),
     "padding that is counted": (
-        F.avg_pool2d, (PICTURE, 3, 1, 1, False, False), {}, "aclnnAvgPool2d",
-        edited(lambda y, a: F.avg_pool2d(a[0].float(), 3, 1, 1).to(y.dtype)), "it computes as with count_include_pad=True",
+        F.avg_pool2d,
+        (PICTURE, 3, 1, 1, False, False),
+        {},
+        "aclnnAvgPool2d",
+        edited(lambda y, a: F.avg_pool2d(a[0].float(), 3, 1, 1).to(y.dtype)),
+        "it computes as with count_include_pad=True",
     ),
     "another eps": (
-        F.layer_norm, (draw(8, 16) * 0.05, (16,)), {}, "aclnnLayerNorm", given(lambda a: [*a[:4], 1e-3, *a[5:]]),
+        F.layer_norm,
+        (draw(8, 16) * 0.05, (16,)),
+        {},
+        "aclnnLayerNorm",
+        given(lambda a: [*a[:4], 1e-3, *a[5:]]),
         "it computes as with eps=0.001",
     ),
     "the first of repeated writes": (
-        torch.scatter, (torch.zeros(3, 6), 1, INDEX, draw(3, 4)), {}, "aclnnScatter", given(lambda a: first_write(*a)),
-        "3 elements are written more than once, since indices repeat: torch leaves open which write stays, and the device keeps the first write",
+        torch.scatter,
+        (torch.zeros(3, 6), 1, INDEX, draw(3, 4)),
+        {},
+        "aclnnScatter",
+        given(lambda a: first_write(*a)),
+        (
+            "3 elements are written more than once, since indices repeat: torch leaves open which write stays, and "
+            "the device keeps the first write"
+        ),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PLANTED)

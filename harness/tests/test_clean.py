@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from harness import open_device
-from harness.reference.isolated_process import WHERE, CleanProcess, needs_clean
 from harness.errors import CaseError, RunError
 from harness.reference import run_cpu
+from harness.reference.isolated_process import WHERE, CleanProcess, needs_clean
 from harness.tests.execute import ROOT, emulated
 from harness.tests.needs import needs_torch_npu
 
@@ -70,14 +70,25 @@ def seen_there():
     from harness.reference import isolated_process as clean
 
     compiler = "torch._inductor.config" in sys.modules
-    return os.getpid(), len(clean._models), sys.modules.get("torch_npu", "not asked for"), hasattr(torch, "npu"), compiler
+    return (
+        os.getpid(),
+        len(clean._models),
+        sys.modules.get("torch_npu", "not asked for"),
+        hasattr(torch, "npu"),
+        compiler,
+    )
 
 
 def torch_brings_the_compiler():
     """Whether `import torch` alone imports it, as torch 2.5 does."""
     code = "import sys, torch; print('torch._inductor.config' in sys.modules)"
     environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout.strip() == "True"
+    return (
+        subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "True"
+    )
 
 
 def is_alive(pid):
@@ -95,7 +106,7 @@ def ends_soon(pid):
     return not is_alive(pid)
 
 
-# ----------------------------------------------------------------------------------------------------- the mask trap
+# -------- the mask trap
 
 TRAP = """
 import json, os, sys, torch
@@ -115,7 +126,8 @@ class Swin(SwinModel):  # of the program itself, which the other process can onl
 
 
 def built(attention):
-    config = SwinConfig(embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=4, patch_size=2, image_size=32, attn_implementation=attention)
+    sizes = dict(embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=4, patch_size=2, image_size=32)
+    config = SwinConfig(**sizes, attn_implementation=attention)
     torch.default_generator.manual_seed(0)
     model = Swin(config).eval().requires_grad_(False)
     for module in model.modules():  # the bias that is passed as a mask starts as zeros
@@ -127,7 +139,8 @@ def built(attention):
 def seen():
     from transformers.utils import is_torch_npu_available
 
-    return [is_torch_npu_available(), sys.modules["torch_npu"] is not None, hasattr(torch, "npu"), "EMULATED_CANN_MACHINE" in os.environ]
+    emulated = "EMULATED_CANN_MACHINE" in os.environ
+    return [is_torch_npu_available(), sys.modules["torch_npu"] is not None, hasattr(torch, "npu"), emulated]
 
 
 if __name__ == "__main__":
@@ -148,7 +161,8 @@ if __name__ == "__main__":
     except Exception as raised:
         error = f"{type(raised).__name__}: {raised}"
     seen = [seen(), clean.run(seen)]
-    print(json.dumps(dict(here=far(here), there=far(there), seen=seen, needs=needs_clean(model), digests=digests, pid=clean.pid, error=error)))
+    told = dict(here=far(here), there=far(there), seen=seen, needs=needs_clean(model), digests=digests)
+    print(json.dumps(dict(told, pid=clean.pid, error=error)))
 """
 
 
@@ -216,7 +230,7 @@ def test_only_models_of_transformers_need_it():
     assert not needs_clean(type("Other", (nn.Module,), {"__module__": "transformers_of_mine"})())
 
 
-# ------------------------------------------------------------------------------------------------- what goes and comes
+# -------- what goes and comes
 
 
 def test_it_computes_what_this_process_computes_to_the_bit(clean, x):
@@ -227,10 +241,14 @@ def test_it_computes_what_this_process_computes_to_the_bit(clean, x):
     assert torch.equal(outputs["output"], expected)
     assert words_there == f"{words}, {WHERE}" and milliseconds > 0
     scale = 3.0
-    forward = lambda model, given: {"a": model(**given) * scale, "b": [given["x"][1:2]]}  # noqa: E731  a function without a name of its own
+    forward = lambda model, given: {"a": model(**given) * scale, "b": [given["x"][1:2]]}
     named = clean.forward(model, {"x": x}, forward=forward, dtype=torch.float32).outputs
     assert torch.equal(named["a"], expected * scale) and torch.equal(named["b.0"], x[1:2])
-    assert clean.run(seen_there)[2:] == (None, False, torch_brings_the_compiler())  # importing it would double the time of its start
+    assert clean.run(seen_there)[2:] == (
+        None,
+        False,
+        torch_brings_the_compiler(),
+    )  # importing it would double the time of its start
 
 
 def test_a_model_is_sent_once_again_when_it_changed_and_kept_no_longer_than_here(clean, x):
@@ -255,7 +273,16 @@ def _the_same(*values):
 
 def test_tensors_come_back_as_they_were_and_share_what_they_shared(clean):
     base = torch.arange(12.0).reshape(3, 4)
-    given = [base, base.t(), base[1:], torch.tensor(True), torch.zeros(0, 3), base.bfloat16(), torch.complex(base, base), torch.tensor(float("nan"))]
+    given = [
+        base,
+        base.t(),
+        base[1:],
+        torch.tensor(True),
+        torch.zeros(0, 3),
+        base.bfloat16(),
+        torch.complex(base, base),
+        torch.tensor(float("nan")),
+    ]
     back = clean.run(_the_same, *given)
     for one, other in zip(given, back, strict=True):
         assert (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
@@ -288,7 +315,10 @@ def test_a_class_of_a_file_that_no_import_finds_is_taken_from_its_file(clean, tm
     folder.mkdir()
     (folder / "beside.py").write_text("FACTOR = 3\n")
     file = folder / "test_mine.py"
-    text = "from torch import nn\nfrom .beside import FACTOR\n\nclass Mine(nn.Module):\n    def forward(self, x):\n        return x * FACTOR\n"
+    text = (
+        "from torch import nn\nfrom .beside import FACTOR\n\nclass Mine(nn.Module):\n    def forward(self, x):\n   "
+        "     return x * FACTOR\n"
+    )
     file.write_text(text)
     monkeypatch.setitem(sys.modules, folder.name, types.ModuleType(folder.name))  # as pytest does
     for name, path in (("cases_of_somebody.beside", folder / "beside.py"), ("cases_of_somebody.test_mine", file)):
@@ -297,10 +327,15 @@ def test_a_class_of_a_file_that_no_import_finds_is_taken_from_its_file(clean, tm
         monkeypatch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
     assert torch.equal(clean.forward(module.Mine(), torch.ones(2), **CPU).outputs["output"], torch.full((2,), 3.0))
-    assert clean.forward(nn.Identity(), torch.ones(2), forward=lambda model, x: x * 4, dtype=torch.float32).outputs["output"].sum() == 8
+    assert (
+        clean.forward(nn.Identity(), torch.ones(2), forward=lambda model, x: x * 4, dtype=torch.float32)
+        .outputs["output"]
+        .sum()
+        == 8
+    )
 
 
-# --------------------------------------------------------------------------------------------------- what goes wrong
+# -------- what goes wrong
 
 
 def test_what_is_raised_there_comes_back_with_its_type_and_text(clean, x):
@@ -313,7 +348,9 @@ def test_what_is_raised_there_comes_back_with_its_type_and_text(clean, x):
         clean.run(divmod, 1, 0)
     with pytest.raises(RunError, match="SystemExit: 3"):
         clean.run(sys.exit, 3)
-    with pytest.raises(RunError, match="ModuleNotFoundError: .*torch_npu.*; import it inside the function that needs it"):
+    with pytest.raises(
+        RunError, match="ModuleNotFoundError: .*torch_npu.*; import it inside the function that needs it"
+    ):
         clean.run(importlib.import_module, "torch_npu")
     assert clean.run(abs, -1) == 1
 
@@ -323,7 +360,9 @@ def test_what_cannot_be_sent_is_told_with_what_to_do(clean, x):
         pass
 
     pid = clean.run(os.getpid)
-    with pytest.raises(CaseError, match="cannot be pickled .*<locals>.Local.*; define every class at the top level of a module"):
+    with pytest.raises(
+        CaseError, match="cannot be pickled .*<locals>.Local.*; define every class at the top level of a module"
+    ):
         clean.forward(Local(), x, **CPU)
     with pytest.raises(CaseError, match="what was returned cannot be pickled"):
         clean.run(open, os.devnull)
@@ -336,7 +375,9 @@ def test_when_it_dies_that_is_told_and_the_next_call_starts_another(clean, x):
     model = Tied()
     clean.forward(model, x, **CPU)
     pid = clean.pid
-    with pytest.raises(RunError, match="died of SIGKILL; the system may have run out of memory; the next run starts another"):
+    with pytest.raises(
+        RunError, match="died of SIGKILL; the system may have run out of memory; the next run starts another"
+    ):
         clean.run(os.kill, pid, signal.SIGKILL)
     assert clean.pid is None
     assert torch.equal(clean.forward(model, x, **CPU).outputs["output"], model(x))
@@ -345,7 +386,10 @@ def test_when_it_dies_that_is_told_and_the_next_call_starts_another(clean, x):
         clean.run(os._exit, 3)
 
 
-ORPHAN = "import time\nfrom harness.reference.isolated_process import CleanProcess\nc = CleanProcess()\nc.start()\nprint(c.pid, flush=True)\nc.run(time.sleep, 60)\n"
+ORPHAN = (
+    "import time\nfrom harness.reference.isolated_process import CleanProcess\nc = "
+    "CleanProcess()\nc.start()\nprint(c.pid, flush=True)\nc.run(time.sleep, 60)\n"
+)
 
 
 def test_it_ends_when_this_process_is_killed():
@@ -375,11 +419,21 @@ def test_parametrized_modules_are_sent_too(clean):
 
 @needs_torch_npu
 def test_models_that_record_their_hidden_states_do_so_there(clean):
-    """transformers notes which outputs a model can record when it is built; a model that is sent was not built there."""
+    """transformers notes which outputs a model can record when it is built; a model that is sent was not built
+    there.
+    """
     open_device("emulated")  # transformers imports torch_npu
     from transformers import SegformerConfig, SegformerModel
 
-    sizes = dict(hidden_sizes=[8, 8], depths=[1, 1], num_attention_heads=[1, 1], num_encoder_blocks=2, sr_ratios=[2, 1], patch_sizes=[7, 3], strides=[4, 2])
+    sizes = dict(
+        hidden_sizes=[8, 8],
+        depths=[1, 1],
+        num_attention_heads=[1, 1],
+        num_encoder_blocks=2,
+        sr_ratios=[2, 1],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+    )
     torch.manual_seed(0)
     model = SegformerModel(SegformerConfig(**sizes, mlp_ratios=[2, 2], image_size=32)).eval().requires_grad_(False)
     x = {"pixel_values": torch.randn(1, 3, 32, 32), "output_hidden_states": True}

@@ -1,4 +1,6 @@
-"""The commands as a user types them: infer, convert, bench, doctor, report; their errors are one line on standard error."""
+"""The commands as a user types them: infer, convert, bench, doctor, report; their errors are one line on standard
+error.
+"""
 
 import subprocess
 import sys
@@ -10,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from harness import timing
-from harness.models import inference
-from harness.commands.main import main
 from harness.commands import health
+from harness.commands.main import main
+from harness.models import inference
 from harness.models.aimv2 import PHOTO
 from harness.models.digits import FOLDER
 from harness.tests.checkpoints import model, write
@@ -42,14 +44,16 @@ def checkpoint(tmp_path, monkeypatch):
     return write(tmp_path / "model", model("head").state_dict())
 
 
-# --------------------------------------------------------------------------------------------------------------- infer
+# -------- infer
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("emulated", marks=needs_torch_npu)])
 def test_infer_says_what_ran_and_writes_what_came_out(capsys, checkpoint, tmp_path, dtype, device):
     output = tmp_path / "features.safetensors"
-    status, out, _ = run(capsys, "infer", "--model-dir", checkpoint, "--dtype", dtype, "--device", device, "--output", output)
+    status, out, _ = run(
+        capsys, "infer", "--model-dir", checkpoint, "--dtype", dtype, "--device", device, "--output", output
+    )
     assert status == 0
     assert f"from {checkpoint} (--model-dir), sha256 " in out and "noise, seed 42, (1, 3, 56, 56)" in out
     assert ("EMULATED" in out) == (device == "emulated")
@@ -97,7 +101,7 @@ def test_infer_refuses_bad_input_before_it_builds_anything(capsys, checkpoint, t
     assert "no device is called 'tpu'" in fails(capsys, "infer", "--device", "tpu", "--model-dir", checkpoint)
 
 
-# ------------------------------------------------------------------------------------------------------------- convert
+# -------- convert
 
 
 def test_convert_and_back_by_command(capsys, checkpoint, tmp_path):
@@ -111,7 +115,7 @@ def test_convert_and_back_by_command(capsys, checkpoint, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-# --------------------------------------------------------------------------------------------------------------- bench
+# -------- bench
 
 
 def ticking(steps):
@@ -125,8 +129,12 @@ def ticking(steps):
 def test_timings_are_those_of_the_clock():
     steps = list(range(1, 101))
     calls = []
-    found = timing.measure(lambda: calls.append("f"), lambda: calls.append("s"), iterations=100, warmup=2, clock=ticking(steps))
-    assert found.avg_ms == pytest.approx(50.5) and found.p50_ms == pytest.approx(50) and found.p99_ms == pytest.approx(99)
+    found = timing.measure(
+        lambda: calls.append("f"), lambda: calls.append("s"), iterations=100, warmup=2, clock=ticking(steps)
+    )
+    assert (
+        found.avg_ms == pytest.approx(50.5) and found.p50_ms == pytest.approx(50) and found.p99_ms == pytest.approx(99)
+    )
     assert calls == ["f"] * 2 + ["s", "f", "s"] * 100
 
 
@@ -149,7 +157,7 @@ def test_bench_times_the_cpu_beside_the_device_and_says_what_it_is_worth(capsys)
     assert "EMULATED" not in run(capsys, *words[:-1], "cpu")[1]
 
 
-# -------------------------------------------------------------------------------------------------------------- doctor
+# -------- doctor
 
 
 @needs_torch_npu
@@ -163,7 +171,12 @@ def test_doctor_prints_the_stack_and_lets_the_device_answer(capsys):
 def test_doctor_fails_with_the_reason():
     command = [sys.executable, "-m", "harness", "doctor", "--device", "npu"]
     done = subprocess.run(command, cwd=ROOT, env=of_a_shell(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "FAILED" in done.stdout and "CANN cannot be loaded" in done.stdout and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "FAILED" in done.stdout
+        and "CANN cannot be loaded" in done.stdout
+        and "Traceback" not in done.stderr
+    )
 
 
 @needs_torch_npu
@@ -179,10 +192,16 @@ def test_doctor_fails_a_device_that_computes_wrongly():
 @pytest.mark.parametrize(
     ("version", "cann", "result"),
     [
-        ("2.9.0.post2", "9.0.0", "ok"), ("2.9.0.post2", "9.1.0", "ok"), ("2.9.0", "8.5.1", "ok"), ("2.7.1", "8.3.RC1", "ok"),
-        ("2.7.1", "8.2.RC1", "warning"), ("2.9.0.post1", "8.5.1", "unlisted"), ("2.13.0", "9.1.0", "unlisted"), ("2.9.0", None, "unlisted"),
+        ("2.9.0.post2", "9.0.0", "ok"),
+        ("2.9.0.post2", "9.1.0", "ok"),
+        ("2.9.0", "8.5.1", "ok"),
+        ("2.7.1", "8.3.RC1", "ok"),
+        ("2.7.1", "8.2.RC1", "warning"),
+        ("2.9.0.post1", "8.5.1", "unlisted"),
+        ("2.13.0", "9.1.0", "unlisted"),
+        ("2.9.0", None, "unlisted"),
     ],
-)  # fmt: skip
+)
 def test_versions_are_held_against_the_published_table(version, cann, result):
     assert health.cann_verdict(version, cann, "pair")[0] == result
 
@@ -193,7 +212,7 @@ def test_numpy_2_beside_an_old_cann_is_warned_of():
     assert health._numpy_check({"backend": "npu", "cann": "8.2.RC1", "numpy": "1.26.4"}) is None
 
 
-# ---------------------------------------------------------------------------------------------------------------- help
+# -------- help
 
 
 @pytest.mark.parametrize("command", ["infer", "convert", "bench", "report", "doctor", "emulate"])
@@ -205,7 +224,10 @@ def test_help_shows_an_example(capsys, command):
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from harness.commands.main import main\ntry:\n    main(['infer', '--help'])\nexcept SystemExit:\n    pass\nsys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from harness.commands.main import main\ntry:\n    main(['infer', '--help'])\nexcept "
+        "SystemExit:\n    pass\nsys.exit('torch' in sys.modules)"
+    )
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "--image" in done.stdout

@@ -28,8 +28,10 @@ def test_precision(precision, seed, dtype):
 
 
 @pytest.fixture
-def run(user):  # noqa: F811
-    """Runs cases of these dtypes, on the emulated device, wrong by a factor `by`; gives the exit status, the rows and the output."""
+def run(user):
+    """Runs cases of these dtypes, on the emulated device, wrong by a factor `by`; gives the exit status, the rows and
+    the output.
+    """
     skip_without_torch_npu()
 
     def run_(dtypes, *more, by=1.0):
@@ -83,7 +85,7 @@ def test_workers_bring_one(run):
     assert [each for each in named(rows) if each[3]] == [("float32", 1, "PASS", True)]
 
 
-def test_a_float32_row_of_the_case_by_another_test_stands_alone(user):  # noqa: F811
+def test_a_float32_row_of_the_case_by_another_test_stands_alone(user):
     write(
         user,
         CASE
@@ -94,10 +96,13 @@ def test_precision(precision):
 """,
     )
     assert user.runpytest_inprocess("--device", "cpu", "--locate", "off").ret == 0
-    assert [(row["dtype"], row["marks"]) for row in stored(user)["rows"]] == [("float16", ["NEW"]), ("float32", ["NEW"])]
+    assert [(row["dtype"], row["marks"]) for row in stored(user)["rows"]] == [
+        ("float16", ["NEW"]),
+        ("float32", ["NEW"]),
+    ]
 
 
-def test_what_cannot_run_in_float32_is_skipped_and_says_what_is_not_seen(user):  # noqa: F811
+def test_what_cannot_run_in_float32_is_skipped_and_says_what_is_not_seen(user):
     model = """
 class HalfOnly(torch.nn.Linear):
     def __init__(self):
@@ -117,10 +122,12 @@ def test_precision(precision):
     assert (half["status"], single["status"], single["dtype"]) == ("PASS", "SKIPPED", "float32")
     (reason,) = single["reasons"]
     assert "a kernel of half numbers" in reason
-    assert "a logic error that moves the output by less than two floors of float16 cannot be seen in this case" in reason
+    assert (
+        "a logic error that moves the output by less than two floors of float16 cannot be seen in this case" in reason
+    )
 
 
-def test_a_case_may_do_without(user):  # noqa: F811
+def test_a_case_may_do_without(user):
     write(user, CASE + "\ndef test_precision(precision):\n    precision(case(dtype='float16', companion=False), 1)\n")
     assert user.runpytest_inprocess("--device", "cpu", "--locate", "off").ret == 0
     assert [row["dtype"] for row in stored(user)["rows"]] == ["float16"]

@@ -101,7 +101,9 @@ def test_large_error_on_a_zero_reference_is_seen():
     assert compare(torch.full((3,), 1e6), torch.zeros(3)).max_diff == 1e6
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64]
+)
 def test_every_dtype_is_compared_without_overflow(dtype):
     expected = (seeded(4, 8) * 10).to(dtype)
     found = compare(expected, expected.clone())
@@ -235,7 +237,12 @@ def test_a_shared_infinity_hides_no_flip():
 def test_the_first_element_that_is_not_finite_on_one_side_is_named():
     actual, expected = torch.tensor([math.nan, 1.0, math.inf, 4.0]), torch.tensor([math.nan, 1.0, 2.0, 4.0])
     found = compare(actual, expected)
-    assert (found.worst_index, found.worst_actual, found.worst_expected, found.nonfinite_differ) == ((2,), math.inf, 2.0, 1)
+    assert (found.worst_index, found.worst_actual, found.worst_expected, found.nonfinite_differ) == (
+        (2,),
+        math.inf,
+        2.0,
+        1,
+    )
 
 
 def test_complex_against_real_and_sparse_tensors_are_compared():
@@ -251,7 +258,7 @@ def test_quantiles_of_zeros_and_of_what_float32_cannot_hold():
     assert compare(zeros + 1e300, zeros).quantile(0.5) == 1e300
 
 
-# ------------------------------------------------------------------------------------------------------- fill values
+# -------- fill values
 
 
 def masked(fill, dtype=torch.float32):

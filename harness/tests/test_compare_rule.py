@@ -27,7 +27,7 @@ def seeded(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-# --------------------------------------------------------------------------------------------------------------- tables
+# -------- tables
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -118,7 +118,7 @@ def test_a_torch_that_is_too_old_is_refused(monkeypatch):
         compare(torch.ones(1), torch.ones(1))
 
 
-# ------------------------------------------------------------------------------------------ numbers by their definition
+# -------- numbers by their definition
 
 
 def measured(actual, expected, relative, absolute, compiler):
@@ -248,7 +248,7 @@ def test_flips_of_a_flat_tensor_are_of_all_of_it(monkeypatch):
     assert compare(torch.tensor([[True, False]]), torch.tensor([[False, True]])).flips == 1
 
 
-# --------------------------------------------------------------------------------------------------- what is not finite
+# -------- what is not finite
 
 INF, NAN = math.inf, math.nan
 
@@ -322,7 +322,7 @@ def test_the_largest_difference_stays_unknown_once_it_is(monkeypatch):
     )
 
 
-# ------------------------------------------------------------------------------------------------ cosine, ratio, scales
+# -------- cosine, ratio, scales
 
 
 @pytest.mark.parametrize("angle", [1e-9, 1e-5, 0.1, 0.141, 0.142, 0.2, 1.0, math.pi / 2, 2.0, 3.0, math.pi])
@@ -387,7 +387,7 @@ def test_the_scale_of_an_element_is_its_size_and_its_rows_and_at_least_a_tenth_o
     assert compare(changed, infinite).max_scaled == pytest.approx(2 / (1 + 1))
 
 
-# --------------------------------------------------------------------------------------------------- histogram, layouts
+# -------- histogram, layouts
 
 
 def test_edges_of_bins_are_quarters_of_an_octave():
@@ -436,7 +436,7 @@ def test_layouts_and_kinds_of_tensors_are_read_as_what_they_hold():
     assert (mixed.dtype, mixed.expected_dtype) == ("float32", "complex64") and mixed.max_diff == real.abs().max()
 
 
-# -------------------------------------------------------------------------------------------------------------- slices
+# -------- slices
 
 
 def expected_slices(actual, golden, healthy):

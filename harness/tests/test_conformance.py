@@ -24,14 +24,17 @@ def npu():
     return emulated_device().torch_device
 
 
-# ---------------------------------------------------------------------------------------------------------------- symbols
+# -------- symbols
 
 
 def test_the_installed_wheel_is_read_and_what_the_emulator_lacks_is_listed():
     found = symbols.survey(build.wheel_libraries(), build.wheel_version())
     assert len(found.operators) > 800 and len(found.linked) > 60 and len(found.looked_up) > 100
     assert "aclnnAddmm" in found.operators and "aclnnAddmm" not in found.not_emulated
-    assert "aclrtMallocAlign32" in found.linked + found.looked_up and "aclrtMallocAlign32" not in found.refused + found.absent
+    assert (
+        "aclrtMallocAlign32" in found.linked + found.looked_up
+        and "aclrtMallocAlign32" not in found.refused + found.absent
+    )
     assert set(found.refused) <= set(found.linked) and set(found.absent) <= set(found.looked_up) and found.gone == ()
     assert "aclmdlRICaptureBegin" in found.absent  # graphs are not emulated
 
@@ -47,7 +50,7 @@ def test_an_operator_and_a_function_of_another_wheel_show_up(tmp_path):
         symbols.read_wheel(tmp_path / "nothing")
 
 
-# ------------------------------------------------------------------------------------------------------------------- bits
+# -------- bits
 
 LIMITS = {"float32": (22.5, 26.0), "hf32": (12.6, 12.9), "float16": (11.9, 12.6), "bfloat16": (8.9, 9.5)}
 
@@ -69,9 +72,11 @@ def test_a_product_that_claims_float32_and_runs_lower_is_seen(npu):
             assert low < bits.measure(matmul, torch.float32, npu) < high
 
 
-# ---------------------------------------------------------------------------------------------------------- architectures
+# -------- architectures
 
-pytest_transformers = pytest.mark.skipif(not build.util.find_spec("transformers"), reason="transformers is not installed")
+pytest_transformers = pytest.mark.skipif(
+    not build.util.find_spec("transformers"), reason="transformers is not installed"
+)
 
 
 @pytest_transformers
@@ -101,14 +106,15 @@ def test_an_unknown_architecture_is_named():
         architectures._chosen(["nothing"])
 
 
-# ------------------------------------------------------------------------------------------------------ the vendor's tests
+# -------- the vendor's tests
 
 FILE = """
 import unittest, torch, torch_npu
 class TestOperator(unittest.TestCase):
     def test_right(self): self.assertEqual((torch.ones(2, device="npu:0") + 1).cpu().tolist(), [2.0, 2.0])
     def test_wrong(self): self.assertEqual((torch.ones(2, device="npu:0") + 1).cpu().tolist(), [3.0, 2.0])
-    def test_missing(self): torch_npu.npu_moe_compute_expert_tokens(torch.ones(2, dtype=torch.int32, device="npu:0"), 2).cpu()
+    def test_missing(self):
+        torch_npu.npu_moe_compute_expert_tokens(torch.ones(2, dtype=torch.int32, device="npu:0"), 2).cpu()
     @unittest.skip("another machine's")
     def test_other(self): pass
 if __name__ == "__main__":
@@ -119,7 +125,20 @@ if __name__ == "__main__":
 def test_the_vendors_tests_are_counted_by_what_became_of_them(tmp_path):
     (tmp_path / "test_operator.py").write_text(FILE)
     (tmp_path / "test_dead.py").write_text("import os\nos.abort()\n")
-    command = [sys.executable, "-m", "harness", "emulate", "-m", "harness.conformance", "vendor", str(tmp_path), "--output", str(tmp_path / "table.md"), "--logs", str(tmp_path / "logs" / "of today")]
+    command = [
+        sys.executable,
+        "-m",
+        "harness",
+        "emulate",
+        "-m",
+        "harness.conformance",
+        "vendor",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "table.md"),
+        "--logs",
+        str(tmp_path / "logs" / "of today"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "table.md").read_text()

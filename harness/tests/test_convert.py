@@ -22,7 +22,9 @@ def tensors_in(folder):
 
 
 def same(left, right):
-    return left.keys() == right.keys() and all(left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,7 +43,10 @@ def test_every_way_and_back_is_exact_to_the_bit(tmp_path, kind, dtype, shards):
             convert_checkpoint(target, tmp_path / f"{first}-{second}-apple", to="apple")
             back = tensors_in(tmp_path / f"{first}-{second}-apple")
             assert back.keys() == tensors.keys()
-            assert all(torch.equal(back[name].view(torch.uint8), tensors[name].contiguous().view(torch.uint8)) for name in tensors)
+            assert all(
+                torch.equal(back[name].view(torch.uint8), tensors[name].contiguous().view(torch.uint8))
+                for name in tensors
+            )
     assert len(list((tmp_path / "transformers").glob("*.safetensors"))) == shards
     assert (tmp_path / "transformers" / "model.safetensors.index.json").exists() == (shards > 1)
 
@@ -51,19 +56,40 @@ def test_names_and_shapes_are_those_of_the_layouts(tmp_path):
     words = convert_checkpoint(source, tmp_path / "transformers", to="transformers")
     found = tensors_in(tmp_path / "transformers")
     assert found["embeddings.position_embedding.weight"].shape == (16, 64)
-    assert torch.equal(found["encoder.layers.2.attention.k_proj.weight"], tensors_in(source)["trunk.blocks.2.attn.qkv.weight"][64:128])
-    assert torch.equal(found["encoder.layers.0.ffn.gate_proj.weight"], tensors_in(source)["trunk.blocks.0.mlp.fc1.weight"])
+    assert torch.equal(
+        found["encoder.layers.2.attention.k_proj.weight"], tensors_in(source)["trunk.blocks.2.attn.qkv.weight"][64:128]
+    )
+    assert torch.equal(
+        found["encoder.layers.0.ffn.gate_proj.weight"], tensors_in(source)["trunk.blocks.0.mlp.fc1.weight"]
+    )
     assert "32 tensors" in words and "(apple)" in words and "(transformers)" in words
     convert_checkpoint(source, tmp_path / "timm", to="timm")
-    assert tensors_in(tmp_path / "timm").keys() >= {"pos_embed", "blocks.0.mlp.fc1_g.weight", "patch_embed.norm.weight", "norm.weight"}
+    assert tensors_in(tmp_path / "timm").keys() >= {
+        "pos_embed",
+        "blocks.0.mlp.fc1_g.weight",
+        "patch_embed.norm.weight",
+        "norm.weight",
+    }
 
 
 def test_the_config_goes_with_it_and_keeps_what_it_had(tmp_path):
-    source = write(tmp_path / "apple", model("head").state_dict(), initializer_range=0.01, comment=["kept"], use_bias=False)
+    source = write(
+        tmp_path / "apple", model("head").state_dict(), initializer_range=0.01, comment=["kept"], use_bias=False
+    )
     convert_checkpoint(source, tmp_path / "there", to="transformers")
     config = json.loads((tmp_path / "there" / "config.json").read_text())
-    assert (config["model_type"], config["use_head"], config["is_native"], config["hidden_act"]) == ("aimv2_vision_model", True, False, "silu")
-    assert (config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"], config["image_size"]) == (64, 3, 176, 56)
+    assert (config["model_type"], config["use_head"], config["is_native"], config["hidden_act"]) == (
+        "aimv2_vision_model",
+        True,
+        False,
+        "silu",
+    )
+    assert (config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"], config["image_size"]) == (
+        64,
+        3,
+        176,
+        56,
+    )
     assert config["comment"] == ["kept"] and "use_bias" not in config
     convert_checkpoint(tmp_path / "there", tmp_path / "back", to="apple")
     back = json.loads((tmp_path / "back" / "config.json").read_text())
@@ -87,13 +113,19 @@ def lit():
             text[f"text_encoder.{name}"] = value[:0].new_empty(value.shape).copy_(value)
     text["text_encoder.preprocessor.text_embedding.weight"] = torch.randn(50, 64)
     text["text_encoder.preprocessor.positional_embedding"] = torch.randn(7, 64)
-    joint = {"image_projector.weight": torch.randn(32, 64), "text_projector.weight": torch.randn(32, 64), "log_logit_scale": torch.tensor(2.0)}
+    joint = {
+        "image_projector.weight": torch.randn(32, 64),
+        "text_projector.weight": torch.randn(32, 64),
+        "log_logit_scale": torch.tensor(2.0),
+    }
     return vision | text | joint
 
 
 def test_lit_goes_both_ways_and_loads_its_image_tower(tmp_path):
     tensors = lit()
-    source = write(tmp_path / "apple", tensors, vision_config={"num_attention_heads": 4}, text_config={"num_attention_heads": 2})
+    source = write(
+        tmp_path / "apple", tensors, vision_config={"num_attention_heads": 4}, text_config={"num_attention_heads": 2}
+    )
     convert_checkpoint(source, tmp_path / "there", to="transformers")
     found = tensors_in(tmp_path / "there")
     assert {"logit_scale", "visual_projection.weight", "text_model.embeddings.token_embedding.weight"} <= found.keys()
@@ -109,7 +141,9 @@ def test_lit_goes_both_ways_and_loads_its_image_tower(tmp_path):
 def test_a_released_variant_needs_no_config(tmp_path):
     tensors = build("aimv2-large-patch14-224", 0).state_dict()
     tiny = {name: value[:1].expand(value.shape) if value.dim() else value for name, value in tensors.items()}
-    source = write(tmp_path / "apple", {name: value.to(torch.float8_e4m3fn) for name, value in tiny.items()}, config=False)
+    source = write(
+        tmp_path / "apple", {name: value.to(torch.float8_e4m3fn) for name, value in tiny.items()}, config=False
+    )
     convert_checkpoint(source, tmp_path / "there", to="transformers")
     config = json.loads((tmp_path / "there" / "config.json").read_text())
     assert (config["num_attention_heads"], config["hidden_size"], config["rms_norm_eps"]) == (8, 1024, 1e-5)
@@ -118,7 +152,7 @@ def test_a_released_variant_needs_no_config(tmp_path):
     shutil.rmtree(tmp_path / "there")
 
 
-# ------------------------------------------------------------------------------------------------------------ bad input
+# -------- bad input
 
 
 def test_all_that_does_not_fit_comes_in_one_sorted_error(tmp_path):
@@ -209,14 +243,29 @@ HOSTILE = {
     "a list": (b"[1, 2]", b"", None, "it is not an object"),
     "deep JSON": (b"[" * 100_000, b"", None, "header cannot be read"),
     "not UTF-8": (b'{"\xff": 1}', b"", None, "header cannot be read"),
-    "twice the same key": (b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}, "a": {}}', b"1", None, "1 duplicate: a"),
+    "twice the same key": (
+        b'{"a": {"dtype":"U8","shape":[1],"data_offsets":[0,1]}, "a": {}}',
+        b"1",
+        None,
+        "1 duplicate: a",
+    ),
     "no offsets": ({"a": {"dtype": "F32", "shape": [2]}}, b"", None, "is not dtype, shape and data_offsets"),
     "an unknown dtype": ({"a": F32 | {"dtype": "F99"}}, b"\0" * 8, None, "which the format does not know"),
     "a dtype that is a list": ({"a": F32 | {"dtype": [1]}}, b"\0" * 8, None, "which the format does not know"),
     "a negative size": ({"a": F32 | {"shape": [-2]}}, b"\0" * 8, None, "which the format does not know"),
     "a shape of text": ({"a": F32 | {"shape": "22"}}, b"\0" * 8, None, "which the format does not know"),
-    "bytes that do not fit the shape": ({"a": F32 | {"shape": [3]}}, b"\0" * 8, None, "12 bytes, and its offsets span 8"),
-    "a shape beyond the file": ({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}, b"\0" * 8, None, "is truncated"),
+    "bytes that do not fit the shape": (
+        {"a": F32 | {"shape": [3]}},
+        b"\0" * 8,
+        None,
+        "12 bytes, and its offsets span 8",
+    ),
+    "a shape beyond the file": (
+        {"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}},
+        b"\0" * 8,
+        None,
+        "is truncated",
+    ),
     "an overlap": ({"a": F32, "b": F32}, b"\0" * 8, None, "a gap or an overlap"),
     "a gap": ({"a": F32, "b": F32 | {"data_offsets": [12, 20]}}, b"\0" * 20, None, "a gap or an overlap"),
     "bytes left over": ({"a": F32}, b"\0" * 12, None, "4 bytes that belong to no tensor"),
@@ -241,7 +290,11 @@ def test_a_pickle_is_never_read(tmp_path):
     (tmp_path / "model").mkdir()
     torch.save({"weights": Bomb()}, tmp_path / "model" / "pytorch_model.bin")
     shutil.copy(tmp_path / "model" / "pytorch_model.bin", tmp_path / "renamed.safetensors")
-    for path, words in ((tmp_path / "model", "holds pickles only"), (tmp_path / "model" / "pytorch_model.bin", "is a pickle"), (tmp_path / "renamed.safetensors", "is a pickle")):
+    for path, words in (
+        (tmp_path / "model", "holds pickles only"),
+        (tmp_path / "model" / "pytorch_model.bin", "is a pickle"),
+        (tmp_path / "renamed.safetensors", "is a pickle"),
+    ):
         with pytest.raises(CheckpointError, match=words):
             load(path)
     assert not (tmp_path / "exploded").exists()

@@ -46,7 +46,7 @@ def names(buckets=13):
     return Names([*TORCH, "backend", *SAME], buckets)
 
 
-# ------------------------------------------------------------------------------------------------------------ the check
+# -------- the check
 
 
 @pytest.mark.parametrize("buckets", [7, 13, 59, 65536])
@@ -178,7 +178,7 @@ def test_names_that_cannot_be_written_are_refused_before_any_is_changed(core):
     assert set(SAME) <= set(made.read())
 
 
-# ------------------------------------------------------------------------------------------ what the wheel registers
+# -------- what the wheel registers
 
 HEADER = """
   // Required by REGISTER_ALLOCATOR_CONFIG_PARSE_HOOK macro
@@ -216,7 +216,7 @@ def test_the_installed_wheel_says_which_names_it_registers(core):
     assert ("KEY(pinned_reserve_segment_size_mb)" in made) == registers
 
 
-# -------------------------------------------------------------------------------------------------- in processes
+# -------- in processes
 
 
 def alone(code, **environment):
@@ -224,7 +224,12 @@ def alone(code, **environment):
     return process("-c", code, without=EMULATION, **environment)
 
 
-EMULATION = ("ASCEND", "TORCH_DEVICE", "LD_LIBRARY_PATH", "EMULATED")  # what an emulated process shares with its children
+EMULATION = (
+    "ASCEND",
+    "TORCH_DEVICE",
+    "LD_LIBRARY_PATH",
+    "EMULATED",
+)  # what an emulated process shares with its children
 
 
 def process(*arguments, without=(), **environment):
@@ -327,7 +332,7 @@ def test_a_child_that_cannot_import_torch_npu_ends_with_that_line(registers, tmp
     assert line.startswith(f"1 {REFUSED}") and line.endswith(CPU_BUILD), done.stderr
 
 
-# ------------------------------------------------------------------------------------------------- with the CUDA build
+# -------- with the CUDA build
 
 CHILDREN = """
 import os, subprocess, sys

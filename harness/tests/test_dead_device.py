@@ -17,7 +17,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness import Case, DeviceError, emulator, open_device, validate
-from harness.timing import time_case, time_pair
 from harness.commands.health import _answer_check
 from harness.errors import RunError
 from harness.judging.verdict import COMPILES, WORTH_SAYING
@@ -25,6 +24,7 @@ from harness.locate import locate
 from harness.reference import Models
 from harness.tests.environment import of_a_shell
 from harness.tests.needs import emulated_device, needs_torch_npu
+from harness.timing import time_case, time_pair
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,8 +55,7 @@ def queued(body: str) -> subprocess.Popen:
     """A child with torch_npu's queue on, in which `dev` and what is defined here are at hand."""
     code = (
         "from harness.tests.test_dead_device import *\nimport json\ntorch.set_num_threads(1)\n"
-        "dev = open_device('emulated')\n"
-        + body
+        "dev = open_device('emulated')\n" + body
     )
     prepared = of_a_shell(TASK_QUEUE_ENABLE="1")
     return subprocess.Popen(
@@ -70,7 +69,7 @@ def lines(child: subprocess.Popen) -> list:
     return [json.loads(line) for line in out.splitlines() if line.startswith("[")]
 
 
-# ----------------------------------------------------------------------------------------- after an error in the queue
+# -------- after an error in the queue
 
 ROWS = """
 models, fixed = Models(), lambda generator: torch.randn(64, 256, generator=torch.Generator().manual_seed(5))
@@ -193,7 +192,7 @@ def test_locate_blames_no_operator_for_a_device_that_drops_work(npu, monkeypatch
     )
 
 
-# ---------------------------------------------------------------------------------------------- errors where they show
+# -------- errors where they show
 
 
 class Turned(Net):
@@ -281,7 +280,7 @@ def test_the_performance_table_says_which_queue_was_timed(npu):
     assert cpu["task_queue"] is None and device["task_queue"] == npu.stack.task_queue == 0
 
 
-# ---------------------------------------------------------------------------------------------------------- interrupts
+# -------- interrupts
 
 
 @pytest.mark.parametrize(
@@ -307,7 +306,7 @@ def test_an_interrupt_while_an_operator_runs_is_one(npu, kind, what):
     assert not npu.stopped and validate(case(), 1, npu).passed  # and the device has no blame
 
 
-# ----------------------------------------------------------------------------------------------------------- compiling
+# -------- compiling
 
 
 def test_a_first_run_that_compiles_is_said_and_not_timed(npu):

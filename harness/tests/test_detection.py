@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness import Case, emulator, validate
-from harness.run.assumptions import HANGS, hangs, naming
 from harness.conformance import detection, floor
 from harness.conformance.detection import (
     BENIGN,
@@ -42,6 +41,7 @@ from harness.errors import HarnessError
 from harness.judging.verdict import Reason, Verdict
 from harness.models.aimv2 import AIMv2Config
 from harness.numerics import round_half_away
+from harness.run.assumptions import HANGS, hangs, naming
 from harness.tests.needs import emulated_device, needs_torch_npu, skip_without_torch_npu
 
 
@@ -121,7 +121,9 @@ def test_the_other_presets_miss_faults_or_alarm_on_what_is_sound(trials):
 
 @needs_torch_npu
 def test_a_fault_below_the_noise_of_hf32_is_seen_by_the_sharp_preset_alone():
-    """The patch embedding's HF32 hides a scale error of 1e-5 in a norm; its rounding is known element by element, and hides nothing."""
+    """The patch embedding's HF32 hides a scale error of 1e-5 in a norm; its rounding is known element by element, and
+    hides nothing.
+    """
     bench = Bench(next(each for each in SUBJECTS if each.name == "aimv2"), "float32", open_device("emulated"))
     names = _called(bench)
     position = len(names) // 2 + names[len(names) // 2 :].index("aclnnMatmul")
@@ -163,7 +165,7 @@ def test_the_forecast_says_what_the_device_loses_under_every_switch():
     assert "| bfloat16 | 2 |" in floor.text(found, device)
 
 
-# ------------------------------------------------------------------------------------------- one of each further kind
+# -------- one of each further kind
 
 
 @pytest.fixture(scope="module")

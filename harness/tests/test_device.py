@@ -1,4 +1,6 @@
-"""Devices: a named one is a promise, auto emulates only where nothing of Ascend is, and every refusal says what to do."""
+"""Devices: a named one is a promise, auto emulates only where nothing of Ascend is, and every refusal says what to
+do.
+"""
 
 import contextlib
 import json
@@ -29,12 +31,17 @@ def emulated():
 
 def child(code, **environment):
     prepared = of_a_shell(**environment)
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=120
+    )
 
 
 def refusal(spec, **environment):
     """What opening a device says in a fresh process that has no emulated CANN yet."""
-    code = f"import harness\ntry:\n    print('opened', harness.open_device({spec!r}).backend)\nexcept harness.DeviceError as error:\n    print(error)"
+    code = (
+        f"import harness\ntry:\n    print('opened', harness.open_device({spec!r}).backend)\nexcept "
+        "harness.DeviceError as error:\n    print(error)"
+    )
     done = child(code, **environment)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -105,7 +112,10 @@ def test_no_card_is_refused(emulated, monkeypatch):
 
 
 def test_a_card_that_computes_wrongly_or_not_at_all_is_refused(emulated):
-    with emulator.fault("aclnnAdd*", kind="offset", by=1.0), pytest.raises(DeviceError, match="npu:0 computes wrongly: the sum of two twos is"):
+    with (
+        emulator.fault("aclnnAdd*", kind="offset", by=1.0),
+        pytest.raises(DeviceError, match="npu:0 computes wrongly: the sum of two twos is"),
+    ):
         opening._answering(0, "npu", "it was asked for", "torch_npu 9")
     with emulator.fault("aclnnAdd*", kind="error"), pytest.raises(DeviceError, match="npu:0 does not answer"):
         opening._answering(0, "npu", "it was asked for", "torch_npu 9")
@@ -133,7 +143,9 @@ def test_a_device_that_stopped_computing_is_noticed_and_stays_stopped(emulated, 
 def test_a_check_asks_what_was_never_asked(emulated, monkeypatch):
     """Memory that holds the answer to an earlier check must not pass for an answer."""
     asked, equal = [], torch.equal
-    monkeypatch.setattr(torch, "equal", lambda answer, expected: asked.append(expected.tolist()) or equal(answer, expected))
+    monkeypatch.setattr(
+        torch, "equal", lambda answer, expected: asked.append(expected.tolist()) or equal(answer, expected)
+    )
     emulated.check()
     emulated.check()
     first, second = asked[: len(asked) // 2], asked[len(asked) // 2 :]
@@ -149,7 +161,10 @@ def test_a_process_that_is_emulated_opens_no_card(emulated):
 def test_torch_npu_that_does_not_fit_torch_is_refused(monkeypatch):
     monkeypatch.setattr(build.metadata, "version", lambda name: {"torch": "2.9.0+cpu"}.get(name, "2.13.0"))
     monkeypatch.setattr(build.metadata, "requires", lambda name: ["pyyaml", "torch==2.13.0"])
-    with pytest.raises(DeviceError, match=r"torch_npu 2.13.0 needs torch 2.13.0 and torch 2.9.0\+cpu is installed: pip install torch==2.13.0"):
+    with pytest.raises(
+        DeviceError,
+        match=r"torch_npu 2.13.0 needs torch 2.13.0 and torch 2.9.0\+cpu is installed: pip install torch==2.13.0",
+    ):
         build.wheel_version()
 
 
@@ -158,7 +173,9 @@ def test_torch_npu_that_is_not_there_is_refused(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(build.metadata, "version", absent)
-    with pytest.raises(DeviceError, match=r"torch_npu is not installed; .* pip install -e '.\[emulated\]' .* --device cpu"):
+    with pytest.raises(
+        DeviceError, match=r"torch_npu is not installed; .* pip install -e '.\[emulated\]' .* --device cpu"
+    ):
         build.wheel_version()
     monkeypatch.setattr(build.sys, "platform", "darwin")
     with pytest.raises(DeviceError, match="Linux only and this is darwin; use --device cpu"):
@@ -183,13 +200,25 @@ def test_cuda_answers():
 def test_the_package_and_the_help_work_where_import_torch_alone_raises():
     """torch_npu is installed here and CANN is not: a bare `import torch` fails."""
     assert child("import torch").returncode != 0
-    assert child("import harness; import torch; print(harness.compare(torch.ones(2), torch.ones(2)).max_diff)").stdout.strip() == "0.0"
+    assert (
+        child(
+            "import harness; import torch; print(harness.compare(torch.ones(2), torch.ones(2)).max_diff)"
+        ).stdout.strip()
+        == "0.0"
+    )
     environment = of_a_shell()
-    done = subprocess.run([sys.executable, "-m", "pytest", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--help"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and "--device=DEVICE" in done.stdout
 
 
-# ------------------------------------------------------------------------------------------------------- stack and watch
+# -------- stack and watch
 
 
 def test_the_stack_says_where_and_under_which_switches(emulated):
@@ -261,12 +290,24 @@ def test_operators_that_run_on_the_device_are_not_reported(emulated):
 
 
 def test_a_kernel_that_calls_the_cpu_itself_is_seen_on_the_emulated_device(emulated):
-    """torch_npu 2.13 computes std with a correction that is no whole number on the CPU, inside its kernel, and says nothing."""
+    """torch_npu 2.13 computes std with a correction that is no whole number on the CPU, inside its kernel, and says
+    nothing.
+    """
     x = torch.randn(8, 33, device=emulated.torch_device)
     with torch.no_grad(), emulated.watch() as seen:
         x.std(-1, correction=0.5)
         x.var(-1, correction=0.5)
     assert seen.fell_back == ["aten::std.correction", "aten::var.correction"]
     with torch.no_grad(), emulated.watch() as seen:  # these bring answers to the host, or copy on purpose
-        x.std(-1, correction=2), x.sum().item(), x.cpu(), x.nonzero(), x[x > 0], x.equal(x + 1), bool((x > 0).any()), x.unique(), x.tolist()
+        (
+            x.std(-1, correction=2),
+            x.sum().item(),
+            x.cpu(),
+            x.nonzero(),
+            x[x > 0],
+            x.equal(x + 1),
+            bool((x > 0).any()),
+            x.unique(),
+            x.tolist(),
+        )
     assert seen.fell_back == []

@@ -6,15 +6,24 @@ from harness.devices.device_errors import AGAIN, FAULTS, RESET, fault_in, summar
 
 # Of Ascend/pytorch: NPUQueue.cpp (deviceErrorMap), NPUException.cpp, NPUCachingAllocator.cpp; users' reports.
 TEXTS = [
-    ("HBM MULTI BIT ECC ERROR", 
-        "HBM MULTI BIT ECC ERROR, E99999: 2025-01-01-00:00:00.000.000 rtStreamSynchronize "
-        "failed\n[ERROR] (PID:7, Device:0) ERR00100 PTA call acl api failed"),
-    ("HBM MULTI BIT ECC ERROR", 
-        "NPU function error: HBM MULTI BIT ECC ERROR.reason=[hbm Multi-bit ECC error], time us= 12.time "
-        "is 12, error code is 507054"),
-    ("UCE ERROR", 
-        "UCE ERROR, \n[ERROR] 2025-07-30-06:16:22 (PID:1, Device:1, RankID:-1) ERR00100 PTA call acl "
-        "api failed"),
+    (
+        "HBM MULTI BIT ECC ERROR",
+        (
+            "HBM MULTI BIT ECC ERROR, E99999: 2025-01-01-00:00:00.000.000 rtStreamSynchronize "
+            "failed\n[ERROR] (PID:7, Device:0) ERR00100 PTA call acl api failed"
+        ),
+    ),
+    (
+        "HBM MULTI BIT ECC ERROR",
+        (
+            "NPU function error: HBM MULTI BIT ECC ERROR.reason=[hbm Multi-bit ECC error], time us= 12.time "
+            "is 12, error code is 507054"
+        ),
+    ),
+    (
+        "UCE ERROR",
+        "UCE ERROR, \n[ERROR] 2025-07-30-06:16:22 (PID:1, Device:1, RankID:-1) ERR00100 PTA call acl api failed",
+    ),
     ("UCE ERROR", "EE9999: rtStreamSynchronize execute failed, reason=[device mem error][FUNC:FuncErrorReason]"),
     ("SUSPECT MEM ERROR", "copy_d2d: NPU function error: SUSPECT MEM ERROR, error code is 507055"),
     ("SUSPECT REMOTE ERROR", "SUSPECT REMOTE ERROR, EE9999: Inner Error!"),
@@ -23,33 +32,55 @@ TEXTS = [
     ("LINK ERROR", "rtStreamSynchronize execute failed, reason=[link error]"),
     ("HCCL OP RETRY FAILED", "HCCL OP RETRY FAILED, EI0002"),
     ("FORCE STOP", "npuSynchronizeDevice:NPUStream.cpp:506 NPU function error:  FORCE STOP, error code is 107022"),
-    ("the device is lost", 
-        "NPU function error: AclrtSynchronizeDeviceWithTimeout, error code is 507010\n[Error]: The task "
-        "scheduler loses the heartbeat."),
+    (
+        "the device is lost",
+        (
+            "NPU function error: AclrtSynchronizeDeviceWithTimeout, error code is 507010\n[Error]: The task "
+            "scheduler loses the heartbeat."
+        ),
+    ),
     ("the device is lost", "EE9999: synchronize failed, runtime result = 507901"),
-    ("out of memory", 
-        "NPU out of memory. Tried to allocate 52.00 MiB (NPU 0; 60.96 GiB total capacity; 59.36 GiB "
-        "already allocated; 8 MiB free)"),
+    (
+        "out of memory",
+        (
+            "NPU out of memory. Tried to allocate 52.00 MiB (NPU 0; 60.96 GiB total capacity; 59.36 GiB "
+            "already allocated; 8 MiB free)"
+        ),
+    ),
     ("out of memory", "NPU function error: aclrtMalloc, error code is 207001\n[Error]: Failed to apply for memory."),
     ("out of memory", "EL0004: [PID: 9] Failed to allocate memory."),
-    ("AI Core exception", 
-        "npuSynchronizeDevice:NPUStream.cpp:506 NPU function error: AclrtSynchronizeDeviceWithTimeout, "
-        "error code is 507015\n[Error]: The aicore execution is abnormal."),
-    ("AI Core exception", 
-        "rtDeviceSynchronizeWithTimeout execute failed, reason=[vector core "
-        "exception][FUNC:FuncErrorReason]"),
+    (
+        "AI Core exception",
+        (
+            "npuSynchronizeDevice:NPUStream.cpp:506 NPU function error: AclrtSynchronizeDeviceWithTimeout, "
+            "error code is 507015\n[Error]: The aicore execution is abnormal."
+        ),
+    ),
+    (
+        "AI Core exception",
+        "rtDeviceSynchronizeWithTimeout execute failed, reason=[vector core exception][FUNC:FuncErrorReason]",
+    ),
     ("AI Core exception", "wait for compute device to finish failed, runtime result = 507035.[FUNC:ReportCallError]"),
-    ("AI CPU exception", 
-        "NPU function error: AclrtSynchronizeDeviceWithTimeout, error code is 507018\n[Error]: The "
-        "aicpu execution is abnormal."),
-    ("timeout", 
-        "NPU function error: AclrtSynchronizeStreamWithTimeout(stream()), error code is "
-        "507014\n[Error]: The aicore execution times out."),
-    ("timeout", 
-        "NPU function error: c10_npu::acl::AclrtSynchronizeStreamWithTimeout(copy_stream), error code "
-        "is 507048"),
+    (
+        "AI CPU exception",
+        (
+            "NPU function error: AclrtSynchronizeDeviceWithTimeout, error code is 507018\n[Error]: The "
+            "aicpu execution is abnormal."
+        ),
+    ),
+    (
+        "timeout",
+        (
+            "NPU function error: AclrtSynchronizeStreamWithTimeout(stream()), error code is "
+            "507014\n[Error]: The aicore execution times out."
+        ),
+    ),
+    (
+        "timeout",
+        "NPU function error: c10_npu::acl::AclrtSynchronizeStreamWithTimeout(copy_stream), error code is 507048",
+    ),
     ("timeout", "NPU function error: aclrtSynchronizeEvent, error code is 107019\n[Error]: Task execution timed out."),
-]  
+]
 
 
 @pytest.mark.parametrize(("name", "text"), TEXTS, ids=[f"{number} {name}" for number, (name, _) in enumerate(TEXTS)])
@@ -62,8 +93,10 @@ def test_the_vendors_texts_are_named(name, text):
     [
         "",
         "mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)",
-        "NPU function error: call aclnnSilu failed, error code is 561103\n[ERROR] (PID:507015, "
-        "Device:0, RankID:-1) ERR01100 OPS call acl api failed",  # a process's number
+        (
+            "NPU function error: call aclnnSilu failed, error code is 561103\n[ERROR] (PID:507015, "
+            "Device:0, RankID:-1) ERR01100 OPS call acl api failed"
+        ),  # a process's number
         "call aclnnAdd failed, error code is 161002\n[Error]: dtype DT_BFLOAT16 is not implemented",
         "Tried to view 507018 elements as (3, 4)",
         "error code is 5070150",

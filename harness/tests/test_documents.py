@@ -10,8 +10,8 @@ from torch import nn
 from harness import Case
 from harness.commands.main import main
 from harness.plugin.options import OPTIONS
-from harness.upgrade.tables import tomllib
 from harness.tests.test_commands import ROOT
+from harness.upgrade.tables import tomllib
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / ".github" / "CONTRIBUTING.md", *sorted((ROOT / "harness" / "docs").rglob("*.md"))]
@@ -30,7 +30,9 @@ def blocks(path, language):
 
 
 def of_pages(language):
-    return [pytest.param(text, id=f"{named(path)}-{n}") for path in PAGES for n, text in enumerate(blocks(path, language))]
+    return [
+        pytest.param(text, id=f"{named(path)}-{n}") for path in PAGES for n, text in enumerate(blocks(path, language))
+    ]
 
 
 def anchors(path):
@@ -60,7 +62,11 @@ def test_every_page_is_reached_from_the_readme_which_is_short():
         if page in seen or page.suffix != ".md":
             continue
         seen.add(page)
-        waiting += [(page.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)", page.read_text()) if "://" not in link]
+        waiting += [
+            (page.parent / link).resolve()
+            for link in re.findall(r"\]\(([^)#\s]+\.md)", page.read_text())
+            if "://" not in link
+        ]
     assert {*PAGES} <= seen
 
 
@@ -80,7 +86,9 @@ def test_python_can_be_read(text):
     compile(text.replace("\n    ...\n", "\n    pass\n"), "block", "exec")
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "harness" / "docs" / "models.md", ROOT / "harness" / "docs" / "zh" / "README.md"], ids=named)
+@pytest.mark.parametrize(
+    "page", [README, ROOT / "harness" / "docs" / "models.md", ROOT / "harness" / "docs" / "zh" / "README.md"], ids=named
+)
 def test_a_case_of_ones_own_runs_as_it_is_shown(page):
     (text,) = [each for each in blocks(page, "python") if "Case(" in each]
     names = {"MyModel": MyModel, "torch": torch}
@@ -127,7 +135,9 @@ def test_a_command_and_its_options_exist(words, capsys):
     assert ended.value.code == 0
     for each in rest:
         if each.startswith("--"):
-            assert re.search(rf"(?<![\w-]){re.escape(each.partition('=')[0])}(?![\w-])", help_text) or command == "emulate", each
+            assert (
+                re.search(rf"(?<![\w-]){re.escape(each.partition('=')[0])}(?![\w-])", help_text) or command == "emulate"
+            ), each
 
 
 @pytest.mark.parametrize("text", of_pages("toml"))

@@ -1,4 +1,6 @@
-"""Rows that no operator explains: another path on the device, memory that is overwritten, errors, faults that do not come back."""
+"""Rows that no operator explains: another path on the device, memory that is overwritten, errors, faults that do not
+come back.
+"""
 
 import re
 
@@ -30,11 +32,13 @@ def on_npu(x):
     return x.device.type == "npu"
 
 
-# ---------------------------------------------------------------------------------------------------------- another path
+# -------- another path
 
 
 class Norm(nn.Module):
-    """RMSNorm with an operator of torch_npu's own in its place on the device, and another eps there: `wrong` or the same."""
+    """RMSNorm with an operator of torch_npu's own in its place on the device, and another eps there: `wrong` or the
+    same.
+    """
 
     def __init__(self, eps):
         super().__init__()
@@ -208,7 +212,7 @@ def test_runs_are_aligned_by_operator_module_and_arguments():
     assert "y0 (m.py:1), y1, y2, 3 more, y6, y7, y8 where" in many.text
 
 
-# --------------------------------------------------------------------------------------------------------------- memory
+# -------- memory
 
 
 class Guard(nn.Module):
@@ -250,8 +254,11 @@ def _input(x):
 
 
 @pytest.mark.parametrize(("write", "said"), [
-    (_behind, "it wrote into memory beside its input: 31 of 2048 elements of what a: linear returned, the first at (0, 0, 50), the last at (1, 14, 50): 0 where "),
-    (_input, "it wrote into its input, which it must not: 1 of 2048 elements of what a: linear returned, the first at (0, 0, 4): 7 where "),
+    (_behind, ("it wrote into memory beside its input: 31 of 2048 elements of what a: linear returned, "
+     "the first at (0, "
+        "0, 50), the last at (1, 14, 50): 0 where ")),
+    (_input, ("it wrote into its input, which it must not: 1 of 2048 elements of what a: linear returned, the first at "
+        "(0, 0, 4): 7 where ")),
 ], ids=["its neighbour", "its input"])  # fmt: skip
 def test_an_operator_that_overwrites_memory_is_named(npu, write, said):
     with changed("aclnnIsFinite", spoils(write)):
@@ -312,7 +319,7 @@ def test_what_writes_as_it_says_is_not_blamed(npu):
     assert found.first is None, found.sentences()
 
 
-# --------------------------------------------------------------------------------------- errors, and what comes and goes
+# -------- errors, and what comes and goes
 
 
 def gelu():
@@ -340,7 +347,8 @@ def test_what_raises_only_when_the_model_runs_by_itself_is_named(npu):
     found = locate(case(Left), 1, npu, row=Symptom(error="on npu:0: RuntimeError"))
     assert (found.first.operator, found.first.kind) == ("add", "raise")
     assert re.match(
-        r"the model: add \(test_elsewhere.py:\d+\) is what raises when the model runs on the device by itself: on npu:0",
+        r"the model: add \(test_elsewhere.py:\d+\) is what raises when the model runs on the device by itself: "
+        r"on npu:0",
         found.sentences(),
     )
     assert "the model makes one on the CPU" in found.sentences()
@@ -416,7 +424,7 @@ def test_modules_are_looked_at_where_no_operator_explains(npu):
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- modules
+# -------- modules
 
 
 class Cache:
@@ -500,7 +508,7 @@ def test_modules_end_with_the_time(npu):
     assert not found.steps and found.unseen == 2
 
 
-# ------------------------------------------------------------------------------------------------------------ in the flow
+# -------- in the flow
 
 BRANCH = """
 import pytest, torch
@@ -516,7 +524,8 @@ class Block(nn.Module):
         y = self.fc(x)
         return torch.sigmoid(y) if y.device.type == "npu" else torch.tanh(y)
 
-CASE = Case(name="block", model=lambda: nn.Sequential(nn.Linear(8, 8), Block()).eval(), inputs=lambda g: torch.randn(4, 8, generator=g), isolated=False)
+model, inputs = lambda: nn.Sequential(nn.Linear(8, 8), Block()).eval(), lambda g: torch.randn(4, 8, generator=g)
+CASE = Case(name="block", model=model, inputs=inputs, isolated=False)
 
 def test_precision(precision):
     precision(CASE, 1)
@@ -524,7 +533,7 @@ def test_precision(precision):
 
 
 @needs_torch_npu
-def test_the_report_of_a_row_names_the_path(user):  # noqa: F811
+def test_the_report_of_a_row_names_the_path(user):
     write(user, BRANCH)
     user.runpytest_inprocess("--device", "emulated")
     row = stored(user)["rows"][0]
@@ -538,7 +547,7 @@ def test_the_report_of_a_row_names_the_path(user):  # noqa: F811
 
 
 @needs_torch_npu
-def test_the_report_of_a_fault_that_is_gone_says_so(user):  # noqa: F811
+def test_the_report_of_a_fault_that_is_gone_says_so(user):
     write(
         user, BRANCH.replace('torch.sigmoid(y) if y.device.type == "npu" else torch.tanh(y)', "nn.functional.gelu(y)")
     )
@@ -552,7 +561,7 @@ def test_the_report_of_a_fault_that_is_gone_says_so(user):  # noqa: F811
 
 
 @needs_torch_npu
-def test_what_the_first_look_found_stands_where_gradients_cannot_be_looked_at(user, monkeypatch):  # noqa: F811
+def test_what_the_first_look_found_stands_where_gradients_cannot_be_looked_at(user, monkeypatch):
     import harness.locate
     from harness.errors import RunError
     from harness.locate.finding import Finding
@@ -566,7 +575,9 @@ def test_what_the_first_look_found_stands_where_gradients_cannot_be_looked_at(us
 
     monkeypatch.setattr(Finding, "has_gradients", True)
     monkeypatch.setattr(harness.locate, "locate", without_gradients)
-    write(user, BRANCH.replace('torch.sigmoid(y) if y.device.type == "npu" else torch.tanh(y)', "nn.functional.gelu(y)"))
+    write(
+        user, BRANCH.replace('torch.sigmoid(y) if y.device.type == "npu" else torch.tanh(y)', "nn.functional.gelu(y)")
+    )
     result = user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnGelu*:nan:at=3,nth=1")
     row = stored(user)["rows"][0]
     assert row["located"]["said"].startswith("The fault did not come back")
@@ -584,7 +595,7 @@ def test_what_another_run_on_the_cpu_calls_otherwise_is_no_path_of_the_device(np
     assert found.first is None, found.sentences()
 
 
-# ------------------------------------------------------------------------------------------------- a language model
+# -------- a language model
 
 
 def _patched_norm(model):

@@ -34,12 +34,16 @@ def seeded(*shape, seed=0):
 
 def child(code, *arguments, **environment):
     """Run Python in a fresh process at the root of the project."""
-    prepared = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND", "LD_LIBRARY_PATH", "EMULATED"))} | environment
+    prepared = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ASCEND", "LD_LIBRARY_PATH", "EMULATED"))
+    } | environment
     command = [sys.executable, "-c", code] if code else [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, env=prepared, capture_output=True, text=True, timeout=120)
 
 
-# ------------------------------------------------------------------------------------------------------------ the device
+# -------- the device
 
 
 def test_torch_npu_sees_one_910b4(npu):
@@ -78,15 +82,33 @@ def test_empty_scalar_and_broadcast_tensors(npu):
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x: x.exp().sum(-1), lambda x: x.mean((0, 1)), lambda x: x.softmax(-1), lambda x: x.abs().sqrt().rsqrt(),
-        lambda x: x @ x.transpose(1, 2), lambda x: torch.cat([x, x * 2], 1), lambda x: torch.where(x > 0, x, -x),
-        lambda x: x.amax(-1), lambda x: x.clamp(-0.5, 0.5), lambda x: x.pow(3) / (x.square() + 1), lambda x: x.flatten(1).cumsum(1),
-        lambda x: torch.nn.functional.layer_norm(x, (16,)), lambda x: x.tanh().sigmoid(), lambda x: x.masked_fill(x > 1, 0.0),
-        lambda x: x.sort(-1)[0], lambda x: x.topk(3)[0], lambda x: x.tril(), lambda x: torch.stack([x, x]), lambda x: x - 2 * x,
-        lambda x: x.index_select(1, torch.tensor([2, 0], device=x.device)), lambda x: x.norm(dim=-1), lambda x: x.max(),
-        lambda x: x.argmax(-1).float(), lambda x: (x > 0).any(-1).float(), lambda x: torch.arange(5, device=x.device).float(),
+        lambda x: x.exp().sum(-1),
+        lambda x: x.mean((0, 1)),
+        lambda x: x.softmax(-1),
+        lambda x: x.abs().sqrt().rsqrt(),
+        lambda x: x @ x.transpose(1, 2),
+        lambda x: torch.cat([x, x * 2], 1),
+        lambda x: torch.where(x > 0, x, -x),
+        lambda x: x.amax(-1),
+        lambda x: x.clamp(-0.5, 0.5),
+        lambda x: x.pow(3) / (x.square() + 1),
+        lambda x: x.flatten(1).cumsum(1),
+        lambda x: torch.nn.functional.layer_norm(x, (16,)),
+        lambda x: x.tanh().sigmoid(),
+        lambda x: x.masked_fill(x > 1, 0.0),
+        lambda x: x.sort(-1)[0],
+        lambda x: x.topk(3)[0],
+        lambda x: x.tril(),
+        lambda x: torch.stack([x, x]),
+        lambda x: x - 2 * x,
+        lambda x: x.index_select(1, torch.tensor([2, 0], device=x.device)),
+        lambda x: x.norm(dim=-1),
+        lambda x: x.max(),
+        lambda x: x.argmax(-1).float(),
+        lambda x: (x > 0).any(-1).float(),
+        lambda x: torch.arange(5, device=x.device).float(),
     ],
-)  # fmt: skip
+)
 def test_common_operators_agree_with_the_cpu(npu, function):
     x = seeded(2, 8, 16)
     found, expected = function(x.to(npu)).cpu(), function(x)
@@ -94,11 +116,17 @@ def test_common_operators_agree_with_the_cpu(npu, function):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------------------------- AIMv2
+# -------- AIMv2
 
 
-@pytest.mark.parametrize("more", [{"image_size": 56}, {"image_size": None}, {"image_size": 56, "pool": True}], ids=["plain", "native", "head"])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.float16, 3e-3), (torch.bfloat16, 2e-2)], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [{"image_size": 56}, {"image_size": None}, {"image_size": 56, "pool": True}],
+    ids=["plain", "native", "head"],
+)
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float32, 1e-6), (torch.float16, 3e-3), (torch.bfloat16, 2e-2)], ids=str
+)
 def test_aimv2_agrees_to_rounding(npu, more, dtype, limit):
     model = copy_module(build_aimv2(AIMv2Config(**SIZES, **more), 0), dtype=dtype, device=torch.device("cpu"))
     moved, x = copy_module(model, dtype=dtype, device=npu), seeded(2, 3, 56, 56).to(dtype)
@@ -119,10 +147,14 @@ def test_aimv2_agrees_to_rounding(npu, more, dtype, limit):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-3), (torch.float16, 3e-3), (torch.bfloat16, 2e-2)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float32, 1e-3), (torch.float16, 3e-3), (torch.bfloat16, 2e-2)], ids=str
+)
 def test_transformers_own_aimv2_runs_eager_and_fused(npu, attention, dtype, limit):
     transformers = pytest.importorskip("transformers")
-    sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176, image_size=56, patch_size=14)
+    sizes = dict(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176, image_size=56, patch_size=14
+    )
     config = transformers.Aimv2VisionConfig(**sizes, attn_implementation=attention)
     torch.default_generator.manual_seed(0)
     model = copy_module(transformers.Aimv2VisionModel(config).eval(), dtype=dtype, device=torch.device("cpu"))
@@ -156,7 +188,10 @@ def test_matrix_products_run_in_hf32_only_when_they_are_told_to(npu):
 def test_products_of_float64_are_refused_as_on_the_card_and_the_rest_of_float64_runs(npu):
     x = seeded(4, 4).double()
     assert torch.equal((x.to(npu) + x.to(npu)).cpu(), x + x)
-    for product in (lambda: x.to(npu) @ x.to(npu), lambda: torch.nn.functional.conv1d(x.to(npu), x[:, :, None].to(npu))):
+    for product in (
+        lambda: x.to(npu) @ x.to(npu),
+        lambda: torch.nn.functional.conv1d(x.to(npu), x[:, :, None].to(npu)),
+    ):
         with pytest.raises(RuntimeError, match="the cube of a 910B has no float64|not implemented for DT_DOUBLE"):
             product().cpu()
 
@@ -167,10 +202,12 @@ def test_attention_with_a_mask_agrees(npu):
     seen = torch.ones(6, 6, dtype=torch.bool).tril()
     for options in ({"attn_mask": seen}, {"is_causal": True}, {"attn_mask": torch.where(seen, 0.5, -3.0)}):
         moved = {name: value.to(npu) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
-        torch.testing.assert_close(attend(q.to(npu), k.to(npu), v.to(npu), **moved).cpu(), attend(q, k, v, **options), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            attend(q.to(npu), k.to(npu), v.to(npu), **moved).cpu(), attend(q, k, v, **options), rtol=1e-5, atol=1e-5
+        )
 
 
-# ------------------------------------------------------------------------------------------------- what must not happen
+# -------- what must not happen
 
 
 ERRORS = """
@@ -186,8 +223,8 @@ import torch
 def test_an_operator_outside_the_table_is_an_error_that_names_it(queue):
     """With a queue the error comes with the first copy or with the one after it.
 
-    torch_npu empties its queue first and records the error then (`ReadQueue` in NPUQueue.cpp): a copy that waits for the empty queue
-    between the two returns without an error.
+    torch_npu empties its queue first and records the error then (`ReadQueue` in NPUQueue.cpp): a copy that waits for
+    the empty queue between the two returns without an error.
     """
     body = "for _ in range(2): torch.nn.functional.mish(torch.ones(3).to('npu:0')).cpu(); import time; time.sleep(0.2)"
     done = child(ERRORS.format(body=body), TASK_QUEUE_ENABLE=queue)
@@ -198,10 +235,17 @@ def test_an_operator_outside_the_table_is_an_error_that_names_it(queue):
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("unwritten", "aclnnSilu: output 0 was not written"), ("missing", "aclnnSilu is not emulated"), ("error", "error code 507011")],
+    [
+        ("unwritten", "aclnnSilu: output 0 was not written"),
+        ("missing", "aclnnSilu is not emulated"),
+        ("error", "error code 507011"),
+    ],
 )
 def test_a_fault_that_leaves_an_output_unwritten_is_an_error_that_names_the_operator(kind, words):
-    body = f"with harness.emulator.fault('aclnnSilu', kind='{kind}'): torch.nn.functional.silu(torch.ones(3).to('npu:0')).cpu()"
+    body = (
+        f"with harness.emulator.fault('aclnnSilu', kind='{kind}'): "
+        "torch.nn.functional.silu(torch.ones(3).to('npu:0')).cpu()"
+    )
     done = child(ERRORS.format(body="import harness.emulator\n" + body))
     assert done.returncode == 1
     assert words in done.stderr and "RuntimeError" in done.stderr
@@ -216,7 +260,10 @@ def test_an_operator_outside_the_older_table_is_an_error_that_names_it():
 
 @pytest.mark.parametrize("queue", ["0", "1", "2"])
 def test_every_queue_mode_computes_and_ends_cleanly(queue):
-    body = "x = torch.randn(64, 64).to('npu:0')\nfor _ in range(50): y = (x @ x).softmax(-1)\nprint(float(y.sum().cpu()))\nz = y @ x"
+    body = (
+        "x = torch.randn(64, 64).to('npu:0')\nfor _ in range(50): y = (x @ "
+        "x).softmax(-1)\nprint(float(y.sum().cpu()))\nz = y @ x"
+    )
     done = child(ERRORS.format(body=body), TASK_QUEUE_ENABLE=queue)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(64.0, rel=1e-4)
@@ -224,7 +271,8 @@ def test_every_queue_mode_computes_and_ends_cleanly(queue):
 
 def test_memory_runs_out_as_on_a_card():
     body = (
-        "try:\n    torch.empty(1 << 21, dtype=torch.uint8, device='npu:0'); torch.empty(1 << 27, dtype=torch.uint8, device='npu:0')\n"
+        "try:\n    torch.empty(1 << 21, dtype=torch.uint8, device='npu:0'); torch.empty(1 << 27, "
+        "dtype=torch.uint8, device='npu:0')\n"
         "except torch.OutOfMemoryError as error:\n    print('out of memory', 'NPU' in str(error))"
     )
     code = f"import harness.emulator as e; e.install(e.Machine(memory=1 << 26))\nimport torch\n{body}"
@@ -233,8 +281,11 @@ def test_memory_runs_out_as_on_a_card():
 
 
 def test_a_rack_can_be_played():
-    code = "import harness.emulator as e; e.install(e.Machine(devices=4, name='Ascend910B2'))\nimport torch\n" \
-        "print(torch.npu.device_count(), torch.npu.get_device_name(3), (torch.ones(2, device='npu:3') * 3).cpu().tolist())"  # fmt: skip
+    code = (
+        "import harness.emulator as e; e.install(e.Machine(devices=4, name='Ascend910B2'))\nimport torch\n"
+        "x = (torch.ones(2, device='npu:3') * 3).cpu().tolist()\n"
+        "print(torch.npu.device_count(), torch.npu.get_device_name(3), x)"
+    )
     assert child(code).stdout.strip() == "4 Ascend910B2 [3.0, 3.0]"
 
 
@@ -305,7 +356,7 @@ def test_random_numbers_follow_the_seed(npu):
     assert abs(float(first.mean())) < 0.2 and 0.8 < float(first.std()) < 1.2
 
 
-# --------------------------------------------------------------------------------------------------------------- faults
+# -------- faults
 
 
 @pytest.mark.parametrize(
@@ -336,7 +387,7 @@ def test_a_fault_can_choose_the_call(npu):
         emulator.fault("aclnnSilu", kind="magic").__enter__()
 
 
-# ----------------------------------------------------------------------------------------------- building and programs
+# -------- building and programs
 
 
 def test_every_operator_of_the_wheel_is_exported_and_the_table_names_none_other():
@@ -365,7 +416,10 @@ def test_two_processes_build_at_once(tmp_path):
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     environment = {name: value for name, value in environment.items() if not name.startswith("ASCEND")}
     command = [sys.executable, "-c", code]
-    running = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    running = [
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     assert [process.communicate(timeout=120)[0].strip() for process in running] == ["Ascend910B4"] * 2
     assert [path.name[:5] for path in (tmp_path / "npu-accuracy-harness").iterdir()] == ["cann-"]
 
@@ -378,7 +432,12 @@ def test_a_cache_that_cannot_be_written_is_not_the_end(tmp_path):
 
 @pytest.mark.skipif(build.util.find_spec("ziglang") is None, reason="ziglang is not installed")
 def test_ziglang_compiles_where_there_is_no_cc(tmp_path):
-    done = child("import harness; print(harness.open_device('emulated').name)", PATH="/nowhere", XDG_CACHE_HOME=str(tmp_path), CC="")
+    done = child(
+        "import harness; print(harness.open_device('emulated').name)",
+        PATH="/nowhere",
+        XDG_CACHE_HOME=str(tmp_path),
+        CC="",
+    )
     assert done.stdout.strip() == "Ascend910B4", done.stderr
 
 

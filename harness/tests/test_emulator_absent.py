@@ -40,16 +40,24 @@ for ask in (graph, callables, history, profiler, cache, paged, compiled, torchai
 print("computes", (x + 1).tolist(), hasattr(__import__("sys").modules.get("torchair"), "anything"))
 """
 SAID = {
-    "graph": absent.GRAPHS, "callables": absent.GRAPHS, "history": absent.HISTORY, "profiler": absent.PROFILER, "cache": absent.ATB, "paged": absent.ATB,
-    "compiled": absent.COMPILE, "torchair": absent.COMPILE, "hccl": absent.COLLECTIVES, "operator": "aclnnMoeGatingTopKSoftmax is not emulated",
-}  # fmt: skip
+    "graph": absent.GRAPHS,
+    "callables": absent.GRAPHS,
+    "history": absent.HISTORY,
+    "profiler": absent.PROFILER,
+    "cache": absent.ATB,
+    "paged": absent.ATB,
+    "compiled": absent.COMPILE,
+    "torchair": absent.COMPILE,
+    "hccl": absent.COLLECTIVES,
+    "operator": "aclnnMoeGatingTopKSoftmax is not emulated",
+}
 
 
 @pytest.fixture(scope="module")
 def asked():
     done = emulated(ASKED)
     lines = [line.split(" ", 1) for line in done.stdout.splitlines() if " " in line]
-    return {name: text for name, text in lines}, done.stdout + done.stderr
+    return dict(lines), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", SAID)
@@ -68,6 +76,7 @@ def test_nothing_else_is_blamed_and_the_device_goes_on(asked):
 def test_a_child_process_is_told_as_well():
     code = "import torch; x = torch.ones(2).npu(); torch.npu.NPUGraph()"
     done = emulated(
-        f"import subprocess, sys; print(subprocess.run([sys.executable, '-c', {code!r}], capture_output=True, text=True).stderr)"
+        f"import subprocess, sys; print(subprocess.run([sys.executable, '-c', {code!r}], capture_output=True, "
+        "text=True).stderr)"
     )
     assert absent.GRAPHS in done.stdout, done.stdout + done.stderr

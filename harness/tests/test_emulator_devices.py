@@ -85,7 +85,8 @@ def flagged(work):
     work()
     return bool(torch_npu.npu_get_float_status(status).cpu()[0])
 half = torch.tensor([40000.0, 1.0], dtype=torch.float16, device="npu")
-print(flagged(lambda: half + half), flagged(lambda: half * 1.5), flagged(lambda: torch.full((2,), -float("inf"), device="npu")),
+print(flagged(lambda: half + half), flagged(lambda: half * 1.5),
+      flagged(lambda: torch.full((2,), -float("inf"), device="npu")),
       flagged(lambda: half.masked_fill(half > 2, -float("inf"))), (half + half).tolist())
 """
 
@@ -95,6 +96,6 @@ def test_the_saturating_mode_flags_an_overflow():
     lines = [line for line in done.stdout.splitlines() if line.startswith(("True", "False"))]
     assert lines == ["True 0.5 False 1.0", "True False False False [65504.0, 2.0]"], done.stdout + done.stderr
     default = emulated(SCALER)
-    assert [line for line in default.stdout.splitlines() if line.startswith(("True", "False"))][
-        0
-    ] == "True 0.5 False 1.0", default.stderr
+    assert (
+        next(line for line in default.stdout.splitlines() if line.startswith(("True", "False"))) == "True 0.5 False 1.0"
+    ), default.stderr

@@ -21,8 +21,9 @@ a, x = torch.randn(400, 400, device="npu"), torch.ones(6, device="npu").view(2, 
 torch.npu.synchronize()
 n = lambda: ((a @ a) @ a).isfinite().all().long() + 1  # 2, and still in the queue
 calls = {
-    "repeat": lambda: torch.ones(3, device="npu").repeat(n(), 1), "arange": lambda: torch.arange(n()), "zeros": lambda: torch.zeros(n()),
-    "full": lambda: torch.full((2,), n()), "view": lambda: x.view(n(), -1), "expand": lambda: torch.ones(3, device="npu").expand(n(), 3),
+    "repeat": lambda: torch.ones(3, device="npu").repeat(n(), 1),
+    "arange": lambda: torch.arange(n()), "zeros": lambda: torch.zeros(n()), "full": lambda: torch.full((2,), n()),
+    "view": lambda: x.view(n(), -1), "expand": lambda: torch.ones(3, device="npu").expand(n(), 3),
     "narrow": lambda: x.narrow(0, 0, n()), "alpha": lambda: torch.add(x, x, alpha=n()), "topk": lambda: x.topk(n())[0],
 }
 for name, call in calls.items():
@@ -30,9 +31,17 @@ for name, call in calls.items():
 print("sum", torch.add(x, x, alpha=n()).sum().item())
 """
 ANSWERS = [
-    "repeat (2, 3)", "arange (2,)", "zeros (2,)", "full (2,)", "view (2, 3)", "expand (2, 3)", "narrow (2, 3)", "alpha (2, 3)", "topk (2, 2)",
+    "repeat (2, 3)",
+    "arange (2,)",
+    "zeros (2,)",
+    "full (2,)",
+    "view (2, 3)",
+    "expand (2, 3)",
+    "narrow (2, 3)",
+    "alpha (2, 3)",
+    "topk (2, 2)",
     "sum 18.0",
-]  # fmt: skip
+]
 
 
 def installed(body, **environment):
@@ -83,11 +92,13 @@ print("full", torch.zeros(n()).shape[0], flush=True)
 
 w = torch.randn(100, 100, device="npu", requires_grad=True)
 y = w @ w
-y.register_hook(lambda gradient: gradient * torch.ones(3, device="npu").repeat(n(), 1).sum())  # in the engine's thread, with the GIL
+# In the engine's thread, with the GIL.
+y.register_hook(lambda gradient: gradient * torch.ones(3, device="npu").repeat(n(), 1).sum())
 w.register_post_accumulate_grad_hook(lambda parameter: print("hook", torch.arange(n()).tolist(), flush=True))
 (y * 1).sum().backward()
 
-for batch, in DataLoader(TensorDataset(torch.ones(8, 4)), batch_size=4, pin_memory=True):  # a thread pins memory meanwhile
+# A thread pins memory meanwhile.
+for batch, in DataLoader(TensorDataset(torch.ones(8, 4)), batch_size=4, pin_memory=True):
     print("batch", torch.zeros(batch.npu(non_blocking=True).sum().long()).shape[0], flush=True)
 for _ in range(20):
     a = a @ a  # left in the queue: the process ends with it

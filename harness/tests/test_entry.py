@@ -1,4 +1,6 @@
-"""The plugin in other people's repositories: idle until it is asked for, beside options of their own, with the device there in time."""
+"""The plugin in other people's repositories: idle until it is asked for, beside options of their own, with the device
+there in time.
+"""
 
 import os
 import subprocess
@@ -14,7 +16,9 @@ from harness.tests.environment import of_a_shell
 from harness.tests.needs import needs_torch_npu
 
 ROOT = Path(__file__).parents[2]
-LIGHT = {"harness", "harness.autoload", "harness.plugin"} | {f"harness.plugin.{name}" for name in ("entry", "fixtures", "names", "opening", "options")}
+LIGHT = {"harness", "harness.autoload", "harness.plugin"} | {
+    f"harness.plugin.{name}" for name in ("entry", "fixtures", "names", "opening", "options")
+}
 
 IDLE = f"""
 import os, sys
@@ -57,16 +61,24 @@ def is_quiet(said):
 
 
 def test_the_entry_point_is_installed():
-    assert [entry.value for entry in metadata.entry_points(group="pytest11") if entry.name == "harness.plugin.entry"] == ["harness.plugin.entry"]
+    assert [
+        entry.value for entry in metadata.entry_points(group="pytest11") if entry.name == "harness.plugin.entry"
+    ] == ["harness.plugin.entry"]
 
 
-@pytest.mark.parametrize("arguments", [(), ("-k", "nothing"), ("-k", "not precision"), ("-k", "not test_precision and nothing")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("-k", "nothing"), ("-k", "not precision"), ("-k", "not test_precision and nothing")]
+)
 def test_a_run_that_asks_for_nothing_is_left_alone(project, arguments):
     (project / "test_theirs.py").write_text(IDLE)
     (project / "test_more.py").write_text("def test_precision_score():\n    assert True\n")
     status, said = pytest_in(project, *arguments, "-v")
     assert status == 0 and is_quiet(said), said
-    assert sorted(path.name for path in project.iterdir() if path.name != "__pycache__") == ["pytest.ini", "test_more.py", "test_theirs.py"]
+    assert sorted(path.name for path in project.iterdir() if path.name != "__pycache__") == [
+        "pytest.ini",
+        "test_more.py",
+        "test_theirs.py",
+    ]
 
 
 def test_a_failing_run_that_asks_for_nothing_keeps_its_status(project):
@@ -80,8 +92,14 @@ def test_a_failing_run_that_asks_for_nothing_keeps_its_status(project):
 @pytest.mark.parametrize(
     "theirs",
     [
-        'import pytest\n\n@pytest.mark.parametrize("precision", ["fp32", "fp16"])\ndef test_their_own(precision):\n    assert precision\n',
-        "import pytest\n\n@pytest.fixture\ndef precision():\n    return 32\n\ndef test_their_own(precision):\n    assert precision == 32\n",
+        (
+            'import pytest\n\n@pytest.mark.parametrize("precision", ["fp32", "fp16"])\ndef '
+            "test_their_own(precision):\n    assert precision\n"
+        ),
+        (
+            "import pytest\n\n@pytest.fixture\ndef precision():\n    return 32\n\ndef test_their_own(precision):\n "
+            "   assert precision == 32\n"
+        ),
         "def test_their_own(precision):\n    assert precision == 32\n",
     ],
     ids=["parameter", "fixture", "fixture of a conftest"],
@@ -103,10 +121,12 @@ def test_the_word_alone_makes_no_accuracy_test_of_theirs(project):
 
 def test_an_option_of_their_own_goes_on_working(project):
     (project / "conftest.py").write_text(
-        "def pytest_addoption(parser):\n    parser.addoption('--device', default='gpu7')\n    parser.addoption('--report', default='theirs')\n"
+        "def pytest_addoption(parser):\n    parser.addoption('--device', default='gpu7')\n    "
+        "parser.addoption('--report', default='theirs')\n"
     )
     (project / "test_theirs.py").write_text(
-        ACCURACY + "\ndef test_other(request):\n    assert request.config.getoption('--device') == 'mine' and request.config.getoption('--report') == 'theirs'\n"
+        ACCURACY + "\ndef test_other(request):\n    assert request.config.getoption('--device') == 'mine' and "
+        "request.config.getoption('--report') == 'theirs'\n"
     )
     status, said = pytest_in(project, "--precision-device=cpu", "--device=mine", "--precision-report=numbers")
     assert status == 0 and "2 passed" in said and (project / "numbers" / "precision.json").exists(), said
@@ -116,7 +136,10 @@ def test_an_option_of_their_own_goes_on_working(project):
 def test_the_fixture_alone_asks_for_it(project):
     """Without an option, a conftest line or the word in -k; here the file of tests does not name the harness either."""
     (project / "mine.py").write_text(CASE)
-    (project / "test_model.py").write_text("import sys; sys.path.insert(0, '.')\nfrom mine import SMALL\n\ndef test_small(precision):\n    precision(SMALL, 1)\n")
+    (project / "test_model.py").write_text(
+        "import sys; sys.path.insert(0, '.')\nfrom mine import SMALL\n\ndef test_small(precision):\n    "
+        "precision(SMALL, 1)\n"
+    )
     status, said = pytest_in(project, "-k", "small")
     assert status == 0 and "1 passed" in said, said
 
@@ -126,7 +149,15 @@ def test_the_line_of_a_conftest_adds_the_short_names(project, line):
     (project / "test_model.py").write_text(ACCURACY)
     if line == "conftest":
         (project / "conftest.py").write_text('pytest_plugins = ("harness.plugin",)')
-    status, said = pytest_in(project, "--device=cpu", "--report", "numbers", "-W", "error", *([] if line == "conftest" else ["-p", "harness.plugin"]))
+    status, said = pytest_in(
+        project,
+        "--device=cpu",
+        "--report",
+        "numbers",
+        "-W",
+        "error",
+        *([] if line == "conftest" else ["-p", "harness.plugin"]),
+    )
     assert status == 0 and "1 passed" in said and (project / "numbers" / "precision.json").exists(), said
     assert "--precision-device" in pytest_in(project, "--help")[1]
 
@@ -141,7 +172,11 @@ def test_a_path_after_a_space_works_or_says_what_to_write(project, tmp_path, opt
     assert status == 0 and (outside / "precision.json").exists(), said  # it was not there before
     status, said = pytest_in(project, device, option, str(outside))
     assert status == 4 and f"write {option}={outside}" in said and said.count("ERROR") == 1, said
-    for arguments in ([f"{option}={outside}"], [option, str(outside), "test_model.py"], [option, str(outside), "--rootdir=."]):
+    for arguments in (
+        [f"{option}={outside}"],
+        [option, str(outside), "test_model.py"],
+        [option, str(outside), "--rootdir=."],
+    ):
         if option == "--report" and "--rootdir=." in arguments:
             continue  # pytest does not look for a conftest.py there
         status, said = pytest_in(project, device, *arguments)
@@ -174,9 +209,13 @@ def test_a_case_file_may_begin_with_an_import_of_transformers(project, workers):
     if workers:
         pytest.importorskip("xdist")
     (project / "test_model.py").write_text(
-        "import pytest\nfrom transformers import BertConfig, BertModel\n" + CASE + "CONFIG = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2,"
-        " intermediate_size=64, vocab_size=50)\nBERT = Case(name='bert', model=lambda: BertModel(CONFIG), inputs=lambda g: torch.randint(0, 50, (1, 8), generator=g),"
-        " forward=lambda m, i: m(i).last_hidden_state)\n\n@pytest.mark.parametrize('seed', [1, 2])\ndef test_precision(precision, seed):\n    precision(BERT, seed)\n"
+        "import pytest\nfrom transformers import BertConfig, BertModel\n"
+        + CASE
+        + "CONFIG = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2,"
+        " intermediate_size=64, vocab_size=50)\nBERT = Case(name='bert', model=lambda: BertModel(CONFIG), "
+        "inputs=lambda g: torch.randint(0, 50, (1, 8), generator=g),"
+        " forward=lambda m, i: m(i).last_hidden_state)\n\n@pytest.mark.parametrize('seed', [1, 2])\ndef "
+        "test_precision(precision, seed):\n    precision(BERT, seed)\n"
     )
     status, said = pytest_in(project, *workers)
     assert status == 0 and "2 passed" in said, said
@@ -191,7 +230,7 @@ def test_this_checkout_selects_accuracy_tests_alone_by_the_word():
     assert [name for name in names if not name.split("[")[0].endswith("::test_precision")] == []
 
 
-# ------------------------------------------------------------------------------------------------ torch's backends
+# -------- torch's backends
 
 
 def test_the_import_of_backends_is_held_back_and_restored(monkeypatch):
@@ -229,7 +268,9 @@ def test_a_card_that_is_open_restores_it(monkeypatch):
 
 def test_a_script_may_import_torch_after_the_harness():
     code = "import os, harness, torch; print(os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=of_a_shell(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=of_a_shell(), capture_output=True, text=True, timeout=120
+    )
     assert done.stdout.strip() == "0", done.stderr
 
 
@@ -239,7 +280,9 @@ HARNESS_LATER = "import torch, torch_npu; from harness import open_device; print
 
 @needs_torch_npu
 def test_a_child_of_an_emulated_process_sees_the_npu():
-    """With a bare `import torch`, and when it opens the device only after torch_npu found the emulated CANN by itself."""
+    """With a bare `import torch`, and when it opens the device only after torch_npu found the emulated CANN by
+    itself.
+    """
     open_device("emulated")
     for code, expected in ((CHILD, "Ascend910B4 [2.0, 2.0]"), (HARNESS_LATER, "emulated")):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -15,7 +15,9 @@ from harness.report import Row
 from harness.tests.test_plugin import CASE, run, stored, torch_npu_is_imported, user, write  # noqa: F401
 
 LIMIT = Tolerance(max_diff=1e-3)
-BAD = CASE + """
+BAD = (
+    CASE
+    + """
 import threading, time
 
 class Nan(torch.nn.Module):
@@ -24,13 +26,14 @@ class Nan(torch.nn.Module):
 
 BAD, GOOD = case("bad", model=Nan), case("good")
 """
+)
 
 
 def statuses(user, **how):
     return [(row["case"], row["status"]) for row in stored(user, **how)["rows"]]
 
 
-# ------------------------------------------------------------------------------------- a failure that a test hides
+# -------- a failure that a test hides
 
 HIDDEN = {
     "thread": "thread = threading.Thread(target=precision, args=(BAD, 1)); thread.start(); thread.join()",
@@ -38,7 +41,9 @@ HIDDEN = {
     "caught": "try: precision(BAD, 1)\n    except BaseException: pass",
     "expected": "with pytest.raises(pytest.fail.Exception): precision(BAD, 1)",
     "caught, and skipped after": "try: precision(BAD, 1)\n    except BaseException: pytest.skip('later')",
-    "caught, and the session ended with 0": "try: precision(BAD, 1)\n    except BaseException: pytest.exit('enough', returncode=0)",
+    "caught, and the session ended with 0": (
+        "try: precision(BAD, 1)\n    except BaseException: pytest.exit('enough', returncode=0)"
+    ),
 }
 
 
@@ -60,7 +65,10 @@ FIXTURES = {
 @pytest.mark.parametrize("then", ["pass", "pytest.skip('not right on this stack')"])
 def test_a_row_that_a_fixture_hides_fails_the_run(user, when, then):
     fixture = FIXTURES[when].replace("TRY", f"try: precision(BAD, 1)\n    except BaseException: {then}")
-    write(user, BAD + fixture + "def test_precision(checked): pass\ndef test_precision_good(precision): precision(GOOD, 2)\n")
+    write(
+        user,
+        BAD + fixture + "def test_precision(checked): pass\ndef test_precision_good(precision): precision(GOOD, 2)\n",
+    )
     assert run(user, "--locate=off").ret == 1
     hidden = ("bad", "FAIL" if when == "before" else "ERROR")  # a test has ended before its fixtures do
     assert hidden in statuses(user) and ("good", "PASS") in statuses(user)
@@ -68,7 +76,10 @@ def test_a_row_that_a_fixture_hides_fails_the_run(user, when, then):
 
 @pytest.mark.parametrize("seed", ["True", "1.0", "'42'", "-1", "2**63", "2**64 + 1"])
 def test_a_seed_that_is_no_whole_number_is_an_error_row_and_ends_nothing(user, seed):
-    source = f"@pytest.mark.parametrize('seed', [{seed}], ids=['odd'])\ndef test_precision(precision, seed): precision(GOOD, seed)\n"
+    source = (
+        f"@pytest.mark.parametrize('seed', [{seed}], ids=['odd'])\ndef test_precision(precision, seed): "
+        "precision(GOOD, seed)\n"
+    )
     write(user, BAD + source + "def test_precision_good(precision): precision(GOOD, 2)\n")
     assert run(user).ret == 1
     odd, good = stored(user)["rows"]
@@ -77,7 +88,11 @@ def test_a_seed_that_is_no_whole_number_is_an_error_row_and_ends_nothing(user, s
 
 
 def test_a_seed_of_numpy_is_a_seed(user):
-    write(user, BAD + "import numpy\n@pytest.mark.parametrize('seed', numpy.arange(2))\ndef test_precision(precision, seed): precision(GOOD, seed)\n")
+    write(
+        user,
+        BAD + "import numpy\n@pytest.mark.parametrize('seed', numpy.arange(2))\ndef test_precision(precision, seed): "
+        "precision(GOOD, seed)\n",
+    )
     assert run(user).ret == 0
     assert [row["seed"] for row in stored(user)["rows"]] == [0, 1]
 
@@ -86,11 +101,16 @@ def test_an_expected_failure_of_pytest_excuses_nothing(user):
     write(user, BAD + "@pytest.mark.xfail(reason='later')\ndef test_precision(precision): precision(BAD, 1)\n")
     result = run(user)
     assert result.ret == 1 and statuses(user) == [("bad", "FAIL")]
-    result.stdout.fnmatch_lines(["1 row did not pass, and pytest counts no failure: FAIL bad float32 seed 1; *known_failures.toml*"])
+    result.stdout.fnmatch_lines(
+        ["1 row did not pass, and pytest counts no failure: FAIL bad float32 seed 1; *known_failures.toml*"]
+    )
 
 
 def test_a_thread_that_comes_after_its_test_is_an_error_row(user):
-    body = "def later():\n    time.sleep(1.0); precision(GOOD, 1)\nthreading.Thread(target=later).start()\nprecision(GOOD, 2)"
+    body = (
+        "def later():\n    time.sleep(1.0); precision(GOOD, "
+        "1)\nthreading.Thread(target=later).start()\nprecision(GOOD, 2)"
+    )
     source = "".join(f"    {line}\n" for line in body.splitlines())
     write(user, BAD + f"def test_precision(precision):\n{source}\ndef test_wait(): time.sleep(2.0)\n")
     result = run(user)
@@ -99,8 +119,10 @@ def test_a_thread_that_comes_after_its_test_is_an_error_row(user):
 
 
 def test_rows_of_several_threads_that_pass_pass(user):
-    body = "threads = [threading.Thread(target=precision, args=(GOOD, seed)) for seed in range(4)]\n" \
-        "[each.start() for each in threads]; [each.join() for each in threads]"  # fmt: skip
+    body = (
+        "threads = [threading.Thread(target=precision, args=(GOOD, seed)) for seed in range(4)]\n"
+        "[each.start() for each in threads]; [each.join() for each in threads]"
+    )
     source = "".join(f"    {line}\n" for line in body.splitlines())
     write(user, BAD + f"def test_precision(precision):\n{source}")
     assert run(user).ret == 0 and statuses(user) == [("good", "PASS")] * 4
@@ -137,11 +159,20 @@ def test_a_subtest_that_fails_fails_and_its_row_is_there_once(user):
     assert run(user, "--locate=off").ret == 1 and statuses(user) == [("bad", "FAIL"), ("good", "PASS")]
 
 
-# -------------------------------------------------------------------------------------------- nothing was measured
+# -------- nothing was measured
 
 NOTHING = {
-    "every row skipped": ("@pytest.mark.skip(reason='no weights')\ndef test_precision(precision): precision(GOOD, 1)\n", "1 row skipped"),
-    "skipped in the case": ("NONE = case('none', model=lambda: pytest.skip('no weights'))\ndef test_precision(precision): precision(NONE, 1)\n", "1 row skipped"),
+    "every row skipped": (
+        "@pytest.mark.skip(reason='no weights')\ndef test_precision(precision): precision(GOOD, 1)\n",
+        "1 row skipped",
+    ),
+    "skipped in the case": (
+        (
+            "NONE = case('none', model=lambda: pytest.skip('no weights'))\ndef test_precision(precision): "
+            "precision(NONE, 1)\n"
+        ),
+        "1 row skipped",
+    ),
     "a test without the fixture": ("def test_precision_mine(): pass\n", "no test handed a case"),
 }
 
@@ -162,7 +193,11 @@ def test_a_run_of_other_tests_that_gives_an_option_measured_nothing(user):
 
 
 def test_one_row_that_was_measured_is_enough(user):
-    write(user, BAD + "def test_precision(precision): precision(GOOD, 1)\n@pytest.mark.skip\ndef test_precision_too(precision): pass\n")
+    write(
+        user,
+        BAD + "def test_precision(precision): precision(GOOD, 1)\n@pytest.mark.skip\ndef "
+        "test_precision_too(precision): pass\n",
+    )
     assert run(user, "-k", "precision").ret == 0
     assert [status for _, status in statuses(user)] == ["PASS", "SKIPPED"]
 
@@ -185,20 +220,28 @@ def test_complaints_of_rows():
     assert said.startswith("7 rows did not pass") and said.count("ERROR a float32") == 5 and " …;" in said
 
 
-# ------------------------------------------------------------------------------------------------ every row is there
+# -------- every row is there
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "worker"])
 def test_any_test_that_uses_the_fixture_gives_a_row(user, workers):
     if workers:
         pytest.importorskip("xdist")
-    source = "@pytest.fixture\ndef check(precision): return precision\ndef test_mine(precision): precision(GOOD, 1)\ndef test_through(check): check(GOOD, 2)\n" \
-        "def test_asked(request): request.getfixturevalue('precision')(GOOD, 3)\ndef test_idle(precision): pass\n"  # fmt: skip
+    source = (
+        "@pytest.fixture\ndef check(precision): return precision\n"
+        "def test_mine(precision): precision(GOOD, 1)\ndef test_through(check): check(GOOD, 2)\n"
+        "def test_asked(request): request.getfixturevalue('precision')(GOOD, 3)\ndef test_idle(precision): pass\n"
+    )
     write(user, BAD + source)
     result = user.runpytest_subprocess("--device", "cpu", *workers) if workers else run(user)
     assert result.ret == 1  # the last compared nothing
     rows = {row["test"].partition("::")[2]: (row["status"], row["seed"]) for row in stored(user)["rows"]}
-    assert rows == {"test_mine": ("PASS", 1), "test_through": ("PASS", 2), "test_asked": ("PASS", 3), "test_idle": ("ERROR", None)}
+    assert rows == {
+        "test_mine": ("PASS", 1),
+        "test_through": ("PASS", 2),
+        "test_asked": ("PASS", 3),
+        "test_idle": ("ERROR", None),
+    }
 
 
 RAISES = {
@@ -218,8 +261,10 @@ def test_a_row_keeps_the_name_of_its_case_through_any_exception(user, where):
 
 
 def test_a_row_keeps_its_name_through_an_interrupt_and_a_crash_of_a_worker(user):
-    stops = "class Stops(torch.nn.Module):\n    def forward(self, x): {}\n" \
-        "def test_precision(precision): precision(case('named', model=Stops), 3)\n"  # fmt: skip
+    stops = (
+        "class Stops(torch.nn.Module):\n    def forward(self, x): {}\n"
+        "def test_precision(precision): precision(case('named', model=Stops), 3)\n"
+    )
     write(user, BAD + stops.format("raise KeyboardInterrupt"))
     assert user.runpytest_subprocess("--device", "cpu").ret == 2
     (row,) = stored(user)["rows"]
@@ -231,7 +276,7 @@ def test_a_row_keeps_its_name_through_an_interrupt_and_a_crash_of_a_worker(user)
     assert (row["case"], row["seed"], row["status"]) == ("named", 3, "ERROR") and "crashed" in row["reasons"][0]
 
 
-# ----------------------------------------------------------------------------------------- a report belongs to its run
+# -------- a report belongs to its run
 
 
 @pytest.mark.parametrize("options", [(), ("-k", "precision"), ("--device", "cpu")], ids=["plain", "word", "option"])
@@ -260,7 +305,7 @@ def test_a_run_without_accuracy_tests_leaves_the_report_alone(user):
     assert [status for _, status in statuses(user)] == ["PASS"]
 
 
-# -------------------------------------------------------------------------------------------------------- attempts
+# -------- attempts
 
 FLAKY = """
 CALLS = []
@@ -275,7 +320,9 @@ def test_precision(precision):
 def test_of_several_attempts_the_last_is_the_row(user, passes, status, workers):
     pytest.importorskip("pytest_rerunfailures")
     write(user, BAD + FLAKY.format(passes=passes))
-    result = user.runpytest_subprocess("--device", "cpu", "--locate=off", "--reruns", "2", "--junitxml", "junit.xml", *workers)
+    result = user.runpytest_subprocess(
+        "--device", "cpu", "--locate=off", "--reruns", "2", "--junitxml", "junit.xml", *workers
+    )
     assert result.ret == (0 if status == "PASS" else 1)
     (row,) = stored(user)["rows"]
     assert row["status"] == status and "RERUN" in row["marks"] and row["seed"] == (2 if status == "PASS" else 3)

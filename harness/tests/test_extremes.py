@@ -18,7 +18,9 @@ def most(dtype):
 
 
 def test_float64s_largest_numbers_become_infinite_and_no_others():
-    wide = torch.tensor([most(torch.float64), -most(torch.float64), 1e308, math.inf, math.nan, 0.0], dtype=torch.float64)
+    wide = torch.tensor(
+        [most(torch.float64), -most(torch.float64), 1e308, math.inf, math.nan, 0.0], dtype=torch.float64
+    )
     found = as_infinite({"x": wide, "n": torch.tensor([2**31 - 1])})
     assert found["x"][:4].tolist() == [math.inf, -math.inf, 1e308, math.inf] and found["x"][4].isnan()
     assert found["n"].tolist() == [2**31 - 1]
@@ -52,7 +54,7 @@ class Masked(nn.Module):
 
 
 def row(device, dtype, fault=""):
-    inputs = lambda generator: torch.randn(16, 64, generator=generator)  # noqa: E731
+    inputs = lambda generator: torch.randn(16, 64, generator=generator)
     return validate(Case(name="masked", model=lambda: Masked(fault), inputs=inputs, dtype=dtype), 1, device)
 
 

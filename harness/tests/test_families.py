@@ -12,10 +12,10 @@ import torch
 
 from harness.devices import Device, Stack, family_of, lacks, unknown_rounding
 from harness.devices.families import FAMILIES, UNKNOWN
-from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_of
 from harness.judging.presets import MERE
 from harness.judging.tolerance import Tolerance, without_forecast
 from harness.numerics import NoFloat32, Operands, cube_type, effective_bits, matmul, round_hf32
+from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_of
 from harness.tests.needs import needs_torch_npu
 
 NAMES = {  # torch_npu's enum, NpuVariables.cpp
@@ -29,13 +29,25 @@ NAMES = {  # torch_npu's enum, NpuVariables.cpp
 }
 
 
-@pytest.mark.parametrize(("family", "name"), [(family, name) for family, names in NAMES.items() for name in names.split()])
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family, names in NAMES.items() for name in names.split()]
+)
 def test_a_name_says_its_family(family, name):
     assert family_of(name).name == family
 
 
 def test_what_a_family_computes_in_as_it_comes():
-    found = {each.name: (each.products, each.convolutions, each.saturates, each.bfloat16, each.gelu_tanh, each.fused_attention) for each in FAMILIES}
+    found = {
+        each.name: (
+            each.products,
+            each.convolutions,
+            each.saturates,
+            each.bfloat16,
+            each.gelu_tanh,
+            each.fused_attention,
+        )
+        for each in FAMILIES
+    }
     a2 = ("float32", "HF32", False, True, True, True)
     half = ("float16", "float16", True, False, True, False)
     assert found["A2"] == found["A3"] == a2 and found["910A"] == found["310P"] == half
@@ -49,8 +61,14 @@ def stack(name="Ascend910B4", backend="npu", **more):
 
 
 def test_rules_go_by_the_family_and_its_switches():
-    assert str(rules_of(stack("Ascend310P3"))) == "Ascend 310P: convolutions in float16, products in float16, GELU by its tanh formula, float16 saturates"
-    assert str(rules_of(stack("Ascend950PR_9579"))) == "Ascend 950: convolutions in HF32 of 10 bits, products float32, GELU as it is asked for"
+    assert (
+        str(rules_of(stack("Ascend310P3")))
+        == "Ascend 310P: convolutions in float16, products in float16, GELU by its tanh formula, float16 saturates"
+    )
+    assert (
+        str(rules_of(stack("Ascend950PR_9579")))
+        == "Ascend 950: convolutions in HF32 of 10 bits, products float32, GELU as it is asked for"
+    )
     assert rules_of(stack("Ascend310B4")) is None and rules_of(stack("Ascend1000")) is None
     assert rules_of(stack("Ascend950")).modes == ("HF32",)  # of whatever width
     switched = [  # the stack's fields, what products and convolutions then run in
@@ -106,7 +124,12 @@ def test_a_cube_without_float32_refuses_to_keep_it():
         with pytest.raises(NoFloat32, match="KEEP_DTYPE or USE_HF32"):
             half.operands(cube)
     assert half.operands(1) == half.operands(2) == a2.operands(2) == "float16"
-    assert [cube_type(allow_hf32=hf32, allow_float16=half) for hf32 in (False, True) for half in (False, True)] == [0, 2, 3, 1]
+    assert [cube_type(allow_hf32=hf32, allow_float16=half) for hf32 in (False, True) for half in (False, True)] == [
+        0,
+        2,
+        3,
+        1,
+    ]
     with pytest.raises(ValueError):
         family_of("Ascend310B4").operands(0)
 
@@ -198,14 +221,16 @@ def test_attention_is_fused_where_torch_npu_fuses_it():
     assert not fits((1, 2, 4, 8), Rules(fused_attention=False))
 
 
-# ---------------------------------------------------------------------------------------------- each family, emulated
+# -------- each family, emulated
 
 
 @functools.cache
 def played(name):
     """What harness.tests.on_soc found on an emulated chip."""
     command = [sys.executable, "-W", "ignore", "-m", "harness.tests.on_soc", name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | {"TASK_QUEUE_ENABLE": "0"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env=os.environ | {"TASK_QUEUE_ENABLE": "0"}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -221,13 +246,19 @@ def test_a_healthy_chip_errs_as_its_familys_forecast_says(name):
     for model in MODELS:
         for dtype in ("float32", "float16"):
             row = rows[f"{model} {dtype}"]
-            assert row["status"] == "PASS" and row["ratio"] <= 1.4, (model, dtype, row)  # at most: the CPU's own error may be the larger
+            assert row["status"] == "PASS" and row["ratio"] <= 1.4, (
+                model,
+                dtype,
+                row,
+            )  # at most: the CPU's own error may be the larger
 
 
 @needs_torch_npu
 @pytest.mark.parametrize("name", [HALF_ONLY, NEWEST])
 def test_bits_are_those_of_the_operands(name):
-    """Half a rounding of each operand: 2^-12 of float16's 11 bits, at most; of 1/√3 of that on average, for each of two operands."""
+    """Half a rounding of each operand: 2^-12 of float16's 11 bits, at most; of 1/√3 of that on average, for each of two
+    operands.
+    """
     rows = played(name)["rows"]
     low, high = (11.0, 13.0) if name == HALF_ONLY else (22.0, 25.0)
     assert low < rows["matmul float32"]["bits"] < high
@@ -239,7 +270,9 @@ def test_bits_are_those_of_the_operands(name):
 def test_a_dtype_that_the_chip_lacks_is_skipped_and_its_operators_are_refused():
     rows = played(HALF_ONLY)["rows"]
     for model in MODELS:
-        assert rows[f"{model} bfloat16"]["status"] == "SKIPPED" and rows[f"{model} bfloat16"]["reasons"] == [f"{HALF_ONLY} has no bfloat16"]
+        assert rows[f"{model} bfloat16"]["status"] == "SKIPPED" and rows[f"{model} bfloat16"]["reasons"] == [
+            f"{HALF_ONLY} has no bfloat16"
+        ]
         assert played(NEWEST)["rows"][f"{model} bfloat16"]["status"] == "PASS"
     refused = played(HALF_ONLY)["refused"]
     assert "161002" in refused and "DT_BFLOAT16" in refused and played(NEWEST)["refused"] == ""
@@ -267,7 +300,9 @@ def test_overflow_is_said_with_the_mode():
     for name in (HALF_ONLY, UNKNOWN_SOC):
         row = played(name)["rows"]["overflow float16"]
         assert row["status"] == "FAIL" and len(row["reasons"]) == 1 and text.format(name) in row["reasons"][0]
-        assert played(name)["rows"]["infinite float16"]["status"] == "PASS"  # where float64 has Inf, 65504 is right there
+        assert (
+            played(name)["rows"]["infinite float16"]["status"] == "PASS"
+        )  # where float64 has Inf, 65504 is right there
     newest = played(NEWEST)["rows"]
     assert newest["infinite float16"]["status"] == "PASS"
     saturating = newest["infinite saturates"]
@@ -296,7 +331,9 @@ def test_a_chip_of_which_nobody_knows_is_judged_by_another_preset_and_the_report
         for dtype in ("float32", "float16", "bfloat16"):
             row = rows[f"{model} {dtype}"]
             assert (row["status"], row["preset"], row["forecast"]) == ("PASS", "pair", None), (model, dtype, row)
-            assert row["limits"].startswith("Ascend310B4: how this SoC rounds is not known, so there is no expected error; judged by preset pair")
+            assert row["limits"].startswith(
+                "Ascend310B4: how this SoC rounds is not known, so there is no expected error; judged by preset pair"
+            )
     assert rows["own limits"]["limits"] == "mine" and rows["own limits"]["preset"] == ""
     assert rows["dynamo"]["preset"] == "dynamo"
 

@@ -162,7 +162,7 @@ def test_a_mask_is_turned_around_and_an_index_is_off_by_one(npu):
 
 def test_attention_is_hit_in_its_result_not_in_its_row_maxima(npu):
     q = seeded(1, 2, 6, 16)
-    attend = lambda: F.scaled_dot_product_attention(q.to(npu), q.to(npu), q.to(npu), is_causal=True).cpu()  # noqa: E731
+    attend = lambda: F.scaled_dot_product_attention(q.to(npu), q.to(npu), q.to(npu), is_causal=True).cpu()
     clean = attend()
     with emulator.fault("aclnnFlashAttentionScore", kind="scale", by=2.0):
         torch.testing.assert_close(attend(), clean * 2)
@@ -170,12 +170,12 @@ def test_attention_is_hit_in_its_result_not_in_its_row_maxima(npu):
         assert torch.equal(attend(), clean)
 
 
-# ------------------------------------------------------------------------------------------------- which calls are hit
+# -------- which calls are hit
 
 
 def test_a_fault_chooses_by_pattern_by_call_and_by_chance(npu):
     x = torch.ones(4, device=npu)
-    broken = lambda: bool(F.silu(x).cpu().isnan().any())  # noqa: E731
+    broken = lambda: bool(F.silu(x).cpu().isnan().any())
     with emulator.fault("aclnnSil?", kind="nan", nth=2) as planted:
         assert [broken() for _ in range(4)] == [False, True, False, False]
     assert (planted.calls, planted.hits) == (4, 1)
@@ -195,7 +195,7 @@ def test_several_faults_act_together(npu):
         assert (x * 2).cpu().tolist() == [7.0] * 4
 
 
-# ----------------------------------------------------------------------------------------------------- the call itself
+# -------- the call itself
 
 
 SILU = "import torch\ny = torch.nn.functional.silu(torch.ones(3).to('npu:0')).cpu()\nprint(y.tolist())"
@@ -205,10 +205,13 @@ SILU = "import torch\ny = torch.nn.functional.silu(torch.ones(3).to('npu:0')).cp
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("unwritten", "aclnnSilu: output 0 was not written"), ("missing", "aclnnSilu is not emulated"), ("error", "error code is 507011"),
-        ("error:code=507035", "error code is 507035"), ("oom", "torch.OutOfMemoryError: NPU out of memory"),
+        ("unwritten", "aclnnSilu: output 0 was not written"),
+        ("missing", "aclnnSilu is not emulated"),
+        ("error", "error code is 507011"),
+        ("error:code=507035", "error code is 507035"),
+        ("oom", "torch.OutOfMemoryError: NPU out of memory"),
     ],
-)  # fmt: skip
+)
 def test_a_call_that_fails_raises_what_torch_npu_raises(kind, words):
     done = emulated(SILU, "--fault", f"aclnnSilu:{kind}")
     assert done.returncode == 1 and words in done.stderr and done.stdout.strip() == "", done.stderr
@@ -217,7 +220,10 @@ def test_a_call_that_fails_raises_what_torch_npu_raises(kind, words):
 @needs_torch_npu
 def test_a_crash_ends_the_process_and_a_hang_takes_its_time():
     assert emulated(SILU, "--fault", "aclnnSilu:crash").returncode == -signal.SIGSEGV
-    body = "import time, torch\nx = torch.ones(3).to('npu:0')\nbegan = time.time()\ntorch.nn.functional.silu(x).cpu()\nprint(time.time() - began)"
+    body = (
+        "import time, torch\nx = torch.ones(3).to('npu:0')\nbegan = "
+        "time.time()\ntorch.nn.functional.silu(x).cpu()\nprint(time.time() - began)"
+    )
     assert 1.0 <= float(emulated(body, "--fault", "aclnnSilu:hang:seconds=1").stdout) < 30
 
 
@@ -230,18 +236,21 @@ def test_a_program_is_told_what_its_faults_did_and_one_that_never_acted_fails_it
     assert done.returncode == 1 and "planted fault aclnnGelu:scale:by=2.0 (acted on 0 of the 0 calls" in done.stderr
 
 
-# ------------------------------------------------------------------------------------------------------------ bad input
+# -------- bad input
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("aclnnSilu", "a fault is 'operator:kind'"), ("aclnnSilu:magic", "no kind of fault is called 'magic'; there are hf32, "),
-        ("aclnnSilu:scale:size", "size='' is no number"), ("aclnnSilu:scale:to=2", "a fault has no setting 'to'; there are by, "),
-        ("aclnnSilu:nan:nth=0", "calls are counted from 1"), ("aclnnSilu:nan:probability=2", "lies between 0 and 1"),
+        ("aclnnSilu", "a fault is 'operator:kind'"),
+        ("aclnnSilu:magic", "no kind of fault is called 'magic'; there are hf32, "),
+        ("aclnnSilu:scale:size", "size='' is no number"),
+        ("aclnnSilu:scale:to=2", "a fault has no setting 'to'; there are by, "),
+        ("aclnnSilu:nan:nth=0", "calls are counted from 1"),
+        ("aclnnSilu:nan:probability=2", "lies between 0 and 1"),
         ("aclnnSilu:tile:size=0", "at least 1 wide"),
     ],
-)  # fmt: skip
+)
 def test_a_fault_that_there_is_not_is_named(text, words):
     with pytest.raises(ValueError, match=words):
         faults.parse(text)
@@ -253,7 +262,24 @@ def test_a_fault_is_written_as_it_is_read():
 
 
 def test_every_kind_is_tested_here():
-    tested = {*RESULTS, "saturate", "stale", "hf32", "fp16", "bf16", "int8", "no_bias", "mask", "index", "unwritten", "missing", "error", "oom", "crash", "hang"}
+    tested = {
+        *RESULTS,
+        "saturate",
+        "stale",
+        "hf32",
+        "fp16",
+        "bf16",
+        "int8",
+        "no_bias",
+        "mask",
+        "index",
+        "unwritten",
+        "missing",
+        "error",
+        "oom",
+        "crash",
+        "hang",
+    }
     assert tested == set(faults.KINDS)
 
 

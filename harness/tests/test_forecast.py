@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.devices import Stack
-from harness.numerics.expected_error import Rules, rounding, rules_of
 from harness.models.aimv2 import AIMv2Config
 from harness.models.aimv2 import build as build_aimv2
 from harness.numerics import effective_bits, round_tf32
+from harness.numerics.expected_error import Rules, rounding, rules_of
 from harness.reference import copy_module
 from harness.tests.needs import emulated_device
 
@@ -42,11 +42,20 @@ OPERATORS = {  # name: (function, shapes of its tensors)
     "conv1d": (lambda x, w, b: F.conv1d(x, w, b, padding=1), (2, 4, 20), (6, 4, 3), (6,)),
     "conv2d": (lambda x, w, b: F.conv2d(x, w, b, padding="same"), (2, 4, 8, 8), (6, 4, 2, 3), (6,)),
     "conv2d by channels": (lambda x, w, b: F.conv2d(x, w, b, groups=4), (2, 4, 8, 8), (4, 1, 3, 3), (4,)),
-    "conv2d, channels last": (lambda x, w: F.conv2d(x.permute(0, 3, 1, 2), w, groups=32), (2, 14, 14, 32), (32, 1, 7, 7)),
+    "conv2d, channels last": (
+        lambda x, w: F.conv2d(x.permute(0, 3, 1, 2), w, groups=32),
+        (2, 14, 14, 32),
+        (32, 1, 7, 7),
+    ),
     "conv3d": (lambda x, w, b: F.conv3d(x, w, b, stride=2, dilation=2), (2, 3, 4, 8, 8), (6, 3, 2, 3, 3), (6,)),
     "conv without a batch": (F.conv2d, (4, 8, 8), (6, 4, 3, 3), (6,)),
     "conv into long pieces": (lambda x, w: F.conv1d(x, w, stride=400), (2, 1, 4000), (16, 1, 400)),
-    "transposed conv": (lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2, output_padding=1), (2, 4, 8, 8), (4, 6, 3, 3), (6,)),
+    "transposed conv": (
+        lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2, output_padding=1),
+        (2, 4, 8, 8),
+        (4, 6, 3, 3),
+        (6,),
+    ),
     "gelu": (F.gelu, (6, 64)),
     "gelu in place": (lambda x: torch.ops.aten.gelu_(x.clone()), (6, 64)),
     "silu": (F.silu, (6, 64)),
@@ -68,14 +77,19 @@ OPERATORS = {  # name: (function, shapes of its tensors)
     "attention, causal": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), *QKV),
     "attention, scaled": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.3), *QKV),
     "attention, mask of bools": (lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m > 0), *QKV, (2, 1, 6, 7)),
-    "attention, mask of keys": (lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m > 0), *QKV, (2, 1, 1, 7)),
+    "attention, mask of keys": (
+        lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m > 0),
+        *QKV,
+        (2, 1, 1, 7),
+    ),
     "attention, mask of floats": (lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m), *QKV, (6, 7)),
     "attention, shared heads": (
-        lambda q, k, v: F.scaled_dot_product_attention(q, k[:, :2], v[:, :2], enable_gqa=True), *QKV,
+        lambda q, k, v: F.scaled_dot_product_attention(q, k[:, :2], v[:, :2], enable_gqa=True),
+        *QKV,
     ),
     "attention of three axes": (F.scaled_dot_product_attention, (3, 6, 32), (3, 7, 32), (3, 7, 32)),
     "attention, narrow values": (F.scaled_dot_product_attention, *QKV[:2], (2, 4, 7, 16)),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +175,9 @@ def test_tf32_keeps_ten_bits_ties_away_from_zero():
     tie = torch.tensor([0x3F801000, 0x3F803000], dtype=torch.int32).view(torch.float32)
     assert [hex(each) for each in round_tf32(tie).view(torch.int32).tolist()] == ["0x3f802000", "0x3f804000"]
     odd = torch.tensor([float("inf"), float("nan")])
-    assert round_tf32(odd)[0] == odd[0] and round_tf32(odd)[1].isnan() and torch.equal(round_tf32(-tie), -round_tf32(tie))
+    assert (
+        round_tf32(odd)[0] == odd[0] and round_tf32(odd)[1].isnan() and torch.equal(round_tf32(-tie), -round_tf32(tie))
+    )
     assert 2.9e38 < round_tf32(torch.full((4,), 3e38)).min() < 3.1e38  # finite, and their sum is not
     with pytest.raises(ValueError, match="rounds float32"):
         round_tf32(odd.half())
@@ -174,7 +190,11 @@ def test_half_results_are_rounded_once_and_ties_of_hf32_are_a_rule(dtype):
     assert (forecast(Rules(), torch.addmm, c, a, b) == once).float().mean() > 0.99
     tie = torch.tensor([[0x3F800800]], dtype=torch.int32).view(torch.float32)  # halfway above an even number
     one = torch.ones(1, 1)
-    assert forecast(Rules(matmul="HF32"), torch.mm, tie, one) > tie > forecast(Rules(matmul="HF32", ties="even"), torch.mm, tie, one)
+    assert (
+        forecast(Rules(matmul="HF32"), torch.mm, tie, one)
+        > tie
+        > forecast(Rules(matmul="HF32", ties="even"), torch.mm, tie, one)
+    )
 
 
 def refuses(function, *arguments):
@@ -192,7 +212,9 @@ def test_attention_past_the_python_function_follows_its_rules_too():
     mask[:, 0] = True
     both = mask & torch.ones(6, 6, dtype=torch.bool).tril()
     fused = forecast(Rules(), F.scaled_dot_product_attention, q, q, q, both)
-    twice = functools.partial(F.scaled_dot_product_attention, is_causal=True)  # a card refuses both masks, and so does torch 2.15
+    twice = functools.partial(
+        F.scaled_dot_product_attention, is_causal=True
+    )  # a card refuses both masks, and so does torch 2.15
     if refuses(twice, q, q, q, mask):
         with pytest.raises(RuntimeError, match="is_causal"):
             forecast(Rules(), twice, q, q, q, mask)
@@ -280,7 +302,9 @@ def compared(device, model, image, rules):
     cpu = torch.device("cpu")
     golden = copy_module(model, dtype=torch.float64, device=cpu)(image.double())
     there = copy_module(model, dtype=image.dtype, device=device.torch_device)
-    return error(on_device(device, there, image), golden) / error(forecast(rules, copy_module(model, dtype=image.dtype, device=cpu), image), golden)
+    return error(on_device(device, there, image), golden) / error(
+        forecast(rules, copy_module(model, dtype=image.dtype, device=cpu), image), golden
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -292,7 +316,9 @@ def test_a_healthy_device_errs_as_forecast_and_a_lie_shows(device, rules, which,
     model = copy_module(model, dtype=dtype, device=torch.device("cpu"))
     assert 0.7 < compared(device, model, image, rules) < 1.4
     if dtype == torch.float32:
-        assert compared(device, model, image, Rules(conv="float32", gelu_tanh=rules.gelu_tanh)) > (20 if which == "AIMv2" else 1.2)
+        assert compared(device, model, image, Rules(conv="float32", gelu_tanh=rules.gelu_tanh)) > (
+            20 if which == "AIMv2" else 1.2
+        )
         switches.conv.allow_hf32 = False
         assert 0.7 < compared(device, model, image, rules_of(device.stack)) < 1.4
         assert compared(device, model, image, rules) < (0.05 if which == "AIMv2" else 0.9)

@@ -49,7 +49,7 @@ def is_once(found, exact):
     return found.dtype in HALVES and float((found != exact.to(found.dtype)).double().mean()) < 0.02
 
 
-# ----------------------------------------------------------------------------------------------------- rules of a stack
+# -------- rules of a stack
 
 CARD = dict(device="Ascend910B4", backend="npu")
 
@@ -164,7 +164,7 @@ def test_half_alone_overflows_as_the_device_does(device, backend, mode, saturate
     assert overflow_of(stack, torch.bfloat16) is overflow_of(stack, torch.float32) is None
 
 
-# ------------------------------------------------------------------------------------------------------------- products
+# -------- products
 
 
 def times(tensors):
@@ -260,7 +260,7 @@ def test_ties_half_results_and_parts_are_those_of_the_rules():
     assert not torch.equal(forecast(Rules(groups=16), torch.mm, a, b), torch.mm(a, b))
 
 
-# --------------------------------------------------------------------------------------------------------- convolutions
+# -------- convolutions
 
 CONVOLUTIONS = {  # function, shapes, options
     "one axis": (F.conv1d, [(2, 4, 12), (6, 4, 3), (6,)], dict(stride=2, padding=1)),
@@ -279,8 +279,7 @@ def convolved(function, tensors, kind, **options):
     x, w, *bias = tensors
     if kind == "float16":
         bias = [each.half() for each in bias]
-    exact = function(entered(x, kind), entered(w, kind), *[each.double() for each in bias], **options)
-    return exact
+    return function(entered(x, kind), entered(w, kind), *[each.double() for each in bias], **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -355,7 +354,7 @@ def test_a_convolution_that_cuts_long_pieces_keeps_float32_under_hf32_alone():
         assert bits(forecast(Rules(conv="HF32"), F.conv1d, x, w, **options), exact) < 14
 
 
-# ------------------------------------------------------------------------------------------------------ other operators
+# -------- other operators
 
 
 def test_gelu_and_its_gradient_take_the_tanh_formula_whatever_is_asked_for():
@@ -441,7 +440,7 @@ def test_norms_keep_their_statistics_in_the_dtype_of_their_weights():
         assert forecast(Rules(), torch.pow, base, exponent).dtype == torch.pow(base, exponent).dtype
 
 
-# ------------------------------------------------------------------------------------------------------------ attention
+# -------- attention
 
 
 def qkv(*shape, keys=None, values=None, heads=None, dtype=torch.float32):
@@ -554,7 +553,7 @@ def test_attention_past_python_takes_masks_of_floats_and_a_scale():
     assert bits(causal, F.scaled_dot_product_attention(*[each.double() for each in (q, k, v)], is_causal=True)) > 20
 
 
-# ----------------------------------------------------------------------------------------- what has no rule, and layout
+# -------- what has no rule, and layout
 
 
 def test_half_saturates_where_the_rules_say_so():

@@ -1,4 +1,6 @@
-"""judge(): every fault breaks the criterion that is meant for it, with words that say what, where and how much was allowed."""
+"""judge(): every fault breaks the criterion that is meant for it, with words that say what, where and how much was
+allowed.
+"""
 
 import math
 
@@ -25,7 +27,9 @@ def criteria(verdict):
 
 
 def test_equal_tensors_pass_the_tightest_limits():
-    verdict = judge(pair(lambda x: None), Tolerance(max_diff=0, mean_diff=0, cos_sim=1, rel_l2=0, max_diff_rms=0, token_cos_sim=1))
+    verdict = judge(
+        pair(lambda x: None), Tolerance(max_diff=0, mean_diff=0, cos_sim=1, rel_l2=0, max_diff_rms=0, token_cos_sim=1)
+    )
     assert verdict.status == "PASS" and verdict.passed and verdict.reasons == ()
 
 
@@ -71,7 +75,10 @@ def test_failure_says_what_where_and_how_much_is_allowed():
         x[1, 7, 3] += 2.0
 
     verdict = judge(pair(change), Tolerance(max_diff=1e-2))
-    assert str(verdict.reasons[0]) == "max_diff 2.00e+00 at (1, 7, 3) (up to 1.00e-02 allowed); a limit of 2.01e+00 would pass"
+    assert (
+        str(verdict.reasons[0])
+        == "max_diff 2.00e+00 at (1, 7, 3) (up to 1.00e-02 allowed); a limit of 2.01e+00 would pass"
+    )
     verdict = judge({"features": pair(change), "pooled": pair(lambda x: None)}, Tolerance(max_diff=1e-2))
     assert str(verdict.reasons[0]).startswith("features: max_diff")
     assert verdict.output == "features" and verdict.comparison.max_diff == pytest.approx(2.0)
@@ -81,9 +88,19 @@ def test_nan_fails_every_limit_however_loose():
     def change(x):
         x[0, 1, 2] = math.nan
 
-    limits = Tolerance(max_diff=1e300, mean_diff=math.inf, cos_sim=0, rel_l2=math.inf, max_diff_rms=math.inf, token_cos_sim=0)
+    limits = Tolerance(
+        max_diff=1e300, mean_diff=math.inf, cos_sim=0, rel_l2=math.inf, max_diff_rms=math.inf, token_cos_sim=0
+    )
     verdict = judge(pair(change), limits)
-    assert criteria(verdict) == ["finite", "max_diff", "mean_diff", "cos_sim", "rel_l2", "max_diff_rms", "token_cos_sim"]
+    assert criteria(verdict) == [
+        "finite",
+        "max_diff",
+        "mean_diff",
+        "cos_sim",
+        "rel_l2",
+        "max_diff_rms",
+        "token_cos_sim",
+    ]
     assert "at (0, 1, 2): nan where" in verdict.reasons[0].text
 
 
@@ -141,14 +158,19 @@ def test_status_follows_from_the_reasons_by_gravity():
 
 @pytest.mark.parametrize(
     ("limits", "word"),
-    [({}, "would pass anything"), ({"max_diff": -1.0}, "zero or more"), ({"max_diff": math.nan}, "zero or more"), ({"cos_sim": 1.1}, "between")],
+    [
+        ({}, "would pass anything"),
+        ({"max_diff": -1.0}, "zero or more"),
+        ({"max_diff": math.nan}, "zero or more"),
+        ({"cos_sim": 1.1}, "between"),
+    ],
 )
 def test_a_tolerance_that_judges_nothing_or_nonsense_is_refused(limits, word):
     with pytest.raises(ValueError, match=word):
         Tolerance(**limits)
 
 
-# ------------------------------------------------------------------------------------------------------------- presets
+# -------- presets
 
 FLOOR = Tolerance(preset="floor")
 
@@ -220,7 +242,9 @@ def test_a_limit_replaces_that_of_the_preset_and_wants_a_reason():
     def change(y):
         return y + 6e-3 * torch.randn(y.shape, generator=torch.Generator().manual_seed(9))
 
-    found = on_floor(change, Tolerance(preset="floor", forecast_ratio=9.0, token_ratio=9.0, reason="a sum of a million"))
+    found = on_floor(
+        change, Tolerance(preset="floor", forecast_ratio=9.0, token_ratio=9.0, reason="a sum of a million")
+    )
     assert found.passed and found.tolerance.reason == "a sum of a million"
 
 
@@ -286,7 +310,9 @@ def test_hf32_has_a_column_of_its_own_in_the_cann_standard():
     found = compare(expected * (1 + 2**-12), expected)
     golden = compare(expected.double(), expected.double())
     assert not judge(found, Tolerance(preset="cann")).passed
-    assert judge(found, Tolerance(preset="cann"), references={"output": References(golden=golden, cpu=golden, modes=("HF32",))}).passed
+    assert judge(
+        found, Tolerance(preset="cann"), references={"output": References(golden=golden, cpu=golden, modes=("HF32",))}
+    ).passed
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -294,7 +320,7 @@ def test_nan_fails_every_preset(preset):
     assert not on_floor(changed((0, 0, 0), math.nan), Tolerance(preset=preset)).passed
 
 
-# ------------------------------------------------------------------------------- what passed, or was refused, by mistake once
+# -------- what passed, or was refused, by mistake once
 
 
 def test_limits_that_judge_nothing_are_a_failure():
@@ -315,7 +341,9 @@ def test_a_reference_of_zeros_is_judged_by_absolute_errors():
     noise = [1e-9 * torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
 
     def verdict(actual):
-        held = References(golden=compare(actual, golden), cpu=compare(noise[1], golden), forecast=compare(noise[2], golden))
+        held = References(
+            golden=compare(actual, golden), cpu=compare(noise[1], golden), forecast=compare(noise[2], golden)
+        )
         return judge(compare(actual, noise[1]), FLOOR, references={"output": held})
 
     assert verdict(noise[0]).passed
@@ -332,7 +360,9 @@ def test_a_row_that_float64_has_as_zeros_is_no_alarm_and_hides_no_outlier():
         return found.float()
 
     def verdict(actual):
-        held = References(golden=compare(actual, golden), cpu=compare(noisy(1), golden), forecast=compare(noisy(2), golden))
+        held = References(
+            golden=compare(actual, golden), cpu=compare(noisy(1), golden), forecast=compare(noisy(2), golden)
+        )
         return judge(compare(actual, noisy(1)), FLOOR, references={"output": held})
 
     assert verdict(noisy(3)).passed
@@ -348,7 +378,10 @@ def test_elements_that_one_last_place_swaps_are_no_flip():
     actual[0, 7], actual[0, 8] = 1000.0, 1000.5
     assert judge(compare(actual, expected), Tolerance(preset="pair")).passed
     actual[0, 8] = 1010.0
-    assert "flip_margin" in criteria(judge(compare(actual, expected), Tolerance(preset="pair"))) or not judge(compare(actual, expected), Tolerance(preset="pair")).passed
+    assert (
+        "flip_margin" in criteria(judge(compare(actual, expected), Tolerance(preset="pair")))
+        or not judge(compare(actual, expected), Tolerance(preset="pair")).passed
+    )
 
 
 def test_float64_sums_in_another_order_pass_the_floor():
@@ -364,14 +397,22 @@ def test_a_float64_result_that_is_not_finite_is_named_as_such():
     golden[0, 0] = math.nan
     cpu = torch.ones(4, 64)
     held = References(golden=compare(cpu, golden), cpu=compare(cpu, golden))
-    assert "of the float64 result are not finite where the CPU's float32 is" in str(judge(compare(cpu, cpu), FLOOR, references={"output": held}).reasons[0])
+    assert "of the float64 result are not finite where the CPU's float32 is" in str(
+        judge(compare(cpu, cpu), FLOOR, references={"output": held}).reasons[0]
+    )
 
 
-@pytest.mark.parametrize(("times", "passes"), [(1.99, True), (0.51, True), (2.01, False), (0.49, False), (100.0, False)])
+@pytest.mark.parametrize(
+    ("times", "passes"), [(1.99, True), (0.51, True), (2.01, False), (0.49, False), (100.0, False)]
+)
 def test_a_factor_that_a_cosine_cannot_see_is_seen(times, passes):
     expected = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)).double()
     verdict = judge(compare(times * expected, expected), Tolerance(cos_sim=0.999, token_cos_sim=0.99))
     assert verdict.passed is passes
     if not passes:
-        assert [each.criterion for each in verdict.failures] == ["scale"] and f"{times:.3g} times" in verdict.reasons[0].text
-    assert judge(compare(times * expected, expected), Tolerance(cos_sim=0.999, gain=1000.0)).passed  # a limit that sees it decides
+        assert [each.criterion for each in verdict.failures] == ["scale"] and f"{times:.3g} times" in verdict.reasons[
+            0
+        ].text
+    assert judge(
+        compare(times * expected, expected), Tolerance(cos_sim=0.999, gain=1000.0)
+    ).passed  # a limit that sees it decides

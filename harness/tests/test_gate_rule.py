@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from harness.measure import DYNAMO
 from harness.judging.checks import checks_of, judge
 from harness.judging.presets import Check
 from harness.judging.references import ROUNDOFF, References, bits, is_floating
 from harness.judging.status import CHANGES, Mark, Status, leads_to, status_of
 from harness.judging.tolerance import Tolerance, without_forecast
 from harness.judging.verdict import Decisions, Evidence, Reason, Verdict, error, skipped
+from harness.measure import DYNAMO
 from harness.measure.slices import Slice
 from harness.tests.test_limits import FLOOR, healthy, numbers, references
 
@@ -27,7 +27,7 @@ def reasons(verdict):
     return [(each.criterion, each.found, each.allowed) for each in verdict.failures]
 
 
-# ------------------------------------------------------------------------------------------------------------- statuses
+# -------- statuses
 
 
 def test_a_status_is_the_gravest_that_a_reason_leads_to():
@@ -103,7 +103,7 @@ def test_the_output_that_failed_first_stands_for_a_row_else_the_one_furthest_off
     ]
 
 
-# ------------------------------------------------------------------------------------------- what fails without a limit
+# -------- what fails without a limit
 
 
 def test_what_fails_whatever_the_limits_says_how_much():
@@ -163,7 +163,7 @@ def test_marks_of_a_verdict_are_those_of_its_failures():
     assert judged(numbers(), Tolerance(preset="floor"), references={"output": references()}).marks == ()
 
 
-# ----------------------------------------------------------------------------------------------------- what is in force
+# -------- what is in force
 
 
 def test_checks_of_a_verdict_are_all_that_judged_it():
@@ -260,7 +260,7 @@ def test_without_a_forecast_what_needs_one_goes_and_the_rest_stays():
     assert without("float32", preset="card", undecided=0.1, reason="r").limits() == {}
 
 
-# ----------------------------------------------------------------------------------------------- decisions and evidence
+# -------- decisions and evidence
 
 
 def test_shares_of_decisions():
@@ -307,7 +307,7 @@ def test_a_first_run_that_compiles_takes_three_times_and_a_second_more(first, se
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ the words
+# -------- the words
 
 
 def check(found, limit=1.0, name="max_diff", where=""):
@@ -430,7 +430,7 @@ def test_bits_are_the_logarithm_of_an_error():
     ]
 
 
-# ----------------------------------------------------------------------------------------------------------- references
+# -------- references
 
 
 def test_the_floor_of_each_dtype():

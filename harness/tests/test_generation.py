@@ -20,12 +20,22 @@ EXPECTED = outputs([[1, 2, 0], [1, 1, 1]], [[[0.0, 1.0, 0.5], [0.0, 0.2, 1.0], [
 
 
 def test_the_first_token_that_differs_is_found_with_its_margin():
-    actual = outputs([[1, 1, 2], [1, 1, 0]], [[[0.0, 1.0, 0.5], [0.0, 1.1, 1.0], [0.0, 0.0, 9.0]], [[0.0, 1.0, 0.0]] * 3])
+    actual = outputs(
+        [[1, 1, 2], [1, 1, 0]], [[[0.0, 1.0, 0.5], [0.0, 1.1, 1.0], [0.0, 0.0, 9.0]], [[0.0, 1.0, 0.0]] * 3]
+    )
     golden = {"tokens": EXPECTED["tokens"], "logits": EXPECTED["logits"].double() + 0.01}
     found = first_divergence(actual, EXPECTED, [golden], NAMES)
     assert (found.sequence, found.position, found.actual, found.expected) == (0, 1, 1, 2)
-    assert found.margin == pytest.approx(0.8) and found.error == pytest.approx(0.9) and found.healthy == pytest.approx(0.01)
-    assert not found.near_tie and found.text.startswith("token 1 of sequence 0 is 1 where 2 was expected: it lies 0.8 below") and "no near-tie" in found.text
+    assert (
+        found.margin == pytest.approx(0.8)
+        and found.error == pytest.approx(0.9)
+        and found.healthy == pytest.approx(0.01)
+    )
+    assert (
+        not found.near_tie
+        and found.text.startswith("token 1 of sequence 0 is 1 where 2 was expected: it lies 0.8 below")
+        and "no near-tie" in found.text
+    )
     assert shared_length([actual, golden], EXPECTED, NAMES) == 1
     cut = until(actual, 1, NAMES)
     assert cut["tokens"].tolist() == [[1], [1]] and cut["logits"].shape == (2, 2, 3)
@@ -42,18 +52,24 @@ def test_a_margin_below_two_healthy_errors_is_a_near_tie():
 
 
 def generation(tokens, *, tie=1e-5):
-    """Two sequences of six tokens out of four; at each place token 0 lies `tie` above token 1, and the others far below."""
+    """Two sequences of six tokens out of four; at each place token 0 lies `tie` above token 1, and the others far
+    below.
+    """
     logits = torch.tensor([1.0 + tie, 1.0, -9.0, -9.0], dtype=torch.float64).repeat(2, 6, 1)
     return {"tokens": torch.tensor(tokens), "logits": logits}
 
 
 def test_what_a_healthy_run_does_in_one_sequence_says_nothing_of_another():
     expected = generation([[0] * 6] * 2)
-    golden = generation([[0] * 6, [0, 1, 0, 0, 0, 0]]) | {"logits": expected["logits"] + 1e-4}  # parts in sequence 1 at token 1
+    golden = generation([[0] * 6, [0, 1, 0, 0, 0, 0]]) | {
+        "logits": expected["logits"] + 1e-4
+    }  # parts in sequence 1 at token 1
     actual = generation([[0, 0, 0, 0, 1, 0], [0] * 6])
     found = first_divergence(actual, expected, [golden], NAMES)
     assert (found.sequence, found.position, found.near_tie) == (0, 4, True) and found.healthy == pytest.approx(1e-4)
-    early = generation([[0, 0, 1, 0, 0, 0], [0] * 6]) | {"logits": expected["logits"] + 1e-4}  # parts in sequence 0 before: errors from before serve
+    early = generation([[0, 0, 1, 0, 0, 0], [0] * 6]) | {
+        "logits": expected["logits"] + 1e-4
+    }  # parts in sequence 0 before: errors from before serve
     assert first_divergence(actual, expected, [early], NAMES).healthy == pytest.approx(1e-4)
     assert not first_divergence(actual, expected, [], NAMES).near_tie  # nothing is known of the logits
 
@@ -64,14 +80,18 @@ def test_of_several_sequences_that_part_together_the_gravest_decides():
     actual = generation([[0, 1, 0, 0, 0, 0], [0, 2, 0, 0, 0, 0]])
     found = first_divergence(actual, expected, [golden], NAMES)
     assert (found.sequence, found.actual, found.near_tie) == (1, 2, False)
-    below = expected | {"tokens": torch.tensor([[2, 0, 0, 0, 0, 0], [0] * 6])}  # the CPU chose a token far below: no tie either
+    below = expected | {
+        "tokens": torch.tensor([[2, 0, 0, 0, 0, 0], [0] * 6])
+    }  # the CPU chose a token far below: no tie either
     assert not first_divergence(expected, below, [golden], NAMES).near_tie
 
 
 def test_outputs_that_are_no_generation_are_one_line():
     with pytest.raises(CaseError, match="but the outputs are other"):
         first_divergence({"other": torch.ones(2)}, {"other": torch.ones(2)}, [], NAMES)
-    with pytest.raises(CaseError, match=r"tokens has shape \(2, 3\) and logits \(2, 3\) where \(B, T\) and \(B, T, V\) were expected"):
+    with pytest.raises(
+        CaseError, match=r"tokens has shape \(2, 3\) and logits \(2, 3\) where \(B, T\) and \(B, T, V\) were expected"
+    ):
         first_divergence(EXPECTED | {"logits": torch.ones(2, 3)}, EXPECTED | {"logits": torch.ones(2, 3)}, [], NAMES)
     with pytest.raises(ValueError, match="must name two outputs"):
         Case(name="m", model=Tiny, inputs=lambda generator: torch.zeros(1), generates=("tokens",))
@@ -104,7 +124,7 @@ class Tied(Tiny):
 
 
 def case(model, dtype):
-    ids = lambda generator: torch.randint(0, 64, (16, 5), generator=generator)  # noqa: E731
+    ids = lambda generator: torch.randint(0, 64, (16, 5), generator=generator)
     return Case(name="tiny", model=lambda: model().eval(), inputs=ids, dtype=dtype, generates=NAMES)
 
 

@@ -1,4 +1,6 @@
-"""Half rows of transformers' models are of the model that from_pretrained(dtype=…) gives, and the report says where it came from."""
+"""Half rows of transformers' models are of the model that from_pretrained(dtype=…) gives, and the report says where it
+came from.
+"""
 
 import pytest
 import torch
@@ -16,14 +18,23 @@ def device():
 
 @pytest.fixture(scope="module")
 def models():
-    """One for all tests: each has a process of its own without torch_npu, and transformers is imported there for seconds."""
+    """One for all tests: each has a process of its own without torch_npu, and transformers is imported there for
+    seconds.
+    """
     return Models()
 
 
 def small_llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=64)
+    sizes = dict(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=64,
+    )
     return LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=64))
 
 
@@ -117,13 +128,27 @@ def test_a_mask_that_transformers_changes_beside_an_npu_is_named(device, models)
     from transformers import SwinConfig, SwinModel
 
     def model():
-        made = SwinModel(SwinConfig(embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=4, patch_size=2, image_size=32, attn_implementation="sdpa"))
+        made = SwinModel(
+            SwinConfig(
+                embed_dim=16,
+                depths=[1, 1],
+                num_heads=[2, 4],
+                window_size=4,
+                patch_size=2,
+                image_size=32,
+                attn_implementation="sdpa",
+            )
+        )
         for module in made.modules():  # the bias that is passed as a mask starts as zeros
             if hasattr(module, "relative_position_bias_table"):
                 nn.init.normal_(module.relative_position_bias_table)
         return made
 
-    how = dict(name="swin", inputs=lambda generator: torch.randn(1, 3, 32, 32, generator=generator), forward=lambda model, x: model(x).last_hidden_state)
+    how = dict(
+        name="swin",
+        inputs=lambda generator: torch.randn(1, 3, 32, 32, generator=generator),
+        forward=lambda model, x: model(x).last_hidden_state,
+    )
     verdict = validate(Case(model=model, **how), 1, device, models=models)
     said = " ".join(map(str, verdict.failures))
     assert verdict.status == "FAIL"

@@ -32,19 +32,31 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "timing": {"devices", "reference"},
     "models": {"checkpoints", "devices", "reference", "report", "timing"},
     "conformance": {
-        "case", "devices", "emulator", "judging", "locate", "measure", "models", "numerics", "reference", "report", "run",
+        "case",
+        "devices",
+        "emulator",
+        "judging",
+        "locate",
+        "measure",
+        "models",
+        "numerics",
+        "reference",
+        "report",
+        "run",
         "upgrade",
     },
     "commands": {"devices", "emulator", "judging", "models", "numerics", "pairs", "reference", "report", "upgrade"},
     "plugin": {"case", "devices", "emulator", "judging", "locate", "reference", "report", "run", "timing", "upgrade"},
     "__main__": {"commands"},
     "__init__": set(),
-}  # fmt: skip
+}
 TOP = {"plugin", "cases"}  # nobody imports these
 
 
 def sources():
-    return [path for path in sorted(HARNESS.rglob("*.py")) if "tests" not in path.parts and "benchmarks" not in path.parts]
+    return [
+        path for path in sorted(HARNESS.rglob("*.py")) if "tests" not in path.parts and "benchmarks" not in path.parts
+    ]
 
 
 def imported(path):
@@ -87,7 +99,9 @@ def test_the_check_sees_a_forbidden_import(tmp_path):
 
 def test_torch_is_not_needed_for_help():
     """The command line answers at once because nothing that it imports imports torch."""
-    commands = [f"commands/{path.stem}" for path in (HARNESS / "commands").glob("*.py") if path.stem != "probe"]  # the work of `doctor --probe`
+    commands = [
+        f"commands/{path.stem}" for path in (HARNESS / "commands").glob("*.py") if path.stem != "probe"
+    ]  # the work of `doctor --probe`
     for name in ("__init__", "__main__", *commands, "errors", "versions", "measure/__init__", "measure/comparison"):
         for node in ast.parse((HARNESS / f"{name}.py").read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
@@ -98,14 +112,24 @@ def test_torch_is_not_needed_for_help():
 def test_the_word_of_accuracy_tests_is_theirs_alone():
     """`pytest -k precision` takes every test whose name, file or folder holds the word."""
     for path in sorted((HARNESS / "tests").rglob("*.py")):
-        names = [node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-        assert not [name for name in (*names, *path.relative_to(HARNESS).parts) if "precision" in name.lower() and name != "precision"], path
+        names = [
+            node.name
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        ]
+        assert not [
+            name
+            for name in (*names, *path.relative_to(HARNESS).parts)
+            if "precision" in name.lower() and name != "precision"
+        ], path
 
 
 def test_the_measurements_of_a_card_run_without_the_harness():
     """The owner of a card may run that file alone."""
     path = HARNESS / "devices" / "measurements.py"
-    found = {name.split(".")[0] for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for name in _modules(node)}
+    found = {
+        name.split(".")[0] for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for name in _modules(node)
+    }
     assert found <= set(sys.stdlib_module_names) | {"torch", "torch_npu"}
 
 

@@ -225,5 +225,7 @@ def test_a_reference_in_float64_holds_few_weights_at_a_time(monkeypatch, twice):
     model = layered(Deep().eval().requires_grad_(False))
     draws = Draws(seed=0, dtype=torch.float32, alike=True)
     x = torch.ones(4, 32, dtype=torch.float64)
-    refer(lambda: contextlib.nullcontext(model), x, what="m", draws=draws, twice=twice, forward=None, dtype=torch.float64)
+    refer(
+        lambda: contextlib.nullcontext(model), x, what="m", draws=draws, twice=twice, forward=None, dtype=torch.float64
+    )
     assert len(living) >= 8 and max(living) <= 2, living

@@ -9,13 +9,13 @@ from dataclasses import fields, replace
 
 import pytest
 
-from harness.measure import Comparison
 from harness.judging.checks import checks_of, judge
 from harness.judging.criteria import AT_LEAST, FLOORED
 from harness.judging.presets import PRESETS
 from harness.judging.references import References, slack
 from harness.judging.tolerance import LIMITS, Tolerance, without_forecast
 from harness.judging.verdict import Decisions
+from harness.measure import Comparison
 from harness.measure.slices import Slice
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -27,17 +27,28 @@ SCATTER = math.sqrt(2) * FLOOR  # of two orders of sums
 RMS = 2.0
 below = math.nextafter
 
-# ------------------------------------------------------------------------------------------------------- the numbers
+# -------- the numbers
 
 
 def numbers(count=1000, dtype="float32", tokens=True, **more):
     """The numbers of an output without any error; a power of two wherever something is divided by it."""
     shape = (1, count) if tokens else (count,)
     nothing = {each.name: 0.0 for each in fields(Comparison)}
-    places = {"worst_index": None, "worst_token": (0,) if tokens else None, "worst_token_diff": (0,) if tokens else None}
+    places = {
+        "worst_index": None,
+        "worst_token": (0,) if tokens else None,
+        "worst_token_diff": (0,) if tokens else None,
+    }
     nothing |= {"histogram": (), "first_flip": None, **places}
     nothing |= {"cos_sim": 1.0, "token_cos_sim": 1.0, "matched": 1.0, "rms": RMS}
-    counts = {"nan_actual": 0, "nan_expected": 0, "inf_actual": 0, "inf_expected": 0, "nonfinite_differ": 0, "unequal": 0}
+    counts = {
+        "nan_actual": 0,
+        "nan_expected": 0,
+        "inf_actual": 0,
+        "inf_expected": 0,
+        "nonfinite_differ": 0,
+        "unequal": 0,
+    }
     sides = dict(shape=shape, expected_shape=shape, dtype=dtype, expected_dtype=dtype)
     return Comparison(**(nothing | counts | sides | {"flips": 0} | more))
 
@@ -50,7 +61,9 @@ def healthy(count=1000, dtype="float32", tokens=True, **more):
 
 def references(count=1000, dtype="float32", tokens=True, device=None, **more):
     own = numbers(count, dtype, tokens, **(device or {}))
-    return References(**(dict(golden=own, cpu=healthy(count, dtype, tokens), forecast=healthy(count, dtype, tokens)) | more))
+    return References(
+        **(dict(golden=own, cpu=healthy(count, dtype, tokens), forecast=healthy(count, dtype, tokens)) | more)
+    )
 
 
 def limits_of(preset, dtype="float32", count=1000, tokens=True, found=None, held=None):
@@ -60,7 +73,7 @@ def limits_of(preset, dtype="float32", count=1000, tokens=True, found=None, held
     return {each.name: each.limit for each in checks_of(verdict)}
 
 
-# ------------------------------------------------------------------------------------------------- what the limits are
+# -------- what the limits are
 
 
 @pytest.mark.parametrize("count", SLACK)
@@ -83,7 +96,9 @@ def test_the_limits_in_floors(preset, count, dtype):
 
 
 def test_a_flat_output_has_no_tokens():
-    assert "token_ratio" not in limits_of("floor", tokens=False) and "token_rel_l2" not in limits_of("pair", tokens=False)
+    assert "token_ratio" not in limits_of("floor", tokens=False) and "token_rel_l2" not in limits_of(
+        "pair", tokens=False
+    )
 
 
 def test_the_model_cards_limits():
@@ -100,13 +115,17 @@ def test_canns_limits_are_below_its_budget(dtype, modes, budget):
     assert found == {"mean_rel": below(budget, 0), "max_rel": below(10 * budget, 0)}
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("float16", 1e-5), ("bfloat16", 1e-5), ("float64", 1e-7)])
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [("float32", 1e-5), ("float16", 1e-5), ("bfloat16", 1e-5), ("float64", 1e-7)]
+)
 def test_torch_testings_limits(dtype, atol):
     import torch
 
     assert limits_of("close", dtype) == {"close_atol": atol}
     with pytest.raises(AssertionError) as refused:  # torch's own words name its absolute tolerance
-        torch.testing.assert_close(torch.ones(1, dtype=getattr(torch, dtype)), torch.zeros(1, dtype=getattr(torch, dtype)))
+        torch.testing.assert_close(
+            torch.ones(1, dtype=getattr(torch, dtype)), torch.zeros(1, dtype=getattr(torch, dtype))
+        )
     assert f"up to {atol:g} allowed" in str(refused.value).replace("1e-05", f"{1e-5:g}").replace("1e-07", f"{1e-7:g}")
 
 
@@ -135,10 +154,16 @@ def test_without_a_forecast_float32_has_the_budget_of_hf32():
     for dtype, budget in (("float32", 2**-11), ("float16", 2**-10), ("bfloat16", 2**-7)):
         found = judge(numbers(dtype=dtype), without_forecast(Tolerance(preset="floor"), "no rules", dtype))
         limits = {each.name: each.limit for each in checks_of(found)}
-        assert [limits[name] / budget for name in ("rel_l2", "token_rel_l2", "max_scaled", "gain", "shift")] == [1, 4, 16, 0.25, 0.25]
+        assert [limits[name] / budget for name in ("rel_l2", "token_rel_l2", "max_scaled", "gain", "shift")] == [
+            1,
+            4,
+            16,
+            0.25,
+            0.25,
+        ]
 
 
-# ------------------------------------------------------------------------------------- at a limit, beyond it, and NaN
+# -------- at a limit, beyond it, and NaN
 
 GOLDEN = {  # a limit in floors: the number of the device's error, and the floor that it is held against
     "forecast_ratio": ("rel_l2", FLOOR),
@@ -152,7 +177,9 @@ SIGNED = ("gain", "shift", "gain_ratio", "shift_ratio")
 
 
 def judged(name, measured, tolerance, count=1000):
-    """The verdict where the number behind the limit `name` is `measured`, in its unit, and all else is without error."""
+    """The verdict where the number behind the limit `name` is `measured`, in its unit, and all else is without
+    error.
+    """
     found, device, more = numbers(count), {}, {"unexplained": 0.0}
     floored = name in FLOORED or tolerance.preset in ("floor", "sharp")
     if name == "slice_ratio":
@@ -187,7 +214,9 @@ def beyond(name, limit):
 PRESET_LIMITS = [
     (preset, name)
     for preset in PRESETS
-    for name in limits_of(preset, held=references(unexplained=0.0, slices=(Slice(where="", count=1000, error=0.0, healthy=FLOOR),)))
+    for name in limits_of(
+        preset, held=references(unexplained=0.0, slices=(Slice(where="", count=1000, error=0.0, healthy=FLOOR),))
+    )
 ]
 
 
@@ -244,7 +273,7 @@ def test_what_the_compilers_limit_allows_has_two_sides(dtype):
         assert criteria(verdict) == expected
 
 
-# ------------------------------------------------------------------------------------------------------------ the floor
+# -------- the floor
 
 
 @pytest.mark.parametrize(("name", "field", "limit"), [
@@ -275,8 +304,12 @@ def test_a_shared_factor_may_be_a_sixteenth_of_the_floor_from_a_thousand_element
 
 
 def test_a_factor_that_a_healthy_run_has_is_allowed_beside_it():
-    held = {gain: references(device={"gain": gain}, cpu=healthy(gain=-FLOOR)) for gain in (2 * FLOOR * 17 / 16, 2.2 * FLOOR)}
-    found = [criteria(judge(numbers(), Tolerance(preset="floor"), references={"output": each})) for each in held.values()]
+    held = {
+        gain: references(device={"gain": gain}, cpu=healthy(gain=-FLOOR)) for gain in (2 * FLOOR * 17 / 16, 2.2 * FLOOR)
+    }
+    found = [
+        criteria(judge(numbers(), Tolerance(preset="floor"), references={"output": each})) for each in held.values()
+    ]
     assert found == [[], ["gain_ratio"]]
 
 
@@ -298,7 +331,9 @@ def test_hf32_is_felt_where_the_device_loses_an_eighth_of_what_it_would_cost():
         ).unfelt
 
     assert not unfelt(1 / 8, 1 / 8) and unfelt(below(1 / 8, 0), 1 / 8)  # the device's side of the limit
-    assert unfelt(0.01, 1 / 8) and not unfelt(0.01, below(1 / 8, 1))  # the CPU's: such a mode costs too little to be missed
+    assert unfelt(0.01, 1 / 8) and not unfelt(
+        0.01, below(1 / 8, 1)
+    )  # the CPU's: such a mode costs too little to be missed
     assert not unfelt(0.01, 0.01, modes=()) and not unfelt(math.nan, 0.01)
     assert not References(golden=numbers(), cpu=healthy(), forecast=None, modes=("HF32",)).unfelt
 

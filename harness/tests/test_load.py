@@ -10,8 +10,12 @@ from harness.checkpoints.conversion import CheckpointError
 from harness.models.aimv2 import build, convert_checkpoint, load
 from harness.tests.checkpoints import KINDS, model, write
 
-
-PLACES = [(kind, layout) for kind in KINDS for layout in ("apple", "transformers", "timm") if (kind, layout) != ("head", "timm")]
+PLACES = [
+    (kind, layout)
+    for kind in KINDS
+    for layout in ("apple", "transformers", "timm")
+    if (kind, layout) != ("head", "timm")
+]
 
 
 @pytest.mark.parametrize(("kind", "layout"), PLACES)
@@ -56,7 +60,10 @@ def test_heads_and_eps_come_from_the_config(tmp_path):
 
 def test_without_a_config_sizes_of_no_variant_say_what_is_missing(tmp_path):
     source = write(tmp_path / "source", model().state_dict(), config=False)
-    with pytest.raises(CheckpointError, match="num_attention_heads of .*config.json is missing and these sizes are no released variant's"):
+    with pytest.raises(
+        CheckpointError,
+        match="num_attention_heads of .*config.json is missing and these sizes are no released variant's",
+    ):
         load(source)
 
 
@@ -86,7 +93,15 @@ def test_a_config_that_is_no_config_is_refused(tmp_path):
             load(source)
 
 
-@pytest.mark.parametrize("missing", ["trunk.blocks.0.mlp.fc1.weight", "preprocessor.patchifier.proj.weight", "trunk.post_trunk_norm.weight", "preprocessor.patchifier.proj.bias"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "trunk.blocks.0.mlp.fc1.weight",
+        "preprocessor.patchifier.proj.weight",
+        "trunk.post_trunk_norm.weight",
+        "preprocessor.patchifier.proj.bias",
+    ],
+)
 def test_a_weight_is_never_left_random(tmp_path, missing):
     tensors = dict(model().state_dict())
     del tensors[missing]

@@ -15,16 +15,16 @@ from torch.nn import functional as F
 from harness import Case, emulator
 from harness.emulator import faults
 from harness.emulator.table import changed
-from harness.locate.diagnose import cause_of
 from harness.locate import is_explained, locate
+from harness.locate.diagnose import cause_of
+from harness.locate.replay import Trial, copy_strided, difference
+from harness.locate.repro import reduced, write_repro
 from harness.reference import roundoff
 from harness.report.located import depth_picture, found_text, located
 from harness.report.rows import Located
-from harness.locate.repro import reduced, write_repro
 from harness.tests.needs import emulated_device, needs_torch_npu
 from harness.tests.test_clean import TRAP, emulated
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user, write  # noqa: F401
-from harness.locate.replay import Trial, copy_strided, difference
 from harness.typed_json import reader_of, to_json
 
 
@@ -80,15 +80,21 @@ def npu():
     torch.set_num_threads(before)
 
 
-# ---------------------------------------------------------------------------------------------------------------- finding
+# -------- finding
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_healthy_run_names_no_operator(npu, dtype):
     found = locate(case(dtype=dtype), 1, npu)
-    assert found.first is None and found.trial is None and found.sentences().startswith("No operator is wrong: each of ")
+    assert (
+        found.first is None and found.trial is None and found.sentences().startswith("No operator is wrong: each of ")
+    )
     names = [(each.module, each.operator) for each in found.steps]
-    assert ("blocks.2.qkv", "linear") in names and ("blocks.0", "scaled_dot_product_attention") in names and ("blocks.3", "silu") in names
+    assert (
+        ("blocks.2.qkv", "linear") in names
+        and ("blocks.0", "scaled_dot_product_attention") in names
+        and ("blocks.3", "silu") in names
+    )
     assert all(re.fullmatch(r"test_locate.py:\d+", each.place) for each in found.steps if each.module == "blocks.1")
     assert all(0 <= each.own < 1e-2 and each.inherited < 3e-2 for each in found.steps)
 
@@ -119,7 +125,9 @@ def test_the_broken_operator_is_named_with_its_cause(npu, kind, settings, cause)
     else:
         later = [each for each in found.steps if each.number > found.first.number]
         assert not any(each.bad for each in later) and "what comes after inherits" in found.sentences()
-        assert kind in ("nan", "stale") or max(each.inherited for each in later) > 1e-5 > max(each.own for each in later)
+        assert kind in ("nan", "stale") or max(each.inherited for each in later) > 1e-5 > max(
+            each.own for each in later
+        )
 
 
 def test_a_mask_that_is_turned_around_is_named(npu):
@@ -146,11 +154,16 @@ def test_a_view_that_breaks_an_operator_is_named_as_one(npu):
 
     with changed("aclnnExp", only_views):
         found = locate(case(Twice), 1, npu)
-    assert found.first.operator == "exp" and found.first.cause == "an input is a view that is not contiguous; made contiguous, it passes"
+    assert (
+        found.first.operator == "exp"
+        and found.first.cause == "an input is a view that is not contiguous; made contiguous, it passes"
+    )
 
 
 class Everything(nn.Module):
-    """Views, operators in place, out=, indices, several results, results that are no fractions, a cache, random numbers."""
+    """Views, operators in place, out=, indices, several results, results that are no fractions, a cache, random
+    numbers.
+    """
 
     def __init__(self):
         super().__init__()
@@ -171,7 +184,14 @@ class Everything(nn.Module):
         hidden, (last, _) = self.lstm(with_noise)
         cache = torch.cat([hidden, hidden[:, -1:]], 1)
         position = torch.arange(cache.shape[1], device=x.device)
-        return {"cache": cache * position[:, None], "top": top, "index": index.to(x.dtype), "mean": mean, "scale": scale, "last": last.sigmoid_()}
+        return {
+            "cache": cache * position[:, None],
+            "top": top,
+            "index": index.to(x.dtype),
+            "mean": mean,
+            "scale": scale,
+            "last": last.sigmoid_(),
+        }
 
 
 def test_every_kind_of_call_is_followed(npu):
@@ -181,7 +201,9 @@ def test_every_kind_of_call_is_followed(npu):
     names = [each.operator for each in found.steps]
     assert {"setitem", "mul_", "add_", "add", "topk", "lstm", "cat", "sigmoid_", "var_mean"} <= set(names)
     assert {each.operator for each in found.steps if each.note.startswith("random")} == {"rand", "dropout"}
-    assert max(each.inherited for each in found.steps if each.inherited == each.inherited) < 1e-4  # writing in place reached the device's own copies
+    assert (
+        max(each.inherited for each in found.steps if each.inherited == each.inherited) < 1e-4
+    )  # writing in place reached the device's own copies
 
 
 def test_the_devices_own_values_are_those_of_its_forward(npu):
@@ -194,14 +216,18 @@ def test_the_devices_own_values_are_those_of_its_forward(npu):
 
         there = copy.deepcopy(model).to(npu.torch_device)(x.to(npu.torch_device)).cpu()
     here = model(x)
-    assert found.steps[-1].inherited == pytest.approx(float((there.double() - here).norm() / here.double().norm()), rel=1e-3)
+    assert found.steps[-1].inherited == pytest.approx(
+        float((there.double() - here).norm() / here.double().norm()), rel=1e-3
+    )
 
 
 def test_gradients_are_looked_at_on_request(npu):
     with emulator.fault("aclnnLayerNormBackward", "scale", by=1.01):
         assert locate(case(), 1, npu).first is None
         found = locate(case(), 1, npu, backward=True)
-    assert (found.first.module, found.first.operator) == ("blocks.0.norm", "layer_norm") and found.first.reasons[0].startswith("backward: ")
+    assert (found.first.module, found.first.operator) == ("blocks.0.norm", "layer_norm") and found.first.reasons[
+        0
+    ].startswith("backward: ")
     assert locate(case(), 1, npu, backward=True).first is None
 
 
@@ -227,7 +253,11 @@ class Lists(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers, self.route, self.note = nn.ModuleList([nn.Linear(32, 32) for _ in range(11)]), Lists.Route(), Lists.Note()
+        self.layers, self.route, self.note = (
+            nn.ModuleList([nn.Linear(32, 32) for _ in range(11)]),
+            Lists.Route(),
+            Lists.Note(),
+        )
 
     def forward(self, x):
         for layer in self.layers:
@@ -277,12 +307,14 @@ def test_when_the_time_is_over_what_was_not_looked_at_is_counted(npu):
     assert not found.steps and found.unseen > 20 and "more were not looked at: the time was over" in found.sentences()
 
 
-# ----------------------------------------------------------------------------------------------------------- repro, report
+# -------- repro, report
 
 
 def trial_of(npu, func=F.linear, shapes=((4, 24, 32), (64, 32), (64,))):
     generator = torch.Generator().manual_seed(0)
-    return Trial(func=func, args=tuple(torch.randn(shape, generator=generator) for shape in shapes), kwargs={}, device=npu)
+    return Trial(
+        func=func, args=tuple(torch.randn(shape, generator=generator) for shape in shapes), kwargs={}, device=npu
+    )
 
 
 def printed_error(text):
@@ -294,13 +326,24 @@ def test_a_repro_prints_the_error_in_a_process_of_its_own(npu, tmp_path):
     fault = faults.parse(text)
     faults.plant(fault)
     try:
-        made = write_repro(trial_of(npu), tmp_path / "row", title="linear is wrong", stack={"device": npu.name}, faults=[text])
+        made = write_repro(
+            trial_of(npu), tmp_path / "row", title="linear is wrong", stack={"device": npu.name}, faults=[text]
+        )
     finally:
         faults.remove(fault)
-    assert made.shows and printed_error(made.printed) == pytest.approx(0.01, rel=1e-3) and made.elements[1] < 10 < made.elements[0] == 4 * 24 * 32 + 64 * 32 + 64
+    assert (
+        made.shows
+        and printed_error(made.printed) == pytest.approx(0.01, rel=1e-3)
+        and made.elements[1] < 10 < made.elements[0] == 4 * 24 * 32 + 64 * 32 + 64
+    )
     script = (tmp_path / "row" / "repro.py").read_text()
     assert "import harness" not in script and "pickle" not in script and "torch.nn.functional.linear(" in script
-    assert sorted(each.name for each in (tmp_path / "row").iterdir()) == ["inputs.safetensors", "printed.txt", "repro.py", "stack.json"]
+    assert sorted(each.name for each in (tmp_path / "row").iterdir()) == [
+        "inputs.safetensors",
+        "printed.txt",
+        "repro.py",
+        "stack.json",
+    ]
 
 
 def test_a_repro_keeps_views_numbers_and_gradients(npu, tmp_path):
@@ -326,7 +369,12 @@ def test_a_repro_keeps_a_view_only_where_it_takes_one(npu, tmp_path):
     with emulator.fault("aclnnExp", "swap_rows"):
         small = reduced(trial)
         made = write_repro(trial, tmp_path, title="t", stack={}, faults=["aclnnExp:swap_rows"])
-    assert small.tensors[0].is_contiguous() and small.tensors[0].numel() < 5 and made.shows and ".as_strided(" not in (tmp_path / "repro.py").read_text()
+    assert (
+        small.tensors[0].is_contiguous()
+        and small.tensors[0].numel() < 5
+        and made.shows
+        and ".as_strided(" not in (tmp_path / "repro.py").read_text()
+    )
 
 
 def test_a_call_that_no_script_can_name_has_no_repro(npu, tmp_path):
@@ -367,10 +415,17 @@ def test_what_a_sound_device_rounds_is_named_with_what_turning_it_off_gives(npu)
 
     found = locate(case(Convolved), 1, npu)
     conv, gelu = found.steps
-    assert found.first is None and 1e-5 < conv.own < 1e-3 and conv.cause.startswith("HF32 is on: with torch.npu.conv.allow_hf32 = False it is ")
+    assert (
+        found.first is None
+        and 1e-5 < conv.own < 1e-3
+        and conv.cause.startswith("HF32 is on: with torch.npu.conv.allow_hf32 = False it is ")
+    )
     assert float(conv.cause.rpartition(" ")[2]) < 1e-6 and torch.npu.conv.allow_hf32
     assert "GELU takes its tanh formula here whatever is asked for" in gelu.cause
-    assert f"{max(conv, gelu, key=lambda each: each.own).name}: " in found.sentences() and "use_compatible_impl" in found_text(located(found))
+    assert (
+        f"{max(conv, gelu, key=lambda each: each.own).name}: " in found.sentences()
+        and "use_compatible_impl" in found_text(located(found))
+    )
     with npu.in_float32("conv"):
         assert not locate(case(Convolved), 1, npu).steps[0].cause and not torch.npu.conv.allow_hf32
     x = torch.randn(64)
@@ -384,7 +439,11 @@ def test_a_model_that_is_another_beside_an_npu_is_said_to_be(tmp_path):
     assert run.returncode == 0, run.stderr
     sdpa, eager, odd, counted = run.stdout.strip().splitlines()
     assert all("another" not in each for each in (odd, counted))
-    assert re.search(r"But the model is another where torch_npu is: what it gives on the CPU of this process is \d\.\d\de-0[12] away", sdpa)
+    assert re.search(
+        r"But the model is another where torch_npu is: "
+        r"what it gives on the CPU of this process is \d\.\d\de-0[12] away",
+        sdpa,
+    )
     assert eager.startswith("No operator is wrong") and "another" not in eager
 
 
@@ -394,7 +453,8 @@ LOCATED = """
 
     for attention in ("sdpa", "eager"):
         inputs = lambda generator: torch.randn(1, 3, 32, 32, generator=generator)
-        case = Case(name="swin", model=lambda: built(attention), inputs=inputs, forward=lambda model, x: model(x).last_hidden_state)
+        forward = lambda model, x: model(x).last_hidden_state
+        case = Case(name="swin", model=lambda: built(attention), inputs=inputs, forward=forward)
         print(locate(case, 1, open_device("emulated")).sentences())
     calls = []
     odd = lambda model, x: model(x).last_hidden_state.index_fill(1, torch.tensor([0], device=x.device), float("nan"))
@@ -417,7 +477,9 @@ def test_an_operator_is_judged_as_it_runs_unwatched(npu, operator, wrong):
 
     with emulator.fault(operator, "scale", by=1.01):
         found = locate(case(Turned), 1, npu)
-    assert (found.first is not None) is wrong and (not wrong or (found.first.module, found.first.operator) == ("out", "linear"))
+    assert (found.first is not None) is wrong and (
+        not wrong or (found.first.module, found.first.operator) == ("out", "linear")
+    )
 
 
 def test_an_operator_that_falls_back_is_named(npu):
@@ -427,7 +489,9 @@ def test_an_operator_that_falls_back_is_named(npu):
 
     found = locate(case(Bessel), 1, npu)
     assert [each.operator for each in found.fallen] == ["special_i0"] and found.ranking(1) == found.fallen
-    assert re.search(r"1 fell back to the CPU, the first is the model: special_i0 \(test_locate.py:\d+\) \(aten::", found.sentences())
+    assert re.search(
+        r"1 fell back to the CPU, the first is the model: special_i0 \(test_locate.py:\d+\) \(aten::", found.sentences()
+    )
     assert "the CPU computes it in place of the device: aten::" in found_text(located(found))
     allowed = found.fallen[0].note.partition(": ")[2].split(", ")
     assert not locate(replace(case(Bessel), fallbacks=tuple(allowed)), 1, npu).fallen
@@ -437,18 +501,27 @@ def test_an_operator_that_falls_back_is_named(npu):
             return F.silu(x) + 0 * torch.poisson(x.abs())
 
     found = locate(case(Random), 1, npu)
-    assert [each.operator for each in found.fallen] == ["poisson"] and "random" in found.fallen[0].note and "The largest own difference" in found.sentences()
+    assert (
+        [each.operator for each in found.fallen] == ["poisson"]
+        and "random" in found.fallen[0].note
+        and "The largest own difference" in found.sentences()
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize(("kind", "more"), [("offset", {"by": 1e-3}), ("scale", {"by": 1.002}), ("zero_rows", {"at": 2}), ("tail", {"size": 1})])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("offset", {"by": 1e-3}), ("scale", {"by": 1.002}), ("zero_rows", {"at": 2}), ("tail", {"size": 1})],
+)
 def test_small_damage_is_no_rounding(npu, dtype, kind, more):
     class Sum(nn.Module):
         def forward(self, x):
             return x + x.flip(-1) * 0.5
 
     settings = {"float16": {}, "bfloat16": {"by": {"offset": 4e-3, "scale": 1.01}.get(kind)}}[dtype]
-    with emulator.fault("aclnnAdd", kind, **{**more, **{name: each for name, each in settings.items() if each}}) as fault:
+    with emulator.fault(
+        "aclnnAdd", kind, **{**more, **{name: each for name, each in settings.items() if each}}
+    ) as fault:
         found = locate(case(Sum, dtype=dtype), 1, npu)
     assert fault.hits and found.first is not None and found.first.operator == "add"
 
@@ -456,14 +529,24 @@ def test_small_damage_is_no_rounding(npu, dtype, kind, more):
 def test_differences_of_what_is_not_finite():
     inf, nan = math.inf, math.nan
     base = torch.tensor([1.0, 2.0, inf, nan])
-    assert difference(base, base.clone()) == 0 and difference(torch.tensor([1.0, 2.0, -inf, nan]), base) == inf == difference(torch.tensor([1.0, 2.0, nan, nan]), base)
-    assert difference(torch.tensor([1.0, 4.0, inf, nan]), base) == pytest.approx(2 / math.sqrt(5)) and difference(torch.tensor([nan]), torch.tensor([nan])) == 0
+    assert difference(base, base.clone()) == 0 and difference(
+        torch.tensor([1.0, 2.0, -inf, nan]), base
+    ) == inf == difference(torch.tensor([1.0, 2.0, nan, nan]), base)
+    assert (
+        difference(torch.tensor([1.0, 4.0, inf, nan]), base) == pytest.approx(2 / math.sqrt(5))
+        and difference(torch.tensor([nan]), torch.tensor([nan])) == 0
+    )
     large = torch.tensor([3e38, -3e38])
     assert difference(-large, large) == pytest.approx(2) and difference(torch.tensor([0.0]), torch.tensor([0j])) == 0
-    assert difference(torch.tensor([1j]), torch.tensor([1.0 + 0j])) == pytest.approx(math.sqrt(2)) and difference(torch.tensor([1, 2]), torch.tensor([1, 3])) == 0.5
+    assert (
+        difference(torch.tensor([1j]), torch.tensor([1.0 + 0j])) == pytest.approx(math.sqrt(2))
+        and difference(torch.tensor([1, 2]), torch.tensor([1, 3])) == 0.5
+    )
     assert difference(torch.tensor([60000.0]).half(), torch.tensor([-60000.0]).half()) == pytest.approx(2)
     tiny = torch.tensor([1e-200], dtype=torch.float64)
-    assert difference(2 * tiny, tiny) == pytest.approx(1) and difference(torch.tensor([1.0, inf]), torch.tensor([1.5, inf]).half()) == pytest.approx(1 / 3)
+    assert difference(2 * tiny, tiny) == pytest.approx(1) and difference(
+        torch.tensor([1.0, inf]), torch.tensor([1.5, inf]).half()
+    ) == pytest.approx(1 / 3)
 
 
 def _at(number, change):
@@ -485,10 +568,30 @@ DAMAGE = {
     "an index of topk": (torch.topk, (600, 64), (16,), _off),
     "an index of max": (torch.max, (2000, 64), (1,), _off),
     "a small element that is zero": (torch.mul, (257, 1024), (1.0,), _at(0.02, lambda x: 0 * x)),
-    "a column that is zero": (torch.mul, (257, 1024), (torch.cat([torch.full((1,), 1e-2), torch.ones(1023)]),), lambda found: found[0][:, :1].mul_(0)),
-    "a factor": (torch.mul, (64, 64), (1.0,), lambda found: found[0].copy_(found[0].float() * (1 + torch.finfo(found[0].dtype).eps * 0.75))),
-    "a row of noise": (torch.relu, (64, 64), (), lambda found: found[0][3].mul_(1 + 8 * torch.finfo(found[0].dtype).eps * torch.randn(64))),
-    "a summand": (torch.add, (64, 64), (2.0,), lambda found: found[0].copy_(found[0].float() + torch.finfo(found[0].dtype).eps)),
+    "a column that is zero": (
+        torch.mul,
+        (257, 1024),
+        (torch.cat([torch.full((1,), 1e-2), torch.ones(1023)]),),
+        lambda found: found[0][:, :1].mul_(0),
+    ),
+    "a factor": (
+        torch.mul,
+        (64, 64),
+        (1.0,),
+        lambda found: found[0].copy_(found[0].float() * (1 + torch.finfo(found[0].dtype).eps * 0.75)),
+    ),
+    "a row of noise": (
+        torch.relu,
+        (64, 64),
+        (),
+        lambda found: found[0][3].mul_(1 + 8 * torch.finfo(found[0].dtype).eps * torch.randn(64)),
+    ),
+    "a summand": (
+        torch.add,
+        (64, 64),
+        (2.0,),
+        lambda found: found[0].copy_(found[0].float() + torch.finfo(found[0].dtype).eps),
+    ),
     "a dtype": (torch.mul, (64, 64), (1.0,), lambda found: found.append(found.pop(0).double())),
 }
 
@@ -500,7 +603,12 @@ def test_damage_that_the_judge_fails_is_not_taken_for_roundings(npu, name, dtype
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     if name == "a small element that is zero":
         x[:, 5] *= 40  # beside a channel of large ones
-    trial = Trial(func=func, args=(x, *(each.to(dtype) if isinstance(each, torch.Tensor) else each for each in more)), kwargs={}, device=npu)
+    trial = Trial(
+        func=func,
+        args=(x, *(each.to(dtype) if isinstance(each, torch.Tensor) else each for each in more)),
+        kwargs={},
+        device=npu,
+    )
     results = trial.on_cpu()
     found = [each.clone() for each in results]
     assert is_explained(found, results, func.__name__)
@@ -513,13 +621,15 @@ def test_a_finding_is_a_table_and_a_picture(npu):
     found = locate(broken("blocks.2.out", fault), 1, npu)
     kept = json.loads(json.dumps(to_json(located(found)), allow_nan=False))
     text = found_text(reader_of(Located)(kept))
-    assert text.startswith("**blocks.2.out: linear (module.py") or text.startswith("**blocks.2.out: linear (") and "| blocks.2.out" in text
+    assert text.startswith("**blocks.2.out: linear (module.py") or (
+        text.startswith("**blocks.2.out: linear (") and "| blocks.2.out" in text
+    )
     picture = depth_picture(found)
     assert picture.count("<circle") == 1 and "blocks.2.out linear" in picture and picture.startswith("<svg")
     assert "<circle" not in depth_picture(replace(found, steps=())) and math.isfinite(found.steps[0].own)
 
 
-# ------------------------------------------------------------------------------------------------------------ in the flow
+# -------- in the flow
 
 FAILING = (
     CASE
@@ -534,38 +644,60 @@ def test_precision(precision, seed):
 
 
 @needs_torch_npu
-def test_a_failing_row_is_located_by_itself(user):  # noqa: F811
+def test_a_failing_row_is_located_by_itself(user):
     write(user, FAILING)
     result = user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnSilu:scale:by=1.1")
     assert result.ret == 1
     first, second = stored(user)["rows"]
-    assert first["located"]["ranking"][0]["operator"] == "silu" and first["located"]["ranking"][0]["module"] == "1" and second["located"] is None
-    assert first["located"]["repro"]["shows"] and printed_error(first["located"]["repro"]["printed"]) == pytest.approx(0.1, rel=1e-3)
+    assert (
+        first["located"]["ranking"][0]["operator"] == "silu"
+        and first["located"]["ranking"][0]["module"] == "1"
+        and second["located"] is None
+    )
+    assert first["located"]["repro"]["shows"] and printed_error(first["located"]["repro"]["printed"]) == pytest.approx(
+        0.1, rel=1e-3
+    )
     folder = user.path / "reports" / "repro" / "small-float32-seed1"
-    assert {each.name for each in folder.iterdir()} == {"depth.svg", "inputs.safetensors", "printed.txt", "repro.py", "stack.json"}
+    assert {each.name for each in folder.iterdir()} == {
+        "depth.svg",
+        "inputs.safetensors",
+        "printed.txt",
+        "repro.py",
+        "stack.json",
+    }
     text = (user.path / "reports" / "precision.md").read_text()
     assert "is the first wrong operator" in text and "![error over depth](repro/small-float32-seed1/depth.svg)" in text
     assert "located small float32 seed 1: 1: silu is the first wrong operator" in result.stdout.str()
 
 
 @needs_torch_npu
-def test_locating_can_be_left_out_or_run_out_of_its_budget(user):  # noqa: F811
+def test_locating_can_be_left_out_or_run_out_of_its_budget(user):
     write(user, FAILING)
     fault = ("--device", "emulated", "--fault", "aclnnSilu:scale:by=1.1")
     assert user.runpytest_inprocess(*fault, "--locate=off").ret == 1
-    assert all(row["located"] is None for row in stored(user)["rows"]) and not (user.path / "reports" / "repro").exists()
+    assert (
+        all(row["located"] is None for row in stored(user)["rows"]) and not (user.path / "reports" / "repro").exists()
+    )
     result = user.runpytest_inprocess(*fault, "--locate-budget=0")
-    assert "2 failing rows were not located: the budget of 0 s is spent; --precision-locate-budget" in result.stdout.str()
+    assert (
+        "2 failing rows were not located: the budget of 0 s is spent; --precision-locate-budget" in result.stdout.str()
+    )
     assert user.runpytest_inprocess(*fault, "--locate=modules").ret == 1
     assert "1: SiLU is the first wrong module" in stored(user)["rows"][0]["located"]["said"]
 
 
 @needs_torch_npu
-def test_the_command_locates_a_row_that_passes(user):  # noqa: F811
+def test_the_command_locates_a_row_that_passes(user):
     write(user, FAILING)
 
     def command(*arguments):
-        done = subprocess.run([sys.executable, "-m", "harness", "locate", *arguments, "--device", "emulated"], cwd=user.path, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [sys.executable, "-m", "harness", "locate", *arguments, "--device", "emulated"],
+            cwd=user.path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         return done.returncode, done.stdout + done.stderr
 
     status, said = command("small", "--seed", "2", "--cases", ".")
@@ -590,8 +722,19 @@ def test_localisation_is_put_to_the_test(npu):
     assert not list(locating.spread(bed, "mask", 1))  # it has none
     mean = next(each for each in locating.places(bed) if each.operator == "aclnnPowTensorScalar")
     lost = locating._tried(bed, mean, "swap_heads", {})  # the addends of a mean in another order
-    assert not lost.exact and lost.lost and lost.own > 0 and "nothing: the operator is within its floor" in locating.text([lost], [])
-    one = roundoff(torch.float32)  # a fault that leaves more than a rounding beside what a healthy run shows is not lost
+    assert (
+        not lost.exact
+        and lost.lost
+        and lost.own > 0
+        and "nothing: the operator is within its floor" in locating.text([lost], [])
+    )
+    one = roundoff(
+        torch.float32
+    )  # a fault that leaves more than a rounding beside what a healthy run shows is not lost
     assert replace(lost, own=lost.sound + 0.9 * one).lost and not replace(lost, own=lost.sound + 1.1 * one).lost
     said = locating.text(found, [bed.healthy])
-    assert said.startswith("# Localisation\n\n4 faults in 4 places") and "| nan | 2 | 2 | 2 | 0 |" in said and "| aimv2 | float32 | 148 | none |" in said
+    assert (
+        said.startswith("# Localisation\n\n4 faults in 4 places")
+        and "| nan | 2 | 2 | 2 | 0 |" in said
+        and "| aimv2 | float32 | 148 | none |" in said
+    )

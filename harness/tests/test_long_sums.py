@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from harness import Case, validate
 from harness.emulator.table import changed
-from harness.numerics.expected_error import Rules, rounding
 from harness.numerics import (
     Operands,
     Vector,
@@ -27,6 +26,7 @@ from harness.numerics import (
     running_sum,
     variance,
 )
+from harness.numerics.expected_error import Rules, rounding
 from harness.tests.needs import emulated_device
 
 
@@ -78,7 +78,9 @@ def test_a_long_product_whose_sums_are_exact_is_exact():
 
 @pytest.mark.parametrize("inner", [cube.LONG, cube.LONG + 1])
 def test_a_sum_is_long_beyond_its_limit_and_what_is_lost_is_put_back(inner):
-    """2^24 in the first part, 1 in the last one: the addition loses the 1, which counts as often as roundings are left out."""
+    """2^24 in the first part, 1 in the last one: the addition loses the 1, which counts as often as roundings are left
+    out.
+    """
     left = torch.zeros(1, inner)
     left[0, 0], left[0, -1] = 2.0**24, 1.0
     found = matmul(left, torch.ones(inner, 1)).item()
@@ -95,7 +97,9 @@ def test_what_else_is_not_a_long_float32_sum_stays_as_it_is():
     assert torch.equal(matmul(x, w, groups=1), x @ w)  # one part: the sum is torch's
     for dtype in (torch.float16, torch.bfloat16):
         one, other = x.to(dtype), w.to(dtype)
-        assert torch.equal(matmul(one, other, out=torch.float32), cube._grouped(one.float(), other.float(), cube.GROUPS))
+        assert torch.equal(
+            matmul(one, other, out=torch.float32), cube._grouped(one.float(), other.float(), cube.GROUPS)
+        )
     hf32 = Operands(kind="HF32")
     assert torch.equal(matmul(x, w, operands=hf32), cube._grouped(hf32.entering(x), hf32.entering(w), cube.GROUPS))
 
@@ -121,12 +125,14 @@ def test_a_convolution_counts_its_whole_kernel_and_no_other_group():
     """Nine places of 86 channels are 774 terms, beyond the limit; of 85 they are 765."""
     for channels, groups, long in ((86, 1, True), (85, 1, False), (172, 2, False)):
         x, w = seeded(1, channels, 5, 5), seeded(4, channels // groups, 3, 3, seed=1)
-        options = dict(stride=(1, 1), padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=groups)
+        options = dict(
+            stride=(1, 1), padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=groups
+        )
         same = torch.equal(convolution(x, w, None, **options), F.conv2d(x, w, groups=groups))
         assert same is not long
 
 
-# ------------------------------------------------------------------------------------------------------------- scans
+# -------- scans
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -156,7 +162,7 @@ def test_a_scan_of_the_cpu_hides_what_float32_loses():
     assert error(running_sum(x, -1), exact) > 20 * error(x.cumsum(-1), exact)
 
 
-# --------------------------------------------------------------------------------------------------------- variances
+# -------- variances
 
 
 @pytest.mark.parametrize("correction", [0, 1, 2.5])
@@ -197,7 +203,7 @@ def test_batch_norm_in_training_is_made_of_sums_and_sums_of_squares():
     assert half.dtype == torch.float16 and mean.dtype == rstd.dtype == torch.float32
 
 
-# ---------------------------------------------------------------------------------------------------- the expected error
+# -------- the expected error
 
 X = seeded(4, 1000) + 0.5
 BY_RULES = {
@@ -239,7 +245,7 @@ def test_batch_norm_in_evaluation_is_the_cpus():
     assert torch.equal(found, F.batch_norm(x, mean, var, training=False))
 
 
-# -------------------------------------------------------------------------------------------------------- the verdict
+# -------- the verdict
 
 
 class Product(nn.Module):

@@ -1,4 +1,6 @@
-"""The machine that is played: its devices, memory, name and version, its streams and events, its processes and threads."""
+"""The machine that is played: its devices, memory, name and version, its streams and events, its processes and
+threads.
+"""
 
 import pytest
 
@@ -17,11 +19,12 @@ def output(body, *options, **more):
     return [line for line in done.stdout.splitlines() if not line.startswith("[W")]
 
 
-# ------------------------------------------------------------------------------------------------------------- settings
+# -------- settings
 
 RACK = """
 import torch, torch_npu
-print(torch.npu.device_count(), torch.npu.get_device_name(7), torch_npu.utils.get_cann_version(), torch.npu.mem_get_info(5)[1] >> 30)
+memory = torch.npu.mem_get_info(5)[1] >> 30
+print(torch.npu.device_count(), torch.npu.get_device_name(7), torch_npu.utils.get_cann_version(), memory)
 x = [torch.full((4,), float(index), device=f"npu:{index}") for index in range(8)]
 print([int((each * 2).sum()) for each in x], x[3].to("npu:6").device, torch.npu.memory_allocated(2) > 0)
 """
@@ -37,7 +40,8 @@ def test_a_device_without_room_raises_what_torch_npu_raises_and_goes_on():
     body = (
         "import torch\nx = torch.ones(1 << 20, device='npu:0')\n"
         "try:\n    torch.empty(1 << 28, device='npu:0')\n"
-        "except torch.OutOfMemoryError as error:\n    print('GiB total capacity' in str(error) or 'MiB total capacity' in str(error))\n"
+        "except torch.OutOfMemoryError as error:\n    print('GiB total capacity' in str(error) or 'MiB total "
+        "capacity' in str(error))\n"
         "print(float((x + x).sum()) == 2 << 20)"
     )
     assert output(body, "--memory", "256MiB") == ["True", "True"]
@@ -46,20 +50,30 @@ def test_a_device_without_room_raises_what_torch_npu_raises_and_goes_on():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--devices", "99"), "1 to 16 devices, not 99"), (("--memory", "much"), "'much' is no size of memory"), (("--memory", "5"), "at least 1 MiB"),
-        (("--soc", "two words"), "a word of up to 63 letters"), (("--fault", "nothing"), "a fault is 'operator:kind'"), (("--colour", "red"), "there is no option --colour"),
+        (("--devices", "99"), "1 to 16 devices, not 99"),
+        (("--memory", "much"), "'much' is no size of memory"),
+        (("--memory", "5"), "at least 1 MiB"),
+        (("--soc", "two words"), "a word of up to 63 letters"),
+        (("--fault", "nothing"), "a fault is 'operator:kind'"),
+        (("--colour", "red"), "there is no option --colour"),
     ],
-)  # fmt: skip
+)
 def test_a_machine_that_there_is_not_is_one_line(options, words):
     with pytest.raises((HarnessError, ValueError, SystemExit), match=words):
         emulator.emulate([*options, "-m", "this"])
 
 
 def test_sizes_are_read_with_their_units():
-    assert [bytes_in(text) for text in ("4096", "64GiB", "1.5 MiB", "2GB", "1kib")] == [4096, 64 << 30, 3 << 19, 2 * 10**9, 1024]
+    assert [bytes_in(text) for text in ("4096", "64GiB", "1.5 MiB", "2GB", "1kib")] == [
+        4096,
+        64 << 30,
+        3 << 19,
+        2 * 10**9,
+        1024,
+    ]
 
 
-# ----------------------------------------------------------------------------------------------------- processes, threads
+# -------- processes, threads
 
 WORKERS = """
 import torch, torch_npu
@@ -72,7 +86,8 @@ class Squares(Dataset):
 
 def work(rank):
     torch.npu.set_device(rank)
-    print("child", rank, (torch.arange(3, device=f"npu:{rank}") * 2).tolist(), torch.npu.device_count(), torch.npu.get_device_name(rank), flush=True)
+    x = (torch.arange(3, device=f"npu:{rank}") * 2).tolist()
+    print("child", rank, x, torch.npu.device_count(), torch.npu.get_device_name(rank), flush=True)
 
 if __name__ == "__main__":
     print((torch.ones(2, device="npu:1") + 1).tolist())
@@ -92,9 +107,11 @@ def test_workers_that_are_forked_or_spawned_play_the_same_machine(tmp_path):
 def test_a_child_of_an_emulated_process_never_takes_it_for_a_card():
     body = (
         "import subprocess, sys\n"
-        "code = 'import harness\\ntry:\\n    harness.open_device(sys.argv[1])\\nexcept Exception as error:\\n    print(error)\\nelse:\\n    print(1)'\n"
+        "code = 'import harness\\ntry:\\n    harness.open_device(sys.argv[1])\\nexcept Exception as error:\\n  "
+        "  print(error)\\nelse:\\n    print(1)'\n"
         "for spec in ('npu', 'auto'):\n"
-        "    print(subprocess.run([sys.executable, '-c', 'import sys; ' + code.replace(chr(10), chr(10)), spec], capture_output=True, text=True).stdout.strip())"
+        "    print(subprocess.run([sys.executable, '-c', 'import sys; ' + code.replace(chr(10), chr(10)), "
+        "spec], capture_output=True, text=True).stdout.strip())"
     )
     first, second = output(body)
     assert "was started by one that plays an emulated CANN" in first
@@ -121,7 +138,7 @@ def test_threads_with_streams_of_their_own_do_not_mix(queue):
     assert output(THREADS, TASK_QUEUE_ENABLE=queue) == ["True"]
 
 
-# ------------------------------------------------------------------------------------------------------ streams, memory
+# -------- streams, memory
 
 STREAMS = """
 import torch
@@ -151,13 +168,16 @@ def test_a_stream_waits_for_an_event_behind_a_slow_operator_of_another(queue):
 GROWTH = """
 import torch
 torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 16), torch.nn.LayerNorm(16)).to("npu:0")
+convolution, linear = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8 * 36, 16)
+model = torch.nn.Sequential(convolution, torch.nn.ReLU(), torch.nn.Flatten(), linear, torch.nn.LayerNorm(16))
+model = model.to("npu:0")
 x = torch.randn(4, 3, 8, 8).to("npu:0")
 def forwards(count):
     with torch.no_grad():
         for _ in range(count): model(x).softmax(-1).cpu()
     torch.npu.synchronize()
-    return torch.npu.memory_allocated(), torch.npu.memory_reserved(), int(open('/proc/self/statm').read().split()[1]) * 4
+    resident = int(open('/proc/self/statm').read().split()[1]) * 4
+    return torch.npu.memory_allocated(), torch.npu.memory_reserved(), resident
 before = forwards(2500)  # torch_npu's queue has a ring of some thousand places, which fill first
 after = forwards(1000)
 print(after[:2] == before[:2])
@@ -170,12 +190,15 @@ def test_memory_does_not_grow_over_a_thousand_forwards():
 
 
 def test_half_results_saturate_where_the_card_is_told_so():
-    body = "import torch\nx = torch.full((2,), 60000.0, dtype=torch.float16, device='npu:0')\nprint((x * 2).tolist(), (x * 2 - x * 2).tolist())"
+    body = (
+        "import torch\nx = torch.full((2,), 60000.0, dtype=torch.float16, device='npu:0')\nprint((x * 2).tolist(), "
+        "(x * 2 - x * 2).tolist())"
+    )
     assert output(body) == ["[inf, inf] [nan, nan]"]
     assert output(body, INF_NAN_MODE_ENABLE="0", INF_NAN_MODE_FORCE_DISABLE="1") == ["[65504.0, 65504.0] [0.0, 0.0]"]
 
 
-# --------------------------------------------------------------------------------- a program as it is written for a card
+# -------- a program as it is written for a card
 
 TRAINING = """
 import torch
@@ -188,7 +211,8 @@ torch.npu.set_device(0)
 device = torch.device("npu:0")
 data = TensorDataset(torch.randn(256, 1, 12, 12), torch.randint(0, 4, (256,)))
 loader = DataLoader(data, batch_size=32, shuffle=True, num_workers=2, pin_memory=True)
-model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(800, 4)).to(device)
+features = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+model = nn.Sequential(features, nn.Dropout(0.1), nn.Linear(800, 4)).to(device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 64)
 scaler = torch.npu.amp.GradScaler()
@@ -219,4 +243,8 @@ print(f"{start.elapsed_time(end):.1f} ms, {torch.npu.max_memory_allocated() >> 1
 def test_a_training_program_for_a_card_runs_unchanged(tmp_path, queue):
     *losses, memory = output(TRAINING, path=tmp_path / "train.py", TASK_QUEUE_ENABLE=queue)
     assert len(losses) == 8 and float(losses[-1]) < 0.9 * float(losses[0])
-    assert memory.endswith("Ascend910B4") and float(memory.split(" ms")[0]) > 0 and int(memory.split(", ")[1].split()[0]) > 100
+    assert (
+        memory.endswith("Ascend910B4")
+        and float(memory.split(" ms")[0]) > 0
+        and int(memory.split(", ")[1].split()[0]) > 100
+    )

@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-import harness.run.validation  # noqa: F401  pytester forgets what an inner run imported, and torch cannot be imported twice
-import harness.report  # noqa: F401
+import harness.report
+
+# pytester forgets the modules that an inner run imported, and torch cannot be imported twice.
+import harness.run.validation  # noqa: F401
 from harness import Case, open_device, validate
-from harness.reference.isolated_process import CleanProcess
 from harness.commands.model_size import model_size
 from harness.errors import DeviceError, MemoryLimitError
 from harness.reference import Models, copy_module, memory, run_cpu
+from harness.reference.isolated_process import CleanProcess
 from harness.reference.layers import is_layered
 from harness.reference.memory import (
     GIB,
@@ -44,7 +46,7 @@ def torch_npu_is_imported():
 LARGE = Size(parameters=1_000_000_000, largest=10_000_000)
 
 
-# -------------------------------------------------------------------------------------------------------- what is there
+# -------- what is there
 
 MEMINFO = "MemTotal:       16777216 kB\nMemFree:  1000 kB\nMemAvailable:    8388608 kB\nHugePages_Total: 0\n"
 
@@ -130,7 +132,7 @@ def test_a_worker_has_its_even_part_and_what_it_holds_is_of_that():
     assert room(Memory(total=16 * GIB, available=GIB), 4, own=0) == GIB
 
 
-# ------------------------------------------------------------------------------------------------------- what is needed
+# -------- what is needed
 
 
 @pytest.mark.parametrize("separate", [False, True], ids=["here", "two processes"])
@@ -185,7 +187,7 @@ def test_a_case_that_just_fits_runs_and_one_byte_less_is_an_error():
     )
 
 
-# --------------------------------------------------------------------------------------------------------- what is done
+# -------- what is done
 
 
 class Noting(nn.Module):
@@ -323,7 +325,7 @@ def test_a_case_that_does_not_fit_is_an_error_row(pytester, monkeypatch, availab
         assert any(re.search(said, line) for line in result.outlines)
 
 
-# ----------------------------------------------------------------------------------------------------- what doctor says
+# -------- what doctor says
 
 
 def test_sizes_are_read_as_people_write_them():

@@ -1,4 +1,6 @@
-"""Outputs of whole numbers, indices and classes: near-ties that healthy runs choose otherwise too, and wrong choices."""
+"""Outputs of whole numbers, indices and classes: near-ties that healthy runs choose otherwise too, and wrong
+choices.
+"""
 
 import pytest
 import torch
@@ -37,7 +39,7 @@ CHOICES = {
 
 
 def a_case(choose, dtype="float32", tolerance=Tolerance(preset="floor")):
-    inputs = lambda generator: torch.randn(4, 8, 514, generator=generator)  # noqa: E731
+    inputs = lambda generator: torch.randn(4, 8, 514, generator=generator)
     return Case(name="chosen", model=lambda: Chosen(choose), inputs=inputs, dtype=dtype, tolerance=tolerance)
 
 
@@ -67,7 +69,9 @@ def next_one(real):
     return lambda self, dim, keep, out: (real(self, dim, keep, out) + 1) % 64
 
 
-@pytest.mark.parametrize(("name", "operator", "change"), [("sort", "aclnnConvolution", shifted), ("argmax", "aclnnArgMax", next_one)])
+@pytest.mark.parametrize(
+    ("name", "operator", "change"), [("sort", "aclnnConvolution", shifted), ("argmax", "aclnnArgMax", next_one)]
+)
 def test_wrong_choices_fail(name, operator, change):
     with changed(operator, change):
         verdict = validate(a_case(CHOICES[name]), 0, emulated_device())
@@ -81,11 +85,13 @@ def test_some_choices_really_change_in_a_sound_device():
     assert verdict.passed and verdict.comparisons["chosen"].unequal > 10 and verdict.comparisons["chosen"].unsettled > 5
 
 
-# -------------------------------------------------------------------------------------------------------------- the rule
+# -------- the rule
 
 
 def compared(unequal, unsettled, dtype="int64"):
-    return Comparison(shape=(100,), expected_shape=(100,), dtype=dtype, expected_dtype=dtype, unequal=unequal, unsettled=unsettled)
+    return Comparison(
+        shape=(100,), expected_shape=(100,), dtype=dtype, expected_dtype=dtype, unequal=unequal, unsettled=unsettled
+    )
 
 
 @pytest.mark.parametrize(("unsettled", "most"), [(0.0, 0), (0.05, 0), (0.1, 1), (0.5, 2), (1.0, 4), (16.0, 28)])
@@ -95,7 +101,9 @@ def test_as_many_may_differ_as_a_poisson_count_reaches(unsettled, most):
         verdict = judge({"index": compared(unequal, unsettled)}, Tolerance(preset="floor"))
         assert verdict.passed is passes
         if not passes:
-            assert verdict.failures[0].allowed == most and (not unsettled or f"up to {most} allowed" in verdict.failures[0].text)
+            assert verdict.failures[0].allowed == most and (
+                not unsettled or f"up to {most} allowed" in verdict.failures[0].text
+            )
 
 
 def test_ties_are_looked_for_where_whole_numbers_alone_differ_and_not_in_most():
@@ -103,7 +111,10 @@ def test_ties_are_looked_for_where_whole_numbers_alone_differ_and_not_in_most():
         assert hangs_on_ties(judge({"index": compared(unequal, 0.0)}, Tolerance(preset="pair"))) is looked
     assert not hangs_on_ties(judge({"index": compared(0, 0.0)}, Tolerance(preset="pair")))
     other = compared(1, 0.0, "int32")
-    wrong = judge({"index": compared(1, 0.0), "other": other.__class__(**{**vars(other), "shape": (3,)})}, Tolerance(preset="pair"))
+    wrong = judge(
+        {"index": compared(1, 0.0), "other": other.__class__(**{**vars(other), "shape": (3,)})},
+        Tolerance(preset="pair"),
+    )
     assert {each.criterion for each in wrong.failures} == {"equal", "shape"} and not hangs_on_ties(wrong)
 
 
@@ -112,7 +123,15 @@ def test_a_stored_row_is_judged_by_the_near_ties_that_were_known():
     row = Row.from_dict(Row.of(test="t", case="c", dtype="float32", seed=0, verdict=verdict).to_dict())
     assert judged_again(row).passed
     stored = row.to_dict()
-    del stored["measured"]["index"]["comparison"]["unsettled"]  # as an older version wrote it, and any row without near-ties
+    del stored["measured"]["index"]["comparison"][
+        "unsettled"
+    ]  # as an older version wrote it, and any row without near-ties
     assert judged_again(Row.from_dict(stored)).status == "FAIL"
-    settled = Row.of(test="t", case="c", dtype="float32", seed=0, verdict=judge({"index": compared(0, 0.0)}, Tolerance(preset="floor")))
+    settled = Row.of(
+        test="t",
+        case="c",
+        dtype="float32",
+        seed=0,
+        verdict=judge({"index": compared(0, 0.0)}, Tolerance(preset="floor")),
+    )
     assert "unsettled" not in settled.to_dict()["measured"]["index"]["comparison"]

@@ -23,7 +23,6 @@ from harness.numerics import (
     silu,
 )  # fmt: skip
 
-
 HF32 = Operands(kind="HF32")
 
 
@@ -41,7 +40,9 @@ def test_hf32_keeps_eleven_bits_of_the_mantissa():
 
 
 def test_hf32_ties_go_the_way_they_are_told():
-    tie = torch.tensor([0x3F800800, 0x3F801800], dtype=torch.int32).view(torch.float32)  # halfway above an even, above an odd
+    tie = torch.tensor([0x3F800800, 0x3F801800], dtype=torch.int32).view(
+        torch.float32
+    )  # halfway above an even, above an odd
     assert [hex(each) for each in round_hf32(tie, "away").view(torch.int32).tolist()] == ["0x3f801000", "0x3f802000"]
     assert [hex(each) for each in round_hf32(tie, "even").view(torch.int32).tolist()] == ["0x3f800000", "0x3f802000"]
     assert torch.equal(round_hf32(-tie), -round_hf32(tie))
@@ -77,17 +78,28 @@ def test_casts_of_fused_attention_round_ties_away(dtype, tie):
 
 @pytest.mark.parametrize(
     ("dtype", "hf32", "low", "high"),
-    [(torch.float32, False, 22.5, 24.6), (torch.float32, True, 12.4, 13.0), (torch.float16, False, 12.0, 12.5), (torch.bfloat16, False, 9.0, 9.5)],
+    [
+        (torch.float32, False, 22.5, 24.6),
+        (torch.float32, True, 12.4, 13.0),
+        (torch.float16, False, 12.0, 12.5),
+        (torch.bfloat16, False, 9.0, 9.5),
+    ],
 )
 def test_products_have_the_effective_bits_of_the_hardware(dtype, hf32, low, high):
-    """K = 64, normal data: HF32 12.7, float32 23 to 24, float16 12.2, bfloat16 9.2 bits, as measured on Ascend cards by others."""
+    """K = 64, normal data: HF32 12.7, float32 23 to 24, float16 12.2, bfloat16 9.2 bits, as measured on Ascend cards by
+    others.
+    """
     left, right = seeded(64, 64, dtype=dtype), seeded(64, 64, seed=1, dtype=dtype)
     bits = effective_bits(matmul(left, right, operands=HF32 if hf32 else FLOAT32), left.double() @ right.double())
     assert low < bits < high
 
 
 def test_half_products_round_once_bias_included():
-    left, right, bias = seeded(8, 256, dtype=torch.bfloat16), seeded(256, 8, seed=1, dtype=torch.bfloat16), seeded(8, seed=2, dtype=torch.bfloat16)
+    left, right, bias = (
+        seeded(8, 256, dtype=torch.bfloat16),
+        seeded(256, 8, seed=1, dtype=torch.bfloat16),
+        seeded(8, seed=2, dtype=torch.bfloat16),
+    )
     exact = (left.double() @ right.double() + bias.double()).float()
     found = matmul(left, right, bias=bias)
     assert float((found != exact.bfloat16()).float().mean()) < 0.02  # but for sums that lie next to a tie
@@ -107,7 +119,10 @@ def test_convolution_loses_eleven_bits_only_where_hf32_is_on():
     x, weight, bias = seeded(1, 3, 28, 28), seeded(16, 3, 14, 14, seed=1), seeded(16, seed=2)
     exact = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), stride=14)
     options = dict(stride=(14, 14), padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=1)
-    bits = [effective_bits(convolution(x, weight, bias, operands=HF32 if hf32 else FLOAT32, **options), exact) for hf32 in (True, False)]
+    bits = [
+        effective_bits(convolution(x, weight, bias, operands=HF32 if hf32 else FLOAT32, **options), exact)
+        for hf32 in (True, False)
+    ]
     assert 12 < bits[0] < 13.5 and bits[1] > 20
 
 
@@ -153,9 +168,11 @@ def test_activations_and_norms_round_once():
 
 
 def in_parts(left, right, parts):
-    """left @ right with K in `parts`, each summed one product after the other: every product and every sum rounded, on any host alike.
+    """left @ right with K in `parts`, each summed one product after the other: every product and every sum rounded, on
+    any host alike.
 
-    Products and sums are single elementwise operations of float32, which IEEE 754 defines to the bit; no BLAS library is asked.
+    Products and sums are single elementwise operations of float32, which IEEE 754 defines to the bit; no BLAS library
+    is asked.
     """
     total = None
     for columns, rows in zip(left.chunk(parts, 1), right.chunk(parts, 0)):
@@ -170,15 +187,18 @@ def in_parts(left, right, parts):
 def test_four_parts_of_a_sum_lose_as_much_as_a_rounding_for_each_four(inner):
     """K / 4 roundings of the growing sum against four parts summed in order.
 
-    With unit normal data a partial sum of k products has variance k, and a rounding loses r² of the variance that it rounds. One rounding
-    for each four: r² · (4 + 8 + … + K) ≈ r² K² / 8. Four parts: 4 · r² · (1 + 2 + … + K / 4) ≈ r² K² / 8 as well, and besides a rounding of
-    each product, r² K, and of the parts as they are added, r² (K / 2 + 3 K / 4 + K). In the unit r² K the first is K / 8 + 1 / 2, the other
-    K / 8 + 1 / 2 + 1 + 9 / 4: the bits differ by half the log2 of their ratio. The measured difference scatters about it: r varies with where
-    in its binade a number lies, by a few percent of r², so a tenth of a bit, 15 % of a variance, is allowed on either side.
+    With unit normal data a partial sum of k products has variance k, and a rounding loses r² of the variance that it
+    rounds. One rounding for each four: r² · (4 + 8 + … + K) ≈ r² K² / 8. Four parts: 4 · r² · (1 + 2 + … + K / 4) ≈ r²
+    K² / 8 as well, and besides a rounding of each product, r² K, and of the parts as they are added, r² (K / 2 + 3 K /
+    4 + K). In the unit r² K the first is K / 8 + 1 / 2, the other K / 8 + 1 / 2 + 1 + 9 / 4: the bits differ by half
+    the log2 of their ratio. The measured difference scatters about it: r varies with where in its binade a number lies,
+    by a few percent of r², so a tenth of a bit, 15 % of a variance, is allowed on either side.
     """
     left, right = seeded(128, inner), seeded(inner, 128, seed=1)
     exact = left.double() @ right.double()
-    literal, parts = (effective_bits(each, exact) for each in (matmul_by_groups(left, right, 4), in_parts(left, right, 4)))
+    literal, parts = (
+        effective_bits(each, exact) for each in (matmul_by_groups(left, right, 4), in_parts(left, right, 4))
+    )
     derived = math.log2((inner / 8 + 0.5 + 1 + 9 / 4) / (inner / 8 + 0.5)) / 2
     assert abs(literal - parts - derived) < 0.1
     if inner == 64:
@@ -187,9 +207,9 @@ def test_four_parts_of_a_sum_lose_as_much_as_a_rounding_for_each_four(inner):
 
 @pytest.mark.parametrize("inner", [64, 256, 768])  # longer ones: test_long_sums
 def test_a_product_loses_no_more_than_its_parts_summed_in_order(inner):
-    """How the host's BLAS sums within a part is its own: with fewer roundings or more accumulators it loses less than one product after the
-    other, and it cannot be nearer to the exact product than the nearest float32. 0.1 bits are for chance: the error of 16,384 elements is
-    known to 1 in 128.
+    """How the host's BLAS sums within a part is its own: with fewer roundings or more accumulators it loses less than
+    one product after the other, and it cannot be nearer to the exact product than the nearest float32. 0.1 bits are for
+    chance: the error of 16,384 elements is known to 1 in 128.
     """
     left, right = seeded(128, inner), seeded(inner, 128, seed=1)
     exact = left.double() @ right.double()
@@ -210,16 +230,28 @@ def test_a_product_has_the_same_bits_in_every_form(dtype):
         "a slice": matmul(torch.cat([left[:, :5], left], 1)[:, 5:], right),
         "two axes of batches": matmul(left.view(3, 1, 4, 64), right),
     }
-    assert {name: torch.equal(found.reshape(12, 8), expected) for name, found in forms.items()} == dict.fromkeys(forms, True)
+    assert {name: torch.equal(found.reshape(12, 8), expected) for name, found in forms.items()} == dict.fromkeys(
+        forms, True
+    )
     assert torch.equal(matmul(left, right[:, 0]), matmul(left, right[:, :1])[:, 0])
     assert torch.equal(matmul(batch, right[:, 0]), matmul(left, right[:, :1]).view(3, 4))
     assert torch.equal(matmul(left[0], right), matmul(left[:1], right)[0])
 
 
 SHAPES = [
-    ((5, 32), (32,)), ((32,), (32, 7)), ((32,), (32,)), ((3, 5, 32), (32,)), ((2, 3, 5, 32), (3, 32, 7)), ((5, 32), (3, 32, 7)),
-    ((32,), (3, 32, 7)), ((3, 1, 32), (2, 1, 32, 7)), ((0, 5, 32), (32, 7)), ((0, 5, 32), (0, 32, 7)), ((5, 0), (0, 7)), ((2, 5, 0), (2, 0, 7)),
-]  # fmt: skip
+    ((5, 32), (32,)),
+    ((32,), (32, 7)),
+    ((32,), (32,)),
+    ((3, 5, 32), (32,)),
+    ((2, 3, 5, 32), (3, 32, 7)),
+    ((5, 32), (3, 32, 7)),
+    ((32,), (3, 32, 7)),
+    ((3, 1, 32), (2, 1, 32, 7)),
+    ((0, 5, 32), (32, 7)),
+    ((0, 5, 32), (0, 32, 7)),
+    ((5, 0), (0, 7)),
+    ((2, 5, 0), (2, 0, 7)),
+]
 
 
 @pytest.mark.parametrize(("left", "right"), SHAPES, ids=str)

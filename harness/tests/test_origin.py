@@ -45,7 +45,9 @@ RANDOM = {
     "orthogonal": initialised(nn.init.orthogonal_),
     "drawn aside and copied": initialised(lambda weight: weight.data.copy_(torch.randn(weight.shape) * 0.02)),
     "drawn as float64": initialised(lambda weight: weight.data.copy_(torch.randn(weight.shape, dtype=torch.float64))),
-    "made on meta first": lambda: _emptied().apply(lambda each: each.reset_parameters() if hasattr(each, "reset_parameters") else None),
+    "made on meta first": lambda: _emptied().apply(
+        lambda each: each.reset_parameters() if hasattr(each, "reset_parameters") else None
+    ),
     "cast": lambda: Net().half().float(),
     "scaled": initialised(lambda weight: weight.data.mul_(3).add_(1)),
 }
@@ -64,7 +66,7 @@ def test_weights_that_were_drawn_are_random(name):
 
 def stored(folder, how):
     """A function that builds `Net` and reads its weights from a file that is there already."""
-    weights = {name: each for name, each in Net().state_dict().items()}
+    weights = dict(Net().state_dict().items())
     torch.save(weights, folder / "w.pt")
     safetensors.torch.save_file(weights, folder / "w.safetensors")
     numpy.savez(folder / "w.npz", **{name: each.numpy() for name, each in weights.items()})
@@ -85,7 +87,9 @@ def stored(folder, how):
             thread.start()
             thread.join()
         elif how == "in half":
-            net.load_state_dict({name: each.half() if each.is_floating_point() else each for name, each in read().items()})
+            net.load_state_dict(
+                {name: each.half() if each.is_floating_point() else each for name, each in read().items()}
+            )
         else:
             net.load_state_dict(read())
         return net
@@ -163,7 +167,11 @@ def test_models_knows_the_source_and_its_path(tmp_path):
             _name_or_path = "checkpoints/mine"
 
     models = Models()
-    for key, build, said in (("a", stored(tmp_path, "safetensors"), "loaded:"), ("b", Net, ""), ("c", nn.ReLU, "none:")):
+    for key, build, said in (
+        ("a", stored(tmp_path, "safetensors"), "loaded:"),
+        ("b", Net, ""),
+        ("c", nn.ReLU, "none:"),
+    ):
         models.base(key, build, seed=0)
         assert models.sources[key] == said
     models.base("d", lambda: _pretrained(tmp_path, Pretrained), seed=0)

@@ -8,14 +8,14 @@ import torch
 from torch.nn import functional as F
 
 from harness import numerics
-from harness.run.assumptions import assumption_of
-from harness.run.cpu import _stated
 from harness.errors import RunError
-from harness.numerics.expected_error import ASSUMPTIONS, Rules, alternatives, rounding
 from harness.judging.verdict import Reason, Verdict
 from harness.measure import compare
 from harness.numerics import Vector, effective_bits
+from harness.numerics.expected_error import ASSUMPTIONS, Rules, alternatives, rounding
 from harness.numerics.otherwise import _off
+from harness.run.assumptions import assumption_of
+from harness.run.cpu import _stated
 from harness.tests.operators.conftest import seeded
 
 

@@ -1,4 +1,6 @@
-"""State outside of a model goes from no run to the next: class attributes, globals, closures, defaults, cached functions."""
+"""State outside of a model goes from no run to the next: class attributes, globals, closures, defaults, cached
+functions.
+"""
 
 import functools
 import os
@@ -133,7 +135,9 @@ def by_closure():
     return ByClosure()
 
 
-MODELS = {each.__name__: each for each in (ByGlobal, ByDict, ByClass, ByDefault, ByCache, ByShared)} | {"ByClosure": by_closure}
+MODELS = {each.__name__: each for each in (ByGlobal, ByDict, ByClass, ByDefault, ByCache, ByShared)} | {
+    "ByClosure": by_closure
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -177,7 +181,7 @@ def test_what_was_there_before_is_there_again():
     assert SEEN["before"] is before
 
 
-# ----------------------------------------------------------------------------------- a build for every case's name
+# -------- a build for every case's name
 
 
 def by_environment():
@@ -195,11 +199,13 @@ def test_a_builder_that_reads_a_setting_builds_again_for_another_case(device, mo
     assert found == {"eager": "PASS", "fused": "FAIL"}
 
 
-# -------------------------------------------------------------------------------------- what is no row of its dtype
+# -------- what is no row of its dtype
 
 
 def test_a_builder_that_ignores_its_dtype_is_refused(device):
-    with pytest.raises(CaseError, match=r"model\(dtype\) was given float16 and returned a model that is float32 throughout"):
+    with pytest.raises(
+        CaseError, match=r"model\(dtype\) was given float16 and returned a model that is float32 throughout"
+    ):
         validate(case(lambda dtype: nn.Linear(64, 64), dtype="float16"), 1, device)
     assert validate(case(lambda dtype: nn.Linear(64, 64, dtype=dtype), dtype="float16"), 1, device).passed
 
@@ -220,7 +226,9 @@ def test_a_device_that_returns_zeros_fails_whatever_the_limits_allow(device):
         def forward(self, x):
             return (x + 1e6) - 1e6 - x if x.device.type == "cpu" else torch.zeros_like(x)
 
-    assert not any("returned is zero" in str(each) for each in validate(case(Nothing, tolerance=loose), 1, device).reasons)
+    assert not any(
+        "returned is zero" in str(each) for each in validate(case(Nothing, tolerance=loose), 1, device).reasons
+    )
 
 
 def test_a_model_that_ignores_its_inputs_is_told(device):
@@ -235,7 +243,7 @@ def test_a_model_that_ignores_its_inputs_is_told(device):
     assert "see that the model uses its inputs" not in notes(lambda: nn.Linear(64, 64))
 
 
-# ----------------------------------------------------------------------------------------------- threads and inputs
+# -------- threads and inputs
 
 POOL = ThreadPoolExecutor(1)
 

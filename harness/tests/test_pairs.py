@@ -1,4 +1,6 @@
-"""python -m harness compare and judge: what must fail fails, with exit status 1 and a reason; what is only rounding passes."""
+"""python -m harness compare and judge: what must fail fails, with exit status 1 and a reason; what is only rounding
+passes.
+"""
 
 import json
 import math
@@ -60,7 +62,9 @@ HOSTILE = {
     "times 1.02": changed(lambda x: x * 1.02),
     "an outlier": changed(one_element),
     "rows shifted": changed(lambda x: x.roll(1, 0)),
-    "inf of the other sign": changed(lambda x: one_element(x, -math.inf), changed(lambda x: one_element(x, math.inf))[0]),
+    "inf of the other sign": changed(
+        lambda x: one_element(x, -math.inf), changed(lambda x: one_element(x, math.inf))[0]
+    ),
     "inf on one side": changed(lambda x: one_element(x, math.inf)),
     "nan on one side": changed(lambda x: one_element(x, math.nan)),
     "nan everywhere, on both sides": (torch.full(SHAPE, math.nan), torch.full(SHAPE, math.nan)),
@@ -78,7 +82,10 @@ HOSTILE = {
 }
 BENIGN = {
     "equal": changed(lambda x: None),
-    "sums in another order": (seeded(200, 64) @ seeded(64, 1000, seed=1), ((seeded(200, 64).double()) @ seeded(64, 1000, seed=1).double()).float()),
+    "sums in another order": (
+        seeded(200, 64) @ seeded(64, 1000, seed=1),
+        ((seeded(200, 64).double()) @ seeded(64, 1000, seed=1).double()).float(),
+    ),
     "bfloat16 rounded twice": ((seeded().float() + 1e-3 * seeded(seed=4)).bfloat16(), seeded().bfloat16()),
     "a shared infinity": changed(lambda x: None, changed(lambda x: one_element(x, math.inf))[0]),
 }
@@ -193,7 +200,12 @@ def test_limits_of_ones_own_and_the_numbers_as_json(tmp_path):
     assert main(["compare", *paths, "--limit", "max_diff=0.009", "--json", str(tmp_path / "found.json")]) == 1
     found = json.loads((tmp_path / "found.json").read_text())
     (pair,) = found["pairs"]
-    assert (found["schema"], pair["case"], pair["status"], pair["criteria"]) == ("precision-pairs/1", "y", "FAIL", ["max_diff"])
+    assert (found["schema"], pair["case"], pair["status"], pair["criteria"]) == (
+        "precision-pairs/1",
+        "y",
+        "FAIL",
+        ["max_diff"],
+    )
     assert pair["shift"] == pytest.approx(1e-2, rel=1e-3) and pair["p99"] >= 0.99e-2
 
 
@@ -226,7 +238,9 @@ def test_numbers_beside_tensors_names_that_collide_and_empty_files_fail(tmp_path
 def test_a_golden_that_is_no_float64_is_refused(tmp_path, capsys):
     torch.save(seeded().half(), tmp_path / "golden.pt")
     torch.save(seeded(), tmp_path / "a.pt")
-    assert main(["compare", str(tmp_path / "a.pt"), str(tmp_path / "a.pt"), "--golden", str(tmp_path / "golden.pt")]) == 1
+    assert (
+        main(["compare", str(tmp_path / "a.pt"), str(tmp_path / "a.pt"), "--golden", str(tmp_path / "golden.pt")]) == 1
+    )
     assert "the golden tensor is float16 (200, 1000) where float64" in capsys.readouterr().out
 
 

@@ -58,7 +58,7 @@ def little_memory():
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-# ----------------------------------------------------------------------------------------------------------------- name
+# -------- name
 
 
 @pytest.mark.parametrize("order", [(1.0, 2.0), (2.0, 1.0)], ids=["wrong_first", "wrong_last"])
@@ -163,7 +163,7 @@ def test_a_key_that_stands_twice_in_a_safetensors_header_is_not_passed(tmp_path,
     assert status == 1 and ("two keys of its header are called 'w'" in text or "cannot read a.safetensors" in text)
 
 
-# ----------------------------------------------------------------------------------------------------------------- read
+# -------- read
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +320,7 @@ def test_a_file_of_the_other_byte_order_is_read(tmp_path, capsys):
     assert compared(capsys, tmp_path / "a.npy", tmp_path / "b.npy")[0] == 0
 
 
-# ----------------------------------------------------------------------------------------------------------------- file
+# -------- file
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
@@ -352,7 +352,7 @@ def test_a_list_of_msprobe_that_is_a_pipe_does_not_block(tmp_path, capsys):
     assert status == 1 and "cannot read dump.json: it is a named pipe" in text and "1 PASS, 1 FAIL" in text
 
 
-# -------------------------------------------------------------------------------------------------------------- pickles
+# -------- pickles
 
 
 class Evil:
@@ -420,7 +420,7 @@ def test_the_static_reader_reads_what_pickle_writes():
         assert file.read() == b"next"
 
 
-# ----------------------------------------------------------------------------------------------------------- characters
+# -------- characters
 
 
 def test_control_characters_in_names_never_reach_the_terminal(tmp_path, capsys):

@@ -19,7 +19,7 @@ def firsts(text):
     return [name for name in rows[1:] if not set(name) <= {"-"}]
 
 
-# -------------------------------------------------------------------------------------------------------------- msprobe
+# -------- msprobe
 
 
 # in the order of dump.json: a module stands where its input was seen, as forward_input_data_collect writes it
@@ -194,7 +194,7 @@ def test_another_dump_json_is_no_dump_of_msprobe(tmp_path, capsys):
     assert status == 0 and firsts(text) == ["x"]
 
 
-# --------------------------------------------------------------------------------------------------------------- SGLang
+# -------- SGLang
 
 
 def sglang_dump(root, values, *, folder="dump_20260101_000000_000000", first=1, **tags):

@@ -22,7 +22,7 @@ def written(folder, actual, expected):
     return folder / "a.safetensors", folder / "b.safetensors"
 
 
-# ---------------------------------------------------------------------------------------------------------------- order
+# -------- order
 
 
 def test_layer_9_is_the_first_that_differs_and_the_last_line(tmp_path, capsys):
@@ -49,7 +49,7 @@ def test_the_order_of_execution_of_the_second_side_leads():
     assert in_order(["first", "x"], ["x"]) == ["first", "x"]
 
 
-# -------------------------------------------------------------------------------------------------------------- mapping
+# -------- mapping
 
 
 def layers(prefix, count=200, factor=1.0):
@@ -131,7 +131,7 @@ def test_a_wrong_option_is_told_in_one_line(words, said, tmp_path, capsys, monke
     assert status == 1 and said in text and text.count("\n") == 1
 
 
-# --------------------------------------------------------------------------------------------------------------- dtypes
+# -------- dtypes
 
 
 def test_two_dtypes_fail_and_pass_by_the_coarser_on_request(tmp_path, capsys):
@@ -179,7 +179,7 @@ def test_integers_of_two_widths_must_be_equal(tmp_path, capsys):
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------- axes
+# -------- axes
 
 
 @pytest.mark.parametrize("shape", [(4, 16, 32), (2, 3), (5, 5)])

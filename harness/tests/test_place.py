@@ -36,7 +36,7 @@ def training(model, **more):
     return case(model, forward=grads, training=True, gradients=True, **more)
 
 
-# ------------------------------------------------------------------------------------- what was measured, and no more
+# -------- what was measured, and no more
 
 
 class Tanh(nn.Module):
@@ -69,7 +69,7 @@ def test_a_fault_that_comes_and_goes_is_held_against_no_other_run(npu):
     assert "give a difference" not in found.sentences() and "C++" not in found.sentences()
 
 
-# ------------------------------------------------------------------------------------------------ transforms, autocast
+# -------- transforms, autocast
 
 
 class Mapped(nn.Module):
@@ -131,7 +131,7 @@ def test_calls_inside_of_a_transform_are_counted_as_not_looked_at(npu):
     assert not [each for each in found.steps if each.bad and each.operator in ("matmul", "silu")]
 
 
-# --------------------------------------------------------------------------------- writes into what is used afterwards
+# -------- writes into what is used afterwards
 
 
 def on_npu(x):
@@ -194,8 +194,8 @@ class Input(nn.Module):
 WRITES = {  # the model, what is named, what is said of it
     "a residual spoils a skip": (
         lambda: Skip(("npu",)), "block: add_",
-        r"it writes into what i: linear \(\S+\) returned, which the model: cat \(\S+\) takes afterwards: it differs"
-        r" by \S+ then, by \S+ before; on the CPU nothing writes into it",
+        (r"it writes into what i: linear \(\S+\) returned, which the model: cat \(\S+\) takes afterwards: it differs"
+        r" by \S+ then, by \S+ before; on the CPU nothing writes into it"),
     ),
     "a residual on the CPU alone": (
         lambda: Skip(("cpu",)), "block: add_",
@@ -235,7 +235,7 @@ def test_a_write_that_changes_nothing_is_not_blamed(npu, name, dtype):
     assert found.first is None and found.sentences().startswith("No operator is wrong"), found.sentences()
 
 
-# --------------------------------------------------------------------------------------------------- other values
+# -------- other values
 
 
 class Number(nn.Module):
@@ -361,7 +361,7 @@ def at_times(number):
     return change
 
 
-# ------------------------------------------------------------------------------------------------------- gradients
+# -------- gradients
 
 
 class Detached(nn.Module):
@@ -441,7 +441,7 @@ def test_gradients_that_are_right_are_not_blamed(npu, model, forward):
     assert found.first is None, found.sentences()
 
 
-# -------------------------------------------------------------------------- where arguments lie, norms, the root module
+# -------- where arguments lie, norms, the root module
 
 
 class Square(nn.Module):

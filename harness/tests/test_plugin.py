@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pandas  # noqa: F401
 import pytest
-import torch  # noqa: F401
+import torch
 
+import harness.report
 import harness.run.validation  # noqa: F401
-import harness.report  # noqa: F401
 from harness import open_device
 from harness.errors import DeviceError
 from harness.tests.needs import needs_torch_npu
@@ -156,7 +156,9 @@ def test_precision(precision, dtype):
     assert [row["dtype"] for row in stored(user)["rows"]] == ["bfloat16"]
 
 
-FAULTY = CASE + """
+FAULTY = (
+    CASE
+    + """
 import inspect
 
 class Faulty(torch.nn.Module):
@@ -170,20 +172,24 @@ class Faulty(torch.nn.Module):
 def run(precision, fault):
     precision(case(model=lambda: Faulty(fault)), 42)
 """
+)
 
 
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
         ("lambda y: y * 1.1", "max_diff *e-* at (*) (up to 1.00e-03 allowed)*"),
-        ("lambda y: y.index_fill(1, torch.tensor([3]), float('nan'))", "*8 elements are NaN or infinite on one side only, the first at (0, 3, 0): nan*"),
+        (
+            "lambda y: y.index_fill(1, torch.tensor([3]), float('nan'))",
+            "*8 elements are NaN or infinite on one side only, the first at (0, 3, 0): nan*",
+        ),
         ("lambda y: y.flip(1)", "max_diff *allowed)*"),
         ("lambda y: y[:, :4]", "shape (2, 4, 4) where (2, 8, 4) was expected"),
         ("lambda y: y.double()", "dtype float64 where float32 was expected"),
         ("lambda y: {'other': y}", "output 'output': the device did not return it"),
     ],
     ids=["scaled", "nan", "tokens swapped", "cut", "dtype", "name"],
-)  # fmt: skip
+)
 def test_a_fault_on_the_device_fails_with_its_words(user, fault, words):
     write(user, FAULTY + f"\ndef test_precision(precision):\n    run(precision, {fault})\n")
     result = run(user)
@@ -199,14 +205,17 @@ def test_a_fault_on_the_device_fails_with_its_words(user, fault, words):
     [
         ("pass", "compared nothing: the test must hand its case to the `precision` fixture"),
         ("precision(case(forward=lambda model, x: None), 1)", "small: the model returned None: nothing to compare"),
-        ("precision(case(forward=lambda model, x: model(x).argmax(-1)), 1)", "returned only int64, in which no rounding error shows"),
+        (
+            "precision(case(forward=lambda model, x: model(x).argmax(-1)), 1)",
+            "returned only int64, in which no rounding error shows",
+        ),
         ("precision(case(forward=lambda model, x: 'text'), 1)", "returned a str where a tensor was expected"),
         ("precision(case(model=lambda: 3), 1)", "model() returned a int where a torch.nn.Module was expected"),
         ("precision(case(forward=lambda model, x: [][0]), 1)", "on the CPU: IndexError: list index out of range"),
         ("raise KeyError('lost')", "KeyError: 'lost'"),
     ],
     ids=["no call", "None", "integers", "text", "no module", "model raises", "exception"],
-)  # fmt: skip
+)
 def test_a_case_that_cannot_be_compared_is_an_error_row(user, body, words):
     write(user, only_test(body))
     result = run(user)
@@ -224,7 +233,11 @@ def test_a_skipped_case_is_a_row_that_says_why(user):
 
 
 def test_a_broken_fixture_is_an_error_row(user):
-    write(user, CASE + "@pytest.fixture\ndef broken():\n    raise OSError('gone')\ndef test_precision(precision, broken):\n    pass\n")
+    write(
+        user,
+        CASE + "@pytest.fixture\ndef broken():\n    raise OSError('gone')\ndef test_precision(precision, broken):\n   "
+        " pass\n",
+    )
     run(user).assert_outcomes(errors=1)
     assert "gone" in stored(user)["rows"][0]["reasons"][0]
 
@@ -238,15 +251,26 @@ def test_cases_that_did_not_run_are_rows_too(user):
     assert rows[4]["seed"] == 5
 
 
-SLOW = FIVE_SEEDS.replace("precision(SMALL, seed)", "precision(SMALL, seed)\n    import time; time.sleep(0 if seed < 3 else 60)")
+SLOW = FIVE_SEEDS.replace(
+    "precision(SMALL, seed)", "precision(SMALL, seed)\n    import time; time.sleep(0 if seed < 3 else 60)"
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_a_whole_report(user, number):
     write(user, SLOW)
     command = [sys.executable, "-m", "pytest", "--device", "cpu", "-k", "precision"]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell starts what runs in the background deaf to it
-    process = subprocess.Popen(command, cwd=user.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=heard)
+    heard = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a shell starts what runs in the background deaf to it
+    process = subprocess.Popen(
+        command,
+        cwd=user.path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=heard,
+    )
     path = user.path / "reports" / "precision.json"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and (not path.exists() or stored(user)["headline"]["PASS"] < 2):
@@ -268,7 +292,14 @@ def test_an_interrupt_while_an_emulated_operator_runs_is_no_failure_of_the_devic
     write(user, FIVE_SEEDS.replace("import pytest, torch", imports, 1).replace("precision(SMALL, seed)", body))
     command = [sys.executable, "-m", "pytest", "--device", "emulated", "-k", "precision", "-p", "no:warnings"]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, cwd=user.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=heard)
+    process = subprocess.Popen(
+        command,
+        cwd=user.path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=heard,
+    )
     path = user.path / "reports" / "precision.json"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and (not path.exists() or stored(user)["headline"]["PASS"] < 2):
@@ -278,7 +309,10 @@ def test_an_interrupt_while_an_emulated_operator_runs_is_no_failure_of_the_devic
     assert process.wait(timeout=60) == pytest.ExitCode.INTERRUPTED
     rows = stored(user)["rows"]
     assert [row["status"] for row in rows] == ["PASS", "PASS", "ERROR", "ERROR", "ERROR"]
-    assert rows[2]["reasons"] == ["it was running when the session ended (KeyboardInterrupt)"] and rows[2]["case"] == "small"
+    assert (
+        rows[2]["reasons"] == ["it was running when the session ended (KeyboardInterrupt)"]
+        and rows[2]["case"] == "small"
+    )
     assert {row["reasons"][0] for row in rows[3:]} == {"not run: the session ended before it"}
 
 
@@ -322,9 +356,11 @@ def test_precision(precision, dtype, seed):
     run(user).assert_outcomes(passed=6)
 
 
-# ---------------------------------------------------------------------------- faults planted underneath the real torch_npu
+# -------- faults planted underneath the real torch_npu
 
-EMULATED = CASE + """
+EMULATED = (
+    CASE
+    + """
 from harness import emulator
 
 class Small(torch.nn.Module):
@@ -340,6 +376,7 @@ def test_precision(precision):
     {body}
 
 """
+)
 
 
 @needs_torch_npu
@@ -347,15 +384,45 @@ def test_precision(precision):
     ("body", "status", "words"),
     [
         ("precision(case(model=Small, tolerance=LIMITS), 1)", "PASS", None),
-        ("with emulator.fault('aclnnSilu', kind='scale', by=1.01): precision(case(model=Small, tolerance=LIMITS), 1)", "FAIL", "max_diff"),
-        ("with emulator.fault('aclnnSilu', kind='nan'): precision(case(model=Small, tolerance=LIMITS), 1)", "FAIL", "NaN or infinite on one side only"),
-        ("with emulator.fault('aclnnSilu', kind='swap_rows', at=3): precision(case(model=Small, tolerance=LIMITS), 1)", "FAIL", "token_cos_sim"),
-        ("with emulator.fault('aclnnSilu', kind='unwritten'): precision(case(model=Small, tolerance=LIMITS), 1)", "ERROR", "aclnnSilu: output 0 was not written"),
-        ("with emulator.fault('aclnnSilu', kind='missing'): precision(case(model=Small, tolerance=LIMITS), 1)", "ERROR", "aclnnSilu is not emulated"),
-        ("precision(case(model=Small, tolerance=LIMITS, forward=lambda m, x: torch.special.i0(m(x))), 1)", "FAIL", "FELL BACK: computed by the CPU in place of the device: aten::i0"),
+        (
+            (
+                "with emulator.fault('aclnnSilu', kind='scale', by=1.01): precision(case(model=Small, "
+                "tolerance=LIMITS), 1)"
+            ),
+            "FAIL",
+            "max_diff",
+        ),
+        (
+            "with emulator.fault('aclnnSilu', kind='nan'): precision(case(model=Small, tolerance=LIMITS), 1)",
+            "FAIL",
+            "NaN or infinite on one side only",
+        ),
+        (
+            (
+                "with emulator.fault('aclnnSilu', kind='swap_rows', at=3): precision(case(model=Small, "
+                "tolerance=LIMITS), 1)"
+            ),
+            "FAIL",
+            "token_cos_sim",
+        ),
+        (
+            "with emulator.fault('aclnnSilu', kind='unwritten'): precision(case(model=Small, tolerance=LIMITS), 1)",
+            "ERROR",
+            "aclnnSilu: output 0 was not written",
+        ),
+        (
+            "with emulator.fault('aclnnSilu', kind='missing'): precision(case(model=Small, tolerance=LIMITS), 1)",
+            "ERROR",
+            "aclnnSilu is not emulated",
+        ),
+        (
+            "precision(case(model=Small, tolerance=LIMITS, forward=lambda m, x: torch.special.i0(m(x))), 1)",
+            "FAIL",
+            "FELL BACK: computed by the CPU in place of the device: aten::i0",
+        ),
     ],
     ids=["healthy", "scaled", "nan", "tokens swapped", "never written", "no such operator", "fallback"],
-)  # fmt: skip
+)
 def test_a_fault_in_the_emulator_fails_the_run_with_the_right_words(user, body, status, words):
     write(user, EMULATED.replace("{body}", body))
     result = user.runpytest_subprocess("--device", "emulated", "-p", "no:warnings")
@@ -398,7 +465,10 @@ def test_precision(precision, seed):
         precision(case(inputs=lambda generator: torch.ones(2, 8, 16)), seed)
 """
     write(user, CASE + body)
-    entry = '[[known]]\ncase = "small"\nseeds = [{}]\ncriteria = ["run"]\nreason = "r"\nlink = "https://example.org/1"\nexpires = 2999-01-01\n'
+    entry = (
+        '[[known]]\ncase = "small"\nseeds = [{}]\ncriteria = ["run"]\nreason = "r"\nlink = '
+        '"https://example.org/1"\nexpires = 2999-01-01\n'
+    )
     (user.path / "known.toml").write_text("\n".join(entry.format(seed) for seed in (2, 3)))
     monkeypatch.setenv("TASK_QUEUE_ENABLE", "1")
     result = user.runpytest_subprocess("--device", "emulated", "-p", "no:warnings", "--known-failures=known.toml")
@@ -428,11 +498,13 @@ def test_the_performance_table_comes_on_request(user):
     write(user, FIVE_SEEDS)
     run(user, "-k", "seed1 or seed2", "--bench")
     rows = stored(user)["performance"]
-    assert [(row["case"], row["device"], row["batch_size"], row["p99_ms"]) for row in rows] == [("small", "cpu", 2, None)]
+    assert [(row["case"], row["device"], row["batch_size"], row["p99_ms"]) for row in rows] == [
+        ("small", "cpu", 2, None)
+    ]
     assert "Performance" in markdown(user)
 
 
-# ------------------------------------------------------------------------------------------------------ planted faults
+# -------- planted faults
 
 
 @needs_torch_npu
@@ -443,7 +515,9 @@ def test_a_planted_fault_fails_the_case_and_the_report_says_so_first(user):
     result.stdout.fnmatch_lines(["FAULT PLANTED: aclnnSilu:scale:by=1.1 (acted on 10 of the 10 calls that it matches)"])
     assert stored(user)["stack"]["faults"] == ["aclnnSilu:scale:by=1.1 (acted on 10 of the 10 calls that it matches)"]
     assert "FAULTS WERE PLANTED: aclnnSilu:scale:by=1.1" in markdown(user).split("# Accuracy report")[0]
-    user.runpytest_inprocess("--device", "emulated", "-k", "precision").assert_outcomes(passed=5, deselected=1)  # it is gone
+    user.runpytest_inprocess("--device", "emulated", "-k", "precision").assert_outcomes(
+        passed=5, deselected=1
+    )  # it is gone
     assert "FAULT" not in markdown(user)
 
 
@@ -468,7 +542,10 @@ def test_faults_act_in_workers_too(user):
 def test_faults_that_cannot_be_planted_stop_the_session(user):
     write(user, FIVE_SEEDS)
     for arguments, words in (
-        (("--device", "cpu", "--fault", "aclnnSilu:nan"), "--precision-fault breaks an emulated device and this one is"),
+        (
+            ("--device", "cpu", "--fault", "aclnnSilu:nan"),
+            "--precision-fault breaks an emulated device and this one is",
+        ),
         (("--fault", "aclnnSilu:magic"), "no kind of fault is called 'magic'"),
     ):
         result = user.runpytest_inprocess(*arguments)
@@ -503,7 +580,7 @@ def test_idle(plant_fault):
     result.stdout.fnmatch_lines(["*planted and never met: aclnnGelu:nan*"])
 
 
-# ------------------------------------------------------------------------------------- the references, and what judges by them
+# -------- the references, and what judges by them
 
 SMALL = (
     CASE
@@ -538,7 +615,9 @@ def test_the_floor_is_what_judges_by_default_and_every_reference_is_shown(user, 
     assert row["forecast"].startswith("Ascend A2: convolutions in HF32")
     assert {"comparison", "golden", "cpu", "forecast"} <= row["measured"]["output"].keys()
     text = markdown(user)
-    assert "measured / forecast" in text and "Limits: preset floor." in text and "Conditioning: moving every input" in text
+    assert (
+        "measured / forecast" in text and "Limits: preset floor." in text and "Conditioning: moving every input" in text
+    )
 
 
 @needs_torch_npu
@@ -590,7 +669,9 @@ def test_a_reference_that_differs_from_run_to_run_is_an_error(user):
 
 
 def test_a_model_without_float64_says_so(user):
-    source = FLOORED.replace("DTYPE", "float32").replace("return self.second", "assert x.dtype != torch.float64, 'no float64 here'; return self.second")
+    source = FLOORED.replace("DTYPE", "float32").replace(
+        "return self.second", "assert x.dtype != torch.float64, 'no float64 here'; return self.second"
+    )
     write(user, source)
     assert user.runpytest_inprocess("--device", "cpu", "-k", "seed1").ret == 1
     assert any("no float64 reference was measured" in reason for reason in stored(user)["rows"][0]["reasons"])
@@ -599,7 +680,9 @@ def test_a_model_without_float64_says_so(user):
 
 @needs_torch_npu
 def test_a_second_run_reads_the_store_and_a_damaged_entry_is_computed_again(user, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # part of the key; a worker has its share of the cores
+    monkeypatch.setenv(
+        "OMP_NUM_THREADS", str(torch.get_num_threads())
+    )  # part of the key; a worker has its share of the cores
     write(user, FLOORED.replace("DTYPE", "float32"))
     arguments = ("--device", "emulated", "--reference-store", str(user.path / "store"), "-p", "no:warnings")
     assert user.runpytest_inprocess(*arguments).ret == 0
@@ -607,7 +690,12 @@ def test_a_second_run_reads_the_store_and_a_damaged_entry_is_computed_again(user
     assert [row["stored"] for row in first] == [[], []]
     assert user.runpytest_inprocess(*arguments).ret == 0
     second = stored(user)["rows"]
-    assert second[0]["stored"] == ["golden", "cpu", "forecast", "moved"] and "read from the reference store" in markdown(user)
+    assert second[0]["stored"] == [
+        "golden",
+        "cpu",
+        "forecast",
+        "moved",
+    ] and "read from the reference store" in markdown(user)
     for before, after in zip(first, second):
         assert before["expected_sha256"] == after["expected_sha256"] and before["measured"] == after["measured"]
     for path in (user.path / "store").rglob("*.safetensors"):
@@ -623,7 +711,10 @@ def test_a_second_run_reads_the_store_and_a_damaged_entry_is_computed_again(user
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("--preset", "nice"), "--precision-preset: there is no 'nice'; there are floor"), (("--reference-store", "/proc/none"), "--precision-reference-store: reference store")],
+    [
+        (("--preset", "nice"), "--precision-preset: there is no 'nice'; there are floor"),
+        (("--reference-store", "/proc/none"), "--precision-reference-store: reference store"),
+    ],
     ids=["preset", "store"],
 )
 def test_settings_that_cannot_be_stop_the_session(user, arguments, words):
@@ -647,14 +738,17 @@ def swin():
     return model
 
 def test_precision(precision):
-    case = Case(name="swin", model=swin, inputs=lambda g: torch.randn(1, 3, 32, 32, generator=g), forward=lambda m, x: m(x).last_hidden_state)
+    inputs, forward = lambda g: torch.randn(1, 3, 32, 32, generator=g), lambda m, x: m(x).last_hidden_state
+    case = Case(name="swin", model=swin, inputs=inputs, forward=forward)
     precision(case, 1)
 """
 
 
 @needs_torch_npu
 def test_a_transformers_model_is_held_against_a_reference_that_saw_no_npu(user):
-    """On a machine with an NPU transformers makes a boolean mask of swin's position bias, on the CPU too: both sides would be wrong alike."""
+    """On a machine with an NPU transformers makes a boolean mask of swin's position bias, on the CPU too: both sides
+    would be wrong alike.
+    """
     write(user, SWIN)
     result = user.runpytest_subprocess("--device", "emulated", "-p", "no:warnings")
     row = stored(user)["rows"][0]
@@ -662,7 +756,7 @@ def test_a_transformers_model_is_held_against_a_reference_that_saw_no_npu(user):
     assert "in the process without torch_npu" in row["reference"] and row["cpu_golden_rel_l2"] < 1e-5
 
 
-# --------------------------------------------------------------------------------------------------------- accepted numbers
+# -------- accepted numbers
 
 LIFE = (
     SMALL
@@ -676,7 +770,9 @@ def forward(model, x):
 
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed{seed}")
 def test_precision(precision, seed):
-    precision(Case(name="small", model=Small, inputs=tokens, forward=forward, weights_seed=WEIGHTS, tolerance=Tolerance(preset="card")), seed)
+    limits = Tolerance(preset="card")
+    case = Case(name="small", model=Small, inputs=tokens, forward=forward, weights_seed=WEIGHTS, tolerance=limits)
+    precision(case, seed)
 """
 )
 
@@ -703,7 +799,9 @@ def test_the_life_of_a_baseline(user, monkeypatch):
     assert status == 0 and "accepted 5 rows into" in said
     first = json.loads(path.read_text())
     assert first["schema"] == "precision-baseline/1" and list(first["entries"]) == ["Ascend910B4 (emulated)"]
-    assert (user.path / "reports" / "accepted" / "ascend910b4-emulated_torch_npu-2.13.0_cann-9.1.0" / "precision.md").exists()
+    assert (
+        user.path / "reports" / "accepted" / "ascend910b4-emulated_torch_npu-2.13.0_cann-9.1.0" / "precision.md"
+    ).exists()
     assert session()[0] == 0
     assert kinds(user) == [("PASS", ["IDENTICAL"], "IDENTICAL")] * 5
 
@@ -713,26 +811,41 @@ def test_the_life_of_a_baseline(user, monkeypatch):
     monkeypatch.setenv("WORSE", "1")
     assert session()[0] == 1
     assert kinds(user) == [("REGRESSED", ["REGRESSED"], "REGRESSED")] * 5
-    assert "where" in stored(user)["rows"][0]["reasons"][0] and "--precision-baseline=accept" in stored(user)["rows"][0]["reasons"][0]
+    assert (
+        "where" in stored(user)["rows"][0]["reasons"][0]
+        and "--precision-baseline=accept" in stored(user)["rows"][0]["reasons"][0]
+    )
     assert session("--baseline=off")[0] == 0
     assert session("--baseline=accept")[0] == 0 and session()[0] == 0
     monkeypatch.delenv("WORSE")
     status, said = session()
-    assert status == 0 and [kind for *_, kind in kinds(user)] == ["IMPROVED"] * 5 and "so that it cannot be lost again" in said
+    assert (
+        status == 0
+        and [kind for *_, kind in kinds(user)] == ["IMPROVED"] * 5
+        and "so that it cannot be lost again" in said
+    )
 
     path.write_text(json.dumps(first))
     write(user, life(weights=1))
     assert session()[0] == 1
-    assert all("NOT COMPARABLE" in row["marks"] and "other weights" in row["reasons"][0] for row in stored(user)["rows"])
+    assert all(
+        "NOT COMPARABLE" in row["marks"] and "other weights" in row["reasons"][0] for row in stored(user)["rows"]
+    )
     write(user, life(seeds=(1, 2, 3)))
     status, said = session()
     assert status == 0 and "2 accepted rows of small float32 did not run: seed 4, seed 5" in said
-    assert "2 rows that were accepted before did not run and are dropped: seed 4, seed 5" in session("--baseline=accept")[1]
+    assert (
+        "2 rows that were accepted before did not run and are dropped: seed 4, seed 5"
+        in session("--baseline=accept")[1]
+    )
 
     other = {"Ascend910B2 (emulated)": first["entries"]["Ascend910B4 (emulated)"]}
     path.write_text(json.dumps(first | {"entries": other}))
     assert session()[0] == 0 and kinds(user)[0][2] == "NEW"
-    for text, words in (("{", "is damaged"), (json.dumps(first | {"schema": "precision-baseline/9"}), "has schema 'precision-baseline/9'")):
+    for text, words in (
+        ("{", "is damaged"),
+        (json.dumps(first | {"schema": "precision-baseline/9"}), "has schema 'precision-baseline/9'"),
+    ):
         path.write_text(text)
         assert session()[0] == 1
         assert stored(user)["rows"][0]["status"] == "ERROR" and words in stored(user)["rows"][0]["reasons"][0]
@@ -744,9 +857,16 @@ def test_a_failure_and_a_broken_device_are_not_accepted(user):
     result = user.runpytest_inprocess("--device", "emulated", "--baseline=accept")
     assert result.ret == 1 and "is not accepted: 5 of its rows did not pass" in result.stdout.str()
     assert not (user.path / "cases").exists()
-    write(user, life().replace("return model(x)", "return model(x) if float(x.sum()) > 0 or x.device.type == 'cpu' else model(x[:, :, :3])"))
+    write(
+        user,
+        life().replace(
+            "return model(x)", "return model(x) if float(x.sum()) > 0 or x.device.type == 'cpu' else model(x[:, :, :3])"
+        ),
+    )
     result = user.runpytest_inprocess("--device", "emulated", "--baseline=accept")
-    assert result.ret == 1 and "of its rows did not pass" in result.stdout.str() and not (user.path / "cases").exists()  # some are errors
+    assert (
+        result.ret == 1 and "of its rows did not pass" in result.stdout.str() and not (user.path / "cases").exists()
+    )  # some are errors
     result = user.runpytest_inprocess("--device", "emulated", "--baseline=accept", "--fault", "aclnnAddmm:hf32")
     assert result.ret == pytest.ExitCode.USAGE_ERROR and "are no baseline" in result.stderr.str()
 
@@ -757,7 +877,11 @@ def test_a_limit_that_was_loosened_fails_until_it_is_accepted(user):
     assert user.runpytest_inprocess("--device", "emulated", "--baseline=accept", "-k", "precision").ret == 0
     write(user, FIVE_SEEDS.replace("SMALL = case()", "SMALL = case(tolerance=Tolerance(max_diff=1e-2))"))
     result = user.runpytest_inprocess("--device", "emulated", "-k", "precision")
-    assert result.ret == 1 and "small float32 is judged more loosely than when it was accepted: max_diff 0.01 where 0.001 was accepted" in result.stdout.str()
+    assert (
+        result.ret == 1
+        and "small float32 is judged more loosely than when it was accepted: max_diff 0.01 where 0.001 was accepted"
+        in result.stdout.str()
+    )
     assert user.runpytest_inprocess("--device", "emulated", "--baseline=accept", "-k", "precision").ret == 0
     assert user.runpytest_inprocess("--device", "emulated", "-k", "precision").ret == 0
     write(user, FIVE_SEEDS)

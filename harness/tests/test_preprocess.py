@@ -21,7 +21,9 @@ def processor():
     return module.CLIPImageProcessorPil()
 
 
-@pytest.mark.parametrize("size", [(451, 300), (640, 427), (427, 640), (30, 20), (224, 224), (225, 224), (700, 701), (7, 300)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(451, 300), (640, 427), (427, 640), (30, 20), (224, 224), (225, 224), (700, 701), (7, 300)], ids=str
+)
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA", "1", "LA"])
 def test_pixels_are_those_of_the_hub_to_the_bit(processor, size, mode):
     image = picture(*size).convert(mode)
@@ -38,16 +40,23 @@ def test_native_resolution_keeps_every_pixel(processor):
     image = picture(100, 70)
     found = preprocess(image, size=None)
     assert found.shape == (1, 3, 70, 100)
-    assert torch.equal(found, processor(image, return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"])
+    assert torch.equal(
+        found, processor(image, return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"]
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_file_is_turned_upright(tmp_path, orientation):
     upright = picture(40, 30)
     turns = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
-    }  # fmt: skip
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
     stored = upright.transpose(turns[orientation]) if orientation in turns else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -68,7 +77,12 @@ def test_the_committed_photograph_is_one():
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"hello, I am text\n", "is not a picture that Pillow knows"), (b"", "is not a picture that Pillow knows"), (None, "no picture at")]
+    ("content", "words"),
+    [
+        (b"hello, I am text\n", "is not a picture that Pillow knows"),
+        (b"", "is not a picture that Pillow knows"),
+        (None, "no picture at"),
+    ],
 )
 def test_what_is_no_picture_is_one_sentence(tmp_path, content, words):
     path = tmp_path / "file.jpg"

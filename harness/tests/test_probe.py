@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from harness import emulator, open_device
-from harness.commands.main import main
 from harness.commands import probe as probing
+from harness.commands.main import main
 from harness.commands.probe import (
     AGREES,
     CONTRADICTS,
@@ -60,7 +60,7 @@ def of(document, verdict):
     return {each["rule"]: each for each in document["verdicts"] if each["verdict"] == verdict}
 
 
-# ------------------------------------------------------------------------------------------------------ facts from
+# -------- facts from
 # numbers
 
 
@@ -72,7 +72,7 @@ def rounded(number, bits, ties):
     whole, left = divmod(abs(Fraction(number)), step)
     up = {
         "away": left * 2 >= step,
-        "even": left * 2 > step or left * 2 == step and whole % 2,
+        "even": left * 2 > step or (left * 2 == step and whole % 2),
         "truncated": False,
         "zero": left * 2 > step,
     }[ties]
@@ -147,12 +147,21 @@ def test_the_accumulators_rounding_is_told(words, rule):
 @pytest.mark.parametrize(
     ("said", "measured", "agree"),
     [
-        (Fact(value=22.0, within=1.0), 23.0, True), (Fact(value=22.0, within=1.0), 23.02, False), (Fact(value=22.0, within=1.0), 20.98, False),
-        (Fact(value=12.2, within=0.25), 11.96, True), (Fact(value=12.2, within=0.25), 11.94, False), (Fact(value=12.2, within=0.25), 12.46, False),
-        (Fact(value=0.5, within=1.0, above=True), 1.5, True), (Fact(value=0.5, within=1.0, above=True), 1.51, False), (Fact(value=2.0, within=1.0, above=True), 0.5, True),
-        (Fact(value=11), 11, True), (Fact(value=11), 10, False), (Fact(value="erf"), "tanh", False), (Fact(value=12.2, within=0.25), "nan", False),
+        (Fact(value=22.0, within=1.0), 23.0, True),
+        (Fact(value=22.0, within=1.0), 23.02, False),
+        (Fact(value=22.0, within=1.0), 20.98, False),
+        (Fact(value=12.2, within=0.25), 11.96, True),
+        (Fact(value=12.2, within=0.25), 11.94, False),
+        (Fact(value=12.2, within=0.25), 12.46, False),
+        (Fact(value=0.5, within=1.0, above=True), 1.5, True),
+        (Fact(value=0.5, within=1.0, above=True), 1.51, False),
+        (Fact(value=2.0, within=1.0, above=True), 0.5, True),
+        (Fact(value=11), 11, True),
+        (Fact(value=11), 10, False),
+        (Fact(value="erf"), "tanh", False),
+        (Fact(value=12.2, within=0.25), "nan", False),
     ],
-)  # fmt: skip
+)
 def test_a_fact_agrees_inside_its_room_and_not_outside(said, measured, agree):
     assert probing._agree(replace(said, value=measured), said) is agree
 
@@ -169,7 +178,7 @@ def test_a_formula_of_its_own_is_neither(far, formula):
     assert probing._formula({"to erf": 4.7e-4, "to tanh": far}).value == formula
 
 
-# --------------------------------------------------------------------------------------------------- probes and rule
+# -------- probes and rule
 # sets
 
 
@@ -354,13 +363,14 @@ def test_a_card_that_answers_differently_contradicts(cheap):
     }
     verdicts = {each.rule: each.verdict for each in verdicts_of({"9 repeats": numbers}, {})}
     assert verdicts == {
-        "product float32: different answers in 20 runs": CONTRADICTS, "product float32: a row alone has its bits of the batch": UNSAID,
-        "convolution: different answers in 20 runs": AGREES, "convolution: a row alone has its bits of the batch": UNMEASURED,
-    }  # fmt: skip
+        "product float32: different answers in 20 runs": CONTRADICTS,
+        "product float32: a row alone has its bits of the batch": UNSAID,
+        "convolution: different answers in 20 runs": AGREES,
+        "convolution: a row alone has its bits of the batch": UNMEASURED,
+    }
 
 
-
-# ------------------------------------------------------------------------------------------------------ what goes wrong
+# -------- what goes wrong
 
 
 def test_an_operator_that_raises_is_recorded_and_the_probe_goes_on(emulated, tmp_path):
@@ -424,7 +434,7 @@ def test_numbers_that_are_not_finite_are_words():
     assert facts["patch convolution: effective bits, float32"].value == "nan"
 
 
-# ---------------------------------------------------------------------------------------------------- file and commands
+# -------- file and commands
 
 
 @needs_torch_npu

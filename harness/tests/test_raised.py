@@ -105,7 +105,7 @@ def test_a_line_with_one_call_is_named_without_positions():
     assert len(_calls("torch.relu(x.view(3, 3))")) == 2 and _calls("if x:") == []
 
 
-# ------------------------------------------------------------------------------------------------------- on the device
+# -------- on the device
 
 
 class Gelu(nn.Sequential):
@@ -212,7 +212,8 @@ class Block(nn.Module):
     def forward(self, x):
         return torch.exp(self.fc(x))
 
-CASE = Case(name="block", model=lambda: nn.Sequential(Block(), Block()).eval(), inputs=lambda g: torch.randn(4, 8, generator=g))
+model, inputs = lambda: nn.Sequential(Block(), Block()).eval(), lambda g: torch.randn(4, 8, generator=g)
+CASE = Case(name="block", model=model, inputs=inputs)
 
 def test_precision(precision):
     precision(CASE, 1)
@@ -220,7 +221,7 @@ def test_precision(precision):
 
 
 @needs_torch_npu
-def test_the_row_of_an_error_says_where_without_locating(user):  # noqa: F811
+def test_the_row_of_an_error_says_where_without_locating(user):
     write(user, ERRORS)
     user.runpytest_inprocess("--device", "emulated", "--locate=off", "--fault", "aclnnExp:oom:nth=2")
     row = stored(user)["rows"][0]

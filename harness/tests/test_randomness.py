@@ -34,7 +34,12 @@ class Net(nn.Module):
 
 
 def case(draw, **more):
-    return Case(**(dict(name="net", model=lambda: Net(draw), inputs=lambda generator: torch.randn(32, 64, generator=generator)) | more))
+    return Case(
+        **(
+            dict(name="net", model=lambda: Net(draw), inputs=lambda generator: torch.randn(32, 64, generator=generator))
+            | more
+        )
+    )
 
 
 def own(y):
@@ -87,7 +92,9 @@ def test_a_model_that_draws_is_compared_as_well_as_any_other(device, name):
         assert found.floor("rel_l2") < 0.03 and verdict.comparison.cos_sim > 0.999, dtype
 
 
-@pytest.mark.parametrize("name", ["randn_like", "normal of tensors", "dropout", "bernoulli", "own generator", "numpy", "in a thread"])
+@pytest.mark.parametrize(
+    "name", ["randn_like", "normal of tensors", "dropout", "bernoulli", "own generator", "numpy", "in a thread"]
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_and_its_faults_are_caught(device, name, dtype):
     planted = faults.Fault("aclnnAddmm", "scale", by=1.05)
@@ -112,7 +119,7 @@ def test_what_a_kernel_draws_itself_is_said_where_the_row_fails(device):
 
 def test_seeds_draw_other_numbers(device):
     models = Models()
-    draw = lambda y: torch.randn_like(y)  # noqa: E731
+    draw = lambda y: torch.randn_like(y)
     digests = [validate(case(draw), seed, device, models=models).evidence.expected_sha256 for seed in (1, 2, 1)]
     assert digests[0] == digests[2] != digests[1]
 
@@ -129,7 +136,7 @@ def test_a_model_that_draws_for_some_inputs_alone(device):
     assert {bool(each.evidence.notes) for each in verdicts} == {True, False}
 
 
-# ------------------------------------------------------------------------------------------------------- the generators
+# -------- the generators
 
 
 def states():
@@ -141,7 +148,14 @@ def test_generators_are_seeded_alike_and_put_back(device):
     drawn = []
     for _ in range(2):
         with seeded(7, device.generator):
-            drawn.append((random.random(), numpy.random.rand(), torch.rand(()).item(), torch.rand((), device=device.torch_device).item()))
+            drawn.append(
+                (
+                    random.random(),
+                    numpy.random.rand(),
+                    torch.rand(()).item(),
+                    torch.rand((), device=device.torch_device).item(),
+                )
+            )
     assert drawn[0] == drawn[1]
     assert states() + [device.generator.get_state().tolist()] == before
     with pytest.raises(KeyError), seeded(7):
@@ -159,7 +173,11 @@ def test_a_run_touches_nobody_elses_generators(device):
 def test_float64_gets_the_numbers_of_the_dtype():
     def draw(dtype, asked):
         with drawing(Draws(seed=3, dtype=dtype, alike=True)):
-            return [torch.randn(1000, dtype=asked), torch.rand(1000, dtype=asked), torch.empty(1000, dtype=asked).exponential_()]
+            return [
+                torch.randn(1000, dtype=asked),
+                torch.rand(1000, dtype=asked),
+                torch.empty(1000, dtype=asked).exponential_(),
+            ]
 
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         narrow, wide = draw(dtype, dtype), draw(dtype, torch.float64)
@@ -170,7 +188,11 @@ def test_float64_gets_the_numbers_of_the_dtype():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_uniform_numbers_stay_below_one_in_half_dtypes(dtype):
     with drawing(Draws(seed=3, dtype=dtype, alike=True)):
-        drawn = [torch.rand(200_000, dtype=dtype), torch.empty(200_000, dtype=dtype).uniform_(), torch.rand_like(torch.empty(200_000, dtype=dtype))]
+        drawn = [
+            torch.rand(200_000, dtype=dtype),
+            torch.empty(200_000, dtype=dtype).uniform_(),
+            torch.rand_like(torch.empty(200_000, dtype=dtype)),
+        ]
     assert all(float(each.max()) < 1 and float(each.min()) >= 0 for each in drawn)
     assert not torch.rand(200_000).to(dtype).max() < 1  # rounding alone reaches it
     with drawing(Draws(seed=3, dtype=dtype, alike=True)):

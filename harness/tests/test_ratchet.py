@@ -6,8 +6,8 @@ import torch
 from harness import Tolerance, compare, judge
 from harness.commands.main import main
 from harness.judging.checks import checks_of
-from harness.upgrade.ratchet import loose, ratchet_text
 from harness.report import build, row, write
+from harness.upgrade.ratchet import loose, ratchet_text
 
 STACK = {"device": "Ascend910B4"}
 
@@ -15,7 +15,13 @@ STACK = {"device": "Ascend910B4"}
 def rows(tolerance, errors=(1e-3, 2e-3, 1.5e-3)):
     expected = torch.ones(8, 32)
     for seed, error in enumerate(errors):
-        yield row(test=f"t::test[{seed}]", case="m", dtype="float32", seed=seed, verdict=judge(compare(expected + error, expected), tolerance))
+        yield row(
+            test=f"t::test[{seed}]",
+            case="m",
+            dtype="float32",
+            seed=seed,
+            verdict=judge(compare(expected + error, expected), tolerance),
+        )
 
 
 def found(tolerance, **more):
@@ -25,7 +31,11 @@ def found(tolerance, **more):
 def test_a_loose_limit_could_be_twice_the_worst_found():
     (each,) = found(Tolerance(max_diff=1e-1))
     assert (each.case, each.name, each.limit, each.rows) == ("m", "max_diff", 1e-1, 3)
-    assert each.worst == pytest.approx(2e-3, rel=1e-3) and each.could_be == pytest.approx(4e-3, rel=0.06) and each.could_be >= 2 * each.worst
+    assert (
+        each.worst == pytest.approx(2e-3, rel=1e-3)
+        and each.could_be == pytest.approx(4e-3, rel=0.06)
+        and each.could_be >= 2 * each.worst
+    )
 
 
 def test_a_cosine_is_measured_by_what_it_lacks_to_one():
@@ -33,7 +43,11 @@ def test_a_cosine_is_measured_by_what_it_lacks_to_one():
     noise = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
     verdict = judge(compare(expected + 0.1 * noise, expected), Tolerance(cos_sim=0.9))
     (each,) = loose([row(test="t", case="m", dtype=None, seed=None, verdict=verdict)])
-    assert each.name == "cos_sim" and 0.98 < each.could_be < each.worst < 1 and each.could_be == pytest.approx(1 - 2 * (1 - each.worst), abs=2e-3)
+    assert (
+        each.name == "cos_sim"
+        and 0.98 < each.could_be < each.worst < 1
+        and each.could_be == pytest.approx(1 - 2 * (1 - each.worst), abs=2e-3)
+    )
 
 
 def test_a_tight_limit_a_failing_row_and_a_preset_are_left_alone():

@@ -35,7 +35,11 @@ def test_a_copy_has_its_own_tensors_and_keeps_ties():
     model = Tied()
     copied = copy_module(model, dtype=torch.float16, device=CPU)
     assert copied.head.weight is copied.embedding.weight
-    assert (copied.head.weight.dtype, copied.scale.dtype, copied.steps.dtype) == (torch.float16, torch.float16, torch.int64)
+    assert (copied.head.weight.dtype, copied.scale.dtype, copied.steps.dtype) == (
+        torch.float16,
+        torch.float16,
+        torch.int64,
+    )
     with torch.no_grad():
         copied.scale.zero_()
     assert model.scale.sum() == 8
@@ -58,7 +62,10 @@ def test_weights_are_built_once_and_dtypes_are_copies():
 
 def test_the_seed_of_the_weights_is_what_makes_them_and_nothing_else_is_touched():
     before = torch.get_rng_state()
-    weights = [Models().get("key", lambda: nn.Linear(4, 4), seed=seed, dtype=torch.float32, device=CPU).weight for seed in (1, 1, 2)]
+    weights = [
+        Models().get("key", lambda: nn.Linear(4, 4), seed=seed, dtype=torch.float32, device=CPU).weight
+        for seed in (1, 1, 2)
+    ]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -122,7 +129,11 @@ def test_inputs_go_in_as_argument_arguments_or_keywords():
 def test_outputs_are_named_by_keys_and_positions():
     tensor = torch.ones(2)
     assert list(tensors_of(tensor, "x")) == ["output"]
-    assert list(tensors_of({"logits": tensor, "states": (tensor, None, [tensor])}, "x")) == ["logits", "states.0", "states.2.0"]
+    assert list(tensors_of({"logits": tensor, "states": (tensor, None, [tensor])}, "x")) == [
+        "logits",
+        "states.0",
+        "states.2.0",
+    ]
     for nothing in (None, (), {}, [None]):
         with pytest.raises(CaseError, match="nothing to compare"):
             tensors_of(nothing, "x")
@@ -131,18 +142,28 @@ def test_outputs_are_named_by_keys_and_positions():
 
 
 def test_move_casts_floats_and_leaves_integers():
-    moved = move({"ids": torch.ones(2, dtype=torch.int64), "x": [torch.ones(2)], "n": 3}, device="cpu", dtype=torch.bfloat16)
+    moved = move(
+        {"ids": torch.ones(2, dtype=torch.int64), "x": [torch.ones(2)], "n": 3}, device="cpu", dtype=torch.bfloat16
+    )
     assert (moved["ids"].dtype, moved["x"][0].dtype, moved["n"]) == (torch.int64, torch.bfloat16, 3)
 
 
 def test_digests_see_values_dtypes_shapes_and_names():
     tensor = torch.arange(4.0)
-    seen = {digest({"a": tensor}), digest({"b": tensor}), digest({"a": tensor.view(2, 2)}), digest({"a": tensor.half()}), digest({"a": tensor + 1})}
+    seen = {
+        digest({"a": tensor}),
+        digest({"b": tensor}),
+        digest({"a": tensor.view(2, 2)}),
+        digest({"a": tensor.half()}),
+        digest({"a": tensor + 1}),
+    }
     assert len(seen) == 5
     assert digest({"a": tensor.view(2, 2).t().contiguous().t()}) == digest({"a": tensor.view(2, 2)})
 
 
-@pytest.mark.parametrize(("left", "right"), [((24, 16), (3, 16, 8)), ((3, 4, 16), (3, 16, 8)), ((8, 24), (24, 16)), ((3, 8, 16), (16, 24))])
+@pytest.mark.parametrize(
+    ("left", "right"), [((24, 16), (3, 16, 8)), ((3, 4, 16), (3, 16, 8)), ((8, 24), (24, 16)), ((3, 8, 16), (16, 24))]
+)
 def test_products_of_groups_have_a_float64_reference(left, right):
     """Mixtures of experts are made of them, and torch's own kernel refuses float64."""
     if operator("_grouped_mm") is None:
@@ -175,10 +196,18 @@ def test_a_wide_copy_that_is_filled_again_is_that_of_the_other_dtype():
     models, cpu = Models(), torch.device("cpu")
 
     def wide(dtype):
-        return models.get("key", lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), seed=0, dtype=dtype, device=cpu, wide=True)
+        return models.get(
+            "key", lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), seed=0, dtype=dtype, device=cpu, wide=True
+        )
 
     first = {name: each.clone() for name, each in wide(torch.float32).state_dict().items()}
     second = {name: each.clone() for name, each in wide(torch.bfloat16).state_dict().items()}
-    assert all(torch.equal(second[name], first[name].bfloat16().to(first[name].dtype) if first[name].is_floating_point() else first[name]) for name in first)
+    assert all(
+        torch.equal(
+            second[name],
+            first[name].bfloat16().to(first[name].dtype) if first[name].is_floating_point() else first[name],
+        )
+        for name in first
+    )
     assert second["0.weight"].dtype == torch.float64 and not torch.equal(first["0.weight"], second["0.weight"])
     assert all(torch.equal(each, first[name]) for name, each in wide(torch.float32).state_dict().items())

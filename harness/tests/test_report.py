@@ -12,7 +12,13 @@ from harness.judging.verdict import Evidence, error, skipped
 from harness.report import build, load, render, rerender, row, write
 from harness.report.document import Table, Text, to_markdown
 
-STACK = {"device": "Ascend910B4", "torch": "2.13.0", "conv_allow_hf32": True, "driver": None, "environment": {"TASK_QUEUE_ENABLE": "1"}}
+STACK = {
+    "device": "Ascend910B4",
+    "torch": "2.13.0",
+    "conv_allow_hf32": True,
+    "driver": None,
+    "environment": {"TASK_QUEUE_ENABLE": "1"},
+}
 
 
 def verdict(change=0.0, limit=1e-2, **more):
@@ -23,7 +29,12 @@ def verdict(change=0.0, limit=1e-2, **more):
 
 
 def row_of(verdict, seed=42, **more):
-    given = {"test": f"cases/test_x.py::test_x[float32-seed{seed}]", "case": "x-large", "dtype": "float32", "seed": seed}
+    given = {
+        "test": f"cases/test_x.py::test_x[float32-seed{seed}]",
+        "case": "x-large",
+        "dtype": "float32",
+        "seed": seed,
+    }
     return row(**(given | more), verdict=verdict)
 
 
@@ -46,7 +57,12 @@ def test_json_keeps_every_digit_and_no_nan_literal(tmp_path):
 
 
 def test_headline_counts_what_the_rows_say():
-    stored = report(row_of(verdict()), row_of(verdict(1.0), seed=1), row_of(error("crashed"), seed=2), row_of(skipped("why"), seed=3))
+    stored = report(
+        row_of(verdict()),
+        row_of(verdict(1.0), seed=1),
+        row_of(error("crashed"), seed=2),
+        row_of(skipped("why"), seed=3),
+    )
     assert stored.headline == {"PASS": 1, "FAIL": 1, "REGRESSED": 0, "ERROR": 1, "SKIPPED": 1, "NEW": 0}
     assert stored.to_dict()["schema"] == "precision-report/1"
 
@@ -62,7 +78,9 @@ def test_markdown_holds_the_columns_of_a_model_card():
     text = render(report(row_of(verdict(1e-3)), row_of(verdict(5.0), seed=123)))
     header = next(line for line in text.splitlines() if "max_diff" in line and line.startswith("|"))
     assert [cell.strip() for cell in header.strip("|").split("|")][:4] == ["seed", "max_diff", "mean_diff", "cos_sim"]
-    passed, failed = (next(line for line in text.splitlines() if line.startswith("|") and f" {seed} |" in line) for seed in (42, 123))
+    passed, failed = (
+        next(line for line in text.splitlines() if line.startswith("|") and f" {seed} |" in line) for seed in (42, 123)
+    )
     assert "✅ PASS" in passed and "1.00e-03" in passed
     assert "❌ FAIL" in failed
     assert "max_diff 5.00e+00 at (0, 3, 4) (up to 1.00e-02 allowed)" in text
@@ -90,7 +108,17 @@ def test_weights_are_named_in_words():
 
 
 def test_performance_table_and_its_caveat():
-    timing = {"case": "x", "dtype": "float32", "batch_size": 1, "device": "cpu", "n": 20, "warmup": 3, "avg_ms": 10.0, "p50_ms": 9.0, "p99_ms": None}  # fmt: skip
+    timing = {
+        "case": "x",
+        "dtype": "float32",
+        "batch_size": 1,
+        "device": "cpu",
+        "n": 20,
+        "warmup": 3,
+        "avg_ms": 10.0,
+        "p50_ms": 9.0,
+        "p99_ms": None,
+    }
     text = render(report(row_of(verdict()), performance=[timing]))
     assert "| x " in text and " – |" in text
     assert "times say nothing about hardware" in text
@@ -131,10 +159,14 @@ def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("not json", "it is not JSON"), ("[]", "schema None"), ('{"schema": "precision-report/9"}', "'precision-report/9'"),
-     ('{"schema": "precision-report/1"}', "lacks backend, created, headline")],
+    [
+        ("not json", "it is not JSON"),
+        ("[]", "schema None"),
+        ('{"schema": "precision-report/9"}', "'precision-report/9'"),
+        ('{"schema": "precision-report/1"}', "lacks backend, created, headline"),
+    ],
     ids=["text", "list", "newer", "empty"],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_report_is_refused_in_one_sentence(tmp_path, content, words):
     path = tmp_path / "precision.json"
     path.write_text(content)

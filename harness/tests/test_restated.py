@@ -58,7 +58,7 @@ def seeded(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-# ------------------------------------------------------------------------------------------------ rounding of a number
+# -------- rounding of a number
 
 
 def rounded(value, bits, ties, least=-126, largest=127):
@@ -71,7 +71,7 @@ def rounded(value, bits, ties, least=-126, largest=127):
     exponent = max(math.frexp(value)[1] - 1, least)
     place = Fraction(2) ** (exponent - bits)
     count, rest = divmod(abs(Fraction(value)), place)
-    up = rest * 2 > place or rest * 2 == place and (ties == "away" or count % 2 == 1)
+    up = rest * 2 > place or (rest * 2 == place and (ties == "away" or count % 2 == 1))
     found = (count + up) * place
     return math.copysign(math.inf if found >= Fraction(2) ** (largest + 1) else float(found), value)
 
@@ -231,7 +231,7 @@ def test_operands_have_defaults_and_refuse_other_words():
     assert OPERANDS == ("float32", "HF32", "HF32 of 10 bits", "TF32", "float16")
 
 
-# ----------------------------------------------------------------------------------------------------------- products
+# -------- products
 
 BIG = 2.0**24  # a float32 beside which 1 is half a last place
 
@@ -357,7 +357,7 @@ def test_what_is_added_to_a_product_is_added_before_the_only_rounding(dtype, bet
     assert bool(scaled_product(unknown, product, 0, 1, dtype).isfinite().all())
 
 
-# ------------------------------------------------------------------------------------------------------- convolutions
+# -------- convolutions
 
 
 def convolved(x, weight, bias, stride, padding, dilation, groups):
@@ -517,7 +517,7 @@ def test_pieces_are_cut_where_one_channel_is_and_they_are_long():
     assert not cut(x=(2, 1, 640, 640), weight=(4, 1, 64, 64))
 
 
-# ---------------------------------------------------------------------------------------- functions of the vector unit
+# -------- functions of the vector unit
 
 RANGE = torch.cat([torch.linspace(-12, 12, 97), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 60.0, -60.0, 1e4, -1e4])])
 
@@ -641,7 +641,7 @@ def test_effective_bits_are_the_log_of_the_relative_error():
     assert effective_bits(exact, exact) == math.inf
 
 
-# ---------------------------------------------------------------------------------------------------------- attention
+# -------- attention
 
 
 def attended(q, k, v, scale, hidden=None, bias=None, kept=None, keep=1.0, sink=None):
@@ -861,7 +861,7 @@ def test_the_gradients_of_half_scores_are_rounded_before_their_products(dtype):
     assert gradients[3].dtype == torch.float32 and gradients[3].flatten().tolist() == pytest.approx(scores, rel=1e-6)
 
 
-# ----------------------------------------------------------------------------------------------------------- families
+# -------- families
 
 KINDS = {  # by family, what float32 operands become under cubeMathType 0 to 4; None where the cube refuses
     "A2": ("float32", "HF32", "float16", "HF32", "float32"),

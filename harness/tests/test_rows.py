@@ -1,4 +1,6 @@
-"""A row as a value: what is written is read again, what an older version wrote too, and what cannot be is refused in one sentence."""
+"""A row as a value: what is written is read again, what an older version wrote too, and what cannot be is refused in
+one sentence.
+"""
 
 import json
 from dataclasses import FrozenInstanceError, replace
@@ -8,17 +10,17 @@ import pytest
 import torch
 
 from harness import Tolerance, compare, judge
-from harness.upgrade import baseline
 from harness.commands.main import main
 from harness.errors import HarnessError
 from harness.judging.status import Mark, Status, leads_to, status_of
 from harness.judging.verdict import error, skipped
-from harness.upgrade.ratchet import loose
 from harness.report import Report, Row, json_schema, judged, load, render, upgrade_text, verdicts_text
 from harness.report.plot import _series
 from harness.report.rows import Change
 from harness.tests.mutations import mutated
 from harness.typed_json import parse_json
+from harness.upgrade import baseline
+from harness.upgrade.ratchet import loose
 from harness.upgrade.transitions import compare_reports
 
 STORED = Path(__file__).parent / "stored"
@@ -38,7 +40,7 @@ def a_row(**more):
     return replace(Row.of(verdict, test="t::test[1]", case="mine", dtype="float32", seed=1), **more)
 
 
-# ------------------------------------------------------------------------------------------------------------ there and back
+# -------- there and back
 
 
 def test_a_row_is_what_it_was_written_as():
@@ -105,7 +107,7 @@ def test_a_report_that_lacks_a_metric_of_a_later_version_is_judged_and_the_metri
     assert {verdict.status for _, verdict in judged(load(path), "card")} == {Status.FAIL}
 
 
-# ------------------------------------------------------------------------------------------------------------ one status
+# -------- one status
 
 
 def test_the_status_is_decided_in_one_place():
@@ -137,7 +139,7 @@ def test_words_of_the_report_are_text_everywhere():
     assert [each for each in Status if each.is_fine] == ["PASS", "SKIPPED"]
 
 
-# ------------------------------------------------------------------------------------------------------------ what cannot be
+# -------- what cannot be
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,10 @@ def test_words_of_the_report_are_text_everywhere():
     [
         (
             {"status": "OK"},
-            r"status: 'OK' where one of PASS, FAIL, REGRESSED, ERROR, SKIPPED \(a newer version may have written it\) was expected",
+            (
+                r"status: 'OK' where one of PASS, FAIL, REGRESSED, ERROR, SKIPPED "
+                r"\(a newer version may have written it\) was expected"
+            ),
         ),
         ({"marks": ["BLESSED"]}, r"marks\[0\]: 'BLESSED' where one of"),
         ({"status": "FAIL"}, "status: FAIL where PASS, to which its reasons and numbers lead, was expected"),
@@ -212,7 +217,7 @@ def test_half_of_a_character_is_written_as_its_escape(tmp_path):
     assert parse_json('{"a\\udcff": ["\\ud83d\\ude00", "\\ud83d"]}') == {"a\\udcff": ["😀", "\\ud83d"]}
 
 
-# ------------------------------------------------------------------------------------------------------------ the schema
+# -------- the schema
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=name_of)
@@ -250,16 +255,27 @@ def test_the_schemas_are_printed(capsys):
     assert main(["report"]) == 1 and "name a report" in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------------ files that went wrong
+# -------- files that went wrong
 
 
 def small() -> Report:
-    """A row with two outputs and decisions, a known failure, an error that was located; one output's numbers are enough."""
+    """A row with two outputs and decisions, a known failure, an error that was located; one output's numbers are
+    enough.
+    """
     report = load(NEWEST)
     rows = [row for row in report.rows if row.case in ("several", "known", "raises")]
     noisy = {"max_diff": 1e-3, "rel_l2": 1e-4, "unequal": 3}
     beside = Change(kind=Mark.DRIFT, text="said", ratio=1.01)
-    rows[0] = replace(rows[0], rerun=noisy, conditioning=3.0, stored=("cpu",), parted="at token 3", card="0", baseline=beside, marks=(Mark.NONDETERMINISTIC, Mark.DRIFT))
+    rows[0] = replace(
+        rows[0],
+        rerun=noisy,
+        conditioning=3.0,
+        stored=("cpu",),
+        parted="at token 3",
+        card="0",
+        baseline=beside,
+        marks=(Mark.NONDETERMINISTIC, Mark.DRIFT),
+    )
     return replace(
         report, stack={"device": report.stack["device"], "faults": ["x"], "environment": {"A": "1"}}, rows=tuple(rows)
     )
@@ -294,7 +310,7 @@ def test_a_damaged_report_is_read_or_refused_in_one_line(tmp_path):
         except HarnessError as error:
             refused += 1
             assert str(error) and len(str(error).splitlines()) == 1 and len(str(error)) < 1500, str(error)
-        except Exception as error:  # noqa: BLE001  all of them are what is looked for
+        except Exception as error:
             tracebacks.append(f"{number}: {type(error).__name__}: {error}"[:200])
     assert not tracebacks
     assert refused > 2500 and read > 500  # the changes are neither all seen nor all harmless
@@ -326,7 +342,7 @@ def test_a_damaged_baseline_is_read_or_refused_in_one_line(tmp_path):
         except HarnessError as error:
             refused += 1
             assert str(error) and len(str(error).splitlines()) == 1 and len(str(error)) < 1500, str(error)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             tracebacks.append(f"{number}: {type(error).__name__}: {error}"[:200])
     assert not tracebacks
     assert refused > 800 and read > 200

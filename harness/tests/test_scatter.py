@@ -9,22 +9,22 @@ import torch
 from torch import nn
 
 from harness import Case, validate
-from harness.run.comparisons import measure
-from harness.numerics.expected_error import Rules, rounding
 from harness.judging.checks import hangs_on_slack, judge
 from harness.judging.references import slack
 from harness.judging.tolerance import Tolerance
 from harness.measure import RUNS, scatter_of
 from harness.measure.scatter import LARGER, RISK, Scatter, f_quantile
 from harness.numerics import move_at_random
+from harness.numerics.expected_error import Rules, rounding
 from harness.report.rejudge import judged_again
 from harness.report.rows import Row
+from harness.run.comparisons import measure
 from harness.tests.needs import emulated_device
 
 FLOOR = Tolerance(preset="floor")
 
 
-# ---------------------------------------------------------------------------------------------------- random roundings
+# -------- random roundings
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -61,16 +61,28 @@ def test_rounding_operators_move_and_others_do_not():
     x = torch.randn(400, generator=torch.Generator().manual_seed(0)).bfloat16()
     rules = Rules(random=1)
     same = {
-        "relu": lambda: x.relu(), "cat": lambda: torch.cat([x, x]), "index": lambda: x[torch.arange(7)], "view": lambda: x.view(20, 20),
-        "sort": lambda: x.sort().values, "wider": lambda: x.float(), "max": lambda: x.view(20, 20).max(-1).values, "copy": lambda: x.clone(),
-        "embedding": lambda: nn.functional.embedding(torch.tensor([3, 1]), x.view(20, 20)), "zeros": lambda: torch.zeros(9),
+        "relu": lambda: x.relu(),
+        "cat": lambda: torch.cat([x, x]),
+        "index": lambda: x[torch.arange(7)],
+        "view": lambda: x.view(20, 20),
+        "sort": lambda: x.sort().values,
+        "wider": lambda: x.float(),
+        "max": lambda: x.view(20, 20).max(-1).values,
+        "copy": lambda: x.clone(),
+        "embedding": lambda: nn.functional.embedding(torch.tensor([3, 1]), x.view(20, 20)),
+        "zeros": lambda: torch.zeros(9),
         "masked": lambda: x.masked_fill(x > 0, 1.5),
-    }  # fmt: skip
+    }
     other = {
-        "mul": lambda: x * 3, "in place": lambda: x.clone().mul_(3), "narrower": lambda: x.float().half(), "exp": lambda: x.exp(),
-        "matmul": lambda: x.view(20, 20) @ x.view(20, 20), "out": lambda: torch.add(x, 1, out=torch.empty_like(x)),
-        "softmax": lambda: x.view(20, 20).softmax(-1), "tuple": lambda: torch.var_mean(x.view(20, 20), -1)[0],
-    }  # fmt: skip
+        "mul": lambda: x * 3,
+        "in place": lambda: x.clone().mul_(3),
+        "narrower": lambda: x.float().half(),
+        "exp": lambda: x.exp(),
+        "matmul": lambda: x.view(20, 20) @ x.view(20, 20),
+        "out": lambda: torch.add(x, 1, out=torch.empty_like(x)),
+        "softmax": lambda: x.view(20, 20).softmax(-1),
+        "tuple": lambda: torch.var_mean(x.view(20, 20), -1)[0],
+    }
     plain = replace(rules, random=None)
     assert [name for name, each in same.items() if not torch.equal(under(rules, each), under(plain, each))] == []
     assert [name for name, each in other.items() if torch.equal(under(rules, each), under(plain, each))] == []
@@ -89,7 +101,7 @@ def test_float32_operands_move_by_a_last_place_of_what_they_are_rounded_to(kind,
     assert moved.abs().max().item() == pytest.approx(2 * 2.0**-bits, rel=2e-3)  # where both operands moved
 
 
-# --------------------------------------------------------------------------------------------------------- the scatter
+# -------- the scatter
 
 
 @pytest.mark.parametrize(
@@ -142,11 +154,19 @@ def test_what_cannot_be_told_is_none():
     assert scatter_of([still.to(torch.complex64)] * 2, still.to(torch.complex64)) is None
 
 
-# --------------------------------------------------------------------------------------------------------- the verdict
+# -------- the verdict
 
 SCATTER = Scatter(
-    runs=16, degrees=10.0, rel_l2=1e-3, token_rel_l2=1e-3, max_scaled=2e-3, gain=5e-4, shift=5e-4, max_diff=1e-3, rmse=1e-3
-)  # fmt: skip
+    runs=16,
+    degrees=10.0,
+    rel_l2=1e-3,
+    token_rel_l2=1e-3,
+    max_scaled=2e-3,
+    gain=5e-4,
+    shift=5e-4,
+    max_diff=1e-3,
+    rmse=1e-3,
+)
 
 
 def compared(times, scatter=None, count=10):
@@ -227,8 +247,10 @@ def device():
 
 def row(device, fault, seed=1):
     """The verdict on the classifier in bfloat16 with a fault."""
-    inputs = lambda generator: torch.rand(1, 3, 32, 32, generator=generator)  # noqa: E731
-    return validate(Case(name="classifier", model=lambda: Classifier(fault), inputs=inputs, dtype="bfloat16"), seed, device)
+    inputs = lambda generator: torch.rand(1, 3, 32, 32, generator=generator)
+    return validate(
+        Case(name="classifier", model=lambda: Classifier(fault), inputs=inputs, dtype="bfloat16"), seed, device
+    )
 
 
 @pytest.mark.parametrize("seed", [1, 3])
@@ -237,7 +259,9 @@ def test_ten_logits_that_are_wrong_by_less_than_ten_floors_fail(device, fault, s
     verdict = row(device, fault, seed)
     references = verdict.references["output"]
     assert not verdict.passed and references.slack < slack(10) / 2
-    assert judge(verdict.comparisons, FLOOR, references={"output": replace(references, scatter=None)}).passed  # by the steps alone
+    assert judge(
+        verdict.comparisons, FLOOR, references={"output": replace(references, scatter=None)}
+    ).passed  # by the steps alone
     assert any("random roundings" in each for each in verdict.evidence.notes)
 
 

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from harness.run.comparisons import measure
 from harness.judging.checks import judge
 from harness.judging.references import slack
 from harness.judging.tolerance import Tolerance
 from harness.measure import worst_slices
 from harness.report.rejudge import judged_again
 from harness.report.rows import Row
+from harness.run.comparisons import measure
 
 
 def drawn(*shape, seed=0):
@@ -28,32 +28,52 @@ def slow(actual, golden, healthy):
         if shape[-1] >= 1024 and golden.numel() > shape[-1]:
             width = shape[-1] // 16
             for block in range(16):
-                parts["block"][f"block {block} of 16 of row {tuple(row)}"] = (*row, slice(block * width, (block + 1) * width))
+                parts["block"][f"block {block} of 16 of row {tuple(row)}"] = (
+                    *row,
+                    slice(block * width, (block + 1) * width),
+                )
     for axis, size in enumerate(shape):
         if len(shape) == 2 and axis == 0:
             continue
-        parts[f"axis {axis}"] = {f"index {index} of axis {axis}": (slice(None),) * axis + (index,) for index in range(size)}
+        parts[f"axis {axis}"] = {
+            f"index {index} of axis {axis}": (slice(None),) * axis + (index,) for index in range(size)
+        }
     for exponent in range(-40, 40):
         inside = (golden.abs() >= 2.0 ** (exponent - 1)) & (golden.abs() < 2.0**exponent)
         if int(inside.sum()) >= 64:
             parts["values"][f"values between 2^{exponent - 1} and 2^{exponent}"] = inside
     found = {}
     for places in parts.values():
-        places = {name: place for name, place in places.items() if golden[place].numel() >= 8 and float(golden[place].norm()) > 0}
+        places = {
+            name: place
+            for name, place in places.items()
+            if golden[place].numel() >= 8 and float(golden[place].norm()) > 0
+        }
         if len(places) < 2:
             continue
-        errors = {name: float((actual[place] - golden[place]).norm() / golden[place].norm()) for name, place in places.items()}
-        sound = max(float((each[place] - golden[place]).norm() / golden[place].norm()) for place in places.values() for each in healthy)
+        errors = {
+            name: float((actual[place] - golden[place]).norm() / golden[place].norm()) for name, place in places.items()
+        }
+        sound = max(
+            float((each[place] - golden[place]).norm() / golden[place].norm())
+            for place in places.values()
+            for each in healthy
+        )
         worst = max(errors, key=errors.get)
         found[worst] = (errors[worst], sound, golden[places[worst]].numel())
     return found
 
 
-@pytest.mark.parametrize("shape", [(6, 33), (2, 3, 40), (4, 5, 7, 9), (3, 1, 16), (2, 1600), (40, 8), (8, 40, 2), (1, 64)])
+@pytest.mark.parametrize(
+    "shape", [(6, 33), (2, 3, 40), (4, 5, 7, 9), (3, 1, 16), (2, 1600), (40, 8), (8, 40, 2), (1, 64)]
+)
 def test_the_fast_way_finds_what_the_slow_one_does(shape):
     scales = torch.logspace(-3, 3, shape[1], dtype=torch.float64).reshape(-1, *(1,) * (len(shape) - 2))
     golden = drawn(*shape) * scales
-    actual, healthy = golden * (1 + 1e-3 * drawn(*shape, seed=1)), [golden + 1e-6 * drawn(*shape, seed=2), golden * (1 + 1e-4)]
+    actual, healthy = (
+        golden * (1 + 1e-3 * drawn(*shape, seed=1)),
+        [golden + 1e-6 * drawn(*shape, seed=2), golden * (1 + 1e-4)],
+    )
     found = {each.where: (each.error, each.healthy, each.count) for each in worst_slices(actual, golden, healthy)}
     expected = slow(actual, golden, healthy)
     assert found.keys() == expected.keys()
@@ -62,10 +82,14 @@ def test_the_fast_way_finds_what_the_slow_one_does(shape):
         assert found[name] == pytest.approx(numbers, rel=1e-9)
 
 
-@pytest.mark.parametrize("change", [lambda y: y.t(), lambda y: y[:, ::2], lambda y: y.t()[::3]], ids=["transposed", "strided", "both"])
+@pytest.mark.parametrize(
+    "change", [lambda y: y.t(), lambda y: y[:, ::2], lambda y: y.t()[::3]], ids=["transposed", "strided", "both"]
+)
 def test_strides_change_nothing(change):
     golden = drawn(40, 60)
-    sides = [change(each) for each in (golden + 1e-3 * drawn(40, 60, seed=1), golden, golden + 1e-4 * drawn(40, 60, seed=2))]
+    sides = [
+        change(each) for each in (golden + 1e-3 * drawn(40, 60, seed=1), golden, golden + 1e-4 * drawn(40, 60, seed=2))
+    ]
     strided, plain = ((each[0], each[1], [each[2]]) for each in (sides, [side.contiguous() for side in sides]))
     assert worst_slices(*strided) == worst_slices(*plain)
 
@@ -82,7 +106,15 @@ def test_chunks_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize(
     "golden",
-    [torch.tensor(1.0), drawn(7), drawn(1, 9), torch.zeros(8, 64), torch.ones(0, 4), drawn(4, 4) * 1j, torch.full((8, 64), math.nan)],
+    [
+        torch.tensor(1.0),
+        drawn(7),
+        drawn(1, 9),
+        torch.zeros(8, 64),
+        torch.ones(0, 4),
+        drawn(4, 4) * 1j,
+        torch.full((8, 64), math.nan),
+    ],
     ids=["scalar", "few", "one row", "zeros", "empty", "complex", "NaN"],
 )
 def test_what_has_no_parts_gives_none(golden):
@@ -119,7 +151,7 @@ def test_what_is_not_finite_is_left_out():
         assert all(math.isfinite(each.error) for each in parts) and len(parts) == len(plain)
 
 
-# ------------------------------------------------------------------------------------------------------------- as judged
+# -------- as judged
 
 
 def judged(actual, golden, healthy, **limits):
@@ -138,7 +170,11 @@ def fields():
     """Pressure, two winds and humidity, as a weather model returns them, and a sound run in roundings of 2^-9."""
     scale = torch.tensor([1e5, 10.0, 10.0, 5e-3], dtype=torch.float64).reshape(4, 1, 1)
     golden = drawn(2, 4, 32, 64) * scale
-    return golden, golden * (1 + 2**-9 * drawn(2, 4, 32, 64, seed=1)), golden * (1 + 2**-9 * drawn(2, 4, 32, 64, seed=2))
+    return (
+        golden,
+        golden * (1 + 2**-9 * drawn(2, 4, 32, 64, seed=1)),
+        golden * (1 + 2**-9 * drawn(2, 4, 32, 64, seed=2)),
+    )
 
 
 def test_a_field_that_is_small_beside_another_is_judged_by_its_own_size():
@@ -209,7 +245,10 @@ def test_a_healthy_run_that_loses_a_part_excuses_the_same_loss_in_another():
 
 
 def test_a_stored_row_that_fails_by_a_part_alone_fails_when_it_is_judged_again():
-    golden = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0)).double() * torch.tensor([1e5, 10.0, 1e-2])[:, None]
+    golden = (
+        torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0)).double()
+        * torch.tensor([1e5, 10.0, 1e-2])[:, None]
+    )
     cpu, actual = golden * (1 + 1e-7), golden * (1 + 1e-7)
     actual[:, 2] *= 1.1
     comparisons, references = measure({"x": actual.float()}, {"x": cpu.float()}, {"x": golden}, None)

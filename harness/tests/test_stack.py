@@ -37,7 +37,7 @@ def gate(tmp_path, capsys, before, after):
     return capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------------------------ what is
+# -------- what is
 # recorded
 
 
@@ -87,7 +87,8 @@ def test_the_options_are_read_where_torch_npu_sets_them(emulated):
         "torch.npu.matmul.cube_math_type = _CubeMathType.USE_HF32\n"
         "torch.npu.set_option({'ACL_PRECISION_MODE': 'must_keep_origin_dtype'})\n"
         "torch.npu.set_deterministic_level(1)\n"
-        "stack = device.stack; print(stack.cube_math_type, stack.precision_mode, stack.inf_nan_mode, stack.deterministic_level)\n"
+        "stack = device.stack; print(stack.cube_math_type, stack.precision_mode, stack.inf_nan_mode, "
+        "stack.deterministic_level)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -116,7 +117,7 @@ def test_torchs_own_choice_and_the_harness_are_recorded(monkeypatch):
     assert open_device("cpu").stack.harness == "9.9"
 
 
-# --------------------------------------------------------------------------------------------------------- older
+# -------- older
 # reports
 
 
@@ -155,7 +156,7 @@ def test_a_report_of_before_the_fields_does_not_claim_that_they_changed():
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- the
+# -------- the
 # card
 
 # Columns and spacing of `npu-smi info -m` and `-t board` as driver releases 23 to 25 print them; numbers and serials
@@ -177,7 +178,7 @@ A3 = """\
 	1                              0                              2                              2                              Ascend910
 	1                              1                              3                              3                              Ascend910
 	1                              2                              -                              -                              Mcu
-"""
+"""  # noqa: E501
 CONTAINER = """\
 	NPU ID                         Chip ID                        Chip Logic ID                  Chip Name
 	5                              0                              0                              Ascend 910B4
@@ -188,7 +189,7 @@ CONTAINER = """\
 A5 = """\
 	NPU ID                         Chip ID                        Slot ID                        Chip Phy-ID                    Chip Name
 	0                              0                              1                              0                              Ascend950PR
-"""
+"""  # noqa: E501
 CARD = """\
 	NPU ID                         : {npu}
 	Product Name                   : NA

@@ -14,10 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from harness.reference import store as store_module
 from harness.errors import CaseError, HarnessError
-from harness.reference import copy_module
-from harness.reference import weights_digest
+from harness.reference import copy_module, weights_digest
+from harness.reference import store as store_module
 from harness.reference.store import Store, StoreWarning, code_digest, key_of
 
 
@@ -32,18 +31,30 @@ def same_bits(one, other):
     return not left.numel() or torch.equal(left.view(torch.uint8), right.view(torch.uint8))
 
 
-# ------------------------------------------------------------------------------------------------------------- entries
+# -------- entries
 
 
 def test_every_kind_of_tensor_comes_back_exactly_and_in_order(tmp_path):
     base = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     waves = torch.complex(base, base.flip(0))
     outputs = {
-        "z": base, "a": base[1:3], "turned": base.t(), "__metadata__": torch.tensor(3), "": torch.tensor(-0.0), "spread": torch.ones(1).expand(5, 3),
-        "the same": base, "none": torch.zeros(0, 5), "special": torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-45]),
-        "é 1": waves, "conjugate": waves.conj(), "imaginary": waves.conj().imag, "one wave": torch.tensor(1 + 2j), "no wave": waves[:0],
-        "learned": nn.Parameter(torch.ones(2)), "wide waves": waves.to(torch.complex128),
-    }  # fmt: skip
+        "z": base,
+        "a": base[1:3],
+        "turned": base.t(),
+        "__metadata__": torch.tensor(3),
+        "": torch.tensor(-0.0),
+        "spread": torch.ones(1).expand(5, 3),
+        "the same": base,
+        "none": torch.zeros(0, 5),
+        "special": torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-45]),
+        "é 1": waves,
+        "conjugate": waves.conj(),
+        "imaginary": waves.conj().imag,
+        "one wave": torch.tensor(1 + 2j),
+        "no wave": waves[:0],
+        "learned": nn.Parameter(torch.ones(2)),
+        "wide waves": waves.to(torch.complex128),
+    }
     for name in "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64 float8_e4m3fn".split():
         outputs[name] = torch.tensor([[0, 1, 2]]).to(getattr(torch, name))
         outputs[f"one {name}"] = torch.tensor(1).to(getattr(torch, name))
@@ -180,14 +191,19 @@ def test_a_directory_that_cannot_be_written_is_an_error_that_says_what_to_do(tmp
         store.save(key(), {"output": torch.ones(1)})
 
 
-# ---------------------------------------------------------------------------------------------------------------- keys
+# -------- keys
 
 
 def test_each_field_makes_another_key_and_their_order_none():
     plain = key(threads=2, extra={"b": 1, "a": [torch.float64, None]})
     assert plain == key(extra={"a": [torch.float64, None], "b": 1}, threads=2)
-    changes = dict(role="golden", weights="v", code="d", inputs="j", dtype="float32", torch="1.0", threads=3, extra=None, more=1)
-    changed = [key(**{"threads": 2, "extra": {"b": 1, "a": [torch.float64, None]}} | {name: value}) for name, value in changes.items()]
+    changes = dict(
+        role="golden", weights="v", code="d", inputs="j", dtype="float32", torch="1.0", threads=3, extra=None, more=1
+    )
+    changed = [
+        key(**{"threads": 2, "extra": {"b": 1, "a": [torch.float64, None]}} | {name: value})
+        for name, value in changes.items()
+    ]
     assert len({each.sha256 for each in [plain, *changed]}) == len(changes) + 1
     assert plain.fields["dtype"] == "float16" and plain.fields["torch"] == torch.__version__ and len(plain.sha256) == 64
     assert key().fields["threads"] == torch.get_num_threads()
@@ -330,14 +346,21 @@ def test_code_without_a_file_counts_by_its_bytecode():
         return code_digest(space["Model"]())
 
     assert made("x + 1") == made("x + 1")
-    assert len({made("x + 1"), made("x - 1"), made("x + 2"), made("[x + 1 for _ in x]"), made("[x + 2 for _ in x]")}) == 5
+    assert (
+        len({made("x + 1"), made("x - 1"), made("x + 2"), made("[x + 1 for _ in x]"), made("[x + 2 for _ in x]")}) == 5
+    )
 
 
 def test_another_process_gives_the_same_digests(load, tmp_path):
     module = load()
     program = tmp_path / "other.py"
-    program.write_text("from harness.reference.store import code_digest\nimport model_of_test as m\nprint(code_digest(m.Model(), m.pick(2)))\n")
+    program.write_text(
+        "from harness.reference.store import code_digest\nimport model_of_test as "
+        "m\nprint(code_digest(m.Model(), m.pick(2)))\n"
+    )
     paths = os.pathsep.join([str(tmp_path / "folder0"), os.getcwd(), *sys.path])
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": "5"}
-    run = subprocess.run([sys.executable, str(program)], env=environment, cwd="/", capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, str(program)], env=environment, cwd="/", capture_output=True, text=True, timeout=60
+    )
     assert run.stdout.strip() == code_digest(module.Model(), module.pick(2)), run.stderr

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from harness import Case, validate
-from harness.numerics.expected_error import Rules, modes_of
 from harness.numerics import gelu
+from harness.numerics.expected_error import Rules, modes_of
 from harness.tests.needs import emulated_device
 from harness.torch_private import Together, in_threads
 
@@ -55,15 +55,15 @@ class Parts(nn.Module):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("way", [by_pool, by_own_pool, by_threads])
 def test_a_sound_model_that_computes_in_threads_passes(way, dtype):
-    """HF32 convolutions and GELU's tanh formula in threads: without the rules there the floor is a thousandth of the error."""
-    inputs = lambda generator: torch.randn(16, 8, 12, 12, generator=generator)  # noqa: E731
+    """HF32 convolutions and GELU's tanh formula in threads: without the rules there the floor is a thousandth of the
+    error.
+    """
+    inputs = lambda generator: torch.randn(16, 8, 12, 12, generator=generator)
     verdict = validate(Case(name="threads", model=lambda: Parts(way), inputs=inputs, dtype=dtype), 0, emulated_device())
     assert verdict.passed, verdict.reasons
 
 
 X = torch.linspace(-3, 3, 1000)
-
-
 
 
 def test_the_rules_hold_in_a_thread_and_not_after_the_block():

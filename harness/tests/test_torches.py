@@ -1,4 +1,6 @@
-"""The torches that the harness runs on: what an older one is told, which names of torch it needs, what pip may not move."""
+"""The torches that the harness runs on: what an older one is told, which names of torch it needs, what pip may not
+move.
+"""
 
 import ast
 import os
@@ -28,7 +30,7 @@ except TorchError as error:
 SENTENCE = "torch 2.4.1 is installed and the harness needs 2.5 or later: "
 
 
-# ---------------------------------------------------------------------------------------------------- the oldest torch
+# -------- the oldest torch
 
 
 @pytest.fixture
@@ -52,20 +54,26 @@ def test_a_torch_that_is_new_enough_is_taken(planted, version):
 @pytest.mark.parametrize("version", ["2.4.1", "2.4.1+cu118", "2.1.0.post17", "1.13.1"])
 def test_an_older_torch_is_refused_in_one_sentence(planted, version):
     planted(version)
-    with pytest.raises(TorchError, match=re.escape(f"torch {version} is installed and the harness needs 2.5 or later: ")) as error:
+    with pytest.raises(
+        TorchError, match=re.escape(f"torch {version} is installed and the harness needs 2.5 or later: ")
+    ) as error:
         versions.require_torch()
     assert "\n" not in str(error.value)
 
 
 def test_no_torch_is_said(planted):
     planted(None)
-    with pytest.raises(TorchError, match="torch is not installed and the harness needs 2.5 or later: pip install torch"):
+    with pytest.raises(
+        TorchError, match="torch is not installed and the harness needs 2.5 or later: pip install torch"
+    ):
         versions.require_torch()
 
 
 @pytest.fixture
 def old_torch(tmp_path):
-    """A folder with a torch 2.4.1 that cannot be imported, as torch 2.1 to 2.4 cannot be by the harness, and its metadata."""
+    """A folder with a torch 2.4.1 that cannot be imported, as torch 2.1 to 2.4 cannot be by the harness, and its
+    metadata.
+    """
     package, metadata = tmp_path / "torch", tmp_path / "torch-2.4.1.dist-info"
     package.mkdir()
     metadata.mkdir()
@@ -77,7 +85,9 @@ def old_torch(tmp_path):
 def answer(folder, *command):
     """(exit status, standard output, standard error) of a Python that meets the packages of a folder first."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -102,13 +112,18 @@ def test_a_module_that_is_imported_by_its_own_name_refuses_an_older_torch_too(tm
 
 
 def test_importing_the_package_alone_asks_for_no_torch(old_torch):
-    assert answer(old_torch, "-c", "import harness, harness.commands.main; print(harness.compare.__name__)")[:2] == (0, "compare\n")
+    assert answer(old_torch, "-c", "import harness, harness.commands.main; print(harness.compare.__name__)")[:2] == (
+        0,
+        "compare\n",
+    )
 
 
 def test_doctor_says_it_on_one_line(old_torch):
     status, out, err = answer(old_torch, "-m", "harness", "doctor", "--device", "cpu")
     assert status == 1 and "Traceback" not in err
-    assert [line for line in out.splitlines() if "FAILED" in line] == [next(line for line in out.splitlines() if SENTENCE in line)]
+    assert [line for line in out.splitlines() if "FAILED" in line] == [
+        next(line for line in out.splitlines() if SENTENCE in line)
+    ]
 
 
 def test_pytest_stops_with_that_sentence_before_it_collects(old_torch):
@@ -119,12 +134,14 @@ def test_pytest_stops_with_that_sentence_before_it_collects(old_torch):
     assert status == 4 and len(lines) == 1 and lines[0].startswith(f"ERROR: {SENTENCE}"), out + err
 
 
-# ------------------------------------------------------------------------------------------------ names of torch's own
+# -------- names of torch's own
 
 
 @pytest.mark.parametrize("name", [*torch_private.NAMES, *(f"ops.aten.{name}" for name in torch_private.OPERATORS)])
 def test_this_torch_has_the_name(name):
-    """Red in a new torch: one of its own names went; `torch_private` says what it was for and is the one place to change."""
+    """Red in a new torch: one of its own names went; `torch_private` says what it was for and is the one place to
+    change.
+    """
     missing = torch_private.missing()
     assert name not in missing, f"torch {torch.__version__} has no torch.{name}: {missing[name]}"
 
@@ -137,7 +154,9 @@ def test_a_name_that_is_missing_is_told(monkeypatch):
 
 
 def private_names(source):
-    """The private names of torch that Python code names: torch._C.x, torch.ops.aten._x, from torch.utils._pytree import x."""
+    """The private names of torch that Python code names: torch._C.x, torch.ops.aten._x, from torch.utils._pytree import
+    x.
+    """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
@@ -161,7 +180,10 @@ def test_private_names_of_torch_are_in_one_place(path):
 
 
 def test_the_check_sees_private_names():
-    code = "import torch\nfrom torch.utils._pytree import tree_map\naten._mm(1)\ntorch._C._x()\ntorch.__version__\ntorch.nn.Linear"
+    code = (
+        "import torch\nfrom torch.utils._pytree import "
+        "tree_map\naten._mm(1)\ntorch._C._x()\ntorch.__version__\ntorch.nn.Linear"
+    )
     assert private_names(code) == {"torch.utils._pytree.tree_map", "aten._mm", "torch._C", "torch._C._x"}
 
 
@@ -178,7 +200,9 @@ class Lacking:
 
 
 def test_an_operator_that_torch_lacks_is_none(monkeypatch):
-    monkeypatch.setattr(torch_private, "torch", types.SimpleNamespace(ops=types.SimpleNamespace(aten=Lacking("_grouped_mm"))))
+    monkeypatch.setattr(
+        torch_private, "torch", types.SimpleNamespace(ops=types.SimpleNamespace(aten=Lacking("_grouped_mm")))
+    )
     assert torch_private.operator("_grouped_mm") is None and torch_private.operator("mm") is torch.ops.aten.mm
 
 
@@ -201,7 +225,8 @@ from harness import Case, open_device, validate
 from torch import nn
 model = lambda: nn.Sequential(nn.Linear(16, 16), nn.SiLU(), nn.Linear(16, 4))
 for dtype in ("float32", "float16", "bfloat16"):
-    case = Case(name="small", model=model, inputs=lambda generator: torch.randn(4, 16, generator=generator), dtype=dtype)
+    inputs = lambda generator: torch.randn(4, 16, generator=generator)
+    case = Case(name="small", model=model, inputs=inputs, dtype=dtype)
     print(validate(case, 0, open_device("cpu")).status)
 """
 
@@ -213,11 +238,13 @@ def test_every_dtype_has_its_float64_reference_where_operators_are_missing(tmp_p
     assert (status, out.split()) == (0, ["PASS"] * 3), err
 
 
-# ------------------------------------------------------------------------------------------ tests that need torch_npu
+# -------- tests that need torch_npu
 
 
 def test_where_torch_npu_is_installed_no_test_is_skipped_for_it():
-    """With the `emulated` extra, as in CI; a torch_npu that is installed and cannot be imported makes tests fail, not skip."""
+    """With the `emulated` extra, as in CI; a torch_npu that is installed and cannot be imported makes tests fail, not
+    skip.
+    """
     assert not (needs.torch_npu_is_installed() and needs.lacks_torch_npu())
 
 
@@ -236,7 +263,7 @@ def test_ci_skips_none_of_them():
     assert "export PRECISION_TESTS_SKIP_NOTHING=1" in script and "[emulated,test]" in script
 
 
-# ------------------------------------------------------------------------------------------------ what pip may not move
+# -------- what pip may not move
 
 
 @pytest.fixture(scope="module")

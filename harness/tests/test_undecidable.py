@@ -10,8 +10,8 @@ from harness import Case, Tolerance, validate
 from harness.errors import CaseError
 from harness.judging.checks import judge
 from harness.judging.presets import UNDECIDED
-from harness.run.comparisons import measure
 from harness.reference import tensors_of
+from harness.run.comparisons import measure
 from harness.tests.needs import emulated_device
 
 
@@ -28,7 +28,7 @@ def case(model, **more):
     return Case(**(dict(name=getattr(model, "__name__", "case"), model=model, inputs=drawn) | more))
 
 
-# ----------------------------------------------------------------------------------------------- the floor has a ceiling
+# -------- the floor has a ceiling
 
 
 @pytest.mark.parametrize(("count", "share"), [(4000, 0.25), (600, 1 / 6), (100, 0.1), (8, 0.05)])
@@ -75,7 +75,10 @@ def test_a_chaotic_model_is_undecidable(device, dtype, wrong, tolerance):
     assert verdict.status == "FAIL" and "UNDECIDABLE" in verdict.marks
 
 
-@pytest.mark.parametrize("limits", [{"rel_l2": float("inf")}, {"cos_sim": 0.0}, {"max_diff": float("inf"), "matched": 0.0}, {"undecided": 0.5}])
+@pytest.mark.parametrize(
+    "limits",
+    [{"rel_l2": float("inf")}, {"cos_sim": 0.0}, {"max_diff": float("inf"), "matched": 0.0}, {"undecided": 0.5}],
+)
 def test_limits_that_pass_anything_are_refused(limits):
     with pytest.raises(ValueError, match="a Tolerance without limits would pass anything"):
         Tolerance(**limits)
@@ -83,7 +86,7 @@ def test_limits_that_pass_anything_are_refused(limits):
     assert Tolerance(**limits | {"token_cos_sim": 0.9}).token_cos_sim == 0.9
 
 
-# ------------------------------------------------------------------------------------------------------- nothing to see
+# -------- nothing to see
 
 
 class Ends(nn.Module):
@@ -155,7 +158,7 @@ def test_a_sparse_tensor_is_refused_in_words(device):
         validate(case(lambda: sparse), 1, device)
 
 
-# ------------------------------------------------------------------------------------------- what the device computed
+# -------- what the device computed
 
 
 class Inside(nn.Module):
@@ -247,13 +250,17 @@ OWN_CODE = {
 def test_a_models_own_code_on_the_cpu_is_said_apart(watched, name):
     verdict = validate(case(lambda: Inside(OWN_CODE[name])), 1, watched)
     assert verdict.passed and verdict.marks == ("ON HOST",)
-    assert "the model's own code brings values from the device to the CPU and computes there" in verdict.evidence.notes[0]
+    assert (
+        "the model's own code brings values from the device to the CPU and computes there" in verdict.evidence.notes[0]
+    )
 
 
 SOUND = {
     "returned on the CPU": lambda x: x.cpu(),
     "returned on the CPU in inference mode": torch.inference_mode()(lambda x: x.cpu()),
-    "moved in inference mode": torch.inference_mode()(lambda x: (x.to(torch.float16).to("cpu").float().to(x.device), x.softmax(-1))),
+    "moved in inference mode": torch.inference_mode()(
+        lambda x: (x.to(torch.float16).to("cpu").float().to(x.device), x.softmax(-1))
+    ),
     "a number": lambda x: x * float(x.abs().max()),
     "lengths": lambda x: x[: int((x.argmax(-1).cpu() >= 0).sum())],
     "a table made on the CPU": lambda x: x * torch.arange(64).float().div(64).to(x.device, x.dtype),

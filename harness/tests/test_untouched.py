@@ -38,7 +38,7 @@ class Base(nn.Module):
         return x * by if x.device.type != "cpu" else x
 
 
-# ------------------------------------------------------------------------------------------------------ the copies
+# -------- the copies
 
 
 class Parts(Base):
@@ -64,7 +64,13 @@ def test_a_copy_shares_weights_and_nothing_else():
     assert torch.equal(model.lin(x), deep.lin(x))  # the hook too
     assert not changes(model, deep)
     named = changes(copied, model)
-    for words in ("parameter lin.weight", "attribute table", "attribute shapes", "attribute calls (1 where 0 was)", "2 more"):
+    for words in (
+        "parameter lin.weight",
+        "attribute table",
+        "attribute shapes",
+        "attribute calls (1 where 0 was)",
+        "2 more",
+    ):
         assert words in named  # the buffer, and the weight under its other name
 
 
@@ -101,7 +107,7 @@ def test_old_weight_norm_is_copied(device):
     assert validate(Case(name="weight norm", model=model, inputs=drawn), 1, device).passed
 
 
-# ------------------------------------------------------------------------------------- state of the CPU's run stays there
+# -------- state of the CPU's run stays there
 
 
 class RotaryCache(Base):
@@ -111,7 +117,9 @@ class RotaryCache(Base):
 
     def forward(self, x):
         if x.shape[0] > self.rows:
-            angles = torch.outer(torch.arange(x.shape[0], device=x.device).float(), torch.linspace(0, 1, 32, device=x.device))
+            angles = torch.outer(
+                torch.arange(x.shape[0], device=x.device).float(), torch.linspace(0, 1, 32, device=x.device)
+            )
             self.table, self.rows = self.wrong(angles.cos()), x.shape[0]
         return self.lin(x) * self.table.to(x.dtype)
 
@@ -184,7 +192,7 @@ def test_the_built_model_is_never_run(device):
     assert len(built) == 1 and not hasattr(built[0], "calls")
 
 
-# --------------------------------------------------------------------------------------------- references that repeat
+# -------- references that repeat
 
 
 class Counter(Base):
@@ -241,7 +249,9 @@ class Unseeded(Base):
 def test_a_reference_that_does_not_repeat_is_an_error_that_names_what_changed(device, model, named):
     models = Models()
     for seed in (1, 2):  # the second as well
-        with pytest.raises(UnstableReferenceError, match=f"REFERENCE UNSTABLE: two runs on the CPU differ by .*{named}") as caught:
+        with pytest.raises(
+            UnstableReferenceError, match=f"REFERENCE UNSTABLE: two runs on the CPU differ by .*{named}"
+        ) as caught:
             validate(case(model), seed, device, models=models)
         assert len(re.findall(named, str(caught.value))) == 1  # and once
 
@@ -280,7 +290,9 @@ class Renormed(nn.Module):
 
 
 def test_weights_that_are_written_into_are_built_anew_and_a_model_that_repeats_may(device):
-    given = Case(name="renormed", model=Renormed, inputs=lambda generator: torch.randint(0, 50, (30,), generator=generator))
+    given = Case(
+        name="renormed", model=Renormed, inputs=lambda generator: torch.randint(0, 50, (30,), generator=generator)
+    )
     models = Models()
     digests = [validate(given, seed, device, models=models, preset="card") for seed in (1, 2)]
     assert all(each.passed for each in digests)
@@ -323,7 +335,12 @@ def test_roundings_of_a_reference_are_said_and_no_error(device):
 
 
 def test_batch_norm_in_training_changes_its_buffers_and_repeats(device):
-    given = Case(name="norm", model=lambda: nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32)).train(), inputs=drawn, training=True)
+    given = Case(
+        name="norm",
+        model=lambda: nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32)).train(),
+        inputs=drawn,
+        training=True,
+    )
     verdict = validate(given, 1, device)
     assert verdict.passed and not verdict.evidence.notes
     evaluated = validate(Case(name="norm", model=given.model, inputs=drawn), 1, device)
@@ -343,7 +360,7 @@ def test_a_mode_that_was_handed_over_is_kept_or_refused(device):
             return self.drop(self.lin(x))
 
     verdict = validate(case(Part), 1, device)
-    assert verdict.passed and float((verdict.comparison.rms)) > 0
+    assert verdict.passed and float(verdict.comparison.rms) > 0
     assert any("draws random numbers" in each for each in verdict.evidence.notes)
     with pytest.raises(CaseError, match="training=True, and model.. returned a model in evaluation mode"):
         validate(case(Part, training=True), 1, device)
@@ -379,9 +396,7 @@ def test_the_copies_take_no_memory_for_weights():
     assert not any(a.data_ptr() == b.data_ptr() for a, b in zip(copied.buffers(), model.buffers()))
 
 
-
-
-# ------------------------------------------------------------------------------------------------------ TorchScript
+# -------- TorchScript
 
 
 class Drops(Base):

@@ -27,8 +27,17 @@ def measured(seed, error=1e-4, *, case="m", limit=1.0, status=None, digest="", *
     """A row whose error is `error` times a factor of its own."""
     expected = torch.randn(8, 32, generator=torch.Generator().manual_seed(seed))
     noise = torch.randn(8, 32, generator=torch.Generator().manual_seed(100 + seed))
-    found = row(test=f"t::test[{case}-{seed}]", case=case, dtype="float32", seed=seed, verdict=judge(compare(expected + error * noise, expected), Tolerance(max_diff=limit)))
-    found = replace(found, **dict(weights="seeded:0", inputs_sha256=f"in{seed}", expected_sha256=f"out{seed}", marks=(Mark.NEW,)) | more)
+    found = row(
+        test=f"t::test[{case}-{seed}]",
+        case=case,
+        dtype="float32",
+        seed=seed,
+        verdict=judge(compare(expected + error * noise, expected), Tolerance(max_diff=limit)),
+    )
+    found = replace(
+        found,
+        **dict(weights="seeded:0", inputs_sha256=f"in{seed}", expected_sha256=f"out{seed}", marks=(Mark.NEW,)) | more,
+    )
     found = replace(found, actual_sha256=f"{seed} {error}" if digest == "" else digest)
     return replace(found, reasons=("because",), criteria=(CRITERIA[status],), rel_l2=None) if status else found
 
@@ -67,22 +76,62 @@ SEEDS = range(5)
         ([measured(1)], [measured(1, status="ERROR")], {"NEW FAILURE": 1}, 1),
         ([measured(1)], [measured(1, status="SKIPPED")], {"MISSING": 1}, 1),
         ([measured(1, status="SKIPPED")], [measured(1, status="SKIPPED")], {"SKIPPED": 1}, 1),
-        ([measured(1), measured(2, status="SKIPPED")], [measured(1), measured(2, status="SKIPPED")], {"IDENTICAL": 1, "SKIPPED": 1}, 0),
+        (
+            [measured(1), measured(2, status="SKIPPED")],
+            [measured(1), measured(2, status="SKIPPED")],
+            {"IDENTICAL": 1, "SKIPPED": 1},
+            0,
+        ),
         ([measured(1), measured(2, status="SKIPPED")], [measured(1), measured(2)], {"NEW": 1, "IDENTICAL": 1}, 0),
-        ([measured(1), measured(2, 1.0)], [measured(1), measured(2, status="SKIPPED")], {"MISSING": 1, "IDENTICAL": 1}, 1),
+        (
+            [measured(1), measured(2, 1.0)],
+            [measured(1), measured(2, status="SKIPPED")],
+            {"MISSING": 1, "IDENTICAL": 1},
+            1,
+        ),
         ([measured(1)], [measured(1), measured(2, 1.0)], {"NEW FAILURE": 1, "IDENTICAL": 1}, 1),
         ([measured(1)], [measured(1), measured(2, status="ERROR")], {"NEW FAILURE": 1, "IDENTICAL": 1}, 1),
         ([measured(1), measured(2, 1.0)], [measured(1), measured(2, 1.0)], {"STILL FAILING": 1, "IDENTICAL": 1}, 0),
-        ([measured(1), measured(2, 1.0)], [measured(1), measured(2, status="ERROR")], {"NEW FAILURE": 1, "IDENTICAL": 1}, 1),
+        (
+            [measured(1), measured(2, 1.0)],
+            [measured(1), measured(2, status="ERROR")],
+            {"NEW FAILURE": 1, "IDENTICAL": 1},
+            1,
+        ),
         ([measured(1), measured(2, 1.0)], [measured(1), measured(2, math.nan)], {"NEW FAILURE": 1, "IDENTICAL": 1}, 1),
         ([measured(1), measured(2, 1.0)], [measured(1), measured(2, 10.0)], {"REGRESSED": 1, "IDENTICAL": 1}, 1),
         ([measured(1), measured(2, 1.0)], [measured(1), measured(2, 1.4)], {"STILL FAILING": 1, "IDENTICAL": 1}, 0),
         ([measured(1), measured(2, 1.0)], [measured(1), fell_back(2, 1.0)], {"NEW FAILURE": 1, "IDENTICAL": 1}, 1),
-        ([measured(1), measured(2, status="ERROR")], [measured(1), measured(2, status="ERROR")], {"STILL FAILING": 1, "IDENTICAL": 1}, 0),
-        ([measured(1), measured(2, status="ERROR")], [measured(1), measured(2, 1.0)], {"STILL FAILING": 1, "IDENTICAL": 1}, 0),
-        ([measured(1), measured(2, math.nan)], [measured(1), measured(2, math.nan, digest="x")], {"STILL FAILING": 1, "IDENTICAL": 1}, 0),
-        ([measured(1), measured(2, 1.0)], [measured(1), measured(2, 1.0, weights="seeded:1")], {"NOT COMPARABLE": 1, "IDENTICAL": 1}, 1),
-        ([measured(1), measured(2, 1.0)], [measured(1), measured(2, weights="seeded:1")], {"NOT COMPARABLE": 1, "IDENTICAL": 1}, 1),
+        (
+            [measured(1), measured(2, status="ERROR")],
+            [measured(1), measured(2, status="ERROR")],
+            {"STILL FAILING": 1, "IDENTICAL": 1},
+            0,
+        ),
+        (
+            [measured(1), measured(2, status="ERROR")],
+            [measured(1), measured(2, 1.0)],
+            {"STILL FAILING": 1, "IDENTICAL": 1},
+            0,
+        ),
+        (
+            [measured(1), measured(2, math.nan)],
+            [measured(1), measured(2, math.nan, digest="x")],
+            {"STILL FAILING": 1, "IDENTICAL": 1},
+            0,
+        ),
+        (
+            [measured(1), measured(2, 1.0)],
+            [measured(1), measured(2, 1.0, weights="seeded:1")],
+            {"NOT COMPARABLE": 1, "IDENTICAL": 1},
+            1,
+        ),
+        (
+            [measured(1), measured(2, 1.0)],
+            [measured(1), measured(2, weights="seeded:1")],
+            {"NOT COMPARABLE": 1, "IDENTICAL": 1},
+            1,
+        ),
         ([measured(1)], [measured(1, inputs_sha256=None)], {"NOT COMPARABLE": 1}, 1),
         ([measured(1, digest=None)], [measured(1, digest=None)], {"NOT COMPARABLE": 1}, 1),
         ([measured(1)], [measured(1, 2e-4, digest="1 0.0001")], {"NOT COMPARABLE": 1}, 1),
@@ -136,18 +185,26 @@ def test_a_history_is_drawn(reports, tmp_path, capsys):
 def test_a_history_without_matplotlib_says_what_to_install(reports, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["gate", *reports([measured(1)], [measured(1)]), "--plot", str(tmp_path / "history.png")]) == 1
-    assert "needs matplotlib, which is not installed: pip install" in capsys.readouterr().err and not (tmp_path / "history.png").exists()
+    assert (
+        "needs matplotlib, which is not installed: pip install" in capsys.readouterr().err
+        and not (tmp_path / "history.png").exists()
+    )
 
 
 def test_a_known_failure_passes_the_gate_and_one_that_became_worse_does_not(reports, capsys):
-    known = {"marks": (Mark.KNOWN,), "known": Excuse(reason="because", link="https://example.org/1", expires=date(2999, 1, 1))}
-    before, after = reports([measured(n) for n in SEEDS], [measured(1, 1.0, **known), *[measured(n) for n in SEEDS if n != 1]])
+    known = {
+        "marks": (Mark.KNOWN,),
+        "known": Excuse(reason="because", link="https://example.org/1", expires=date(2999, 1, 1)),
+    }
+    before, after = reports(
+        [measured(n) for n in SEEDS], [measured(1, 1.0, **known), *[measured(n) for n in SEEDS if n != 1]]
+    )
     assert main(["gate", before, after]) == 0 and "1 KNOWN FAILURE" in capsys.readouterr().out
     before, after = reports([measured(n, 2.0) for n in SEEDS], [measured(n, 3.5, **known) for n in SEEDS])
     assert main(["gate", before, after]) == 1 and "FAIL before, and worse now" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------------------------------ what cannot be talked round
+# -------- what cannot be talked round
 
 
 def rows(*seeds, **more):
@@ -162,12 +219,26 @@ def test_two_rows_of_one_name_are_an_error_that_names_both_tests(reports, capsys
     sides = {"before": rows(1), "after": rows(1)} | {side: twins}
     assert main(["gate", *reports(sides["before"], sides["after"])]) == 1
     err = capsys.readouterr().err
-    assert "two rows are called m float32 seed 1" in err and "t::test[twin]" in err and "t::test[m-1]" in err and err.count("\n") == 1
+    assert (
+        "two rows are called m float32 seed 1" in err
+        and "t::test[twin]" in err
+        and "t::test[m-1]" in err
+        and err.count("\n") == 1
+    )
 
 
 def test_errors_of_tests_whose_case_is_not_known_are_no_twins(reports, capsys):
     """They are filed under their test's file."""
-    errors = [Row.of(error("no room"), test=f"cases/test_a.py::test_precision[{name}]", case="cases/test_a.py", dtype=None, seed=None) for name in "ab"]
+    errors = [
+        Row.of(
+            error("no room"),
+            test=f"cases/test_a.py::test_precision[{name}]",
+            case="cases/test_a.py",
+            dtype=None,
+            seed=None,
+        )
+        for name in "ab"
+    ]
     assert main(["gate", *reports([*rows(1), *errors], [*rows(1), *errors])]) == 0
     assert "2 STILL FAILING" in capsys.readouterr().out
     assert main(["gate", *reports([*rows(1), *errors[:1]], [*rows(1), *errors])]) == 1
@@ -182,14 +253,22 @@ def test_a_report_of_a_broken_device_fails_the_gate(reports, capsys, which):
     path.write_text(json.dumps(stored))
     assert main(["gate", *paths]) == 1
     out = capsys.readouterr().out
-    assert out.startswith("**❌") and f"the {which} report was measured on a device with planted faults (aclnnRelu:scale, 3 of 3 calls)" in out
+    assert (
+        out.startswith("**❌")
+        and f"the {which} report was measured on a device with planted faults (aclnnRelu:scale, 3 of 3 calls)" in out
+    )
 
 
 def test_looser_limits_fail_the_gate_and_tighter_ones_do_not(reports, capsys):
     assert main(["gate", *reports(rows(1, limit=1.0), rows(1, limit=1.1))]) == 1
-    assert "m float32 is judged more loosely than before: max_diff 1.1 where 1 was accepted; judge both by the same limits" in capsys.readouterr().out
+    assert (
+        "m float32 is judged more loosely than before: max_diff 1.1 where 1 was accepted; judge both by the same limits"
+        in capsys.readouterr().out
+    )
     assert main(["gate", *reports(rows(1, limit=1.0), rows(1, limit=0.9))]) == 0
-    assert main(["gate", *reports([measured(1, 0.2, limit=0.1)], [measured(1, 0.19, limit=10.0)])]) == 1  # "fixed" by its limit alone
+    assert (
+        main(["gate", *reports([measured(1, 0.2, limit=0.1)], [measured(1, 0.19, limit=10.0)])]) == 1
+    )  # "fixed" by its limit alone
 
 
 def test_a_subset_is_compared_as_one_where_that_is_asked_for(reports, capsys, tmp_path):
@@ -197,12 +276,18 @@ def test_a_subset_is_compared_as_one_where_that_is_asked_for(reports, capsys, tm
     assert main(["gate", *paths]) == 1 and "3 MISSING" in capsys.readouterr().out
     assert main(["gate", *paths, "--subset", "--json", str(tmp_path / "found.json")]) == 0
     out = capsys.readouterr().out
-    assert "a subset was compared, as --subset asks: 3 rows of the older report did not run and were left out" in out and "2 IDENTICAL" in out and "MISSING" not in out
+    assert (
+        "a subset was compared, as --subset asks: 3 rows of the older report did not run and were left out" in out
+        and "2 IDENTICAL" in out
+        and "MISSING" not in out
+    )
     (found,) = json.loads((tmp_path / "found.json").read_text())
     assert found["counts"] == {"IDENTICAL": 2} and len(found["notes"]) == 1
     assert main(["gate", *reports(rows(1), rows(7)), "--subset"]) == 1  # nothing in common
     assert "nothing shows that they are right" in capsys.readouterr().out
-    assert main(["gate", *reports(rows(1, 2), [measured(1), measured(2, status="SKIPPED")]), "--subset"]) == 1  # a row that was skipped was selected
+    assert (
+        main(["gate", *reports(rows(1, 2), [measured(1), measured(2, status="SKIPPED")]), "--subset"]) == 1
+    )  # a row that was skipped was selected
 
 
 def test_digests_and_numbers_that_contradict_each_other_are_said(reports, capsys):
@@ -212,7 +297,9 @@ def test_digests_and_numbers_that_contradict_each_other_are_said(reports, capsys
     near = [replace(measured(1), max_diff=measured(1).max_diff * (1 + 1e-7))]  # another host's sums
     assert main(["gate", *reports(rows(1), near)]) == 0
     assert main(["gate", *reports(rows(1), [measured(1, 1.001e-4, expected_sha256="another")])]) == 0
-    assert "against another result of the CPU than was accepted" in json.dumps([each.text for each in upgrade_of(reports, rows(1), [measured(1, 1.001e-4, expected_sha256="x")]).transitions])
+    assert "against another result of the CPU than was accepted" in json.dumps(
+        [each.text for each in upgrade_of(reports, rows(1), [measured(1, 1.001e-4, expected_sha256="x")]).transitions]
+    )
 
 
 def upgrade_of(reports, before, after):
@@ -237,14 +324,18 @@ def upgrade_of(reports, before, after):
 def test_a_difference_of_reruns_excuses_scatter_and_never_growth(reports, factor, noise, accepted_noise, kind):
     def noisy(error, size):
         rerun = {"max_diff": 1e-3, "rel_l2": size * 1e-4, "unequal": 3} if size else {}
-        return [measured(1, error, rerun=rerun, golden_rel_l2=error, shape=(100, 100))]  # of few elements an error changes by chance
+        return [
+            measured(1, error, rerun=rerun, golden_rel_l2=error, shape=(100, 100))
+        ]  # of few elements an error changes by chance
 
     assert upgrade_of(reports, noisy(1e-4, accepted_noise), noisy(factor * 1e-4, noise)).counts() == {kind: 1}
 
 
 def test_a_report_against_itself_and_the_newer_one_first_are_told(tmp_path):
     report = build(rows(*SEEDS), stack=STACK, backend="npu")
-    assert compare_reports(report, report).notes == ("both reports are the same run: that its numbers agree says nothing of another stack",)
+    assert compare_reports(report, report).notes == (
+        "both reports are the same run: that its numbers agree says nothing of another stack",
+    )
     later = replace(report, created="2999-01-01T00:00:00+00:00")
     assert compare_reports(report, later).notes == ()
     assert "was made before the older one" in compare_reports(later, report).notes[0]

@@ -253,8 +253,10 @@ def test_looser_limits_and_planted_faults_are_complaints():
     for side, which in (("old", "older"), ("new", "newer")):
         found = upgrade([row()], [row()], **{side: STACK | {"faults": ("aclnnExp:nan", "aclnnAdd:zero")}})
         assert found.complaints == (
-            f"the {which} report was measured on a device with planted faults (aclnnExp:nan; aclnnAdd:zero), "
-            "so it says nothing of a sound one",
+            (
+                f"the {which} report was measured on a device with planted faults (aclnnExp:nan; aclnnAdd:zero), "
+                "so it says nothing of a sound one"
+            ),
         )
 
 
@@ -280,7 +282,7 @@ def test_the_order_of_the_reports_is_told_by_their_times():
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- the stacks
+# -------- the stacks
 
 STACKS = [  # of the older and the newer, what they differ in
     ({"cann": "8.3"}, {"cann": "8.5"}, [("cann", "8.3", "8.5")]),

@@ -1,4 +1,6 @@
-"""Releases that are played: an operator means something else while a block runs; a change is seen, and one that is none is not."""
+"""Releases that are played: an operator means something else while a block runs; a change is seen, and one that is none
+is not.
+"""
 
 import importlib.util
 import sys
@@ -8,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.upgrade import baseline
 from harness.conformance import upgrades
 from harness.conformance.detection import SUBJECTS
 from harness.emulator.table import changed
 from harness.errors import HarnessError
 from harness.tests.needs import emulated_device, needs_torch_npu
+from harness.upgrade import baseline
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +32,8 @@ class Exp(nn.Module):
     def forward(self, x):
         return x.exp()
 
-CASES = [Case(name=name, model=model, inputs=lambda generator: torch.randn(1024, 33, generator=generator)) for name, model in (("std", Std), ("exp", Exp))]
+inputs = lambda generator: torch.randn(1024, 33, generator=generator)
+CASES = [Case(name=name, model=model, inputs=inputs) for name, model in (("std", Std), ("exp", Exp))]
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_precision(precision, case):
@@ -49,8 +52,13 @@ def test_an_operator_means_something_else_inside_the_block_alone(npu):
         inside = x.exp().cpu()
         with pytest.raises(ValueError, match="aclnnExp is changed already"), changed("aclnnExp", lambda before: before):
             pass
-    assert torch.equal(inside, 2 * torch.tensor([1.0, 2.0]).exp()) and torch.equal(x.exp().cpu(), torch.tensor([1.0, 2.0]).exp())
-    with pytest.raises(ValueError, match="no operator is called 'aclnnNothing'"), changed("aclnnNothing", lambda before: before):
+    assert torch.equal(inside, 2 * torch.tensor([1.0, 2.0]).exp()) and torch.equal(
+        x.exp().cpu(), torch.tensor([1.0, 2.0]).exp()
+    )
+    with (
+        pytest.raises(ValueError, match="no operator is called 'aclnnNothing'"),
+        changed("aclnnNothing", lambda before: before),
+    ):
         pass
 
 
@@ -62,7 +70,10 @@ def test_a_played_release_fails_the_case_that_meets_it_and_no_other(tmp_path):
     assert [row.case for row in played.moved] == ["std"] == [row.case for row in played.caught]
     assert played.upgrade.counts() == {"NEW FAILURE": 1, "IDENTICAL": 1}
     found = upgrades.text([played], [], [])
-    assert "1 releases, each with one change, over 2 rows: 1 seen." in found and "op-plugin d53ed98b | 1 | 1 | 0 | 1 NEW FAILURE | std |" in found
+    assert (
+        "1 releases, each with one change, over 2 rows: 1 seen." in found
+        and "op-plugin d53ed98b | 1 | 1 | 0 | 1 NEW FAILURE | std |" in found
+    )
 
 
 def test_what_is_not_there_is_one_line(tmp_path):

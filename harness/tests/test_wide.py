@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from harness import Case, open_device, validate
-from harness.reference import Models
-from harness.reference import WideRequests, run_cpu
+from harness.reference import Models, WideRequests, run_cpu
 
 ASKED = {
     "float": lambda x: x.float(),
@@ -117,7 +116,9 @@ class Strict(nn.Module):
 
 
 def test_a_model_that_insists_on_float32_gets_it_and_the_row_says_so():
-    case = Case(name="strict", model=Strict, inputs=lambda generator: torch.randn(4, 16, generator=generator), dtype="bfloat16")
+    case = Case(
+        name="strict", model=Strict, inputs=lambda generator: torch.randn(4, 16, generator=generator), dtype="bfloat16"
+    )
     models = Models()
     verdict = validate(case, 1, open_device("cpu"), models=models)
     assert verdict.passed and verdict.references["output"].golden.rel_l2 < 0.01

@@ -27,7 +27,13 @@ class Normed(nn.Module):
 
 def a_case(model=Normed, dtype="float32", **options):
     options = dict(training=True) | options
-    return Case(name="normed", model=lambda: model().train(), inputs=lambda g: torch.randn(12, 16, generator=g) * 2 + 1, dtype=dtype, **options)
+    return Case(
+        name="normed",
+        model=lambda: model().train(),
+        inputs=lambda g: torch.randn(12, 16, generator=g) * 2 + 1,
+        dtype=dtype,
+        **options,
+    )
 
 
 STATISTICS = {"output", "buffer norm.running_mean", "buffer norm.running_var"}
@@ -72,7 +78,10 @@ def no_update(real):
 
 @pytest.mark.parametrize(
     ("change", "wrong"),
-    [(wrong_variance, {"buffer norm.running_var"}), (no_update, {"buffer norm.running_mean", "buffer norm.running_var"})],
+    [
+        (wrong_variance, {"buffer norm.running_var"}),
+        (no_update, {"buffer norm.running_mean", "buffer norm.running_var"}),
+    ],
 )
 def test_statistics_that_the_device_updates_wrongly_fail(change, wrong):
     with changed("aclnnBatchNorm", change):
@@ -80,7 +89,7 @@ def test_statistics_that_the_device_updates_wrongly_fail(change, wrong):
     assert verdict.status == "FAIL" and {each.output for each in verdict.failures} == wrong, verdict.reasons
 
 
-# ---------------------------------------------------------------------------------------------------- what is watched
+# -------- what is watched
 
 
 class Writes(nn.Module):
@@ -116,7 +125,9 @@ def referred(buffers, twice=True):
         return contextlib.nullcontext(Writes())
 
     draws = Draws(seed=0, dtype=torch.float32, alike=True)
-    return refer(lend, torch.ones(3), what="m", draws=draws, twice=twice, buffers=buffers, forward=None, dtype=torch.float32)
+    return refer(
+        lend, torch.ones(3), what="m", draws=draws, twice=twice, buffers=buffers, forward=None, dtype=torch.float32
+    )
 
 
 def test_a_second_run_begins_where_the_first_did_if_buffers_are_outputs():
@@ -126,7 +137,7 @@ def test_a_second_run_begins_where_the_first_did_if_buffers_are_outputs():
     assert found.again is not None and "buffer total" in found.changed and "buffer count" in found.changed
 
 
-# ------------------------------------------------------------------------------------------------------------- inputs
+# -------- inputs
 
 
 class Cache(nn.Module):
@@ -142,7 +153,7 @@ class Cache(nn.Module):
 
 
 def cached(model=Cache, dtype="float32"):
-    inputs = lambda g: (torch.randn(3, 4, 16, generator=g), torch.zeros(3, 8, 16))  # noqa: E731
+    inputs = lambda g: (torch.randn(3, 4, 16, generator=g), torch.zeros(3, 8, 16))
     return Case(name="cached", model=model, inputs=inputs, dtype=dtype)
 
 
@@ -192,7 +203,7 @@ class Doubled(nn.Module):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_an_input_counts_where_the_float64_run_and_the_cpus_write_into_it(dtype, cast):
     """float32 alone writes under the first cast, float64 alone under the second: nothing can be compared."""
-    inputs = lambda g: torch.randn(64, 64, generator=g)  # noqa: E731
+    inputs = lambda g: torch.randn(64, 64, generator=g)
     case = Case(name="doubled", model=lambda: Doubled(cast), inputs=inputs, dtype=dtype)
     verdict = validate(case, 0, open_device("cpu"))
     assert verdict.passed and {*verdict.comparisons} == {"output"}, verdict.reasons
@@ -207,7 +218,9 @@ class Returns(Cache):
 
 def test_what_a_model_returns_keeps_its_name():
     verdict = validate(cached(Returns), 0, emulated_device())
-    assert verdict.passed and {*verdict.comparisons} == {"input 1"} and verdict.comparisons["input 1"].shape == (3, 4, 16)
+    assert (
+        verdict.passed and {*verdict.comparisons} == {"input 1"} and verdict.comparisons["input 1"].shape == (3, 4, 16)
+    )
 
 
 def test_an_input_with_nan_that_stays_is_not_written():
@@ -222,6 +235,8 @@ def test_an_input_with_nan_that_stays_is_not_written():
 
 def test_inputs_that_are_no_dense_tensors_are_left_out():
     given = {"x": torch.zeros(2), "flag": True, "pair": (torch.ones(2), None), "sparse": torch.eye(2).to_sparse()}
-    with watching(nn.Identity(), given, inputs=None, before={**given, "x": given["x"].clone(), "pair": (torch.zeros(2), None)}) as written:
+    with watching(
+        nn.Identity(), given, inputs=None, before={**given, "x": given["x"].clone(), "pair": (torch.zeros(2), None)}
+    ) as written:
         given["x"] += 1
     assert {*written.outputs} == {"input x", "input pair.0"}

@@ -1,1 +1,3 @@
-"""Before and after an upgrade: accepted numbers, transitions, known failures, limits that could come down, bisecting."""
+"""Before and after an upgrade: accepted numbers, transitions, known failures, limits that could come down,
+bisecting.
+"""

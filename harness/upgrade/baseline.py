@@ -1,6 +1,8 @@
-"""Accepted numbers per case, and whether a run is identical to them, changed but fine, worse, better, or not comparable. Pure: rows in, rows out.
+"""Accepted numbers per case, and whether a run is identical to them, changed but fine, worse, better, or not
+comparable. Pure: rows in, rows out.
 
-A baseline file holds one case in one dtype, and in it an entry for each device and backend, so that emulated numbers never meet a card's.
+A baseline file holds one case in one dtype, and in it an entry for each device and backend, so that emulated numbers
+never meet a card's.
 """
 
 from __future__ import annotations
@@ -33,14 +35,56 @@ NOISE = 3.0  # times the difference of a row's reruns within which its error sca
 PARTS = 4.0  # the factor from which the error of the worst token, or of another output, counts by itself
 SAME = 1e-6  # relative: numbers that were computed from the same bits agree to this on every host
 STUDENT = {  # one-sided 1 % points of Student's t by degrees of freedom (Fisher and Yates, Statistical Tables, III)
-    2: 6.965, 3: 4.541, 4: 3.747, 5: 3.365, 6: 3.143, 7: 2.998, 8: 2.896, 9: 2.821, 10: 2.764, 12: 2.681, 15: 2.602, 20: 2.528, 30: 2.457, 10**9: 2.326,
-}  # fmt: skip
+    2: 6.965,
+    3: 4.541,
+    4: 3.747,
+    5: 3.365,
+    6: 3.143,
+    7: 2.998,
+    8: 2.896,
+    9: 2.821,
+    10: 2.764,
+    12: 2.681,
+    15: 2.602,
+    20: 2.528,
+    30: 2.457,
+    10**9: 2.326,
+}
 
 KEPT = (  # of a row
-    "seed", "status", "marks", "criteria", "preset", "limits", "allowed", "weights", "weights_sha256", "inputs_sha256", "expected_sha256", "actual_sha256", "max_diff", "mean_diff", "cos_sim",
-    "rel_l2", "golden_rel_l2", "cpu_golden_rel_l2", "forecast_golden_rel_l2", "forecast_ratio", "token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio",
-    "decisions", "rerun", "output", "outputs", "shape", "rms", "token_rel_l2", "parted",
-)  # fmt: skip
+    "seed",
+    "status",
+    "marks",
+    "criteria",
+    "preset",
+    "limits",
+    "allowed",
+    "weights",
+    "weights_sha256",
+    "inputs_sha256",
+    "expected_sha256",
+    "actual_sha256",
+    "max_diff",
+    "mean_diff",
+    "cos_sim",
+    "rel_l2",
+    "golden_rel_l2",
+    "cpu_golden_rel_l2",
+    "forecast_golden_rel_l2",
+    "forecast_ratio",
+    "token_ratio",
+    "outlier_ratio",
+    "gain_ratio",
+    "shift_ratio",
+    "decisions",
+    "rerun",
+    "output",
+    "outputs",
+    "shape",
+    "rms",
+    "token_rel_l2",
+    "parted",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +98,11 @@ class Entry:
     def to_dict(self) -> dict[str, Any]:
         """As a file holds it: of each row what is compared."""
         rows = {name: row.to_dict() for name, row in self.rows.items()}
-        return {"accepted": self.accepted, "stack": to_json(self.stack), "rows": {name: {each: row[each] for each in KEPT} for name, row in rows.items()}}
+        return {
+            "accepted": self.accepted,
+            "stack": to_json(self.stack),
+            "rows": {name: {each: row[each] for each in KEPT} for name, row in rows.items()},
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +115,12 @@ class Baseline:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {"schema": SCHEMA, "case": self.case, "dtype": self.dtype, "entries": {name: each.to_dict() for name, each in sorted(self.entries.items())}}
+        return {
+            "schema": SCHEMA,
+            "case": self.case,
+            "dtype": self.dtype,
+            "entries": {name: each.to_dict() for name, each in sorted(self.entries.items())},
+        }
 
 
 def key_of(stack: Mapping[str, Any], backend: str | None) -> str:
@@ -97,7 +150,8 @@ def _safe(name: str) -> str:
 
 
 def read(folder: Path, case: str, dtype: str | None) -> Baseline | None:
-    """The baseline of a case in a dtype; None where there is none. Files with the names of older versions are read where they are of that case.
+    """The baseline of a case in a dtype; None where there is none. Files with the names of older versions are read
+    where they are of that case.
 
     Raises: HarnessError as `load`, or where the file of that name is another case's.
     """
@@ -116,7 +170,8 @@ def read(folder: Path, case: str, dtype: str | None) -> Baseline | None:
 
 
 def write(folder: Path, kept: Baseline) -> Path:
-    """Write a baseline whole or not at all. A file of an older version that holds the same case goes; one of another case takes its own name.
+    """Write a baseline whole or not at all. A file of an older version that holds the same case goes; one of another
+    case takes its own name.
 
     Raises: HarnessError where the folder cannot be written.
     """
@@ -128,7 +183,10 @@ def write(folder: Path, kept: Baseline) -> Path:
         if older != path and len(older.name.encode()) <= 255 and _is_of(older, kept):
             older.unlink()
     except OSError as error:
-        raise HarnessError(f"baselines cannot be written to {folder} ({error.strerror}); name a folder that can be, with --precision-baselines") from None
+        raise HarnessError(
+            f"baselines cannot be written to {folder} ({error.strerror}); name a folder that can be, with "
+            "--precision-baselines"
+        ) from None
     return path
 
 
@@ -153,7 +211,9 @@ def _is_of(path: Path, kept: Baseline) -> bool:
 
 
 def without_a_case(folder: Path, cases: Collection[tuple[str, str | None]], device: str) -> list[str]:
-    """The accepted rows of a device whose case is not among `cases`, a file each, in words: cases that were renamed or deleted."""
+    """The accepted rows of a device whose case is not among `cases`, a file each, in words: cases that were renamed or
+    deleted.
+    """
     found = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:
@@ -165,7 +225,8 @@ def without_a_case(folder: Path, cases: Collection[tuple[str, str | None]], devi
             continue
         rows = len(stored.entries[device].rows)
         found.append(
-            f"no case of this run is called {shown(stored.case)} {stored.dtype}, of which {rows} rows are accepted: it was renamed or deleted; "
+            f"no case of this run is called {shown(stored.case)} {stored.dtype}, of which {rows} rows are "
+            "accepted: it was renamed or deleted; "
             f"give the case its name again, or accept the new one and delete {path}"
         )
     return found
@@ -187,7 +248,10 @@ def load(path: Path) -> Baseline | None:
         raise HarnessError(f"baseline {path} is damaged ({error}); {advice}") from None
     schema = stored.get("schema") if isinstance(stored, dict) else None
     if schema != SCHEMA:
-        raise HarnessError(f"baseline {path} has schema {schema if schema is None else named(schema)} where {SCHEMA!r} was expected; use the version that wrote it, or accept again with --precision-baseline=accept")
+        raise HarnessError(
+            f"baseline {path} has schema {schema if schema is None else named(schema)} where {SCHEMA!r} was "
+            "expected; use the version that wrote it, or accept again with --precision-baseline=accept"
+        )
     if not isinstance(stored.get("entries"), dict):
         raise HarnessError(f"baseline {path} lacks its entries; {advice}")
     try:
@@ -246,7 +310,9 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA} | schema
 
 
-def accepted(stored: Baseline | None, rows: Iterable[Row], *, stack: Mapping[str, Any], backend: str | None, when: str) -> Baseline:
+def accepted(
+    stored: Baseline | None, rows: Iterable[Row], *, stack: Mapping[str, Any], backend: str | None, when: str
+) -> Baseline:
     """The file with the entry of this device replaced: the rows of one case in one dtype."""
     rows = list(rows)
     entries = {} if stored is None else dict(stored.entries)
@@ -258,7 +324,10 @@ def stack_name(stack: Mapping[str, Any], backend: str | None) -> str:
     """A folder's name that says where something was measured: "ascend910b4-emulated_torch_npu-2.13.0_cann-9.1.0"."""
     device = str(stack.get("device")).lower() + ("" if backend in ("npu", None) else f"-{backend}")
     cann = str(stack.get("cann") or "").removesuffix("(emulated)").strip()
-    parts = [device, *(f"{name}-{value}" for name, value in (("torch_npu", stack.get("torch_npu")), ("cann", cann)) if value)]
+    parts = [
+        device,
+        *(f"{name}-{value}" for name, value in (("torch_npu", stack.get("torch_npu")), ("cann", cann)) if value),
+    ]
     if not stack.get("torch_npu"):
         parts.append(f"torch-{stack.get('torch')}")
     return "".join(each if each.isalnum() or each in "-_." else "_" for each in "_".join(parts))
@@ -276,7 +345,9 @@ def absent(entry: Entry | None, rows: Iterable[Row]) -> list[str]:
 
 
 def loosened(entry: Entry | None, rows: Iterable[Row]) -> list[str]:
-    """The limits that are looser than when the rows were accepted, in words: limits tighten freely, and loosen by acceptance alone."""
+    """The limits that are looser than when the rows were accepted, in words: limits tighten freely, and loosen by
+    acceptance alone.
+    """
     found: dict[str, None] = {}
     for row in rows:
         then = None if entry is None else entry.rows.get(seed_of(row))
@@ -309,7 +380,10 @@ def change_of(row: Row, entry: Entry | None) -> Change:
         now, before = getattr(row, each), getattr(then, each)
         unknown = each == "weights_sha256" and None in (now, before)  # older rows lack it
         if now != before and not unknown:
-            text = f"{name} ran with other {what} ({_short(now)}) than were accepted ({_short(before)}); its numbers cannot be compared: run with the accepted ones, or --precision-baseline=accept"
+            text = (
+                f"{name} ran with other {what} ({_short(now)}) than were accepted ({_short(before)}); its numbers "
+                "cannot be compared: run with the accepted ones, or --precision-baseline=accept"
+            )
             return Change(kind=INCOMPARABLE, text=text)
     absent = [each for each in DIGESTS if getattr(row, each) is None or getattr(then, each) is None]
     if absent:
@@ -317,8 +391,10 @@ def change_of(row: Row, entry: Entry | None) -> Change:
         return Change(kind=INCOMPARABLE, text=text)
     if not _same_reference(row, then):
         text = (
-            f"{name}: the CPU's result is another one than was accepted: its root mean square is {row.rms:.6g} where {then.rms:.6g} "
-            "was, further apart than both are from float64, so the model's code computes something else; run the accepted code, or "
+            f"{name}: the CPU's result is another one than was accepted: its root mean square is {row.rms:.6g} "
+            f"where {then.rms:.6g} "
+            "was, further apart than both are from float64, so the model's code computes something else; run "
+            "the accepted code, or "
             "--precision-baseline=accept"
         )
         return Change(kind=INCOMPARABLE, text=text)
@@ -357,7 +433,9 @@ def _same_reference(row: Row, then: Row) -> bool:
 
 
 def _worse_parts(row: Row, then: Row) -> list[str]:
-    """In words, the outputs and the token whose own error grew though that of the output that stands for the row did not."""
+    """In words, the outputs and the token whose own error grew though that of the output that stands for the row did
+    not.
+    """
     scatter = NOISE * max((each.rerun or {}).get("rel_l2", 0.0) for each in (row, then))
     found, parts = [], _parts(row)
     for what, (before, _) in _parts(then).items():
@@ -372,7 +450,11 @@ def _parts(row: Row) -> dict[str, tuple[float, int]]:
     """The relative errors to the CPU of a row's parts, and how many elements each has."""
     several = {f"output {name}": (each.rel_l2, math.prod(each.shape or ())) for name, each in row.outputs.items()}
     token = {f"the worst token of {row.output or 'the output'}": (row.token_rel_l2, row.shape[-1])} if row.shape else {}
-    return {what: (error, count) for what, (error, count) in (several | token).items() if error is not None and math.isfinite(error)}
+    return {
+        what: (error, count)
+        for what, (error, count) in (several | token).items()
+        if error is not None and math.isfinite(error)
+    }
 
 
 DIGESTS = ("weights", "inputs_sha256", "actual_sha256")  # without which two rows cannot be held against each other
@@ -387,14 +469,21 @@ def _of_same_bits(row: Row, then: Row) -> Change:
         for number in ("rel_l2", "max_diff", "mean_diff"):
             now, before = getattr(row, number), getattr(then, number)
             if None not in (now, before) and not _agree(now, before):
-                text = f"{name}: the digests say that every bit is as accepted, and {number} is {now:.6e} where {before:.6e} was; a file was changed by hand or is damaged: {AGAIN}"
+                text = (
+                    f"{name}: the digests say that every bit is as accepted, and {number} is {now:.6e} where "
+                    f"{before:.6e} was; a file was changed by hand or is damaged: {AGAIN}"
+                )
                 return Change(kind=INCOMPARABLE, text=text)
         return Change(kind=IDENTICAL, text=f"{name}: every bit as accepted", ratio=1.0)
     return Change(kind=IDENTICAL, text=f"{name}: every bit of the device's output as accepted", ratio=1.0)
 
 
 def _agree(now: float, before: float) -> bool:
-    return now == before or math.isnan(now) and math.isnan(before) or abs(now - before) <= SAME * max(abs(now), abs(before))
+    return (
+        now == before
+        or (math.isnan(now) and math.isnan(before))
+        or abs(now - before) <= SAME * max(abs(now), abs(before))
+    )
 
 
 def _short(digest: Any) -> str:
@@ -404,18 +493,24 @@ def _short(digest: Any) -> str:
 def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     """Every row of one case in one dtype against its entry.
 
-    The errors of all seeds are paired with the accepted ones, those with the same inputs once. With `SEEDS` or more the change is judged together, by a one-sided paired
-    t-test of log(error now / error then) at 1 % (Student 1908), and by its size: the geometric mean must pass `EFFECT`. So a small drift
-    that all seeds share is seen, and one seed that is off by chance is not. A row whose error changed by more than `ALONE` counts by itself,
-    or by more than the slack of its few elements. Where nothing is rounded but float32 sums, both are `SUMS`: their order is nobody's promise.
-    Where the device's reruns differ, here or in the accepted run, a change within `NOISE` times that difference is scatter; but a row whose error
-    grew by more than the accepted error and the accepted run's own rerun difference together is worse, however much its reruns differ.
-    The other outputs of a row and its worst token are followed too: an error of theirs that is `PARTS` times the accepted one, or the slack
-    of its few elements, is worse, whatever the output does that stands for the row.
+    The errors of all seeds are paired with the accepted ones, those with the same inputs once. With `SEEDS` or more the
+    change is judged together, by a one-sided paired t-test of log(error now / error then) at 1 % (Student 1908), and by
+    its size: the geometric mean must pass `EFFECT`. So a small drift that all seeds share is seen, and one seed that is
+    off by chance is not. A row whose error changed by more than `ALONE` counts by itself, or by more than the slack of
+    its few elements. Where nothing is rounded but float32 sums, both are `SUMS`: their order is nobody's promise. Where
+    the device's reruns differ, here or in the accepted run, a change within `NOISE` times that difference is scatter;
+    but a row whose error grew by more than the accepted error and the accepted run's own rerun difference together is
+    worse, however much its reruns differ. The other outputs of a row and its worst token are followed too: an error of
+    theirs that is `PARTS` times the accepted one, or the slack of its few elements, is worse, whatever the output does
+    that stands for the row.
     """
     rows = list(rows)
     found = [change_of(row, entry) for row in rows]
-    pairs = [index for index, each in enumerate(found) if each.ratio is not None and math.isfinite(each.ratio) and each.ratio > 0]
+    pairs = [
+        index
+        for index, each in enumerate(found)
+        if each.ratio is not None and math.isfinite(each.ratio) and each.ratio > 0
+    ]
     samples = {rows[index].inputs_sha256 or index: index for index in reversed(pairs)}  # the same inputs are one sample
     logs = [math.log(found[index].ratio) for index in samples.values()]
     summed = [_is_of_sums(rows[index], entry.rows[seed_of(rows[index])]) for index in pairs]
@@ -431,8 +526,14 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
             sign = 0
         if sign and (each.ratio > 1) == (sign > 0):
             kind = REGRESSED if sign > 0 else IMPROVED
-            shared = f", {math.exp(sum(logs) / len(logs)):.3f} times on average over {len(logs)} seeds" if sign == together else ""
-            advice = ADVICE if sign > 0 else "accept it with --precision-baseline=accept, so that it cannot be lost again"
+            shared = (
+                f", {math.exp(sum(logs) / len(logs)):.3f} times on average over {len(logs)} seeds"
+                if sign == together
+                else ""
+            )
+            advice = (
+                ADVICE if sign > 0 else "accept it with --precision-baseline=accept, so that it cannot be lost again"
+            )
             found[index] = Change(kind=kind, text=f"{each.text}{shared}; {advice}", ratio=each.ratio)
     for index, each in enumerate(found):
         worse = _worse_parts(rows[index], entry.rows[seed_of(rows[index])]) if each.kind in (DRIFT, IMPROVED) else []
@@ -443,9 +544,11 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
 
 
 def settled(rows: Iterable[Row], entry: Entry | None) -> list[Row]:
-    """The rows of one case in one dtype as their baseline leaves them, all seeds together: with what became of each, and a reason where it is worse.
+    """The rows of one case in one dtype as their baseline leaves them, all seeds together: with what became of each,
+    and a reason where it is worse.
 
-    A known failure that is worse than what was accepted is none. A row that fails or is REGRESSED by itself gets no second reason.
+    A known failure that is worse than what was accepted is none. A row that fails or is REGRESSED by itself gets no
+    second reason.
     """
     rows = list(rows)
     return [_settled(row, change) for row, change in zip(rows, verdicts(rows, entry))]

@@ -1,4 +1,5 @@
-"""Between which two of an ordered list of stacks the numbers changed: the ends run first, then the middle. python -m harness bisect STACKS.toml
+"""Between which two of an ordered list of stacks the numbers changed: the ends run first, then the middle. python -m
+harness bisect STACKS.toml
 
     command = ".venv-{name}/bin/pytest -k precision --report={report}"    # of every stack without one of its own
     timeout = 3600                                                        # seconds; without it a run may take any time
@@ -8,8 +9,9 @@
     name = "2.10.0 on the other card"
     command = "ssh card1 ./run.sh > {report}/precision.json"
 
-A command runs in `sh`, in the current directory, and writes precision.json into {report}, an empty folder. Both placeholders are quoted for the
-shell, so they stand outside of other quotes; {{ and }} are braces. The report decides and the exit status does not: a failing row makes it 1.
+A command runs in `sh`, in the current directory, and writes precision.json into {report}, an empty folder. Both
+placeholders are quoted for the shell, so they stand outside of other quotes; {{ and }} are braces. The report decides
+and the exit status does not: a failing row makes it 1.
 """
 
 from __future__ import annotations
@@ -83,13 +85,18 @@ def read_stacks(path: Path) -> list[Stack]:
 
     Raises: HarnessError when it is not a list of two or more stacks, each with a name of its own and a command.
     """
-    read = read_toml(path, f"no list of stacks at {path}; write a TOML file with a [[stack]] for each environment, the oldest first")
+    read = read_toml(
+        path, f"no list of stacks at {path}; write a TOML file with a [[stack]] for each environment, the oldest first"
+    )
     only_known(read, ("command", "timeout", "stack"), f"{path}")
     entries = read.get("stack", [])
     tables = isinstance(entries, list) and all(isinstance(each, dict) for each in entries)
     if not tables or len(entries) < 2:
         found = "one" if tables and entries else "no"
-        raise HarnessError(f"{path} holds {found} [[stack]] where two or more were expected; write one for each environment, the oldest first")
+        raise HarnessError(
+            f"{path} holds {found} [[stack]] where two or more were expected; write one for each environment, "
+            "the oldest first"
+        )
     stacks = [_stack(each, read, f"{path}: stack {number}") for number, each in enumerate(entries, 1)]
     for name, count in Counter(each.name for each in stacks).items():
         if count > 1:
@@ -99,29 +106,50 @@ def read_stacks(path: Path) -> list[Stack]:
 
 def _stack(entry: Mapping[str, Any], shared: Mapping[str, Any], where: str) -> Stack:
     only_known(entry, ("name", "command", "timeout"), where)
-    name, command, timeout = entry.get("name"), entry.get("command", shared.get("command")), entry.get("timeout", shared.get("timeout"))
+    name, command, timeout = (
+        entry.get("name"),
+        entry.get("command", shared.get("command")),
+        entry.get("timeout", shared.get("timeout")),
+    )
     if not (isinstance(name, str) and name.strip() and name.isprintable()):
-        raise HarnessError(f"{where} has {'no name' if name is None else f'the name {name!r}'} where one line of text was expected; name it")
+        raise HarnessError(
+            f"{where} has {'no name' if name is None else f'the name {name!r}'} where one line of text was "
+            "expected; name it"
+        )
     where = f"{where} ({name})"
     if not (isinstance(command, str) and command.strip()):
         found = "no command" if command is None else f"the command {command!r}"
-        raise HarnessError(f"{where} has {found} where a line for the shell was expected; give it one, or one to all above the first [[stack]]")
+        raise HarnessError(
+            f"{where} has {found} where a line for the shell was expected; give it one, or one to all above "
+            "the first [[stack]]"
+        )
     try:
         fields = [each[1:] for each in string.Formatter().parse(command) if each[1] is not None]
     except ValueError as error:
-        raise HarnessError(f"{where}: the braces of its command do not pair ({error}); write {{{{ and }}}} for those of the shell") from None
+        raise HarnessError(
+            f"{where}: the braces of its command do not pair ({error}); write {{{{ and }}}} for those of the shell"
+        ) from None
     for field, form, conversion in fields:
         if field not in ("name", "report") or form or conversion:
-            raise HarnessError(f"{where}: {{{field}}} in its command is neither {{name}} nor {{report}}; write {{{{ and }}}} for braces of the shell")
+            raise HarnessError(
+                f"{where}: {{{field}}} in its command is neither {{name}} nor {{report}}; write {{{{ and }}}} "
+                "for braces of the shell"
+            )
     if "report" not in (each[0] for each in fields):
-        raise HarnessError(f"{where}: its command has no {{report}}, the folder that it must write {JSON_NAME} into; add it")
+        raise HarnessError(
+            f"{where}: its command has no {{report}}, the folder that it must write {JSON_NAME} into; add it"
+        )
     if timeout is not None and not (type(timeout) in (int, float) and 0 < timeout < math.inf):
-        raise HarnessError(f"{where} has the timeout {timeout!r} where seconds above 0 were expected; correct it, or leave it out")
+        raise HarnessError(
+            f"{where} has the timeout {timeout!r} where seconds above 0 were expected; correct it, or leave it out"
+        )
     return Stack(name=name, command=command, timeout=timeout)
 
 
 def _execute(stack: Stack, folder: Path) -> Run:
-    """Run a stack's command in an emptied folder. What came of it is written last, so an interrupted run leaves nothing to believe."""
+    """Run a stack's command in an emptied folder. What came of it is written last, so an interrupted run leaves nothing
+    to believe.
+    """
     (folder / "result.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     report = folder / "report"
@@ -129,7 +157,9 @@ def _execute(stack: Stack, folder: Path) -> Run:
     command = stack.command.format(name=shlex.quote(stack.name), report=shlex.quote(str(report)))
     begin = time.monotonic()
     with open(folder / "log.txt", "wb") as log:
-        process = subprocess.Popen(["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             status = process.wait(stack.timeout)
         except subprocess.TimeoutExpired:
@@ -138,12 +168,17 @@ def _execute(stack: Stack, folder: Path) -> Run:
             seconds = time.monotonic() - begin
             _end(process)
     run = Run(seconds=seconds, status=status)
-    write_text(folder / "result.json", json.dumps({"stack": asdict(stack), "run": asdict(run)}, indent=1, ensure_ascii=False) + "\n")
+    write_text(
+        folder / "result.json",
+        json.dumps({"stack": asdict(stack), "run": asdict(run)}, indent=1, ensure_ascii=False) + "\n",
+    )
     return run
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End all that a command started: nothing may compute beside the next stack. Asked first, since a container dies with a client that is asked."""
+    """End all that a command started: nothing may compute beside the next stack. Asked first, since a container dies
+    with a client that is asked.
+    """
     with contextlib.suppress(ProcessLookupError):
         try:
             os.killpg(process.pid, signal.SIGTERM)
@@ -214,7 +249,7 @@ class _Search:
         folder = self.state / stack.folder
         run = _kept(folder)
         found = None if run is None else self._judged(run, folder)
-        again = found is None or self.retry and found.verdict in (CANNOT, OTHER)
+        again = found is None or (self.retry and found.verdict in (CANNOT, OTHER))
         self.runs += again
         _say(f"{f'run {self.runs}' if again else 'kept'}: {stack.name} … ", end="")
         try:
@@ -231,33 +266,56 @@ class _Search:
         """
         count = len(self.stacks)
         good = next((each for each in range(count) if self.look(each) != CANNOT), None)
-        bad = None if good is None else next((each for each in reversed(range(good + 1, count)) if self.look(each) != CANNOT), None)
+        bad = (
+            None
+            if good is None
+            else next((each for each in reversed(range(good + 1, count)) if self.look(each) != CANNOT), None)
+        )
         if bad is None:
             able = "none" if good is None else f"only {self.stacks[good].name!r}"
-            why = "; ".join(f"{self.stacks[each].name}: {found.why}" for each, found in sorted(self.found.items()) if found.verdict == CANNOT)
-            raise HarnessError(f"{able} of the {count} stacks can run where two are needed; mend them and add --retry ({why})")
+            why = "; ".join(
+                f"{self.stacks[each].name}: {found.why}"
+                for each, found in sorted(self.found.items())
+                if found.verdict == CANNOT
+            )
+            raise HarnessError(
+                f"{able} of the {count} stacks can run where two are needed; mend them and add --retry ({why})"
+            )
         if self.found[bad].verdict == OTHER:
-            raise HarnessError(f"{self.stacks[bad].name!r} cannot be the bad end: {self.found[bad].why}; take it out, or run it where the others run")
+            raise HarnessError(
+                f"{self.stacks[bad].name!r} cannot be the bad end: {self.found[bad].why}; take it out, or run "
+                "it where the others run"
+            )
         return good, bad
 
     def _judged(self, run: Run, folder: Path) -> Finding:
         """What a run shows. Raises: ValueError when the good end has no row of the case that was asked for."""
         path = folder / "report" / JSON_NAME
-        ended = f"stopped after {run.seconds:.0f} s, at its time limit" if run.status is None else f"exit status {run.status}"
+        ended = (
+            f"stopped after {run.seconds:.0f} s, at its time limit"
+            if run.status is None
+            else f"exit status {run.status}"
+        )
         try:
             if run.status is None or not path.exists():
                 raise HarnessError("no report")
             return self._held(load(path), run.seconds)
         except (HarnessError, OSError) as error:
             why = str(error)
-        return Finding(verdict=CANNOT, why=f"{why}; {ended}; it said last: {_last_line(folder / 'log.txt')}", seconds=run.seconds)
+        return Finding(
+            verdict=CANNOT, why=f"{why}; {ended}; it said last: {_last_line(folder / 'log.txt')}", seconds=run.seconds
+        )
 
     def _held(self, report: Report, seconds: float) -> Finding:
-        """A report, held against the good end by the rows that decide; the first that holds such rows is the good end."""
+        """A report, held against the good end by the rows that decide; the first that holds such rows is the good
+        end.
+        """
         rows = self._chosen(report)
         if not rows and self.good is None and _measured(report.rows):
             cases = ", ".join(sorted({str(row.case) for row in report.rows}))
-            raise ValueError(f"--case {self.case} is no case and no part of a test id of the good end; it has the cases {cases}")
+            raise ValueError(
+                f"--case {self.case} is no case and no part of a test id of the good end; it has the cases {cases}"
+            )
         if not _measured(rows):
             said = "; ".join(dict.fromkeys(f"{row.status} {reason}" for row in rows for reason in row.reasons))
             raise HarnessError(f"nothing was measured: {said[:300] or 'no rows'}")
@@ -274,9 +332,15 @@ class _Search:
         return Finding(verdict=BAD if bad else GOOD, why=why, seconds=seconds, report=report)
 
     def _chosen(self, report: Report) -> list[Row]:
-        """The rows that decide: those of the case, or where the good end has no such case, of the tests whose id holds the name."""
+        """The rows that decide: those of the case, or where the good end has no such case, of the tests whose id holds
+        the name.
+        """
         named = any(row.case == self.case for row in (self.good or report).rows)
-        return [row for row in report.rows if self.case is None or (row.case == self.case if named else self.case in row.test)]
+        return [
+            row
+            for row in report.rows
+            if self.case is None or (row.case == self.case if named else self.case in row.test)
+        ]
 
 
 def _measured(rows: Sequence[Row]) -> bool:
@@ -295,19 +359,32 @@ def _say(text: str, end: str = "\n") -> None:
     print(text, end=end, file=sys.stderr, flush=True)
 
 
-def bisect(path: Path, *, case: str | None = None, what: str = "worse", state: Path = Path("reports/bisect"), retry: bool = False) -> tuple[str, bool]:
-    """The two stacks between which the numbers changed, as markdown, and whether there are such. `what` is "worse" or "changed", by a bit.
+def bisect(
+    path: Path,
+    *,
+    case: str | None = None,
+    what: str = "worse",
+    state: Path = Path("reports/bisect"),
+    retry: bool = False,
+) -> tuple[str, bool]:
+    """The two stacks between which the numbers changed, as markdown, and whether there are such. `what` is "worse" or
+    "changed", by a bit.
 
-    `case` is a case's name or a part of test ids. What ran is kept in `state` and not run again; with `retry`, what could not run is.
+    `case` is a case's name or a part of test ids. What ran is kept in `state` and not run again; with `retry`, what
+    could not run is.
 
-    Raises: HarnessError when the list is not one, or no two stacks can be compared; ValueError for a case that is not there.
+    Raises: HarnessError when the list is not one, or no two stacks can be compared; ValueError for a case that is not
+    there.
     """
     search = _Search(read_stacks(path), case=case, what=what, state=state, retry=retry)
     names = [each.name for each in search.stacks]
     with _terminable():
         first, last = search.ends()
         if search.found[last].verdict == GOOD:
-            answer = f"good and bad end agree: {names[last]} is {'no worse than' if what == 'worse' else 'to the bit as'} {names[first]}"
+            answer = (
+                f"good and bad end agree: {names[last]} is "
+                f"{'no worse than' if what == 'worse' else 'to the bit as'} {names[first]}"
+            )
             return _text(search, answer), False
         good, bad = halve(first, last, search.look)
     answer = f"the numbers changed between {names[good]} and {names[bad]}"
@@ -323,7 +400,14 @@ def _text(search: _Search, answer: str) -> str:
     rows = []
     for index, stack in enumerate(search.stacks):
         found = search.found.get(index)
-        rows.append((stack.name, found.verdict, found.why, f"{found.seconds:.1f}") if found else (stack.name, UNTRIED, MISSING, MISSING))
-    runs = f"{search.runs} runs, {len(search.found) - search.runs} kept from before, of {len(rows)} stacks; their reports and logs are in {search.state}"
+        rows.append(
+            (stack.name, found.verdict, found.why, f"{found.seconds:.1f}")
+            if found
+            else (stack.name, UNTRIED, MISSING, MISSING)
+        )
+    runs = (
+        f"{search.runs} runs, {len(search.found) - search.runs} kept from before, of {len(rows)} stacks; their "
+        f"reports and logs are in {search.state}"
+    )
     table = Table(columns=("stack", "verdict", "why", "seconds"), rows=tuple(rows), numbers_from=3)
     return to_markdown([Text(text=answer, strong=True), Text(text=runs), table]).rstrip("\n")

@@ -11,10 +11,10 @@
     link = "https://gitcode.com/Ascend/pytorch/issues/88"
     expires = 2027-01-31                           # the last day on which it holds
 
-Without `criteria` an entry excuses what was accepted and nothing worse. Where the row has accepted numbers (--precision-baseline=accept
-keeps those of known failures too): the criteria that it failed by then, with an error that is no regression. Where it has none: numbers
-beyond their limits alone (no NaN, no other shape, no fallback, no crash), with a relative L2 error of at most `GROWTH` times `error`,
-or of `MOST` where the entry gives none.
+Without `criteria` an entry excuses what was accepted and nothing worse. Where the row has accepted numbers
+(--precision-baseline=accept keeps those of known failures too): the criteria that it failed by then, with an error that
+is no regression. Where it has none: numbers beyond their limits alone (no NaN, no other shape, no fallback, no crash),
+with a relative L2 error of at most `GROWTH` times `error`, or of `MOST` where the entry gives none.
 """
 
 from __future__ import annotations
@@ -73,14 +73,16 @@ class Known:
 def read_known(path: Path) -> list[Known]:
     """The entries of a file.
 
-    Raises: HarnessError for a file that is not such a list, an entry that lacks a case, a reason, a link or a day, or one that is there twice.
+    Raises: HarnessError for a file that is not such a list, an entry that lacks a case, a reason, a link or a day, or
+    one that is there twice.
     """
     read = read_toml(path, f"no known failures at {path}; write the file, or leave the option out")
     only_known(read, ("known",), f"{path}")
     entries = read.get("known", [])
     if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
         raise HarnessError(
-            f"{path} holds {type(entries).__name__} as `known` where a list was expected; write [[known]] above each entry"
+            f"{path} holds {type(entries).__name__} as `known` where a list was expected; write [[known]] "
+            "above each entry"
         )
     found = [_entry(each, f"{path}: entry {number}") for number, each in enumerate(entries, 1)]
     for index, each in enumerate(found):
@@ -97,21 +99,25 @@ def _entry(entry: Mapping[str, Any], where: str) -> Known:
     for name in ("case", "reason", "link", *(name for name in ("dtype", "device") if name in entry)):
         if not (isinstance(entry.get(name), str) and entry[name].strip()):
             raise HarnessError(
-                f"{where} has {entry.get(name)!r} as its {name} where text was expected; an entry names a case, a reason, a link and the day it expires"
+                f"{where} has {entry.get(name)!r} as its {name} where text was expected; an entry names a "
+                "case, a reason, a link and the day it expires"
             )
     if not entry["link"].startswith(("https://", "http://")):
         raise HarnessError(
-            f"{where} has the link {entry['link']!r} where an address was expected, where the failure is followed up: https://…"
+            f"{where} has the link {entry['link']!r} where an address was expected, where the failure is "
+            "followed up: https://…"
         )
     day = entry.get("expires")
     if not isinstance(day, datetime.date) or isinstance(day, datetime.datetime):
         raise HarnessError(
-            f"{where} has {day!r} as the day it expires where a date was expected; write expires = 2027-01-31, without quotes"
+            f"{where} has {day!r} as the day it expires where a date was expected; write expires = 2027-01-31, "
+            "without quotes"
         )
     for name, kind in (("seeds", int), ("criteria", str)):
         if not (isinstance(entry.get(name, []), list) and all(type(each) is kind for each in entry.get(name, []))):
             raise HarnessError(
-                f"{where} has {entry[name]!r} as its {name} where a list of {'numbers' if kind is int else 'names'} was expected"
+                f"{where} has {entry[name]!r} as its {name} where a list of "
+                f"{'numbers' if kind is int else 'names'} was expected"
             )
     error = entry.get("error", 0.0)
     if isinstance(error, bool) or not isinstance(error, (int, float)) or not 0 <= error < math.inf:
@@ -128,7 +134,9 @@ def entry_for(entries: Iterable[Known], case: str, dtype: str | None, seed: int 
 
 
 def complaint(entry: Known, row: Row, *, accepted: Row | None, today: datetime.date) -> str | None:
-    """Why a row does not pass as the known failure that it is listed as; None where it does. `accepted` is the row as it was accepted."""
+    """Why a row does not pass as the known failure that it is listed as; None where it does. `accepted` is the row as
+    it was accepted.
+    """
     where = f"the known failure {entry} ({entry.reason}; {entry.link})"
     if row.status.is_fine:
         return f"UNEXPECTED PASS of {where}; take the entry out, so that the failure cannot come back unseen"
@@ -141,9 +149,8 @@ def complaint(entry: Known, row: Row, *, accepted: Row | None, today: datetime.d
     if others:
         return (
             f"{where} excuses what was accepted and nothing worse; this one fails by {', '.join(others)} as well: "
-            f"mend it, or review the entry and name what it may fail by, criteria = {list(dict.fromkeys(row.criteria))}".replace(
-                "'", '"'
-            )
+            "mend it, or review the entry and name what it may fail by, criteria = "
+            f"{list(dict.fromkeys(row.criteria))}".replace("'", '"')
         )
     most = _largest(entry, accepted)
     if most is None or row.error <= most:
@@ -172,6 +179,8 @@ def _largest(entry: Known, accepted: Row | None) -> float | None:
 
 
 def settled(entry: Known, row: Row, *, accepted: Row | None, today: datetime.date) -> Row:
-    """A row as the entry that speaks of it leaves it: marked where it fails as known, with one more reason where it may not."""
+    """A row as the entry that speaks of it leaves it: marked where it fails as known, with one more reason where it may
+    not.
+    """
     text = complaint(entry, row, accepted=accepted, today=today)
     return replace(row, marks=(*row.marks, KNOWN)) if text is None else row.because("known", text)

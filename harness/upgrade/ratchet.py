@@ -1,4 +1,6 @@
-"""Which limits could come down: each beside the worst that was found, over stored reports. python -m harness ratchet REPORT.json…"""
+"""Which limits could come down: each beside the worst that was found, over stored reports. python -m harness ratchet
+REPORT.json…
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from dataclasses import dataclass
 
 from harness.judging.checks import checks_of
 from harness.judging.criteria import AT_LEAST
-from harness.report.rejudge import judged_again
 from harness.report.document import Table, Text, to_markdown
+from harness.report.rejudge import judged_again
 from harness.report.rows import Row
 
 ROOM = 2.0  # times the worst that was found is left to the next run: errors of other seeds scatter less
@@ -30,7 +32,8 @@ class Loose:
 
 
 def loose(rows: Iterable[Row], *, every: bool = False) -> list[Loose]:
-    """The limits that leave more than `ROOM` to the worst that was found, over all rows that pass; with `every` those of presets too.
+    """The limits that leave more than `ROOM` to the worst that was found, over all rows that pass; with `every` those
+    of presets too.
 
     A limit that holds from below, such as a cosine, is measured by what it lacks to 1.
 
@@ -57,7 +60,11 @@ def _proposed(case: str, dtype: str | None, name: str, pairs: list[tuple[float, 
         worst, limit = max(found for found, _ in pairs), min(limit for _, limit in pairs)
         could = _up(worst * ROOM)
         worth = could < limit * WORTH
-    return Loose(case=case, dtype=dtype, name=name, limit=limit, worst=worst, rows=len(pairs), could_be=could) if worth else None
+    return (
+        Loose(case=case, dtype=dtype, name=name, limit=limit, worst=worst, rows=len(pairs), could_be=could)
+        if worth
+        else None
+    )
 
 
 def _up(value: float) -> float:
@@ -70,7 +77,24 @@ def _up(value: float) -> float:
 
 def ratchet_text(found: Sequence[Loose]) -> str:
     """The limits that could come down, as markdown."""
-    said = f"{len(found)} limits could come down to {ROOM:g} times the worst that was found" if found else "No limit could come down."
-    rows = tuple((each.case, each.dtype or "–", each.name, f"{each.limit:.6g}", f"{each.worst:.6g}", f"{each.could_be:.6g}", str(each.rows)) for each in found)
+    said = (
+        f"{len(found)} limits could come down to {ROOM:g} times the worst that was found"
+        if found
+        else "No limit could come down."
+    )
+    rows = tuple(
+        (
+            each.case,
+            each.dtype or "–",
+            each.name,
+            f"{each.limit:.6g}",
+            f"{each.worst:.6g}",
+            f"{each.could_be:.6g}",
+            str(each.rows),
+        )
+        for each in found
+    )
     columns = ("case", "dtype", "limit", "now", "worst found", "could be", "rows")
-    return to_markdown([Text(text=said, strong=True), *([Table(columns=columns, rows=rows, numbers_from=3)] if rows else [])]).rstrip("\n")
+    return to_markdown(
+        [Text(text=said, strong=True), *([Table(columns=columns, rows=rows, numbers_from=3)] if rows else [])]
+    ).rstrip("\n")

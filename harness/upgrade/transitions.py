@@ -1,4 +1,6 @@
-"""Two stored reports, before and after: what became of every row, and what else changed. python -m harness gate OLD.json NEW.json"""
+"""Two stored reports, before and after: what became of every row, and what else changed. python -m harness gate
+OLD.json NEW.json
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from harness.upgrade import baseline
 from harness.errors import HarnessError
 from harness.judging.status import Mark, Status
 from harness.judging.tolerance import NUMERIC
@@ -16,6 +17,7 @@ from harness.report import Report, Row
 from harness.report.rows import UNRECORDED as UNKNOWN_CRITERION
 from harness.report.rows import by_key
 from harness.typed_json import shown
+from harness.upgrade import baseline
 
 
 class Kind(str, Enum):
@@ -111,7 +113,9 @@ class Transition:
 
 @dataclass(frozen=True, kw_only=True)
 class Upgrade:
-    """Every transition, the gravest first, the difference of the two stacks (name, before, after), and what else fails or must be said."""
+    """Every transition, the gravest first, the difference of the two stacks (name, before, after), and what else fails
+    or must be said.
+    """
 
     transitions: tuple[Transition, ...]
     stack: tuple[tuple[str, Any, Any], ...]
@@ -128,7 +132,9 @@ class Upgrade:
     def passed(self) -> bool:
         """Nothing became worse, went missing or cannot be compared, and something was compared."""
         kinds = {each.kind for each in self.transitions}
-        return any(each.is_compared for each in kinds) and not any(each.is_bad for each in kinds) and not self.complaints
+        return (
+            any(each.is_compared for each in kinds) and not any(each.is_bad for each in kinds) and not self.complaints
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -136,7 +142,10 @@ class Upgrade:
         found = [*self.complaints, *self.remarks]
         if self.left_out is not None:
             rows = f"{self.left_out} rows of the older report did not run and were left out"
-            found.append(f"a subset was compared, as --subset asks: {rows if self.left_out else 'it holds every row of the older report'}")
+            found.append(
+                "a subset was compared, as --subset asks: "
+                f"{rows if self.left_out else 'it holds every row of the older report'}"
+            )
         if not any(each.kind.is_compared for each in self.transitions):
             found.append("no numbers were held against numbers of before: nothing shows that they are right")
         return tuple(found)
@@ -148,7 +157,12 @@ class Upgrade:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         transitions = [asdict(each) | {"kind": each.kind.value} for each in self.transitions]
-        head = {"schema": "precision-upgrade/1", "passed": self.passed, "counts": self.counts(), "notes": list(self.notes)}
+        head = {
+            "schema": "precision-upgrade/1",
+            "passed": self.passed,
+            "counts": self.counts(),
+            "notes": list(self.notes),
+        }
         return head | {"stack": [list(each) for each in self.stack], "transitions": transitions}
 
 
@@ -157,12 +171,14 @@ def compare_reports(before: Report, after: Report, *, subset: bool = False) -> U
 
     Rows of `before` that did not run are MISSING; with `subset` they are left out, and counted.
 
-    Raises: HarnessError where the reports were measured on other devices, an emulated one and a card say, or where two rows of a report
-    have one name.
+    Raises: HarnessError where the reports were measured on other devices, an emulated one and a card say, or where two
+    rows of a report have one name.
     """
     keys = [baseline.key_of(each.stack, each.backend) for each in (before, after)]
     if keys[0] != keys[1]:
-        raise HarnessError(f"the reports come from {shown(keys[0])} and {shown(keys[1])}; an upgrade is judged on one kind of device")
+        raise HarnessError(
+            f"the reports come from {shown(keys[0])} and {shown(keys[1])}; an upgrade is judged on one kind of device"
+        )
     old, new = by_key(before.rows, "the older report: "), by_key(after.rows, "the newer report: ")
     left_out = len(old.keys() - new.keys()) if subset else None
     old = {name: row for name, row in old.items() if name in new or not subset}
@@ -184,14 +200,28 @@ def _times(before: Report, after: Report) -> tuple[str, ...]:
     if before == after:
         return ("both reports are the same run: that its numbers agree says nothing of another stack",)
     if after.created < before.created:  # both in UTC, as ISO 8601
-        return (f"the newer report, of {shown(after.created)}, was made before the older one, of {shown(before.created)}: give the older first",)
+        return (
+            (
+                f"the newer report, of {shown(after.created)}, was made before the older one, of "
+                f"{shown(before.created)}: give the older first"
+            ),
+        )
     return ()
 
 
 def _planted(which: str, report: Report) -> list[str]:
     """That a report is of a device that was broken on purpose, in words."""
     faults = "; ".join(shown(each) for each in report.stack.get("faults") or ())
-    return [f"the {which} report was measured on a device with planted faults ({faults}), so it says nothing of a sound one"] if faults else []
+    return (
+        [
+            (
+                f"the {which} report was measured on a device with planted faults ({faults}), so it says nothing "
+                "of a sound one"
+            )
+        ]
+        if faults
+        else []
+    )
 
 
 def _loosened(old: dict[tuple, Row], new: dict[tuple, Row]) -> list[str]:
@@ -200,7 +230,12 @@ def _loosened(old: dict[tuple, Row], new: dict[tuple, Row]) -> list[str]:
     if not loose:
         return []
     row = next(iter(new.values()))
-    return [f"{shown(row.case)} {row.dtype} is judged more loosely than before: {', '.join(loose)}; judge both by the same limits"]
+    return [
+        (
+            f"{shown(row.case)} {row.dtype} is judged more loosely than before: {', '.join(loose)}; judge both by "
+            "the same limits"
+        )
+    ]
 
 
 def _entry(rows: dict[tuple, Row]) -> baseline.Entry:
@@ -211,7 +246,8 @@ def _entry(rows: dict[tuple, Row]) -> baseline.Entry:
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[tuple[str, Any, Any], ...]:
     """What the two stacks differ in: name, before, after. Variables and packages are named one by one.
 
-    Older reports lack what later versions record. Where the other report has a value, the value before or after is `UNRECORDED`.
+    Older reports lack what later versions record. Where the other report has a value, the value before or after is
+    `UNRECORDED`.
     """
     old, new = _flat(before), _flat(after)
     lacking = [{name for name in TABLES if name not in each} for each in (before, after)]
@@ -246,7 +282,10 @@ def _group(old: dict[tuple, Row], new: dict[tuple, Row]) -> list[Transition]:
     """The transitions of one case in one dtype: those of all its seeds are judged together."""
     numbers = [row for row in new.values() if row.rel_l2 is not None]
     changes = {id(row): change for row, change in zip(numbers, baseline.verdicts(numbers, _entry(old)))}
-    return [_transition(old.get(name), new.get(name), changes.get(id(new.get(name)))) for name in dict.fromkeys((*old, *new))]
+    return [
+        _transition(old.get(name), new.get(name), changes.get(id(new.get(name))))
+        for name in dict.fromkeys((*old, *new))
+    ]
 
 
 def _transition(old: Row | None, new: Row | None, change: baseline.Change | None) -> Transition:
@@ -268,7 +307,10 @@ def _transition(old: Row | None, new: Row | None, change: baseline.Change | None
 def _kind(old: Row | None, new: Row | None, change: baseline.Change | None) -> tuple[Kind, str]:
     """What became of a row, and one sentence on it. `change` is that of its numbers, where it has some now."""
     if new is None:
-        return Kind.MISSING, "it ran before and is not there now; run it, take it out on purpose, or compare a subset with --subset"
+        return (
+            Kind.MISSING,
+            "it ran before and is not there now; run it, take it out on purpose, or compare a subset with --subset",
+        )
     if old is None:
         return _kind_of_new(new)
     if new.status is Status.SKIPPED:

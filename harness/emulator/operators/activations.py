@@ -58,12 +58,20 @@ WITH_INPLACE = {  # name: (inputs, meaning)
 ONE_OUTPUT = {
     "EluBackward": (
         "grad alpha:scalar scale:scalar input_scale:scalar is_result:bool self",
-        lambda grad, alpha, scale, input_scale, is_result, self: aten.elu_backward(grad, alpha, scale, input_scale, is_result, self),
+        lambda grad, alpha, scale, input_scale, is_result, self: aten.elu_backward(
+            grad, alpha, scale, input_scale, is_result, self
+        ),
     ),
     "FastGelu": ("self", lambda self: self * torch.sigmoid(1.702 * self)),
-    "FastGeluBackward": ("grad self", lambda grad, self: aten.silu_backward(grad, 1.702 * self)),  # x·σ(ax) is silu(ax)/a
+    "FastGeluBackward": (
+        "grad self",
+        lambda grad, self: aten.silu_backward(grad, 1.702 * self),
+    ),  # x·σ(ax) is silu(ax)/a
     "GeluBackward": ("grad self", lambda grad, self: aten.gelu_backward(grad, self, approximate="tanh")),
-    "GeluBackwardV2": ("grad self approximate:str", lambda grad, self, approximate: aten.gelu_backward(grad, self, approximate=approximate)),
+    "GeluBackwardV2": (
+        "grad self approximate:str",
+        lambda grad, self, approximate: aten.gelu_backward(grad, self, approximate=approximate),
+    ),
     "GeluMul": ("self approximate:str", _gelu_mul),
     "Glu": ("self dim:int", aten.glu),
     "GluBackward": ("grad self dim:int", aten.glu_backward),
@@ -76,13 +84,22 @@ ONE_OUTPUT = {
     "LeakyReluBackward": ("grad self slope:scalar is_result:bool", aten.leaky_relu_backward),
     "LogSigmoidBackward": ("grad self buffer", _log_sigmoid_backward),
     "Logit": ("self eps:double", lambda self, eps: aten.logit(self, None if eps < 0 else eps)),
-    "LogitGrad": ("self grad eps:double", lambda self, grad, eps: aten.logit_backward(grad, self, None if eps < 0 else eps)),
-    "LogSoftmaxBackward": ("grad result dim:int", lambda grad, result, dim: aten._log_softmax_backward_data(grad, result, dim, grad.dtype)),
+    "LogitGrad": (
+        "self grad eps:double",
+        lambda self, grad, eps: aten.logit_backward(grad, self, None if eps < 0 else eps),
+    ),
+    "LogSoftmaxBackward": (
+        "grad result dim:int",
+        lambda grad, result, dim: aten._log_softmax_backward_data(grad, result, dim, grad.dtype),
+    ),
     "MishBackward": ("grad self", aten.mish_backward),
     "Prelu": ("self weight", _prelu),
     "SigmoidBackward": ("grad result", aten.sigmoid_backward),
     "SiluBackward": ("grad self", aten.silu_backward),
-    "SoftmaxBackward": ("grad result dim:int", lambda grad, result, dim: aten._softmax_backward_data(grad, result, dim, grad.dtype)),
+    "SoftmaxBackward": (
+        "grad result dim:int",
+        lambda grad, result, dim: aten._softmax_backward_data(grad, result, dim, grad.dtype),
+    ),
     "Softplus": ("self beta:scalar threshold:scalar", aten.softplus),
     "SoftplusBackward": ("grad self beta:scalar threshold:scalar", aten.softplus_backward),
     "Softshrink": ("self lambd:scalar", aten.softshrink),
@@ -151,7 +168,9 @@ def rrelu(self, noise, lower, upper, training, seed, offset):
     return noise, result
 
 
-operator("aclnnInplaceRReluWithNoise", "self! noise! lower:scalar upper:scalar training:bool seed:int offset:int")(_rrelu)
+operator("aclnnInplaceRReluWithNoise", "self! noise! lower:scalar upper:scalar training:bool seed:int offset:int")(
+    _rrelu
+)
 
 
 @operator("aclnnGeGluV3", "self dim:int approximate:int activate_left:bool >out >gelu")
@@ -174,7 +193,9 @@ def geglu_backward(grad, self, gelu, dim, approximate, activate_left, out):
 @operator("aclnnClippedSwiglu", "self group_index dim:int alpha:double limit:double bias:double interleaved:bool >out")
 def clipped_swiglu(self, group_index, dim, alpha, limit, bias, interleaved, out):
     dim = dim % self.dim()
-    rows = alike(self)[0].reshape(self.shape[:dim].numel(), -1)  # split over everything from dim on, as if it were one axis
+    rows = alike(self)[0].reshape(
+        self.shape[:dim].numel(), -1
+    )  # split over everything from dim on, as if it were one axis
     gate, value = (rows[:, ::2], rows[:, 1::2]) if interleaved else rows.chunk(2, -1)
     gate, value = gate.clamp(max=limit), value.clamp(-limit, limit)
     result = gate * torch.sigmoid(alpha * gate) * (value + bias)

@@ -46,9 +46,10 @@ def _band(queries: int, keys: int, before: int, after: int, shift: int):
 def _hidden(mask, queries: int, keys: int, before: int, after: int, sparse: int, prefix=None, last=True, first=True):
     """Which keys are hidden, by the kernel's sparse mode; without a mask none is, whatever the mode says.
 
-    0: the mask, and outside the band; 1 and 5: the mask alone; 2 and 3: causal from the upper left and the lower right corner; 4: band;
-    6: as 3, but for a prefix that all see; 7 and 8: as 3 and 2, with a band in the last and the first sequence. The compressed masks of
-    2048 rows that modes 2 to 8 come with say nothing more.
+    0: the mask, and outside the band; 1 and 5: the mask alone; 2 and 3: causal from the upper left and the lower right
+    corner; 4: band;
+    6: as 3, but for a prefix that all see; 7 and 8: as 3 and 2, with a band in the last and the first sequence. The
+    compressed masks of 2048 rows that modes 2 to 8 come with say nothing more.
     """
     if mask is None:
         return None
@@ -58,7 +59,7 @@ def _hidden(mask, queries: int, keys: int, before: int, after: int, sparse: int,
         mask = mask[..., :queries, :keys] if mask.shape[-2] != 1 else mask[..., :keys]
         outside = _band(queries, keys, before, after, 0) if sparse == 0 else None
         return mask if outside is None or not bool(outside.any()) else mask | outside
-    if sparse == 4 or sparse == 7 and last or sparse == 8 and first:
+    if sparse == 4 or (sparse == 7 and last) or (sparse == 8 and first):
         return _band(queries, keys, before, after, shift)
     causal = _band(queries, keys, math.inf, 0, 0 if sparse in (2, 8) else shift)
     if sparse == 6:
@@ -68,7 +69,9 @@ def _hidden(mask, queries: int, keys: int, before: int, after: int, sparse: int,
 
 
 def _bias(pse, kind: int, scale: float, queries: int, keys: int, batch: slice, starts):
-    """What is added to the scaled scores: (Q Kᵀ + pse) · scale for 1, scale · Q Kᵀ + pse for 0, made of slopes for 2 and 3."""
+    """What is added to the scaled scores: (Q Kᵀ + pse) · scale for 1, scale · Q Kᵀ + pse for 0, made of slopes for 2
+    and 3.
+    """
     if not _given(pse):
         return None
     if kind in (2, 3):
@@ -84,7 +87,9 @@ def _bias(pse, kind: int, scale: float, queries: int, keys: int, batch: slice, s
 
 
 def _kept(mask, start: int, shape):
-    """Dropout's mask for one problem: bit i of byte i // 8, lowest first, is 1 where element i of (B, H, N, S) is kept."""
+    """Dropout's mask for one problem: bit i of byte i // 8, lowest first, is 1 where element i of (B, H, N, S) is
+    kept.
+    """
     if not _given(mask):
         return None
     count = math.prod(shape)
@@ -123,19 +128,27 @@ class _Problem:
         return SPLIT[self.layout](x, self.few if few else self.heads)
 
     def parts(self):
-        """For each sequence, or for the whole: how to cut tensors with queries' rows, with keys' rows, and the options of numerics."""
+        """For each sequence, or for the whole: how to cut tensors with queries' rows, with keys' rows, and the options
+        of numerics.
+        """
         given = self.given
         if not self.ragged:
             batch = self.split(self.q).shape[0]
             queries, keys = self.split(self.q).shape[2], self.split(self.k, True).shape[2]
-            yield self.split, lambda x: self.split(x, True), self.options(queries, keys, slice(None), 0, batch, True, True)
+            yield (
+                self.split,
+                lambda x: self.split(x, True),
+                self.options(queries, keys, slice(None), 0, batch, True, True),
+            )
             return
         rows, columns = _ends(given["lens_q"]), _ends(given["lens_kv"])
         filled = [index for index, each in enumerate(rows) if each.stop > each.start] or [0]
         start = 0
         for index, (row, column) in enumerate(zip(rows, columns)):
             queries, keys = row.stop - row.start, column.stop - column.start
-            options = self.options(queries, keys, slice(index, index + 1), start, 1, index == filled[-1], index == filled[0])
+            options = self.options(
+                queries, keys, slice(index, index + 1), start, 1, index == filled[-1], index == filled[0]
+            )
             yield (
                 lambda x, row=row: x[row].transpose(0, 1).unsqueeze(0),
                 lambda x, column=column: x[column].transpose(0, 1).unsqueeze(0),
@@ -171,7 +184,9 @@ class _Problem:
         return JOIN[self.layout](parts[0])
 
     def stored(self, parts, spec):
-        """A row's number eight times over, as the kernel stores it; of ragged rows those of a head lie together, unless asked otherwise."""
+        """A row's number eight times over, as the kernel stores it; of ragged rows those of a head lie together, unless
+        asked otherwise.
+        """
         if not self.ragged:
             return parts[0].expand(spec.shape)
         if self.given.get("stored") == "same_as_input":
@@ -188,12 +203,17 @@ class _Problem:
         if self.given.get("stored") == "same_as_input":
             return [statistic[row].transpose(0, 1).unsqueeze(0) for row in _ends(self.given["lens_q"])]
         heads, flat = self.heads_of_q(), statistic.flatten()
-        return [flat[heads * row.start : heads * row.stop].reshape(1, heads, -1, 1) for row in _ends(self.given["lens_q"])]
+        return [
+            flat[heads * row.start : heads * row.stop].reshape(1, heads, -1, 1) for row in _ends(self.given["lens_q"])
+        ]
 
 
 def _forward(given, out, kind=_Problem):
     problem = kind(given)
-    found = [numerics.attention(of_q(problem.q), of_k(problem.k), of_k(problem.v), **options) for of_q, of_k, options in problem.parts()]
+    found = [
+        numerics.attention(of_q(problem.q), of_k(problem.k), of_k(problem.v), **options)
+        for of_q, of_k, options in problem.parts()
+    ]
     results, tops, totals = zip(*found)
     return [
         problem.stored(tops, out[0]),
@@ -269,29 +289,40 @@ for name, signature in {
     "aclnnFlashAttentionScore": f"q k v {MASKS} prefix:ints {PLAIN} {FOUND}",
     "aclnnFlashAttentionScoreV2": f"q k v {MASKS} prefix:ints {STARTS} {PLAIN} pse_type:int {FOUND}",
     "aclnnFlashAttentionScoreV3": f"q k v {MASKS} sink prefix:ints {STARTS} {PLAIN} pse_type:int {FOUND}",
-    "aclnnFlashAttentionScoreV4": f"q k v {MASKS} {ROPES} q_scale k_scale v_scale sink prefix:ints {LENGTHS} {STARTS} {PLAIN} out_type:int "
+    "aclnnFlashAttentionScoreV4": f"q k v {MASKS} {ROPES} q_scale k_scale v_scale sink prefix:ints {LENGTHS} "
+    f"{STARTS} {PLAIN} out_type:int "
     f"pse_type:int stored:str seed:int offset:int {FOUND}",
     "aclnnFlashAttentionVarLenScore": f"q k v {MASKS} prefix:ints {LENGTHS} {PLAIN} {FOUND}",
     "aclnnFlashAttentionVarLenScoreV2": f"q k v {MASKS} prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int {FOUND}",
     "aclnnFlashAttentionVarLenScoreV3": f"q {KEYS} {MASKS} prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int {FOUND}",
     "aclnnFlashAttentionVarLenScoreV4": f"q k v {MASKS} prefix:ints {LENGTHS} {PLAIN} stored:str {FOUND}",
-    "aclnnFlashAttentionVarLenScoreV5": f"q {KEYS} {MASKS} sink prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int stored:str {FOUND}",
+    "aclnnFlashAttentionVarLenScoreV5": f"q {KEYS} {MASKS} sink prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int "
+    f"stored:str {FOUND}",
 }.items():
     _enter(name, signature, _forward)
 
 for name, signature in {
     "aclnnFlashAttentionScoreGrad": f"q k v grad {MASKS} {SAVED} prefix:ints {PLAIN} >dq >dk >dv >dpse",
-    "aclnnFlashAttentionScoreGradV2": f"q k v grad {MASKS} {SAVED} prefix:ints {STARTS} {PLAIN} pse_type:int >dq >dk >dv >dpse",
-    "aclnnFlashAttentionScoreGradV3": f"q k v grad {MASKS} {SAVED} sink prefix:ints {STARTS} {PLAIN} pse_type:int >dq >dk >dv >dpse >dsink",
-    "aclnnFlashAttentionScoreGradV4": f"q k v grad {MASKS} {SAVED} sink {ROPES} q_scale k_scale v_scale grad_scale found_scale prefix:ints "
-    f"{LENGTHS} {STARTS} scale:double keep:double before:int after:int heads:int layout:str stored:str inner:int sparse:int pse_type:int seed:int "
+    "aclnnFlashAttentionScoreGradV2": f"q k v grad {MASKS} {SAVED} prefix:ints {STARTS} {PLAIN} pse_type:int >dq "
+    f">dk >dv >dpse",
+    "aclnnFlashAttentionScoreGradV3": f"q k v grad {MASKS} {SAVED} sink prefix:ints {STARTS} {PLAIN} pse_type:int "
+    f">dq >dk >dv >dpse >dsink",
+    "aclnnFlashAttentionScoreGradV4": f"q k v grad {MASKS} {SAVED} sink {ROPES} q_scale k_scale v_scale grad_scale "
+    f"found_scale prefix:ints "
+    f"{LENGTHS} {STARTS} scale:double keep:double before:int after:int heads:int layout:str stored:str "
+    "inner:int sparse:int pse_type:int seed:int "
     "offset:int out_type:int >dq >dk >dv >dq_rope >dk_rope >dpse >dsink",
-    "aclnnFlashAttentionUnpaddingScoreGrad": f"q k v grad {MASKS} {SAVED} prefix:ints {LENGTHS} {PLAIN} >dq >dk >dv >dpse",
-    "aclnnFlashAttentionUnpaddingScoreGradV2": f"q k v grad {MASKS} {SAVED} prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int >dq >dk >dv >dpse",
-    "aclnnFlashAttentionUnpaddingScoreGradV3": f"q {KEYS} grad {MASKS} {SAVED} prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int "
+    "aclnnFlashAttentionUnpaddingScoreGrad": f"q k v grad {MASKS} {SAVED} prefix:ints {LENGTHS} {PLAIN} >dq >dk >dv "
+    f">dpse",
+    "aclnnFlashAttentionUnpaddingScoreGradV2": f"q k v grad {MASKS} {SAVED} prefix:ints {LENGTHS} {STARTS} {PLAIN} "
+    f"pse_type:int >dq >dk >dv >dpse",
+    "aclnnFlashAttentionUnpaddingScoreGradV3": f"q {KEYS} grad {MASKS} {SAVED} prefix:ints {LENGTHS} {STARTS} "
+    f"{PLAIN} pse_type:int "
     ">dq >dq_rope >dk >dk_rope >dv >dpse",
-    "aclnnFlashAttentionUnpaddingScoreGradV4": f"q k v grad {MASKS} {SAVED} prefix:ints {LENGTHS} {PLAIN} >dq >dk >dv >dpse stored:str",
-    "aclnnFlashAttentionUnpaddingScoreGradV5": f"q {KEYS} grad {MASKS} {SAVED} sink prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int stored:str "
+    "aclnnFlashAttentionUnpaddingScoreGradV4": f"q k v grad {MASKS} {SAVED} prefix:ints {LENGTHS} {PLAIN} >dq >dk "
+    f">dv >dpse stored:str",
+    "aclnnFlashAttentionUnpaddingScoreGradV5": f"q {KEYS} grad {MASKS} {SAVED} sink prefix:ints {LENGTHS} {STARTS} "
+    f"{PLAIN} pse_type:int stored:str "
     ">dq >dq_rope >dk >dk_rope >dv >dpse >dsink",
 }.items():
     _enter(name, signature, _backward)
@@ -305,7 +336,10 @@ def _caches(given, name: str, batch: int, heads: int, lengths):
         cache = tensors[0]  # (blocks, size, H·D) or (blocks, H, size, D)
         pages = cache.unflatten(-1, (heads, -1)).transpose(1, 2) if cache.dim() == 3 else cache
         table = given["blocks"].long()
-        return [pages[table[index][: -(-lengths[index] // pages.shape[2])]].transpose(0, 1).flatten(1, 2) for index in range(batch)]
+        return [
+            pages[table[index][: -(-lengths[index] // pages.shape[2])]].transpose(0, 1).flatten(1, 2)
+            for index in range(batch)
+        ]
     if layout in ("TND", "NTD"):
         whole = tensors[0] if layout == "NTD" else tensors[0].transpose(0, 1)
         return [whole[:, part] for part in _ends(given["lens_kv"] or given["lens_q"])]
@@ -313,7 +347,9 @@ def _caches(given, name: str, batch: int, heads: int, lengths):
 
 
 def _infer(given, out):
-    """Attention of an inference: sequences of their own lengths, key caches in pages, layouts that change on the way."""
+    """Attention of an inference: sequences of their own lengths, key caches in pages, layouts that change on the
+    way.
+    """
     if any(_given(given.get(name)) for name in QUANTIZED):
         raise NotImplementedError("attention of an inference with quantization")
     if any(_given(given.get(name)) for name in ("pad_q", "pad_kv")):
@@ -344,7 +380,10 @@ def _infer(given, out):
         end = keys[index].shape[1] if lengths is None else lengths[index]
         key, value = keys[index][:, :end], values[index][:, :end]
         if _given(given.get("k_shared")):
-            shared = [SPLIT[came](given[name], few)[0][:, : (given["shared_len"] or (None,))[0]] for name in ("k_shared", "v_shared")]
+            shared = [
+                SPLIT[came](given[name], few)[0][:, : (given["shared_len"] or (None,))[0]]
+                for name in ("k_shared", "v_shared")
+            ]
             key, value = torch.cat((shared[0], key), 1), torch.cat((shared[1], value), 1)
         y, lse = _one(given, queries[index][:, :rows], key, value, index, batch)
         missing = queries[index].shape[1] - rows
@@ -358,7 +397,11 @@ def _infer(given, out):
         joined, stored = JOIN[goes](torch.stack(found)), torch.stack(sums)
     results = [joined.reshape(out[0].shape).to(out[0].dtype)]
     if len(out) > 1:
-        results.append(stored.reshape(out[1].shape) if out[1] is not None and out[1].numel == stored.numel() else _written(None, out[1]))
+        results.append(
+            stored.reshape(out[1].shape)
+            if out[1] is not None and out[1].numel == stored.numel()
+            else _written(None, out[1])
+        )
     return results
 
 
@@ -395,22 +438,40 @@ def _one(given, q, k, v, index: int, batch: int):
 
 
 QUANTIZED = (
-    "deq1", "quant1", "deq2", "quant2", "offset2", "anti_scale", "anti_offset", "k_scale", "k_offset", "v_scale", "v_offset",
-    "rope_scale", "q_scale",
-)  # fmt: skip
+    "deq1",
+    "quant1",
+    "deq2",
+    "quant2",
+    "offset2",
+    "anti_scale",
+    "anti_offset",
+    "k_scale",
+    "k_offset",
+    "v_scale",
+    "v_offset",
+    "rope_scale",
+    "q_scale",
+)
 SCALES = "deq1 quant1 deq2 quant2 offset2"
-CACHE = f"{SCALES} anti_scale anti_offset blocks pad_q pad_kv k_scale k_offset v_scale v_offset k_shared v_shared shared_len:ints"
+CACHE = (
+    f"{SCALES} anti_scale anti_offset blocks pad_q pad_kv k_scale k_offset v_scale v_offset k_shared v_shared "
+    "shared_len:ints"
+)
 COMMON = "heads:int scale:double before:int after:int layout:str few:int sparse:int inner:int"
 MODES = "block:int anti_mode:int with_sums:bool k_mode:int v_mode:int"
 
 for name, signature in {
     "aclnnPromptFlashAttentionV3": f"q k v pse mask lens_q:ints lens_kv:ints {SCALES} {COMMON} >y",
-    "aclnnIncreFlashAttentionV4": f"q k:tensors v:tensors pse mask lens_kv:ints {SCALES} anti_scale anti_offset blocks pad_kv "
+    "aclnnIncreFlashAttentionV4": f"q k:tensors v:tensors pse mask lens_kv:ints {SCALES} anti_scale anti_offset "
+    f"blocks pad_kv "
     "heads:int scale:double layout:str few:int block:int inner:int >y",
-    "aclnnFusedInferAttentionScoreV2": f"q k:tensors v:tensors pse mask lens_q:ints lens_kv:ints {CACHE} {COMMON} {MODES} >y >sums",
-    "aclnnFusedInferAttentionScoreV3": f"q k:tensors v:tensors pse mask lens_q:ints lens_kv:ints {CACHE} q_rope k_rope rope_scale "
+    "aclnnFusedInferAttentionScoreV2": f"q k:tensors v:tensors pse mask lens_q:ints lens_kv:ints {CACHE} {COMMON} "
+    f"{MODES} >y >sums",
+    "aclnnFusedInferAttentionScoreV3": f"q k:tensors v:tensors pse mask lens_q:ints lens_kv:ints {CACHE} q_rope "
+    f"k_rope rope_scale "
     f"{COMMON} {MODES} >y >sums",
-    "aclnnFusedInferAttentionScoreV4": f"q k:tensors v:tensors pse mask lens_q:ints lens_kv:ints {CACHE} q_rope k_rope rope_scale q_scale sink "
+    "aclnnFusedInferAttentionScoreV4": f"q k:tensors v:tensors pse mask lens_q:ints lens_kv:ints {CACHE} q_rope "
+    f"k_rope rope_scale q_scale sink "
     f"{COMMON} {MODES} q_mode:int >y >sums",
 }.items():
     _enter(name, signature, _infer)
@@ -431,7 +492,9 @@ def attention_update(sums, parts, kind, out):
     "old old_max old_sum new new_max new_sum lens layout:str stored:str >found >max >sum",
 )
 def ring_update(old, old_max, old_sum, new, new_max, new_sum, lens, layout, stored, out):
-    """What was found over the keys so far, and over the next ones, as one; the weights of each are its share of the sums."""
+    """What was found over the keys so far, and over the next ones, as one; the weights of each are its share of the
+    sums.
+    """
     top = torch.maximum(old_max, new_max)
     finite = torch.where(torch.isfinite(top), top, 0.0)  # rows that have seen no key yet
     parts = old_sum * torch.exp(old_max - finite), new_sum * torch.exp(new_max - finite)
@@ -443,7 +506,10 @@ def ring_update(old, old_max, old_sum, new, new_max, new_sum, lens, layout, stor
     else:
         results = [old.float(), new.float()]
         if stored != "TND":  # the rows of a head lie together within a sequence
-            shares = [_tokens_first(each, [part for part in _ends(lens.tolist()) if part.stop > part.start]) for each in shares]
+            shares = [
+                _tokens_first(each, [part for part in _ends(lens.tolist()) if part.stop > part.start])
+                for each in shares
+            ]
     found = sum(result * share for result, share in zip(results, shares))
     return [_written(each, spec) for each, spec in zip((found, top, total), out)]
 
@@ -455,7 +521,9 @@ def _tokens_first(statistic, rows):
 
 def _floyd_weights(q, k_ij, k_jk, mask, scale):
     """Scores over j of what lies between i and k: (B, H, I, K, J)."""
-    scores = torch.einsum("bhikc,bhijc->bhikj", tall(q), tall(k_ij)) + torch.einsum("bhikc,bhjkc->bhikj", tall(q), tall(k_jk))
+    scores = torch.einsum("bhikc,bhijc->bhikj", tall(q), tall(k_ij)) + torch.einsum(
+        "bhikc,bhjkc->bhikj", tall(q), tall(k_jk)
+    )
     scores = scores if mask is None else scores - mask.bool() * 4e9
     return scores * scale
 
@@ -471,7 +539,9 @@ def floyd_attention(q, k_ij, v_ij, k_jk, v_jk, mask, scale, out):
     weights = torch.exp(scores - top)
     total = weights.sum(-1, keepdim=True)
     weights = _narrow(weights, q.dtype)
-    found = torch.einsum("bhikj,bhijc->bhikc", weights, tall(v_ij)) + torch.einsum("bhikj,bhjkc->bhikc", weights, tall(v_jk))
+    found = torch.einsum("bhikj,bhijc->bhikc", weights, tall(v_ij)) + torch.einsum(
+        "bhikj,bhjkc->bhikc", weights, tall(v_jk)
+    )
     return top.expand(out[0].shape), total.expand(out[1].shape), (found / total).to(out[2].dtype)
 
 
@@ -497,14 +567,27 @@ class _Selected(_Problem):
     """Ragged attention in which each token sees the chosen blocks of keys only: `chosen` (T, key heads, blocks)."""
 
     def __init__(self, given: dict):
-        nothing = dict(layout="TND", pse=None, drop=None, prefix=None, keep=1.0, before=math.inf, after=math.inf, stored="same_as_input")
+        nothing = dict(
+            layout="TND",
+            pse=None,
+            drop=None,
+            prefix=None,
+            keep=1.0,
+            before=math.inf,
+            after=math.inf,
+            stored="same_as_input",
+        )
         super().__init__({**given, **nothing})
 
     def options(self, queries, keys, batch, start, count, last, first):
         options = super().options(queries, keys, batch, start, count, last, first)
-        chosen = self.given["chosen"][_ends(self.given["lens_q"])[batch.start]].long().transpose(0, 1)  # (key heads, N, blocks)
+        chosen = (
+            self.given["chosen"][_ends(self.given["lens_q"])[batch.start]].long().transpose(0, 1)
+        )  # (key heads, N, blocks)
         blocks = -(-keys // self.given["block"])
-        seen = torch.zeros(*chosen.shape[:2], blocks + 1).scatter_(2, torch.where(chosen < 0, blocks, chosen), 1.0).bool()
+        seen = (
+            torch.zeros(*chosen.shape[:2], blocks + 1).scatter_(2, torch.where(chosen < 0, blocks, chosen), 1.0).bool()
+        )
         seen = seen[..., :blocks].repeat_interleave(self.given["block"], -1)[..., :keys]
         unseen = ~seen.repeat_interleave(self.heads_of_q() // seen.shape[0], 0).unsqueeze(0)
         hidden = options["hidden"]
@@ -520,7 +603,8 @@ _enter(
 )
 _enter(
     "aclnnNsaSelectedAttentionGrad",
-    f"q k v found grad max sum chosen {LENGTHS} mask scale:double block:int count:int heads:int layout:str sparse:int >dq >dk >dv",
+    f"q k v found grad max sum chosen {LENGTHS} mask scale:double block:int count:int heads:int layout:str "
+    "sparse:int >dq >dk >dv",
     lambda given, out: _backward(given, dict(zip(("dq", "dk", "dv"), out)), _Selected),
 )
 

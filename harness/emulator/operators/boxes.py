@@ -1,4 +1,6 @@
-"""Boxes of detection: overlaps, suppression, encodings, regions; and what else only the older path has: CTC loss, distances, a search."""
+"""Boxes of detection: overlaps, suppression, encodings, regions; and what else only the older path has: CTC loss,
+distances, a search.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 from harness.emulator.operators.common import ints, tall
 from harness.emulator.table import older, operator
 
-# ------------------------------------------------------------------------------------------------------------- overlaps
+# -------- overlaps
 
 
 def _edges(boxes, trans: bool):
@@ -22,7 +24,9 @@ def _edges(boxes, trans: bool):
 
 
 def _pairs(one, other, trans, is_cross):
-    """The edges of both, each box of the first against each of the second along a new first axis, where that is wanted."""
+    """The edges of both, each box of the first against each of the second along a new first axis, where that is
+    wanted.
+    """
     first, second = _edges(one, trans), _edges(other, trans)
     return (first, [edge.unsqueeze(-1) for edge in second]) if is_cross else (first, second)
 
@@ -30,7 +34,9 @@ def _pairs(one, other, trans, is_cross):
 def _shared(first, second):
     """What two boxes share, their outer width and height."""
     low, high = torch.maximum, torch.minimum
-    inner = (high(first[2], second[2]) - low(first[0], second[0])).clamp(0) * (high(first[3], second[3]) - low(first[1], second[1])).clamp(0)
+    inner = (high(first[2], second[2]) - low(first[0], second[0])).clamp(0) * (
+        high(first[3], second[3]) - low(first[1], second[1])
+    ).clamp(0)
     outer = low(first[2], second[2]) - high(first[0], second[0]), low(first[3], second[3]) - high(first[1], second[1])
     return inner, *outer
 
@@ -47,7 +53,9 @@ def _distance_iou(one, other, trans, is_cross, mode, small=1e-9):
     """The overlap, less the distance of the centres against the outer diagonal; and width and height of both."""
     first, second = _pairs(one, other, trans, is_cross)
     inner, width, height = _shared(first, second)
-    apart = ((second[0] + second[2] - first[0] - first[2]) ** 2 + (second[1] + second[3] - first[1] - first[3]) ** 2) / 4
+    apart = (
+        (second[0] + second[2] - first[0] - first[2]) ** 2 + (second[1] + second[3] - first[1] - first[3]) ** 2
+    ) / 4
     sizes = [(box[2] - box[0], box[3] - box[1] + small) for box in (first, second)]
     areas = [w * h for w, h in sizes]
     overlap = inner / (areas[1] + small if mode == "iof" else areas[0] + areas[1] - inner + small)
@@ -68,7 +76,9 @@ def _ciou(one, other, trans=False, is_cross=True, mode="iou"):
 
 @older("Iou")
 def iou(boxes, others, out, mode="iou", eps=1.0):
-    """Boxes (N, 4) against others (M, 4), as (M, N); a little is added to width and height of both, not to what they share."""
+    """Boxes (N, 4) against others (M, 4), as (M, N); a little is added to width and height of both, not to what they
+    share.
+    """
     first, second = tall(boxes).t(), [edge.unsqueeze(-1) for edge in tall(others).t()]
     inner, _, _ = _shared(tuple(first), second)
     areas = [(box[2] - box[0] + eps) * (box[3] - box[1] + eps) for box in (first, second)]
@@ -77,7 +87,9 @@ def iou(boxes, others, out, mode="iou", eps=1.0):
 
 @operator("aclnnIou", "boxes others mode:str eps:float aligned:bool >out")
 def iou_of_version_2(boxes, others, mode, eps, aligned, out):
-    """Boxes (N, 4) against others (M, 4), as (N, M), or each with its own; the little is added to what they share too."""
+    """Boxes (N, 4) against others (M, 4), as (N, M), or each with its own; the little is added to what they share
+    too.
+    """
     first, second = tall(boxes).t(), tall(others).t()
     first = list(first) if aligned else [edge.unsqueeze(-1) for edge in first]
     sides = [torch.minimum(first[at + 2], second[at + 2]) - torch.maximum(first[at], second[at]) for at in (0, 1)]
@@ -131,14 +143,20 @@ def ciou_grad(grad, boxes, others, turned, out, **settings):
     return _both_gradients(_ciou, grad, boxes, others, out, **settings)
 
 
-# ---------------------------------------------------------------------------------------------------------- turned boxes
+# -------- turned boxes
 
 
 def _corners(x, y, width, height, degrees):
     """The corners of a turned box, in the order in which they follow each other."""
     turn = math.radians(degrees)
-    across, along = (math.cos(turn) * width / 2, math.sin(turn) * width / 2), (-math.sin(turn) * height / 2, math.cos(turn) * height / 2)
-    return [(x + a * across[0] + b * along[0], y + a * across[1] + b * along[1]) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    across, along = (
+        (math.cos(turn) * width / 2, math.sin(turn) * width / 2),
+        (-math.sin(turn) * height / 2, math.cos(turn) * height / 2),
+    )
+    return [
+        (x + a * across[0] + b * along[0], y + a * across[1] + b * along[1])
+        for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))
+    ]
 
 
 def _area(corners) -> float:
@@ -180,7 +198,8 @@ def _centred(boxes, trans: bool) -> list[list[float]]:
 def _turned_pairs(boxes, others, trans, compute):
     """Of boxes (B, 5, N) and others (B, 5, K): what is computed of each pair, as (B, N, K)."""
     found = [
-        [[compute(one, other) for other in _centred(theirs.t(), trans)] for one in _centred(ours.t(), trans)] for ours, theirs in zip(boxes, others)
+        [[compute(one, other) for other in _centred(theirs.t(), trans)] for one in _centred(ours.t(), trans)]
+        for ours, theirs in zip(boxes, others)
     ]
     return torch.tensor(found, dtype=torch.float64).reshape(boxes.shape[0], boxes.shape[2], others.shape[2])
 
@@ -212,7 +231,10 @@ def rotated_nms(boxes, scores, labels, out, iou_threshold, score_threshold=0.0, 
         if scores[at] < score_threshold or 0 <= max_output_size <= len(kept):
             break
         flat = places[at][2] * places[at][3] < 1e-8  # it overlaps nothing
-        if flat or all(places[other][2] * places[other][3] < 1e-8 or _turned_iou(places[at], places[other]) <= iou_threshold for other in kept):
+        if flat or all(
+            places[other][2] * places[other][3] < 1e-8 or _turned_iou(places[at], places[other]) <= iou_threshold
+            for other in kept
+        ):
             kept.append(at)
     return boxes[kept].to(out[0].dtype), torch.tensor(kept, dtype=out[1].dtype)
 
@@ -220,7 +242,13 @@ def rotated_nms(boxes, scores, labels, out, iou_threshold, score_threshold=0.0, 
 @older("RotatedBoxEncode")
 def rotated_box_encode(anchors, boxes, out, weight):
     (x, y, w, h, angle), (gx, gy, gw, gh, turn) = _turned(anchors), _turned(boxes)
-    found = (gx - x) / w, (gy - y) / h, torch.log(gw / w), torch.log(gh / h), torch.tan(torch.deg2rad(turn)) - torch.tan(torch.deg2rad(angle))
+    found = (
+        (gx - x) / w,
+        (gy - y) / h,
+        torch.log(gw / w),
+        torch.log(gh / h),
+        torch.tan(torch.deg2rad(turn)) - torch.tan(torch.deg2rad(angle)),
+    )
     return torch.stack([each * scale for each, scale in zip(found, weight)], 1).to(out.dtype)
 
 
@@ -239,12 +267,14 @@ def _turned(boxes):
     return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top, angle
 
 
-# ----------------------------------------------------------------------------------------------------------- suppression
+# -------- suppression
 
 
 def _overlap(one, others):
     """The intersection over union of one box (4,) with others (N, 4), whose corners may lie in any order."""
-    low, high = ([pick(each[..., :2], each[..., 2:]) for each in (one, others)] for pick in (torch.minimum, torch.maximum))
+    low, high = (
+        [pick(each[..., :2], each[..., 2:]) for each in (one, others)] for pick in (torch.minimum, torch.maximum)
+    )
     inner = (torch.minimum(*high) - torch.maximum(*low)).clamp(0).prod(-1)
     areas = [(far - near).prod(-1) for near, far in zip(low, high)]
     return inner / (areas[0] + areas[1] - inner).clamp(min=1e-12)
@@ -282,9 +312,19 @@ def nms_with_mask(boxes, out, iou_threshold):
 
 @older("BatchMultiClassNonMaxSuppression")
 def batch_nms(
-    boxes, scores, out, score_threshold, iou_threshold, max_size_per_class, max_total_size, change_coordinate_frame=False, transpose_box=False
+    boxes,
+    scores,
+    out,
+    score_threshold,
+    iou_threshold,
+    max_size_per_class,
+    max_total_size,
+    change_coordinate_frame=False,
+    transpose_box=False,
 ):
-    """Of boxes (B, N, classes or 1, 4) and scores (B, N, classes): each class for itself, then the best of all classes."""
+    """Of boxes (B, N, classes or 1, 4) and scores (B, N, classes): each class for itself, then the best of all
+    classes.
+    """
     boxes, scores = tall(boxes), tall(scores)
     if transpose_box:
         boxes, scores = boxes.permute(0, 3, 1, 2), scores.permute(0, 2, 1)
@@ -302,7 +342,7 @@ def batch_nms(
     return [each.to(spec.dtype) for each, spec in zip(found, out)]
 
 
-# ----------------------------------------------------------------------------------------------- encodings, assignments
+# -------- encodings, assignments
 
 
 def _middles(boxes, more=0):
@@ -337,7 +377,9 @@ def yolo_boxes_encode(anchors, boxes, stride, out, performance_mode="high_precis
     (x, y, w, h), (gx, gy, gw, gh) = _middles(tall(anchors)), _middles(tall(boxes))
     small = 1e-6
     places = [((to - at) / stride + 0.5).clamp(small, 1 - small) for to, at in ((gx, x), (gy, y))]
-    return torch.stack([*places, *(torch.log((to / size).clamp(min=small)) for to, size in ((gw, w), (gh, h)))], 1).to(out.dtype)
+    return torch.stack([*places, *(torch.log((to / size).clamp(min=small)) for to, size in ((gw, w), (gh, h)))], 1).to(
+        out.dtype
+    )
 
 
 @older("AnchorResponseFlags")
@@ -353,9 +395,22 @@ def anchor_response_flags(boxes, out, featmap_size, strides, num_base_anchors):
 
 @older("GridAssignPositive")
 def grid_assign_positive(
-    assigned, overlaps, flags, best, best_box, box_best, box_best_at, count, out, pos_iou_thr, min_pos_iou=0.0, gt_max_assign_all=True
+    assigned,
+    overlaps,
+    flags,
+    best,
+    best_box,
+    box_best,
+    box_best_at,
+    count,
+    out,
+    pos_iou_thr,
+    min_pos_iou=0.0,
+    gt_max_assign_all=True,
 ):
-    """Numbers of boxes, from 1, for the responsible anchors that overlap one enough, and for the anchors that overlap a box best."""
+    """Numbers of boxes, from 1, for the responsible anchors that overlap one enough, and for the anchors that overlap a
+    box best.
+    """
     found, flagged = tall(assigned).clone(), flags.bool()
     positive = (tall(best) > pos_iou_thr) & flagged
     found[positive] = best_box[positive].to(found.dtype) + 1
@@ -368,7 +423,7 @@ def grid_assign_positive(
     return found.to(out.dtype)
 
 
-# --------------------------------------------------------------------------------------------------------------- regions
+# -------- regions
 
 
 def _sampled(image, y, x):
@@ -388,15 +443,21 @@ def _sampled(image, y, x):
 
 
 def _region(features, roi, scale, height, width, samples, mode):
-    """The averages of a region in height by width cells. The mode counts a last pixel more (1) or shifts by half a pixel (2, 3).
+    """The averages of a region in height by width cells. The mode counts a last pixel more (1) or shifts by half a
+    pixel (2, 3).
 
-    Mode 3 is what torch_npu's ROIAlign sends with `aligned=True`; its own test holds the numbers of the shift. Unlike mode 2 it takes
-    a region whose end lies before its start as one without extent.
+    Mode 3 is what torch_npu's ROIAlign sends with `aligned=True`; its own test holds the numbers of the shift. Unlike
+    mode 2 it takes a region whose end lies before its start as one without extent.
     """
     aligned = mode in (2, 3)
     shift, more = (0.5 if aligned else 0.0), (1.0 if mode == 1 else 0.0)
     batch, left, top, right, bottom = roi.tolist()
-    left, top, right, bottom = left * scale - shift, top * scale - shift, (right + more) * scale - shift, (bottom + more) * scale - shift
+    left, top, right, bottom = (
+        left * scale - shift,
+        top * scale - shift,
+        (right + more) * scale - shift,
+        (bottom + more) * scale - shift,
+    )
     least = {2: -math.inf, 3: 0.0}.get(mode, 1.0)  # in pixels
     cell_h, cell_w = max(bottom - top, least) / height, max(right - left, least) / width
     across = [samples or max(math.ceil(cell), 1) for cell in (cell_h, cell_w)]
@@ -410,7 +471,9 @@ def _region(features, roi, scale, height, width, samples, mode):
 @older("ROIAlign")
 def roi_align(features, rois, out, spatial_scale, pooled_height, pooled_width, sample_num=2, roi_end_mode=1):
     wide = tall(features)
-    cells = [_region(wide, roi, spatial_scale, pooled_height, pooled_width, sample_num, roi_end_mode) for roi in tall(rois)]
+    cells = [
+        _region(wide, roi, spatial_scale, pooled_height, pooled_width, sample_num, roi_end_mode) for roi in tall(rois)
+    ]
     return torch.stack(cells).to(out.dtype) if cells else torch.zeros(out.shape, dtype=out.dtype)
 
 
@@ -420,10 +483,15 @@ def roi_align_of_the_newer_path(features, rois, scale, height, width, samples, m
 
 
 @older("ROIAlignGrad")
-def roi_align_grad(grad, rois, out, xdiff_shape, spatial_scale, pooled_height, pooled_width, sample_num=2, roi_end_mode=1):
+def roi_align_grad(
+    grad, rois, out, xdiff_shape, spatial_scale, pooled_height, pooled_width, sample_num=2, roi_end_mode=1
+):
     with torch.inference_mode(False), torch.enable_grad():
         features = torch.zeros(xdiff_shape, requires_grad=True)
-        cells = [_region(features, roi, spatial_scale, pooled_height, pooled_width, sample_num, roi_end_mode) for roi in tall(rois)]
+        cells = [
+            _region(features, roi, spatial_scale, pooled_height, pooled_width, sample_num, roi_end_mode)
+            for roi in tall(rois)
+        ]
         found = torch.autograd.grad(torch.stack(cells), features, tall(grad).clone())[0] if cells else features.detach()
     return found.to(out.dtype)
 
@@ -434,7 +502,9 @@ def roi_align_backward(grad, rois, shape, width, height, scale, samples, mode, o
 
 
 def _position_bins(rois, scale, group, high, wide):
-    """For each region (5, batch by batch) and each of its bins: the image, and the rows and columns that the bin covers."""
+    """For each region (5, batch by batch) and each of its bins: the image, and the rows and columns that the bin
+    covers.
+    """
     for number, roi in enumerate(tall(rois).permute(0, 2, 1).reshape(-1, 5).tolist()):
         left, top = (math.floor(each + 0.5) * scale for each in roi[1:3])
         right, bottom = ((math.floor(each + 0.5) + 1) * scale for each in roi[3:5])
@@ -443,7 +513,9 @@ def _position_bins(rois, scale, group, high, wide):
             for column in range(group):
                 y0, y1 = math.floor(row * cell_h + top), math.ceil((row + 1) * cell_h + top)
                 x0, x1 = math.floor(column * cell_w + left), math.ceil((column + 1) * cell_w + left)
-                rows, columns = (slice(min(max(a, 0), size), min(max(b, 0), size)) for a, b, size in ((y0, y1, high), (x0, x1, wide)))
+                rows, columns = (
+                    slice(min(max(a, 0), size), min(max(b, 0), size)) for a, b, size in ((y0, y1, high), (x0, x1, wide))
+                )
                 if rows.start < rows.stop and columns.start < columns.stop:
                     yield number, int(roi[0]), row, column, rows, columns
 
@@ -467,32 +539,42 @@ def position_sensitive_pooling_grad(grad, rois, out, spatial_scale, output_dim, 
     return found.to(out.dtype)
 
 
-# ------------------------------------------------------------------------------------------- sequences, ranges, distances
+# -------- sequences, ranges, distances
 
 
 @older("CTCLossV2")
 def ctc_loss(log_probs, targets, input_lengths, target_lengths, out, blank=0, zero_infinity=False):
     """The blank comes with the longest target counted in, as many times the number of classes."""
     classes = log_probs.shape[-1]
-    losses, alpha = torch._ctc_loss(log_probs, targets.long(), ints(input_lengths), ints(target_lengths), blank % classes, zero_infinity)
+    losses, alpha = torch._ctc_loss(
+        log_probs, targets.long(), ints(input_lengths), ints(target_lengths), blank % classes, zero_infinity
+    )
     room = torch.zeros(out[1].shape, dtype=out[1].dtype)
     room[..., : alpha.shape[-1]] = alpha
     return losses.reshape(out[0].shape).to(out[0].dtype), room
 
 
 @older("CTCLossV2Grad")
-def ctc_loss_grad(grad, log_probs, targets, input_lengths, target_lengths, losses, alpha, out, blank=0, zero_infinity=False):
+def ctc_loss_grad(
+    grad, log_probs, targets, input_lengths, target_lengths, losses, alpha, out, blank=0, zero_infinity=False
+):
     inputs, lengths = ints(input_lengths), ints(target_lengths)
     probs = log_probs if log_probs.dim() == 3 else log_probs.unsqueeze(1)
     alpha = alpha[..., : 2 * max(lengths, default=0) + 1].contiguous()
     settings = (targets.long(), inputs, lengths, losses.reshape(-1), alpha, blank % probs.shape[-1])
-    return torch.ops.aten._ctc_loss_backward(grad.reshape(-1), probs, *settings, zero_infinity).reshape(out.shape).to(out.dtype)
+    return (
+        torch.ops.aten._ctc_loss_backward(grad.reshape(-1), probs, *settings, zero_infinity)
+        .reshape(out.shape)
+        .to(out.dtype)
+    )
 
 
 @older("Cdist")
 def cdist(one, other, out, p=2.0):
     """Distances along the last axis of two tensors of one shape; -1 stands for the largest difference."""
-    return torch.linalg.vector_norm(tall(one) - tall(other), math.inf if p < 0 else p, -1).reshape(out.shape).to(out.dtype)
+    return (
+        torch.linalg.vector_norm(tall(one) - tall(other), math.inf if p < 0 else p, -1).reshape(out.shape).to(out.dtype)
+    )
 
 
 @older("CdistGrad")
@@ -509,11 +591,16 @@ def cdist_grad(grad, one, other, distance, out, p=2.0):
 
 
 @older("IFMR")
-def search_scale(data, least, most, cumulated, out, min_percentile, max_percentile, search_range, search_step, with_offset):
+def search_scale(
+    data, least, most, cumulated, out, min_percentile, max_percentile, search_range, search_step, with_offset
+):
     """The scale and offset of int8 that lose least of the data, over a range around what the histogram says."""
     data, least, most = tall(data), float(least), float(most)
     share = cumulated.float() / data.numel()
-    high, low = (int((share < bound).sum()) / cumulated.numel() * (most - least) + least for bound in (max_percentile, 1 - min_percentile))
+    high, low = (
+        int((share < bound).sum()) / cumulated.numel() * (most - least) + least
+        for bound in (max_percentile, 1 - min_percentile)
+    )
     steps = torch.arange(search_range[0], search_range[1], search_step)
     if with_offset:
         high, low = max(high, 0.0), min(low, 0.0)
@@ -524,7 +611,8 @@ def search_scale(data, least, most, cumulated, out, min_percentile, max_percenti
         scales = max(abs(high), abs(low)) * steps / 127
         offsets = torch.zeros_like(scales)
     losses = [
-        (((torch.round(data / scale) + offset).clamp(-128, 127) - offset) * scale - data).square().sum() for scale, offset in zip(scales, offsets)
+        (((torch.round(data / scale) + offset).clamp(-128, 127) - offset) * scale - data).square().sum()
+        for scale, offset in zip(scales, offsets)
     ]
     best = int(torch.stack(losses).argmin())
     return [found[best].expand(spec.shape).to(spec.dtype) for found, spec in zip((scales, offsets), out)]

@@ -18,7 +18,9 @@ def _room(out) -> torch.Tensor:
 
 
 def _enter_inplace(name: str, words: str, fill) -> None:
-    """An operator that fills a tensor, by seed and offset as numbers, and as tensors to which a captured graph adds its own offset."""
+    """An operator that fills a tensor, by seed and offset as numbers, and as tensors to which a captured graph adds its
+    own offset.
+    """
 
     def compute(self, *arguments, out):
         *parameters, seed, offset = arguments
@@ -83,8 +85,11 @@ def normal_of(mean, std, seed, offset, out):
 
 
 for _name, _words in {
-    "FloatFloat": "mean:float std:float", "FloatTensor": "mean:float std", "TensorFloat": "mean std:float", "TensorTensor": "mean std",
-}.items():  # fmt: skip
+    "FloatFloat": "mean:float std:float",
+    "FloatTensor": "mean:float std",
+    "TensorFloat": "mean std:float",
+    "TensorTensor": "mean std",
+}.items():
     operator(f"aclnnNormal{_name}", f"{_words} seed:int offset:int >out")(normal_of)
 
 
@@ -114,7 +119,9 @@ def logspace(start, end, steps, base, out):
 
 
 def _kept(count: int, chance: float, seed: int, offset: int, size: int) -> torch.Tensor:
-    """The mask for so many elements of which this share is dropped, in so many bytes; what is beyond the elements is kept."""
+    """The mask for so many elements of which this share is dropped, in so many bytes; what is beyond the elements is
+    kept.
+    """
     kept = torch.ones(size * 8, dtype=torch.uint8)
     kept[:count].bernoulli_(1 - chance, generator=_generator(seed, offset))
     return (kept.reshape(size, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
@@ -176,7 +183,9 @@ def dropout_grad(grad, mask, scale, out):
 def dropout_mask_of_keeping(shape, keep, seed, seed1, offset, out):
     """By the chance to keep, with the two halves of a wide seed and of an offset."""
     mixed = int(seed) ^ int(seed1) << 32
-    return _kept(_elements(ints(shape)), 1 - float(keep), mixed, ints(offset)[-1], _elements(out.shape)).reshape(out.shape)
+    return _kept(_elements(ints(shape)), 1 - float(keep), mixed, ints(offset)[-1], _elements(out.shape)).reshape(
+        out.shape
+    )
 
 
 @older("DropOutDoMask")

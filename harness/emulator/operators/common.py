@@ -26,8 +26,12 @@ def axes(dims, self):
 
 
 def alike(*values):
-    """The tensors among the values in the one dtype that they promote to, half ones as float32; anything else as it is."""
-    dtypes = [torch.float32 if value.dtype in HALF else value.dtype for value in values if isinstance(value, torch.Tensor)]
+    """The tensors among the values in the one dtype that they promote to, half ones as float32; anything else as it
+    is.
+    """
+    dtypes = [
+        torch.float32 if value.dtype in HALF else value.dtype for value in values if isinstance(value, torch.Tensor)
+    ]
     dtype = functools.reduce(torch.promote_types, dtypes) if dtypes else None
     return tuple(value.to(dtype) if isinstance(value, torch.Tensor) else value for value in values)
 

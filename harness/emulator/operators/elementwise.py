@@ -15,22 +15,79 @@ def _hardsigmoid(x):
 
 
 UNARY = {
-    "Abs": torch.abs, "Acos": torch.acos, "Asin": torch.asin, "Atan": torch.atan, "Ceil": torch.ceil, "Cos": torch.cos,
-    "Cosh": torch.cosh, "Erf": torch.erf, "Erfc": torch.erfc, "Exp": torch.exp, "Exp2": torch.exp2, "Expm1": torch.expm1,
-    "Floor": torch.floor, "Log": torch.log, "Log10": torch.log10, "Log1p": torch.log1p, "Log2": torch.log2, "Neg": torch.neg,
-    "Reciprocal": torch.reciprocal, "Relu": torch.relu, "Round": torch.round, "Rsqrt": numerics.rsqrt,
-    "Sigmoid": torch.sigmoid, "Sign": torch.sgn, "Sin": torch.sin, "Sinh": torch.sinh, "Sqrt": torch.sqrt,
-    "Tan": torch.tan, "Tanh": torch.tanh, "Trunc": torch.trunc, "LogicalNot": torch.logical_not,
-    "BitwiseNot": torch.bitwise_not, "IsFinite": torch.isfinite, "IsPosInf": torch.isposinf, "IsNegInf": torch.isneginf,
-    "Hardsigmoid": _hardsigmoid, "Hardswish": F.hardswish, "LogSigmoid": F.logsigmoid, "Mish": F.mish, "Acosh": torch.acosh,
-    "Asinh": torch.asinh, "Atanh": torch.atanh, "Frac": torch.frac, "Sinc": torch.sinc, "AngleV2": torch.angle,
+    "Abs": torch.abs,
+    "Acos": torch.acos,
+    "Asin": torch.asin,
+    "Atan": torch.atan,
+    "Ceil": torch.ceil,
+    "Cos": torch.cos,
+    "Cosh": torch.cosh,
+    "Erf": torch.erf,
+    "Erfc": torch.erfc,
+    "Exp": torch.exp,
+    "Exp2": torch.exp2,
+    "Expm1": torch.expm1,
+    "Floor": torch.floor,
+    "Log": torch.log,
+    "Log10": torch.log10,
+    "Log1p": torch.log1p,
+    "Log2": torch.log2,
+    "Neg": torch.neg,
+    "Reciprocal": torch.reciprocal,
+    "Relu": torch.relu,
+    "Round": torch.round,
+    "Rsqrt": numerics.rsqrt,
+    "Sigmoid": torch.sigmoid,
+    "Sign": torch.sgn,
+    "Sin": torch.sin,
+    "Sinh": torch.sinh,
+    "Sqrt": torch.sqrt,
+    "Tan": torch.tan,
+    "Tanh": torch.tanh,
+    "Trunc": torch.trunc,
+    "LogicalNot": torch.logical_not,
+    "BitwiseNot": torch.bitwise_not,
+    "IsFinite": torch.isfinite,
+    "IsPosInf": torch.isposinf,
+    "IsNegInf": torch.isneginf,
+    "Hardsigmoid": _hardsigmoid,
+    "Hardswish": F.hardswish,
+    "LogSigmoid": F.logsigmoid,
+    "Mish": F.mish,
+    "Acosh": torch.acosh,
+    "Asinh": torch.asinh,
+    "Atanh": torch.atanh,
+    "Frac": torch.frac,
+    "Sinc": torch.sinc,
+    "AngleV2": torch.angle,
     "Signbit": torch.signbit,
-}  # fmt: skip
+}
 NO_INPLACE = {  # what the wheel asks for out of place alone
-    "Abs", "Sign", "LogSigmoid", "BitwiseNot", "IsFinite", "IsPosInf", "IsNegInf", "Neg", "Round", "Trunc", "AngleV2", "Signbit", "Gcd",
-    "LeftShift", "LeftShifts", "RightShift", "LogAddExp", "LogAddExp2", "XLogYTensor",
-    "Maximum", "Minimum", "BitwiseOrTensor", "BitwiseOrScalar", "LogicalXor",
-}  # fmt: skip
+    "Abs",
+    "Sign",
+    "LogSigmoid",
+    "BitwiseNot",
+    "IsFinite",
+    "IsPosInf",
+    "IsNegInf",
+    "Neg",
+    "Round",
+    "Trunc",
+    "AngleV2",
+    "Signbit",
+    "Gcd",
+    "LeftShift",
+    "LeftShifts",
+    "RightShift",
+    "LogAddExp",
+    "LogAddExp2",
+    "XLogYTensor",
+    "Maximum",
+    "Minimum",
+    "BitwiseOrTensor",
+    "BitwiseOrScalar",
+    "LogicalXor",
+}
 
 
 def _enter_unary(name: str, function) -> None:
@@ -106,17 +163,34 @@ operator("aclnnInplaceNanToNum", "self! nan:float posinf:float neginf:float")(na
 
 
 BINARY = {  # name in the tensor form: function; the scalar form has its own name
-    "Mul": (torch.mul, "Muls"), "Div": (torch.div, "Divs"), "Maximum": (torch.maximum, None), "Minimum": (torch.minimum, None),
-    "PowTensorTensor": (torch.pow, "PowTensorScalar"), "FloorDivide": (torch.floor_divide, "FloorDivides"),
-    "RemainderTensorTensor": (torch.remainder, "RemainderTensorScalar"), "FmodTensor": (torch.fmod, "FmodScalar"),
-    "Atan2": (torch.atan2, None), "BitwiseAndTensor": (torch.bitwise_and, "BitwiseAndScalar"),
-    "BitwiseOrTensor": (torch.bitwise_or, "BitwiseOrScalar"), "BitwiseXorTensor": (torch.bitwise_xor, "BitwiseXorScalar"),
-    "LogicalAnd": (torch.logical_and, None), "LogicalOr": (torch.logical_or, None), "LogicalXor": (torch.logical_xor, None),
-    "EqTensor": (torch.eq, "EqScalar"), "NeTensor": (torch.ne, "NeScalar"), "LtTensor": (torch.lt, "LtScalar"),
-    "LeTensor": (torch.le, "LeScalar"), "GtTensor": (torch.gt, "GtScalar"), "GeTensor": (torch.ge, "GeScalar"),
-    "Gcd": (torch.gcd, None), "LeftShift": (torch.bitwise_left_shift, "LeftShifts"), "RightShift": (torch.bitwise_right_shift, None),
-    "LogAddExp": (torch.logaddexp, None), "LogAddExp2": (torch.logaddexp2, None), "XLogYTensor": (torch.xlogy, "XLogYScalarOther"),
-}  # fmt: skip
+    "Mul": (torch.mul, "Muls"),
+    "Div": (torch.div, "Divs"),
+    "Maximum": (torch.maximum, None),
+    "Minimum": (torch.minimum, None),
+    "PowTensorTensor": (torch.pow, "PowTensorScalar"),
+    "FloorDivide": (torch.floor_divide, "FloorDivides"),
+    "RemainderTensorTensor": (torch.remainder, "RemainderTensorScalar"),
+    "FmodTensor": (torch.fmod, "FmodScalar"),
+    "Atan2": (torch.atan2, None),
+    "BitwiseAndTensor": (torch.bitwise_and, "BitwiseAndScalar"),
+    "BitwiseOrTensor": (torch.bitwise_or, "BitwiseOrScalar"),
+    "BitwiseXorTensor": (torch.bitwise_xor, "BitwiseXorScalar"),
+    "LogicalAnd": (torch.logical_and, None),
+    "LogicalOr": (torch.logical_or, None),
+    "LogicalXor": (torch.logical_xor, None),
+    "EqTensor": (torch.eq, "EqScalar"),
+    "NeTensor": (torch.ne, "NeScalar"),
+    "LtTensor": (torch.lt, "LtScalar"),
+    "LeTensor": (torch.le, "LeScalar"),
+    "GtTensor": (torch.gt, "GtScalar"),
+    "GeTensor": (torch.ge, "GeScalar"),
+    "Gcd": (torch.gcd, None),
+    "LeftShift": (torch.bitwise_left_shift, "LeftShifts"),
+    "RightShift": (torch.bitwise_right_shift, None),
+    "LogAddExp": (torch.logaddexp, None),
+    "LogAddExp2": (torch.logaddexp2, None),
+    "XLogYTensor": (torch.xlogy, "XLogYScalarOther"),
+}
 
 
 def fitting(self, other, out):
@@ -127,7 +201,14 @@ def fitting(self, other, out):
     return common(self, other)
 
 
-COMPARED = (torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge)  # in the dtype of both: a scalar is rounded to it
+COMPARED = (
+    torch.eq,
+    torch.ne,
+    torch.lt,
+    torch.le,
+    torch.gt,
+    torch.ge,
+)  # in the dtype of both: a scalar is rounded to it
 
 
 def _enter_binary(name: str, function, scalar_name: str | None) -> None:
@@ -211,7 +292,9 @@ def xlogy_of_scalar(self, other, out):
 
 @operator("aclnnLessScalar", "self bound:scalar >out")
 def at_most(self, bound, out):
-    """What torch_npu asks for as `bound >= self`: no CANN has the name, and the path that a card falls back to includes equality."""
+    """What torch_npu asks for as `bound >= self`: no CANN has the name, and the path that a card falls back to includes
+    equality.
+    """
     return torch.le(self, bound).to(out.dtype)
 
 
@@ -262,7 +345,9 @@ for _name, _function in (("Addcmul", addcmul), ("Addcdiv", addcdiv)):
 def lerp(self, end, weight, out):
     shape = torch.broadcast_shapes(self.shape, end.shape, getattr(weight, "shape", ()))
     if tuple(shape) != tuple(out.shape):
-        raise ValueError(f"CheckShape failed: the inputs broadcast to {tuple(shape)} and the result has {tuple(out.shape)}")
+        raise ValueError(
+            f"CheckShape failed: the inputs broadcast to {tuple(shape)} and the result has {tuple(out.shape)}"
+        )
     return torch.lerp(*alike(self, end, weight)).to(out.dtype)
 
 

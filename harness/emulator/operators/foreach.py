@@ -9,7 +9,8 @@ from harness.emulator.operators.elementwise import UNARY
 from harness.emulator.table import operator
 
 NAMES = (
-    "Abs Acos Asin Atan Cos Cosh Erf Erfc Exp Expm1 Log Log10 Log1p Log2 Neg Reciprocal Sigmoid Sign Sin Sinh Sqrt Tan Tanh"
+    "Abs Acos Asin Atan Cos Cosh Erf Erfc Exp Expm1 Log Log10 Log1p Log2 Neg Reciprocal Sigmoid Sign Sin Sinh "
+        "Sqrt Tan Tanh"
 ).split()  # fmt: skip
 
 
@@ -29,7 +30,9 @@ for _name in NAMES:
 
 
 def _stepwise(value):
-    """bfloat16 wide, float16 as it is: the kernels of lists round each step to it (hicann/ops-nn, foreach_sub_list.cpp)."""
+    """bfloat16 wide, float16 as it is: the kernels of lists round each step to it (hicann/ops-nn,
+    foreach_sub_list.cpp).
+    """
     return value.float() if value.dtype == torch.bfloat16 else value
 
 
@@ -50,7 +53,15 @@ def _smaller(self, other):
     return torch.minimum(self, torch.as_tensor(other, dtype=self.dtype))
 
 
-BINARY = {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Pow": torch.pow, "Maximum": _larger, "Minimum": _smaller}
+BINARY = {
+    "Add": torch.add,
+    "Sub": torch.sub,
+    "Mul": torch.mul,
+    "Div": torch.div,
+    "Pow": torch.pow,
+    "Maximum": _larger,
+    "Minimum": _smaller,
+}
 SCALED = {"Add": _plus, "Sub": _minus}
 
 
@@ -88,7 +99,13 @@ def pow_of_scalar(base, exponents):
 def _enter_pointwise(name: str, function) -> None:
     def each(self, left, right, factors):
         factors = factors.tolist() if isinstance(factors, torch.Tensor) else factors
-        return _each(lambda one, two, three, by: _plus(one, function(_stepwise(two), _stepwise(three)), by), self, left, right, factors)
+        return _each(
+            lambda one, two, three, by: _plus(one, function(_stepwise(two), _stepwise(three)), by),
+            self,
+            left,
+            right,
+            factors,
+        )
 
     def with_one(self, left, right, factor):
         return each(self, left, right, [factor.item() if isinstance(factor, torch.Tensor) else factor] * len(self))
@@ -130,7 +147,10 @@ def _specs(out) -> list:
 
 @operator("aclnnForeachNorm", "self:tensors order:scalar >out:tensors")
 def norm(self, order, out):
-    return [torch.linalg.vector_norm(tall(value), order).to(spec.dtype).reshape(spec.shape) for value, spec in zip(self, _specs(out), strict=True)]
+    return [
+        torch.linalg.vector_norm(tall(value), order).to(spec.dtype).reshape(spec.shape)
+        for value, spec in zip(self, _specs(out), strict=True)
+    ]
 
 
 @operator("aclnnForeachCopy", "self:tensors >out:tensors")

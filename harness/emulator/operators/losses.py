@@ -32,7 +32,10 @@ def _times(value, weight):
 
 
 def _cross_entropy(self, target, weight, reduction):
-    logs = [torch.log(self).clamp_min(-100), torch.log1p(-self).clamp_min(-100)]  # torch's own refuses what is outside 0 … 1
+    logs = [
+        torch.log(self).clamp_min(-100),
+        torch.log1p(-self).clamp_min(-100),
+    ]  # torch's own refuses what is outside 0 … 1
     return _reduced(_times((target - 1) * logs[1] - target * logs[0], weight), reduction)
 
 
@@ -74,15 +77,27 @@ def _softmax_with_bias(self, mask, bias, scale, precision):
 ONE_OUTPUT = {  # name: (inputs, meaning)
     "BinaryCrossEntropy": ("self target weight reduction:int", _cross_entropy),
     "BinaryCrossEntropyBackward": ("grad self target weight reduction:int", aten.binary_cross_entropy_backward),
-    "BinaryCrossEntropyWithLogits": ("self target weight pos_weight reduction:int", aten.binary_cross_entropy_with_logits),
-    "BinaryCrossEntropyWithLogitsBackward": ("grad self target weight pos_weight reduction:int", _cross_entropy_with_logits_backward),
-    "KlDiv": ("self target reduction:int log_target:bool", lambda self, target, reduction, log: aten.kl_div(self, target, reduction, log_target=log)),
+    "BinaryCrossEntropyWithLogits": (
+        "self target weight pos_weight reduction:int",
+        aten.binary_cross_entropy_with_logits,
+    ),
+    "BinaryCrossEntropyWithLogitsBackward": (
+        "grad self target weight pos_weight reduction:int",
+        _cross_entropy_with_logits_backward,
+    ),
+    "KlDiv": (
+        "self target reduction:int log_target:bool",
+        lambda self, target, reduction, log: aten.kl_div(self, target, reduction, log_target=log),
+    ),
     "KlDivBackward": ("grad self target reduction:int log_target:bool", _kl_div_backward),
     "KlDivTargetBackward": ("grad self target reduction:int log_target:bool", _kl_div_target_backward),
     "L1Loss": ("self target reduction:int", lambda self, target, reduction: _reduced((self - target).abs(), reduction)),
     "L1LossBackward": ("grad self target reduction:int", _l1_backward),
     "MaskedSoftmaxWithRelPosBias": ("self mask bias scale:double precision:int", _softmax_with_bias),
-    "MseLoss": ("self target reduction:int", lambda self, target, reduction: _reduced((self - target).square(), reduction)),
+    "MseLoss": (
+        "self target reduction:int",
+        lambda self, target, reduction: _reduced((self - target).square(), reduction),
+    ),
     "MseLossBackward": ("grad self target reduction:int", aten.mse_loss_backward),
     "SmoothL1Loss": ("self target reduction:int beta:float", aten.smooth_l1_loss),
     "SmoothL1LossBackward": ("grad self target reduction:int beta:float", _smooth_l1_backward),
@@ -94,7 +109,9 @@ ONE_OUTPUT = {  # name: (inputs, meaning)
 def _wide(meaning):
     def compute(*inputs, out):
         found = meaning(*alike(*inputs))
-        found = found.sum_to_size(out.shape) if found.numel() > out.numel else found.expand(out.shape)  # the operands broadcast
+        found = (
+            found.sum_to_size(out.shape) if found.numel() > out.numel else found.expand(out.shape)
+        )  # the operands broadcast
         return found.to(out.dtype)
 
     return compute
@@ -139,7 +156,9 @@ def multilabel_margin_loss(self, target, reduction, out):
     return _stored(aten.multilabel_margin_loss_forward(*alike(self), target.long(), reduction), out)
 
 
-@operator("aclnnCtcLoss", "self targets input_lengths:ints target_lengths:ints blank:int zero_infinity:bool >out >log_alpha")
+@operator(
+    "aclnnCtcLoss", "self targets input_lengths:ints target_lengths:ints blank:int zero_infinity:bool >out >log_alpha"
+)
 def ctc_loss(self, targets, input_lengths, target_lengths, blank, zero_infinity, out):
     self = alike(self)[0]
     self = self if self.dim() == 3 else self.unsqueeze(1)
@@ -151,13 +170,18 @@ def ctc_loss(self, targets, input_lengths, target_lengths, blank, zero_infinity,
     return _stored((loss, F.pad(log_alpha, (0, padding), value=-math.inf)), out)
 
 
-@operator("aclnnCtcLossBackward", "grad self targets input_lengths:ints target_lengths:ints loss log_alpha blank:int zero_infinity:bool >out")
+@operator(
+    "aclnnCtcLossBackward",
+    "grad self targets input_lengths:ints target_lengths:ints loss log_alpha blank:int zero_infinity:bool >out",
+)
 def ctc_loss_backward(grad, self, targets, input_lengths, target_lengths, loss, log_alpha, blank, zero_infinity, out):
     grad, self, loss, log_alpha = alike(grad, self, loss, log_alpha)
     self = self if self.dim() == 3 else self.unsqueeze(1)
     log_alpha = log_alpha[..., : 2 * max(target_lengths) + 1].contiguous()
     lengths = (input_lengths, target_lengths)
-    found = aten._ctc_loss_backward(grad.reshape(-1), self, targets.long(), *lengths, loss.reshape(-1), log_alpha, blank, zero_infinity)
+    found = aten._ctc_loss_backward(
+        grad.reshape(-1), self, targets.long(), *lengths, loss.reshape(-1), log_alpha, blank, zero_infinity
+    )
     return found.reshape(out.shape).to(out.dtype)
 
 
@@ -166,12 +190,15 @@ REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
 
 @operator(
     "aclnnCrossEntropyLoss",
-    "self target weight reduction:str ignore:int smoothing:double z_scale:double return_z:bool >loss >log_prob >z_loss >log_sum",
+    "self target weight reduction:str ignore:int smoothing:double z_scale:double return_z:bool >loss >log_prob "
+    ">z_loss >log_sum",
 )
 def cross_entropy(self, target, weight, reduction, ignore, smoothing, z_scale, return_z, out):
     _no_z_loss(z_scale or return_z)
     self, weight = alike(self, weight)
-    loss = F.cross_entropy(self, target.long(), weight, ignore_index=ignore, reduction=reduction, label_smoothing=smoothing)
+    loss = F.cross_entropy(
+        self, target.long(), weight, ignore_index=ignore, reduction=reduction, label_smoothing=smoothing
+    )
     empty = torch.empty(0)
     return _stored((loss, F.log_softmax(self, -1), empty, empty), out)
 
@@ -190,7 +217,9 @@ def cross_entropy_backward(grad, log_prob, target, weight, grad_z, log_sum, redu
     target = torch.where(kept, target, 0)
     seen = weight[target] * kept
     row = (grad / seen.sum() if reduction == "mean" else grad).expand(target.shape)
-    wanted = F.one_hot(target, classes) * ((1 - smoothing) * seen)[:, None] + weight * (smoothing / classes) * kept[:, None]
+    wanted = (
+        F.one_hot(target, classes) * ((1 - smoothing) * seen)[:, None] + weight * (smoothing / classes) * kept[:, None]
+    )
     return ((log_prob.exp() * wanted.sum(-1, keepdim=True) - wanted) * row[:, None]).to(out.dtype)
 
 

@@ -17,7 +17,9 @@ def rms_norm(self, gamma, eps, out):
 
 
 def _moved(value, spec):
-    """A value as the output's specification has it: its shape when the elements are the same, its dtype; None for a null output."""
+    """A value as the output's specification has it: its shape when the elements are the same, its dtype; None for a
+    null output.
+    """
     return None if spec is None else value.reshape(spec.shape).to(spec.dtype)
 
 
@@ -93,7 +95,10 @@ def _layer_norm_backward(grad, x, shape, mean, rstd, weight, bias, wanted=(True,
     return torch.ops.aten.native_layer_norm_backward(grad.to(x.dtype), x, shape, mean, rstd, weight, bias, wanted)
 
 
-@operator("aclnnLayerNormBackward", "grad self shape:ints mean rstd weight bias wanted:bools >self_grad >weight_grad >bias_grad")
+@operator(
+    "aclnnLayerNormBackward",
+    "grad self shape:ints mean rstd weight bias wanted:bools >self_grad >weight_grad >bias_grad",
+)
 def layer_norm_backward(grad, self, shape, mean, rstd, weight, bias, wanted, out):
     found = _layer_norm_backward(tall(grad), tall(self), shape, mean, rstd, weight, bias, wanted)
     return [_or_zeros(each, spec) for each, spec in zip(found, out)]
@@ -104,13 +109,18 @@ def add_layer_norm(x1, x2, gamma, beta, bias, eps, with_sum, out):
     total = tall(x1) + tall(x2)
     total = total if bias is None else total + tall(bias)
     found = *numerics.layer_norm(total, tuple(range(-gamma.dim(), 0)), gamma, beta, eps), total
-    return [_moved(each, spec) if spec is None or each.numel() == spec.numel else _or_zeros(None, spec) for each, spec in zip(found, out)]
+    return [
+        _moved(each, spec) if spec is None or each.numel() == spec.numel else _or_zeros(None, spec)
+        for each, spec in zip(found, out)
+    ]
 
 
 @operator("aclnnAddLayerNormGrad", "grad x1 x2 rstd mean gamma sum_grad >x_grad >gamma_grad >beta_grad")
 def add_layer_norm_backward(grad, x1, x2, rstd, mean, gamma, sum_grad, out):
     x = tall(x1) + tall(x2)
-    towards, towards_gamma, towards_beta = _layer_norm_backward(tall(grad), x, tuple(gamma.shape), mean, rstd, gamma, gamma)
+    towards, towards_gamma, towards_beta = _layer_norm_backward(
+        tall(grad), x, tuple(gamma.shape), mean, rstd, gamma, gamma
+    )
     towards = towards if sum_grad is None else towards + tall(sum_grad)
     return [_moved(each, spec) for each, spec in zip((towards, towards_gamma, towards_beta), out)]
 
@@ -144,23 +154,33 @@ def _but_channels(x):
 )
 def batch_norm(self, weight, bias, running_mean, running_var, training, momentum, eps, out):
     x = tall(self)
-    scale, shift, average, spread = [None if each is None else tall(each).to(x.dtype).clone() for each in (weight, bias, running_mean, running_var)]
+    scale, shift, average, spread = [
+        None if each is None else tall(each).to(x.dtype).clone() for each in (weight, bias, running_mean, running_var)
+    ]
     if training:
         y, mean, invstd = numerics.batch_norm(x, scale, shift, average, spread, momentum, eps)
     else:
         y, _, _ = torch.native_batch_norm(x, scale, shift, average, spread, training, momentum, eps)
         mean, invstd = average, 1.0 / torch.sqrt(spread + eps)
-    found = zip((average, spread, y, mean, invstd), out)  # torch_npu 2.9 leaves no room for the last two where nothing is trained
-    return [torch.zeros(spec.shape, dtype=spec.dtype) if spec is not None and not spec.numel else _moved(each, spec) for each, spec in found]
+    found = zip(
+        (average, spread, y, mean, invstd), out
+    )  # torch_npu 2.9 leaves no room for the last two where nothing is trained
+    return [
+        torch.zeros(spec.shape, dtype=spec.dtype) if spec is not None and not spec.numel else _moved(each, spec)
+        for each, spec in found
+    ]
 
 
 @operator(
     "aclnnBatchNormBackward",
-    "grad self weight running_mean running_var mean invstd training:bool eps:double wanted:bools >self_grad >weight_grad >bias_grad",
+    "grad self weight running_mean running_var mean invstd training:bool eps:double wanted:bools >self_grad "
+    ">weight_grad >bias_grad",
 )
 def batch_norm_backward(grad, self, weight, running_mean, running_var, mean, invstd, training, eps, wanted, out):
     x = tall(self)
-    per_channel = [None if each is None else tall(each).to(x.dtype) for each in (weight, running_mean, running_var, mean, invstd)]
+    per_channel = [
+        None if each is None else tall(each).to(x.dtype) for each in (weight, running_mean, running_var, mean, invstd)
+    ]
     found = torch.ops.aten.native_batch_norm_backward(tall(grad).to(x.dtype), x, *per_channel, training, eps, wanted)
     return [_or_zeros(each, spec) for each, spec in zip(found, out)]
 
@@ -197,7 +217,8 @@ def batch_norm_sums(self, out):
 
 @operator(
     "aclnnBatchNormReduceBackward",
-    "grad self mean invstd weight for_input:bool for_weight:bool for_bias:bool >sum_dy >sum_dy_xmu >weight_grad >bias_grad",
+    "grad self mean invstd weight for_input:bool for_weight:bool for_bias:bool >sum_dy >sum_dy_xmu "
+    ">weight_grad >bias_grad",
 )
 def batch_norm_sums_backward(grad, self, mean, invstd, weight, for_input, for_weight, for_bias, out):
     grad, x = tall(grad), tall(self)
@@ -207,7 +228,9 @@ def batch_norm_sums_backward(grad, self, mean, invstd, weight, for_input, for_we
 
 
 def _gathered(mean, spread, count, running_mean, running_var, momentum, eps, out):
-    """What all devices found together, and the running statistics with it: those are updated by the unbiased variance."""
+    """What all devices found together, and the running statistics with it: those are updated by the unbiased
+    variance.
+    """
     updated = [
         None if old is None else (1 - momentum) * tall(old) + momentum * new
         for old, new in ((running_mean, mean), (running_var, spread * count / (count - 1)))
@@ -253,13 +276,16 @@ def group_norm(self, weight, bias, batch, channels, size, groups, eps, out):
 
 @operator(
     "aclnnGroupNormBackward",
-    "grad self mean rstd weight batch:int channels:int size:int groups:int wanted:bools >self_grad >weight_grad >bias_grad",
+    "grad self mean rstd weight batch:int channels:int size:int groups:int wanted:bools >self_grad "
+    ">weight_grad >bias_grad",
 )
 def group_norm_backward(grad, self, mean, rstd, weight, batch, channels, size, groups, wanted, out):
     x = tall(self).reshape(batch, channels, size).contiguous()
     grad, mean, rstd = [tall(each).to(x.dtype).contiguous() for each in (grad.reshape(x.shape), mean, rstd)]
     weight = None if weight is None else tall(weight).to(x.dtype)
-    found = torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, weight, batch, channels, size, groups, wanted)
+    found = torch.ops.aten.native_group_norm_backward(
+        grad, x, mean, rstd, weight, batch, channels, size, groups, wanted
+    )
     return [_or_zeros(each, spec) for each, spec in zip(found, out)]
 
 
@@ -269,7 +295,9 @@ def group_norm_silu(self, weight, bias, groups, eps, out):
     return [_moved(each, spec) for each, spec in zip((F.silu(y), mean, rstd), out)]
 
 
-@operator("aclnnGroupNormSwish", "self weight bias groups:int layout:str eps:double swish:bool scale:double >y >mean >rstd")
+@operator(
+    "aclnnGroupNormSwish", "self weight bias groups:int layout:str eps:double swish:bool scale:double >y >mean >rstd"
+)
 def group_norm_swish(self, weight, bias, groups, layout, eps, swish, scale, out):
     y, mean, rstd = _group_norm(self, weight, bias, groups, eps)
     return [_moved(each, spec) for each, spec in zip((y * torch.sigmoid(scale * y) if swish else y, mean, rstd), out)]
@@ -277,7 +305,8 @@ def group_norm_swish(self, weight, bias, groups, layout, eps, swish, scale, out)
 
 @operator(
     "aclnnGroupNormSwishGrad",
-    "grad mean rstd self weight bias groups:int layout:str scale:double for_weight:bool for_bias:bool >self_grad >weight_grad >bias_grad",
+    "grad mean rstd self weight bias groups:int layout:str scale:double for_weight:bool for_bias:bool "
+    ">self_grad >weight_grad >bias_grad",
 )
 def group_norm_swish_backward(grad, mean, rstd, self, weight, bias, groups, layout, scale, for_weight, for_bias, out):
     batch, channels, size = *self.shape[:2], self.shape[2:].numel()
@@ -287,7 +316,9 @@ def group_norm_swish_backward(grad, mean, rstd, self, weight, bias, groups, layo
     y = normal * _columns(weight, normal) + _columns(bias, normal)
     gate = torch.sigmoid(scale * y)
     inner = tall(grad).reshape(y.shape) * gate * (1 + scale * y * (1 - gate))
-    return group_norm_backward(inner, self, mean, rstd, weight, batch, channels, size, groups, (True, for_weight, for_bias), out)
+    return group_norm_backward(
+        inner, self, mean, rstd, weight, batch, channels, size, groups, (True, for_weight, for_bias), out
+    )
 
 
 @operator("aclnnNorm", "self order:scalar dims:ints keep:bool >out")

@@ -27,7 +27,9 @@ def of_products(*tensors: torch.Tensor | None) -> numerics.Operands:
 
 
 def _allowed(place: int, tensors) -> numerics.Operands:
-    """Whether HF32 may be taken is a compile option of the older path, a digit for convolutions and one for products."""
+    """Whether HF32 may be taken is a compile option of the older path, a digit for convolutions and one for
+    products.
+    """
     if soc.without_float32():
         return soc.operands(KEEP if _compile_option(0) == "must_keep_origin_dtype" else USE_FLOAT16, *tensors)
     digits = _compile_option(14) or "10"
@@ -41,7 +43,7 @@ def _compile_option(number: int) -> str:
     return text.value.decode()
 
 
-# ------------------------------------------------------------------------------------------- layouts, copies, slices
+# -------- layouts, copies, slices
 
 
 @older("Identity")
@@ -111,7 +113,9 @@ def slice_(x, offsets, sizes):
 
 
 @older("StridedSlice")
-def strided_slice(x, begin, end, strides=None, begin_mask=0, end_mask=0, ellipsis_mask=0, new_axis_mask=0, shrink_axis_mask=0):
+def strided_slice(
+    x, begin, end, strides=None, begin_mask=0, end_mask=0, ellipsis_mask=0, new_axis_mask=0, shrink_axis_mask=0
+):
     begin, end = ints(begin), ints(end)
     strides = ints(strides) if strides is not None else [1] * len(begin)
 
@@ -130,7 +134,9 @@ def strided_slice(x, begin, end, strides=None, begin_mask=0, end_mask=0, ellipsi
             first = None if marked(begin_mask, position) else begin[position]
             last = None if marked(end_mask, position) else end[position]
             index.append(slice(first, last, strides[position]))
-    return torch.from_numpy(x.view(_BITS.get(x.dtype, x.dtype)).numpy()[tuple(index)].copy()).view(x.dtype)  # numpy steps backwards too
+    return torch.from_numpy(x.view(_BITS.get(x.dtype, x.dtype)).numpy()[tuple(index)].copy()).view(
+        x.dtype
+    )  # numpy steps backwards too
 
 
 _BITS = {torch.bfloat16: torch.int16}  # a dtype that numpy lacks, as one of its width
@@ -196,7 +202,9 @@ def _padded(x, paddings, mode, value):
     pairs = [(paddings[at], paddings[at + 1]) for at in range(0, len(paddings), 2)]
     while mode != "constant" and len(pairs) > 1 and pairs[0] == (0, 0) and len(pairs) > x.dim() - 2:
         pairs = pairs[1:]
-    return F.pad(x, [size for pair in reversed(pairs) for size in pair], mode, *((value,) if mode == "constant" else ()))
+    return F.pad(
+        x, [size for pair in reversed(pairs) for size in pair], mode, *((value,) if mode == "constant" else ())
+    )
 
 
 @older("AsStrided")
@@ -206,7 +214,9 @@ def as_strided(x, shape, strides, offset):
 
 @older("GatherV2")
 def gather_v2(x, index, axis, batch_dims=0):
-    return x.index_select(int(axis), index.reshape(-1).long()).reshape([*x.shape[: int(axis)], *index.shape, *x.shape[int(axis) + 1 :]])
+    return x.index_select(int(axis), index.reshape(-1).long()).reshape(
+        [*x.shape[: int(axis)], *index.shape, *x.shape[int(axis) + 1 :]]
+    )
 
 
 @older("GatherV2D")
@@ -243,7 +253,9 @@ def index_add(x, index, source, alpha=None, axis=0):
 
 @older("EmbeddingDenseGrad")
 def embedding_grad(grad, index, out, num_weights, padding_idx=-1, scale_grad_by_freq=False):
-    found = torch.ops.aten.embedding_dense_backward(tall(grad), index.long(), num_weights, padding_idx, scale_grad_by_freq)
+    found = torch.ops.aten.embedding_dense_backward(
+        tall(grad), index.long(), num_weights, padding_idx, scale_grad_by_freq
+    )
     return found.to(out.dtype)
 
 
@@ -287,12 +299,14 @@ def select(condition, x, y):
 
 @older("MaskedFillRange")
 def masked_fill_range(x, start, end, value, axis=-1):
-    """Fills x[j, …, start[i, j]:end[i, j]] along an axis with value[i], or the whole range where the axis is the first."""
+    """Fills x[j, …, start[i, j]:end[i, j]] along an axis with value[i], or the whole range where the axis is the
+    first.
+    """
     changed, axis = x.clone(), axis % x.dim()
     for i in range(start.shape[0]):
         for j in range(start.shape[1]):
             first, last = int(start[i, j]), int(end[i, j])
-            rows = changed if axis == 0 or start.shape[1] == 1 and x.shape[0] != 1 else changed[j]
+            rows = changed if axis == 0 or (start.shape[1] == 1 and x.shape[0] != 1) else changed[j]
             rows.narrow(axis - (rows.dim() < x.dim()), first, last - first).fill_(value[i])
     return changed
 
@@ -312,13 +326,15 @@ def fill_diagonal(x, fill_value, wrap=False):
     return x.clone().fill_diagonal_(fill_value, wrap)
 
 
-# ------------------------------------------------------------------------------------------------ chance, bits, status
+# -------- chance, bits, status
 
 
 @older("DropOutGenMaskV3")
 def dropout_byte_mask(shape, probability, out, seed=0, seed2=0):
     """One byte for each element, 1 where it is kept; `probability` is that of keeping."""
-    generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + seed2) & (2**63 - 1)) if seed or seed2 else None
+    generator = (
+        torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + seed2) & (2**63 - 1)) if seed or seed2 else None
+    )
     drawn = torch.rand(math.prod(out.shape), generator=generator)
     return (drawn < probability.reshape(()).float()).to(out.dtype).reshape(out.shape)
 
@@ -397,7 +413,9 @@ def float_status(out):
 
 @older("NPUGetFloatStatus")
 def float_status_of(status, out):
-    status[0] = float(overflow.flagged())  # chips before the 910B write it into their input, which torch_npu then returns
+    status[0] = float(
+        overflow.flagged()
+    )  # chips before the 910B write it into their input, which torch_npu then returns
     return torch.zeros(out.shape, dtype=out.dtype)
 
 

@@ -11,7 +11,7 @@ from harness.emulator.operators.common import tall
 from harness.emulator.operators.older import of_convolutions, of_products
 from harness.emulator.table import older
 
-# --------------------------------------------------------------------------------------------- products, convolutions
+# -------- products, convolutions
 
 
 @older("MatMul MatMulV2")
@@ -40,50 +40,100 @@ def _padding(x, pads):
 
 
 @older("Conv2D Conv3D")
-def convolution(x, filter, bias=None, offset=None, *, strides, pads, dilations, groups=1, data_format="NCHW", offset_x=0):
+def convolution(
+    x, filter, bias=None, offset=None, *, strides, pads, dilations, groups=1, data_format="NCHW", offset_x=0
+):
     x, padding = _padding(x, pads)
     return numerics.convolution(
-        x, filter, bias, stride=_spatial(strides, data_format), padding=padding, dilation=_spatial(dilations, data_format), transposed=False,
-        output_padding=[0] * len(padding), groups=groups, operands=of_convolutions(x, filter),
-    )  # fmt: skip
+        x,
+        filter,
+        bias,
+        stride=_spatial(strides, data_format),
+        padding=padding,
+        dilation=_spatial(dilations, data_format),
+        transposed=False,
+        output_padding=[0] * len(padding),
+        groups=groups,
+        operands=of_convolutions(x, filter),
+    )
 
 
 @older("Conv2DTranspose Conv3DTranspose")
 def convolution_transpose(
-    size, x, filter, bias=None, offset=None, *, out, strides, pads, dilations, groups=1, data_format="NCHW", output_padding=(), offset_x=0
+    size,
+    x,
+    filter,
+    bias=None,
+    offset=None,
+    *,
+    out,
+    strides,
+    pads,
+    dilations,
+    groups=1,
+    data_format="NCHW",
+    output_padding=(),
+    offset_x=0,
 ):
-    stride, dilation, padding = _spatial(strides, data_format), _spatial(dilations, data_format), [pads[at] for at in range(0, len(pads), 2)]
+    stride, dilation, padding = (
+        _spatial(strides, data_format),
+        _spatial(dilations, data_format),
+        [pads[at] for at in range(0, len(pads), 2)],
+    )
     lacking = [
         wanted - ((size - 1) * step - 2 * pad + spread * (kernel - 1) + 1)
-        for wanted, size, step, pad, spread, kernel in zip(out.shape[2:], x.shape[2:], stride, padding, dilation, filter.shape[2:])
+        for wanted, size, step, pad, spread, kernel in zip(
+            out.shape[2:], x.shape[2:], stride, padding, dilation, filter.shape[2:]
+        )
     ]
     return numerics.convolution(
-        x, filter, bias, stride=stride, padding=padding, dilation=dilation, transposed=True, output_padding=lacking, groups=groups,
+        x,
+        filter,
+        bias,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        transposed=True,
+        output_padding=lacking,
+        groups=groups,
         operands=of_convolutions(x, filter),
-    )  # fmt: skip
+    )
 
 
 def _backward(grad, x, filter, wanted, strides, pads, dilations, groups, data_format):
     padding = [pads[at] for at in range(0, len(pads), 2)]
     return numerics.convolution_backward(
-        grad, x, filter, stride=_spatial(strides, data_format), padding=padding, dilation=_spatial(dilations, data_format), transposed=False,
-        output_padding=[0] * len(padding), groups=groups, wanted=wanted, operands=of_convolutions(grad, x, filter),
-    )  # fmt: skip
+        grad,
+        x,
+        filter,
+        stride=_spatial(strides, data_format),
+        padding=padding,
+        dilation=_spatial(dilations, data_format),
+        transposed=False,
+        output_padding=[0] * len(padding),
+        groups=groups,
+        wanted=wanted,
+        operands=of_convolutions(grad, x, filter),
+    )
 
 
 @older("Conv2DBackpropInput Conv3DBackpropInput")
 def convolution_input(size, filter, grad, out, *, strides, pads, dilations, groups=1, data_format="NCHW"):
     x = torch.zeros(out.shape, dtype=grad.dtype)
-    return _backward(grad, x, filter, (True, False, False), strides, pads, dilations, groups, data_format)[0].to(out.dtype)
+    return _backward(grad, x, filter, (True, False, False), strides, pads, dilations, groups, data_format)[0].to(
+        out.dtype
+    )
 
 
 @older("Conv2DBackpropFilter Conv3DBackpropFilter")
 def convolution_filter(x, size, grad, out, *, strides, pads, dilations, groups=1, data_format="NCHW"):
     filter = torch.zeros(out.shape, dtype=torch.float32)
-    return _backward(grad, x, filter, (False, True, False), strides, pads, dilations, groups, data_format)[1].to(out.dtype)
+    return _backward(grad, x, filter, (False, True, False), strides, pads, dilations, groups, data_format)[1].to(
+        out.dtype
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- norms, losses
+# -------- norms, losses
 
 
 def _channels(value, x):
@@ -98,7 +148,10 @@ def _all_but_channels(x):
 @older("BNTrainingReduce BN3DTrainingReduce")
 def batch_norm_sums(x, out, epsilon=1e-4):
     wide = x.float()
-    return [found.reshape(spec.shape) for found, spec in zip((wide.sum(_all_but_channels(x)), (wide * wide).sum(_all_but_channels(x))), out)]
+    return [
+        found.reshape(spec.shape)
+        for found, spec in zip((wide.sum(_all_but_channels(x)), (wide * wide).sum(_all_but_channels(x))), out)
+    ]
 
 
 @older("BNTrainingUpdate BN3DTrainingUpdate")
@@ -109,7 +162,13 @@ def batch_norm_update(x, total, squares, scale, offset, mean, variance, out, fac
     unbiased = batch_variance * (count / max(count - 1, 1))
     normal = (x.float() - _channels(batch_mean, x)) * (_channels(batch_variance, x) + epsilon).rsqrt()
     y = normal * _channels(scale, x) + _channels(offset, x)
-    results = (y, mean * (1 - factor) + batch_mean * factor, variance * (1 - factor) + unbiased * factor, batch_mean, batch_variance)
+    results = (
+        y,
+        mean * (1 - factor) + batch_mean * factor,
+        variance * (1 - factor) + unbiased * factor,
+        batch_mean,
+        batch_variance,
+    )
     return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip(results, out)]
 
 
@@ -161,7 +220,10 @@ def layer_norm_grad(grad, x, variance, mean, gamma, out):
     normal, scaled = (tall(x) - mean.float()) * inverse, tall(grad) * tall(gamma)
     dx = inverse * (scaled - scaled.mean(axes, keepdim=True) - normal * (scaled * normal).mean(axes, keepdim=True))
     before = list(range(x.dim() - gamma.dim()))
-    return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip((dx, (tall(grad) * normal).sum(before), tall(grad).sum(before)), out)]
+    return [
+        found.reshape(spec.shape).to(spec.dtype)
+        for found, spec in zip((dx, (tall(grad) * normal).sum(before), tall(grad).sum(before)), out)
+    ]
 
 
 @older("RmsNormGrad")
@@ -175,7 +237,9 @@ def rms_norm_grad(grad, x, rstd, gamma, out):
 
 @older("GroupNormSwish")
 def group_norm(x, gamma, beta, out, num_groups, eps=1e-5, activate_swish=False):
-    y, mean, rstd = torch.native_group_norm(tall(x), tall(gamma), tall(beta), x.shape[0], x.shape[1], x[0, 0].numel(), num_groups, eps)
+    y, mean, rstd = torch.native_group_norm(
+        tall(x), tall(gamma), tall(beta), x.shape[0], x.shape[1], x[0, 0].numel(), num_groups, eps
+    )
     y = F.silu(y) if activate_swish else y
     return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip((y, mean, rstd), out)]
 
@@ -188,7 +252,9 @@ def prelu(x, weight):
 @older("PReluGrad")
 def prelu_grad(grad, x, weight, out):
     negative = torch.where(x > 0, torch.zeros(()), tall(grad) * tall(x))
-    dx = torch.where(x > 0, tall(grad), tall(grad) * (tall(weight).reshape(()) if weight.numel() == 1 else _channels(weight, x)))
+    dx = torch.where(
+        x > 0, tall(grad), tall(grad) * (tall(weight).reshape(()) if weight.numel() == 1 else _channels(weight, x))
+    )
     dweight = negative.sum() if weight.numel() == 1 else negative.sum(_all_but_channels(x))
     return dx.to(out[0].dtype), dweight.reshape(out[1].shape).to(out[1].dtype)
 
@@ -207,9 +273,12 @@ def _average(attributes):
     """torch's settings of an average over windows: its own kind of padding, and whether the padding counts."""
     (before, _, left, _), axes = attributes["pads"], slice(2, 4) if attributes["data_format"] == "NCHW" else slice(1, 3)
     return dict(
-        kernel_size=attributes["ksize"][axes], stride=attributes["strides"][axes], padding=(before, left), ceil_mode=attributes["ceil_mode"],
+        kernel_size=attributes["ksize"][axes],
+        stride=attributes["strides"][axes],
+        padding=(before, left),
+        ceil_mode=attributes["ceil_mode"],
         count_include_pad=not attributes["exclusive"],
-    )  # fmt: skip
+    )
 
 
 @older("AvgPoolV2")
@@ -224,7 +293,9 @@ def average_pool_grad(size, grad, out, **attributes):
     if attributes.get("global_pooling"):
         return (tall(grad) / (out.shape[2] * out.shape[3])).expand(out.shape).to(out.dtype)
     settings = _average(attributes)
-    return torch.ops.aten.avg_pool2d_backward(tall(grad), torch.zeros(out.shape), *settings.values(), None).to(out.dtype)
+    return torch.ops.aten.avg_pool2d_backward(tall(grad), torch.zeros(out.shape), *settings.values(), None).to(
+        out.dtype
+    )
 
 
 def _loss(compute):
@@ -236,7 +307,9 @@ def _loss(compute):
 
 
 def _loss_gradient(compute):
-    """What goes back through a loss of elements; the gradient of a mean or a sum comes as one number or in the shape of x."""
+    """What goes back through a loss of elements; the gradient of a mean or a sum comes as one number or in the shape of
+    x.
+    """
 
     def run(x, target, grad, *weights, out, reduction="mean", **attributes):
         with torch.inference_mode(False), torch.enable_grad():
@@ -251,21 +324,31 @@ def _loss_gradient(compute):
 
 
 def _smooth_l1(x, target, reduction, sigma=1.0):
-    return F.l1_loss(x, target, reduction=reduction) if sigma == 0 else F.smooth_l1_loss(x, target, reduction=reduction, beta=sigma)
+    return (
+        F.l1_loss(x, target, reduction=reduction)
+        if sigma == 0
+        else F.smooth_l1_loss(x, target, reduction=reduction, beta=sigma)
+    )
 
 
 _LOSSES = {  # the type, that of its gradient, the meaning
-    ("MseLoss", "MseLossGrad"): F.mse_loss, ("SmoothL1LossV2", "SmoothL1LossGradV2"): _smooth_l1,
+    ("MseLoss", "MseLossGrad"): F.mse_loss,
+    ("SmoothL1LossV2", "SmoothL1LossGradV2"): _smooth_l1,
     ("SoftMarginLoss", "SoftMarginLossGrad"): F.soft_margin_loss,
     ("LpLoss", ""): lambda x, target, reduction, p=1: F.l1_loss(x, target, reduction=reduction),
-    ("BinaryCrossEntropy", "BinaryCrossEntropyGrad"): lambda x, target, weight=None, reduction="mean": F.binary_cross_entropy(
-        x, target, weight, reduction=reduction
+    ("BinaryCrossEntropy", "BinaryCrossEntropyGrad"): lambda x, target, weight=None, reduction="mean": (
+        F.binary_cross_entropy(x, target, weight, reduction=reduction)
     ),
-    ("SigmoidCrossEntropyWithLogitsV2", "SigmoidCrossEntropyWithLogitsGradV2"): lambda x, target, weight=None, positive=None, reduction="mean": (
-        F.binary_cross_entropy_with_logits(x, target, weight, reduction=reduction, pos_weight=positive)
+    (
+        "SigmoidCrossEntropyWithLogitsV2",
+        "SigmoidCrossEntropyWithLogitsGradV2",
+    ): lambda x, target, weight=None, positive=None, reduction="mean": F.binary_cross_entropy_with_logits(
+        x, target, weight, reduction=reduction, pos_weight=positive
     ),
-    ("KLDiv", ""): lambda x, target, reduction, log_target=False: F.kl_div(x, target, reduction=reduction, log_target=log_target),
-}  # fmt: skip
+    ("KLDiv", ""): lambda x, target, reduction, log_target=False: F.kl_div(
+        x, target, reduction=reduction, log_target=log_target
+    ),
+}
 for (_name, _gradient_name), _compute in _LOSSES.items():
     older(_name)(_loss(_compute))
     if _gradient_name:
@@ -283,12 +366,16 @@ for _name, _compute in {"L1LossGrad": F.l1_loss, "KlDivLossGrad": _LOSSES["KLDiv
 def softmax_cross_entropy(x, labels, out):
     wide = tall(x)
     loss = -(tall(labels) * F.log_softmax(wide, -1)).sum(-1)
-    return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip((loss, F.softmax(wide, -1) - tall(labels)), out)]
+    return [
+        found.reshape(spec.shape).to(spec.dtype) for found, spec in zip((loss, F.softmax(wide, -1) - tall(labels)), out)
+    ]
 
 
 @older("NLLLoss")
 def nll_loss(x, target, weight, out, reduction="mean", ignore_index=-100):
-    found, total = torch.ops.aten.nll_loss_forward(tall(x), target.long(), tall(weight), _REDUCTIONS[reduction], ignore_index)
+    found, total = torch.ops.aten.nll_loss_forward(
+        tall(x), target.long(), tall(weight), _REDUCTIONS[reduction], ignore_index
+    )
     return found.reshape(out[0].shape).to(out[0].dtype), total.reshape(out[1].shape).to(out[1].dtype)
 
 
@@ -296,13 +383,15 @@ def nll_loss(x, target, weight, out, reduction="mean", ignore_index=-100):
 def nll_loss_grad(x, grad, target, weight, total, out, reduction="mean", ignore_index=-100):
     settings = (_REDUCTIONS[reduction], ignore_index)
     grad = tall(grad) if reduction == "none" else tall(grad).reshape(())
-    return torch.ops.aten.nll_loss_backward(grad, tall(x), target.long(), tall(weight), *settings, tall(total).reshape(())).to(out.dtype)
+    return torch.ops.aten.nll_loss_backward(
+        grad, tall(x), target.long(), tall(weight), *settings, tall(total).reshape(())
+    ).to(out.dtype)
 
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
-# ------------------------------------------------------------------------------------------------------- attention
+# -------- attention
 
 
 def _apart(rows, heads, length, width):
@@ -315,9 +404,27 @@ def _side_by_side(parts):
 
 
 @older("MultiHeadAttention")
-def multi_head_attention(query, key, value, query_weight, key_weight, value_weight, attn_mask, out_weight, *others, out, attn_head_num,
-                         attn_dim_per_head, src_len, tgt_len, keep_prob, softmax_use_float):  # fmt: skip
-    """Of the optional inputs those that are there, the biases and the bits of dropout; every step is rounded to the dtype."""
+def multi_head_attention(
+    query,
+    key,
+    value,
+    query_weight,
+    key_weight,
+    value_weight,
+    attn_mask,
+    out_weight,
+    *others,
+    out,
+    attn_head_num,
+    attn_dim_per_head,
+    src_len,
+    tgt_len,
+    keep_prob,
+    softmax_use_float,
+):
+    """Of the optional inputs those that are there, the biases and the bits of dropout; every step is rounded to the
+    dtype.
+    """
     biases = [each for each in others if each.dtype != torch.uint8]
     bits = [each for each in others if each.dtype == torch.uint8]
     if len(biases) not in (0, 4):
@@ -340,13 +447,45 @@ def multi_head_attention(query, key, value, query_weight, key_weight, value_weig
     if keep_prob < 1:
         dropped = masked(dropped, mask, 1 / keep_prob if keep_prob else 0.0, dtype)
     context = _side_by_side(product(dropped, v))
-    return product(context, out_weight.t(), out_bias), mask.reshape(out[1].shape), q, k, v, soft.to(out[5].dtype), dropped, context
+    return (
+        product(context, out_weight.t(), out_bias),
+        mask.reshape(out[1].shape),
+        q,
+        k,
+        v,
+        soft.to(out[5].dtype),
+        dropped,
+        context,
+    )
 
 
 @older("MultiHeadAttentionGrad")
-def multi_head_attention_grad(query, key, value, query_weight, key_weight, value_weight, out_weight, q, k, v, soft, dropped, context, grad,
-                              mask=None, *, out, attn_head_num, attn_dim_per_head, src_len, tgt_len, keep_prob, softmax_use_float,
-                              bias_grad_mask):  # fmt: skip
+def multi_head_attention_grad(
+    query,
+    key,
+    value,
+    query_weight,
+    key_weight,
+    value_weight,
+    out_weight,
+    q,
+    k,
+    v,
+    soft,
+    dropped,
+    context,
+    grad,
+    mask=None,
+    *,
+    out,
+    attn_head_num,
+    attn_dim_per_head,
+    src_len,
+    tgt_len,
+    keep_prob,
+    softmax_use_float,
+    bias_grad_mask,
+):
     dtype = query.dtype
 
     def product(left, right):
@@ -367,7 +506,7 @@ def multi_head_attention_grad(query, key, value, query_weight, key_weight, value
     return *weights, *[product(to, weight) for to, _, weight in projected], *biases
 
 
-# ----------------------------------------------------------------------------------------------------- optimizers
+# -------- optimizers
 
 
 def _scalars(*values):
@@ -375,18 +514,43 @@ def _scalars(*values):
 
 
 @older("ApplyAdamD")
-def adam(variable, m, v, beta1_power, beta2_power, rate, beta1, beta2, epsilon, grad, use_locking=False, use_nesterov=False):
-    beta1_power, beta2_power, rate, beta1, beta2, epsilon = _scalars(beta1_power, beta2_power, rate, beta1, beta2, epsilon)
+def adam(
+    variable, m, v, beta1_power, beta2_power, rate, beta1, beta2, epsilon, grad, use_locking=False, use_nesterov=False
+):
+    beta1_power, beta2_power, rate, beta1, beta2, epsilon = _scalars(
+        beta1_power, beta2_power, rate, beta1, beta2, epsilon
+    )
     g = grad.float()
     m_new, v_new = beta1 * m.float() + (1 - beta1) * g, beta2 * v.float() + (1 - beta2) * g * g
     step = rate * (1 - beta2_power).sqrt() / (1 - beta1_power)
     towards = beta1 * m_new + (1 - beta1) * g if use_nesterov else m_new
-    return (variable.float() - step * towards / (v_new.sqrt() + epsilon)).to(variable.dtype), m_new.to(m.dtype), v_new.to(v.dtype)
+    return (
+        (variable.float() - step * towards / (v_new.sqrt() + epsilon)).to(variable.dtype),
+        m_new.to(m.dtype),
+        v_new.to(v.dtype),
+    )
 
 
 @older("ApplyAdamW")
-def adam_w(variable, m, v, beta1_power, beta2_power, rate, decay, beta1, beta2, epsilon, grad, most=None, amsgrad=False, maximize=False):
-    beta1_power, beta2_power, rate, decay, beta1, beta2, epsilon = _scalars(beta1_power, beta2_power, rate, decay, beta1, beta2, epsilon)
+def adam_w(
+    variable,
+    m,
+    v,
+    beta1_power,
+    beta2_power,
+    rate,
+    decay,
+    beta1,
+    beta2,
+    epsilon,
+    grad,
+    most=None,
+    amsgrad=False,
+    maximize=False,
+):
+    beta1_power, beta2_power, rate, decay, beta1, beta2, epsilon = _scalars(
+        beta1_power, beta2_power, rate, decay, beta1, beta2, epsilon
+    )
     g = -grad.float() if maximize else grad.float()
     m_new, v_new = m.float() * beta1 + (1 - beta1) * g, v.float() * beta2 + (1 - beta2) * g * g
     spread = torch.maximum(most.float(), v_new) if amsgrad and most is not None else v_new
@@ -396,12 +560,16 @@ def adam_w(variable, m, v, beta1_power, beta2_power, rate, decay, beta1, beta2, 
 
 
 @older("ApplyAdamV2")
-def bert_adam(variable, m, v, rate, beta1, beta2, epsilon, grad, max_norm, norm, decay, step_size=None, adam_mode="adam"):
+def bert_adam(
+    variable, m, v, rate, beta1, beta2, epsilon, grad, max_norm, norm, decay, step_size=None, adam_mode="adam"
+):
     rate, beta1, beta2, epsilon, max_norm, norm, decay = _scalars(rate, beta1, beta2, epsilon, max_norm, norm, decay)
     g = grad.float()
     if max_norm > 0 and norm > max_norm:
         g = g / (norm / max_norm)
     m_new, v_new = m.float() * beta1 + (1 - beta1) * g, v.float() * beta2 + (1 - beta2) * g * g
     step = m_new / (v_new.sqrt() + epsilon) + decay * variable.float()
-    found = variable.float() - (rate if adam_mode == "adam" or step_size is None else step_size.reshape(()).float()) * step
+    found = (
+        variable.float() - (rate if adam_mode == "adam" or step_size is None else step_size.reshape(()).float()) * step
+    )
     return found.to(variable.dtype), m_new.to(m.dtype), v_new.to(v.dtype)

@@ -12,13 +12,15 @@ from harness import numerics
 from harness.emulator.operators.common import common, ints, tall
 from harness.emulator.table import older
 
-# ------------------------------------------------------------------------------------------------ element by element
+# -------- element by element
 
 
 def _log(x, base=-1.0, scale=1.0, shift=0.0):
     found = torch.log(x * scale + shift) if (scale, shift) != (1.0, 0.0) else None
     if found is None:
-        return {2.0: torch.log2, 10.0: torch.log10}.get(base, torch.log)(x) / (math.log(base) if base > 0 and base not in (2.0, 10.0) else 1)
+        return {2.0: torch.log2, 10.0: torch.log10}.get(base, torch.log)(x) / (
+            math.log(base) if base > 0 and base not in (2.0, 10.0) else 1
+        )
     return found if base <= 0 else found / math.log(base)
 
 
@@ -27,26 +29,64 @@ def _round(x, decimals=0):
 
 
 _UNARY = {
-    "Abs": torch.abs, "Acos": torch.acos, "Acosh": torch.acosh, "Asin": torch.asin, "Asinh": torch.asinh, "Atan": torch.atan, "Atanh": torch.atanh,
-    "Ceil": torch.ceil, "Cos": torch.cos, "Cosh": torch.cosh, "Erf": torch.erf, "Erfc": torch.erfc, "Erfinv": torch.erfinv, "Exp": torch.exp,
-    "Expm1": torch.expm1, "Floor": torch.floor, "IsFinite": torch.isfinite, "Log": _log, "Log1p": torch.log1p, "LogicalNot": torch.logical_not,
-    "Neg": torch.neg, "Reciprocal": torch.reciprocal, "Rsqrt": torch.rsqrt, "Sign": torch.sign, "Sin": torch.sin, "Sinh": torch.sinh,
-    "Sqrt": torch.sqrt, "Square": torch.square, "Tan": torch.tan, "Tanh": torch.tanh, "Trunc": torch.trunc, "Invert": torch.bitwise_not,
-    "Relu": torch.relu, "Sigmoid": torch.sigmoid, "HardSwish": F.hardswish, "LogSigmoid": F.logsigmoid, "Round": _round,
-    "Mish": F.mish, "Gelu": partial(F.gelu, approximate="tanh"), "FastGelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "Swish": lambda x, scale=1.0: x * torch.sigmoid(scale * x), "HardSigmoid": lambda x, alpha=1 / 6, beta=0.5: (x * alpha + beta).clamp(0, 1),
-    "CeluV2": lambda x, alpha=1.0: F.celu(x, alpha), "LeakyRelu": lambda x, negative_slope=0.0: F.leaky_relu(x, negative_slope),
-    "HardShrink": lambda x, lambd=0.5: F.hardshrink(x, lambd), "SoftShrink": lambda x, lambd=0.5: F.softshrink(x, lambd),
+    "Abs": torch.abs,
+    "Acos": torch.acos,
+    "Acosh": torch.acosh,
+    "Asin": torch.asin,
+    "Asinh": torch.asinh,
+    "Atan": torch.atan,
+    "Atanh": torch.atanh,
+    "Ceil": torch.ceil,
+    "Cos": torch.cos,
+    "Cosh": torch.cosh,
+    "Erf": torch.erf,
+    "Erfc": torch.erfc,
+    "Erfinv": torch.erfinv,
+    "Exp": torch.exp,
+    "Expm1": torch.expm1,
+    "Floor": torch.floor,
+    "IsFinite": torch.isfinite,
+    "Log": _log,
+    "Log1p": torch.log1p,
+    "LogicalNot": torch.logical_not,
+    "Neg": torch.neg,
+    "Reciprocal": torch.reciprocal,
+    "Rsqrt": torch.rsqrt,
+    "Sign": torch.sign,
+    "Sin": torch.sin,
+    "Sinh": torch.sinh,
+    "Sqrt": torch.sqrt,
+    "Square": torch.square,
+    "Tan": torch.tan,
+    "Tanh": torch.tanh,
+    "Trunc": torch.trunc,
+    "Invert": torch.bitwise_not,
+    "Relu": torch.relu,
+    "Sigmoid": torch.sigmoid,
+    "HardSwish": F.hardswish,
+    "LogSigmoid": F.logsigmoid,
+    "Round": _round,
+    "Mish": F.mish,
+    "Gelu": partial(F.gelu, approximate="tanh"),
+    "FastGelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "Swish": lambda x, scale=1.0: x * torch.sigmoid(scale * x),
+    "HardSigmoid": lambda x, alpha=1 / 6, beta=0.5: (x * alpha + beta).clamp(0, 1),
+    "CeluV2": lambda x, alpha=1.0: F.celu(x, alpha),
+    "LeakyRelu": lambda x, negative_slope=0.0: F.leaky_relu(x, negative_slope),
+    "HardShrink": lambda x, lambd=0.5: F.hardshrink(x, lambd),
+    "SoftShrink": lambda x, lambd=0.5: F.softshrink(x, lambd),
     "SoftplusV2": lambda x, beta=1.0, threshold=20.0: F.softplus(x, beta, threshold),
     "ThresholdV2D": lambda x, threshold, value: torch.where(x > threshold, x, torch.full_like(x, value)),
     "Elu": lambda x, alpha=1.0, scale=1.0, input_scale=1.0: torch.ops.aten.elu(x, alpha, scale, input_scale),
-    "SoftmaxV2": lambda x, axes=(-1,): F.softmax(x, axes[0]), "LogSoftmaxV2": lambda x, axes=(-1,): F.log_softmax(x, axes[0]),
-    "GLU": lambda x, dim=-1: F.glu(x, dim), "NanToNum": lambda x, nan=0.0, posinf=None, neginf=None: torch.nan_to_num(x, nan, posinf, neginf),
+    "SoftmaxV2": lambda x, axes=(-1,): F.softmax(x, axes[0]),
+    "LogSoftmaxV2": lambda x, axes=(-1,): F.log_softmax(x, axes[0]),
+    "GLU": lambda x, dim=-1: F.glu(x, dim),
+    "NanToNum": lambda x, nan=0.0, posinf=None, neginf=None: torch.nan_to_num(x, nan, posinf, neginf),
     "Trace": torch.trace,
     "AdaptiveAvgPool2d": lambda x, output_size: F.adaptive_avg_pool2d(x, output_size),
     "UpsampleNearest3d": lambda x, output_size: F.interpolate(x, output_size, mode="nearest"),
     "MatrixInverse": lambda x, adjoint=False: torch.linalg.inv(x.mH if adjoint else x),
-}  # fmt: skip
+}
 
 
 def _unary(compute, x, out, **attributes):
@@ -62,16 +102,37 @@ def _log_add_exp(x, y, base=-1.0, scale=1.0, shift=0.0):
 
 
 _BINARY = {
-    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "RealDiv": torch.true_divide, "Maximum": torch.maximum, "Minimum": torch.minimum,
-    "Pow": torch.pow, "FloorDiv": torch.floor_divide, "FloorMod": torch.remainder, "Mod": torch.fmod, "Atan2": torch.atan2,
-    "Equal": torch.eq, "NotEqual": torch.ne, "Less": torch.lt, "LessEqual": torch.le, "Greater": torch.gt, "GreaterEqual": torch.ge,
-    "LogicalAnd": torch.logical_and, "LogicalOr": torch.logical_or, "LogAddExp": _log_add_exp,
-    "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or, "BitwiseXor": torch.bitwise_xor,
+    "Add": torch.add,
+    "Sub": torch.sub,
+    "Mul": torch.mul,
+    "RealDiv": torch.true_divide,
+    "Maximum": torch.maximum,
+    "Minimum": torch.minimum,
+    "Pow": torch.pow,
+    "FloorDiv": torch.floor_divide,
+    "FloorMod": torch.remainder,
+    "Mod": torch.fmod,
+    "Atan2": torch.atan2,
+    "Equal": torch.eq,
+    "NotEqual": torch.ne,
+    "Less": torch.lt,
+    "LessEqual": torch.le,
+    "Greater": torch.gt,
+    "GreaterEqual": torch.ge,
+    "LogicalAnd": torch.logical_and,
+    "LogicalOr": torch.logical_or,
+    "LogAddExp": _log_add_exp,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
     "IsClose": lambda x, y, rtol=1e-5, atol=1e-8, equal_nan=False: torch.isclose(x, y, rtol, atol, equal_nan),
-    "LeftShift": torch.bitwise_left_shift, "RightShift": torch.bitwise_right_shift, "Xlogy": torch.xlogy,
-    "TensorEqual": lambda x, y: torch.tensor(torch.equal(x, y)), "Dot": torch.dot,
+    "LeftShift": torch.bitwise_left_shift,
+    "RightShift": torch.bitwise_right_shift,
+    "Xlogy": torch.xlogy,
+    "TensorEqual": lambda x, y: torch.tensor(torch.equal(x, y)),
+    "Dot": torch.dot,
     "Cross": lambda x, y, dim: torch.linalg.cross(x, y, dim=dim),
-}  # fmt: skip
+}
 
 
 def _binary(compute, x, y, out, **attributes):
@@ -83,9 +144,13 @@ for _name, _compute in _BINARY.items():
 
 
 _TERNARY = {
-    "AxpyV2": lambda x, y, alpha: x + alpha * y, "Addcdiv": lambda x, a, b, value: x + value * (a / b),
-    "Addcmul": lambda x, a, b, value: x + value * (a * b), "Lerp": torch.lerp, "ClipByValue": torch.clamp, "ClipByValueV2": torch.clamp,
-}  # fmt: skip
+    "AxpyV2": lambda x, y, alpha: x + alpha * y,
+    "Addcdiv": lambda x, a, b, value: x + value * (a / b),
+    "Addcmul": lambda x, a, b, value: x + value * (a * b),
+    "Lerp": torch.lerp,
+    "ClipByValue": torch.clamp,
+    "ClipByValueV2": torch.clamp,
+}
 
 
 def _ternary(compute, *inputs, out):
@@ -112,25 +177,37 @@ def _through(compute):
 
 
 _GRADIENTS = {  # of grad and x, in this order
-    "ReluGrad": _threshold_grad, "ThresholdGradV2D": _threshold_grad,
+    "ReluGrad": _threshold_grad,
+    "ThresholdGradV2D": _threshold_grad,
     "SoftmaxGrad": lambda y, grad, axes=(-1,): y * (grad - (y * grad).sum(axes, keepdim=True)),
     "LogSoftmaxGrad": lambda grad, y, axis=(-1,): grad - y.exp() * grad.sum(axis, keepdim=True),
-    "SigmoidGrad": lambda y, grad: grad * y * (1 - y), "TanhGrad": lambda y, grad: grad * (1 - y * y),
+    "SigmoidGrad": lambda y, grad: grad * y * (1 - y),
+    "TanhGrad": lambda y, grad: grad * (1 - y * y),
     "EluGradV2": lambda grad, x, alpha=1.0, scale=1.0, input_scale=1.0, is_result=False: torch.ops.aten.elu_backward(
         grad, alpha, scale, input_scale, is_result, x
     ),
-    "HardtanhGrad": lambda x, grad, min_val=-1.0, max_val=1.0: torch.where((x > min_val) & (x < max_val), grad, torch.zeros_like(grad)),
-    "SwishGrad": lambda grad, x, y=None, scale=1.0: _through(_UNARY["Swish"])(grad, x, scale=scale), "SiluGrad": _through(F.silu),
+    "HardtanhGrad": lambda x, grad, min_val=-1.0, max_val=1.0: torch.where(
+        (x > min_val) & (x < max_val), grad, torch.zeros_like(grad)
+    ),
+    "SwishGrad": lambda grad, x, y=None, scale=1.0: _through(_UNARY["Swish"])(grad, x, scale=scale),
+    "SiluGrad": _through(F.silu),
     "GeluGrad": lambda grad, x, y: _through(_UNARY["Gelu"])(grad, x),
     **{
         name: _through(_UNARY[forward])
         for name, forward in {
-            "MishGrad": "Mish", "HardSwishGrad": "HardSwish", "HardSigmoidGrad": "HardSigmoid", "LogSigmoidGrad": "LogSigmoid", "GLUGrad": "GLU",
-            "FastGeluGrad": "FastGelu", "SoftplusV2Grad": "SoftplusV2", "LeakyReluGrad": "LeakyRelu", "HardShrinkGrad": "HardShrink",
+            "MishGrad": "Mish",
+            "HardSwishGrad": "HardSwish",
+            "HardSigmoidGrad": "HardSigmoid",
+            "LogSigmoidGrad": "LogSigmoid",
+            "GLUGrad": "GLU",
+            "FastGeluGrad": "FastGelu",
+            "SoftplusV2Grad": "SoftplusV2",
+            "LeakyReluGrad": "LeakyRelu",
+            "HardShrinkGrad": "HardShrink",
             "SoftShrinkGrad": "SoftShrink",
         }.items()
     },
-}  # fmt: skip
+}
 
 
 def _gradient(compute, *inputs, out, **attributes):
@@ -141,7 +218,7 @@ for _name, _compute in _GRADIENTS.items():
     older(_name)(partial(_gradient, _compute))
 
 
-# ------------------------------------------------------------------------------------------------ reductions, orders
+# -------- reductions, orders
 
 
 def _reduced(compute):
@@ -155,9 +232,15 @@ def _reduced(compute):
 
 
 for _name, _compute in {
-    "ReduceSum": torch.sum, "ReduceMean": torch.mean, "ReduceProd": torch.prod, "ReduceMax": torch.amax, "ReduceMin": torch.amin,
-    "ReduceAll": torch.all, "ReduceAny": torch.any, "ReduceLogSumExp": torch.logsumexp,
-}.items():  # fmt: skip
+    "ReduceSum": torch.sum,
+    "ReduceMean": torch.mean,
+    "ReduceProd": torch.prod,
+    "ReduceMax": torch.amax,
+    "ReduceMin": torch.amin,
+    "ReduceAll": torch.all,
+    "ReduceAny": torch.any,
+    "ReduceLogSumExp": torch.logsumexp,
+}.items():
     older(_name)(_reduced(_compute))
 
 

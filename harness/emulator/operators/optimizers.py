@@ -11,10 +11,15 @@ from harness.emulator.table import operator
 @operator("aclnnForeachNonFiniteCheckAndUnscale", "grads!:tensors found! inverse_scale")
 def check_and_unscale(grads, found, inverse_scale):
     infinite = any(not bool(torch.isfinite(grad).all()) for grad in grads)
-    return [*((tall(grad) * inverse_scale).to(grad.dtype) for grad in grads), torch.ones_like(found) if infinite else found.clone()]
+    return [
+        *((tall(grad) * inverse_scale).to(grad.dtype) for grad in grads),
+        torch.ones_like(found) if infinite else found.clone(),
+    ]
 
 
-@operator("aclnnAmpUpdateScale", "scale tracker found growth:double backoff:double interval:int >new_scale >new_tracker")
+@operator(
+    "aclnnAmpUpdateScale", "scale tracker found growth:double backoff:double interval:int >new_scale >new_tracker"
+)
 def update_scale(scale, tracker, found, growth, backoff, interval):
     scale, tracker = scale.clone(), tracker.clone()
     torch._amp_update_scale_(scale, tracker, found, growth, backoff, interval)
@@ -22,9 +27,13 @@ def update_scale(scale, tracker, found, growth, backoff, interval):
 
 
 def _adam(parameter, first, second, most, grad, *, done1, done2, lr, beta1, beta2, decay, eps, maximize):
-    """A step of AdamW in float32: parameter, both moments, and the largest second moment where it is kept. `done` are beta's powers."""
+    """A step of AdamW in float32: parameter, both moments, and the largest second moment where it is kept. `done` are
+    beta's powers.
+    """
     kept = [parameter, first, second] + ([] if most is None else [most])
-    parameter, first, second, most, grad = (None if value is None else tall(value) for value in (parameter, first, second, most, grad))
+    parameter, first, second, most, grad = (
+        None if value is None else tall(value) for value in (parameter, first, second, most, grad)
+    )
     grad = -grad if maximize else grad
     first = first * beta1 + grad * (1 - beta1)
     second = second * beta2 + grad * grad * (1 - beta2)
@@ -36,7 +45,8 @@ def _adam(parameter, first, second, most, grad, *, done1, done2, lr, beta1, beta
 
 @operator(
     "aclnnApplyAdamWV2",
-    "parameter! first! second! most! grad done lr:float beta1:float beta2:float decay:float eps:float amsgrad:bool maximize:bool",
+    "parameter! first! second! most! grad done lr:float beta1:float beta2:float decay:float eps:float "
+    "amsgrad:bool maximize:bool",
 )
 def adamw(parameter, first, second, most, grad, done, lr, beta1, beta2, decay, eps, amsgrad, maximize):
     """`done` counts the steps before this one."""
@@ -47,14 +57,32 @@ def adamw(parameter, first, second, most, grad, done, lr, beta1, beta2, decay, e
     return stepped if amsgrad else [*stepped, None]
 
 
-@operator("aclnnApplyAdamW", "parameter! first! second! power1 power2 lr decay beta1 beta2 eps grad most amsgrad:bool maximize:bool")
-def adamw_by_tensors(parameter, first, second, power1, power2, lr, decay, beta1, beta2, eps, grad, most, amsgrad, maximize):
-    power1, power2, lr, decay, beta1, beta2, eps = (float(value) for value in (power1, power2, lr, decay, beta1, beta2, eps))
+@operator(
+    "aclnnApplyAdamW",
+    "parameter! first! second! power1 power2 lr decay beta1 beta2 eps grad most amsgrad:bool maximize:bool",
+)
+def adamw_by_tensors(
+    parameter, first, second, power1, power2, lr, decay, beta1, beta2, eps, grad, most, amsgrad, maximize
+):
+    power1, power2, lr, decay, beta1, beta2, eps = (
+        float(value) for value in (power1, power2, lr, decay, beta1, beta2, eps)
+    )
     settings = dict(lr=lr, beta1=beta1, beta2=beta2, decay=decay, eps=eps, maximize=maximize)
-    return _adam(parameter, first, second, most if amsgrad else None, grad, done1=power1 * beta1, done2=power2 * beta2, **settings)[:3]
+    return _adam(
+        parameter,
+        first,
+        second,
+        most if amsgrad else None,
+        grad,
+        done1=power1 * beta1,
+        done2=power2 * beta2,
+        **settings,
+    )[:3]
 
 
-@operator("aclnnApplyAdam", "parameter! first! second! power1 power2 lr beta1 beta2 eps grad locking:bool nesterov:bool")
+@operator(
+    "aclnnApplyAdam", "parameter! first! second! power1 power2 lr beta1 beta2 eps grad locking:bool nesterov:bool"
+)
 def adam(parameter, first, second, power1, power2, lr, beta1, beta2, eps, grad, locking, nesterov):
     power1, power2, lr, beta1, beta2, eps = (float(value) for value in (power1, power2, lr, beta1, beta2, eps))
     rate = lr * (1 - power2) ** 0.5 / (1 - power1)

@@ -62,9 +62,15 @@ def rotary_backward(grad, cos, sin, self, mode, out):
     turn, (order, undo) = ROTATIONS[mode], ORDERS.get(mode, (_same, _same))
     towards = undo(grad * cos - turn(grad * sin))  # the rotation's transpose is its negative
     if self is None:  # without x the other two are not asked for
-        return [towards.to(out[0].dtype), *[None if spec is None else torch.zeros(spec.shape, dtype=spec.dtype) for spec in out[1:]]]
+        return [
+            towards.to(out[0].dtype),
+            *[None if spec is None else torch.zeros(spec.shape, dtype=spec.dtype) for spec in out[1:]],
+        ]
     x = order(tall(self))
-    sums = [None if spec is None else part.sum_to_size(spec.shape).to(spec.dtype) for part, spec in zip((grad * x, grad * turn(x)), out[1:])]
+    sums = [
+        None if spec is None else part.sum_to_size(spec.shape).to(spec.dtype)
+        for part, spec in zip((grad * x, grad * turn(x)), out[1:])
+    ]
     return [towards.to(out[0].dtype), *sums]
 
 
@@ -90,7 +96,9 @@ def rotary_sorted(self, cos, sin, out):
 
 
 def _of_axes(cache, sections, interleaved: bool):
-    """Numbers of three axes of positions (3, T, D) as those of a token (T, D): each axis has its section of D, or every third place."""
+    """Numbers of three axes of positions (3, T, D) as those of a token (T, D): each axis has its section of D, or every
+    third place.
+    """
     if not interleaved:
         return torch.cat([part[axis] for axis, part in enumerate(cache.split(tuple(sections), -1))], -1)
     mixed = cache[0].clone()
@@ -120,7 +128,9 @@ def rotary_cached_v2(positions, query, key, cache, sections, size, halves, inter
     return _cached(query, cos, sin, size, halves), _cached(key, cos, sin, size, halves)
 
 
-@operator("aclnnRopeWithSinCosCache", "positions query key cache sections:ints size:int halves:bool >query_out >key_out")
+@operator(
+    "aclnnRopeWithSinCosCache", "positions query key cache sections:ints size:int halves:bool >query_out >key_out"
+)
 def rotary_cached(positions, query, key, cache, sections, size, halves):
     return rotary_cached_v2(positions, query, key, cache, sections, size, halves, 0)
 
@@ -138,7 +148,9 @@ def _slots(index, mode: str, batch: int, tokens: int, cache):
 
 
 def _stored(cache, values, scale, offset, mode: str, slots):
-    """A cache with new rows (B·T, D), quantized where there is a scale; an NZ cache holds pieces of 32 bytes of each row apart."""
+    """A cache with new rows (B·T, D), quantized where there is a scale; an NZ cache holds pieces of 32 bytes of each
+    row apart.
+    """
     if scale is not None:
         values = values * tall(scale) if offset is None else values * tall(scale) + tall(offset)
         values = values.round().clamp(-128, 127)
@@ -161,7 +173,9 @@ def _normalized(x, gamma, eps):
 def _cache_keys(key, latent, index, caches, scales, offsets, mode, wanted, out):
     batch, _, tokens, _ = key.shape
     updated = [
-        _stored(cache, value.reshape(batch * tokens, -1), scale, offset, mode, _slots(index, mode, batch, tokens, cache))
+        _stored(
+            cache, value.reshape(batch * tokens, -1), scale, offset, mode, _slots(index, mode, batch, tokens, cache)
+        )
         for cache, value, scale, offset in zip(caches, (key, latent), scales, offsets)
     ]
     shown = [value if wanted else torch.zeros(spec.shape) for value, spec in zip((key, latent), out[2:])]
@@ -175,8 +189,26 @@ CACHES = "k_cache! latent_cache! k_scale latent_scale k_offset latent_offset"
     "aclnnKvRmsNormRopeCache",
     f"kv gamma cos sin index {CACHES} eps:double mode:str wanted:bool >key >latent",
 )
-def cache_latent(kv, gamma, cos, sin, index, k_cache, latent_cache, k_scale, latent_scale, k_offset, latent_offset, eps, mode, wanted, out):
-    """What multi-head latent attention keeps of a token: the normalized latent, and the rotated part of the key behind it."""
+def cache_latent(
+    kv,
+    gamma,
+    cos,
+    sin,
+    index,
+    k_cache,
+    latent_cache,
+    k_scale,
+    latent_scale,
+    k_offset,
+    latent_offset,
+    eps,
+    mode,
+    wanted,
+    out,
+):
+    """What multi-head latent attention keeps of a token: the normalized latent, and the rotated part of the key behind
+    it.
+    """
     latent, key = tall(kv).split((gamma.shape[0], cos.shape[-1]), -1)
     key = _rotated(key, cos, sin, 3)
     caches, scales, offsets = (k_cache, latent_cache), (k_scale, latent_scale), (k_offset, latent_offset)
@@ -188,7 +220,22 @@ def cache_latent(kv, gamma, cos, sin, index, k_cache, latent_cache, k_scale, lat
     f"key gamma cos sin index {CACHES} value eps:double mode:str wanted:bool >key_out >value_out",
 )
 def cache_key_and_value(
-    key, gamma, cos, sin, index, k_cache, latent_cache, k_scale, latent_scale, k_offset, latent_offset, value, eps, mode, wanted, out
+    key,
+    gamma,
+    cos,
+    sin,
+    index,
+    k_cache,
+    latent_cache,
+    k_scale,
+    latent_scale,
+    k_offset,
+    latent_offset,
+    value,
+    eps,
+    mode,
+    wanted,
+    out,
 ):
     normal = _normalized(tall(key), gamma, eps)
     width = cos.shape[-1]
@@ -199,11 +246,33 @@ def cache_key_and_value(
 
 @operator(
     "aclnnQkvRmsNormRopeCache",
-    "qkv q_gamma k_gamma cos sin index query! k_cache! v_cache! k_scale v_scale k_offset v_offset size:ints heads:ints eps:double mode:str "
+    "qkv q_gamma k_gamma cos sin index query! k_cache! v_cache! k_scale v_scale k_offset v_offset size:ints "
+    "heads:ints eps:double mode:str "
     ">query_shown >key_shown >value_shown",
 )
-def cache_joint(qkv, q_gamma, k_gamma, cos, sin, index, query, k_cache, v_cache, k_scale, v_scale, k_offset, v_offset, size, heads, eps, mode, out):
-    """Queries and keys normalized and rotated, keys and values kept in pages of pieces (page, pieces of a row, place, piece)."""
+def cache_joint(
+    qkv,
+    q_gamma,
+    k_gamma,
+    cos,
+    sin,
+    index,
+    query,
+    k_cache,
+    v_cache,
+    k_scale,
+    v_scale,
+    k_offset,
+    v_offset,
+    size,
+    heads,
+    eps,
+    mode,
+    out,
+):
+    """Queries and keys normalized and rotated, keys and values kept in pages of pieces (page, pieces of a row, place,
+    piece).
+    """
     if mode != "PA_NZ":
         raise NotImplementedError(f"a cache of queries, keys and values in mode {mode}")
     batch, tokens, _, width = size
@@ -214,7 +283,9 @@ def cache_joint(qkv, q_gamma, k_gamma, cos, sin, index, query, k_cache, v_cache,
         _paged(cache, part.flatten(0, 1), scale, offset, index)
         for cache, part, scale, offset in ((k_cache, k, k_scale, k_offset), (v_cache, v, v_scale, v_offset))
     ]
-    shown = [None if spec is None else part.reshape(spec.shape).to(spec.dtype) for part, spec in zip((q, k, v), out[3:])]
+    shown = [
+        None if spec is None else part.reshape(spec.shape).to(spec.dtype) for part, spec in zip((q, k, v), out[3:])
+    ]
     return [q.reshape(query.shape).to(query.dtype), *caches, *shown]
 
 

@@ -23,7 +23,9 @@ def dot(self, other):
 
 
 def wide_product(left, right, cube=None):
-    """A product in float32, under a cubeMathType or, where an operator has none, with float32 kept where the cube has it."""
+    """A product in float32, under a cubeMathType or, where an operator has none, with float32 kept where the cube has
+    it.
+    """
     operands = soc.kept(left, right) if cube is None else soc.operands(cube, left, right)
     return numerics.matmul(left, right, operands=operands, out=torch.float32 if left.dtype in HALF else left.dtype)
 
@@ -45,7 +47,10 @@ def baddbmm(self, batch1, batch2, beta, alpha, cube, out):
 
 @operator("aclnnAddbmm", "self batch1 batch2 beta:scalar alpha:scalar >out cube:int8")
 def addbmm(self, batch1, batch2, beta, alpha, cube, out):
-    left, right = batch1.transpose(0, 1).flatten(1), batch2.flatten(0, 1)  # the sum over the batch is part of the product's own
+    left, right = (
+        batch1.transpose(0, 1).flatten(1),
+        batch2.flatten(0, 1),
+    )  # the sum over the batch is part of the product's own
     return scaled_product(self, wide_product(left, right, cube), beta, alpha, out.dtype).expand(out.shape)
 
 
@@ -58,7 +63,10 @@ def addmv(self, mat, vec, alpha, beta, cube, out):
 def addr(self, vec1, vec2, beta, alpha, out):
     if out.dtype == torch.bool:
         return torch.addr(self, vec1, vec2, beta=beta, alpha=alpha)
-    wide = [tall(each) if each.is_floating_point() or each.is_complex() else each.to(out.dtype) for each in (self, vec1, vec2)]
+    wide = [
+        tall(each) if each.is_floating_point() or each.is_complex() else each.to(out.dtype)
+        for each in (self, vec1, vec2)
+    ]
     return torch.addr(*wide, beta=beta, alpha=alpha).to(out.dtype)
 
 
@@ -85,7 +93,9 @@ def fused_matmul(x1, x2, bias, x3, kind, cube, out):
     return FUSED[kind](product, x3).to(out.dtype)
 
 
-@operator("aclnnTransposeBatchMatMul", "x1 x2 bias scale perm1:ints perm2:ints perm_out:ints cube:int8 split:int32 >out")
+@operator(
+    "aclnnTransposeBatchMatMul", "x1 x2 bias scale perm1:ints perm2:ints perm_out:ints cube:int8 split:int32 >out"
+)
 def transposed_batch_matmul(x1, x2, bias, scale, perm1, perm2, perm_out, cube, split, out):
     if scale is not None:
         raise NotImplementedError("a transposed batch product that quantizes its result")
@@ -113,8 +123,10 @@ def _group_sizes(group_list, kind: int) -> list[int]:
 
 
 def _for_group(tensors, index):
-    """The share of one group in a list with a tensor for each group, or with one tensor that has the groups in front."""
-    if not tensors or len(tensors) == 1 and not tensors[0].numel():
+    """The share of one group in a list with a tensor for each group, or with one tensor that has the groups in
+    front.
+    """
+    if not tensors or (len(tensors) == 1 and not tensors[0].numel()):
         return None
     return tensors[index] if len(tensors) > 1 else tensors[0][index]
 
@@ -142,7 +154,22 @@ def _share(values, index, alone):
     return values[0] if alone and values[0].dim() < 2 else _for_group(values, index)
 
 
-def _grouped(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, group_list, split, group_type, list_type, activation, outs):
+def _grouped(
+    x,
+    weight,
+    bias,
+    scale,
+    offset,
+    fine_scale,
+    fine_offset,
+    token_scale,
+    group_list,
+    split,
+    group_type,
+    list_type,
+    activation,
+    outs,
+):
     if list_type == 2:
         raise NotImplementedError("grouped products with a list of pairs")
     stacked = weight[0].shape[0] if weight[0].dim() == 3 else 1
@@ -152,7 +179,11 @@ def _grouped(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scal
         parts, start = [], 0
         for size in sizes:
             part = slice(start, start + size)
-            parts.append(_group_product(x[0][:, part], weight[0][part], None, None, None, None, None, None, activation, outs[0].dtype))
+            parts.append(
+                _group_product(
+                    x[0][:, part], weight[0][part], None, None, None, None, None, None, activation, outs[0].dtype
+                )
+            )
             start += size
         return [torch.stack(parts)] if len(outs) == 1 else parts
     if len(x) == 1 and groups > 1:
@@ -176,44 +207,119 @@ def _grouped(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scal
 
 @operator(
     "aclnnGroupedMatmul",
-    "x:tensors weight:tensors bias:tensors scale:tensors offset:tensors fine_scale:tensors fine_offset:tensors groups:ints split:int >out:tensors",
+    "x:tensors weight:tensors bias:tensors scale:tensors offset:tensors fine_scale:tensors fine_offset:tensors "
+    "groups:ints split:int >out:tensors",
 )
 def grouped_matmul(x, weight, bias, scale, offset, fine_scale, fine_offset, groups, split, out):
-    return _grouped(x, weight, bias, scale, offset, fine_scale, fine_offset, None, groups, split, 0 if groups else -1, 0, 0, out)
+    return _grouped(
+        x, weight, bias, scale, offset, fine_scale, fine_offset, None, groups, split, 0 if groups else -1, 0, 0, out
+    )
 
 
 @operator(
     "aclnnGroupedMatmulV4",
-    "x:tensors weight:tensors bias:tensors scale:tensors offset:tensors fine_scale:tensors fine_offset:tensors token_scale:tensors groups "
-    "activation_input:tensors activation_scale:tensors activation_offset:tensors split:int group_type:int list_type:int activation:int "
+    "x:tensors weight:tensors bias:tensors scale:tensors offset:tensors fine_scale:tensors fine_offset:tensors "
+    "token_scale:tensors groups "
+    "activation_input:tensors activation_scale:tensors activation_offset:tensors split:int group_type:int "
+    "list_type:int activation:int "
     ">out:tensors >activated:tensors >dynamic_scale:tensors",
 )
 def grouped_matmul_v4(
-    x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, groups, a, b, c, split, group_type, list_type, activation, out
+    x,
+    weight,
+    bias,
+    scale,
+    offset,
+    fine_scale,
+    fine_offset,
+    token_scale,
+    groups,
+    a,
+    b,
+    c,
+    split,
+    group_type,
+    list_type,
+    activation,
+    out,
 ):
     outs = [each for each in out if each is not None]  # the lists that only quantization fills are null
-    found = _grouped(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, groups, split, group_type, list_type, activation, outs)
+    found = _grouped(
+        x,
+        weight,
+        bias,
+        scale,
+        offset,
+        fine_scale,
+        fine_offset,
+        token_scale,
+        groups,
+        split,
+        group_type,
+        list_type,
+        activation,
+        outs,
+    )
     return found + [None] * (len(out) - len(outs))
 
 
 @operator(
     "aclnnGroupedMatmulV5",
-    "x:tensors weight:tensors bias:tensors scale:tensors offset:tensors fine_scale:tensors fine_offset:tensors token_scale:tensors groups "
-    "activation_input:tensors activation_scale:tensors activation_offset:tensors split:int group_type:int list_type:int activation:int "
+    "x:tensors weight:tensors bias:tensors scale:tensors offset:tensors fine_scale:tensors fine_offset:tensors "
+    "token_scale:tensors groups "
+    "activation_input:tensors activation_scale:tensors activation_offset:tensors split:int group_type:int "
+    "list_type:int activation:int "
     "tuning:ints >out:tensors >activated:tensors >dynamic_scale:tensors",
 )
 def grouped_matmul_v5(
-    x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, groups, a, b, c, split, group_type, list_type, activation, tuning, out
+    x,
+    weight,
+    bias,
+    scale,
+    offset,
+    fine_scale,
+    fine_offset,
+    token_scale,
+    groups,
+    a,
+    b,
+    c,
+    split,
+    group_type,
+    list_type,
+    activation,
+    tuning,
+    out,
 ):
     return grouped_matmul_v4(
-        x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, groups, a, b, c, split, group_type, list_type, activation, out
+        x,
+        weight,
+        bias,
+        scale,
+        offset,
+        fine_scale,
+        fine_offset,
+        token_scale,
+        groups,
+        a,
+        b,
+        c,
+        split,
+        group_type,
+        list_type,
+        activation,
+        out,
     )
 
 
 @operator("aclnnGroupedMatmulAdd", "x weight groups self! transpose_x:bool transpose_weight:bool group_type:int")
 def grouped_matmul_add(x, weight, groups, self, transpose_x, transpose_weight, group_type, out):
-    """The gradients of grouped weights, added to those that are there: the rows of each group as a product over them."""
-    parts = [left.t() @ right for left, right in zip(*[tall(each).split(_group_sizes(groups, 0)) for each in (x, weight)])]
+    """The gradients of grouped weights, added to those that are there: the rows of each group as a product over
+    them.
+    """
+    parts = [
+        left.t() @ right for left, right in zip(*[tall(each).split(_group_sizes(groups, 0)) for each in (x, weight)])
+    ]
     return (tall(self) + torch.stack(parts).reshape(self.shape)).to(out.dtype)
 
 
@@ -226,7 +332,7 @@ def split_heads(qkv, bias, heads, out):
 
 def _even(x, padding, dims: int):
     """The tensor and a padding with one number for each axis; where both ends differ it is applied here, with zeros."""
-    if len(padding) == 2 * dims and dims > 1 or len(padding) > dims:
+    if (len(padding) == 2 * dims and dims > 1) or len(padding) > dims:
         pairs = [padding[2 * axis : 2 * axis + 2] for axis in range(dims)]
         if all(before == after for before, after in pairs):
             return x, [before for before, _ in pairs]
@@ -236,7 +342,8 @@ def _even(x, padding, dims: int):
 
 @operator(
     "aclnnConvolution",
-    "input weight bias stride:ints padding:ints dilation:ints transposed:bool output_padding:ints groups:int >out cube:int8",
+    "input weight bias stride:ints padding:ints dilation:ints transposed:bool output_padding:ints groups:int "
+    ">out cube:int8",
 )
 def convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups, cube, out):
     padded, padding = _even(input, padding, weight.dim() - 2)
@@ -255,16 +362,21 @@ def depthwise(input, weight, kernel, bias, stride, padding, dilation, cube, out)
 
 @operator("aclnnConvTbc", "input weight bias pad:int >out cube:int8")
 def time_convolution(input, weight, bias, pad, cube, out):
-    found = convolution(input.permute(1, 2, 0), weight.permute(2, 1, 0), bias, (1,), (pad,), (1,), False, (0,), 1, cube, out)
+    found = convolution(
+        input.permute(1, 2, 0), weight.permute(2, 1, 0), bias, (1,), (pad,), (1,), False, (0,), 1, cube, out
+    )
     return found.permute(2, 0, 1)
 
 
 @operator(
     "aclnnConvolutionBackward",
-    "grad input weight bias_sizes:ints stride:ints padding:ints dilation:ints transposed:bool output_padding:ints groups:int wanted:bools "
+    "grad input weight bias_sizes:ints stride:ints padding:ints dilation:ints transposed:bool "
+    "output_padding:ints groups:int wanted:bools "
     "cube:int8 >input_grad >weight_grad >bias_grad",
 )
-def convolution_backward(grad, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, wanted, cube, out):
+def convolution_backward(
+    grad, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, wanted, cube, out
+):
     found = numerics.convolution_backward(
         grad, input, weight, stride=stride, padding=padding, dilation=dilation, transposed=transposed,
         output_padding=output_padding, groups=groups, wanted=wanted, operands=soc.operands(cube, grad, input, weight),
@@ -282,21 +394,33 @@ def _or_zeros(found, spec):
 @operator("aclnnConvTbcBackward", "grad input weight bias pad:int cube:int8 >input_grad >weight_grad >bias_grad")
 def time_convolution_backward(grad, input, weight, bias, pad, cube, out):
     towards_input, towards_weight, towards_bias = numerics.convolution_backward(
-        grad.permute(1, 2, 0), input.permute(1, 2, 0), weight.permute(2, 1, 0), stride=(1,), padding=(pad,), dilation=(1,),
-        transposed=False, output_padding=(0,), groups=1, wanted=(True, True, True), operands=soc.operands(cube, grad, input, weight),
-    )  # fmt: skip
+        grad.permute(1, 2, 0),
+        input.permute(1, 2, 0),
+        weight.permute(2, 1, 0),
+        stride=(1,),
+        padding=(pad,),
+        dilation=(1,),
+        transposed=False,
+        output_padding=(0,),
+        groups=1,
+        wanted=(True, True, True),
+        operands=soc.operands(cube, grad, input, weight),
+    )
     return towards_input.permute(2, 0, 1), towards_weight.permute(2, 1, 0), towards_bias.to(out[2].dtype)
 
 
 def _deformed(x, offset, kernel, stride, padding, dilation, groups: int):
-    """What a deformable convolution reads of x (B, C, H, W), (B, C, H'·Kh, W'·Kw): bilinear between pixels, zero outside.
+    """What a deformable convolution reads of x (B, C, H, W), (B, C, H'·Kh, W'·Kw): bilinear between pixels, zero
+    outside.
 
     `offset` (B, 3·G·Kh·Kw, H', W') has for each place of the kernel a shift to the right, one downwards and a factor.
     """
     batch, channels, height, width = x.shape
     (high, wide), (rows, columns) = kernel, offset.shape[2:]
     right, down, factor = offset.reshape(batch, -1, groups, high, wide, rows, columns)[:, :3].unbind(1)
-    y = down + ((torch.arange(rows) * stride[0] - padding[0])[:, None] + (torch.arange(high) * dilation[0])[:, None, None, None])
+    y = down + (
+        (torch.arange(rows) * stride[0] - padding[0])[:, None] + (torch.arange(high) * dilation[0])[:, None, None, None]
+    )
     x_ = right + (torch.arange(columns) * stride[1] - padding[2] + (torch.arange(wide) * dilation[1])[:, None, None])
     y, x_ = y.to(x.dtype), x_.to(x.dtype)
     pixels = x.reshape(batch, groups, channels // groups, height * width)
@@ -313,7 +437,9 @@ def _deformed(x, offset, kernel, stride, padding, dilation, groups: int):
 
 
 def _deformed_backward(grad, x, offset, *options):
-    """In float64 behind the places: a shift's gradient is a small difference of sums over channels, which the kernel takes before it sums."""
+    """In float64 behind the places: a shift's gradient is a small difference of sums over channels, which the kernel
+    takes before it sums.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         leaves = x.clone().double().requires_grad_(), tall(offset).clone().requires_grad_()
         return torch.autograd.grad(_deformed(*leaves, *options), leaves, grad.clone().double())
@@ -334,7 +460,9 @@ def deformable_offsets(x, offsets, *, ksize, strides, pads, dilations, deformabl
 
 
 @older("DeformableOffsetsGrad")
-def deformable_offsets_backward(grad, x, offsets, *, ksize, strides, pads, dilations, deformable_groups, data_format, modulated):
+def deformable_offsets_backward(
+    grad, x, offsets, *, ksize, strides, pads, dilations, deformable_groups, data_format, modulated
+):
     options = ksize, strides[1:3], pads, dilations[1:3], deformable_groups
     found = _deformed_backward(_channels_first(grad), _channels_first(x), _channels_first(offsets), *options)
     return [_channels_last(each).to(like.dtype) for each, like in zip(found, (x, offsets))]
@@ -342,26 +470,50 @@ def deformable_offsets_backward(grad, x, offsets, *, ksize, strides, pads, dilat
 
 @operator(
     "aclnnDeformableConv2d",
-    "input weight offset bias kernel:ints stride:ints padding:ints dilation:ints groups:int deformable_groups:int modulated:bool >out >deformed",
+    "input weight offset bias kernel:ints stride:ints padding:ints dilation:ints groups:int "
+    "deformable_groups:int modulated:bool >out >deformed",
 )
-def deformable_convolution(input, weight, offset, bias, kernel, stride, padding, dilation, groups, deformable_groups, modulated, out):
-    deformed = _deformed(tall(input), tall(offset), kernel, stride[2:], padding, dilation[2:], deformable_groups).to(input.dtype)
-    options = dict(padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=groups, operands=soc.kept(input, weight))
+def deformable_convolution(
+    input, weight, offset, bias, kernel, stride, padding, dilation, groups, deformable_groups, modulated, out
+):
+    deformed = _deformed(tall(input), tall(offset), kernel, stride[2:], padding, dilation[2:], deformable_groups).to(
+        input.dtype
+    )
+    options = dict(
+        padding=(0, 0),
+        dilation=(1, 1),
+        transposed=False,
+        output_padding=(0, 0),
+        groups=groups,
+        operands=soc.kept(input, weight),
+    )
     found = numerics.convolution(deformed, weight, bias, stride=kernel, **options)
     return found.to(out[0].dtype), deformed
 
 
 @operator(
     "aclnnDeformableConv2dBackward",
-    "input grad deformed weight offset kernel:ints stride:ints padding:ints dilation:ints groups:int deformable_groups:int modulated:bool "
+    "input grad deformed weight offset kernel:ints stride:ints padding:ints dilation:ints groups:int "
+    "deformable_groups:int modulated:bool "
     ">input_grad >weight_grad >offset_grad >bias_grad",
 )
 def deformable_convolution_backward(
     input, grad, deformed, weight, offset, kernel, stride, padding, dilation, groups, deformable_groups, modulated, out
 ):
-    options = dict(padding=(0, 0), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=groups, operands=soc.kept(input, weight))
+    options = dict(
+        padding=(0, 0),
+        dilation=(1, 1),
+        transposed=False,
+        output_padding=(0, 0),
+        groups=groups,
+        operands=soc.kept(input, weight),
+    )
     towards, towards_weight, towards_bias = numerics.convolution_backward(
         grad, deformed, weight, stride=kernel, wanted=(True, True, True), **options
     )
-    towards_input, towards_offset = _deformed_backward(towards, input, offset, kernel, stride[2:], padding, dilation[2:], deformable_groups)
-    return [each.to(spec.dtype) for each, spec in zip((towards_input, towards_weight, towards_offset, towards_bias), out)]
+    towards_input, towards_offset = _deformed_backward(
+        towards, input, offset, kernel, stride[2:], padding, dilation[2:], deformable_groups
+    )
+    return [
+        each.to(spec.dtype) for each, spec in zip((towards_input, towards_weight, towards_offset, towards_bias), out)
+    ]

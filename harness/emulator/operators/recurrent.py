@@ -1,7 +1,8 @@
 """Recurrent layers and cells: LSTM and GRU, forward and backward, on both paths.
 
-A layer is a loop over time in the kernels too: states are rounded to the inputs' dtype at each step, gates stay float32 inside one. Backward
-everything is float32 until the results are rounded. Stated: hicann/ops-nn, rnn/dynamic_rnn, rnn/single_layer_lstm_grad, rnn/gru_grad.
+A layer is a loop over time in the kernels too: states are rounded to the inputs' dtype at each step, gates stay float32
+inside one. Backward everything is float32 until the results are rounded. Stated: hicann/ops-nn, rnn/dynamic_rnn,
+rnn/single_layer_lstm_grad, rnn/gru_grad.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def laid_out(found: dict[int, tuple]) -> list:
     return [torch.stack(each) for each in zip(*(found[step] for step in sorted(found)))]
 
 
-# ---------------------------------------------------------------------------------------------------------------- LSTM
+# -------- LSTM
 
 
 class Lstm(NamedTuple):
@@ -64,7 +65,9 @@ class Lstm(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """One layer in one direction, as the products take them: (I, 4·H), (H, 4·H) and the sum of the biases or None; 3·H for a GRU."""
+    """One layer in one direction, as the products take them: (I, 4·H), (H, 4·H) and the sum of the biases or None; 3·H
+    for a GRU.
+    """
 
     x: torch.Tensor
     h: torch.Tensor
@@ -84,13 +87,18 @@ def cell_backward(grad_h, grad_c, c_before, i, j, f, o, tanh_c, order: str = "if
     """The gradients towards the gates before activation and towards the cell's state of before."""
     total = grad_c + grad_h * o * (1 - tanh_c * tanh_c)
     part = {
-        "i": total * j * i * (1 - i), "f": total * c_before * f * (1 - f), "j": total * i * (1 - j * j), "o": grad_h * tanh_c * o * (1 - o),
-    }  # fmt: skip
+        "i": total * j * i * (1 - i),
+        "f": total * c_before * f * (1 - f),
+        "j": total * i * (1 - j * j),
+        "o": grad_h * tanh_c * o * (1 - o),
+    }
     return torch.cat([part[name] for name in order.replace("c", "j")], -1), total * f
 
 
 def lstm_layer(x, weights: Weights, h, c, kept=None, reverse: bool = False, order: str = "ifjo") -> Lstm:
-    """`kept` (T, B, 1 or H) is False where a sequence has ended: y is zero there and the states stay. Products never take HF32: stated."""
+    """`kept` (T, B, 1 or H) is False where a sequence has ended: y is zero there and the states stay. Products never
+    take HF32: stated.
+    """
     dtype, found = x.dtype, {}
     gates = over_time(x, weights.x)
     gates = gates if weights.bias is None else gates + tall(weights.bias)
@@ -105,7 +113,9 @@ def lstm_layer(x, weights: Weights, h, c, kept=None, reverse: bool = False, orde
     return Lstm(*laid_out(found))
 
 
-def lstm_layer_backward(grad_y, grad_h, grad_c, x, weights: Weights, h, c, saved: Lstm, kept=None, reverse=False, order="ifjo", of=soc.kept):
+def lstm_layer_backward(
+    grad_y, grad_h, grad_c, x, weights: Weights, h, c, saved: Lstm, kept=None, reverse=False, order="ifjo", of=soc.kept
+):
     """The gradients towards x, both weights, the bias, and the first states, all in float32."""
     saved, grad_h, grad_c, found = Lstm(*map(tall, saved)), tall(grad_h), tall(grad_c), {}
     h_before, c_before = before(saved.h, tall(h), reverse), before(saved.c, tall(c), reverse)
@@ -138,7 +148,9 @@ def time_first(x, batch_first: bool):
 
 
 def alive(batch_sizes, rows: int):
-    """Where a step of a sequence is there, (T, B, 1), from how many sequences each step has; None for sequences of one length."""
+    """Where a step of a sequence is there, (T, B, 1), from how many sequences each step has; None for sequences of one
+    length.
+    """
     if batch_sizes is None or not batch_sizes.numel():
         return None
     return (torch.arange(rows // len(batch_sizes)) < batch_sizes[:, None]).unsqueeze(-1)
@@ -150,7 +162,8 @@ def last(states, reverse: bool):
 
 @operator(
     "aclnnLSTM",
-    "input params:tensors hx:tensors batch_sizes has_bias:bool layers:int dropout:double train:bool bidirectional:bool batch_first:bool "
+    "input params:tensors hx:tensors batch_sizes has_bias:bool layers:int dropout:double train:bool "
+    "bidirectional:bool batch_first:bool "
     ">output >hy >cy >i:tensors >j:tensors >f:tensors >o:tensors >h:tensors >c:tensors >tanh_c:tensors",
 )
 def lstm(input, params, hx, batch_sizes, has_bias, layers, dropout, train, bidirectional, batch_first, out):
@@ -159,9 +172,14 @@ def lstm(input, params, hx, batch_sizes, has_bias, layers, dropout, train, bidir
     weights, directions, found = groups_of(params, has_bias, summed), 2 if bidirectional else 1, []
     h, c = hx or [torch.zeros(out[1].shape, dtype=x.dtype)] * 2
     for first in range(0, layers * directions, directions):
-        found += [lstm_layer(x, weights[at], h[at], c[at], kept, reverse=at > first) for at in range(first, first + directions)]
+        found += [
+            lstm_layer(x, weights[at], h[at], c[at], kept, reverse=at > first)
+            for at in range(first, first + directions)
+        ]
         x = torch.cat([each.y for each in found[first:]], -1)
-    ends = [torch.stack([last(getattr(each, name), at % directions == 1) for at, each in enumerate(found)]) for name in "hc"]
+    ends = [
+        torch.stack([last(getattr(each, name), at % directions == 1) for at, each in enumerate(found)]) for name in "hc"
+    ]
     if train:
         kinds = [[getattr(each, name) for each in found] for name in ("i", "j", "f", "o", "h", "c", "tanh_c")]
         saved = [each for kind in kinds for each in kind]
@@ -172,12 +190,35 @@ def lstm(input, params, hx, batch_sizes, has_bias, layers, dropout, train, bidir
 
 @operator(
     "aclnnLstmBackward",
-    "input hx:tensors params:tensors dy dh dc i:tensors j:tensors f:tensors o:tensors h:tensors c:tensors tanh_c:tensors batch_sizes "
-    "has_bias:bool layers:int dropout:double train:bool bidirectional:bool batch_first:bool wanted:bools >dx >dh_before >dc_before "
+    "input hx:tensors params:tensors dy dh dc i:tensors j:tensors f:tensors o:tensors h:tensors c:tensors "
+    "tanh_c:tensors batch_sizes "
+    "has_bias:bool layers:int dropout:double train:bool bidirectional:bool batch_first:bool wanted:bools >dx "
+    ">dh_before >dc_before "
     ">dparams:tensors",
 )
 def lstm_backward(
-    input, hx, params, dy, dh, dc, i, j, f, o, h, c, tanh_c, batch_sizes, has_bias, layers, dropout, train, bidirectional, batch_first, wanted, out
+    input,
+    hx,
+    params,
+    dy,
+    dh,
+    dc,
+    i,
+    j,
+    f,
+    o,
+    h,
+    c,
+    tanh_c,
+    batch_sizes,
+    has_bias,
+    layers,
+    dropout,
+    train,
+    bidirectional,
+    batch_first,
+    wanted,
+    out,
 ):
     kept, dtype = alive(batch_sizes, input.shape[0]), input.dtype
     x = time_first(input, batch_first) if kept is None else input.reshape(*kept.shape[:2], input.shape[1])
@@ -193,7 +234,9 @@ def lstm_backward(
         share = dy.chunk(directions, -1)
         for at in range(first, first + directions):
             towards = share[at - first], dh[at], dc[at]
-            grads = lstm_layer_backward(*towards, below, weights[at], h0[at], c0[at], saved[at], kept, reverse=at > first)
+            grads = lstm_layer_backward(
+                *towards, below, weights[at], h0[at], c0[at], saved[at], kept, reverse=at > first
+            )
             found[at] = [each.to(dtype) for each in grads]
         dy = sum(tall(found[at][0]) for at in range(first, first + directions)).to(dtype)
     ends = [torch.stack([found[at][kind] for at in sorted(found)]) for kind in (4, 5)]
@@ -211,7 +254,9 @@ def lstm_cell(input_gates, hidden_gates, cx, input_bias, hidden_bias):
     return [each.to(cx.dtype) for each in (h, c, torch.cat([i, f, j, o], -1))]
 
 
-@operator("aclnnThnnFusedLstmCellBackward", "grad_hy grad_cy cx cy storage has_bias:bool >grad_gates >grad_cx >grad_bias")
+@operator(
+    "aclnnThnnFusedLstmCellBackward", "grad_hy grad_cy cx cy storage has_bias:bool >grad_gates >grad_cx >grad_bias"
+)
 def lstm_cell_backward(grad_hy, grad_cy, cx, cy, storage, has_bias, out):
     grads = [torch.zeros(cx.shape) if each is None else tall(each) for each in (grad_hy, grad_cy)]
     i, f, j, o = tall(storage).chunk(4, -1)
@@ -219,11 +264,13 @@ def lstm_cell_backward(grad_hy, grad_cy, cx, cy, storage, has_bias, out):
     return [each.to(spec.dtype) for each, spec in zip((gates, towards, gates.sum(0)), out)]
 
 
-# ----------------------------------------------------------------------------------------------------------------- GRU
+# -------- GRU
 
 
 class Gru(NamedTuple):
-    """What one layer in one direction leaves for its gradient, each (T, B, H); `hn` is the hidden half of the new gate, before the reset."""
+    """What one layer in one direction leaves for its gradient, each (T, B, H); `hn` is the hidden half of the new gate,
+    before the reset.
+    """
 
     h: torch.Tensor
     r: torch.Tensor
@@ -274,36 +321,55 @@ def no_packed_sequences(batch_sizes) -> None:
 
 @operator(
     "aclnnGRU",
-    "input params:tensors hx batch_sizes has_bias:bool layers:int dropout:double train:bool bidirectional:bool batch_first:bool "
+    "input params:tensors hx batch_sizes has_bias:bool layers:int dropout:double train:bool bidirectional:bool "
+    "batch_first:bool "
     ">output >hy >r:tensors >z:tensors >n:tensors >hn:tensors >h:tensors",
 )
 def gru(input, params, hx, batch_sizes, has_bias, layers, dropout, train, bidirectional, batch_first, out):
     no_packed_sequences(batch_sizes)
-    x, weights, directions, found = time_first(input, batch_first), groups_of(params, has_bias, pair), 2 if bidirectional else 1, []
+    x, weights, directions, found = (
+        time_first(input, batch_first),
+        groups_of(params, has_bias, pair),
+        2 if bidirectional else 1,
+        [],
+    )
     h = torch.zeros(out[1].shape, dtype=x.dtype) if hx is None else hx
     for first in range(0, layers * directions, directions):
         found += [gru_layer(x, weights[at], h[at], reverse=at > first) for at in range(first, first + directions)]
         x = torch.cat([each.h for each in found[first:]], -1)
     ends = torch.stack([last(each.h, at % directions == 1) for at, each in enumerate(found)])
     kinds = [[getattr(each, name) for each in found] for name in ("r", "z", "n", "hn", "h")]
-    return [time_first(x, batch_first), ends, *([each for kind in kinds for each in kind] if train else [None] * (len(out) - 2))]
+    return [
+        time_first(x, batch_first),
+        ends,
+        *([each for kind in kinds for each in kind] if train else [None] * (len(out) - 2)),
+    ]
 
 
 @operator(
     "aclnnGRUBackward",
-    "input params:tensors hx dy dh r:tensors z:tensors n:tensors hn:tensors h:tensors batch_sizes has_bias:bool layers:int bidirectional:bool "
+    "input params:tensors hx dy dh r:tensors z:tensors n:tensors hn:tensors h:tensors batch_sizes "
+    "has_bias:bool layers:int bidirectional:bool "
     "batch_first:bool >dx >dh_before >dparams:tensors",
 )
-def gru_backward(input, params, hx, dy, dh, r, z, n, hn, h, batch_sizes, has_bias, layers, bidirectional, batch_first, out):
+def gru_backward(
+    input, params, hx, dy, dh, r, z, n, hn, h, batch_sizes, has_bias, layers, bidirectional, batch_first, out
+):
     no_packed_sequences(batch_sizes)
-    x, weights, directions = time_first(input, batch_first), groups_of(params, has_bias, pair), 2 if bidirectional else 1
+    x, weights, directions = (
+        time_first(input, batch_first),
+        groups_of(params, has_bias, pair),
+        2 if bidirectional else 1,
+    )
     saved = [Gru(*each) for each in zip(h, r, z, n, hn)]
     dy, found = time_first(dy, batch_first), {}
     for first in reversed(range(0, layers * directions, directions)):
         below = x if first == 0 else torch.cat(h[first - directions : first], -1)
         share = dy.chunk(directions, -1)
         for at in range(first, first + directions):
-            found[at] = gru_layer_backward(share[at - first], dh[at], below, weights[at], hx[at], saved[at], reverse=at > first)
+            found[at] = gru_layer_backward(
+                share[at - first], dh[at], below, weights[at], hx[at], saved[at], reverse=at > first
+            )
         dy = sum(found[at][0] for at in range(first, first + directions))
     towards = []
     for at in sorted(found):
@@ -313,14 +379,27 @@ def gru_backward(input, params, hx, dy, dh, r, z, n, hn, h, batch_sizes, has_bia
     return [each.to(spec.dtype) for each, spec in zip(results, out)]
 
 
-# ------------------------------------------------------------------------------------------------------ the older path
+# -------- the older path
 
 
-_SETTINGS = {  # what torch_npu says of every layer, and the only values that have a meaning here; a literal of C++ arrives as a bool
-    "cell_type": ("LSTM", True), "cell_depth": (0, 1), "use_peephole": (False,), "keep_prob": (1.0, -1.0), "cell_clip": (-1.0,), "num_proj": (0,),
-    "time_major": (True,), "activation": ("tanh",), "recurrent_activation": ("sigmoid",), "forget_bias": (0.0,), "is_training": (True, False),
-    "stateful": (False,), "merge_mode": ("concat",), "bias_type": ("no_bias",), "reset_after": (True,),
-}  # fmt: skip
+# what torch_npu says of every layer, and the only values that have a meaning here; a literal of C++ arrives as a bool
+_SETTINGS = {
+    "cell_type": ("LSTM", True),
+    "cell_depth": (0, 1),
+    "use_peephole": (False,),
+    "keep_prob": (1.0, -1.0),
+    "cell_clip": (-1.0,),
+    "num_proj": (0,),
+    "time_major": (True,),
+    "activation": ("tanh",),
+    "recurrent_activation": ("sigmoid",),
+    "forget_bias": (0.0,),
+    "is_training": (True, False),
+    "stateful": (False,),
+    "merge_mode": ("concat",),
+    "bias_type": ("no_bias",),
+    "reset_after": (True,),
+}
 
 
 def _reverse(direction: str, settings: dict) -> bool:
@@ -348,21 +427,38 @@ def _as(results, out) -> list:
 @older("DynamicRNN")
 def dynamic_rnn(x, w, b, seq_length=None, init_h=None, init_c=None, *, out, direction, gate_order, **settings):
     weights, like = Weights(w[: x.shape[2]], w[x.shape[2] :], b), out[0].shape[1:]
-    found = lstm_layer(x, weights, _state(init_h, like), _state(init_c, like), _mask(seq_length), _reverse(direction, settings), gate_order)
+    found = lstm_layer(
+        x,
+        weights,
+        _state(init_h, like),
+        _state(init_c, like),
+        _mask(seq_length),
+        _reverse(direction, settings),
+        gate_order,
+    )
     return _as(found, out)
 
 
 @older("DynamicRNNV2")
-def dynamic_rnn_v2(x, w_x, w_h, b=None, seq_length=None, init_h=None, init_c=None, *, out, direction, gate_order, **settings):
+def dynamic_rnn_v2(
+    x, w_x, w_h, b=None, seq_length=None, init_h=None, init_c=None, *, out, direction, gate_order, **settings
+):
     like, reverse = out[0].shape[1:], _reverse(direction, settings)
-    found = lstm_layer(x, Weights(w_x, w_h, b), _state(init_h, like), _state(init_c, like), _mask(seq_length), reverse, gate_order)
+    found = lstm_layer(
+        x, Weights(w_x, w_h, b), _state(init_h, like), _state(init_c, like), _mask(seq_length), reverse, gate_order
+    )
     return _as(found, out)
 
 
-def _dynamic_rnn_backward(x, weights, y, init_h, init_c, h, c, dy, dh, dc, i, j, f, o, tanh_c, seq_length, reverse, order):
+def _dynamic_rnn_backward(
+    x, weights, y, init_h, init_c, h, c, dy, dh, dc, i, j, f, o, tanh_c, seq_length, reverse, order
+):
     like, whole = y.shape[1:], y.shape
     saved = Lstm(*(each.reshape(whole) for each in (y, h, c, i, j, f, o, tanh_c)))
-    x, (dh, dc, init_h, init_c) = x.reshape(*whole[:2], x.shape[-1]), (_state(each, like) for each in (dh, dc, init_h, init_c))
+    x, (dh, dc, init_h, init_c) = (
+        x.reshape(*whole[:2], x.shape[-1]),
+        (_state(each, like) for each in (dh, dc, init_h, init_c)),
+    )
     return lstm_layer_backward(
         dy.reshape(whole), dh, dc, x, weights, init_h, init_c, saved, _mask(seq_length), reverse, order, of=of_products
     )  # fmt: skip
@@ -370,9 +466,33 @@ def _dynamic_rnn_backward(x, weights, y, init_h, init_c, h, c, dy, dh, dc, i, j,
 
 @older("DynamicRNNGrad")
 def dynamic_rnn_grad(
-    x, w, b, y, init_h, init_c, h, c, dy, dh, dc, i, j, f, o, tanh_c, seq_length=None, mask=None, wci=None, wcf=None, wco=None, *,
-    out, direction, gate_order, **settings,
-):  # fmt: skip
+    x,
+    w,
+    b,
+    y,
+    init_h,
+    init_c,
+    h,
+    c,
+    dy,
+    dh,
+    dc,
+    i,
+    j,
+    f,
+    o,
+    tanh_c,
+    seq_length=None,
+    mask=None,
+    wci=None,
+    wcf=None,
+    wco=None,
+    *,
+    out,
+    direction,
+    gate_order,
+    **settings,
+):
     weights, reverse = Weights(w[: x.shape[2]], w[x.shape[2] :]), _reverse(direction, settings)
     dx, dw_x, dw_h, db, *states = _dynamic_rnn_backward(
         x, weights, y, init_h, init_c, h, c, dy, dh, dc, i, j, f, o, tanh_c, seq_length, reverse, gate_order
@@ -382,12 +502,53 @@ def dynamic_rnn_grad(
 
 @older("DynamicRNNV2Grad")
 def dynamic_rnn_v2_grad(
-    x, w_x, w_h, y, init_h, init_c, h, c, dy, dh, dc, i, j, f, o, tanh_c, seq_length=None, wci=None, wcf=None, wco=None, mask=None, *,
-    out, direction, gate_order, **settings,
-):  # fmt: skip
+    x,
+    w_x,
+    w_h,
+    y,
+    init_h,
+    init_c,
+    h,
+    c,
+    dy,
+    dh,
+    dc,
+    i,
+    j,
+    f,
+    o,
+    tanh_c,
+    seq_length=None,
+    wci=None,
+    wcf=None,
+    wco=None,
+    mask=None,
+    *,
+    out,
+    direction,
+    gate_order,
+    **settings,
+):
     dx, *towards, dh, dc = _dynamic_rnn_backward(
-        x, Weights(w_x, w_h), y, init_h, init_c, h, c, dy, dh, dc, i, j, f, o, tanh_c, seq_length, _reverse(direction, settings), gate_order
-    )  # fmt: skip
+        x,
+        Weights(w_x, w_h),
+        y,
+        init_h,
+        init_c,
+        h,
+        c,
+        dy,
+        dh,
+        dc,
+        i,
+        j,
+        f,
+        o,
+        tanh_c,
+        seq_length,
+        _reverse(direction, settings),
+        gate_order,
+    )
     return _as((*towards, dx, dh, dc), out)
 
 
@@ -396,7 +557,9 @@ def _gru_order(gate_order: str) -> str:
 
 
 @older("DynamicGRUV2")
-def dynamic_gru_v2(x, w_x, w_h, b_x=None, b_h=None, seq_length=None, init_h=None, *, out, direction, gate_order, **settings):
+def dynamic_gru_v2(
+    x, w_x, w_h, b_x=None, b_h=None, seq_length=None, init_h=None, *, out, direction, gate_order, **settings
+):
     weights = Weights(w_x, w_h, None if b_x is None else (b_x, b_h))
     state = _state(init_h, out[0].shape[1:])
     h, r, z, n, hn = gru_layer(x, weights, state, _reverse(direction, settings), _gru_order(gate_order), of_products)
@@ -405,10 +568,36 @@ def dynamic_gru_v2(x, w_x, w_h, b_x=None, b_h=None, seq_length=None, init_h=None
 
 @older("DynamicGRUV2Grad")
 def dynamic_gru_v2_grad(
-    x, w_x, w_h, y, init_h, h, dy, dh, z, r, n, hn, seq_length=None, mask=None, *, out, direction, gate_order, **settings
-):  # fmt: skip
+    x,
+    w_x,
+    w_h,
+    y,
+    init_h,
+    h,
+    dy,
+    dh,
+    z,
+    r,
+    n,
+    hn,
+    seq_length=None,
+    mask=None,
+    *,
+    out,
+    direction,
+    gate_order,
+    **settings,
+):
     like, reverse = y.shape[1:], _reverse(direction, settings)
     dx, *towards, state = gru_layer_backward(
-        dy, _state(dh, like), x, Weights(w_x, w_h), _state(init_h, like), Gru(h, r, z, n, hn), reverse, _gru_order(gate_order), of_products
-    )  # fmt: skip
+        dy,
+        _state(dh, like),
+        x,
+        Weights(w_x, w_h),
+        _state(init_h, like),
+        Gru(h, r, z, n, hn),
+        reverse,
+        _gru_order(gate_order),
+        of_products,
+    )
     return _as((*towards, dx, state), out)

@@ -201,7 +201,9 @@ def cdist(left, right, p, mode, out):
 
 @operator("aclnnCdistBackward", "grad left right distances p:float >out")
 def cdist_backward(grad, left, right, distances, p, out):
-    found = torch.ops.aten._cdist_backward(*(tall(each).contiguous() for each in (grad, left, right)), p, tall(distances).contiguous())
+    found = torch.ops.aten._cdist_backward(
+        *(tall(each).contiguous() for each in (grad, left, right)), p, tall(distances).contiguous()
+    )
     return found.to(out.dtype)
 
 

@@ -19,19 +19,27 @@ def _enter(name, signature, function):
 
     def compute(*values, out):
         found = function(*[tall(value) for value in values])
-        return found.to(out.dtype) if isinstance(found, torch.Tensor) else [each.to(spec.dtype) for each, spec in zip(found, out)]
+        return (
+            found.to(out.dtype)
+            if isinstance(found, torch.Tensor)
+            else [each.to(spec.dtype) for each, spec in zip(found, out)]
+        )
 
     operator(name, signature)(compute)
 
 
 for axes in (2, 3):
     _enter(f"aclnnAdaptiveAvgPool{axes}d", "self size:ints >out", getattr(aten, f"_adaptive_avg_pool{axes}d"))
-    _enter(f"aclnnAdaptiveAvgPool{axes}dBackward", "grad self >out", getattr(aten, f"_adaptive_avg_pool{axes}d_backward"))
+    _enter(
+        f"aclnnAdaptiveAvgPool{axes}dBackward", "grad self >out", getattr(aten, f"_adaptive_avg_pool{axes}d_backward")
+    )
     _enter(f"aclnnAdaptiveMaxPool{axes}d", "self size:ints >out >indices", getattr(aten, f"adaptive_max_pool{axes}d"))
     _enter(
         f"aclnnAdaptiveMaxPool{axes}dBackward",
         "grad self indices >out",
-        lambda grad, self, indices, back=getattr(aten, f"adaptive_max_pool{axes}d_backward"): back(grad, self, indices.long()),
+        lambda grad, self, indices, back=getattr(aten, f"adaptive_max_pool{axes}d_backward"): back(
+            grad, self, indices.long()
+        ),
     )
     cube = " cube:int8" if axes == 2 else ""  # torch_npu never allows HF32 here
     _enter(
@@ -44,7 +52,11 @@ for axes in (2, 3):
         f"grad self {AVERAGE}{cube} >out",
         lambda *values, back=getattr(aten, f"avg_pool{axes}d_backward"): back(*values[:7], values[7] or None),
     )
-    _enter(f"aclnnGridSampler{axes}D", "self grid mode:int padding:int align:bool >out", getattr(aten, f"grid_sampler_{axes}d"))
+    _enter(
+        f"aclnnGridSampler{axes}D",
+        "self grid mode:int padding:int align:bool >out",
+        getattr(aten, f"grid_sampler_{axes}d"),
+    )
     _enter(
         f"aclnnGridSampler{axes}DBackward",
         "grad self grid mode:int padding:int align:bool mask:bools >out >out_grid",
@@ -58,7 +70,11 @@ def _max_pool_backward(pool):
 
 for name, axes in (("aclnnMaxPool2dWithIndices", 2), ("aclnnMaxPool3dWithArgmax", 3)):
     _enter(name, f"self {POOL} >out >indices", getattr(aten, f"max_pool{axes}d_with_indices"))
-    _enter(f"{name}Backward", f"grad self indices {POOL} >out", _max_pool_backward(getattr(aten, f"max_pool{axes}d_with_indices_backward")))
+    _enter(
+        f"{name}Backward",
+        f"grad self indices {POOL} >out",
+        _max_pool_backward(getattr(aten, f"max_pool{axes}d_with_indices_backward")),
+    )
 
 
 def _unpool(axes):
@@ -87,8 +103,8 @@ def _corners(shape, window, stride, padding):
 
 @operator("aclnnMaxPool2dWithMask", f"self {POOL} >out >mask")
 def max_pool_masked(self, kernel, stride, padding, dilation, ceil, out):
-    """The maxima, and where they lie. CANN's mask is opaque and larger than that: here each plane begins with the place of every
-    maximum in its window as an int16, zeros follow; the backward operator reads them."""
+    """The maxima, and where they lie. CANN's mask is opaque and larger than that: here each plane begins with the place
+    of every maximum in its window as an int16, zeros follow; the backward operator reads them."""
     found, indices = aten.max_pool2d_with_indices(tall(self), kernel, stride, padding, dilation, ceil)
     kernel, stride, padding, dilation = _two(kernel), _two(stride, kernel), _two(padding), _two(dilation)
     rows, columns = _corners(found.shape, kernel, stride, padding)
@@ -105,10 +121,19 @@ def max_pool_masked(self, kernel, stride, padding, dilation, ceil, out):
 def max_pool_masked_backward(grad, self, mask, kernel, stride, padding, dilation, ceil, out):
     kernel, stride, padding, dilation = _two(kernel), _two(stride, kernel), _two(padding), _two(dilation)
     count = grad.shape[-2] * grad.shape[-1]
-    places = mask.contiguous().flatten(-2)[..., : 2 * count].contiguous().view(torch.int16).long().unflatten(-1, grad.shape[-2:])
+    places = (
+        mask.contiguous()
+        .flatten(-2)[..., : 2 * count]
+        .contiguous()
+        .view(torch.int16)
+        .long()
+        .unflatten(-1, grad.shape[-2:])
+    )
     rows, columns = _corners(grad.shape, kernel, stride, padding)
     indices = (rows + places // kernel[1] * dilation[0]) * self.shape[-1] + columns + places % kernel[1] * dilation[1]
-    return aten.max_pool2d_with_indices_backward(tall(grad), tall(self), kernel, stride, padding, dilation, ceil, indices).to(out.dtype)
+    return aten.max_pool2d_with_indices_backward(
+        tall(grad), tall(self), kernel, stride, padding, dilation, ceil, indices
+    ).to(out.dtype)
 
 
 def _resample(name, function, axes, align=False, backward=False, scales="double"):
@@ -124,9 +149,18 @@ def _resample(name, function, axes, align=False, backward=False, scales="double"
     _enter(name, f"self {sizes} {'align:bool' if align else ''} {factors} >out", resample)
 
 
-for axes, kind, align in ((1, "Linear", True), (2, "Bilinear", True), (3, "Trilinear", True), (2, "Bicubic", True), (1, "Nearest", False),
-                          (2, "Nearest", False), (3, "Nearest", False), (1, "NearestExact", False), (2, "NearestExact", False),
-                          (3, "NearestExact", False)):  # fmt: skip
+for axes, kind, align in (
+    (1, "Linear", True),
+    (2, "Bilinear", True),
+    (3, "Trilinear", True),
+    (2, "Bicubic", True),
+    (1, "Nearest", False),
+    (2, "Nearest", False),
+    (3, "Nearest", False),
+    (1, "NearestExact", False),
+    (2, "NearestExact", False),
+    (3, "NearestExact", False),
+):
     aten_name = ("_upsample_nearest_exact" if kind == "NearestExact" else f"upsample_{kind.lower()}") + f"{axes}d"
     plain = kind == "Nearest" and axes < 3
     _resample(f"aclnnUpsample{kind}{axes}d", getattr(aten, aten_name), axes, align, scales="" if plain else "double")

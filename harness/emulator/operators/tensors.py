@@ -15,9 +15,11 @@ NO_DIM = 1000  # how torch_npu says that a dim was not given
 @operator("aclnnArange aclnnRange", "start:scalar end:scalar step:scalar >out")
 def arange(start, end, step, out):
     count = out.numel
-    return (torch.arange(count, dtype=torch.float64) * step + start).to(out.dtype) if out.dtype.is_floating_point else (
-        torch.arange(count) * int(step) + int(start)
-    ).to(out.dtype)
+    return (
+        (torch.arange(count, dtype=torch.float64) * step + start).to(out.dtype)
+        if out.dtype.is_floating_point
+        else (torch.arange(count) * int(step) + int(start)).to(out.dtype)
+    )
 
 
 @operator("aclnnEye", "rows:int columns:int >out")
@@ -85,18 +87,23 @@ def index_put(self, indices, values, accumulate, unsafe):
 @operator("aclnnEmbeddingDenseBackward", "grad indices count:uint64 padding:uint64 by_frequency:bool >out")
 def embedding_dense_backward(grad, indices, count, padding, by_frequency, out):
     padding = -1 if padding >= 1 << 63 else padding
-    return torch.ops.aten.embedding_dense_backward(tall(grad), indices.long(), count, padding, by_frequency).to(out.dtype)
+    return torch.ops.aten.embedding_dense_backward(tall(grad), indices.long(), count, padding, by_frequency).to(
+        out.dtype
+    )
 
 
 @operator(
     "aclnnEmbeddingBag",
-    "weight indices offsets by_frequency:bool mode:int sparse:bool weights last:bool padding:int >out >bags >sizes >maxima",
+    "weight indices offsets by_frequency:bool mode:int sparse:bool weights last:bool padding:int >out >bags "
+    ">sizes >maxima",
 )
 def embedding_bag(weight, indices, offsets, by_frequency, mode, sparse, weights, last, padding, out):
     places, starts = indices.long(), offsets.long()
     wide = (tall(weight), places, starts, by_frequency, min(mode, 2), False, tall(weights), last, padding)
     found, _, _, maxima = torch.ops.aten._embedding_bag(*wide)
-    bags = torch.searchsorted(starts, torch.arange(len(places)), right=True) - 1  # of every index, also of one that is padding
+    bags = (
+        torch.searchsorted(starts, torch.arange(len(places)), right=True) - 1
+    )  # of every index, also of one that is padding
     count = found.shape[0]
     kept = bags[(bags >= 0) & (places != padding)]
     sizes = torch.bincount(kept, minlength=count)[:count]
@@ -163,7 +170,11 @@ def put(self, index, source, accumulate):
 def _scatter(self, dim, index, source, reduction, include_self=True):
     if reduction == 0:
         return self.scatter(dim, index.long(), source)
-    return tall(self).scatter_reduce(dim, index.long(), tall(source), REDUCTIONS[reduction], include_self=include_self).to(self.dtype)
+    return (
+        tall(self)
+        .scatter_reduce(dim, index.long(), tall(source), REDUCTIONS[reduction], include_self=include_self)
+        .to(self.dtype)
+    )
 
 
 def _filled(self, index, value):
@@ -224,7 +235,9 @@ def scatter_nd_update(self, indices, updates):
 
 @operator("aclnnScatterList", "selfs!:tensors indices updates mask reduce:str axis:int")
 def scatter_list(selfs, indices, updates, mask, reduce, axis):
-    """Row i of updates goes into tensor i from indices[i] on, where the mask allows; pairs in indices are start and length."""
+    """Row i of updates goes into tensor i from indices[i] on, where the mask allows; pairs in indices are start and
+    length.
+    """
     axis = axis % updates.dim() - 1
     changed = [each.clone() for each in selfs]
     for position, (target, update) in enumerate(zip(changed, updates)):
@@ -245,8 +258,14 @@ def masked_scatter(self, mask, source):
 def gather_slices(self, dim, index, batch_dims, mode, out):
     """Slices of self along dim, for each place in index; the first batch_dims axes are shared by both."""
     if batch_dims:
-        return torch.stack([gather_slices(each, dim - 1, place, batch_dims - 1, mode, None) for each, place in zip(self, index)])
-    return self.index_select(dim, index.long().reshape(-1)).unflatten(dim, index.shape) if index.dim() else self.select(dim, int(index))
+        return torch.stack(
+            [gather_slices(each, dim - 1, place, batch_dims - 1, mode, None) for each, place in zip(self, index)]
+        )
+    return (
+        self.index_select(dim, index.long().reshape(-1)).unflatten(dim, index.shape)
+        if index.dim()
+        else self.select(dim, int(index))
+    )
 
 
 @operator("aclnnRepeatInterleave", "self repeats size:int >out")
@@ -294,7 +313,8 @@ def split_with_sizes(self, sizes, dim):
 
 @operator(
     "aclnnStridedSlice",
-    "self begin:ints end:ints strides:ints begin_mask:int end_mask:int ellipsis_mask:int new_axis_mask:int shrink_axis_mask:int >out",
+    "self begin:ints end:ints strides:ints begin_mask:int end_mask:int ellipsis_mask:int new_axis_mask:int "
+    "shrink_axis_mask:int >out",
 )
 def strided_slice(self, begin, end, strides, begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask):
     """Bit i of a mask says how entry i is meant: from the beginning, to the end, as `...`, as None, as one number."""

@@ -15,7 +15,9 @@ def npu():
 
 @pytest.fixture
 def compiling(npu):
-    """Operators take the older path where there is one. A thread keeps the mode that it met first, so backward stays in this one."""
+    """Operators take the older path where there is one. A thread keeps the mode that it met first, so backward stays in
+    this one.
+    """
     torch.npu.set_compile_mode(jit_compile=True)
     with torch.autograd.set_multithreading_enabled(False):
         yield npu
@@ -60,11 +62,14 @@ def _run(function, arguments, backward):
 def agrees(npu, function, *arguments, rtol=1e-5, atol=1e-5, backward=True):
     """Assert that function(*arguments) and its gradients are the same on the emulated device as on the CPU.
 
-    Arguments are CPU tensors (or lists of them, or plain values); those that require a gradient get one compared. Half dtypes are held
-    against the CPU's float32 result of the same half inputs, with the dtype's own tolerance.
+    Arguments are CPU tensors (or lists of them, or plain values); those that require a gradient get one compared. Half
+    dtypes are held against the CPU's float32 result of the same half inputs, with the dtype's own tolerance.
     """
     half = next((leaf.dtype for leaf in _leaves(arguments) if leaf.dtype in RTOL), None)
-    plain = [_moved(each.detach().requires_grad_(each.requires_grad) if isinstance(each, torch.Tensor) else each, "cpu") for each in arguments]
+    plain = [
+        _moved(each.detach().requires_grad_(each.requires_grad) if isinstance(each, torch.Tensor) else each, "cpu")
+        for each in arguments
+    ]
     expected = _run(function, [_moved(each, "cpu", torch.float32) for each in plain] if half else plain, backward)
     actual = _run(function, [_moved(each, npu) for each in plain], backward)
     assert len(actual) == len(expected)

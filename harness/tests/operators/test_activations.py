@@ -41,7 +41,11 @@ SPLITTING = ("glu", "log_softmax", "softmax")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_and_its_gradient_are_the_cpus(npu, name, dtype):
-    x = seeded(6, 5, dtype=dtype).t().requires_grad_() if name != "glu" else seeded(5, 6, dtype=dtype).t().requires_grad_()
+    x = (
+        seeded(6, 5, dtype=dtype).t().requires_grad_()
+        if name != "glu"
+        else seeded(5, 6, dtype=dtype).t().requires_grad_()
+    )
     agrees(npu, ACTIVATIONS[name], x)
 
 
@@ -79,7 +83,12 @@ def test_add_relu(npu):
 @pytest.mark.parametrize("weights", [1, 3])
 def test_prelu_learns_a_slope_for_every_channel(npu, weights):
     for shape in ((2, 3), (2, 3, 4, 5)):
-        agrees(npu, F.prelu, seeded(*shape).requires_grad_(), torch.full((weights,), 0.3).mul_(torch.arange(1, weights + 1)).requires_grad_())
+        agrees(
+            npu,
+            F.prelu,
+            seeded(*shape).requires_grad_(),
+            torch.full((weights,), 0.3).mul_(torch.arange(1, weights + 1)).requires_grad_(),
+        )
 
 
 def test_a_random_slope_is_kept_for_the_gradient(npu):
@@ -107,7 +116,10 @@ def test_the_vendors_gelu_takes_either_formula(npu, approximate):
     actual.sum().backward()
     torch.testing.assert_close(actual.detach().cpu(), expected.detach())
     torch.testing.assert_close(on_card.grad.cpu(), leaf.grad)
-    torch.testing.assert_close(torch_npu.npu_gelu_mul(x.to(npu), approximate=approximate).cpu(), F.gelu(x[:, :4], approximate=approximate) * x[:, 4:])
+    torch.testing.assert_close(
+        torch_npu.npu_gelu_mul(x.to(npu), approximate=approximate).cpu(),
+        F.gelu(x[:, :4], approximate=approximate) * x[:, 4:],
+    )
 
 
 def _fast_gelu(x):

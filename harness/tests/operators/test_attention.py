@@ -97,14 +97,28 @@ PREFIX = torch.cat((COMPRESSED, torch.cat((torch.zeros(1024, 1024), torch.ones(1
         (2, COMPRESSED, TOKENS, 0, None, band(5, 7, 99, 0)),
         (3, COMPRESSED, TOKENS, 0, None, band(5, 7, 99, 0, 2)),
         (4, COMPRESSED, 3, 1, None, band(5, 7, 3, 1, 2)),
-        (6, PREFIX, TOKENS, 0, [4, 2], band(5, 7, 99, 0, 2) & (torch.arange(7) >= torch.tensor([4, 2])[:, None, None, None])),
+        (
+            6,
+            PREFIX,
+            TOKENS,
+            0,
+            [4, 2],
+            band(5, 7, 99, 0, 2) & (torch.arange(7) >= torch.tensor([4, 2])[:, None, None, None]),
+        ),
     ],
 )
 def test_a_sparse_mode_hides_what_its_document_says(npu, sparse, mask, before, after, prefix, hidden):
     import torch_npu
 
     def fused(q, k, v):
-        options = dict(scale=0.3, pre_tockens=before, next_tockens=after, sparse_mode=sparse, prefix=prefix, atten_mask=mask.to(npu))
+        options = dict(
+            scale=0.3,
+            pre_tockens=before,
+            next_tockens=after,
+            sparse_mode=sparse,
+            prefix=prefix,
+            atten_mask=mask.to(npu),
+        )
         return torch_npu.npu_fusion_attention(q, k, v, 4, "BNSD", **options)[0]
 
     matches(npu, fused, lambda q, k, v: exact(q, k, v, hidden, scale=0.3), qkv((2, 4, 5, 8), (2, 4, 7, 8)))
@@ -119,16 +133,28 @@ def test_ragged_sequences_are_attended_one_by_one(npu, sparse, layout):
 
     def fused(q, k, v):
         mask = COMPRESSED.to(npu) if sparse else None
-        options = dict(scale=0.3, actual_seq_qlen=ends, actual_seq_kvlen=ends, sparse_mode=sparse, atten_mask=mask, softmax_layout=layout)
+        options = dict(
+            scale=0.3,
+            actual_seq_qlen=ends,
+            actual_seq_kvlen=ends,
+            sparse_mode=sparse,
+            atten_mask=mask,
+            softmax_layout=layout,
+        )
         return torch_npu.npu_fusion_attention(q, k, v, 4, "TND", **options)[0]
 
     def plain(q, k, v):
         parts = zip(*[each.split(lengths) for each in (q, k, v)])
-        return torch.cat([
-            exact(*[each.transpose(0, 1)[None] for each in part], band(len(part[0]), len(part[0]), 99, 0) if sparse else None, scale=0.3)[0]
-            .transpose(0, 1)
-            for part in parts
-        ])  # fmt: skip
+        return torch.cat(
+            [
+                exact(
+                    *[each.transpose(0, 1)[None] for each in part],
+                    band(len(part[0]), len(part[0]), 99, 0) if sparse else None,
+                    scale=0.3,
+                )[0].transpose(0, 1)
+                for part in parts
+            ]
+        )
 
     matches(npu, fused, plain, qkv((8, 4, 8), (8, 4, 8)))
 
@@ -184,15 +210,26 @@ def test_inference_over_a_cache_of_pages(npu, dtype):
             for column in range(3):
                 cache[table[row, column]] = whole[row, column * size : (column + 1) * size]
     found, sums = torch_npu.npu_fused_infer_attention_score(
-        q.to(npu), *[each.to(npu) for each in pages], num_heads=4, num_key_value_heads=2, scale=0.25, input_layout="BSH",
-        actual_seq_lengths_kv=lengths, block_table=table.to(npu), block_size=size, softmax_lse_flag=True,
-    )  # fmt: skip
+        q.to(npu),
+        *[each.to(npu) for each in pages],
+        num_heads=4,
+        num_key_value_heads=2,
+        scale=0.25,
+        input_layout="BSH",
+        actual_seq_lengths_kv=lengths,
+        block_table=table.to(npu),
+        block_size=size,
+        softmax_lse_flag=True,
+    )
     assert found.dtype == dtype and found.shape == q.shape and sums.shape == (2, 4, 1, 1)
     for row, length in enumerate(lengths):
         one, two, three = [
-            each[row : row + 1].float().unflatten(-1, (-1, 16)).transpose(1, 2) for each in (q, keys[:, :length], values[:, :length])
+            each[row : row + 1].float().unflatten(-1, (-1, 16)).transpose(1, 2)
+            for each in (q, keys[:, :length], values[:, :length])
         ]
-        torch.testing.assert_close(found[row].cpu().float().flatten(), exact(one, two, three, scale=0.25).flatten(), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(
+            found[row].cpu().float().flatten(), exact(one, two, three, scale=0.25).flatten(), rtol=1e-2, atol=1e-2
+        )
 
 
 @pytest.mark.parametrize("layout", ["BNSD", "BSH", "BNSD_BSND"])
@@ -203,9 +240,18 @@ def test_inference_of_a_prompt(npu, layout):
     came, _, goes = layout.partition("_")
     there = [each.transpose(1, 2).flatten(2) if came == "BSH" else each for each in (q, k, v)]
     mask = torch.ones(6, 6).triu(1).bool()
-    found = torch_npu.npu_prompt_flash_attention(
-        *[each.to(npu) for each in there], num_heads=4, num_key_value_heads=2, scale_value=0.25, input_layout=layout, atten_mask=mask.to(npu)
-    ).cpu().float()  # fmt: skip
+    found = (
+        torch_npu.npu_prompt_flash_attention(
+            *[each.to(npu) for each in there],
+            num_heads=4,
+            num_key_value_heads=2,
+            scale_value=0.25,
+            input_layout=layout,
+            atten_mask=mask.to(npu),
+        )
+        .cpu()
+        .float()
+    )
     wanted = exact(q.float(), k.float(), v.float(), mask, scale=0.25)
     if (goes or came) != "BNSD":
         wanted = wanted.transpose(1, 2) if goes else wanted.transpose(1, 2).flatten(2)
@@ -217,8 +263,12 @@ def test_inference_of_one_token(npu, layout):
     import torch_npu
 
     q, k, v = [each.detach() for each in qkv((2, 4, 1, 16), (2, 4, 6, 16), torch.float16)]
-    there = [{"BSH": x.transpose(1, 2).flatten(2), "BNSD": x, "BSND": x.transpose(1, 2)}[layout].to(npu) for x in (q, k, v)]
-    found = torch_npu.npu_incre_flash_attention(*there, num_heads=4, scale_value=0.25, input_layout=layout, actual_seq_lengths=[4, 6])
+    there = [
+        {"BSH": x.transpose(1, 2).flatten(2), "BNSD": x, "BSND": x.transpose(1, 2)}[layout].to(npu) for x in (q, k, v)
+    ]
+    found = torch_npu.npu_incre_flash_attention(
+        *there, num_heads=4, scale_value=0.25, input_layout=layout, actual_seq_lengths=[4, 6]
+    )
     for row, length in enumerate((4, 6)):
         wanted = exact(*[each[row : row + 1].float() for each in (q, k[:, :, :length], v[:, :, :length])], scale=0.25)
         torch.testing.assert_close(found[row].cpu().float().flatten(), wanted.flatten(), rtol=1e-2, atol=1e-2)
@@ -231,7 +281,9 @@ def test_gradients_of_attention_have_the_bits_of_their_dtype(dtype, bits):
     found, top, total = numerics.attention(q, k, v, scale=0.25, sink=sink)
     actual = numerics.attention_backward(grad, q, k, v, found, top, total, scale=0.25, sink=sink)
     wide = [each.double().requires_grad_() for each in (q, k, v, sink)]
-    scores = torch.cat((wide[0] @ wide[1].transpose(-1, -2) * 0.25, wide[3].reshape(1, 2, 1, 1).expand(1, 2, 64, 1)), -1)
+    scores = torch.cat(
+        (wide[0] @ wide[1].transpose(-1, -2) * 0.25, wide[3].reshape(1, 2, 1, 1).expand(1, 2, 64, 1)), -1
+    )
     (scores.softmax(-1)[..., :-1] @ wide[2]).backward(grad.double())
     for one, other in zip((*actual[:3], actual[4]), wide):
         assert numerics.effective_bits(one, other.grad) > bits
@@ -258,7 +310,7 @@ def test_results_over_parts_of_the_keys_join(npu):
     import torch_npu
 
     q, k, v = [each.detach().permute(2, 0, 1, 3).flatten(2).to(npu) for each in qkv((2, 4, 6, 8), (2, 4, 6, 8))]
-    attend = lambda k, v: torch_npu.npu_fusion_attention(q, k, v, 4, "SBH", scale=0.3)[:3]  # noqa: E731
+    attend = lambda k, v: torch_npu.npu_fusion_attention(q, k, v, 4, "SBH", scale=0.3)[:3]
     whole, parts = attend(k, v), [attend(k[part], v[part]) for part in (slice(0, 2), slice(2, 6))]
     joined = torch_npu.npu_ring_attention_update(*parts[0], *parts[1])
     for one, other in zip(joined, whole):
@@ -287,12 +339,27 @@ def test_inference_of_ragged_prompts_with_a_rope_of_their_own(npu, layout):
 
     lengths, ends = [3, 5], [3, 8]
     q, q_rope = seeded(8, 4, 128, dtype=torch.float16), seeded(8, 4, 64, seed=1, dtype=torch.float16)
-    k, k_rope, v = [seeded(8, 4, width, seed=seed, dtype=torch.float16) for seed, width in ((2, 128), (3, 64), (4, 128))]
-    there = [(each.transpose(0, 1).contiguous() if layout == "NTD_TND" else each).to(npu) for each in (q, k, v, q_rope, k_rope)]
+    k, k_rope, v = [
+        seeded(8, 4, width, seed=seed, dtype=torch.float16) for seed, width in ((2, 128), (3, 64), (4, 128))
+    ]
+    there = [
+        (each.transpose(0, 1).contiguous() if layout == "NTD_TND" else each).to(npu)
+        for each in (q, k, v, q_rope, k_rope)
+    ]
     found, sums = torch_npu.npu_fused_infer_attention_score_v2(
-        *there[:3], query_rope=there[3], key_rope=there[4], num_query_heads=4, num_key_value_heads=4, softmax_scale=0.07, input_layout=layout,
-        actual_seq_qlen=ends, actual_seq_kvlen=ends, sparse_mode=3, atten_mask=COMPRESSED.to(npu), return_softmax_lse=True,
-    )  # fmt: skip
+        *there[:3],
+        query_rope=there[3],
+        key_rope=there[4],
+        num_query_heads=4,
+        num_key_value_heads=4,
+        softmax_scale=0.07,
+        input_layout=layout,
+        actual_seq_qlen=ends,
+        actual_seq_kvlen=ends,
+        sparse_mode=3,
+        atten_mask=COMPRESSED.to(npu),
+        return_softmax_lse=True,
+    )
     assert found.shape == (8, 4, 128) and sums.shape == (8, 4, 1)
     whole = [torch.cat((q, q_rope), -1), torch.cat((k, k_rope), -1), v]
     for part, one in zip(found.cpu().split(lengths), zip(*[each.float().split(lengths) for each in whole])):
@@ -309,12 +376,29 @@ def test_inference_over_ragged_prompts_and_pages(npu):
     q = seeded(5, 4, 32, dtype=torch.bfloat16)
     pages = [seeded(5, size, 2 * 32, seed=seed, dtype=torch.bfloat16) for seed in (1, 2)]
     found, _ = torch_npu.npu_fused_infer_attention_score(
-        q.to(npu), *[each.to(npu) for each in pages], num_heads=4, num_key_value_heads=2, scale=0.2, input_layout="TND", sparse_mode=3,
-        atten_mask=COMPRESSED.to(npu), actual_seq_lengths=[2, 5], actual_seq_lengths_kv=lengths_kv, block_table=table.to(npu), block_size=size,
-    )  # fmt: skip
+        q.to(npu),
+        *[each.to(npu) for each in pages],
+        num_heads=4,
+        num_key_value_heads=2,
+        scale=0.2,
+        input_layout="TND",
+        sparse_mode=3,
+        atten_mask=COMPRESSED.to(npu),
+        actual_seq_lengths=[2, 5],
+        actual_seq_lengths_kv=lengths_kv,
+        block_table=table.to(npu),
+        block_size=size,
+    )
     for row, part in enumerate(found.cpu().split(lengths_q)):
         one = q.split(lengths_q)[row].float().transpose(0, 1)[None]
-        k, v = [each[table[row].long()].flatten(0, 1)[: lengths_kv[row]].float().unflatten(-1, (2, 32)).transpose(0, 1)[None] for each in pages]
+        k, v = [
+            each[table[row].long()]
+            .flatten(0, 1)[: lengths_kv[row]]
+            .float()
+            .unflatten(-1, (2, 32))
+            .transpose(0, 1)[None]
+            for each in pages
+        ]
         queries, keys = lengths_q[row], lengths_kv[row]
         wanted = exact(one, k, v, band(queries, keys, 99, 0, keys - queries), scale=0.2)[0].transpose(0, 1)
         torch.testing.assert_close(part.float(), wanted, rtol=2e-2, atol=2e-2)
@@ -327,20 +411,30 @@ def test_attention_to_chosen_blocks(npu):
     keys = (128, 192)
     q = seeded(7, 4, 192, dtype=torch.float16)
     k, v = seeded(320, 2, 192, seed=1, dtype=torch.float16), seeded(320, 2, 128, seed=2, dtype=torch.float16)
-    chosen = torch.stack([torch.randperm(2 if row < 3 else 3, generator=torch.Generator().manual_seed(row))[:2] for row in range(14)])
+    chosen = torch.stack(
+        [torch.randperm(2 if row < 3 else 3, generator=torch.Generator().manual_seed(row))[:2] for row in range(14)]
+    )
     chosen = chosen.reshape(2, 7, 2).transpose(0, 1).sort(-1).values
     chosen[:3] = torch.tensor([[[0, 1], [1, 0]]])
 
     def fused(q, k, v):
         options = dict(actual_seq_qlen=[3, 7], actual_seq_kvlen=[128, 320])
-        return torch_npu.npu_nsa_select_attention(q, k, v, chosen.int().contiguous().to(npu), 0.07, 4, size, 2, **options)[0]
+        return torch_npu.npu_nsa_select_attention(
+            q, k, v, chosen.int().contiguous().to(npu), 0.07, 4, size, 2, **options
+        )[0]
 
     def plain(q, k, v):
         results = []
-        for one, block, key, value in zip(*[each.split(share) for each, share in ((q, lengths), (chosen, lengths), (k, keys), (v, keys))]):
+        for one, block, key, value in zip(
+            *[each.split(share) for each, share in ((q, lengths), (chosen, lengths), (k, keys), (v, keys))]
+        ):
             seen = torch.zeros(len(one), 2, len(key) // size).scatter_(2, block, 1.0).bool().repeat_interleave(size, -1)
             hidden = ~seen.transpose(0, 1).repeat_interleave(2, 0)[None]
-            results.append(exact(*[each.transpose(0, 1)[None] for each in (one, key, value)], hidden, scale=0.07)[0].transpose(0, 1))
+            results.append(
+                exact(*[each.transpose(0, 1)[None] for each in (one, key, value)], hidden, scale=0.07)[0].transpose(
+                    0, 1
+                )
+            )
         return torch.cat(results)
 
     matches(npu, fused, plain, (q, k, v))
@@ -355,4 +449,9 @@ def test_blocks_of_rows_are_compressed(npu):
         parts = [part[start : start + 32] for part in x.split([48, 32]) for start in range(0, len(part) - 31, 16)]
         return torch.stack([(part * weight[..., None]).sum(0) for part in parts])
 
-    matches(npu, lambda x, weight: torch_npu.npu_nsa_compress(x, weight, 32, 16, actual_seq_len=[48, 80]), plain, (x, weight))
+    matches(
+        npu,
+        lambda x, weight: torch_npu.npu_nsa_compress(x, weight, 32, 16, actual_seq_len=[48, 80]),
+        plain,
+        (x, weight),
+    )

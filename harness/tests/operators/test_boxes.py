@@ -1,4 +1,6 @@
-"""Boxes of detection on the emulated device: overlaps, suppression, encodings, regions; CTC loss, distances, a search for a scale."""
+"""Boxes of detection on the emulated device: overlaps, suppression, encodings, regions; CTC loss, distances, a search
+for a scale.
+"""
 
 import math
 
@@ -17,7 +19,9 @@ def either(request):
 def placed(count, seed=0):
     """Boxes of edges (N, 4), with some area."""
     corner = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed)) * 20
-    return torch.cat([corner, corner + torch.rand(count, 2, generator=torch.Generator().manual_seed(seed + 1)) * 15 + 1], 1)
+    return torch.cat(
+        [corner, corner + torch.rand(count, 2, generator=torch.Generator().manual_seed(seed + 1)) * 15 + 1], 1
+    )
 
 
 def shared(one, other):
@@ -36,7 +40,9 @@ def test_overlaps(either, mode):
     found = torch_npu.npu_iou(boxes.to(either), others.to(either), mode)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found.cpu().float(), expected, rtol=0, atol=2e-2)  # the card adds 0.01 to each side
-    torch.testing.assert_close(torch_npu.npu_ptiou(boxes.to(either), others.to(either), mode).cpu(), found.cpu(), rtol=0, atol=2e-2)
+    torch.testing.assert_close(
+        torch_npu.npu_ptiou(boxes.to(either), others.to(either), mode).cpu(), found.cpu(), rtol=0, atol=2e-2
+    )
 
 
 def _generalized(one, other):
@@ -44,7 +50,9 @@ def _generalized(one, other):
     inner, a, b = shared(first, second)
     sides = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
     union = a + b - inner
-    apart = ((first[..., :2] + first[..., 2:] - second[..., :2] - second[..., 2:]) / 2).square().sum(-1) / sides.square().sum(-1)
+    apart = ((first[..., :2] + first[..., 2:] - second[..., :2] - second[..., 2:]) / 2).square().sum(
+        -1
+    ) / sides.square().sum(-1)
     return inner / union, union, sides, apart
 
 
@@ -64,7 +72,9 @@ def _ciou(one, other):
     return (overlap - apart - turned * (turned / (1 - overlap + turned)).detach())[None]
 
 
-@pytest.mark.parametrize(("name", "expected", "more"), [("npu_giou", _giou, ()), ("npu_diou", _diou, ()), ("npu_ciou", _ciou, (True,))])
+@pytest.mark.parametrize(
+    ("name", "expected", "more"), [("npu_giou", _giou, ()), ("npu_diou", _diou, ()), ("npu_ciou", _ciou, (True,))]
+)
 def test_generalized_overlaps_and_their_gradients(either, name, expected, more):
     import torch_npu
 
@@ -74,7 +84,10 @@ def test_generalized_overlaps_and_their_gradients(either, name, expected, more):
     def run(function, device):
         leaves = [each.to(device).requires_grad_() for each in inputs]
         found = function(*leaves)
-        return [found.detach().cpu(), *(each.cpu() for each in torch.autograd.grad(found, leaves, grad.to(device).reshape(found.shape)))]
+        return [
+            found.detach().cpu(),
+            *(each.cpu() for each in torch.autograd.grad(found, leaves, grad.to(device).reshape(found.shape))),
+        ]
 
     actual = run(lambda one, other: getattr(torch_npu, name)(one, other, True, False, 0, *more), either)
     for found, wanted in zip(actual, run(expected, "cpu"), strict=True):
@@ -89,9 +102,16 @@ def test_turned_boxes_overlap(npu):
     areas = torch.tensor([[[4.0, 0], [8 * (math.sqrt(2) - 1), 0], [0, 8]]])
     torch.testing.assert_close(torch_npu.npu_rotated_overlaps(one.to(npu), other.to(npu), False).cpu(), areas)
     overlap = torch_npu.npu_rotated_iou(one.to(npu), other.to(npu), False, 0, True, 0.0, 0.0).cpu()
-    torch.testing.assert_close(overlap, areas / (torch.tensor([4.0, 4, 8])[None, :, None] + torch.tensor([4.0, 8]) - areas))
-    tilted = torch.tensor([[[0.0, 0, 8, 1, 30]]]), torch.tensor([[[3.0, math.sqrt(3), 1, 1, 30]]])  # along the axis at 30 degrees
-    torch.testing.assert_close(torch_npu.npu_rotated_overlaps(*(each.to(npu) for each in tilted), False).cpu(), torch.tensor([[[1.0]]]))
+    torch.testing.assert_close(
+        overlap, areas / (torch.tensor([4.0, 4, 8])[None, :, None] + torch.tensor([4.0, 8]) - areas)
+    )
+    tilted = (
+        torch.tensor([[[0.0, 0, 8, 1, 30]]]),
+        torch.tensor([[[3.0, math.sqrt(3), 1, 1, 30]]]),
+    )  # along the axis at 30 degrees
+    torch.testing.assert_close(
+        torch_npu.npu_rotated_overlaps(*(each.to(npu) for each in tilted), False).cpu(), torch.tensor([[[1.0]]])
+    )
 
 
 def test_turned_boxes_suppress_each_other(npu):
@@ -111,8 +131,12 @@ def test_turned_boxes_are_encoded_and_decoded(npu):
     weight = torch.tensor([1.0, 2, 1, 0.5, 1]).to(npu)
     deltas = torch_npu.npu_rotated_box_encode(anchors.to(npu), boxes.to(npu), weight)
     width = anchors[:, 2] - anchors[:, 0]
-    torch.testing.assert_close(deltas[:, 0].cpu(), (boxes[:, 0] + boxes[:, 2] - anchors[:, 0] - anchors[:, 2]) / 2 / width)
-    torch.testing.assert_close(torch_npu.npu_rotated_box_decode(anchors.to(npu), deltas, weight).cpu(), boxes, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        deltas[:, 0].cpu(), (boxes[:, 0] + boxes[:, 2] - anchors[:, 0] - anchors[:, 2]) / 2 / width
+    )
+    torch.testing.assert_close(
+        torch_npu.npu_rotated_box_decode(anchors.to(npu), deltas, weight).cpu(), boxes, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_boxes_are_encoded_and_decoded(npu):
@@ -122,9 +146,13 @@ def test_boxes_are_encoded_and_decoded(npu):
     found = torch_npu.npu_bounding_box_encode(anchors.to(npu), boxes.to(npu), 0, 0, 0, 0, 0.1, 0.1, 0.2, 0.2).cpu()
     expected = torch.tensor([[13.3281, 13.3281, 0, 0], [13.3281, 6.6641, 0, math.nan]])  # the steps of float16
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4, equal_nan=True)
-    decoded = torch_npu.npu_bounding_box_decode(anchors.to(npu), boxes.to(npu), 0, 0, 0, 0, 1, 1, 1, 1, (10, 10), 0.1).cpu()
+    decoded = torch_npu.npu_bounding_box_decode(
+        anchors.to(npu), boxes.to(npu), 0, 0, 0, 0, 1, 1, 1, 1, (10, 10), 0.1
+    ).cpu()
     torch.testing.assert_close(decoded, torch.tensor([[2.5, 6.5, 9, 9], [9, 9, 9, 9]]))
-    decoded = torch_npu.npu_bounding_box_decode(anchors.to(npu), torch.zeros(2, 4).to(npu), 0, 0, 0, 0, 1, 1, 1, 1, (5, 4), 0.1).cpu()
+    decoded = torch_npu.npu_bounding_box_decode(
+        anchors.to(npu), torch.zeros(2, 4).to(npu), 0, 0, 0, 0, 1, 1, 1, 1, (5, 4), 0.1
+    ).cpu()
     torch.testing.assert_close(decoded, torch.tensor([[1.0, 2, 3, 4], [3, 4, 3, 4]]))  # width 4, height 5
 
 
@@ -132,10 +160,17 @@ def test_boxes_are_encoded_for_a_grid(npu):
     import torch_npu
 
     anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[1.0, 1, 5, 3]])
-    found = torch_npu.npu_yolo_boxes_encode(anchors.to(npu), boxes.to(npu), torch.tensor([8], dtype=torch.int32).to(npu), False).cpu()
+    found = torch_npu.npu_yolo_boxes_encode(
+        anchors.to(npu), boxes.to(npu), torch.tensor([8], dtype=torch.int32).to(npu), False
+    ).cpu()
     torch.testing.assert_close(found, torch.tensor([[0.625, 0.5, 0, math.log(0.5)]]), rtol=1e-5, atol=1e-6)
-    flags = torch_npu.npu_anchor_response_flags(torch.tensor([[0.0, 0, 4, 6], [9, 9, 11, 11]]).to(npu), [3, 4], [4, 4], 2).cpu()
-    assert flags.reshape(3, 4, 2).nonzero()[:, :2].unique(dim=0).tolist() == [[0, 0], [2, 2]] and flags.dtype == torch.uint8
+    flags = torch_npu.npu_anchor_response_flags(
+        torch.tensor([[0.0, 0, 4, 6], [9, 9, 11, 11]]).to(npu), [3, 4], [4, 4], 2
+    ).cpu()
+    assert (
+        flags.reshape(3, 4, 2).nonzero()[:, :2].unique(dim=0).tolist() == [[0, 0], [2, 2]]
+        and flags.dtype == torch.uint8
+    )
 
 
 def test_anchors_are_assigned(npu):
@@ -155,14 +190,25 @@ def test_suppression(npu):
 
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 10, 10], [20, 20, 30, 30], [0, 0, 9, 10]])
     scores = torch.tensor([0.6, 0.9, 0.1, 0.5])
-    kept, count = torch_npu.npu_nms_v4(boxes.to(npu), scores.to(npu), 3, torch.tensor(0.5).to(npu), torch.tensor(0.05).to(npu))
+    kept, count = torch_npu.npu_nms_v4(
+        boxes.to(npu), scores.to(npu), 3, torch.tensor(0.5).to(npu), torch.tensor(0.05).to(npu)
+    )
     assert kept.cpu().tolist() == [1, 2, 0] and count.item() == 2
     rows = torch.cat([boxes, scores[:, None]], 1)[[1, 0, 3, 2]]
     same, numbers, mask = torch_npu.npu_nms_with_mask(rows.to(npu), 0.5)
-    assert torch.equal(same.cpu(), rows) and numbers.cpu().tolist() == [0, 1, 2, 3] and mask.cpu().tolist() == [1, 0, 0, 1]
+    assert (
+        torch.equal(same.cpu(), rows) and numbers.cpu().tolist() == [0, 1, 2, 3] and mask.cpu().tolist() == [1, 0, 0, 1]
+    )
     classes = torch.stack([scores, scores.flip(0)], 1)
-    found = [each.cpu() for each in torch_npu.npu_batch_nms(boxes[None, :, None].to(npu), classes[None].to(npu), 0.3, 0.5, 3, 5)]
-    assert found[1].tolist() == [pytest.approx([0.9, 0.9, 0.6, 0, 0])] and found[2].tolist() == [[0, 1, 1, 0, 0]] and found[3].tolist() == [3]
+    found = [
+        each.cpu()
+        for each in torch_npu.npu_batch_nms(boxes[None, :, None].to(npu), classes[None].to(npu), 0.3, 0.5, 3, 5)
+    ]
+    assert (
+        found[1].tolist() == [pytest.approx([0.9, 0.9, 0.6, 0, 0])]
+        and found[2].tolist() == [[0, 1, 1, 0, 0]]
+        and found[3].tolist() == [3]
+    )
     assert torch.equal(found[0][0, :3], boxes[[1, 2, 3]])
 
 
@@ -175,14 +221,28 @@ def test_regions_of_a_ramp_are_its_middle_values(either, mode):
     features = (10 * y + x)[None, None].repeat(2, 3, 1, 1) * torch.tensor([1.0, 2]).reshape(2, 1, 1, 1)
     rois = torch.tensor([[1, 4.0, 6, 20, 14], [0, 8, 4, 24, 16]])
     more, shift = float(mode == 1), 0.5 * (mode in (2, 3))
-    rows, columns = ([[(roi[a] + (roi[b] + more - roi[a]) * (cell + 0.5) / size) * 0.5 - shift for cell in range(size)] for roi in rois.tolist()]
-                     for a, b, size in ((2, 4, 2), (1, 3, 4)))  # fmt: skip
-    expected = torch.stack([(10 * torch.tensor(r)[:, None] + torch.tensor(c)).expand(3, 2, 4) * scale for r, c, scale in zip(rows, columns, (2, 1))])
+    rows, columns = (
+        [
+            [(roi[a] + (roi[b] + more - roi[a]) * (cell + 0.5) / size) * 0.5 - shift for cell in range(size)]
+            for roi in rois.tolist()
+        ]
+        for a, b, size in ((2, 4, 2), (1, 3, 4))
+    )
+    expected = torch.stack(
+        [
+            (10 * torch.tensor(r)[:, None] + torch.tensor(c)).expand(3, 2, 4) * scale
+            for r, c, scale in zip(rows, columns, (2, 1))
+        ]
+    )
     leaf = features.to(either).requires_grad_()
     found = torch_npu.npu_roi_align(leaf, rois.to(either), 0.5, 2, 4, 2, mode)
     torch.testing.assert_close(found.detach().cpu(), expected, rtol=1e-5, atol=1e-4)
-    back = torch_npu.npu_roi_alignbk(torch.ones_like(found), rois.to(either), list(features.shape), 4, 2, 0.5, 2, mode).cpu()
-    torch.testing.assert_close((back * features).sum(), expected.sum(), rtol=1e-4, atol=1e-2)  # it is linear in the features
+    back = torch_npu.npu_roi_alignbk(
+        torch.ones_like(found), rois.to(either), list(features.shape), 4, 2, 0.5, 2, mode
+    ).cpu()
+    torch.testing.assert_close(
+        (back * features).sum(), expected.sum(), rtol=1e-4, atol=1e-2
+    )  # it is linear in the features
 
 
 def test_pooling_by_position(npu):
@@ -196,7 +256,9 @@ def test_pooling_by_position(npu):
     for number, left in ((0, 0), (1, 2)):
         for channel, row, column in torch.cartesian_prod(*[torch.arange(2)] * 3).tolist():
             plane = x.float()[number, channel * 4 + row * 2 + column]
-            expected[number, channel, row, column] = plane[row * 2 : row * 2 + 2, left + column * 2 : left + column * 2 + 2].mean()
+            expected[number, channel, row, column] = plane[
+                row * 2 : row * 2 + 2, left + column * 2 : left + column * 2 + 2
+            ].mean()
     torch.testing.assert_close(found.detach().cpu().float(), expected, rtol=2e-3, atol=2e-3)
     found.sum().backward()
     gradient = leaf.grad.cpu()
@@ -219,7 +281,14 @@ def test_ctc_loss(either, reduction, blank):
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, math.inf])
 def test_distances(either, p):
-    agrees(either, lambda one, other: torch.cdist(one, other, p), seeded(2, 5, 4).requires_grad_(), seeded(2, 3, 4, seed=1), rtol=1e-4, atol=1e-5)
+    agrees(
+        either,
+        lambda one, other: torch.cdist(one, other, p),
+        seeded(2, 5, 4).requires_grad_(),
+        seeded(2, 3, 4, seed=1),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("with_offset", [True, False])
@@ -229,13 +298,18 @@ def test_a_scale_for_int8_is_searched(npu, with_offset):
     data = seeded(6, 7)
     histogram = torch.histc(data, 128, data.min().item(), data.max().item()).cumsum(0).int()
     arguments = [each.to(npu) for each in (data, data.min().reshape(1), data.max().reshape(1), histogram)]
-    scale, offset = (each.cpu() for each in torch_npu.npu_ifmr(*arguments, 0.999999, 0.999999, 0.7, 1.3, 0.01, with_offset))
+    scale, offset = (
+        each.cpu() for each in torch_npu.npu_ifmr(*arguments, 0.999999, 0.999999, 0.7, 1.3, 0.01, with_offset)
+    )
 
     def lost(scale, offset):
         return (((data / scale).round() + offset).clamp(-128, 127).sub(offset) * scale - data).square().sum().item()
 
     plain = (data.max() - data.min()) / 255 if with_offset else data.abs().max() / 127
-    assert lost(scale, offset) <= lost(plain, -((data.min() / plain).round() + 128) if with_offset else torch.zeros(())) * 1.05
+    assert (
+        lost(scale, offset)
+        <= lost(plain, -((data.min() / plain).round() + 128) if with_offset else torch.zeros(())) * 1.05
+    )
     assert with_offset or not offset.any()
 
 
@@ -244,7 +318,9 @@ def test_the_module_of_torch_npu_aligns_as_its_own_test_holds(npu, aligned):
     from torch_npu.contrib.module import ROIAlign
 
     features = torch.arange(1.0, 37.0).reshape(1, 1, 6, 6).to(npu).requires_grad_()
-    found = ROIAlign((3, 3), 0.25, 2, aligned=aligned).to(npu)(features, torch.tensor([[0, -2.0, -2.0, 22.0, 22.0]]).to(npu))
+    found = ROIAlign((3, 3), 0.25, 2, aligned=aligned).to(npu)(
+        features, torch.tensor([[0, -2.0, -2.0, 22.0, 22.0]]).to(npu)
+    )
     found.sum().backward()
     rows, columns = ([1.5, 12.0, 24.0], [1.25, 3.0, 5.0]) if aligned else ([2.5, 14.5, 26.5], [2.0, 4.0, 6.0])
     assert found.cpu()[0, 0].tolist() == [[row + column for column in columns] for row in rows]

@@ -1,4 +1,6 @@
-"""Random numbers have their distributions and follow the seed; dropout drops its share and its gradient the same elements."""
+"""Random numbers have their distributions and follow the seed; dropout drops its share and its gradient the same
+elements.
+"""
 
 import math
 
@@ -16,7 +18,9 @@ def distance(values, cumulative):
     values = values.double().sort().values
     steps = torch.arange(1, len(values) + 1) / len(values)
     expected = cumulative(values)
-    return float(torch.maximum((steps - expected).abs(), (steps - 1 / len(values) - expected).abs()).max()) * math.sqrt(len(values))
+    return float(torch.maximum((steps - expected).abs(), (steps - 1 / len(values) - expected).abs()).max()) * math.sqrt(
+        len(values)
+    )
 
 
 def normal(mean, std):
@@ -52,7 +56,9 @@ def test_dtypes(npu, dtype):
 
 def test_seed_and_state(npu):
     def drawn():
-        return torch.cat([torch.rand(5, device=npu), torch.randn(5, device=npu), torch.randperm(5, device=npu).float()]).cpu()
+        return torch.cat(
+            [torch.rand(5, device=npu), torch.randn(5, device=npu), torch.randperm(5, device=npu).float()]
+        ).cpu()
 
     torch.npu.manual_seed(3)
     state, first, second = torch.npu.get_rng_state(), drawn(), drawn()
@@ -71,7 +77,11 @@ def test_whole_numbers(npu):
     torch.npu.manual_seed(1)
     values = torch.randint(2, 7, (COUNT,), device=npu).cpu()
     counts = torch.bincount(values, minlength=7)
-    assert values.dtype == torch.int64 and counts[:2].sum() == 0 and (counts[2:] - COUNT / 5).abs().max() < 4.5 * math.sqrt(COUNT * 0.16)
+    assert (
+        values.dtype == torch.int64
+        and counts[:2].sum() == 0
+        and (counts[2:] - COUNT / 5).abs().max() < 4.5 * math.sqrt(COUNT * 0.16)
+    )
     assert torch.equal(torch.randperm(50, device=npu).sort().values.cpu(), torch.arange(50))
     assert torch.empty(COUNT, dtype=torch.int32, device=npu).random_().cpu().min() >= 0
     assert torch.empty(COUNT, dtype=torch.float16, device=npu).random_(0, 65504).max() < 65504
@@ -84,9 +94,13 @@ def test_chances(npu):
     chances = torch.tensor([0.0, 0.25, 1.0], device=npu)
     hits = torch.bernoulli(chances.expand(COUNT, 3)).cpu().sum(0)
     assert hits[0] == 0 and hits[2] == COUNT and abs(hits[1] - 0.25 * COUNT) < wide
-    counts = torch.bincount(torch.multinomial(torch.tensor([1.0, 0.0, 3.0], device=npu), COUNT, True).cpu(), minlength=3)
+    counts = torch.bincount(
+        torch.multinomial(torch.tensor([1.0, 0.0, 3.0], device=npu), COUNT, True).cpu(), minlength=3
+    )
     assert counts[1] == 0 and abs(counts[0] - 0.25 * COUNT) < wide
-    assert torch.equal(torch.multinomial(torch.ones(4, 6, device=npu), 6).sort(1).values.cpu(), torch.arange(6).expand(4, 6))
+    assert torch.equal(
+        torch.multinomial(torch.ones(4, 6, device=npu), 6).sort(1).values.cpu(), torch.arange(6).expand(4, 6)
+    )
 
 
 def test_sequences(npu):
@@ -138,4 +152,6 @@ def test_dropout_of_the_older_path(npu, shape, dtype):
         other = torch_npu._npu_dropout(values, 0.25)[1]
         torch.npu.manual_seed(1)
         assert not torch.equal(mask, other) and torch.equal(torch_npu._npu_dropout(values, 0.25)[1], mask)
-    assert not torch_npu._npu_dropout(values, 1.0)[0].any() and torch.equal(torch_npu._npu_dropout(values, 0.0)[0], values)
+    assert not torch_npu._npu_dropout(values, 1.0)[0].any() and torch.equal(
+        torch_npu._npu_dropout(values, 0.0)[0], values
+    )

@@ -31,7 +31,10 @@ TAKEN = {
 def test_what_cann_refuses_is_refused_in_its_words(npu, name):
     with pytest.raises(
         RuntimeError,
-        match=r"error code is 161002[\s\S]*not implemented for DT_(DOUBLE|COMPLEX64), should be in dtype support list \[DT_",
+        match=(
+            r"error code is 161002[\s\S]*not implemented for DT_(DOUBLE|COMPLEX64), "
+            r"should be in dtype support list \[DT_"
+        ),
     ):
         REFUSED[name](seeded(2, 4).double().to(npu)).cpu()
 
@@ -67,5 +70,8 @@ def test_lists_are_read_from_pages_and_checks():
         op::DataType::DT_FLOAT, op::DataType::DT_BF16, DataType::DT_INT64};
     static const std::initializer_list<DataType> LIST_REGBASE = {DataType::DT_COMPLEX64};"""
     assert checked(source) == {"FLOAT", "BF16", "INT64"} and checked("no list") == set()
-    page = "- **参数说明**\n<td>FLOAT、FLOAT16、BFLOAT16、DOUBLE、COMPLEX64</td>\n- <term>Atlas A2 训练系列产品</term>：不支持COMPLEX64。\n- **返回值** INT8"
+    page = (
+        "- **参数说明**\n<td>FLOAT、FLOAT16、BFLOAT16、DOUBLE、COMPLEX64</td>\n- <term>Atlas A2 "
+        "训练系列产品</term>：不支持COMPLEX64。\n- **返回值** INT8"
+    )
     assert documented(page) == {"FLOAT", "FLOAT16", "BF16", "DOUBLE"}

@@ -8,10 +8,24 @@ import torch
 from harness.tests.operators.conftest import agrees, seeded
 
 UNARY = {
-    "acosh": lambda x: x.abs() + 1.5, "asinh": None, "atanh": lambda x: x.tanh() * 0.9, "frac": None, "sinc": None, "angle": None,
-    "signbit": None, "exp": None, "log": lambda x: x.abs() + 0.5, "sqrt": lambda x: x.abs() + 0.5, "rsqrt": lambda x: x.abs() + 0.5,
-    "sigmoid": None, "tanh": None, "sign": None, "abs": None, "reciprocal": lambda x: x.abs() + 0.5, "erf": None,
-}  # fmt: skip
+    "acosh": lambda x: x.abs() + 1.5,
+    "asinh": None,
+    "atanh": lambda x: x.tanh() * 0.9,
+    "frac": None,
+    "sinc": None,
+    "angle": None,
+    "signbit": None,
+    "exp": None,
+    "log": lambda x: x.abs() + 0.5,
+    "sqrt": lambda x: x.abs() + 0.5,
+    "rsqrt": lambda x: x.abs() + 0.5,
+    "sigmoid": None,
+    "tanh": None,
+    "sign": None,
+    "abs": None,
+    "reciprocal": lambda x: x.abs() + 0.5,
+    "erf": None,
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -22,7 +36,11 @@ def test_unary(npu, name, dtype):
         values = seeded(math.prod(shape)).reshape(shape)
         values = (UNARY[name](values) if UNARY[name] else values).to(dtype)
         agrees(npu, getattr(torch, name), values.requires_grad_(smooth), rtol=1e-5)
-    agrees(npu, lambda x: getattr(torch, name)(x.T), (seeded(3, 4).abs() * 0.2 + (1.2 if name == "acosh" else 0.1)).to(dtype))
+    agrees(
+        npu,
+        lambda x: getattr(torch, name)(x.T),
+        (seeded(3, 4).abs() * 0.2 + (1.2 if name == "acosh" else 0.1)).to(dtype),
+    )
 
 
 @pytest.mark.parametrize("name", ["acosh_", "asinh_", "atanh_", "frac_", "sinc_", "nan_to_num_"])
@@ -31,8 +49,28 @@ def test_unary_in_place(npu, name):
     agrees(npu, lambda x: getattr(x.clone(), name)(), values)
 
 
-DTYPES = (torch.float32, torch.float16, torch.float64, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
-ARITHMETIC = (torch.add, torch.sub, torch.mul, torch.div, torch.remainder, torch.fmod, torch.floor_divide, torch.eq, torch.lt)
+DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.float64,
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+)
+ARITHMETIC = (
+    torch.add,
+    torch.sub,
+    torch.mul,
+    torch.div,
+    torch.remainder,
+    torch.fmod,
+    torch.floor_divide,
+    torch.eq,
+    torch.lt,
+)
 
 
 @pytest.mark.parametrize("left", DTYPES, ids=str)
@@ -53,7 +91,17 @@ def test_dtypes_of_a_result(npu, left, right):
 @pytest.mark.parametrize("other", [3, -3, 2.5])
 def test_division_and_scalars_by_their_signs(npu, dtype, other):
     values = torch.tensor([7, -7, 3, -3, 0, 1]).to(dtype)
-    for function in (torch.remainder, torch.fmod, torch.floor_divide, torch.div, torch.add, torch.rsub, torch.mul, torch.lt, torch.ge):
+    for function in (
+        torch.remainder,
+        torch.fmod,
+        torch.floor_divide,
+        torch.div,
+        torch.add,
+        torch.rsub,
+        torch.mul,
+        torch.lt,
+        torch.ge,
+    ):
         agrees(npu, lambda x, function=function: function(x, other), values)
     for mode in ("trunc", "floor"):
         agrees(npu, lambda x, mode=mode: torch.div(x, other, rounding_mode=mode), values)
@@ -61,33 +109,50 @@ def test_division_and_scalars_by_their_signs(npu, dtype, other):
 
 
 BINARY = {
-    "lerp": lambda x, y, z: torch.lerp(x, y, z), "lerp by a number": lambda x, y, z: torch.lerp(x, y, 0.3),
-    "addcmul": lambda x, y, z: torch.addcmul(x, y, z, value=0.5), "addcdiv": lambda x, y, z: torch.addcdiv(x, y, z.abs() + 1, value=0.5),
-    "logaddexp": lambda x, y, z: torch.logaddexp(x, y), "logaddexp2": lambda x, y, z: torch.logaddexp2(x, y),
-    "xlogy": lambda x, y, z: torch.xlogy(x, y.abs() + 1), "xlogy by a number": lambda x, y, z: torch.xlogy(x, 2.0),
-    "xlogy of a number": lambda x, y, z: torch.xlogy(2.0, y.abs() + 1), "clamp": lambda x, y, z: torch.clamp(x, -y.abs(), z.abs()),
-    "clamp from below": lambda x, y, z: torch.clamp_min(x, y), "clamp from above": lambda x, y, z: torch.clamp_max(x, y),
-    "clamp by numbers": lambda x, y, z: torch.clamp(x, -0.5, 0.5), "rsub": lambda x, y, z: torch.rsub(x, y, alpha=2),
-    "atan2": lambda x, y, z: torch.atan2(x, y), "hypot of squares": lambda x, y, z: (x * x + y * y).sqrt(),
-}  # fmt: skip
+    "lerp": lambda x, y, z: torch.lerp(x, y, z),
+    "lerp by a number": lambda x, y, z: torch.lerp(x, y, 0.3),
+    "addcmul": lambda x, y, z: torch.addcmul(x, y, z, value=0.5),
+    "addcdiv": lambda x, y, z: torch.addcdiv(x, y, z.abs() + 1, value=0.5),
+    "logaddexp": lambda x, y, z: torch.logaddexp(x, y),
+    "logaddexp2": lambda x, y, z: torch.logaddexp2(x, y),
+    "xlogy": lambda x, y, z: torch.xlogy(x, y.abs() + 1),
+    "xlogy by a number": lambda x, y, z: torch.xlogy(x, 2.0),
+    "xlogy of a number": lambda x, y, z: torch.xlogy(2.0, y.abs() + 1),
+    "clamp": lambda x, y, z: torch.clamp(x, -y.abs(), z.abs()),
+    "clamp from below": lambda x, y, z: torch.clamp_min(x, y),
+    "clamp from above": lambda x, y, z: torch.clamp_max(x, y),
+    "clamp by numbers": lambda x, y, z: torch.clamp(x, -0.5, 0.5),
+    "rsub": lambda x, y, z: torch.rsub(x, y, alpha=2),
+    "atan2": lambda x, y, z: torch.atan2(x, y),
+    "hypot of squares": lambda x, y, z: (x * x + y * y).sqrt(),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", BINARY)
 def test_binary(npu, name, dtype):
     for shape in ((3, 4), (0, 4), ()):
-        agrees(npu, BINARY[name], *(seeded(math.prod(shape), seed=seed, dtype=dtype).reshape(shape).requires_grad_() for seed in range(3)))
+        agrees(
+            npu,
+            BINARY[name],
+            *(seeded(math.prod(shape), seed=seed, dtype=dtype).reshape(shape).requires_grad_() for seed in range(3)),
+        )
     spread = seeded(4, 3, dtype=dtype), seeded(1, 3, seed=1, dtype=dtype), seeded(3, 4, seed=2, dtype=dtype)
     agrees(npu, lambda x, y, z: BINARY[name](x.T, y.T, z), *spread)
 
 
 IN_PLACE = {
-    "lerp": lambda x, y: x.clone().lerp_(y, y.sigmoid()), "lerp by a number": lambda x, y: x.clone().lerp_(y, 0.25),
-    "addcmul": lambda x, y: x.clone().addcmul_(y, y, value=2), "addcdiv": lambda x, y: x.clone().addcdiv_(x, y.abs() + 1),
-    "xlogy": lambda x, y: x.clone().xlogy_(3.0), "clamp above": lambda x, y: x.clone().clamp_max_(0.1),
-    "clamp above by a tensor": lambda x, y: x.clone().clamp_max_(y), "clamp below by a tensor": lambda x, y: x.clone().clamp_min_(y),
-    "round": lambda x, y: x.clone().round_(decimals=2), "round out of place": lambda x, y: x.round(decimals=-1),
-}  # fmt: skip
+    "lerp": lambda x, y: x.clone().lerp_(y, y.sigmoid()),
+    "lerp by a number": lambda x, y: x.clone().lerp_(y, 0.25),
+    "addcmul": lambda x, y: x.clone().addcmul_(y, y, value=2),
+    "addcdiv": lambda x, y: x.clone().addcdiv_(x, y.abs() + 1),
+    "xlogy": lambda x, y: x.clone().xlogy_(3.0),
+    "clamp above": lambda x, y: x.clone().clamp_max_(0.1),
+    "clamp above by a tensor": lambda x, y: x.clone().clamp_max_(y),
+    "clamp below by a tensor": lambda x, y: x.clone().clamp_min_(y),
+    "round": lambda x, y: x.clone().round_(decimals=2),
+    "round out of place": lambda x, y: x.round(decimals=-1),
+}
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
@@ -96,10 +161,16 @@ def test_in_place(npu, name):
 
 
 WHOLE = {
-    "gcd": torch.gcd, "left shift": torch.bitwise_left_shift, "right shift": torch.bitwise_right_shift,
-    "left shift by a number": lambda x, y: x << 2, "right shift by a number": lambda x, y: x >> 2,
-    "and": torch.bitwise_and, "or": torch.bitwise_or, "xor": torch.bitwise_xor, "not": lambda x, y: torch.bitwise_not(x),
-}  # fmt: skip
+    "gcd": torch.gcd,
+    "left shift": torch.bitwise_left_shift,
+    "right shift": torch.bitwise_right_shift,
+    "left shift by a number": lambda x, y: x << 2,
+    "right shift by a number": lambda x, y: x >> 2,
+    "and": torch.bitwise_and,
+    "or": torch.bitwise_or,
+    "xor": torch.bitwise_xor,
+    "not": lambda x, y: torch.bitwise_not(x),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
@@ -113,7 +184,16 @@ def test_complex_numbers(npu):
     agrees(npu, torch.complex, real, imag)
     agrees(npu, torch.polar, real.abs(), imag)
     values = torch.complex(real, imag)
-    for function in (lambda x: x + 2, lambda x: x * x, lambda x: x / (x + 3), torch.angle, torch.abs, torch.exp, torch.sqrt, torch.sgn):
+    for function in (
+        lambda x: x + 2,
+        lambda x: x * x,
+        lambda x: x / (x + 3),
+        torch.angle,
+        torch.abs,
+        torch.exp,
+        torch.sqrt,
+        torch.sgn,
+    ):
         agrees(npu, function, values)
 
 
@@ -124,7 +204,9 @@ def test_comparisons(npu):
     agrees(npu, lambda x: torch.isin(x, 2), torch.arange(4))
     agrees(npu, lambda x: torch.isin(2, x), torch.arange(4))
     bound = torch.tensor(0.5)
-    assert torch.equal(torch.ge(bound, torch.tensor([0.25, 0.5, 0.75], device=npu)).cpu(), torch.tensor([True, True, False]))
+    assert torch.equal(
+        torch.ge(bound, torch.tensor([0.25, 0.5, 0.75], device=npu)).cpu(), torch.tensor([True, True, False])
+    )
     halves = torch.tensor([0.1, 0.0999]).half()
     assert torch.equal((halves.to(npu) < 0.1).cpu(), halves < 0.1)
 
@@ -142,7 +224,9 @@ def test_not_a_number_to_numbers(npu):
 
 def test_hardsigmoid_of_integers_is_cut_off(npu):
     x = torch.arange(-6, 7, dtype=torch.int32)
-    assert torch.equal(torch.nn.functional.hardsigmoid(x.to(npu)).cpu(), torch.nn.functional.hardsigmoid(x.float()).int())
+    assert torch.equal(
+        torch.nn.functional.hardsigmoid(x.to(npu)).cpu(), torch.nn.functional.hardsigmoid(x.float()).int()
+    )
 
 
 def test_lerp_in_place_says_that_the_shapes_do_not_fit(npu):
@@ -159,7 +243,13 @@ def test_quantize(npu, dtype):
     agrees(npu, lambda x: torch.quantize_per_tensor(x, 0.5, 3, dtype).int_repr(), values[:0])
     agrees(npu, lambda x: torch.quantize_per_tensor(x, 0.5, 3, dtype).int_repr(), values[0, 0, 1])
     agrees(npu, lambda x, *by: torch.quantize_per_channel(x, *by, 1, dtype).int_repr(), values, scales, zero_points)
-    agrees(npu, lambda x, *by: torch.quantize_per_channel(x.transpose(1, 2), *by, 2, dtype).int_repr(), values, scales, zero_points)
+    agrees(
+        npu,
+        lambda x, *by: torch.quantize_per_channel(x.transpose(1, 2), *by, 2, dtype).int_repr(),
+        values,
+        scales,
+        zero_points,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

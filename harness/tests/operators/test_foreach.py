@@ -6,7 +6,8 @@ import torch
 from harness.tests.operators.conftest import agrees, seeded
 
 UNARY = (
-    "abs acos asin atan cos cosh erf erfc exp expm1 log log10 log1p log2 neg reciprocal sigmoid sign sin sinh sqrt tan tanh "
+    "abs acos asin atan cos cosh erf erfc exp expm1 log log10 log1p log2 neg reciprocal sigmoid sign sin sinh "
+    "sqrt tan tanh "
     "floor ceil round trunc frac"
 ).split()
 MOST = 60  # more than torch_npu puts into one call
@@ -52,9 +53,12 @@ def test_pointwise(npu, name, dtype):
 
 
 OTHER = {
-    "lerp by one": lambda x, y, z: torch._foreach_lerp(x, y, 0.3), "lerp": torch._foreach_lerp, "norm": lambda x, y, z: torch._foreach_norm(x),
-    "norm of ones": lambda x, y, z: torch._foreach_norm(x, 1), "pow of a number": lambda x, y, z: torch._foreach_pow(2.0, x),
-}  # fmt: skip
+    "lerp by one": lambda x, y, z: torch._foreach_lerp(x, y, 0.3),
+    "lerp": torch._foreach_lerp,
+    "norm": lambda x, y, z: torch._foreach_norm(x),
+    "norm of ones": lambda x, y, z: torch._foreach_norm(x, 1),
+    "pow of a number": lambda x, y, z: torch._foreach_pow(2.0, x),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

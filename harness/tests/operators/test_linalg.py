@@ -1,4 +1,6 @@
-"""Decompositions on the emulated device: those that are unique are torch's own, the others put their matrix together again."""
+"""Decompositions on the emulated device: those that are unique are torch's own, the others put their matrix together
+again.
+"""
 
 import pytest
 import torch
@@ -23,7 +25,10 @@ def _square(*shape):
         (torch.linalg.cross, (seeded(4, 3, dtype=torch.float16), seeded(4, 3, seed=1, dtype=torch.float16))),
         (lambda x: torch.linalg.cholesky(x @ x.mT), (_square(2, 4, 4),)),
         (lambda a, b: torch.linalg.solve_triangular(a.triu(), b, upper=True), (_square(4, 4), seeded(4, 2, seed=1))),
-        (lambda a, b: torch.triangular_solve(b, a, upper=False, unitriangular=True)[0], (_square(2, 4, 4), seeded(2, 4, 2, seed=1))),
+        (
+            lambda a, b: torch.triangular_solve(b, a, upper=False, unitriangular=True)[0],
+            (_square(2, 4, 4), seeded(2, 4, 2, seed=1)),
+        ),
     ],
 )
 def test_unique_results(npu, function, tensors):

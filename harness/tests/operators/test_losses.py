@@ -17,13 +17,17 @@ WEIGHT = torch.linspace(0.5, 1.5, C)
 
 ELEMENTWISE = {
     "binary_cross_entropy": lambda x, how: F.binary_cross_entropy(torch.sigmoid(x), PROBABILITIES.to(x), reduction=how),
-    "binary_cross_entropy, weighted": lambda x, how: F.binary_cross_entropy(torch.sigmoid(x), PROBABILITIES.to(x), WEIGHT.to(x), reduction=how),
+    "binary_cross_entropy, weighted": lambda x, how: F.binary_cross_entropy(
+        torch.sigmoid(x), PROBABILITIES.to(x), WEIGHT.to(x), reduction=how
+    ),
     "with_logits": lambda x, how: F.binary_cross_entropy_with_logits(x, PROBABILITIES.to(x), reduction=how),
     "with_logits, weighted": lambda x, how: F.binary_cross_entropy_with_logits(
         x, PROBABILITIES.to(x), PROBABILITIES.to(x), pos_weight=WEIGHT.to(x), reduction=how
     ),
     "kl_div": lambda x, how: F.kl_div(F.log_softmax(x, -1), PROBABILITIES.to(x), reduction=how),
-    "kl_div, log target": lambda x, how: F.kl_div(F.log_softmax(x, -1), -PROBABILITIES.to(x), reduction=how, log_target=True),
+    "kl_div, log target": lambda x, how: F.kl_div(
+        F.log_softmax(x, -1), -PROBABILITIES.to(x), reduction=how, log_target=True
+    ),
     "l1": lambda x, how: F.l1_loss(x, PROBABILITIES.to(x), reduction=how),
     "mse": lambda x, how: F.mse_loss(x, PROBABILITIES.to(x), reduction=how),
     "smooth_l1": lambda x, how: F.smooth_l1_loss(x, PROBABILITIES.to(x), reduction=how, beta=0.4),
@@ -58,7 +62,9 @@ def test_cross_entropy_and_its_gradient_are_the_cpus(npu, name, how, dtype):
     classes = torch.where(CLASSES < 0, 2, CLASSES) if "ignore_index" in given else CLASSES
 
     def loss(x, classes):
-        return F.cross_entropy(x, classes, reduction=how, **{key: each.to(x) if key == "weight" else each for key, each in given.items()})
+        return F.cross_entropy(
+            x, classes, reduction=how, **{key: each.to(x) if key == "weight" else each for key, each in given.items()}
+        )
 
     agrees(npu, loss, seeded(N, C, dtype=dtype).requires_grad_(), classes)
 
@@ -66,13 +72,25 @@ def test_cross_entropy_and_its_gradient_are_the_cpus(npu, name, how, dtype):
 @pytest.mark.parametrize("how", ["none", "mean", "sum"])
 def test_cross_entropy_of_pictures(npu, how):
     classes = torch.randint(0, C, (2, 3, 4), generator=torch.Generator().manual_seed(4))
-    agrees(npu, lambda x, y: F.cross_entropy(x, y, WEIGHT.to(x), reduction=how), seeded(2, C, 3, 4).requires_grad_(), classes)
-    agrees(npu, lambda x, y: F.nll_loss(x, y, reduction=how, ignore_index=1), seeded(2, C, 3, 4).requires_grad_(), classes)
+    agrees(
+        npu,
+        lambda x, y: F.cross_entropy(x, y, WEIGHT.to(x), reduction=how),
+        seeded(2, C, 3, 4).requires_grad_(),
+        classes,
+    )
+    agrees(
+        npu, lambda x, y: F.nll_loss(x, y, reduction=how, ignore_index=1), seeded(2, C, 3, 4).requires_grad_(), classes
+    )
 
 
 def test_cross_entropy_of_one_sample_and_of_none(npu):
     agrees(npu, lambda x, y: F.cross_entropy(x, y), seeded(C).requires_grad_(), torch.tensor(3))
-    agrees(npu, lambda x, y: F.cross_entropy(x, y, reduction="sum"), torch.empty(0, C, requires_grad=True), torch.empty(0, dtype=torch.long))
+    agrees(
+        npu,
+        lambda x, y: F.cross_entropy(x, y, reduction="sum"),
+        torch.empty(0, C, requires_grad=True),
+        torch.empty(0, dtype=torch.long),
+    )
     assert F.cross_entropy(seeded(2, C).to(npu), torch.tensor([-100, -100]).to(npu)).isnan()
 
 
@@ -88,7 +106,12 @@ def test_a_target_may_need_a_gradient(npu):
     for loss in (F.l1_loss, F.mse_loss, F.smooth_l1_loss):
         agrees(npu, loss, x.clone().requires_grad_(), target)
     for log_target in (True, False):
-        agrees(npu, lambda x, y: F.kl_div(x, y, reduction="batchmean", log_target=log_target), x.clone().requires_grad_(), target)
+        agrees(
+            npu,
+            lambda x, y: F.kl_div(x, y, reduction="batchmean", log_target=log_target),
+            x.clone().requires_grad_(),
+            target,
+        )
 
 
 def test_smooth_l1_without_a_smooth_part_is_l1(npu):
@@ -148,18 +171,27 @@ def test_a_linear_and_its_cross_entropy_in_one(npu, saving):
     import torch_npu
 
     rows, hidden, vocabulary = 11, 16, 128
-    x, weight = seeded(rows, hidden, dtype=torch.bfloat16).requires_grad_(), seeded(vocabulary, hidden, seed=1, dtype=torch.bfloat16).requires_grad_()
+    x, weight = (
+        seeded(rows, hidden, dtype=torch.bfloat16).requires_grad_(),
+        seeded(vocabulary, hidden, seed=1, dtype=torch.bfloat16).requires_grad_(),
+    )
     target = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(6))
     expected = F.cross_entropy(x.float() @ weight.float().t(), target, reduction="none")
     expected.sum().backward()
 
     card = [each.detach().to(npu) for each in (x, weight)]
-    top, total, predicted, mask, masked, logits = torch_npu.npu_fused_linear_online_max_sum(*card, target.to(npu), 0, vocabulary, not saving)
+    top, total, predicted, mask, masked, logits = torch_npu.npu_fused_linear_online_max_sum(
+        *card, target.to(npu), 0, vocabulary, not saving
+    )
     assert mask.cpu().tolist() == [0, 0b11111000]  # rows that there are not count as elsewhere
-    loss, softmax = torch_npu.npu_fused_cross_entropy_loss_with_max_sum(top, total, predicted, vocab_parallel_logits=None if saving else logits)
+    loss, softmax = torch_npu.npu_fused_cross_entropy_loss_with_max_sum(
+        top, total, predicted, vocab_parallel_logits=None if saving else logits
+    )
     torch.testing.assert_close(loss.cpu(), expected.detach(), rtol=1e-4, atol=1e-4)
     kept = dict(logits_max=top, sum_exp_logits=total) if saving else dict(softmax=softmax)
-    grads = torch_npu.npu_fused_linear_cross_entropy_loss_with_max_sum_backward(torch.ones(rows).to(npu), *card, mask, masked, **kept)
+    grads = torch_npu.npu_fused_linear_cross_entropy_loss_with_max_sum_backward(
+        torch.ones(rows).to(npu), *card, mask, masked, **kept
+    )
     for found, leaf in zip(grads, (x, weight)):
         torch.testing.assert_close(found.cpu(), leaf.grad, rtol=2e-2, atol=2e-2)
 
@@ -168,7 +200,9 @@ def test_a_target_on_another_card_predicts_nothing_here(npu):
     import torch_npu
 
     x, weight = seeded(3, 16, dtype=torch.float16).to(npu), seeded(128, 16, dtype=torch.float16).to(npu)
-    _, _, predicted, mask, masked, _ = torch_npu.npu_fused_linear_online_max_sum(x, weight, torch.tensor([127, 130, 256]).to(npu), 128, 256)
+    _, _, predicted, mask, masked, _ = torch_npu.npu_fused_linear_online_max_sum(
+        x, weight, torch.tensor([127, 130, 256]).to(npu), 128, 256
+    )
     assert masked.cpu().tolist() == [0, 2, 0] and mask.cpu().tolist() == [0b11111101]
     assert [each != 0 for each in predicted.cpu().tolist()] == [False, True, False]
 
@@ -187,7 +221,9 @@ def test_a_scaled_masked_softmax_that_only_newer_cards_are_asked_for(triangle):
     expected.backward(seeded(2, 3, 4, 4, seed=1))
     result = OPERATORS["aclnnScaledMaskedSoftmax"].compute(x.detach(), mask, 0.5, triangle, out=x)
     torch.testing.assert_close(result, expected.detach())
-    grad = OPERATORS["aclnnScaledMaskedSoftmaxBackward"].compute(seeded(2, 3, 4, 4, seed=1), result, mask, 0.5, triangle, out=x)
+    grad = OPERATORS["aclnnScaledMaskedSoftmaxBackward"].compute(
+        seeded(2, 3, 4, 4, seed=1), result, mask, 0.5, triangle, out=x
+    )
     torch.testing.assert_close(grad, x.grad)
 
 
@@ -199,5 +235,7 @@ def test_a_softmax_with_a_window_mask_and_a_positional_bias(npu, dims, masked):
     x, mask, bias = seeded(2, 3, 4, 5, 5), seeded(3, 5, 5, seed=1), seeded(4, 5, 5, seed=2)
     expected = F.softmax(0.5 * x + (mask[:, None] if masked else 0) + bias, -1)
     x, expected = (x, expected) if dims == 5 else (x.flatten(0, 1), expected.flatten(0, 1))
-    actual = torch_npu.npu_masked_softmax_with_rel_pos_bias(x.to(npu), mask.to(npu) if masked else None, bias.to(npu), 0.5, 0)
+    actual = torch_npu.npu_masked_softmax_with_rel_pos_bias(
+        x.to(npu), mask.to(npu) if masked else None, bias.to(npu), 0.5, 0
+    )
     torch.testing.assert_close(actual.cpu(), expected)

@@ -36,18 +36,24 @@ def leaf(*shape, seed=0, dtype=torch.float32):
 def test_a_normalization_and_its_gradients(npu, function, shapes, dtype):
     inputs = [leaf(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes)]
     with torch.no_grad():
-        inputs[0].mul_(2)  # the gradient towards x is a difference of larger numbers; this brings its error below the tolerance
+        inputs[0].mul_(
+            2
+        )  # the gradient towards x is a difference of larger numbers; this brings its error below the tolerance
     agrees(npu, function, *inputs, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("kind, shape", [(nn.BatchNorm1d, (6, 4)), (nn.BatchNorm2d, (2, 4, 3, 5)), (nn.BatchNorm3d, (2, 4, 2, 3, 2))])
+@pytest.mark.parametrize(
+    "kind, shape", [(nn.BatchNorm1d, (6, 4)), (nn.BatchNorm2d, (2, 4, 3, 5)), (nn.BatchNorm3d, (2, 4, 2, 3, 2))]
+)
 def test_batch_norm_keeps_running_statistics(npu, kind, shape, dtype):
     here, there = kind(4), kind(4).to(npu)
     for step in range(2):
         x = seeded(*shape, seed=step, dtype=dtype)
         one, other = here(x.float()), there(x.to(npu))
-        torch.testing.assert_close(other.detach().cpu().float(), one.detach(), rtol=RTOL.get(dtype, 1e-5), atol=RTOL.get(dtype, 1e-5))
+        torch.testing.assert_close(
+            other.detach().cpu().float(), one.detach(), rtol=RTOL.get(dtype, 1e-5), atol=RTOL.get(dtype, 1e-5)
+        )
     for name in ("running_mean", "running_var"):
         torch.testing.assert_close(getattr(there, name).cpu(), getattr(here, name), rtol=1e-4, atol=1e-4)
     here.eval(), there.eval()
@@ -94,7 +100,12 @@ def onto(npu, ours, theirs):
 def test_norms_that_only_the_device_has(npu, dtype):
     import torch_npu
 
-    x, y, weight, bias = leaf(3, 4, 8, dtype=dtype), leaf(3, 4, 8, seed=1, dtype=dtype), leaf(8, seed=2, dtype=dtype), leaf(8, seed=3, dtype=dtype)
+    x, y, weight, bias = (
+        leaf(3, 4, 8, dtype=dtype),
+        leaf(3, 4, 8, seed=1, dtype=dtype),
+        leaf(8, seed=2, dtype=dtype),
+        leaf(8, seed=3, dtype=dtype),
+    )
     agrees(npu, onto(npu, lambda x, w: torch_npu.npu_rms_norm(x, w)[0], rms), x, weight, rtol=1e-4, atol=1e-4)
     plain = [each.detach() for each in (x, y, weight, bias)]
     for ours, theirs in (
@@ -104,7 +115,10 @@ def test_norms_that_only_the_device_has(npu, dtype):
             lambda x, y, w, b: torch_npu.npu_add_layer_norm(x, y, w, b, 1e-5, True)[::3],
             lambda x, y, w, b: (F.layer_norm(x + y, (8,), w, b), x + y),
         ),
-        (lambda x, y, w, b: torch_npu.npu_deep_norm(x, y, b, w, 0.3)[2], lambda x, y, w, b: F.layer_norm(0.3 * x + y, (8,), w, b, 1e-6)),
+        (
+            lambda x, y, w, b: torch_npu.npu_deep_norm(x, y, b, w, 0.3)[2],
+            lambda x, y, w, b: F.layer_norm(0.3 * x + y, (8,), w, b, 1e-6),
+        ),
     ):
         agrees(npu, onto(npu, ours, theirs), *plain, rtol=1e-4, atol=1e-4)
 
@@ -115,7 +129,12 @@ def test_group_norm_with_its_activation(npu, dtype):
 
     x, weight, bias = leaf(2, 4, 3, 5, dtype=dtype), leaf(4, seed=1, dtype=dtype), leaf(4, seed=2, dtype=dtype)
     plain = [each.detach() for each in (x, weight, bias)]
-    agrees(npu, onto(npu, lambda *t: torch_npu.npu_group_norm_silu(*t, 2)[0], lambda *t: F.silu(F.group_norm(t[0], 2, *t[1:]))), *plain, atol=1e-4)
+    agrees(
+        npu,
+        onto(npu, lambda *t: torch_npu.npu_group_norm_silu(*t, 2)[0], lambda *t: F.silu(F.group_norm(t[0], 2, *t[1:]))),
+        *plain,
+        atol=1e-4,
+    )
 
     def swish(x, weight, bias):
         y = F.group_norm(x, 2, weight, bias)
@@ -151,7 +170,9 @@ def test_batch_norm_over_several_devices(npu):
     parts = [torch.batch_norm_stats(part.contiguous(), 1e-5) for part in there.split([2, 4])]
     mean, invstd = [torch.stack(each) for each in zip(*parts)]
     running = [torch.zeros(4).to(npu), torch.ones(4).to(npu)]
-    mean, invstd = torch.batch_norm_gather_stats_with_counts(there, mean, invstd, *running, 0.1, 1e-5, torch.tensor([6.0, 12.0]).to(npu))
+    mean, invstd = torch.batch_norm_gather_stats_with_counts(
+        there, mean, invstd, *running, 0.1, 1e-5, torch.tensor([6.0, 12.0]).to(npu)
+    )
     y = torch.batch_norm_elemt(there, weight.to(npu), bias.to(npu), mean, invstd, 1e-5)
     plain = [torch.zeros(4), torch.ones(4)]
     here, w, b = x.clone().requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_()
@@ -173,5 +194,5 @@ def test_layer_norm_of_an_evaluation(npu, dtype):
     import torch_npu
 
     x, weight, bias = [seeded(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate([(3, 4, 8), (8,), (8,)])]
-    ours = lambda x, w, b: torch_npu.npu_layer_norm_eval(x, (8,), w, b, 1e-5)  # noqa: E731
+    ours = lambda x, w, b: torch_npu.npu_layer_norm_eval(x, (8,), w, b, 1e-5)
     agrees(npu, onto(npu, ours, lambda x, w, b: F.layer_norm(x, (8,), w, b)), x, weight, bias, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,6 @@
-"""Operators of CANN's older path: the card's layouts, slices, optimizers, byte masks, and programs that compile when they are called."""
+"""Operators of CANN's older path: the card's layouts, slices, optimizers, byte masks, and programs that compile when
+they are called.
+"""
 
 import pytest
 import torch
@@ -20,10 +22,15 @@ def internal(npu):
 @pytest.mark.parametrize(
     ("format", "name", "shape"),
     [
-        (29, "FRACTAL_NZ", (20, 33)), (29, "FRACTAL_NZ", (2, 3, 17, 18)), (3, "NC1HWC0", (2, 17, 3, 4)), (4, "FRACTAL_Z", (18, 17, 3, 2)),
-        (27, "NDHWC", (2, 3, 4, 5, 6)), (32, "NDC1HWC0", (2, 17, 3, 4, 5)), (33, "FRACTAL_Z_3D", (18, 17, 2, 3, 1)),
+        (29, "FRACTAL_NZ", (20, 33)),
+        (29, "FRACTAL_NZ", (2, 3, 17, 18)),
+        (3, "NC1HWC0", (2, 17, 3, 4)),
+        (4, "FRACTAL_Z", (18, 17, 3, 2)),
+        (27, "NDHWC", (2, 3, 4, 5, 6)),
+        (32, "NDC1HWC0", (2, 17, 3, 4, 5)),
+        (33, "FRACTAL_Z_3D", (18, 17, 2, 3, 1)),
     ],
-)  # fmt: skip
+)
 def test_a_cast_to_a_layout_and_back_keeps_the_values(internal, format, name, shape, dtype):
     import torch_npu
 
@@ -54,12 +61,21 @@ def test_products_read_weights_in_blocks(internal):
 @pytest.mark.parametrize(
     ("function", "shapes"),
     [
-        (torch.add, [(3, 4), (3, 4)]), (torch.mul, [(3, 4), (4,)]), (torch.abs, [(3, 4)]), (torch.exp, [(3, 4)]), (torch.sigmoid, [(3, 4)]),
-        (lambda x, y: torch.cat([x, y], 1), [(3, 4), (3, 2)]), (lambda x: x.transpose(0, 1).contiguous(), [(3, 4)]),
-        (torch.nn.functional.mish, [(3, 4)]), (lambda x: x.sum(1), [(3, 4)]), (lambda x: torch.softmax(x, -1), [(3, 4)]),
-        (lambda x: torch.log_softmax(x, -1), [(3, 4)]), (lambda x: x.topk(2, -1)[0], [(3, 4)]), (torch.mm, [(3, 4), (4, 5)]),
+        (torch.add, [(3, 4), (3, 4)]),
+        (torch.mul, [(3, 4), (4,)]),
+        (torch.abs, [(3, 4)]),
+        (torch.exp, [(3, 4)]),
+        (torch.sigmoid, [(3, 4)]),
+        (lambda x, y: torch.cat([x, y], 1), [(3, 4), (3, 2)]),
+        (lambda x: x.transpose(0, 1).contiguous(), [(3, 4)]),
+        (torch.nn.functional.mish, [(3, 4)]),
+        (lambda x: x.sum(1), [(3, 4)]),
+        (lambda x: torch.softmax(x, -1), [(3, 4)]),
+        (lambda x: torch.log_softmax(x, -1), [(3, 4)]),
+        (lambda x: x.topk(2, -1)[0], [(3, 4)]),
+        (torch.mm, [(3, 4), (4, 5)]),
     ],
-)  # fmt: skip
+)
 def test_a_program_that_compiles_its_operators_computes_the_same(compiling, function, shapes):
     agrees(compiling, function, *(seeded(*shape, seed=n) for n, shape in enumerate(shapes)), backward=False)
 
@@ -105,9 +121,14 @@ def test_faults_act_on_the_older_path_by_its_types(npu):
 
 
 VIEWS = {
-    "columns": lambda x: x[:, 1:4], "steps": lambda x: x[1:, 1::2], "transposed": lambda x: x.t(), "diagonal": lambda x: x[:, 1:].diagonal(),
-    "one": lambda x: x[2, 3], "none": lambda x: x[:, 4:4], "rows of steps": lambda x: x[::2].unsqueeze(1)[..., ::3],
-}  # fmt: skip
+    "columns": lambda x: x[:, 1:4],
+    "steps": lambda x: x[1:, 1::2],
+    "transposed": lambda x: x.t(),
+    "diagonal": lambda x: x[:, 1:].diagonal(),
+    "one": lambda x: x[2, 3],
+    "none": lambda x: x[:, 4:4],
+    "rows of steps": lambda x: x[::2].unsqueeze(1)[..., ::3],
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool])

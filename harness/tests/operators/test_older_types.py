@@ -1,4 +1,6 @@
-"""Types of CANN's older path, each called through torch in a program that compiles its operators, and held against the CPU."""
+"""Types of CANN's older path, each called through torch in a program that compiles its operators, and held against the
+CPU.
+"""
 
 from contextlib import ExitStack
 from functools import partial
@@ -36,18 +38,47 @@ HOLES = X > 0
 @pytest.mark.parametrize(
     ("types", "function", "x"),
     [
-        ("Acos", torch.acos, UNIT), ("Acosh", torch.acosh, POSITIVE + 1), ("Asin", torch.asin, UNIT), ("Asinh", torch.asinh, X),
-        ("Atan", torch.atan, X), ("Atanh", torch.atanh, UNIT), ("Ceil", torch.ceil, X), ("Cos", torch.cos, X), ("Cosh", torch.cosh, X),
-        ("Erf", torch.erf, X), ("Erfc", torch.erfc, X), ("Erfinv", torch.erfinv, UNIT), ("Expm1", torch.expm1, X), ("Floor", torch.floor, X),
-        ("Log", torch.log, POSITIVE), ("Log", torch.log2, POSITIVE), ("Log", torch.log10, POSITIVE), ("Log1p", torch.log1p, POSITIVE),
-        ("Neg", torch.neg, X), ("Reciprocal", torch.reciprocal, POSITIVE), ("Round", torch.round, X), ("Rsqrt", torch.rsqrt, POSITIVE),
-        ("Sign", torch.sign, X), ("Sin", torch.sin, X), ("Sinh", torch.sinh, X), ("Sqrt", torch.sqrt, POSITIVE), ("Square", torch.square, X),
-        ("Tan", torch.tan, UNIT), ("Tanh", torch.tanh, X), ("Trunc", torch.trunc, X), ("IsFinite", torch.isfinite, X),
-        ("Pow", lambda x: x.pow(2.5), POSITIVE), ("NanToNum", lambda x: torch.nan_to_num(x, 2.0), X.masked_fill(HOLES, float("nan"))),
-        ("ClipByValueV2", lambda x: x.clamp(-0.5, 0.5), X), ("Renorm", lambda x: x.renorm(2, 0, 1.0), X), ("Trace", torch.trace, X),
-        ("Tril", lambda x: x.tril(1), X), ("Triu", lambda x: x.triu(-1), X), ("GLU", F.glu, X),
+        ("Acos", torch.acos, UNIT),
+        ("Acosh", torch.acosh, POSITIVE + 1),
+        ("Asin", torch.asin, UNIT),
+        ("Asinh", torch.asinh, X),
+        ("Atan", torch.atan, X),
+        ("Atanh", torch.atanh, UNIT),
+        ("Ceil", torch.ceil, X),
+        ("Cos", torch.cos, X),
+        ("Cosh", torch.cosh, X),
+        ("Erf", torch.erf, X),
+        ("Erfc", torch.erfc, X),
+        ("Erfinv", torch.erfinv, UNIT),
+        ("Expm1", torch.expm1, X),
+        ("Floor", torch.floor, X),
+        ("Log", torch.log, POSITIVE),
+        ("Log", torch.log2, POSITIVE),
+        ("Log", torch.log10, POSITIVE),
+        ("Log1p", torch.log1p, POSITIVE),
+        ("Neg", torch.neg, X),
+        ("Reciprocal", torch.reciprocal, POSITIVE),
+        ("Round", torch.round, X),
+        ("Rsqrt", torch.rsqrt, POSITIVE),
+        ("Sign", torch.sign, X),
+        ("Sin", torch.sin, X),
+        ("Sinh", torch.sinh, X),
+        ("Sqrt", torch.sqrt, POSITIVE),
+        ("Square", torch.square, X),
+        ("Tan", torch.tan, UNIT),
+        ("Tanh", torch.tanh, X),
+        ("Trunc", torch.trunc, X),
+        ("IsFinite", torch.isfinite, X),
+        ("Pow", lambda x: x.pow(2.5), POSITIVE),
+        ("NanToNum", lambda x: torch.nan_to_num(x, 2.0), X.masked_fill(HOLES, float("nan"))),
+        ("ClipByValueV2", lambda x: x.clamp(-0.5, 0.5), X),
+        ("Renorm", lambda x: x.renorm(2, 0, 1.0), X),
+        ("Trace", torch.trace, X),
+        ("Tril", lambda x: x.tril(1), X),
+        ("Triu", lambda x: x.triu(-1), X),
+        ("GLU", F.glu, X),
     ],
-)  # fmt: skip
+)
 def test_one_input(compiling, types, function, x, dtype):
     reached(types, compiling, function, x.to(dtype), backward=False)
 
@@ -56,16 +87,28 @@ def test_one_input(compiling, types, function, x, dtype):
 @pytest.mark.parametrize(
     ("types", "function"),
     [
-        ("Relu ReluGrad", F.relu), ("HardSwish HardSwishGrad", F.hardswish), ("HardSigmoid HardSigmoidGrad", F.hardsigmoid),
-        ("LogSigmoid LogSigmoidGrad", F.logsigmoid), ("Swish", F.silu), ("CeluV2 EluGradV2", lambda x: F.celu(x, 1.3)),
-        ("Elu EluGradV2", lambda x: F.elu(x, 0.7)), ("LeakyRelu LeakyReluGrad", lambda x: F.leaky_relu(x, 0.2)),
-        ("HardShrink HardShrinkGrad", lambda x: F.hardshrink(x, 0.3)), ("SoftShrink SoftShrinkGrad", lambda x: F.softshrink(x, 0.3)),
-        ("ThresholdV2D ThresholdGradV2D", lambda x: F.threshold(x, 0.2, -1.0)), ("ClipByValue HardtanhGrad", lambda x: F.hardtanh(x, -0.5, 0.5)),
-        ("GLU GLUGrad", lambda x: F.glu(x, 1)), ("Mish MishGrad", F.mish), ("SigmoidGrad", torch.sigmoid), ("TanhGrad", torch.tanh),
-        ("SoftmaxV2 SoftmaxGrad", lambda x: F.softmax(x, 1)), ("LogSoftmaxV2 LogSoftmaxGrad", lambda x: F.log_softmax(x, 0)),
-        ("Gelu GeluGrad", lambda x: F.gelu(x, approximate="tanh")), ("SoftplusV2 SoftplusV2Grad", lambda x: F.softplus(x, 2.0, 1.0)),
+        ("Relu ReluGrad", F.relu),
+        ("HardSwish HardSwishGrad", F.hardswish),
+        ("HardSigmoid HardSigmoidGrad", F.hardsigmoid),
+        ("LogSigmoid LogSigmoidGrad", F.logsigmoid),
+        ("Swish", F.silu),
+        ("CeluV2 EluGradV2", lambda x: F.celu(x, 1.3)),
+        ("Elu EluGradV2", lambda x: F.elu(x, 0.7)),
+        ("LeakyRelu LeakyReluGrad", lambda x: F.leaky_relu(x, 0.2)),
+        ("HardShrink HardShrinkGrad", lambda x: F.hardshrink(x, 0.3)),
+        ("SoftShrink SoftShrinkGrad", lambda x: F.softshrink(x, 0.3)),
+        ("ThresholdV2D ThresholdGradV2D", lambda x: F.threshold(x, 0.2, -1.0)),
+        ("ClipByValue HardtanhGrad", lambda x: F.hardtanh(x, -0.5, 0.5)),
+        ("GLU GLUGrad", lambda x: F.glu(x, 1)),
+        ("Mish MishGrad", F.mish),
+        ("SigmoidGrad", torch.sigmoid),
+        ("TanhGrad", torch.tanh),
+        ("SoftmaxV2 SoftmaxGrad", lambda x: F.softmax(x, 1)),
+        ("LogSoftmaxV2 LogSoftmaxGrad", lambda x: F.log_softmax(x, 0)),
+        ("Gelu GeluGrad", lambda x: F.gelu(x, approximate="tanh")),
+        ("SoftplusV2 SoftplusV2Grad", lambda x: F.softplus(x, 2.0, 1.0)),
     ],
-)  # fmt: skip
+)
 def test_activations_and_their_gradients(compiling, types, function, dtype):
     reached(types, compiling, function, drawn(4, 6, dtype=dtype))
 
@@ -73,22 +116,44 @@ def test_activations_and_their_gradients(compiling, types, function, dtype):
 @pytest.mark.parametrize(
     ("types", "function", "inputs"),
     [
-        ("Sub", torch.sub, (X, Y)), ("RealDiv", torch.div, (X, Y)), ("Maximum", torch.maximum, (X, Y)), ("Minimum", torch.minimum, (X, Y)),
-        ("AxpyV2", lambda x, y: torch.add(x, y, alpha=2.5), (X, Y)), ("Atan2", torch.atan2, (X, Y)), ("LogAddExp", torch.logaddexp, (X, Y)),
-        ("LogAddExp", torch.logaddexp2, (X, Y)), ("FloorDiv", torch.floor_divide, (X, Y)), ("FloorDiv", torch.floor_divide, (WHOLE, OTHER)),
-        ("FloorMod", torch.remainder, (X, Y)), ("Mod", torch.fmod, (X, Y)), ("Pow", torch.pow, (POSITIVE, Y)),
-        ("Equal", torch.eq, (X, X.clone())), ("NotEqual", torch.ne, (X, Y)), ("Less", torch.lt, (X, Y)), ("LessEqual", torch.le, (X, Y)),
-        ("Greater", torch.gt, (X, Y)), ("GreaterEqual", torch.ge, (X, Y)), ("LogicalAnd", torch.logical_and, (HOLES, Y > 0)),
-        ("LogicalOr", torch.logical_or, (HOLES, Y > 0)), ("LogicalNot", torch.logical_not, (HOLES,)), ("Invert", torch.bitwise_not, (WHOLE,)),
-        ("BitwiseAnd", torch.bitwise_and, (WHOLE, OTHER)), ("BitwiseOr", torch.bitwise_or, (WHOLE, OTHER)),
-        ("LeftShift", lambda x, y: x << y.abs(), (WHOLE, OTHER)), ("RightShift", lambda x: x >> 1, (WHOLE,)),
-        ("Xlogy", torch.xlogy, (X, POSITIVE)), ("BitwiseXor", torch.bitwise_xor, (WHOLE, OTHER)),
-        ("IsClose", torch.isclose, (X, X + 1e-7)), ("Dot", torch.dot, (X[0], Y[0])),
-        ("Cross", lambda x, y: torch.linalg.cross(x, y, dim=0), (X, Y)), ("Addcmul", lambda x, y: torch.addcmul(x, x, y, value=0.5), (X, Y)),
-        ("Addcdiv", lambda x, y: torch.addcdiv(x, x, y, value=0.5), (X, POSITIVE)), ("Lerp", lambda x, y: torch.lerp(x, y, y), (X, Y)),
+        ("Sub", torch.sub, (X, Y)),
+        ("RealDiv", torch.div, (X, Y)),
+        ("Maximum", torch.maximum, (X, Y)),
+        ("Minimum", torch.minimum, (X, Y)),
+        ("AxpyV2", lambda x, y: torch.add(x, y, alpha=2.5), (X, Y)),
+        ("Atan2", torch.atan2, (X, Y)),
+        ("LogAddExp", torch.logaddexp, (X, Y)),
+        ("LogAddExp", torch.logaddexp2, (X, Y)),
+        ("FloorDiv", torch.floor_divide, (X, Y)),
+        ("FloorDiv", torch.floor_divide, (WHOLE, OTHER)),
+        ("FloorMod", torch.remainder, (X, Y)),
+        ("Mod", torch.fmod, (X, Y)),
+        ("Pow", torch.pow, (POSITIVE, Y)),
+        ("Equal", torch.eq, (X, X.clone())),
+        ("NotEqual", torch.ne, (X, Y)),
+        ("Less", torch.lt, (X, Y)),
+        ("LessEqual", torch.le, (X, Y)),
+        ("Greater", torch.gt, (X, Y)),
+        ("GreaterEqual", torch.ge, (X, Y)),
+        ("LogicalAnd", torch.logical_and, (HOLES, Y > 0)),
+        ("LogicalOr", torch.logical_or, (HOLES, Y > 0)),
+        ("LogicalNot", torch.logical_not, (HOLES,)),
+        ("Invert", torch.bitwise_not, (WHOLE,)),
+        ("BitwiseAnd", torch.bitwise_and, (WHOLE, OTHER)),
+        ("BitwiseOr", torch.bitwise_or, (WHOLE, OTHER)),
+        ("LeftShift", lambda x, y: x << y.abs(), (WHOLE, OTHER)),
+        ("RightShift", lambda x: x >> 1, (WHOLE,)),
+        ("Xlogy", torch.xlogy, (X, POSITIVE)),
+        ("BitwiseXor", torch.bitwise_xor, (WHOLE, OTHER)),
+        ("IsClose", torch.isclose, (X, X + 1e-7)),
+        ("Dot", torch.dot, (X[0], Y[0])),
+        ("Cross", lambda x, y: torch.linalg.cross(x, y, dim=0), (X, Y)),
+        ("Addcmul", lambda x, y: torch.addcmul(x, x, y, value=0.5), (X, Y)),
+        ("Addcdiv", lambda x, y: torch.addcdiv(x, x, y, value=0.5), (X, POSITIVE)),
+        ("Lerp", lambda x, y: torch.lerp(x, y, y), (X, Y)),
         ("Select", lambda x, y: torch.where(x > 0, x, y), (X, Y)),
     ],
-)  # fmt: skip
+)
 def test_several_inputs(compiling, types, function, inputs):
     reached(types, compiling, function, *inputs, backward=False)
 
@@ -101,40 +166,59 @@ MARKED = torch.tensor([[True, False, True, False]] * 3)
 @pytest.mark.parametrize(
     ("types", "function", "inputs"),
     [
-        ("Fill", lambda x: x.clone().fill_(2.5), (X,)), ("OnesLike", lambda x: torch.ones(3, device=x.device), (X,)),
+        ("Fill", lambda x: x.clone().fill_(2.5), (X,)),
+        ("OnesLike", lambda x: torch.ones(3, device=x.device), (X,)),
         ("ZerosLike", torch.zeros_like, (X,)),
         ("Eye", lambda x: x.new_empty(3, 5).copy_(torch.eye(3, 5, device=x.device)), (X,)),
-        ("Range", lambda x: torch.arange(2, 11, 3, device=x.device), (X,)), ("LinSpace", lambda x: torch.linspace(-1, 2, 7, device=x.device), (X,)),
+        ("Range", lambda x: torch.arange(2, 11, 3, device=x.device), (X,)),
+        ("LinSpace", lambda x: torch.linspace(-1, 2, 7, device=x.device), (X,)),
         ("BroadcastTo", lambda x: x.expand(2, 3, 4).clone(), (X,)),
-        ("Tile", lambda x: x.repeat(2, 1, 3), (X,)), ("ReverseV2", lambda x: x.flip(0, 1), (X,)), ("Roll", lambda x: x.roll((1, 2), (0, 1)), (X,)),
-        ("Pack", lambda x, y: torch.stack([x, y], 1), (X, Y)), ("PadV3", lambda x: F.pad(x, (1, 2, 0, 1), value=3.0), (X,)),
+        ("Tile", lambda x: x.repeat(2, 1, 3), (X,)),
+        ("ReverseV2", lambda x: x.flip(0, 1), (X,)),
+        ("Roll", lambda x: x.roll((1, 2), (0, 1)), (X,)),
+        ("Pack", lambda x, y: torch.stack([x, y], 1), (X, Y)),
+        ("PadV3", lambda x: F.pad(x, (1, 2, 0, 1), value=3.0), (X,)),
         ("PadV3", lambda x: F.pad(x[None, None], (1, 2, 0, 1), "replicate"), (X,)),
         ("MirrorPad", lambda x: F.pad(x[None, None], (1, 2, 0, 1), "reflect"), (X,)),
-        ("AsStrided", lambda x: x[:, ::2].contiguous(), (X,)), ("GatherV2", lambda x, i: x.index_select(0, i), (X, INDEX)),
-        ("GatherElements", lambda x, i: x.gather(0, i), (X, ROWS)), ("ScatterElements", lambda x, i, y: x.scatter_add(0, i, y), (X, ROWS, Y)),
+        ("AsStrided", lambda x: x[:, ::2].contiguous(), (X,)),
+        ("GatherV2", lambda x, i: x.index_select(0, i), (X, INDEX)),
+        ("GatherElements", lambda x, i: x.gather(0, i), (X, ROWS)),
+        ("ScatterElements", lambda x, i, y: x.scatter_add(0, i, y), (X, ROWS, Y)),
         ("ScatterElements", lambda x, i, y: x.scatter(0, i[:1], y), (X, ROWS, Y)),
         ("Gather", torch.take, (X, ROWS)),
         ("InplaceIndexAdd", lambda x, i, y: x.index_add(0, i, y, alpha=1.5), (X, INDEX, Y)),
         ("OneHot", lambda i: F.one_hot(i, 4), (INDEX,)),
-        ("MaskedFill", lambda x, m: x.masked_fill(m, 1.5), (X, MARKED)), ("MaskedSelect", torch.masked_select, (X, MARKED)),
+        ("MaskedFill", lambda x, m: x.masked_fill(m, 1.5), (X, MARKED)),
+        ("MaskedSelect", torch.masked_select, (X, MARKED)),
         ("NonZero", torch.nonzero, (MARKED,)),
         ("FillDiagonal", lambda x: x.clone().fill_diagonal_(2.0), (X,)),
-        ("ReduceAll", lambda x: torch.all(x, 1), (MARKED,)), ("ReduceAny", lambda x: torch.any(x, 1), (MARKED,)),
-        ("ReduceLogSumExp", lambda x: torch.logsumexp(x, 1), (X,)), ("ReduceMax", torch.max, (X,)), ("ReduceMin", torch.min, (X,)),
-        ("ReduceMax", lambda x: torch.amax(x, 1), (X,)), ("ReduceMin", lambda x: torch.amin(x, 0, keepdim=True), (X,)),
-        ("ReduceMean", lambda x: x.mean(1), (X,)), ("ReduceProd", lambda x: x.prod(1), (X,)),
+        ("ReduceAll", lambda x: torch.all(x, 1), (MARKED,)),
+        ("ReduceAny", lambda x: torch.any(x, 1), (MARKED,)),
+        ("ReduceLogSumExp", lambda x: torch.logsumexp(x, 1), (X,)),
+        ("ReduceMax", torch.max, (X,)),
+        ("ReduceMin", torch.min, (X,)),
+        ("ReduceMax", lambda x: torch.amax(x, 1), (X,)),
+        ("ReduceMin", lambda x: torch.amin(x, 0, keepdim=True), (X,)),
+        ("ReduceMean", lambda x: x.mean(1), (X,)),
+        ("ReduceProd", lambda x: x.prod(1), (X,)),
         ("ReduceMeanD ReduceStdWithMean", lambda x: x.std(1), (X,)),
-        ("ReduceStdV2Update", lambda x: x.var(1), (X,)), ("ArgMaxV2", lambda x: x.argmax(1), (X,)), ("ArgMin", lambda x: x.argmin(0), (X,)),
-        ("ArgMaxWithValue", lambda x: tuple(x.max(1)), (X,)), ("ArgMinWithValue", lambda x: tuple(x.min(0)), (X,)),
+        ("ReduceStdV2Update", lambda x: x.var(1), (X,)),
+        ("ArgMaxV2", lambda x: x.argmax(1), (X,)),
+        ("ArgMin", lambda x: x.argmin(0), (X,)),
+        ("ArgMaxWithValue", lambda x: tuple(x.max(1)), (X,)),
+        ("ArgMinWithValue", lambda x: tuple(x.min(0)), (X,)),
         ("Sort", lambda x: tuple(x.sort(1)), (X,)),
-        ("Sort", lambda x: x.argsort(1, descending=True), (X,)), ("Cumsum", lambda x: x.cumsum(1), (X,)),
-        ("Cumprod", lambda x: x.cumprod(1), (X,)), ("Cummax", lambda x: tuple(x.cummax(1)), (X,)),
-        ("Cummin", lambda x: tuple(x.cummin(0)), (X,)), ("MatrixInverse", torch.inverse, (X[:, :3],)),
+        ("Sort", lambda x: x.argsort(1, descending=True), (X,)),
+        ("Cumsum", lambda x: x.cumsum(1), (X,)),
+        ("Cumprod", lambda x: x.cumprod(1), (X,)),
+        ("Cummax", lambda x: tuple(x.cummax(1)), (X,)),
+        ("Cummin", lambda x: tuple(x.cummin(0)), (X,)),
+        ("MatrixInverse", torch.inverse, (X[:, :3],)),
         ("BatchMatMul", torch.bmm, (X[None], Y.t().contiguous()[None])),
         ("AdaptiveAvgPool2d", lambda x: F.adaptive_avg_pool2d(x[None, None], (2, 2)), (X,)),
         ("UpsampleNearest3d", lambda x: F.interpolate(x[None, None, None], (2, 6, 8)), (X,)),
     ],
-)  # fmt: skip
+)
 def test_copies_choices_and_reductions(compiling, types, function, inputs):
     reached(types, compiling, function, *inputs, backward=False)
 
@@ -146,23 +230,41 @@ def convolution(function, **settings):
 @pytest.mark.parametrize(
     ("types", "function", "inputs"),
     [
-        ("Conv2D Conv2DBackpropInput Conv2DBackpropFilter", convolution(F.conv2d, stride=(2, 1), padding=(1, 0)), ((2, 4, 6, 5), (3, 4, 3, 2), (3,))),
-        ("Conv2D Conv2DBackpropInput Conv2DBackpropFilter", convolution(F.conv2d, dilation=2, groups=2), ((2, 4, 6, 5), (6, 2, 2, 2), (6,))),
-        ("Conv3D Conv3DBackpropInput Conv3DBackpropFilter", convolution(F.conv3d, stride=2, padding=1), ((2, 4, 6, 5, 4), (3, 4, 3, 2, 2), (3,))),
-        ("Conv2DTranspose", convolution(F.conv_transpose2d, stride=2, padding=1, output_padding=1), ((2, 4, 6, 5), (4, 3, 3, 2), (3,))),
+        (
+            "Conv2D Conv2DBackpropInput Conv2DBackpropFilter",
+            convolution(F.conv2d, stride=(2, 1), padding=(1, 0)),
+            ((2, 4, 6, 5), (3, 4, 3, 2), (3,)),
+        ),
+        (
+            "Conv2D Conv2DBackpropInput Conv2DBackpropFilter",
+            convolution(F.conv2d, dilation=2, groups=2),
+            ((2, 4, 6, 5), (6, 2, 2, 2), (6,)),
+        ),
+        (
+            "Conv3D Conv3DBackpropInput Conv3DBackpropFilter",
+            convolution(F.conv3d, stride=2, padding=1),
+            ((2, 4, 6, 5, 4), (3, 4, 3, 2, 2), (3,)),
+        ),
+        (
+            "Conv2DTranspose",
+            convolution(F.conv_transpose2d, stride=2, padding=1, output_padding=1),
+            ((2, 4, 6, 5), (4, 3, 3, 2), (3,)),
+        ),
         ("Conv3DTranspose", convolution(F.conv_transpose3d, stride=2), ((2, 4, 3, 5, 4), (4, 3, 3, 2, 2), (3,))),
     ],
-)  # fmt: skip
+)
 def test_convolutions(compiling, types, function, inputs):
     torch.npu.conv.allow_hf32 = False
-    reached(types, compiling, function, *(drawn(*shape, seed=n) for n, shape in enumerate(inputs)), rtol=1e-4, atol=1e-4)
+    reached(
+        types, compiling, function, *(drawn(*shape, seed=n) for n, shape in enumerate(inputs)), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_dilated_convolution(compiling):
     torch.npu.conv.allow_hf32 = False
     x, weight, bias = seeded(2, 4, 6, 5), seeded(3, 4, 3, 2, seed=1), seeded(3, seed=2)
     dilated = torch.ops.aten.slow_conv_dilated2d
-    function = lambda x, w, b: dilated(x, w, [3, 2], b, [1, 1], [1, 1], [2, 2])  # noqa: E731
+    function = lambda x, w, b: dilated(x, w, [3, 2], b, [1, 1], [1, 1], [2, 2])
     reached("Conv2D", compiling, function, x, weight, bias, backward=False, rtol=1e-4, atol=1e-4)
 
 
@@ -176,7 +278,13 @@ def test_batch_norm(compiling, shape, name, dtype):
 
 
 def test_batch_norm_of_an_evaluation(compiling):
-    x, mean, variance, weight, bias = drawn(4, 3, 5, 2), seeded(3), seeded(3, seed=3).abs() + 0.5, drawn(3, seed=1), drawn(3, seed=2)
+    x, mean, variance, weight, bias = (
+        drawn(4, 3, 5, 2),
+        seeded(3),
+        seeded(3, seed=3).abs() + 0.5,
+        drawn(3, seed=1),
+        drawn(3, seed=2),
+    )
     reached("BNInfer BNInferGrad", compiling, F.batch_norm, x, mean, variance, weight, bias)
 
 
@@ -190,17 +298,31 @@ CHANCES = torch.sigmoid(TARGET)
     ("types", "loss", "target"),
     [
         ("MseLoss MseLossGrad", F.mse_loss, TARGET),
-        ("SmoothL1LossV2 SmoothL1LossGradV2", lambda x, y, reduction: F.smooth_l1_loss(x, y, beta=0.5, reduction=reduction), TARGET),
-        ("SoftMarginLoss SoftMarginLossGrad", F.soft_margin_loss, TARGET.sign()), ("LpLoss L1LossGrad", F.l1_loss, TARGET),
+        (
+            "SmoothL1LossV2 SmoothL1LossGradV2",
+            lambda x, y, reduction: F.smooth_l1_loss(x, y, beta=0.5, reduction=reduction),
+            TARGET,
+        ),
+        ("SoftMarginLoss SoftMarginLossGrad", F.soft_margin_loss, TARGET.sign()),
+        ("LpLoss L1LossGrad", F.l1_loss, TARGET),
         (
             "BinaryCrossEntropy BinaryCrossEntropyGrad",
-            lambda x, y, reduction: F.binary_cross_entropy(torch.sigmoid(x), y, reduction=reduction), CHANCES,
+            lambda x, y, reduction: F.binary_cross_entropy(torch.sigmoid(x), y, reduction=reduction),
+            CHANCES,
         ),
-        ("SigmoidCrossEntropyWithLogitsV2 SigmoidCrossEntropyWithLogitsGradV2", F.binary_cross_entropy_with_logits, CHANCES),
+        (
+            "SigmoidCrossEntropyWithLogitsV2 SigmoidCrossEntropyWithLogitsGradV2",
+            F.binary_cross_entropy_with_logits,
+            CHANCES,
+        ),
         ("KLDiv KlDivLossGrad", lambda x, y, reduction: F.kl_div(x, y, reduction=reduction), CHANCES),
-        ("NLLLoss NLLLossGrad", lambda x, y, reduction: F.nll_loss(x, y, reduction=reduction), torch.tensor([5, 0, 2, 1])),
+        (
+            "NLLLoss NLLLossGrad",
+            lambda x, y, reduction: F.nll_loss(x, y, reduction=reduction),
+            torch.tensor([5, 0, 2, 1]),
+        ),
     ],
-)  # fmt: skip
+)
 def test_losses(compiling, types, loss, target, reduction, dtype):
     target = target.to(dtype) if target.is_floating_point() else target
 
@@ -213,16 +335,23 @@ def test_losses(compiling, types, loss, target, reduction, dtype):
 @pytest.mark.parametrize(
     ("types", "function", "inputs"),
     [
-        ("LayerNorm LayerNormGrad", lambda x, weight, bias: F.layer_norm(x, (4, 6), weight, bias), ((3, 4, 6), (4, 6), (4, 6))),
+        (
+            "LayerNorm LayerNormGrad",
+            lambda x, weight, bias: F.layer_norm(x, (4, 6), weight, bias),
+            ((3, 4, 6), (4, 6), (4, 6)),
+        ),
         ("GroupNormSwish", lambda x, weight, bias: F.group_norm(x, 2, weight, bias), ((3, 4, 6), (4,), (4,))),
-        ("PRelu PReluGrad", F.prelu, ((3, 4, 6), (4,))), ("AdaptiveAvgPool2d", lambda x: F.adaptive_avg_pool2d(x, (2, 3)), ((3, 4, 6),)),
+        ("PRelu PReluGrad", F.prelu, ((3, 4, 6), (4,))),
+        ("AdaptiveAvgPool2d", lambda x: F.adaptive_avg_pool2d(x, (2, 3)), ((3, 4, 6),)),
         ("AvgPoolV2 AvgPoolV2Grad", lambda x: F.avg_pool2d(x, 3, 2, 1), ((2, 3, 7, 6),)),
         ("UpsampleNearest3d UpsampleNearest3dGrad", lambda x: F.interpolate(x, (2, 4, 6)), ((1, 2, 1, 2, 3),)),
     ],
-)  # fmt: skip
+)
 def test_norms_and_pooling(compiling, types, function, inputs):
     torch.npu.matmul.allow_hf32 = False
-    reached(types, compiling, function, *(drawn(*shape, seed=n) for n, shape in enumerate(inputs)), rtol=1e-4, atol=1e-4)
+    reached(
+        types, compiling, function, *(drawn(*shape, seed=n) for n, shape in enumerate(inputs)), rtol=1e-4, atol=1e-4
+    )
 
 
 def computes(types, function, arguments, expected, npu, **near):
@@ -241,7 +370,12 @@ def through(function, *inputs):
     """A function's result and its gradients, of the result weighted from 1 to 2."""
     inputs = [each.clone().requires_grad_() for each in inputs]
     found = function(*inputs)
-    return [found.detach(), *torch.autograd.grad(found, inputs, torch.linspace(1, 2, found.numel(), device=found.device).reshape(found.shape))]
+    return [
+        found.detach(),
+        *torch.autograd.grad(
+            found, inputs, torch.linspace(1, 2, found.numel(), device=found.device).reshape(found.shape)
+        ),
+    ]
 
 
 def _rms_norm(x, gamma):
@@ -255,33 +389,77 @@ def test_functions_that_the_cpu_lacks(compiling):
     labels = torch.softmax(y, -1)
     for types, function, arguments, expected in [
         ("Swish SwishGrad", lambda x: through(torch_npu.npu_silu, x), (x,), through(F.silu, x)),
-        ("FastGelu FastGeluGrad", lambda x: through(torch_npu.npu_fast_gelu, x), (x,), through(lambda x: x * torch.sigmoid(1.702 * x), x)),
-        ("RmsNorm RmsNormGrad", lambda x, g: through(lambda x, g: torch_npu.npu_rms_norm(x, g)[0], x, g), (x, gamma), through(_rms_norm, x, gamma)),
+        (
+            "FastGelu FastGeluGrad",
+            lambda x: through(torch_npu.npu_fast_gelu, x),
+            (x,),
+            through(lambda x: x * torch.sigmoid(1.702 * x), x),
+        ),
+        (
+            "RmsNorm RmsNormGrad",
+            lambda x, g: through(lambda x, g: torch_npu.npu_rms_norm(x, g)[0], x, g),
+            (x, gamma),
+            through(_rms_norm, x, gamma),
+        ),
         ("MatMulV2", lambda x, w: through(torch_npu.npu_linear, x, w), (x, y), through(F.linear, x, y)),
-        ("SoftmaxCrossEntropyWithLogits", lambda x, y: through(lambda x: torch_npu.npu_softmax_cross_entropy_with_logits(x, y), x), (x, labels),
-         through(lambda x: F.cross_entropy(x, labels, reduction="none"), x)),
+        (
+            "SoftmaxCrossEntropyWithLogits",
+            lambda x, y: through(lambda x: torch_npu.npu_softmax_cross_entropy_with_logits(x, y), x),
+            (x, labels),
+            through(lambda x: F.cross_entropy(x, labels, reduction="none"), x),
+        ),
         ("ConfusionTransposeD", torch_npu.npu_confusion_transpose, (x, (1, 0), (16, 3), True), x.t()),
         ("ConfusionTransposeD", torch_npu.npu_confusion_transpose, (x, (1, 0), (4, 12), False), x.reshape(4, 12).t()),
-        ("OneHotD", torch_npu.npu_one_hot, (INDEX, -1, 4, 2.0, -1.0), torch.where(F.one_hot(INDEX, 4).bool(), 2.0, -1.0)),
+        (
+            "OneHotD",
+            torch_npu.npu_one_hot,
+            (INDEX, -1, 4, 2.0, -1.0),
+            torch.where(F.one_hot(INDEX, 4).bool(), 2.0, -1.0),
+        ),
         ("Pad", torch_npu.npu_pad, (x, (1, 2, 0, 3)), F.pad(x, (0, 3, 1, 2))),
         ("SortV2", torch_npu.npu_sort_v2, (x, 0, True), x.sort(0, descending=True).values),
-        ("StrideAdd", torch_npu.npu_stride_add, (seeded(2, 32, 3, 4), seeded(2, 32, 3, 4, seed=1), 0, 1, 1),
-         seeded(2, 32, 3, 4)[:, :16] + seeded(2, 32, 3, 4, seed=1)[:, 16:]),
-        ("MaskedFillRange", torch_npu.npu_masked_fill_range, (x, torch.tensor([[1, 0, 3]]).int(), torch.tensor([[2, 4, 3]]).int(), gamma[:1], 1),
-         torch.cat([torch.cat([x[:1, :1], gamma[:1, None], x[:1, 2:]], 1), torch.cat([gamma[:1, None].expand(1, 4), x[1:2, 4:]], 1), x[2:]])),
-    ]:  # fmt: skip
+        (
+            "StrideAdd",
+            torch_npu.npu_stride_add,
+            (seeded(2, 32, 3, 4), seeded(2, 32, 3, 4, seed=1), 0, 1, 1),
+            seeded(2, 32, 3, 4)[:, :16] + seeded(2, 32, 3, 4, seed=1)[:, 16:],
+        ),
+        (
+            "MaskedFillRange",
+            torch_npu.npu_masked_fill_range,
+            (x, torch.tensor([[1, 0, 3]]).int(), torch.tensor([[2, 4, 3]]).int(), gamma[:1], 1),
+            torch.cat(
+                [
+                    torch.cat([x[:1, :1], gamma[:1, None], x[:1, 2:]], 1),
+                    torch.cat([gamma[:1, None].expand(1, 4), x[1:2, 4:]], 1),
+                    x[2:],
+                ]
+            ),
+        ),
+    ]:
         computes(types, function, arguments, expected, compiling, rtol=1e-4, atol=1e-5)
 
 
 def test_embedding_rows_are_cut_to_a_norm(compiling):
     weight = seeded(5, 4) * 3
     expected = torch.embedding_renorm_(weight.clone(), torch.tensor([3, 0]), 2.0, 2.0)
-    computes("GatherV2D ScatterUpdate", lambda w, i: torch.embedding_renorm_(w, i, 2.0, 2.0), (weight, torch.tensor([3, 0])), expected, compiling)
+    computes(
+        "GatherV2D ScatterUpdate",
+        lambda w, i: torch.embedding_renorm_(w, i, 2.0, 2.0),
+        (weight, torch.tensor([3, 0])),
+        expected,
+        compiling,
+    )
 
 
 def test_embedding_and_its_gradient(compiling):
     rows = torch.tensor([[3, 0, 3], [1, 2, 0]])
-    reached("EmbeddingDenseGrad", compiling, lambda weight: F.embedding(rows.to(weight.device), weight, padding_idx=2), drawn(5, 4))
+    reached(
+        "EmbeddingDenseGrad",
+        compiling,
+        lambda weight: F.embedding(rows.to(weight.device), weight, padding_idx=2),
+        drawn(5, 4),
+    )
 
 
 def test_equality_of_tensors(compiling):
@@ -299,15 +477,27 @@ def test_optimizers_of_one_step(compiling):
     state = [each.to(compiling) for each in (variable, m, v)]
     bert = variable - 0.1 * (m_new / (v_new.sqrt() + 1e-6) + 0.05 * variable)
     computes(
-        "ApplyAdamV2", lambda g: torch_npu.npu_bert_apply_adam(0.1, 0.9, 0.99, 1e-6, g, -1, 0, 0.05, out=tuple(state)), (grad,),
-        (bert, m_new, v_new), compiling, rtol=1e-4, atol=1e-5,
-    )  # fmt: skip
+        "ApplyAdamV2",
+        lambda g: torch_npu.npu_bert_apply_adam(0.1, 0.9, 0.99, 1e-6, g, -1, 0, 0.05, out=tuple(state)),
+        (grad,),
+        (bert, m_new, v_new),
+        compiling,
+        rtol=1e-4,
+        atol=1e-5,
+    )
     state = [each.to(compiling) for each in (variable, m, v)]
     adam = variable * (1 - 0.1 * 0.05) - 0.1 * m_new / (1 - 0.9 * 0.9) / ((v_new / (1 - 0.99 * 0.99)).sqrt() + 1e-6)
     computes(
-        "ApplyAdamW", lambda g: torch_npu.npu_apply_adam_w(0.9, 0.99, 0.1, 0.05, 0.9, 0.99, 1e-6, g, None, False, False, out=tuple(state)), (grad,),
-        (adam, m_new, v_new), compiling, rtol=1e-4, atol=1e-5,
-    )  # fmt: skip
+        "ApplyAdamW",
+        lambda g: torch_npu.npu_apply_adam_w(
+            0.9, 0.99, 0.1, 0.05, 0.9, 0.99, 1e-6, g, None, False, False, out=tuple(state)
+        ),
+        (grad,),
+        (adam, m_new, v_new),
+        compiling,
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_dropouts_with_a_byte_mask(compiling):
@@ -315,13 +505,18 @@ def test_dropouts_with_a_byte_mask(compiling):
 
     torch.npu.manual_seed(3)
     x = torch.ones(40, 50)
-    with emulator.fault("DropOutGenMaskV3", kind="hang", seconds=0) as drawn_mask, emulator.fault("DropOutDoMaskV3", kind="hang", seconds=0) as met:
+    with (
+        emulator.fault("DropOutGenMaskV3", kind="hang", seconds=0) as drawn_mask,
+        emulator.fault("DropOutDoMaskV3", kind="hang", seconds=0) as met,
+    ):
         leaf = x.to(compiling).requires_grad_()
         found = torch_npu.dropout_with_byte_mask(leaf, 0.25, True)
         found.sum().backward()
     assert drawn_mask.hits == 1 and met.hits == 2
     assert torch.equal(leaf.grad, found.detach()) and 0.7 < (found != 0).float().mean().item() < 0.8
-    torch.testing.assert_close(found.detach().cpu()[found.cpu() != 0], torch.tensor(4 / 3).expand(int((found != 0).sum())))
+    torch.testing.assert_close(
+        found.detach().cpu()[found.cpu() != 0], torch.tensor(4 / 3).expand(int((found != 0).sum()))
+    )
 
 
 def test_softmax_of_a_sum_with_dropout(compiling):
@@ -376,19 +571,40 @@ def test_multi_head_attention(compiling, chance, biased, dtype):
     exact = dtype == torch.float32
     size = 1 if exact else 0.1  # each step is rounded, and the rounding of alike rows adds up in the gradient of a bias
     counts = (target, source, source)
-    rows = [(seeded(batch * count, heads * width, seed=count + at) * size).to(dtype).requires_grad_() for at, count in enumerate(counts)]
-    weights = [seeded(heads * width, heads * width, seed=seed).mul(0.05).to(dtype).requires_grad_() for seed in range(4)]
-    biases = [(seeded(heads * width, seed=seed) * size).to(dtype).requires_grad_(exact) if biased else None for seed in range(4)]
+    rows = [
+        (seeded(batch * count, heads * width, seed=count + at) * size).to(dtype).requires_grad_()
+        for at, count in enumerate(counts)
+    ]
+    weights = [
+        seeded(heads * width, heads * width, seed=seed).mul(0.05).to(dtype).requires_grad_() for seed in range(4)
+    ]
+    biases = [
+        (seeded(heads * width, seed=seed) * size).to(dtype).requires_grad_(exact) if biased else None
+        for seed in range(4)
+    ]
 
     def attention(query, key, value, *others):
         weights, biases, seen = others[:4], others[4:8], others[8]
         if query.device.type == "npu":
             return torch_npu.npu_multi_head_attention(
-                query, key, value, *weights[:3], seen, weights[3], *biases, mask.to(compiling) if chance else None, heads, width, source,
-                target, chance, True,
-            )[0]  # fmt: skip
+                query,
+                key,
+                value,
+                *weights[:3],
+                seen,
+                weights[3],
+                *biases,
+                mask.to(compiling) if chance else None,
+                heads,
+                width,
+                source,
+                target,
+                chance,
+                True,
+            )[0]
         q, k, v = (
-            F.linear(*each).reshape(batch, -1, heads, width).transpose(1, 2) for each in zip((query, key, value), weights, biases)
+            F.linear(*each).reshape(batch, -1, heads, width).transpose(1, 2)
+            for each in zip((query, key, value), weights, biases)
         )
         soft = torch.softmax(q @ k.mT / width**0.5 + seen, -1)
         soft = torch.where(bits, soft / (1 - chance), 0.0) if chance else soft
@@ -396,6 +612,27 @@ def test_multi_head_attention(compiling, chance, biased, dtype):
 
     seen = seeded(batch, heads, target, source, seed=5, dtype=dtype)
     if biased:
-        reached("MultiHeadAttention MultiHeadAttentionGrad", compiling, attention, *rows, *weights, *biases, seen, rtol=1e-4, atol=1e-4)
+        reached(
+            "MultiHeadAttention MultiHeadAttentionGrad",
+            compiling,
+            attention,
+            *rows,
+            *weights,
+            *biases,
+            seen,
+            rtol=1e-4,
+            atol=1e-4,
+        )
     else:  # torch_npu has no gradient without biases
-        reached("MultiHeadAttention", compiling, attention, *rows, *weights, *biases, seen, rtol=1e-4, atol=1e-4, backward=False)
+        reached(
+            "MultiHeadAttention",
+            compiling,
+            attention,
+            *rows,
+            *weights,
+            *biases,
+            seen,
+            rtol=1e-4,
+            atol=1e-4,
+            backward=False,
+        )

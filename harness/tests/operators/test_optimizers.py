@@ -7,11 +7,22 @@ from torch import optim
 from harness.tests.operators.conftest import seeded
 
 OPTIMIZERS = [
-    (optim.Adam, {}), (optim.Adam, dict(amsgrad=True, weight_decay=0.1)), (optim.AdamW, {}), (optim.AdamW, dict(amsgrad=True, maximize=True)),
-    (optim.SGD, {}), (optim.SGD, dict(momentum=0.9)), (optim.SGD, dict(momentum=0.9, nesterov=True, weight_decay=0.1)),
-    (optim.RMSprop, dict(momentum=0.5, centered=True)), (optim.Adagrad, {}), (optim.Adadelta, {}), (optim.Adamax, {}), (optim.NAdam, {}),
-    (optim.RAdam, {}), (optim.ASGD, {}), (optim.Rprop, {}),
-]  # fmt: skip
+    (optim.Adam, {}),
+    (optim.Adam, dict(amsgrad=True, weight_decay=0.1)),
+    (optim.AdamW, {}),
+    (optim.AdamW, dict(amsgrad=True, maximize=True)),
+    (optim.SGD, {}),
+    (optim.SGD, dict(momentum=0.9)),
+    (optim.SGD, dict(momentum=0.9, nesterov=True, weight_decay=0.1)),
+    (optim.RMSprop, dict(momentum=0.5, centered=True)),
+    (optim.Adagrad, {}),
+    (optim.Adadelta, {}),
+    (optim.Adamax, {}),
+    (optim.NAdam, {}),
+    (optim.RAdam, {}),
+    (optim.ASGD, {}),
+    (optim.Rprop, {}),
+]
 FUSED = [pair for pair in OPTIMIZERS if pair[0] in (optim.Adam, optim.AdamW) or (pair[0] is optim.SGD and pair[1])]
 
 
@@ -33,17 +44,25 @@ def trained(device, kind, settings, scaler=None):
 
 
 def check(npu, kind, settings, mode):
-    for found, expected in zip(trained(npu, kind, {**settings, **mode}), trained("cpu", kind, {**settings, "foreach": False})):
+    for found, expected in zip(
+        trained(npu, kind, {**settings, **mode}), trained("cpu", kind, {**settings, "foreach": False})
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("foreach", [False, True])
-@pytest.mark.parametrize("kind, settings", OPTIMIZERS, ids=lambda value: value.__name__ if isinstance(value, type) else "-".join(value) or "plain")
+@pytest.mark.parametrize(
+    "kind, settings",
+    OPTIMIZERS,
+    ids=lambda value: value.__name__ if isinstance(value, type) else "-".join(value) or "plain",
+)
 def test_steps(npu, kind, settings, foreach):
     check(npu, kind, settings, {"foreach": foreach})
 
 
-@pytest.mark.parametrize("kind, settings", FUSED, ids=lambda value: value.__name__ if isinstance(value, type) else "-".join(value) or "plain")
+@pytest.mark.parametrize(
+    "kind, settings", FUSED, ids=lambda value: value.__name__ if isinstance(value, type) else "-".join(value) or "plain"
+)
 def test_fused_steps(npu, kind, settings):
     check(npu, kind, settings, {"fused": True})
 

@@ -24,9 +24,16 @@ def test_a_rotation_and_its_gradients(npu, place, mode, turn, dtype):
     def rotate(x, cos, sin):
         return torch_npu.npu_rotary_mul(x, cos, sin, mode) if x.device.type == "npu" else x * cos + turn(x) * sin
 
-    tensors = [seeded(*shape, seed=seed, dtype=dtype).requires_grad_() for seed, shape in enumerate([(2, 5, 3, 8), place, place])]
+    tensors = [
+        seeded(*shape, seed=seed, dtype=dtype).requires_grad_()
+        for seed, shape in enumerate([(2, 5, 3, 8), place, place])
+    ]
     agrees(npu, rotate, *tensors)
-    agrees(npu, lambda x, cos, sin: rotate(x.transpose(0, 2), cos, sin), *[each[:1, :5, :1] if each is not tensors[0] else each for each in tensors])
+    agrees(
+        npu,
+        lambda x, cos, sin: rotate(x.transpose(0, 2), cos, sin),
+        *[each[:1, :5, :1] if each is not tensors[0] else each for each in tensors],
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -45,10 +52,15 @@ def test_queries_and_keys_are_rotated_in_place(npu, dtype):
 def test_interleaved_pairs_are_sorted_before_they_turn(npu):
     import torch_npu
 
-    x, cos, sin = seeded(2, 4, 1, 64, dtype=torch.float16), *[seeded(2, 1, 1, 64, seed=seed, dtype=torch.float16) for seed in (1, 2)]
+    x, cos, sin = (
+        seeded(2, 4, 1, 64, dtype=torch.float16),
+        *[seeded(2, 1, 1, 64, seed=seed, dtype=torch.float16) for seed in (1, 2)],
+    )
     found = torch_npu.npu_interleave_rope(x.to(npu), cos.to(npu), sin.to(npu))
     wide = torch.cat((x[..., ::2], x[..., 1::2]), -1).float()
-    torch.testing.assert_close(found.cpu(), (wide * cos.float() + half(wide) * sin.float()).half(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        found.cpu(), (wide * cos.float() + half(wide) * sin.float()).half(), rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("mode", ["half", "interleave"])
@@ -57,7 +69,9 @@ def test_positions_read_a_cache(npu, mode):
 
     positions, cache = torch.tensor([3, 0, 7]), seeded(10, 8)
     q, k = seeded(3, 2 * 12, seed=1), seeded(3, 12, seed=2)
-    found = torch_npu.npu_mrope(positions.to(npu), q.to(npu), k.to(npu), cache.to(npu), 12, mrope_section=[0, 0, 0], rotary_mode=mode)
+    found = torch_npu.npu_mrope(
+        positions.to(npu), q.to(npu), k.to(npu), cache.to(npu), 12, mrope_section=[0, 0, 0], rotary_mode=mode
+    )
     cos, sin = [each.unsqueeze(1) for each in cache[positions].chunk(2, -1)]
     for one, x in zip(found, (q, k)):
         heads = x.unflatten(-1, (-1, 12))
@@ -83,14 +97,21 @@ def test_a_cache_gets_the_latent_and_the_rotated_key(npu, mode, quantized):
     if "BLK" not in mode:
         index[5] = -1
     there = [torch.full((pages, size, 1, width), 7, dtype=dtype).to(npu) for width in (64, 512)]
-    move = lambda each: None if each is None else each.to(npu)  # noqa: E731
+    move = lambda each: None if each is None else each.to(npu)
     _, _, key, latent = torch_npu.npu_kv_rmsnorm_rope_cache(
-        *[move(each) for each in (kv, gamma, cos, sin, index)], *there, k_rope_scale=move(scales[0]), c_kv_scale=move(scales[1]),
-        cache_mode=mode, is_output_kv=True,
-    )  # fmt: skip
+        *[move(each) for each in (kv, gamma, cos, sin, index)],
+        *there,
+        k_rope_scale=move(scales[0]),
+        c_kv_scale=move(scales[1]),
+        cache_mode=mode,
+        is_output_kv=True,
+    )
     left, right = kv.float().split((512, 64), -1)
     wide = torch.cat((right[..., ::2], right[..., 1::2]), -1)
-    wanted = wide * cos.float() + half(wide) * sin.float(), left / (left.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gamma.float()
+    wanted = (
+        wide * cos.float() + half(wide) * sin.float(),
+        left / (left.square().mean(-1, keepdim=True) + 1e-5).sqrt() * gamma.float(),
+    )
     for cache, shown, value, scale in zip(there, (key, latent), wanted, scales):
         torch.testing.assert_close(shown.cpu().float(), value, rtol=2e-3, atol=2e-3)
         value = value.reshape(batch * tokens, -1)
@@ -101,7 +122,9 @@ def test_a_cache_gets_the_latent_and_the_rotated_key(npu, mode, quantized):
         if mode.endswith("NZ"):
             plain = plain.reshape(pages, size, -1, 32 if quantized else 16).transpose(1, 2)
         assert cache.dtype == dtype
-        torch.testing.assert_close(cache.cpu().float().flatten(), plain.flatten(), rtol=2e-3, atol=1.0 if quantized else 2e-3)
+        torch.testing.assert_close(
+            cache.cpu().float().flatten(), plain.flatten(), rtol=2e-3, atol=1.0 if quantized else 2e-3
+        )
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -117,14 +140,23 @@ def test_queries_keys_and_values_go_to_pages_of_pieces(npu, quantized):
     scales = [seeded(1, width, seed=seed).abs() + 0.05 if quantized else None for seed in (5, 6)]
     query = torch.zeros(tokens, 2 * width, dtype=torch.float16).to(npu)
     caches = [torch.full((pages, width // piece, size, piece), 7, dtype=dtype).to(npu) for _ in range(2)]
-    move = lambda each: None if each is None else each.to(npu)  # noqa: E731
+    move = lambda each: None if each is None else each.to(npu)
     torch_npu.npu_qkv_rms_norm_rope_cache(
-        *[move(each) for each in (qkv, *gammas, cos, sin, index)], query, *caches, qkv_size=[1, tokens, 4, width], head_nums=heads,
-        k_scale=move(scales[0]), v_scale=move(scales[1]), epsilon=1e-6, cache_mode="PA_NZ", is_output_qkv=False,
-    )  # fmt: skip
+        *[move(each) for each in (qkv, *gammas, cos, sin, index)],
+        query,
+        *caches,
+        qkv_size=[1, tokens, 4, width],
+        head_nums=heads,
+        k_scale=move(scales[0]),
+        v_scale=move(scales[1]),
+        epsilon=1e-6,
+        cache_mode="PA_NZ",
+        is_output_qkv=False,
+    )
     q, k, v = qkv.float().unflatten(1, (4, width)).split(heads, 1)
     q, k = [
-        part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gamma.float() for part, gamma in ((q, gammas[0]), (k, gammas[1]))
+        part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() * gamma.float()
+        for part, gamma in ((q, gammas[0]), (k, gammas[1]))
     ]
     q, k = [part * cos.float()[:, None] + half(part) * sin.float()[:, None] for part in (q, k)]
     torch.testing.assert_close(query.cpu().float(), q.flatten(1), rtol=2e-3, atol=2e-3)

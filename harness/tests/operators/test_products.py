@@ -16,7 +16,9 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 
 @pytest.fixture(autouse=True)
 def without_hf32(npu):
-    """Float32 as float32, so that the CPU's results can be held against it closely; what HF32 does has a test of its own."""
+    """Float32 as float32, so that the CPU's results can be held against it closely; what HF32 does has a test of its
+    own.
+    """
     before = torch.npu.conv.allow_hf32, torch.npu.matmul.allow_hf32
     torch.npu.conv.allow_hf32 = torch.npu.matmul.allow_hf32 = False
     yield
@@ -48,7 +50,9 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_a_convolution_and_its_gradients(npu, kind, with_bias, dtype):
     function, options, shape, weight, channels = CONVOLUTIONS[kind]
-    inputs = [leaf(*shape, dtype=dtype), leaf(*weight, seed=1, dtype=dtype)] + ([leaf(channels, seed=2, dtype=dtype)] if with_bias else [])
+    inputs = [leaf(*shape, dtype=dtype), leaf(*weight, seed=1, dtype=dtype)] + (
+        [leaf(channels, seed=2, dtype=dtype)] if with_bias else []
+    )
     with torch.no_grad():
         for each in inputs[:2]:
             each.mul_(0.25)  # sums of some ten products stay near one, where the tolerance of half dtypes is meant
@@ -56,11 +60,25 @@ def test_a_convolution_and_its_gradients(npu, kind, with_bias, dtype):
 
 
 def test_a_convolution_of_what_is_not_contiguous(npu):
-    agrees(npu, lambda x, w: F.conv2d(x.transpose(2, 3)[:, ::2], w.transpose(0, 1)), leaf(2, 6, 7, 5), leaf(3, 4, 2, 2, seed=1), rtol=1e-4)
+    agrees(
+        npu,
+        lambda x, w: F.conv2d(x.transpose(2, 3)[:, ::2], w.transpose(0, 1)),
+        leaf(2, 6, 7, 5),
+        leaf(3, 4, 2, 2, seed=1),
+        rtol=1e-4,
+    )
 
 
 def test_a_convolution_over_time(npu):
-    agrees(npu, lambda x, w, b: torch.conv_tbc(x, w, b, 1), leaf(7, 2, 4), leaf(3, 4, 5, seed=1), leaf(5, seed=2), rtol=1e-4, atol=1e-4)
+    agrees(
+        npu,
+        lambda x, w, b: torch.conv_tbc(x, w, b, 1),
+        leaf(7, 2, 4),
+        leaf(3, 4, 5, seed=1),
+        leaf(5, seed=2),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_gradients_in_hf32_are_those_of_rounded_operands(npu):
@@ -111,16 +129,31 @@ def test_a_product_and_its_gradients(npu, function, shapes, dtype):
 def test_products_in_place(npu):
     a, b, c = seeded(4, 5), seeded(5, seed=1), seeded(4, seed=2)
     there = a.to(npu)
-    torch.testing.assert_close(there.addr_(c.to(npu), b.to(npu), beta=2, alpha=3).cpu(), a.clone().addr_(c, b, beta=2, alpha=3))
-    agrees(npu, lambda x, y: torch.addr(torch.ones(2, 2, dtype=torch.int32, device=x.device), x, y), torch.arange(2).int(), torch.arange(2).int() + 1)
+    torch.testing.assert_close(
+        there.addr_(c.to(npu), b.to(npu), beta=2, alpha=3).cpu(), a.clone().addr_(c, b, beta=2, alpha=3)
+    )
+    agrees(
+        npu,
+        lambda x, y: torch.addr(torch.ones(2, 2, dtype=torch.int32, device=x.device), x, y),
+        torch.arange(2).int(),
+        torch.arange(2).int() + 1,
+    )
 
 
-@pytest.mark.parametrize("kind, theirs", [("", lambda x, y: x), ("add", torch.add), ("mul", torch.mul), ("relu", lambda x, y: x.relu())])
+@pytest.mark.parametrize(
+    "kind, theirs", [("", lambda x, y: x), ("add", torch.add), ("mul", torch.mul), ("relu", lambda x, y: x.relu())]
+)
 def test_a_product_with_what_follows_it(npu, kind, theirs):
     import torch_npu
 
-    a, b, c = seeded(4, 6, dtype=torch.float16), seeded(6, 5, seed=1, dtype=torch.float16), seeded(4, 5, seed=2, dtype=torch.float16)
-    found = torch_npu.npu_fused_matmul(a.to(npu), b.to(npu), x3=c.to(npu) if kind in ("add", "mul") else None, fused_op_type=kind)
+    a, b, c = (
+        seeded(4, 6, dtype=torch.float16),
+        seeded(6, 5, seed=1, dtype=torch.float16),
+        seeded(4, 5, seed=2, dtype=torch.float16),
+    )
+    found = torch_npu.npu_fused_matmul(
+        a.to(npu), b.to(npu), x3=c.to(npu) if kind in ("add", "mul") else None, fused_op_type=kind
+    )
     torch.testing.assert_close(found.cpu().float(), theirs(a.float() @ b.float(), c.float()), rtol=2e-3, atol=2e-3)
 
 
@@ -158,11 +191,17 @@ def test_products_of_groups_of_rows(npu, dtype):
 def test_gradients_of_grouped_weights_are_added_up(npu):
     import torch_npu
 
-    x, grad, total = seeded(7, 4, dtype=torch.float16), seeded(7, 3, seed=1, dtype=torch.float16), seeded(2, 4, 3, seed=2)
+    x, grad, total = (
+        seeded(7, 4, dtype=torch.float16),
+        seeded(7, 3, seed=1, dtype=torch.float16),
+        seeded(2, 4, 3, seed=2),
+    )
     there = total.to(npu)
     options = dict(transpose_x=True, transpose_weight=False, group_type=2)
     torch_npu.npu_grouped_matmul_add_(there, x.to(npu), grad.to(npu), torch.tensor([3, 7]).to(npu), **options)
-    wanted = total + torch.stack([left.float().t() @ right.float() for left, right in zip(x.split([3, 4]), grad.split([3, 4]))])
+    wanted = total + torch.stack(
+        [left.float().t() @ right.float() for left, right in zip(x.split([3, 4]), grad.split([3, 4]))]
+    )
     torch.testing.assert_close(there.cpu(), wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -195,7 +234,9 @@ class Encoder(nn.Module):
         self.joint = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(2))
         self.out = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
-        self.wide = nn.ModuleList(nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Linear(32, width)) for _ in range(2))
+        self.wide = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Linear(32, width)) for _ in range(2)
+        )
 
     def forward(self, x):
         hidden = torch.ones(x.shape[1], x.shape[1], device=x.device).tril().bool()
@@ -214,9 +255,15 @@ def test_a_network_trains_as_on_the_cpu(npu, kind):
         net, batches = Encoder(), [(seeded(2, 5, 16, seed=seed), seeded(2, 5, 16, seed=9 + seed)) for seed in range(3)]
     else:
         net = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, groups=4), nn.GroupNorm(2, 8),
-            nn.ConvTranspose2d(8, 4, 2, stride=2), nn.Flatten(), nn.Linear(4 * 6 * 6, 5),
-        )  # fmt: skip
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, stride=2, groups=4),
+            nn.GroupNorm(2, 8),
+            nn.ConvTranspose2d(8, 4, 2, stride=2),
+            nn.Flatten(),
+            nn.Linear(4 * 6 * 6, 5),
+        )
         batches = [(seeded(4, 3, 8, 8, seed=seed), seeded(4, 5, seed=9 + seed)) for seed in range(3)]
     actual, expected = trained(net, batches, npu), trained(net, batches, "cpu")
     assert actual[0] == pytest.approx(expected[0], rel=1e-4)
@@ -226,7 +273,9 @@ def test_a_network_trains_as_on_the_cpu(npu, kind):
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_deformable_convolution_that_shifts_by_whole_pixels(npu, groups):
-    """With shifts of nothing and factors of one it is the plain convolution; with one pixel to the right, that of the shifted image."""
+    """With shifts of nothing and factors of one it is the plain convolution; with one pixel to the right, that of the
+    shifted image.
+    """
     import torch_npu
 
     x, weight = seeded(2, 4, 6, 7), seeded(3, 4, 3, 3, seed=1)
@@ -237,9 +286,13 @@ def test_a_deformable_convolution_that_shifts_by_whole_pixels(npu, groups):
     grad = seeded(2, 3, 6, 7, seed=2)
     here = x.clone().requires_grad_(), weight.clone().requires_grad_()
     F.conv2d(*here, padding=1).backward(grad)
-    gradients = torch_npu.npu_deformable_conv2dbk(*[each.to(npu) for each in (x, grad, deformed.cpu(), weight, offset)], **options)
+    gradients = torch_npu.npu_deformable_conv2dbk(
+        *[each.to(npu) for each in (x, grad, deformed.cpu(), weight, offset)], **options
+    )
     for one, other in zip(gradients, (here[0].grad, here[1].grad)):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-4)
     offset[:, : 9 * groups] = 1
     found, _ = torch_npu.npu_deformable_conv2d(*[each.to(npu) for each in (x, weight, offset)], None, **options)
-    torch.testing.assert_close(found.cpu(), F.conv2d(F.pad(x, (0, 2, 1, 1))[..., :], weight)[..., :7], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found.cpu(), F.conv2d(F.pad(x, (0, 2, 1, 1))[..., :], weight)[..., :7], rtol=1e-4, atol=1e-4
+    )

@@ -1,4 +1,6 @@
-"""LSTM and GRU against the CPU's, forward and backward: on the path of aclnn, and on the older one where torch_npu takes it."""
+"""LSTM and GRU against the CPU's, forward and backward: on the path of aclnn, and on the older one where torch_npu
+takes it.
+"""
 
 import pytest
 import torch
@@ -63,13 +65,22 @@ def test_lstm(npu, case, dtype):
 @pytest.mark.parametrize("case", LAYERS)
 def test_gru(npu, case, dtype):
     layers, both, bias, batch_first = LAYERS[case]
-    agrees(npu, gru(*LAYERS[case]), inputs(batch_first, dtype), state(layers, both, dtype, 60), parameters(3, layers, both, bias, dtype))
+    agrees(
+        npu,
+        gru(*LAYERS[case]),
+        inputs(batch_first, dtype),
+        state(layers, both, dtype, 60),
+        parameters(3, layers, both, bias, dtype),
+    )
 
 
 @pytest.mark.parametrize("case", LAYERS)
 def test_layers_that_do_not_train_save_nothing(npu, case):
     layers, both, bias, batch_first = LAYERS[case]
-    x, states = inputs(batch_first, torch.float32).detach(), [state(layers, both, torch.float32, seed).detach() for seed in (60, 61)]
+    x, states = (
+        inputs(batch_first, torch.float32).detach(),
+        [state(layers, both, torch.float32, seed).detach() for seed in (60, 61)],
+    )
     params = [[each.detach() for each in parameters(gates, layers, both, bias, torch.float32)] for gates in (4, 3)]
     agrees(npu, lstm(*LAYERS[case], train=False), x, *states, params[0])
     agrees(npu, gru(*LAYERS[case], train=False), x, states[0], params[1])
@@ -91,7 +102,10 @@ def test_inputs_that_are_not_contiguous(npu, case):
 @pytest.mark.parametrize("case", ["one layer", "without bias", "all of it"])
 def test_a_batch_of_none(npu, case):
     layers, both, bias, batch_first = LAYERS[case]
-    x, states = inputs(batch_first, torch.float32, batch=0), [state(layers, both, torch.float32, seed, batch=0) for seed in (60, 61)]
+    x, states = (
+        inputs(batch_first, torch.float32, batch=0),
+        [state(layers, both, torch.float32, seed, batch=0) for seed in (60, 61)],
+    )
     agrees(npu, lstm(*LAYERS[case]), x, *states, parameters(4, layers, both, bias, torch.float32))
     agrees(npu, gru(*LAYERS[case]), x, states[0], parameters(3, layers, both, bias, torch.float32))
 
@@ -117,17 +131,25 @@ def test_one_result_of_a_gru_alone_brings_the_gradient(npu, wanted):
     def one(x, h, params):
         return gru(1, True, True, False)(x, h, params)[wanted]
 
-    agrees(npu, one, inputs(False, torch.float32), state(1, True, torch.float32, 60), parameters(3, 1, True, True, torch.float32))
+    agrees(
+        npu,
+        one,
+        inputs(False, torch.float32),
+        state(1, True, torch.float32, 60),
+        parameters(3, 1, True, True, torch.float32),
+    )
 
 
-# ---------------------------------------------------------------------------------------------- sequences of many lengths
+# -------- sequences of many lengths
 
 
 LENGTHS = [4, 3, 1]
 
 
 def packed(x, device):
-    """A packed sequence of leaves: torch_npu keeps the steps behind the end, so it has more rows there than on the CPU."""
+    """A packed sequence of leaves: torch_npu keeps the steps behind the end, so it has more rows there than on the
+    CPU.
+    """
     found = pack_padded_sequence(x.to(device), LENGTHS)
     return PackedSequence(found.data.detach().requires_grad_(), found.batch_sizes)
 
@@ -148,18 +170,23 @@ def test_lstm_of_packed_sequences(npu, case):
     x, results = seeded(STEPS, BATCH, INPUTS, seed=50), []
     for device in ("cpu", npu):
         sequence = packed(x, device)
-        leaves = [state(layers, both, torch.float32, seed) for seed in (60, 61)] + parameters(4, layers, both, bias, torch.float32)
+        leaves = [state(layers, both, torch.float32, seed) for seed in (60, 61)] + parameters(
+            4, layers, both, bias, torch.float32
+        )
         leaves = [each.detach().to(device).requires_grad_() for each in leaves]
         y, h, c = torch.lstm(sequence.data, sequence.batch_sizes, leaves[:2], leaves[2:], bias, layers, 0.0, True, both)
         y = y.flatten(0, 1) if y.dim() == 3 else y
         total = y.sin().sum() if older else y.sin().sum() + h.sin().sum() + c.cos().sum()
         grads = torch.autograd.grad(total, [sequence.data, *leaves])
-        results.append([rows_of(each.detach().cpu()) for each in (y, grads[0])] + [each.detach().cpu() for each in (h, c, *grads[1:])])
+        results.append(
+            [rows_of(each.detach().cpu()) for each in (y, grads[0])]
+            + [each.detach().cpu() for each in (h, c, *grads[1:])]
+        )
     for wanted, found in zip(*results):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-# -------------------------------------------------------------------------------------------------------------- cells
+# -------- cells
 
 
 @DTYPES
@@ -198,12 +225,14 @@ def test_fused_lstm_cell(npu, bias, dtype):
     agrees(npu, fused, *gates, leaf(BATCH, HIDDEN, seed=60, dtype=dtype), *biases)
 
 
-# ------------------------------------------------------------------------------------------------------------- modules
+# -------- modules
 
 
 def test_a_model_with_an_lstm_learns(npu):
     torch.manual_seed(0)
-    model = torch.nn.ModuleDict({"lstm": torch.nn.LSTM(INPUTS, HIDDEN, num_layers=2, batch_first=True), "head": torch.nn.Linear(HIDDEN, 1)}).to(npu)
+    model = torch.nn.ModuleDict(
+        {"lstm": torch.nn.LSTM(INPUTS, HIDDEN, num_layers=2, batch_first=True), "head": torch.nn.Linear(HIDDEN, 1)}
+    ).to(npu)
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     x = seeded(16, STEPS, INPUTS).to(npu)
     wanted, losses = x.sum((1, 2))[:, None].tanh(), []

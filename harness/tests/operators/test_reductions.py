@@ -6,15 +6,33 @@ import torch
 from harness.tests.operators.conftest import agrees, seeded
 
 SPREAD = {
-    "std": lambda x: torch.std(x, 1), "var": lambda x: torch.var(x, (0, 1)), "var of all": torch.var,
-    "biased": lambda x: torch.var(x, 0, correction=0, keepdim=True), "std and mean": lambda x: torch.std_mean(x, 1, correction=1),
-    "var and mean": lambda x: torch.var_mean(x, 1), "prod": torch.prod, "prod of an axis": lambda x: torch.prod(x, 1, keepdim=True),
-    "logsumexp": lambda x: torch.logsumexp(x, (0, 1)), "cumprod": lambda x: torch.cumprod(x, 1), "cumsum": lambda x: torch.cumsum(x, 0),
-    "cummax": lambda x: torch.cummax(x, 1), "cummin": lambda x: torch.cummin(x, 0), "median": torch.median, "nanmedian": torch.nanmedian,
-    "median of an axis": lambda x: torch.median(x, 1), "nanmedian of an axis": lambda x: torch.nanmedian(x, 0, keepdim=True),
-    "kthvalue": lambda x: torch.kthvalue(x, 2, 1), "trace": torch.trace, "mean": torch.mean, "sum": lambda x: x.sum(1), "amax": lambda x: x.amax(1),
-    "max": lambda x: x.max(1), "norm": torch.linalg.vector_norm, "nansum": torch.nansum, "nanmean": torch.nanmean,
-}  # fmt: skip
+    "std": lambda x: torch.std(x, 1),
+    "var": lambda x: torch.var(x, (0, 1)),
+    "var of all": torch.var,
+    "biased": lambda x: torch.var(x, 0, correction=0, keepdim=True),
+    "std and mean": lambda x: torch.std_mean(x, 1, correction=1),
+    "var and mean": lambda x: torch.var_mean(x, 1),
+    "prod": torch.prod,
+    "prod of an axis": lambda x: torch.prod(x, 1, keepdim=True),
+    "logsumexp": lambda x: torch.logsumexp(x, (0, 1)),
+    "cumprod": lambda x: torch.cumprod(x, 1),
+    "cumsum": lambda x: torch.cumsum(x, 0),
+    "cummax": lambda x: torch.cummax(x, 1),
+    "cummin": lambda x: torch.cummin(x, 0),
+    "median": torch.median,
+    "nanmedian": torch.nanmedian,
+    "median of an axis": lambda x: torch.median(x, 1),
+    "nanmedian of an axis": lambda x: torch.nanmedian(x, 0, keepdim=True),
+    "kthvalue": lambda x: torch.kthvalue(x, 2, 1),
+    "trace": torch.trace,
+    "mean": torch.mean,
+    "sum": lambda x: x.sum(1),
+    "amax": lambda x: x.amax(1),
+    "max": lambda x: x.max(1),
+    "norm": torch.linalg.vector_norm,
+    "nansum": torch.nansum,
+    "nanmean": torch.nanmean,
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -28,7 +46,13 @@ def test_reductions(npu, name, dtype):
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8, torch.bool, torch.float64])
 def test_dtypes_of_a_result(npu, dtype):
     values = torch.tensor([[3, 1, 0, 2], [1, 1, 4, 2]]).to(dtype)
-    for function in (torch.sum, torch.prod, lambda x: x.cumsum(1), lambda x: x.sum(1, dtype=torch.float32), lambda x: x.cumprod(1)):
+    for function in (
+        torch.sum,
+        torch.prod,
+        lambda x: x.cumsum(1),
+        lambda x: x.sum(1, dtype=torch.float32),
+        lambda x: x.cumprod(1),
+    ):
         agrees(npu, function, values)
     agrees(npu, torch.sum, torch.zeros(0, 3).to(dtype))
 

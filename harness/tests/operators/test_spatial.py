@@ -69,9 +69,16 @@ def test_spatial(npu, name, dtype):
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align", [True, False])
 def test_grid_sample(npu, mode, padding, align):
-    sample = lambda x, grid: F.grid_sample(x, grid, mode=mode, padding_mode=padding, align_corners=align)  # noqa: E731
+    sample = lambda x, grid: F.grid_sample(x, grid, mode=mode, padding_mode=padding, align_corners=align)
     agrees(npu, sample, seeded(*IMAGE).requires_grad_(), seeded(2, 4, 5, 2, seed=1).requires_grad_())
-    agrees(npu, sample, seeded(*VOLUME).requires_grad_(), seeded(2, 3, 4, 5, 3, seed=1).requires_grad_(), rtol=1e-4, atol=1e-4)
+    agrees(
+        npu,
+        sample,
+        seeded(*VOLUME).requires_grad_(),
+        seeded(2, 3, 4, 5, 3, seed=1).requires_grad_(),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_affine_grid(npu):
@@ -79,10 +86,15 @@ def test_affine_grid(npu):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("shape", "pool", "unpool"), [
-    (IMAGE, F.max_pool2d, F.max_unpool2d), (IMAGE[1:], F.max_pool2d, F.max_unpool2d), (VOLUME, F.max_pool3d, F.max_unpool3d),
-    (VOLUME[1:], F.max_pool3d, F.max_unpool3d),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "pool", "unpool"),
+    [
+        (IMAGE, F.max_pool2d, F.max_unpool2d),
+        (IMAGE[1:], F.max_pool2d, F.max_unpool2d),
+        (VOLUME, F.max_pool3d, F.max_unpool3d),
+        (VOLUME[1:], F.max_pool3d, F.max_unpool3d),
+    ],
+)
 def test_maxima_go_back_to_their_places(npu, shape, pool, unpool, dtype):
     maxima, places = pool(seeded(*shape), 2, return_indices=True)
     size = shape[2 if len(shape) > 3 + (pool is F.max_pool3d) else 1 :]

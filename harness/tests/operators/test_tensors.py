@@ -25,7 +25,9 @@ INDICES = {
     "None between": lambda x: x[ROWS.to(x.device), None, :, ROWS.to(x.device)],
     "mask": lambda x: x[torch.arange(x.numel(), device=x.device).reshape(x.shape) % 3 == 0],
     "mask of rows": lambda x: x[torch.tensor([True, False, True], device=x.device)],
-    "mask and ints": lambda x: x[torch.tensor([True, False, True], device=x.device), :, torch.tensor([0, 1], device=x.device)],
+    "mask and ints": lambda x: x[
+        torch.tensor([True, False, True], device=x.device), :, torch.tensor([0, 1], device=x.device)
+    ],
     "negative": lambda x: x[torch.tensor([-1, -3], device=x.device)],
     "matrix": lambda x: x[:, torch.tensor([[0, 1], [2, 3]], device=x.device)],
     "broadcast": lambda x: x[torch.tensor([[0], [2]], device=x.device), torch.tensor([1, 3], device=x.device)],
@@ -47,7 +49,9 @@ def _put(places, accumulate=False):
     def change(x, value):
         at = tuple(slice(None) if each is None else each.to(x.device) for each in places)
         if accumulate:
-            return torch.ops.aten.index_put(x, [None if each is None else each.to(x.device) for each in places], value, True)
+            return torch.ops.aten.index_put(
+                x, [None if each is None else each.to(x.device) for each in places], value, True
+            )
         x = x.clone()
         x[at] = value
         return x
@@ -121,20 +125,34 @@ def test_by_index(npu, name, dtype):
 @pytest.mark.parametrize("include_self", [True, False])
 def test_scatter_reduce(npu, reduce, include_self, dtype):
     x, source = ((seeded(3, 4, seed=seed) * 4).to(dtype) for seed in (0, 1))
-    agrees(npu, lambda x, s, i: x.scatter_reduce(1, i.expand(3, 3), s, reduce, include_self=include_self), x, source, ROWS)
-    agrees(npu, lambda x, s, i: x.clone().scatter_reduce_(1, i.expand(3, 3), s, reduce, include_self=include_self), x, source, ROWS)
+    agrees(
+        npu, lambda x, s, i: x.scatter_reduce(1, i.expand(3, 3), s, reduce, include_self=include_self), x, source, ROWS
+    )
+    agrees(
+        npu,
+        lambda x, s, i: x.clone().scatter_reduce_(1, i.expand(3, 3), s, reduce, include_self=include_self),
+        x,
+        source,
+        ROWS,
+    )
 
 
 @pytest.mark.parametrize("reduce", ["add", "multiply"])
 def test_scatter_with_a_reduction(npu, reduce):
-    agrees(npu, lambda x, s, i: x.scatter(1, i.expand(3, 3), s, reduce=reduce), seeded(3, 4), seeded(3, 4, seed=1), ROWS)
+    agrees(
+        npu, lambda x, s, i: x.scatter(1, i.expand(3, 3), s, reduce=reduce), seeded(3, 4), seeded(3, 4, seed=1), ROWS
+    )
     agrees(npu, lambda x, i: x.scatter(1, i.expand(3, 3), 2.5, reduce=reduce), seeded(3, 4), ROWS)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.float64])
 def test_other_dtypes(npu, dtype):
     x = (seeded(4, 5) * 3).abs().to(dtype)
-    for function in (lambda x, i: x[i, 1:], lambda x, i: x.index_fill(0, i, 1), lambda x, i: x.scatter(0, i[:, None], x)):
+    for function in (
+        lambda x, i: x[i, 1:],
+        lambda x, i: x.index_fill(0, i, 1),
+        lambda x, i: x.scatter(0, i[:, None], x),
+    ):
         agrees(npu, function, x, ROWS)
 
 
@@ -145,30 +163,44 @@ def test_embedding(npu, options, dtype):
     agrees(npu, lambda w, i: F.embedding(i, w, **options), grad(5, 3, dtype=dtype), torch.zeros(0, 2, dtype=torch.long))
 
 
-BAGS = [*[{"mode": mode} for mode in ("sum", "mean", "max")], {"mode": "mean", "padding_idx": 1}, {"mode": "sum", "include_last_offset": True}]
+BAGS = [
+    *[{"mode": mode} for mode in ("sum", "mean", "max")],
+    {"mode": "mean", "padding_idx": 1},
+    {"mode": "sum", "include_last_offset": True},
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", BAGS)
 def test_embedding_bag(npu, options, dtype):
-    places, starts = torch.tensor([1, 2, 4, 1, 3]), torch.tensor([0, 2, 2, 5] if "include_last_offset" in options else [0, 2, 2])
+    places, starts = (
+        torch.tensor([1, 2, 4, 1, 3]),
+        torch.tensor([0, 2, 2, 5] if "include_last_offset" in options else [0, 2, 2]),
+    )
     agrees(npu, lambda w, i, o: F.embedding_bag(i, w, o, **options), seeded(5, 3, dtype=dtype), places, starts)
 
 
 @pytest.mark.parametrize("padding", [None, 2])
-@pytest.mark.parametrize(("mode", "sparse"), [("sum", True), ("sum", False), ("mean", True), ("mean", False), ("max", False)])
+@pytest.mark.parametrize(
+    ("mode", "sparse"), [("sum", True), ("sum", False), ("mean", True), ("mean", False), ("max", False)]
+)
 def test_the_gradient_of_embedding_bag(npu, mode, sparse, padding):
     places, starts, found = torch.tensor([0, 2, 2, 2, 0, 5]), torch.tensor([0, 1, 4, 4]), {}
     for device in ("cpu", npu):
         weight = seeded(6, 3).to(device).requires_grad_()
-        F.embedding_bag(places.to(device), weight, starts.to(device), mode=mode, sparse=sparse, padding_idx=padding).sum().backward()
+        F.embedding_bag(
+            places.to(device), weight, starts.to(device), mode=mode, sparse=sparse, padding_idx=padding
+        ).sum().backward()
         assert weight.grad.is_sparse == sparse
         found[device] = (weight.grad.to_dense() if sparse else weight.grad).cpu()
     assert torch.equal(found[npu], found["cpu"])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("repeats, dim", [(2, None), (3, 1), (torch.tensor([2, 0, 1]), 0), (torch.tensor([2]), 1), (torch.arange(12) % 3, None)])
+@pytest.mark.parametrize(
+    "repeats, dim",
+    [(2, None), (3, 1), (torch.tensor([2, 0, 1]), 0), (torch.tensor([2]), 1), (torch.arange(12) % 3, None)],
+)
 def test_repeat_interleave(npu, repeats, dim, dtype):
     agrees(npu, lambda x, r: x.repeat_interleave(r, dim), grad(3, 4, dtype=dtype), repeats)
     agrees(npu, lambda x, r: x.t().repeat_interleave(r, dim), seeded(4, 3, dtype=dtype), repeats)
@@ -231,7 +263,9 @@ def test_scatter_nd_update(npu):
 def test_scatter_list_leaves_what_the_mask_excludes(npu):
     data, update = [seeded(4, 3), seeded(4, 3, seed=1)], seeded(2, 1, 3, seed=2)
     places, mask = torch.tensor([1, 3]).to(npu), torch.tensor([1, 0], dtype=torch.uint8).to(npu)
-    found = torch.ops.npu.npu_scatter_list([each.to(npu) for each in data], places, update.to(npu), mask, reduce="update", axis=-2)
+    found = torch.ops.npu.npu_scatter_list(
+        [each.to(npu) for each in data], places, update.to(npu), mask, reduce="update", axis=-2
+    )
     expected = data[0].clone()
     expected[1] = update[0, 0]
     assert torch.equal(found[0].cpu(), expected) and torch.equal(found[1].cpu(), data[1])
@@ -239,4 +273,6 @@ def test_scatter_list_leaves_what_the_mask_excludes(npu):
 
 def test_chunk_cat(npu):
     tensors = [seeded(4, 3), seeded(2, 5, seed=1)]
-    assert torch.equal(torch._chunk_cat([each.to(npu) for each in tensors], 0, 2).cpu(), torch._chunk_cat(tensors, 0, 2))
+    assert torch.equal(
+        torch._chunk_cat([each.to(npu) for each in tensors], 0, 2).cpu(), torch._chunk_cat(tensors, 0, 2)
+    )
