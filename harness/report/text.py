@@ -12,7 +12,7 @@ from harness.judging.status import Mark, Status
 from harness.report.document import Block, Bullets, Heading, Picture, Table, Text
 from harness.report.format import MISSING, cosine, counts, difference, number, share, times
 from harness.report.located import found_blocks
-from harness.report.rows import Row
+from harness.report.rows import Located, Row
 from harness.report.words import EN, ZH
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _cases_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
     return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=2)
 
 
-def _result(row: Mapping[str, Any]) -> str:
+def _result(row: Row) -> str:
     return " ".join([row.status.sign, row.status, *(f"· {mark}" for mark in row.marks)])
 
 
@@ -221,14 +221,17 @@ def _not_passed(report: Report, words: Mapping[str, str]) -> list[Block]:
     for row in report.rows:
         if row.status is not Status.PASS and Mark.KNOWN not in row.marks:
             items += [f"{row.status} {row.test}: {reason}" for reason in row.reasons]
-    blocks = [Heading(text=words["not_passed"]), Bullets(items=tuple(items))] if items else []
-    return blocks + [block for row in report.rows if row.located for block in _located(row, words)]
+    blocks: list[Block] = [Heading(text=words["not_passed"]), Bullets(items=tuple(items))] if items else []
+    for row in report.rows:
+        if row.located:
+            blocks += _located(row.test, row.located, words)
+    return blocks
 
 
-def _located(row: Row, words: Mapping[str, str]) -> list[Block]:
-    picture = row.located.picture
+def _located(test: str, located: Located, words: Mapping[str, str]) -> list[Block]:
+    picture = located.picture
     pictures = [Picture(text=words["depth"], path=picture)] if picture else []
-    return [Heading(level=3, text=words["located"].format(test=row.test)), *found_blocks(row.located), *pictures]
+    return [Heading(level=3, text=words["located"].format(test=test)), *found_blocks(located), *pictures]
 
 
 def _known(report: Report, words: Mapping[str, str]) -> list[Block]:
@@ -274,8 +277,8 @@ def _conclusion(report: Report, words: Mapping[str, str]) -> list[Block]:
         text = words["all_pass"].format(
             total=len(measured),
             device=_device(report),
-            rel_l2=difference(max(row.rel_l2 for row in measured)),
-            cos_sim=cosine(min(row.cos_sim for row in measured)),
+            rel_l2=difference(max(row.rel_l2 for row in measured if row.rel_l2 is not None)),
+            cos_sim=cosine(min((row.cos_sim for row in measured if row.cos_sim is not None), default=None)),
         )
     else:
         text = words["nothing"]

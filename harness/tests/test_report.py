@@ -9,7 +9,7 @@ import torch
 from harness import Tolerance, compare, judge
 from harness.errors import HarnessError
 from harness.judging.verdict import Evidence, error, skipped
-from harness.report import build, load, render, rerender, row, write
+from harness.report import Row, build, load, render, rerender, row, write
 from harness.report.document import Table, Text, to_markdown
 
 STACK = {
@@ -72,6 +72,16 @@ def test_markdown_of_an_emulated_run_starts_by_saying_so():
     assert text.splitlines()[0].startswith("**EMULATED")
     assert "nothing about hardware" in text.splitlines()[0]
     assert "EMULATED" not in render(report(row_of(verdict()), backend="npu"))
+
+
+def test_a_stored_row_without_a_cosine_beside_one_that_has_it_is_shown():
+    stored = [row_of(verdict(1e-3 * seed), seed=seed).to_dict() for seed in (1, 2, 3)]
+    least = min(each["cos_sim"] for each in stored[1:])
+    stored[0]["cos_sim"] = None
+    assert f"{least:.9f}" in render(report(*map(Row.from_dict, stored))).splitlines()[-3]
+    for each in stored:
+        each["cos_sim"] = None
+    assert all(render(report(*map(Row.from_dict, stored)), lang=lang) for lang in ("en", "zh"))
 
 
 def test_markdown_holds_the_columns_of_a_model_card():
