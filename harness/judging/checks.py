@@ -47,8 +47,14 @@ def judge(
             )
         )
     marks = (Mark.UNDECIDABLE,) if any(each.criterion == "undecided" for each in failures) else ()
-    how = dict(tolerance=tolerance, decisions=decisions, references=known)
-    return Verdict(comparisons=named, failures=tuple(failures), marks=marks, **how)
+    return Verdict(
+        comparisons=named,
+        failures=tuple(failures),
+        marks=marks,
+        tolerance=tolerance,
+        decisions=decisions,
+        references=known,
+    )
 
 
 CERTAIN = Scatter(  # as of a thousand elements and more, whose error says enough by itself
@@ -94,8 +100,7 @@ def hangs_on_slack(verdict: Verdict) -> bool:
     strict = {
         name: replace(each, scatter=CERTAIN) if name in few else each for name, each in verdict.references.items()
     }
-    how = dict(decisions=verdict.decisions, references=strict)
-    return not judge(verdict.comparisons, verdict.tolerance, **how).passed
+    return not judge(verdict.comparisons, verdict.tolerance, decisions=verdict.decisions, references=strict).passed
 
 
 def checks_of(verdict: Verdict) -> list[Check]:
@@ -114,8 +119,9 @@ def checks_of(verdict: Verdict) -> list[Check]:
         name: each for name, each in judged.items() if name in verdict.references or not _needs_references(tolerance)
     }
     found = [check for name, each in judged.items() for check in _checks(each, verdict.references.get(name), tolerance)]
-    decided = tolerance.top1 is not None and verdict.decisions is not None
-    return found + ([Check(name="top1", found=verdict.decisions.top1, limit=tolerance.top1)] if decided else [])
+    if tolerance.top1 is not None and verdict.decisions is not None:
+        found.append(Check(name="top1", found=verdict.decisions.top1, limit=tolerance.top1))
+    return found
 
 
 def _failures(output: str, found: Comparison, references: References | None, tolerance: Tolerance) -> list[Reason]:
@@ -182,6 +188,7 @@ def _checks(found: Comparison, references: References | None, tolerance: Toleran
     own = tolerance.limits()
     checks = PRESETS[tolerance.preset](found, references) if tolerance.preset else []
     if not any(each.name == "undecided" for each in checks) and any(name in FLOORED for name in own):
+        assert references is not None  # see `_needs_references`
         checks = [*checks, *undecided_checks(found, references)]
     checks = [each for each in checks if each.name not in own]
     return checks + [
@@ -194,21 +201,24 @@ def _own(found: Comparison, references: References | None, name: str, limit: flo
         return None  # of the case as a whole
     if name in ("token_cos_sim", "token_rel_l2", "token_ratio") and found.worst_token is None:
         return None  # a flat output has no tokens; its one vector is what cos_sim and rel_l2 judge
+    if name not in NEEDS_FLOOR:
+        return check_of(found, name, limit)
+    assert references is not None  # see `_needs_references`
     if name == "undecided":
         return next(iter(undecided_checks(found, references, limit)), None)
-    if name in FLOORED:
-        return check_of(references.golden, name, limit, references.ratios()[name])
-    return check_of(found, name, limit)
+    return check_of(references.golden, name, limit, references.ratios()[name])
 
 
 def _decision_failures(decisions: Decisions | None, tolerance: Tolerance) -> list[Reason]:
     limit = tolerance.top1
-    if limit is not None and decisions is None:
+    if limit is None:
+        return []
+    if decisions is None:
         text = (
             "top1 is a limit and no decisions were compared; name the output that holds the logits: Case(decisions=…)"
         )
         return [Reason(criterion="top1", text=text)]
-    if limit is None or Check(name="top1", found=decisions.top1, limit=limit).holds:
+    if Check(name="top1", found=decisions.top1, limit=limit).holds:
         return []
     text = f"top-1 decisions agree on {decisions.agree} of {decisions.count} inputs (at least {limit:.1%} required)"
     if decisions.first is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from harness.judging.criteria import AT_LEAST
@@ -77,7 +78,7 @@ def check_of(found: Comparison, name: str, limit: float, measured: float | None 
     return Check(name=name, found=measured, limit=limit, where="" if place is None else f"at {kind}{place}")
 
 
-def _floor(found: Comparison, references: References) -> list[Check]:
+def _floor(found: Comparison, references: References | None) -> list[Check]:
     """Against what this model in this dtype with these switches is expected to lose.
 
     The floor is the larger error of two healthy runs against float64: the CPU in the same dtype, and the CPU under the
@@ -86,6 +87,7 @@ def _floor(found: Comparison, references: References) -> list[Check]:
     hardly do, a sixteenth (`SHARED`); a row's largest element may become another one where the gap is smaller than two
     of the largest errors.
     """
+    assert references is not None  # without them `judge` does not come here
     times, ratios = references.slack, references.ratios()
     limits = {
         "forecast_ratio": times,
@@ -147,7 +149,7 @@ def _bits_text(references: References) -> str:
     return f"with {kept} effective bits where a healthy device keeps {healthy}"
 
 
-def _sharp(found: Comparison, references: References) -> list[Check]:
+def _sharp(found: Comparison, references: References | None) -> list[Check]:
     """`floor`, and the device must round as the forecast does: what the rules do not explain may be twice the scatter
     of two orders of sums.
 
@@ -156,6 +158,7 @@ def _sharp(found: Comparison, references: References) -> list[Check]:
     each order of sums takes another path, and behind many HF32 layers it adds little. It believes the vendor's words on
     rounding; no card has confirmed them.
     """
+    assert references is not None  # without them `judge` does not come here
     unexplained = references.ratios()["unexplained_ratio"]
     more = (
         []
@@ -186,13 +189,14 @@ def _cann(found: Comparison, references: References | None) -> list[Check]:
 DYNAMO_FEW = ((10, 10), (500, 8))  # up to so many elements: times the CPU's error
 
 
-def _dynamo(found: Comparison, references: References) -> list[Check]:
+def _dynamo(found: Comparison, references: References | None) -> list[Check]:
     """PyTorch's compiler benchmarks: within the tolerance, else no further from float64 than k times the CPU
     (torch/_dynamo/utils.py, `same`).
     """
     tolerance = DYNAMO.get(found.dtype, 1e-3)
     if found.dynamo_atol <= tolerance:
         return []
+    assert references is not None  # without them `judge` does not come here
     times = 3 if found.numel < 1000 or tolerance >= 1e-2 else 2
     times = next((factor for most, factor in DYNAMO_FEW if found.numel <= most), times)
     return [Check(name="rmse", found=references.golden.rmse, limit=times * references.cpu.rmse + tolerance / 10)]
@@ -231,7 +235,7 @@ def _pair(found: Comparison, references: References | None) -> list[Check]:
     ]
 
 
-PRESETS = {
+PRESETS: dict[str, Callable[[Comparison, References | None], list[Check]]] = {
     "floor": _floor,
     "sharp": _sharp,
     "card": _card,

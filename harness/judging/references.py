@@ -27,7 +27,9 @@ class References:
 
     def floor(self, name: str) -> float:
         """The largest of a number of the healthy runs' errors: what there is no reason to fall below."""
-        return max(abs(getattr(each, name)) for each in (self.cpu, self.forecast, self.scatter) if each is not None)
+        healthy = (self.cpu, self.forecast, self.scatter)
+        errors: list[float] = [abs(getattr(each, name)) for each in healthy if each is not None]
+        return max(errors)
 
     @property
     def slack(self) -> float:

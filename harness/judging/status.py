@@ -10,7 +10,7 @@ class _Word(str, Enum):
     """A word of the report: a member is the text that JSON holds."""
 
     def __str__(self) -> str:
-        return self.value
+        return str(self.value)
 
 
 class Status(_Word):

@@ -50,7 +50,7 @@ class Tolerance:
     preset: str = ""  # "floor", "sharp", "card", "cann", "dynamo", "close" or "pair"
     reason: str = ""  # where the limits come from; the report prints it
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         limits = self.limits()
         judging = [
             name

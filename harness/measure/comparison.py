@@ -14,6 +14,9 @@ from harness.typed_json import Bounds
 from harness.versions import require_torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
     from torch import Tensor
 
 CHUNK = 1 << 18  # elements compared at a time: 2 MiB a float64 temporary, so that they stay in the processor's cache
@@ -168,19 +171,19 @@ def compare(actual: Tensor, expected: Tensor) -> Comparison:
     if actual.is_complex() != expected.is_complex():
         found = compare(*(each if each.is_complex() else each.to(torch.complex128) for each in (actual, expected)))
         return replace(found, dtype=_name(actual.dtype), expected_dtype=_name(expected.dtype))
-    header = dict(
+    header = Comparison(
         shape=tuple(actual.shape),
         expected_shape=tuple(expected.shape),
         dtype=_name(actual.dtype),
         expected_dtype=_name(expected.dtype),
     )
     if actual.shape != expected.shape:
-        return Comparison(**header)
+        return header
     with torch.no_grad():
-        return Comparison(**header, **_measure(_on_cpu(actual), _on_cpu(expected), header["dtype"]))
+        return _measure(_on_cpu(actual), _on_cpu(expected), header)
 
 
-def _name(dtype) -> str:
+def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -195,26 +198,51 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def _measure(actual: Tensor, expected: Tensor, dtype: str) -> dict:
-    """The numbers of a Comparison for two CPU tensors of one shape."""
-    shape = actual.shape
+def _measure(actual: Tensor, expected: Tensor, header: Comparison) -> Comparison:
+    """The shapes and dtypes of `header` with the numbers of two CPU tensors of one shape."""
+    shape = tuple(actual.shape)
     if not actual.numel():
-        zeros = (
-            "max_diff mean_diff cos_distance rel_l2 rms rmse worst_actual worst_expected shift gain balance "
-            "max_rel mean_rel max_scaled"
-        )
-        return dict.fromkeys((*zeros.split(), "ulp_max", "ulp_mean", "close_atol", "dynamo_atol"), 0.0) | dict(
-            cos_sim=1.0, matched=1.0
-        )
+        return _of_nothing(header)
     tokens = len(shape) > 1 and shape[-1] > 1
     width = shape[-1] if tokens else min(actual.numel(), CHUNK)
     fill = _fill(expected)
     sums = _Sums(
-        tokens=tokens, dtype=dtype, rows=tokens or width == actual.numel() > 1, rms=_rms(expected, fill), fill=fill
+        tokens=tokens,
+        dtype=header.dtype,
+        rows=tokens or width == actual.numel() > 1,
+        rms=_rms(expected, fill),
+        fill=fill,
     )
     for start, left, right in _chunks(actual, expected, width):
         sums.add(start, left, right)
-    return sums.numbers(shape)
+    return sums.complete(header, shape)
+
+
+def _of_nothing(header: Comparison) -> Comparison:
+    """Of tensors without elements: nothing differs."""
+    return replace(
+        header,
+        max_diff=0.0,
+        mean_diff=0.0,
+        cos_sim=1.0,
+        cos_distance=0.0,
+        rel_l2=0.0,
+        rms=0.0,
+        worst_actual=0.0,
+        worst_expected=0.0,
+        rmse=0.0,
+        shift=0.0,
+        gain=0.0,
+        balance=0.0,
+        max_rel=0.0,
+        mean_rel=0.0,
+        max_scaled=0.0,
+        ulp_max=0.0,
+        ulp_mean=0.0,
+        close_atol=0.0,
+        matched=1.0,
+        dynamo_atol=0.0,
+    )
 
 
 FILL = (
@@ -236,7 +264,7 @@ def _fill(expected: Tensor) -> float | None:
     if not math.isfinite(value):  # a NaN, or an infinity: those are told apart elsewhere
         return None
     count, rest = 0, 0.0
-    for part in flat.split(CHUNK):
+    for part in torch.split(flat, CHUNK):
         filled = part == value
         count += int(torch.count_nonzero(filled))
         rest = max(rest, float(torch.where(filled, 0.0, part).abs().max()))
@@ -250,7 +278,7 @@ def _rms(tensor: Tensor, fill: float | None = None) -> float:
     import torch
 
     total = count = 0.0
-    for part in tensor.reshape(-1).split(CHUNK):
+    for part in torch.split(tensor.reshape(-1), CHUNK):
         part = part.double()
         part = part if fill is None else part[part != fill]
         square = float(torch.dot(part, part))
@@ -261,7 +289,7 @@ def _rms(tensor: Tensor, fill: float | None = None) -> float:
     return _root(total / count) if count else 0.0
 
 
-def _chunks(actual: Tensor, expected: Tensor, width: int):
+def _chunks(actual: Tensor, expected: Tensor, width: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (index of the first element, rows of actual, rows of expected), rows of `width` elements."""
     left, right = actual.reshape(-1), expected.reshape(-1)
     step = max(CHUNK // width, 1) * width
@@ -291,8 +319,9 @@ class _Sums:
         self.gained, self.within = 0.0, 0
         self.close_excess = self.dynamo_excess = -math.inf
         self.token_diff2, self.worst_token_diff = -1.0, 0
-        self.flips, self.flip_margin, self.first_flip, self.flip_value = 0, 0.0, None, 0.0
-        self.histogram = None
+        self.flips, self.flip_margin, self.flip_value = 0, 0.0, 0.0
+        self.first_flip: int | None = None  # the row
+        self.histogram: Tensor | None = None
         self.count = self.width = 0
         self.abs_diff = self.diff2 = self.actual2 = self.expected2 = self.dot = 0.0
         self.max_diff, self.worst = -1.0, 0
@@ -383,9 +412,7 @@ class _Sums:
         self.relative += float(scale.sum())
         self.relative_max = _largest(self.relative_max, float(scale.max()))
         place = size.view(torch.int64).bitwise_and_(_EXPONENT).view(torch.float64).clamp_(min=self.smallest)
-        if not self.mantissa:
-            place = 1.0
-        places = magnitude.div_(place)
+        places = magnitude.div_(place if self.mantissa else 1.0)
         self.places += float(places.sum())
         self.places_max = _largest(self.places_max, float(places.max()))
 
@@ -431,16 +458,19 @@ class _Sums:
             return
         self.token_distance, self.worst_token = found, start // self.width + row
 
-    def numbers(self, shape: tuple[int, ...]) -> dict:
-        """The fields of a Comparison."""
+    def complete(self, header: Comparison, shape: tuple[int, ...]) -> Comparison:
+        """The shapes and dtypes of `header` with the numbers of what was added; places are in `shape`."""
+        assert self.histogram is not None, "nothing was added"
         distance = _cos_distance(self.diff2, self.actual2, self.expected2, self.dot)
         if (
             self.diff2 == 0 and self.max_diff > 0
         ):  # the squares of float64 numbers below 1e-162 are zero: nothing can be said
             self.diff2 = distance = math.nan
         if self.first_differ is not None:
-            self.worst, *self.worst_values = self.first_differ
-        found = dict(
+            self.worst, *values = self.first_differ
+            self.worst_values = values[0], values[1]
+        found = replace(
+            header,
             max_diff=self.max_diff,
             mean_diff=self.abs_diff / self.count,
             cos_sim=1.0 - distance,
@@ -474,11 +504,15 @@ class _Sums:
             first_flip=None if self.first_flip is None else _unravel(self.first_flip, shape[:-1]),
             histogram=tuple((number, count) for number, count in enumerate(self.histogram.tolist()) if count),
         )
-        if self.tokens:
-            found |= dict(token_cos_sim=1.0 - self.token_distance, worst_token=_unravel(self.worst_token, shape[:-1]))
-            found |= dict(token_rel_l2=_ratio(_root(self.token_diff2), _root(self.expected2 * self.width / self.count)))
-            found |= dict(worst_token_diff=_unravel(self.worst_token_diff, shape[:-1]))
-        return found
+        if not self.tokens:
+            return found
+        return replace(
+            found,
+            token_cos_sim=1.0 - self.token_distance,
+            worst_token=_unravel(self.worst_token, shape[:-1]),
+            token_rel_l2=_ratio(_root(self.token_diff2), _root(self.expected2 * self.width / self.count)),
+            worst_token_diff=_unravel(self.worst_token_diff, shape[:-1]),
+        )
 
 
 def _largest(one: float, other: float) -> float:

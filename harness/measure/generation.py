@@ -6,8 +6,9 @@ After the first token that differs the two runs read different inputs, so nothin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -96,7 +97,12 @@ def first_divergence(
 
 
 def _divergence(
-    sequence: int, position: int, actual, expected, healthy: list[Mapping[str, Tensor]], names: tuple[str, str]
+    sequence: int,
+    position: int,
+    actual: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    healthy: list[Mapping[str, Tensor]],
+    names: tuple[str, str],
 ) -> Divergence:
     tokens, logits = names
     here, there = (each[logits][sequence, position].double() for each in (expected, actual))
@@ -165,7 +171,14 @@ def shared_length(
     return first if first < whole else None
 
 
-def greedy(model: torch.nn.Module, ids: Tensor, steps: int) -> dict[str, Tensor]:
+class Generates(Protocol):
+    """What `greedy` asks of a model: the method `generate` of transformers."""
+
+    @property
+    def generate(self) -> Callable[..., Any]: ...
+
+
+def greedy(model: Generates, ids: Tensor, steps: int) -> dict[str, Tensor]:
     """Greedy generation with a model of transformers: the new tokens (B, T) and the logits that each was taken from (B,
     T, V).
 

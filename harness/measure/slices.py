@@ -7,9 +7,9 @@ its pressure, the scores of a detector beside its boxes, a quiet sample of a bat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.measure.comparison import CHUNK, Count, Size
 
@@ -81,7 +81,7 @@ def worst_slices(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> t
 
 def _of_magnitudes(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> tuple[Slice, ...]:
     parts = _Parts((1, golden.numel()))
-    parts.read(*(each.reshape(1, -1) for each in (actual, golden)), [each.reshape(1, -1) for each in healthy])
+    parts.read(actual.reshape(1, -1), golden.reshape(1, -1), [each.reshape(1, -1) for each in healthy])
     return parts.worst_magnitude()
 
 
@@ -93,21 +93,24 @@ class _Parts:
         self.width = shape[-1]
         self.count = math.prod(shape[:-1])
         self.blocked = self.width >= BLOCKS * BLOCK and self.count > 1
-        self.rows: Any = None
-        self.blocks: Any = None
+        self.rows: Tensor
+        self.axes: list[Tensor]
+        self.blocks: Tensor
+        self.magnitudes: Tensor  # sums of squares by the exponent of golden
+        self.numbers: Tensor  # of elements by that exponent
 
     def read(self, actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> None:
         """Take the tensors in, a few rows at a time."""
         import torch
 
         kinds = 2 + len(healthy)
-        double = dict(dtype=torch.float64)
         keeps_rows = self.width >= LEAST
-        self.rows = torch.zeros(kinds, self.count if keeps_rows else 0, **double)
-        self.axes = [torch.zeros(kinds, size, **double) for size in self.shape]
-        self.magnitudes, self.numbers = torch.zeros(kinds, _RANGE, **double), torch.zeros(_RANGE, dtype=torch.int64)
+        self.rows = torch.zeros(kinds, self.count if keeps_rows else 0, dtype=torch.float64)
+        self.axes = [torch.zeros(kinds, size, dtype=torch.float64) for size in self.shape]
+        self.magnitudes = torch.zeros(kinds, _RANGE, dtype=torch.float64)
+        self.numbers = torch.zeros(_RANGE, dtype=torch.int64)
         block = self.width // BLOCKS
-        self.blocks = torch.zeros(kinds, self.count if self.blocked else 0, BLOCKS, **double)
+        self.blocks = torch.zeros(kinds, self.count if self.blocked else 0, BLOCKS, dtype=torch.float64)
         flat = [each.detach().reshape(self.count, self.width) for each in (golden, actual, *healthy)]
         step = max(CHUNK // self.width, 1)
         for start in range(0, self.count, step):
@@ -146,19 +149,17 @@ class _Parts:
         worst = list(self.worst(self.rows, self.width, lambda row: f"row {self._unravel(row)}"))
         for axis, size in enumerate(self.shape):
             if (axis, len(self.shape)) != (0, 2):  # those are the rows
-                worst += self.worst(
-                    self.axes[axis], total // max(size, 1), lambda index, axis=axis: f"index {index} of axis {axis}"
-                )
+                worst += self.worst(self.axes[axis], total // max(size, 1), f"index {{}} of axis {axis}".format)
         if self.blocked:
             blocks = self.blocks.flatten(1)
 
-            def where(block):
+            def where(block: int) -> str:
                 return f"block {block % BLOCKS} of {BLOCKS} of row {self._unravel(block // BLOCKS)}"
 
             worst += self.worst(blocks, self.width // BLOCKS, where)
         return (*worst, *self.worst_magnitude())
 
-    def worst(self, sums: Tensor, count: int, where: Any) -> tuple[Slice, ...]:
+    def worst(self, sums: Tensor, count: int, where: Callable[[int], str]) -> tuple[Slice, ...]:
         """The worst of the parts whose sums these are, `count` elements each."""
         if count < LEAST or sums.shape[1] < 2:
             return ()
@@ -175,7 +176,7 @@ class _Parts:
         return tuple(replace(each, magnitude=True) for each in found)
 
     @staticmethod
-    def _worst(sums: Tensor, count: Any, where: Any) -> tuple[Slice, ...]:
+    def _worst(sums: Tensor, count: Callable[[int], int], where: Callable[[int], str]) -> tuple[Slice, ...]:
         import torch
 
         there = sums[0] > 0

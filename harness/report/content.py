@@ -51,7 +51,8 @@ class Report:
     def head(self) -> dict[str, Any]:
         """All but the rows, as JSON holds it."""
         held = {"schema": SCHEMA, "created": self.created, "backend": self.backend, "headline": self.headline}
-        return to_json(held | {"stack": self.stack, "performance": self.performance})
+        head: dict[str, Any] = to_json(held | {"stack": self.stack, "performance": self.performance})
+        return head
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -62,7 +63,11 @@ class Report:
 
 
 def build(
-    rows: Sequence[Row], *, stack: Mapping, backend: str | None, performance: Sequence[Mapping | Timed] = ()
+    rows: Sequence[Row],
+    *,
+    stack: Mapping[str, Any],
+    backend: str | None,
+    performance: Sequence[Mapping[str, Any] | Timed] = (),
 ) -> Report:
     """The report of these rows, made now."""
     timed = tuple(each if isinstance(each, Timed) else Timed(**each) for each in performance)
@@ -83,7 +88,8 @@ class _StackOf:
 def read_stack(value: Any) -> Mapping[str, Any]:
     """A stored stack. Raises: Mismatch where it is none."""
     reader_of(_StackOf)(value)
-    return value
+    stack: dict[str, Any] = value
+    return stack
 
 
 _KINDS = {

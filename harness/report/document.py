@@ -5,6 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +36,11 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numbers_from: int | None = None
 
-    def frame(self):
+    def frame(self) -> DataFrame:
         import pandas
 
-        return pandas.DataFrame(list(self.rows), columns=list(self.columns), dtype=str)
+        frame: DataFrame = pandas.DataFrame(list(self.rows), columns=list(self.columns), dtype=str)
+        return frame
 
     def alignment(self) -> list[str]:
         first = len(self.columns) if self.numbers_from is None else self.numbers_from
@@ -68,7 +73,8 @@ def _markdown(block: Block) -> str:
     if isinstance(block, Picture):
         return f"![{_escaped(block.text)}]({block.path})"
     frame = block.frame().map(_escaped)
-    return frame.to_markdown(index=False, tablefmt="github", disable_numparse=True, colalign=block.alignment())
+    table: str = frame.to_markdown(index=False, tablefmt="github", disable_numparse=True, colalign=block.alignment())
+    return table
 
 
 def _escaped(text: str) -> str:
@@ -108,4 +114,5 @@ def _html(block: Block) -> str:
     import pandas
 
     with pandas.option_context("display.max_colwidth", None):  # else long cells are cut
-        return block.frame().to_html(index=False, border=0, escape=True)
+        table: str = block.frame().to_html(index=False, border=0, escape=True)
+    return table

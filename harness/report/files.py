@@ -8,10 +8,12 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.errors import HarnessError
 from harness.report.content import READERS, SCHEMA, Report, build
 from harness.report.document import to_html, to_markdown
+from harness.report.rejudge import NamedVerdict
 from harness.report.rows import Row, row
 from harness.report.text import LANGUAGES, document
 from harness.typed_json import Mismatch, named, read_fields, read_json
@@ -81,7 +83,7 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def write_pairs(pairs: Sequence, path: Path) -> None:
+def write_pairs(pairs: Sequence[NamedVerdict], path: Path) -> None:
     """Write what was measured of pairs of tensors, at full precision: name, status, reasons and numbers of each."""
     rows = [
         row(test=each.name, case=each.name, dtype=None, seed=None, verdict=each.verdict).to_dict() for each in pairs
@@ -136,7 +138,7 @@ def render(report: Report, *, lang: str = "en", html: bool = False) -> str:
     return to_html(blocks, lang) if html else to_markdown(blocks)
 
 
-def performance_text(rows: Sequence[Mapping], *, backend: str, stack: Mapping) -> str:
+def performance_text(rows: Sequence[Mapping[str, Any]], *, backend: str, stack: Mapping[str, Any]) -> str:
     """The performance table alone, as markdown, under the stack that it was measured on."""
     return render(build([], stack=stack, backend=backend, performance=rows)).rstrip("\n")
 

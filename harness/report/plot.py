@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,23 @@ from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.report.content import Report
+    from harness.report.rows import Row
 
 MOST = 24  # cases that a picture shows: those that changed most
 ACROSS = 4
 
 
-def plot_history(reports: Sequence[Report], error_of: Any, path: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """The errors of one case in one dtype in one report, over its seeds."""
+
+    least: float
+    mean: float  # geometric
+    largest: float
+    failed: bool  # whether a row did
+
+
+def plot_history(reports: Sequence[Report], error_of: Callable[[Row], float], path: Path) -> None:
     """Draw each case and dtype over the reports, oldest first: the geometric mean of its seeds' errors, their range,
     and the rows that fail.
 
@@ -61,27 +73,25 @@ def plot_history(reports: Sequence[Report], error_of: Any, path: Path) -> None:
     pyplot.close("all")
 
 
-def _draw(axis: Any, name: tuple[str, str], points: list, labels: list[str]) -> None:
+def _draw(axis: Any, name: tuple[str, str], points: list[Point | None], labels: list[str]) -> None:
     there = [(index, point) for index, point in enumerate(points) if point is not None]
-    at, means = [index for index, _ in there], [point[1] for _, point in there]
-    axis.fill_between(at, [point[0] for _, point in there], [point[2] for _, point in there], alpha=0.25)
+    at, means = [index for index, _ in there], [point.mean for _, point in there]
+    axis.fill_between(at, [point.least for _, point in there], [point.largest for _, point in there], alpha=0.25)
     axis.plot(at, means, marker="o")
-    failed = [(index, point[1]) for index, point in there if point[3]]
+    failed = [(index, point.mean) for index, point in there if point.failed]
     axis.plot([index for index, _ in failed], [mean for _, mean in failed], "x", color="red", markersize=10)
     axis.set_title(", ".join(each for each in name if each), fontsize=8)
     axis.set_xticks(range(len(labels)), labels, fontsize=7, rotation=20, ha="right")
     axis.set_yscale("log")
-    axis.set_ylim(min(point[0] for _, point in there) / 1.5, max(point[2] for _, point in there) * 1.5)
+    axis.set_ylim(min(point.least for _, point in there) / 1.5, max(point.largest for _, point in there) * 1.5)
     axis.tick_params(axis="y", which="both", labelsize=7)
 
 
-def _series(reports: Sequence[Report], error_of: Any) -> dict[tuple[str, str], list]:
-    """For each case and dtype a point per report: least, mean and largest error over its seeds, and whether a row
-    failed; None where there is none.
-    """
-    found: dict[tuple[str, str], list] = {}
+def _series(reports: Sequence[Report], error_of: Callable[[Row], float]) -> dict[tuple[str, str], list[Point | None]]:
+    """For each case and dtype a point per report; None where there is none."""
+    found: dict[tuple[str, str], list[Point | None]] = {}
     for index, report in enumerate(reports):
-        groups: dict[tuple[str, str], list] = {}
+        groups: dict[tuple[str, str], list[tuple[float, bool]]] = {}
         for row in report.rows:
             error = error_of(row)
             if math.isfinite(error) and error > 0:
@@ -89,17 +99,14 @@ def _series(reports: Sequence[Report], error_of: Any) -> dict[tuple[str, str], l
         for name, rows in groups.items():
             errors = [error for error, _ in rows]
             mean = math.exp(sum(map(math.log, errors)) / len(errors))
-            found.setdefault(name, [None] * len(reports))[index] = (
-                min(errors),
-                mean,
-                max(errors),
-                any(bad for _, bad in rows),
+            found.setdefault(name, [None] * len(reports))[index] = Point(
+                least=min(errors), mean=mean, largest=max(errors), failed=any(bad for _, bad in rows)
             )
     return found
 
 
-def _spread(points: list) -> float:
-    means = [math.log(point[1]) for point in points if point is not None]
+def _spread(points: list[Point | None]) -> float:
+    means = [math.log(point.mean) for point in points if point is not None]
     return max(means) - min(means)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.errors import HarnessError
 from harness.judging.checks import judge
 from harness.judging.status import Status
 from harness.judging.tolerance import Tolerance
 from harness.judging.verdict import Reason, Verdict, error, skipped
-from harness.report.document import Bullets, Table, Text, to_markdown
+from harness.report.document import Block, Bullets, Table, Text, to_markdown
 from harness.report.format import MISSING, cosine, counts, difference, times
 from harness.report.rows import Row
 from harness.typed_json import shown
@@ -94,7 +94,17 @@ def verdicts_text(found: Iterable[tuple[Row, Verdict]], *, title: str) -> str:
     return _text(title, columns, rows, 3, [(row.test, verdict) for row, verdict in found])
 
 
-def pairs_text(found: Iterable[Any], *, title: str, notes: Iterable[str] = ()) -> str:
+class NamedVerdict(Protocol):
+    """A pair of tensors, as `harness.pairs.Pair` is one: its name and its verdict."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def verdict(self) -> Verdict: ...
+
+
+def pairs_text(found: Iterable[NamedVerdict], *, title: str, notes: Iterable[str] = ()) -> str:
     """Pairs of tensors as a markdown table, the reasons of those that do not pass, and notes.
 
     The first pair that does not pass is the last line.
@@ -130,7 +140,7 @@ def pairs_text(found: Iterable[Any], *, title: str, notes: Iterable[str] = ()) -
             (pair.name, numbers.dtype, "x".join(map(str, numbers.shape)) or "scalar", *cells, _result(pair.verdict))
         )
     text = _text(title, columns, rows, 3, [(pair.name, pair.verdict) for pair in found])
-    said = [Bullets(items=tuple(notes))] if (notes := tuple(notes)) else []
+    said: list[Block] = [Bullets(items=tuple(notes))] if (notes := tuple(notes)) else []
     first = next((pair for pair in found if not pair.verdict.passed), None)
     if first is not None:
         said.append(Text(text=f"first that differs: {first.name}: {first.verdict.reasons[0]}"))
@@ -142,11 +152,11 @@ def upgrade_text(found: Any, *, title: str, every: bool = False) -> str:
     ones when `every`.
     """
     counted = ", ".join(f"{count} {kind}" for kind, count in found.counts().items()) or "nothing to compare"
-    blocks: list[Any] = [Text(text=f"{'✅' if found.passed else '❌'} {title}: {counted}", strong=True)]
+    blocks: list[Block] = [Text(text=f"{'✅' if found.passed else '❌'} {title}: {counted}", strong=True)]
     blocks += [Bullets(items=found.notes)] if found.notes else []
     if found.stack:
-        rows = tuple((name, _shown(before), _shown(after)) for name, before, after in found.stack)
-        blocks.append(Table(columns=("changed", "before", "after"), rows=rows))
+        changed = tuple((name, _shown(before), _shown(after)) for name, before, after in found.stack)
+        blocks.append(Table(columns=("changed", "before", "after"), rows=changed))
         if found.effects:
             blocks += [Text(text="Of these, what changes numbers by itself:"), Bullets(items=found.effects)]
     else:
@@ -190,10 +200,14 @@ def _result(verdict: Verdict) -> str:
 
 
 def _text(
-    title: str, columns: tuple[str, ...], rows: list[tuple], numbers_from: int, named: list[tuple[str, Verdict]]
+    title: str,
+    columns: tuple[str, ...],
+    rows: list[tuple[str, ...]],
+    numbers_from: int,
+    named: list[tuple[str, Verdict]],
 ) -> str:
-    headline = {status: sum(verdict.status == status for _, verdict in named) for status in Status}
-    blocks = [Table(columns=columns, rows=tuple(rows), numbers_from=numbers_from)]
+    headline = {status.value: sum(verdict.status == status for _, verdict in named) for status in Status}
+    blocks: list[Block] = [Table(columns=columns, rows=tuple(rows), numbers_from=numbers_from)]
     reasons = tuple(f"{verdict.status} {name}: {reason}" for name, verdict in named for reason in verdict.reasons)
     blocks += [Bullets(items=reasons)] if reasons else []
     return to_markdown([*blocks, Text(text=f"{title}: {counts(headline)}", strong=True)]).rstrip("\n")

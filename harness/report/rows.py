@@ -11,87 +11,115 @@ import datetime
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from harness.errors import HarnessError
 from harness.judging.checks import checks_of
-from harness.judging.criteria import AT_LEAST, FLOORED
+from harness.judging.criteria import AT_LEAST
 from harness.judging.presets import PRESETS
 from harness.judging.references import References, bits
 from harness.judging.status import Mark, Status, leads_to, status_of
 from harness.judging.tolerance import LIMITS
 from harness.judging.verdict import Decisions, Evidence, Verdict  # fmt: skip
-from harness.measure import Comparison, Count, Share, Size
+from harness.measure import Comparison, Cosine, Count, Share, Size
 from harness.typed_json import Mismatch, fields_of, named, object_schema, read_fields, reader_of, shown, to_json
 
-NUMBERS = (  # of a Comparison, in the order of the row
-    "max_diff",
-    "mean_diff",
-    "cos_sim",
-    "cos_distance",
-    "rel_l2",
-    "rms",
-    "max_diff_rms",
-    "token_cos_sim",
-    "worst_index",
-    "worst_actual",
-    "worst_expected",
-    "worst_token",
-    "nan_actual",
-    "nan_expected",
-    "inf_actual",
-    "inf_expected",
-    "nonfinite_differ",
-    "unequal",
-    "rmse",
-    "snr",
-    "shift",
-    "gain",
-    "balance",
-    "max_rel",
-    "mean_rel",
-    "max_scaled",
-    "token_rel_l2",
-    "ulp_max",
-    "ulp_mean",
-    "matched",
-    "flips",
-)
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}  # of |actual - expected|
-RATIOS = (
-    "golden_rel_l2",
-    "cpu_golden_rel_l2",
-    "forecast_golden_rel_l2",
-    "golden_ratio",
-    "effective_bits",
-    "forecast_bits",
-    "unexplained",
-    *FLOORED,
-)
 UNRECORDED = "unrecorded"  # the criterion of a reason in a file of before criteria were kept
 
 
-def _optional(name: str, kinds: Mapping[str, Any], **names: type) -> type:
-    """A dataclass whose fields may all be None."""
-    return make_dataclass(
-        name, [(each, kind | None, None) for each, kind in (kinds | names).items()], frozen=True, kw_only=True
-    )
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What a row says of one output: numbers of its Comparison, what follows from them, and quantiles."""
+
+    shape: tuple[Count, ...] | None = None
+    actual_dtype: str | None = None
+    max_diff: Size | None = None
+    mean_diff: Size | None = None
+    cos_sim: Cosine | None = None
+    cos_distance: Size | None = None
+    rel_l2: Size | None = None
+    rms: Size | None = None
+    max_diff_rms: Size | None = None
+    token_cos_sim: Cosine | None = None
+    worst_index: tuple[Count, ...] | None = None
+    worst_actual: float | None = None
+    worst_expected: float | None = None
+    worst_token: tuple[Count, ...] | None = None
+    nan_actual: Count | None = None
+    nan_expected: Count | None = None
+    inf_actual: Count | None = None
+    inf_expected: Count | None = None
+    nonfinite_differ: Count | None = None
+    unequal: Count | None = None
+    rmse: Size | None = None
+    snr: float | None = None
+    shift: float | None = None
+    gain: float | None = None
+    balance: float | None = None
+    max_rel: Size | None = None
+    mean_rel: Size | None = None
+    max_scaled: Size | None = None
+    token_rel_l2: Size | None = None
+    ulp_max: Size | None = None
+    ulp_mean: Size | None = None
+    matched: Share | None = None
+    flips: Count | None = None
+    p50: Size | None = None
+    p99: Size | None = None
+    p999: Size | None = None
 
 
-_MEASURED = fields_of(Comparison)
-_SIZES = {"max_diff_rms": Size, "snr": float}  # what a Comparison derives
-# What a row says of one output: those of a Comparison's numbers that are listed above, with their types.
-Numbers = _optional(
-    "Numbers",
-    {"shape": _MEASURED["shape"], "actual_dtype": str}
-    | {name: _SIZES.get(name) or _MEASURED[name] for name in NUMBERS}
-    | dict.fromkeys(QUANTILES, Size),
-)
-# What the row's output lies from float64, and over what a healthy device would; the bits may be below zero.
-Ratios = _optional("Ratios", {name: float if name.endswith("_bits") else Size for name in RATIOS})
-# What the verdict rests on, where something was compared.
-Proof = _optional("Proof", fields_of(Evidence))
+@dataclass(frozen=True, kw_only=True)
+class Ratios:
+    """What the row's output lies from float64, and over what a healthy device would; the bits may be below zero."""
+
+    golden_rel_l2: Size | None = None
+    cpu_golden_rel_l2: Size | None = None
+    forecast_golden_rel_l2: Size | None = None
+    golden_ratio: Size | None = None
+    effective_bits: float | None = None
+    forecast_bits: float | None = None
+    unexplained: Size | None = None
+    forecast_ratio: Size | None = None  # from here on in units of the floor: `FLOORED`
+    token_ratio: Size | None = None
+    outlier_ratio: Size | None = None
+    gain_ratio: Size | None = None
+    shift_ratio: Size | None = None
+    slice_ratio: Size | None = None
+    unexplained_ratio: Size | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What the verdict rests on: the fields of `Evidence`, where something was compared."""
+
+    weights: str | None = None
+    reference: str | None = None
+    inputs_sha256: str | None = None
+    expected_sha256: str | None = None
+    actual_sha256: str | None = None
+    expected_ms: Size | None = None
+    actual_ms: Size | None = None
+    first_run_ms: Size | None = None
+    forecast: str | None = None
+    no_golden: str | None = None
+    conditioning: Size | None = None
+    rerun: Mapping[str, Size] | None = None
+    threads: Count | None = None
+    parted: str | None = None
+    stored: tuple[str, ...] | None = None
+    card: str | None = None
+    weights_sha256: str | None = None
+    weights_from: str | None = None
+    notes: tuple[str, ...] | None = None
+
+
+NUMBERS = tuple(
+    each.name for each in fields(Numbers) if each.name not in ("shape", "actual_dtype", *QUANTILES)
+)  # of a Comparison, in the order of the row
+RATIOS = tuple(each.name for each in fields(Ratios))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +130,7 @@ class Change:
     text: str  # one sentence: what was found, what was accepted, what to do
     ratio: Size | None = None  # the error now over the error then; None where there is nothing to divide
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.kind.is_change:
             raise ValueError(f"{self.kind} says nothing of a baseline")
 
@@ -197,11 +225,6 @@ class Row(Numbers, Ratios, Proof):
             if verdict.evidence is None
             else {each.name: getattr(verdict.evidence, each.name) for each in fields(Evidence)}
         )
-        judged = (
-            {}
-            if tolerance is None
-            else dict(preset=tolerance.preset, limits=tolerance.limits(), limits_reason=tolerance.reason)
-        )
         return cls(
             test=test,
             case=case,
@@ -215,11 +238,13 @@ class Row(Numbers, Ratios, Proof):
             comparisons=verdict.comparisons,
             references=verdict.references,
             decisions=verdict.decisions,
+            preset="" if tolerance is None else tolerance.preset,
+            limits={} if tolerance is None else tolerance.limits(),
+            limits_reason="" if tolerance is None else tolerance.reason,
             allowed=_allowed(verdict),
             known=None if known is None else Excuse(reason=known.reason, link=known.link, expires=known.expires),
             **numbers,
             **_ratios(verdict),
-            **judged,
             **evidence,
         )
 
@@ -282,17 +307,16 @@ class Row(Numbers, Ratios, Proof):
             return kept
         kept |= {name: _whole(each) for name in SIDES if (each := getattr(held, name)) is not None}
         beside = {each.name: getattr(held, each.name) for each in fields(References) if each.name not in SIDES}
-        return kept | to_json({name: each for name, each in beside.items() if name not in LATER or each})
+        rest: dict[str, Any] = to_json({name: each for name, each in beside.items() if name not in LATER or each})
+        return kept | rest
 
     def _decided(self) -> dict[str, Any] | None:
         made = self.decisions
-        return (
-            None
-            if made is None
-            else to_json(
-                asdict(made) | {name: getattr(made, name) for name in ("top1", "accuracy", "expected_accuracy")}
-            )
-        )
+        if made is None:
+            return None
+        shares = {"top1": made.top1, "accuracy": made.accuracy, "expected_accuracy": made.expected_accuracy}
+        decided: dict[str, Any] = to_json(asdict(made) | shares)
+        return decided
 
     @classmethod
     def from_dict(cls, stored: Any, where: str = "") -> Row:
@@ -362,7 +386,7 @@ def without_repeats(rows: Iterable[Row]) -> dict[int, Row]:
     Their case has the same inputs and the same output on the CPU with both seeds: `inputs` does not draw from its
     generator. Where the model itself draws, the outputs differ.
     """
-    first: dict[tuple, Row] = {}
+    first: dict[tuple[str, str | None, str, str], Row] = {}
     found = {}
     for each in rows:
         if each.inputs_sha256 is None or each.expected_sha256 is None:
@@ -503,7 +527,7 @@ class Measured:
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         kinds = {name: kind for name, kind in fields_of(References).items() if name not in SIDES}
-        whole = object_schema(_MEASURED, WHOLE)
+        whole = object_schema(fields_of(Comparison), WHOLE)
         whole["properties"]["histogram"] = {"type": "string", "pattern": "^(-?[0-9]+:[0-9]+( |$))*$"}
         schema = object_schema(kinds, ("comparison",))
         schema["properties"] |= dict.fromkeys(("comparison", *SIDES), whole)
@@ -541,7 +565,7 @@ def _histogram(text: Any) -> tuple[tuple[int, int], ...]:
 
 
 def _limits(value: Any) -> dict[str, float]:
-    found = reader_of(Mapping[str, Size])(value)
+    found: dict[str, float] = reader_of(Mapping[str, Size])(value)
     unknown = [name for name in found if name not in LIMITS]
     if unknown:
         raise Mismatch(named(unknown[0]), f"one of {', '.join(LIMITS)} (a newer version may have written it)")
@@ -549,34 +573,36 @@ def _limits(value: Any) -> dict[str, float]:
 
 
 def _preset(value: Any) -> str:
-    if reader_of(str)(value) not in ("", *PRESETS):
+    preset: str = reader_of(str)(value)
+    if preset not in ("", *PRESETS):
         raise Mismatch(named(value), f"one of {', '.join(PRESETS)} (a newer version may have written it)")
-    return value
+    return preset
 
 
 def _change(value: Any) -> Change | None:
     try:
-        return reader_of(Change | None)(value)
+        change: Change | None = reader_of(Change | None)(value)
     except Mismatch:
         raise
     except ValueError as error:
         raise Mismatch(str(error), "what became of the row since its baseline").within("kind") from None
+    return change
 
 
 def _decisions(value: Any) -> Decisions | None:
     """Decisions, also of a version that kept the shares of right ones in place of their counts."""
     if value is None:
         return None
-    found = reader_of(Decisions)(value)
-    counts = {"correct_actual": "accuracy", "correct_expected": "expected_accuracy"}
-    shares = {count: reader_of(Share | None)(value.get(share)) for count, share in counts.items() if count not in value}
+    found: Decisions = reader_of(Decisions)(value)
+
+    def counted(name: str, share_name: str, read: int | None) -> int | None:
+        share: float | None = None if name in value else reader_of(Share | None)(value.get(share_name))
+        return read if share is None or not math.isfinite(share) else round(share * found.count)
+
     return replace(
         found,
-        **{
-            count: round(share * found.count)
-            for count, share in shares.items()
-            if share is not None and math.isfinite(share)
-        },
+        correct_actual=counted("correct_actual", "accuracy", found.correct_actual),
+        correct_expected=counted("correct_expected", "expected_accuracy", found.correct_expected),
     )
 
 
@@ -591,7 +617,9 @@ _OWN = {
 _READERS = [
     (name, _OWN.get(name) or reader_of(kind)) for name, kind in (_KINDS | {"status": Status, "measured": None}).items()
 ]
-_WHOLE_READERS = [(name, _histogram if name == "histogram" else reader_of(kind)) for name, kind in _MEASURED.items()]
+_WHOLE_READERS = [
+    (name, _histogram if name == "histogram" else reader_of(kind)) for name, kind in fields_of(Comparison).items()
+]
 _BESIDE = [(name, reader_of(kind)) for name, kind in fields_of(References).items() if name not in SIDES]
 
 

@@ -12,13 +12,15 @@ import torch
 from harness import Tolerance, compare, judge
 from harness.commands.main import main
 from harness.errors import HarnessError
+from harness.judging.criteria import FLOORED
 from harness.judging.status import Mark, Status, leads_to, status_of
-from harness.judging.verdict import error, skipped
+from harness.judging.verdict import Evidence, error, skipped
+from harness.measure import Comparison
 from harness.report import Report, Row, json_schema, judged, load, render, upgrade_text, verdicts_text
 from harness.report.plot import _series
-from harness.report.rows import Change
+from harness.report.rows import NUMBERS, RATIOS, Change, Numbers, Proof
 from harness.tests.mutations import mutated
-from harness.typed_json import parse_json
+from harness.typed_json import fields_of, parse_json
 from harness.upgrade import baseline
 from harness.upgrade.ratchet import loose
 from harness.upgrade.transitions import compare_reports
@@ -41,6 +43,15 @@ def a_row(**more):
 
 
 # -------- there and back
+
+
+def test_the_fields_of_a_row_have_the_types_of_what_they_are_taken_from():
+    measured, numbers = fields_of(Comparison), fields_of(Numbers)
+    shared = numbers.keys() & measured.keys()
+    assert {*NUMBERS} - shared == {"max_diff_rms", "snr"}
+    assert all(numbers[name] == measured[name] | None for name in shared)
+    assert fields_of(Proof) == {name: kind | None for name, kind in fields_of(Evidence).items()}
+    assert RATIOS[-len(FLOORED) :] == FLOORED
 
 
 def test_a_row_is_what_it_was_written_as():

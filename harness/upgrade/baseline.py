@@ -426,10 +426,12 @@ def _same_reference(row: Row, then: Row) -> bool:
     """
     if (row.output, row.shape) != (then.output, then.shape) or row.parted or then.parted:
         return True
-    known = (row.rms, then.rms, row.cpu_golden_rel_l2, then.cpu_golden_rel_l2)
-    if any(each is None or not math.isfinite(each) for each in known) or not then.rms:
+    numbers = (row.rms, then.rms, row.cpu_golden_rel_l2, then.cpu_golden_rel_l2)
+    known = [each for each in numbers if each is not None and math.isfinite(each)]
+    if len(known) < len(numbers) or not then.rms:
         return True
-    return abs(row.rms / then.rms - 1) <= 2 * (row.cpu_golden_rel_l2 + then.cpu_golden_rel_l2) + SAME
+    rms, rms_then, error, error_then = known
+    return abs(rms / rms_then - 1) <= 2 * (error + error_then) + SAME
 
 
 def _worse_parts(row: Row, then: Row) -> list[str]:
@@ -506,19 +508,22 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     """
     rows = list(rows)
     found = [change_of(row, entry) for row in rows]
-    pairs = [
-        index
+    if entry is None:
+        return found
+    pairs = {
+        index: each.ratio
         for index, each in enumerate(found)
         if each.ratio is not None and math.isfinite(each.ratio) and each.ratio > 0
-    ]
+    }
     samples = {rows[index].inputs_sha256 or index: index for index in reversed(pairs)}  # the same inputs are one sample
-    logs = [math.log(found[index].ratio) for index in samples.values()]
+    logs = [math.log(pairs[index]) for index in samples.values()]
     summed = [_is_of_sums(rows[index], entry.rows[seed_of(rows[index])]) for index in pairs]
     effect = SUMS if any(summed) else EFFECT
     together = _shared(logs, effect) if len(logs) >= SEEDS else 0
     for index, each in enumerate(found):
         if each.kind != DRIFT:
             continue
+        assert each.ratio is not None, "drift has a ratio"
         alone = max(SUMS if any(summed) else ALONE, _chance(rows[index]))
         shrunk = -1 if each.ratio < 1 / alone else together
         sign = 1 if each.ratio > alone else shrunk

@@ -29,9 +29,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from harness.errors import HarnessError
@@ -175,7 +176,7 @@ def _execute(stack: Stack, folder: Path) -> Run:
     return run
 
 
-def _end(process: subprocess.Popen) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     """End all that a command started: nothing may compute beside the next stack. Asked first, since a container dies
     with a client that is asked.
     """
@@ -207,10 +208,10 @@ def _last_line(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _terminable():
+def _terminable() -> Iterator[None]:
     """SIGTERM and a closed terminal interrupt as Ctrl-C does: the command that runs is ended too."""
 
-    def interrupt(number, frame):
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     replaced = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
@@ -248,12 +249,14 @@ class _Search:
         stack = self.stacks[index]
         folder = self.state / stack.folder
         run = _kept(folder)
-        found = None if run is None else self._judged(run, folder)
-        again = found is None or (self.retry and found.verdict in (CANNOT, OTHER))
-        self.runs += again
-        _say(f"{f'run {self.runs}' if again else 'kept'}: {stack.name} … ", end="")
+        kept = None if run is None else self._judged(run, folder)
+        if kept is not None and self.retry and kept.verdict in (CANNOT, OTHER):
+            kept = None
+        self.runs += kept is None
+        _say(f"{f'run {self.runs}' if kept is None else 'kept'}: {stack.name} … ", end="")
         try:
-            self.found[index] = found = self._judged(_execute(stack, folder), folder) if again else found
+            found = self._judged(_execute(stack, folder), folder) if kept is None else kept
+            self.found[index] = found
             _say(f"{found.verdict}: {found.why}", end="")
         finally:
             _say("")
@@ -271,7 +274,7 @@ class _Search:
             if good is None
             else next((each for each in reversed(range(good + 1, count)) if self.look(each) != CANNOT), None)
         )
-        if bad is None:
+        if good is None or bad is None:
             able = "none" if good is None else f"only {self.stacks[good].name!r}"
             why = "; ".join(
                 f"{self.stacks[each].name}: {found.why}"
@@ -391,7 +394,9 @@ def bisect(
     for verdict, words in ((CANNOT, "could not be run"), (OTHER, "ran on another device")):
         between = [names[each] for each in range(good + 1, bad) if search.found[each].verdict == verdict]
         answer += f"; {', '.join(between)} {words}" if between else ""
-    upgrade = compare_reports(search.found[good].report, search.found[bad].report)
+    before, after = search.found[good].report, search.found[bad].report
+    assert before is not None and after is not None, "what was compared has a report"
+    upgrade = compare_reports(before, after)
     return f"{_text(search, answer)}\n\n{upgrade_text(upgrade, title=f'{names[good]} → {names[bad]}')}", True
 
 

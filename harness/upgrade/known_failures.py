@@ -122,7 +122,10 @@ def _entry(entry: Mapping[str, Any], where: str) -> Known:
     error = entry.get("error", 0.0)
     if isinstance(error, bool) or not isinstance(error, (int, float)) or not 0 <= error < math.inf:
         raise HarnessError(f"{where} has {error!r} as its error where a relative L2 error such as 1.2e-2 was expected")
-    return Known(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
+    checked: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()
+    }
+    return Known(**checked)
 
 
 def entry_for(entries: Iterable[Known], case: str, dtype: str | None, seed: int | None, device: str) -> Known | None:

@@ -39,7 +39,7 @@ def loose(rows: Iterable[Row], *, every: bool = False) -> list[Loose]:
 
     Raises: HarnessError when a row cannot be judged again.
     """
-    found: dict[tuple, list[tuple[float, float]]] = {}
+    found: dict[tuple[str, str | None, str], list[tuple[float, float]]] = {}
     for row in rows:
         verdict = judged_again(row)
         own = verdict.tolerance.limits() if verdict.tolerance else {}

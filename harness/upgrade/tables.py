@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10, where pytest needs tomli
-    import tomli as tomllib
+else:
+    import tomli as tomllib  # which pytest needs there
 
 
 def read_toml(path: Path, absent: str) -> dict[str, Any]:
@@ -20,11 +21,12 @@ def read_toml(path: Path, absent: str) -> dict[str, Any]:
     Raises: HarnessError when there is no file, or it is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HarnessError(absent) from None
     except (ValueError, RecursionError) as error:
         raise HarnessError(f"{path} is not TOML ({error}); correct it") from None
+    return found
 
 
 def only_known(entry: Mapping[str, Any], known: Sequence[str], where: str) -> None:

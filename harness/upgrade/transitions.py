@@ -15,7 +15,7 @@ from harness.judging.status import Mark, Status
 from harness.judging.tolerance import NUMERIC
 from harness.report import Report, Row
 from harness.report.rows import UNRECORDED as UNKNOWN_CRITERION
-from harness.report.rows import by_key
+from harness.report.rows import Change, by_key
 from harness.typed_json import shown
 from harness.upgrade import baseline
 
@@ -94,6 +94,9 @@ EFFECTS = {  # names of a stack whose value changes numbers by itself, and what 
     "environment.TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "float32 operands of products are rounded to TF32 or not",
     "environment.CUBLAS_WORKSPACE_CONFIG": "the order of sums in products",
 }
+
+
+Rows = dict[tuple[str, str | None, int | None], Row]  # by `Row.key`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +185,7 @@ def compare_reports(before: Report, after: Report, *, subset: bool = False) -> U
     old, new = by_key(before.rows, "the older report: "), by_key(after.rows, "the newer report: ")
     left_out = len(old.keys() - new.keys()) if subset else None
     old = {name: row for name, row in old.items() if name in new or not subset}
-    groups: dict[tuple, tuple[dict, dict]] = {}
+    groups: dict[tuple[str, str | None], tuple[Rows, Rows]] = {}
     for side, rows in enumerate((old, new)):
         for name, row in rows.items():
             groups.setdefault(name[:2], ({}, {}))[side][name] = row
@@ -191,8 +194,13 @@ def compare_reports(before: Report, after: Report, *, subset: bool = False) -> U
         found += _group(rows_before, rows_after)
         complaints += _loosened(rows_before, rows_after)
     found.sort(key=lambda each: ORDER.index(each.kind))
-    more = dict(complaints=tuple(complaints), remarks=_times(before, after), left_out=left_out)
-    return Upgrade(transitions=tuple(found), stack=_changed(before.stack, after.stack), **more)
+    return Upgrade(
+        transitions=tuple(found),
+        stack=_changed(before.stack, after.stack),
+        complaints=tuple(complaints),
+        remarks=_times(before, after),
+        left_out=left_out,
+    )
 
 
 def _times(before: Report, after: Report) -> tuple[str, ...]:
@@ -224,7 +232,7 @@ def _planted(which: str, report: Report) -> list[str]:
     )
 
 
-def _loosened(old: dict[tuple, Row], new: dict[tuple, Row]) -> list[str]:
+def _loosened(old: Rows, new: Rows) -> list[str]:
     """The limits of a case that are looser than before, in words."""
     loose = baseline.loosened(_entry(old), new.values())
     if not loose:
@@ -238,7 +246,7 @@ def _loosened(old: dict[tuple, Row], new: dict[tuple, Row]) -> list[str]:
     ]
 
 
-def _entry(rows: dict[tuple, Row]) -> baseline.Entry:
+def _entry(rows: Rows) -> baseline.Entry:
     """Rows that brought numbers as what was accepted."""
     return baseline.Entry(rows={baseline.seed_of(row): row for row in rows.values() if row.rel_l2 is not None})
 
@@ -278,7 +286,7 @@ def _flat(stack: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _group(old: dict[tuple, Row], new: dict[tuple, Row]) -> list[Transition]:
+def _group(old: Rows, new: Rows) -> list[Transition]:
     """The transitions of one case in one dtype: those of all its seeds are judged together."""
     numbers = [row for row in new.values() if row.rel_l2 is not None]
     changes = {id(row): change for row, change in zip(numbers, baseline.verdicts(numbers, _entry(old)))}
@@ -288,8 +296,9 @@ def _group(old: dict[tuple, Row], new: dict[tuple, Row]) -> list[Transition]:
     ]
 
 
-def _transition(old: Row | None, new: Row | None, change: baseline.Change | None) -> Transition:
+def _transition(old: Row | None, new: Row | None, change: Change | None) -> Transition:
     row = new or old
+    assert row is not None, "a transition is of a row"
     kind, text = _kind(old, new, change)
     return Transition(
         kind=kind,
@@ -304,7 +313,7 @@ def _transition(old: Row | None, new: Row | None, change: baseline.Change | None
     )
 
 
-def _kind(old: Row | None, new: Row | None, change: baseline.Change | None) -> tuple[Kind, str]:
+def _kind(old: Row | None, new: Row | None, change: Change | None) -> tuple[Kind, str]:
     """What became of a row, and one sentence on it. `change` is that of its numbers, where it has some now."""
     if new is None:
         return (
@@ -319,6 +328,7 @@ def _kind(old: Row | None, new: Row | None, change: baseline.Change | None) -> t
         return Kind.MISSING, f"{old.status} before, and its numbers are gone: it was skipped ({_why(new)})"
     if not new.status.is_fine:
         return _kind_of_failing(old, new, change)
+    assert change is not None, "a row that passes has numbers"
     if not old.status.is_fine and change.kind is not Mark.REGRESSED and not _is_another(old, new):
         return Kind.FIXED, f"{old.status} before: {_why(old)}"
     if old.status is Status.SKIPPED:
@@ -335,7 +345,7 @@ def _kind_of_new(new: Row) -> tuple[Kind, str]:
     return Kind.BROKEN, f"it is new, and {new.status}: {_why(new)}"
 
 
-def _kind_of_failing(old: Row, new: Row, change: baseline.Change | None) -> tuple[Kind, str]:
+def _kind_of_failing(old: Row, new: Row, change: Change | None) -> tuple[Kind, str]:
     """Of a row that fails now and was there before."""
     if old.status.is_fine:
         if Mark.KNOWN in new.marks:
@@ -344,7 +354,7 @@ def _kind_of_failing(old: Row, new: Row, change: baseline.Change | None) -> tupl
     worse = _worse(old, new)
     if worse:
         return Kind.BROKEN, f"{old.status} before, and {worse}: {_why(new)}"
-    if _is_another(old, new):
+    if change is not None and _is_another(old, new):
         return Kind.INCOMPARABLE, f"{old.status} before and now, of something else: {change.text}"
     if change is not None and change.kind is Mark.REGRESSED:
         return Kind.REGRESSED, f"{old.status} before, and worse now: {change.text}"
@@ -379,6 +389,7 @@ def _way(criterion: str) -> str:
 
 
 def _known(row: Row) -> str:
+    assert row.known is not None, "the mark comes with the entry"
     return f"{row.known.reason} ({row.known.link}), until {row.known.expires}"
 
 
