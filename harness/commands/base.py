@@ -22,15 +22,6 @@ class Command:
     usage: str | None = None
 
 
-def summary_of(docstring: str) -> str:
-    """The first paragraph of a docstring on one line, as `--help` shows it.
-
-    >>> summary_of("A sentence\\nin two lines.\\n\\nMore.")
-    'A sentence in two lines.'
-    """
-    return " ".join(docstring.partition("\n\n")[0].split())
-
-
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",

@@ -19,6 +19,7 @@ from harness.commands import (
     infer,
     judge,
     locate,
+    merge,
     ratchet,
     report,
 )
@@ -30,6 +31,7 @@ COMMANDS = (
     convert.COMMAND,
     bench.COMMAND,
     report.COMMAND,
+    merge.COMMAND,
     compare.COMMAND,
     judge.COMMAND,
     gate.COMMAND,

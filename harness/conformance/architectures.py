@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.commands.base import summary_of
+from harness.conformance import summary_of
 
 SMALL = {  # what a configuration may call its sizes, and how large they are here
     "hidden_size": 64,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from harness.commands.base import summary_of
+from harness.conformance import summary_of
 from harness.devices import open_device
 from harness.numerics import effective_bits
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import emulator
-from harness.commands.base import summary_of
+from harness.conformance import summary_of
 from harness.conformance.subjects import DTYPES, MORE, SUBJECTS, Subject
 from harness.conformance.wrong import EVERY, ONE, Wrong, planted
 from harness.devices import Device, open_device

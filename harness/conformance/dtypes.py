@@ -17,7 +17,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from harness.commands.base import summary_of
+from harness.conformance import summary_of
 from harness.emulator import build
 from harness.emulator.known_dtypes import CODES, TABLE, Line, known
 from harness.errors import HarnessError

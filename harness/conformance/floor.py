@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from harness.case import Case
-from harness.commands.base import summary_of
+from harness.conformance import summary_of
 from harness.devices import Device, open_device
 from harness.judging.verdict import Verdict
 from harness.models.aimv2 import AIMv2Config, build

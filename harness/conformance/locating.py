@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from harness.case import Case
-from harness.commands.base import summary_of
+from harness.conformance import summary_of
 from harness.conformance.detection import FAULTS, SUBJECTS, Subject
 from harness.devices import Device, open_device
 from harness.emulator import faults

@@ -11,7 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.commands.base import summary_of
+from harness.conformance import summary_of
 from harness.emulator import build
 from harness.errors import HarnessError
 

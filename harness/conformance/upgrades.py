@@ -27,7 +27,7 @@ import pytest
 import torch
 
 from harness import numerics
-from harness.commands.base import summary_of
+from harness.conformance import summary_of
 from harness.conformance.detection import BENIGN, DTYPES, SUBJECTS, Bench, Benign, Subject
 from harness.devices import open_device
 from harness.emulator.table import changed

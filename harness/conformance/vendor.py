@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import emulator
-from harness.commands.base import summary_of
+from harness.conformance import summary_of
 from harness.errors import HarnessError
 
 PASSED, FAILED, NOT_EMULATED, NOT_APPLICABLE = "passed", "failed", "not emulated", "not applicable"

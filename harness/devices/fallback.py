@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from harness import last_operator
 from harness.torch_private import (
     TorchDispatchMode,
     WeakTensorKeyDictionary,
@@ -54,6 +55,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func.name()
+        last_operator.note(name)
         tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         there = [each for each in tensors if each.device.type == self.kind]
         made = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == self.kind

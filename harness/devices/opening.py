@@ -22,9 +22,11 @@ SPECS = "auto, npu[:n], emulated, cuda[:n] or cpu"
 SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh (from CANN 8.5: /usr/local/Ascend/cann/set_env.sh)"
 
 
-def open_device(spec: str = "auto", *, soc: str | None = None, timing: bool = False) -> Device:
+def open_device(
+    spec: str = "auto", *, soc: str | None = None, devices: int | None = None, timing: bool = False
+) -> Device:
     """Open `auto`, `npu[:n]`, `emulated`, `cuda[:n]` or `cpu`; `soc` names the chip that an emulated device plays, such
-    as "Ascend310P3".
+    as "Ascend310P3", and `devices` how many of them its machine has.
 
     Where an NPU is used for the first time in this process, torch_npu launches each operator at once
     (TASK_QUEUE_ENABLE=0, unless the variable is set), since an operator that fails in its queue takes all later work of
@@ -34,11 +36,14 @@ def open_device(spec: str = "auto", *, soc: str | None = None, timing: bool = Fa
     what to do.
     """
     kind, index = parse_spec(spec)
-    if soc is not None and (kind not in ("auto", "emulated") or (kind == "auto" and _traces_of_ascend())):
-        raise DeviceError(
-            f"soc {soc} says which chip the emulated device plays, and {spec} is none here; leave it out, or "
-            "ask for --device=emulated"
-        )
+    played = {"soc": soc, "devices": devices}
+    if kind not in ("auto", "emulated") or (kind == "auto" and _traces_of_ascend()):
+        for name, value in played.items():
+            if value is not None:
+                raise DeviceError(
+                    f"{name} {value} says what the emulated device plays, and {spec} is none here; leave it out, or "
+                    "ask for --device=emulated"
+                )
     if kind in ("npu", "emulated", "auto") and not timing:
         _launch_at_once()
     if kind == "cpu":
@@ -47,7 +52,7 @@ def open_device(spec: str = "auto", *, soc: str | None = None, timing: bool = Fa
         return _open_cuda(index)
     if kind == "npu":
         return _open_npu(index, "it was asked for")
-    return _open_emulated("it was asked for", soc) if kind == "emulated" else _open_auto(soc)
+    return _open_emulated("it was asked for", **played) if kind == "emulated" else _open_auto(**played)
 
 
 def _launch_at_once() -> None:
@@ -65,10 +70,25 @@ def parse_spec(spec: str) -> tuple[str, int]:
     return match[1] or match[2], int(match[3] or 0)
 
 
-def _open_auto(soc: str | None = None) -> Device:
+def is_hardware(spec: str) -> bool:
+    """Whether a device is a card, as far as can be told without opening it: one that is named, or `auto` beside traces
+    of CANN. False for a word that is no device.
+    """
+    try:
+        kind, _ = parse_spec(spec)
+    except ValueError:
+        return False
+    from harness import emulator
+
+    if kind in ("npu", "auto"):
+        return not emulator.installed() and not _inherits_emulation() and (kind == "npu" or bool(_traces_of_ascend()))
+    return kind == "cuda"
+
+
+def _open_auto(soc: str | None = None, devices: int | None = None) -> Device:
     traces = _traces_of_ascend()
     if not traces:
-        return _open_emulated("there is no trace of CANN or of an Ascend card here", soc)
+        return _open_emulated("there is no trace of CANN or of an Ascend card here", soc, devices)
     found = ", ".join(traces)
     try:
         return _open_npu(0, f"auto found {found}")
@@ -142,7 +162,7 @@ def _open_npu(index: int, reason: str) -> Device:
     return device
 
 
-def _open_emulated(reason: str, soc: str | None = None) -> Device:
+def _open_emulated(reason: str, soc: str | None = None, devices: int | None = None) -> Device:
     from harness import emulator
 
     if soc is not None and family_of(soc) is UNKNOWN:  # torch_npu refuses its name
@@ -150,7 +170,11 @@ def _open_emulated(reason: str, soc: str | None = None) -> Device:
         raise DeviceError(
             f"no chip is called {soc!r}; write a name such as Ascend310P3, of one of the families {there}"
         )
-    emulator.install(None if soc is None else emulator.Machine(name=soc))
+    settings = {name: value for name, value in (("name", soc), ("devices", devices)) if value is not None}
+    try:
+        emulator.install(emulator.Machine(**settings) if settings else None)
+    except ValueError as error:
+        raise DeviceError(str(error)) from None
     return _answering(0, "emulated", reason, "torch_npu over the emulated CANN")
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.devices.cards import this_card
+from harness.devices.visible import VARIABLES
 
 if TYPE_CHECKING:
     from harness.devices.cards import Card
@@ -145,7 +146,7 @@ def _npu_stack(device: Device) -> dict[str, Any]:
         cann=f"{cann} (emulated)" if emulated and cann else cann or None,
         driver=None if emulated else _driver(),
         firmware=card.firmware if card is not None else None,
-        card=None if emulated else _named(card, device.torch_device.index or 0),
+        card=_played(device.torch_device.index or 0) if emulated else _named(card, device.torch_device.index or 0),
         conv_allow_hf32=_quietly(lambda: bool(torch.npu.conv.allow_hf32)),
         matmul_allow_hf32=_quietly(lambda: bool(torch.npu.matmul.allow_hf32)),
         cube_math_type=_quietly(_cube_math_type),
@@ -208,6 +209,12 @@ def _cann_version() -> str | None:
         if found:
             return found
     return None
+
+
+def _played(index: int) -> str | None:
+    """The number of an emulated card on its machine, where a process sees some of several; else None."""
+    cards = os.environ.get(VARIABLES["emulated"], "").split(",")
+    return f"emulated card {cards[index]}" if index < len(cards) and cards[index] else None
 
 
 def _named(card: Card | None, index: int) -> str | None:

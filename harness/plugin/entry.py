@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.plugin.cards import count_cards, share_cards
 from harness.plugin.fixtures import (  # pytest finds the fixtures here
     SESSION,
     is_ours,
@@ -19,6 +20,7 @@ from harness.plugin.fixtures import (  # pytest finds the fixtures here
     precision,  # noqa: F401
     uses_fixture,
 )
+from harness.plugin.isolation import isolate
 from harness.plugin.names import keyword_of
 from harness.plugin.opening import DEVICE, Opening
 from harness.plugin.options import OPTIONS, add_options, check_paths, is_given, options_of
@@ -45,17 +47,22 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
     _check_paths(early_config, parser, args)
     asked = is_given(args) or _names_accuracy_tests(early_config.known_args_namespace.keyword)
     early_config.stash[EXPLICIT] = asked
-    if not asked or _only_informs(early_config.known_args_namespace):
+    if _only_informs(early_config.known_args_namespace):
+        return
+    if asked or "--isolate" in args:
+        isolate(early_config, early_config.known_args_namespace, args)
+    if not asked:
         return
     from harness import autoload
 
     autoload.hold()
     _require_torch()
-    if any(word.split("=")[0] in ("--device", "--soc") for word in args):
+    if any(word.split("=")[0] in ("--device", "--devices", "--soc") for word in args):
         return  # a short name, which a conftest.py adds: the device is opened in pytest_configure
     known = early_config.known_args_namespace
     timing = known.precision_bench or "--bench" in args
-    early_config.stash[DEVICE] = Opening(known.precision_device, known.precision_soc, timing=timing)
+    soc, devices = known.precision_soc, known.precision_devices
+    early_config.stash[DEVICE] = Opening(known.precision_device, soc, devices, timing=timing)
     early_config.stash[DEVICE].open()
 
 
@@ -120,7 +127,9 @@ def activate(config: pytest.Config):
     _require_torch()
     config.option.keyword = keyword_of(config.option.keyword)
     options = options_of(config)
-    opening = config.stash.setdefault(DEVICE, Opening(options.device, options.soc, timing=options.bench))
+    opening = config.stash.setdefault(
+        DEVICE, Opening(options.device, options.soc, options.devices, timing=options.bench)
+    )
     given, explicit = _has_option(config), config.stash[EXPLICIT]
     whole = config.pluginmanager.has_plugin(CONFTEST) or given
     session = Session(config, opening, whole=whole, explicit=explicit or given)
@@ -132,6 +141,18 @@ def activate(config: pytest.Config):
 def _has_option(config: pytest.Config) -> bool:
     """Whether an option of the harness is set."""
     return any(getattr(config.option, option.dest) != option.default for option in OPTIONS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs) -> None:
+    if config.pluginmanager.has_plugin(SESSION):
+        share_cards(config, specs)
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    asked = config.stash.get(EXPLICIT, False) or config.pluginmanager.has_plugin(CONFTEST)
+    return count_cards(config) if asked else None
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

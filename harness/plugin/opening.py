@@ -15,8 +15,8 @@ DEVICE = pytest.StashKey["Opening"]()
 class Opening:
     """The device that was asked for, or why it cannot run; opened with the first use."""
 
-    def __init__(self, spec: str, soc: str | None = None, *, timing: bool = False):
-        self.spec, self.soc = spec, soc
+    def __init__(self, spec: str, soc: str | None = None, devices: int | None = None, *, timing: bool = False):
+        self.spec, self.soc, self.devices = spec, soc, devices
         self.timing = timing  # whether forwards are timed: with torch_npu's queue as the user has it
         self._device = None
         self.error: Exception | None = None
@@ -39,7 +39,7 @@ class Opening:
                 warnings.simplefilter("ignore")
                 from harness.devices import open_device
 
-                self._device = open_device(self.spec, soc=self.soc, timing=self.timing)
+                self._device = open_device(self.spec, soc=self.soc, devices=self.devices, timing=self.timing)
         except (DeviceError, ValueError, ImportError) as error:
             self.error = error
 

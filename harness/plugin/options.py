@@ -71,6 +71,7 @@ def _number(name: str, kind: type, metavar: str, help: str, default: float | Non
 OPTIONS = (
     _text("device", "DEVICE", "auto (default), npu[:n], emulated, cuda[:n] or cpu", default="auto"),
     _text("soc", "NAME", "the chip that the emulated device plays, such as Ascend310P3 (default Ascend910B4)"),
+    _number("devices", int, "N", "how many cards the emulated machine has; with -n each worker takes one of them"),
     _path("report", "DIR", "where the report goes (default: reports/)"),
     _choice("lang", ("en", "zh"), "language of the markdown report"),
     Option(
@@ -93,6 +94,8 @@ OPTIONS = (
         "baseline", ("check", "accept", "off"), "compare rows with accepted numbers (default), or accept this run's"
     ),
     _path("baselines", "DIR", "where accepted numbers are (default: cases/baselines/)"),
+    _text("shard", "K/N", "run the K-th of N parts of the accuracy tests, about equally long; merge makes one report"),
+    _path("shard-times", "JSON", "the report of an earlier run, by whose times the parts are made"),
     _choice(
         "locate",
         ("auto", "off", "modules", "operators"),
@@ -111,6 +114,15 @@ OPTIONS = (
         "FILE",
         "failures that are known, reviewed and dated (default: cases/known_failures.toml where it is)",
     ),
+    _number(
+        "row-timeout",
+        float,
+        "SECONDS",
+        "end a row that takes longer (default: an hour for the first of a case, then 20 times its longest, "
+        "10 minutes at least)",
+    ),
+    _switch("isolate", "run rows in a process that is replaced when it dies (pytest-xdist); the default on a card"),
+    _switch("no-isolate", "run rows in pytest's own process, on a card too"),
     _switch("bench", "time each accuracy case's model and add the table to the report"),
 )
 

@@ -15,6 +15,7 @@ PARTS = (
     "ignore_glob",
     "deselect",
     "precision_locate_case",
+    "precision_shard",
 )  # options that leave tests out
 
 

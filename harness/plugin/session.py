@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import json
 import math
 import os
 import re
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,13 +20,17 @@ import pytest
 from harness.plugin.companion import Companions, superfluous
 from harness.plugin.exit_status import complaints
 from harness.plugin.fixtures import EXCUSED, PROPERTIES, ROWS, SKIPPED, uses_fixture
+from harness.plugin.folder import Folder
 from harness.plugin.names import SHORT_DTYPE, dtype_id, is_accuracy_test, row_name
 from harness.plugin.opening import Opening
 from harness.plugin.options import options_of
 from harness.plugin.turns import Turns
+from harness.plugin.watchdog import Limits, Watchdog
 from harness.plugin.workers import Workers
 
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
+HUNG_STATUS = 1  # the exit status of a process that ends because its row hangs
+LOCATING = 3  # times the budget of locating that a row may take longer where its error is located
 LOG_EVERY = 10.0  # seconds between progress lines where output is not a terminal
 
 
@@ -44,7 +50,8 @@ class Session:
         self.environment: dict = {"backend": None, "stack": {}}
         self.written: tuple[Path, Path] | None = None
         self._report = None  # what was written last
-        self._writer = None
+        idle = bool(self.worker) or config.option.collectonly
+        self.folder = Folder(self.directory, lang=self.options.lang, idle=idle)
         self._standing: dict[str, object] = {}  # rows of tests that have not ended, by test id
         self._brought: dict[str, set[str]] = {}  # the rows that reports have brought, as JSON, by test id
         self.planted: list = []  # faults, on the emulated device
@@ -68,11 +75,12 @@ class Session:
         self._companions = Companions()
         self._workers = Workers(self.worker)
         self._workers.join(config)
+        self._limits = Limits(self.options.row_timeout)
+        self._watchdog: Watchdog | None = None
         self._uncollected: dict[str, str] = {}  # files that could not be collected, and why
         self._ended_attempts: set[str] = set()  # tests whose attempt ended and whose next one did not begin
         self._attempts: dict[str, int] = {}  # attempts of a test that failed and were followed by another, by test id
         self._late: list = []  # rows that were asked for after their test had ended
-        self._retired = False  # the report of an earlier run was put aside
         self._began = time.perf_counter()
         self._said = -math.inf  # when the last progress line was written
 
@@ -84,7 +92,7 @@ class Session:
         Raises: pytest.UsageError where an option cannot be, or where the device that an option names cannot run.
         """
         if self.explicit:
-            self._retire()
+            self.folder.begin()
         self.read_known_failures()
         if not self.worker:
             self.check_options()  # here, since under pytest-xdist this process collects nothing
@@ -135,22 +143,6 @@ class Session:
             f"accuracy: {', '.join(switches)}",
         ]
 
-    def _retire(self) -> None:
-        """Put the report of an earlier run aside, so that a run that ends early does not leave it for its own."""
-        from harness.report import retire
-
-        if self.worker or self._retired or self.config.option.collectonly:
-            return
-        self._retired = True
-        try:
-            retire(self.directory)
-        except OSError as error:
-            text = (
-                f"cannot put the report of an earlier run aside ({error.strerror}); name a directory that can be "
-                "written"
-            )
-            raise pytest.UsageError(f"--precision-report {self.directory}: {text}") from None
-
     def _plant(self) -> None:
         """Plant the faults that were asked for. Raises: DeviceError where the device is not an emulated one."""
         from harness.emulator import faults
@@ -167,6 +159,7 @@ class Session:
 
     def pytest_unconfigure(self) -> None:
         self._workers.close()
+        self.folder.end(whole=True)
         if not self.planted:
             return
         from harness.emulator import faults
@@ -190,7 +183,8 @@ class Session:
         first = " (jit_compile is on: the first run of a shape compiles)" if compiles else ""
         self.say(f"{name}: CPU, then {device.torch_device}{first}")
         options = {"rerun_reference": self.options.rerun_reference, "preset": self.options.preset}
-        verdict = validate(case, seed, device, models=self._models, **options)
+        with self._in_time(case, compiles=bool(compiles)):
+            verdict = validate(case, seed, device, models=self._models, **options)
         if verdict.evidence is not None and verdict.evidence.compiled:
             self.say(f"{name}: {verdict.evidence.compiled}")
             self.said.append((f"{name}: {verdict.evidence.compiled}", False))
@@ -200,6 +194,56 @@ class Session:
         if self.options.bench:
             self._time(case)
         return self._held_against_baseline(case, seed, verdict)
+
+    @contextmanager
+    def _in_time(self, case, *, compiles: bool, more: float = 0.0):
+        """A block of a row that ends the process where it takes longer than the row's limit, and `more` seconds."""
+        from harness import last_operator
+
+        key = (case.name, case.dtype)
+        self._watchdog = self._watchdog or self._watching()
+        last_operator.note("")
+        began = time.monotonic()
+        with self._watchdog.limit(self._limits.of(key, compiles=compiles) + more):
+            yield
+        if not more:
+            self._limits.took(key, time.monotonic() - began)
+
+    def _watching(self) -> Watchdog:
+        """The watchdog of this process, and the file in which the device's operators are noted."""
+        from harness import last_operator
+
+        for place in (self._workers.place("operator") if self.worker else self.folder.place("operator"),):
+            if place is not None:
+                last_operator.record_into(place)
+        if self.worker and (crash := self._workers.place("crash")) is not None:
+            self._crash = crash.open("w", encoding="utf-8")
+            faulthandler.enable(self._crash, all_threads=False)
+        stacks = self._workers.place("stacks") if self.worker else self.folder.place("stacks")
+        theirs = float(self.config.getini("faulthandler_timeout") or 0)  # pytest's own use of the one timer there is
+        return Watchdog(self._end_hung, None if theirs else stacks)
+
+    def _end_hung(self, text: str) -> None:
+        """End this process, whose row hangs: called in the watchdog's thread."""
+        if self.worker:
+            self._workers.hung(text)
+            os._exit(HUNG_STATUS)
+        nodeid, named = self._running
+        from harness.judging.status import Mark
+
+        row = self._unmeasured(nodeid, "error", text, **named)
+        row = replace(row, marks=(*row.marks, Mark.HUNG))
+        self._standing[nodeid] = row
+        self.folder.row(row, final=False)
+        self.folder.ended(nodeid)
+        self._write(last=True)
+        self.folder.end(whole=True)
+        with self._uncaptured():
+            sys.__stderr__.write(
+                f"\n{row.name} {text}\nThe run ends with it; --precision-isolate goes on with the rows after it.\n"
+                f"report: {self.directory / 'precision.md'}\n"
+            )
+        os._exit(HUNG_STATUS)
 
     def _held_against_baseline(self, case, seed: int | None, verdict):
         """The verdict with what became of the row since its baseline; what all seeds share is judged at the end."""
@@ -280,6 +324,7 @@ class Session:
         """Let a row stand in the report before more is done with it, which may take long or end the process."""
         if not self.worker:
             self._standing[nodeid] = row
+            self.folder.row(row, final=False)
             self._write()
 
     def locate(self, case, seed: int | None, row):
@@ -396,7 +441,28 @@ class Session:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """With --precision-locate-case, the accuracy tests of that case alone."""
+        """With --precision-locate-case, that case's accuracy tests alone; with --precision-shard, a part of them."""
+        self._choose_located(items)
+        self._choose_shard(items)
+
+    def _choose_shard(self, items: list[pytest.Item]) -> None:
+        from harness.plugin.shards import parse_shard, parts, seconds_of
+
+        if self.options.shard is None:
+            return
+        number, count = parse_shard(self.options.shard)
+        groups: dict[str, list[str]] = {}
+        for item in items:
+            if is_accuracy_test(item.nodeid) or uses_fixture(item):
+                known = _known(item)
+                groups.setdefault(f"{_function(item)} {known['case']} {known['dtype']}", []).append(item.nodeid)
+        others = parts(groups, seconds_of(self.options.shard_times), count)
+        chosen = set(others.pop(number - 1))
+        left_out = {nodeid for part in others for nodeid in part}
+        self.config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out - chosen])
+        items[:] = [item for item in items if item.nodeid in chosen or item.nodeid not in left_out]
+
+    def _choose_located(self, items: list[pytest.Item]) -> None:
         wanted, seed = self.options.locate_case, self.options.locate_seed
         if wanted is None:
             return
@@ -437,12 +503,13 @@ class Session:
         self._keep_uncollected()
         if not self.collected:
             return
-        self._retire()
         self._refused = True
-        self.check_directory()
+        self.folder.check()
+        self.folder.begin()
         self._open_store()
         self._open_or_stop()
         self._refused = False
+        self.folder.collected(self.collected)
 
     def _keep_uncollected(self) -> None:
         """A row for each file that could not be collected, where it holds accuracy tests or the command line asks for
@@ -488,7 +555,7 @@ class Session:
     def check_options(self) -> None:
         """Stop with one message where the user named a device or a directory that cannot be."""
         if self.options.report is not None:
-            self.check_directory()
+            self.folder.check()
         if self.options.device != "auto":
             from harness.devices import parse_spec
 
@@ -496,6 +563,15 @@ class Session:
                 parse_spec(self.options.device)
             except ValueError as error:
                 raise pytest.UsageError(f"--precision-device: {error}") from None
+        if self.options.shard is not None:
+            from harness.errors import HarnessError
+            from harness.plugin.shards import parse_shard, seconds_of
+
+            try:
+                parse_shard(self.options.shard)
+                seconds_of(self.options.shard_times)
+            except (HarnessError, ValueError) as error:
+                raise pytest.UsageError(f"--precision-shard: {error}") from None
         if self.options.fault and self.options.baseline == "accept":
             raise pytest.UsageError(
                 "--precision-baseline=accept with --precision-fault: the numbers of a device that was broken "
@@ -517,19 +593,6 @@ class Session:
             except ValueError as error:
                 raise pytest.UsageError(f"--precision-fault: {error}") from None
 
-    def check_directory(self) -> None:
-        """Stop with one message, before anything ran, where the report could not be written."""
-        probe = self.directory / f".probe.{os.getpid()}"
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            probe.write_text("")
-            probe.unlink()
-        except OSError as error:
-            raise pytest.UsageError(
-                f"--precision-report {self.directory}: cannot write there ({error.strerror}); name a directory "
-                "that can be written"
-            ) from None
-
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node) -> None:
         self._workers.configure(node)
@@ -541,7 +604,9 @@ class Session:
             if nodeid in told or (is_accuracy_test(nodeid) and not told):
                 self.collected.setdefault(nodeid, told.get(nodeid) or _guessed(nodeid))
         if self.collected:
-            self._retire()
+            self.folder.check()
+            self.folder.begin()
+            self.folder.collected(self.collected)
 
     # -------- tests
 
@@ -558,12 +623,20 @@ class Session:
                 self._late.append(self._unmeasured(item.nodeid, "error", text, **named))
                 raise RuntimeError(f"{row_name(case.name, case.dtype, seed)}: {text}")
             self._workers.running(item.nodeid, named)
+            self._running = (item.nodeid, named)
+            self.folder.running(item.nodeid, named)
             try:
                 yield
             except (KeyboardInterrupt, SystemExit, pytest.exit.Exception) as raised:
                 text = f"it was running when the session ended ({type(raised).__name__})"
                 self._standing[item.nodeid] = self._unmeasured(item.nodeid, "error", text, **named)
+                self.folder.row(self._standing[item.nodeid], final=False)
                 raise
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if nodeid in self.collected:
+            self.folder.running(nodeid)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -574,6 +647,7 @@ class Session:
         for key in (ROWS, SKIPPED, EXCUSED):
             item.stash[key] = []
         self._turns.begin(item.nodeid)
+        self._workers.begins()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item):
@@ -630,9 +704,11 @@ class Session:
         item.user_properties += [*numbers, carried()]
         item.stash[PROPERTIES] += item.user_properties[place - len(numbers) :]
         item.stash[ROWS].append(found)
+        self._workers.measured(found)
         if not verdict.skips and self.wants_location(case, failed=not verdict.passed and KNOWN not in verdict.marks):
             self._keep(item.nodeid, found)
-            found = replace(found, located=self.locate(case, seed, found))
+            with self._in_time(case, compiles=False, more=LOCATING * self.options.locate_budget):
+                found = replace(found, located=self.locate(case, seed, found))
             item.user_properties[place] = carried()
             item.stash[PROPERTIES].append(item.user_properties[place])
 
@@ -655,29 +731,46 @@ class Session:
             self._standing.pop(report.nodeid, None)
             self._brought.pop(report.nodeid, None)
             self._ended_attempts.add(report.nodeid)
+            self.folder.dropped(report.nodeid)
             return
         if report.when == "setup":
             self._ended_attempts.discard(report.nodeid)
         elif report.nodeid in self._ended_attempts:  # the teardown of an attempt that does not count
             return
         rows = self.rows.setdefault(report.nodeid, [])
+        before = len(rows)
         if brought:  # in any phase: a fixture may validate, and catch what its row raises
             there = self._brought.setdefault(report.nodeid, set())  # later phases, and subtests, bring the same again
             new = [each for text, each in zip(texts, brought) if text not in there]
             there.update(texts)
             rows += [self._marked(Row.from_dict(each["row"], f"the row of {report.nodeid}")) for each in new]
             self.environment = brought[-1]["environment"]
+            self.folder.environment(self.environment)
         failing = [row for row in rows if not row.status.is_fine]
-        if report.failed and not failing:
-            rows.append(
-                self._marked(
-                    self._unmeasured(report.nodeid, "error", _reason(report), **self._workers.ran(report.nodeid))
-                )
-            )
+        if report.when == "???":  # pytest-xdist's word for a test whose worker died
+            rows += self._of_the_dead(report)
+        elif report.failed and not failing:
+            rows.append(self._marked(self._unmeasured(report.nodeid, "error", _reason(report))))
         if report.skipped and not rows:
             rows.append(self._marked(self._unmeasured(report.nodeid, "skipped", _reason(report))))
+        for row in rows[before:]:
+            self.folder.row(row)
+        if report.when in ("teardown", "???"):
+            self.folder.ended(report.nodeid)
         if report.when == "teardown" or report.failed:
             self._write()
+
+    def _of_the_dead(self, report: pytest.TestReport) -> list:
+        """The rows of a test whose worker died: those that were measured before, and that of the death."""
+        from harness.report import Row
+        from harness.report.located import unlocated
+
+        death = self._workers.death_of(report.node, report.nodeid)
+        rows = [self._marked(Row.from_dict(each, f"a row of {report.nodeid}")) for each in death.rows]
+        if rows and rows[-1].key == tuple(death.named.get(name) for name in ("case", "dtype", "seed")):
+            return [*rows[:-1], replace(rows[-1], located=unlocated(f"It could not be located: {death.text}"))]
+        last = self._unmeasured(report.nodeid, "error", death.text, **death.named)
+        return [*rows, self._marked(replace(last, marks=(*last.marks, death.mark)))]
 
     def _marked(self, row):
         """The row with the mark RERUN where it is not of the test's first attempt."""
@@ -703,20 +796,23 @@ class Session:
         return [row for nodeid in self.collected for row in self.rows.get(nodeid) or [self._not_run(nodeid)]]
 
     def _not_run(self, nodeid: str):
+        from harness.report.journal import NOT_RUN
+
         if nodeid not in self._standing:
-            self._standing[nodeid] = self._unmeasured(nodeid, "error", "not run: the session ended before it")
+            self._standing[nodeid] = self._unmeasured(nodeid, "error", NOT_RUN)
         return self._standing[nodeid]
 
     def _write(self, *, last: bool = False) -> None:
-        """Write the report as it stands, so that nothing is lost when the process dies in the next test."""
+        """Write the report as it stands, where its turn has come; the journal has each row already."""
         from harness import report
 
-        self._writer = self._writer or report.Writer(self.directory, self.options.lang)
-        built = report.build(self.all_rows(), performance=self.performance, **self.environment)
-        try:
-            self.written, self._report = self._writer.write(built, last=last), built
-        except OSError as error:
-            raise pytest.UsageError(f"--precision-report {self.directory}: cannot write the report ({error})") from None
+        def build():
+            more = {"performance": self.performance, "shard": self.options.shard}
+            return report.build(self.all_rows(), **more, **self.environment)
+
+        done = self.folder.write(build, last=last)
+        if done is not None:
+            self.written, self._report = done
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node, error) -> None:
@@ -949,6 +1045,7 @@ class Session:
             self._locate_together()
         if self.rows or (self.collected and self._device is not None and not self._refused):
             self._write(last=True)
+        self.folder.end(whole=True)
         if session.exitstatus == pytest.ExitCode.OK and not self.config.option.collectonly:
             asked = (self.explicit and self.whole) or bool(self.collected)  # others may have tests of that name
             said = complaints(self.all_rows(), asked=asked)
@@ -1004,6 +1101,8 @@ class Session:
         terminalreporter.write_line(f"report: {self.written[1]}")
 
     def _print_said(self, terminal) -> None:
+        for text in self.folder.notes:
+            terminal.write_line(text)
         for text, bad in self.said:
             terminal.write_line(text, red=bad)
 

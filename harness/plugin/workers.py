@@ -7,13 +7,50 @@ They share a temporary folder. A worker that is killed has no other way to say w
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.judging.status import Mark
+from harness.plugin.watchdog import FRAMES
+
 COLLECTED = "collected.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Death:
+    """How the process of a row died."""
+
+    text: str
+    mark: Mark
+    named: Mapping[str, Any]  # case, dtype and seed of the row that ran
+    rows: list[dict]  # of the same test, that were measured before
+
+
+def _signal_of(node: Any) -> str:
+    """ " of SIGSEGV", from the exit status of a worker's process; "" where it is not known."""
+    process = getattr(getattr(node.gateway, "_io", None), "popen", None)
+    try:
+        status = process.wait(timeout=5)
+    except Exception:  # noqa: BLE001  execnet's own matter; the row stands without it
+        return ""
+    if status >= 0:
+        return f" with exit status {status}"
+    name = signal.Signals(-status).name
+    return f" of {name}" + ("; the system may have run out of memory" if name == "SIGKILL" else "")
+
+
+def _place_in(text: str) -> str:
+    """ " in forward (model.py:12) < …", from what `faulthandler` wrote at a crash; "" where it wrote nothing."""
+    calls = re.findall(r'File "([^"]*)", line (\d+) in (\S+)', text.partition("\n\n")[2].partition("\n\n")[0])
+    if not calls:
+        return ""
+    return " in " + " < ".join(f"{name} ({Path(file).name}:{line})" for file, line, name in calls[:FRAMES])
 
 
 class Workers:
@@ -40,6 +77,57 @@ class Workers:
     def running(self, test: str, named: Mapping[str, Any]) -> None:
         """In a worker: the row that begins."""
         self._write(f"{self.worker}.json", {"test": test, **named})
+
+    def measured(self, row: Any) -> None:
+        """In a worker: a row of the test that runs; it is sent at the test's end."""
+        if self.worker is not None and self._folder is not None:
+            with (self._folder / f"{self.worker}.rows").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row.to_dict()) + "\n")
+
+    def begins(self) -> None:
+        """In a worker: a test begins; the rows of the one before have arrived."""
+        if self.worker is not None and self._folder is not None:
+            (self._folder / f"{self.worker}.rows").unlink(missing_ok=True)
+
+    def hung(self, text: str) -> None:
+        """In a worker: the row that runs takes too long, and the process ends for it."""
+        self._write(f"{self.worker}.hung.json", {"text": text})
+
+    def place(self, name: str) -> Path | None:
+        """In a worker: a file of it for `name`; None where there is no folder."""
+        return None if self.worker is None or self._folder is None else self._folder / f"{self.worker}.{name}"
+
+    def death_of(self, node: Any, test: str) -> Death:
+        """How the worker `node` died while it ran `test`, as far as it left word."""
+        worker = node.gateway.id
+        row = self._read(f"{worker}.json")
+        row = row if isinstance(row, dict) and row.pop("test", None) == test else {}
+        hung = self._read(f"{worker}.hung.json")
+        stacks = self._text(f"{worker}.stacks")
+        from harness import last_operator
+        from harness.report.journal import stacks_in
+
+        operator = "" if self._folder is None else last_operator.read(self._folder / f"{worker}.operator")
+        lines = self._text(f"{worker}.rows").splitlines()
+        if isinstance(hung, dict):
+            how = str(hung.get("text"))
+        elif stacks:
+            how = f"it did not end within its limit (--precision-row-timeout); {stacks_in(stacks)}"
+        else:
+            how = f"its process died{_signal_of(node)}{_place_in(self._text(f'{worker}.crash'))}"
+        more = f"; the last operator that the device was given: {operator}" if operator else ""
+        return Death(
+            text=how + more,
+            mark=Mark.HUNG if hung or stacks else Mark.CRASHED,
+            named=row,
+            rows=[json.loads(line) for line in lines if line.endswith("}")],
+        )
+
+    def _text(self, name: str) -> str:
+        try:
+            return "" if self._folder is None else (self._folder / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
 
     def collected(self) -> dict[str, dict]:
         """The tests that the workers collected; empty where they could not tell, as on another machine."""

@@ -39,6 +39,7 @@ class Report:
     stack: Mapping[str, Any]  # as `harness.devices.stack.Stack.to_dict` gives it
     rows: tuple[Row, ...]
     performance: tuple[Timed, ...] = ()
+    shard: str | None = None  # "1/4" where the run was of a part of the tests
 
     @property
     def headline(self) -> dict[str, int]:
@@ -51,6 +52,7 @@ class Report:
     def head(self) -> dict[str, Any]:
         """All but the rows, as JSON holds it."""
         held = {"schema": SCHEMA, "created": self.created, "backend": self.backend, "headline": self.headline}
+        held |= {} if self.shard is None else {"shard": self.shard}
         head: dict[str, Any] = to_json(held | {"stack": self.stack, "performance": self.performance})
         return head
 
@@ -68,11 +70,12 @@ def build(
     stack: Mapping[str, Any],
     backend: str | None,
     performance: Sequence[Mapping[str, Any] | Timed] = (),
+    shard: str | None = None,
 ) -> Report:
     """The report of these rows, made now."""
     timed = tuple(each if isinstance(each, Timed) else Timed(**each) for each in performance)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Report(created=created, backend=backend, stack=stack, rows=tuple(rows), performance=timed)
+    return Report(created=created, backend=backend, stack=stack, rows=tuple(rows), performance=timed, shard=shard)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,7 @@ _KINDS = {
     "stack": _StackOf,
     "performance": tuple[Timed, ...],
     "rows": tuple[Row, ...],
+    "shard": str | None,
 }
 READERS = [(name, reader_of(kind)) for name, kind in _KINDS.items() if name not in ("stack", "rows")]
 READERS += [("stack", read_stack), ("rows", reader_of(tuple[Any, ...]))]
@@ -106,7 +110,7 @@ READERS += [("stack", read_stack), ("rows", reader_of(tuple[Any, ...]))]
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a report."""
-    schema = object_schema(_KINDS, _KINDS)
+    schema = object_schema(_KINDS, [name for name in _KINDS if name != "shard"])
     schema["properties"] = {"schema": {"const": SCHEMA}} | schema["properties"]
     title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA}
     return title | schema

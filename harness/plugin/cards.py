@@ -1,0 +1,67 @@
+"""A card for each worker of pytest-xdist: worker k takes the k-th of the cards that its caller sees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from harness.plugin.options import options_of
+
+
+def share_cards(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """Show each worker its own card, before it imports torch: in the specification of its process, so that one that
+    replaces it gets the same card.
+
+    Raises: pytest.UsageError where there are more workers than cards, or the device names one card.
+    """
+    kind, index, cards = _cards(config)
+    if kind is None or not cards or len(specs) < 2:
+        return
+    from harness.devices.visible import VARIABLES
+
+    device = options_of(config).device
+    if index is not None:
+        raise pytest.UsageError(
+            f"--precision-device={device} names one card and there are {len(specs)} workers; write {kind}, and each "
+            f"worker takes a card of its own"
+        )
+    if len(specs) > len(cards):
+        raise pytest.UsageError(
+            f"{len(specs)} workers (-n) and {len(cards)} cards ({', '.join(cards)}); a card serves one worker: "
+            f"-n {len(cards)} at most, or -n auto"
+        )
+    for spec, card in zip(specs, cards):
+        spec.env[VARIABLES[kind]] = card
+
+
+def count_cards(config: pytest.Config) -> int | None:
+    """As many workers as cards, for -n auto; None where the device is none of several cards."""
+    kind, _, cards = _cards(config)
+    return None if kind is None or not cards else len(cards)
+
+
+def _cards(config: pytest.Config) -> tuple[str | None, int | None, list[str]]:
+    """The kind of a run's cards, the number that its device names, and the visible ones; None for other devices."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        return None, None, []
+    from harness import autoload
+
+    autoload.hold()  # before torch is imported
+    from harness.devices import parse_spec
+    from harness.devices.opening import is_hardware
+    from harness.devices.visible import visible_cards
+
+    options = options_of(config)
+    try:
+        kind, index = parse_spec(options.device)
+    except ValueError:
+        return None, None, []  # which is said when the device is opened
+    if kind == "auto":
+        kind = "npu" if is_hardware("auto") else "emulated"
+    if kind == "cpu" or (kind == "emulated" and options.devices is None):
+        return None, None, []  # each process plays a machine of its own
+    named = index if ":" in options.device else None
+    return kind, named, visible_cards(kind, options.devices)

@@ -1,0 +1,81 @@
+"""The reports of several machines as one: nothing twice, nothing missing, one stack."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+from harness.report.content import Report
+from harness.report.journal import NOT_RUN
+
+OWN = ("card", "cpu", "device_count", "threads", "environment")  # what machines of one kind may have of their own
+SHOWN = 5  # names in a sentence
+
+
+def merge(reports: Mapping[Path, Report], *, different_stacks: bool = False) -> Report:
+    """One report of several, in their order; its stack is that of the first.
+
+    Raises: HarnessError where a row is in two of them, a test was not run, a part of a sharded run is missing or there
+    twice, or where they were measured on different stacks and `different_stacks` does not allow it.
+    """
+    first = next(iter(reports.values()))
+    rows = [row for report in reports.values() for row in report.rows]
+    twice = [" ".join(map(str, key)) for key, count in Counter(row.key for row in rows).items() if count > 1]
+    if twice:
+        raise HarnessError(f"{_some(twice)} in more than one report; name each part of a run once")
+    holes = [row.name for row in rows if NOT_RUN in row.reasons]
+    if holes:
+        raise HarnessError(f"{_some(holes)} did not run; run that part again, or leave its report out")
+    _check_parts(reports)
+    differing = {path: _differences(first, report) for path, report in reports.items()}
+    if any(differing.values()) and not different_stacks:
+        path, said = next((path, said) for path, said in differing.items() if said)
+        raise HarnessError(
+            f"{path} was measured on another stack than {next(iter(reports))}: {'; '.join(said)}; "
+            "--different-stacks merges them all the same"
+        )
+    performance = tuple(each for report in reports.values() for each in report.performance)
+    created = max(report.created for report in reports.values())
+    return replace(first, created=created, rows=tuple(rows), performance=performance, shard=None)
+
+
+def _check_parts(reports: Mapping[Path, Report]) -> None:
+    """Raises: HarnessError where the parts are of one sharded run and not each is there once."""
+    shards = [report.shard for report in reports.values()]
+    if not any(shards):
+        return
+    whole = [path for path, report in reports.items() if report.shard is None]
+    if whole:
+        raise HarnessError(f"{whole[0]} is of no part of a run and the others are; leave it out")
+    there = Counter(shard for shard in shards if shard)
+    counts = {shard.partition("/")[2] for shard in there}
+    if len(counts) > 1:
+        raise HarnessError(f"the parts {', '.join(there)} are of different runs; name the parts of one")
+    count = counts.pop()
+    missing = [part for number in range(1, int(count) + 1) if (part := f"{number}/{count}") not in there]
+    again = [part for part, times in there.items() if times > 1]
+    if again:
+        raise HarnessError(f"the part {again[0]} is there more than once; name each part once")
+    if missing:
+        raise HarnessError(f"the part {_some(missing)} of the run is missing; name its report too")
+
+
+def _differences(first: Report, other: Report) -> list[str]:
+    """What differs between the stacks of two reports, but for what each machine has of its own."""
+    said = [] if first.backend == other.backend else [f"backend {first.backend} and {other.backend}"]
+    names = dict.fromkeys([*first.stack, *other.stack])
+    for name in names:
+        values: Sequence[Any] = first.stack.get(name), other.stack.get(name)
+        if name not in OWN and values[0] != values[1]:
+            said.append(f"{name} {values[0]} and {values[1]}")
+    return said
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
