@@ -1099,6 +1099,7 @@ class Session:
         device = stored.stack.get("device")
         terminalreporter.write_line(f"{counts(stored.headline)} on {device} ({stored.backend})")
         terminalreporter.write_line(f"report: {self.written[1]}")
+        terminalreporter.write_line(f"outcome: {stored.outcome}")
 
     def _print_said(self, terminal) -> None:
         for text in self.folder.notes:

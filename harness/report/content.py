@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from enum import Enum
 from typing import Any
 
 from harness.judging.status import Mark, Status
@@ -12,6 +14,23 @@ from harness.report.rows import Row
 from harness.typed_json import object_schema, reader_of, to_json
 
 SCHEMA = "precision-report/1"
+
+
+# The reasons of rows that were lost with a process or a card.
+LOST_WORDS = re.compile(r"^not run: the session ended|\bthe device stopped computing at\b")
+
+
+class Outcome(str, Enum):
+    """What a run came to, in one word; the gravest that is true of it."""
+
+    FAILURES = "failures"  # rows FAIL, or could not be compared
+    REGRESSIONS = "regressions"  # rows are within their limits and worse than accepted
+    INFRASTRUCTURE = "infrastructure"  # all else passed, and rows were lost with a process, a card or a host
+    NOTHING = "nothing measured"
+    PASSED = "passed"
+
+    def __str__(self) -> str:
+        return self.value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +68,23 @@ class Report:
         known = sum(Mark.KNOWN in each.marks for each in self.rows)
         return found | ({Mark.KNOWN.value: known} if known else {})
 
+    @property
+    def outcome(self) -> Outcome:
+        """Whether a run that does not pass is worth a second look, a ticket, or another try on another card."""
+        bad = [row for row in self.rows if row.is_bad]
+        if any(row.status is not Status.REGRESSED and not _is_lost(row) for row in bad):
+            return Outcome.FAILURES
+        if any(row.status is Status.REGRESSED for row in bad):
+            return Outcome.REGRESSIONS
+        if bad:
+            return Outcome.INFRASTRUCTURE
+        measured = any(row.status is not Status.SKIPPED for row in self.rows)
+        return Outcome.PASSED if measured else Outcome.NOTHING
+
     def head(self) -> dict[str, Any]:
         """All but the rows, as JSON holds it."""
         held = {"schema": SCHEMA, "created": self.created, "backend": self.backend, "headline": self.headline}
+        held["outcome"] = self.outcome.value
         held |= {} if self.shard is None else {"shard": self.shard}
         head: dict[str, Any] = to_json(held | {"stack": self.stack, "performance": self.performance})
         return head
@@ -62,6 +95,12 @@ class Report:
 
     def __str__(self) -> str:
         return f"{len(self.rows)} rows on {self.stack.get('device')} ({self.backend})"
+
+
+def _is_lost(row: Row) -> bool:
+    """Whether a row is an ERROR because its process, its card or its host was lost."""
+    dead = Mark.CRASHED in row.marks or Mark.HUNG in row.marks
+    return row.status is Status.ERROR and (dead or any(LOST_WORDS.search(reason) for reason in row.reasons))
 
 
 def build(
@@ -103,6 +142,7 @@ _KINDS = {
     "performance": tuple[Timed, ...],
     "rows": tuple[Row, ...],
     "shard": str | None,
+    "outcome": str | None,
 }
 READERS = [(name, reader_of(kind)) for name, kind in _KINDS.items() if name not in ("stack", "rows")]
 READERS += [("stack", read_stack), ("rows", reader_of(tuple[Any, ...]))]
@@ -110,7 +150,7 @@ READERS += [("stack", read_stack), ("rows", reader_of(tuple[Any, ...]))]
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a report."""
-    schema = object_schema(_KINDS, [name for name in _KINDS if name != "shard"])
+    schema = object_schema(_KINDS, [name for name in _KINDS if name not in ("outcome", "shard")])
     schema["properties"] = {"schema": {"const": SCHEMA}} | schema["properties"]
     title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA}
     return title | schema

@@ -21,6 +21,7 @@ from harness.report.text import LANGUAGES, document
 from harness.typed_json import Mismatch, named, read_fields, read_json
 
 PAIRS = "precision-pairs/1"
+DERIVED = ("headline", "outcome", "rows")  # of a stored report: what its rows say
 JSON_NAME = "precision.json"
 MARKDOWN_NAME = "precision.md"
 PREVIOUS = {name: name.replace(".", "-previous.") for name in (JSON_NAME, MARKDOWN_NAME)}  # of the run before
@@ -147,7 +148,7 @@ def load(path: Path) -> Report:
     except Mismatch as error:
         raise HarnessError(f"{path}: {error}; write it again with `pytest -k precision`") from None
     rows = tuple(Row.from_dict(each, f"{path}: row {number}") for number, each in enumerate(stored["rows"], 1))
-    return Report(rows=rows, **{name: value for name, value in read.items() if name not in ("headline", "rows")})
+    return Report(rows=rows, **{name: value for name, value in read.items() if name not in DERIVED})
 
 
 def render(report: Report, *, lang: str = "en", html: bool = False) -> str:

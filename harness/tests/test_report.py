@@ -1,16 +1,21 @@
 """The report: full numbers in the JSON, honest words in the markdown, whole files or none."""
 
+import datetime
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from harness import Tolerance, compare, judge
 from harness.errors import HarnessError
+from harness.judging.status import Mark
 from harness.judging.verdict import Evidence, error, skipped
 from harness.report import Row, build, load, render, rerender, row, write
 from harness.report.document import Table, Text, to_markdown
+from harness.report.journal import NOT_RUN
+from harness.report.rows import Excuse
 
 STACK = {
     "device": "Ascend910B4",
@@ -184,3 +189,43 @@ def test_a_file_that_is_no_report_is_refused_in_one_sentence(tmp_path, content, 
         load(path)
     with pytest.raises(HarnessError, match="no report at"):
         load(tmp_path / "absent.json")
+
+
+# -------- the outcome in one word
+
+
+@pytest.mark.parametrize(
+    "rows, word",
+    [
+        ((), "nothing measured"),
+        (("SKIPPED",), "nothing measured"),
+        (("PASS", "SKIPPED"), "passed"),
+        (("KNOWN", "PASS"), "passed"),
+        (("PASS", "lost"), "infrastructure"),
+        (("gone", "PASS"), "infrastructure"),
+        (("crashed", "PASS"), "infrastructure"),
+        (("REGRESSED", "lost"), "regressions"),
+        (("REGRESSED", "FAIL", "lost"), "failures"),
+        (("ERROR", "PASS"), "failures"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "none",
+)
+def test_the_outcome_is_the_gravest_thing_that_is_true(tmp_path, rows, word):
+    base = Row.of(error("why"), test="t", case="c", dtype="float32", seed=1)
+    known = Excuse(reason="r", link="l", expires=datetime.date(2030, 1, 1))
+    made = {
+        "PASS": dict(criteria=(), reasons=(), rel_l2=0.1),
+        "FAIL": dict(criteria=("rel_l2",), rel_l2=0.1),
+        "REGRESSED": dict(criteria=("baseline",), rel_l2=0.1),
+        "SKIPPED": dict(criteria=("skip",)),
+        "ERROR": {},
+        "KNOWN": dict(criteria=("rel_l2",), rel_l2=0.1, marks=(Mark.KNOWN,), known=known),
+        "lost": dict(reasons=(NOT_RUN,)),
+        "gone": dict(reasons=("DeviceError: the device stopped computing at c float32 seed 1: 507035; restart it",)),
+        "crashed": dict(marks=(Mark.CRASHED,)),
+    }
+    report = build([replace(base, seed=n, **made[each]) for n, each in enumerate(rows)], stack={}, backend="cpu")
+    assert report.outcome == word
+    write(report, tmp_path)
+    assert json.loads((tmp_path / "precision.json").read_text())["outcome"] == word
+    assert load(tmp_path).outcome == word
