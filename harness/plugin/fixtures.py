@@ -114,11 +114,12 @@ def _check(session, item: pytest.Item, case, seed: int | None, verdict=None):
     from harness.upgrade.known_failures import KNOWN
 
     try:
-        verdict, known = session.settle(case, seed, session.measure(case, seed) if verdict is None else verdict)
+        verdict = session.measure(case, seed) if verdict is None else verdict
+        verdict, known = session.accepted.settle(case, seed, verdict)
     except HarnessError as raised:
         verdict, known = error(_words(raised)), None
         if not isinstance(raised, DeviceError):  # the device's end is no failure of this row, so no known one
-            verdict, known = session.settle(case, seed, verdict)
+            verdict, known = session.accepted.settle(case, seed, verdict)
         if known is None:
             session.add_row(item, case, seed, verdict)
             raise

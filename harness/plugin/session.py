@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import faulthandler
 import json
 import math
 import os
-import re
 import signal
 import sys
 import time
@@ -17,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from harness.plugin.accepted import Accepted
+from harness.plugin.collected import choose_located, choose_shard, function_of, guessed, known_of
 from harness.plugin.companion import Companions, superfluous
 from harness.plugin.exit_status import complaints
 from harness.plugin.fixtures import EXCUSED, PROPERTIES, ROWS, SKIPPED, uses_fixture
 from harness.plugin.folder import Folder
-from harness.plugin.names import SHORT_DTYPE, dtype_id, is_accuracy_test, row_name
+from harness.plugin.locating import Locating
+from harness.plugin.names import dtype_id, is_accuracy_test, row_name
 from harness.plugin.opening import Opening
 from harness.plugin.options import options_of
 from harness.plugin.turns import Turns
@@ -58,17 +59,13 @@ class Session:
         self._acted: set[str] = set()  # those that did, here or in a worker, as text
         self._device = None  # once its faults are planted
         self._introduced = False  # whether pytest's header named the device
-        self.baselines = self.options.baselines or config.rootpath / "cases" / "baselines"
-        self._cases: dict[tuple[str, str], object] = {}  # by name and dtype
-        self._found: set[tuple[str, str]] = set()  # cases that were located, by name and dtype
-        self._spent = 0.0  # seconds on locating
-        self._unlocated = 0  # failing rows that the budget left out
-        self.known: list = []  # the entries of the known failures
+        self.accepted = Accepted(self, self.options.baselines or config.rootpath / "cases" / "baselines")
+        self.locating = Locating(self)
         self.said: list[tuple[str, bool]] = []  # of the baselines, for the terminal: a line, and whether it is bad
-        self._models = None
+        self.models = None
         self._store = None
         self._timed: set = set()
-        self._deselected = False  # whether an accuracy test was
+        self.deselected = False  # whether an accuracy test was
         self._refused = False  # the session was stopped before its first test
         self.explicit = explicit  # the command line selects accuracy tests or holds an option of the harness
         self._turns = Turns()
@@ -93,7 +90,7 @@ class Session:
         """
         if self.explicit:
             self.folder.begin()
-        self.read_known_failures()
+        self.accepted.read_known_failures()
         if not self.worker:
             self.check_options()  # here, since under pytest-xdist this process collects nothing
         if not explicit:
@@ -177,23 +174,23 @@ class Session:
         from harness.run.validation import validate
 
         device = self.device
-        self._models = self._models or Models(store=self._store)
+        self.models = self.models or Models(store=self._store)
         name = row_name(case.name, case.dtype, seed)
         compiles = self.environment["stack"].get("jit_compile")
         first = " (jit_compile is on: the first run of a shape compiles)" if compiles else ""
         self.say(f"{name}: CPU, then {device.torch_device}{first}")
         options = {"rerun_reference": self.options.rerun_reference, "preset": self.options.preset}
         with self._in_time(case, compiles=bool(compiles)):
-            verdict = validate(case, seed, device, models=self._models, **options)
+            verdict = validate(case, seed, device, models=self.models, **options)
         if verdict.evidence is not None and verdict.evidence.compiled:
             self.say(f"{name}: {verdict.evidence.compiled}")
-            self.said.append((f"{name}: {verdict.evidence.compiled}", False))
+            self.note(f"{name}: {verdict.evidence.compiled}")
         self._read_stack()
         if verdict.skips:  # nothing ran
             return verdict
         if self.options.bench:
             self._time(case)
-        return self._held_against_baseline(case, seed, verdict)
+        return self.accepted.compared(case, seed, verdict)
 
     @contextmanager
     def _in_time(self, case, *, compiles: bool, more: float = 0.0):
@@ -245,146 +242,12 @@ class Session:
             )
         os._exit(HUNG_STATUS)
 
-    def _held_against_baseline(self, case, seed: int | None, verdict):
-        """The verdict with what became of the row since its baseline; what all seeds share is judged at the end."""
-        from harness.judging.verdict import Reason
-        from harness.report import Row
-        from harness.upgrade import baseline
-
-        if self.options.baseline != "check":
-            return verdict
-        found = Row.of(verdict, test="", case=case.name, dtype=case.dtype, seed=seed)
-        change = baseline.verdicts([found], self._entry(case.name, case.dtype, self.environment))[0]
-        bad = (
-            (Reason(criterion="baseline", text=f"{change.kind}: {change.text}"),)
-            if change.kind in (baseline.REGRESSED, baseline.INCOMPARABLE)
-            else ()
-        )
-        return replace(verdict, marks=(*verdict.marks, change.kind), regressions=(*verdict.regressions, *bad))
-
-    def _entry(self, case: str, dtype: str, environment: dict):
-        """The accepted rows of a case on this device; None where there are none. Raises: HarnessError for a damaged
-        file.
-        """
-        from harness.upgrade import baseline
-
-        return baseline.entry_of(baseline.read(self.baselines, case, dtype), **environment)
-
-    def settle(self, case, seed: int | None, verdict):
-        """The verdict as the known failures see it, and the entry that speaks of it: marked where it fails as known,
-        failed where it may not.
-        """
-        from harness.judging.verdict import Reason
-        from harness.report import Row
-        from harness.upgrade import baseline
-        from harness.upgrade import known_failures as known
-
-        if verdict.skips:  # it neither fails as known nor passes
-            return verdict, None
-        device = baseline.key_of(**self.environment)
-        entry = known.entry_for(self.known, case.name, case.dtype, seed, device)
-        if entry is None or verdict.regressions:  # worse than what was accepted is no known failure
-            return verdict, entry
-        row = Row.of(verdict, test="", case=case.name, dtype=case.dtype, seed=seed)
-        text = known.complaint(entry, row, accepted=self._accepted_row(row), today=datetime.date.today())
-        if text is None:
-            return replace(verdict, marks=(*verdict.marks, known.KNOWN)), entry
-        return replace(verdict, failures=(*verdict.failures, Reason(criterion="known", text=text))), entry
-
-    def _accepted_row(self, row):
-        """A row as it was accepted, where this run is held against what was; None where there is none."""
-        from harness.errors import HarnessError
-        from harness.upgrade import baseline
-
-        if self.options.baseline != "check":
-            return None
-        try:
-            entry = self._entry(row.case, row.dtype, self.environment)
-        except HarnessError:
-            return None  # the row is an error that says so
-        return None if entry is None else entry.rows.get(baseline.seed_of(row))
-
-    def wants_location(self, case, *, failed: bool) -> bool:
-        """Whether to look where a row comes from: it fails, was not located with another seed, and the budget is not
-        spent; or it was asked for.
-        """
-        self._cases[case.name, case.dtype] = case
-        every, key = self.options.locate_case is not None, (case.name, case.dtype)
-        if self.options.locate == "off" or not (failed or every) or (key in self._found and not every):
-            return False
-        if self._device is not None and self._device.stopped:
-            return False
-        if self._spent >= self.options.locate_budget and not every:
-            self._unlocated += 1
-            return False
-        self._found.add(key)
-        return True
-
     def _keep(self, nodeid: str, row) -> None:
         """Let a row stand in the report before more is done with it, which may take long or end the process."""
         if not self.worker:
             self._standing[nodeid] = row
             self.folder.row(row, final=False)
             self._write()
-
-    def locate(self, case, seed: int | None, row):
-        """Where a row's error comes from, as the report holds it."""
-        began, counted = time.monotonic(), [(each, each.calls, each.hits) for each in self.planted]
-        every = self.options.locate_case is not None
-        try:
-            return self._locate(case, seed, math.inf if every else self.options.locate_budget - self._spent, row)
-        except Exception as error:  # noqa: BLE001  a row that failed must not be lost because its cause was not found
-            from harness.report.located import unlocated
-
-            return unlocated(f"It could not be located: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
-        finally:
-            self._spent += time.monotonic() - began
-            for each, calls, hits in counted:  # what a fault did to the row itself is what the report says
-                each.calls, each.hits = calls, hits
-
-    def _locate(self, case, seed: int | None, limit: float, row):
-        from harness.errors import HarnessError
-        from harness.locate import locate
-        from harness.locate.repro import write_repro
-        from harness.report import write_text
-        from harness.report.located import depth_picture, located
-
-        level = self.options.locate
-        self.say(f"{row_name(case.name, case.dtype, seed)}: locating, by {'operators' if level == 'auto' else level}")
-        began, how = time.monotonic(), dict(models=self._models, level=level, limit=limit, row=_symptom(row))
-        finding = locate(case, seed, self.device, backward=self.options.locate_backward, **how)
-        if finding.first is None and finding.has_gradients:
-            try:
-                finding = locate(case, seed, self.device, backward=True, **how)
-            except HarnessError as error:  # what the first look found stands without the gradients
-                self.said.append((f"{case.name}: the gradients of its operators were not looked at: {error}", False))
-        self._spent -= finding.compiling
-        name = re.sub(r"[^\w.-]", "_", f"{case.name}-{case.dtype}" + ("" if seed is None else f"-seed{seed}"))
-        folder, repro, picture = self.directory / "repro" / name, None, None
-        if finding.trial is not None:
-            title = f"{finding.first.name} on {self.device.name}: {finding.first.reasons[0]}"
-            try:
-                more = dict(
-                    stack=self.environment["stack"],
-                    faults=[str(each) for each in self.planted],
-                    seconds=limit - (time.monotonic() - began),
-                )
-                repro = write_repro(finding.trial, folder, title=title, **more)
-            except Exception as error:  # noqa: BLE001  the finding stands without it
-                self.said.append(
-                    (
-                        (
-                            f"no repro of {finding.first.name}: {type(error).__name__}: "
-                            f"{' '.join(str(error).split())[:200]}"
-                        ),
-                        False,
-                    )
-                )
-        if finding.level == "operators" and finding.steps:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "depth.svg", depth_picture(finding))
-            picture = f"repro/{name}/depth.svg"
-        return located(finding, repro, picture)
 
     def _time(self, case) -> None:
         """The performance table's rows for a case, once per model and dtype."""
@@ -395,7 +258,16 @@ class Session:
             return
         self._timed.add(key)
         self.say(f"{case.name} {dtype_id(case.dtype)}: timing")
-        self.performance += time_case(case, self.device, self._models)
+        self.performance += time_case(case, self.device, self.models)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the device no longer computes."""
+        return self._device is not None and bool(self._device.stopped)
+
+    def note(self, text: str, *, bad: bool = False) -> None:
+        """A line for the end of the run; in red where it is `bad`."""
+        self.said.append((text, bad))
 
     def say(self, text: str) -> None:
         """A progress line: on a terminal overwritten by the next, in a log at most one every `LOG_EVERY` seconds."""
@@ -427,62 +299,23 @@ class Session:
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         if self.options.companion == "auto" and (uses_fixture(item) or is_accuracy_test(item.nodeid)):
-            known = _known(item)
+            known = known_of(item)
             made_inside = known["case"] == item.nodeid.partition("::")[0]
-            self._companions.learn(_function(item) if made_inside else known["case"], known["dtype"])
+            self._companions.learn(function_of(item) if made_inside else known["case"], known["dtype"])
 
     def wants_companion(self, item: pytest.Item, case) -> bool:
         """Whether a case of which a row was measured is to be run in float32 too."""
-        if self.options.companion == "off" or self._device is None or self._device.stopped:
+        if self.options.companion == "off" or self._device is None or self.is_stopped:
             return False
         rows = item.stash.get(ROWS, [])
         measured = any(row.case == case.name and row.dtype == case.dtype and row.rel_l2 is not None for row in rows)
-        return measured and self._companions.wants(case, _function(item))
+        return measured and self._companions.wants(case, function_of(item))
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """With --precision-locate-case, that case's accuracy tests alone; with --precision-shard, a part of them."""
-        self._choose_located(items)
-        self._choose_shard(items)
-
-    def _choose_shard(self, items: list[pytest.Item]) -> None:
-        from harness.plugin.shards import parse_shard, parts, seconds_of
-
-        if self.options.shard is None:
-            return
-        number, count = parse_shard(self.options.shard)
-        groups: dict[str, list[str]] = {}
-        for item in items:
-            if is_accuracy_test(item.nodeid) or uses_fixture(item):
-                known = _known(item)
-                groups.setdefault(f"{_function(item)} {known['case']} {known['dtype']}", []).append(item.nodeid)
-        others = parts(groups, seconds_of(self.options.shard_times), count)
-        chosen = set(others.pop(number - 1))
-        left_out = {nodeid for part in others for nodeid in part}
-        self.config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out - chosen])
-        items[:] = [item for item in items if item.nodeid in chosen or item.nodeid not in left_out]
-
-    def _choose_located(self, items: list[pytest.Item]) -> None:
-        wanted, seed = self.options.locate_case, self.options.locate_seed
-        if wanted is None:
-            return
-        known = {id(item): _known(item) for item in items if is_accuracy_test(item.nodeid)}
-        cases = {id(item): _cases_of(item, known[id(item)]) for item in items if id(item) in known}
-        named = any(wanted in each for each in cases.values())
-        chosen = [
-            item
-            for item in items
-            if id(item) in known and (wanted in cases[id(item)] if named else wanted in item.nodeid)
-        ]
-        chosen = [item for item in chosen if seed is None or known[id(item)]["seed"] == seed]
-        if not chosen:
-            cases = ", ".join(sorted(set().union(*cases.values())))
-            raise pytest.UsageError(
-                f"no accuracy test is of the case {wanted!r}, or has it in its "
-                f"id{'' if seed is None else f', with seed {seed}'}; the cases are {cases or 'none'}"
-            )
-        self.config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = chosen
+        choose_located(self.config, self.options, items)
+        choose_shard(self.config, self.options, items)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed and not self.worker:
@@ -492,7 +325,7 @@ class Session:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
             if uses_fixture(item) or (self.whole and is_accuracy_test(item.nodeid)):
-                self.collected[item.nodeid] = _known(item)
+                self.collected[item.nodeid] = known_of(item)
         if self.config.option.collectonly:
             return
         if self.worker:
@@ -539,18 +372,6 @@ class Session:
             self._store = Store(self.options.reference_store)
         except HarnessError as error:
             raise pytest.UsageError(f"--precision-reference-store: {error}") from None
-
-    def read_known_failures(self) -> None:
-        from harness.errors import HarnessError
-        from harness.upgrade.known_failures import read_known
-
-        named, usual = self.options.known_failures, self.config.rootpath / "cases" / "known_failures.toml"
-        if named is None and not usual.exists():
-            return
-        try:
-            self.known = read_known(named or usual)
-        except HarnessError as error:
-            raise pytest.UsageError(f"--precision-known-failures: {error}") from None
 
     def check_options(self) -> None:
         """Stop with one message where the user named a device or a directory that cannot be."""
@@ -602,7 +423,7 @@ class Session:
         told = self._workers.collected()
         for nodeid in ids:
             if nodeid in told or (is_accuracy_test(nodeid) and not told):
-                self.collected.setdefault(nodeid, told.get(nodeid) or _guessed(nodeid))
+                self.collected.setdefault(nodeid, told.get(nodeid) or guessed(nodeid))
         if self.collected:
             self.folder.check()
             self.folder.begin()
@@ -705,10 +526,10 @@ class Session:
         item.stash[PROPERTIES] += item.user_properties[place - len(numbers) :]
         item.stash[ROWS].append(found)
         self._workers.measured(found)
-        if not verdict.skips and self.wants_location(case, failed=not verdict.passed and KNOWN not in verdict.marks):
+        if not verdict.skips and self.locating.wants(case, failed=not verdict.passed and KNOWN not in verdict.marks):
             self._keep(item.nodeid, found)
             with self._in_time(case, compiles=False, more=LOCATING * self.options.locate_budget):
-                found = replace(found, located=self.locate(case, seed, found))
+                found = replace(found, located=self.locating.locate(case, seed, found))
             item.user_properties[place] = carried()
             item.stash[PROPERTIES].append(item.user_properties[place])
 
@@ -723,7 +544,7 @@ class Session:
         if not brought and report.nodeid not in self.collected:
             return
         report.user_properties = [each for each in report.user_properties if each[0] != ROW]  # junit has the numbers
-        self.collected.setdefault(report.nodeid, _guessed(report.nodeid))
+        self.collected.setdefault(report.nodeid, guessed(report.nodeid))
         self._acted |= {text for each in brought for text in each["acted"]}
         if report.outcome == "rerun":  # pytest-rerunfailures makes another attempt, whose rows count
             self._attempts[report.nodeid] = self._attempts.get(report.nodeid, 0) + 1
@@ -786,7 +607,7 @@ class Session:
         from harness.report import Row
 
         return Row.of(
-            getattr(verdict, kind)(text), test=nodeid, **(self.collected.get(nodeid) or _guessed(nodeid)) | named
+            getattr(verdict, kind)(text), test=nodeid, **(self.collected.get(nodeid) or guessed(nodeid)) | named
         )
 
     # -------- the report
@@ -826,17 +647,9 @@ class Session:
 
     # -------- accepted numbers
 
-    def _replace(self, row, after) -> None:
+    def replace_row(self, row, after) -> None:
         """Let `after` stand in the report in place of `row`."""
         self.rows[row.test] = [after if each is row else each for each in self.rows[row.test]]
-
-    def _groups(self) -> dict[tuple[str, str], list]:
-        """The rows that brought numbers, by case and dtype."""
-        groups: dict[tuple[str, str], list] = {}
-        for row in self.all_rows():
-            if row.rel_l2 is not None:
-                groups.setdefault((row.case, row.dtype), []).append(row)
-        return groups
 
     def _refuse_twins(self) -> None:
         """Rows of one name become errors, one would hide the other, and rows that repeat what another seed measured."""
@@ -848,184 +661,11 @@ class Session:
         twins = without_repeats(rows) | without_twins(rows)
         for row in rows:
             if id(row) in twins:
-                self._replace(row, twins[id(row)])
-                self.said.append((f"{row.name}: {twins[id(row)].reasons[-1]}", True))
-
-    def _check_names(self, *, bad: bool) -> bool:
-        """Say which accepted rows no case of this run has; it is `bad` where the whole was run. Whether all is well."""
-        from harness.upgrade import baseline
-
-        cases = {(row.case, row.dtype) for row in self.all_rows()}
-        found = baseline.without_a_case(self.baselines, cases, baseline.key_of(**self.environment))
-        self.said += [(text, bad) for text in found]
-        return not (found and bad)
-
-    def _selects_all(self) -> bool:
-        """Whether this run is of all accuracy tests, so that what has no row has no case."""
-        from harness.plugin.selection import selects_all
-
-        ran = all(row.key[0] == row.case and row.test in self.rows for row in self.all_rows())
-        return ran and not self._deselected and selects_all(self.config, self.baselines.parent)
+                self.replace_row(row, twins[id(row)])
+                self.note(f"{row.name}: {twins[id(row)].reasons[-1]}", bad=True)
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
-        self._deselected = self._deselected or any(
-            is_accuracy_test(item.nodeid) or uses_fixture(item) for item in items
-        )
-
-    def _check_together(self) -> bool:
-        """Hold all seeds of each case against its baseline; a row that is worse with the others becomes REGRESSED.
-        Whether all is well.
-        """
-        from harness.errors import HarnessError
-        from harness.upgrade import baseline
-
-        well = self._check_names(bad=self._selects_all())
-        for (case, dtype), rows in self._groups().items():
-            try:
-                entry = self._entry(case, dtype, self.environment)
-            except HarnessError:
-                continue  # its rows are errors that say so
-            settled = baseline.settled(rows, entry)
-            for row, after in zip(rows, settled):
-                self._replace(row, after)
-                if len(after.reasons) > len(row.reasons):
-                    self.said.append((after.baseline.text, True))
-                    well = False
-                elif after.baseline.kind in (baseline.IMPROVED, baseline.DRIFT):
-                    self.said.append((f"{after.baseline.kind}: {after.baseline.text}", False))
-            loose = [] if self.options.preset else baseline.loosened(entry, rows)
-            if loose:
-                self.said.append(
-                    (
-                        (
-                            f"{case} {dtype} is judged more loosely than when it was accepted: {', '.join(loose)}; "
-                            "put the limit back, or --precision-baseline=accept"
-                        ),
-                        True,
-                    )
-                )
-                well = False
-            absent = baseline.absent(entry, rows)
-            if absent:
-                self.said.append(
-                    (f"{len(absent)} accepted rows of {case} {dtype} did not run: {', '.join(absent)}", False)
-                )
-        return well
-
-    def _accept(self) -> bool:
-        """Write the rows of each case as its baseline, and the report beside them under the stack's name. Whether all
-        was accepted.
-        """
-        from harness import report
-        from harness.errors import HarnessError
-        from harness.judging.status import Mark, Status
-        from harness.upgrade import baseline
-
-        well, accepted, collected = True, 0, self.all_rows()
-        when = time.strftime("%Y-%m-%d")
-        for (case, dtype), rows in self._groups().items():
-            files = {
-                _file(row) for row in rows
-            }  # of an error that came before its case nobody knows more than its file
-            failed = [
-                row
-                for row in collected
-                if Mark.KNOWN not in row.marks
-                and (
-                    (row.status in (Status.FAIL, Status.ERROR) and (row.case, row.dtype) == (case, dtype))
-                    or (row.case in files and row.status is Status.ERROR)
-                )
-            ]
-            if failed:
-                self.said.append(
-                    (
-                        (
-                            f"{case} {dtype} is not accepted: {len(failed)} of its rows did not pass; a baseline "
-                            "of a failure would hide it: mend it, or enter it in the known failures"
-                        ),
-                        True,
-                    )
-                )
-                well = False
-                continue
-            try:
-                before = baseline.read(self.baselines, case, dtype)
-            except HarnessError as error:
-                self.said.append((f"{error}; it is written anew", False))
-                before = None
-            gone = baseline.absent(baseline.entry_of(before, **self.environment), rows)
-            if gone:
-                self.said.append(
-                    (
-                        (
-                            f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are "
-                            f"dropped: {', '.join(gone)}"
-                        ),
-                        True,
-                    )
-                )
-            try:
-                baseline.write(self.baselines, baseline.accepted(before, rows, when=when, **self.environment))
-            except HarnessError as error:
-                self.said.append((str(error), True))
-                well = False
-                continue
-            accepted += len(rows)
-        self._check_names(bad=False)
-        if accepted:
-            built = report.build(collected, performance=self.performance, **self.environment)
-            _, markdown = report.write(
-                built, self.directory / "accepted" / baseline.stack_name(**self.environment), lang=self.options.lang
-            )
-            self.said.append((f"accepted {accepted} rows into {self.baselines}; their report is {markdown}", False))
-        return well and bool(accepted)
-
-    def _locate_together(self) -> None:
-        """Locate the rows that only all seeds together showed to be worse."""
-        from harness.judging.status import Status
-
-        for row in self.all_rows():
-            case = self._cases.get((row.case, row.dtype))
-            if (
-                row.status is Status.REGRESSED
-                and row.located is None
-                and case is not None
-                and self.wants_location(case, failed=True)
-            ):
-                self._replace(row, replace(row, located=self.locate(case, row.seed, row)))
-
-    def _say_loose(self) -> None:
-        """Say how many limits could come down, of those that a case sets itself."""
-        from harness.errors import HarnessError
-        from harness.upgrade.ratchet import loose
-
-        try:
-            found = loose(row for row in self.all_rows() if row.limits)
-        except HarnessError:
-            return  # an odd row: the command says which
-        if found:
-            self.said.append(
-                (
-                    (
-                        f"{len(found)} limits could come down: python -m harness ratchet "
-                        f"{self.directory / 'precision.json'}"
-                    ),
-                    False,
-                )
-            )
-
-    def _say_stale(self) -> None:
-        """Name the known failures that no row of this run is."""
-        from harness.upgrade.baseline import key_of
-
-        rows, device = self.all_rows(), key_of(**self.environment)
-        stale = [
-            each for each in self.known if not any(each.covers(row.case, row.dtype, row.seed, device) for row in rows)
-        ]
-        if stale:
-            self.said.append(
-                (f"{len(stale)} known failures are no rows of this run: {', '.join(map(str, stale))}", False)
-            )
+        self.deselected = self.deselected or any(is_accuracy_test(item.nodeid) or uses_fixture(item) for item in items)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -1037,12 +677,12 @@ class Session:
             self.rows.setdefault(row.test, []).append(row)
         if self.rows:
             self._refuse_twins()
-            self._say_stale()
-            self._say_loose()
+            self.accepted.say_stale()
+            self.accepted.say_loose()
         well = True
         if self.rows and self.options.baseline != "off":
-            well = self._accept() if self.options.baseline == "accept" else self._check_together()
-            self._locate_together()
+            well = self.accepted.accept() if self.options.baseline == "accept" else self.accepted.check_together()
+            self.locating.together()
         if self.rows or (self.collected and self._device is not None and not self._refused):
             self._write(last=True)
         self.folder.end(whole=True)
@@ -1089,10 +729,10 @@ class Session:
             )
         for row in stored.rows:
             if row.located is not None:
-                self._print_located(terminalreporter, row)
-        if self._unlocated:
+                self.locating.print(terminalreporter, row)
+        if self.locating.unlocated:
             terminalreporter.write_line(
-                f"{self._unlocated} failing rows were not located: the budget of "
+                f"{self.locating.unlocated} failing rows were not located: the budget of "
                 f"{self.options.locate_budget:g} s is spent; --precision-locate-budget"
             )
         self._print_said(terminalreporter)
@@ -1107,74 +747,9 @@ class Session:
         for text, bad in self.said:
             terminal.write_line(text, red=bad)
 
-    def _print_located(self, terminal, row) -> None:
-        """The finding on a row: whole where it was asked for, else its sentences."""
-        from harness.report.located import found_text
-
-        name = row_name(row.case, row.dtype, row.seed)
-        if self.options.locate_case is not None:
-            terminal.write_line(f"{name}:")
-            terminal.write_line(found_text(row.located))
-        else:
-            terminal.write_line(f"located {name}: {row.located.said}")
-
-
-def _symptom(row):
-    """What a row shows that is to be located."""
-    from harness.judging.status import Mark, Status
-    from harness.locate import Symptom
-
-    if row.status is Status.ERROR:
-        return Symptom(error="; ".join(row.reasons))
-    fractions = [
-        each for each in row.comparisons.values() if each.expected_dtype.startswith(("float", "bfloat", "complex"))
-    ]
-    sizes = [math.inf if each.nonfinite_differ else each.rel_l2 for each in fractions]
-    away = max((each for each in sizes if each == each), default=math.nan)
-    return Symptom(fails=not row.status.is_fine, away=away, scatters=Mark.NONDETERMINISTIC in row.marks)
-
 
 def _interrupt(number, frame):
     raise KeyboardInterrupt("SIGTERM")
-
-
-def _file(row) -> str:
-    return row.test.partition("::")[0]
-
-
-def _known(item: pytest.Item) -> dict:
-    """Case, dtype and seed of a collected test, from its parameters."""
-    from harness.case import Case
-
-    parameters = getattr(getattr(item, "callspec", None), "params", {})
-    case = next((value for value in parameters.values() if isinstance(value, Case)), None)
-    if case is None:
-        return _guessed(item.nodeid)
-    seed = parameters.get("seed")
-    return {"case": case.name, "dtype": case.dtype, "seed": seed if type(seed) is int and 0 <= seed < 2**63 else None}
-
-
-def _function(item: pytest.Item) -> str:
-    """The test function of a test, whatever its parameters: its id without them."""
-    return item.nodeid.partition("[")[0]
-
-
-def _cases_of(item: pytest.Item, known: dict) -> set[str]:
-    """The names of the cases that a test may run: its own, or where it says none those that its module holds."""
-    from harness.case import Case
-
-    if known["case"] != item.nodeid.partition("::")[0]:
-        return {known["case"]}
-    return {value.name for value in vars(item.module).values() if isinstance(value, Case)} or {known["case"]}
-
-
-def _guessed(nodeid: str) -> dict:
-    """The same from the test's id, where a worker holds the parameters."""
-    identity = nodeid.partition("[")[2].removesuffix("]")
-    names = {short: dtype for dtype, short in SHORT_DTYPE.items()} | {"float32": "float32", "float16": "float16"}
-    dtype = next((dtype for short, dtype in names.items() if short in identity), None)
-    seed = re.search(r"seed(\d+)", identity)
-    return {"case": nodeid.partition("::")[0], "dtype": dtype, "seed": int(seed[1]) if seed else None}
 
 
 def _source(path: Path) -> str:

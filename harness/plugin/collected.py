@@ -1,0 +1,87 @@
+"""The accuracy tests that a run collected: what is known of each, and which of them run."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from harness.plugin.fixtures import uses_fixture
+from harness.plugin.names import SHORT_DTYPE, is_accuracy_test
+
+
+def known_of(item: pytest.Item) -> dict:
+    """Case, dtype and seed of a collected test, from its parameters."""
+    from harness.case import Case
+
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    case = next((value for value in parameters.values() if isinstance(value, Case)), None)
+    if case is None:
+        return guessed(item.nodeid)
+    seed = parameters.get("seed")
+    return {"case": case.name, "dtype": case.dtype, "seed": seed if type(seed) is int and 0 <= seed < 2**63 else None}
+
+
+def function_of(item: pytest.Item) -> str:
+    """The test function of a test, whatever its parameters: its id without them."""
+    return item.nodeid.partition("[")[0]
+
+
+def cases_of(item: pytest.Item, known: dict) -> set[str]:
+    """The names of the cases that a test may run: its own, or where it says none those that its module holds."""
+    from harness.case import Case
+
+    if known["case"] != item.nodeid.partition("::")[0]:
+        return {known["case"]}
+    return {value.name for value in vars(item.module).values() if isinstance(value, Case)} or {known["case"]}
+
+
+def guessed(nodeid: str) -> dict:
+    """The same from the test's id, where a worker holds the parameters."""
+    identity = nodeid.partition("[")[2].removesuffix("]")
+    names = {short: dtype for dtype, short in SHORT_DTYPE.items()} | {"float32": "float32", "float16": "float16"}
+    dtype = next((dtype for short, dtype in names.items() if short in identity), None)
+    seed = re.search(r"seed(\d+)", identity)
+    return {"case": nodeid.partition("::")[0], "dtype": dtype, "seed": int(seed[1]) if seed else None}
+
+
+def choose_shard(config: pytest.Config, options: Any, items: list[pytest.Item]) -> None:
+    """With --precision-shard, the accuracy tests of that part alone, and all others."""
+    from harness.plugin.shards import parse_shard, parts, seconds_of
+
+    if options.shard is None:
+        return
+    number, count = parse_shard(options.shard)
+    groups: dict[str, list[str]] = {}
+    for item in items:
+        if is_accuracy_test(item.nodeid) or uses_fixture(item):
+            known = known_of(item)
+            groups.setdefault(f"{function_of(item)} {known['case']} {known['dtype']}", []).append(item.nodeid)
+    others = parts(groups, seconds_of(options.shard_times), count)
+    chosen = set(others.pop(number - 1))
+    left_out = {nodeid for part in others for nodeid in part}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out - chosen])
+    items[:] = [item for item in items if item.nodeid in chosen or item.nodeid not in left_out]
+
+
+def choose_located(config: pytest.Config, options: Any, items: list[pytest.Item]) -> None:
+    """With --precision-locate-case, the accuracy tests of that case alone."""
+    wanted, seed = options.locate_case, options.locate_seed
+    if wanted is None:
+        return
+    known = {id(item): known_of(item) for item in items if is_accuracy_test(item.nodeid)}
+    cases = {id(item): cases_of(item, known[id(item)]) for item in items if id(item) in known}
+    named = any(wanted in each for each in cases.values())
+    chosen = [
+        item for item in items if id(item) in known and (wanted in cases[id(item)] if named else wanted in item.nodeid)
+    ]
+    chosen = [item for item in chosen if seed is None or known[id(item)]["seed"] == seed]
+    if not chosen:
+        cases = ", ".join(sorted(set().union(*cases.values())))
+        raise pytest.UsageError(
+            f"no accuracy test is of the case {wanted!r}, or has it in its "
+            f"id{'' if seed is None else f', with seed {seed}'}; the cases are {cases or 'none'}"
+        )
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
