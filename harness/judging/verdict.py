@@ -83,6 +83,9 @@ class Evidence:
     card: str | None = None  # the physical card that ran it; processes of one run may have a card of their own
     weights_sha256: str | None = None  # of what model() built, so that another checkpoint is known without its path
     weights_from: str = ""  # of weights without checkpoint=, as `harness.reference.origin.Origin` says; "" random ones
+    code_sha256: str | None = (
+        None  # of the files of one's own in the run, the harness's among them; None outside of one
+    )
     notes: tuple[str, ...] = ()  # what else a reader must know of how it ran, in sentences
 
     @property

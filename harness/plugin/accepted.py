@@ -44,6 +44,14 @@ class Accepted:
 
         return baseline.entry_of(baseline.read(self.baselines, case, dtype), **environment)
 
+    def knows(self, case, seed: int | None, environment: dict) -> bool:
+        """Whether an entry of the known failures speaks of a row."""
+        from harness.upgrade import baseline
+        from harness.upgrade import known_failures as known
+
+        device = baseline.key_of(**environment) if environment["stack"] else ""
+        return known.entry_for(self.known, case.name, case.dtype, seed, device) is not None
+
     def settle(self, case, seed: int | None, verdict):
         """The verdict as the known failures see it, and the entry that speaks of it: marked where it fails as known,
         failed where it may not.

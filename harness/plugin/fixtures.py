@@ -96,6 +96,8 @@ def _check_companion(session, item: pytest.Item, case, seed: int | None) -> None
     if not session.wants_companion(item, case):
         return
     beside = companion_of(case)
+    if _resumed(session, item, beside, seed) is not None:
+        return
     try:
         verdict = session.measure(beside, seed)
     except DeviceError:
@@ -113,6 +115,8 @@ def _check(session, item: pytest.Item, case, seed: int | None, verdict=None):
     from harness.judging.verdict import error, skipped
     from harness.upgrade.known_failures import KNOWN
 
+    if verdict is None and (stands := _resumed(session, item, case, seed)) is not None:
+        return stands
     try:
         verdict = session.measure(case, seed) if verdict is None else verdict
         verdict, known = session.accepted.settle(case, seed, verdict)
@@ -147,6 +151,17 @@ def _check(session, item: pytest.Item, case, seed: int | None, verdict=None):
         )
         pytest.fail("\n".join([*lines, *(f"  {reason}" for reason in verdict.reasons), *limits]), pytrace=False)
     return verdict
+
+
+def _resumed(session, item: pytest.Item, case, seed: int | None):
+    """The verdict of a row of an earlier run that stands for this one, which is attached to its test; else None."""
+    from harness.report.rejudge import judged_again
+
+    row = session.resumed(item, case, seed)
+    if row is None:
+        return None
+    session.add_resumed(item, row)
+    return judged_again(row)
 
 
 def _words(raised: BaseException, *, name: bool = True) -> str:

@@ -121,6 +121,7 @@ OPTIONS = (
         "end a row that takes longer (default: an hour for the first of a case, then 20 times its longest, "
         "10 minutes at least)",
     ),
+    _switch("resume", "keep rows of the run before that passed, where weights, inputs, code and stack are the same"),
     _switch("isolate", "run rows in a process that is replaced when it dies (pytest-xdist); the default on a card"),
     _switch("no-isolate", "run rows in pytest's own process, on a card too"),
     _switch("bench", "time each accuracy case's model and add the table to the report"),

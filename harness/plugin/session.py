@@ -72,6 +72,9 @@ class Session:
         self._companions = Companions()
         self._workers = Workers(self.worker)
         self._workers.join(config)
+        self._earlier = None  # the run that this one resumes
+        self._kept = 0  # rows of it that stand
+        self._code: str | None = None  # of the run, once its tests are collected
         self._limits = Limits(self.options.row_timeout)
         self._watchdog: Watchdog | None = None
         self._uncollected: dict[str, str] = {}  # files that could not be collected, and why
@@ -168,13 +171,32 @@ class Session:
         """Record where the run happens, switches included; read after a run, since models may change the switches."""
         self.environment = {"backend": self._device.backend, "stack": self._device.stack.to_dict()}
 
+    def _open_models(self) -> None:
+        from harness.reference import Models
+
+        self.models = self.models or Models(store=self._store)
+
+    def resumed(self, item: pytest.Item, case, seed: int | None):
+        """The row of an earlier run that stands for this one, see `harness.plugin.resume`; None where it is to run."""
+        from harness.report import jsonable
+
+        if self._earlier is None or not len(self._earlier) or self.accepted.knows(case, seed, self.environment):
+            return None
+        self.device  # noqa: B018  its stack is compared
+        self._open_models()
+        how = dict(models=self.models, environment=jsonable(self.environment), code=self._code)
+        row = self._earlier.row(item.nodeid, case, seed, **how)
+        if row is None or (self.options.preset and row.preset != self.options.preset):
+            return None
+        self._kept += 1
+        return row
+
     def measure(self, case, seed: int | None):
         """Run one case with one seed on the CPU and on the device."""
-        from harness.reference import Models
         from harness.run.validation import validate
 
         device = self.device
-        self.models = self.models or Models(store=self._store)
+        self._open_models()
         name = row_name(case.name, case.dtype, seed)
         compiles = self.environment["stack"].get("jit_compile")
         first = " (jit_compile is on: the first run of a shape compiles)" if compiles else ""
@@ -188,6 +210,7 @@ class Session:
         self._read_stack()
         if verdict.skips:  # nothing ran
             return verdict
+        verdict = replace(verdict, evidence=replace(verdict.evidence, code_sha256=self._code))
         if self.options.bench:
             self._time(case)
         return self.accepted.compared(case, seed, verdict)
@@ -328,6 +351,8 @@ class Session:
                 self.collected[item.nodeid] = known_of(item)
         if self.config.option.collectonly:
             return
+        if self.collected:
+            self._read_code()
         if self.worker:
             self._workers.tell(self.collected)
             if self.collected:
@@ -343,6 +368,15 @@ class Session:
         self._open_or_stop()
         self._refused = False
         self.folder.collected(self.collected)
+
+    def _read_code(self) -> None:
+        """Read the digest of the run's code, and the run before where it is to be resumed."""
+        from harness.plugin.resume import Earlier, code_of_run
+
+        self._code = code_of_run()
+        if self.options.resume:
+            self.folder.begin()
+            self._earlier = Earlier(self.directory)
 
     def _keep_uncollected(self) -> None:
         """A row for each file that could not be collected, where it holds accuracy tests or the command line asks for
@@ -501,6 +535,15 @@ class Session:
         if excused:  # at the end: a later row of the test may fail by itself
             pytest.xfail("; ".join(excused))
         return outcome
+
+    def add_resumed(self, item: pytest.Item, row) -> None:
+        """Attach a row of an earlier run to its test."""
+        from harness.report import jsonable
+
+        text = json.dumps({"row": row.to_dict(), "environment": jsonable(self.environment), "acted": []})
+        item.user_properties.append((ROW, text))
+        item.stash[PROPERTIES].append(item.user_properties[-1])
+        item.stash[ROWS].append(row)
 
     def add_row(self, item: pytest.Item, case, seed: int | None, verdict, known=None) -> None:
         """Attach a verdict to its test: each number as a property for junit, the whole row as JSON; then look where it
@@ -718,6 +761,8 @@ class Session:
             return
         from harness.report.format import counts
 
+        if self._kept:
+            terminalreporter.write_line(f"{self._kept} rows are of the run before, which this one resumes")
         stored = self._report
         if stored.backend == "emulated":
             terminalreporter.write_line("EMULATED: measured on an emulated device; it says nothing about hardware")

@@ -9,6 +9,7 @@ from harness.report.content import SCHEMA, Report, Timed, build, json_schema, re
 from harness.report.files import (
     JSON_NAME,
     MARKDOWN_NAME,
+    PREVIOUS_JSON,
     Writer,
     load,
     performance_text,
@@ -25,6 +26,7 @@ from harness.report.rows import Row, jsonable, row
 __all__ = [
     "JSON_NAME",
     "MARKDOWN_NAME",
+    "PREVIOUS_JSON",
     "SCHEMA",
     "Report",
     "Row",

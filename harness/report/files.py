@@ -27,6 +27,9 @@ MARKDOWN_NAME = "precision.md"
 PREVIOUS = {name: name.replace(".", "-previous.") for name in (JSON_NAME, MARKDOWN_NAME)}  # of the run before
 
 
+PREVIOUS_JSON = PREVIOUS[JSON_NAME]
+
+
 def retire(directory: Path) -> None:
     """Give the report in `directory` the name of an earlier run's: precision-previous.json and
     precision-previous.md.

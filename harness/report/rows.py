@@ -113,6 +113,7 @@ class Proof:
     card: str | None = None
     weights_sha256: str | None = None
     weights_from: str | None = None
+    code_sha256: str | None = None
     notes: tuple[str, ...] | None = None
 
 
