@@ -59,6 +59,7 @@ class Case:
     companion: bool = True
     # The device draws random numbers itself: for cases about its generator, which no other gives the same.
     own_random: bool = False
+    notes: tuple[str, ...] = ()  # what the report says of every row of the case, in sentences
 
     def __post_init__(self):
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype) or not is_floating(self.dtype):
