@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.plugin.checkpoints import run_of
 from harness.plugin.companion import Companions, superfluous
 from harness.plugin.exit_status import complaints
 from harness.plugin.fixtures import EXCUSED, PROPERTIES, ROWS, SKIPPED, uses_fixture
@@ -1046,6 +1047,9 @@ def _known(item: pytest.Item) -> dict:
     """Case, dtype and seed of a collected test, from its parameters."""
     from harness.case import Case
 
+    run = run_of(item)
+    if run is not None:
+        return {"case": run.case_name, "dtype": run.dtype, "seed": run.seed}
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     case = next((value for value in parameters.values() if isinstance(value, Case)), None)
     if case is None:

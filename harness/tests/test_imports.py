@@ -20,7 +20,11 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "emulator": {"numerics"},
     "devices": {"emulator", "numerics"},
     "device": {"devices"},  # the former name
-    "checkpoints": set(),
+    "checkpoints": {
+        "devices",
+        "measure",
+        "models",
+    },  # the latter for AIMv2, whose layouts are rules of `checkpoints.conversion`
     "judging": {"measure"},
     "reference": {"numerics"},
     "case": {"checkpoints", "devices", "judging", "reference", "run"},  # the last for the former place of `validate`
@@ -46,7 +50,19 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
         "upgrade",
     },
     "commands": {"devices", "emulator", "judging", "models", "numerics", "pairs", "reference", "report", "upgrade"},
-    "plugin": {"case", "devices", "emulator", "judging", "locate", "reference", "report", "run", "timing", "upgrade"},
+    "plugin": {
+        "case",
+        "checkpoints",
+        "devices",
+        "emulator",
+        "judging",
+        "locate",
+        "reference",
+        "report",
+        "run",
+        "timing",
+        "upgrade",
+    },
     "__main__": {"commands"},
     "__init__": set(),
 }
