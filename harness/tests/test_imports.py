@@ -37,6 +37,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "models": {"checkpoints", "devices", "reference", "report", "timing"},
     "conformance": {
         "case",
+        "checkpoints",
         "devices",
         "emulator",
         "judging",
