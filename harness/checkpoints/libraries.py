@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
 from harness.devices import without_broken_npu
 from harness.errors import CheckpointError, HarnessError
 
+PERMISSION = "--precision-trust-remote-code (--trust-remote-code of a command, trust_remote_code=True in Python)"
+LONGEST = 300  # characters of what a library says
 EXTRA = "pip install 'npu-accuracy-harness[models]'"
 
 
@@ -43,7 +46,7 @@ def loading(what: str) -> Iterator[None]:
     Raises: CheckpointError.
     """
     try:
-        with _without_pickles(), without_broken_npu():
+        with _without_pickles(), without_broken_npu(), _quiet():
             yield
     except HarnessError:
         raise
@@ -66,10 +69,30 @@ def _without_pickles() -> Iterator[None]:
             os.environ[name] = before
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and tables of transformers on standard error: what is wrong is said in one sentence."""
+    logging = getattr(sys.modules.get("transformers"), "logging", None)
+    if logging is None:
+        yield
+        return
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def _line(error: Exception) -> str:
     """What an exception says, on one line of bounded length."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST].rpartition(' ')[0]} …"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _advised(text: str) -> str:
@@ -77,7 +100,7 @@ def _advised(text: str) -> str:
     if "torchvision" in text.lower():
         return f"{text}; install the torchvision that fits this torch"
     if "trust_remote_code" in text:
-        return f"{text}; read its code, then add --precision-trust-remote-code"
+        return f"{text}; read its code, then add {PERMISSION}"
     if "weights_only" in text.lower() or "Weights only" in text:
         return f"{text}; it holds a pickle, which is never read"
     return text
@@ -96,3 +119,17 @@ def keys_left_out(kind: str, missing: Any, stored: Any) -> None:
     if torn:
         shown = ", ".join(torn[:3]) + (", …" if len(torn) > 3 else "")
         raise CheckpointError(f"{kind} lacks {len(torn)} weights of the model that its config describes: {shown}")
+
+
+def shapes_that_differ(kind: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """Refuse a model of which stored weights have other shapes than its config says: (key, stored, wanted) of each.
+
+    Raises: CheckpointError, with the first of them.
+    """
+    found = sorted((key, tuple(stored), tuple(wanted)) for key, stored, wanted in mismatched)
+    if found:
+        key, stored, wanted = found[0]
+        raise CheckpointError(
+            f"{kind}: {len(found)} weights have other shapes than its config says: {key} is {list(stored)} where "
+            f"{list(wanted)} was expected"
+        )

@@ -67,6 +67,15 @@ def recognise(given: str | Path) -> Recognised:
     )
 
 
+def is_aimv2(given: str | Path) -> bool:
+    """Whether a path is a checkpoint of AIMv2, or one that only the loader of AIMv2 can speak of: an absent path, or
+    none that is recognised.
+    """
+    if not Path(given).exists():
+        return ":" not in str(given)
+    return recognise(given).kind == "AIMv2"
+
+
 def checkpoints_in(given: str | Path) -> list[str | Path]:
     """The checkpoints that a path names: itself, or of a folder that is none its folders and programs that are, sorted.
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.checkpoints.conversion import read_checkpoint
-from harness.checkpoints.libraries import keys_left_out, library, loading
+from harness.checkpoints.libraries import PERMISSION, keys_left_out, library, loading, shapes_that_differ
 from harness.checkpoints.material import Asked, frames, ids, pictures, ragged_mask, sounds, texts
 from harness.checkpoints.recognition import Recognised, read_fields
+from harness.checkpoints.weights import require_weights
 from harness.errors import CheckpointError
 from harness.measure.generation import greedy
 
@@ -39,6 +40,12 @@ DECIDING = (
     "MULTIPLE_CHOICE",
 )
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+PROCESSORS = {  # the Auto classes of what prepares inputs, in words
+    "AutoTokenizer": "tokenizer",
+    "AutoImageProcessor": "image processor",
+    "AutoFeatureExtractor": "feature extractor",
+    "AutoProcessor": "processor",
+}
 CACHES = ("past_key_values", "cache", "cache_params")  # what versions of transformers call the cache
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_text_len")
 
@@ -68,7 +75,7 @@ def _remote(path: Path, auto_map: Mapping[str, Any]) -> str:
     files = sorted({str(each).split(".")[0] + ".py" for each in auto_map.values()})
     return (
         f"{path} is computed by code of its own ({', '.join(files)}), which runs only with permission; read it, then "
-        "add --precision-trust-remote-code"
+        f"add {PERMISSION}"
     )
 
 
@@ -112,7 +119,8 @@ class Load:
     asked: Asked
 
     def __call__(self, dtype: torch.dtype) -> nn.Module:
-        entries, _ = read_checkpoint(self.path)  # half a checkpoint is told before anything is built
+        require_weights(self.path)  # half a checkpoint is told before anything is built
+        entries, _ = read_checkpoint(self.path)
         kind = class_of(self.path, config_of(self.path, self.asked), self.asked)
         with loading(f"{kind.__name__} of {self.path}"):
             model, seen = kind.from_pretrained(
@@ -122,7 +130,9 @@ class Load:
                 local_files_only=True,
                 trust_remote_code=self.asked.trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused here
             )
+        shapes_that_differ(str(self.path), seen["mismatched_keys"])
         keys_left_out(str(self.path), seen["missing_keys"], entries)
         return model.eval()
 
@@ -475,7 +485,7 @@ def has_tokenizer(path: Path) -> bool:
 def _loaded(kind: str, path: Path, asked: Asked) -> Any:
     """A processor of a directory, by one of transformers' Auto classes. Raises: CheckpointError."""
     transformers = library("transformers", KIND)
-    with loading(f"the {kind.removeprefix('Auto').lower()} of {path}"):
+    with loading(f"the {PROCESSORS[kind]} of {path}"):
         return getattr(transformers, kind).from_pretrained(
             path, trust_remote_code=asked.trust_remote_code, local_files_only=True
         )
