@@ -22,11 +22,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from harness.checkpoints.recognition import is_aimv2
     from harness.models.inference import bench_aimv2, model_directory
 
-    given, _ = model_directory(arguments.checkpoint or arguments.model_dir)
+    named = arguments.checkpoint or arguments.model_dir  # MODEL_DIR counts where neither is given
+    given, _ = model_directory(named)
     how = dict(device=arguments.device, dtype=arguments.dtype, batch_sizes=arguments.batch_size)
     how |= dict(iterations=arguments.iters, warmup=arguments.warmup)
     if given is None or is_aimv2(given):
-        print(bench_aimv2(model_dir=None if given is None else Path(given), **how))
+        print(bench_aimv2(model_dir=None if named is None else Path(named), **how))
         return 0
     from harness.report import performance_text
     from harness.run.once import bench_checkpoint

@@ -21,11 +21,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from harness.checkpoints.recognition import is_aimv2
     from harness.models.inference import check_writable, infer, model_directory, write_tensors
 
-    given, _ = model_directory(arguments.checkpoint or arguments.model_dir)
+    named = arguments.checkpoint or arguments.model_dir  # MODEL_DIR counts where neither is given
+    given, _ = model_directory(named)
     how = dict(dtype=arguments.dtype, device=arguments.device, seed=arguments.seed)
     if given is None or (is_aimv2(given) and not arguments.text and not arguments.audio):
         image = None if arguments.image is None else Path(arguments.image)
-        directory = None if given is None else Path(given)
+        directory = None if named is None else Path(named)
         print(infer(image=image, model_dir=directory, output=arguments.output, **how))
         return 0
     from harness.run.once import infer_checkpoint

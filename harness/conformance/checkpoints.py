@@ -31,7 +31,6 @@ def write(folder: Path, names: list[str]) -> list[Path]:
     with without_broken_npu():
         import transformers
 
-        library("diffusers", "diffusers")
         transformers.logging.set_verbosity_error()
         makers = known()
         unknown = [each for each in names if each not in makers]
