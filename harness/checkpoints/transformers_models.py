@@ -198,13 +198,23 @@ def decoded(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     filled = model(**{**before, "use_cache": True})
     cache = next(filled[name] for name in CACHES if filled.get(name) is not None)
     kind = type(model.get_base_model() if hasattr(model, "get_base_model") else model)  # of an adapter's model
-    last = {"input_ids": inputs["input_ids"][:, -1:], "use_cache": True, _cache_name(kind): cache}
-    return {"logits": model(**{**inputs, **last}).logits}
+    last = {name: _last(name, each) for name, each in inputs.items()} | {"use_cache": True, _cache_name(kind): cache}
+    return {"logits": model(**last).logits}
+
+
+def _last(name: str, value: Any) -> Any:
+    """What is given with the last token: its own column of ids, and all of the mask."""
+    return value[:, -1:] if isinstance(value, Tensor) and name != "attention_mask" else value
 
 
 def _cache_name(kind: type) -> str | None:
-    """The argument of a model's forward that takes its cache; None where it has none."""
-    return next((name for name in CACHES if name in _parameters(kind)), None)
+    """The argument of a model's forward that takes its cache; None where it has none, and for the state-space models of
+    transformers 4, which ask for more than the cache.
+    """
+    known = _parameters(kind)
+    if "cache_params" in known and "cache_position" in known:
+        return None
+    return next((name for name in CACHES if name in known), None)
 
 
 # -------- its inputs
