@@ -46,6 +46,7 @@ PROCESSORS = {  # the Auto classes of what prepares inputs, in words
     "AutoFeatureExtractor": "feature extractor",
     "AutoProcessor": "processor",
 }
+BY_FUNCTION = "which cannot be drawn here; write a function that returns a Case and give it as module:function"
 CACHES = ("past_key_values", "cache", "cache_params")  # what versions of transformers call the cache
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_text_len")
 
@@ -240,10 +241,11 @@ class Draw:
         if self.takes_text and self.takes_pictures and self.processor("ProcessorMixin") is not None:
             given |= self._both(generator)
         else:
+            self._require_no_places()
             given |= self._text(generator) if self.takes_text else {}
             given |= self._pictures(generator) if self.takes_pictures else {}
         given |= self._sound(generator) if self.takes_sound else {}
-        given |= self._decoder(generator) if self.config.is_encoder_decoder and self.part != GENERATE else {}
+        given |= self._decoder(generator) if self._takes_decoder_ids else {}
         self._refuse_other_files()
         self._require_all(given)
         if self.part == FORWARD and "use_cache" in self.names:
@@ -319,9 +321,21 @@ class Draw:
         ]
         absent = [name for name in needed if name not in given]
         if absent or not given:
+            raise CheckpointError(f"{self.kind.__name__} takes {', '.join(absent) or self.main}, {BY_FUNCTION}")
+
+    @property
+    def _takes_decoder_ids(self) -> bool:
+        """Whether the decoder is given tokens of its own: a classifier's are made of the encoder's."""
+        alone = _name_in(self.kind, ("SEQUENCE_CLASSIFICATION", "QUESTION_ANSWERING"))
+        return self.config.is_encoder_decoder and self.part != GENERATE and not alone
+
+    def _require_no_places(self) -> None:
+        """Raises: CheckpointError for a model whose pictures have places among the tokens and that has no processor."""
+        marks = ("image_token_id", "image_token_index")
+        if self.takes_text and self.takes_pictures and any(getattr(self.config, each, None) for each in marks):
             raise CheckpointError(
-                f"{self.kind.__name__} takes {', '.join(absent) or self.main}, which cannot be drawn here; write a "
-                "function that returns a Case and give it as module:function"
+                f"{self.kind.__name__} takes pictures among its tokens, and {self.place} has no processor that puts "
+                "them there; add processor_config.json and the tokenizer's files"
             )
 
     # -------- processors
@@ -349,7 +363,12 @@ class Draw:
 
     @property
     def _text_config(self) -> Any:
-        return self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
+        if not hasattr(self.config, "get_text_config"):
+            return self.config
+        try:
+            return self.config.get_text_config()
+        except ValueError:  # a model of several language models
+            raise CheckpointError(f"{self.kind.__name__} has several text models, {BY_FUNCTION}") from None
 
     @property
     def length(self) -> int:
@@ -373,6 +392,8 @@ class Draw:
             raise CheckpointError(f"{self.place} has no tokenizer, so --precision-text cannot be read; add its files")
         else:
             given = self._random_ids(generator)
+        if _name_in(self.kind, ("MULTIPLE_CHOICE",)):  # (B, 2, N): each text beside another
+            given = {name: torch.stack([each, each.flip(0)], 1) for name, each in given.items()}
         return {name: each for name, each in given.items() if name in self.names or self._takes_all}
 
     @property
@@ -394,6 +415,9 @@ class Draw:
 
     def _random_ids(self, generator: torch.Generator) -> dict[str, Tensor]:
         given = {"input_ids": ids(self.asked, generator, self.vocabulary, self.length, self._special_ids)}
+        end = getattr(self._text_config, "eos_token_id", None)
+        if self.config.is_encoder_decoder and isinstance(end, int) and 0 <= end < self.vocabulary:
+            given["input_ids"][:, -1] = end  # some classifiers read what stands there
         if "attention_mask" in self.names:
             given["attention_mask"] = ragged_mask(self.asked.batch, self.length, left=self._decodes)
         return given

@@ -219,6 +219,19 @@ def test_a_text_for_a_model_of_pictures_and_a_picture_for_one_of_texts(sound):
     assert "takes input_ids and no image: leave --precision-image out" in refused(sound / "bert", image=str(PHOTO))
 
 
+def test_pictures_among_tokens_need_the_processor_that_puts_them_there(transformers, tmp_path):
+    config = transformers.LlavaConfig(architectures=["LlavaForConditionalGeneration"], image_token_id=5)
+    config.save_pretrained(tmp_path)
+    assert f"takes pictures among its tokens, and {tmp_path} has no processor that puts them there" in refused(tmp_path)
+
+
+def test_an_input_that_nobody_can_draw(transformers, tmp_path):
+    config = transformers.PatchTSTConfig(architectures=["PatchTSTForPrediction"])
+    config.save_pretrained(tmp_path)
+    text = refused(tmp_path)
+    assert text.startswith("PatchTSTForPrediction takes past_values, which cannot be drawn here; write a function")
+
+
 def test_files_that_are_not_what_they_should_be(sound, tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
     assert "holds no text; one text a line was expected" in refused(sound / "bert", text=str(tmp_path / "empty.txt"))
