@@ -45,14 +45,17 @@ class CheckpointRun:
         return self.name if self.part == "forward" else f"{self.name}-{self.part}"
 
     def case(self) -> Case:
-        """The case to run. Raises: CheckpointError, in one sentence, where the checkpoint cannot be run."""
+        """The case to run; fails the test with one sentence where the checkpoint cannot be run."""
         from harness.case import Case
         from harness.errors import CheckpointError
 
         if self.problem:
-            raise CheckpointError(self.problem)
-        options = dict(self.options)
-        return Case.from_checkpoint(self.path, part=self.part, dtype=self.dtype, name=self.case_name, **options)
+            pytest.fail(f"CheckpointError: {self.problem}", pytrace=False)
+        try:
+            how = dict(part=self.part, dtype=self.dtype, name=self.case_name)
+            return Case.from_checkpoint(self.path, **how, **dict(self.options))
+        except CheckpointError as error:
+            pytest.fail(f"CheckpointError: {error}", pytrace=False)
 
 
 _configs: list[pytest.Config] = []  # of the runs of pytest that have begun and not ended, the inner one last
