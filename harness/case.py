@@ -59,6 +59,7 @@ class Case:
     companion: bool = True
     # The device draws random numbers itself: for cases about its generator, which no other gives the same.
     own_random: bool = False
+    notes: tuple[str, ...] = ()  # what the report says of every row of the case, in sentences
 
     def __post_init__(self):
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype) or not is_floating(self.dtype):
@@ -73,6 +74,43 @@ class Case:
             raise ValueError(f"case {self.name}: labels need `decisions`, the name of the output that holds the logits")
         if isinstance(self.tolerance, Mapping) and self.dtype not in self.tolerance:
             raise ValueError(f"case {self.name}: no tolerance for {self.dtype}; there are {', '.join(self.tolerance)}")
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        dtype: str | None = None,
+        part: str | None = None,
+        name: str | None = None,
+        batch: int = 2,
+        length: int = 32,
+        text: str | None = None,
+        image: str | None = None,
+        audio: str | None = None,
+        base: str | None = None,
+        trust_remote_code: bool = False,
+        **more: Any,
+    ) -> Case:
+        """The case of a checkpoint, recognised by its files: a directory of transformers, sentence-transformers,
+        diffusers, timm, PEFT or AIMv2, a file of torch.export or TorchScript, or "module:function".
+
+        `dtype` None: float32. `part`: "forward" (the default), "decode", "generate", or a component of a pipeline, see
+        `harness.checkpoints.building.parts_of`. `batch` sequences or pictures of at most `length` tokens are drawn by
+        seed; `text`, `image` and `audio` are files in their place. `base`: the base model of an adapter. Code that lies
+        in the checkpoint runs only with `trust_remote_code`. `more`: arguments of the Case itself.
+
+        Raises: CheckpointError, in one sentence, for what is no whole checkpoint; ValueError for a bad argument.
+
+        Example: `validate(Case.from_checkpoint("./bert-base-chinese", dtype="float16"), seed=42, device=device)`.
+        """
+        from harness.checkpoints.building import case_arguments
+        from harness.checkpoints.material import Asked
+
+        files = dict(text=text, image=image, audio=audio, base=base)
+        asked = Asked(batch=batch, length=length, trust_remote_code=trust_remote_code, **files)
+        given = case_arguments(path, part=part, asked=asked)
+        return cls(**given | dict(dtype=dtype or "float32") | ({"name": name} if name else {}) | more)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from harness.devices import Device
-from harness.reference import Models, move, run, run_cpu
+from harness.reference import Models, move, run, run_cpu, tensors_of
 
 P99_NEEDS = 100  # forwards: below that the 99th percentile is the slowest of them, or made up
 
@@ -137,7 +137,5 @@ def time_case(case, device: Device, models: Models, *, iterations: int = 20, war
 
 def _batch_size(inputs: Any) -> int:
     """The first size of the first tensor."""
-    if isinstance(inputs, torch.Tensor):
-        return inputs.shape[0] if inputs.dim() else 1
-    values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
-    return _batch_size(values[0])
+    first = next(iter(tensors_of(inputs, "inputs()").values()))
+    return first.shape[0] if first.dim() else 1

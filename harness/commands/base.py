@@ -34,6 +34,30 @@ def add_preset(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--preset", metavar="NAME", help=f"floor, sharp, card, cann, dynamo, close or pair ({default})")
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The checkpoint that a command runs, and what it is given."""
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        metavar="DIR",
+        help="a directory of transformers, sentence-transformers, diffusers, timm, PEFT or AIMv2, a .pt2 or "
+        "TorchScript file, or module:function",
+    )
+    parser.add_argument("--part", help="of it: forward (default), decode, generate, or a component of a pipeline")
+    parser.add_argument("--text", metavar="FILE", help="a file with one text a line, or a text")
+    parser.add_argument("--image", metavar="FILE", help="a picture that Pillow opens")
+    parser.add_argument("--audio", metavar="FILE", help="a WAV recording")
+    parser.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a sequence at most (default 32)")
+    parser.add_argument("--base", metavar="DIR", help="the base model of an adapter")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that lies in the checkpoint")
+
+
+def asked_of(arguments: argparse.Namespace) -> dict:
+    """What `Case.from_checkpoint` takes of these arguments."""
+    names = ("text", "image", "audio", "length", "base", "trust_remote_code")
+    return {name: getattr(arguments, name) for name in names}
+
+
 def add_model_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model-dir",

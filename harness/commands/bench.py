@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from harness.commands.base import DTYPES, Command, add_device, add_model_dir
+from harness.commands.base import DTYPES, Command, add_checkpoint, add_device, add_model_dir, asked_of
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
+    add_checkpoint(parser)
     parser.add_argument("--batch-size", type=positive, nargs="+", default=[1, 4], metavar="B")
     parser.add_argument("--iters", type=positive, default=20, help="timed forwards (default 20; p99 needs 100)")
     parser.add_argument("--warmup", type=int, default=3, help="untimed forwards before them (default 3)")
@@ -17,18 +19,21 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from harness.models.inference import bench_aimv2
+    from harness.checkpoints.recognition import is_aimv2
+    from harness.models.inference import bench_aimv2, model_directory
 
-    print(
-        bench_aimv2(
-            device=arguments.device,
-            dtype=arguments.dtype,
-            batch_sizes=arguments.batch_size,
-            iterations=arguments.iters,
-            warmup=arguments.warmup,
-            model_dir=arguments.model_dir,
-        )
-    )
+    named = arguments.checkpoint or arguments.model_dir  # MODEL_DIR counts where neither is given
+    given, _ = model_directory(named)
+    how = dict(device=arguments.device, dtype=arguments.dtype, batch_sizes=arguments.batch_size)
+    how |= dict(iterations=arguments.iters, warmup=arguments.warmup)
+    if given is None or is_aimv2(given):
+        print(bench_aimv2(model_dir=None if named is None else Path(named), **how))
+        return 0
+    from harness.report import performance_text
+    from harness.run.once import bench_checkpoint
+
+    rows, device = bench_checkpoint(given, part=arguments.part, **how, **asked_of(arguments))
+    print(performance_text(rows, backend=device.backend, stack=device.stack.to_dict()))
     return 0
 
 
@@ -41,8 +46,9 @@ def positive(text: str) -> int:
 
 COMMAND = Command(
     name="bench",
-    summary="Time AIMv2 on the device and on the CPU, each forward ended by a device synchronisation.",
-    example="python -m harness bench --batch-size 1 4 --iters 100 --warmup 10",
+    summary="Time a checkpoint, or AIMv2-large, on the device and on the CPU, each forward ended by a device "
+    "synchronisation.",
+    example="python -m harness bench ./bert-base-chinese --batch-size 1 4 --iters 100 --warmup 10",
     add=_add,
     run=_run,
 )

@@ -8,9 +8,11 @@ from pathlib import Path
 from harness.commands.base import Command, add_device
 from harness.errors import HarnessError
 
+ROWS = Path(__file__).parents[1] / "plugin" / "checkpoint_rows.py"  # the tests that run a checkpoint
+
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("case", metavar="CASE", help="a case's name, or a part of test ids")
+    parser.add_argument("case", metavar="CASE", help="a case's name, a part of test ids, or a checkpoint")
     parser.add_argument("--seed", type=int, help="only the row with this seed")
     parser.add_argument(
         "--level", choices=("auto", "operators", "modules"), default="auto", help="modules: a fast first look"
@@ -37,6 +39,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from harness.report import load
 
+    named = arguments.case
+    if _is_checkpoint(arguments.case):
+        from harness.checkpoints.recognition import recognise
+
+        named, arguments.cases = recognise(arguments.case).name, ROWS
+        arguments.seed = 42 if arguments.seed is None else arguments.seed
     if not arguments.cases.exists():
         raise HarnessError(f"no cases at {arguments.cases}; name their file or folder with --cases")
     command = [
@@ -51,7 +59,8 @@ def _run(arguments: argparse.Namespace) -> int:
     command += [f"--precision-device={arguments.device}", f"--precision-report={arguments.report}"]
     command += [
         f"--precision-locate={arguments.level}",
-        f"--precision-locate-case={arguments.case}",
+        f"--precision-locate-case={named}",
+        *([f"--precision-checkpoint={arguments.case}"] if named != arguments.case else []),
         *(f"--precision-fault={each}" for each in arguments.fault),
     ]
     command += ["--precision-locate-backward"] if arguments.backward else []
@@ -63,12 +72,18 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if rows and all(row.located is not None and row.located.operators for row in rows) else 1
 
 
+def _is_checkpoint(case: str) -> bool:
+    """Whether what is to be located is a checkpoint and no case's name."""
+    return Path(case).exists() or ":" in case
+
+
 COMMAND = Command(
     name="locate",
     summary="Find the operator that a case's error comes from, also of one that passes, and write a repro of one that "
     "is wrong.",
-    example="python -m harness locate aimv2-digits --seed 42\n  python -m harness locate 'float16-photo' --fault "
-    "'aclnnSilu:scale:by=1.001'",
+    example="python -m harness locate aimv2-digits --seed 42\n"
+    "  python -m harness locate ./bert-base-chinese\n"
+    "  python -m harness locate 'float16-photo' --fault 'aclnnSilu:scale:by=1.001'",
     add=_add,
     run=_run,
 )

@@ -1,5 +1,5 @@
-"""python -m harness.conformance architectures | vendor | bits | symbols | detection | floor | upgrades | locating |
-dtypes.
+"""python -m harness.conformance architectures | checkpoints | vendor | bits | symbols | detection | floor | upgrades |
+locating | dtypes.
 """
 
 import importlib
@@ -7,7 +7,18 @@ import sys
 
 from harness.errors import HarnessError
 
-COMMANDS = ("architectures", "vendor", "bits", "symbols", "detection", "floor", "upgrades", "locating", "dtypes")
+COMMANDS = (
+    "architectures",
+    "checkpoints",
+    "vendor",
+    "bits",
+    "symbols",
+    "detection",
+    "floor",
+    "upgrades",
+    "locating",
+    "dtypes",
+)
 
 
 def main() -> int:

@@ -483,7 +483,8 @@ def architectures() -> list[Architecture]:
 # -------- running
 
 
-def _made(entry: Architecture):
+def made(entry: Architecture):
+    """The model of an architecture with weights of ordinary size, and its inputs."""
     import torch
 
     torch.manual_seed(0)
@@ -523,7 +524,7 @@ def run(entry: Architecture, device, dtype=None) -> dict:
     """
     import torch
 
-    model, inputs = _made(entry)
+    model, inputs = made(entry)
     model, inputs = model.to(device, dtype).eval(), _to(inputs, device, dtype or torch.float32)
     with torch.no_grad():
         found = {f"forward/{name}": value for name, value in _outputs(model(**inputs)).items()}

@@ -7,7 +7,7 @@ takes a real NPU, and the emulated one only on a machine without any trace of CA
 from harness.devices.device import SWITCHES, Device
 from harness.devices.fallback import Watched
 from harness.devices.families import Family, family_of, lacks, unknown_rounding
-from harness.devices.opening import SPECS, open_device, parse_spec
+from harness.devices.opening import SPECS, open_device, parse_spec, without_broken_npu
 from harness.devices.stack import Stack
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "open_device",
     "parse_spec",
     "unknown_rounding",
+    "without_broken_npu",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -115,6 +117,23 @@ def _traces_of_ascend() -> list[str]:
     if not traces and not _inherits_emulation() and _loads("libascendcl.so") is None:
         traces.append("a loadable libascendcl.so")
     return traces
+
+
+@contextlib.contextmanager
+def without_broken_npu() -> Iterator[None]:
+    """In the block no library imports a torch_npu that cannot be imported: one on a machine without CANN, before an
+    emulated device is open.
+
+    transformers, diffusers and others import torch_npu wherever it is installed.
+    """
+    hides = "torch_npu" not in sys.modules and not _traces_of_ascend()
+    if hides:
+        sys.modules["torch_npu"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hides:
+            del sys.modules["torch_npu"]
 
 
 def _inherits_emulation() -> bool:

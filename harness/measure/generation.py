@@ -178,19 +178,22 @@ class Generates(Protocol):
     def generate(self) -> Callable[..., Any]: ...
 
 
-def greedy(model: Generates, ids: Tensor, steps: int) -> dict[str, Tensor]:
+def greedy(model: Generates, inputs: Tensor | Mapping[str, Any], steps: int) -> dict[str, Tensor]:
     """Greedy generation with a model of transformers: the new tokens (B, T) and the logits that each was taken from (B,
     T, V).
 
+    `inputs`: token ids (B, N), or what `generate` takes by name: ids with a mask, pictures, sounds.
+
     For `Case(forward=lambda model, ids: greedy(model, ids, 16), generates=("tokens", "logits"))`.
     """
+    given = inputs if isinstance(inputs, Mapping) else {"input_ids": inputs, "attention_mask": torch.ones_like(inputs)}
     made = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
+        **given,
         max_new_tokens=steps,
         min_new_tokens=steps,
         do_sample=False,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return {"tokens": made.sequences[:, ids.shape[1] :], "logits": torch.stack(made.logits, 1)}
+    logits = torch.stack(made.logits, 1)
+    return {"tokens": made.sequences[:, -logits.shape[1] :], "logits": logits}

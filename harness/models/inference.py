@@ -21,10 +21,10 @@ DEFAULT = "aimv2-large-patch14-224-distilled"
 NATIVE_SIDE = 448  # pixels of the noise that a native-resolution model is given
 
 
-def model_directory(given: Path | None) -> tuple[Path | None, str]:
-    """The checkpoint to use and where its name came from: --model-dir, else MODEL_DIR, else none."""
+def model_directory(given: str | Path | None) -> tuple[Path | None, str]:
+    """The checkpoint to use and where its name came from: the command line, else MODEL_DIR, else none."""
     if given is not None:
-        return given, "--model-dir"
+        return Path(given), "--model-dir"
     named = os.environ.get("MODEL_DIR")
     return (Path(named), "MODEL_DIR") if named else (None, "")
 
@@ -54,7 +54,7 @@ def infer(
     Raises: HarnessError for a picture, checkpoint, device or output that cannot be used, before anything heavy is done.
     """
     if output is not None:
-        _check_writable(output)
+        check_writable(output)
     directory, _ = model_directory(model_dir)
     if directory is not None and not directory.exists():
         raise HarnessError(
@@ -76,7 +76,7 @@ def infer(
         )
     features, pooled, milliseconds = _forward(model, pixels, getattr(torch, dtype), opened)
     if output is not None:
-        _write(output, {"features": features} | ({} if pooled is None else {"pooled": pooled}))
+        write_tensors(output, {"features": features} | ({} if pooled is None else {"pooled": pooled}))
     lines = [
         f"model     {weights}",
         (
@@ -126,7 +126,8 @@ def _described(tensor: Tensor) -> str:
     )
 
 
-def _check_writable(output: Path) -> None:
+def check_writable(output: Path) -> None:
+    """Raises: HarnessError where a file cannot be written."""
     if output.is_dir():
         raise HarnessError(f"--output {output} is a directory; name a file")
     try:
@@ -138,7 +139,7 @@ def _check_writable(output: Path) -> None:
         ) from None
 
 
-def _write(output: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(output: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file that appears whole or not at all."""
     from safetensors.torch import save_file
 

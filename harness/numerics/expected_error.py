@@ -465,12 +465,17 @@ def _layer_norm(rules: Rules, x, shape, weight, bias, eps):
 
 @_rule("cumsum", "cumsum_")
 def _running_sum(rules: Rules, x, dim, *, dtype=None):
-    return numerics.running_sum(x if dtype is None else x.to(dtype), dim)
+    return _as_asked(numerics.running_sum, x, dim, dtype)
 
 
 @_rule("cumprod", "cumprod_")
 def _running_product(rules: Rules, x, dim, *, dtype=None):
-    return numerics.running_product(x if dtype is None else x.to(dtype), dim)
+    return _as_asked(numerics.running_product, x, dim, dtype)
+
+
+def _as_asked(running: Callable, x: Tensor, dim: int, dtype: torch.dtype | None) -> Tensor:
+    """A running sum or product in the dtype that was asked for: of int32 numbers torch makes int64 ones by itself."""
+    return running(x, dim) if dtype is None else running(x.to(dtype), dim).to(dtype)
 
 
 def _spread(

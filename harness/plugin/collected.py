@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from harness.plugin.checkpoints import run_of
 from harness.plugin.fixtures import uses_fixture
 from harness.plugin.names import SHORT_DTYPE, is_accuracy_test
 
@@ -15,6 +16,9 @@ def known_of(item: pytest.Item) -> dict:
     """Case, dtype and seed of a collected test, from its parameters."""
     from harness.case import Case
 
+    run = run_of(item)
+    if run is not None:
+        return {"case": run.case_name, "dtype": run.dtype, "seed": run.seed}
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     case = next((value for value in parameters.values() if isinstance(value, Case)), None)
     if case is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.plugin import checkpoints
 from harness.plugin.cards import count_cards, share_cards
 from harness.plugin.fixtures import (  # pytest finds the fixtures here
     SESSION,
@@ -105,11 +106,16 @@ def _only_informs(options) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    checkpoints.begin(config)
     config.stash.setdefault(EXPLICIT, _names_accuracy_tests(config.option.keyword))
     if _only_informs(config.option):
         return
     if config.stash[EXPLICIT] or config.pluginmanager.has_plugin(CONFTEST):
         activate(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    checkpoints.end(config)
 
 
 def activate(config: pytest.Config):
@@ -187,3 +193,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """A test that uses the fixture asks for the harness, also where its file did not show it."""
     if config.pluginmanager.get_plugin(SESSION) is None and any(uses_fixture(item) for item in items):
         activate(config)
+    checkpoints.only_checkpoints(config, items)

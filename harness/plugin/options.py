@@ -51,6 +51,11 @@ def _path(name: str, metavar: str, help: str) -> Option:
     return Option(name=name, help=help, is_path=True, settings={"type": Path, "metavar": metavar})
 
 
+def _given(name: str, help: str) -> Option:
+    """A file that a user gives in place of drawn inputs."""
+    return Option(name=name, help=help, is_path=True, settings={"metavar": "FILE"})
+
+
 def _text(name: str, metavar: str, help: str, default: str | None = None) -> Option:
     return Option(name=name, help=help, default=default, settings={"metavar": metavar})
 
@@ -125,6 +130,26 @@ OPTIONS = (
     _switch("isolate", "run rows in a process that is replaced when it dies (pytest-xdist); the default on a card"),
     _switch("no-isolate", "run rows in pytest's own process, on a card too"),
     _switch("bench", "time each accuracy case's model and add the table to the report"),
+    Option(
+        name="checkpoint",
+        help="run this checkpoint, or those in this folder, and no other case (repeatable; cases/test_checkpoints.py)",
+        default=[],
+        is_path=True,
+        settings={"action": "append", "metavar": "DIR"},
+    ),
+    Option(
+        name="dtype",
+        help="run checkpoints in this dtype (repeatable; default: float32, and the one that they are stored in)",
+        default=[],
+        settings={"action": "append", "choices": ("float32", "float16", "bfloat16")},
+    ),
+    _number("batch-size", int, "B", "sequences, pictures or sounds that a checkpoint gets at a time (default 2)", 2),
+    _number("length", int, "N", "tokens of a checkpoint's sequences at most (default 32)", 32),
+    _given("text", "give checkpoints these texts, one a line, in place of sentences drawn by seed"),
+    _given("image", "give checkpoints this picture in place of those drawn by seed"),
+    _given("audio", "give checkpoints this WAV recording in place of sounds drawn by seed"),
+    _path("base", "DIR", "the base model of adapters (default: what their config names, or what lies beside them)"),
+    _switch("trust-remote-code", "run code that lies in a checkpoint"),
 )
 
 

@@ -10,7 +10,7 @@ from harness.reference.models import Models, copy_module
 from harness.reference.raised import is_of_a_model, place_of
 from harness.reference.randomness import Drawn, Draws, drawing, seeded
 from harness.reference.runs import Float64Products, Reference, moved_by_one_rounding, refer, roundoff, run, run_cpu
-from harness.reference.tensors import content_digest, digest, fresh, move, tensors_of, weights_digest
+from harness.reference.tensors import content_digest, digest, fresh, inputs_digest, move, tensors_of, weights_digest
 from harness.reference.untouched import changes, untouched, version
 from harness.reference.wide import WideRequests
 from harness.reference.written import BUFFER, INPUT, named, watching
@@ -32,6 +32,7 @@ __all__ = [
     "digest",
     "drawing",
     "fresh",
+    "inputs_digest",
     "is_of_a_model",
     "move",
     "moved_by_one_rounding",

@@ -90,7 +90,7 @@ def _places(model: nn.Module, forward: Callable | None) -> Iterator[Any]:
     more = [each for module in model.modules() for table in _HOOKS for each in getattr(module, table, {}).values()]
     more += [] if forward is None else [forward]
     for function in {*_reached_by(kinds), *_reached(filter(None, map(_plain, more)))}:
-        if hasattr(function, "cache_info"):
+        if _is_cached(function):
             yield function
             continue
         names = _names_in(function.__code__)
@@ -118,7 +118,7 @@ def _reached(functions: Iterable[Any]) -> Iterator[Any]:
             continue
         done.add(id(function))
         yield function
-        if hasattr(function, "cache_info"):
+        if _is_cached(function):
             called = [getattr(function, "__wrapped__", None)]
         else:
             called = [function.__globals__.get(name) for name in _names_in(function.__code__)]
@@ -143,10 +143,18 @@ def _is_own(kind: type) -> bool:
     return kind.__module__.partition(".")[0] not in _LIBRARIES
 
 
+def _is_cached(value: Any) -> bool:
+    """Whether a value is a function with a cache, as functools.lru_cache makes them."""
+    try:
+        return hasattr(value, "cache_info") and hasattr(value, "cache_clear")
+    except ImportError:  # what stands in transformers for a class whose library is absent raises at any attribute
+        return False
+
+
 def _plain(value: Any) -> Any:
     """The function of Python behind a method, property or partial; a cached one as it is; None for all else."""
     for _ in range(8):
-        if isinstance(value, types.FunctionType) or (hasattr(value, "cache_info") and hasattr(value, "cache_clear")):
+        if isinstance(value, types.FunctionType) or _is_cached(value):
             return value
         if isinstance(value, (staticmethod, classmethod, types.MethodType)):
             value = value.__func__
@@ -194,7 +202,7 @@ class _Seen:
             before = _contents(place)
             self.restores.append(lambda: _cell_back(place, before))
             self.container(before, 0)
-        elif hasattr(place, "cache_info"):
+        elif _is_cached(place):
             size = place.cache_info().currsize
             self.restores.append(lambda: place.cache_clear() if place.cache_info().currsize != size else None)
         else:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from harness.errors import CaseError
+
+DEPTH = 6  # objects and containers inside of one another that are looked into
 
 
 def move(value: Any, *, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
@@ -44,13 +50,21 @@ def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return type(value)(*(changed(each, change) for each in value))
     if isinstance(value, (tuple, list)):
         return type(value)(changed(each, change) for each in value)
-    return value
+    fields = fields_of(value)
+    if fields is None:
+        return value
+    copied = copy.copy(value)
+    for name, each in fields.items():
+        object.__setattr__(copied, name, changed(each, change))
+    return copied
 
 
 def tensors_of(value: Any, what: str) -> dict[str, Tensor]:
     """The tensors in what a model returned, by name: "output" for a bare one, else keys and positions joined by dots.
 
-    Raises: CaseError when there is none, two have one name, or something is neither a tensor nor None.
+    Objects are looked into: dataclasses, caches, distributions. Numbers, texts and None among tensors are passed over.
+
+    Raises: CaseError when there is none, two have one name, or something can neither be looked into nor passed over.
     """
     pairs = list(_flatten(value, what))
     found = dict(pairs)
@@ -78,7 +92,7 @@ def _flatten(value: Any, what: str) -> Iterator[tuple[str, Tensor]]:
                     " expected; give its `.to_dense()`"
                 )
             yield name or "output", each
-        elif each is not None:
+        elif each is not None and not (name and is_plain(each)):
             at = f" at {name!r}" if name else ""
             raise CaseError(
                 f"{what} returned {kind_of(each)}{at} where a tensor was expected; let `forward` pick the tensors"
@@ -86,17 +100,69 @@ def _flatten(value: Any, what: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What nested mappings, tuples and lists hold, by keys and positions joined by dots; "" for a bare value."""
+    """What nested mappings, tuples, lists and objects hold, by keys, positions and attributes joined by dots; "" for a
+    bare value. An array of numpy counts as a tensor.
+    """
     parts: Iterable[tuple[Any, Any]]
+    if is_plain(value):
+        yield prefix, value
+        return
     if isinstance(value, Mapping):
         parts = value.items()
     elif isinstance(value, (tuple, list)):
         parts = enumerate(value)
+    elif (fields := fields_of(value)) is not None:
+        parts = fields.items()
     else:
-        yield prefix, value
+        yield prefix, as_tensor(value)
         return
     for name, each in parts:
         yield from leaves(each, f"{prefix}.{name}" if prefix else str(name))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value holds no tensor and never will: a number, a text, a dtype, a size, a member of an enumeration."""
+    return isinstance(value, (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, torch.Size))
+
+
+def as_tensor(value: Any) -> Any:
+    """An array of numpy with numbers as the tensor of the same memory; any other value as it is."""
+    if type(value).__module__ != "numpy" or not hasattr(value, "dtype"):
+        return value
+    try:
+        return torch.as_tensor(value)
+    except TypeError:  # texts and objects
+        return value
+
+
+def fields_of(value: Any) -> dict[str, Any] | None:
+    """The attributes of an object that hold tensors, by name; None for what is no such object.
+
+    An object is an instance of a class that Python code defined, such as a dataclass, a cache of keys and values or a
+    distribution. Modules, functions, classes and tensors are none, and neither is an object without a tensor in it.
+    """
+    own = getattr(value, "__dict__", None)
+    closed = isinstance(value, (Tensor, nn.Module, PackedSequence, type, ModuleType, Mapping, tuple, list))
+    if not isinstance(own, dict) or closed or (callable(value) and not dataclasses.is_dataclass(value)):
+        return None
+    public = {name: each for name, each in own.items() if not name.startswith("_") and _holds_tensors(each, 0)}
+    return public or None
+
+
+def _holds_tensors(value: Any, depth: int) -> bool:
+    """Whether there is a tensor within `DEPTH` steps of nested values and attributes."""
+    if isinstance(value, Tensor) or (type(value).__module__ == "numpy" and isinstance(as_tensor(value), Tensor)):
+        return True
+    if depth > DEPTH or is_plain(value):
+        return False
+    if isinstance(value, Mapping):
+        return any(_holds_tensors(each, depth + 1) for each in value.values())
+    if isinstance(value, (tuple, list)):
+        return any(_holds_tensors(each, depth + 1) for each in value)
+    own = getattr(value, "__dict__", None)
+    if not isinstance(own, dict) or isinstance(value, (nn.Module, type, ModuleType)) or callable(value):
+        return False
+    return any(_holds_tensors(each, depth + 1) for name, each in own.items() if not name.startswith("_"))
 
 
 def kind_of(value: Any) -> str:
@@ -112,6 +178,16 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         if flat.numel():
             total.update(flat.view(torch.uint8).numpy())
     return total.hexdigest()
+
+
+def inputs_digest(value: Any, what: str) -> str:
+    """`digest` of the tensors among a model's inputs, and of the numbers and texts beside them where there are some.
+
+    Raises: CaseError as `tensors_of` does.
+    """
+    found = digest(tensors_of(value, what))
+    plain = [f"{name}={each!r}" for name, each in leaves(value) if is_plain(each)]
+    return hashlib.sha256("\n".join([found, *plain]).encode()).hexdigest() if plain else found
 
 
 def weights_digest(model: nn.Module, *, strict: bool = True) -> str:

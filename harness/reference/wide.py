@@ -39,6 +39,9 @@ class WideRequests(TorchDispatchMode):
         if name in LEFT:
             return func(*args, **kwargs)
         args, kwargs = tree_map(_wide_dtype, args), tree_map(_wide_dtype, dict(kwargs))
+        if name == "full" and kwargs.get("dtype") is None and isinstance(args[1], float):
+            # Filled with float64's lowest number, as masks are, it has no float32 form to begin with.
+            kwargs["dtype"] = WIDE.get(torch.get_default_dtype(), torch.get_default_dtype())
         made = func(*args, **kwargs)
         if name in MAKES and isinstance(made, Tensor) and made.dtype in WIDE and "out" not in kwargs:
             return func(*args, **kwargs | {"dtype": WIDE[made.dtype]})

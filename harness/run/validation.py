@@ -23,13 +23,13 @@ from harness.reference import (
     Reference,
     as_infinite,
     digest,
+    inputs_digest,
     move,
     named,
     refer,
     require_float32,
     roundoff,
     seeded,
-    tensors_of,
 )
 from harness.run.assumptions import assumption_of, hangs, naming
 from harness.run.cpu import CpuSide, ModelDraws, copy_of, golden_outputs
@@ -100,7 +100,7 @@ def _validate(
     rerun_reference: bool,
     preset: str | None,
 ) -> Verdict:
-    inputs_sha256 = digest(tensors_of(inputs, f"{case.name}: inputs()"))
+    inputs_sha256 = inputs_digest(inputs, f"{case.name}: inputs()")
     cpu = CpuSide(case, models, inputs, inputs_sha256, device, 0 if seed is None else seed)
     refs = _references(cpu, device, rerun_reference)
     ran = run_on_device(cpu, device, at, named(refs.expected))
@@ -120,7 +120,14 @@ def _validate(
     if verdict.failures and cpu.clean:
         verdict = replace(verdict, failures=(*verdict.failures, *_otherwise(cpu, refs)))
     conditioning = conditioning_of(cpu, refs.golden)
-    notes = [models.notes.get(case.key, ""), refs.scatter, drawn_text(cpu), host_text(ran.seen), blind_text(ran.seen)]
+    notes = [
+        *case.notes,
+        models.notes.get(case.key, ""),
+        refs.scatter,
+        drawn_text(cpu),
+        host_text(ran.seen),
+        blind_text(ran.seen),
+    ]
     notes += [pinned_text(cpu), outcome.few, ties_text(verdict), UNMOVED if conditioning == 0 else ""]
     evidence = Evidence(
         weights=_weights(models, case),

@@ -51,7 +51,7 @@ class Failing(nn.Module):
 
 class Wordy(nn.Module):
     def forward(self, x):
-        return x, "words"
+        return x, {"words"}
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,7 @@ def test_what_is_raised_there_comes_back_with_its_type_and_text(clean, x):
     with pytest.raises(RunError, match="on the CPU: ValueError: no such head") as caught:
         clean.forward(Failing(), x, **CPU)
     assert "in forward" in str(caught.value.__cause__)
-    with pytest.raises(CaseError, match="wordy returned a str at '1' where a tensor was expected"):
+    with pytest.raises(CaseError, match="wordy returned a set at '1' where a tensor was expected"):
         clean.forward(Wordy(), x, what="wordy", **CPU)
     with pytest.raises(RunError, match=f"{WHERE}: ZeroDivisionError: "):
         clean.run(divmod, 1, 0)

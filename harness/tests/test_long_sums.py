@@ -155,6 +155,16 @@ def test_a_scan_of_whole_numbers_float64_and_nothing_is_torchs():
             assert torch.equal(scan(x, 0), torchs(x, 0)) and scan(x, 0).dtype == torchs(x, 0).dtype
 
 
+def test_a_forecast_of_a_scan_has_the_dtype_that_was_asked_for():
+    """Mixtures of experts count their tokens so, and the product that takes the counts wants int32."""
+    counts = torch.tensor([3.0, 1.0, 2.0])
+    for dtype in (torch.int32, torch.float16, torch.float64):
+        with rounding(Rules()):
+            found = torch.cumsum(counts, 0, dtype=dtype), torch.cumprod(counts, 0, dtype=dtype)
+        assert [each.dtype for each in found] == [dtype, dtype]
+        assert torch.equal(found[0], counts.cumsum(0, dtype=dtype))
+
+
 def test_a_scan_of_the_cpu_hides_what_float32_loses():
     """Why the rule is there: beside the CPU alone a sound card is wrong a hundredfold."""
     x = seeded(4, 32000)

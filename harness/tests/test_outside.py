@@ -57,6 +57,29 @@ class ByGlobal(Base):
         return self.lin(x) * HELD.to(x)
 
 
+class Absent(type):
+    """As transformers' stand-in for a class whose library is not installed: any attribute raises."""
+
+    def __getattribute__(cls, name):
+        if name.startswith("_"):
+            return super().__getattribute__(name)
+        raise ImportError("this class needs a library that is not here")
+
+
+class NeedsAnotherLibrary(metaclass=Absent):
+    pass
+
+
+class NamesAnAbsentClass(Base):
+    def forward(self, x):
+        return self.lin(x) if NeedsAnotherLibrary is not None else x
+
+
+def test_a_class_whose_library_is_absent_is_left_alone():
+    with put_back(net := NamesAnAbsentClass()):
+        assert net(torch.ones(1, 64)).shape == (1, 64)
+
+
 class ByDict(Base):
     def forward(self, x):
         if 64 not in TABLES:

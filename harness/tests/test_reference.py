@@ -1,5 +1,8 @@
 """The reference: one build, true copies, float16 products as torch rounds them."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +12,8 @@ from harness.reference import (
     Models,
     copy_module,
     digest,
+    fresh,
+    inputs_digest,
     move,
     moved_by_one_rounding,
     roundoff,
@@ -137,8 +142,57 @@ def test_outputs_are_named_by_keys_and_positions():
     for nothing in (None, (), {}, [None]):
         with pytest.raises(CaseError, match="nothing to compare"):
             tensors_of(nothing, "x")
-    with pytest.raises(CaseError, match="a float at 'loss'"):
+    with pytest.raises(CaseError, match="nothing to compare"):
         tensors_of({"loss": 1.0}, "x")
+    with pytest.raises(CaseError, match="a set at 'kept'"):
+        tensors_of({"kept": {1}, "logits": tensor}, "x")
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+    loss: float | None = None
+    kept: object = None
+
+
+class Layer:
+    def __init__(self):
+        self.keys, self.values, self.is_initialized = torch.ones(2), torch.zeros(2), True
+        self._private = torch.ones(9)
+
+
+class Kept:
+    """As transformers' caches are: layers in a list, tensors in layers."""
+
+    def __init__(self):
+        self.layers = [Layer(), Layer()]
+
+
+def test_objects_are_looked_into_and_numbers_among_tensors_are_passed_over():
+    caches = ["kept.layers.0.keys", "kept.layers.0.values", "kept.layers.1.keys", "kept.layers.1.values"]
+    assert list(tensors_of(Answer(torch.ones(2), 1.0, Kept()), "x")) == ["logits", *caches]
+    assert list(tensors_of((torch.ones(2), 3, "text", np.ones(2)), "x")) == ["0", "3"]
+    assert list(tensors_of({"of": torch.distributions.Normal(torch.ones(2), torch.ones(2))}, "x")) == [
+        "of.loc",
+        "of.scale",
+    ]
+
+
+def test_objects_among_inputs_are_moved_and_copied():
+    given = {"kept": Kept(), "answer": Answer(torch.ones(2), 0.5), "flag": True}
+    moved = move(given, device="cpu", dtype=torch.float16)
+    assert moved["kept"].layers[1].keys.dtype == moved["answer"].logits.dtype == torch.float16
+    assert given["kept"].layers[1].keys.dtype == torch.float32
+    assert (moved["answer"].loss, moved["flag"]) == (0.5, True)
+    copied = fresh(given)
+    copied["kept"].layers[0].keys.add_(1)
+    assert given["kept"].layers[0].keys.sum() == 2
+
+
+def test_a_number_beside_the_tensors_counts_for_the_digest_of_inputs():
+    one, two, none = ({"x": torch.ones(2), **more} for more in ({"steps": 1}, {"steps": 2}, {}))
+    assert len({inputs_digest(each, "x") for each in (one, two, none)}) == 3
+    assert inputs_digest(none, "x") == digest(none)
 
 
 def test_move_casts_floats_and_leaves_integers():

@@ -149,3 +149,12 @@ def test_a_narrow_run_is_left_as_it_is():
     outputs, _, _ = run_cpu(Rotary(), torch.randn(1, 8, 64), forward=None, dtype=torch.float32)
     assert outputs.dtype == torch.float32
     assert math.isfinite(float(outputs.sum()))
+
+
+def test_a_mask_of_float64s_lowest_number_is_made_without_a_dtype():
+    """As transformers 4 makes it: with the number of the model's dtype and in torch's default dtype."""
+    with WideRequests():
+        mask = torch.full((2, 2), torch.finfo(torch.float64).min)
+    assert mask.dtype == torch.float64 and mask[0, 0] == torch.finfo(torch.float64).min
+    with WideRequests():
+        assert [torch.full((2,), each).dtype for each in (1, True)] == [torch.int64, torch.bool]

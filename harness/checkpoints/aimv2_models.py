@@ -1,0 +1,55 @@
+"""Checkpoints of AIMv2 in the layouts of Apple, transformers and timm, by the model that is here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.checkpoints.material import Asked, pictures
+from harness.checkpoints.recognition import Recognised
+from harness.errors import CheckpointError
+
+SIDE = 224  # pixels where the config has no size, or the model takes any
+
+
+def parts(found: Recognised, asked: Asked) -> tuple[str, ...]:
+    """One: the features."""
+    return ("forward",)
+
+
+def arguments(found: Recognised, part: str, asked: Asked) -> dict[str, Any]:
+    """The arguments of the Case that encodes pictures."""
+    if asked.text is not None or asked.audio is not None:
+        raise CheckpointError(f"{found.path} takes pictures: leave --precision-text and --precision-audio out")
+    sizes = [found.fields.get("image_size"), (found.fields.get("model_args") or {}).get("img_size")]
+    side = next((each for each in sizes if isinstance(each, int)), SIDE)
+    return dict(model=Load(found.path), inputs=Draw(side, asked), checkpoint=found.path)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Builds the AIMv2 of a checkpoint in float32. Raises: CheckpointError."""
+
+    path: Path
+
+    def __call__(self) -> nn.Module:
+        from harness.models.aimv2 import load
+
+        return load(self.path, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Pictures (B, 3, side, side), prepared as the model's own recipe does."""
+
+    side: int
+    asked: Asked
+
+    def __call__(self, generator: torch.Generator) -> Tensor:
+        from harness.models.aimv2 import preprocess
+
+        return torch.cat([preprocess(each, size=self.side) for each in pictures(self.asked, generator)])

@@ -1,0 +1,70 @@
+"""From a checkpoint to the arguments of a Case."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from harness.checkpoints.conversion import read_header
+from harness.checkpoints.material import Asked
+from harness.checkpoints.recognition import Recognised, recognise
+from harness.checkpoints.weights import weights_of
+from harness.errors import CheckpointError
+
+FORWARD = "forward"  # the part of a checkpoint that is all of it
+MODULES = {  # kind: the module that knows it, with `parts` and `arguments`
+    "transformers": "transformers_models",
+    "sentence-transformers": "sentence_models",
+    "diffusers": "diffusers_models",
+    "timm": "timm_models",
+    "PEFT": "adapters",
+    "AIMv2": "aimv2_models",
+    "torch.export": "programs",
+    "TorchScript": "programs",
+    "function": "functions",
+}
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of the format, that a Case may have
+
+
+def parts_of(path: str | Path, asked: Asked | None = None) -> tuple[str, ...]:
+    """What can be run of a checkpoint: "forward" first, "decode" and "generate" of a language model, the components of
+    a pipeline.
+
+    Raises: CheckpointError.
+    """
+    found = recognise(path)
+    return _module(found).parts(found, asked or Asked())
+
+
+def case_arguments(path: str | Path, *, part: str | None = None, asked: Asked | None = None) -> dict[str, Any]:
+    """The arguments of the Case that runs a part of a checkpoint, all but its dtype. `part` None: the first.
+
+    Raises: CheckpointError, in one sentence, for what is no whole checkpoint of a library that is here.
+    """
+    asked, found = asked or Asked(), recognise(path)
+    known = _module(found).parts(found, asked)
+    chosen = part or known[0]
+    if chosen not in known:
+        raise CheckpointError(f"{path} has no part {chosen!r}; it has {', '.join(known)}")
+    name = found.name if chosen == FORWARD else f"{found.name}-{chosen}"
+    return dict(name=name) | _module(found).arguments(found, chosen, asked)
+
+
+@functools.lru_cache(maxsize=64)
+def stored_dtypes(path: str | Path) -> tuple[str, ...]:
+    """The dtypes that the weights are stored in and a Case may have, the commonest first; float32 where none is."""
+    found = recognise(path)
+    counts: dict[str, int] = {}
+    if found.kind not in ("function", "torch.export", "TorchScript"):
+        for file in weights_of(found.path):
+            for entry in read_header(file).values():
+                counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.size
+    known = [DTYPES[each] for each in sorted(counts, key=counts.get, reverse=True) if each in DTYPES]
+    return tuple(known) or ("float32",)
+
+
+def _module(found: Recognised) -> ModuleType:
+    return importlib.import_module(f"harness.checkpoints.{MODULES[found.kind]}")

@@ -1,0 +1,89 @@
+"""Checkpoints of sentence-transformers: the embedding of each text."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.checkpoints.libraries import library, loading
+from harness.checkpoints.material import Asked, pictures, texts
+from harness.checkpoints.recognition import Recognised
+from harness.checkpoints.weights import require_weights
+from harness.errors import CheckpointError
+
+KIND = "sentence-transformers"
+
+
+def parts(found: Recognised, asked: Asked) -> tuple[str, ...]:
+    """One: the embedding."""
+    return ("forward",)
+
+
+def arguments(found: Recognised, part: str, asked: Asked) -> dict[str, Any]:
+    """The arguments of the Case that embeds texts."""
+    return dict(model=Load(found.path, asked), inputs=Draw(found.path, asked), forward=embedding)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: Path, asked: Asked) -> nn.Module:
+    """The model in float32: its first module tokenizes, so the inputs need it too."""
+    library("transformers", KIND)
+    sentence_transformers = library("sentence_transformers", KIND)
+    require_weights(path)
+    with loading(f"the sentence-transformers model of {path}"):
+        return sentence_transformers.SentenceTransformer(
+            str(path),
+            device="cpu",
+            trust_remote_code=asked.trust_remote_code,
+            local_files_only=True,
+            model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+        ).eval()
+
+
+@dataclass(frozen=True)
+class Load:
+    """Builds the model of a directory in float32. Raises: CheckpointError."""
+
+    path: Path
+    asked: Asked
+
+    def __call__(self) -> nn.Module:
+        return _loaded(self.path, self.asked)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Texts, tokenized by the model's own first module. Raises: CheckpointError."""
+
+    path: Path
+    asked: Asked
+
+    def __call__(self, generator: torch.Generator) -> dict[str, Any]:
+        model = _loaded(self.path, self.asked)
+        pictured = self.asked.image is not None
+        if self.asked.audio is not None or (pictured and not _takes_pictures(model)):
+            raise CheckpointError(f"{self.path} embeds texts: leave --precision-image and --precision-audio out")
+        lines = pictures(self.asked, generator) if pictured else texts(self.asked, generator)
+        with loading(f"the tokenizer of {self.path}"):
+            limit = model.max_seq_length
+            if limit is None or limit > self.asked.length:
+                model.max_seq_length = self.asked.length
+            found = (getattr(model, "preprocess", None) or model.tokenize)(lines)
+            model.max_seq_length = limit
+        return {name: each for name, each in found.items() if each is not None}
+
+
+def _takes_pictures(model: nn.Module) -> bool:
+    return "image" in (getattr(model, "modalities", None) or ())
+
+
+def embedding(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The embeddings (B, D) of texts, and those of their tokens (B, N, D) where the model gives them."""
+    found = model(dict(inputs))
+    names = ("sentence_embedding", "token_embeddings")
+    return {name: found[name] for name in names if isinstance(found.get(name), Tensor)}
