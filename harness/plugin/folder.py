@@ -19,6 +19,7 @@ class Folder:
         self._journal: Any = None
         self._writer: Any = None
         self._told = 0  # how many tests the journal knows
+        self._unsaved = False  # whether the journal has more than the report
         self.notes: list[str] = []  # of an earlier run, for the terminal
 
     def begin(self) -> None:
@@ -110,6 +111,7 @@ class Folder:
     def _say(self, name: str, *values: Any, **more: Any) -> None:
         if self._journal is None:
             return
+        self._unsaved = True
         try:
             getattr(self._journal, name)(*values, **more)
         except OSError as error:
@@ -127,9 +129,11 @@ class Folder:
             return None
         built = build()
         try:
-            return self._writer.write(built, last=last), built
+            paths = self._writer.write(built, last=last)
         except OSError as error:
             raise self._unwritable(error) from None
+        self._unsaved = self._unsaved and not last
+        return paths, built
 
     def _unwritable(self, error: OSError) -> pytest.UsageError:
         return pytest.UsageError(f"--precision-report {self.directory}: cannot write the report ({error})")
@@ -138,10 +142,10 @@ class Folder:
         """A file beside the journal, for what a process that dies leaves; None where there is no journal."""
         return None if self._journal is None else self._journal.beside(name)
 
-    def end(self, *, whole: bool) -> None:
-        """Give the folder back; the journal goes where the report is `whole`."""
+    def end(self) -> None:
+        """Give the folder back; the journal goes where the report holds all that it does."""
         if self._journal is not None:
-            self._journal.close(remove=whole)
+            self._journal.close(remove=not self._unsaved)
             self._journal = None
 
 

@@ -158,8 +158,10 @@ class Session:
             faults.plant(each)
 
     def pytest_unconfigure(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.close()
         self._workers.close()
-        self.folder.end(whole=True)
+        self.folder.end()
         if not self.planted:
             return
         from harness.emulator import faults
@@ -257,7 +259,7 @@ class Session:
         self.folder.row(row, final=False)
         self.folder.ended(nodeid)
         self._write(last=True)
-        self.folder.end(whole=True)
+        self.folder.end()
         with self._uncaptured():
             sys.__stderr__.write(
                 f"\n{row.name} {text}\nThe run ends with it; --precision-isolate goes on with the rows after it.\n"
@@ -728,7 +730,7 @@ class Session:
             self.locating.together()
         if self.rows or (self.collected and self._device is not None and not self._refused):
             self._write(last=True)
-        self.folder.end(whole=True)
+        self.folder.end()
         if session.exitstatus == pytest.ExitCode.OK and not self.config.option.collectonly:
             asked = (self.explicit and self.whole) or bool(self.collected)  # others may have tests of that name
             said = complaints(self.all_rows(), asked=asked)

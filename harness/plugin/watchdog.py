@@ -54,6 +54,7 @@ class Watchdog:
         self._changed = threading.Condition()
         self._until: float | None = None
         self._limit = 0.0
+        self._closed = False
         self._thread: threading.Thread | None = None
 
     @contextmanager
@@ -76,6 +77,12 @@ class Watchdog:
                 file.close()
                 self._stacks.unlink(missing_ok=True)
 
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
     def _set(self, until: float | None, limit: float) -> None:
         with self._changed:
             self._until, self._limit = until, limit
@@ -88,6 +95,8 @@ class Watchdog:
                 if left is not None and left <= 0:
                     break
                 self._changed.wait(left)
+                if self._closed:
+                    return
             limit = self._limit
         self._ends(f"it did not end within {limit:g} s (--precision-row-timeout); {stacks_of_threads()}")
 

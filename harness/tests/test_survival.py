@@ -141,6 +141,7 @@ def test_a_block_within_its_limit_is_left_alone_and_a_longer_one_is_not(tmp_path
         deadline = time.monotonic() + 20
         while not ended and time.monotonic() < deadline:
             time.sleep(0.01)
+    watchdog.close()
     assert "it did not end within 0.2 s" in ended[0] and "test_a_block_within_its_limit" in ended[0]
 
 
@@ -244,6 +245,21 @@ def test_a_killed_run_loses_no_row_and_the_next_run_keeps_its_report(user):
     earlier = json.loads((user.path / "reports" / "precision-previous.json").read_text())
     assert [row["status"] for row in earlier["rows"]] == [str(row.status) for row in report.rows]
     assert earlier["rows"][2]["marks"] == ["CRASHED"]
+
+
+def test_the_journal_stays_where_the_last_report_could_not_be_written(user, monkeypatch):
+    write(user, with_odd({}))
+    whole = Writer.write
+
+    def fails_at_last(writer, report, *, last=True):
+        if last:
+            raise OSError(28, "No space left on device")
+        return whole(writer, report, last=last)
+
+    monkeypatch.setattr(Writer, "write", fails_at_last)
+    result = run(user, "-k", "precision")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR and "No space left" in result.stderr.str() + result.stdout.str()
+    assert [str(row.status) for row in load(user.path / "reports").rows] == ["PASS"] * 6
 
 
 # -------- two runs, many rows
