@@ -203,13 +203,13 @@ def read_fields(value: Any, readers: Any, needed: set[str]) -> dict[str, Any]:
         raise Mismatch(named(value), "an object")
     if not value.keys() >= needed:
         raise Mismatch("nothing", "a value").within(min(needed - value.keys()))
-    found = {}
-    for name, read in readers:
-        if name in value:
-            try:
+    found, name = {}, ""
+    try:
+        for name, read in readers:
+            if name in value:
                 found[name] = read(value[name])
-            except Mismatch as error:
-                raise error.within(name) from None
+    except Mismatch as error:
+        raise error.within(name) from None
     return found
 
 
@@ -257,7 +257,11 @@ def _mapping(read: Callable) -> Callable:
 
 
 def _bounded(read: Callable, bounds: Bounds) -> Callable:
+    least, most, usual = bounds.least, bounds.most, int if read is _int else float
+
     def within(value: Any) -> Any:
+        if type(value) is usual and least <= value <= most:
+            return value
         found = read(value)
         if found < bounds.least or found > bounds.most:
             raise Mismatch(shown(value), bounds.words)

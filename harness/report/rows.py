@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import functools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
@@ -469,6 +470,7 @@ def _allowed(verdict: Verdict) -> dict[str, float]:
 
 # -------- stored rows
 
+HISTOGRAM = re.compile("(-?[0-9]{1,9}:[0-9]{1,18}( |$))*")  # bins and how many elements are in each
 SIDES = ("golden", "cpu", "forecast")  # the Comparisons that References hold
 LATER = ("slices", "scatter")  # which rows of older versions lack, and rows that have none
 ORDER = (  # of the names of a row in JSON
@@ -529,7 +531,7 @@ class Measured:
     def json_schema(cls) -> dict[str, Any]:
         kinds = {name: kind for name, kind in fields_of(References).items() if name not in SIDES}
         whole = object_schema(fields_of(Comparison), WHOLE)
-        whole["properties"]["histogram"] = {"type": "string", "pattern": "^(-?[0-9]+:[0-9]+( |$))*$"}
+        whole["properties"]["histogram"] = {"type": "string", "pattern": f"^{HISTOGRAM.pattern}$"}
         schema = object_schema(kinds, ("comparison",))
         schema["properties"] |= dict.fromkeys(("comparison", *SIDES), whole)
         return schema
@@ -555,14 +557,10 @@ def _comparison(kept: Any) -> Comparison:
 
 
 def _histogram(text: Any) -> tuple[tuple[int, int], ...]:
-    try:
-        pairs = [each.split(":") for each in text.split()]
-        found = tuple((int(number), int(count)) for number, count in pairs)
-        if all(0 <= count for _, count in found):
-            return found
-    except (AttributeError, ValueError):
-        pass
-    raise Mismatch(named(text), "pairs such as '12:3 13:1'")
+    if type(text) is not str or not HISTOGRAM.fullmatch(text):
+        raise Mismatch(named(text), "pairs such as '12:3 13:1'")
+    numbers = list(map(int, text.replace(":", " ").split()))
+    return tuple(zip(numbers[::2], numbers[1::2]))
 
 
 def _limits(value: Any) -> dict[str, float]:
