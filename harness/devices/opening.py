@@ -39,11 +39,12 @@ def open_device(
     """
     kind, index = parse_spec(spec)
     played = {"soc": soc, "devices": devices}
+    says = {"soc": "which chip the emulated device plays", "devices": "how many cards the emulated machine has"}
     if kind not in ("auto", "emulated") or (kind == "auto" and _traces_of_ascend()):
         for name, value in played.items():
             if value is not None:
                 raise DeviceError(
-                    f"{name} {value} says what the emulated device plays, and {spec} is none here; leave it out, or "
+                    f"{name} {value} says {says[name]}, and {spec} is none here; leave it out, or "
                     "ask for --device=emulated"
                 )
     if kind in ("npu", "emulated", "auto") and not timing:

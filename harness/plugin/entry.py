@@ -7,13 +7,12 @@ changes no environment variable, opens no device and writes no file.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
-from harness.plugin import checkpoints
-from harness.plugin.cards import count_cards, share_cards
 from harness.plugin.fixtures import (  # pytest finds the fixtures here
     SESSION,
     is_ours,
@@ -21,7 +20,6 @@ from harness.plugin.fixtures import (  # pytest finds the fixtures here
     precision,  # noqa: F401
     uses_fixture,
 )
-from harness.plugin.isolation import isolate
 from harness.plugin.names import keyword_of
 from harness.plugin.opening import DEVICE, Opening
 from harness.plugin.options import OPTIONS, add_options, check_paths, is_given, options_of
@@ -51,6 +49,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
     if _only_informs(early_config.known_args_namespace):
         return
     if asked or "--isolate" in args:
+        from harness.plugin.isolation import isolate
+
         isolate(early_config, early_config.known_args_namespace, args)
     if not asked:
         return
@@ -97,6 +97,10 @@ def _names_accuracy_tests(keyword: str) -> bool:
     return re.search(r"\b(?:test_)?precision\b", re.sub(r"\bnot\s+\w+", "", keyword)) is not None
 
 
+def _asks_for_checkpoints(config: pytest.Config) -> bool:
+    return bool(config.option.precision_checkpoint or os.environ.get("MODEL_DIR"))
+
+
 def _only_informs(options) -> bool:
     """Whether pytest only prints something and ends: its help, its version, fixtures, markers."""
     return any(
@@ -106,7 +110,10 @@ def _only_informs(options) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    checkpoints.begin(config)
+    if _asks_for_checkpoints(config):
+        from harness.plugin import checkpoints
+
+        checkpoints.begin(config)
     config.stash.setdefault(EXPLICIT, _names_accuracy_tests(config.option.keyword))
     if _only_informs(config.option):
         return
@@ -115,7 +122,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    checkpoints.end(config)
+    if _asks_for_checkpoints(config):
+        from harness.plugin import checkpoints
+
+        checkpoints.end(config)
 
 
 def activate(config: pytest.Config):
@@ -152,13 +162,18 @@ def _has_option(config: pytest.Config) -> bool:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config, specs) -> None:
     if config.pluginmanager.has_plugin(SESSION):
+        from harness.plugin.cards import share_cards
+
         share_cards(config, specs)
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    asked = config.stash.get(EXPLICIT, False) or config.pluginmanager.has_plugin(CONFTEST)
-    return count_cards(config) if asked else None
+    if not config.stash.get(EXPLICIT, False) and not config.pluginmanager.has_plugin(CONFTEST):
+        return None
+    from harness.plugin.cards import count_cards
+
+    return count_cards(config)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -193,4 +208,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """A test that uses the fixture asks for the harness, also where its file did not show it."""
     if config.pluginmanager.get_plugin(SESSION) is None and any(uses_fixture(item) for item in items):
         activate(config)
-    checkpoints.only_checkpoints(config, items)
+    if config.option.precision_checkpoint:
+        from harness.plugin import checkpoints
+
+        checkpoints.only_checkpoints(config, items)

@@ -33,7 +33,7 @@ class Death:
 
 
 def _signal_of(node: Any) -> str:
-    """ " of SIGSEGV", from the exit status of a worker's process; "" where it is not known."""
+    """ " by SIGSEGV", from the exit status of a worker's process; "" where it is not known."""
     process = getattr(getattr(node.gateway, "_io", None), "popen", None)
     try:
         status = process.wait(timeout=5)
@@ -42,7 +42,7 @@ def _signal_of(node: Any) -> str:
     if status >= 0:
         return f" with exit status {status}"
     name = signal.Signals(-status).name
-    return f" of {name}" + ("; the system may have run out of memory" if name == "SIGKILL" else "")
+    return f" by {name}" + ("; the system may have run out of memory" if name == "SIGKILL" else "")
 
 
 def _place_in(text: str) -> str:

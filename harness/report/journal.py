@@ -26,7 +26,7 @@ from harness.typed_json import Mismatch
 
 NAME = "precision.journal"
 SCHEMA = "precision-journal/1"
-BESIDE = {"operator": ".precision.operator", "stacks": ".precision.stacks"}
+BESIDE = {"operator": "precision.journal.operator", "stacks": "precision.journal.stacks"}
 NOT_RUN = "not run: the session ended before it"
 DIED = "it was running when the process died"
 

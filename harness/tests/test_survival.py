@@ -81,8 +81,8 @@ def test_a_crash_a_kill_and_a_hang_cost_one_row_each(user):
     expected = [(seed, *how) for seed, how in enumerate((fine, dead, dead, fine, hung, fine), 1)]
     assert rows_of(user) == expected, done.stdout + done.stderr
     crash, kill, hang = (stored(user)["rows"][seed - 1]["reasons"][0] for seed in (2, 3, 5))
-    assert re.search(r"its process died of SIGSEGV in string_at .* < forward \(test_model.py:\d+\)", crash), crash
-    assert kill.startswith("its process died of SIGKILL; the system may have run out of memory")
+    assert re.search(r"its process crashed by SIGSEGV in string_at .* < forward \(test_model.py:\d+\)", crash), crash
+    assert kill.startswith("its process crashed by SIGKILL; the system may have run out of memory")
     limit = r"it did not end within 5 s \(--precision-row-timeout\); thread MainThread: .*forward \(test_model.py:"
     assert re.search(limit, hang), hang
     assert {row["case"] for row in stored(user)["rows"]} == {"odd"}
