@@ -114,7 +114,7 @@ class Workers:
         elif stacks:
             how = f"it did not end within its limit (--precision-row-timeout); {stacks_in(stacks)}"
         else:
-            how = f"its process died{_signal_of(node)}{_place_in(self._text(f'{worker}.crash'))}"
+            how = f"its process crashed{_signal_of(node)}{_place_in(self._text(f'{worker}.crash'))}"
         more = f"; the last operator that the device was given: {operator}" if operator else ""
         return Death(
             text=how + more,
