@@ -117,8 +117,9 @@ def test_failing_rows_and_those_of_another_stack_run_again(user):
 
 def test_workers_resume_too(user):
     write(user, COUNTED.replace("{before}", "pass"))
-    assert pytest_run(user).returncode == 0 and forwards(user) == 5
-    assert pytest_run(user, "--resume", "-n", "2").returncode == 0 and forwards(user) == 0
+    threads = {"OMP_NUM_THREADS": "1"}  # as many as a worker has: they are in the stack
+    assert pytest_run(user, **threads).returncode == 0 and forwards(user) == 5
+    assert pytest_run(user, "--resume", "-n", "2", **threads).returncode == 0 and forwards(user) == 0
     assert [row.seed for row in load(user.path / "reports").rows] == [1, 2, 3, 4, 5]
 
 
