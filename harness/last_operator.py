@@ -41,3 +41,9 @@ def read(path: Path) -> str:
         return path.read_bytes().rstrip(b"\0").decode(errors="replace")
     except OSError:
         return ""
+
+
+def said_in(path: Path) -> str:
+    """What a reason says of it: "; the last operator that the device was given: aten::silu", or ""."""
+    name = read(path)
+    return f"; the last operator that the device was given: {name}" if name else ""

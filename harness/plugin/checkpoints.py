@@ -83,10 +83,9 @@ def only_checkpoints(config: pytest.Config, items: list[pytest.Item]) -> None:
 
     if not options_of(config).checkpoint:
         return
-    others = [each for each in items if uses_fixture(each) and ARGUMENT not in _parameters(each)]
-    if others:
-        config.hook.pytest_deselected(items=others)
-        items[:] = [each for each in items if each not in others]
+    others = {id(item) for item in items if uses_fixture(item) and ARGUMENT not in _parameters(item)}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) in others])
+    items[:] = [item for item in items if id(item) not in others]
 
 
 def run_of(item: pytest.Item) -> CheckpointRun | None:

@@ -62,11 +62,11 @@ def choose_shard(config: pytest.Config, options: Any, items: list[pytest.Item]) 
         if is_accuracy_test(item.nodeid) or uses_fixture(item):
             known = known_of(item)
             groups.setdefault(f"{function_of(item)} {known['case']} {known['dtype']}", []).append(item.nodeid)
-    others = parts(groups, seconds_of(options.shard_times), count)
-    chosen = set(others.pop(number - 1))
-    left_out = {nodeid for part in others for nodeid in part}
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out - chosen])
-    items[:] = [item for item in items if item.nodeid in chosen or item.nodeid not in left_out]
+    shares = parts(groups, seconds_of(options.shard_times), count)
+    chosen = set(shares.pop(number - 1))
+    left_out = {nodeid for share in shares for nodeid in share} - chosen
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+    items[:] = [item for item in items if item.nodeid not in left_out]
 
 
 def choose_located(config: pytest.Config, options: Any, items: list[pytest.Item]) -> None:
@@ -87,5 +87,6 @@ def choose_located(config: pytest.Config, options: Any, items: list[pytest.Item]
             f"no accuracy test is of the case {wanted!r}, or has it in its "
             f"id{'' if seed is None else f', with seed {seed}'}; the cases are {cases or 'none'}"
         )
-    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    there = {id(item) for item in chosen}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in there])
     items[:] = chosen

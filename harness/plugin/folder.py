@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class Folder:
         """Make the folder. Raises: pytest.UsageError where nothing can be written into it."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with _probe(self.directory) as file:
+            with tempfile.TemporaryFile(dir=self.directory, prefix=".probe.") as file:
                 file.write(b"-")
         except OSError as error:
             raise pytest.UsageError(
@@ -147,9 +148,3 @@ class Folder:
         if self._journal is not None:
             self._journal.close(remove=not self._unsaved)
             self._journal = None
-
-
-def _probe(directory: Path) -> Any:
-    import tempfile
-
-    return tempfile.TemporaryFile(dir=directory, prefix=".probe.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 from collections.abc import Mapping
@@ -24,10 +25,8 @@ class Earlier:
         path = directory / PREVIOUS_JSON
         self._report = None
         if path.is_file():
-            try:
+            with contextlib.suppress(HarnessError):  # where it cannot be read, every row is measured
                 self._report = load(path)
-            except HarnessError:
-                self._report = None  # every row is measured
         rows = () if self._report is None else self._report.rows
         self._rows = {
             (row.test, *row.key): row
@@ -44,13 +43,13 @@ class Earlier:
         """The row of `test` with this case and seed, where its weights, inputs, code and stack are as they were; else
         None.
         """
-        from harness.reference import digest, tensors_of
+        from harness.reference import inputs_digest
         from harness.run.validation import inputs_of
 
         row = self._rows.get((test, case.name, case.dtype, seed))
         if row is None or row.code_sha256 != code or not self._same_stack(environment):
             return None
-        inputs = digest(tensors_of(inputs_of(case, seed), f"{case.name}: inputs()"))
+        inputs = inputs_digest(inputs_of(case, seed), f"{case.name}: inputs()")
         if row.inputs_sha256 != inputs or row.weights_sha256 != models.content(**case.recipe):
             return None
         return row
@@ -84,5 +83,6 @@ def code_of_run() -> str:
 
 
 def _is_installed(file: str) -> bool:
+    """Whether a file is of an installed package or of Python itself."""
     parts = Path(file).parts
     return "site-packages" in parts or "dist-packages" in parts or str(Path(file)).startswith(sys.base_prefix)

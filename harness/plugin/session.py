@@ -77,6 +77,8 @@ class Session:
         self._code: str | None = None  # of the run, once its tests are collected
         self._limits = Limits(self.options.row_timeout)
         self._watchdog: Watchdog | None = None
+        self._running: tuple[str, dict] = ("", {})  # the test that runs, and its row
+        self._crash = None  # the file into which a worker's crash is written: open as long as the process lives
         self._uncollected: dict[str, str] = {}  # files that could not be collected, and why
         self._ended_attempts: set[str] = set()  # tests whose attempt ended and whose next one did not begin
         self._attempts: dict[str, int] = {}  # attempts of a test that failed and were followed by another, by test id
@@ -235,15 +237,15 @@ class Session:
         """The watchdog of this process, and the file in which the device's operators are noted."""
         from harness import last_operator
 
-        for place in (self._workers.place("operator") if self.worker else self.folder.place("operator"),):
-            if place is not None:
-                last_operator.record_into(place)
-        if self.worker and (crash := self._workers.place("crash")) is not None:
+        place = self._workers.place if self.worker else self.folder.place
+        operator, crash = place("operator"), self._workers.place("crash")
+        if operator is not None:
+            last_operator.record_into(operator)
+        if crash is not None:
             self._crash = crash.open("w", encoding="utf-8")
             faulthandler.enable(self._crash, all_threads=False)
-        stacks = self._workers.place("stacks") if self.worker else self.folder.place("stacks")
         theirs = float(self.config.getini("faulthandler_timeout") or 0)  # pytest's own use of the one timer there is
-        return Watchdog(self._end_hung, None if theirs else stacks)
+        return Watchdog(self._end_hung, None if theirs else place("stacks"))
 
     def _end_hung(self, text: str) -> None:
         """End this process, whose row hangs: called in the watchdog's thread."""
@@ -662,7 +664,7 @@ class Session:
         return [row for nodeid in self.collected for row in self.rows.get(nodeid) or [self._not_run(nodeid)]]
 
     def _not_run(self, nodeid: str):
-        from harness.report.journal import NOT_RUN
+        from harness.report.content import NOT_RUN
 
         if nodeid not in self._standing:
             self._standing[nodeid] = self._unmeasured(nodeid, "error", NOT_RUN)

@@ -80,14 +80,16 @@ class Workers:
 
     def measured(self, row: Any) -> None:
         """In a worker: a row of the test that runs; it is sent at the test's end."""
-        if self.worker is not None and self._folder is not None:
-            with (self._folder / f"{self.worker}.rows").open("a", encoding="utf-8") as file:
+        place = self.place("rows")
+        if place is not None:
+            with place.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row.to_dict()) + "\n")
 
     def begins(self) -> None:
         """In a worker: a test begins; the rows of the one before have arrived."""
-        if self.worker is not None and self._folder is not None:
-            (self._folder / f"{self.worker}.rows").unlink(missing_ok=True)
+        place = self.place("rows")
+        if place is not None:
+            place.unlink(missing_ok=True)
 
     def hung(self, text: str) -> None:
         """In a worker: the row that runs takes too long, and the process ends for it."""
@@ -107,7 +109,7 @@ class Workers:
         from harness import last_operator
         from harness.report.journal import stacks_in
 
-        operator = "" if self._folder is None else last_operator.read(self._folder / f"{worker}.operator")
+        last = "" if self._folder is None else last_operator.said_in(self._folder / f"{worker}.operator")
         lines = self._text(f"{worker}.rows").splitlines()
         if isinstance(hung, dict):
             how = str(hung.get("text"))
@@ -115,9 +117,8 @@ class Workers:
             how = f"it did not end within its limit (--precision-row-timeout); {stacks_in(stacks)}"
         else:
             how = f"its process crashed{_signal_of(node)}{_place_in(self._text(f'{worker}.crash'))}"
-        more = f"; the last operator that the device was given: {operator}" if operator else ""
         return Death(
-            text=how + more,
+            text=how + last,
             mark=Mark.HUNG if hung or stacks else Mark.CRASHED,
             named=row,
             rows=[json.loads(line) for line in lines if line.endswith("}")],
@@ -134,14 +135,6 @@ class Workers:
         found = self._read(COLLECTED)
         return found if isinstance(found, dict) else {}
 
-    def ran(self, test: str) -> dict[str, Any]:
-        """Case, dtype and seed of the row of `test` that a worker began last; empty where nothing is known."""
-        for path in sorted(self._folder.glob("gw*.json")) if self._folder is not None else ():
-            said = self._read(path.name)
-            if isinstance(said, dict) and said.pop("test", None) == test:
-                return said
-        return {}
-
     def close(self) -> None:
         """Remove the folder, in the process that made it."""
         if self.worker is None and self._folder is not None:
@@ -156,6 +149,6 @@ class Workers:
 
     def _read(self, name: str) -> Any:
         try:
-            return json.loads((self._folder / name).read_text(encoding="utf-8")) if self._folder is not None else None
-        except (OSError, ValueError):
+            return json.loads(self._text(name))
+        except ValueError:
             return None

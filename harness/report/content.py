@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,9 +14,8 @@ from harness.typed_json import object_schema, reader_of, to_json
 
 SCHEMA = "precision-report/1"
 
-
-# The reasons of rows that were lost with a process or a card.
-LOST_WORDS = re.compile(r"^not run: the session ended|\bthe device stopped computing at\b")
+NOT_RUN = "not run: the session ended before it"  # the reason of a row that a run did not reach
+STOPPED = "the device stopped computing at "  # the reason of a row on a device that no longer computes holds it
 
 
 class Outcome(str, Enum):
@@ -100,7 +98,13 @@ class Report:
 def _is_lost(row: Row) -> bool:
     """Whether a row is an ERROR because its process, its card or its host was lost."""
     dead = Mark.CRASHED in row.marks or Mark.HUNG in row.marks
-    return row.status is Status.ERROR and (dead or any(LOST_WORDS.search(reason) for reason in row.reasons))
+    lost = dead or any(reason == NOT_RUN or STOPPED in reason for reason in row.reasons)
+    return row.status is Status.ERROR and lost
+
+
+def now() -> str:
+    """The time as reports hold it: UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def build(
@@ -113,8 +117,7 @@ def build(
 ) -> Report:
     """The report of these rows, made now."""
     timed = tuple(each if isinstance(each, Timed) else Timed(**each) for each in performance)
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Report(created=created, backend=backend, stack=stack, rows=tuple(rows), performance=timed, shard=shard)
+    return Report(created=now(), backend=backend, stack=stack, rows=tuple(rows), performance=timed, shard=shard)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ from harness import last_operator
 from harness.errors import HarnessError
 from harness.judging.status import Mark
 from harness.judging.verdict import error
-from harness.report.content import Report, read_stack
+from harness.report.content import NOT_RUN, Report, now, read_stack
 from harness.report.rows import Row
 from harness.typed_json import Mismatch
 
 NAME = "precision.journal"
 SCHEMA = "precision-journal/1"
 BESIDE = {"operator": "precision.journal.operator", "stacks": "precision.journal.stacks"}
-NOT_RUN = "not run: the session ended before it"
 DIED = "it was running when the process died"
 
 
@@ -55,9 +53,8 @@ class Journal:
         self._file.truncate(0)
         for name in BESIDE:
             self.beside(name).unlink(missing_ok=True)
-        self._append(
-            schema=SCHEMA, created=_now(), pid=os.getpid(), host=socket.gethostname()
-        )  # who writes, for the run that finds it locked
+        who = dict(pid=os.getpid(), host=socket.gethostname())  # for the run that finds it locked
+        self._append(schema=SCHEMA, created=now(), **who)
 
     def collected(self, tests: Mapping[str, Mapping[str, Any]]) -> None:
         """The tests of the run in their order: case, dtype and seed by test id, as far as they are known."""
@@ -136,10 +133,6 @@ def _lock(file: Any, path: Path) -> None:
         return
 
 
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a journal; a line that was cut off, by a full disk or a death in the middle of it, is left out."""
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -167,7 +160,7 @@ class _Told:
     rows: dict[str, list[Row]] = field(default_factory=dict)
     standing: dict[str, Row] = field(default_factory=dict)
     running: dict[str, dict[str, Any]] = field(default_factory=dict)  # tests that began and did not end
-    operator: str = ""  # the last that the device was given
+    last_operator: str = ""  # what is said of it
     stacks: str = ""  # of a process that hung
     environment: dict[str, Any] = field(default_factory=lambda: {"backend": None, "stack": {}})
 
@@ -202,8 +195,7 @@ class _Told:
         if test in self.standing:  # measured, and the process died while its error was located
             return [*rows, self.standing[test]]
         how = f"; it did not end within its limit: {self.stacks}" if self.stacks else ""
-        last = f"; the last operator that the device was given: {self.operator}" if self.operator else ""
-        died = self._unmeasured(test, DIED + how + last)
+        died = self._unmeasured(test, DIED + how + self.last_operator)
         return [*rows, replace(died, marks=(*died.marks, Mark.HUNG if self.stacks else Mark.CRASHED))]
 
     def _unmeasured(self, test: str, text: str) -> Row:
@@ -219,7 +211,7 @@ def read_journal(path: Path) -> Report:
     """
     stacks = path.with_name(BESIDE["stacks"])
     told = _Told(
-        operator=last_operator.read(path.with_name(BESIDE["operator"])),
+        last_operator=last_operator.said_in(path.with_name(BESIDE["operator"])),
         stacks=stacks_in(stacks.read_text(errors="replace")) if stacks.is_file() else "",
     )
     for number, said in enumerate(_lines(path), 1):
@@ -233,4 +225,4 @@ def read_journal(path: Path) -> Report:
             raise HarnessError(f"{path}: line {number} cannot be read ({raised}); run the tests again") from None
     tests = dict.fromkeys([*told.tests, *told.rows, *told.standing, *told.running])
     rows = tuple(row for test in tests for row in told.of_test(test))
-    return Report(created=told.created or _now(), rows=rows, **told.environment)
+    return Report(created=told.created or now(), rows=rows, **told.environment)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.report.content import Report
-from harness.report.journal import NOT_RUN
+from harness.report.content import NOT_RUN, Report
 
 OWN = ("card", "cpu", "device_count", "threads", "environment")  # what machines of one kind may have of their own
 SHOWN = 5  # names in a sentence

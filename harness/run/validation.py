@@ -129,30 +129,38 @@ def _validate(
         blind_text(ran.seen),
     ]
     notes += [pinned_text(cpu), outcome.few, ties_text(verdict), UNMOVED if conditioning == 0 else ""]
-    evidence = Evidence(
+    marks = (NONDETERMINISTIC,) if outcome.rerun else ()
+    evidence = replace(
+        _evidence(cpu, refs, ran, outcome),
+        forecast=None if rules is None else str(rules),
+        conditioning=conditioning,
+        card=stack.card,
+        notes=tuple(filter(None, notes)),
+    )
+    verdict = replace(verdict, marks=(*verdict.marks, *marks), evidence=evidence)
+    return _with_what_was_seen(verdict, ran.seen, case.fallbacks)
+
+
+def _evidence(cpu: CpuSide, refs: _References, ran: DeviceRun, outcome: _Outcome) -> Evidence:
+    """What the two sides' runs leave: digests, times, where weights and numbers come from."""
+    case, models = cpu.case, cpu.models
+    return Evidence(
         weights=_weights(models, case),
         reference=refs.reference.words,
-        inputs_sha256=inputs_sha256,
+        inputs_sha256=cpu.inputs_sha256,
         expected_sha256=digest(refs.expected),
         actual_sha256=digest(outcome.outputs),
         expected_ms=refs.reference.milliseconds,
         actual_ms=ran.milliseconds,
         first_run_ms=ran.first_milliseconds,
-        forecast=None if rules is None else str(rules),
         no_golden=refs.lacking,
-        conditioning=conditioning,
         rerun=outcome.rerun,
         threads=torch.get_num_threads(),
         stored=tuple(cpu.stored),
-        card=stack.card,
         parted=outcome.parting,
         weights_sha256=models.content(**case.recipe),
         weights_from="" if case.checkpoint is not None else models.sources[case.key],
-        notes=tuple(filter(None, notes)),
     )
-    marks = (NONDETERMINISTIC,) if outcome.rerun else ()
-    verdict = replace(verdict, marks=(*verdict.marks, *marks), evidence=evidence)
-    return _with_what_was_seen(verdict, ran.seen, case.fallbacks)
 
 
 DRAWN_THERE = (

@@ -13,8 +13,8 @@ from harness.errors import HarnessError
 from harness.judging.status import Mark
 from harness.judging.verdict import Evidence, error, skipped
 from harness.report import Row, build, load, render, rerender, row, write
+from harness.report.content import NOT_RUN
 from harness.report.document import Table, Text, to_markdown
-from harness.report.journal import NOT_RUN
 from harness.report.rows import Excuse
 
 STACK = {

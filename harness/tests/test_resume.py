@@ -87,9 +87,9 @@ def test_rows_run_again_where_something_changed(user):
 
 
 def test_inputs_that_change_by_a_file_are_noticed(user):
-    """The code is the same, and the digest of the inputs is not."""
-    text = COUNTED.replace("{before}", "pass").replace("return x", "return x * float(open('size').read())", 1)
-    write(user, text)
+    """The code is the same, and the digest of the inputs is not: here of a number beside the tensor."""
+    text = COUNTED.replace("{before}", "pass").replace("return x", "return x, float(open('size').read())", 1)
+    write(user, text.replace("def forward(model, x):", "def forward(model, given):\n    x = given[0] * given[1]"))
     (user.path / "size").write_text("1")
     assert pytest_run(user).returncode == 0 and forwards(user) == 5
     assert pytest_run(user, "--resume").returncode == 0 and forwards(user) == 0

@@ -11,7 +11,7 @@ from harness.errors import HarnessError
 from harness.judging.verdict import error
 from harness.plugin.shards import parse_shard, parts
 from harness.report import Row, build, load
-from harness.report.journal import NOT_RUN
+from harness.report.content import NOT_RUN
 from harness.report.merge import merge
 from harness.tests.test_plugin import CASE, run, stored, torch_npu_is_imported, user, write  # noqa: F401
 

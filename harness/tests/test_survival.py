@@ -19,7 +19,8 @@ from harness.judging.status import Mark
 from harness.judging.verdict import error
 from harness.plugin.watchdog import COMPILING, FIRST, LEAST, STARTING, TIMES, Limits, Watchdog, stacks_of_threads
 from harness.report import Row, Writer, build, load
-from harness.report.journal import DIED, NAME, NOT_RUN, Busy, Journal, read_journal
+from harness.report.content import NOT_RUN
+from harness.report.journal import DIED, NAME, Busy, Journal, read_journal
 from harness.tests.needs import needs_torch_npu
 from harness.tests.test_plugin import CASE, run, stored, torch_npu_is_imported, user, write  # noqa: F401
 
