@@ -186,7 +186,7 @@ class Device:
             from harness import emulator
 
             to_host = emulator.bytes_to_host if emulator.installed() else None
-        with in_threads(lambda: Watch(seen, to_host, kind)), AsUnwatched():
+        with in_threads(lambda: Watch(seen, to_host, kind)), AsUnwatched(seen):
             yield seen
 
     @contextlib.contextmanager

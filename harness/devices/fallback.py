@@ -34,6 +34,9 @@ class Watched:
     )  # operators that the model's own code ran on the CPU, on values from the device
     computed: int | None = None  # operators that ran on the device, but for copies and views; None where nobody counts
     blind: str = ""  # where the model raises only while it is watched; nothing was seen then
+    # Tensors on the CPU whose values come from the device.
+    brought: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, repr=False)
+    exported: bool = False  # whether such values were handed to what is not torch's
 
 
 class Watch(TorchDispatchMode):
@@ -49,8 +52,8 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.seen, self.to_host, self.kind = seen, to_host, kind
         self.inside: list[str] = []  # the custom operators that run
-        self.brought = WeakTensorKeyDictionary()  # tensors on the CPU whose values come from the device
-        self.sizes: set[int] = set()  # elements of those that were brought
+        self.sizes: set[int] = set()  # elements of the tensors that were brought to the CPU
+        self.made = WeakTensorKeyDictionary()  # tensors on the CPU that torch made of nothing, such as ranges
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -106,21 +109,24 @@ class Watch(TorchDispatchMode):
         sources = [each for each in tensors if each is not found]
         if found.device.type == "cpu":
             if any(each.device.type == self.kind for each in sources):
-                self.brought[found] = True
+                self.seen.brought[found] = True
                 self.sizes.add(found.numel())
-        elif sources and all(each.device.type == "cpu" for each in sources) and found.numel() in self.sizes:
-            if not any(each in self.brought for each in sources):
+        elif sources and all(each.device.type == "cpu" and each not in self.seen.brought for each in sources):
+            foreign = self.seen.exported and any(each not in self.made for each in sources)
+            if foreign or found.numel() in self.sizes:
                 self._add_host("what is not torch's, such as numpy")
 
     def _on_host(self, func: Any, name: str, tensors: list[Tensor], args: tuple, kwargs: dict) -> Any:
         """An operator on the CPU's tensors: noted where it computes with values that came from the device."""
         found = func(*args, **kwargs)
-        if not any(each in self.brought for each in tensors):
+        if not any(each in self.seen.brought for each in tensors):
+            if all(each in self.made for each in tensors):
+                self.made.update({each: True for each in tree_leaves(found) if isinstance(each, Tensor)})
             return found
         memory = {_memory(each) for each in tensors}
         for each in tree_leaves(found):
             if isinstance(each, Tensor) and each.is_floating_point():
-                self.brought[each] = True
+                self.seen.brought[each] = True
                 new = _memory(each) not in memory or func._schema.is_mutable
                 if new and not name.startswith((*COPIES, *MEMORY)):
                     self._add_host(name)
@@ -138,15 +144,23 @@ class Watch(TorchDispatchMode):
 
 
 class AsUnwatched(TorchFunctionMode):
-    """Lets torch take the way that it takes where no mode looks on.
+    """Lets torch take the way that it takes where no mode looks on, and sees what leaves torch, as for numpy.
 
     `ctc_loss` with lengths in tensors makes whole numbers of them and calls an operator that NPUs have; while a mode is
     active it calls one that takes tensors, which NPUs lack (aten/src/ATen/native/LossCTC.cpp,
     `areAnyTensorSubclassLike`).
     """
 
+    EXPORTS = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.tolist)
+
+    def __init__(self, seen: Watched):
+        super().__init__()
+        self.seen = seen
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func in self.EXPORTS and args[0].is_floating_point() and args[0].numel() > 1:
+            self.seen.exported |= args[0].device.type != "cpu" or args[0] in self.seen.brought
         if func in (F.ctc_loss, torch.ctc_loss):
             args = (*args[:2], *map(_whole_numbers, args[2:4]), *args[4:])
             kwargs = {name: _whole_numbers(each) if name in LENGTHS else each for name, each in kwargs.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import math
+import mmap
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ from harness.plugin.workers import Workers
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
 HUNG_STATUS = 1  # the exit status of a process that ends because its row hangs
 LOCATING = 3  # times the budget of locating that a row may take longer where its error is located
+FORKED = "precision() was called in a process that the test forked, whose rows reach no report; call it in the test"
 LOG_EVERY = 10.0  # seconds between progress lines where output is not a terminal
 
 
@@ -80,6 +82,8 @@ class Session:
         self._running: tuple[str, dict] = ("", {})  # the test that runs, and its row
         self._crash = None  # the file into which a worker's crash is written: open as long as the process lives
         self._uncollected: dict[str, str] = {}  # files that could not be collected, and why
+        self._pid = os.getpid()
+        self._forked = mmap.mmap(-1, 1)  # shared with processes that a test forks: whether one of them asked for a row
         self._ended_attempts: set[str] = set()  # tests whose attempt ended and whose next one did not begin
         self._attempts: dict[str, int] = {}  # attempts of a test that failed and were followed by another, by test id
         self._late: list = []  # rows that were asked for after their test had ended
@@ -473,7 +477,8 @@ class Session:
     def one_row(self, item: pytest.Item, case, seed: int | None):
         """The turn of one row: no other row runs meanwhile, whatever thread asks for it.
 
-        Raises: RuntimeError when its test has ended; the row is an ERROR of that test then.
+        Raises: RuntimeError when its test has ended, the row is an ERROR of that test then; and in a process that the
+        test forked, which fails the test.
         """
         with self._turns.turn(item.nodeid) as in_time:
             named = {"case": case.name, "dtype": case.dtype, "seed": seed}
@@ -481,6 +486,9 @@ class Session:
                 text = "its test had ended before it began: a test must wait for the threads that it starts"
                 self._late.append(self._unmeasured(item.nodeid, "error", text, **named))
                 raise RuntimeError(f"{row_name(case.name, case.dtype, seed)}: {text}")
+            if os.getpid() != self._pid:
+                self._forked[0] = 1
+                raise RuntimeError(f"{row_name(case.name, case.dtype, seed)}: {FORKED}")
             self._workers.running(item.nodeid, named)
             self._running = (item.nodeid, named)
             self.folder.running(item.nodeid, named)
@@ -528,6 +536,9 @@ class Session:
             from harness.judging.verdict import NOTHING
 
             pytest.fail(NOTHING.text, pytrace=False)
+        if self._forked[0]:
+            self._forked[0] = 0
+            pytest.fail(FORKED, pytrace=False)
         hidden = [row for row in rows if row.is_bad]
         if hidden:
             lines = [f"{row.status} {row.name}: {'; '.join(row.reasons)}" for row in hidden]
@@ -540,13 +551,18 @@ class Session:
             pytest.xfail("; ".join(excused))
         return outcome
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> None:
+        """What carries a test's rows is in its report, also where the test cleared its properties."""
+        there = {id(pair) for pair in item.user_properties}
+        item.user_properties += [pair for pair in item.stash.get(PROPERTIES, []) if id(pair) not in there]
+
     def add_resumed(self, item: pytest.Item, row) -> None:
         """Attach a row of an earlier run to its test."""
         from harness.report import jsonable
 
         text = json.dumps({"row": row.to_dict(), "environment": jsonable(self.environment), "acted": []})
-        item.user_properties.append((ROW, text))
-        item.stash[PROPERTIES].append(item.user_properties[-1])
+        item.stash[PROPERTIES].append((ROW, text))
         item.stash[ROWS].append(row)
 
     def add_row(self, item: pytest.Item, case, seed: int | None, verdict, known=None) -> None:
@@ -568,17 +584,14 @@ class Session:
             for name, value in found.to_dict().items()
             if isinstance(value, (int, float, str)) and name != "test"
         ]
-        place = len(item.user_properties) + len(numbers)
-        item.user_properties += [*numbers, carried()]
-        item.stash[PROPERTIES] += item.user_properties[place - len(numbers) :]
+        item.stash[PROPERTIES] += [*numbers, carried()]  # pytest_runtest_makereport puts them into the test's report
         item.stash[ROWS].append(found)
         self._workers.measured(found)
         if not verdict.skips and self.locating.wants(case, failed=not verdict.passed and KNOWN not in verdict.marks):
             self._keep(item.nodeid, found)
             with self._in_time(case, compiles=False, more=LOCATING * self.options.locate_budget):
                 found = replace(found, located=self.locating.locate(case, seed, found))
-            item.user_properties[place] = carried()
-            item.stash[PROPERTIES].append(item.user_properties[place])
+            item.stash[PROPERTIES][-1] = carried()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -4,6 +4,7 @@ forecast.
 Weights are built once and copied; the CPU's runs are repeatable for a given number of threads.
 """
 
+from harness.reference.autocast import watching_autocast
 from harness.reference.extremes import as_golden_has, as_infinite
 from harness.reference.float32 import require_float32
 from harness.reference.models import Models, copy_module
@@ -48,5 +49,6 @@ __all__ = [
     "untouched",
     "version",
     "watching",
+    "watching_autocast",
     "weights_digest",
 ]

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from harness.errors import RunError
 from harness.numerics.expected_error import Rules, modes_of
+from harness.reference.autocast import watching_autocast
 from harness.reference.outside import put_back
 from harness.reference.raised import place_of
 from harness.reference.randomness import Drawn, Draws, drawing
@@ -96,6 +97,7 @@ class Reference:
     milliseconds: float
     words: str  # what computed them
     drawn: Drawn
+    autocast: bool = False  # whether it ran under torch.autocast
     again: dict[str, Tensor] | None = None  # of the second run, where a bit differs
     changed: str = ""  # what the first run changed of the model, where a bit differs
 
@@ -123,12 +125,12 @@ def refer(
         restore = twice and (buffers is None or bool(buffers))
         given = fresh(inputs)
         watch = watching(model, given, buffers=buffers, inputs=None, before=inputs, restore=restore)
-        with drawing(draws) as drawn, watch as written:
+        with drawing(draws) as drawn, watch as written, watching_autocast("cpu") as autocast:
             outputs, milliseconds, words = run_cpu(model, given, **how)
             outputs = {name: each.detach() for name, each in tensors_of(outputs, what).items()}
             outputs = fresh(outputs) if twice else outputs  # a model may return a buffer into which it writes
         outputs = written.after(outputs)
-        found = dict(milliseconds=milliseconds, words=words, drawn=drawn)
+        found = dict(milliseconds=milliseconds, words=words, drawn=drawn, autocast=autocast.on)
         if not twice:
             return Reference(outputs=outputs, **found)
         for parameter in model.parameters() if how.get("gradients") else ():  # `backward()` in the model adds to them

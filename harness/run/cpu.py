@@ -98,7 +98,7 @@ class CpuSide:
             )
         ran = self._compute(role, rules, twice)
         self._note(ran)
-        if key is not None and not ran.drawn.any and ran.again is None:
+        if key is not None and not ran.drawn.any and not ran.autocast and ran.again is None:
             self.models.store.save(key, ran.outputs)
         return ran
 

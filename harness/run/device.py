@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.devices import Device, Watched
 from harness.devices.device_errors import fault_in
 from harness.errors import RunError
-from harness.reference import Drawn, drawing, fresh, move, run, tensors_of, watching
+from harness.reference import Drawn, drawing, fresh, move, run, tensors_of, watching, watching_autocast
 from harness.run.cpu import CpuSide, ModelDraws, copy_of, require_fractions
 
 
@@ -27,6 +27,7 @@ class DeviceRun:
     first_milliseconds: float
     seen: Watched
     drawn: Drawn
+    autocast: bool  # whether it ran under torch.autocast
 
 
 def run_on_device(cpu: CpuSide, device: Device, at: str, names: frozenset[str]) -> DeviceRun:
@@ -36,25 +37,27 @@ def run_on_device(cpu: CpuSide, device: Device, at: str, names: frozenset[str]) 
     models, case, inputs, draws = cpu.models, cpu.case, cpu.inputs, cpu.draws
     device.check(at)
 
-    def once(moved: Any) -> tuple[dict[str, Tensor], float, Drawn]:
+    def once(moved: Any) -> tuple[dict[str, Tensor], float, Drawn, bool]:
         with copy_of(models, case, device.torch_device) as model:
             device.synchronize()
             begin = time.perf_counter()
             with (
                 drawing(draws, device.generator) as drawn,
                 watching(model, moved, buffers=names, inputs=names) as written,
+                watching_autocast(device.torch_device.type) as autocast,
             ):
                 returned = run(model, moved, forward=case.forward, where=device.where, gradients=case.gradients)
                 device.synchronize()
                 elapsed = (time.perf_counter() - begin) * 1e3
             outputs = written.after(tensors_of(returned, f"{case.name}: the model on the device"))
             require_fractions(case, outputs, "the model on the device")
-            return {name: each.detach().to("cpu", copy=True) for name, each in outputs.items()}, elapsed, drawn
+            brought = {name: each.detach().to("cpu", copy=True) for name, each in outputs.items()}
+            return brought, elapsed, drawn, autocast.on
 
     def watched() -> tuple[dict[str, Tensor], float, Watched]:
         with device.watch() as seen:
             torch.zeros(1).neg()  # the first operator under a mode in a process imports what takes seconds
-            again, elapsed, _ = once(move(fresh(inputs), device=device.torch_device))
+            again, elapsed, *_ = once(move(fresh(inputs), device=device.torch_device))
         return again, elapsed, seen
 
     with device.telling(at):
@@ -63,13 +66,13 @@ def run_on_device(cpu: CpuSide, device: Device, at: str, names: frozenset[str]) 
         except RunError as error:
             again, compiling, seen = _unwatched(once, watched, inputs, device, error)
         moved = move(fresh(inputs), device=device.torch_device)
-        outputs, warm, drawn = once(moved)  # unwatched: a composite operator takes other ways under a mode
+        outputs, warm, drawn, autocast = once(moved)  # unwatched: a composite operator takes other ways under a mode
     device.check(at)  # a device that drops its work without a word leaves in memory what an earlier run wrote
     if drawn.any and not draws.alike and not case.own_random:
         models.draws[case.subject] = True
         raise ModelDraws
     times = dict(milliseconds=min(compiling, warm), first_milliseconds=compiling)
-    return DeviceRun(outputs=outputs, again=again, seen=seen, drawn=drawn, **times)
+    return DeviceRun(outputs=outputs, again=again, seen=seen, drawn=drawn, autocast=autocast, **times)
 
 
 def _unwatched(
@@ -87,7 +90,7 @@ def _unwatched(
     if fault_in(str(error)) is not None:
         raise error
     try:
-        again, elapsed, _ = once(move(fresh(inputs), device=device.torch_device))
+        again, elapsed, *_ = once(move(fresh(inputs), device=device.torch_device))
     except RunError:
         raise error from None
     try:

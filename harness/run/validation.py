@@ -117,6 +117,7 @@ def _validate(
     verdict = outcome.verdict
     if verdict.failures and ran.drawn.there and not case.own_random:
         verdict = replace(verdict, failures=(Reason(criterion="random", text=DRAWN_THERE), *verdict.failures))
+    verdict = replace(verdict, failures=(*_autocast_apart(case, refs, ran, verdict), *verdict.failures))
     if verdict.failures and cpu.clean:
         verdict = replace(verdict, failures=(*verdict.failures, *_otherwise(cpu, refs)))
     conditioning = conditioning_of(cpu, refs.golden)
@@ -161,6 +162,22 @@ def _evidence(cpu: CpuSide, refs: _References, ran: DeviceRun, outcome: _Outcome
         weights_sha256=models.content(**case.recipe),
         weights_from="" if case.checkpoint is not None else models.sources[case.key],
     )
+
+
+def _autocast_apart(case: Case, refs: _References, ran: DeviceRun, verdict: Verdict) -> list[Reason]:
+    """A reason where torch.autocast was on for one side alone: always where the reference is then the coarser one, and
+    for a row that fails where the device is.
+    """
+    coarse_reference = refs.reference.autocast and not ran.autocast and case.torch_dtype.itemsize > 2
+    coarse_device = ran.autocast and not refs.reference.autocast and bool(verdict.failures)
+    if not coarse_reference and not coarse_device:
+        return []
+    side = "the CPU's" if coarse_reference else "the device's"
+    text = (
+        f"torch.autocast was on for {side} side alone, which computed in half precision; "
+        "write torch.autocast(x.device.type), so that it is on for both or for none"
+    )
+    return [Reason(criterion="autocast", text=text)]
 
 
 DRAWN_THERE = (

@@ -47,6 +47,26 @@ HIDDEN = {
 }
 
 
+def test_a_row_whose_test_clears_its_properties_is_in_the_report(user):
+    write(
+        user,
+        BAD
+        + "def test_precision(precision, request):\n    precision(GOOD, 2)\n    request.node.user_properties.clear()\n"
+        "    precision(GOOD, 3)\n    request.node.user_properties = []\n",
+    )
+    assert run(user).ret == 0 and statuses(user) == [("good", "PASS")] * 2
+
+
+def test_a_row_of_a_forked_process_fails_its_test(user):
+    forked = (
+        "def test_precision(precision):\n    precision(GOOD, 2)\n    child = os.fork()\n    if child == 0:\n"
+        "        try: precision(BAD, 1)\n        finally: os._exit(0)\n    os.waitpid(child, 0)\n"
+    )
+    write(user, "import os\n" + BAD + forked + "def test_precision_after(precision): precision(GOOD, 3)\n")
+    assert run(user).ret == 1 and [status for _, status in statuses(user)] == ["PASS", "ERROR", "PASS"]
+    assert "in a process that the test forked" in stored(user)["rows"][1]["reasons"][0]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("way", HIDDEN)
 def test_a_row_that_fails_fails_the_run(user, way):

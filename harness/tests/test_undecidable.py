@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -242,6 +243,11 @@ OWN_CODE = {
     "softmax on the CPU": lambda x: x.cpu().softmax(-1).to(x.device),
     "left there": lambda x: x.cpu().softmax(-1),
     "numpy": lambda x: torch.from_numpy(x.cpu().numpy() * 2).to(x.device),
+    "numpy, in another size": lambda x: x + torch.from_numpy(x.cpu().numpy()[:, :1] * 2).to(x.device),
+    "numpy, in another size and dtype": lambda x: (
+        x + torch.from_numpy(np.asarray(x.cpu(), dtype=np.float64)[:, :1]).float().to(x.device)
+    ),
+    "lists of Python": lambda x: x + torch.tensor([sum(each) for each in x.tolist()])[:, None].to(x.device),
     "in place": lambda x: x.cpu().mul_(2).to(x.device),
 }
 
@@ -263,6 +269,9 @@ SOUND = {
     ),
     "a number": lambda x: x * float(x.abs().max()),
     "lengths": lambda x: x[: int((x.argmax(-1).cpu() >= 0).sum())],
+    "seen by numpy, beside a table made on the CPU": lambda x: (
+        x * torch.arange(64).float().div(64).to(x.device, x.dtype) * bool(np.isfinite(x.cpu().numpy()).all())
+    ),
     "a table made on the CPU": lambda x: x * torch.arange(64).float().div(64).to(x.device, x.dtype),
     "custom, made of sound operators": lambda x: torch.ops.undecidable.right(x),
     "in a thread": lambda x: x.sin(),
@@ -273,6 +282,34 @@ SOUND = {
 def test_what_is_no_fallback_passes_without_a_mark(watched, name):
     verdict = validate(case(lambda: Inside(SOUND[name])), 1, watched)
     assert verdict.passed and verdict.marks == (), verdict.failures
+
+
+class Autocasting(nn.Linear):
+    def __init__(self, kind):
+        super().__init__(64, 64)
+        self.kind = kind
+
+    def forward(self, x):
+        with torch.autocast(self.kind or x.device.type, dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "status"),
+    [
+        ("cpu", "float32", "FAIL"),  # the reference would excuse an error of the size of its own
+        ("cpu", "bfloat16", "PASS"),  # and here it rounds as the device does
+        ("npu", "float32", "FAIL"),
+        ("npu", "bfloat16", "PASS"),
+        (None, "float32", "PASS"),
+    ],
+)
+def test_autocast_for_one_side_alone(device, kind, dtype, status):
+    verdict = validate(case(lambda: Autocasting(kind), dtype=dtype), 1, device)
+    assert verdict.status == status, verdict.failures
+    side = {"cpu": "the CPU's", "npu": "the device's"}.get(kind)
+    expected = [f"torch.autocast was on for {side} side alone"] if status == "FAIL" else []
+    assert [each.text.partition(",")[0] for each in verdict.failures if each.criterion == "autocast"] == expected
 
 
 def test_an_error_in_one_of_two_runs_fails(device):
