@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 
+from harness.printable import visible
+
 SESSION = "precision-session"  # the name of the session object among pytest's plugins
 SKIPPED = pytest.StashKey[list]()  # why rows of a test did not run
 EXCUSED = pytest.StashKey[list]()  # the known failures of a test, in words
@@ -149,7 +151,8 @@ def _check(session, item: pytest.Item, case, seed: int | None, verdict=None):
             if verdict.tolerance is not None and verdict.tolerance.reason
             else []
         )
-        pytest.fail("\n".join([*lines, *(f"  {reason}" for reason in verdict.reasons), *limits]), pytrace=False)
+        lines += [*(f"  {reason}" for reason in verdict.reasons), *limits]
+        pytest.fail("\n".join(f"{'  ' * line.startswith('  ')}{visible(line)}" for line in lines), pytrace=False)
     return verdict
 
 

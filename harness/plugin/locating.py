@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from dataclasses import replace
 from typing import Any
 
 from harness.plugin.names import row_name
+from harness.printable import visible
 
 
 class Locating:
@@ -57,8 +57,9 @@ class Locating:
         from harness.errors import HarnessError
         from harness.locate import locate
         from harness.locate.repro import write_repro
-        from harness.report import write_text
-        from harness.report.located import depth_picture, located
+        from harness.report import stem_of, write_text
+        from harness.report.located import located
+        from harness.report.pictures import depth_picture
 
         level = self._run.options.locate
         self._run.say(
@@ -72,7 +73,7 @@ class Locating:
             except HarnessError as error:  # what the first look found stands without the gradients
                 self._run.note(f"{case.name}: the gradients of its operators were not looked at: {error}")
         self.spent -= finding.compiling
-        name = re.sub(r"[^\w.-]", "_", f"{case.name}-{case.dtype}" + ("" if seed is None else f"-seed{seed}"))
+        name = stem_of(f"{case.name}-{case.dtype}" + ("" if seed is None else f"-seed{seed}"))
         folder, repro, picture = self._run.directory / "repro" / name, None, None
         if finding.trial is not None:
             title = f"{finding.first.name} on {self._run.device.name}: {finding.first.reasons[0]}"
@@ -116,7 +117,7 @@ class Locating:
             terminal.write_line(f"{name}:")
             terminal.write_line(found_text(row.located))
         else:
-            terminal.write_line(f"located {name}: {row.located.said}")
+            terminal.write_line(visible(f"located {name}: {row.located.said}"))
 
 
 def _symptom(row):

@@ -29,6 +29,7 @@ from harness.plugin.options import options_of
 from harness.plugin.turns import Turns
 from harness.plugin.watchdog import Limits, Watchdog
 from harness.plugin.workers import Workers
+from harness.printable import visible
 
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
 HUNG_STATUS = 1  # the exit status of a process that ends because its row hangs
@@ -309,7 +310,7 @@ class Session:
         if not terminal.isatty and now - self._said < LOG_EVERY:
             return
         self._said = now
-        line = f"[{now:5.1f} s] {text}"
+        line = f"[{now:5.1f} s] {visible(text)}"
         with self._uncaptured():
             if terminal.isatty:
                 terminal.rewrite(line[: terminal._tw.fullwidth - 1], erase=True)
@@ -807,7 +808,7 @@ class Session:
         for text in self.folder.notes:
             terminal.write_line(text)
         for text, bad in self.said:
-            terminal.write_line(text, red=bad)
+            terminal.write_line(visible(text), red=bad)
 
 
 def _interrupt(number, frame):

@@ -1,14 +1,22 @@
-"""A report as blocks of plain text, and the two ways to write them: markdown and HTML."""
+"""A report as blocks of plain text, and how they are written as markdown."""
 
 from __future__ import annotations
 
-import html
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from harness.printable import visible
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+LONGEST = 65_535  # characters: what a comment or a description on GitHub takes
+SHORTEST = 50  # characters that a row of a table has at least
+ROWS = 60  # of a table, of which a report that is too long keeps at least so many while something else can go
+LINE = 600  # characters that an item or a cell keeps of a text that is longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +38,12 @@ class Bullets:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Cells are text; the columns from `numbers_from` on are numbers, set to the right."""
+    """Cells are text; the columns from `numbers_from` on, up to `numbers_to`, are numbers, set to the right."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numbers_from: int | None = None
+    numbers_to: int | None = None  # the first column after them
 
     def frame(self) -> DataFrame:
         import pandas
@@ -44,7 +53,8 @@ class Table:
 
     def alignment(self) -> list[str]:
         first = len(self.columns) if self.numbers_from is None else self.numbers_from
-        return ["left" if index < first else "right" for index in range(len(self.columns))]
+        end = len(self.columns) if self.numbers_to is None else self.numbers_to
+        return ["right" if first <= index < end else "left" for index in range(len(self.columns))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +65,15 @@ class Picture:
     path: str
 
 
-Block = Heading | Text | Bullets | Table | Picture
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """Blocks that a reader opens by a click on their summary; what is left out first of a report that is too long."""
+
+    summary: str
+    blocks: tuple[Block, ...]
+
+
+Block = Heading | Text | Bullets | Table | Picture | Folded
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -63,56 +81,108 @@ def to_markdown(blocks: Sequence[Block]) -> str:
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
+def to_short_markdown(blocks: Sequence[Block], *, left_out: str, longest: int = LONGEST) -> str:
+    """The same in at most `longest` characters: tables and lists lose rows at their ends down to `ROWS`, then what is
+    folded is left out from the end on, then tables and lists lose more. `left_out` says so in its place; "{count}" in
+    it is the number of rows or lines.
+
+    >>> rows = tuple((str(number),) for number in range(1000))
+    >>> text = to_short_markdown([Table(columns=("n",), rows=rows)], left_out="{count} more", longest=400)
+    >>> len(text) <= 400, text.splitlines()[-1].endswith("more")
+    (True, True)
+    """
+    blocks = [_with_short_lines(block) for block in blocks]
+    rows = min(max(map(_lines_of, blocks), default=0), longest // SHORTEST)
+    written = [_cut(block, rows, left_out) for block in blocks]
+
+    def too_long() -> bool:
+        return sum(map(len, written)) + 2 * len(written) > longest
+
+    while too_long() and rows > ROWS:
+        rows = max(rows // 2, ROWS)
+        written = [_cut(block, rows, left_out) for block in blocks]
+    for place in reversed(range(len(blocks))):
+        block = blocks[place]
+        if too_long() and isinstance(block, Folded):
+            blocks[place] = Text(text=f"{block.summary}: {left_out.format(count=_lines_of(block))}")
+            written[place] = _markdown(blocks[place])
+    while too_long() and rows:
+        rows //= 2
+        written = [_cut(block, rows, left_out) for block in blocks]
+    return "\n\n".join(written)[: longest - 1] + "\n"
+
+
+def _lines_of(block: Block) -> int:
+    """The rows of tables and the items of lists in a block."""
+    if isinstance(block, Folded):
+        return sum(map(_lines_of, block.blocks))
+    if isinstance(block, Table):
+        return len(block.rows)
+    return len(block.items) if isinstance(block, Bullets) else 0
+
+
+def _cut(block: Block, count: int, left_out: str) -> str:
+    """A block whose tables and lists have at most `count` rows or items, as markdown, and what is left out."""
+    if isinstance(block, Folded):
+        return _folded(block.summary, [_cut(each, count, left_out) for each in block.blocks])
+    more = _lines_of(block) - count
+    if more <= 0:
+        return _markdown(block)
+    said = left_out.format(count=more)
+    if isinstance(block, Table):
+        return f"{_markdown(replace(block, rows=block.rows[:count]))}\n\n{said}"
+    assert isinstance(block, Bullets)
+    return "\n".join(filter(None, [_markdown(Bullets(items=block.items[:count])), f"- {said}"]))
+
+
+def _with_short_lines(block: Block) -> Block:
+    """A block whose lines and cells are cut where they are longer than `LINE`."""
+    if isinstance(block, Folded):
+        return replace(block, blocks=tuple(map(_with_short_lines, block.blocks)))
+    if isinstance(block, Bullets):
+        return Bullets(items=tuple(map(_shortened, block.items)))
+    if isinstance(block, Table):
+        return replace(block, rows=tuple(tuple(map(_shortened, row)) for row in block.rows))
+    return replace(block, text=_shortened(block.text))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LINE else f"{text[: LINE - 2]} …"
+
+
 def _markdown(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {_escaped(block.text)}"
+        return f"{'#' * block.level} {escaped(block.text)}"
     if isinstance(block, Text):
-        return f"**{_escaped(block.text)}**" if block.strong else _escaped(block.text)
+        return f"**{escaped(block.text)}**" if block.strong else _at_the_start(escaped(block.text))
     if isinstance(block, Bullets):
-        return "\n".join(f"- {_escaped(item)}" for item in block.items)
+        return "\n".join(f"- {_at_the_start(escaped(item))}" for item in block.items)
     if isinstance(block, Picture):
-        return f"![{_escaped(block.text)}]({block.path})"
-    frame = block.frame().map(_escaped)
+        return f"![{escaped(block.text)}]({quote(block.path)})"
+    if isinstance(block, Folded):
+        return _folded(block.summary, list(map(_markdown, block.blocks)))
+    frame = block.frame().map(escaped)
+    frame.columns = [escaped(column) for column in block.columns]
     table: str = frame.to_markdown(index=False, tablefmt="github", disable_numparse=True, colalign=block.alignment())
     return table
 
 
-def _escaped(text: str) -> str:
-    """Text on one line in which nothing is markup."""
-    text = " ".join(text.split())
-    for mark, replacement in (("\\", "\\\\"), ("|", "\\|"), ("*", "\\*"), ("`", "\\`"), ("<", "&lt;")):
-        text = text.replace(mark, replacement)
-    return text
+def _folded(summary: str, parts: Sequence[str]) -> str:
+    inside = "\n\n".join(parts)
+    return f"<details><summary>{escaped(summary)}</summary>\n\n{inside}\n\n</details>"
 
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
-table { border-collapse: collapse; margin: .5rem 0 1rem; font-variant-numeric: tabular-nums }
-th, td { border: 1px solid #d0d7de; padding: .25rem .7rem; text-align: left; white-space: nowrap }
-th { background: #f6f8fa }
-"""
+_MARKUP = re.compile(r"[\\|*`~]|\](?=[\[(:])|(?<!\w)_|_(?!\w)")
+_BLOCK = re.compile(r"([#>+=-]|\d+[.)])")
 
 
-def to_html(blocks: Sequence[Block], lang: str) -> str:
-    """One page that needs nothing else."""
-    title = next((block.text for block in blocks if isinstance(block, Heading)), "")
-    body = "\n".join(_html(block) for block in blocks)
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="{lang}"><head>{head}</head><body>\n{body}\n</body></html>\n'
+def escaped(text: str) -> str:
+    """Text on one line of markdown in which nothing is markup, and nothing that cannot be seen."""
+    text = _MARKUP.sub(lambda found: f"\\{found[0]}", visible(text))
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _html(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
-    if isinstance(block, Text):
-        text = html.escape(block.text)
-        return f"<p><strong>{text}</strong></p>" if block.strong else f"<p>{text}</p>"
-    if isinstance(block, Picture):
-        return f'<p><img src="{html.escape(block.path)}" alt="{html.escape(block.text)}"></p>'
-    if isinstance(block, Bullets):
-        return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in block.items) + "</ul>"
-    import pandas
-
-    with pandas.option_context("display.max_colwidth", None):  # else long cells are cut
-        table: str = block.frame().to_html(index=False, border=0, escape=True)
-    return table
+def _at_the_start(text: str) -> str:
+    """Text at the start of a line, where a few signs would begin a heading, a quotation or a list."""
+    found = _BLOCK.match(text)
+    return text if found is None else f"{text[: found.end() - 1]}\\{text[found.end() - 1 :]}"

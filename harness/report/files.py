@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,8 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.report import journal as journals
 from harness.report.content import READERS, SCHEMA, Report, build
-from harness.report.document import to_html, to_markdown
+from harness.report.document import to_short_markdown
+from harness.report.page import page
 from harness.report.rejudge import NamedVerdict
 from harness.report.rows import Row, row
 from harness.report.text import LANGUAGES, document
@@ -70,7 +72,7 @@ class Writer:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._timed(JSON_NAME, lambda: self._json(report))
         if last or time.perf_counter() >= self._due[MARKDOWN_NAME]:
-            self._timed(MARKDOWN_NAME, lambda: to_markdown(document(report, self.lang)))
+            self._timed(MARKDOWN_NAME, lambda: render(report, lang=self.lang))
         return self.directory / JSON_NAME, self.directory / MARKDOWN_NAME
 
     def _timed(self, name: str, text: Callable[[], str]) -> None:
@@ -99,6 +101,28 @@ def write_text(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+LONGEST_STEM = 150  # bytes; names of files may have 255
+
+
+def stem_of(name: str) -> str:
+    """A name that a file or folder may have on any system: `name` itself, or what is safe of it with a digest, so that
+    no two names give one.
+
+    >>> [stem_of(name) for name in ("a_b", "a b", "a/b")]
+    ['a_b', 'a_b-c8687a08', 'a_b-c14cddc0']
+    """
+    safe = safe_of(name)
+    if safe == name and len(name.encode()) <= LONGEST_STEM:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"{safe.encode('utf-8', 'replace')[:LONGEST_STEM].decode(errors='ignore')}-{digest}"
+
+
+def safe_of(name: str) -> str:
+    """A name with "_" for what a file's name may not have everywhere; several names may give one."""
+    return "".join(each if each.isalnum() or each in "-_." else "_" for each in name)
 
 
 def write_pairs(pairs: Sequence[NamedVerdict], path: Path) -> None:
@@ -154,12 +178,15 @@ def load(path: Path) -> Report:
     return Report(rows=rows, **{name: value for name, value in read.items() if name not in DERIVED})
 
 
-def render(report: Report, *, lang: str = "en", html: bool = False) -> str:
-    """The report as markdown, or as one HTML page."""
+def render(report: Report, *, lang: str = "en", html: bool = False, folder: Path | None = None) -> str:
+    """The report as markdown, which is never longer than a comment on GitHub may be, or as one HTML page, which then
+    holds the pictures in `folder`.
+    """
     if lang not in LANGUAGES:
         raise ValueError(f"no report language is called {lang!r}; there are {', '.join(LANGUAGES)}")
-    blocks = document(report, lang)
-    return to_html(blocks, lang) if html else to_markdown(blocks)
+    if html:
+        return page(report, lang, folder)
+    return to_short_markdown(document(report, lang), left_out=LANGUAGES[lang]["left_out"])
 
 
 def performance_text(rows: Sequence[Mapping[str, Any]], *, backend: str, stack: Mapping[str, Any]) -> str:
@@ -170,7 +197,7 @@ def performance_text(rows: Sequence[Mapping[str, Any]], *, backend: str, stack: 
 def rerender(path: Path, *, lang: str = "en", output: Path | None = None) -> str | None:
     """Render a stored report again: returns markdown, or writes `output`, as HTML where its name ends in .html."""
     html = output is not None and output.suffix.lower() in (".html", ".htm")
-    text = render(load(path), lang=lang, html=html)
+    text = render(load(path), lang=lang, html=html, folder=path if path.is_dir() else path.parent)
     if output is None:
         return text.rstrip("\n")
     write_text(output, text)

@@ -1,38 +1,47 @@
-"""A report as blocks of text and tables, in English or Chinese."""
+"""A report as blocks of text and tables, in English or Chinese: what it comes to, what failed, the tables of a model
+card, and folded what else is known.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from harness.judging.criteria import AT_LEAST
-from harness.judging.status import Mark, Status
-from harness.report.document import Block, Bullets, Heading, Picture, Table, Text
+from harness.judging.status import STATUSES, Mark, Status
+from harness.report.document import Block, Bullets, Folded, Heading, Picture, Table, Text
 from harness.report.format import MISSING, cosine, counts, difference, number, share, times
 from harness.report.located import found_blocks
 from harness.report.rows import Located, Row
-from harness.report.words import EN, ZH
+from harness.report.words import EN, ZH, told
 
 if TYPE_CHECKING:
     from harness.report.content import Report
 
 
 LANGUAGES = {"en": EN, "zh": ZH}
+MANY = 8  # cases of one row each, from which a test's cases are the probes of one table
+FAILED_SHOWN = 40  # rows that did not pass with a line each; of more than these the rest is counted
+LOCATED_SHOWN = 10  # rows whose location is shown in full
+FIRST = 240  # characters of a reason and of a location in the line of a row
 
 
 def document(report: Report, lang: str = "en") -> list[Block]:
-    """The whole report in one language: headline, stack, accuracy, reasons, performance, conclusion."""
+    """The whole report in one language."""
     words = LANGUAGES[lang]
     return [
         *_headline(report, words),
-        *_environment(report, words),
-        *_accuracy(report, words),
         *_not_passed(report, words),
         *_known(report, words),
-        *_performance(report, words),
-        *_conclusion(report, words),
+        *_accuracy(report, words),
+        *performance_blocks(report, words),
+        *_in_full(report, words),
+        *_environment(report, words),
     ]
 
 
@@ -40,232 +49,48 @@ def _device(report: Report) -> str:
     return report.stack.get("device") or MISSING
 
 
-def _headline(report: Report, words: Mapping[str, str]) -> list[Block]:
+# -------- what it comes to
+
+
+def title_of(report: Report, words: Mapping[str, str]) -> str:
+    """The title: what the rows came to, the grave ones first."""
     if report.performance and not report.rows:
-        title = Heading(level=1, text=words["performance"])
-    else:
-        title = Heading(level=1, text=words["title"].format(counts=counts(report.headline) or words["none"]))
+        return words["performance"]
+    order = ("FAIL", "ERROR", "REGRESSED", "PASS", "SKIPPED")
+    there = {name: report.headline[name] for name in order} | report.headline
+    return words["title"].format(counts=counts(there) or words["none"])
+
+
+def warnings_of(report: Report, words: Mapping[str, str]) -> list[str]:
+    """What a reader must know before any number: that the device is emulated, that it is broken on purpose."""
     if report.backend != "emulated":
-        return [title]
+        return []
     said = [words["emulated"].format(device=_device(report))]
     if report.stack.get("faults"):
-        said.append(words["faults"].format(faults="; ".join(report.stack["faults"])))
-    return [*(Text(text=each, strong=True) for each in said), title]
+        said.append(words["faults"].format(faults=told("; ".join(report.stack["faults"]), words)))
+    return said
 
 
-def _environment(report: Report, words: Mapping[str, str]) -> list[Block]:
-    stack = {name: value for name, value in report.stack.items() if value not in (None, {}, []) and name != "faults"}
-    rows = [(name, _value(value)) for name, value in stack.items()]
-    table = Table(columns=(words["component"], words["value"]), rows=(*rows, (words["created"], report.created)))
-    return [Heading(text=words["environment"]), table]
+def stack_line(report: Report) -> str:
+    """The stack on one line: "Ascend910B4 (npu), cann 8.5.1, torch 2.9.0, torch_npu 2.9.0"."""
+    named = [f"{name} {report.stack[name]}" for name in ("cann", "torch", "torch_npu") if report.stack.get(name)]
+    return ", ".join([f"{_device(report)} ({report.backend})", *named, report.created])
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}={each}" for name, each in value.items())
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return str(value)
+def _headline(report: Report, words: Mapping[str, str]) -> list[Block]:
+    blocks: list[Block] = [Text(text=each, strong=True) for each in warnings_of(report, words)]
+    blocks.append(Heading(level=1, text=title_of(report, words)))
+    if report.stack.get("device"):
+        blocks.append(Text(text=stack_line(report)))
+    said = conclusion_of(report, words)
+    return [*blocks, Text(text=said)] if said else blocks
 
 
-def _accuracy(report: Report, words: Mapping[str, str]) -> list[Block]:
-    if not report.rows:
-        return []
-    blocks: list[Block] = [
-        Heading(text=words["accuracy"]),
-        Text(text=words["accuracy_intro"].format(device=_device(report), backend=report.backend)),
-    ]
-    for title, rows in _tables(report.rows):
-        blocks += [Heading(level=3, text=title), _accuracy_table(rows, words)]
-        blocks += _limits(rows, words)
-    blocks += _weights(report.rows, words)
-    if any(Mark.NEW in row.marks for row in report.rows):
-        blocks.append(Text(text=words["marks"]))
-    return blocks
-
-
-MANY = 8  # cases of one row each, from which a test's cases share a table
-
-
-def _tables(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """The rows in tables, each with its title: one for a case in a dtype, or one for a test that has many cases of one
-    row.
-    """
-    found = []
-    for test, group in groupby(rows, key=lambda row: row.test.partition("[")[0]):
-        cases = [
-            (f"{case}, {dtype}" if dtype else str(case), list(each))
-            for (case, dtype), each in groupby(group, key=lambda row: (row.case, row.dtype))
-        ]
-        if len(cases) >= MANY and all(len(each) == 1 for _, each in cases):
-            cases = [(test, [row for _, each in cases for row in each])]
-        found += cases
-    return found
-
-
-def _accuracy_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
-    """One row a seed, in the columns of a model card and a few more."""
-    if len({(row.case, row.dtype) for row in rows}) > 1:
-        return _cases_table(rows, words)
-    decided = any(row.decisions for row in rows)
-    columns = [words["seed"], "max_diff", "mean_diff", "cos_sim", "rel_l2", "token cos_sim"]
-    columns += [words["to_golden"], words["cpu_to_golden"], words["golden_ratio"], words["forecast_ratio"]]
-    columns += [words["top1"], words["topk"], words["accuracy_device"], words["accuracy_cpu"]] if decided else []
-    body = []
-    for row in rows:
-        cells = [MISSING if row.seed is None else str(row.seed)]
-        cells += [difference(row.max_diff), difference(row.mean_diff), cosine(row.cos_sim)]
-        cells += [difference(row.rel_l2), cosine(row.token_cos_sim)]
-        cells += [difference(row.golden_rel_l2), difference(row.cpu_golden_rel_l2)]
-        cells += [times(row.golden_ratio), times(row.forecast_ratio)]
-        if decided:
-            cells += [
-                share(getattr(row.decisions, name, None)) for name in ("top1", "topk", "accuracy", "expected_accuracy")
-            ]
-        body.append((*cells, _result(row)))
-    return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=0)
-
-
-def _cases_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
-    """One row a case and dtype: single operators, whose effective bits say in which arithmetic they ran."""
-    columns = (
-        words["case"],
-        "dtype",
-        "max_diff",
-        "cos_sim",
-        words["to_golden"],
-        words["cpu_to_golden"],
-        words["bits"],
-        words["forecast_bits"],
-        words["forecast_ratio"],
-    )
-    body = []
-    for row in rows:
-        cells = [str(row.case), row.dtype or MISSING, difference(row.max_diff), cosine(row.cos_sim)]
-        cells += [difference(row.golden_rel_l2), difference(row.cpu_golden_rel_l2)]
-        cells += [number(row.effective_bits, "{:.1f}"), number(row.forecast_bits, "{:.1f}"), times(row.forecast_ratio)]
-        body.append((*cells, _result(row)))
-    return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=2)
-
-
-def _result(row: Row) -> str:
-    return " ".join([row.status.sign, row.status, *(f"· {mark}" for mark in row.marks)])
-
-
-def _limits(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
-    """What the rows of a table were judged by and held against, each thing once."""
-    said = []
-    for limits, reason in dict.fromkeys(
-        (_limits_text(row, words), row.limits_reason) for row in rows if row.limits or row.preset
-    ):
-        said.append(words["limits_why" if reason else "limits"].format(limits=limits, reason=reason))
-    said += [
-        words["reference"].format(reference=each) for each in sorted({row.reference for row in rows if row.reference})
-    ]
-    said += [words["forecast"].format(forecast=each) for each in sorted({row.forecast for row in rows if row.forecast})]
-    said += [words["no_golden"].format(why=each) for each in sorted({row.no_golden for row in rows if row.no_golden})]
-    if any(row.stored for row in rows):
-        said.append(words["stored"].format(count=sum(len(row.stored or ()) for row in rows)))
-    conditioned = [row.conditioning for row in rows if row.conditioning is not None]
-    if conditioned:
-        said.append(words["conditioning"].format(times=times(max(conditioned))))
-    unfelt = [
-        mode for row in rows if Mark.UNFELT in row.marks for each in row.references.values() for mode in each.modes
-    ]
-    said += [words["unfelt"].format(modes=", ".join(dict.fromkeys(unfelt)))] if unfelt else []
-    said += [row.baseline.text for row in rows if row.baseline and row.baseline.kind in (Mark.DRIFT, Mark.IMPROVED)]
-    said += [f"seed {MISSING if row.seed is None else row.seed}: {row.parted}" for row in rows if row.parted]
-    notes = dict.fromkeys(note for row in rows for note in row.notes or ())
-    for note in notes:
-        seeds = [MISSING if row.seed is None else str(row.seed) for row in rows if note in (row.notes or ())]
-        said.append(note if len(seeds) == len(rows) else f"seed {', '.join(seeds)}: {note}")
-    for row in rows:
-        if row.rerun:
-            rerun = {name: difference(row.rerun.get(name)) for name in ("max_diff", "rel_l2")}
-            unequal = row.rerun.get("unequal", MISSING)
-            said.append(words["rerun"].format(seed=MISSING if row.seed is None else row.seed, unequal=unequal, **rerun))
-    return [Text(text=each) for each in said]
-
-
-def _limits_text(row: Row, words: Mapping[str, str]) -> str:
-    limits = [
-        f"{name} ≥ {_plain(limit)}" if name in AT_LEAST else f"{name} ≤ {difference(limit)}"
-        for name, limit in row.limits.items()
-    ]
-    return ", ".join(([words["preset"].format(preset=row.preset)] if row.preset else []) + limits)
-
-
-def _weights(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
-    """Which weights each case ran with, in words."""
-    items = []
-    known = [(row.case, row.weights, row.weights_from or "", row.weights_sha256) for row in rows if row.weights]
-    for case, weights, source, content in dict.fromkeys(known):
-        kind, _, path = source.partition(":")
-        if kind == "none":
-            continue
-        kind = kind or ("seeded" if weights.startswith("seeded:") else "file")
-        path = words["weights_path"].format(path=path) if path else ""
-        values = {
-            "case": case,
-            "seed": weights.removeprefix("seeded:"),
-            "sha": weights,
-            "path": path,
-            "content": content,
-        }
-        items.append(words[f"weights_{kind}"].format(**values))
-    return [Bullets(items=tuple(items))] if items else []
-
-
-def _not_passed(report: Report, words: Mapping[str, str]) -> list[Block]:
-    items = []
-    for row in report.rows:
-        if row.status is not Status.PASS and Mark.KNOWN not in row.marks:
-            items += [f"{row.status} {row.test}: {reason}" for reason in row.reasons]
-    blocks: list[Block] = [Heading(text=words["not_passed"]), Bullets(items=tuple(items))] if items else []
-    for row in report.rows:
-        if row.located:
-            blocks += _located(row.test, row.located, words)
-    return blocks
-
-
-def _located(test: str, located: Located, words: Mapping[str, str]) -> list[Block]:
-    picture = located.picture
-    pictures = [Picture(text=words["depth"], path=picture)] if picture else []
-    return [Heading(level=3, text=words["located"].format(test=test)), *found_blocks(located), *pictures]
-
-
-def _known(report: Report, words: Mapping[str, str]) -> list[Block]:
-    items = []
-    for row in report.rows:
-        if Mark.KNOWN in row.marks and row.known is not None:
-            entry = row.known
-            items.append(
-                f"{row.status} {row.test}: {entry.reason} ({entry.link}), "
-                f"{words['until'].format(day=entry.expires)}; {'; '.join(row.reasons)}"
-            )
-    return [Heading(text=words["known"]), Bullets(items=tuple(items))] if items else []
-
-
-def _performance(report: Report, words: Mapping[str, str]) -> list[Block]:
-    if not report.performance:
-        return []
-    columns = ("case", "dtype", "device", "batch_size", "n", "warmup", "avg_ms", "p50_ms", "p99_ms")
-    rows = tuple(tuple(_cell(getattr(row, name), name) for name in columns) for row in report.performance)
-    titles = tuple(name.replace("_ms", " (ms)") for name in columns)
-    heading = [Heading(text=words["performance"])] if report.rows else []
-    blocks: list[Block] = [*heading, Text(text=words["performance_intro"])]
-    if report.backend == "emulated":
-        blocks.append(Text(text=words["performance_emulated"], strong=True))
-    queues = sorted({row.task_queue for row in report.performance if row.task_queue is not None})
-    if queues:
-        blocks.append(Text(text=words["performance_queue"].format(modes=", ".join(map(str, queues)))))
-    return [*blocks, Table(columns=titles, rows=rows, numbers_from=3)]
-
-
-def _conclusion(report: Report, words: Mapping[str, str]) -> list[Block]:
+def conclusion_of(report: Report, words: Mapping[str, str]) -> str:
+    """What the rows come to in sentences; "" for a performance table alone."""
     rows = report.rows
     if report.performance and not rows:
-        return []
+        return ""
     bad = [row for row in rows if row.is_bad]
     known = sum(Mark.KNOWN in row.marks for row in rows)
     measured = [
@@ -283,8 +108,185 @@ def _conclusion(report: Report, words: Mapping[str, str]) -> list[Block]:
     else:
         text = words["nothing"]
     text += " " + words["known_too"].format(count=known) if known else ""
-    blocks: list[Block] = [Heading(text=words["conclusion"]), Text(text=text)]
-    return blocks + ([Text(text=words["emulated_again"])] if report.backend == "emulated" else [])
+    return text + (" " + words["emulated_again"] if report.backend == "emulated" else "")
+
+
+# -------- what failed
+
+
+def failed_first(rows: Iterable[Row]) -> list[Row]:
+    """The rows that did not pass, the graver ones first: FAIL, ERROR, REGRESSED, SKIPPED; in their order otherwise."""
+    order = {Status.FAIL: 0, Status.ERROR: 1, Status.REGRESSED: 2, Status.SKIPPED: 3}
+    told = [row for row in rows if row.status in order and Mark.KNOWN not in row.marks]
+    return sorted(told, key=lambda row: order[row.status])
+
+
+def line_of(row: Row, words: Mapping[str, str]) -> str:
+    """A row that did not pass in one line: its status, its name, its first reason, and where its error comes from."""
+    line = f"{row.status} {row.name}: {_first(told(row.reasons[0], words)) if row.reasons else MISSING}"
+    more = len(row.reasons) - 1
+    line += f" (+{more})" if more > 0 else ""
+    return f"{line} → {_first(told(row.located.said, words))}" if row.located else line
+
+
+def _first(text: str) -> str:
+    """The first clause of a text, or what of it fits."""
+    sentence = re.split(r"\. |; |[。；]", text, maxsplit=1)[0]
+    return sentence if len(sentence) <= FIRST else f"{sentence[: FIRST - 2]} …"
+
+
+def _not_passed(report: Report, words: Mapping[str, str]) -> list[Block]:
+    rows = failed_first(report.rows)
+    if not rows:
+        return []
+    items = [line_of(row, words) for row in rows[:FAILED_SHOWN]]
+    if len(rows) > FAILED_SHOWN:
+        rest = Counter(row.status for row in rows[FAILED_SHOWN:])
+        items.append(words["more_rows"].format(counts=", ".join(f"{n} {status}" for status, n in rest.items())))
+    blocks: list[Block] = [Heading(text=words["not_passed"]), Bullets(items=tuple(items))]
+    several = [row for row in rows[:FAILED_SHOWN] if len(row.reasons) > 1 or _first(row.reasons[0]) != row.reasons[0]]
+    if several:
+        reasons = tuple(f"{row.status} {row.test}: {told(reason, words)}" for row in several for reason in row.reasons)
+        blocks.append(Folded(summary=words["all_reasons"], blocks=(Bullets(items=reasons),)))
+    located = [row for row in report.rows if row.located][:LOCATED_SHOWN]
+    return blocks + [
+        Folded(summary=words["located"].format(test=row.name), blocks=tuple(_located(row.located, words)))
+        for row in located
+        if row.located
+    ]
+
+
+def _located(located: Located, words: Mapping[str, str]) -> list[Block]:
+    picture = located.picture
+    pictures = [Picture(text=words["depth"], path=picture)] if picture else []
+    return [*found_blocks(located, words), *pictures]
+
+
+def _known(report: Report, words: Mapping[str, str]) -> list[Block]:
+    items = []
+    for row in report.rows:
+        if Mark.KNOWN in row.marks and row.known is not None:
+            entry = row.known
+            items.append(
+                f"{row.status} {row.test}: {entry.reason} ({entry.link}), "
+                f"{words['until'].format(day=entry.expires)}; {told('; '.join(row.reasons), words)}"
+            )
+    return [Heading(text=words["known"]), Bullets(items=tuple(items))] if items else []
+
+
+# -------- the tables of a model card
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """The rows of one table: those of a case, or of a test that probes many cases with one row each."""
+
+    title: str
+    rows: tuple[Row, ...]
+    probes: bool
+
+
+def _groups(rows: Sequence[Row]) -> list[_Group]:
+    found = []
+    for test, group in groupby(rows, key=lambda row: row.test.partition("[")[0]):
+        of_test = list(group)
+        per_case = [list(each) for _, each in groupby(of_test, key=lambda row: (row.case, row.dtype))]
+        if len(per_case) >= MANY and all(len(each) == 1 for each in per_case):
+            found.append(_Group(title=test, rows=tuple(of_test), probes=True))
+            continue
+        cases = groupby(of_test, key=lambda row: row.case)
+        found += [_Group(title=case, rows=tuple(each), probes=False) for case, each in cases]
+    return found
+
+
+def _accuracy(report: Report, words: Mapping[str, str]) -> list[Block]:
+    if not report.rows:
+        return []
+    intro = words["accuracy_intro"].format(device=_device(report), backend=report.backend)
+    blocks: list[Block] = [Heading(text=words["accuracy"]), Text(text=intro)]
+    for group in _groups(report.rows):
+        blocks.append(Heading(level=3, text=group.title))
+        blocks += _probes(group.rows, words) if group.probes else [_card_table(group.rows, words)]
+    if any(Mark.NEW in row.marks for row in report.rows):
+        blocks.append(Text(text=words["marks"]))
+    return blocks
+
+
+def _card_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
+    """The rows of a case in the columns of a model card."""
+    decided = any(row.decisions for row in rows)
+    columns = [words["case"], "dtype", words["seed"], "max_diff", "mean_diff", "cos_sim", words["forecast_ratio"]]
+    columns += [words["top1"]] if decided else []
+    body = []
+    for row in rows:
+        cells = [row.case, row.dtype or MISSING, MISSING if row.seed is None else str(row.seed)]
+        cells += [difference(row.max_diff), difference(row.mean_diff), cosine(row.cos_sim), times(row.forecast_ratio)]
+        cells += [share(getattr(row.decisions, "top1", None))] if decided else []
+        body.append((*cells, result_of(row)))
+    return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=2)
+
+
+def _probes(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
+    """Probes of single operators by operator and dtype, and in full those that did not pass."""
+    families: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        families.setdefault((row.case.partition(",")[0], row.dtype or MISSING), []).append(row)
+    columns = (words["probe"], "dtype", words["rows"], words["worst_ratio"], words["fewest_bits"], words["result"])
+    body = []
+    for (family, dtype), each in families.items():
+        ratio = _extreme(max, (row.forecast_ratio for row in each))
+        bits = _extreme(min, (row.effective_bits for row in each))
+        result = ", ".join(f"{count} {status}" for status, count in _statuses(each).items())
+        body.append((family, dtype, str(len(each)), times(ratio), number(bits, "{:.1f}"), result))
+    summary = Table(columns=columns, rows=tuple(body), numbers_from=2)
+    failed = [row for row in rows if row.is_bad]
+    blocks: list[Block] = [_probes_table(failed, words)] if failed else []
+    return [*blocks, Text(text=words["probes_intro"]), summary]
+
+
+def _extreme(choose: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    wrong = [value for value in there if math.isnan(value)]
+    return (wrong or [choose(there)])[0] if there else None
+
+
+def _statuses(rows: Sequence[Row]) -> dict[str, int]:
+    return {status.value: n for status in STATUSES if (n := sum(row.status is status for row in rows))}
+
+
+def _probes_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
+    """One row a case and dtype: single operators, whose effective bits say in which arithmetic they ran."""
+    columns = ["case", "dtype", "max_diff", "cos_sim", "to_golden", "cpu_to_golden", "bits", "forecast_bits"]
+    columns = [words.get(each, each) for each in columns] + [words["forecast_ratio"]]
+    body = []
+    for row in rows:
+        cells = [str(row.case), row.dtype or MISSING, difference(row.max_diff), cosine(row.cos_sim)]
+        cells += [difference(row.golden_rel_l2), difference(row.cpu_golden_rel_l2)]
+        cells += [number(row.effective_bits, "{:.1f}"), number(row.forecast_bits, "{:.1f}"), times(row.forecast_ratio)]
+        body.append((*cells, result_of(row)))
+    return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=2)
+
+
+def result_of(row: Row) -> str:
+    """A row's status and marks with a sign before them: "✅ PASS · NEW"."""
+    return " ".join([row.status.sign, row.status, *(f"· {mark}" for mark in row.marks)])
+
+
+def performance_blocks(report: Report, words: Mapping[str, str]) -> list[Block]:
+    """The performance table under its heading; nothing where nothing was timed."""
+    if not report.performance:
+        return []
+    columns = ("case", "dtype", "device", "batch_size", "n", "warmup", "avg_ms", "p50_ms", "p99_ms")
+    rows = tuple(tuple(_cell(getattr(row, name), name) for name in columns) for row in report.performance)
+    titles = tuple(name.replace("_ms", " (ms)") for name in columns)
+    heading = [Heading(text=words["performance"])] if report.rows else []
+    blocks: list[Block] = [*heading, Text(text=words["performance_intro"])]
+    if report.backend == "emulated":
+        blocks.append(Text(text=words["performance_emulated"], strong=True))
+    queues = sorted({row.task_queue for row in report.performance if row.task_queue is not None})
+    if queues:
+        blocks.append(Text(text=words["performance_queue"].format(modes=", ".join(map(str, queues)))))
+    return [*blocks, Table(columns=titles, rows=rows, numbers_from=3)]
 
 
 def _cell(value: Any, name: str) -> str:
@@ -293,5 +295,133 @@ def _cell(value: Any, name: str) -> str:
     return f"{value:.1f}" if name.endswith("_ms") else str(value)
 
 
+# -------- what else is known
+
+
+def _in_full(report: Report, words: Mapping[str, str]) -> list[Block]:
+    """How the rows were measured and judged, each thing once, and the other numbers of every row."""
+    groups = [group for group in _groups(report.rows) if not group.probes]
+    said = measured_how(report.rows, words)
+    blocks: list[Block] = [Folded(summary=words["how"], blocks=(Bullets(items=tuple(said)),))] if said else []
+    full = tuple(block for group in groups for block in (Heading(level=3, text=group.title), _full_table(group, words)))
+    return [*blocks, Folded(summary=words["in_full"], blocks=full)] if full else blocks
+
+
+def _full_table(group: _Group, words: Mapping[str, str]) -> Table:
+    rows = group.rows
+    decided = any(row.decisions for row in rows)
+    columns = ["dtype", words["seed"], "rel_l2", "token cos_sim", words["to_golden"], words["cpu_to_golden"]]
+    columns += [words["golden_ratio"], words["bits"], words["forecast_bits"]]
+    columns += [words["topk"], words["accuracy_device"], words["accuracy_cpu"]] if decided else []
+    body = []
+    for row in rows:
+        cells = [row.dtype or MISSING, MISSING if row.seed is None else str(row.seed)]
+        cells += [difference(row.rel_l2), cosine(row.token_cos_sim)]
+        cells += [difference(row.golden_rel_l2), difference(row.cpu_golden_rel_l2), times(row.golden_ratio)]
+        cells += [number(row.effective_bits, "{:.1f}"), number(row.forecast_bits, "{:.1f}")]
+        if decided:
+            cells += [share(getattr(row.decisions, name, None)) for name in ("topk", "accuracy", "expected_accuracy")]
+        body.append((*cells, result_of(row)))
+    return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=1)
+
+
+def measured_how(rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
+    """What the rows were judged by and compared with, and what a reader must know of them; a sentence that does not
+    hold for all rows names its cases.
+    """
+    said: dict[str, list[Row]] = {}
+    for row in rows:
+        for sentence in _sentences(row, words):
+            said.setdefault(sentence, []).append(row)
+    measured = [row for row in rows if row.reference or row.rel_l2 is not None]
+    lines = [sentence if len(of) >= len(measured) else f"{_named(of)}: {sentence}" for sentence, of in said.items()]
+    stored = sum(len(row.stored or ()) for row in rows)
+    if stored:
+        lines.append(words["stored"].format(count=stored))
+    conditioned = [row for row in rows if row.conditioning is not None]
+    if conditioned:
+        worst = max(conditioned, key=lambda row: row.conditioning or 0.0)
+        lines.append(words["conditioning"].format(times=times(worst.conditioning), case=f"{worst.case} {worst.dtype}"))
+    return lines + _weights(rows, words)
+
+
+def _sentences(row: Row, words: Mapping[str, str]) -> list[str]:
+    """What is said of one row, without its name."""
+    said = []
+    if row.limits or row.preset:
+        kind = "limits_why" if row.limits_reason else "limits"
+        said.append(words[kind].format(limits=_limits_text(row, words), reason=told(row.limits_reason, words)))
+    said += [words["reference"].format(reference=told(row.reference, words))] if row.reference else []
+    said += [words["forecast"].format(forecast=told(row.forecast, words))] if row.forecast else []
+    said += [words["no_golden"].format(why=told(row.no_golden, words))] if row.no_golden else []
+    if Mark.UNFELT in row.marks:
+        modes = dict.fromkeys(mode for each in row.references.values() for mode in each.modes)
+        said.append(words["unfelt"].format(modes=", ".join(modes)))
+    if row.baseline and row.baseline.kind in (Mark.DRIFT, Mark.IMPROVED):
+        said.append(told(row.baseline.text, words))
+    said += [told(each, words) for each in ((row.parted or ""), *(row.notes or ())) if each]
+    if row.rerun:
+        rerun = {name: difference(row.rerun.get(name)) for name in ("max_diff", "rel_l2")}
+        said.append(words["rerun"].format(unequal=row.rerun.get("unequal", MISSING), **rerun))
+    return list(dict.fromkeys(said))
+
+
+def _named(rows: Sequence[Row]) -> str:
+    """The rows that a sentence holds for: a few by name, more by their cases, many by their number."""
+    if len(rows) == 1:
+        return rows[0].name
+    cases = list(dict.fromkeys(f"{row.case} {row.dtype}" for row in rows))
+    return ", ".join(cases) if len(cases) <= 4 else f"{', '.join(cases[:3])} … ({len(rows)})"
+
+
+def _limits_text(row: Row, words: Mapping[str, str]) -> str:
+    limits = [
+        f"{name} ≥ {_plain(limit)}" if name in AT_LEAST else f"{name} ≤ {difference(limit)}"
+        for name, limit in row.limits.items()
+    ]
+    return ", ".join(([words["preset"].format(preset=row.preset)] if row.preset else []) + limits)
+
+
 def _plain(limit: float) -> str:
     return f"{limit:.9g}"
+
+
+def _weights(rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
+    """Which weights each case ran with, in words."""
+    items = []
+    known = [(row.case, row.weights, row.weights_from or "", row.weights_sha256) for row in rows if row.weights]
+    for case, weights, source, content in dict.fromkeys(known):
+        kind, _, path = source.partition(":")
+        if kind == "none":
+            continue
+        kind = kind or ("seeded" if weights.startswith("seeded:") else "file")
+        path = words["weights_path"].format(path=path) if path else ""
+        values = {
+            "case": case,
+            "seed": weights.removeprefix("seeded:"),
+            "sha": weights,
+            "path": path,
+            "content": content,
+        }
+        items.append(words[f"weights_{kind}"].format(**values))
+    return items
+
+
+def _environment(report: Report, words: Mapping[str, str]) -> list[Block]:
+    table = stack_table(report, words)
+    return [Folded(summary=words["environment"], blocks=(table,))]
+
+
+def stack_table(report: Report, words: Mapping[str, str]) -> Table:
+    """Versions and settings, one a row."""
+    stack = {name: value for name, value in report.stack.items() if value not in (None, {}, []) and name != "faults"}
+    rows = [(name, _value(value)) for name, value in stack.items()]
+    return Table(columns=(words["component"], words["value"]), rows=(*rows, (words["created"], report.created)))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={each}" for name, each in value.items())
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)

@@ -1,6 +1,13 @@
-"""The words of the report, in English and Chinese. Reasons stay in English: they are what the run said."""
+"""The words of the report, in English and Chinese; what rows say, which is English, is in Chinese by `chinese`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from harness.report.chinese import chinese
 
 EN = {
+    "lang": "en",
     "emulated": (
         "EMULATED: measured on an emulated {device} (the real torch_npu over an emulated CANN). It shows "
         "that the harness and the model run and how large an Ascend card's rounding is expected to be; it "
@@ -29,6 +36,24 @@ EN = {
     "golden_ratio": "device / CPU",
     "forecast_ratio": "measured / forecast",
     "case": "case",
+    "probe": "operator",
+    "rows": "rows",
+    "worst_ratio": "worst measured / forecast",
+    "fewest_bits": "fewest effective bits",
+    "probes_intro": "Probes of single operators; those that passed are counted, precision.json has each.",
+    "more_rows": "and {counts}: see the tables and precision.json",
+    "left_out": "{count} more, left out for length; precision.json and the HTML report have all",
+    "all_reasons": "All reasons",
+    "located_own_ratio": "own / floor",
+    "located_inherited": "with what it inherits",
+    "repro": "Repro: {folder}/repro.py ({few} of {all} input elements): {printed}",
+    "not_shown": "which did not show it in a process of its own",
+    "how": "How the rows were measured and judged",
+    "in_full": "Other numbers of each row",
+    "status": "status",
+    "filter": "filter",
+    "reason": "reason",
+    "histogram": "elements by their difference",
     "bits": "effective bits",
     "forecast_bits": "bits forecast",
     "forecast": (
@@ -37,9 +62,11 @@ EN = {
     ),
     "no_golden": "NO GOLDEN: the model does not run in float64 ({why}).",
     "stored": "{count} of the CPU's runs were read from the reference store.",
-    "conditioning": "Conditioning: moving every input by one rounding moves the output by {times} roundings.",
+    "conditioning": (
+        "Conditioning: moving every input by one rounding moves the output by {times} roundings at most ({case})."
+    ),
     "rerun": (
-        "NONDETERMINISTIC, seed {seed}: the device's second run differs from its first by {max_diff} at "
+        "NONDETERMINISTIC: the device's second run differs from its first by {max_diff} at "
         "most, rel_l2 {rel_l2}, in {unequal} elements."
     ),
     "unfelt": (
@@ -85,9 +112,8 @@ EN = {
         "once, 1 is its default)."
     ),
     "performance_emulated": "The device is emulated: its times say nothing about hardware.",
-    "conclusion": "Conclusion",
     "all_pass": "All {total} rows pass on {device}: largest rel_l2 {rel_l2}, least cos_sim {cos_sim}, both in float64.",
-    "some_fail": "{bad} of {total} rows did not pass on {device}; their reasons are above.",
+    "some_fail": "{bad} of {total} rows did not pass on {device}.",
     "nothing": "Nothing was compared.",
     "emulated_again": (
         "Measured on an emulated device: run pytest -k precision --device npu on an Ascend machine for "
@@ -97,6 +123,7 @@ EN = {
 }
 
 ZH = {
+    "lang": "zh",
     "emulated": (
         "EMULATED（模拟）：在模拟的 {device} 上测得（真实的 torch_npu，模拟的 CANN）。它说明测试框架与模型可以运"
         "行，以及昇腾卡的舍入误差预计有多大；不构成任何硬件上的证据。"
@@ -121,6 +148,31 @@ ZH = {
     "golden_ratio": "设备 / CPU",
     "forecast_ratio": "实测 / 预测",
     "case": "用例",
+    "probe": "算子",
+    "rows": "行数",
+    "worst_ratio": "最大 实测 / 预测",
+    "fewest_bits": "最少有效位数",
+    "probes_intro": "单算子测试；通过的只计数，每一行见 precision.json。",
+    "more_rows": "另有 {counts}：见下表与 precision.json",
+    "left_out": "另有 {count} 项因篇幅省略；precision.json 与 HTML 报告中有全部内容",
+    "all_reasons": "全部原因",
+    "located_module": "模块",
+    "located_operator": "算子",
+    "located_line": "代码行",
+    "located_dtype": "dtype",
+    "located_shape": "形状",
+    "located_own": "自身误差",
+    "located_own_ratio": "自身误差 / 下限",
+    "located_inherited": "含继承的误差",
+    "located_cause": "原因",
+    "repro": "复现脚本：{folder}/repro.py（{all} 个输入元素中的 {few} 个）：{printed}",
+    "not_shown": "在单独的进程中没有重现",
+    "how": "测量与判定方法",
+    "in_full": "每一行的其他数值",
+    "status": "状态",
+    "filter": "筛选",
+    "reason": "原因",
+    "histogram": "按误差大小统计的元素数",
     "bits": "有效位数",
     "forecast_bits": "预测位数",
     "forecast": (
@@ -128,11 +180,8 @@ ZH = {
     ),
     "no_golden": "NO GOLDEN：模型无法以 float64 运行（{why}）。",
     "stored": "{count} 次 CPU 运行的结果读自参考库。",
-    "conditioning": "条件数：每个输入移动一次舍入，输出移动 {times} 次舍入。",
-    "rerun": (
-        "NONDETERMINISTIC，seed {seed}：设备的第二次运行与第一次最多相差 {max_diff}，rel_l2 {rel_l2}，"
-        "共 {unequal} 个元素。"
-    ),
+    "conditioning": "条件数：每个输入移动一次舍入，输出最多移动 {times} 次舍入（{case}）。",
+    "rerun": ("NONDETERMINISTIC：设备的第二次运行与第一次最多相差 {max_diff}，rel_l2 {rel_l2}，共 {unequal} 个元素。"),
     "unfelt": "SWITCH NOT FELT：开关允许 {modes}，设备却像没有开启一样计算；记录的开关与实际不符。",
     "seed": "seed",
     "result": "结果",
@@ -158,12 +207,16 @@ ZH = {
     "performance_intro": "前向时间（毫秒），每次前向后同步设备；p99 至少需要 100 次前向。",
     "performance_queue": "NPU 计时时 TASK_QUEUE_ENABLE={modes}（torch_npu 任务队列：0 为逐算子下发，1 为其默认值）。",
     "performance_emulated": "设备是模拟的：这些时间与硬件无关。",
-    "conclusion": "结论",
     "all_pass": (
         "{device} 上 {total} 行全部通过：最大 rel_l2 为 {rel_l2}，最小 cos_sim 为 {cos_sim}，均以 float64 计算。"
     ),
-    "some_fail": "{device} 上 {total} 行中有 {bad} 行未通过，原因见上文。",
+    "some_fail": "{device} 上 {total} 行中有 {bad} 行未通过。",
     "nothing": "没有进行任何比较。",
     "emulated_again": "以上在模拟设备上测得：请在昇腾机器上运行 pytest -k precision --device npu 以得到硬件上的证据。",
     "created": "生成时间",
 }
+
+
+def told(text: str, words: Mapping[str, str]) -> str:
+    """A sentence of a row, which is English, in the report's language."""
+    return chinese(text) if words["lang"] == "zh" else text

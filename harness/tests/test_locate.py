@@ -20,7 +20,8 @@ from harness.locate.diagnose import cause_of
 from harness.locate.replay import Trial, copy_strided, difference
 from harness.locate.repro import reduced, write_repro
 from harness.reference import roundoff
-from harness.report.located import depth_picture, found_text, located
+from harness.report.located import found_text, located
+from harness.report.pictures import depth_picture
 from harness.report.rows import Located
 from harness.tests.needs import emulated_device, needs_torch_npu
 from harness.tests.test_clean import TRAP, emulated

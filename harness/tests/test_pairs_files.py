@@ -209,6 +209,11 @@ def test_a_tensor_without_a_shape_costs_no_other(tmp_path, capsys):
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.strided)
     torch.save({"n": nested, "p": torch.nn.Parameter(torch.ones(2))}, tmp_path / "a.pt")
     status, text = compared(capsys, tmp_path / "a.pt", tmp_path / "a.pt")
+    try:
+        torch.load(tmp_path / "a.pt", weights_only=True)
+    except pickle.UnpicklingError:  # torch 2.15 and later do not read such a tensor back
+        assert status == 1 and "_rebuild_nested_tensor, which may run code, so it is not read" in text
+        return
     assert status == 1 and "FAIL n: " in text and "1 PASS, 1 FAIL" in text
 
 

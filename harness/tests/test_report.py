@@ -1,8 +1,12 @@
 """The report: full numbers in the JSON, honest words in the markdown, whole files or none."""
 
+import base64
 import datetime
+import hashlib
 import json
 import math
+import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,11 +15,17 @@ import torch
 from harness import Tolerance, compare, judge
 from harness.errors import HarnessError
 from harness.judging.status import Mark
-from harness.judging.verdict import Evidence, error, skipped
+from harness.judging.verdict import NOTHING, Evidence, error, skipped
+from harness.locate.finding import COMES_AND_GOES, INSIDE, LOOK
+from harness.numerics.expected_error import Rules
 from harness.report import Row, build, load, render, rerender, row, write
+from harness.report.chinese import chinese
 from harness.report.content import NOT_RUN
-from harness.report.document import Table, Text, to_markdown
-from harness.report.rows import Excuse
+from harness.report.document import Bullets, Table, Text, to_markdown
+from harness.report.journal import DIED
+from harness.report.rows import Excuse, Located
+from harness.run.notes import UNMOVED
+from harness.run.validation import DRAWN_THERE
 
 STACK = {
     "device": "Ascend910B4",
@@ -83,7 +93,7 @@ def test_a_stored_row_without_a_cosine_beside_one_that_has_it_is_shown():
     stored = [row_of(verdict(1e-3 * seed), seed=seed).to_dict() for seed in (1, 2, 3)]
     least = min(each["cos_sim"] for each in stored[1:])
     stored[0]["cos_sim"] = None
-    assert f"{least:.9f}" in render(report(*map(Row.from_dict, stored))).splitlines()[-3]
+    assert f"least cos_sim {least:.9f}" in render(report(*map(Row.from_dict, stored)))
     for each in stored:
         each["cos_sim"] = None
     assert all(render(report(*map(Row.from_dict, stored)), lang=lang) for lang in ("en", "zh"))
@@ -92,7 +102,9 @@ def test_a_stored_row_without_a_cosine_beside_one_that_has_it_is_shown():
 def test_markdown_holds_the_columns_of_a_model_card():
     text = render(report(row_of(verdict(1e-3)), row_of(verdict(5.0), seed=123)))
     header = next(line for line in text.splitlines() if "max_diff" in line and line.startswith("|"))
-    assert [cell.strip() for cell in header.strip("|").split("|")][:4] == ["seed", "max_diff", "mean_diff", "cos_sim"]
+    columns = [cell.strip() for cell in header.strip("|").split("|")]
+    assert columns[2:6] == ["seed", "max_diff", "mean_diff", "cos_sim"] and columns[-1] == "result"
+    assert columns[:2] == ["case", "dtype"]
     passed, failed = (
         next(line for line in text.splitlines() if line.startswith("|") and f" {seed} |" in line) for seed in (42, 123)
     )
@@ -147,6 +159,88 @@ def test_chinese_report_has_the_same_numbers():
     assert "Accuracy" not in chinese
 
 
+# What stays as it is: names with a sign in them, code, quotations, statuses, and words of the field.
+ALLOWED = re.compile(
+    r"\S*[\d_./=:()\[\]`'\"]\S*|[A-Z]{2,}|FAIL|NaN|Inf|[a-z]+_[a-z_]+|float|seed|token|dtype|bool|x-large|silu|linear"
+    r"|torch|top|fixture|transformers|nan|inf"
+)
+
+
+def english_left(text):
+    """Runs of three or more English words in a text."""
+    found = []
+    for line in text.splitlines():
+        words = re.split(r"[^\x21-\x7e]+", line)
+        run = []
+        for word in [*words, ""]:
+            if re.fullmatch("[A-Za-z][a-z']*[,;.:]?", word) and not ALLOWED.fullmatch(word):
+                run.append(word)
+                continue
+            if len(run) >= 3:
+                found.append(" ".join(run))
+            run = []
+    return found
+
+
+def sentences_of_rows():
+    """Rows whose sentences are those that runs say most."""
+    half = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0))
+    broken = {
+        "shape": compare(half[:, :4], half),
+        "dtype": compare(half.half(), half),
+        "NaN": compare(torch.full_like(half, math.nan), half),
+        "both": compare(torch.full_like(half, math.nan), torch.full_like(half, math.nan)),
+        "integers": compare(torch.tensor([1, 2]), torch.tensor([1, 3])),
+        "zero": compare(half[:0], half[:0]),
+        "scaled": compare(half * 3, half),
+    }
+    limits = {"scaled": Tolerance(cos_sim=0.9, reason="因为")}
+    verdicts = [judge(each, limits.get(name, Tolerance(max_diff=0.1))) for name, each in broken.items()]
+    texts = [
+        NOT_RUN, DIED, NOTHING.text, UNMOVED, DRAWN_THERE, COMES_AND_GOES, LOOK, INSIDE,
+        "forecast_ratio 9.74e+00 with 10.6 effective bits where a healthy device keeps 13.9 (up to 2.00e+00 allowed)",
+        "slice_ratio 9.69e+00 at index 7 of axis 1, off by 0.00079 of its own norm (up to 7.50e+00 allowed)",
+        "Ascend310P3 has no bfloat16",
+        "FELL BACK: computed by the CPU in place of the device: aten::i0; there CPU was compared with CPU",
+        "no baseline for x float32 seed 1; accept this run with --precision-baseline=accept",
+        "mlp: silu (a.py:2) is the first wrong operator: rel_l2 1 (up to 2 allowed). 3 more are wrong by themselves.",
+        "All of it is multiplied by 1.001. 4 more were not looked at: the time was over.",
+        "None of the 12 operators that the CPU runs is wrong with the CPU's inputs.",
+        "The first call that shows it is a: b.",
+        "Together they give a difference of 1.0e-3 of the row's 2.0e-2: its error is elsewhere.",
+        str(Rules(card="Ascend A2")),
+    ]  # fmt: skip
+    return [row_of(each, seed=seed) for seed, each in enumerate(verdicts)] + [
+        replace(row_of(error(text), seed=100 + seed), notes=(text,), located=Located(said=text), forecast=text)
+        for seed, text in enumerate(texts)
+    ]
+
+
+@pytest.mark.parametrize("html", [False, True], ids=["markdown", "html"])
+def test_no_english_is_left_in_a_chinese_report(html):
+    text = render(report(*sentences_of_rows()), lang="zh", html=html)
+    text = re.sub(r"<style>.*?</style>|<script>.*?</script>", "", text, flags=re.S)
+    text = re.sub(r"<[^>]*>", " ", text)
+    assert english_left(text) == []
+    assert len(english_left(render(report(*sentences_of_rows())))) > 50  # and English is found where it is
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "where " * 400,
+        "a where b was expected (" * 90,
+        "x " * 1000,
+        "1 elements are " * 150,
+        "differ, the first at " * 100,
+    ],
+)
+def test_a_long_text_is_said_in_chinese_at_once(text):
+    began = time.perf_counter()
+    chinese(text)
+    assert time.perf_counter() - began < 2
+
+
 def test_html_escapes_and_keeps_long_cells(tmp_path):
     stored = report(row_of(error("<script>alert(1)</script> " + "x" * 80), case="<b>case</b>"))
     write(stored, tmp_path)
@@ -158,8 +252,138 @@ def test_html_escapes_and_keeps_long_cells(tmp_path):
 
 def test_cells_cannot_break_the_table():
     text = to_markdown([Table(columns=("a|b", "c"), rows=(("1|2\n3", "*x*"),)), Text(text="a `b` <c>")])
-    assert "1\\|2 3" in text and "\\*x\\*" in text and "&lt;c>" in text
+    assert "1\\|2 3" in text and "\\*x\\*" in text and "&lt;c>" in text and "a\\|b" in text
     assert len(text.splitlines()) == 5
+
+
+# -------- nothing that a name or a reason holds is markup
+
+HOSTILE = {
+    "link": ("[click](http://evil)", "[click\\](http://evil)"),
+    "definition": ("[x]: http://evil", "[x\\]: http://evil"),
+    "heading": ("# large", "\\# large"),
+    "list": ("- item", "\\- item"),
+    "numbers": ("1. item", "1\\. item"),
+    "quotation": ("> said", "\\> said"),
+    "emphasis": ("_slanted_ and ~~gone~~", "\\_slanted\\_ and \\~\\~gone\\~\\~"),
+    "words with underscores": ("max_diff", "max_diff"),
+    "entity": ("&lt;b&gt;", "&amp;lt;b&amp;gt;"),
+    "tag": ("</details><img src=x>", "&lt;/details>&lt;img src=x>"),
+    "direction": ("a\u202eb\u2066c", "a\\\\u202eb\\\\u2066c"),
+    "terminal": ("\x1b[31mred\x07", "\\\\x1b[31mred\\\\x07"),
+    "half a pair": ("\ud800", "\\\\ud800"),
+    "lines": ("a\n\n# b\u2028c", "a # b c"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_no_text_is_markup_in_markdown(kind):
+    text, expected = HOSTILE[kind]
+    assert to_markdown([Text(text=text)]).rstrip("\n") == expected
+    assert to_markdown([Bullets(items=(text,))]).rstrip("\n") == f"- {expected}"
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_no_text_is_markup_anywhere_in_a_report(tmp_path, lang):
+    for text, _ in HOSTILE.values():
+        broken = replace(row_of(error(text), case=text), test=text, notes=(text,), located=Located(said=text))
+        stored = report(broken, row_of(verdict(), case=text))
+        for html in (False, True):
+            rendered = render(stored, lang=lang, html=html)
+            rendered.encode()  # a lone surrogate would end the writing
+            assert not set(rendered) & set("\u202e\u2066\x1b\x07\u2028\ud800")
+            assert "<img src=x" not in rendered and ("](http" not in rendered or "\\](http" in rendered or html)
+            for line in rendered.splitlines():
+                assert not line.startswith(("# large", "# b", "> said", "[x]:"))
+
+
+def test_a_picture_of_another_folder_is_not_read(tmp_path):
+    (tmp_path / "secret.svg").write_text("<svg>secret</svg>")
+    folder = tmp_path / "reports"
+    for path in ("../secret.svg", str(tmp_path / "secret.svg"), "absent.svg", "javascript:alert(1)"):
+        bad = replace(row_of(verdict(1.0)), located=Located(said="there", picture=path))
+        write(report(bad), folder)
+        rerender(folder, output=tmp_path / "page.html")
+        page = (tmp_path / "page.html").read_text()
+        assert base64.b64encode(b"<svg>secret").decode()[:12] not in page and 'alt="error over depth"' not in page
+    assert "(javascript%3Aalert" in render(report(bad))
+    (folder / "depth.svg").write_text("<svg>depth</svg>")
+    write(report(replace(bad, located=Located(said="there", picture="depth.svg"))), folder)
+    rerender(folder, output=tmp_path / "page.html")
+    assert 'alt="error over depth"' in (tmp_path / "page.html").read_text()
+
+
+# -------- what failed comes first, and no report is too long
+
+
+def test_what_failed_comes_first_with_where_it_comes_from():
+    bad = replace(row_of(verdict(5.0), seed=7), located=Located(said="trunk.0: silu is wrong. More of it."))
+    lines = render(report(row_of(verdict()), row_of(verdict(), seed=1), bad)).splitlines()
+    place = next(place for place, line in enumerate(lines) if line.startswith("- FAIL"))
+    assert place < next(place for place, line in enumerate(lines) if line.startswith("|"))
+    assert lines[place].startswith("- FAIL x-large float32 seed 7: max_diff 5.00e+00 at (0, 3, 4)")
+    assert lines[place].endswith("→ trunk.0: silu is wrong")
+    page = render(report(row_of(verdict()), bad), html=True)
+    first = page.index("<tr data-status")
+    assert page[first:].startswith('<tr data-status="FAIL"') and 'href="#row0"' in page and 'id="row0"' in page
+
+
+def test_a_sentence_that_holds_for_all_rows_is_said_once_and_others_name_their_case():
+    rows = [replace(row_of(verdict(), case=case), reference="CPU float32", notes=("alone",) * (case == "b"))
+            for case in "abc"]  # fmt: skip
+    text = render(report(*rows))
+    assert text.count("Reference: CPU float32.") == 1 and "- Reference: CPU float32." in text
+    assert "- b float32 seed 42: alone" in text
+
+
+def probes(count, bad=0):
+    good, wrong, made = row_of(verdict(1e-3)), row_of(verdict(5.0)), []
+    for number in range(count):
+        test = f"cases/test_ops.py::test_precision[{number}]"
+        case = f"{'matmul' if number % 2 else 'exp'}, n {number}"
+        made.append(replace(wrong if number < bad else good, test=test, case=case, forecast_ratio=1.0 + number))
+    return made
+
+
+def test_probes_are_counted_by_operator_and_in_full_where_they_fail():
+    text = render(report(*probes(20, bad=1)))
+    tables = [line.replace(" ", "") for line in text.splitlines() if line.startswith("|")]
+    assert any(line.startswith("|exp|float32|10|19|") and "1FAIL" in line and "9PASS" in line for line in tables)
+    assert any(line.startswith("|matmul|float32|10|20|") and "10PASS" in line for line in tables)
+    assert any(line.startswith("|exp,n0|") for line in tables)
+    assert not any(line.startswith("|exp,n2|") for line in tables)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [*((kind, n) for kind in ("cases", "probes") for n in (1, 700, 20_000)), ("long", 1), ("long", 300)],
+)
+def test_no_report_is_longer_than_a_comment_may_be(kind, count):
+    if kind == "probes":
+        rows = probes(count, bad=count)
+    else:
+        one = row_of(verdict(5.0), case="x" * (20_000 if kind == "long" else 20))
+        rows = [
+            replace(one, seed=seed, reasons=("a reason " * (900 if kind == "long" else 9),)) for seed in range(count)
+        ]
+    began = time.perf_counter()
+    text = render(report(*rows))
+    assert len(text) < 65_536 and time.perf_counter() - began < 20
+    assert text.splitlines()[2].startswith(f"# Accuracy report: {count} FAIL")
+    assert count == 1 or "more" in text
+
+
+def test_a_page_of_thousands_of_rows_is_made_in_seconds(tmp_path):
+    one = row_of(verdict(5.0))
+    began = time.perf_counter()
+    page = render(report(*(replace(one, seed=seed) for seed in range(2000))), html=True)
+    assert time.perf_counter() - began < 20 and page.count("<tr data-status") == 2000 and len(page) < 6_000_000
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)[1]
+    for kind in ("style", "script"):
+        text = re.search(f"<{kind}>(.*?)</{kind}>", page, re.S)[1]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'") and "http://" not in page and "https://" not in page
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):

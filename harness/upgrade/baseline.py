@@ -7,7 +7,6 @@ never meet a card's.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -19,7 +18,7 @@ from harness.errors import HarnessError
 from harness.judging.criteria import AT_LEAST
 from harness.judging.references import MANY, ROUNDOFF, slack
 from harness.judging.status import CHANGES, Mark, Status
-from harness.report import write_text
+from harness.report import safe_of, stem_of, write_text
 from harness.report.rows import Change, Row
 from harness.typed_json import Mismatch, named, object_schema, read_fields, read_json, reader_of, shown, to_json
 
@@ -134,19 +133,7 @@ def path_of(folder: Path, case: str, dtype: str | None) -> Path:
     >>> [path_of(Path("b"), name, "float32").name for name in ("a_b", "a b", "a/b")]
     ['a_b-float32.json', 'a_b-float32-b859db68.json', 'a_b-float32-85453266.json']
     """
-    name = f"{case}-{dtype}"
-    safe = _safe(name)
-    if safe == name and len(name.encode()) <= LONGEST:
-        return folder / f"{name}.json"
-    digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:8]
-    return folder / f"{safe.encode()[:LONGEST].decode(errors='ignore')}-{digest}.json"
-
-
-LONGEST = 150  # bytes of a name; files may have 255
-
-
-def _safe(name: str) -> str:
-    return "".join(each if each.isalnum() or each in "-_." else "_" for each in name)
+    return folder / f"{stem_of(f'{case}-{dtype}')}.json"
 
 
 def read(folder: Path, case: str, dtype: str | None) -> Baseline | None:
@@ -158,7 +145,7 @@ def read(folder: Path, case: str, dtype: str | None) -> Baseline | None:
     path = path_of(folder, case, dtype)
     stored = load(path)
     if stored is None:
-        older = folder / f"{_safe(f'{case}-{dtype}')}.json"
+        older = folder / f"{safe_of(f'{case}-{dtype}')}.json"
         found = load(older) if older != path and len(older.name.encode()) <= 255 else None
         return found if found is not None and (found.case, found.dtype) == (case, dtype) else None
     if (stored.case, stored.dtype) != (case, dtype):
@@ -175,7 +162,7 @@ def write(folder: Path, kept: Baseline) -> Path:
 
     Raises: HarnessError where the folder cannot be written.
     """
-    path, older = path_of(folder, kept.case, kept.dtype), folder / f"{_safe(f'{kept.case}-{kept.dtype}')}.json"
+    path, older = path_of(folder, kept.case, kept.dtype), folder / f"{safe_of(f'{kept.case}-{kept.dtype}')}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _make_room(folder, path, kept)
