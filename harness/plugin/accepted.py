@@ -19,21 +19,25 @@ class Accepted:
         self.baselines = baselines
         self.known: list[Any] = []  # the entries of the known failures
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether rows are compared with accepted numbers."""
+        return self._run.options.baseline in ("check", "require")
+
     def compared(self, case, seed: int | None, verdict):
         """The verdict with what became of the row since its baseline; what all seeds share is judged at the end."""
         from harness.judging.verdict import Reason
         from harness.report import Row
         from harness.upgrade import baseline
 
-        if self._run.options.baseline != "check":
+        if not self.is_checked:
             return verdict
         found = Row.of(verdict, test="", case=case.name, dtype=case.dtype, seed=seed)
         change = baseline.verdicts([found], self.entry(case.name, case.dtype, self._run.environment))[0]
-        bad = (
-            (Reason(criterion="baseline", text=f"{change.kind}: {change.text}"),)
-            if change.kind in (baseline.REGRESSED, baseline.INCOMPARABLE)
-            else ()
-        )
+        failing = [baseline.REGRESSED, baseline.INCOMPARABLE]
+        if self._run.options.baseline == "require":
+            failing.append(baseline.NEW)
+        bad = (Reason(criterion="baseline", text=f"{change.kind}: {change.text}"),) if change.kind in failing else ()
         return replace(verdict, marks=(*verdict.marks, change.kind), regressions=(*verdict.regressions, *bad))
 
     def entry(self, case: str, dtype: str, environment: dict):
@@ -78,7 +82,7 @@ class Accepted:
         from harness.errors import HarnessError
         from harness.upgrade import baseline
 
-        if self._run.options.baseline != "check":
+        if not self.is_checked:
             return None
         try:
             entry = self.entry(row.case, row.dtype, self._run.environment)

@@ -96,7 +96,9 @@ OPTIONS = (
         "run a case that has half dtypes alone in float32 too, with its first seed (default)",
     ),
     _choice(
-        "baseline", ("check", "accept", "off"), "compare rows with accepted numbers (default), or accept this run's"
+        "baseline",
+        ("check", "require", "accept", "off"),
+        "compare rows with accepted numbers (default); fail those that have none as well; or accept this run's",
     ),
     _path("baselines", "DIR", "where accepted numbers are (default: cases/baselines/)"),
     _text("shard", "K/N", "run the K-th of N parts of the accuracy tests, about equally long; merge makes one report"),

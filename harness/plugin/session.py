@@ -187,6 +187,7 @@ class Session:
 
     def resumed(self, item: pytest.Item, case, seed: int | None):
         """The row of an earlier run that stands for this one, see `harness.plugin.resume`; None where it is to run."""
+        from harness.judging.status import Mark
         from harness.report import jsonable
 
         if self._earlier is None or not len(self._earlier) or self.accepted.knows(case, seed, self.environment):
@@ -196,6 +197,8 @@ class Session:
         how = dict(models=self.models, environment=jsonable(self.environment), code=self._code)
         row = self._earlier.row(item.nodeid, case, seed, **how)
         if row is None or (self.options.preset and row.preset != self.options.preset):
+            return None
+        if self.options.baseline == "require" and Mark.NEW in row.marks:  # it passed where that was allowed
             return None
         self._kept += 1
         return row

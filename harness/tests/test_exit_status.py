@@ -356,3 +356,26 @@ def test_a_first_attempt_that_passes_is_not_marked(user):
     assert user.runpytest_subprocess("--device", "cpu", "--locate=off", "--reruns", "2").ret == 0
     (row,) = stored(user)["rows"]
     assert row["status"] == "PASS" and "RERUN" not in row["marks"]
+
+
+# -------- rows without accepted numbers
+
+
+def test_a_row_without_accepted_numbers_fails_where_they_are_required(user):
+    good = "@pytest.mark.parametrize('seed', [1, 2])\ndef test_precision(precision, seed): precision(GOOD, seed)\n"
+    write(user, BAD + good)
+    assert run(user, "--baseline=require", "--locate=off").ret == 1
+    rows = stored(user)["rows"]
+    assert [(row["status"], row["marks"]) for row in rows] == [("REGRESSED", ["NEW"])] * 2
+    assert rows[0]["reasons"] == [
+        "NEW: no baseline for good float32 seed 1; accept this run with --precision-baseline=accept"
+    ]
+    assert run(user, "--baseline=accept").ret == 0
+    assert run(user, "--baseline=require").ret == 0
+    assert [row["marks"] for row in stored(user)["rows"]] == [["IDENTICAL"]] * 2
+    (user.path / "cases" / "baselines" / "good-float32.json").unlink()
+    assert run(user).ret == 0  # NEW, and that is allowed
+    assert (
+        run(user, "--baseline=require", "--resume", "--locate=off").ret == 1
+    )  # also where a run that passed is resumed
+    assert [row["status"] for row in stored(user)["rows"]] == ["REGRESSED"] * 2
