@@ -8,8 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from harness.printable import visible
-
 SESSION = "precision-session"  # the name of the session object among pytest's plugins
 SKIPPED = pytest.StashKey[list]()  # why rows of a test did not run
 EXCUSED = pytest.StashKey[list]()  # the known failures of a test, in words
@@ -152,7 +150,8 @@ def _check(session, item: pytest.Item, case, seed: int | None, verdict=None):
             else []
         )
         lines += [*(f"  {reason}" for reason in verdict.reasons), *limits]
-        pytest.fail("\n".join(f"{'  ' * line.startswith('  ')}{visible(line)}" for line in lines), pytrace=False)
+        lines = [f"{'  ' * line.startswith('  ')}{session.in_language(line)}" for line in lines]
+        pytest.fail("\n".join(lines), pytrace=False)
     return verdict
 
 

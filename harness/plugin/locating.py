@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from harness.plugin.names import row_name
-from harness.printable import visible
 
 
 class Locating:
@@ -111,13 +110,14 @@ class Locating:
     def print(self, terminal, row) -> None:
         """The finding on a row: whole where it was asked for, else its sentences."""
         from harness.report.located import found_text
+        from harness.report.words import LANGUAGES
 
         name = row_name(row.case, row.dtype, row.seed)
         if self._run.options.locate_case is not None:
             terminal.write_line(f"{name}:")
-            terminal.write_line(found_text(row.located))
+            terminal.write_line(found_text(row.located, LANGUAGES[self._run.options.lang]))
         else:
-            terminal.write_line(visible(f"located {name}: {row.located.said}"))
+            self._run.tell(f"located {name}: {row.located.said}")
 
 
 def _symptom(row):

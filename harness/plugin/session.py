@@ -783,21 +783,21 @@ class Session:
         from harness.report.format import counts
 
         if self._kept:
-            terminalreporter.write_line(f"{self._kept} rows are of the run before, which this one resumes")
+            self.tell(f"{self._kept} rows are of the run before, which this one resumes")
         stored = self._report
         if stored.backend == "emulated":
-            terminalreporter.write_line("EMULATED: measured on an emulated device; it says nothing about hardware")
+            self.tell("EMULATED: measured on an emulated device; it says nothing about hardware")
         for each in stored.stack.get("faults") or ():
-            terminalreporter.write_line(f"FAULT PLANTED: {each}")
+            self.tell(f"FAULT PLANTED: {each}")
         for each in self.idle_faults():
-            terminalreporter.write_line(
-                f"{each} never acted: none of the operators that it names ran, or there was nothing to change", red=True
+            self.tell(
+                f"{each} never acted: none of the operators that it names ran, or there was nothing to change", bad=True
             )
         for row in stored.rows:
             if row.located is not None:
                 self.locating.print(terminalreporter, row)
         if self.locating.unlocated:
-            terminalreporter.write_line(
+            self.tell(
                 f"{self.locating.unlocated} failing rows were not located: the budget of "
                 f"{self.options.locate_budget:g} s is spent; --precision-locate-budget"
             )
@@ -807,11 +807,21 @@ class Session:
         terminalreporter.write_line(f"report: {self.written[1]}")
         terminalreporter.write_line(f"outcome: {stored.outcome}")
 
+    def in_language(self, text: str) -> str:
+        """A line for the terminal, in the language of the report."""
+        from harness.report.words import LANGUAGES, told
+
+        return visible(told(text, LANGUAGES[self.options.lang]))
+
+    def tell(self, text: str, *, bad: bool = False) -> None:
+        """A line of the terminal's summary."""
+        self.config.pluginmanager.get_plugin("terminalreporter").write_line(self.in_language(text), red=bad)
+
     def _print_said(self, terminal) -> None:
         for text in self.folder.notes:
             terminal.write_line(text)
         for text, bad in self.said:
-            terminal.write_line(visible(text), red=bad)
+            self.tell(text, bad=bad)
 
 
 def _interrupt(number, frame):

@@ -187,6 +187,28 @@ the model | 整个模型
 which did not show it in a process of its own | 在单独的进程中没有重现
  of {a} input elements) | /{a} 个输入元素）
 Repro: | 复现脚本：
+EMULATED: measured on an emulated device; it says nothing about hardware | EMULATED（模拟）：在模拟设备上测得，与硬件无关
+FAULT PLANTED: | 植入的故障：
+{a} never acted: none of the operators that it names ran, or there was nothing to change | {a} 从未起作用：它指定的算子没有运行，或没有可改变的内容
+located {A}: {B} | 定位 {A}：{B}
+{a} failing rows were not located: the budget of {b} s is spent; --precision-locate-budget | {a} 个失败的行没有定位：{b} 秒的预算已用完；见 --precision-locate-budget
+{a} rows are of the run before, which this one resumes | {a} 行来自上一次运行，本次在其基础上继续
+accepted {a} rows into {A}; their report is {B} | 已将 {a} 行接受到 {A}；其报告为 {B}
+{a} limits could come down: | {a} 个上限可以收紧：
+{a} accepted rows of {A} did not run: | {A} 有 {a} 个已接受的行没有运行：
+{A} is judged more loosely than when it was accepted: {B}; put the limit back, or --precision-baseline=accept | {A} 的判定比接受时宽松：{B}；请恢复上限，或用 --precision-baseline=accept
+{A} is not accepted: {a} of its rows did not pass; a baseline of a failure would hide it: mend it, or enter it in the known failures | {A} 没有被接受：有 {a} 行未通过；失败的基线会掩盖它：请修复，或登记为已知失败
+{a} known failures are no rows of this run: | {a} 个已知失败不是本次运行的行：
+{a} row did not pass, and pytest counts no failure: | {a} 行未通过，而 pytest 没有计为失败：
+{a} rows did not pass, and pytest counts no failure: | {a} 行未通过，而 pytest 没有计为失败：
+a failure that is to be accepted belongs into cases/known_failures.toml, with a link and a day (pytest's xfail has neither) | 要接受的失败应写入 cases/known_failures.toml，附链接和日期（pytest 的 xfail 两者都没有）
+nothing was measured: no test handed a case to the `precision` fixture | 没有测量任何内容：没有测试把用例交给 `precision` fixture
+nothing was measured: | 没有测量任何内容：
+precision() was called in a process that the test forked, whose rows reach no report; call it in the test | 在测试 fork 出的进程中调用了 precision()，其结果不会进入报告；请在测试中调用
+the test went on although a row of it did not pass | 测试的某一行未通过，测试却继续运行
+its test had ended before it began: a test must wait for the threads that it starts | 开始之前其测试已经结束：测试必须等待它启动的线程
+no float32 row beside {a}: {A}; a logic error that moves the output by less than two floors of {b} cannot be seen in this case | {a} 旁边没有 float32 行：{A}；使输出偏移小于 {b} 两倍误差下限的逻辑错误在该用例中看不到
+it has the same inputs as {A}, so it measures nothing new: inputs() does not draw from its generator; let it, or run the case with one seed | 输入与 {A} 相同，没有测量新的内容：inputs() 没有使用它的随机数生成器；请使用，或只用一个种子运行该用例
 all must be equal | 必须全部相等
 HF32 of {a} bits | {a} 位 HF32
 """  # noqa: E501  a table: one pattern a line

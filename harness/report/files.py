@@ -19,7 +19,8 @@ from harness.report.document import to_short_markdown
 from harness.report.page import page
 from harness.report.rejudge import NamedVerdict
 from harness.report.rows import Row, row
-from harness.report.text import LANGUAGES, document
+from harness.report.text import document
+from harness.report.words import LANGUAGES
 from harness.typed_json import Mismatch, named, read_fields, read_json
 
 PAIRS = "precision-pairs/1"

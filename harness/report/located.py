@@ -56,6 +56,6 @@ def found_blocks(kept: Located, words: Mapping[str, str] = EN) -> list[Block]:
     return blocks
 
 
-def found_text(kept: Located) -> str:
+def found_text(kept: Located, words: Mapping[str, str] = EN) -> str:
     """A finding as markdown."""
-    return to_markdown(found_blocks(kept)).rstrip("\n")
+    return to_markdown(found_blocks(kept, words)).rstrip("\n")

@@ -16,7 +16,6 @@ from harness.report.located import found_blocks
 from harness.report.pictures import histogram_picture
 from harness.report.rows import Row
 from harness.report.text import (
-    LANGUAGES,
     conclusion_of,
     failed_first,
     line_of,
@@ -28,7 +27,7 @@ from harness.report.text import (
     title_of,
     warnings_of,
 )
-from harness.report.words import told
+from harness.report.words import LANGUAGES, told
 
 if TYPE_CHECKING:
     from harness.report.content import Report

@@ -18,13 +18,12 @@ from harness.report.document import Block, Bullets, Folded, Heading, Picture, Ta
 from harness.report.format import MISSING, cosine, counts, difference, number, share, times
 from harness.report.located import found_blocks
 from harness.report.rows import Located, Row
-from harness.report.words import EN, ZH, told
+from harness.report.words import LANGUAGES, told
 
 if TYPE_CHECKING:
     from harness.report.content import Report
 
 
-LANGUAGES = {"en": EN, "zh": ZH}
 MANY = 8  # cases of one row each, from which a test's cases are the probes of one table
 FAILED_SHOWN = 40  # rows that did not pass with a line each; of more than these the rest is counted
 LOCATED_SHOWN = 10  # rows whose location is shown in full

@@ -216,6 +216,8 @@ ZH = {
     "created": "生成时间",
 }
 
+LANGUAGES = {"en": EN, "zh": ZH}
+
 
 def told(text: str, words: Mapping[str, str]) -> str:
     """A sentence of a row, which is English, in the report's language."""

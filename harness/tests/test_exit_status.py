@@ -379,3 +379,14 @@ def test_a_row_without_accepted_numbers_fails_where_they_are_required(user):
         run(user, "--baseline=require", "--resume", "--locate=off").ret == 1
     )  # also where a run that passed is resumed
     assert [row["status"] for row in stored(user)["rows"]] == ["REGRESSED"] * 2
+
+
+# -------- the terminal in Chinese
+
+
+def test_the_terminal_speaks_the_reports_language(user):
+    write(user, BAD + "def test_precision(precision): precision(BAD, 1)\n")
+    said = run(user, "--lang=zh", "--locate=off").stdout.str()
+    assert "最多允许" in said and " allowed)" not in said
+    assert "outcome: failures" in said and "report: " in said  # which programs read
+    assert " allowed)" in run(user, "--locate=off").stdout.str()
