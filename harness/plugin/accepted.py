@@ -117,7 +117,7 @@ class Accepted:
 
         cases = {(row.case, row.dtype) for row in self._run.all_rows()}
         found = baseline.without_a_case(self.baselines, cases, baseline.key_of(**self._run.environment))
-        self._run.said += [(text, bad) for text in found]
+        self._run.terminal.notes += [(text, bad) for text in found]
         return not (found and bad)
 
     def selects_all(self) -> bool:
@@ -144,13 +144,13 @@ class Accepted:
             for row, after in zip(rows, settled):
                 self._run.replace_row(row, after)
                 if len(after.reasons) > len(row.reasons):
-                    self._run.note(after.baseline.text, bad=True)
+                    self._run.terminal.note(after.baseline.text, bad=True)
                     well = False
                 elif after.baseline.kind in (baseline.IMPROVED, baseline.DRIFT):
-                    self._run.note(f"{after.baseline.kind}: {after.baseline.text}")
+                    self._run.terminal.note(f"{after.baseline.kind}: {after.baseline.text}")
             loose = [] if self._run.options.preset else baseline.loosened(entry, rows)
             if loose:
-                self._run.note(
+                self._run.terminal.note(
                     f"{case} {dtype} is judged more loosely than when it was accepted: {', '.join(loose)}; "
                     "put the limit back, or --precision-baseline=accept",
                     bad=True,
@@ -158,7 +158,9 @@ class Accepted:
                 well = False
             absent = baseline.absent(entry, rows)
             if absent:
-                self._run.note(f"{len(absent)} accepted rows of {case} {dtype} did not run: {', '.join(absent)}")
+                self._run.terminal.note(
+                    f"{len(absent)} accepted rows of {case} {dtype} did not run: {', '.join(absent)}"
+                )
         return well
 
     def accept(self) -> bool:
@@ -186,7 +188,7 @@ class Accepted:
                 )
             ]
             if failed:
-                self._run.note(
+                self._run.terminal.note(
                     f"{case} {dtype} is not accepted: {len(failed)} of its rows did not pass; a baseline "
                     "of a failure would hide it: mend it, or enter it in the known failures",
                     bad=True,
@@ -196,11 +198,11 @@ class Accepted:
             try:
                 before = baseline.read(self.baselines, case, dtype)
             except HarnessError as error:
-                self._run.note(f"{error}; it is written anew")
+                self._run.terminal.note(f"{error}; it is written anew")
                 before = None
             gone = baseline.absent(baseline.entry_of(before, **self._run.environment), rows)
             if gone:
-                self._run.note(
+                self._run.terminal.note(
                     f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are "
                     f"dropped: {', '.join(gone)}",
                     bad=True,
@@ -208,7 +210,7 @@ class Accepted:
             try:
                 baseline.write(self.baselines, baseline.accepted(before, rows, when=when, **self._run.environment))
             except HarnessError as error:
-                self._run.note(str(error), bad=True)
+                self._run.terminal.note(str(error), bad=True)
                 well = False
                 continue
             accepted += len(rows)
@@ -220,7 +222,7 @@ class Accepted:
                 self._run.directory / "accepted" / baseline.stack_name(**self._run.environment),
                 lang=self._run.options.lang,
             )
-            self._run.note(f"accepted {accepted} rows into {self.baselines}; their report is {markdown}")
+            self._run.terminal.note(f"accepted {accepted} rows into {self.baselines}; their report is {markdown}")
         return well and bool(accepted)
 
     def say_loose(self) -> None:
@@ -233,7 +235,7 @@ class Accepted:
         except HarnessError:
             return  # an odd row: the command says which
         if found:
-            self._run.note(
+            self._run.terminal.note(
                 f"{len(found)} limits could come down: python -m harness ratchet "
                 f"{self._run.directory / 'precision.json'}"
             )
@@ -247,7 +249,9 @@ class Accepted:
             each for each in self.known if not any(each.covers(row.case, row.dtype, row.seed, device) for row in rows)
         ]
         if stale:
-            self._run.note(f"{len(stale)} known failures are no rows of this run: {', '.join(map(str, stale))}")
+            self._run.terminal.note(
+                f"{len(stale)} known failures are no rows of this run: {', '.join(map(str, stale))}"
+            )
 
 
 def _file(row) -> str:

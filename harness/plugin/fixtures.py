@@ -150,7 +150,7 @@ def _check(session, item: pytest.Item, case, seed: int | None, verdict=None):
             else []
         )
         lines += [*(f"  {reason}" for reason in verdict.reasons), *limits]
-        lines = [f"{'  ' * line.startswith('  ')}{session.in_language(line)}" for line in lines]
+        lines = [f"{'  ' * line.startswith('  ')}{session.terminal.in_language(line)}" for line in lines]
         pytest.fail("\n".join(lines), pytrace=False)
     return verdict
 

@@ -61,7 +61,7 @@ class Locating:
         from harness.report.pictures import depth_picture
 
         level = self._run.options.locate
-        self._run.say(
+        self._run.terminal.say(
             f"{row_name(case.name, case.dtype, seed)}: locating, by {'operators' if level == 'auto' else level}"
         )
         began, how = time.monotonic(), dict(models=self._run.models, level=level, limit=limit, row=_symptom(row))
@@ -70,7 +70,7 @@ class Locating:
             try:
                 finding = locate(case, seed, self._run.device, backward=True, **how)
             except HarnessError as error:  # what the first look found stands without the gradients
-                self._run.note(f"{case.name}: the gradients of its operators were not looked at: {error}")
+                self._run.terminal.note(f"{case.name}: the gradients of its operators were not looked at: {error}")
         self.spent -= finding.compiling
         name = stem_of(f"{case.name}-{case.dtype}" + ("" if seed is None else f"-seed{seed}"))
         folder, repro, picture = self._run.directory / "repro" / name, None, None
@@ -84,7 +84,7 @@ class Locating:
                 )
                 repro = write_repro(finding.trial, folder, title=title, **more)
             except Exception as error:  # noqa: BLE001  the finding stands without it
-                self._run.note(
+                self._run.terminal.note(
                     f"no repro of {finding.first.name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 )
         if finding.level == "operators" and finding.steps:
@@ -117,7 +117,7 @@ class Locating:
             terminal.write_line(f"{name}:")
             terminal.write_line(found_text(row.located, LANGUAGES[self._run.options.lang]))
         else:
-            self._run.tell(f"located {name}: {row.located.said}")
+            self._run.terminal.tell(f"located {name}: {row.located.said}")
 
 
 def _symptom(row):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import math
 import mmap
 import os
 import signal
@@ -26,16 +25,15 @@ from harness.plugin.locating import Locating
 from harness.plugin.names import dtype_id, is_accuracy_test, row_name
 from harness.plugin.opening import Opening
 from harness.plugin.options import options_of
+from harness.plugin.terminal import Terminal, header, summary
 from harness.plugin.turns import Turns
 from harness.plugin.watchdog import Limits, Watchdog
 from harness.plugin.workers import Workers
-from harness.printable import visible
 
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
 HUNG_STATUS = 1  # the exit status of a process that ends because its row hangs
 LOCATING = 3  # times the budget of locating that a row may take longer where its error is located
 FORKED = "precision() was called in a process that the test forked, whose rows reach no report; call it in the test"
-LOG_EVERY = 10.0  # seconds between progress lines where output is not a terminal
 
 
 class Session:
@@ -53,7 +51,7 @@ class Session:
         self.performance: list[dict] = []
         self.environment: dict = {"backend": None, "stack": {}}
         self.written: tuple[Path, Path] | None = None
-        self._report = None  # what was written last
+        self.report = None  # what was written last
         idle = bool(self.worker) or config.option.collectonly
         self.folder = Folder(self.directory, lang=self.options.lang, idle=idle)
         self._standing: dict[str, object] = {}  # rows of tests that have not ended, by test id
@@ -64,7 +62,7 @@ class Session:
         self._introduced = False  # whether pytest's header named the device
         self.accepted = Accepted(self, self.options.baselines or config.rootpath / "cases" / "baselines")
         self.locating = Locating(self)
-        self.said: list[tuple[str, bool]] = []  # of the baselines, for the terminal: a line, and whether it is bad
+        self.terminal = Terminal(config, lang=self.options.lang, quiet=bool(self.worker))
         self.models = None
         self._store = None
         self._timed: set = set()
@@ -76,7 +74,7 @@ class Session:
         self._workers = Workers(self.worker)
         self._workers.join(config)
         self._earlier = None  # the run that this one resumes
-        self._kept = 0  # rows of it that stand
+        self.kept = 0  # rows of it that stand
         self._code: str | None = None  # of the run, once its tests are collected
         self._limits = Limits(self.options.row_timeout)
         self._watchdog: Watchdog | None = None
@@ -88,8 +86,6 @@ class Session:
         self._ended_attempts: set[str] = set()  # tests whose attempt ended and whose next one did not begin
         self._attempts: dict[str, int] = {}  # attempts of a test that failed and were followed by another, by test id
         self._late: list = []  # rows that were asked for after their test had ended
-        self._began = time.perf_counter()
-        self._said = -math.inf  # when the last progress line was written
 
     # -------- the device and the run
 
@@ -114,7 +110,7 @@ class Session:
     def open_for_collection(self) -> None:
         """Open the device before files of tests are imported; an error is for the accuracy tests that are collected."""
         if not self.opening.is_open:
-            self.say(f"opening the device ({self.options.device})")
+            self.terminal.say(f"opening the device ({self.options.device})")
         self.opening.open()
 
     @property
@@ -131,24 +127,10 @@ class Session:
         return self._device
 
     def header(self) -> list[str]:
-        """The device, why it is this one, and its switches, for pytest's header; nothing before it is open, or a second
-        time.
-        """
-        if self._introduced or (not self.opening.is_open and self.opening.error is None):
-            return []
-        self._introduced = True
-        if self.opening.error is not None:
-            return [f"accuracy: no device ({self.options.device}): {self.opening.error}"]
-        device = self.opening.device
-        stack = device.stack.to_dict()
-        card = f", card {stack['card']}" if stack.get("card") else ""
-        switches = [f"{name} {'on' if value else 'off'}" for name, value in stack.items() if isinstance(value, bool)]
-        switches += [f"{name}={value}" for name, value in stack["environment"].items()]
-        switches.append(f"{stack['threads']} threads")
-        return [
-            f"accuracy: {device.torch_device} is {device.name}{card}, {device.backend}: {device.reason}",
-            f"accuracy: {', '.join(switches)}",
-        ]
+        """The device, for pytest's header; nothing before it is open, or a second time."""
+        lines = [] if self._introduced else header(self.opening, self.options.device)
+        self._introduced = self._introduced or bool(lines)
+        return lines
 
     def _plant(self) -> None:
         """Plant the faults that were asked for. Raises: DeviceError where the device is not an emulated one."""
@@ -200,7 +182,7 @@ class Session:
             return None
         if self.options.baseline == "require" and Mark.NEW in row.marks:  # it passed where that was allowed
             return None
-        self._kept += 1
+        self.kept += 1
         return row
 
     def measure(self, case, seed: int | None):
@@ -212,13 +194,13 @@ class Session:
         name = row_name(case.name, case.dtype, seed)
         compiles = self.environment["stack"].get("jit_compile")
         first = " (jit_compile is on: the first run of a shape compiles)" if compiles else ""
-        self.say(f"{name}: CPU, then {device.torch_device}{first}")
+        self.terminal.say(f"{name}: CPU, then {device.torch_device}{first}")
         options = {"rerun_reference": self.options.rerun_reference, "preset": self.options.preset}
         with self._in_time(case, compiles=bool(compiles)):
             verdict = validate(case, seed, device, models=self.models, **options)
         if verdict.evidence is not None and verdict.evidence.compiled:
-            self.say(f"{name}: {verdict.evidence.compiled}")
-            self.note(f"{name}: {verdict.evidence.compiled}")
+            self.terminal.say(f"{name}: {verdict.evidence.compiled}")
+            self.terminal.note(f"{name}: {verdict.evidence.compiled}")
         self._read_stack()
         if verdict.skips:  # nothing ran
             return verdict
@@ -270,7 +252,7 @@ class Session:
         self.folder.ended(nodeid)
         self._write(last=True)
         self.folder.end()
-        with self._uncaptured():
+        with self.terminal.uncaptured():
             sys.__stderr__.write(
                 f"\n{row.name} {text}\nThe run ends with it; --precision-isolate goes on with the rows after it.\n"
                 f"report: {self.directory / 'precision.md'}\n"
@@ -292,43 +274,13 @@ class Session:
         if key in self._timed:
             return
         self._timed.add(key)
-        self.say(f"{case.name} {dtype_id(case.dtype)}: timing")
+        self.terminal.say(f"{case.name} {dtype_id(case.dtype)}: timing")
         self.performance += time_case(case, self.device, self.models)
 
     @property
     def is_stopped(self) -> bool:
         """Whether the device no longer computes."""
         return self._device is not None and bool(self._device.stopped)
-
-    def note(self, text: str, *, bad: bool = False) -> None:
-        """A line for the end of the run; in red where it is `bad`."""
-        self.said.append((text, bad))
-
-    def say(self, text: str) -> None:
-        """A progress line: on a terminal overwritten by the next, in a log at most one every `LOG_EVERY` seconds."""
-        terminal = self.config.pluginmanager.get_plugin("terminalreporter")
-        now = time.perf_counter() - self._began
-        if terminal is None or self.worker or self.config.option.verbose < 0:
-            return
-        if not terminal.isatty and now - self._said < LOG_EVERY:
-            return
-        self._said = now
-        line = f"[{now:5.1f} s] {visible(text)}"
-        with self._uncaptured():
-            if terminal.isatty:
-                terminal.rewrite(line[: terminal._tw.fullwidth - 1], erase=True)
-            else:
-                terminal.ensure_newline()
-                terminal.write_line(line)
-
-    @contextmanager
-    def _uncaptured(self):
-        capture = self.config.pluginmanager.get_plugin("capturemanager")
-        if capture is None:
-            yield
-            return
-        with capture.global_and_fixture_disabled():
-            yield
 
     # -------- collection
 
@@ -697,7 +649,7 @@ class Session:
 
         done = self.folder.write(build, last=last)
         if done is not None:
-            self.written, self._report = done
+            self.written, self.report = done
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node, error) -> None:
@@ -726,7 +678,7 @@ class Session:
         for row in rows:
             if id(row) in twins:
                 self.replace_row(row, twins[id(row)])
-                self.note(f"{row.name}: {twins[id(row)].reasons[-1]}", bad=True)
+                self.terminal.note(f"{row.name}: {twins[id(row)].reasons[-1]}", bad=True)
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         self.deselected = self.deselected or any(is_accuracy_test(item.nodeid) or uses_fixture(item) for item in items)
@@ -753,7 +705,7 @@ class Session:
         if session.exitstatus == pytest.ExitCode.OK and not self.config.option.collectonly:
             asked = (self.explicit and self.whole) or bool(self.collected)  # others may have tests of that name
             said = complaints(self.all_rows(), asked=asked)
-            self.said += [(text, True) for text in said]
+            self.terminal.notes += [(text, True) for text in said]
             if said or not well or self.idle_faults():
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -774,54 +726,7 @@ class Session:
             signal.signal(signal.SIGTERM, before)
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
-        if self.written is None and not self.said:
-            return
-        terminalreporter.section("accuracy")
-        if self.written is None:
-            self._print_said(terminalreporter)
-            return
-        from harness.report.format import counts
-
-        if self._kept:
-            self.tell(f"{self._kept} rows are of the run before, which this one resumes")
-        stored = self._report
-        if stored.backend == "emulated":
-            self.tell("EMULATED: measured on an emulated device; it says nothing about hardware")
-        for each in stored.stack.get("faults") or ():
-            self.tell(f"FAULT PLANTED: {each}")
-        for each in self.idle_faults():
-            self.tell(
-                f"{each} never acted: none of the operators that it names ran, or there was nothing to change", bad=True
-            )
-        for row in stored.rows:
-            if row.located is not None:
-                self.locating.print(terminalreporter, row)
-        if self.locating.unlocated:
-            self.tell(
-                f"{self.locating.unlocated} failing rows were not located: the budget of "
-                f"{self.options.locate_budget:g} s is spent; --precision-locate-budget"
-            )
-        self._print_said(terminalreporter)
-        device = stored.stack.get("device")
-        terminalreporter.write_line(f"{counts(stored.headline)} on {device} ({stored.backend})")
-        terminalreporter.write_line(f"report: {self.written[1]}")
-        terminalreporter.write_line(f"outcome: {stored.outcome}")
-
-    def in_language(self, text: str) -> str:
-        """A line for the terminal, in the language of the report."""
-        from harness.report.words import LANGUAGES, told
-
-        return visible(told(text, LANGUAGES[self.options.lang]))
-
-    def tell(self, text: str, *, bad: bool = False) -> None:
-        """A line of the terminal's summary."""
-        self.config.pluginmanager.get_plugin("terminalreporter").write_line(self.in_language(text), red=bad)
-
-    def _print_said(self, terminal) -> None:
-        for text in self.folder.notes:
-            terminal.write_line(text)
-        for text, bad in self.said:
-            self.tell(text, bad=bad)
+        summary(self, terminalreporter)
 
 
 def _interrupt(number, frame):
