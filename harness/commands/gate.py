@@ -37,14 +37,14 @@ def _add(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import json
 
-    from harness.report import jsonable, load, upgrade_text, write_text
+    from harness.report import jsonable, load, stacks_title, upgrade_text, write_text
     from harness.upgrade.transitions import compare_reports
 
     if len(arguments.reports) < 2:
         raise ValueError("one report was given where two or more are compared; give the older one first")
     stored = [load(each) for each in arguments.reports]
     found = [compare_reports(*each, subset=arguments.subset) for each in zip(stored, stored[1:])]
-    titles = [f"{before} → {after}" for before, after in zip(arguments.reports, arguments.reports[1:])]
+    titles = [stacks_title(*each) for each in zip(stored, stored[1:])]
     text = "\n\n".join(upgrade_text(each, title=title, every=arguments.every) for each, title in zip(found, titles))
     print(text)
     if arguments.output:

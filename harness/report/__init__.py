@@ -24,6 +24,7 @@ from harness.report.files import (
 )
 from harness.report.rejudge import judged, pairs_text, upgrade_text, verdicts_text
 from harness.report.rows import Row, jsonable, row
+from harness.report.text import stacks_title
 
 __all__ = [
     "JSON_NAME",
@@ -47,6 +48,7 @@ __all__ = [
     "retire",
     "row",
     "safe_of",
+    "stacks_title",
     "stem_of",
     "upgrade_text",
     "verdicts_text",

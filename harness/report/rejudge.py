@@ -11,9 +11,10 @@ from harness.judging.checks import judge
 from harness.judging.status import Status
 from harness.judging.tolerance import Tolerance
 from harness.judging.verdict import Reason, Verdict, error, skipped
-from harness.report.document import Block, Bullets, Table, Text, to_markdown
+from harness.report.document import Block, Bullets, Table, Text, to_markdown, to_short_markdown
 from harness.report.format import MISSING, cosine, counts, difference, times
 from harness.report.rows import Row
+from harness.report.words import EN
 from harness.typed_json import shown
 
 if TYPE_CHECKING:
@@ -148,8 +149,8 @@ def pairs_text(found: Iterable[NamedVerdict], *, title: str, notes: Iterable[str
 
 
 def upgrade_text(found: Any, *, title: str, every: bool = False) -> str:
-    """An upgrade as markdown for a pull request: counts, what changed in the stack, the rows that changed; IDENTICAL
-    ones when `every`.
+    """An upgrade as markdown for a pull request, never longer than a comment may be: counts, what changed in the stack,
+    and each row that changed, the worst first; IDENTICAL ones when `every`.
     """
     counted = ", ".join(f"{count} {kind}" for kind, count in found.counts().items()) or "nothing to compare"
     blocks: list[Block] = [Text(text=f"{'✅' if found.passed else '❌'} {title}: {counted}", strong=True)]
@@ -161,32 +162,31 @@ def upgrade_text(found: Any, *, title: str, every: bool = False) -> str:
             blocks += [Text(text="Of these, what changes numbers by itself:"), Bullets(items=found.effects)]
     else:
         blocks.append(Text(text="The two stacks are the same."))
-    rows = []
-    for each in found.transitions:
-        if every or each.kind != "IDENTICAL":
-            seed = MISSING if each.seed is None else str(each.seed)
-            ratio = each.error_after / each.error_before if each.error_before and each.error_after is not None else None
-            numbers = (difference(each.error_before), difference(each.error_after), times(ratio))
-            rows.append(
-                (
-                    each.kind,
-                    each.case,
-                    each.dtype or MISSING,
-                    seed,
-                    each.before or MISSING,
-                    each.after or MISSING,
-                    *numbers,
-                )
-            )
+    rows = tuple(_transition(each) for each in found.transitions if every or each.kind != "IDENTICAL")
     if rows:
-        columns = ("transition", "case", "dtype", "seed", "before", "after", "error before", "error after", "ratio")
-        blocks.append(Table(columns=columns, rows=tuple(rows), numbers_from=6))
-    said = [
-        f"{each.kind} {each.case} {each.dtype or ''} {'' if each.seed is None else f'seed {each.seed}'}: {each.text}"
-        for each in found.transitions
-    ]
-    bad = [text for text, each in zip(said, found.transitions) if each.kind not in ("IDENTICAL", "NEW", "DRIFT")]
-    return to_markdown([*blocks, *([Bullets(items=tuple(bad))] if bad else [])]).rstrip("\n")
+        columns = (
+            "transition",
+            "case",
+            "dtype",
+            "seed",
+            "before",
+            "after",
+            "error before",
+            "error after",
+            "ratio",
+            "why",
+        )
+        blocks.append(Table(columns=columns, rows=rows, numbers_from=6, numbers_to=9))
+    return to_short_markdown(blocks, left_out=EN["left_out"]).rstrip("\n")
+
+
+def _transition(each: Any) -> tuple[str, ...]:
+    """One transition as the cells of its row."""
+    seed = MISSING if each.seed is None else str(each.seed)
+    ratio = each.error_after / each.error_before if each.error_before and each.error_after is not None else None
+    numbers = (difference(each.error_before), difference(each.error_after), times(ratio))
+    statuses = (each.before or MISSING, each.after or MISSING)
+    return (str(each.kind), each.case, each.dtype or MISSING, seed, *statuses, *numbers, each.text)
 
 
 def _shown(value: Any) -> str:

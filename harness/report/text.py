@@ -71,9 +71,27 @@ def warnings_of(report: Report, words: Mapping[str, str]) -> list[str]:
 
 
 def stack_line(report: Report) -> str:
-    """The stack on one line: "Ascend910B4 (npu), cann 8.5.1, torch 2.9.0, torch_npu 2.9.0"."""
+    """The stack on one line, and when it was measured: "Ascend910B4 (npu), cann 8.5.1, torch 2.9.0, …"."""
+    return ", ".join([*_stack_parts(report), report.created])
+
+
+def _stack_parts(report: Report) -> list[str]:
     named = [f"{name} {report.stack[name]}" for name in ("cann", "torch", "torch_npu") if report.stack.get(name)]
-    return ", ".join([f"{_device(report)} ({report.backend})", *named, report.created])
+    return [f"{_device(report)} ({report.backend})", *named]
+
+
+def stacks_title(before: Report, after: Report) -> str:
+    """Two stacks by what differs of them, or by their days where nothing does.
+
+    >>> from harness.report import build
+    >>> old, new = ({"device": "Ascend910B4", "cann": version, "torch": "2.9"} for version in ("8.2", "8.5"))
+    >>> stacks_title(*(build([], stack=each, backend="npu") for each in (old, new)))
+    'Ascend910B4 (npu), cann 8.2, torch 2.9 → cann 8.5'
+    """
+    old, new = _stack_parts(before), _stack_parts(after)
+    if old == new:
+        return f"{', '.join(old)}, {before.created} → {after.created}"
+    return f"{', '.join(old)} → {', '.join(each for each in new if each not in old)}"
 
 
 def _headline(report: Report, words: Mapping[str, str]) -> list[Block]:

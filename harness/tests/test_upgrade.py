@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from dataclasses import replace
 from datetime import date
@@ -153,8 +154,12 @@ def test_the_difference_of_the_stacks_stands_beside(reports, capsys, tmp_path):
     assert main(["gate", *paths, "--output", str(tmp_path / "upgrade.md")]) == 1
     out = capsys.readouterr().out
     assert out.strip() == (tmp_path / "upgrade.md").read_text().strip()
-    assert "| cann" in out and "8.3.RC1" in out and "8.5.0" in out and "torch_npu" not in out
-    assert "- REGRESSED m float32 seed 0: " in out and "1.100 times on average over 5 seeds" in out
+    assert "| cann" in out and "8.3.RC1" in out and "8.5.0" in out and "| torch_npu" not in out
+    assert out.startswith("**❌ Ascend910B4 (npu), cann 8.3.RC1, torch_npu 2.9.0 → cann 8.5.0: 5 REGRESSED**")
+    assert (
+        re.search(r"\| REGRESSED +\| m +\| float32 +\| +0 +\| PASS", out)
+        and "1.100 times on average over 5 seeds" in out
+    )
 
 
 def test_an_emulated_report_never_meets_a_cards(reports, capsys):
@@ -166,7 +171,7 @@ def test_several_reports_make_a_history_and_the_last_step_decides(reports, capsy
     before, after = reports([measured(n) for n in SEEDS], [measured(n, 1.1e-4) for n in SEEDS])
     assert main(["gate", before, after, before]) == 0
     out = capsys.readouterr().out
-    assert out.count("REGRESSED m float32") == 5 and "5 IMPROVED" in out
+    assert out.count("| REGRESSED    | m") == 5 and "5 IMPROVED" in out
     assert main(["gate", before]) == 1
     assert "one report was given" in capsys.readouterr().err
 
