@@ -109,7 +109,8 @@ SHARED = (
 )  # of the floor may be a factor or a shift that all elements share: independent roundings share almost none
 
 
-SLACK = ((MANY, 2.0), (501, 3.0), (11, 5.0), (0, 10.0))  # elements, and times the floor from that many on
+SLACK = ((MANY, 2.0), (501, 3.0), (11, 5.0))  # elements, and times the floor from that many on
+MOST_SLACK = 10.0  # of fewer elements
 
 
 def slack(count: int) -> float:
@@ -121,16 +122,16 @@ def slack(count: int) -> float:
     500 and 10 up to 10 elements). Where a verdict hangs on them (`hangs_on_slack`), runs with random roundings tell
     what is allowed instead: `Scatter.slack`.
     """
-    return next(times for least, times in SLACK if count >= least)
+    return next((times for least, times in SLACK if count >= least), MOST_SLACK)
 
 
 def bits(error: float) -> float:
     """Effective bits: -log2 of the relative L2 error to float64. About 23 to 24 is float32, 12.7 HF32, 12.2 float16,
     9.2 bfloat16.
     """
-    if error == 0:
-        return math.inf
-    return -math.log2(error) if error > 0 else math.nan
+    if error > 0:
+        return -math.log2(error)
+    return math.inf if error == 0 else math.nan
 
 
 def is_floating(dtype: str) -> bool:

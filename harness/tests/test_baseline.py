@@ -186,6 +186,16 @@ def test_a_file_with_an_older_name_is_read_where_it_is_of_that_case_and_gives_wa
     assert not (tmp_path / "c_d-float32.json").exists() and baseline.read(tmp_path, "c/d", "float32").case == "c/d"
 
 
+@pytest.mark.parametrize("length", [255, 256])
+def test_a_name_too_long_for_an_older_file_is_written_all_the_same(tmp_path, length):
+    name = "x" * (length - len("-float32.json"))
+    if length == 255:  # what an older version could write
+        assert older(tmp_path, name).exists()
+    baseline.write(tmp_path, kept(name))
+    assert [path.name for path in tmp_path.iterdir()] == [baseline.path_of(tmp_path, name, "float32").name]
+    assert baseline.read(tmp_path, name, "float32").case == name
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

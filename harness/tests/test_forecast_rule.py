@@ -5,6 +5,7 @@ held here.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from harness import numerics
 from harness.devices import Stack
-from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_of
+from harness.numerics.expected_error import Rules, _dropped, _is_ours, alternatives, overflow_of, rounding, rules_of
 from harness.tests.test_restated import BIG, entering, tanh_gelu
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -632,3 +633,50 @@ def test_rules_hold_in_inference_mode_and_end_with_the_block():
     assert bits(a @ b, exact) > 21
     with rounding(None):
         assert bits(a @ b, exact) > 21
+
+
+# -------- what is assumed, what random roundings drop, which calls are the forecast's
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [
+        ("float32", ["two last places"]),
+        ("bfloat16", ["two last places", "ties away"]),
+        ("float16", ["two last places", "in float16", "ties away"]),
+    ],
+)
+def test_the_assumptions_that_matter_in_a_dtype(dtype, said):
+    rules = Rules()
+    others = list(alternatives(rules, dtype))
+    assert len(others) == len(said) and all(word in what for word, (what, _) in zip(said, others))
+    assert all(other != rules and replace(other, vector=rules.vector) == rules for _, other in others)
+    changed = [other for what, other in others if "two last places" not in what]
+    assert all("two last places" in what or other in changed for what, other in others)
+    again = Rules(vector=others[0][1].vector)  # a card that does so already is not made otherwise by it
+    assert [what for what, _ in alternatives(again, dtype)] == [what for what, _ in others[1:]]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "dropped"),
+    [
+        ({}, {}),
+        ({"conv": "HF32"}, {"aten::convolution": 12}),
+        ({"matmul": "TF32"}, {"aten::mm": 13, "aten::addmm": 13, "aten::bmm": 13}),
+        ({"conv": "float16", "matmul": "HF32"}, {"aten::convolution": 13, "aten::mm": 12, "aten::addbmm": 12}),
+        ({"conv": "HF32", "overflow_alone": True}, {}),
+    ],
+)
+def test_operands_drop_the_bits_of_their_kind(kinds, dropped):
+    found = {str(each).replace("aten.", "aten::"): number for each, number in _dropped(Rules(**kinds)).items()}
+    assert {name: found.get(name) for name in dropped} == dropped and bool(found) is bool(dropped)
+    products = {"aten::mm", "aten::addmm", "aten::bmm"}
+    assert products <= found.keys() or kinds.get("matmul", "float32") == "float32" or not dropped
+    assert not products & found.keys() or kinds.get("matmul", "float32") != "float32"
+
+
+def test_a_call_is_the_forecasts_where_all_its_tensors_are_strided_fractions_of_the_cpu():
+    x = torch.ones(2, 2)
+    assert _is_ours((x, 1)) and _is_ours((x, x.half())) and not _is_ours((1, 2))
+    for other in (x.double(), x.long(), x.to_sparse(), x.to("meta")):
+        assert not _is_ours((x, other)) and not _is_ours((other, x))

@@ -54,6 +54,16 @@ def test_a_long_product_loses_as_much_as_the_cube_taken_literally(terms, inner):
     assert 0.8 * literal < error(matmul(x, w), exact) < 1.8 * literal
 
 
+def test_a_long_product_is_in_order_however_many_parts_are_asked_for_but_one(monkeypatch):
+    asked, in_order = [], cube._in_order
+    monkeypatch.setattr(cube, "_in_order", lambda *sides: asked.append(True) or in_order(*sides))
+    x, w = seeded(48, 2048), seeded(2048, 48, seed=1)
+    two, four = (matmul(x, w, groups=parts) for parts in (2, 4))
+    assert torch.equal(two, four) and len(asked) == 2
+    matmul(x, w, groups=1)  # torch's own sum
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (3, 8, 8)], ids=["a matrix", "a batch"])
 def test_a_long_product_is_the_same_in_batches_and_in_blocks(shape, monkeypatch):
     """Batches go one after the other; blocks of rows change nothing but what the BLAS library makes of fewer rows."""

@@ -110,6 +110,9 @@ def test_ties_are_looked_for_where_whole_numbers_alone_differ_and_not_in_most():
     for unequal, looked in ((1, True), (50, True), (51, False)):
         assert hangs_on_ties(judge({"index": compared(unequal, 0.0)}, Tolerance(preset="pair"))) is looked
     assert not hangs_on_ties(judge({"index": compared(0, 0.0)}, Tolerance(preset="pair")))
+    for first, second, looked in ((1, 1, True), (1, 51, False), (51, 1, False)):
+        two = judge({"index": compared(first, 0.0), "other": compared(second, 0.0)}, Tolerance(preset="pair"))
+        assert hangs_on_ties(two) is looked
     other = compared(1, 0.0, "int32")
     wrong = judge(
         {"index": compared(1, 0.0), "other": other.__class__(**{**vars(other), "shape": (3,)})},
