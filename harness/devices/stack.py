@@ -278,6 +278,7 @@ def _imported(package: str) -> str | None:
     return None if module is None else getattr(module, "__version__", None) or _version(package.replace("_", "-"))
 
 
+@functools.cache  # no package changes under a process that runs, and a stack is read with every row
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -293,6 +294,7 @@ ARM = {
 }  # fmt: skip
 
 
+@functools.cache
 def cpu_name() -> str:
     """The CPU's name, by its numbers where it is an Arm one: "Kunpeng 920 (implementer 0x48, part 0xd01)"."""
     with contextlib.suppress(OSError):

@@ -529,25 +529,20 @@ class Session:
         from harness.upgrade.known_failures import KNOWN
 
         found = Row.of(verdict, test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, known=known)
-        acted = [str(each) for each in self.planted if each.hits]
-        environment = jsonable(self.environment)
-
-        def carried() -> tuple[str, str]:
-            return ROW, json.dumps({"row": found.to_dict(), "environment": environment, "acted": acted})
-
+        stored = found.to_dict()
+        more = {"environment": jsonable(self.environment), "acted": [str(each) for each in self.planted if each.hits]}
         numbers = [
-            (name, value)
-            for name, value in found.to_dict().items()
-            if isinstance(value, (int, float, str)) and name != "test"
+            (name, value) for name, value in stored.items() if isinstance(value, (int, float, str)) and name != "test"
         ]
-        item.stash[PROPERTIES] += [*numbers, carried()]  # pytest_runtest_makereport puts them into the test's report
+        # pytest_runtest_makereport puts them into the test's report.
+        item.stash[PROPERTIES] += [*numbers, (ROW, json.dumps({"row": stored, **more}))]
         item.stash[ROWS].append(found)
         self._workers.measured(found)
         if not verdict.skips and self.locating.wants(case, failed=not verdict.passed and KNOWN not in verdict.marks):
             self._keep(item.nodeid, found)
             with self._in_time(case, compiles=False, more=LOCATING * self.options.locate_budget):
                 found = replace(found, located=self.locating.locate(case, seed, found))
-            item.stash[PROPERTIES][-1] = carried()
+            item.stash[PROPERTIES][-1] = ROW, json.dumps({"row": found.to_dict(), **more})
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
