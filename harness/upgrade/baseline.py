@@ -516,15 +516,15 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
         sign = 1 if each.ratio > alone else shrunk
         if sign and _is_scatter(rows[index], entry.rows[seed_of(rows[index])]):
             sign = 0
-        worse = sign == 1
-        if sign and (each.ratio > 1) == worse:
-            kind = REGRESSED if worse else IMPROVED
+        grown = sign == 1
+        if sign and (each.ratio > 1) == grown:
+            kind = REGRESSED if grown else IMPROVED
             shared = (
                 f", {math.exp(sum(logs) / len(logs)):.3f} times on average over {len(logs)} seeds"
                 if sign == together
                 else ""
             )
-            advice = ADVICE if worse else "accept it with --precision-baseline=accept, so that it cannot be lost again"
+            advice = ADVICE if grown else "accept it with --precision-baseline=accept, so that it cannot be lost again"
             found[index] = Change(kind=kind, text=f"{each.text}{shared}; {advice}", ratio=each.ratio)
     for index, each in enumerate(found):
         worse = _worse_parts(rows[index], entry.rows[seed_of(rows[index])]) if each.kind in (DRIFT, IMPROVED) else []
