@@ -140,14 +140,15 @@ def _with_short_lines(block: Block) -> Block:
     if isinstance(block, Folded):
         return replace(block, blocks=tuple(map(_with_short_lines, block.blocks)))
     if isinstance(block, Bullets):
-        return Bullets(items=tuple(map(_shortened, block.items)))
+        return Bullets(items=tuple(map(shortened, block.items)))
     if isinstance(block, Table):
-        return replace(block, rows=tuple(tuple(map(_shortened, row)) for row in block.rows))
-    return replace(block, text=_shortened(block.text))
+        return replace(block, rows=tuple(tuple(map(shortened, row)) for row in block.rows))
+    return replace(block, text=shortened(block.text))
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= LINE else f"{text[: LINE - 2]} …"
+def shortened(text: str, most: int = LINE) -> str:
+    """A text of at most `most` characters, with "…" where it was cut."""
+    return text if len(text) <= most else f"{text[: most - 2]} …"
 
 
 def _markdown(block: Block) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.printable import visible
-from harness.report.document import Block, Bullets, Heading, Picture, Table, Text
+from harness.report.document import Block, Bullets, Heading, Picture, Table, Text, shortened
 from harness.report.format import MISSING, cosine, difference, number, share, times
 from harness.report.located import found_blocks
 from harness.report.pictures import histogram_picture
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from harness.report.content import Report
 
 PICTURED = 40  # rows that did not pass whose pictures are in the page
+LINKED = 160  # characters of a reason in the table of rows
 LARGEST = 1 << 20  # bytes of a picture's file
 
 STYLE = """
@@ -162,14 +163,14 @@ def _row(row: Row, place: int | None, decided: bool, reasons: bool, words: Mappi
     result = result_of(row).removeprefix(f"{row.status.sign} ")  # words and a colour; not every font has the signs
     cells = f'<td class="status {row.status}">{_text(result)}</td><td>{_text(row.case)}</td><td>{_text(dtype)}</td>'
     cells += _cells("td", numbers)
-    why = "" if place is None else f'<a href="#row{place}">{_text(_cut(line_of(row, words).partition(": ")[2]))}</a>'
+    why = (
+        ""
+        if place is None
+        else f'<a href="#row{place}">{_text(shortened(line_of(row, words).partition(": ")[2], LINKED))}</a>'
+    )
     cells += (f'<td class="text">{why}</td>' if reasons else "") + _cells("td", more)
     data = f'data-status="{row.status}" data-case="{_text(row.case)}" data-dtype="{_text(dtype)}"'
     return f"<tr {data}>{cells}</tr>"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 160 else f"{text[:158]} …"
 
 
 # -------- what failed

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.judging.criteria import AT_LEAST
 from harness.judging.status import STATUSES, Mark, Status
-from harness.report.document import Block, Bullets, Folded, Heading, Picture, Table, Text
+from harness.report.document import Block, Bullets, Folded, Heading, Picture, Table, Text, shortened
 from harness.report.format import MISSING, cosine, counts, difference, number, share, times
 from harness.report.located import found_blocks
 from harness.report.rows import Located, Row
@@ -148,8 +148,7 @@ def line_of(row: Row, words: Mapping[str, str]) -> str:
 
 def _first(text: str) -> str:
     """The first clause of a text, or what of it fits."""
-    sentence = re.split(r"\. |; |[。；]", text, maxsplit=1)[0]
-    return sentence if len(sentence) <= FIRST else f"{sentence[: FIRST - 2]} …"
+    return shortened(re.split(r"\. |; |[。；]", text, maxsplit=1)[0], FIRST)
 
 
 def _not_passed(report: Report, words: Mapping[str, str]) -> list[Block]:
