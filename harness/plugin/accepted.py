@@ -168,52 +168,11 @@ class Accepted:
         was accepted.
         """
         from harness import report
-        from harness.errors import HarnessError
-        from harness.judging.status import Mark, Status
         from harness.upgrade import baseline
 
-        well, accepted, collected = True, 0, self._run.all_rows()
-        when = time.strftime("%Y-%m-%d")
-        for (case, dtype), rows in self.groups().items():
-            files = {
-                _file(row) for row in rows
-            }  # of an error that came before its case nobody knows more than its file
-            failed = [
-                row
-                for row in collected
-                if Mark.KNOWN not in row.marks
-                and (
-                    (row.status in (Status.FAIL, Status.ERROR) and (row.case, row.dtype) == (case, dtype))
-                    or (row.case in files and row.status is Status.ERROR)
-                )
-            ]
-            if failed:
-                self._run.terminal.note(
-                    f"{case} {dtype} is not accepted: {len(failed)} of its rows did not pass; a baseline "
-                    "of a failure would hide it: mend it, or enter it in the known failures",
-                    bad=True,
-                )
-                well = False
-                continue
-            try:
-                before = baseline.read(self.baselines, case, dtype)
-            except HarnessError as error:
-                self._run.terminal.note(f"{error}; it is written anew")
-                before = None
-            gone = baseline.absent(baseline.entry_of(before, **self._run.environment), rows)
-            if gone:
-                self._run.terminal.note(
-                    f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are "
-                    f"dropped: {', '.join(gone)}",
-                    bad=True,
-                )
-            try:
-                baseline.write(self.baselines, baseline.accepted(before, rows, when=when, **self._run.environment))
-            except HarnessError as error:
-                self._run.terminal.note(str(error), bad=True)
-                well = False
-                continue
-            accepted += len(rows)
+        collected = self._run.all_rows()
+        groups = self.groups()
+        accepted = [rows for name, rows in groups.items() if self._accept_case(*name, rows, collected)]
         self.check_names(bad=False)
         if accepted:
             built = report.build(collected, performance=self._run.performance, **self._run.environment)
@@ -222,8 +181,43 @@ class Accepted:
                 self._run.directory / "accepted" / baseline.stack_name(**self._run.environment),
                 lang=self._run.options.lang,
             )
-            self._run.terminal.note(f"accepted {accepted} rows into {self.baselines}; their report is {markdown}")
-        return well and bool(accepted)
+            count = sum(map(len, accepted))
+            self._run.terminal.note(f"accepted {count} rows into {self.baselines}; their report is {markdown}")
+        return bool(accepted) and len(accepted) == len(groups)
+
+    def _accept_case(self, case, dtype, rows: list, collected: list) -> bool:
+        """Write the rows of one case in one dtype; whether that was done. `collected`: all rows of the run."""
+        from harness.errors import HarnessError
+        from harness.upgrade import baseline
+
+        note = self._run.terminal.note
+        failed = _failed(case, dtype, rows, collected)
+        if failed:
+            note(
+                f"{case} {dtype} is not accepted: {failed} of its rows did not pass; a baseline "
+                "of a failure would hide it: mend it, or enter it in the known failures",
+                bad=True,
+            )
+            return False
+        try:
+            before = baseline.read(self.baselines, case, dtype)
+        except HarnessError as error:
+            note(f"{error}; it is written anew")
+            before = None
+        gone = baseline.absent(baseline.entry_of(before, **self._run.environment), rows)
+        if gone:
+            note(
+                f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are "
+                f"dropped: {', '.join(gone)}",
+                bad=True,
+            )
+        when = time.strftime("%Y-%m-%d")
+        try:
+            baseline.write(self.baselines, baseline.accepted(before, rows, when=when, **self._run.environment))
+        except HarnessError as error:
+            note(str(error), bad=True)
+            return False
+        return True
 
     def say_loose(self) -> None:
         """Say how many limits could come down, of those that a case sets itself."""
@@ -252,6 +246,21 @@ class Accepted:
             self._run.terminal.note(
                 f"{len(stale)} known failures are no rows of this run: {', '.join(map(str, stale))}"
             )
+
+
+def _failed(case, dtype, rows: list, collected: list) -> int:
+    """How many rows of a case in a dtype did not pass. Of an error that came before its case nobody knows more than
+    its file: it counts for the cases of that file.
+    """
+    from harness.judging.status import Mark, Status
+
+    files = {_file(row) for row in rows}
+
+    def counts(row) -> bool:
+        own = (row.case, row.dtype) == (case, dtype) and row.status in (Status.FAIL, Status.ERROR)
+        return own or (row.case in files and row.status is Status.ERROR)
+
+    return sum(Mark.KNOWN not in row.marks and counts(row) for row in collected)
 
 
 def _file(row) -> str:
