@@ -559,12 +559,20 @@ def targets(x: Tensor) -> Tensor:
     return (torch.arange(len(x), device=x.device) * 40_503 + 7) % x.shape[-1]
 
 
+def largest_of(x: Tensor) -> dict[str, Tensor]:
+    """The largest values, and what lies at their indices: of equal numbers, of which a long half axis has many, torch
+    promises no order.
+    """
+    values, indices = x.topk(50, -1)
+    return {"values": values, "at the indices": x.gather(-1, indices), "distinct": indices.sort(-1).values.diff() > 0}
+
+
 ALONG: dict[str, Callable[..., Any]] = {
     "softmax": partial(torch.softmax, dim=-1),
     "log_softmax": partial(F.log_softmax, dim=-1),
     "cross_entropy": lambda x: F.cross_entropy(x * 4, targets(x), reduction="none"),
     "argmax": lambda x: {"index": x.argmax(-1), "largest": x.amax(-1), "least": x.argmin(-1)},
-    "topk": lambda x: dict(zip(("values", "indices"), x.topk(50, -1))),
+    "topk": largest_of,
     "cumsum": lambda x: x.cumsum(-1),
     "layer_norm": lambda x: F.layer_norm(x, x.shape[-1:]),
     "rms_norm": lambda x: F.rms_norm(x, x.shape[-1:], None, 1e-5),

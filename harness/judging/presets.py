@@ -84,8 +84,8 @@ def _floor(found: Comparison, references: References | None) -> list[Check]:
     The floor is the larger error of two healthy runs against float64: the CPU in the same dtype, and the CPU under the
     device's rounding rules. The whole error may be `slack` times it, and so may the worst token; the worst element
     twice that, since a maximum scatters more than a norm; a factor or a shift that all elements share, which roundings
-    hardly do, a sixteenth (`SHARED`); a row's largest element may become another one where the gap is smaller than two
-    of the largest errors.
+    hardly do, a sixteenth (`SHARED`) and a half last place of float32 (`CONSTANT`); a row's largest element may become
+    another one where the gap is smaller than two of the largest errors.
     """
     assert references is not None  # without them `judge` does not come here
     times, ratios = references.slack, references.ratios()

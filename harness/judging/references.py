@@ -78,6 +78,7 @@ class References:
             }
         worst = {name: max(self.floor(name), least) for name in ("rel_l2", "token_rel_l2", "max_scaled")}
         share = worst["rel_l2"] * (SHARED if self.golden.numel >= MANY else 1)
+        share += min(CONSTANT, ROUNDOFF.get(self.cpu.dtype, CONSTANT))
         known = math.sqrt(2) * self.cpu.rel_l2 + (self.ties or 0.0)
         return {
             "forecast_ratio": ratio_of(self.golden.rel_l2, worst["rel_l2"]),
@@ -107,6 +108,11 @@ PART = 1.5  # times the slack that a token or another part may have: the worst o
 SHARED = (
     1 / 16
 )  # of the floor may be a factor or a shift that all elements share: independent roundings share almost none
+
+
+# A factor or a shift may be this much more: a constant that all elements share, such as the 1/n of a mean or the
+# log2(e) of an exponential, is a float32 number, off by half a last place, as an H200's are; of float64, its roundoff.
+CONSTANT = 2**-24
 
 
 SLACK = ((MANY, 2.0), (501, 3.0), (11, 5.0))  # elements, and times the floor from that many on

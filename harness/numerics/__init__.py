@@ -18,6 +18,7 @@ from harness.numerics.cube import (
     matmul_by_groups,
     scaled_product,
 )
+from harness.numerics.cuda import group_norm_of_half, running_sum_in_half, split_attention, split_product
 from harness.numerics.families import Family, NoFloat32, cube_type, family_of
 from harness.numerics.fused import SCORES, attention, attention_backward
 from harness.numerics.otherwise import ARITHMETIC, FUNCTIONS, Vector, VectorUnit
@@ -75,6 +76,7 @@ __all__ = [
     "effective_bits",
     "family_of",
     "gelu",
+    "group_norm_of_half",
     "layer_norm",
     "matmul",
     "matmul_by_groups",
@@ -86,9 +88,12 @@ __all__ = [
     "rsqrt",
     "running_product",
     "running_sum",
+    "running_sum_in_half",
     "saturated",
     "scaled_product",
     "silu",
+    "split_attention",
+    "split_product",
     "variance",
     "wide",
 ]

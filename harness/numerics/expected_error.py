@@ -55,6 +55,8 @@ class Rules:
     half_results: bool = False  # float32 products that are computed in float16 are rounded to it, too
     # How the vector unit computes, where that is not as `numerics` says.
     vector: numerics.Vector = numerics.Vector()  # noqa: RUF009  frozen
+    split_attention: bool = False  # attention of float32 in three products of TF32, as CUDA's
+    half_sums: bool = False  # running sums and the statistics of group norm are kept in a half dtype, as CUDA's
     overflow_alone: bool = False  # all is computed as the CPU does, and of these rules `saturates` alone holds
     random: int | None = None  # a seed: results are moved by a last place at random (`numerics.random_rounding`)
 
@@ -103,6 +105,8 @@ def rules_of(stack: Stack) -> Rules | None:
             matmul="TF32" if stack.matmul_allow_tf32 else "float32",
             gelu_tanh=False,
             fused_attention=False,
+            split_attention=True,
+            half_sums=True,
         )
     return None
 
@@ -284,6 +288,8 @@ class _Rounding(TorchDispatchMode):
         )  # what it is made of comes here again
         if elsewhere or dropout_p or (is_causal and attn_mask is not None):
             return getattr(func, "decompose", func)(query, key, value, attn_mask, **options)
+        if self.rules.split_attention and _fits_split(query, key, value):
+            return self._split(query, key, value, attn_mask, is_causal, scale)
         wanted = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
         if wanted or not _fits_fused(self.rules, query, key, value, attn_mask, enable_gqa):
             mask = _of_floats(attn_mask, query.dtype)
@@ -291,6 +297,15 @@ class _Rounding(TorchDispatchMode):
         self.resting = True
         try:
             return self._saturated(_fused_attention(self.rules, query, key, value, attn_mask, is_causal, scale))
+        finally:
+            self.resting = False
+
+    def _split(self, query, key, value, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
+        hidden = _causal(query, key) if is_causal else None
+        bias = None if mask is None else _of_floats(mask, query.dtype)
+        self.resting = True
+        try:
+            return numerics.split_attention(query, key, value, scale=_scale(query, scale), bias=bias, hidden=hidden)
         finally:
             self.resting = False
 
@@ -465,6 +480,8 @@ def _layer_norm(rules: Rules, x, shape, weight, bias, eps):
 
 @_rule("cumsum", "cumsum_")
 def _running_sum(rules: Rules, x, dim, *, dtype=None):
+    if rules.half_sums and dtype in (None, x.dtype) and x.dtype in numerics.HALF and x.numel() and x.dim():
+        return numerics.running_sum_in_half(x, dim)
     return _as_asked(numerics.running_sum, x, dim, dtype)
 
 
@@ -508,6 +525,13 @@ def _batch_norm(rules: Rules, x, weight, bias, running_mean, running_var, traini
     if not training:
         return aten.native_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
     return numerics.batch_norm(x, weight, bias, running_mean, running_var, momentum, eps)
+
+
+@_rule("native_group_norm")
+def _group_norm(rules: Rules, x, weight, bias, count, channels, size, groups, eps):
+    if rules.half_sums and x.dtype in numerics.HALF and x.numel():
+        return numerics.group_norm_of_half(x, weight, bias, count, channels, size, groups, eps)
+    return aten.native_group_norm(x, weight, bias, count, channels, size, groups, eps)
 
 
 @_rule("_log_softmax")
@@ -608,6 +632,16 @@ def _fits_fused(
     if query.shape[1] > HEADS or key.shape[1] > HEADS or query.shape[-1] > WIDEST:
         return False
     return mask is None or mask.dtype == torch.bool
+
+
+def _fits_split(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether CUDA computes attention in float32 by its memory-efficient kernel (torch, sdp_utils.cpp): four axes, as
+    many heads of each, heads of a multiple of 4, and something to attend to.
+    """
+    heads = (query, key, value)
+    if any(each.dim() != 4 or each.dtype != torch.float32 or not each.numel() for each in heads):
+        return False
+    return all(each.shape[1] == query.shape[1] and each.shape[-1] % 4 == 0 for each in heads)
 
 
 def _of_floats(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +25,16 @@ def is_ours(node: pytest.Collector) -> bool:
     """Whether `precision` is the harness's own fixture for the tests below a collector, as far as conftest.py files
     say.
     """
-    return _is_the_harness(node.session._fixturemanager.getfixturedefs("precision", node))
+    theirs = _is_defined_by_a_conftest(node)  # pytest 9.1 enters those fixtures after it collected the directory
+    return not theirs and _is_the_harness(node.session._fixturemanager.getfixturedefs("precision", node))
+
+
+def _is_defined_by_a_conftest(node: pytest.Collector) -> bool:
+    """Whether a conftest.py beside or above a collector has a `precision` of its own."""
+    above = {node.path, *node.path.parents}
+    plugins = node.config.pluginmanager.list_name_plugin()
+    conftests = [plugin for name, plugin in plugins if name.endswith("conftest.py") and Path(name).parent in above]
+    return any(getattr(plugin, "precision", precision) is not precision for plugin in conftests)
 
 
 def _is_the_harness(definitions) -> bool:

@@ -48,7 +48,7 @@ class Table:
     def frame(self) -> DataFrame:
         import pandas
 
-        frame: DataFrame = pandas.DataFrame(list(self.rows), columns=list(self.columns), dtype=str)
+        frame: DataFrame = pandas.DataFrame(list(self.rows), columns=list(self.columns), dtype=object)
         return frame
 
     def alignment(self) -> list[str]:

@@ -43,7 +43,7 @@ def project(tmp_path):
     """Somebody's repository, with an ini file and without a conftest.py."""
     folder = tmp_path / "project"
     folder.mkdir()
-    (folder / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\n")
+    (folder / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider -p no:benchmark\n")
     return folder
 
 

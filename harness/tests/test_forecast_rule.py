@@ -139,7 +139,7 @@ def test_the_rules_of_other_families_and_backends():
     assert rules_of(Stack(device="Ascend950", backend="npu")) == Rules(
         card="Ascend 950", conv="HF32 of 10 bits", gelu_tanh=False, half_results=True
     )
-    cuda = dict(card="CUDA", gelu_tanh=False, fused_attention=False)
+    cuda = dict(card="CUDA", gelu_tanh=False, fused_attention=False, split_attention=True, half_sums=True)
     assert rules_of(Stack(device="H100", backend="cuda")) == Rules(**cuda)
     assert rules_of(Stack(device="H100", backend="cuda", conv_allow_tf32=True)) == Rules(**cuda, conv="TF32")
     assert rules_of(Stack(device="H100", backend="cuda", matmul_allow_tf32=True)) == Rules(**cuda, matmul="TF32")

@@ -8,13 +8,13 @@ import pytest
 
 from harness.judging.checks import checks_of, judge
 from harness.judging.presets import Check
-from harness.judging.references import ROUNDOFF, References, bits, is_floating
+from harness.judging.references import CONSTANT, ROUNDOFF, References, bits, is_floating
 from harness.judging.status import CHANGES, Mark, Status, leads_to, status_of
 from harness.judging.tolerance import Tolerance, without_forecast
 from harness.judging.verdict import Decisions, Evidence, Reason, Verdict, error, skipped
 from harness.measure import DYNAMO
 from harness.measure.slices import Slice
-from harness.tests.test_limits import FLOOR, healthy, numbers, references
+from harness.tests.test_limits import FLOOR, RMS, healthy, numbers, references
 
 LOOSE = Tolerance(max_diff=1e300)
 
@@ -465,7 +465,7 @@ def test_the_floor_is_of_sizes_and_signs_do_not_cancel(sign):
     assert (
         held.floor("gain") == FLOOR and References(golden=numbers(), cpu=healthy(gain=sign * 0.5)).floor("gain") == 0.5
     )
-    assert held.ratios()["gain_ratio"] == FLOOR / (FLOOR + FLOOR / 16)
+    assert held.ratios()["gain_ratio"] == FLOOR / (FLOOR + FLOOR / 16 + 2**-24)
     assert replace(held, golden=numbers(gain=-FLOOR)).ratios()["gain_ratio"] == held.ratios()["gain_ratio"]
 
 
@@ -555,9 +555,27 @@ def test_what_the_forecast_leaves_unexplained_is_held_against_the_cpu_and_the_ti
 def test_a_shared_factor_and_shift_have_a_sixteenth_of_the_floor_of_many_elements(name, share):
     for count, part_of in ((1000, 1 / 16), (999, 1.0)):
         held = references(count, device={name: FLOOR * share})
-        assert held.ratios()[f"{name}_ratio"] == 1 / part_of
+        allowed = part_of * FLOOR + CONSTANT
+        assert held.ratios()[f"{name}_ratio"] == FLOOR / allowed
         beside = references(count, device={name: FLOOR * share}, cpu=healthy(count, **{name: FLOOR * share}))
-        assert beside.ratios()[f"{name}_ratio"] == 1 / (1 + part_of)
+        near = FLOOR * share / (FLOOR * share + share * allowed)
+        assert beside.ratios()[f"{name}_ratio"] == pytest.approx(near, rel=1e-15)
+
+
+@pytest.mark.parametrize("name", ["gain", "shift"])
+@pytest.mark.parametrize(
+    ("dtype", "constant"),
+    [("float32", 2**-24), ("float16", 2**-24), ("bfloat16", 2**-24), ("complex64", 2**-24), ("float64", 2**-46)],
+)
+def test_a_rounded_constant_may_be_shared_by_all_elements(name, dtype, constant):
+    """Beside a healthy run that is exact, where the floor is a quarter of a last place."""
+    allowed = constant + ROUNDOFF[dtype] / 2 / 16
+    size = RMS if name == "shift" else 1.0
+    for ratio in (2.0, 2.0 + 1e-9):
+        device = numbers(1000, dtype, **{name: -ratio * allowed * size})
+        held = References(golden=device, cpu=numbers(1000, dtype))
+        verdict = judge(numbers(1000, dtype), Tolerance(preset="floor"), references={"output": held})
+        assert [each.criterion for each in verdict.failures] == ([] if ratio == 2.0 else [f"{name}_ratio"])
 
 
 def test_a_flip_is_held_against_the_largest_error_or_a_last_place():

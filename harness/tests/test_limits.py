@@ -12,7 +12,7 @@ import pytest
 from harness.judging.checks import checks_of, judge
 from harness.judging.criteria import AT_LEAST, FLOORED
 from harness.judging.presets import PRESETS
-from harness.judging.references import References, slack
+from harness.judging.references import CONSTANT, References, slack
 from harness.judging.tolerance import LIMITS, Tolerance, without_forecast
 from harness.judging.verdict import Decisions
 from harness.measure import Comparison
@@ -169,8 +169,8 @@ GOLDEN = {  # a limit in floors: the number of the device's error, and the floor
     "forecast_ratio": ("rel_l2", FLOOR),
     "token_ratio": ("token_rel_l2", FLOOR),
     "outlier_ratio": ("max_scaled", FLOOR),
-    "gain_ratio": ("gain", FLOOR / 16),
-    "shift_ratio": ("shift", FLOOR / 16 * RMS),
+    "gain_ratio": ("gain", FLOOR / 16 + CONSTANT),
+    "shift_ratio": ("shift", (FLOOR / 16 + CONSTANT) * RMS),
     "flip_margin": ("flip_margin", 1.0),
 }
 SIGNED = ("gain", "shift", "gain_ratio", "shift_ratio")
@@ -297,7 +297,7 @@ def test_no_floor_is_below_a_quarter_of_a_last_place(dtype):
 
 def test_a_shared_factor_may_be_a_sixteenth_of_the_floor_from_a_thousand_elements_on():
     for count, share in ((1000, 1 / 16), (999, 1.0)):
-        limit = SLACK[count] * FLOOR * share
+        limit = SLACK[count] * (FLOOR * share + CONSTANT)
         for gain, expected in ((limit, []), (limit * (1 + 1e-9), ["gain_ratio"])):
             held = references(count, device={"gain": gain})
             assert criteria(judge(numbers(count), Tolerance(preset="floor"), references={"output": held})) == expected
