@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from harness.commands.main import main
 from harness.report import JSON_NAME
+from harness.upgrade import bisect as bisecting
 from harness.upgrade.bisect import read_stacks
 
 ROOT = Path(__file__).parents[2]
@@ -315,6 +317,24 @@ def alive(process):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_an_interrupt_while_a_command_is_started_leaves_no_process(tmp_path, monkeypatch):
+    started = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self.pid)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    stack = bisecting.Stack(name="a", command="trap '' HUP; exec sleep 300 # {report}")
+    with pytest.raises(KeyboardInterrupt):
+        bisecting._execute(stack, tmp_path / "a")
+    waits(lambda: not alive(started[0]), seconds=20)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not (tmp_path / "a" / "result.json").exists()
 
 
 def test_a_time_limit_ends_all_that_was_started(bench, capsys, monkeypatch):

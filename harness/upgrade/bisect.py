@@ -158,10 +158,13 @@ def _execute(stack: Stack, folder: Path) -> Run:
     command = stack.command.format(name=shlex.quote(stack.name), report=shlex.quote(str(report)))
     begin = time.monotonic()
     with open(folder / "log.txt", "wb") as log:
-        process = subprocess.Popen(
-            ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+        with _kept_for_later() as interrupts:  # one that is raised in Popen would leave the child behind
+            process = subprocess.Popen(
+                ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         try:
+            if interrupts:
+                raise KeyboardInterrupt(signal.Signals(interrupts[0]).name)
             status = process.wait(stack.timeout)
         except subprocess.TimeoutExpired:
             status = None
@@ -205,6 +208,21 @@ def _last_line(log: Path) -> str:
     """What a command said last."""
     lines = log.read_bytes()[-4096:].decode(errors="replace").splitlines()
     return next((each.strip()[:300] for each in reversed(lines) if each.strip()), "nothing")
+
+
+@contextlib.contextmanager
+def _kept_for_later() -> Iterator[list[int]]:
+    """Signals that interrupt and come in the block are put into the list instead; what is ignored stays ignored."""
+    arrived: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: arrived.append(number))
+    try:
+        yield arrived
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
