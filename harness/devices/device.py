@@ -102,15 +102,16 @@ class Device:
 
         with faults.suspended():
             try:
-                wrong = [said for said in map(self._sum, SIZES) if said]
+                generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "little"))
+                wrong = [said for size in SIZES if (said := self._sum(size, generator))]
             except Exception as error:  # noqa: BLE001  whatever the device raises is the answer
                 self._raise_interrupt()
                 return summary(error)
         return wrong[0] if wrong else ""
 
-    def _sum(self, size: int) -> str:
+    def _sum(self, size: int, generator: torch.Generator) -> str:
         """Add a random number to `size` random ones on the device: what is wrong with the answer, or ""."""
-        drawn = torch.frombuffer(bytearray(os.urandom(4 * size + 4)), dtype=torch.int32) % EXACT
+        drawn = torch.randint(EXACT, (size + 1,), generator=generator, dtype=torch.int32)
         numbers, summand = drawn[:-1].float(), float(drawn[-1])
         answer, expected = (numbers.to(self.torch_device) + summand).cpu(), numbers + summand
         if torch.equal(answer, expected):
