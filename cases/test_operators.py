@@ -81,10 +81,10 @@ def gradients(function: Callable[..., Tensor]) -> Callable[..., dict[str, Tensor
 
     def backward(*inputs: Tensor) -> dict[str, Tensor]:
         with torch.enable_grad():
-            leaves = [each.detach().requires_grad_() for each in inputs]
+            leaves = [input_.detach().requires_grad_() for input_ in inputs]
             y = function(*leaves)
-            found = torch.autograd.grad(y, leaves, cotangent(y))
-        return {f"gradient {index}": each for index, each in enumerate(found)}
+            result = torch.autograd.grad(y, leaves, cotangent(y))
+        return {f"gradient {index}": item for index, item in enumerate(result)}
 
     return backward
 
@@ -141,9 +141,9 @@ def distribution(
         drawn = draw(torch.empty_like(x)).double().cpu()
         points = torch.linspace(low, high, 64, dtype=torch.float64)
         true = cumulative(points)
-        found = (drawn[:, None] <= points).double().mean(0)
-        near = (found - true).abs() <= 5 * (true * (1 - true) / len(drawn)).sqrt() + 1 / len(drawn)
-        return torch.where(near, true, found).to(x.dtype)
+        result = (drawn[:, None] <= points).double().mean(0)
+        near = (result - true).abs() <= 5 * (true * (1 - true) / len(drawn)).sqrt() + 1 / len(drawn)
+        return torch.where(near, true, result).to(x.dtype)
 
     return shares
 
@@ -512,16 +512,16 @@ EDGES: dict[str, Callable[[Tensor], Any]] = {
     "exp at the edges": lambda x: apart(torch.exp(edges(x))),
     "log and sqrt at the edges": lambda x: {
         **apart(torch.log(edges(x))),
-        **{f"root {name}": each for name, each in apart(torch.sqrt(edges(x))).items()},
+        **{f"root {name}": item for name, item in apart(torch.sqrt(edges(x))).items()},
     },
     "division by zero": lambda x: apart(edges(x) / torch.zeros_like(x)),
     "activations at the edges": lambda x: {
         **apart(F.silu(edges(x))),
-        **{f"gelu {name}": each for name, each in apart(F.gelu(edges(x), approximate="tanh")).items()},
+        **{f"gelu {name}": item for name, item in apart(F.gelu(edges(x), approximate="tanh")).items()},
     },
     "max and min at the edges": lambda x: {
         **apart(edges(x).amax(-1)),
-        **{f"least {name}": each for name, each in apart(edges(x).amin(-1)).items()},
+        **{f"least {name}": item for name, item in apart(edges(x).amin(-1)).items()},
     },
     "clamp at the edges": lambda x: apart(edges(x).clamp(-1, 1)),
     "softmax with -inf": lambda x: torch.softmax(x.masked_fill(x > 1, -math.inf), -1),
@@ -620,7 +620,7 @@ for name, (draw, cumulative, low, high) in RANDOM.items():
 
 # -------- cases
 
-CASES = [case for each in PROBES for case in each.cases()]
+CASES = [case for item in PROBES for case in item.cases()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.name}, {dtype_id(case.dtype)}" for case in CASES])

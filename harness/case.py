@@ -124,9 +124,10 @@ class Case:
         except (TypeError, ValueError):
             return False
         needed = [
-            each
-            for each in parameters
-            if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+            parameter
+            for parameter in parameters
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         ]
         return len(needed) == 1 and needed[0].kind is not needed[0].KEYWORD_ONLY
 

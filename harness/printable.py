@@ -17,7 +17,7 @@ def visible(text: str) -> str:
     text = " ".join(text.split())
     if text.isascii() and text.isprintable():
         return text
-    return "".join(each if unicodedata.category(each) not in _UNSEEN else _numbered(each) for each in text)
+    return "".join(item if unicodedata.category(item) not in _UNSEEN else _numbered(item) for item in text)
 
 
 def _numbered(character: str) -> str:

@@ -108,7 +108,7 @@ def _at(path: str) -> Any:
 @functools.cache
 def returns_new(func: Any) -> bool:
     """Whether an operator returns tensors of its own, neither views nor what it was given."""
-    return all(each.alias_info is None for each in func._schema.returns)
+    return all(item.alias_info is None for item in func._schema.returns)
 
 
 def operator(name: str) -> Any | None:
@@ -175,13 +175,13 @@ class Together:
         self.modes = modes
 
     def __enter__(self) -> Together:
-        for each in self.modes:
-            each.__enter__()
+        for mode in self.modes:
+            mode.__enter__()
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        for each in reversed(self.modes):
-            each.__exit__(*raised)
+        for mode in reversed(self.modes):
+            mode.__exit__(*raised)
 
 
 class _PassesOperators(TorchDispatchMode):
@@ -196,8 +196,8 @@ class _PassesFunctions(TorchFunctionMode):
 
 def _retire(mode: Any) -> None:
     """Have a mode that another thread has entered, and which only that thread could leave, do nothing any more."""
-    for each in mode.modes if isinstance(mode, Together) else (mode,):
-        each.__class__ = _PassesFunctions if isinstance(each, TorchFunctionMode) else _PassesOperators
+    for item in mode.modes if isinstance(mode, Together) else (mode,):
+        item.__class__ = _PassesFunctions if isinstance(item, TorchFunctionMode) else _PassesOperators
 
 
 @contextlib.contextmanager

@@ -32,9 +32,9 @@ NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 class Mismatch(ValueError):
     """A value is not of the type that was expected: where it lies, what was found, what was expected."""
 
-    def __init__(self, found: str, expected: str):
+    def __init__(self, result: str, expected: str):
         super().__init__()
-        self.found, self.expected, self.path = found, expected, []
+        self.found, self.expected, self.path = result, expected, []
 
     def within(self, name: str | int) -> Mismatch:
         """The same, seen from the object or the list that holds the value."""
@@ -44,7 +44,7 @@ class Mismatch(ValueError):
     @property
     def place(self) -> str:
         """Such as `measured.output.comparison.shape[1]`; "" for the value itself."""
-        parts = [f"[{each}]" if isinstance(each, int) else f".{each}" for each in self.path]
+        parts = [f"[{item}]" if isinstance(item, int) else f".{item}" for item in self.path]
         return shown("".join(parts).removeprefix("."))
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Mismatch(ValueError):
 def shown(value: Any, most: int = 80) -> str:
     """A value of a file on one line of printable text, shortened."""
     text = value if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True)
-    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    text = "".join(item if item.isprintable() else ascii(item)[1:-1] for item in text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
@@ -78,16 +78,16 @@ def parse_json(text: str) -> Any:
     is nested too deeply.
     """
     try:
-        found = json.loads(text, object_pairs_hook=unique, parse_constant=_refuse, parse_int=_whole)
+        result = json.loads(text, object_pairs_hook=unique, parse_constant=_refuse, parse_int=_whole)
     except RecursionError:
         raise ValueError(f"it is nested more deeply than {DEEPEST} levels") from None
-    level, depth = [found], 0
+    level, depth = [result], 0
     while level:  # by levels, so that no depth of it is a depth of calls
         depth += 1
         if depth > DEEPEST:
             raise ValueError(f"it is nested more deeply than {DEEPEST} levels")
-        level = [inner for each in level for inner in _inside(each)]
-    return _encodable(found) if SURROGATE.search(text) else found
+        level = [inner for item in level for inner in _inside(item)]
+    return _encodable(result) if SURROGATE.search(text) else result
 
 
 def read_json(path: Path) -> Any:
@@ -97,16 +97,16 @@ def read_json(path: Path) -> Any:
 
 def _inside(value: Any) -> list:
     if isinstance(value, dict):
-        return [each for each in value.values() if isinstance(each, (dict, list))]
-    return [each for each in value if isinstance(each, (dict, list))] if isinstance(value, list) else []
+        return [item for item in value.values() if isinstance(item, (dict, list))]
+    return [item for item in value if isinstance(item, (dict, list))] if isinstance(value, list) else []
 
 
 def _encodable(value: Any) -> Any:
     """The same with halves of characters written as escapes."""
     if isinstance(value, dict):
-        return {encodable(name): _encodable(each) for name, each in value.items()}
+        return {encodable(name): _encodable(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_encodable(each) for each in value]
+        return [_encodable(item) for item in value]
     return encodable(value) if isinstance(value, str) else value
 
 
@@ -121,12 +121,12 @@ def encodable(text: str) -> str:
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """For `object_pairs_hook` of json: an object whose names are all different. Raises: ValueError."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"an object holds {named(twice)} twice, and one would hide the other")
-    return found
+    return result
 
 
 def _refuse(literal: str) -> Any:
@@ -156,10 +156,10 @@ def reader_of(kind: Any) -> Callable[[Any], Any]:
     """A function that reads a JSON value as `kind`, or raises Mismatch."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        bounds = next((each for each in inner[1:] if isinstance(each, Bounds)), None)
+        bounds = next((item for item in inner[1:] if isinstance(item, Bounds)), None)
         return reader_of(inner[0]) if bounds is None else _bounded(reader_of(inner[0]), bounds)
     if origin in (typing.Union, types.UnionType):
-        (one,) = (each for each in inner if each is not type(None))
+        (one,) = (item for item in inner if item is not type(None))
         return _optional(reader_of(one))
     if origin is tuple:
         return _list(reader_of(inner[0])) if inner[-1] is Ellipsis else _fixed(tuple(map(reader_of, inner)))
@@ -177,15 +177,15 @@ def reader_of(kind: Any) -> Callable[[Any], Any]:
 def fields_of(kind: type) -> dict[str, Any]:
     """The annotations of a dataclass's fields, its bases' too."""
     known = typing.get_type_hints(kind, include_extras=True)
-    return {each.name: known[each.name] for each in dataclasses.fields(kind)}
+    return {field.name: known[field.name] for field in dataclasses.fields(kind)}
 
 
 def _record(kind: type) -> Callable[[Any], Any]:
     from_json = getattr(kind, "from_json", None)  # a class that stores itself in another form
     if from_json is not None:
         return from_json
-    readers = [(name, reader_of(each)) for name, each in fields_of(kind).items()]
-    needed = {each.name for each in dataclasses.fields(kind) if _has_no_default(each)}
+    readers = [(name, reader_of(field)) for name, field in fields_of(kind).items()]
+    needed = {field.name for field in dataclasses.fields(kind) if _has_no_default(field)}
 
     def read(value: Any) -> Any:
         return kind(**read_fields(value, readers, needed))
@@ -203,14 +203,14 @@ def read_fields(value: Any, readers: Any, needed: set[str]) -> dict[str, Any]:
         raise Mismatch(named(value), "an object")
     if not value.keys() >= needed:
         raise Mismatch("nothing", "a value").within(min(needed - value.keys()))
-    found, name = {}, ""
+    result, name = {}, ""
     try:
         for name, read in readers:
             if name in value:
-                found[name] = read(value[name])
+                result[name] = read(value[name])
     except Mismatch as error:
         raise error.within(name) from None
-    return found
+    return result
 
 
 def _optional(read: Callable) -> Callable:
@@ -221,13 +221,13 @@ def _list(read: Callable) -> Callable:
     def all_of(value: Any) -> tuple:
         if type(value) is not list:
             raise Mismatch(named(value), "a list")
-        found = []
-        for number, each in enumerate(value):
+        result = []
+        for number, item in enumerate(value):
             try:
-                found.append(read(each))
+                result.append(read(item))
             except Mismatch as error:
                 raise error.within(number) from None
-        return tuple(found)
+        return tuple(result)
 
     return all_of
 
@@ -236,7 +236,7 @@ def _fixed(readers: tuple[Callable, ...]) -> Callable:
     def all_of(value: Any) -> tuple:
         if type(value) is not list or len(value) != len(readers):
             raise Mismatch(named(value), f"a list of {len(readers)}")
-        return tuple(read(each) for read, each in zip(readers, value))
+        return tuple(read(item) for read, item in zip(readers, value))
 
     return all_of
 
@@ -245,13 +245,13 @@ def _mapping(read: Callable) -> Callable:
     def all_of(value: Any) -> dict:
         if type(value) is not dict:
             raise Mismatch(named(value), "an object")
-        found = {}
-        for name, each in value.items():
+        result = {}
+        for name, item in value.items():
             try:
-                found[name] = read(each)
+                result[name] = read(item)
             except Mismatch as error:
                 raise error.within(name) from None
-        return found
+        return result
 
     return all_of
 
@@ -262,16 +262,16 @@ def _bounded(read: Callable, bounds: Bounds) -> Callable:
     def within(value: Any) -> Any:
         if type(value) is usual and least <= value <= most:
             return value
-        found = read(value)
-        if found < bounds.least or found > bounds.most:
+        result = read(value)
+        if result < bounds.least or result > bounds.most:
             raise Mismatch(shown(value), bounds.words)
-        return found
+        return result
 
     return within
 
 
 def _member(kind: type[Enum]) -> Callable:
-    known = {each.value: each for each in kind}
+    known = {item.value: item for item in kind}
 
     def member(value: Any) -> Enum:
         if type(value) is not str:
@@ -334,10 +334,12 @@ def to_json(value: Any) -> Any:
         return value.isoformat()
     if dataclasses.is_dataclass(value):
         own = getattr(value, "to_dict", None)  # a class that stores itself in another form
-        return own() if own else {each.name: to_json(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        return (
+            own() if own else {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        )
     if isinstance(value, Mapping):
-        return {encodable(str(name)): to_json(each) for name, each in value.items()}
-    return [to_json(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {encodable(str(name)): to_json(item) for name, item in value.items()}
+    return [to_json(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 # -------- JSON schema
@@ -347,15 +349,15 @@ def schema_of(kind: Any) -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of what `reader_of(kind)` reads."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        return _schema_within(schema_of(inner[0]), next((each for each in inner[1:] if isinstance(each, Bounds)), None))
+        return _schema_within(schema_of(inner[0]), next((item for item in inner[1:] if isinstance(item, Bounds)), None))
     if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [*(schema_of(each) for each in inner if each is not type(None)), {"type": "null"}]}
+        return {"anyOf": [*(schema_of(item) for item in inner if item is not type(None)), {"type": "null"}]}
     if origin is tuple:
         if inner[-1] is Ellipsis:
             return {"type": "array", "items": schema_of(inner[0])}
         return {
             "type": "array",
-            "prefixItems": [schema_of(each) for each in inner],
+            "prefixItems": [schema_of(item) for item in inner],
             "minItems": len(inner),
             "maxItems": len(inner),
         }
@@ -369,11 +371,11 @@ def schema_of(kind: Any) -> dict[str, Any]:
             own()
             if own
             else object_schema(
-                fields_of(kind), [each.name for each in dataclasses.fields(kind) if _has_no_default(each)]
+                fields_of(kind), [field.name for field in dataclasses.fields(kind) if _has_no_default(field)]
             )
         )
     if issubclass(kind, Enum):
-        return {"enum": [each.value for each in kind]}
+        return {"enum": [item.value for item in kind]}
     return {
         str: {"type": "string"},
         bool: {"type": "boolean"},
@@ -387,7 +389,7 @@ def object_schema(kinds: Mapping[str, Any], required: Any = ()) -> dict[str, Any
     """The schema of an object with these names; more may be there."""
     return {
         "type": "object",
-        "properties": {name: schema_of(each) for name, each in kinds.items()},
+        "properties": {name: schema_of(kind) for name, kind in kinds.items()},
         "required": sorted(required),
     }
 

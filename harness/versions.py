@@ -21,16 +21,16 @@ def require_torch() -> None:
     Raises: TorchError where it is older than `OLDEST`, or not installed.
     """
     needed = f"{OLDEST[0]}.{OLDEST[1]}"
-    found = torch_version()
-    if found is None:
+    result = torch_version()
+    if result is None:
         raise TorchError(
             f"torch is not installed and the harness needs {needed} or later: pip install torch; "
             "on an Ascend machine the one that its torch_npu needs"
         )
-    numbers = re.match(r"(\d+)\.(\d+)", found)
+    numbers = re.match(r"(\d+)\.(\d+)", result)
     if numbers and (int(numbers[1]), int(numbers[2])) < OLDEST:
         raise TorchError(
-            f"torch {found} is installed and the harness needs {needed} or later: install a newer one; on an "
+            f"torch {result} is installed and the harness needs {needed} or later: install a newer one; on an "
             "Ascend machine "
             "together with its torch_npu (pip install torch==2.5.1 torch_npu==2.5.1 is the oldest pair) and a "
             "CANN that fits both"

@@ -45,7 +45,7 @@ def interleaved(functions: Sequence[Callable[[], object]], rounds: int) -> list[
             function()
             if index:
                 times[position].append(perf_counter() - begin)
-    return [median(each) for each in times]
+    return [median(item) for item in times]
 
 
 def in_child(code: str, *arguments: str, **environment: str) -> dict:

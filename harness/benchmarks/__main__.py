@@ -21,16 +21,16 @@ def main(wanted: list[str]) -> int:
         figures += import_module(f"harness.benchmarks.{name}").measure()
     rows = [
         (
-            each.name,
-            f"{each.value:.3g} {each.unit}",
-            f"{each.promise:.3g} {each.unit}",
-            f"{each.ratio:.2f}",
-            "yes" if each.kept else "NO",
+            figure.name,
+            f"{figure.value:.3g} {figure.unit}",
+            f"{figure.promise:.3g} {figure.unit}",
+            f"{figure.ratio:.2f}",
+            "yes" if figure.kept else "NO",
         )
-        for each in figures
+        for figure in figures
     ]
     print(tabulate(rows, headers=("figure", "measured", "promise", "ratio", "kept"), disable_numparse=True))
-    return 0 if all(each.kept for each in figures) else 1
+    return 0 if all(figure.kept for figure in figures) else 1
 
 
 if __name__ == "__main__":

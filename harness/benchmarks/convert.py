@@ -59,12 +59,12 @@ def measure() -> list[Figure]:
     return [
         Figure(
             name="convert, whole process's peak memory / largest shard",
-            value=max(each["bytes"] for each in ours) / size,
+            value=max(item["bytes"] for item in ours) / size,
             promise=1.2,
         ),
         Figure(
             name="convert, time / safetensors' own read and write",
-            value=median(each["seconds"] for each in ours) / median(each["seconds"] for each in theirs),
+            value=median(item["seconds"] for item in ours) / median(item["seconds"] for item in theirs),
             promise=1.5,
         ),
     ]

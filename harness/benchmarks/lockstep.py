@@ -39,7 +39,7 @@ def subjects(dtype: str) -> list:
     )
     x = case.inputs(torch.Generator().manual_seed(1)).to(case.torch_dtype)
     places = (torch.device("cpu"), device.torch_device)
-    here, there = (models.get(**case.built, device=each) for each in places)
+    here, there = (models.get(**case.built, device=item) for item in places)
 
     def forward(model, place):
         with torch.no_grad():
@@ -53,10 +53,10 @@ def subjects(dtype: str) -> list:
 
 
 def measure() -> list[Figure]:
-    found = []
+    result = []
     for dtype, promise in PROMISES.items():
         cpu, device, lockstep = interleaved(subjects(dtype), ROUNDS)
-        found.append(
+        result.append(
             Figure(
                 name=f"lockstep / CPU + device forward, AIMv2-large {dtype}",
                 value=lockstep / (cpu + device),
@@ -64,11 +64,11 @@ def measure() -> list[Figure]:
             )
         )
     bare, whole = (in_child(MEMORY.format(count=count)) for count in (2, 3))
-    found.append(
+    result.append(
         Figure(
             name="peak memory of lockstep / of the two forwards, AIMv2-large float32",
             value=whole / bare,
             promise=HEAVIER,
         )
     )
-    return found
+    return result

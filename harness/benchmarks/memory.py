@@ -128,8 +128,8 @@ def peak(kind: str, size: str, dtype: str) -> dict:
 
 def _held(pid: int) -> tuple[int, int]:
     """Bytes that a process holds, and those of all its children together."""
-    children = [int(each) for path in Path(f"/proc/{pid}/task").glob("*/children") for each in _text(path).split()]
-    return _resident(pid), sum(_resident(each) for each in children)
+    children = [int(part) for path in Path(f"/proc/{pid}/task").glob("*/children") for part in _text(path).split()]
+    return _resident(pid), sum(_resident(child) for child in children)
 
 
 def _resident(pid: int) -> int:

@@ -19,19 +19,19 @@ from harness.errors import CheckpointError
 KIND = "PEFT"
 
 
-def base_of(found: Recognised, asked: Asked) -> Recognised:
+def base_of(recognised: Recognised, asked: Asked) -> Recognised:
     """The base model of an adapter: where the user or the adapter's config says, or beside the adapter.
 
     Raises: CheckpointError where it is nowhere, or is no model of transformers.
     """
-    named = asked.base or str(found.fields.get("base_model_name_or_path") or "")
-    path = found.path
+    named = asked.base or str(recognised.fields.get("base_model_name_or_path") or "")
+    path = recognised.path
     places = [Path(named), path / named, path.parent / named, path.parent / Path(named).name, path / "base"]
     places += [path.parent, path.parent / "base"]
-    fits = [each for each in places if named or each not in places[:4]]
-    for each in fits:
-        if each.resolve() != path.resolve() and (each / "config.json").is_file():
-            base = recognise(each)
+    fits = [place for place in places if named or place not in places[:4]]
+    for fit in fits:
+        if fit.resolve() != path.resolve() and (fit / "config.json").is_file():
+            base = recognise(fit)
             if base.kind == "transformers":
                 return base
     raise CheckpointError(
@@ -40,17 +40,17 @@ def base_of(found: Recognised, asked: Asked) -> Recognised:
     )
 
 
-def parts(found: Recognised, asked: Asked) -> tuple[str, ...]:
+def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
     """Those of the base model."""
-    return transformers_models.parts(base_of(found, asked), asked)
+    return transformers_models.parts(base_of(recognised, asked), asked)
 
 
-def arguments(found: Recognised, part: str, asked: Asked) -> dict[str, Any]:
+def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]:
     """The base model's arguments, with the adapter in the model."""
-    base = base_of(found, asked)
-    beside = found.path if transformers_models.has_tokenizer(found.path) else None
+    base = base_of(recognised, asked)
+    beside = recognised.path if transformers_models.has_tokenizer(recognised.path) else None
     given = transformers_models.arguments(base, part, asked, processors=beside)
-    return given | dict(model=Load(found.path, base.path, asked))
+    return given | dict(model=Load(recognised.path, base.path, asked))
 
 
 @dataclass(frozen=True)

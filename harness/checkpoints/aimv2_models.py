@@ -16,18 +16,18 @@ from harness.errors import CheckpointError
 SIDE = 224  # pixels where the config has no size, or the model takes any
 
 
-def parts(found: Recognised, asked: Asked) -> tuple[str, ...]:
+def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
     """One: the features."""
     return ("forward",)
 
 
-def arguments(found: Recognised, part: str, asked: Asked) -> dict[str, Any]:
+def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]:
     """The arguments of the Case that encodes pictures."""
     if asked.text is not None or asked.audio is not None:
-        raise CheckpointError(f"{found.path} takes pictures: leave --precision-text and --precision-audio out")
-    sizes = [found.fields.get("image_size"), (found.fields.get("model_args") or {}).get("img_size")]
-    side = next((each for each in sizes if isinstance(each, int)), SIDE)
-    return dict(model=Load(found.path), inputs=Draw(side, asked), checkpoint=found.path)
+        raise CheckpointError(f"{recognised.path} takes pictures: leave --precision-text and --precision-audio out")
+    sizes = [recognised.fields.get("image_size"), (recognised.fields.get("model_args") or {}).get("img_size")]
+    side = next((size for size in sizes if isinstance(size, int)), SIDE)
+    return dict(model=Load(recognised.path), inputs=Draw(side, asked), checkpoint=recognised.path)
 
 
 @dataclass(frozen=True)
@@ -52,4 +52,4 @@ class Draw:
     def __call__(self, generator: torch.Generator) -> Tensor:
         from harness.models.aimv2 import preprocess
 
-        return torch.cat([preprocess(each, size=self.side) for each in pictures(self.asked, generator)])
+        return torch.cat([preprocess(picture, size=self.side) for picture in pictures(self.asked, generator)])

@@ -35,8 +35,8 @@ def parts_of(path: str | Path, asked: Asked | None = None) -> tuple[str, ...]:
 
     Raises: CheckpointError.
     """
-    found = recognise(path)
-    return _module(found).parts(found, asked or Asked())
+    result = recognise(path)
+    return _module(result).parts(result, asked or Asked())
 
 
 def case_arguments(path: str | Path, *, part: str | None = None, asked: Asked | None = None) -> dict[str, Any]:
@@ -44,27 +44,27 @@ def case_arguments(path: str | Path, *, part: str | None = None, asked: Asked | 
 
     Raises: CheckpointError, in one sentence, for what is no whole checkpoint of a library that is here.
     """
-    asked, found = asked or Asked(), recognise(path)
-    known = _module(found).parts(found, asked)
+    asked, result = asked or Asked(), recognise(path)
+    known = _module(result).parts(result, asked)
     chosen = part or known[0]
     if chosen not in known:
         raise CheckpointError(f"{path} has no part {chosen!r}; it has {', '.join(known)}")
-    name = found.name if chosen == FORWARD else f"{found.name}-{chosen}"
-    return dict(name=name) | _module(found).arguments(found, chosen, asked)
+    name = result.name if chosen == FORWARD else f"{result.name}-{chosen}"
+    return dict(name=name) | _module(result).arguments(result, chosen, asked)
 
 
 @functools.lru_cache(maxsize=64)
 def stored_dtypes(path: str | Path) -> tuple[str, ...]:
     """The dtypes that the weights are stored in and a Case may have, the commonest first; float32 where none is."""
-    found = recognise(path)
+    result = recognise(path)
     counts: dict[str, int] = {}
-    if found.kind not in ("function", "torch.export", "TorchScript"):
-        for file in weights_of(found.path):
+    if result.kind not in ("function", "torch.export", "TorchScript"):
+        for file in weights_of(result.path):
             for entry in read_header(file).values():
                 counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.size
-    known = [DTYPES[each] for each in sorted(counts, key=counts.get, reverse=True) if each in DTYPES]
+    known = [DTYPES[count] for count in sorted(counts, key=counts.get, reverse=True) if count in DTYPES]
     return tuple(known) or ("float32",)
 
 
-def _module(found: Recognised) -> ModuleType:
-    return importlib.import_module(f"harness.checkpoints.{MODULES[found.kind]}")
+def _module(recognised: Recognised) -> ModuleType:
+    return importlib.import_module(f"harness.checkpoints.{MODULES[recognised.kind]}")

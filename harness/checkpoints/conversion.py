@@ -122,7 +122,7 @@ def _entries(path: Path, header: dict, *, start: int, end: int) -> dict[str, Ent
     for key, value in header.items():
         try:
             dtype, shape, (first, last) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-            whole = all(isinstance(each, int) and each >= 0 for each in (*shape, first, last))
+            whole = all(isinstance(item, int) and item >= 0 for item in (*shape, first, last))
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(
                 f"{path}: the header's entry for {key!r} is not dtype, shape and data_offsets"
@@ -168,27 +168,27 @@ def weight_files(source: Path) -> list[Path]:
         return _shards(source)
     if (source / WEIGHTS).is_file():
         return [source / WEIGHTS]
-    found = sorted(source.glob("*.safetensors"))
-    if len(found) == 1:
-        return found
+    result = sorted(source.glob("*.safetensors"))
+    if len(result) == 1:
+        return result
     pickles = sorted(path.name for path in source.iterdir() if path.suffix in PICKLES)
-    if pickles and not found:
+    if pickles and not result:
         raise CheckpointError(
             f"{source} holds pickles only ({', '.join(pickles)}), which are never read; save the model as safetensors"
         )
-    several = f"{len(found)} safetensors files and no {INDEX}" if found else "no safetensors file"
+    several = f"{len(result)} safetensors files and no {INDEX}" if result else "no safetensors file"
     raise CheckpointError(f"{source} holds {several}; {WEIGHTS}, or shards and {INDEX}, were expected")
 
 
 def _weight_map(source: Path) -> dict[str, str]:
     path = source / INDEX
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        result = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(result, dict) or not all(isinstance(name, str) for name in result.values()):
             raise ValueError("weight_map is not an object of names")
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not an index of shards: {_short(error)}") from None
-    return found
+    return result
 
 
 def _shards(source: Path) -> list[Path]:
@@ -332,16 +332,16 @@ def layout_shapes(
 
     Raises: CheckpointError that lists every tensor of the model for which the layout has no name.
     """
-    found, nameless = {}, []
+    result, nameless = {}, []
     for name, shape in model.items():
         rule, number = _rule_of(name, rules)
         if rule is None:
             nameless.append(name)
             continue
-        found |= {own.replace("{i}", number): each for own, each in zip(rule.owns(), rule.shapes(shape))}
+        result |= {own.replace("{i}", number): item for own, item in zip(rule.owns(), rule.shapes(shape))}
     if nameless:
         raise CheckpointError(f"the {layout} layout has no place for {_listed(nameless)}")
-    return found
+    return result
 
 
 def to_model(
@@ -356,17 +356,17 @@ def to_model(
     expected = layout_shapes(model, rules, layout)
     shaped = {key: entry for key, entry in entries.items() if key in expected}
     misshaped = [
-        f"{key} {list(each.shape)} where {list(expected[key])} was expected"
-        for key, each in shaped.items()
-        if each.shape != expected[key]
+        f"{key} {list(tensor.shape)} where {list(expected[key])} was expected"
+        for key, tensor in shaped.items()
+        if tensor.shape != expected[key]
     ]
-    found = {}
+    result = {}
     for name, shape in model.items():
         rule, number = _rule_of(name, rules)
         parts = tuple(entries[key] for key in (own.replace("{i}", number) for own in rule.owns()) if key in entries)
         if len({part.dtype for part in parts}) > 1:
             misshaped.append(f"{name} of parts in {' and '.join(sorted({part.dtype for part in parts}))}")
-        found[name] = Joined(shape, parts)
+        result[name] = Joined(shape, parts)
     complain(
         f"an AIMv2 in the {layout} layout" if layout else "the layout",
         missing=[key for key in expected if key not in entries],
@@ -374,7 +374,7 @@ def to_model(
         duplicate=duplicate,
         misshaped=misshaped,
     )
-    return found
+    return result
 
 
 def _rule_of(name: str, rules: Sequence[Rule]) -> tuple[Rule | None, str]:

@@ -25,47 +25,53 @@ LATENT = 32  # the edge of a latent picture where the config has none, and the m
 LIBRARIES = ("diffusers", "transformers")  # whose components can be run
 
 
-def parts(found: Recognised, asked: Asked) -> tuple[str, ...]:
+def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
     """One of a component; of a pipeline its components with weights.
 
     Raises: CheckpointError for a pipeline without one.
     """
-    if "_class_name" in found.fields and not (found.path / "model_index.json").is_file():
+    if "_class_name" in recognised.fields and not (recognised.path / "model_index.json").is_file():
         return ("forward",)
-    names = [name for name, each in found.fields.items() if isinstance(each, list) and each[0] in LIBRARIES]
-    there = [each for each in names if (found.path / each / "config.json").is_file() and weights_of(found.path / each)]
+    names = [name for name, field in recognised.fields.items() if isinstance(field, list) and field[0] in LIBRARIES]
+    there = [
+        item
+        for item in names
+        if (recognised.path / item / "config.json").is_file() and weights_of(recognised.path / item)
+    ]
     if not there:
-        raise CheckpointError(f"{found.path} is a pipeline whose components ({', '.join(names)}) have no weights here")
+        raise CheckpointError(
+            f"{recognised.path} is a pipeline whose components ({', '.join(names)}) have no weights here"
+        )
     return tuple(there)
 
 
-def arguments(found: Recognised, part: str, asked: Asked) -> dict[str, Any]:
+def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]:
     """The arguments of the Case that runs a component. Raises: CheckpointError."""
     if part != "forward":
-        component = recognise(found.path / part)
+        component = recognise(recognised.path / part)
         if component.kind != "transformers":
             return arguments(component, "forward", asked)
-        beside = found.path / part.replace("text_encoder", "tokenizer")
+        beside = recognised.path / part.replace("text_encoder", "tokenizer")
         processors = beside if beside.is_dir() else None
         return transformers_models.arguments(component, "forward", asked, processors=processors)
     if asked.own_files:
         raise CheckpointError(
-            f"{found.path} takes latents and embeddings: leave --precision-text, --precision-image and "
+            f"{recognised.path} takes latents and embeddings: leave --precision-text, --precision-image and "
             "--precision-audio out"
         )
-    kind = class_of(found)
+    kind = class_of(recognised)
     note = "the latents and embeddings are noise, drawn by seed"
-    return dict(model=Load(found.path), inputs=Draw(found, kind, asked), notes=(note,))
+    return dict(model=Load(recognised.path), inputs=Draw(recognised, kind, asked), notes=(note,))
 
 
-def class_of(found: Recognised) -> type:
+def class_of(recognised: Recognised) -> type:
     """The class of a component. Raises: CheckpointError for one that diffusers lacks."""
-    diffusers, name = library("diffusers", KIND), found.fields["_class_name"]
+    diffusers, name = library("diffusers", KIND), recognised.fields["_class_name"]
     kind = getattr(diffusers, name, None)
     if kind is None:
         raise CheckpointError(
-            f"{found.path} holds a {name}, which diffusers {diffusers.__version__} lacks; install the version that has "
-            "it"
+            f"{recognised.path} holds a {name}, which diffusers {diffusers.__version__} lacks; "
+            "install the version that has it"
         )
     return kind
 
@@ -102,7 +108,7 @@ class Draw:
             drawn = self._drawn(name, generator)
             if drawn is not None:
                 made[name] = drawn
-        needed = [name for name, each in names.items() if each.default is each.empty and name != "self"]
+        needed = [name for name, item in names.items() if item.default is item.empty and name != "self"]
         absent = [name for name in needed if name not in made and names[name].kind is not inspect.Parameter.VAR_KEYWORD]
         if absent or not made:
             raise CheckpointError(
@@ -114,7 +120,7 @@ class Draw:
     def _size(self, *names: str) -> Any:
         """The first of these that the config has."""
         values = (self.found.fields.get(name) for name in names)
-        return next((each for each in values if each is not None), None)
+        return next((value for value in values if value is not None), None)
 
     def _drawn(self, name: str, generator: torch.Generator) -> Any:
         batch = self.asked.batch
@@ -123,7 +129,7 @@ class Draw:
             edge = self._size("sample_size") or LATENT
             edges = tuple(edge) if isinstance(edge, (list, tuple)) else (edge, edge)
             limit = 1 << 20 if self._size("pos_embed_max_size", "patch_size") else LATENT
-            return torch.randn(batch, channels, *(min(each, limit) for each in edges), generator=generator)
+            return torch.randn(batch, channels, *(min(item, limit) for item in edges), generator=generator)
         if name == "timestep":
             return torch.randint(1, 1000, (batch,), generator=generator)
         if name == "encoder_hidden_states" and (width := self._prompt_width()):
@@ -135,8 +141,8 @@ class Draw:
         return None
 
     def _prompt_width(self) -> int | None:
-        found = self._size("joint_attention_dim", "cross_attention_dim", "caption_channels", "text_embed_dim")
-        return found[0] if isinstance(found, (list, tuple)) else found
+        result = self._size("joint_attention_dim", "cross_attention_dim", "caption_channels", "text_embed_dim")
+        return result[0] if isinstance(result, (list, tuple)) else result
 
 
 @functools.cache

@@ -13,28 +13,28 @@ from harness.checkpoints.recognition import Recognised
 from harness.errors import CheckpointError
 
 
-def parts(found: Recognised, asked: Asked) -> tuple[str, ...]:
+def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
     """One: the Case that the function returns."""
     return ("forward",)
 
 
-def arguments(found: Recognised, part: str, asked: Asked) -> dict[str, Any]:
+def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]:
     """The fields of the Case that the function returns, without its name and its dtype.
 
     Raises: CheckpointError where there is no such function, or it returns something else.
     """
-    module, _, name = str(found.path).rpartition(":")
+    module, _, name = str(recognised.path).rpartition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        raise CheckpointError(f"{found.path}: no module {error.name} is here; start in its folder") from None
+        raise CheckpointError(f"{recognised.path}: no module {error.name} is here; start in its folder") from None
     except AttributeError:
-        raise CheckpointError(f"{found.path}: the module {module} has no {name}") from None
+        raise CheckpointError(f"{recognised.path}: the module {module} has no {name}") from None
     case = function()
-    names = {each.name for each in dataclasses.fields(case)} if dataclasses.is_dataclass(case) else set()
+    names = {field.name for field in dataclasses.fields(case)} if dataclasses.is_dataclass(case) else set()
     if not {"model", "inputs"} <= names:
-        raise CheckpointError(f"{found.path} returned a {type(case).__name__} where a harness.Case was expected")
+        raise CheckpointError(f"{recognised.path} returned a {type(case).__name__} where a harness.Case was expected")
     left_out = ("name", "dtype")
-    return {each: getattr(case, each) for each in names if each not in left_out}
+    return {item: getattr(case, item) for item in names if item not in left_out}

@@ -126,10 +126,10 @@ def shapes_that_differ(kind: str, mismatched: Iterable[tuple[str, Any, Any]]) ->
 
     Raises: CheckpointError, with the first of them.
     """
-    found = sorted((key, tuple(stored), tuple(wanted)) for key, stored, wanted in mismatched)
-    if found:
-        key, stored, wanted = found[0]
+    result = sorted((key, tuple(stored), tuple(wanted)) for key, stored, wanted in mismatched)
+    if result:
+        key, stored, wanted = result[0]
         raise CheckpointError(
-            f"{kind}: {len(found)} weights have other shapes than its config says: {key} is {list(stored)} where "
+            f"{kind}: {len(result)} weights have other shapes than its config says: {key} is {list(stored)} where "
             f"{list(wanted)} was expected"
         )

@@ -74,21 +74,21 @@ def own_texts(given: str) -> list[str]:
     try:
         if not path.is_file():
             return [given]
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        result = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError):  # a long text is no name of a file
             return [given]
         raise CheckpointError(f"--precision-text {given} is not text in UTF-8; one text a line was expected") from None
-    if not found:
+    if not result:
         raise CheckpointError(f"--precision-text {given} holds no text; one text a line was expected")
-    return found
+    return result
 
 
 def _text(language: str, generator: torch.Generator) -> str:
     known = sentences(language)
     count = int(torch.randint(1, 4, (1,), generator=generator))
     chosen = torch.randint(0, len(known), (count,), generator=generator).tolist()
-    return ("" if language == "chinese" else " ").join(known[each] for each in chosen)
+    return ("" if language == "chinese" else " ").join(known[item] for item in chosen)
 
 
 def pictures(asked: Asked, generator: torch.Generator) -> list[Image.Image]:
@@ -102,14 +102,14 @@ def pictures(asked: Asked, generator: torch.Generator) -> list[Image.Image]:
 
     if asked.image is not None:
         return [open_picture(asked.image)]
-    photograph, found = open_picture(PHOTO), []
+    photograph, result = open_picture(PHOTO), []
     for place in range(asked.batch):
         if place % 2:
             noise = torch.randint(0, 256, (224, 224, 3), generator=generator, dtype=torch.uint8)
-            found.append(Image.fromarray(noise.numpy()))
+            result.append(Image.fromarray(noise.numpy()))
         else:
-            found.append(_part(photograph, generator))
-    return found
+            result.append(_part(photograph, generator))
+    return result
 
 
 def _part(picture: Image.Image, generator: torch.Generator) -> Image.Image:
@@ -145,7 +145,7 @@ def sounds(asked: Asked, generator: torch.Generator, rate: int) -> list[Tensor]:
 def _voice(generator: torch.Generator, rate: int) -> Tensor:
     """Harmonics of a gliding pitch under a syllable's envelope, and some noise: (samples,)."""
     time = torch.arange(int(SECONDS * rate), dtype=torch.float64) / rate
-    low, high, pace = (float(each) for each in torch.rand(3, generator=generator, dtype=torch.float64))
+    low, high, pace = (float(item) for item in torch.rand(3, generator=generator, dtype=torch.float64))
     pitch = 90 + 80 * low + 60 * high * time / SECONDS  # Hz
     phase = 2 * math.pi * torch.cumsum(pitch, 0) / rate
     voice = sum(torch.sin(phase * harmonic) / harmonic for harmonic in range(1, 9))
@@ -158,15 +158,15 @@ def _voice(generator: torch.Generator, rate: int) -> Tensor:
 def _recording(given: str, rate: int) -> Tensor:
     try:
         with wave.open(given) as opened:
-            channels, width, found = opened.getnchannels(), opened.getsampwidth(), opened.getframerate()
+            channels, width, result = opened.getnchannels(), opened.getsampwidth(), opened.getframerate()
             raw = opened.readframes(opened.getnframes())
     except FileNotFoundError:
         raise CheckpointError(f"no recording at {given}") from None
     except (wave.Error, EOFError, OSError) as error:
         raise CheckpointError(f"--precision-audio {given} is not a WAV file with PCM samples ({error})") from None
-    if width != 2 or found != rate:
+    if width != 2 or result != rate:
         raise CheckpointError(
-            f"--precision-audio {given} has {8 * width} bits at {found} Hz; 16 bits at {rate} Hz were "
+            f"--precision-audio {given} has {8 * width} bits at {result} Hz; 16 bits at {rate} Hz were "
             "expected: convert it first"
         )
     samples = torch.frombuffer(bytearray(raw), dtype=torch.int16).float() / 32768
@@ -175,11 +175,11 @@ def _recording(given: str, rate: int) -> Tensor:
 
 def ids(asked: Asked, generator: torch.Generator, vocabulary: int, length: int, avoided: set[Any]) -> Tensor:
     """Token ids (batch, length) below `vocabulary`, without those in `avoided`, which have a meaning of their own."""
-    allowed = [each for each in range(vocabulary) if each not in avoided] if vocabulary < 4096 else []
+    allowed = [index for index in range(vocabulary) if index not in avoided] if vocabulary < 4096 else []
     drawn = torch.randint(0, vocabulary, (asked.batch, length), generator=generator)
     if allowed:
         return torch.tensor(allowed)[drawn % len(allowed)]
-    ordinary = next(each for each in range(vocabulary // 2, vocabulary) if each not in avoided)
+    ordinary = next(index for index in range(vocabulary // 2, vocabulary) if index not in avoided)
     special = torch.isin(drawn, torch.tensor(sorted(avoided), dtype=torch.long))
     return torch.where(special, ordinary, drawn)
 

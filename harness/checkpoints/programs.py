@@ -19,24 +19,26 @@ from harness.errors import CheckpointError
 PICTURE = 224  # pixels of the edge of a picture that a convolution is given where no example says more
 
 
-def parts(found: Recognised, asked: Asked) -> tuple[str, ...]:
+def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
     """One: the program's own forward."""
     return ("forward",)
 
 
-def arguments(found: Recognised, part: str, asked: Asked) -> dict[str, Any]:
+def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]:
     """The arguments of the Case that runs a program."""
     if asked.own_files:
         raise CheckpointError(
-            f"{found.path} is a program without a tokenizer or a processor: leave --precision-text, "
-            f"--precision-image and --precision-audio out, or put tensors into {_beside(found.path).name}"
+            f"{recognised.path} is a program without a tokenizer or a processor: leave --precision-text, "
+            f"--precision-image and --precision-audio out, or put tensors into {_beside(recognised.path).name}"
         )
-    if found.kind == "torch.export":
+    if recognised.kind == "torch.export":
         note = "the inputs are drawn by seed like the examples in the program"
-        return dict(model=LoadExported(found.path), inputs=DrawExported(found.path), notes=(note,), forward=spread)
-    note = f"the inputs are noise, drawn by seed: there is no {_beside(found.path).name} beside the program"
-    notes = () if _beside(found.path).is_file() else (note,)
-    return dict(model=LoadScript(found.path), inputs=DrawScript(found.path, asked), notes=notes)
+        return dict(
+            model=LoadExported(recognised.path), inputs=DrawExported(recognised.path), notes=(note,), forward=spread
+        )
+    note = f"the inputs are noise, drawn by seed: there is no {_beside(recognised.path).name} beside the program"
+    notes = () if _beside(recognised.path).is_file() else (note,)
+    return dict(model=LoadScript(recognised.path), inputs=DrawScript(recognised.path, asked), notes=notes)
 
 
 def spread(model: nn.Module, inputs: dict[str, Any]) -> Any:
@@ -47,9 +49,9 @@ def spread(model: nn.Module, inputs: dict[str, Any]) -> Any:
 def drawn_like(example: Any, generator: torch.Generator) -> Any:
     """Tensors of the shapes and dtypes of an example: fractions of its mean and deviation, integers of its range."""
     if isinstance(example, dict):
-        return {name: drawn_like(each, generator) for name, each in example.items()}
+        return {name: drawn_like(item, generator) for name, item in example.items()}
     if isinstance(example, (tuple, list)):
-        return type(example)(drawn_like(each, generator) for each in example)
+        return type(example)(drawn_like(item, generator) for item in example)
     if not isinstance(example, Tensor) or not example.numel():
         return example
     if example.dtype == torch.bool:
@@ -146,7 +148,7 @@ class DrawScript:
                 return drawn_like(load_file(beside), generator)
         model = _scripted(self.path)
         names = _needed(model)
-        first = next((each for each in model.parameters() if each.dim() > 1), None)
+        first = next((parameter for parameter in model.parameters() if parameter.dim() > 1), None)
         if len(names) == 1 and first is not None and first.dim() == 4:
             return torch.randn(self.asked.batch, first.shape[1], PICTURE, PICTURE, generator=generator)
         raise CheckpointError(
@@ -157,4 +159,4 @@ class DrawScript:
 
 def _needed(model: Any) -> Sequence[str]:
     """The arguments of a scripted forward that have no default."""
-    return [each.name for each in model.forward.schema.arguments[1:] if not each.has_default_value()]
+    return [argument.name for argument in model.forward.schema.arguments[1:] if not argument.has_default_value()]

@@ -84,13 +84,13 @@ def checkpoints_in(given: str | Path) -> list[str | Path]:
     path = Path(given)
     if not path.is_dir() or _is_marked(path) or _weights_in(path):
         return [given]
-    found = [each for each in sorted(path.iterdir()) if _looks_like_one(each)]
-    if not found:
+    result = [item for item in sorted(path.iterdir()) if _looks_like_one(item)]
+    if not result:
         raise CheckpointError(
             f"{path} holds no checkpoint, and neither do its folders; "
             f"a directory with one of {', '.join(MARKS)} was expected"
         )
-    return list(found)
+    return list(result)
 
 
 def read_json(path: Path) -> dict[str, Any] | list[Any]:
@@ -103,10 +103,10 @@ def read_json(path: Path) -> dict[str, Any] | list[Any]:
 
 def read_fields(path: Path) -> dict[str, Any]:
     """What a JSON file with one object holds. Raises: CheckpointError where it holds something else."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(found).__name__} where an object was expected")
-    return found
+    result = read_json(path)
+    if not isinstance(result, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(result).__name__} where an object was expected")
+    return result
 
 
 def _directory(path: Path) -> Recognised:
@@ -150,7 +150,7 @@ def _without_config(path: Path) -> Recognised:
     """A directory without any file that tells: bare weights are AIMv2's, whose keys are checked when it is loaded."""
     if [*path.glob("*.safetensors")]:
         return Recognised(kind="AIMv2", path=path)
-    pickles = sorted(each.name for each in path.iterdir() if each.suffix in PICKLES)
+    pickles = sorted(item.name for item in path.iterdir() if item.suffix in PICKLES)
     if pickles:
         raise CheckpointError(
             f"{path} holds pickles only ({', '.join(pickles)}), which are never read; save the model as safetensors "
@@ -168,10 +168,10 @@ def _file(path: Path) -> Recognised:
             f"of a checkpoint give the directory that holds its {CONFIG}"
         )
     with zipfile.ZipFile(path) as archive:
-        names = [each.split("/", 1)[-1] for each in archive.namelist()]
-    if any(each.startswith("code/") for each in names) and "constants.pkl" in names:
+        names = [text.split("/", 1)[-1] for text in archive.namelist()]
+    if any(name.startswith("code/") for name in names) and "constants.pkl" in names:
         return Recognised(kind="TorchScript", path=path)
-    if any(each == "archive_format" or "serialized_exported_program" in each for each in names):
+    if any(name == "archive_format" or "serialized_exported_program" in name for name in names):
         return Recognised(kind="torch.export", path=path)
     raise CheckpointError(
         f"{path} is a pickle, which can run any program and is never read; save the model as safetensors with its "
@@ -184,7 +184,7 @@ def _is_marked(path: Path) -> bool:
 
 
 def _weights_in(path: Path) -> bool:
-    return any(each.suffix in (".safetensors", *PICKLES) for each in path.iterdir() if each.is_file())
+    return any(item.suffix in (".safetensors", *PICKLES) for item in path.iterdir() if item.is_file())
 
 
 def _looks_like_one(path: Path) -> bool:

@@ -19,14 +19,14 @@ from harness.errors import CheckpointError
 KIND = "sentence-transformers"
 
 
-def parts(found: Recognised, asked: Asked) -> tuple[str, ...]:
+def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
     """One: the embedding."""
     return ("forward",)
 
 
-def arguments(found: Recognised, part: str, asked: Asked) -> dict[str, Any]:
+def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]:
     """The arguments of the Case that embeds texts."""
-    return dict(model=Load(found.path, asked), inputs=Draw(found.path, asked), forward=embedding)
+    return dict(model=Load(recognised.path, asked), inputs=Draw(recognised.path, asked), forward=embedding)
 
 
 @functools.lru_cache(maxsize=1)
@@ -73,9 +73,9 @@ class Draw:
             limit = model.max_seq_length
             if limit is None or limit > self.asked.length:
                 model.max_seq_length = self.asked.length
-            found = (getattr(model, "preprocess", None) or model.tokenize)(lines)
+            result = (getattr(model, "preprocess", None) or model.tokenize)(lines)
             model.max_seq_length = limit
-        return {name: each for name, each in found.items() if each is not None}
+        return {name: item for name, item in result.items() if item is not None}
 
 
 def _takes_pictures(model: nn.Module) -> bool:
@@ -84,6 +84,6 @@ def _takes_pictures(model: nn.Module) -> bool:
 
 def embedding(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
     """The embeddings (B, D) of texts, and those of their tokens (B, N, D) where the model gives them."""
-    found = model(dict(inputs))
+    result = model(dict(inputs))
     names = ("sentence_embedding", "token_embeddings")
-    return {name: found[name] for name in names if isinstance(found.get(name), Tensor)}
+    return {name: result[name] for name in names if isinstance(result.get(name), Tensor)}

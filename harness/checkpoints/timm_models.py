@@ -18,18 +18,18 @@ from harness.errors import CheckpointError
 KIND = "timm"
 
 
-def parts(found: Recognised, asked: Asked) -> tuple[str, ...]:
+def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
     """One: the logits, or the features of a model without classes."""
     return ("forward",)
 
 
-def arguments(found: Recognised, part: str, asked: Asked) -> dict[str, Any]:
+def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]:
     """The arguments of the Case that runs one forward."""
     if asked.text is not None or asked.audio is not None:
-        raise CheckpointError(f"{found.path} takes pictures: leave --precision-text and --precision-audio out")
-    pretrained = found.fields.get("pretrained_cfg") or found.fields
-    classes = found.fields.get("num_classes", pretrained.get("num_classes", 0))
-    given: dict[str, Any] = dict(model=Load(found.path), inputs=Draw(found, asked))
+        raise CheckpointError(f"{recognised.path} takes pictures: leave --precision-text and --precision-audio out")
+    pretrained = recognised.fields.get("pretrained_cfg") or recognised.fields
+    classes = recognised.fields.get("num_classes", pretrained.get("num_classes", 0))
+    given: dict[str, Any] = dict(model=Load(recognised.path), inputs=Draw(recognised, asked))
     return given | (dict(decisions="output") if classes and classes > 1 else {})
 
 
@@ -58,4 +58,4 @@ class Draw:
         with loading(f"the transform of {self.found.path}"):
             settings = data.resolve_data_config(pretrained_cfg=dict(self.found.fields.get("pretrained_cfg") or {}))
             transform = data.create_transform(**settings, is_training=False)
-            return torch.stack([transform(each) for each in pictures(self.asked, generator)])
+            return torch.stack([transform(picture) for picture in pictures(self.asked, generator)])

@@ -73,7 +73,7 @@ def config_of(path: Path, asked: Asked) -> Any:
 
 
 def _remote(path: Path, auto_map: Mapping[str, Any]) -> str:
-    files = sorted({str(each).split(".")[0] + ".py" for each in auto_map.values()})
+    files = sorted({str(item).split(".")[0] + ".py" for item in auto_map.values()})
     return (
         f"{path} is computed by code of its own ({', '.join(files)}), which runs only with permission; read it, then "
         f"add {PERMISSION}"
@@ -89,10 +89,10 @@ def class_of(path: Path, config: Any, asked: Asked) -> type:
     names = list(config.architectures or [])
     own = getattr(config, "auto_map", None) or {}
     with loading(f"the class of {path}"):
-        found = getattr(transformers, names[0], None) if names else None
-    if found is not None:
-        return found
-    key = next((each for each in own if each.startswith("AutoModel")), None)
+        result = getattr(transformers, names[0], None) if names else None
+    if result is not None:
+        return result
+    key = next((text for text in own if text.startswith("AutoModel")), None)
     if key is not None:
         if not asked.trust_remote_code:
             raise CheckpointError(_remote(path, own))
@@ -108,8 +108,8 @@ def class_of(path: Path, config: Any, asked: Asked) -> type:
     mapping = transformers.AutoModel._model_mapping
     if type(config) not in mapping:
         raise CheckpointError(f"{path / 'config.json'} names no class in `architectures`; save it by save_pretrained")
-    found = mapping[type(config)]
-    return found[0] if isinstance(found, (list, tuple)) else found
+    result = mapping[type(config)]
+    return result[0] if isinstance(result, (list, tuple)) else result
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,10 @@ class Load:
 # -------- its parts
 
 
-def parts(found: Recognised, asked: Asked) -> tuple[str, ...]:
+def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
     """What is run of it: one forward, and of a model that generates a step from its cache and a greedy generation."""
-    config = config_of(found.path, asked)
-    kind = class_of(found.path, config, asked)
+    config = config_of(recognised.path, asked)
+    kind = class_of(recognised.path, config, asked)
     if not _generates(kind, config):
         return (FORWARD,)
     cached = _cache_name(kind) and not config.is_encoder_decoder and _takes_text_alone(kind)
@@ -166,20 +166,20 @@ def _name_in(kind: type, tables: tuple[str, ...]) -> bool:
 
     for table in tables:
         names = getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES", {}).values()
-        if any(kind.__name__ == each or (isinstance(each, tuple) and kind.__name__ in each) for each in names):
+        if any(kind.__name__ == name or (isinstance(name, tuple) and kind.__name__ in name) for name in names):
             return True
     return False
 
 
-def arguments(found: Recognised, part: str, asked: Asked, *, processors: Path | None = None) -> dict[str, Any]:
+def arguments(recognised: Recognised, part: str, asked: Asked, *, processors: Path | None = None) -> dict[str, Any]:
     """The arguments of the Case that runs one part. `processors`: where the tokenizer is, if not beside the weights.
 
     Raises: CheckpointError.
     """
-    config = config_of(found.path, asked)
-    kind = class_of(found.path, config, asked)
-    draw = Draw(kind=kind, config=config, place=processors or found.path, part=part, asked=asked)
-    given: dict[str, Any] = dict(model=Load(found.path, asked), inputs=draw, notes=draw.notes)
+    config = config_of(recognised.path, asked)
+    kind = class_of(recognised.path, config, asked)
+    draw = Draw(kind=kind, config=config, place=processors or recognised.path, part=part, asked=asked)
+    given: dict[str, Any] = dict(model=Load(recognised.path, asked), inputs=draw, notes=draw.notes)
     if part == GENERATE:
         return given | dict(forward=generated, generates=("tokens", "logits"))
     if part == DECODE:
@@ -195,11 +195,14 @@ def generated(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def decoded(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """One step from the cache: all tokens but the last fill it, the last is run alone. Returns its logits (B, 1, V)."""
-    before = {name: each[:, :-1] if isinstance(each, Tensor) else each for name, each in inputs.items()}
+    before = {name: input_[:, :-1] if isinstance(input_, Tensor) else input_ for name, input_ in inputs.items()}
     filled = model(**{**before, "use_cache": True})
     cache = next(filled[name] for name in CACHES if filled.get(name) is not None)
     kind = type(model.get_base_model() if hasattr(model, "get_base_model") else model)  # of an adapter's model
-    last = {name: _last(name, each) for name, each in inputs.items()} | {"use_cache": True, _cache_name(kind): cache}
+    last = {name: _last(name, input_) for name, input_ in inputs.items()} | {
+        "use_cache": True,
+        _cache_name(kind): cache,
+    }
     return {"logits": model(**last).logits}
 
 
@@ -281,14 +284,14 @@ class Draw:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the report says of inputs that are not the checkpoint's own kind, and of those that are."""
-        found = []
+        result = []
         if self.takes_text and not has_tokenizer(self.place):
-            found.append("there is no tokenizer beside the weights: the token ids are drawn by seed")
+            result.append("there is no tokenizer beside the weights: the token ids are drawn by seed")
         if self.takes_pictures and not self._has("image_processor"):
-            found.append("there is no image processor beside the weights: the pictures are noise, drawn by seed")
+            result.append("there is no image processor beside the weights: the pictures are noise, drawn by seed")
         if self.takes_sound and not self._has("feature_extractor"):
-            found.append("there is no feature extractor beside the weights: the sound is noise, drawn by seed")
-        return tuple(found)
+            result.append("there is no feature extractor beside the weights: the sound is noise, drawn by seed")
+        return tuple(result)
 
     def _has(self, kind: str) -> bool:
         """Whether the directory has a processor of a kind: "image_processor" or "feature_extractor"."""
@@ -304,7 +307,7 @@ class Draw:
         taken = dict(text=self.takes_text, image=self.takes_pictures, audio=self.takes_sound)
         for name, takes in taken.items():
             if getattr(self.asked, name) is not None and not takes:
-                other = ", ".join(f"--precision-{each}" for each, there in taken.items() if there) or "none of them"
+                other = ", ".join(f"--precision-{item}" for item, there in taken.items() if there) or "none of them"
                 raise CheckpointError(
                     f"{self.kind.__name__} takes {self.main} and no {name}: leave --precision-{name} out; it takes "
                     f"{other}"
@@ -314,9 +317,9 @@ class Draw:
         """Raises: CheckpointError for an argument without a default that nothing was drawn for."""
         needed = [
             name
-            for name, each in self.names.items()
-            if each.default is each.empty
-            and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+            for name, item in self.names.items()
+            if item.default is item.empty
+            and item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)
             and name != "self"
         ]
         absent = [name for name in needed if name not in given]
@@ -332,7 +335,7 @@ class Draw:
     def _require_no_places(self) -> None:
         """Raises: CheckpointError for a model whose pictures have places among the tokens and that has no processor."""
         marks = ("image_token_id", "image_token_index")
-        if self.takes_text and self.takes_pictures and any(getattr(self.config, each, None) for each in marks):
+        if self.takes_text and self.takes_pictures and any(getattr(self.config, mark, None) for mark in marks):
             raise CheckpointError(
                 f"{self.kind.__name__} takes pictures among its tokens, and {self.place} has no processor that puts "
                 "them there; add processor_config.json and the tokenizer's files"
@@ -344,8 +347,8 @@ class Draw:
         """A processor of texts and pictures together, where the directory has one; else None."""
         if not (self.place / "processor_config.json").is_file() or not has_tokenizer(self.place):
             return None
-        found = _loaded("AutoProcessor", self.place, self.asked)
-        return found if any(each.__name__ == base for each in type(found).__mro__) else None
+        result = _loaded("AutoProcessor", self.place, self.asked)
+        return result if any(item.__name__ == base for item in type(result).__mro__) else None
 
     def _tokenizer(self) -> Any:
         tokenizer = _loaded("AutoTokenizer", self.place, self.asked)
@@ -373,17 +376,17 @@ class Draw:
     @property
     def length(self) -> int:
         """Tokens of a sequence: as asked, and no more than the model has positions for."""
-        limits = [getattr(each, name, None) for each in (self.config, self._text_config) for name in LENGTHS]
-        known = [each for each in limits if isinstance(each, int) and each > 0]
+        limits = [getattr(item, name, None) for item in (self.config, self._text_config) for name in LENGTHS]
+        known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
         room = 2 + (STEPS if self.part == GENERATE else 0)  # some models count positions from 2 on
-        return max(min([self.asked.length, *(each - room for each in known)]), 1)
+        return max(min([self.asked.length, *(item - room for item in known)]), 1)
 
     @property
     def vocabulary(self) -> int:
-        found = getattr(self._text_config, "vocab_size", None) or getattr(self.config, "vocab_size", None)
-        if not isinstance(found, int):
+        result = getattr(self._text_config, "vocab_size", None) or getattr(self.config, "vocab_size", None)
+        if not isinstance(result, int):
             raise CheckpointError(f"the config of {self.place} has no vocab_size, and no tokenizer is beside it")
-        return found
+        return result
 
     def _text(self, generator: torch.Generator) -> dict[str, Any]:
         if has_tokenizer(self.place):
@@ -393,25 +396,25 @@ class Draw:
         else:
             given = self._random_ids(generator)
         if _name_in(self.kind, ("MULTIPLE_CHOICE",)):  # (B, 2, N): each text beside another
-            given = {name: torch.stack([each, each.flip(0)], 1) for name, each in given.items()}
-        return {name: each for name, each in given.items() if name in self.names or self._takes_all}
+            given = {name: torch.stack([argument, argument.flip(0)], 1) for name, argument in given.items()}
+        return {name: argument for name, argument in given.items() if name in self.names or self._takes_all}
 
     @property
     def _takes_all(self) -> bool:
-        return any(each.kind is each.VAR_KEYWORD for each in self.names.values()) and "input_ids" not in self.names
+        return any(name.kind is name.VAR_KEYWORD for name in self.names.values()) and "input_ids" not in self.names
 
     def _tokenized(self, lines: list[str], length: int) -> dict[str, Tensor]:
         how = dict(padding=True, truncation=True, max_length=length, return_tensors="pt")
         with loading(f"the tokenizer of {self.place}"):
             tokenizer = self._tokenizer()
-            found = tokenizer(lines, **(how | ({} if tokenizer.pad_token else dict(padding=False))))
-        largest = int(found["input_ids"].max())
+            result = tokenizer(lines, **(how | ({} if tokenizer.pad_token else dict(padding=False))))
+        largest = int(result["input_ids"].max())
         if largest >= self.vocabulary:
             raise CheckpointError(
                 f"the tokenizer of {self.place} gives the id {largest}, and the model has {self.vocabulary}: they do "
                 "not belong together"
             )
-        return dict(found)
+        return dict(result)
 
     def _random_ids(self, generator: torch.Generator) -> dict[str, Tensor]:
         given = {"input_ids": ids(self.asked, generator, self.vocabulary, self.length, self._special_ids)}
@@ -425,11 +428,13 @@ class Draw:
     @property
     def _special_ids(self) -> set[int]:
         """Ids that mean something to the model, such as the place of a picture."""
-        found = {0, 1, 2} if self.vocabulary > 16 else set()
+        result = {0, 1, 2} if self.vocabulary > 16 else set()
         for config in (self.config, self._text_config):
-            named = {name: each for name, each in vars(config).items() if name.endswith(("token_id", "token_index"))}
-            found |= {each for each in named.values() if isinstance(each, int)}
-        return found
+            named = {
+                name: variable for name, variable in vars(config).items() if name.endswith(("token_id", "token_index"))
+            }
+            result |= {item for item in named.values() if isinstance(item, int)}
+        return result
 
     def _decoder(self, generator: torch.Generator) -> dict[str, Tensor]:
         if "decoder_input_ids" not in self.names:
@@ -452,8 +457,8 @@ class Draw:
             with loading(f"the image processor of {self.place}"):
                 processor = _loaded("AutoImageProcessor", self.place, self.asked)
                 drawn = frames(self.asked, generator, count) if count else pictures(self.asked, generator)
-                found = dict(processor(drawn, return_tensors="pt"))
-            return {name: each for name, each in found.items() if name in self.names}
+                result = dict(processor(drawn, return_tensors="pt"))
+            return {name: item for name, item in result.items() if name in self.names}
         if self.asked.image is not None:
             raise CheckpointError(
                 f"{self.place} has no preprocessor_config.json, so --precision-image cannot be prepared; add it"
@@ -471,9 +476,9 @@ class Draw:
             lines, drawn = texts(self.asked, generator), pictures(self.asked, generator)
             lines = (lines * len(drawn))[: len(drawn)] if len(lines) < len(drawn) else lines[: len(drawn)]
             mark = getattr(processor, "image_token", None)
-            lines = [f"{mark}\n{each}" if mark else each for each in lines]
-            found = dict(processor(text=lines, images=drawn, padding=True, return_tensors="pt"))
-        return {name: each for name, each in found.items() if name in self.names}
+            lines = [f"{mark}\n{line}" if mark else line for line in lines]
+            result = dict(processor(text=lines, images=drawn, padding=True, return_tensors="pt"))
+        return {name: item for name, item in result.items() if name in self.names}
 
     # -------- sound
 
@@ -482,9 +487,9 @@ class Draw:
             with loading(f"the feature extractor of {self.place}"):
                 extractor = _loaded("AutoFeatureExtractor", self.place, self.asked)
                 rate = extractor.sampling_rate
-                drawn = [each.numpy() for each in sounds(self.asked, generator, rate)]
-                found = dict(extractor(drawn, sampling_rate=rate, return_tensors="pt"))
-            return {name: each for name, each in found.items() if name in self.names}
+                drawn = [sound.numpy() for sound in sounds(self.asked, generator, rate)]
+                result = dict(extractor(drawn, sampling_rate=rate, return_tensors="pt"))
+            return {name: item for name, item in result.items() if name in self.names}
         if self.asked.audio is not None:
             raise CheckpointError(
                 f"{self.place} has no preprocessor_config.json, so --precision-audio cannot be prepared; add it"

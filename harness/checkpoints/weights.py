@@ -20,9 +20,9 @@ def require_weights(path: Path) -> None:
 
     Raises: CheckpointError.
     """
-    found = weights_of(path)
-    if not found:
-        pickles = sorted(each.name for each in path.rglob("*") if each.suffix in PICKLES)
+    result = weights_of(path)
+    if not result:
+        pickles = sorted(item.name for item in path.rglob("*") if item.suffix in PICKLES)
         if pickles:
             raise CheckpointError(
                 f"{path} holds pickles only ({', '.join(pickles[:3])}), which are never read; save the model as "
@@ -31,11 +31,11 @@ def require_weights(path: Path) -> None:
         raise CheckpointError(f"{path} holds a config and no weights; copy its .safetensors files too")
     for index in path.rglob("*.safetensors.index.json"):
         named = sorted(set(read_fields(index).get("weight_map", {}).values()))
-        missing = [each for each in named if not (index.parent / each).is_file()]
+        missing = [item for item in named if not (index.parent / item).is_file()]
         if missing:
             raise CheckpointError(
                 f"{index.parent} lacks {len(missing)} of {len(named)} shards that {index.name or INDEX} names: "
                 f"{', '.join(missing)}"
             )
-    for each in found:
-        read_header(each)
+    for item in result:
+        read_header(item)

@@ -39,13 +39,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from harness.report import write_text
     from harness.upgrade.bisect import bisect
 
-    text, found = bisect(
+    text, result = bisect(
         arguments.stacks, case=arguments.case, what=arguments.what, state=arguments.state, retry=arguments.retry
     )
     print(text)
     if arguments.output:
         write_text(arguments.output, text + "\n")
-    return 0 if found else 1
+    return 0 if result else 1
 
 
 COMMAND = Command(

@@ -60,23 +60,23 @@ def _run(arguments: argparse.Namespace) -> int:
     from harness.pairs.names import Naming
     from harness.report import pairs_text, write_pairs
 
-    limits = dict(_limit(each) for each in arguments.limit)
+    limits = dict(_limit(item) for item in arguments.limit)
     default = "floor" if arguments.golden else "pair"
     preset = arguments.preset or ("" if limits else default)
     tolerance = Tolerance(preset=preset, reason="--limit" if limits else "", **limits)
-    naming = Naming(prefixes=tuple(arguments.strip_prefix), renames=tuple(_rename(each) for each in arguments.map))
+    naming = Naming(prefixes=tuple(arguments.strip_prefix), renames=tuple(_rename(item) for item in arguments.map))
     options = Options(naming=naming, coarser=arguments.coarser_dtype, limit=_bytes(arguments.max_inflated))
     if arguments.golden and options.coarser:
         raise ValueError(
             "--coarser-dtype and --golden exclude one another: a golden tensor judges a pair of one dtype; give one"
         )
-    found = compare_paths(arguments.actual, arguments.expected, tolerance, golden=arguments.golden, options=options)
+    result = compare_paths(arguments.actual, arguments.expected, tolerance, golden=arguments.golden, options=options)
     paths = f"{shown(str(arguments.actual), 400)} against {shown(str(arguments.expected), 400)}"
     title = f"{paths}, {preset or 'limits of your own'}"
     if arguments.json:
-        write_pairs(found.pairs, arguments.json)
-    print(pairs_text(found.pairs, title=title, notes=found.notes))
-    return 0 if found.passed else 1
+        write_pairs(result.pairs, arguments.json)
+    print(pairs_text(result.pairs, title=title, notes=result.notes))
+    return 0 if result.passed else 1
 
 
 def _rename(text: str) -> tuple[str, str]:
@@ -96,12 +96,12 @@ def _bytes(text: str) -> int:
     import re
 
     units = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
-    found = re.fullmatch(r"([0-9]{1,12})([A-Z]*)", text.strip().upper())
-    if found is None or found.group(2) not in units:
+    result = re.fullmatch(r"([0-9]{1,12})([A-Z]*)", text.strip().upper())
+    if result is None or result.group(2) not in units:
         raise ValueError(
             f"--max-inflated {shown(text)}: a number of bytes with a unit was expected, such as 512MiB or 4GiB"
         )
-    return int(found.group(1)) * units[found.group(2)]
+    return int(result.group(1)) * units[result.group(2)]
 
 
 def _limit(text: str) -> tuple[str, float]:

@@ -42,17 +42,17 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if len(arguments.reports) < 2:
         raise ValueError("one report was given where two or more are compared; give the older one first")
-    stored = [load(each) for each in arguments.reports]
-    found = [compare_reports(*each, subset=arguments.subset) for each in zip(stored, stored[1:])]
-    titles = [stacks_title(*each) for each in zip(stored, stored[1:])]
-    text = "\n\n".join(upgrade_text(each, title=title, every=arguments.every) for each, title in zip(found, titles))
+    stored = [load(report) for report in arguments.reports]
+    result = [compare_reports(*item, subset=arguments.subset) for item in zip(stored, stored[1:])]
+    titles = [stacks_title(*item) for item in zip(stored, stored[1:])]
+    text = "\n\n".join(upgrade_text(item, title=title, every=arguments.every) for item, title in zip(result, titles))
     print(text)
     if arguments.output:
         write_text(arguments.output, text + "\n")
     if arguments.json:
         write_text(
             arguments.json,
-            json.dumps(jsonable([each.to_dict() for each in found]), indent=1, ensure_ascii=False, allow_nan=False)
+            json.dumps(jsonable([item.to_dict() for item in result]), indent=1, ensure_ascii=False, allow_nan=False)
             + "\n",
         )
     if arguments.plot:
@@ -60,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from harness.upgrade.baseline import error_of
 
         plot_history(stored, error_of, arguments.plot)
-    return 0 if found[-1].passed else 1
+    return 0 if result[-1].passed else 1
 
 
 COMMAND = Command(

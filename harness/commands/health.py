@@ -54,7 +54,7 @@ def doctor(spec: str = "auto") -> tuple[str, bool]:
     checks.append(
         ("device", "ok", f"{device.torch_device} is {device.name}, backend {device.backend}: {device.reason}")
     )
-    return _text(stack, [each for each in checks if each]), all(each[1] != "FAILED" for each in checks if each)
+    return _text(stack, [check for check in checks if check]), all(check[1] != "FAILED" for check in checks if check)
 
 
 def _text(stack: dict, checks: list[tuple[str, str, str]]) -> str:
@@ -71,12 +71,12 @@ def _version(package: str) -> str | None:
 
 
 def _python_check() -> tuple[str, str, str]:
-    found, version = sys.version_info[:2], _version("torch_npu")
-    words = f"{found[0]}.{found[1]}"
+    result, version = sys.version_info[:2], _version("torch_npu")
+    words = f"{result[0]}.{result[1]}"
     bounds = PYTHONS.get(".".join(version.split(".")[:2])) if version else None
     if bounds is None:
         return "python", "ok" if version is None else "unlisted", words
-    fits = bounds[0] <= found[1] <= bounds[1]
+    fits = bounds[0] <= result[1] <= bounds[1]
     return (
         "python",
         "ok" if fits else "warning",
@@ -114,18 +114,18 @@ def cann_verdict(version: str, cann: str | None, pair: str) -> tuple[str, str]:
     if version not in COMPATIBLE:
         return "unlisted", f"{pair}: this torch_npu is not in the published table; check its release notes"
     wanted = COMPATIBLE[version]
-    if any(cann.startswith(each) for each in wanted) or (wanted[0] in ACROSS and cann.startswith(ACROSS)):
+    if any(cann.startswith(item) for item in wanted) or (wanted[0] in ACROSS and cann.startswith(ACROSS)):
         return "ok", f"{pair}, released with {wanted[0]}"
     return "warning", f"{pair}: it was released with CANN {' or '.join(wanted)}"
 
 
 def _numpy_check(stack: dict) -> tuple[str, str, str] | None:
     """CANN up to 8.2 fails to set its precision mode beside numpy 2."""
-    found = re.match(r"(\d+)\.(\d+)", stack.get("cann") or "")
+    result = re.match(r"(\d+)\.(\d+)", stack.get("cann") or "")
     if (
         stack["backend"] != "npu"
-        or not found
-        or (int(found[1]), int(found[2])) > (8, 2)
+        or not result
+        or (int(result[1]), int(result[2])) > (8, 2)
         or (stack.get("numpy") or "1") < "2"
     ):
         return None
@@ -145,10 +145,10 @@ def _answer_check(device) -> tuple[str, str, str]:
         device.check("doctor's check")
         with device.telling("doctor's check"):
             moved = left.to(device.torch_device)
-            found = (moved @ moved + moved).cpu()
+            result = (moved @ moved + moved).cpu()
     except HarnessError as error:  # whatever the device raises is the finding
         return "answer", "FAILED", str(error)
-    error = float((found.double() - (left.double() @ left.double() + left)).abs().max())
+    error = float((result.double() - (left.double() @ left.double() + left)).abs().max())
     fits = error <= 1e-2
     return (
         "answer",

@@ -18,11 +18,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from harness.report import judged, load, verdicts_text
 
     report = load(arguments.json)
-    found = judged(report, arguments.preset)
-    if not found:
+    result = judged(report, arguments.preset)
+    if not result:
         raise HarnessError(f"{arguments.json} holds no rows to judge; `pytest -k precision` writes them")
-    print(verdicts_text(found, title=f"{arguments.json}, {arguments.preset or 'as it was judged'}"))
-    statuses = {verdict.status for _, verdict in found}
+    print(verdicts_text(result, title=f"{arguments.json}, {arguments.preset or 'as it was judged'}"))
+    statuses = {verdict.status for _, verdict in result}
     return 0 if "PASS" in statuses and statuses <= {"PASS", "SKIPPED"} else 1
 
 

@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
         f"--precision-locate={arguments.level}",
         f"--precision-locate-case={named}",
         *([f"--precision-checkpoint={arguments.case}"] if named != arguments.case else []),
-        *(f"--precision-fault={each}" for each in arguments.fault),
+        *(f"--precision-fault={item}" for item in arguments.fault),
     ]
     command += ["--precision-locate-backward"] if arguments.backward else []
     command += [f"--precision-locate-seed={arguments.seed}"] if arguments.seed is not None else []

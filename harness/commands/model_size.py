@@ -25,14 +25,14 @@ def model_size(text: str, *, dtype: str | None = None, workers: int = 1, emulate
     words = {True: "yes", False: "NO", None: "unknown"}
     cells = [
         (
-            each.dtype,
-            "yes" if each.separate else "no",
-            f"{each.host / GIB:.1f} GiB",
-            f"{each.bytes_a_parameter:.1f}",
-            f"{each.device / GIB:.1f} GiB",
-            words[each.fits],
+            row.dtype,
+            "yes" if row.separate else "no",
+            f"{row.host / GIB:.1f} GiB",
+            f"{row.bytes_a_parameter:.1f}",
+            f"{row.device / GIB:.1f} GiB",
+            words[row.fits],
         )
-        for each in rows
+        for row in rows
     ]
     headers = (
         "dtype",
@@ -52,4 +52,4 @@ def model_size(text: str, *, dtype: str | None = None, workers: int = 1, emulate
         "in a second process."
     )
     table = tabulate(cells, headers=headers, tablefmt="simple", disable_numparse=True)
-    return f"{said}\n\n{table}\n\n{notes}", all(each.fits is not False for each in rows)
+    return f"{said}\n\n{table}\n\n{notes}", all(row.fits is not False for row in rows)

@@ -58,11 +58,11 @@ class Fact:
 
 def facts_of(measured: Mapping[str, Any]) -> dict[str, Fact]:
     """The facts in what `measure` gave, by the name of their rule, in the order of the measurements."""
-    found: dict[str, Fact] = {}
+    result: dict[str, Fact] = {}
     for name, numbers in measured.items():
         derive = DERIVED[name.partition(" ")[0]]
-        found |= derive(name, numbers)
-    return found
+        result |= derive(name, numbers)
+    return result
 
 
 def lacking(numbers: Any) -> str | None:
@@ -92,19 +92,19 @@ def _operand(name: str, numbers: Any) -> dict[str, Fact]:
     back = {value(given): value(found) for given, found in zip(numbers["given"], numbers["returned"])}
     whole = [bit for bit in BITS if back[1 + 2.0**-bit] == 1 + 2.0**-bit]
     bits = next((bit for bit in reversed(BITS) if set(range(1, bit + 1)) <= set(whole)), 0)
-    found = (bits, _rounding(bits, back), _range(back), _subnormals(back))
-    return {f"{what}: {part}": Fact(value=each) for part, each in zip(parts, found)}
+    result = (bits, _rounding(bits, back), _range(back), _subnormals(back))
+    return {f"{what}: {part}": Fact(value=item) for part, item in zip(parts, result)}
 
 
 def _rounding(bits: int, back: Mapping[float, float]) -> str:
     """How what is between two numbers of `bits` bits is rounded, in words."""
     if bits == max(BITS):
         return "none"
-    if any(each not in back for each in ties_of(bits)):
+    if any(tie not in back for tie in ties_of(bits)):
         return f"unknown: no ties of {bits} bits were sent"
     up = []
     for sign in (1, -1):
-        up.append(tuple(abs(back[sign * each]) > each for each in ties_of(bits)))  # low tie, high tie, above, below
+        up.append(tuple(abs(back[sign * tie]) > tie for tie in ties_of(bits)))  # low tie, high tie, above, below
     if up[0] != up[1]:
         return "another for each sign"
     kinds = {
@@ -137,15 +137,15 @@ def _sums(name: str, numbers: Any) -> dict[str, Fact]:
     """The order of the sums, for which the forecast has no rule, and how the accumulator rounds."""
     if lacking(numbers):
         return {"accumulator: rounding": Fact(lacks=lacking(numbers))}
-    found = {}
+    result = {}
     for dtype in ("float32", "float16", "bfloat16"):
-        found[f"order of a {dtype} sum of {LENGTH}"] = fact(numbers[dtype], _order)
-    found["accumulator: rounding"] = fact(numbers["rounded"], accumulator_of)
-    return found
+        result[f"order of a {dtype} sum of {LENGTH}"] = fact(numbers[dtype], _order)
+    result["accumulator: rounding"] = fact(numbers["rounded"], accumulator_of)
+    return result
 
 
 def _order(sums: Sequence[Any]) -> str:
-    return order_of([value(each) for each in sums])
+    return order_of([value(item) for item in sums])
 
 
 def order_of(sums: Sequence[float]) -> str:
@@ -156,13 +156,13 @@ def order_of(sums: Sequence[float]) -> str:
     for width in (1, 2, 4, 8, 16, 32, 64):
         if list(sums) == _grouped(width):
             return "one rounding a product" if width == 1 else f"one rounding for {width} products"
-    if all(each == LENGTH - 2 for each in sums[1:]):
+    if all(item == LENGTH - 2 for item in sums[1:]):
         return "exact"
     return "none of groups of 1, 2, 4, 8, 16, 32, 64"
 
 
 def _grouped(width: int) -> list[float]:
-    found = []
+    result = []
     for place in range(LENGTH):
         terms = [1.0] * LENGTH
         if place:
@@ -170,8 +170,8 @@ def _grouped(width: int) -> list[float]:
         total = 0.0
         for start in range(0, LENGTH, width):
             total = torch.tensor(total + math.fsum(terms[start : start + width]), dtype=torch.float64).float().item()
-        found.append(total)
-    return found
+        result.append(total)
+    return result
 
 
 def accumulator_of(rounded: Mapping[str, Any]) -> str:
@@ -182,20 +182,20 @@ def accumulator_of(rounded: Mapping[str, Any]) -> str:
         "truncated": lambda added: 2 * math.trunc(added / 2),
         "not rounded": lambda added: added,
     }
-    sent = [sign * each for each in ADDED for sign in (1, -1)]
+    sent = [sign * item for item in ADDED for sign in (1, -1)]
     return next(
-        (name for name, rule in kinds.items() if all(value(rounded[str(each)]) == rule(each) for each in sent)),
+        (name for name, rule in kinds.items() if all(value(rounded[str(item)]) == rule(item) for item in sent)),
         "none of these",
     )
 
 
 def _leaves(numbers: Mapping[str, Any], *names: str):
     """The numbers under nested names, ("float32", "64") and so on; what is lacking stands once."""
-    for name, each in numbers.items():
-        if isinstance(each, Mapping) and not lacking(each):
-            yield from _leaves(each, *names, name)
+    for name, number in numbers.items():
+        if isinstance(number, Mapping) and not lacking(number):
+            yield from _leaves(number, *names, name)
         else:
-            yield (*names, name), each
+            yield (*names, name), number
 
 
 def _bits(what: str, half: float) -> Callable[[str, Any], dict[str, Fact]]:
@@ -205,8 +205,8 @@ def _bits(what: str, half: float) -> Callable[[str, Any], dict[str, Fact]]:
         if lacking(numbers):
             return {f"{what}: effective bits": Fact(lacks=lacking(numbers))}
         return {
-            f"{what}: effective bits, {' '.join(names)}": _number(each, None if names[0] == "float32" else half)
-            for names, each in _leaves(numbers)
+            f"{what}: effective bits, {' '.join(names)}": _number(leaf, None if names[0] == "float32" else half)
+            for names, leaf in _leaves(numbers)
         }
 
     return derive
@@ -224,7 +224,7 @@ def _number(each: Any, within: float | None) -> Fact:
 def _gelu(name: str, numbers: Any) -> dict[str, Fact]:
     if lacking(numbers):
         return {"gelu: formula": Fact(lacks=lacking(numbers))}
-    return {f"gelu: formula for approximate={how!r}": _formula(each) for how, each in numbers.items()}
+    return {f"gelu: formula for approximate={how!r}": _formula(number) for how, number in numbers.items()}
 
 
 def _formula(distances: Mapping[str, Any]) -> Fact:
@@ -238,33 +238,33 @@ def _formula(distances: Mapping[str, Any]) -> Fact:
 def _vector(name: str, numbers: Any) -> dict[str, Fact]:
     if lacking(numbers):
         return {"vector unit": Fact(lacks=lacking(numbers))}
-    found = {}
+    result = {}
     for dtype, room in (("float32", PLACES), ("float16", HALF_PLACES)):
-        for function, each in numbers[dtype].items():
-            largest = fact(each, lambda each: value(each["max"]), within=room, above=True)
-            found[f"{function} {dtype}: largest error in last places"] = largest
-    return found | {f"{row}: effective bits": _number(each, FLOAT32_BITS) for row, each in numbers["rows"].items()}
+        for function, number in numbers[dtype].items():
+            largest = fact(number, lambda item: value(item["max"]), within=room, above=True)
+            result[f"{function} {dtype}: largest error in last places"] = largest
+    return result | {f"{row}: effective bits": _number(number, FLOAT32_BITS) for row, number in numbers["rows"].items()}
 
 
 def _edges(name: str, numbers: Any) -> dict[str, Fact]:
     if lacking(numbers):
         return {"overflow, subnormals, nan": Fact(lacks=lacking(numbers))}
-    return {what: fact(each, lambda each: f"{value(each):g}") for what, each in numbers.items()}
+    return {what: fact(number, lambda item: f"{value(item):g}") for what, number in numbers.items()}
 
 
 def _repeats(name: str, numbers: Any) -> dict[str, Fact]:
     if lacking(numbers):
         return {"repeats": Fact(lacks=lacking(numbers))}
-    found = {}
-    for names, each in _leaves(numbers):
+    result = {}
+    for names, leaf in _leaves(numbers):
         what, kind = (names[:-1], names[-1]) if names[-1] in ("answers", "row alone") else (names, None)
         label = {
             "answers": "different answers in 20 runs",
             "row alone": "a row alone has its bits of the batch",
             None: "repeats",
         }[kind]
-        found[f"{' '.join(what)}: {label}"] = fact(each, lambda each: each)
-    return found
+        result[f"{' '.join(what)}: {label}"] = fact(leaf, lambda item: item)
+    return result
 
 
 DERIVED: dict[str, Callable[[str, Any], dict[str, Fact]]] = {
@@ -289,14 +289,20 @@ def forecast_of(stack: Stack, names: Sequence[str]) -> dict[str, Any] | None:
     """The same measurements on the CPU under the forecast's rules for this stack; None for a device without rules."""
     if rules_of(stack) is None:
         return None
-    found: dict[str, Any] = {}
-    for each in measurements.MEASUREMENTS:
-        if each.name not in names or each.name in SKIPPED_BY_FORECAST:
+    result: dict[str, Any] = {}
+    for measurement in measurements.MEASUREMENTS:
+        if measurement.name not in names or measurement.name in SKIPPED_BY_FORECAST:
             continue
-        changed = stack if each.switch is None else replace(stack, **{f"{each.switch[0]}_allow_hf32": each.switch[1]})
+        changed = (
+            stack
+            if measurement.switch is None
+            else replace(stack, **{f"{measurement.switch[0]}_allow_hf32": measurement.switch[1]})
+        )
         with torch.no_grad(), rounding(rules_of(changed)):
-            found[each.name] = plain(measurements.tried(lambda each=each: each.take(torch.device("cpu"))))
-    return found
+            result[measurement.name] = plain(
+                measurements.tried(lambda item=measurement: item.take(torch.device("cpu")))
+            )
+    return result
 
 
 def verdicts_of(measured: Mapping[str, Any], forecast: Mapping[str, Any] | None) -> tuple[Verdict, ...]:
@@ -311,7 +317,7 @@ def _verdict(rule: str, fact: Fact, said: Fact | None, has_rules: bool) -> Verdi
     says = None if said is None or said.lacks else said.value
     if rule.endswith("different answers in 20 runs") and has_rules:
         says, said = 1, Fact(value=1)
-    if any(each in rule for each in UNRULED):
+    if any(item in rule for item in UNRULED):
         says = None
     known = dict(rule=rule, says=says, measured=fact.value)
     if fact.lacks:
@@ -326,7 +332,7 @@ def _verdict(rule: str, fact: Fact, said: Fact | None, has_rules: bool) -> Verdi
 
 def _agree(fact: Fact, said: Fact) -> bool:
     """Whether a fact is the forecast's, or near enough; the forecast's own size decides how well it is known."""
-    if said.within is None or not all(isinstance(each.value, float) for each in (fact, said)):
+    if said.within is None or not all(isinstance(item.value, float) for item in (fact, said)):
         return fact.value == said.value
     more = fact.value - said.value
     return more <= said.within and (fact.above or -more <= said.within)
@@ -356,14 +362,14 @@ def probe(
         device = open_device(device)
     stack = device.stack
     with torch.no_grad():
-        found = measure(device.torch_device, wanted, say=say)
+        result = measure(device.torch_device, wanted, say=say)
     say("what the forecast says")
     document = {
         "schema": SCHEMA,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "emulated": stack.backend == "emulated",
         "stack": plain(stack.to_dict()),
-        **found,
+        **result,
     }
     document |= derived_of(document)
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -383,12 +389,12 @@ def derived_of(document: Mapping[str, Any]) -> dict[str, Any]:
     rules = rules_of(stack)
     verdicts = verdicts_of(document["measured"], forecast_of(stack, tuple(document["measured"])))
     counts = {
-        kind: sum(each.verdict == kind for each in verdicts) for kind in (AGREES, CONTRADICTS, UNMEASURED, UNSAID)
+        kind: sum(item.verdict == kind for item in verdicts) for kind in (AGREES, CONTRADICTS, UNMEASURED, UNSAID)
     }
     return {
         "rules": None if rules is None else str(rules),
         "counts": counts,
-        "verdicts": [plain(asdict(each)) for each in verdicts],
+        "verdicts": [plain(asdict(item)) for item in verdicts],
     }
 
 
@@ -397,8 +403,8 @@ def read_probe(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["schema"] != SCHEMA:
-            found = f"{path} is of schema {document['schema']} where {SCHEMA} was expected"
-            raise HarnessError(f"{found}; read it with the version that wrote it")
+            result = f"{path} is of schema {document['schema']} where {SCHEMA} was expected"
+            raise HarnessError(f"{result}; read it with the version that wrote it")
         return document | derived_of(document)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         advice = "write one with `python -m harness doctor --device npu --probe FILE`"
@@ -419,12 +425,12 @@ def text_of(document: Mapping[str, Any]) -> str:
     if document.get("stopped"):
         parts.append(f"The device stopped computing at {document['stopped']}; what comes after it was not measured.")
     if document["rules"] is None:
-        rows = [(each["rule"], "–" if each["measured"] is None else each["measured"]) for each in verdicts]
+        rows = [(item["rule"], "–" if item["measured"] is None else item["measured"]) for item in verdicts]
         return "\n\n".join(
             [*parts, tabulate(rows, headers=("what", "measured"), tablefmt="simple", disable_numparse=True)]
         )
     for kind in (CONTRADICTS, UNMEASURED, UNSAID):
-        lines = [f"- {each['words']}" for each in verdicts if each["verdict"] == kind]
+        lines = [f"- {item['words']}" for item in verdicts if item["verdict"] == kind]
         if lines:
             parts.append("\n".join([f"{kind}:", *lines]))
     return "\n\n".join(parts)

@@ -19,7 +19,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from harness.report import load
     from harness.upgrade.ratchet import loose, ratchet_text
 
-    print(ratchet_text(loose([row for each in arguments.reports for row in load(each).rows], every=arguments.every)))
+    print(
+        ratchet_text(loose([row for report in arguments.reports for row in load(report).rows], every=arguments.every))
+    )
     return 0
 
 

@@ -477,7 +477,7 @@ def _timm(name: str, changes: dict) -> Architecture:
 
 def architectures() -> list[Architecture]:
     """Every entry, transformers first."""
-    return [*transformers_architectures(), *(_timm(*each) for each in TIMM.items())]
+    return [*transformers_architectures(), *(_timm(*pair) for pair in TIMM.items())]
 
 
 # -------- running
@@ -490,31 +490,31 @@ def made(entry: Architecture):
     torch.manual_seed(0)
     model = entry.build().float()
     with torch.no_grad():
-        for each in (
+        for parameter in (
             model.parameters()
         ):  # fresh weights are so small that a GELU sees nothing but its linear part, and some heads are zero
-            least = SPREAD / each.shape[-1] ** 0.5 if each.dim() == 2 else 0.0
-            if not each.any() and each.dim() == 2:
-                each.normal_(0.0, least)
-            elif each.dim() == 2 and float(each.std()) < least:
-                each.mul_(least / float(each.std()))
+            least = SPREAD / parameter.shape[-1] ** 0.5 if parameter.dim() == 2 else 0.0
+            if not parameter.any() and parameter.dim() == 2:
+                parameter.normal_(0.0, least)
+            elif parameter.dim() == 2 and float(parameter.std()) < least:
+                parameter.mul_(least / float(parameter.std()))
     return model, entry.inputs(model, torch.Generator().manual_seed(1))
 
 
 def _to(value, device, dtype):
-    return {name: each.to(device, dtype if each.is_floating_point() else None) for name, each in value.items()}
+    return {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in value.items()}
 
 
-def _outputs(found) -> dict:
+def _outputs(result) -> dict:
     """The floating tensors of what a model returned, by name."""
     import torch
 
-    if isinstance(found, torch.Tensor):
-        return {"output": found} if found.is_floating_point() else {}
-    if hasattr(found, "items"):
-        items = found.items()
+    if isinstance(result, torch.Tensor):
+        return {"output": result} if result.is_floating_point() else {}
+    if hasattr(result, "items"):
+        items = result.items()
     else:
-        items = enumerate(found) if isinstance(found, (tuple, list)) else ()
+        items = enumerate(result) if isinstance(result, (tuple, list)) else ()
     return {f"{name}.{inner}": tensor for name, value in items for inner, tensor in _outputs(value).items()}
 
 
@@ -527,31 +527,33 @@ def run(entry: Architecture, device, dtype=None) -> dict:
     model, inputs = made(entry)
     model, inputs = model.to(device, dtype).eval(), _to(inputs, device, dtype or torch.float32)
     with torch.no_grad():
-        found = {f"forward/{name}": value for name, value in _outputs(model(**inputs)).items()}
+        result = {f"forward/{name}": value for name, value in _outputs(model(**inputs)).items()}
         if entry.generates:
             given = {name: inputs[name][-1:] for name in ("input_ids", "attention_mask") if name in inputs}
-            found["tokens"] = model.generate(
+            result["tokens"] = model.generate(
                 **given, max_new_tokens=8, min_new_tokens=8, do_sample=False, use_cache=True
             )
     model.train()
     torch.manual_seed(0)
     loss = sum(value.float().square().mean() for value in _outputs(model(**inputs)).values() if value.requires_grad)
     loss.backward()
-    found["loss"] = loss.detach()
-    found |= {f"gradient/{name}": each.grad for name, each in model.named_parameters() if each.grad is not None}
-    return {name: value.detach().cpu().clone().contiguous() for name, value in found.items()}
+    result["loss"] = loss.detach()
+    result |= {
+        f"gradient/{name}": parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    return {name: value.detach().cpu().clone().contiguous() for name, value in result.items()}
 
 
-def difference(found: dict, expected: dict, part: str) -> tuple[float, float]:
+def difference(result: dict, expected: dict, part: str) -> tuple[float, float]:
     """The largest difference and the relative L2 error over all tensors of one part; infinite where tensors are
     missing.
     """
     names = {name for name in expected if name.startswith(part)}
-    if not names or {name for name in found if name.startswith(part)} != names:
+    if not names or {name for name in result if name.startswith(part)} != names:
         return math.inf, math.inf
     squares, total, largest = 0.0, 0.0, 0.0
     for name in names:
-        gap = found[name].double() - expected[name].double()
+        gap = result[name].double() - expected[name].double()
         if gap.numel():
             largest = max(largest, float(gap.abs().max())) if math.isfinite(float(gap.abs().max())) else math.nan
         squares += float(gap.square().sum())
@@ -596,8 +598,8 @@ def compute(names: list[str], folder: Path, way: str) -> None:
         target = _place(folder, way, entry)
         try:
             with device.watch() as seen:
-                found = run(entry, device.torch_device, torch.float64 if way == "golden" else None)
-            save_file(found, target.with_suffix(".tmp"), metadata={"fell_back": " ".join(seen.fell_back)})
+                result = run(entry, device.torch_device, torch.float64 if way == "golden" else None)
+            save_file(result, target.with_suffix(".tmp"), metadata={"fell_back": " ".join(seen.fell_back)})
             target.with_suffix(".tmp").rename(target.with_suffix(".safetensors"))
         except Exception as error:  # noqa: BLE001  one entry that does not run must not end the table
             lines = [
@@ -686,19 +688,19 @@ def table(rows: list[Result]) -> str:
         ),
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for each in rows:
+    for row in rows:
         cells = [
-            each.name,
-            each.kind,
-            f"{each.parameters:,}",
-            f"{each.rounding:.1e}",
-            f"{each.exact[0]:.1e}",
-            f"{each.exact[1]:.1e}",
-            f"{each.default[1]:.1e}",
-            f"{each.gradient:.1e}",
-            each.tokens,
-            ", ".join(each.fell_back),
-            each.problem,
+            row.name,
+            row.kind,
+            f"{row.parameters:,}",
+            f"{row.rounding:.1e}",
+            f"{row.exact[0]:.1e}",
+            f"{row.exact[1]:.1e}",
+            f"{row.default[1]:.1e}",
+            f"{row.gradient:.1e}",
+            row.tokens,
+            ", ".join(row.fell_back),
+            row.problem,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -715,10 +717,10 @@ def main(argv: list[str]) -> int:
     if arguments.compute:
         compute(arguments.names, Path(arguments.compute[1]), arguments.compute[0])
         return 0
-    found = results(arguments.names)
-    print(table(found))
+    result = results(arguments.names)
+    print(table(result))
     if arguments.output:
-        arguments.output.write_text(table(found) + "\n")
-    bad = [each for each in found if each.problem]
-    print(f"{len(found) - len(bad)} of {len(found)} ran")
+        arguments.output.write_text(table(result) + "\n")
+    bad = [item for item in result if item.problem]
+    print(f"{len(result) - len(bad)} of {len(result)} ran")
     return 1 if bad else 0

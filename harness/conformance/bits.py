@@ -65,36 +65,36 @@ def measure(family: Family, dtype: torch.dtype, device: torch.device) -> float:
     """Effective bits of one operator in one dtype on a device."""
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=generator).to(dtype) for shape in family.shapes]
-    exact = (family.exact or family.function)(*[each.double() for each in inputs])
-    return effective_bits(family.function(*[each.to(device) for each in inputs]).cpu(), exact)
+    exact = (family.exact or family.function)(*[input_.double() for input_ in inputs])
+    return effective_bits(family.function(*[input_.to(device) for input_ in inputs]).cpu(), exact)
 
 
 def rows(device: torch.device) -> Iterator[tuple[str, dict[str, float]]]:
     """For each family its bits by dtype; on an NPU those of the cube's float32 with HF32 on as well."""
     switches = (torch.npu.conv, torch.npu.matmul) if device.type == "npu" else ()
-    before = [each.allow_hf32 for each in switches]
+    before = [switch.allow_hf32 for switch in switches]
     try:
         for family in FAMILIES:
-            for each in switches:
-                each.allow_hf32 = False
-            found = {str(dtype).removeprefix("torch."): measure(family, dtype, device) for dtype in DTYPES}
+            for switch in switches:
+                switch.allow_hf32 = False
+            result = {str(dtype).removeprefix("torch."): measure(family, dtype, device) for dtype in DTYPES}
             if family.cube and switches:
-                for each in switches:
-                    each.allow_hf32 = True
-                found["hf32"] = measure(family, torch.float32, device)
-            yield family.name, found
+                for switch in switches:
+                    switch.allow_hf32 = True
+                result["hf32"] = measure(family, torch.float32, device)
+            yield family.name, result
     finally:
-        for each, value in zip(switches, before):
-            each.allow_hf32 = value
+        for switch, value in zip(switches, before):
+            switch.allow_hf32 = value
 
 
-def table(found: list[tuple[str, dict[str, float]]]) -> str:
+def table(result: list[tuple[str, dict[str, float]]]) -> str:
     """Bits by family and arithmetic as markdown."""
     columns = ("float32", "hf32", "float16", "bfloat16")
     lines = [f"| operator | {' | '.join(columns)} |", "|---|---|---|---|---|"]
     lines += [
-        f"| {name} | {' | '.join(f'{bits[each]:.1f}' if each in bits else '' for each in columns)} |"
-        for name, bits in found
+        f"| {name} | {' | '.join(f'{bits[column]:.1f}' if column in bits else '' for column in columns)} |"
+        for name, bits in result
     ]
     return "\n".join(lines)
 

@@ -33,7 +33,7 @@ def write(folder: Path, names: list[str]) -> list[Path]:
 
         transformers.logging.set_verbosity_error()
         makers = known()
-        unknown = [each for each in names if each not in makers]
+        unknown = [item for item in names if item not in makers]
         if unknown:
             raise ValueError(f"no checkpoint is called {', '.join(unknown)}; there are {', '.join(makers)}")
         for name in names or makers:
@@ -74,7 +74,7 @@ def _save(entry: Any, path: Path, beside: bool) -> None:
     config = json.loads((path / "config.json").read_text())
     if "stage_names" in config or "out_features" in config:  # transformers refuses those of the larger model
         (path / "config.json").write_text(
-            json.dumps({name: each for name, each in config.items() if name not in STAGES})
+            json.dumps({name: item for name, item in config.items() if name not in STAGES})
         )
     if not beside:
         return
@@ -122,9 +122,9 @@ def _component(name: str, how: dict[str, Any], path: Path) -> None:
     torch.manual_seed(0)
     model = getattr(library("diffusers", "diffusers"), name)(**how)
     with torch.no_grad():
-        for each in model.parameters():  # a last layer of zeros would hide all before it
-            if each.dim() > 1 and not each.any():
-                each.normal_(0.0, 0.1)
+        for parameter in model.parameters():  # a last layer of zeros would hide all before it
+            if parameter.dim() > 1 and not parameter.any():
+                parameter.normal_(0.0, 0.1)
     model.save_pretrained(path)
 
 
@@ -168,6 +168,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="of the directories; default: all")
     arguments = parser.parse_args(argv)
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    found = write(arguments.folder, arguments.names)
-    print(f"{len(found)} checkpoints in {arguments.folder}", file=sys.stderr)
+    result = write(arguments.folder, arguments.names)
+    print(f"{len(result)} checkpoints in {arguments.folder}", file=sys.stderr)
     return 0

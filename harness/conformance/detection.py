@@ -204,7 +204,7 @@ class Bench:
     def random(self) -> list[dict[str, Tensor]]:
         """The forecast, and as many with random roundings as a row is judged by (`harness.measure.scatter`)."""
         rules = [replace(self.rules, random=seed) for seed in range(RUNS)]
-        return [self.forecast, *(self.on_cpu(self.narrow, self.inputs, each) for each in rules)]
+        return [self.forecast, *(self.on_cpu(self.narrow, self.inputs, rule) for rule in rules)]
 
     def measured(self, outputs: dict[str, Tensor], random: Sequence[dict[str, Tensor]] = ()) -> tuple[dict, dict]:
         """The comparisons and references of `harness.run.comparisons.measure` for what the device returned."""
@@ -216,7 +216,7 @@ class Bench:
         """None where a fault left every bit as it was."""
         comparisons, references = self.measured(outputs)
         verdicts = {name: judge(comparisons, Tolerance(preset=name), references=references) for name in PRESETS}
-        if any(each.numel < MANY for each in comparisons.values()):
+        if any(comparison.numel < MANY for comparison in comparisons.values()):
             comparisons, references = self.measured(outputs, self.random)
             verdicts |= {
                 name: judge(comparisons, Tolerance(preset=name), references=references)
@@ -224,7 +224,7 @@ class Bench:
                 if hangs_on_slack(verdict)
             }
         alarms = frozenset(name for name, verdict in verdicts.items() if not verdict.passed)
-        nearest = max(checks_of(verdicts["floor"]), key=lambda each: _share(each.found, each.limit))
+        nearest = max(checks_of(verdicts["floor"]), key=lambda value: _share(value.found, value.limit))
         (name, held), *_ = references.items()
         moved = compare(outputs[name], self.sound[name])
         if not benign and not moved.unequal:
@@ -236,11 +236,11 @@ class Bench:
         return Trial(subject=self.subject.name, dtype=self.dtype, what=what, kind=kind, place=place, **more)
 
 
-def _share(found: float, limit: float) -> float:
+def _share(result: float, limit: float) -> float:
     """The part of a limit that was used up; infinite for what is not finite."""
-    if found == 0:
+    if result == 0:
         return 0.0
-    return abs(found) / limit if math.isfinite(found) and limit else math.inf
+    return abs(result) / limit if math.isfinite(result) and limit else math.inf
 
 
 class _Census(Fault):
@@ -273,12 +273,12 @@ def faulty(bench: Bench, faults: list[tuple[str, dict[str, Any]]] = FAULTS) -> I
         idle: set[str] = set()  # operators in which this fault has nothing to change, such as a mask in a product
         for place, share in PLACES.items():
             start = int(share * len(names))
-            for position in sorted(range(len(names)), key=lambda each: abs(each - start))[:TRIES]:
+            for position in sorted(range(len(names)), key=lambda value: abs(value - start))[:TRIES]:
                 if names[position] in idle:
                     continue
-                found = _planted(bench, names, position, kind, settings, place, idle)
-                if found is not None:
-                    yield found
+                result = _planted(bench, names, position, kind, settings, place, idle)
+                if result is not None:
+                    yield result
                     break
 
 
@@ -292,18 +292,18 @@ def miscomputed(bench: Bench, wrongs: tuple[Wrong, ...] = (*EVERY, *ONE)) -> Ite
                 outputs = bench.on_device()
         if not acted.hits:
             continue
-        found = bench.trial(outputs, what=wrong.what, kind="one call" if wrong in ONE else "every call", place="")
-        if found is not None:
-            yield found
+        result = bench.trial(outputs, what=wrong.what, kind="one call" if wrong in ONE else "every call", place="")
+        if result is not None:
+            yield result
 
 
 def edited(bench: Bench) -> Iterator[Trial]:
     """The faults of the subject's first output, made in what a sound device returns."""
     (name, sound), *others = bench.sound.items()
     for what, edit in bench.subject.outputs.items():
-        found = bench.trial({name: edit(sound), **dict(others)}, what=what, kind="output", place="")
-        if found is not None:
-            yield found
+        result = bench.trial({name: edit(sound), **dict(others)}, what=what, kind="output", place="")
+        if result is not None:
+            yield result
 
 
 def _planted(
@@ -340,7 +340,7 @@ def benign(bench: Bench, changes: tuple[Benign, ...] = (*BENIGN, *UNSUPPORTED)) 
         if bench.dtype not in change.dtypes:
             continue
         outputs = bench.otherwise(change)
-        if change in UNSUPPORTED and all(torch.equal(outputs[name], each) for name, each in bench.forecast.items()):
+        if change in UNSUPPORTED and all(torch.equal(outputs[name], item) for name, item in bench.forecast.items()):
             continue  # nothing in this model is computed so
         yield trial(change.what, outputs)
 
@@ -367,14 +367,14 @@ def matrix(
     pairs = [(name, dtype) for name, dtype in itertools.product(names, dtypes) if dtype in subject(name).dtypes]
     given = [(name, dtype, faults, seeds) for name, dtype in pairs]
     if jobs == 1:
-        return [each for work in given for each in _trials(*work)]
+        return [trial for work in given for trial in _trials(*work)]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        return [each for found in pool.map(_trials, *zip(*given)) for each in found]
+        return [item for found in pool.map(_trials, *zip(*given)) for item in found]
 
 
 def subject(name: str) -> Subject:
     """The model of a name. Raises: HarnessError for one that there is not."""
-    known = {each.name: each for each in (*SUBJECTS, *MORE)}
+    known = {item.name: item for item in (*SUBJECTS, *MORE)}
     if name not in known:
         raise HarnessError(f"no model is called {name}; there are {', '.join(known)}")
     return known[name]
@@ -386,11 +386,11 @@ def _trials(name: str, dtype: str, faults: list[tuple[str, dict[str, Any]]] | No
     try:
         device = open_device("emulated")
         first = Bench(subject(name), dtype, device)
-        found = list(faulty(first, [*FAULTS, *MORE_FAULTS] if faults is None else faults))
-        found += [*miscomputed(first), *edited(first), *benign(first)]
+        result = list(faulty(first, [*FAULTS, *MORE_FAULTS] if faults is None else faults))
+        result += [*miscomputed(first), *edited(first), *benign(first)]
         for seed in range(1, seeds):
-            found += benign(Bench(subject(name), dtype, device, seed))
-        return found
+            result += benign(Bench(subject(name), dtype, device, seed))
+        return result
     finally:
         torch.set_num_threads(threads)
 
@@ -400,16 +400,16 @@ def _trials(name: str, dtype: str, faults: list[tuple[str, dict[str, Any]]] | No
 
 def text(trials: list[Trial], skipped: Mapping[str, str] | None = None) -> str:
     """The counts by preset, by kind of fault, by model; benign changes; what `floor` did not see; false alarms."""
-    planted = [each for each in trials if each.kind != "benign"]
-    sound = [each for each in trials if each.kind == "benign"]
-    large = [each for each in planted if each.promised]
-    small = [each for each in planted if not each.promised]
+    planted = [trial for trial in trials if trial.kind != "benign"]
+    sound = [trial for trial in trials if trial.kind == "benign"]
+    large = [fault for fault in planted if fault.promised]
+    small = [fault for fault in planted if not fault.promised]
     above = f"{len(large)} above the size that `floor` promises to catch"
     count = f"{len(planted)} faults planted, {above}; {len(sound)} benign changes."
     lines = ["# The detection matrix", "", count, ""]
     lines += ["| preset | caught, above the size | caught, below it | false alarms |", "|---|---|---|---|"]
     for name in PRESETS:
-        caught = [sum(name in each.alarms for each in group) for group in (large, small, sound)]
+        caught = [sum(name in item.alarms for item in group) for group in (large, small, sound)]
         lines.append(
             f"| {name} | {caught[0]} of {len(large)} | {caught[1]} of {len(small)} | {caught[2]} of {len(sound)} |"
         )
@@ -423,9 +423,9 @@ def text(trials: list[Trial], skipped: Mapping[str, str] | None = None) -> str:
             f"| {title} | faults | {' | '.join(PRESETS)} |",
             f"|---|---|{'---|' * len(PRESETS)}",
         ]
-        for value in dict.fromkeys(getattr(each, key) for each in large):
-            group = [each for each in large if getattr(each, key) == value]
-            counts = " | ".join(str(sum(name in each.alarms for each in group)) for name in PRESETS)
+        for value in dict.fromkeys(getattr(item, key) for item in large):
+            group = [item for item in large if getattr(item, key) == value]
+            counts = " | ".join(str(sum(name in item.alarms for item in group)) for name in PRESETS)
             lines.append(f"| {value or 'no operator'} | {len(group)} | {counts} |")
     lines += ["", *_benign_table(sound)]
     lines += ["", *_missed_table(planted), "", *_alarm_table(sound)]
@@ -438,27 +438,27 @@ LISTED = 0.5  # floors: a fault that moves the output by less and is not seen is
 def _missed_table(planted: list[Trial]) -> list[str]:
     """What `floor` did not catch, the largest first, and what the float32 row says of it."""
     seen = _float32_rows(planted)
-    missed = sorted((each for each in planted if "floor" not in each.alarms), key=lambda each: -each.damage)
-    listed = [each for each in missed if each.damage >= LISTED]
+    missed = sorted((fault for fault in planted if "floor" not in fault.alarms), key=lambda value: -value.damage)
+    listed = [item for item in missed if item.damage >= LISTED]
     lines = ["## What `floor` did not catch", ""]
     lines += [
         "| model | dtype | fault | place | damage in floors | float32 row | caught by |",
         "|---|---|---|---|---|---|---|",
     ]
-    for each in listed:
-        row = "" if each.dtype == "float32" else seen.get(each.planted, "not planted")
-        where = f"{each.subject} | {each.dtype} | {each.what} | {each.place}"
-        lines.append(f"| {where} | {each.damage:.2g} | {row} | {', '.join(sorted(each.alarms))} |")
+    for item in listed:
+        row = "" if item.dtype == "float32" else seen.get(item.planted, "not planted")
+        where = f"{item.subject} | {item.dtype} | {item.what} | {item.place}"
+        lines.append(f"| {where} | {item.damage:.2g} | {row} | {', '.join(sorted(item.alarms))} |")
     return [*lines, "", f"{len(missed) - len(listed)} more move the output by less than {LISTED:g} floors."]
 
 
 def _alarm_table(sound: list[Trial]) -> list[str]:
     """The false alarms: of `floor` and `sharp` by change, of the other presets by model and dtype."""
     counts: dict[tuple[str, ...], int] = {}
-    for each in sound:
-        if each.alarms:
-            what = each.what if each.alarms & {"floor", "sharp"} else "any"
-            key = (each.subject, each.dtype, what, ", ".join(sorted(each.alarms)))
+    for item in sound:
+        if item.alarms:
+            what = item.what if item.alarms & {"floor", "sharp"} else "any"
+            key = (item.subject, item.dtype, what, ", ".join(sorted(item.alarms)))
             counts[key] = counts.get(key, 0) + 1
     lines = ["## False alarms", "", "| model | dtype | change | alarms |", "|---|---|---|---|"]
     for (model, dtype, what, names), count in counts.items():
@@ -468,27 +468,29 @@ def _alarm_table(sound: list[Trial]) -> list[str]:
 
 def _float32_rows(planted: list[Trial]) -> dict[tuple, str]:
     """What the float32 row says of each fault."""
-    return {each.planted: "FAIL" if "floor" in each.alarms else "PASS" for each in planted if each.dtype == "float32"}
+    return {
+        fault.planted: "FAIL" if "floor" in fault.alarms else "PASS" for fault in planted if fault.dtype == "float32"
+    }
 
 
 def _said(planted: list[Trial], sound: list[Trial]) -> list[str]:
     """Sentences on float32 rows and on assumptions."""
     lines = []
     rows = _float32_rows(planted)
-    missed = [each for each in planted if each.dtype != "float32" and "floor" not in each.alarms]
-    there = [rows[each.planted] for each in missed if each.planted in rows]
+    missed = [fault for fault in planted if fault.dtype != "float32" and "floor" not in fault.alarms]
+    there = [rows[item.planted] for item in missed if item.planted in rows]
     if there:
         said = f"Of {len(missed)} faults that a row in a half dtype does not show, {len(there)} were planted"
         lines += [f"{said} in the float32 row too, which `floor` fails in {there.count('FAIL')}.", ""]
-    alarms = [each for each in sound if "floor" in each.alarms]
-    named = [each.assumption for each in alarms if each.assumption]
+    alarms = [item for item in sound if "floor" in item.alarms]
+    named = [alarm.assumption for alarm in alarms if alarm.assumption]
     if alarms:
         said = f"{len(named)} of the {len(alarms)} false alarms of `floor` are rows that name the assumption"
         lines += [f"{said} on which they hang:", ""]
         lines += [*(f"- it would pass if {what}: {named.count(what)}" for what in dict.fromkeys(named)), ""]
-    caught = [each for each in planted if "floor" in each.alarms]
+    caught = [fault for fault in planted if "floor" in fault.alarms]
     if caught:
-        also = sum(bool(each.assumption) for each in caught)
+        also = sum(bool(item.assumption) for item in caught)
         lines += [f"Of {len(caught)} faults that `floor` catches, {also} rows name an assumption.", ""]
     return lines
 
@@ -498,17 +500,17 @@ def _benign_table(sound: list[Trial]) -> list[str]:
     said = "What was nearest to a limit of `floor`, as a share of that limit: above 1 it is a false alarm."
     lines = ["## Benign changes", "", said, ""]
     lines += ["| change | runs | alarms | share | limit | model | dtype |", "|---|---|---|---|---|---|---|"]
-    for what in dict.fromkeys(each.what for each in sound):
-        group = [each for each in sound if each.what == what]
-        worst = max(group, key=lambda each: each.share)
-        alarms = sum("floor" in each.alarms for each in group)
+    for what in dict.fromkeys(item.what for item in sound):
+        group = [item for item in sound if item.what == what]
+        worst = max(group, key=lambda value: value.share)
+        alarms = sum("floor" in item.alarms for item in group)
         nearest = f"{worst.share:.2f} | {worst.nearest} | {worst.subject} | {worst.dtype}"
         lines.append(f"| {what} | {len(group)} | {alarms} | {nearest} |")
     return lines
 
 
 def main(argv: list[str]) -> int:
-    names = [each.name for each in (*SUBJECTS, *MORE)]
+    names = [item.name for item in (*SUBJECTS, *MORE)]
     parser = argparse.ArgumentParser(prog="python -m harness.conformance detection", description=summary_of(__doc__))
     models = f"of {', '.join(names)}; default: all that can run here"
     parser.add_argument("--models", nargs="+", metavar="MODEL", help=models)
@@ -528,6 +530,6 @@ def main(argv: list[str]) -> int:
         arguments.output.write_text(report + "\n", encoding="utf-8")
     print(report if not arguments.output else "\n".join(report.splitlines()[2:14]))
     print(f"{len(trials)} trials took {(time.monotonic() - begin) / 60:.1f} minutes", file=sys.stderr)
-    missed = [each for each in trials if each.promised and "floor" not in each.alarms]
-    alarms = [each for each in trials if each.kind == "benign" and "floor" in each.alarms and not each.assumption]
+    missed = [trial for trial in trials if trial.promised and "floor" not in trial.alarms]
+    alarms = [trial for trial in trials if trial.kind == "benign" and "floor" in trial.alarms and not trial.assumption]
     return 1 if missed or alarms else 0

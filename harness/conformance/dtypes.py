@@ -39,11 +39,11 @@ _NEWER = re.compile(r"REGBASE|950|910_95|91095|3510|ARCH35|DAV_35|_95\b", re.IGN
 
 def checked(source: str) -> set[str]:
     """The dtypes in the lists of an op_api file, those for the Ascend 950 left out; empty where it has no lists."""
-    found: set[str] = set()
+    result: set[str] = set()
     for name, body in _LIST.findall(source):
         if not _NEWER.search(name):
-            found |= set(re.findall(r"DT_([A-Z]+\d*)", body))
-    return {NAMES[name] for name in found if name in NAMES}
+            result |= set(re.findall(r"DT_([A-Z]+\d*)", body))
+    return {NAMES[name] for name in result if name in NAMES}
 
 
 def documented(page: str) -> set[str]:

@@ -67,7 +67,7 @@ def measured(device: Device, model: str | AIMv2Config = NAME, seeds: tuple[int, 
             torch.npu.conv.allow_hf32, torch.npu.matmul.allow_hf32 = before
 
 
-def text(found: list[Found], device: Device) -> str:
+def text(result: list[Found], device: Device) -> str:
     """The table: the errors to float64 of the device, the CPU and the forecast, and what the floor makes of them."""
     columns = (
         "mode",
@@ -93,19 +93,19 @@ def text(found: list[Found], device: Device) -> str:
         "",
     ]
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for each in found:
-        held = each.verdict.references["output"]
+    for row in result:
+        held = row.verdict.references["output"]
         ratios = held.ratios()
         errors = [f"{part.rel_l2:.2e}" for part in (held.golden, held.cpu, held.forecast)]
         shares = [f"{ratios[name]:.3f}" for name in ("token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio")]
         cells = [
-            each.mode,
-            str(each.seed),
+            row.mode,
+            str(row.seed),
             *errors,
             f"{held.golden.rel_l2 / held.forecast.rel_l2:.3f}",
             f"{held.unexplained:.1e}",
             *shares,
-            each.verdict.status,
+            row.verdict.status,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -119,9 +119,9 @@ def main(argv: list[str]) -> int:
     device = open_device(arguments.device)
     if device.torch_device.type != "npu":
         parser.error(f"--device {arguments.device}: the switches are an NPU's; give emulated or npu")
-    found = list(measured(device))
+    result = list(measured(device))
     if arguments.output:
-        arguments.output.write_text(text(found, device) + "\n", encoding="utf-8")
+        arguments.output.write_text(text(result, device) + "\n", encoding="utf-8")
     else:
-        print(text(found, device))
-    return 0 if all(each.verdict.passed for each in found) else 1
+        print(text(result, device))
+    return 0 if all(item.verdict.passed for item in result) else 1

@@ -108,24 +108,24 @@ class Bed:
 
     def located(self, *planted: Fault) -> Finding:
         """The finding of a run in which these are planted."""
-        for each in planted:
-            faults.plant(each)
+        for item in planted:
+            faults.plant(item)
         try:
             return locate(self.case, 1, self.device, models=self.models)
         finally:
-            for each in planted:
-                faults.remove(each)
+            for item in planted:
+                faults.remove(item)
 
 
 def places(bed: Bed, start: int = 0) -> list[Place]:
     """The places of a model, its operators in turn; however few are taken from the front, they lie spread over the
     depth. `start` shifts which come first."""
-    found: dict[str, list[Place]] = {}
+    result: dict[str, list[Place]] = {}
     for depth, (name, census) in enumerate(bed.census.items()):
         for operator in dict.fromkeys(census.names):
             if not any(word in operator for word in QUIET):
-                found.setdefault(operator, []).append(Place(module=name, operator=operator, depth=depth))
-    groups = [_scattered(each, start) for each in found.values()]
+                result.setdefault(operator, []).append(Place(module=name, operator=operator, depth=depth))
+    groups = [_scattered(item, start) for item in result.values()]
     shift = start % max(len(groups), 1)
     return [
         place for turn in itertools.zip_longest(*groups[shift:], *groups[:shift]) for place in turn if place is not None
@@ -141,26 +141,26 @@ def trials(bed: Bed, count: int) -> Iterator[Outcome]:
     """Faults of each kind and size at each of `count` places of a model."""
     for place in places(bed)[:count]:
         for kind, settings in FAULTS:
-            found = _tried(bed, place, kind, settings)
-            if found is not None:
-                yield found
+            result = _tried(bed, place, kind, settings)
+            if result is not None:
+                yield result
 
 
 def spread(bed: Bed, kind: str, count: int) -> Iterator[Outcome]:
     """Faults of one kind, its sizes in turn, at `count` places where it acts; an operator in which it has nothing to
     change is left out from then on.
     """
-    sizes = itertools.cycle([settings for each, settings in FAULTS if each == kind])
+    sizes = itertools.cycle([settings for item, settings in FAULTS if item == kind])
     left, deaf = count, set()
     for place in places(bed, KINDS.index(kind)):
         if not left:
             return
-        found = None if place.operator in deaf else _tried(bed, place, kind, next(sizes))
-        if found is None:
+        result = None if place.operator in deaf else _tried(bed, place, kind, next(sizes))
+        if result is None:
             deaf.add(place.operator)
             continue
         left -= 1
-        yield found
+        yield result
 
 
 def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> Outcome | None:
@@ -189,11 +189,11 @@ def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> Outco
 
 
 def _own(finding: Finding, module: str) -> float:
-    return max((each.own for each in finding.steps if each.module == module and each.own == each.own), default=math.nan)
+    return max((step.own for step in finding.steps if step.module == module and step.own == step.own), default=math.nan)
 
 
 def _numbers(finding: Finding) -> str:
-    return repr([(each.own, each.inherited) for each in finding.steps])
+    return repr([(step.own, step.inherited) for step in finding.steps])
 
 
 def _called(finding: Finding) -> list[str]:
@@ -210,28 +210,28 @@ def _called(finding: Finding) -> list[str]:
 # -------- the report
 
 
-def text(found: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
+def text(result: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
     """The counts by kind and by model, what was not found, and the healthy runs."""
-    exact = sum(each.exact for each in found)
-    spots = len({(each.subject, each.dtype, each.place.module, each.place.operator) for each in found})
-    lost = sum(each.lost for each in found)
+    exact = sum(item.exact for item in result)
+    spots = len({(item.subject, item.dtype, item.place.module, item.place.operator) for item in result})
+    lost = sum(item.lost for item in result)
     lines = [
         "# Localisation", "",
-        (f"{len(found)} faults in {spots} places (operator and depth): the module and the operator are named in "
+        (f"{len(result)} faults in {spots} places (operator and depth): the module and the operator are named in "
             f"{exact}; {lost} more left its result within one rounding of a healthy one (relative L2)."),
         "A kind with none was not asked for, or has nothing to act on here.", "",
     ]  # fmt: skip
     lines += ["| kind | planted | named | with a cause | within one rounding |", "|---|---|---|---|---|"]
-    lines += [f"| {kind} | {_counts([each for each in found if each.kind == kind])} |" for kind in KINDS]
+    lines += [f"| {kind} | {_counts([item for item in result if item.kind == kind])} |" for kind in KINDS]
     lines += [
         "",
         "| model | dtype | planted | named | with a cause | within one rounding |",
         "|---|---|---|---|---|---|",
     ]
-    for subject, dtype in dict.fromkeys((each.subject, each.dtype) for each in found):
+    for subject, dtype in dict.fromkeys((item.subject, item.dtype) for item in result):
         lines.append(
             f"| {subject} | {dtype} | "
-            f"{_counts([each for each in found if (each.subject, each.dtype) == (subject, dtype)])} |"
+            f"{_counts([item for item in result if (item.subject, item.dtype) == (subject, dtype)])} |"
         )
     lines += [
         "",
@@ -241,9 +241,9 @@ def text(found: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {each.subject} | {each.dtype} | {each.place.module} | {each.fault} | {each.own:.2e} | "
-            f"{each.sound:.2e} | {each.named or 'nothing: the operator is within its floor'} |"
-        for each in found if not each.exact
+        f"| {item.subject} | {item.dtype} | {item.place.module} | {item.fault} | {item.own:.2e} | "
+            f"{item.sound:.2e} | {item.named or 'nothing: the operator is within its floor'} |"
+        for item in result if not item.exact
     ]  # fmt: skip
     lines += [
         "",
@@ -253,7 +253,7 @@ def text(found: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
         "|---|---|---|---|---|",
     ]
     for finding in healthy:
-        largest = max((each for each in finding.steps if each.own == each.own), key=lambda each: each.own)
+        largest = max((step for step in finding.steps if step.own == step.own), key=lambda value: value.own)
         lines.append(
             f"| {finding.case} | {finding.dtype} | {len(finding.steps)} | "
             f"{finding.first.name if finding.first else 'none'} | {largest.own:.2e} {largest.name} |"
@@ -262,9 +262,9 @@ def text(found: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
 
 
 def _counts(group: Sequence[Outcome]) -> str:
-    named = [each for each in group if each.exact]
+    named = [item for item in group if item.exact]
     return " | ".join(
-        map(str, (len(group), len(named), sum(bool(each.cause) for each in named), sum(each.lost for each in group)))
+        map(str, (len(group), len(named), sum(bool(item.cause) for item in named), sum(item.lost for item in group)))
     )
 
 
@@ -288,21 +288,21 @@ def _bed(dtype: str) -> Bed:
 def _planted(dtype: str, kind: str, count: int, threads: int) -> tuple[list[Outcome], Finding]:
     """The outcomes of one kind in the full-size model, and its healthy run."""
     torch.set_num_threads(threads)
-    return [_told(each) for each in spread(_bed(dtype), kind, count)], _bed(dtype).healthy
+    return [_told(item) for item in spread(_bed(dtype), kind, count)], _bed(dtype).healthy
 
 
-def _told(found: Outcome) -> Outcome:
+def _told(result: Outcome) -> Outcome:
     print(
-        f"{found.subject} {found.dtype} {found.place.module} {found.fault}: "
-        f"{'named' if found.exact else found.named or 'nothing named'}",
+        f"{result.subject} {result.dtype} {result.place.module} {result.fault}: "
+        f"{'named' if result.exact else result.named or 'nothing named'}",
         file=sys.stderr,
         flush=True,
     )
-    return found
+    return result
 
 
 def main(argv: list[str]) -> int:
-    names = [each.name for each in SUBJECTS]
+    names = [item.name for item in SUBJECTS]
     parser = argparse.ArgumentParser(prog="python -m harness.conformance locating", description=summary_of(__doc__))
     parser.add_argument(
         "--models", nargs="*", default=names, metavar="MODEL", help=f"of {', '.join(names)}; default: all"
@@ -329,21 +329,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="kinds at a time in the full-size model (default 2)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there; else it is printed")
     arguments = parser.parse_args(argv)
-    unknown = [each for each in arguments.models if each not in names]
+    unknown = [model for model in arguments.models if model not in names]
     if unknown:
         raise HarnessError(f"no model is called {', '.join(unknown)}; there are {', '.join(names)}")
-    found: list[Outcome] = []
+    result: list[Outcome] = []
     healthy: dict[tuple[str, str], Finding] = {}
     threads = torch.get_num_threads()
     for subject, dtype in itertools.product(
-        [each for each in SUBJECTS if each.name in arguments.models], arguments.dtypes
+        [item for item in SUBJECTS if item.name in arguments.models], arguments.dtypes
     ):
         torch.set_num_threads(1)
         bed = Bed(subject, dtype, open_device("emulated"))
         healthy[subject.name, dtype] = bed.healthy
-        for each in trials(bed, arguments.places):
-            found.append(_told(each))
-            _write(arguments.output, text(found, healthy.values()))
+        for trial in trials(bed, arguments.places):
+            result.append(_told(trial))
+            _write(arguments.output, text(result, healthy.values()))
     if arguments.large:
         with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
             given = [
@@ -351,14 +351,14 @@ def main(argv: list[str]) -> int:
                 for dtype in arguments.dtypes
                 for kind in arguments.kinds
             ]
-            for work in as_completed([pool.submit(_planted, *each) for each in given]):
+            for work in as_completed([pool.submit(_planted, *argument) for argument in given]):
                 outcomes, run = work.result()
-                found += outcomes
+                result += outcomes
                 healthy[LARGE.name, run.dtype] = run
-                _write(arguments.output, text(found, healthy.values()))
-    _write(arguments.output, text(found, healthy.values()))
+                _write(arguments.output, text(result, healthy.values()))
+    _write(arguments.output, text(result, healthy.values()))
     if arguments.output is None:
-        print(text(found, healthy.values()))
+        print(text(result, healthy.values()))
     return 0
 
 

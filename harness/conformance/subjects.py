@@ -278,7 +278,7 @@ def _sentences(generator: torch.Generator) -> dict[str, Tensor]:
 
     tokenizer = AutoTokenizer.from_pretrained(_minilm_folder())
     chosen = torch.randperm(len(SENTENCES), generator=generator)[:4]
-    return dict(tokenizer([SENTENCES[each] for each in chosen], padding=True, return_tensors="pt"))
+    return dict(tokenizer([SENTENCES[item] for item in chosen], padding=True, return_tensors="pt"))
 
 
 def _hidden(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -35,9 +35,9 @@ def survey(libraries: list[bytes], name: str) -> Survey:
     from harness.emulator.operators import OPERATORS
 
     operators, linked = build.operator_names(libraries), build.wanted_symbols(libraries)
-    looked_up = [each for each in build.looked_up_names(libraries) if each not in linked]
+    looked_up = [looked_up_name for looked_up_name in build.looked_up_names(libraries) if looked_up_name not in linked]
     there = build.defined_names()
-    lacking = lambda names, known: tuple(each for each in names if each not in known)  # noqa: E731
+    lacking = lambda names, known: tuple(item for item in names if item not in known)  # noqa: E731
     return Survey(
         name=name,
         operators=tuple(operators),
@@ -58,29 +58,29 @@ def read_wheel(path: Path) -> list[bytes]:
     if path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as wheel:
             inside = set(wheel.namelist())
-            found = [
+            result = [
                 wheel.read(f"torch_npu/lib/{name}") for name in build.LIBRARY_NAMES if f"torch_npu/lib/{name}" in inside
             ]
     else:
         folder = next(
             (
-                each
-                for each in (path / "torch_npu" / "lib", path / "lib", path)
-                if (each / build.LIBRARY_NAMES[0]).is_file()
+                item
+                for item in (path / "torch_npu" / "lib", path / "lib", path)
+                if (item / build.LIBRARY_NAMES[0]).is_file()
             ),
             None,
         )
-        found = (
+        result = (
             []
             if folder is None
             else [(folder / name).read_bytes() for name in build.LIBRARY_NAMES if (folder / name).exists()]
         )
-    if not found:
+    if not result:
         raise HarnessError(
             f"{path} holds no torch_npu/lib/{build.LIBRARY_NAMES[0]}; give a wheel of torch_npu, or the "
             "directory of an unpacked one"
         )
-    return found
+    return result
 
 
 def table(surveys: list[Survey]) -> str:
@@ -89,13 +89,13 @@ def table(surveys: list[Survey]) -> str:
         "| torch_npu | operators | of them emulated | linked | refused | looked up | absent | gone |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for each in surveys:
+    for item in surveys:
         counts = (
-            len(each.operators),
-            len(each.operators) - len(each.not_emulated),
-            *map(len, (each.linked, each.refused, each.looked_up, each.absent, each.gone)),
+            len(item.operators),
+            len(item.operators) - len(item.not_emulated),
+            *map(len, (item.linked, item.refused, item.looked_up, item.absent, item.gone)),
         )
-        lines.append(f"| {each.name} | {' | '.join(map(str, counts))} |")
+        lines.append(f"| {item.name} | {' | '.join(map(str, counts))} |")
     return "\n".join(lines)
 
 
@@ -110,14 +110,14 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--names", action="store_true", help="list the names as well")
     arguments = parser.parse_args(argv)
-    found = [survey(read_wheel(path), _version(path)) for path in arguments.wheels] or [
+    result = [survey(read_wheel(path), _version(path)) for path in arguments.wheels] or [
         survey(build.wheel_libraries(), build.wheel_version())
     ]
-    print(table(found))
+    print(table(result))
     if arguments.names:
-        for each in found:
+        for item in result:
             for what in ("not_emulated", "refused", "absent", "gone"):
-                print(f"\n{each.name}, {what.replace('_', ' ')}: {', '.join(getattr(each, what)) or 'none'}")
+                print(f"\n{item.name}, {what.replace('_', ' ')}: {', '.join(getattr(item, what)) or 'none'}")
     return 0
 
 

@@ -88,8 +88,10 @@ def _rounded(rounding: Callable, values: Sequence[Any], count: int) -> list[Any]
     """The first `count` float32 tensors of the arguments, rounded."""
     left = itertools.count(count, -1)
     return [
-        rounding(each) if isinstance(each, torch.Tensor) and each.dtype == torch.float32 and next(left) > 0 else each
-        for each in values
+        rounding(value)
+        if isinstance(value, torch.Tensor) and value.dtype == torch.float32 and next(left) > 0
+        else value
+        for value in values
     ]
 
 
@@ -152,17 +154,20 @@ def _(before, self, dims, correction, keep, out):
     "aclnnDivs",
 )
 def _(before, self, *more, **keywords):
-    cast = [int(each) if isinstance(each, float) and not self.is_floating_point() else each for each in more]
+    cast = [int(item) if isinstance(item, float) and not self.is_floating_point() else item for item in more]
     cast = [
-        torch.tensor(each, dtype=self.dtype).item() if isinstance(each, float) and self.dtype in HALF else each
-        for each in cast
+        torch.tensor(item, dtype=self.dtype).item() if isinstance(item, float) and self.dtype in HALF else item
+        for item in cast
     ]
     return before(self, *cast, **keywords)
 
 
 @_release("bool mask turned around", "attention hides what the mask shows", "Ascend/pytorch #88", *FLASH)
 def _(before, *arguments, out):
-    return before(*[each.logical_not().to(each.dtype) if _is_mask(each) else each for each in arguments], out=out)
+    return before(
+        *[argument.logical_not().to(argument.dtype) if _is_mask(argument) else argument for argument in arguments],
+        out=out,
+    )
 
 
 def _is_mask(value: Any) -> bool:
@@ -171,7 +176,7 @@ def _is_mask(value: Any) -> bool:
 
 @_release("mask dropped", "attention takes no mask", "diffusers #14397, vllm-omni #1031", *FLASH)
 def _(before, *arguments, out):
-    return before(*[torch.zeros_like(each) if _is_mask(each) else each for each in arguments], out=out)
+    return before(*[torch.zeros_like(argument) if _is_mask(argument) else argument for argument in arguments], out=out)
 
 
 @_release("mask to 512 keys", "attention ignores the mask past key 512", "vllm-ascend #15503", *FLASH)
@@ -181,7 +186,7 @@ def _(before, *arguments, out):
         mask[..., 512:] = False
         return mask
 
-    return before(*[cut(each) if _is_mask(each) else each for each in arguments], out=out)
+    return before(*[cut(argument) if _is_mask(argument) else argument for argument in arguments], out=out)
 
 
 @_release(
@@ -205,11 +210,11 @@ def _(before, self, other, *more, **keywords):
 
 @_release("heads of 200", "attention computes 192 of 200 columns of a head", "flash-attention-npu #135", *FLASH)
 def _(before, *arguments, out):
-    found = list(before(*arguments, out=out))
-    if found[-1] is not None and found[-1].shape[-1] == 200:
-        found[-1] = found[-1].clone()
-        found[-1][..., 192:] = 0
-    return found
+    result = list(before(*arguments, out=out))
+    if result[-1] is not None and result[-1].shape[-1] == 200:
+        result[-1] = result[-1].clone()
+        result[-1][..., 192:] = 0
+    return result
 
 
 @_release(
@@ -237,7 +242,7 @@ def _(before, *arguments, **keywords):
     "aclnnConvolution",
 )
 def _(before, *arguments, **keywords):
-    return before(*_rounded(lambda each: each.half().float(), arguments, 3), **keywords)
+    return before(*_rounded(lambda tensor: tensor.half().float(), arguments, 3), **keywords)
 
 
 @_release("HF32 by default", "products of float32 run in HF32, the switch says they do not", "Jittor #18025", *PRODUCTS)
@@ -270,13 +275,13 @@ def _(before, x, dim, *more, **keywords):
 @_release("half sums", "products of half operands sum in half", "vllm-ascend #9395, CANN 9.0", *PRODUCTS)
 def _(before, *arguments, **keywords):
     spec = keywords["out"]
-    found = before(*arguments, **keywords)
+    result = before(*arguments, **keywords)
     if spec.dtype not in HALF:
-        return found
-    steps = torch.finfo(spec.dtype).eps * torch.sin(torch.arange(found.numel(), dtype=torch.float32) * 12.9898).reshape(
-        found.shape
-    )
-    return (found.float() * (1 + steps)).to(spec.dtype)  # one more rounding, of the size of a last place
+        return result
+    steps = torch.finfo(spec.dtype).eps * torch.sin(
+        torch.arange(result.numel(), dtype=torch.float32) * 12.9898
+    ).reshape(result.shape)
+    return (result.float() * (1 + steps)).to(spec.dtype)  # one more rounding, of the size of a last place
 
 
 @_release(
@@ -301,11 +306,11 @@ def _(before, x, *more, **keywords):
     "aclnnReduceSum",
 )
 def _(before, *arguments, **keywords):
-    found = before(*arguments, **keywords)
-    if found.numel() >= 1000 and found.is_floating_point():
-        found = found.clone()
-        found.view(-1)[-16:] = torch.nan
-    return found
+    result = before(*arguments, **keywords)
+    if result.numel() >= 1000 and result.is_floating_point():
+        result = result.clone()
+        result.view(-1)[-16:] = torch.nan
+    return result
 
 
 @_release(
@@ -405,7 +410,7 @@ def play(cases: Path, names: Sequence[str], work: Path, jobs: int) -> Iterator[P
     before = load(work / "before" / "precision.json")
 
     def one(name: str) -> Played:
-        report = work / "".join(each if each.isalnum() else "_" for each in name)
+        report = work / "".join(item if item.isalnum() else "_" for item in name)
         _pytest(cases, report, work / "baselines", "-p", "harness.conformance.upgrades", f"--played={name}")
         after = load(report / "precision.json")
         return Played(name=name, rows=after.rows, before=before.rows, upgrade=compare_reports(before, after))
@@ -427,8 +432,8 @@ class _Group:
 
     def row(self, seed: int, outputs: dict[str, torch.Tensor], digest: str) -> Row:
         """What a baseline looks at, of one seed's outputs."""
-        bench, (name, found) = self.benches[seed], next(iter(outputs.items()))
-        error, cpu = (compare(each, bench.golden[name]).rel_l2 for each in (found, bench.expected[name]))
+        bench, (name, result) = self.benches[seed], next(iter(outputs.items()))
+        error, cpu = (compare(item, bench.golden[name]).rel_l2 for item in (result, bench.expected[name]))
         return Row(
             test="",
             case=self.subject,
@@ -480,12 +485,12 @@ def quiet(subjects: Sequence[Subject], seeds: int = 5) -> Iterator[Quiet]:
             changes = group.against(
                 [group.row(seed, bench.otherwise(change), change.what) for seed, bench in group.benches.items()]
             )
-            ratio = torch.tensor([each.ratio or float("nan") for each in changes]).log().mean().exp().item()
+            ratio = torch.tensor([item.ratio or float("nan") for item in changes]).log().mean().exp().item()
             yield Quiet(
                 subject=group.subject,
                 dtype=group.dtype,
                 what=change.what,
-                kinds=tuple(each.kind for each in changes),
+                kinds=tuple(item.kind for item in changes),
                 ratio=ratio,
             )
 
@@ -500,10 +505,10 @@ def smallest_drift(
 
     def revealed(group: _Group, percent: float) -> bool:
         grown = [group.row(seed, _grown(bench, percent, seed), f"{percent}") for seed, bench in group.benches.items()]
-        return all(each.kind == baseline.REGRESSED for each in group.against(grown))
+        return all(item.kind == baseline.REGRESSED for item in group.against(grown))
 
     return [
-        (group.subject, group.dtype, next((each for each in steps if revealed(group, each)), float("nan")))
+        (group.subject, group.dtype, next((step for step in steps if revealed(group, step)), float("nan")))
         for group in _groups(subjects, seeds)
     ]
 
@@ -523,26 +528,26 @@ def _grown(bench: Bench, percent: float, seed: int) -> dict[str, torch.Tensor]:
 def text(played: Sequence[Played], calm: Sequence[Quiet], drift: Sequence[tuple[str, str, float]]) -> str:
     lines = ["# Upgrades, played", ""]
     if played:
-        seen = sum(bool(each.caught or each.improved) for each in played)
+        seen = sum(bool(item.caught or item.improved) for item in played)
         lines += [f"{len(played)} releases, each with one change, over {len(played[0].rows)} rows: {seen} seen.", ""]
         lines += [
             "| release | what changed | as in | rows that moved | that fail | that improve | by `gate` | where |",
             "|---|---|---|---|---|---|---|---|",
         ]
-    for each in played:
-        release = RELEASES[each.name]
-        counted = each.upgrade.counts()
+    for item in played:
+        release = RELEASES[item.name]
+        counted = item.upgrade.counts()
         said = ", ".join(
             f"{counted[kind]} {kind}" for kind in (*BAD, baseline.DRIFT, baseline.IMPROVED) if counted.get(kind)
         )
-        where = list(dict.fromkeys(row.case for row in (each.caught or each.improved)))
+        where = list(dict.fromkeys(row.case for row in (item.caught or item.improved)))
         named = "; ".join(where[:4]) + (f" and {len(where) - 4} more" if len(where) > 4 else "")
         lines.append(
-            f"| {each.name} | {release.what} | {release.source} | {len(each.moved)} | {len(each.caught)} | "
-            f"{len(each.improved)} | {said} | {named} |"
+            f"| {item.name} | {release.what} | {release.source} | {len(item.moved)} | {len(item.caught)} | "
+            f"{len(item.improved)} | {said} | {named} |"
         )
     if calm:
-        loud = [each for each in calm if baseline.REGRESSED in each.kinds]
+        loud = [item for item in calm if baseline.REGRESSED in item.kinds]
         lines += [
             "",
             "## Benign changes",
@@ -552,9 +557,9 @@ def text(played: Sequence[Played], calm: Sequence[Quiet], drift: Sequence[tuple[
         ]
         lines += ["| model | dtype | change | error now / then | kinds |", "|---|---|---|---|---|"]
         lines += [
-            f"| {each.subject} | {each.dtype} | {each.what} | {each.ratio:.4f} | "
-            f"{', '.join(dict.fromkeys(each.kinds))} |"
-            for each in calm
+            f"| {item.subject} | {item.dtype} | {item.what} | {item.ratio:.4f} | "
+            f"{', '.join(dict.fromkeys(item.kinds))} |"
+            for item in calm
         ]
     if drift:
         lines += [
@@ -579,7 +584,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="releases at a time (default 2)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there; else it is printed")
     arguments = parser.parse_args(argv)
-    unknown = [each for each in arguments.only if each not in RELEASES]
+    unknown = [item for item in arguments.only if item not in RELEASES]
     if unknown:
         raise HarnessError(f"no release is called {', '.join(unknown)}; there are {', '.join(RELEASES)}")
     if not arguments.cases.exists():
@@ -588,13 +593,13 @@ def main(argv: list[str]) -> int:
         played = list(play(arguments.cases, arguments.only, Path(work), arguments.jobs))
     torch.set_num_threads(1)
     whole = SUBJECTS if len(arguments.only) == len(RELEASES) else ()
-    found = text(played, list(quiet(whole)), smallest_drift(whole))
+    result = text(played, list(quiet(whole)), smallest_drift(whole))
     if arguments.output:
-        arguments.output.write_text(found + "\n", encoding="utf-8")
+        arguments.output.write_text(result + "\n", encoding="utf-8")
     else:
-        print(found)
-    idle = [each.name for each in played if not each.moved]
-    missed = [each.name for each in played if each.moved and not (each.caught or each.improved)]
+        print(result)
+    idle = [item.name for item in played if not item.moved]
+    missed = [item.name for item in played if item.moved and not (item.caught or item.improved)]
     if idle or missed:
         said = [f"{', '.join(missed)}: a number changed and nothing said so"] if missed else []
         raise HarnessError(

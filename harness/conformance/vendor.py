@@ -53,7 +53,7 @@ class File:
     fell_back: tuple[str, ...] = field(default=())  # operators that the CPU computed, as on a card
 
     def count(self, outcome: str) -> int:
-        return sum(each.outcome == outcome for each in self.outcomes)
+        return sum(item.outcome == outcome for item in self.outcomes)
 
 
 def run(folder: Path, jobs: int, work: Path) -> Iterator[File]:
@@ -186,10 +186,10 @@ def _read(path: Path, work: Path, status: int) -> File:
     )
     outcomes: dict[str, Outcome] = {}
     for line in (work / f"{path.stem}.jsonl").read_text(encoding="utf-8").splitlines():
-        found = Outcome(**json.loads(line))
-        name = found.test.partition(" ")[0]
+        result = Outcome(**json.loads(line))
+        name = result.test.partition(" ")[0]
         if name not in outcomes or outcomes[name].outcome == PASSED:
-            outcomes[name] = found
+            outcomes[name] = result
     signalled = os.WIFSIGNALED(status)
     if signalled or not outcomes:
         how = f"killed by signal {os.WTERMSIG(status)}" if signalled else f"exit {os.waitstatus_to_exitcode(status)}"
@@ -202,7 +202,7 @@ def _read(path: Path, work: Path, status: int) -> File:
 
 def table(files: list[File]) -> str:
     """The outcome by file, the share of those that can run on a 910B, and the reasons of what did not pass."""
-    total = {outcome: sum(each.count(outcome) for each in files) for outcome in OUTCOMES}
+    total = {outcome: sum(item.count(outcome) for item in files) for outcome in OUTCOMES}
     runnable = sum(total[outcome] for outcome in OUTCOMES[:3])
     lines = [
         (f"{total[PASSED]} of {runnable} tests that can run on a 910B pass "
@@ -210,18 +210,18 @@ def table(files: list[File]) -> str:
         "", f"| file | {' | '.join(OUTCOMES)} | fell back, as on a card |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     lines += [
-        f"| {each.name} | {' | '.join(str(each.count(outcome)) for outcome in OUTCOMES)} | "
-        f"{', '.join(each.fell_back)} |"
-        for each in files
+        f"| {item.name} | {' | '.join(str(item.count(outcome)) for outcome in OUTCOMES)} | "
+        f"{', '.join(item.fell_back)} |"
+        for item in files
     ]
     for outcome in (FAILED, NOT_EMULATED, NOT_APPLICABLE):
         reasons = Counter(
-            (each.reason, file.name) for file in files for each in file.outcomes if each.outcome == outcome
+            (item.reason, file.name) for file in files for item in file.outcomes if item.outcome == outcome
         )
         lines += ["", f"## {outcome.capitalize()}", "", "| tests | file | reason |", "|---|---|---|"]
         lines += [
             f"| {count} | {name} | {reason.replace('|', '/')} |"
-            for (reason, name), count in sorted(reasons.items(), key=lambda each: each[0][::-1])
+            for (reason, name), count in sorted(reasons.items(), key=lambda value: value[0][::-1])
         ]
     return "\n".join(lines)
 
@@ -244,14 +244,14 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as work:
         logs = arguments.logs or Path(work)
         logs.mkdir(parents=True, exist_ok=True)
-        for each in run(arguments.folder.resolve(), arguments.jobs, logs.resolve()):
-            files.append(each)
+        for item in run(arguments.folder.resolve(), arguments.jobs, logs.resolve()):
+            files.append(item)
             print(
-                f"{each.name}: "
-                + ", ".join(f"{each.count(outcome)} {outcome}" for outcome in OUTCOMES if each.count(outcome)),
+                f"{item.name}: "
+                + ", ".join(f"{item.count(outcome)} {outcome}" for outcome in OUTCOMES if item.count(outcome)),
                 flush=True,
             )
-    files.sort(key=lambda each: each.name)
+    files.sort(key=lambda value: value.name)
     text = table(files)
     if arguments.output:
         arguments.output.write_text(text + "\n", encoding="utf-8")

@@ -74,7 +74,7 @@ def _weights_in(dtype: torch.dtype) -> Callable:
 
 
 def _products_in_bfloat16(func, x, weight, bias=None):
-    narrow = [None if each is None else each.bfloat16() for each in (x, weight, bias)]
+    narrow = [None if tensor is None else tensor.bfloat16() for tensor in (x, weight, bias)]
     return func(*narrow).to(x.dtype)
 
 
@@ -88,10 +88,10 @@ def _without_a_quarter_of_the_bias(func, x, weight, bias=None):
 
 
 def _truncated(func, x, weight, bias=None):
-    found = func(x, weight, bias)
-    if found.dtype != torch.float32:
-        return found
-    return (found.cpu().contiguous().view(torch.int32) & -256).view(torch.float32).to(found.device)
+    result = func(x, weight, bias)
+    if result.dtype != torch.float32:
+        return result
+    return (result.cpu().contiguous().view(torch.int32) & -256).view(torch.float32).to(result.device)
 
 
 def _pictures_mirrored(func, x, weight, *more, **options):
@@ -137,19 +137,19 @@ def _scaled(by: float) -> Callable:
 
 
 def _last_row_of_its_four_largest(func, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **more):
-    found = func(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, **more)
+    result = func(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, **more)
     scores = (q[..., -1:, :] @ k.transpose(-1, -2)) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     if attn_mask is not None:
         hidden = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask < 0
         scores = scores.masked_fill(hidden[..., -1:, :], torch.finfo(scores.dtype).min)
     kept = scores.softmax(-1).topk(min(4, scores.shape[-1]), -1)
     sparse = torch.zeros_like(scores).scatter(-1, kept.indices, kept.values)
-    return torch.cat([found[..., :-1, :], sparse @ v], -2)
+    return torch.cat([result[..., :-1, :], sparse @ v], -2)
 
 
 def _copied_head(func, *args, **options):
-    found = func(*args, **options)
-    return torch.cat([found[:, 1:2], found[:, 1:]], 1)
+    result = func(*args, **options)
+    return torch.cat([result[:, 1:2], result[:, 1:]], 1)
 
 
 # -------- norms, activations, indices

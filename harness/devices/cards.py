@@ -66,7 +66,7 @@ def place_of(index: int, mapping: str, environment: Mapping[str, str]) -> tuple[
     chips = _chips(mapping)
     visible = environment.get(VISIBLE)
     if visible is not None:
-        shown = [each.strip() for each in visible.split(",")]
+        shown = [part.strip() for part in visible.split(",")]
         if index >= len(shown) or not shown[index].isdigit():
             return None
         index = int(shown[index])
@@ -81,28 +81,28 @@ def _chips(mapping: str) -> list[tuple[int | None, int, int]]:
     heading = next((number for number, line in enumerate(lines) if line[0] == "NPU ID"), None)
     if heading is None:
         return []
-    found = []
+    result = []
     for line in lines[heading + 1 :]:
         named = dict(zip(lines[heading], line))
         numbers = [named.get(name, "") for name in ("NPU ID", "Chip ID")]
         logic = named.get("Chip Logic ID")
         if (
-            all(each.isdigit() for each in numbers)
+            all(item.isdigit() for item in numbers)
             and named.get("Chip Name") != "Mcu"
             and (logic is None or logic.isdigit())
         ):
-            found.append((None if logic is None else int(logic), *map(int, numbers)))
-    return found
+            result.append((None if logic is None else int(logic), *map(int, numbers)))
+    return result
 
 
 def _fields(text: str | None) -> dict[str, str]:
     """The lines "name : value" of npu-smi; the first of each name, without those that it does not know."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for line in (text or "").splitlines():
         name, colon, value = (part.strip() for part in line.partition(":"))
         if colon and value not in UNKNOWN:
-            found.setdefault(name, value)
-    return found
+            result.setdefault(name, value)
+    return result
 
 
 @functools.cache

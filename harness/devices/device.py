@@ -230,4 +230,4 @@ def first_line(error: Exception) -> str:
 
 def _first(tensor: Tensor) -> str:
     """The first numbers of a tensor, for a message."""
-    return f"[{', '.join(f'{each:.0f}' for each in tensor[:4].tolist())}{', …' if tensor.numel() > 4 else ''}]"
+    return f"[{', '.join(f'{number:.0f}' for number in tensor[:4].tolist())}{', …' if tensor.numel() > 4 else ''}]"

@@ -124,9 +124,9 @@ def fault_in(text: str) -> DeviceFault | None:
     >>> fault_in("NPU function error: AclrtSynchronizeDeviceWithTimeout, error code is 507015").name
     'AI Core exception'
     """
-    codes = {int(each) for each in CODE.findall(text)}
+    codes = {int(item) for item in CODE.findall(text)}
     return next(
-        (fault for fault in FAULTS if codes & set(fault.codes) or any(each in text for each in fault.texts)), None
+        (fault for fault in FAULTS if codes & set(fault.codes) or any(item in text for item in fault.texts)), None
     )
 
 

@@ -59,8 +59,8 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.name()
         last_operator.note(name)
-        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        there = [each for each in tensors if each.device.type == self.kind]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        there = [tensor for tensor in tensors if tensor.device.type == self.kind]
         made = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == self.kind
         if not there and not made:
             return self._on_host(func, name, tensors, args, kwargs)
@@ -70,18 +70,18 @@ class Watch(TorchDispatchMode):
         if self.kind == "npu" and _falls_back(name):
             self._add(name)
         if name.startswith(COPIES):
-            found = func(*args, **kwargs)
-            self._copied(found, args, tensors)
-            return found
+            result = func(*args, **kwargs)
+            self._copied(result, args, tensors)
+            return result
         if self.to_host is None:
-            found = func(*args, **kwargs)
+            result = func(*args, **kwargs)
         else:
             before, size = self.to_host(), _largest(there)
-            found = func(*args, **kwargs)
+            result = func(*args, **kwargs)
             if size and self.to_host() - before >= size:
                 self._add(name)
-        self._count(func, name, found, tensors)
-        return found
+        self._count(func, name, result, tensors)
+        return result
 
     def _taken_apart(self, func: Any, name: str, key: str, args: tuple, kwargs: dict) -> Any:
         self.inside.append(name)
@@ -91,46 +91,46 @@ class Watch(TorchDispatchMode):
         finally:
             self.inside.pop()
 
-    def _count(self, func: Any, name: str, found: Any, tensors: list[Tensor]) -> None:
+    def _count(self, func: Any, name: str, outcome: Any, tensors: list[Tensor]) -> None:
         """Count an operator that gave new values on the device, and no view, no empty memory and no copy."""
         if name.startswith(MEMORY):
             return
-        memory = set() if func._schema.is_mutable else {_memory(each) for each in tensors}
-        results = [each for each in tree_leaves(found) if isinstance(each, Tensor) and each.device.type == self.kind]
-        if any(_memory(each) not in memory for each in results):
+        memory = set() if func._schema.is_mutable else {_memory(tensor) for tensor in tensors}
+        results = [leaf for leaf in tree_leaves(outcome) if isinstance(leaf, Tensor) and leaf.device.type == self.kind]
+        if any(_memory(result) not in memory for result in results):
             self.seen.computed = (self.seen.computed or 0) + 1
 
-    def _copied(self, found: Any, args: tuple, tensors: list[Tensor]) -> None:
+    def _copied(self, result: Any, args: tuple, tensors: list[Tensor]) -> None:
         """Note a tensor of fractions that came to the CPU, and one that goes back without having been seen on its
         way.
         """
-        if not isinstance(found, Tensor) or found.numel() < 2 or not found.is_floating_point():
+        if not isinstance(result, Tensor) or result.numel() < 2 or not result.is_floating_point():
             return
-        sources = [each for each in tensors if each is not found]
-        if found.device.type == "cpu":
-            if any(each.device.type == self.kind for each in sources):
-                self.seen.brought[found] = True
-                self.sizes.add(found.numel())
-        elif sources and all(each.device.type == "cpu" and each not in self.seen.brought for each in sources):
-            foreign = self.seen.exported and any(each not in self.made for each in sources)
-            if foreign or found.numel() in self.sizes:
+        sources = [tensor for tensor in tensors if tensor is not result]
+        if result.device.type == "cpu":
+            if any(source.device.type == self.kind for source in sources):
+                self.seen.brought[result] = True
+                self.sizes.add(result.numel())
+        elif sources and all(source.device.type == "cpu" and source not in self.seen.brought for source in sources):
+            foreign = self.seen.exported and any(source not in self.made for source in sources)
+            if foreign or result.numel() in self.sizes:
                 self._add_host("what is not torch's, such as numpy")
 
     def _on_host(self, func: Any, name: str, tensors: list[Tensor], args: tuple, kwargs: dict) -> Any:
         """An operator on the CPU's tensors: noted where it computes with values that came from the device."""
-        found = func(*args, **kwargs)
-        if not any(each in self.seen.brought for each in tensors):
-            if all(each in self.made for each in tensors):
-                self.made.update({each: True for each in tree_leaves(found) if isinstance(each, Tensor)})
-            return found
-        memory = {_memory(each) for each in tensors}
-        for each in tree_leaves(found):
-            if isinstance(each, Tensor) and each.is_floating_point():
-                self.seen.brought[each] = True
-                new = _memory(each) not in memory or func._schema.is_mutable
+        result = func(*args, **kwargs)
+        if not any(tensor in self.seen.brought for tensor in tensors):
+            if all(tensor in self.made for tensor in tensors):
+                self.made.update({leaf: True for leaf in tree_leaves(result) if isinstance(leaf, Tensor)})
+            return result
+        memory = {_memory(tensor) for tensor in tensors}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                self.seen.brought[leaf] = True
+                new = _memory(leaf) not in memory or func._schema.is_mutable
                 if new and not name.startswith((*COPIES, *MEMORY)):
                     self._add_host(name)
-        return found
+        return result
 
     def _add_host(self, name: str) -> None:
         if self.inside:  # a custom operator is to compute on the device
@@ -163,7 +163,7 @@ class AsUnwatched(TorchFunctionMode):
             self.seen.exported |= args[0].device.type != "cpu" or args[0] in self.seen.brought
         if func in (F.ctc_loss, torch.ctc_loss):
             args = (*args[:2], *map(_whole_numbers, args[2:4]), *args[4:])
-            kwargs = {name: _whole_numbers(each) if name in LENGTHS else each for name, each in kwargs.items()}
+            kwargs = {name: _whole_numbers(item) if name in LENGTHS else item for name, item in kwargs.items()}
         return func(*args, **kwargs)
 
 
@@ -206,7 +206,7 @@ def _memory(tensor: Tensor) -> tuple:
 
 def _largest(there: list[Tensor]) -> int:
     """Bytes of the largest tensor with several elements."""
-    return max((each.numel() * each.element_size() for each in there if each.numel() > 1), default=0)
+    return max((tensor.numel() * tensor.element_size() for tensor in there if tensor.numel() > 1), default=0)
 
 
 _APART: dict[str, str | None] = {}
@@ -246,7 +246,11 @@ def _has_kernel(name: str) -> bool:
     # A structured operator runs its out= form, aten::i0 and aten::i0.out; one whose out= form is made of it is
     # composite itself.
     base = name.partition(".")[0].removesuffix("_")
-    forms = [each for each in operator_names() if each.startswith(base + ".") and each.endswith("out")]
+    forms = [
+        operator_name
+        for operator_name in operator_names()
+        if operator_name.startswith(base + ".") and operator_name.endswith("out")
+    ]
     return not forms or any(
-        has_kernel(each, key) for each in forms for key in ("PrivateUse1", "CompositeExplicitAutograd")
+        has_kernel(form, key) for form in forms for key in ("PrivateUse1", "CompositeExplicitAutograd")
     )

@@ -57,15 +57,15 @@ def measure(
     are left out and "stopped" says where: what such a device answers is old memory.
     """
     measured, seconds, stopped = {}, {}, None
-    for each in MEASUREMENTS:
-        if wanted is not None and each.name not in wanted:
+    for measurement in MEASUREMENTS:
+        if wanted is not None and measurement.name not in wanted:
             continue
-        say(each.name)
+        say(measurement.name)
         began = time.perf_counter()
-        measured[each.name] = plain(_switched(each, device))
-        seconds[each.name] = round(time.perf_counter() - began, 3)
-        if _raised(measured[each.name]) and not computes(device):
-            stopped = each.name
+        measured[measurement.name] = plain(_switched(measurement, device))
+        seconds[measurement.name] = round(time.perf_counter() - began, 3)
+        if _raised(measured[measurement.name]) and not computes(device):
+            stopped = measurement.name
             break
     return {"measured": measured, "seconds": seconds, "stopped": stopped}
 
@@ -75,14 +75,14 @@ def computes(device: torch.device) -> bool:
     numbers = [random.SystemRandom().randrange(1 << 20) for _ in range(8)]
     with contextlib.suppress(Exception):
         return (torch.tensor(numbers, dtype=torch.float32).to(device) + 1).cpu().tolist() == [
-            each + 1 for each in numbers
+            number + 1 for number in numbers
         ]
     return False
 
 
 def _raised(numbers: Any) -> bool:
     """Whether something in a measurement was raised."""
-    return isinstance(numbers, dict) and ("raised" in numbers or any(_raised(each) for each in numbers.values()))
+    return isinstance(numbers, dict) and ("raised" in numbers or any(_raised(number) for number in numbers.values()))
 
 
 def tried(take: Callable[[], Any]) -> Any:
@@ -124,9 +124,9 @@ def switch(what: str, value: bool) -> Iterator[None]:
 def plain(value: Any) -> Any:
     """`value` for JSON: what is not finite becomes "nan", "inf" or "-inf"."""
     if isinstance(value, dict):
-        return {str(name): plain(each) for name, each in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -138,9 +138,9 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def effective_bits(found: Tensor, exact: Tensor) -> float:
+def effective_bits(result: Tensor, exact: Tensor) -> float:
     """-log2 of the relative L2 error; 53 where nothing differs, NaN where something is not finite."""
-    error = float((found.double() - exact).norm() / exact.norm())
+    error = float((result.double() - exact).norm() / exact.norm())
     return min(-math.log2(error), 53.0) if error else 53.0
 
 
@@ -166,18 +166,18 @@ def operands() -> tuple[float, ...]:
     """The float32 numbers that go through the cube: one bit each, ties of 7 to 13 bits with both signs, large and
     small ones.
     """
-    found = [1 + 2.0**-bit for bit in BITS]
+    result = [1 + 2.0**-bit for bit in BITS]
     for bits in range(7, 14):
-        found += [sign * each for sign in (1, -1) for each in ties_of(bits)]
-    return (*found, 70000.0, 3e38, 2.0**-20, 2.0**-30, 2.0**-120, 2.0**-130, 2.0**-134)
+        result += [sign * tie for sign in (1, -1) for tie in ties_of(bits)]
+    return (*result, 70000.0, 3e38, 2.0**-20, 2.0**-30, 2.0**-120, 2.0**-130, 2.0**-134)
 
 
 def _pairs(returned: Tensor) -> dict[str, list[str]]:
     """Operand and result, both as hexadecimal floats, which keep every bit."""
     given = torch.tensor(operands(), dtype=torch.float32).double().tolist()
     return {
-        "given": [each.hex() for each in given],
-        "returned": [each.hex() for each in returned.double().flatten().tolist()],
+        "given": [argument.hex() for argument in given],
+        "returned": [number.hex() for number in returned.double().flatten().tolist()],
     }
 
 
@@ -249,12 +249,12 @@ ADDED = (0.5, 1.0, 1.5, 2.5, 3.0, 3.5)  # to 2^24, where a last place is 2
 def _accumulated(device: torch.device) -> dict[str, float]:
     """2^24 + v and -2^24 - v, less 2^24: how the accumulator rounds."""
     left, right = torch.zeros(2 * len(ADDED), LENGTH), torch.zeros(LENGTH, 16)
-    for row, value in enumerate((*ADDED, *(-each for each in ADDED))):
+    for row, value in enumerate((*ADDED, *(-item for item in ADDED))):
         left[row, 0], left[row, LENGTH - 1] = math.copysign(2.0**24, value), value
     right[0], right[LENGTH - 1] = 1, 1
-    found = (left.to(device) @ right.to(device)).cpu()[:, 0].double()
-    given = (*ADDED, *(-each for each in ADDED))
-    return {str(value): float(each) - math.copysign(2.0**24, value) for value, each in zip(given, found)}
+    result = (left.to(device) @ right.to(device)).cpu()[:, 0].double()
+    given = (*ADDED, *(-item for item in ADDED))
+    return {str(value): float(item) - math.copysign(2.0**24, value) for value, item in zip(given, result)}
 
 
 # -------- 4, 6 and 10: effective bits against
@@ -285,7 +285,7 @@ def _attended(dtype: torch.dtype, keys: int, mask: str) -> tuple[tuple[Tensor, T
     heads = tuple(drawn(1, 1, keys, 64, seed=3 * keys + part).to(dtype) for part in range(3))
     seen = (torch.rand(keys, keys, generator=torch.Generator().manual_seed(keys)) > 0.3).fill_diagonal_(True)
     options = {"none": {}, "bool": {"attn_mask": seen}, "causal": {"is_causal": True}}[mask]
-    return heads, options, F.scaled_dot_product_attention(*(each.double() for each in heads), **options)
+    return heads, options, F.scaled_dot_product_attention(*(head.double() for head in heads), **options)
 
 
 def attention(device: torch.device) -> dict[str, Any]:
@@ -293,9 +293,9 @@ def attention(device: torch.device) -> dict[str, Any]:
 
     def of(dtype: torch.dtype, keys: int, mask: str) -> float:
         heads, options, exact = _attended(dtype, keys, mask)
-        there = {name: each.to(device) if isinstance(each, Tensor) else each for name, each in options.items()}
+        there = {name: option.to(device) if isinstance(option, Tensor) else option for name, option in options.items()}
         return effective_bits(
-            F.scaled_dot_product_attention(*(each.to(device) for each in heads), **there).cpu(), exact
+            F.scaled_dot_product_attention(*(head.to(device) for head in heads), **there).cpu(), exact
         )
 
     names = [(keys, mask) for keys in KEYS for mask in MASKS]
@@ -328,8 +328,8 @@ def gelu(device: torch.device) -> dict[str, Any]:
     exact = {name: F.gelu(x.double(), approximate=how) for name, how in (("erf", "none"), ("tanh", "tanh"))}
 
     def of(approximate: str) -> dict[str, float]:
-        found = F.gelu(x.to(device), approximate=approximate).cpu().double()
-        return {f"to {name}": float((found - each).abs().max()) for name, each in exact.items()}
+        result = F.gelu(x.to(device), approximate=approximate).cpu().double()
+        return {f"to {name}": float((result - item).abs().max()) for name, item in exact.items()}
 
     return {approximate: tried(lambda: of(approximate)) for approximate in ("none", "tanh")}
 
@@ -359,10 +359,10 @@ def vector(device: torch.device) -> dict[str, Any]:
 
     def of(name: str, dtype: torch.dtype) -> dict[str, float]:
         x, exact = _wave(name, dtype)
-        found = FUNCTIONS[name](x.to(device)).cpu().double()
+        result = FUNCTIONS[name](x.to(device)).cpu().double()
         normal = (exact.abs() > 1e-3) & (exact.abs() < 6e4)
         place = 2.0 ** (exact[normal].abs().log2().floor() - (23 if dtype == torch.float32 else 10))
-        places = (found[normal] - exact[normal]).abs() / place
+        places = (result[normal] - exact[normal]).abs() / place
         return {"max": round(float(places.max()), 3), "mean": round(float(places.mean()), 4)}
 
     def row(name: str) -> float:
@@ -370,10 +370,10 @@ def vector(device: torch.device) -> dict[str, Any]:
         return effective_bits(ROWS[name](x.to(device)).cpu(), ROWS[name](x.double()))
 
     dtypes = (torch.float32, torch.float16)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         short(dtype): {name: tried(lambda: of(name, dtype)) for name in FUNCTIONS} for dtype in dtypes
     }
-    return found | {"rows": {name: tried(lambda: row(name)) for name in ROWS}}
+    return result | {"rows": {name: tried(lambda: row(name)) for name in ROWS}}
 
 
 # -------- 8 and 9: overflow, subnormals, NaN;
@@ -462,14 +462,14 @@ MEASUREMENTS = (
 
 def stack_of(device: torch.device) -> dict[str, Any]:
     """Versions and switches, by the names that a report's stack has."""
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "device": platform.machine(),
         "backend": device.type,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
     if device.type != "npu":
-        return found
+        return result
     import torch_npu
 
     def option(name: str) -> str | None:
@@ -482,7 +482,7 @@ def stack_of(device: torch.device) -> dict[str, Any]:
         return None
 
     emulator = sys.modules.get("harness.emulator")
-    return found | {
+    return result | {
         "device": torch.npu.get_device_name(device.index or 0),
         "backend": "emulated" if emulator is not None and emulator.installed() else "npu",
         "torch_npu": torch_npu.__version__,
@@ -516,9 +516,9 @@ def main(where: str) -> None:
         torch.npu.set_device(device)
     with torch.no_grad():
         stack = stack_of(device)
-        found = measure(device, say=lambda text: print(text, file=sys.stderr))
+        result = measure(device, say=lambda text: print(text, file=sys.stderr))
     emulated = {"emulated": stack["backend"] == "emulated"}
-    print(json.dumps({"schema": SCHEMA, **emulated, "stack": stack, **found}, indent=1, allow_nan=False))
+    print(json.dumps({"schema": SCHEMA, **emulated, "stack": stack, **result}, indent=1, allow_nan=False))
 
 
 if __name__ == "__main__":

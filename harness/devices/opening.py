@@ -92,12 +92,12 @@ def _open_auto(soc: str | None = None, devices: int | None = None) -> Device:
     traces = _traces_of_ascend()
     if not traces:
         return _open_emulated("there is no trace of CANN or of an Ascend card here", soc, devices)
-    found = ", ".join(traces)
+    result = ", ".join(traces)
     try:
-        return _open_npu(0, f"auto found {found}")
+        return _open_npu(0, f"auto found {result}")
     except DeviceError as error:
         raise DeviceError(
-            f"there is a trace of an NPU here ({found}) but it does not answer, so nothing is emulated in its "
+            f"there is a trace of an NPU here ({result}) but it does not answer, so nothing is emulated in its "
             f"place: {error}; "
             f"or ask for another device by name: {SPECS}"
         ) from None
@@ -143,7 +143,7 @@ def _inherits_emulation() -> bool:
     """
     from harness import emulator
 
-    folders = [Path(each) for each in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if each]
+    folders = [Path(part) for part in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if part]
     first = next((folder for folder in folders if (folder / "libascendcl.so").exists()), None)
     homes = [os.environ.get("ASCEND_HOME_PATH", ""), *([] if first is None else [first])]
     return any(emulator.is_emulated_home(home) for home in homes)
@@ -186,7 +186,7 @@ def _open_emulated(reason: str, soc: str | None = None, devices: int | None = No
     from harness import emulator
 
     if soc is not None and family_of(soc) is UNKNOWN:  # torch_npu refuses its name
-        there = ", ".join(f"{each.name} ({each.members})" for each in FAMILIES)
+        there = ", ".join(f"{family.name} ({family.members})" for family in FAMILIES)
         raise DeviceError(
             f"no chip is called {soc!r}; write a name such as Ascend310P3, of one of the families {there}"
         )
@@ -211,7 +211,7 @@ def _answering(index: int, backend: str, reason: str, what: str) -> Device:
         ) from None
     if index >= count:
         there = (
-            ", ".join(f"npu:{each}" for each in range(count))
+            ", ".join(f"npu:{item}" for item in range(count))
             or "no card answers: is ASCEND_RT_VISIBLE_DEVICES set? see npu-smi info"
         )
         raise DeviceError(

@@ -101,7 +101,7 @@ class Stack:
 
         Example: `Stack.from_dict(json.loads(text)["stack"]).torch_npu`.
         """
-        known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
+        known = {item.name: stored[item.name] for item in fields(cls) if item.name in stored}
         known |= {name: stored.get(name) or "" for name in ("device", "backend")}
         return cls(**(known | {"faults": tuple(known.get("faults") or ())}))
 
@@ -118,7 +118,7 @@ def read_stack(device: Device) -> Stack:
         cpu=cpu_name(),
         cpu_capability=_quietly(lambda: torch.backends.cpu.get_cpu_capability()),
         float32_matmul_precision=_quietly(lambda: torch.get_float32_matmul_precision()),
-        packages={name: found for name in PACKAGES if (found := _imported(name)) is not None},
+        packages={name: result for name in PACKAGES if (result := _imported(name)) is not None},
         threads=torch.get_num_threads(),
         deterministic=torch.are_deterministic_algorithms_enabled(),
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
@@ -158,7 +158,7 @@ def _npu_stack(device: Device) -> dict[str, Any]:
         task_queue=_quietly(task_queue),
         compatible_impl=_compatible_impl(),
         allow_internal_format=_quietly(_internal_format),
-        faults=tuple(each.deeds for each in planted()) if emulated else (),
+        faults=tuple(item.deeds for item in planted()) if emulated else (),
     )
 
 
@@ -205,9 +205,9 @@ def _cann_version() -> str | None:
     import torch_npu
 
     for owner in (torch_npu.npu.utils, torch_npu.utils):
-        found = _quietly(lambda owner=owner: owner.get_cann_version())
-        if found:
-            return found
+        result = _quietly(lambda owner=owner: owner.get_cann_version())
+        if result:
+            return result
     return None
 
 
@@ -224,8 +224,8 @@ def _named(card: Card | None, index: int) -> str | None:
 
 def _uuid(owner: Any, index: int) -> str | None:
     """The UUID of a device as torch tells it; None where it has none, or one of zeros."""
-    found = _quietly(lambda: str(owner.get_device_properties(index).uuid))
-    return f"UUID {found}" if found and found.strip("0-") else None
+    result = _quietly(lambda: str(owner.get_device_properties(index).uuid))
+    return f"UUID {result}" if result and result.strip("0-") else None
 
 
 def _cuda_stack(index: int) -> dict[str, Any]:
@@ -251,8 +251,8 @@ def _quietly(read):
 def _driver() -> str | None:
     """The NPU driver's version, as its installer left it."""
     path = Path("/usr/local/Ascend/driver/version.info")
-    found = re.search(r"^Version=(\S+)", path.read_text(errors="replace"), re.MULTILINE) if path.exists() else None
-    return found[1] if found else None
+    result = re.search(r"^Version=(\S+)", path.read_text(errors="replace"), re.MULTILINE) if path.exists() else None
+    return result[1] if result else None
 
 
 @functools.cache

@@ -25,7 +25,7 @@ def visible_cards(kind: str, devices: int | None = None) -> list[str]:
     named = os.environ.get(VARIABLES[kind])
     if named is None:
         return there
-    cards = [each.strip() for each in named.split(",") if each.strip()]
+    cards = [part.strip() for part in named.split(",") if part.strip()]
     return [card for card in cards if card in there] if kind == "emulated" else cards
 
 

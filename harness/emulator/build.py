@@ -43,7 +43,7 @@ def build(version: str) -> Path:
     Raises: DeviceError without a C compiler, or when it fails.
     """
     names = f"{version} {_torch()} {os.uname().machine} {EMPTY}".encode()
-    key = hashlib.sha256(b"".join(each.read_bytes() for each in (SOURCE, KEYS, WAITS)) + names).hexdigest()[:16]
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in (SOURCE, KEYS, WAITS)) + names).hexdigest()[:16]
     ready = _cache() / f"cann-{version}-{key}"
     if (ready / MARKER).exists():
         return ready
@@ -109,8 +109,8 @@ def wheel_libraries() -> list[bytes]:
 
 def operator_names(libraries: list[bytes] | None = None) -> list[str]:
     """Every operator whose GetWorkspaceSize the wheel looks up by name, sorted."""
-    found = set(re.findall(rb"\0(acl[A-Za-z0-9_]+)GetWorkspaceSize(?=\0)", (libraries or wheel_libraries())[0]))
-    return sorted(name.decode() for name in found)
+    result = set(re.findall(rb"\0(acl[A-Za-z0-9_]+)GetWorkspaceSize(?=\0)", (libraries or wheel_libraries())[0]))
+    return sorted(name.decode() for name in result)
 
 
 def wanted_symbols(libraries: list[bytes] | None = None) -> list[str]:
@@ -124,9 +124,9 @@ def looked_up_names(libraries: list[bytes] | None = None) -> list[str]:
     without, sorted.
     """
     libraries = libraries or wheel_libraries()
-    found = {name.decode() for name in re.findall(rb"(?<=\0)(?:acl|rt|hal|Hccl)[A-Za-z0-9_]+(?=\0)", libraries[0])}
-    operators = {each for name in operator_names(libraries) for each in (name, f"{name}GetWorkspaceSize")}
-    return sorted(name for name in found - operators if _is_canns(name) and not name.startswith("aclnn"))
+    result = {name.decode() for name in re.findall(rb"(?<=\0)(?:acl|rt|hal|Hccl)[A-Za-z0-9_]+(?=\0)", libraries[0])}
+    operators = {item for name in operator_names(libraries) for item in (name, f"{name}GetWorkspaceSize")}
+    return sorted(name for name in result - operators if _is_canns(name) and not name.startswith("aclnn"))
 
 
 def defined_names() -> set[str]:
@@ -282,10 +282,10 @@ def wheel_version() -> str:
         ) from None
     wanted = next((text for text in metadata.requires("torch_npu") or [] if re.match(r"torch\s*(==|>=|~=)", text)), "")
     numbers = re.search(r"(\d+\.\d+(?:\.\d+)?)", wanted)
-    found = metadata.version("torch")
-    if numbers and not (found.split("+")[0] + ".").startswith(numbers[1] + "."):
+    result = metadata.version("torch")
+    if numbers and not (result.split("+")[0] + ".").startswith(numbers[1] + "."):
         raise DeviceError(
-            f"torch_npu {version} needs torch {numbers[1]} and torch {found} is installed: pip install "
+            f"torch_npu {version} needs torch {numbers[1]} and torch {result} is installed: pip install "
             f"torch=={numbers[1]}"
         )
     return version

@@ -94,7 +94,7 @@ class Fault:
         self._chance = random.Random(self.seed)
 
     def __str__(self) -> str:
-        default = {each.name: each.default for each in fields(self)}
+        default = {item.name: item.default for item in fields(self)}
         options = [f"{name}={getattr(self, name)}" for name in OPTIONS if getattr(self, name) != default[name]]
         return ":".join([self.pattern, self.kind, *([",".join(options)] if options else [])])
 
@@ -156,47 +156,47 @@ class Struck:
 
     def refusal(self, name: str) -> str | None:
         """Why the operator is not there, if it is not."""
-        for each in self.faults:
-            if each.kind == "missing":
-                each.acted()
+        for item in self.faults:
+            if item.kind == "missing":
+                item.acted()
                 return f"{name} is not emulated (a planted fault)"
         return None
 
     def workspace(self) -> int:
         """Bytes of workspace that the call asks for."""
-        for each in self.faults:
-            if each.kind == "oom":
-                each.acted()
+        for item in self.faults:
+            if item.kind == "oom":
+                item.acted()
                 return WORKSPACE
         return 0
 
     def before(self) -> None:
         """What happens instead of the computation. Raises: RuntimeError for a planted error."""
-        for each in self.faults:
-            if each.kind in ("hang", "error", "crash"):
-                each.acted()
-                if each.kind == "hang":
-                    time.sleep(each.seconds)
-                elif each.kind == "crash":
+        for item in self.faults:
+            if item.kind in ("hang", "error", "crash"):
+                item.acted()
+                if item.kind == "hang":
+                    time.sleep(item.seconds)
+                elif item.kind == "crash":
                     os.kill(os.getpid(), signal.SIGSEGV)
                 else:
-                    raise PlantedError(each.code)
+                    raise PlantedError(item.code)
 
     def read(self, inputs: list) -> list:
         """What the operator gets in place of its inputs."""
-        for each in self.faults:
-            if each.kind in ON_INPUTS:
-                inputs = _on_inputs(each, inputs)
+        for item in self.faults:
+            if item.kind in ON_INPUTS:
+                inputs = _on_inputs(item, inputs)
         return inputs
 
     def answer(self, results: list, outputs: list) -> list:
         """What is written in place of the results; `outputs` are their specifications."""
-        for each in self.faults:
-            if each.kind == "unwritten":
-                each.acted()
+        for item in self.faults:
+            if item.kind == "unwritten":
+                item.acted()
                 results = [None, *results[1:]]
-            elif each.kind not in ON_INPUTS + ON_CALL or each.kind == "index":
-                results = _on_results(each, results, outputs)
+            elif item.kind not in ON_INPUTS + ON_CALL or item.kind == "index":
+                results = _on_results(item, results, outputs)
         return results
 
 
@@ -217,7 +217,7 @@ def for_call(name: str) -> Struck:
     """The faults that act on this call of an operator."""
     if not _planted or _suspended:
         return NONE
-    return Struck([each for each in _planted if each.strikes(name)])
+    return Struck([item for item in _planted if item.strikes(name)])
 
 
 # -------- inputs
@@ -234,9 +234,9 @@ def _on_inputs(fault: Fault, inputs: list) -> list:
         if isinstance(value, torch.Tensor):
             new = _INPUTS[fault.kind](value)
         elif fault.kind in ROUNDED and isinstance(value, list):
-            new = [_INPUTS[fault.kind](each) if each is not None else None for each in value]
-            touched = any(each is not None for each in new)
-            both = [old if each is None else each for each, old in zip(new, value)]
+            new = [_INPUTS[fault.kind](item) if item is not None else None for item in value]
+            touched = any(item is not None for item in new)
+            both = [old if item is None else item for item, old in zip(new, value)]
             new = both if touched else None
         if new is None:
             continue
@@ -252,10 +252,12 @@ def _on_last(fault: Fault, inputs: list) -> list:
     """The inputs with the last of those that fit changed; as they are where none fits or there is nothing to change."""
     import torch
 
-    tensors = {position: each for position, each in enumerate(inputs) if isinstance(each, torch.Tensor)}
-    floating = {position: each for position, each in tensors.items() if each.is_floating_point()}
-    several = [position for position, each in floating.items() if each.dim() > 1 and each.numel()]
-    fitting = several if fault.kind == "int8" else [position for position, each in floating.items() if each.dim() == 1]
+    tensors = {position: input_ for position, input_ in enumerate(inputs) if isinstance(input_, torch.Tensor)}
+    floating = {position: tensor for position, tensor in tensors.items() if tensor.is_floating_point()}
+    several = [position for position, tensor in floating.items() if tensor.dim() > 1 and tensor.numel()]
+    fitting = (
+        several if fault.kind == "int8" else [position for position, tensor in floating.items() if tensor.dim() == 1]
+    )
     if not several or not fitting or not bool(floating[fitting[-1]].any()):
         return inputs
     value = floating[fitting[-1]]

@@ -33,7 +33,7 @@ def watch(inputs: list[Any], results: list[Any]) -> None:
 
 def _finite(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return all(_finite(each) for each in value)
+        return all(_finite(item) for item in value)
     if isinstance(value, torch.Tensor):
         floating = value.is_floating_point() or value.is_complex()
         return not floating or bool(torch.isfinite(value).all())

@@ -101,8 +101,8 @@ def emulate(argv: list[str]) -> int:
     if not options.module and not Path(rest[0]).exists():
         raise HarnessError(f"no script at {rest[0]}; {USAGE}")
     install(machine)
-    for each in options.fault:
-        faults.plant(each)
+    for item in options.fault:
+        faults.plant(item)
     sys.argv = list(rest)
     sys.path[0] = os.getcwd() if options.module else str(Path(rest[0]).resolve().parent)
     status = _run(rest[0], options.module)
@@ -124,9 +124,9 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _tell(planted: list[faults.Fault]) -> int:
     """Say how often each fault acted; one that never did is a failure, since the run then shows nothing about it."""
-    for each in planted:
-        print(f"harness emulate: planted fault {each.deeds}", file=sys.stderr)
-    return int(any(not each.hits for each in planted))
+    for fault in planted:
+        print(f"harness emulate: planted fault {fault.deeds}", file=sys.stderr)
+    return int(any(not fault.hits for fault in planted))
 
 
 def _run(program: str, module: bool) -> int:

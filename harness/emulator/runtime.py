@@ -171,7 +171,7 @@ class _Runtime:
             self._fail(name, f"{name}: out of memory for the workspace")
             return STATUS_NO_MEMORY
         came, wanted = (
-            [values.description(each) for each in (ctypes.c_void_p * count).from_address(at)] if count else []
+            [values.description(item) for item in (ctypes.c_void_p * count).from_address(at)] if count else []
             for count, at in (inputs, outputs)
         )
         refusal = self.soc.refusal(name, _dtypes([*came, *wanted]))
@@ -183,10 +183,10 @@ class _Runtime:
             came[4] = _lying(*came[4:])
         keywords = values.attributes(attributes)
         if entry.wants_names:
-            keywords["names"] = [each.name if each else "" for each in came]
+            keywords["names"] = [item.name if item else "" for item in came]
         rooms = [
-            Room(each) if decides and position in entry.free and each is not None else each
-            for position, each in enumerate(wanted)
+            Room(item) if decides and position in entry.free and item is not None else item
+            for position, item in enumerate(wanted)
         ]
         _compute(entry, struck, came, rooms, **keywords)
         return 0
@@ -242,7 +242,7 @@ class _Call:
         from harness.emulator.values import read
 
         self.operator, self.struck = operator, struck
-        self.values = [read(each.type, value) for each, value in zip(operator.arguments, values)]
+        self.values = [read(argument.type, value) for argument, value in zip(operator.arguments, values)]
 
     @property
     def dtypes(self) -> set:
@@ -263,10 +263,10 @@ class _Call:
 def _dtypes(values) -> set:
     """The dtypes of the tensors among arguments, and in lists of them."""
     return {
-        each.dtype
+        tensor.dtype
         for value in values
-        for each in (value if isinstance(value, list) else [value])
-        if hasattr(each, "view")
+        for tensor in (value if isinstance(value, list) else [value])
+        if hasattr(tensor, "view")
     }
 
 
@@ -278,11 +278,11 @@ def _compute(entry, struck, inputs: list, outputs: list, **keywords) -> None:
     from harness.torch_private import without_functions
 
     with torch.inference_mode(), without_functions(), _without_autocast():
-        specs = [each.spec if isinstance(each, Room) else each for each in outputs]
+        specs = [output.spec if isinstance(output, Room) else output for output in outputs]
         if entry.wants_out:
             keywords["out"] = specs[0] if len(specs) == 1 else specs
         struck.before()
-        given = struck.read([_view(each) for each in inputs])
+        given = struck.read([_view(input_) for input_ in inputs])
         results = meaning(entry)(*given, **keywords)
         results = list(results) if isinstance(results, (tuple, list)) else [results]
         if not _installed.saturation_mode.value:
@@ -300,14 +300,14 @@ def _without_autocast() -> AbstractContextManager:
 
 def _lying(spec, *places):
     """A specification with the sizes, the strides and the start that tensors say."""
-    sizes, strides, start = (each.view().flatten().tolist() for each in places)
+    sizes, strides, start = (place.view().flatten().tolist() for place in places)
     return dataclasses.replace(spec, shape=tuple(sizes), strides=tuple(strides), offset=start[0])
 
 
 def _view(value):
     """An argument as the operator gets it: a tensor for a specification, and so in lists."""
     if isinstance(value, list):
-        return [_view(each) for each in value]
+        return [_view(item) for item in value]
     return value.view() if hasattr(value, "view") else value
 
 
@@ -459,7 +459,7 @@ def _rest(limit: float = 1.0) -> None:
     while quiet < 3 and time.monotonic() < until:
         time.sleep(0.005)
         quiet = (
-            0 if any(_runs(each) for each in Path("/proc/self/task").iterdir() if each.name != str(own)) else quiet + 1
+            0 if any(_runs(path) for path in Path("/proc/self/task").iterdir() if path.name != str(own)) else quiet + 1
         )
 
 

@@ -26,7 +26,7 @@ def operands(cube: int, *tensors: torch.Tensor | None) -> Operands:
 
     Raises: NoFloat32 where the SoC refuses to keep float32.
     """
-    if not any(each is not None and each.dtype == torch.float32 for each in tensors):
+    if not any(tensor is not None and tensor.dtype == torch.float32 for tensor in tensors):
         return FLOAT32
     _, family, saturates = _played[-1]
     rules = family if family.known else A2

@@ -63,7 +63,7 @@ class Operator:
 
     def callback_type(self):
         """The C type of its GetWorkspaceSize: the arguments, then uint64_t *size, aclOpExecutor **executor."""
-        types = [TYPES[each.type] for each in self.arguments]
+        types = [TYPES[argument.type] for argument in self.arguments]
         return ctypes.CFUNCTYPE(ctypes.c_int, *types, ctypes.c_void_p, ctypes.c_void_p)
 
 

@@ -120,9 +120,9 @@ def description(pointer: int) -> Spec | None:
 
 def attributes(pointer: int | None) -> dict[str, Any]:
     """An aclopAttr as keywords; names that begin with an underscore speak to the engine and are left out."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if not pointer:
-        return found
+        return result
     used, _, start = struct.unpack("=3q", ctypes.string_at(pointer, 24))
     records = ctypes.string_at(start, used) if used else b""
     at = 0
@@ -131,9 +131,9 @@ def attributes(pointer: int | None) -> dict[str, Any]:
         at += 24 + name_bytes
         name = records[at - name_bytes : at].decode()
         if not name.startswith("_"):
-            found[name] = _ATTRIBUTES[kind](records[at : at + value_bytes])
+            result[name] = _ATTRIBUTES[kind](records[at : at + value_bytes])
         at += value_bytes
-    return found
+    return result
 
 
 def _one(code: str):
@@ -165,8 +165,8 @@ def scalar(pointer: int | None) -> Any:
     _, dtype = struct.unpack("=2q", ctypes.string_at(pointer, 16))
     raw = ctypes.string_at(pointer + 16, 16)
     if dtype in _SCALARS:
-        found = struct.unpack_from("=" + _SCALARS[dtype], raw)
-        return found[0] if len(found) == 1 else complex(*found)
+        result = struct.unpack_from("=" + _SCALARS[dtype], raw)
+        return result[0] if len(result) == 1 else complex(*result)
     return torch.frombuffer(bytearray(raw[:2]), dtype=DTYPES[dtype]).item()
 
 
@@ -178,7 +178,7 @@ def _array(pointer: int | None, code: str) -> tuple | None:
 
 
 def _list(read):
-    return lambda pointer: None if not pointer else [read(each) for each in _array(pointer, "q")]
+    return lambda pointer: None if not pointer else [read(item) for item in _array(pointer, "q")]
 
 
 READERS = {

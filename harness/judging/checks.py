@@ -46,7 +46,7 @@ def judge(
                 text="every output has zero elements: nothing was compared; give inputs that bring some",
             )
         )
-    marks = (Mark.UNDECIDABLE,) if any(each.criterion == "undecided" for each in failures) else ()
+    marks = (Mark.UNDECIDABLE,) if any(failure.criterion == "undecided" for failure in failures) else ()
     return Verdict(
         comparisons=named,
         failures=tuple(failures),
@@ -78,14 +78,14 @@ def near_ties(unsettled: float) -> int:
 
 def hangs_on_ties(verdict: Verdict) -> bool:
     """Whether a verdict fails only since whole numbers differ, in so few elements that near-ties may be why."""
-    found = [
-        verdict.comparisons[each.output or next(iter(verdict.comparisons))]
-        for each in verdict.failures
-        if each.criterion == "equal"
+    result = [
+        verdict.comparisons[failure.output or next(iter(verdict.comparisons))]
+        for failure in verdict.failures
+        if failure.criterion == "equal"
     ]
-    alone = 0 < len(found) == len(verdict.failures)
+    alone = 0 < len(result) == len(verdict.failures)
     return alone and all(
-        not is_floating(each.expected_dtype) and each.unequal <= MOST_TIES * each.numel for each in found
+        not is_floating(item.expected_dtype) and item.unequal <= MOST_TIES * item.numel for item in result
     )
 
 
@@ -94,11 +94,12 @@ MOST_TIES = 0.5  # share of an output: no near-ties if more differ
 
 def hangs_on_slack(verdict: Verdict) -> bool:
     """Whether a verdict passes only since few elements have more slack than many."""
-    few = [name for name, each in verdict.references.items() if each.golden.numel < MANY]
+    few = [name for name, reference in verdict.references.items() if reference.golden.numel < MANY]
     if verdict.failures or not few or verdict.tolerance is None:
         return False
     strict = {
-        name: replace(each, scatter=CERTAIN) if name in few else each for name, each in verdict.references.items()
+        name: replace(reference, scatter=CERTAIN) if name in few else reference
+        for name, reference in verdict.references.items()
     }
     return not judge(verdict.comparisons, verdict.tolerance, decisions=verdict.decisions, references=strict).passed
 
@@ -116,52 +117,54 @@ def checks_of(verdict: Verdict) -> list[Check]:
         if found.comparable and found.numel and is_floating(found.expected_dtype)
     }
     judged = {
-        name: each for name, each in judged.items() if name in verdict.references or not _needs_references(tolerance)
+        name: item for name, item in judged.items() if name in verdict.references or not _needs_references(tolerance)
     }
-    found = [check for name, each in judged.items() for check in _checks(each, verdict.references.get(name), tolerance)]
+    result = [
+        check for name, item in judged.items() for check in _checks(item, verdict.references.get(name), tolerance)
+    ]
     if tolerance.top1 is not None and verdict.decisions is not None:
-        found.append(Check(name="top1", found=verdict.decisions.top1, limit=tolerance.top1))
-    return found
+        result.append(Check(name="top1", found=verdict.decisions.top1, limit=tolerance.top1))
+    return result
 
 
-def _failures(output: str, found: Comparison, references: References | None, tolerance: Tolerance) -> list[Reason]:
+def _failures(output: str, comparison: Comparison, references: References | None, tolerance: Tolerance) -> list[Reason]:
     """Every check that does not hold for one output."""
 
     def reason(criterion: str, text: str, measured: float | None = None, allowed: float | None = None) -> Reason:
         return Reason(criterion=criterion, text=text, output=output, found=measured, allowed=allowed)
 
-    if not found.comparable:
-        return [reason("shape", f"shape {found.shape} where {found.expected_shape} was expected")]
+    if not comparison.comparable:
+        return [reason("shape", f"shape {comparison.shape} where {comparison.expected_shape} was expected")]
     failures = []
-    if found.dtype != found.expected_dtype:
-        failures.append(reason("dtype", f"dtype {found.dtype} where {found.expected_dtype} was expected"))
-    if found.nonfinite_differ:
-        failures.append(reason("finite", _nonfinite_text(found), found.nonfinite_differ, 0))
-    elif found.nan_expected:
+    if comparison.dtype != comparison.expected_dtype:
+        failures.append(reason("dtype", f"dtype {comparison.dtype} where {comparison.expected_dtype} was expected"))
+    if comparison.nonfinite_differ:
+        failures.append(reason("finite", _nonfinite_text(comparison), comparison.nonfinite_differ, 0))
+    elif comparison.nan_expected:
         failures.append(
-            reason("finite", f"{found.nan_expected} elements are NaN on both sides: nothing can be said of them")
+            reason("finite", f"{comparison.nan_expected} elements are NaN on both sides: nothing can be said of them")
         )
-    elif references is not None and references.cpu.nonfinite_differ and not found.nonfinite_differ:
+    elif references is not None and references.cpu.nonfinite_differ and not comparison.nonfinite_differ:
         failures.append(reason("finite", _overflow_text(references), references.cpu.nonfinite_differ, 0))
-    if not is_floating(found.expected_dtype):
-        allowed = near_ties(found.unsettled)
-        if not found.unequal <= allowed:
-            healthy = f"healthy runs differ in {found.unsettled:.2g} on average: up to {allowed} allowed"
-            must = healthy if found.unsettled else "all must be equal"
-            text = f"{found.unequal} of {found.numel} elements differ, {_values(found)} ({must})"
-            failures.append(reason("equal", text, found.unequal, allowed))
+    if not is_floating(comparison.expected_dtype):
+        allowed = near_ties(comparison.unsettled)
+        if not comparison.unequal <= allowed:
+            healthy = f"healthy runs differ in {comparison.unsettled:.2g} on average: up to {allowed} allowed"
+            must = healthy if comparison.unsettled else "all must be equal"
+            text = f"{comparison.unequal} of {comparison.numel} elements differ, {_values(comparison)} ({must})"
+            failures.append(reason("equal", text, comparison.unequal, allowed))
         return failures
-    if not found.numel:
+    if not comparison.numel:
         return failures
     if references is None and _needs_references(tolerance):
         return [*failures, reason("golden", _no_golden_text(tolerance))]
-    checks = _checks(found, references, tolerance)
+    checks = _checks(comparison, references, tolerance)
     if not checks and not tolerance.preset and tolerance.top1 is None:
         names = ", ".join(tolerance.limits())
         failures.append(
             reason(
                 "limits",
-                f"none of the limits ({names}) can judge an output of shape {found.shape}; set rel_l2 or "
+                f"none of the limits ({names}) can judge an output of shape {comparison.shape}; set rel_l2 or "
                 "cos_sim, or name a preset",
             )
         )
@@ -169,13 +172,13 @@ def _failures(output: str, found: Comparison, references: References | None, tol
     blind = (
         not tolerance.preset and SCALE_BLIND & {*tolerance.limits()} and {*tolerance.limits()} <= {*SCALE_BLIND, "top1"}
     )
-    if blind and not broken and not 1 / SCALE <= 1 + found.gain <= SCALE:
+    if blind and not broken and not 1 / SCALE <= 1 + comparison.gain <= SCALE:
         names = ", ".join(tolerance.limits())
         text = (
-            f"the output is {1 + found.gain:.3g} times what was expected, which {names} cannot see; set rel_l2 or "
+            f"the output is {1 + comparison.gain:.3g} times what was expected, which {names} cannot see; set rel_l2 or "
             "gain as well"
         )
-        broken = [reason("scale", text, found.gain)]
+        broken = [reason("scale", text, comparison.gain)]
     return failures + broken
 
 
@@ -183,29 +186,29 @@ def _needs_references(tolerance: Tolerance) -> bool:
     return tolerance.preset in ("floor", "sharp", "dynamo") or any(name in NEEDS_FLOOR for name in tolerance.limits())
 
 
-def _checks(found: Comparison, references: References | None, tolerance: Tolerance) -> list[Check]:
+def _checks(comparison: Comparison, references: References | None, tolerance: Tolerance) -> list[Check]:
     """The preset's checks, but for those that have a limit of their own, and the limits of one's own."""
     own = tolerance.limits()
-    checks = PRESETS[tolerance.preset](found, references) if tolerance.preset else []
-    if not any(each.name == "undecided" for each in checks) and any(name in FLOORED for name in own):
+    checks = PRESETS[tolerance.preset](comparison, references) if tolerance.preset else []
+    if not any(item.name == "undecided" for item in checks) and any(name in FLOORED for name in own):
         assert references is not None  # see `_needs_references`
-        checks = [*checks, *undecided_checks(found, references)]
-    checks = [each for each in checks if each.name not in own]
+        checks = [*checks, *undecided_checks(comparison, references)]
+    checks = [item for item in checks if item.name not in own]
     return checks + [
-        check for name, limit in own.items() if (check := _own(found, references, name, limit)) is not None
+        check for name, limit in own.items() if (check := _own(comparison, references, name, limit)) is not None
     ]
 
 
-def _own(found: Comparison, references: References | None, name: str, limit: float) -> Check | None:
+def _own(comparison: Comparison, references: References | None, name: str, limit: float) -> Check | None:
     if name == "top1":
         return None  # of the case as a whole
-    if name in ("token_cos_sim", "token_rel_l2", "token_ratio") and found.worst_token is None:
+    if name in ("token_cos_sim", "token_rel_l2", "token_ratio") and comparison.worst_token is None:
         return None  # a flat output has no tokens; its one vector is what cos_sim and rel_l2 judge
     if name not in NEEDS_FLOOR:
-        return check_of(found, name, limit)
+        return check_of(comparison, name, limit)
     assert references is not None  # see `_needs_references`
     if name == "undecided":
-        return next(iter(undecided_checks(found, references, limit)), None)
+        return next(iter(undecided_checks(comparison, references, limit)), None)
     return check_of(references.golden, name, limit, references.ratios()[name])
 
 
@@ -250,9 +253,10 @@ def _overflow_text(references: References) -> str:
     )
 
 
-def _nonfinite_text(found: Comparison) -> str:
-    return f"{found.nonfinite_differ} elements are NaN or infinite on one side only, {_values(found)}"
+def _nonfinite_text(comparison: Comparison) -> str:
+    return f"{comparison.nonfinite_differ} elements are NaN or infinite on one side only, {_values(comparison)}"
 
 
-def _values(found: Comparison) -> str:
-    return f"the first at {found.worst_index}: {found.worst_actual:g} where {found.worst_expected:g} was expected"
+def _values(comparison: Comparison) -> str:
+    values = f"{comparison.worst_actual:g} where {comparison.worst_expected:g} was expected"
+    return f"the first at {comparison.worst_index}: {values}"

@@ -46,31 +46,31 @@ class Check:
         return f"{self.name} {self.found:.2e}{where} (up to {self.limit:.2e} allowed){_enough(self.found)}"
 
 
-def _enough(found: float, down: bool = False) -> str:
+def _enough(result: float, down: bool = False) -> str:
     """The smallest limit that would have passed, to three digits on the passing side."""
-    if not math.isfinite(found) or (down and found < 0):
+    if not math.isfinite(result) or (down and result < 0):
         return "; no limit would pass"
     if down:
-        return f"; a limit of {math.floor(found * 1e9) / 1e9:.9f} would pass"
-    if found < 1e-300:
+        return f"; a limit of {math.floor(result * 1e9) / 1e9:.9f} would pass"
+    if result < 1e-300:
         return ""
-    step = 10.0 ** (math.floor(math.log10(found)) - 2)
-    return f"; a limit of {math.ceil(found / step) * step:.2e} would pass"
+    step = 10.0 ** (math.floor(math.log10(result)) - 2)
+    return f"; a limit of {math.ceil(result / step) * step:.2e} would pass"
 
 
-def check_of(found: Comparison, name: str, limit: float, measured: float | None = None) -> Check:
+def check_of(comparison: Comparison, name: str, limit: float, measured: float | None = None) -> Check:
     if measured is None:
-        measured = getattr(found, name)
+        measured = getattr(comparison, name)
         measured = abs(measured) if name in ("gain", "shift") else measured
-        measured = measured / (found.rms or 1.0) if name == "shift" else measured
+        measured = measured / (comparison.rms or 1.0) if name == "shift" else measured
     places = {
-        "max_diff": found.worst_index,
-        "max_diff_rms": found.worst_index,
-        "outlier_ratio": found.worst_index,
-        "token_cos_sim": found.worst_token,
-        "token_rel_l2": found.worst_token_diff,
-        "token_ratio": found.worst_token_diff,
-        "flip_margin": found.first_flip,
+        "max_diff": comparison.worst_index,
+        "max_diff_rms": comparison.worst_index,
+        "outlier_ratio": comparison.worst_index,
+        "token_cos_sim": comparison.worst_token,
+        "token_rel_l2": comparison.worst_token_diff,
+        "token_ratio": comparison.worst_token_diff,
+        "flip_margin": comparison.first_flip,
     }
     place = places.get(name)
     kind = "token " if name.startswith("token") else ""
@@ -78,7 +78,7 @@ def check_of(found: Comparison, name: str, limit: float, measured: float | None 
     return Check(name=name, found=measured, limit=limit, where="" if place is None else f"at {kind}{place}")
 
 
-def _floor(found: Comparison, references: References | None) -> list[Check]:
+def _floor(comparison: Comparison, references: References | None) -> list[Check]:
     """Against what this model in this dtype with these switches is expected to lose.
 
     The floor is the larger error of two healthy runs against float64: the CPU in the same dtype, and the CPU under the
@@ -96,18 +96,19 @@ def _floor(found: Comparison, references: References | None) -> list[Check]:
         "gain_ratio": times,
         "shift_ratio": times,
     }
-    if found.worst_token is None:
+    if comparison.worst_token is None:
         del limits["token_ratio"]
     checks = [check_of(references.golden, name, limit, ratios[name]) for name, limit in limits.items()]
     checks[0] = replace(checks[0], where=_bits_text(references))
     checks += _slice_checks(references)
     largest = max(
-        references.floor("max_diff"), ROUNDOFF.get(found.dtype, 0.0) * max(found.rms, abs(references.golden.flip_value))
+        references.floor("max_diff"),
+        ROUNDOFF.get(comparison.dtype, 0.0) * max(comparison.rms, abs(references.golden.flip_value)),
     )
     return [
         *checks,
         check_of(references.golden, "flip_margin", 2 * times * largest),
-        *undecided_checks(found, references),
+        *undecided_checks(comparison, references),
     ]
 
 
@@ -133,7 +134,7 @@ def _slice_checks(references: References) -> list[Check]:
 UNDECIDED = 0.5
 
 
-def undecided_checks(found: Comparison, references: References, limit: float = UNDECIDED) -> list[Check]:
+def undecided_checks(comparison: Comparison, references: References, limit: float = UNDECIDED) -> list[Check]:
     """Whether the floor is small enough to decide anything: what it lets pass must be a part of the output."""
     if references.golden.rms == 0:  # there is nothing to take a share of
         return []
@@ -143,13 +144,13 @@ def undecided_checks(found: Comparison, references: References, limit: float = U
 def _bits_text(references: References) -> str:
     """The whole error in bits: of one operator it says which arithmetic ran."""
     errors = references.golden.rel_l2, references.floor("rel_l2")
-    if not all(math.isfinite(each) for each in errors):
+    if not all(math.isfinite(item) for item in errors):
         return ""
     kept, healthy = ("all" if error == 0 else f"{bits(error):.1f}" for error in errors)
     return f"with {kept} effective bits where a healthy device keeps {healthy}"
 
 
-def _sharp(found: Comparison, references: References | None) -> list[Check]:
+def _sharp(comparison: Comparison, references: References | None) -> list[Check]:
     """`floor`, and the device must round as the forecast does: what the rules do not explain may be twice the scatter
     of two orders of sums.
 
@@ -165,46 +166,46 @@ def _sharp(found: Comparison, references: References | None) -> list[Check]:
         if math.isnan(unexplained) and references.forecast is None
         else [check_of(references.golden, "unexplained_ratio", references.slack, unexplained)]
     )
-    return [*_floor(found, references), *more]
+    return [*_floor(comparison, references), *more]
 
 
-def _card(found: Comparison, references: References | None) -> list[Check]:
+def _card(comparison: Comparison, references: References | None) -> list[Check]:
     """The model card's: an error below 1 %, taken as the largest difference, and a cosine of 0.99."""
-    return [check_of(found, "max_diff", 1e-2), check_of(found, "cos_sim", 0.99)]
+    return [check_of(comparison, "max_diff", 1e-2), check_of(comparison, "cos_sim", 0.99)]
 
 
 MERE = {"float16": 2**-10, "bfloat16": 2**-7, "float32": 2**-13, "HF32": 2**-11}
 
 
-def _cann(found: Comparison, references: References | None) -> list[Check]:
+def _cann(comparison: Comparison, references: References | None) -> list[Check]:
     """CANN's operator standard for open source: mean relative error below T, the largest below 10 T
     (cann/cannbot-skills).
     """
-    modes = references.modes if references is not None and found.dtype == "float32" else ()
-    limit = max(MERE.get(name, MERE["float32"]) for name in (found.dtype, *modes))
+    modes = references.modes if references is not None and comparison.dtype == "float32" else ()
+    limit = max(MERE.get(name, MERE["float32"]) for name in (comparison.dtype, *modes))
     below = math.nextafter  # the standard says below, not at most
-    return [check_of(found, "mean_rel", below(limit, 0)), check_of(found, "max_rel", below(10 * limit, 0))]
+    return [check_of(comparison, "mean_rel", below(limit, 0)), check_of(comparison, "max_rel", below(10 * limit, 0))]
 
 
 DYNAMO_FEW = ((10, 10), (500, 8))  # up to so many elements: times the CPU's error
 
 
-def _dynamo(found: Comparison, references: References | None) -> list[Check]:
+def _dynamo(comparison: Comparison, references: References | None) -> list[Check]:
     """PyTorch's compiler benchmarks: within the tolerance, else no further from float64 than k times the CPU
     (torch/_dynamo/utils.py, `same`).
     """
-    tolerance = DYNAMO.get(found.dtype, 1e-3)
-    if found.dynamo_atol <= tolerance:
+    tolerance = DYNAMO.get(comparison.dtype, 1e-3)
+    if comparison.dynamo_atol <= tolerance:
         return []
     assert references is not None  # without them `judge` does not come here
-    times = 3 if found.numel < 1000 or tolerance >= 1e-2 else 2
-    times = next((factor for most, factor in DYNAMO_FEW if found.numel <= most), times)
+    times = 3 if comparison.numel < 1000 or tolerance >= 1e-2 else 2
+    times = next((factor for most, factor in DYNAMO_FEW if comparison.numel <= most), times)
     return [Check(name="rmse", found=references.golden.rmse, limit=times * references.cpu.rmse + tolerance / 10)]
 
 
-def _close(found: Comparison, references: References | None) -> list[Check]:
+def _close(comparison: Comparison, references: References | None) -> list[Check]:
     """torch.testing.assert_close with its own table of tolerances."""
-    return [check_of(found, "close_atol", CLOSE.get(found.dtype, (0.0, 0.0))[1])]
+    return [check_of(comparison, "close_atol", CLOSE.get(comparison.dtype, (0.0, 0.0))[1])]
 
 
 def pair_limits(budget: float) -> dict[str, float]:
@@ -218,19 +219,21 @@ def pair_limits(budget: float) -> dict[str, float]:
     }
 
 
-def _pair(found: Comparison, references: References | None) -> list[Check]:
+def _pair(comparison: Comparison, references: References | None) -> list[Check]:
     """Two tensors and nothing else: a budget of 2^11 roundoffs of float32, 2 of the half types, judged as `floor` does.
 
     The budgets are the T of CANN's standard; here they limit norms, so that elements near zero do no harm.
     """
-    limits = pair_limits(MERE.get(found.dtype, {"float64": 2**-32}.get(found.dtype, MERE["float32"])))
-    if found.worst_token is None:
+    limits = pair_limits(MERE.get(comparison.dtype, {"float64": 2**-32}.get(comparison.dtype, MERE["float32"])))
+    if comparison.worst_token is None:
         del limits["token_rel_l2"]
-    checks = [check_of(found, name, limit) for name, limit in limits.items()]
+    checks = [check_of(comparison, name, limit) for name, limit in limits.items()]
     return [
         *checks,
         check_of(
-            found, "flip_margin", max(16 * found.rmse, 8 * ROUNDOFF.get(found.dtype, 0.0) * abs(found.flip_value))
+            comparison,
+            "flip_margin",
+            max(16 * comparison.rmse, 8 * ROUNDOFF.get(comparison.dtype, 0.0) * abs(comparison.flip_value)),
         ),
     ]
 

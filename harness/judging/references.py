@@ -28,7 +28,7 @@ class References:
     def floor(self, name: str) -> float:
         """The largest of a number of the healthy runs' errors: what there is no reason to fall below."""
         healthy = (self.cpu, self.forecast, self.scatter)
-        errors: list[float] = [abs(getattr(each, name)) for each in healthy if each is not None]
+        errors: list[float] = [abs(getattr(run, name)) for run in healthy if run is not None]
         return max(errors)
 
     @property
@@ -145,14 +145,14 @@ def is_floating(dtype: str) -> bool:
     return dtype.startswith(("float", "bfloat", "complex"))
 
 
-def badness(found: Comparison) -> float:
-    if not found.comparable or math.isnan(found.rel_l2):
+def badness(comparison: Comparison) -> float:
+    if not comparison.comparable or math.isnan(comparison.rel_l2):
         return math.inf
-    return found.rel_l2
+    return comparison.rel_l2
 
 
-def ratio_of(found: float, floor: float) -> float:
+def ratio_of(result: float, floor: float) -> float:
     """found / floor; with nothing found it is 0, with no floor infinite."""
-    if found == 0:
+    if result == 0:
         return 0.0
-    return found / floor if floor else math.inf
+    return result / floor if floor else math.inf

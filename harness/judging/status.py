@@ -85,9 +85,9 @@ def status_of(kinds: Collection[Status], *, compared: bool) -> Status:
     An error is graver than a skip, a skip than a failure, a failure than a regression. To have compared nothing is an
     ERROR.
     """
-    for each in (Status.ERROR, Status.SKIPPED, Status.FAIL):
-        if each in kinds:
-            return each
+    for item in (Status.ERROR, Status.SKIPPED, Status.FAIL):
+        if item in kinds:
+            return item
     if not compared:
         return Status.ERROR
     return Status.REGRESSED if Status.REGRESSED in kinds else Status.PASS

@@ -77,7 +77,7 @@ class Tolerance:
         return {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
 
 
-LIMITS = tuple(each.name for each in fields(Tolerance) if each.name not in ("preset", "reason"))
+LIMITS = tuple(field.name for field in fields(Tolerance) if field.name not in ("preset", "reason"))
 NUMERIC = frozenset(
     (*LIMITS, "rmse")
 )  # criteria that are a number beyond its limit; every other one is a way of its own to fail

@@ -133,8 +133,8 @@ class Verdict:
     @property
     def reasons(self) -> tuple[Reason, ...]:
         """Why it is not a PASS, the gravest first; empty for a PASS."""
-        found = self.errors + self.skips + self.failures + self.regressions
-        return found if found or self.comparisons else (NOTHING,)
+        result = self.errors + self.skips + self.failures + self.regressions
+        return result if result or self.comparisons else (NOTHING,)
 
     @property
     def output(self) -> str:

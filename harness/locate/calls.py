@@ -68,7 +68,7 @@ class Parting:
     @property
     def module(self) -> str:
         """The innermost module that makes them all."""
-        paths = [each.module.split(".") if each.module else [] for each in (*self.here, *self.there)]
+        paths = [item.module.split(".") if item.module else [] for item in (*self.here, *self.there)]
         shared = []
         for parts in zip(*paths):
             if len(set(parts)) > 1:
@@ -89,7 +89,7 @@ class Parting:
     @property
     def _own(self) -> Call:
         """The first call of torch_npu's own on the device, else the device's first, else the CPU's."""
-        own = [each for each in self.there if each.operator.startswith("npu_")]
+        own = [item for item in self.there if item.operator.startswith("npu_")]
         return (own or self.there or self.here)[0]
 
     @property
@@ -117,13 +117,13 @@ def _statistics(here: Call, there: Call) -> str:
 def _only(one: Call, other: Call) -> list[str]:
     """The arguments of a call that another has not."""
     left = list(other.given)
-    found = []
-    for each in one.given:
-        if each in left:
-            left.remove(each)
+    result = []
+    for item in one.given:
+        if item in left:
+            left.remove(item)
         else:
-            found.append(each)
-    return found or ["fewer arguments"]
+            result.append(item)
+    return result or ["fewer arguments"]
 
 
 def _listed(calls: Sequence[Call]) -> str:
@@ -131,9 +131,9 @@ def _listed(calls: Sequence[Call]) -> str:
     if not calls:
         return "nothing"
     names = []
-    for number, each in enumerate(calls):
-        again = number > 0 and each.place == calls[number - 1].place
-        names.append(each.operator if again else each.name)
+    for number, call in enumerate(calls):
+        again = number > 0 and call.place == calls[number - 1].place
+        names.append(call.operator if again else call.name)
     if len(names) <= ENOUGH:
         return ", ".join(names)
     return f"{', '.join(names[: ENOUGH // 2])}, {len(names) - ENOUGH} more, {', '.join(names[-(ENOUGH // 2) :])}"
@@ -149,7 +149,7 @@ class Alignment:
 
 def aligned(here: Sequence[Call], there: Sequence[Call]) -> Alignment:
     """The calls of the CPU (`here`) and of the device (`there`) beside each other."""
-    matcher = difflib.SequenceMatcher(None, [each.key for each in here], [each.key for each in there], autojunk=False)
+    matcher = difflib.SequenceMatcher(None, [item.key for item in here], [item.key for item in there], autojunk=False)
     pairs: list[tuple[int, int]] = []
     parted = []
     for tag, a, b, c, d in matcher.get_opcodes():
@@ -176,15 +176,15 @@ def call_of(
     if not results and not mutates(func, kwargs) and not wrote:
         return None
     if name_of(func) in KEEP and not wrote:
-        given = [each.dtype for each in tensors_in((args, kwargs))[:1]]
-        if given == [each.dtype for each in results]:
+        given = [tensor.dtype for tensor in tensors_in((args, kwargs))[:1]]
+        if given == [result.dtype for result in results]:
             return None
-    leaves = [("", each) for each in tree_leaves(args)]
-    leaves += [(f"{name}=", each) for name, value in kwargs.items() for each in tree_leaves(value)]
-    given = [_said(each, name + _weight(each, weights)) for name, each in leaves]
+    leaves = [("", leaf) for leaf in tree_leaves(args)]
+    leaves += [(f"{name}=", leaf) for name, value in kwargs.items() for leaf in tree_leaves(value)]
+    given = [_said(leaf, name + _weight(leaf, weights)) for name, leaf in leaves]
     return Call(
         operator=name_of(func), module=module, place=place(), given=tuple(sorted(filter(None, given))), wrote=wrote,
-        trains=trains(func, args, kwargs), numbers=tuple(each for _, each in leaves if isinstance(each, float)),
+        trains=trains(func, args, kwargs), numbers=tuple(leaf for _, leaf in leaves if isinstance(leaf, float)),
     )  # fmt: skip
 
 

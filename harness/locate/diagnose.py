@@ -20,9 +20,9 @@ EXPLAINED = 0.1  # of the difference may be left by a cause that is named
 SENTINEL = 12345.0  # what memory is filled with to see whether an operator writes it
 
 
-def cause_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
+def cause_of(trial: Trial, result: list[Tensor], results: list[Tensor]) -> str:
     """One clause that names the cause, or "" where none explains it. `found` is the device's, `results` the CPU's."""
-    for number, (actual, expected) in enumerate(zip(found, results)):
+    for number, (actual, expected) in enumerate(zip(result, results)):
         if difference(actual, expected) == 0 or actual.shape != expected.shape:
             continue
         for clue in CLUES:
@@ -35,16 +35,16 @@ def cause_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
     return ""
 
 
-def rule_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
+def rule_of(trial: Trial, result: list[Tensor], results: list[Tensor]) -> str:
     """One clause that names the rounding rule by which a sound device differs as it does, and what is left without it;
     "" where none explains it.
     """
-    rules, own = trial.rules, apart(found, results)
-    if rules is None or not 0 < own < math.inf or apart(found, trial.on_cpu(rules)) > EXPLAINED * own:
+    rules, own = trial.rules, apart(result, results)
+    if rules is None or not 0 < own < math.inf or apart(result, trial.on_cpu(rules)) > EXPLAINED * own:
         return ""
     for name in ("conv", "matmul"):
         operands = getattr(rules, name)
-        if operands != "float32" and apart(found, trial.on_cpu(replace(rules, **{name: "float32"}))) > own / 2:
+        if operands != "float32" and apart(result, trial.on_cpu(replace(rules, **{name: "float32"}))) > own / 2:
             if operands == "float16":
                 return (
                     f"{rules.card} computes float32 {'convolutions' if name == 'conv' else 'products'} in float16 "
@@ -53,7 +53,7 @@ def rule_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
             with trial.device.in_float32(name) as switch:
                 left = apart(trial.on_device(), results)
             return f"{operands} is on: with {switch} = False it is {left:.2e}"
-    if rules.gelu_tanh and apart(found, trial.on_cpu(replace(rules, gelu_tanh=False))) > own / 2:
+    if rules.gelu_tanh and apart(result, trial.on_cpu(replace(rules, gelu_tanh=False))) > own / 2:
         unless = (
             ""
             if trial.device.stack.compatible_impl is None
@@ -65,7 +65,7 @@ def rule_of(trial: Trial, found: list[Tensor], results: list[Tensor]) -> str:
 
 def _differs_from_run_to_run(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     runs = [trial.on_device()[number] for _ in range(3)]
-    differs = max(difference(each, actual) for each in runs)
+    differs = max(difference(run, actual) for run in runs)
     if differs > 0 and not _is_filled(trial, number):
         yield f"it differs from run to run, by {differs:.1e}"
 
@@ -87,7 +87,7 @@ def _is_filled(trial: Trial, number: int) -> bool:
     args, kwargs = copies((trial.args, trial.kwargs), trial.device.torch_device)
     trial.device.synchronize()
     del held
-    again = replace(trial, args=args, kwargs=kwargs).on_device(lambda each: each)[number]
+    again = replace(trial, args=args, kwargs=kwargs).on_device(lambda value: value)[number]
     return bool((again == sentinel).any()) and not bool((like == sentinel).any())
 
 
@@ -99,7 +99,7 @@ def _not_finite(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> 
         return
     where = tuple(bad.nonzero()[0].tolist())
     kind = "NaN" if bool(actual[where].isnan()) else "Inf"
-    inputs = all(bool(each.isfinite().all()) for each in trial.tensors if each.is_floating_point())
+    inputs = all(bool(tensor.isfinite().all()) for tensor in trial.tensors if tensor.is_floating_point())
     golden = trial.golden()
     limit = torch.finfo(actual.dtype).max
     large = golden is not None and bool((golden[number].abs() > limit / 8).any())
@@ -116,10 +116,10 @@ def _not_finite(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> 
 
 
 def _only_as_a_view(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    if all(each.is_contiguous() for each in trial.tensors):
+    if all(tensor.is_contiguous() for tensor in trial.tensors):
         return
     there = trial.device.torch_device
-    again = trial.on_device(lambda each: each.contiguous().to(there))
+    again = trial.on_device(lambda tensor: tensor.contiguous().to(there))
     if not trial.judged(again)[1]:
         yield "an input is a view that is not contiguous; made contiguous, it passes"
 
@@ -146,7 +146,7 @@ def _of_lower_precision(trial: Trial, number: int, actual: Tensor, expected: Ten
     away = difference(actual, expected)
     for name, rounded in ROUNDINGS.items():
         again = trial.call(
-            lambda each: rounded(each) if isinstance(each, Tensor) and each.is_floating_point() else each
+            lambda tensor: rounded(tensor) if isinstance(tensor, Tensor) and tensor.is_floating_point() else tensor
         )[number]
         if difference(actual, again.to(expected.dtype)) <= EXPLAINED * away:
             yield f"it computes as if its operands were rounded to {name}"
@@ -221,10 +221,10 @@ def _mask(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterat
         ("shown in full", torch.ones_like),
         ("hiding nothing", torch.zeros_like),
     ):
-        if not any(each.dtype == torch.bool and each.numel() > 1 for each in trial.tensors):
+        if not any(tensor.dtype == torch.bool and tensor.numel() > 1 for tensor in trial.tensors):
             return
         again = trial.call(
-            lambda each: change(each) if isinstance(each, Tensor) and each.dtype == torch.bool else each
+            lambda tensor: change(tensor) if isinstance(tensor, Tensor) and tensor.dtype == torch.bool else tensor
         )[number]
         if difference(actual, again) <= EXPLAINED * difference(actual, expected):
             yield f"it computes as with the mask {said}"
@@ -240,8 +240,8 @@ def _of_repeated_indices(trial: Trial, number: int, actual: Tensor, expected: Te
     kept = "keeps another of the writes than the CPU"
     for words, again in (("keeps the first write", _first_write), ("adds the writes up", _sum_of_writes)):
         with contextlib.suppress(*FAILS):
-            found = again(trial)
-            if found is not None and difference(actual, found) <= EXPLAINED * difference(actual, expected):
+            result = again(trial)
+            if result is not None and difference(actual, result) <= EXPLAINED * difference(actual, expected):
                 kept = words
                 break
     yield (
@@ -261,8 +261,8 @@ def _scattered(trial: Trial) -> tuple[Tensor, int, Tensor, Any] | None:
     given = dict(zip(("input", "dim", "index", "src"), trial.args)) | trial.kwargs
     if name not in (*SCATTERS, *COPIES) or given.get("reduce") is not None:
         return None
-    target, dim, index = (given.get(each) for each in ("input", "dim", "index"))
-    source = next((given[each] for each in ("src", "source", "value") if each in given), None)
+    target, dim, index = (given.get(item) for item in ("input", "dim", "index"))
+    source = next((given[item] for item in ("src", "source", "value") if item in given), None)
     if not isinstance(target, Tensor) or not isinstance(index, Tensor) or not isinstance(dim, int):
         return None
     if name in COPIES:
@@ -278,7 +278,7 @@ def _put(trial: Trial) -> tuple[Tensor, tuple, Any] | None:
     target, indices, values = trial.args[:3]
     indices = tuple(indices) if isinstance(indices, (tuple, list)) else (indices,)
     known = all(
-        isinstance(each, Tensor) and not each.is_floating_point() and each.dtype != torch.bool for each in indices
+        isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool for index in indices
     )
     return (target, indices, values) if known and indices else None
 
@@ -305,8 +305,8 @@ def _first_write(trial: Trial) -> Tensor | None:
         source = source.flip(dim) if isinstance(source, Tensor) else source
         return target.clone().scatter_(dim, index.long().flip(dim), source)
     target, indices, values = put
-    shape = torch.broadcast_shapes(*(each.shape for each in indices))
-    flat = tuple(each.expand(shape).flatten().flip(0) for each in indices)
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in indices))
+    flat = tuple(item.expand(shape).flatten().flip(0) for item in indices)
     values = torch.as_tensor(values, dtype=target.dtype).expand(target[indices].shape)
     return target.clone().index_put_(flat, values.reshape(len(flat[0]), *target.shape[len(indices) :]).flip(0))
 
@@ -332,7 +332,7 @@ def _of_slices(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> I
     if not actual.is_floating_point() or not bool(actual.isfinite().all()) or not bool(expected.isfinite().all()):
         return
     for axis in range(actual.dim()):
-        here, there = (each.double().movedim(axis, 0).flatten(1) for each in (actual, expected))
+        here, there = (tensor.double().movedim(axis, 0).flatten(1) for tensor in (actual, expected))
         away, size = (here - there).norm(dim=1), there.norm(dim=1)
         wrong = (away > EXPLAINED * away.max()).nonzero().flatten().tolist()
         if not 0 < len(wrong) < len(size) or here.shape[1] < 2:
@@ -417,8 +417,10 @@ def _in_places(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> I
 def _swapped(actual: Tensor, expected: Tensor, axis: int, name: str) -> str:
     """Two slices along an axis that stand in each other's place."""
     slices = [
-        each.double().movedim(axis, 0).flatten(1) if name == "heads" else each.double().reshape(-1, each.shape[-1])
-        for each in (actual, expected)
+        tensor.double().movedim(axis, 0).flatten(1)
+        if name == "heads"
+        else tensor.double().reshape(-1, tensor.shape[-1])
+        for tensor in (actual, expected)
     ]
     away = (slices[0] - slices[1]).norm(dim=1)
     moved = (away > EXPLAINED * away.max()).nonzero().flatten().tolist()

@@ -91,30 +91,30 @@ class Finding:
         Where no operator is: the first operator that writes what it must not, else the one from which on the device
         takes another path that is wrong, else the first wrong module.
         """
-        bad = [each for each in self.steps if each.bad]
+        bad = [step for step in self.steps if step.bad]
         if not bad:
             return None
         if bad[0].kind != "module":
             return bad[0]
-        found = bad[0]
-        while inner := [each for each in bad if _is_in(each.module, found.module)]:
-            found = inner[0]
-        return found
+        result = bad[0]
+        while inner := [item for item in bad if _is_in(item.module, result.module)]:
+            result = inner[0]
+        return result
 
     @property
     def has_gradients(self) -> bool:
         """Whether the model takes gradients itself, which only `backward` looks into."""
-        return any(each.note == GRADIENT for each in self.steps)
+        return any(step.note == GRADIENT for step in self.steps)
 
     @property
     def fallen(self) -> list[Step]:
         """The operators that the CPU computes in place of the device."""
-        return [each for each in self.steps if each.note.startswith(FALLS_BACK)]
+        return [step for step in self.steps if step.note.startswith(FALLS_BACK)]
 
     @property
     def operators(self) -> int:
         """How many operators were looked at one by one."""
-        return sum(each.kind == "operator" and each.note != TRANSFORMED for each in self.steps)
+        return sum(step.kind == "operator" and step.note != TRANSFORMED for step in self.steps)
 
     @property
     def away(self) -> float:
@@ -129,7 +129,7 @@ class Finding:
         if self.row is None or not self.row.fails:
             return True
         if self.row.error:
-            return any(each.bad and math.isinf(each.own) for each in self.steps)
+            return any(step.bad and math.isinf(step.own) for step in self.steps)
         return not self.plain < self.row.away * SHARE
 
     @property
@@ -150,17 +150,18 @@ class Finding:
     @property
     def transformed(self) -> int:
         """How many calls run inside of a transform, where no level can look at one call."""
-        return sum(each.note == TRANSFORMED for each in self.steps)
+        return sum(step.note == TRANSFORMED for step in self.steps)
 
     def ranking(self, count: int = 10) -> list[Step]:
         """The operators with the largest own errors; those that are wrong first, in their order, then those that fall
         back to the CPU.
         """
-        marked = [each for each in self.steps if each.bad] + [each for each in self.fallen if not each.bad]
+        marked = [step for step in self.steps if step.bad] + [item for item in self.fallen if not item.bad]
         return (
             marked
             + sorted(
-                (each for each in self.steps if each not in marked and each.own == each.own), key=lambda each: -each.own
+                (step for step in self.steps if step not in marked and step.own == step.own),
+                key=lambda value: -value.own,
             )
         )[:count]
 
@@ -186,7 +187,7 @@ class Finding:
 
     def _of_first(self, what: str, over: str) -> str:
         first = self.first
-        more = [each for each in self.steps if each.bad and each.kind == first.kind]
+        more = [step for step in self.steps if step.bad and step.kind == first.kind]
         cause = f" {first.cause[0].upper()}{first.cause[1:]}." if first.cause else ""
         reason = first.reasons[0].rstrip(".")
         if first.kind == "path":
@@ -219,11 +220,11 @@ class Finding:
 
     def _besides(self) -> list[Step]:
         """What else is wrong than operators by themselves."""
-        return [each for each in self.steps if each.bad and each.kind != "operator"]
+        return [step for step in self.steps if step.bad and step.kind != "operator"]
 
     def _left(self) -> str:
         """What is said where the operators that are wrong by themselves do not explain the row."""
-        besides = "".join(f" Besides, {each.name}: {each.reasons[0]}." for each in self._besides()[:1])
+        besides = "".join(f" Besides, {beside.name}: {beside.reasons[0]}." for beside in self._besides()[:1])
         if not self.came_back and self.row is not None and self.row.error:
             return f" {self._gone_error()}"
         if self.explained or self.cut or self.comes_and_goes or math.isnan(self.away):
@@ -257,7 +258,7 @@ class Finding:
         )
 
     def _of_nothing(self, what: str, over: str) -> str:
-        largest = max((each for each in self.steps if each.own == each.own), key=lambda each: each.own, default=None)
+        largest = max((step for step in self.steps if step.own == step.own), key=lambda value: value.own, default=None)
         said = f"No {what} is wrong: each of {len(self.steps)} is within its floor with the CPU's inputs.{over}"
         if self.otherwise:
             return (
@@ -336,5 +337,5 @@ def raised(error: Exception) -> str:
 
 def kind_of(results: list[Tensor]) -> dict[str, Any]:
     """The dtype and the shape of the largest result, as a step says them."""
-    largest = max(results, key=lambda each: each.numel())
+    largest = max(results, key=lambda tensor: tensor.numel())
     return {"dtype": str(largest.dtype).removeprefix("torch."), "shape": tuple(largest.shape)}

@@ -38,12 +38,12 @@ class _Flows:
         self.users, self.users_there = _users(here), _users(there)
 
     def first(self) -> Stray | None:
-        keys = [each for each in {**self.here.flows, **self._flows_there()} if self.users.get(each)]
-        for key in sorted(keys, key=lambda each: max(self.users[each]), reverse=True):
+        keys = [item for item in {**self.here.flows, **self._flows_there()} if self.users.get(item)]
+        for key in sorted(keys, key=lambda value: max(self.users[value]), reverse=True):
             users = list(dict.fromkeys(self._takers(key, set())))
-            if not users or not all(each in self.there_of for each in users) or not self._is_used_alike(key):
+            if not users or not all(user in self.there_of for user in users) or not self._is_used_alike(key):
                 continue
-            differs, around = self._differs(key), max(self._around(each) for each in users)
+            differs, around = self._differs(key), max(self._around(user) for user in users)
             least = max(GROWN * around, ROUNDINGS * self.unit, SHARE * min(self.away, 1.0))
             if differs > least:
                 return self._blamed(key, users, differs, around)
@@ -51,7 +51,7 @@ class _Flows:
 
     def _is_used_alike(self, key: Key) -> bool:
         """Whether the same calls take a tensor on both sides: what others do to its gradient is another path's."""
-        return {self.there_of.get(each) for each in self.users[key]} == {*self.users_there.get(self._twin(key), ())}
+        return {self.there_of.get(user) for user in self.users[key]} == {*self.users_there.get(self._twin(key), ())}
 
     def _flows_there(self) -> dict[Key, None]:
         """What gets a gradient on the device, by the keys of the CPU."""
@@ -72,8 +72,8 @@ class _Flows:
             return math.nan
         if expected is None or actual is None or len(expected) != len(actual):
             return math.inf
-        found = [apart(*each) for each in zip(actual, expected)]
-        return max((each for each in found if not math.isnan(each)), default=math.nan)
+        result = [apart(*item) for item in zip(actual, expected)]
+        return max((item for item in result if not math.isnan(item)), default=math.nan)
 
     def _results(self, call: int) -> list[Key]:
         return [(call, number) for number in range(len(self.here.seen[call].results))]
@@ -87,24 +87,24 @@ class _Flows:
             if call in known:
                 continue
             known.add(call)
-            if not all(math.isnan(self._differs(each)) for each in self._results(call)):
+            if not all(math.isnan(self._differs(result)) for result in self._results(call)):
                 yield call
             elif call in self.there_of:
-                for each in self._results(call):
-                    yield from self._takers(each, known)
+                for result in self._results(call):
+                    yield from self._takers(result, known)
 
     def _around(self, call: int) -> float:
         """The largest difference of the gradients that come to a call, and of its arguments and results."""
-        flows = [self._differs(each) for each in self._results(call)]
+        flows = [self._differs(result) for result in self._results(call)]
         twin = self.there_of[call]
-        results = [apart(*each) for each in zip(self.there.seen[twin].results, self.here.seen[call].results)]
+        results = [apart(*item) for item in zip(self.there.seen[twin].results, self.here.seen[call].results)]
         given = []
-        for each in self.here.seen[call].given:
-            origin, other = each.origin, self._twin(each.origin.key)
+        for item in self.here.seen[call].given:
+            origin, other = item.origin, self._twin(item.origin.key)
             if origin.call is not None and other is not None:
                 sketches = (self.there.seen[other[0]].results, self.here.seen[origin.call].results)
                 given += [apart(*(part[origin.number] for part in sketches))]
-        return max((each for each in (*flows, *results, *given) if not math.isnan(each)), default=0.0)
+        return max((flow for flow in (*flows, *results, *given) if not math.isnan(flow)), default=0.0)
 
     def _blamed(self, key: Key, users: list[int], differs: float, around: float) -> Stray:
         """Who is to be named for the gradient that comes to a tensor."""
@@ -115,8 +115,8 @@ class _Flows:
             text = f"on the {'device' if on_device else 'CPU'} alone it keeps gradients from flowing back: {says}"
             return Stray(call=cut.call, text=text, away=differs, kind="gradient")
         for user in users:
-            for each in self._results(user):
-                name = self.here.functions.get(each)
+            for result in self._results(user):
+                name = self.here.functions.get(result)
                 if name:
                     text = f"the backward of {name} is another on the device: {says}"
                     return Stray(call=self.there.calls[self.there_of[user]], text=text, away=differs, kind="gradient")
@@ -129,9 +129,9 @@ class _Flows:
 
         And whether the device makes it.
         """
-        given = [] if isinstance(key, str) else [each.origin.key for each in self.here.seen[key[0]].given]
-        for each in (key, *given):
-            here, there = self._cuts(self.here, each), self._cuts(self.there, self._twin(each))
+        given = [] if isinstance(key, str) else [item.origin.key for item in self.here.seen[key[0]].given]
+        for item in (key, *given):
+            here, there = self._cuts(self.here, item), self._cuts(self.there, self._twin(item))
             kinds = [[other.kind for other in side] for side in (here, there)]
             more = [other for other in there if kinds[1].count(other.kind) > kinds[0].count(other.kind)]
             less = [other for other in here if kinds[0].count(other.kind) > kinds[1].count(other.kind)]
@@ -142,15 +142,15 @@ class _Flows:
     def _cuts(self, trace: Trace, key: Key | None) -> list[Cut]:
         """Where no gradient flows back to a tensor, and where the call that returned it lets none through."""
         made = [] if key is None or isinstance(key, str) else [
-            each for cuts in trace.cuts.values() for each in cuts if each.number == key[0]
+            cut for cuts in trace.cuts.values() for cut in cuts if cut.number == key[0]
         ]  # fmt: skip
         return [*trace.cuts.get(key, ()), *made]
 
 
 def _users(trace: Trace) -> dict[Key, list[int]]:
     """The calls that take each tensor."""
-    found: dict[Key, list[int]] = {}
+    result: dict[Key, list[int]] = {}
     for number, seen in enumerate(trace.seen):
         for given in seen.given:
-            found.setdefault(given.origin.key, []).append(number)
-    return found
+            result.setdefault(given.origin.key, []).append(number)
+    return result

@@ -95,8 +95,8 @@ def named(model: nn.Module) -> Iterator[list[str]]:
     try:
         yield path
     finally:
-        for each in hooks:
-            each.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 class Lockstep(TorchFunctionMode):
@@ -124,8 +124,8 @@ class Lockstep(TorchFunctionMode):
         self.trace = Trace(model, inputs)
         restored(there, model)
         known = dict([*there.named_parameters(), *there.named_buffers()])
-        for name, each in [*model.named_parameters(), *model.named_buffers()]:
-            self.constants[each] = known[name].detach()
+        for name, item in [*model.named_parameters(), *model.named_buffers()]:
+            self.constants[item] = known[name].detach()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -142,12 +142,15 @@ class Lockstep(TorchFunctionMode):
         kept = writes or trains(func, args, kwargs)
         before = copies_in_place((args, kwargs), "cpu") if kept else (args, kwargs)
         failed = self._keep(given) if writes else None
-        state, versions = torch.get_rng_state(), [version(each) for each in given]
+        state, versions = torch.get_rng_state(), [version(argument) for argument in given]
         traced = self.trace.before(func, given)
         returned = func(*args, **kwargs)
         self._record(func, args, kwargs, tensors_in(returned), traced)
         results = tensors_in(returned) or (given[:1] if writes else [])
-        drawn, wrote = not torch.equal(state, torch.get_rng_state()), versions != [version(each) for each in given]
+        drawn, wrote = (
+            not torch.equal(state, torch.get_rng_state()),
+            versions != [version(argument) for argument in given],
+        )
         if failed is None:
             try:
                 with saved_tensors_hooks(_as_it_is, _as_it_is):  # torch.utils.checkpoint counts what the model saves
@@ -173,16 +176,16 @@ class Lockstep(TorchFunctionMode):
 
     def followed(self, output: Any) -> list[Tensor]:
         """What the device has made of the tensors that the model returned, from its own values, on the CPU."""
-        return [self.shadows[each].cpu() if each in self.shadows else each for each in tensors_in(output)]
+        return [self.shadows[tensor].cpu() if tensor in self.shadows else tensor for tensor in tensors_in(output)]
 
     def _keep(self, given: list[Tensor]) -> Exception | None:
         """Give the device what an operator writes into, as it was before the write; returns what the device raised, if
         it did.
         """
         try:
-            for each in given:
-                if each not in self.shadows:
-                    self.shadows[each] = copy_strided(each, self.device.torch_device)
+            for argument in given:
+                if argument not in self.shadows:
+                    self.shadows[argument] = copy_strided(argument, self.device.torch_device)
         except FAILS as error:
             return error
         return None
@@ -209,7 +212,7 @@ class Lockstep(TorchFunctionMode):
             self._take(func, results, GRADIENT)
         elif (not given and results) or name_of(func) in UNFILLED:
             self._take(func, results)
-        elif results and (writes or not all(any(each is other for other in given) for each in results)):
+        elif results and (writes or not all(any(result is other for other in given) for result in results)):
             self._step(func, args, kwargs, before, given, results, writes)
 
     def _failed(self, func: Callable, results: list[Tensor], error: Exception) -> None:
@@ -237,8 +240,8 @@ class Lockstep(TorchFunctionMode):
 
     def _take(self, func: Callable, results: list[Tensor], note: str = "") -> None:
         """Let the device go on with the CPU's numbers."""
-        for each in results:
-            self.shadows[each] = copy_strided(each, self.device.torch_device)
+        for result in results:
+            self.shadows[result] = copy_strided(result, self.device.torch_device)
         if note and results:
             self._add(func, results, note=note)
 
@@ -258,9 +261,9 @@ class Lockstep(TorchFunctionMode):
             made = self._follow(func, args, kwargs, results)
             self.device.synchronize()  # what fails in torch_npu's queue raises here, not at the next operator
             followed = time.monotonic()
-            if not writes and all(_is_view(each, given) for each in results):
+            if not writes and all(_is_view(result, given) for result in results):
                 return None  # a view computes nothing
-            found = trial.on_device(None if writes else self._exact)
+            outcome = trial.on_device(None if writes else self._exact)
         except FAILS as error:
             if made is not None and not _can_be_made_again(trial):
                 self._add(func, results, note=_not_again(error))
@@ -269,11 +272,11 @@ class Lockstep(TorchFunctionMode):
             return None
         self._count(func, given, followed - began, time.monotonic() - followed)
         if trial.autocast is not None:
-            found, note = _as_the_cpu_casts(found, results)
+            outcome, note = _as_the_cpu_casts(outcome, results)
             if note:
-                return self._add(func, results, own=apart(found, results), inherited=apart(made, results), note=note)
+                return self._add(func, results, own=apart(outcome, results), inherited=apart(made, results), note=note)
         try:
-            self._hold(trial, results, apart(made, results), found)
+            self._hold(trial, results, apart(made, results), outcome)
         except FAILS as error:
             self._add(func, results, note=_not_again(error))
 
@@ -285,7 +288,7 @@ class Lockstep(TorchFunctionMode):
 
         Both are in seconds.
         """
-        key = (func, *((each.dtype, each.shape) for each in given))
+        key = (func, *((argument.dtype, argument.shape) for argument in given))
         if key not in self.warm:
             self.warm.add(key)
             self.compiling += max(first - second, 0.0)
@@ -319,35 +322,37 @@ class Lockstep(TorchFunctionMode):
             else copy_strided(value, self.device.torch_device)
         )
 
-    def _hold(self, trial: Trial, results: list[Tensor], inherited: float, found: list[Tensor]) -> None:
+    def _hold(self, trial: Trial, results: list[Tensor], inherited: float, result: list[Tensor]) -> None:
         """Judge what the device made of the operator with the CPU's inputs: `found`."""
-        func, first = trial.func, not any(each.bad for each in self.steps)
-        own = apart(found, results)
-        ratio, reasons = (None, ()) if is_explained(found, results, name_of(func)) else trial.judged(found, results)
+        func, first = trial.func, not any(step.bad for step in self.steps)
+        own = apart(result, results)
+        ratio, reasons = (None, ()) if is_explained(result, results, name_of(func)) else trial.judged(result, results)
         if reasons and self._overwritten(trial):
-            found = trial.on_device()
-            own = apart(found, results)
-            ratio, reasons = (None, ()) if is_explained(found, results, name_of(func)) else trial.judged(found, results)
+            result = trial.on_device()
+            own = apart(result, results)
+            ratio, reasons = (
+                (None, ()) if is_explained(result, results, name_of(func)) else trial.judged(result, results)
+            )
         for what, more in self._besides(trial) if not reasons else ():
             try:
                 there, here = more.on_device(), more.on_cpu()
             except FAILS as error:
                 return self._failed(func, results, error)
             if not is_explained(there, here, name_of(func)):
-                reasons = tuple(f"{what}: {each}" for each in more.judged(there, here)[1])
+                reasons = tuple(f"{what}: {item}" for item in more.judged(there, here)[1])
             if reasons:
-                trial, found, results = more, there, here
+                trial, result, results = more, there, here
                 break
         cause, lies = "", "" if reasons else self._lies(trial, results, own, inherited)
         if lies:
-            found = trial.on_device_in_place()
-            own, (ratio, reasons) = apart(found, results), trial.judged(found, results)
+            result = trial.on_device_in_place()
+            own, (ratio, reasons) = apart(result, results), trial.judged(result, results)
             cause = f"with copies of its arguments it passes: {lies}" if reasons else ""
-        elif reasons and sum(each.bad for each in self.steps) < CAUSES:
-            cause = cause_of(trial, found, results)
+        elif reasons and sum(step.bad for step in self.steps) < CAUSES:
+            cause = cause_of(trial, result, results)
         elif ratio is not None and not reasons:
             with contextlib.suppress(*FAILS):
-                cause = rule_of(trial, found, results)
+                cause = rule_of(trial, result, results)
         note = self._fallen(trial.func, trial.tensors, trial.on_device)
         cause = "; ".join(filter(None, (cause, note))) if reasons else cause
         if reasons:
@@ -362,7 +367,7 @@ class Lockstep(TorchFunctionMode):
     def _besides(self, trial: Trial) -> Iterator[tuple[str, Trial]]:
         """What a call does beside its results, as calls of their own: running statistics, and gradients on request."""
         pairs = (("running statistics", trial.statistics()), ("backward", trial.backward() if self.backward else None))
-        yield from ((what, each) for what, each in pairs if each is not None)
+        yield from ((what, pair) for what, pair in pairs if pair is not None)
 
     def _lies(self, trial: Trial, results: list[Tensor], own: float, inherited: float) -> str:
         """How the arguments lie in memory, in words, where the device is wrong with them so and right with copies."""
@@ -376,18 +381,18 @@ class Lockstep(TorchFunctionMode):
 
     def _overwritten(self, trial: Trial) -> bool:
         """Whether an earlier operator changed a weight or an input of this one on the device, which is put right."""
-        known = [(self.constants[each], each) for each in trial.tensors if each in self.constants]
+        known = [(self.constants[tensor], tensor) for tensor in trial.tensors if tensor in self.constants]
         return bool([there for there, here in known if put_right(there, here)])
 
     def _fallen(self, func: Callable, given: list[Tensor], call: Callable[[], Any]) -> str:
         """What of a call the CPU computes in place of the device, as a note. It is watched in a run of its own, which
         watching changes; once for each operator and dtypes.
         """
-        key = (func, *(each.dtype for each in given))
+        key = (func, *(argument.dtype for argument in given))
         if key not in self.fell_back:
             with self.device.watch() as seen, contextlib.suppress(*FAILS):
                 call()
-            self.fell_back[key] = [each for each in seen.fell_back if each not in self.allowed]
+            self.fell_back[key] = [item for item in seen.fell_back if item not in self.allowed]
         return f"{FALLS_BACK}: {', '.join(self.fell_back[key])}" if self.fell_back[key] else ""
 
     def _add(self, func: Callable, results: list[Tensor], **more: Any) -> None:
@@ -401,7 +406,7 @@ def restored(there: nn.Module, here: nn.Module) -> list[str]:
     """Give a copy of a model on a device the weights of `here` where a run overwrote them; the names of those."""
     known = dict([*here.named_parameters(), *here.named_buffers()])
     copies = [*there.named_parameters(), *there.named_buffers()]
-    return [name for name, each in copies if name in known and put_right(each, known[name])]
+    return [name for name, copy in copies if name in known and put_right(copy, known[name])]
 
 
 def put_right(there: Tensor, here: Tensor) -> bool:
@@ -439,33 +444,34 @@ def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _as_the_cpu_casts(found: list[Tensor], results: list[Tensor]) -> tuple[list[Tensor], str]:
+def _as_the_cpu_casts(result: list[Tensor], results: list[Tensor]) -> tuple[list[Tensor], str]:
     """Results of the device under torch.autocast, whose lists of operators differ by device, in the CPU's dtypes.
 
     And a note where the device's dtype is the narrower one: its roundings are not the operator's.
     """
     cast = []
-    for each, other in zip(found, results):
-        fractions = each.is_floating_point() and other.is_floating_point() and each.dtype != other.dtype
-        if fractions and each.dtype.itemsize < other.dtype.itemsize:
-            narrow, wide = (str(dtype).removeprefix("torch.") for dtype in (each.dtype, other.dtype))
-            return found, f"torch.autocast computes it in {narrow} on the device, in {wide} on the CPU: not judged"
-        cast.append(each.to(other.dtype) if fractions else each)
+    for tensor, other in zip(result, results):
+        fractions = tensor.is_floating_point() and other.is_floating_point() and tensor.dtype != other.dtype
+        if fractions and tensor.dtype.itemsize < other.dtype.itemsize:
+            narrow, wide = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, other.dtype))
+            return result, f"torch.autocast computes it in {narrow} on the device, in {wide} on the CPU: not judged"
+        cast.append(tensor.to(other.dtype) if fractions else tensor)
     return cast, ""
 
 
 def _is_view(result: Tensor, given: list[Tensor]) -> bool:
     return result.layout == torch.strided and any(
-        each.layout == torch.strided and each.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
-        for each in given
+        argument.layout == torch.strided
+        and argument.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
+        for argument in given
     )
 
 
-def is_explained(found: list[Tensor], results: list[Tensor], operator: str) -> bool:
+def is_explained(result: list[Tensor], results: list[Tensor], operator: str) -> bool:
     """Whether what the device returned is the CPU's but for scattered roundings; what is no fraction must be equal."""
-    for each, other in zip(found, results):
-        away = difference(each, other)
-        if each.dtype != other.dtype or (away and not _is_scattered(each.detach(), other.detach(), away, operator)):
+    for tensor, other in zip(result, results):
+        away = difference(tensor, other)
+        if tensor.dtype != other.dtype or (away and not _is_scattered(tensor.detach(), other.detach(), away, operator)):
             return False
     return True
 

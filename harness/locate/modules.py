@@ -83,7 +83,7 @@ class Modules:
             steps = self.look(lambda model, at=at: called(model.get_submodule(at), at), number)
             yield from steps
             number += len(steps)
-            wrong = next((each.module for each in steps if each.bad), None)
+            wrong = next((step.module for step in steps if step.bad), None)
             if wrong is None and not at and not self.unseen and not self.gone and number:
                 yield from self.look(lambda model: [""], number)
             if wrong is None or self.unseen:
@@ -155,7 +155,7 @@ class Modules:
         try:
             with self.device.interruptible(), autocasting(autocast_now(), self.device.torch_device.type):
                 args, kwargs = given.there
-                found = [each.cpu() for each in tensors_in(sides.there.get_submodule(name)(*args, **kwargs))]
+                result = [tensor.cpu() for tensor in tensors_in(sides.there.get_submodule(name)(*args, **kwargs))]
         except FAILS as error:
             if self.device.ends(f"{self.device.where}: {summary(error)}", error, f"{name}, locating"):
                 self.gone = self.device.stopped
@@ -163,7 +163,7 @@ class Modules:
             return
         healthy = self._run(sides.healthy, name, given.healthy, given.state, self.rules)
         golden = self._golden(sides, name, given, expected)
-        own, ratio, reasons = self._held(found, expected, healthy, golden)
+        own, ratio, reasons = self._held(result, expected, healthy, golden)
         if reasons:
             self.gone = ended(self.device, f"{name}, locating")
         if not self.gone:  # what it answered is no evidence about this module
@@ -182,34 +182,36 @@ class Modules:
         """What a module returns in float64; None where it has none."""
         if sides.wide is None:
             return None
-        found = None
+        result = None
         for requests in (WideRequests(), contextlib.nullcontext()):  # a module may want the float32 that it asks for
             try:
                 with Float64Products(), requests:
-                    found = self._run(sides.wide, name, given.wide, given.state)
+                    result = self._run(sides.wide, name, given.wide, given.state)
                 break
             except FAILS:
                 continue
-        if found is None:
+        if result is None:
             return None
-        fits = len(found) == len(expected) and all(each.shape == other.shape for each, other in zip(found, expected))
+        fits = len(result) == len(expected) and all(
+            tensor.shape == other.shape for tensor, other in zip(result, expected)
+        )
         if not fits:
             return None
-        return [each.double() if each.is_floating_point() else each for each in found]
+        return [tensor.double() if tensor.is_floating_point() else tensor for tensor in result]
 
     def _held(
-        self, found: list[Tensor], expected: list[Tensor], healthy: list[Tensor], golden: list[Tensor] | None
+        self, result: list[Tensor], expected: list[Tensor], healthy: list[Tensor], golden: list[Tensor] | None
     ) -> tuple[float, float | None, tuple[str, ...]]:
         """How far the device is from the CPU, relative L2, in units of the floor, and why that is no healthy
         device's.
         """
-        own, sound = apart(found, expected), apart(healthy, expected)
-        floating = [each.dtype for each in expected if each.is_floating_point()]
-        narrow = min(floating, key=lambda each: each.itemsize, default=torch.float32)
+        own, sound = apart(result, expected), apart(healthy, expected)
+        floating = [tensor.dtype for tensor in expected if tensor.is_floating_point()]
+        narrow = min(floating, key=lambda value: value.itemsize, default=torch.float32)
         if golden is not None and overflow_of(self.device.stack, narrow) is None:
             sound = max(sound, apart(expected, golden))
             ratio, reasons = judged(
-                self.device, found, expected, golden, healthy if self.rules is not None else None, narrow
+                self.device, result, expected, golden, healthy if self.rules is not None else None, narrow
             )
             bad, floor = bool(reasons), sound
         else:
@@ -224,24 +226,24 @@ def called(module: nn.Module, at: str) -> list[str]:
     """The paths of the modules that a module calls itself; a list or a dict of modules is never called, what it holds
     is.
     """
-    found = []
+    result = []
     for name, child in module.named_children():
         path = f"{at}.{name}" if at else name
         if isinstance(child, torch.jit.ScriptModule):  # which takes no hooks while it runs
             continue
-        found += called(child, path) if type(child).forward is nn.Module.forward else [path]
-    return found
+        result += called(child, path) if type(child).forward is nn.Module.forward else [path]
+    return result
 
 
 def _twins(here: nn.Module, there: nn.Module) -> dict[int, Any]:
     """For `copied`: modules and weights of one copy of a model stand for those of the other."""
     names = dict(there.named_modules(remove_duplicate=False))
-    found = {id(each): names[name] for name, each in here.named_modules(remove_duplicate=False) if name in names}
+    result = {id(module): names[name] for name, module in here.named_modules(remove_duplicate=False) if name in names}
     weights = dict([*there.named_parameters(remove_duplicate=False), *there.named_buffers(remove_duplicate=False)])
-    for name, each in [*here.named_parameters(remove_duplicate=False), *here.named_buffers(remove_duplicate=False)]:
+    for name, item in [*here.named_parameters(remove_duplicate=False), *here.named_buffers(remove_duplicate=False)]:
         if name in weights:
-            found[id(each)] = weights[name]
-    return found
+            result[id(item)] = weights[name]
+    return result
 
 
 def copied(value: Any, device: torch.device, twins: dict[int, Any], *, wide: bool = False) -> Any:
@@ -251,7 +253,7 @@ def copied(value: Any, device: torch.device, twins: dict[int, Any], *, wide: boo
 
     Raises: TypeError or RuntimeError for what cannot be copied.
     """
-    placed = tree_map(lambda each: _placed(each, device, wide), value)
+    placed = tree_map(lambda item: _placed(item, device, wide), value)
     with _CopiesTo(device, wide):
         return copy.deepcopy(placed, dict(twins))
 

@@ -78,8 +78,8 @@ class Memory:
         self.until, self.unwatched, self.kind = until, 0, kind  # kind: the type of the device
         self.live: dict[int, weakref.ref] = {}  # tensors, by the address of their storage
         self.made: dict[int, tuple[str, tuple[int, ...]]] = {}  # who made it, in words, and the shape
-        for name, each in [*model.named_parameters(), *model.named_buffers()]:
-            self._note(each, f"the weight {name}")
+        for name, item in [*model.named_parameters(), *model.named_buffers()]:
+            self._note(item, f"the weight {name}")
 
     def _address(self, tensor: Tensor) -> int | None:
         """The address of a tensor's storage; None of one without memory, or with memory of another kind or device."""
@@ -92,14 +92,14 @@ class Memory:
 
     def _elements(self, like: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Which elements of the storage of `like` lie in any of `tensors`."""
-        found = torch.zeros(like.untyped_storage().nbytes() // like.element_size(), dtype=torch.bool)
-        for each in tensors:
-            if self._address(each) != self._address(like):
+        result = torch.zeros(like.untyped_storage().nbytes() // like.element_size(), dtype=torch.bool)
+        for tensor in tensors:
+            if self._address(tensor) != self._address(like):
                 continue
-            if each.element_size() != like.element_size():  # a view of another dtype: all of it
-                return torch.ones_like(found)
-            found.as_strided(each.shape, each.stride(), each.storage_offset()).fill_(True)
-        return found
+            if tensor.element_size() != like.element_size():  # a view of another dtype: all of it
+                return torch.ones_like(result)
+            result.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
+        return result
 
     def _note(self, tensor: Tensor, made: str) -> None:
         address = self._address(tensor)
@@ -115,13 +115,13 @@ class Memory:
         """What is kept of a call before it is made."""
         if getattr(func, "__name__", "") == "__get__":
             return None
-        given = [each for each in tensors_in((args, kwargs)) if self._address(each) is not None]
+        given = [tensor for tensor in tensors_in((args, kwargs)) if self._address(tensor) is not None]
         if time.monotonic() > self.until:
             self.unwatched += 1
             return None
         by_address: dict[int, list[Tensor]] = {}
-        for each in given:
-            by_address.setdefault(self._address(each), []).append(each)
+        for argument in given:
+            by_address.setdefault(self._address(argument), []).append(argument)
         kept = []
         for tensors in by_address.values():
             if tensors[0].untyped_storage().nbytes() > LARGEST:
@@ -130,34 +130,34 @@ class Memory:
                 kept.append(_Kept(like=tensors[0].detach(), content=_content(tensors[0]), given=tuple(tensors)))
         kept += self._beside(by_address)
         written = _written(func, args, kwargs)
-        return kept, written, [(each, version(each)) for each in given]
+        return kept, written, [(argument, version(argument)) for argument in given]
 
     def _beside(self, addresses: dict[int, Any]) -> list[_Kept]:
         """Other live memory, the nearest: as much as `BESIDE` and `NEAREST`."""
         self.live = {address: ref for address, ref in self.live.items() if ref() is not None}
         others = [address for address in self.live if address not in addresses]
-        others.sort(key=lambda address: min((abs(address - each) for each in addresses), default=0))
-        found, left = [], BESIDE
+        others.sort(key=lambda address: min((abs(address - item) for item in addresses), default=0))
+        result, left = [], BESIDE
         for address in others[:NEAREST] if addresses else ():
             tensor = self.live[address]()
             if tensor is None or self._address(tensor) != address or tensor.untyped_storage().nbytes() > left:
                 break
             left -= tensor.untyped_storage().nbytes()
-            found.append(_Kept(like=tensor.detach(), content=_content(tensor), given=()))
-        return found
+            result.append(_Kept(like=tensor.detach(), content=_content(tensor), given=()))
+        return result
 
     def after(self, before: tuple | None, results: list[Tensor], name: str) -> str:
         """What a call changed and must not, in words; "" for nothing."""
         said = []
         if before is not None:
             kept, written, versions = before
-            grown = [each for each, then in versions if version(each) != then]
+            grown = [item for item, then in versions if version(item) != then]
             allowed = written or grown
-            for each in kept:
-                text = self._changed(each, [*allowed, *(results if written else ())])
+            for item in kept:
+                text = self._changed(item, [*allowed, *(results if written else ())])
                 said += [text] if text else []
-        for each in results:
-            self._note(each, f"what {name} returned")
+        for result in results:
+            self._note(result, f"what {name} returned")
         return "; ".join(said)
 
     def _changed(self, kept: _Kept, allowed: list[Tensor]) -> str:
@@ -173,13 +173,13 @@ class Memory:
         made, shape = self.made.get(self._address(kept.like), ("", ()))
         whole = math.prod(shape) == changed.numel() and shape
         where = [
-            tuple(int(part) for part in torch.unravel_index(each, shape)) if whole else int(each)
-            for each in changed.nonzero().flatten()[[0, -1]]
+            tuple(int(part) for part in torch.unravel_index(item, shape)) if whole else int(item)
+            for item in changed.nonzero().flatten()[[0, -1]]
         ]
         what = "wrote into its input, which it must not" if inside else "wrote into memory beside its input"
         what = what if kept.given else "wrote into memory that it was not given"
         first = int(changed.nonzero()[0])
-        old, new = (each.view(kept.like.dtype)[first].item() for each in (kept.content, now))
+        old, new = (tensor.view(kept.like.dtype)[first].item() for tensor in (kept.content, now))
         places = f"the first at {where[0]}" + (f", the last at {where[1]}" if where[1] != where[0] else "")
         of = f" of {made}" if made else ""
         return (
@@ -209,11 +209,11 @@ def _written(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
         return running_statistics(func, args, kwargs)
     if mutates(func, kwargs):
         return tensors_in(kwargs["out"]) if kwargs.get("out") is not None else tensors_in(args)[:1]
-    overloads = [getattr(func, each) for each in func.overloads()] if hasattr(func, "overloads") else [func]
-    found = []
-    for schema in filter(None, (getattr(each, "_schema", None) for each in overloads)):
+    overloads = [getattr(func, overload) for overload in func.overloads()] if hasattr(func, "overloads") else [func]
+    result = []
+    for schema in filter(None, (getattr(overload, "_schema", None) for overload in overloads)):
         for number, argument in enumerate(schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[number] if number < len(args) else kwargs.get(argument.name)
-                found += tensors_in(value)
-    return found
+                result += tensors_in(value)
+    return result

@@ -40,7 +40,7 @@ def budget(dtype: torch.dtype) -> float:
 
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors in arguments or in what a call returned."""
-    return [each for each in tree_leaves(value) if isinstance(each, Tensor)]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def span_of(tensor: Tensor) -> Tensor | None:
@@ -65,7 +65,7 @@ def copy_strided(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 def copies(value: Any, device: torch.device | str) -> Any:
     """Arguments with every tensor copied to a device."""
-    return tree_map(lambda each: copy_strided(each, device) if isinstance(each, Tensor) else each, value)
+    return tree_map(lambda item: copy_strided(item, device) if isinstance(item, Tensor) else item, value)
 
 
 def copies_in_place(value: Any, device: torch.device | str) -> Any:
@@ -74,9 +74,9 @@ def copies_in_place(value: Any, device: torch.device | str) -> Any:
     Those that share memory share it there, and each starts as far from a multiple of `BOUNDARY` bytes as it does here.
     """
     groups: dict[tuple, list[Tensor]] = {}
-    for each in tensors_in(value):
-        if each.layout == torch.strided and each.numel():
-            groups.setdefault(_memory(each), []).append(each)
+    for tensor in tensors_in(value):
+        if tensor.layout == torch.strided and tensor.numel():
+            groups.setdefault(_memory(tensor), []).append(tensor)
     bases = {key: _base(group, device) for key, group in groups.items()}
     made: dict[int, Tensor] = {}
 
@@ -104,10 +104,10 @@ def _memory(tensor: Tensor) -> tuple:
 
 def _base(tensors: Sequence[Tensor], device: torch.device | str) -> tuple[Tensor, int]:
     """A copy of the memory that some tensors of one storage reach over, flat, and the element at which it begins."""
-    begin = min(each.storage_offset() for each in tensors)
+    begin = min(tensor.storage_offset() for tensor in tensors)
     ends = [
-        each.storage_offset() + sum((size - 1) * stride for size, stride in zip(each.shape, each.stride()))
-        for each in tensors
+        tensor.storage_offset() + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+        for tensor in tensors
     ]
     whole = max(BOUNDARY // tensors[0].element_size(), 1)
     begin = begin // whole * whole
@@ -116,11 +116,11 @@ def _base(tensors: Sequence[Tensor], device: torch.device | str) -> tuple[Tensor
 
 def place_in_memory(tensors: Sequence[Tensor]) -> str:
     """How arguments lie in memory where that is not as copies of them do, in words; "" where it is."""
-    strided = [each for each in tensors if each.layout == torch.strided and each.numel()]
-    if len({_memory(each)[0] for each in strided}) < len(strided):
+    strided = [tensor for tensor in tensors if tensor.layout == torch.strided and tensor.numel()]
+    if len({_memory(item)[0] for item in strided}) < len(strided):
         return "two of its arguments share memory"
-    offsets = [each.storage_offset() * each.element_size() for each in strided]
-    odd = next((each for each in offsets if each % BOUNDARY), 0)
+    offsets = [tensor.storage_offset() * tensor.element_size() for tensor in strided]
+    odd = next((offset for offset in offsets if offset % BOUNDARY), 0)
     return f"an argument begins {odd} bytes into its memory" if odd else ""
 
 
@@ -186,8 +186,8 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     no fractions.
     """
     actual, expected = (
-        each.detach().cpu() if each.layout == torch.strided else each.detach().cpu().to_dense()
-        for each in (actual, expected)
+        tensor.detach().cpu() if tensor.layout == torch.strided else tensor.detach().cpu().to_dense()
+        for tensor in (actual, expected)
     )
     if actual.shape != expected.shape:
         return math.inf
@@ -196,14 +196,14 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     if not (expected.is_floating_point() or expected.is_complex()):
         return float((actual != expected).double().mean())
     kind = torch.promote_types(actual.dtype, expected.dtype)
-    actual, expected = (each.to(torch.float32 if kind.itemsize < 4 else kind) for each in (actual, expected))
+    actual, expected = (tensor.to(torch.float32 if kind.itemsize < 4 else kind) for tensor in (actual, expected))
     away, size = _norm(actual - expected), _norm(expected)
     if not math.isfinite(away + size):  # somewhere an element is not, or the difference of two is none
         odd = ~(actual.isfinite() & expected.isfinite())
         if not torch.isclose(actual[odd], expected[odd], equal_nan=True).all():
             return math.inf
         wide = torch.complex128 if kind.is_complex else torch.float64
-        actual, expected = (torch.where(each.isfinite(), each, 0).to(wide) for each in (actual, expected))
+        actual, expected = (torch.where(tensor.isfinite(), tensor, 0).to(wide) for tensor in (actual, expected))
         away, size = _norm(actual - expected), _norm(expected)
     if size:
         return away / size
@@ -225,9 +225,9 @@ def autocasting(dtype: torch.dtype | None, kind: str) -> Iterator[None]:
         yield
 
 
-def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def apart(result: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest difference of several results; 0 of none."""
-    return max((difference(actual, each) for actual, each in zip(found, expected)), default=0.0)
+    return max((difference(actual, item) for actual, item in zip(result, expected)), default=0.0)
 
 
 def _norm(tensor: Tensor) -> float:
@@ -263,8 +263,8 @@ class Trial:
     def narrow(self) -> torch.dtype:
         """The narrowest dtype of its floating-point arguments, float32 where it has none."""
         return min(
-            (each.dtype for each in self.tensors if each.is_floating_point()),
-            key=lambda each: each.itemsize,
+            (tensor.dtype for tensor in self.tensors if tensor.is_floating_point()),
+            key=lambda value: value.itemsize,
             default=torch.float32,
         )
 
@@ -289,21 +289,21 @@ class Trial:
     def on_device(self, place: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
         """The results of the device, brought to the CPU; `place` brings a tensor there."""
         there = self.device.torch_device
-        place = place or (lambda each: copy_strided(each, there))
+        place = place or (lambda value: copy_strided(value, there))
         with self.device.interruptible():
-            made = self.call(lambda each: place(each) if isinstance(each, Tensor) else on(there, each), there.type)
-            return [each.cpu() for each in made]
+            made = self.call(lambda value: place(value) if isinstance(value, Tensor) else on(there, value), there.type)
+            return [tensor.cpu() for tensor in made]
 
     def on_device_in_place(self) -> list[Tensor]:
         """The results of the device for arguments that lie in memory as the model's do, brought to the CPU."""
         there = self.device.torch_device
         args, kwargs = copies_in_place((self.args, self.kwargs), there)
-        return replace(self, args=args, kwargs=kwargs).on_device(lambda each: each)
+        return replace(self, args=args, kwargs=kwargs).on_device(lambda value: value)
 
     def on_cpu(self, rules: Rules | None = None) -> list[Tensor]:
         """The results of the CPU in the same dtype, under the device's rounding rules where they are given."""
         with rounding(rules):
-            return self.call(lambda each: copy_strided(each, "cpu") if isinstance(each, Tensor) else each)
+            return self.call(lambda value: copy_strided(value, "cpu") if isinstance(value, Tensor) else value)
 
     def golden(self) -> list[Tensor] | None:
         """The results in float64; None where the operator has none."""
@@ -320,12 +320,12 @@ class Trial:
             return value
 
         try:
-            found = self.call(wide)
+            result = self.call(wide)
         except FAILS:
             return None
-        return [each.double() if each.is_floating_point() else each for each in found]
+        return [tensor.double() if tensor.is_floating_point() else tensor for tensor in result]
 
-    def judged(self, found: list[Tensor], results: list[Tensor] | None = None) -> tuple[float | None, tuple[str, ...]]:
+    def judged(self, result: list[Tensor], results: list[Tensor] | None = None) -> tuple[float | None, tuple[str, ...]]:
         """The device's error to float64 over the floor, and why it is not what a healthy device would show, by the
         preset `floor`.
 
@@ -336,7 +336,7 @@ class Trial:
         rules, overflow = rules_of(stack), overflow_of(stack, self.narrow)
         results = self.on_cpu(overflow) if results is None or overflow is not None else results
         forecast = None if rules is None or golden is None else self.on_cpu(rules)
-        return judged(self.device, found, results, golden, forecast, self.narrow)
+        return judged(self.device, result, results, golden, forecast, self.narrow)
 
     def statistics(self) -> Trial | None:
         """The running statistics after the call as a call of its own; None of one that updates none."""
@@ -349,7 +349,7 @@ class Trial:
 
         The gradient that flows into the results is seeded and normal: its size is not the model's.
         """
-        if self.writes or not any(each.is_floating_point() for each in self.tensors):
+        if self.writes or not any(tensor.is_floating_point() for tensor in self.tensors):
             return None
         trial = replace(self, func=gradients, args=(self.func, self.args, self.kwargs), kwargs={})
         try:
@@ -360,7 +360,7 @@ class Trial:
 
 def judged(
     device: Device,
-    found: list[Tensor],
+    result: list[Tensor],
     results: list[Tensor],
     golden: list[Tensor] | None,
     forecast: list[Tensor] | None,
@@ -373,19 +373,19 @@ def judged(
     stack = device.stack
     rules, unknown, overflow = rules_of(stack), unknown_rounding(stack), overflow_of(stack, narrow)
     actual, expected, wide, predicted = (
-        None if group is None else {str(number): each for number, each in enumerate(group)}
-        for group in (found, results, golden, forecast)
+        None if group is None else {str(number): item for number, item in enumerate(group)}
+        for group in (result, results, golden, forecast)
     )
     if overflow is not None and wide is not None:
         wide, _ = cut_as_float16(wide, expected, actual, device.name)
     comparisons, references = measure(actual, expected, wide, predicted, () if rules is None else rules.modes)
-    floating = {name for name, each in expected.items() if each.is_floating_point() or each.is_complex()}
+    floating = {name for name, tensor in expected.items() if tensor.is_floating_point() or tensor.is_complex()}
     tolerance = FLOOR if floating <= references.keys() else PAIR
     if unknown is not None:
         tolerance = without_forecast(FLOOR, unknown, str(narrow).removeprefix("torch."))
     verdict = judge(comparisons, tolerance, references=references)
-    ratios = [each.ratios()["forecast_ratio"] for each in references.values()] if unknown is None else []
-    return max(ratios, default=None), tuple(str(each) for each in verdict.failures)
+    ratios = [reference.ratios()["forecast_ratio"] for reference in references.values()] if unknown is None else []
+    return max(ratios, default=None), tuple(str(failure) for failure in verdict.failures)
 
 
 def gradients(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
@@ -399,9 +399,11 @@ def gradients(func: Callable, args: tuple, kwargs: dict) -> list[Tensor]:
         return value
 
     with torch.enable_grad():
-        found = func(*tree_map(leaf, args), **tree_map(leaf, kwargs))
-        results = [each for each in tensors_in(found) if each.requires_grad]
+        outcome = func(*tree_map(leaf, args), **tree_map(leaf, kwargs))
+        results = [tensor for tensor in tensors_in(outcome) if tensor.requires_grad]
         generator = torch.Generator().manual_seed(0)
-        flows = [torch.randn(each.shape, generator=generator).to(each.dtype).to(each.device) for each in results]
+        flows = [
+            torch.randn(result.shape, generator=generator).to(result.dtype).to(result.device) for result in results
+        ]
         grads = torch.autograd.grad(results, leaves, flows, allow_unused=True)
-    return [each for each in grads if each is not None]
+    return [grad for grad in grads if grad is not None]

@@ -123,12 +123,12 @@ def write_repro(
     """
     func = trial.args[0] if trial.func is gradients else trial.func
     kept = all(
-        str(each.dtype).removeprefix("torch.") in KINDS.values() and each.layout == torch.strided
-        for each in trial.tensors
+        str(tensor.dtype).removeprefix("torch.") in KINDS.values() and tensor.layout == torch.strided
+        for tensor in trial.tensors
     )
     if expression_of(func) is None or not kept or trial.autocast is not None:
         return None
-    before = sum(each.numel() for each in trial.tensors)
+    before = sum(tensor.numel() for tensor in trial.tensors)
     until = time.monotonic() + seconds
     trial = reduced(trial, until=time.monotonic() + seconds / 2)
     try:
@@ -142,14 +142,14 @@ def write_repro(
     printed = _run(trial, folder, faults, min(max(until - time.monotonic(), 10.0), SECONDS))
     (folder / "printed.txt").write_text(printed, encoding="utf-8")
     expected = apart(trial.on_device(), trial.on_cpu())
-    found = [float(each) for each in re.findall(r"rel_l2 (\S+),", printed)]
-    shows = bool(found) and (
-        abs(max(found) - expected) <= 0.1 * expected
-        or max(found) != max(found)
-        or (expected == float("inf") and max(found) > 1e30)
+    result = [float(item) for item in re.findall(r"rel_l2 (\S+),", printed)]
+    shows = bool(result) and (
+        abs(max(result) - expected) <= 0.1 * expected
+        or max(result) != max(result)
+        or (expected == float("inf") and max(result) > 1e30)
     )
     return Repro(
-        folder=folder, printed=printed, shows=shows, elements=(before, sum(each.numel() for each in trial.tensors))
+        folder=folder, printed=printed, shows=shows, elements=(before, sum(tensor.numel() for tensor in trial.tensors))
     )
 
 
@@ -169,7 +169,7 @@ def reduced(trial: Trial, *, until: float = math.inf) -> Trial:
     progress = True
     while progress and left > 0 and time.monotonic() < until:
         progress = False
-        for length in sorted({size for each in trial.tensors for size in each.shape if size > LEAST}, reverse=True):
+        for length in sorted({size for tensor in trial.tensors for size in tensor.shape if size > LEAST}, reverse=True):
             for part in (slice(0, (length + 1) // 2), slice(length // 2, length)):
                 left -= 1
                 smaller = _cut(trial, length, part)
@@ -179,7 +179,7 @@ def reduced(trial: Trial, *, until: float = math.inf) -> Trial:
             if progress:
                 break
     dense = trial.changed(
-        lambda each: each.contiguous() if isinstance(each, Tensor) and each.layout == torch.strided else each
+        lambda tensor: tensor.contiguous() if isinstance(tensor, Tensor) and tensor.layout == torch.strided else tensor
     )
     return dense if _is_wrong(dense) else trial
 
@@ -189,8 +189,8 @@ def _cut(trial: Trial, length: int, part: slice) -> Trial | None:
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
-            for axis, each in enumerate(value.shape):
-                value = value.narrow(axis, part.start, size) if each == length else value
+            for axis, item in enumerate(value.shape):
+                value = value.narrow(axis, part.start, size) if item == length else value
             return value
         return size if type(value) is int and value == length else value
 
@@ -200,8 +200,8 @@ def _cut(trial: Trial, length: int, part: slice) -> Trial | None:
 def _is_wrong(trial: Trial) -> bool:
     try:
         results = trial.on_cpu()  # first: what the CPU refuses, an index out of range say, a card may not survive
-        found = trial.on_device()
-        return bool(results) and bool(trial.judged(found, results)[1])
+        result = trial.on_device()
+        return bool(results) and bool(trial.judged(result, results)[1])
     except FAILS:
         return False
 
@@ -235,10 +235,10 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
         if isinstance(value, torch.Size):
             return repr(tuple(value))
         if isinstance(value, (tuple, list)):
-            inner = "".join(f"{said(each)}, " for each in value)
+            inner = "".join(f"{said(item)}, " for item in value)
             return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
         if isinstance(value, dict):
-            return "{" + ", ".join(f"{name!r}: {said(each)}" for name, each in value.items()) + "}"
+            return "{" + ", ".join(f"{name!r}: {said(item)}" for name, item in value.items()) + "}"
         if isinstance(value, float) and not value - value == 0:
             return f'float("{value}")'
         if (
@@ -254,7 +254,7 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
         raise ValueError(f"no script can name {value!r}")
 
     func, args, kwargs = trial.args[:3] if back else (trial.func, trial.args, trial.kwargs)
-    arguments = ", ".join([*map(said, args), *(f"{name}={said(each)}" for name, each in kwargs.items())])
+    arguments = ", ".join([*map(said, args), *(f"{name}={said(item)}" for name, item in kwargs.items())])
     call = f"{expression_of(func)}({arguments})"
     if back:
         lines = [
@@ -293,7 +293,7 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
         kinds={
             code: kind
             for code, kind in KINDS.items()
-            if any(str(each.dtype) == f"torch.{kind}" for each in stored.values())
+            if any(str(item.dtype) == f"torch.{kind}" for item in stored.values())
         },
         body="\n".join(f"    {line}" if line else "" for line in lines),
         switches="".join(f"{line}\n" for line in switches) if device.type == "npu" else "",
@@ -305,7 +305,7 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
 def _run(trial: Trial, folder: Path, faults: Sequence[str], seconds: float) -> str:
     """What the repro prints in a process of its own, over the emulated CANN where this one is, or how it failed."""
     emulated = trial.device.backend == "emulated"
-    planted = [part for each in faults for part in ("--fault", each)]
+    planted = [part for fault in faults for part in ("--fault", fault)]
     command = (
         [sys.executable, "-m", "harness", "emulate", *planted, "repro.py"] if emulated else [sys.executable, "repro.py"]
     )

@@ -158,7 +158,7 @@ class _Search:
             self.until = mode.until
             more: dict[str, Any] = {"steps": tuple(mode.steps), "trial": mode.trial, "unseen": mode.unseen}
             more |= {"gone": mode.gone, "compiling": mode.compiling}
-            self.random = any(RANDOM in each.note for each in mode.steps)
+            self.random = any(RANDOM in step.note for step in mode.steps)
             more["cut"] = mode.cut
             if not mode.gone and not mode.unseen and not mode.cut:
                 with contextlib.suppress(RuntimeError):
@@ -199,7 +199,7 @@ class _Search:
             if alone is None:
                 return 0.0
             with copy_of(self.models, self.case, "cpu") as model:
-                here, again = (tensors_of(each, self.case.name) for each in (output, self.run(model)))
+                here, again = (tensors_of(item, self.case.name) for item in (output, self.run(model)))
         except HarnessError:
             return 0.0
         names = [name for name in alone if name in here and name in again]
@@ -233,7 +233,7 @@ class _Search:
                         returned = run(there, moved, forward=case.forward, where=device.where, gradients=case.gradients)
                     device.synchronize()
                     trace.end(tensors_of(returned, case.name).values())
-                    outputs = [each.detach().cpu() for each in tensors_of(returned, case.name).values()]
+                    outputs = [tensor.detach().cpu() for tensor in tensors_of(returned, case.name).values()]
             except RunError as raised:
                 error = raised
             if not device.stopped:
@@ -252,7 +252,7 @@ class _Search:
         steps += _writing(self.unlike_the_cpu(plain.trace.calls), len(steps))
         away = _away(plain.outputs, expected) if plain.outputs else math.nan
         sound, shown = 0, ""
-        if plain.error is None and not any(each.kind == "memory" for each in steps):
+        if plain.error is None and not any(step.kind == "memory" for step in steps):
             here = mode.trace
             stray = self.stray(here, plain.trace, mode.inherited, replace(finding, plain=away).away)
             if stray is not None and stray.kind != "unseen":
@@ -271,21 +271,21 @@ class _Search:
 
         def first(trace: Trace) -> Stray | None:
             pairs, dtype = aligned(here.calls, trace.calls).pairs, self.case.torch_dtype
-            found = first_stray(here, trace, pairs, inherited, dtype)
-            return found or first_wrong_gradient(here, trace, pairs, dtype, away)
+            result = first_stray(here, trace, pairs, inherited, dtype)
+            return result or first_wrong_gradient(here, trace, pairs, dtype, away)
 
-        found = first(there)
-        if found is None or self.ended:
+        result = first(there)
+        if result is None or self.ended:
             return None
-        return found if first(self.cpu_trace(sketching=True)) is None else None
+        return result if first(self.cpu_trace(sketching=True)) is None else None
 
     def unlike_the_cpu(self, calls: list[Call]) -> list[Call]:
         """Those that wrote what they must not, but for those that write it on the CPU too, as batch_norm does."""
-        wrote = [each for each in calls if each.wrote]
+        wrote = [call for call in calls if call.wrote]
         if not wrote:
             return []
-        alike = {each.key for each in self.cpu_trace(watched=True).calls if each.wrote}
-        return [each for each in wrote if each.key not in alike]
+        alike = {call.key for call in self.cpu_trace(watched=True).calls if call.wrote}
+        return [item for item in wrote if item.key not in alike]
 
     def cpu_trace(self, *, watched: bool = False, sketching: bool = False) -> Trace:
         """The trace of another run on the CPU; `watched`: with what it writes and must not."""
@@ -308,26 +308,26 @@ class _Search:
         """A step for each module in which the device takes another path and is wrong, and how many are not wrong."""
         if not parted or self.ended:
             return [], 0
-        unstable = {each.module for each in partings(calls, self.cpu_trace().calls)}
-        parted = [each for each in parted if each.module not in unstable]
-        modules = list(dict.fromkeys(each.module for each in parted))
+        unstable = {parting.module for parting in partings(calls, self.cpu_trace().calls)}
+        parted = [item for item in parted if item.module not in unstable]
+        modules = list(dict.fromkeys(item.module for item in parted))
         beside = self.beside()
         try:
-            held = {each.module: each for each in reversed(beside.look(lambda model: modules))}
+            held = {item.module: item for item in reversed(beside.look(lambda model: modules))}
         except HarnessError:
             held = {}
-        wrong = [each for each in modules if each in held and held[each].bad]
+        wrong = [module for module in modules if module in held and held[module].bad]
         if not wrong and "" in modules and not replace(finding, plain=away).explained:
             wrong = [""]  # what `forward` of the case calls outside of the model is no module's
             held.pop("", None)
         inner = [
-            each
-            for each in wrong
-            if not any(other != each and (not each or other.startswith(f"{each}.")) for other in wrong)
+            item
+            for item in wrong
+            if not any(other != item and (not item or other.startswith(f"{item}.")) for other in wrong)
         ]
         steps = [
-            _parted(next(part for part in parted if part.module == each), held.get(each), number + count)
-            for count, each in enumerate(inner)
+            _parted(next(part for part in parted if part.module == item), held.get(item), number + count)
+            for count, item in enumerate(inner)
         ]
         return steps, len(modules) - len(wrong)
 
@@ -346,25 +346,25 @@ class _Search:
             return finding
         beside = self.beside()
         try:
-            steps = [replace(each, number=each.number + len(finding.steps)) for each in beside.steps()]
+            steps = [replace(step, number=step.number + len(finding.steps)) for step in beside.steps()]
         except HarnessError:
             return finding
         return (
             replace(finding, steps=(*finding.steps, *steps), gone=beside.gone)
-            if any(each.bad for each in steps)
+            if any(step.bad for step in steps)
             else finding
         )
 
 
-def _away(found: list[Tensor], expected: list[Tensor]) -> float:
+def _away(result: list[Tensor], expected: list[Tensor]) -> float:
     """How far outputs lie apart, relative L2, the largest; of fractions alone where there are any, as rows say it."""
-    pairs = list(zip(found, expected))
-    fractions = [each for each in pairs if each[1].is_floating_point() or each[1].is_complex()]
-    return max((difference(*each) for each in fractions or pairs), default=0.0)
+    pairs = list(zip(result, expected))
+    fractions = [pair for pair in pairs if pair[1].is_floating_point() or pair[1].is_complex()]
+    return max((difference(*fraction) for fraction in fractions or pairs), default=0.0)
 
 
 def _raises(finding: Finding) -> bool:
-    return any(each.bad and math.isinf(each.own) for each in finding.steps)
+    return any(step.bad and math.isinf(step.own) for step in finding.steps)
 
 
 def _raising(error: RunError, number: int) -> Step:
@@ -389,18 +389,18 @@ def _where(place: str) -> tuple[str, str, str]:
 
 def _writing(calls: list[Call], number: int) -> list[Step]:
     """A step for each operator that wrote what it must not."""
-    wrote = [each for each in calls if each.wrote]
+    wrote = [call for call in calls if call.wrote]
     nothing = dict(dtype="", shape=(), own=math.nan, ratio=None, inherited=math.nan, kind="memory")
     return [
         Step(
             number=number + count,
-            operator=each.operator,
-            module=each.module,
-            place=each.place,
-            reasons=(each.wrote,),
+            operator=item.operator,
+            module=item.module,
+            place=item.place,
+            reasons=(item.wrote,),
             **nothing,
         )
-        for count, each in enumerate(wrote)
+        for count, item in enumerate(wrote)
     ]
 
 

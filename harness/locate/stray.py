@@ -54,15 +54,15 @@ class _Walk:
     def first(self) -> Stray | None:
         for i, j in self.pairs:
             seen, other = self.here.seen[i], self.there.seen[j]
-            found = self._numbers(i, j) or self._arguments(seen, other, self.there.calls[j], (i, j))
-            results = [self._away(*each) for each in self._results(i, j)]
+            outcome = self._numbers(i, j) or self._arguments(seen, other, self.there.calls[j], (i, j))
+            results = [self._away(*result) for result in self._results(i, j)]
             differs = max(results, default=0.0)
-            if found is not None and differs > self._expected(i):
-                return found
-            found = self._result(seen, other, i, j, differs)
-            if found is not None:
-                return found
-            self.noise = max([self.noise, *(each for each in results if each < math.inf)])
+            if outcome is not None and differs > self._expected(i):
+                return outcome
+            outcome = self._result(seen, other, i, j, differs)
+            if outcome is not None:
+                return outcome
+            self.noise = max([self.noise, *(result for result in results if result < math.inf)])
         return self._returned()
 
     def _away(self, actual: Sketch | None, expected: Sketch | None) -> float:
@@ -90,13 +90,13 @@ class _Walk:
             return None
         for expected, actual in zip(seen.given, other.given):
             if self._is_same(expected.origin, actual.origin):
-                found = self._written(expected, actual, user)
+                result = self._written(expected, actual, user)
             elif self._is_known(expected.origin, self.there_of) and self._is_known(actual.origin, self.here_of):
-                found = self._other(expected, actual, user, pair)
+                result = self._other(expected, actual, user, pair)
             else:
-                found = self._from_nowhere(expected, actual, user)
-            if found is not None:
-                return found
+                result = self._from_nowhere(expected, actual, user)
+            if result is not None:
+                return result
         return None
 
     def _is_same(self, expected: Origin, actual: Origin) -> bool:
@@ -114,13 +114,15 @@ class _Walk:
             return 0.0
         results = (self.there.seen[actual.call].results, self.here.seen[expected.call].results)
         numbers = (actual.number, expected.number)
-        return self._away(*(each[number] if number < len(each) else None for each, number in zip(results, numbers)))
+        return self._away(
+            *(result[number] if number < len(result) else None for result, number in zip(results, numbers))
+        )
 
     def _written(self, expected: Given, actual: Given, user: Call | None) -> Stray | None:
         """A write into what the call is given, on one side alone."""
-        there = [each for each in actual.writers if self.here_of.get(each) not in expected.writers]
-        here = [each for each in expected.writers if self.there_of.get(each) not in actual.writers]
-        trains = [*(self.there.calls[each].trains for each in there), *(self.here.calls[each].trains for each in here)]
+        there = [writer for writer in actual.writers if self.here_of.get(writer) not in expected.writers]
+        here = [writer for writer in expected.writers if self.there_of.get(writer) not in actual.writers]
+        trains = [*(self.there.calls[item].trains for item in there), *(self.here.calls[item].trains for item in here)]
         if (there and here) or any(trains):
             return None  # both sides write in their own way, or a norm trains on one alone: another path
         if not actual.writers and not expected.writers:
@@ -148,7 +150,12 @@ class _Walk:
         """A call that writes on both sides, is given the same, returns the same and writes something else."""
         j = actual.writers[-1]
         i = self.here_of[j]
-        around = [*self._given_away(i, j), *(self._away(*each) for each in self._results(i, j)), self.noise, self.unit]
+        around = [
+            *self._given_away(i, j),
+            *(self._away(*result) for result in self._results(i, j)),
+            self.noise,
+            self.unit,
+        ]
         if not away > JUMP * max(around):
             return None
         call, what = self.there.calls[j], self._what(self.there, actual.origin)
@@ -192,18 +199,18 @@ class _Walk:
         if pair is None:
             return False
         i, j = pair
-        given = [each.origin for each in self.there.seen[j].given]
+        given = [item.origin for item in self.there.seen[j].given]
         for other, call in enumerate(self.here.calls):
             if other == i or call.key != self.here.calls[i].key:
                 continue
-            origins = [each.origin for each in self.here.seen[other].given]
+            origins = [item.origin for item in self.here.seen[other].given]
             if len(origins) == len(given) and all(map(self._is_same, origins, given)):
                 return True
         return False
 
     def _from_nowhere(self, expected: Given, actual: Given, user: Call | None) -> Stray | None:
         """A tensor that no call of a torch function returned, on both sides, with another value."""
-        unknown = [each.origin.call is None and not each.origin.name for each in (expected, actual)]
+        unknown = [tensor.origin.call is None and not tensor.origin.name for tensor in (expected, actual)]
         away = self._away(actual.content, expected.content)
         if not all(unknown) or user is None or not away > GROWN * self.noise + JUMP * self.unit:
             return None

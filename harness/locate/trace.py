@@ -166,17 +166,17 @@ class Trace:
         self.origins = WeakTensorKeyDictionary()
         self.writes: dict[int, list[tuple[int, int]]] = {}  # by the address of a storage: when, and which call
         named = [*model.named_parameters(), *model.named_buffers()]
-        self.constants = {f"the weight {name}": each for name, each in named}
-        self.constants |= {f"input {number}": each for number, each in enumerate(tensors_in(inputs))}
-        for name, each in self.constants.items():
-            self.origins[each] = Origin(name=name)
+        self.constants = {f"the weight {name}": item for name, item in named}
+        self.constants |= {f"input {number}": tensor for number, tensor in enumerate(tensors_in(inputs))}
+        for name, constant in self.constants.items():
+            self.origins[constant] = Origin(name=name)
         self.flows: dict[Key, list[Sketch | None]] = {}  # the gradients that came to a tensor
         self.cuts: dict[Key, list[Cut]] = {}  # what takes a tensor and lets no gradient through to it
         self.functions: dict[Key, str] = {}  # the torch.autograd.Function of the model's own that returned a tensor
         self.hooks = WeakTensorKeyDictionary()
         self.weights = WeakTensorKeyDictionary()
-        for name, each in named:
-            self.weights[each] = name
+        for name, item in named:
+            self.weights[item] = name
 
     def before(self, func: Callable, given: Iterable[Tensor]) -> list[tuple[Tensor, int, Given]]:
         """What is kept of a call before it is made."""
@@ -184,7 +184,7 @@ class Trace:
             return []
         self.reads = self.reads or name_of(func) in READS
         reading = getattr(func, "__name__", "") != "__get__"  # a property reads no content
-        return [(each, version(each), self._given(each, reading)) for each in given]
+        return [(argument, version(argument), self._given(argument, reading)) for argument in given]
 
     def _given(self, tensor: Tensor, reading: bool) -> Given:
         origin = self.origins.get(tensor)
@@ -213,17 +213,17 @@ class Trace:
             return
         updated = running_statistics(func, args, kwargs) if trains(func, args, kwargs) else []
         for tensor, then, _ in before:
-            if index is not None and (version(tensor) != then or any(tensor is each for each in updated)):
+            if index is not None and (version(tensor) != then or any(tensor is item for item in updated)):
                 self.writes.setdefault(_address(tensor), []).append((self.time, index))
-        given = tuple(each for _, _, each in before)
+        given = tuple(item for _, _, item in before)
         if not in_transform():
-            for number, each in enumerate(results):
-                if not any(each is tensor for tensor, _, _ in before):
-                    self.origins[each] = self._origin(func, index, number, given)
-                    self._follow_gradient(each, self.origins[each])
+            for number, result in enumerate(results):
+                if not any(result is tensor for tensor, _, _ in before):
+                    self.origins[result] = self._origin(func, index, number, given)
+                    self._follow_gradient(result, self.origins[result])
             self._note_cut(func, args, kwargs, results, module, index)
         if index is not None:
-            self.seen.append(Seen(given=given, results=tuple(sketch_of(each) for each in results)))
+            self.seen.append(Seen(given=given, results=tuple(sketch_of(result) for result in results)))
 
     def _origin(self, func: Callable, index: int | None, number: int, given: tuple[Given, ...]) -> Origin:
         """Where a result comes from; of a call that gives the numbers that it was given: where those come from."""
@@ -253,9 +253,9 @@ class Trace:
         self, func: Callable, args: tuple, kwargs: dict, results: list[Tensor], module: str, index: int | None
     ) -> None:
         """Note a call of what asks for gradients whose result does not."""
-        fractions = [each for each in results if each.is_floating_point()]
+        fractions = [result for result in results if result.is_floating_point()]
         name = name_of(func)
-        if not fractions or any(each.requires_grad for each in fractions) or name == "grad":
+        if not fractions or any(fraction.requires_grad for fraction in fractions) or name == "grad":
             return
         for tensor in tensors_in((args, kwargs)):
             if tensor.requires_grad and tensor in self.origins:
@@ -264,7 +264,7 @@ class Trace:
 
     def end(self, outputs: Iterable[Tensor]) -> None:
         """Record what the run returned."""
-        self.outputs = tuple(self._given(each, True) for each in outputs) if self.sketching else ()
+        self.outputs = tuple(self._given(output, True) for output in outputs) if self.sketching else ()
 
     def content(self, given: Given) -> Sketch | None:
         """What a call was given: as it was when a call returned it, where nobody has written into it since."""
@@ -278,8 +278,8 @@ class Trace:
 
     def close(self) -> None:
         """Leave the tensors alone: the weights are those of other runs too."""
-        for each in self.hooks.values():
-            each.remove()
+        for hook in self.hooks.values():
+            hook.remove()
 
 
 def _address(tensor: Tensor) -> int:

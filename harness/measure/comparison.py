@@ -169,8 +169,10 @@ def compare(actual: Tensor, expected: Tensor) -> Comparison:
     import torch
 
     if actual.is_complex() != expected.is_complex():
-        found = compare(*(each if each.is_complex() else each.to(torch.complex128) for each in (actual, expected)))
-        return replace(found, dtype=_name(actual.dtype), expected_dtype=_name(expected.dtype))
+        comparison = compare(
+            *(tensor if tensor.is_complex() else tensor.to(torch.complex128) for tensor in (actual, expected))
+        )
+        return replace(comparison, dtype=_name(actual.dtype), expected_dtype=_name(expected.dtype))
     header = Comparison(
         shape=tuple(actual.shape),
         expected_shape=tuple(expected.shape),
@@ -259,7 +261,7 @@ def _fill(expected: Tensor) -> float | None:
     if not expected.is_floating_point():
         return None
     flat = expected.reshape(-1)
-    low, high = (float(each) for each in torch.aminmax(flat))
+    low, high = (float(item) for item in torch.aminmax(flat))
     value = low if -low > high else high
     if not math.isfinite(value):  # a NaN, or an infinity: those are told apart elsewhere
         return None
@@ -334,7 +336,7 @@ class _Sums:
         """Take in one chunk, (rows, width) each; `start` is the flat index of its first element."""
         import torch
 
-        a, e = (each.to(torch.float64, copy=True) for each in (actual, expected))  # what follows works in place
+        a, e = (tensor.to(torch.float64, copy=True) for tensor in (actual, expected))  # what follows works in place
         if self.fill is not None:
             shared = (a == self.fill) & (e == self.fill)
             a.masked_fill_(shared, 0.0), e.masked_fill_(shared, 0.0)
@@ -373,7 +375,7 @@ class _Sums:
         import torch
 
         actual, expected = (
-            each.byte() if each.dtype == torch.bool else each for each in (actual, expected)
+            tensor.byte() if tensor.dtype == torch.bool else tensor for tensor in (actual, expected)
         )  # bools have no argmax
         left, right = actual.argmax(1, keepdim=True), expected.argmax(1, keepdim=True)
         gaps = (expected.gather(1, right).double() - expected.gather(1, left).double()).view(
@@ -441,10 +443,10 @@ class _Sums:
 
     def _find_worst(self, start: int, a: Tensor, e: Tensor, magnitude: Tensor) -> None:
         flat = int(magnitude.argmax())  # a NaN counts as the largest
-        found = float(magnitude.view(-1)[flat])
-        if math.isnan(self.max_diff) or not (found > self.max_diff or math.isnan(found)):
+        result = float(magnitude.view(-1)[flat])
+        if math.isnan(self.max_diff) or not (result > self.max_diff or math.isnan(result)):
             return
-        self.max_diff, self.worst = found, start + flat
+        self.max_diff, self.worst = result, start + flat
         self.worst_values = (float(a.view(-1)[flat]), float(e.view(-1)[flat]))
 
     def _find_worst_token(self, start: int, diff2: Tensor, actual2: Tensor, expected2: Tensor, dot: Tensor) -> None:
@@ -453,10 +455,10 @@ class _Sums:
             self.token_diff2, self.worst_token_diff = float(diff2[largest]), start // self.width + largest
         distance = _cos_distance_rows(diff2, actual2, expected2, dot)
         row = int(distance.argmax())
-        found = float(distance[row])
-        if math.isnan(self.token_distance) or not (found > self.token_distance or math.isnan(found)):
+        result = float(distance[row])
+        if math.isnan(self.token_distance) or not (result > self.token_distance or math.isnan(result)):
             return
-        self.token_distance, self.worst_token = found, start // self.width + row
+        self.token_distance, self.worst_token = result, start // self.width + row
 
     def complete(self, header: Comparison, shape: tuple[int, ...]) -> Comparison:
         """The shapes and dtypes of `header` with the numbers of what was added; places are in `shape`."""
@@ -469,7 +471,7 @@ class _Sums:
         if self.first_differ is not None:
             self.worst, *values = self.first_differ
             self.worst_values = values[0], values[1]
-        found = replace(
+        result = replace(
             header,
             max_diff=self.max_diff,
             mean_diff=self.abs_diff / self.count,
@@ -505,9 +507,9 @@ class _Sums:
             histogram=tuple((number, count) for number, count in enumerate(self.histogram.tolist()) if count),
         )
         if not self.tokens:
-            return found
+            return result
         return replace(
-            found,
+            result,
             token_cos_sim=1.0 - self.token_distance,
             worst_token=_unravel(self.worst_token, shape[:-1]),
             token_rel_l2=_ratio(_root(self.token_diff2), _root(self.expected2 * self.width / self.count)),

@@ -88,12 +88,12 @@ def first_divergence(
     position = min(parted, default=length)
     if position >= length:
         return None  # none differs, or one side ended: the shapes say so
-    found = [
+    result = [
         _divergence(sequence, position, actual, expected, healthy, names)
         for sequence, place in enumerate(parted)
         if place == position
     ]
-    return max(found, key=lambda each: (not each.near_tie, abs(each.margin)))
+    return max(result, key=lambda value: (not value.near_tie, abs(value.margin)))
 
 
 def _divergence(
@@ -105,7 +105,7 @@ def _divergence(
     names: tuple[str, str],
 ) -> Divergence:
     tokens, logits = names
-    here, there = (each[logits][sequence, position].double() for each in (expected, actual))
+    here, there = (tensor[logits][sequence, position].double() for tensor in (expected, actual))
     ours, theirs = int(expected[tokens][sequence, position]), int(actual[tokens][sequence, position])
     return Divergence(
         sequence=sequence,
@@ -126,24 +126,22 @@ def _known(
     """
     tokens, logits = names
     known = []
-    for each in runs:
-        parted = _partings(each[tokens], golden[tokens])
+    for run in runs:
+        parted = _partings(run[tokens], golden[tokens])
         if parted[sequence] >= position:
             known.append(
                 float(
-                    (each[logits][sequence, position].double() - golden[logits][sequence, position].double())
-                    .abs()
-                    .max()
+                    (run[logits][sequence, position].double() - golden[logits][sequence, position].double()).abs().max()
                 )
             )
         else:
             before = [
                 (row, column)
                 for row, place in enumerate(parted)
-                for column in range(min(place + 1, golden[logits].shape[1], each[logits].shape[1]))
+                for column in range(min(place + 1, golden[logits].shape[1], run[logits].shape[1]))
             ]
             known += [
-                float((each[logits][place].double() - golden[logits][place].double()).abs().max()) for place in before
+                float((run[logits][place].double() - golden[logits][place].double()).abs().max()) for place in before
             ]
     return max(known, default=math.nan)
 
@@ -167,7 +165,7 @@ def shared_length(
     """The position of the first token at which any of the runs leaves `expected`; None where none does."""
     tokens = names[0]
     whole = expected[tokens].shape[1]
-    first = min((place for each in runs for place in _partings(each[tokens], expected[tokens])), default=whole)
+    first = min((place for run in runs for place in _partings(run[tokens], expected[tokens])), default=whole)
     return first if first < whole else None
 
 

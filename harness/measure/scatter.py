@@ -55,7 +55,7 @@ class Scatter:
         return error <= self.rel_l2 * math.sqrt(f_quantile(1 - RISK, self.degrees, self.runs * self.degrees))
 
 
-METRICS = tuple(each.name for each in fields(Scatter) if each.name not in ("runs", "degrees"))
+METRICS = tuple(field.name for field in fields(Scatter) if field.name not in ("runs", "degrees"))
 
 
 def scatter_of(moved: Sequence[Tensor], still: Tensor) -> Scatter | None:
@@ -74,9 +74,9 @@ def scatter_of(moved: Sequence[Tensor], still: Tensor) -> Scatter | None:
     """
     import torch
 
-    if len(moved) < 2 or still.is_complex() or any(each.shape != still.shape for each in moved):
+    if len(moved) < 2 or still.is_complex() or any(tensor.shape != still.shape for tensor in moved):
         return None
-    differences = torch.stack([(each.double() - still.double()).reshape(-1) for each in moved])
+    differences = torch.stack([(tensor.double() - still.double()).reshape(-1) for tensor in moved])
     if not bool(differences.isfinite().all()) or not bool(differences.any()):
         return None
     products = differences @ differences.mT
@@ -85,8 +85,8 @@ def scatter_of(moved: Sequence[Tensor], still: Tensor) -> Scatter | None:
     shared = float(pairs.square().mean())
     most = float(still.numel())
     degrees = most if shared == 0 else min(max(whole**2 / shared, 1.0), most)
-    compared = [compare(each, still) for each in moved]
-    sizes = {name: math.sqrt(fmean(float(getattr(each, name)) ** 2 for each in compared)) for name in METRICS}
+    compared = [compare(item, still) for item in moved]
+    sizes = {name: math.sqrt(fmean(float(getattr(item, name)) ** 2 for item in compared)) for name in METRICS}
     return Scatter(runs=len(moved), degrees=degrees, **sizes)
 
 

@@ -61,14 +61,14 @@ def worst_slices(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> t
         golden.is_complex()
         or not golden.numel()
         or not healthy
-        or any(each.shape != shape for each in (actual, *healthy))
+        or any(tensor.shape != shape for tensor in (actual, *healthy))
     ):
         return ()
     if len(shape) < 2:  # its blocks are the rows of a matrix
         width = golden.numel() // BLOCKS
         if width < BLOCK:
             return _of_magnitudes(actual, golden, healthy)
-        cut = [each.reshape(-1)[: width * BLOCKS].view(BLOCKS, width) for each in (actual, golden, *healthy)]
+        cut = [tensor.reshape(-1)[: width * BLOCKS].view(BLOCKS, width) for tensor in (actual, golden, *healthy)]
         parts = _Parts(cut[1].shape)
         parts.read(cut[0], cut[1], cut[2:])
         rows = parts.worst(parts.rows, width, lambda block: f"block {block} of {BLOCKS}")
@@ -81,7 +81,7 @@ def worst_slices(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> t
 
 def _of_magnitudes(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> tuple[Slice, ...]:
     parts = _Parts((1, golden.numel()))
-    parts.read(actual.reshape(1, -1), golden.reshape(1, -1), [each.reshape(1, -1) for each in healthy])
+    parts.read(actual.reshape(1, -1), golden.reshape(1, -1), [run.reshape(1, -1) for run in healthy])
     return parts.worst_magnitude()
 
 
@@ -111,10 +111,10 @@ class _Parts:
         self.numbers = torch.zeros(_RANGE, dtype=torch.int64)
         block = self.width // BLOCKS
         self.blocks = torch.zeros(kinds, self.count if self.blocked else 0, BLOCKS, dtype=torch.float64)
-        flat = [each.detach().reshape(self.count, self.width) for each in (golden, actual, *healthy)]
+        flat = [tensor.detach().reshape(self.count, self.width) for tensor in (golden, actual, *healthy)]
         step = max(CHUNK // self.width, 1)
         for start in range(0, self.count, step):
-            wide = [each[start : start + step].double() for each in flat]
+            wide = [item[start : start + step].double() for item in flat]
             squares = self._squares(wide)
             sums = squares.sum(2)
             stop = start + sums.shape[1]
@@ -137,7 +137,7 @@ class _Parts:
         """Squares of golden and of the differences, zero where an element is not finite."""
         import torch
 
-        squares = torch.stack([wide[0], *(each - wide[0] for each in wide[1:])])
+        squares = torch.stack([wide[0], *(item - wide[0] for item in wide[1:])])
         bad = ~torch.isfinite(squares).all(0)
         if bool(bad.any()):
             squares[:, bad] = 0.0
@@ -172,8 +172,8 @@ class _Parts:
         if int(enough.sum()) < 2:
             return ()
         where = lambda part: f"values between 2^{part - _SHIFT - 1} and 2^{part - _SHIFT}"  # noqa: E731
-        found = self._worst(sums, lambda part: int(self.numbers[part]), where)
-        return tuple(replace(each, magnitude=True) for each in found)
+        result = self._worst(sums, lambda part: int(self.numbers[part]), where)
+        return tuple(replace(item, magnitude=True) for item in result)
 
     @staticmethod
     def _worst(sums: Tensor, count: Callable[[int], int], where: Callable[[int], str]) -> tuple[Slice, ...]:

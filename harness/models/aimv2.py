@@ -468,10 +468,10 @@ def layout_of(keys: Iterable[str]) -> str:
     Raises: CheckpointError when the keys are those of none, of several, or of an early conversion script.
     """
     keys = list(keys)
-    found = {name: sum(key.startswith(words) for key in keys) for name, words in _FIRST_WORDS.items()}
-    found = {name: count for name, count in found.items() if count}
-    if len(found) == 1:
-        layout = next(iter(found))
+    result = {name: sum(key.startswith(words) for key in keys) for name, words in _FIRST_WORDS.items()}
+    result = {name: count for name, count in result.items() if count}
+    if len(result) == 1:
+        layout = next(iter(result))
         early = [key for key in keys if re.search(r"\.attention\.proj_out\.|\.ffn\.fc[12]\.", key)]
         if layout == "transformers" and early:
             raise CheckpointError(
@@ -479,8 +479,8 @@ def layout_of(keys: Iterable[str]) -> str:
                 "convert the original checkpoint again"
             )
         return layout
-    if found:
-        counts = ", ".join(f"{count} of {name}" for name, count in found.items())
+    if result:
+        counts = ", ".join(f"{count} of {name}" for name, count in result.items())
         raise CheckpointError(
             f"the checkpoint mixes layouts ({counts} among {len(keys)} keys); give a checkpoint in one layout"
         )
@@ -597,9 +597,9 @@ def _config(entries: Mapping[str, Entry], layout: str, tower: str, fields: dict,
     """
     patch = entries.get(_own(tower + "preprocessor.patchifier.proj.weight", layout))
     if patch is None or len(patch.shape) != 4:
-        found = "absent" if patch is None else f"{list(patch.shape)}"
+        result = "absent" if patch is None else f"{list(patch.shape)}"
         raise CheckpointError(
-            f"{path}: {_own(tower + 'preprocessor.patchifier.proj.weight', layout)} is {found} where (D, 3, P, "
+            f"{path}: {_own(tower + 'preprocessor.patchifier.proj.weight', layout)} is {result} where (D, 3, P, "
             "P) was expected"
         )
     depth, hidden = _sizes(entries, layout, tower)
@@ -617,7 +617,7 @@ def _config(entries: Mapping[str, Entry], layout: str, tower: str, fields: dict,
         channels=channels,
     )
     _check_fields(fields, sizes, path)
-    known = [each for each in VARIANTS.values() if {name: getattr(each, name) for name in sizes} == sizes]
+    known = [variant for variant in VARIANTS.values() if {name: getattr(variant, name) for name in sizes} == sizes]
     heads = (
         fields.get("num_attention_heads")
         or fields.get("model_args", {}).get("num_heads")
@@ -625,9 +625,9 @@ def _config(entries: Mapping[str, Entry], layout: str, tower: str, fields: dict,
     )
     if not isinstance(heads, int) or heads < 1 or width % heads:
         wanted = f"num_attention_heads of {path if path.is_dir() else path.parent}/config.json"
-        found = f"is {heads!r}" if heads is not None else "is missing and these sizes are no released variant's"
+        result = f"is {heads!r}" if heads is not None else "is missing and these sizes are no released variant's"
         raise CheckpointError(
-            f"{wanted} {found}: the number of heads, which divides the width {width}, cannot be read from the weights"
+            f"{wanted} {result}: the number of heads, which divides the width {width}, cannot be read from the weights"
         )
     return AIMv2Config(**sizes, heads=heads, eps=float(fields.get("rms_norm_eps", 1e-5)))
 
@@ -668,8 +668,8 @@ def _check_fields(fields: dict, sizes: dict, path: Path) -> None:
 
 def _vision_fields(fields: dict | None) -> dict:
     """The fields of the image tower in transformers', Apple's or timm's config."""
-    found = (fields or {}).get("vision_config", fields) or {}
-    return found if isinstance(found, dict) else {}
+    result = (fields or {}).get("vision_config", fields) or {}
+    return result if isinstance(result, dict) else {}
 
 
 def _text_shapes(entries: Mapping[str, Entry], layout: str, image_width: int) -> dict[str, tuple[int, ...]]:
@@ -751,10 +751,10 @@ _OF_LAYOUT = {  # fields that one layout alone has: dropped on the way to anothe
 }
 
 
-def _tower_fields(config: AIMv2Config, found: dict, to: str) -> dict:
+def _tower_fields(config: AIMv2Config, result: dict, to: str) -> dict:
     """The config of the image tower in one layout."""
     foreign = set().union(*(names for layout, names in _OF_LAYOUT.items() if layout != to))
-    carried = {name: value for name, value in found.items() if name not in foreign}
+    carried = {name: value for name, value in result.items() if name not in foreign}
     if to == "timm":
         side = config.image_size or 224
         arguments = dict(
@@ -764,7 +764,7 @@ def _tower_fields(config: AIMv2Config, found: dict, to: str) -> dict:
         return (
             carried
             | {"architecture": name, "num_features": config.width, "model_args": arguments}
-            | _common_fields(config, found)
+            | _common_fields(config, result)
         )
     own = {
         "apple": {"architectures": ["AIMv2Model"], "model_type": "aimv2", "use_bias": False, "projection_dropout": 0.0}
@@ -777,15 +777,18 @@ def _tower_fields(config: AIMv2Config, found: dict, to: str) -> dict:
         }
         | {"use_head": config.pool, "is_native": config.image_size is None},
     }[to]
-    return carried | own | _common_fields(config, found)
+    return carried | own | _common_fields(config, result)
 
 
-def _common_fields(config: AIMv2Config, found: dict) -> dict:
+def _common_fields(config: AIMv2Config, result: dict) -> dict:
     """The fields that all layouts share."""
     fields = {field: getattr(config, name) for name, field in _FIELDS.items()}
     fields |= {"num_attention_heads": config.heads, "rms_norm_eps": config.eps}
-    fields |= {"image_size": config.image_size or found.get("image_size", 224)}
-    return fields | {"qkv_bias": found.get("qkv_bias", False), "attention_dropout": found.get("attention_dropout", 0.0)}
+    fields |= {"image_size": config.image_size or result.get("image_size", 224)}
+    return fields | {
+        "qkv_bias": result.get("qkv_bias", False),
+        "attention_dropout": result.get("attention_dropout", 0.0),
+    }
 
 
 def _size_name(config: AIMv2Config) -> str:

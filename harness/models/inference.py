@@ -111,7 +111,7 @@ def _forward(model: AIMv2, pixels: Tensor, dtype: torch.dtype, device: Device) -
             outputs = run(copied, moved, forward=forward, where=device.where)
             device.synchronize()
             milliseconds = (time.perf_counter() - begin) * 1e3
-            outputs = [each.cpu() for each in outputs]
+            outputs = [output.cpu() for output in outputs]
         device.check()
     features, *pooled = outputs
     return features, pooled[0] if pooled else None, milliseconds

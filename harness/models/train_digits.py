@@ -46,7 +46,7 @@ def train(grey: Tensor, labels: Tensor, model: nn.Module | None = None) -> nn.Mo
     for _ in range(EPOCHS):
         order = torch.randperm(len(labels))
         for chosen in order[: len(order) // BATCH * BATCH].view(-1, BATCH):
-            shift = tuple(int(each) for each in torch.randint(-1, 2, (2,)))
+            shift = tuple(int(item) for item in torch.randint(-1, 2, (2,)))
             pictures = torch.roll(grey[chosen], shift, dims=(1, 2))  # a pixel aside: cheap augmentation
             loss = F.cross_entropy(model(pixel_values(pictures)), labels[chosen].long(), label_smoothing=0.05)
             optimizer.zero_grad()

@@ -94,7 +94,10 @@ def _as_one_kind(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, tuple[int
     if len(batch) == left.dim() - 2 and _is_one_matrix(right):
         folded = left.expand(*batch, *left.shape[-2:]).reshape(math.prod(batch) * left.shape[-2], left.shape[-1])
         return folded.contiguous(), right[(0,) * (right.dim() - 2)], shape
-    flat = [each.expand(*batch, *each.shape[-2:]).reshape(math.prod(batch), *each.shape[-2:]) for each in (left, right)]
+    flat = [
+        tensor.expand(*batch, *tensor.shape[-2:]).reshape(math.prod(batch), *tensor.shape[-2:])
+        for tensor in (left, right)
+    ]
     return flat[0].contiguous(), flat[1], shape
 
 
@@ -149,7 +152,7 @@ def _added_in_order(left: Tensor, right: Tensor, total: Tensor) -> None:
 
 def _parts(length: int, number: int) -> list[slice]:
     edges = [length * part // number for part in range(number + 1)]
-    return [slice(*each) for each in zip(edges, edges[1:])]
+    return [slice(*item) for item in zip(edges, edges[1:])]
 
 
 def _add(total: Tensor, term: Tensor, length: float, count: int) -> None:
@@ -226,10 +229,10 @@ def convolution(
     options = (stride, padding, dilation, transposed, output_padding, groups)
     alone = dtype == torch.float32 and operands.kind == "float32" and groups == 1
     length = _terms(weight, stride, transposed)
-    found = (
+    result = (
         _convolved_in_order(*wide, length, options) if alone and length > LONG else torch.convolution(*wide, *options)
     )
-    return (operands.in_half(found) if halved else found).to(dtype)
+    return (operands.in_half(result) if halved else result).to(dtype)
 
 
 def _terms(weight: Tensor, stride, transposed: bool) -> int:

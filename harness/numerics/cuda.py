@@ -121,8 +121,8 @@ def group_norm_of_half(
     channelwise = grouped.reshape(count, groups, channels // groups, size)
     factor = rstd.float().unsqueeze(-1) * _by_group(weight, groups, 1.0)
     offset = _by_group(bias, groups, 0.0) - mean.float().unsqueeze(-1) * factor
-    found = (channelwise * factor + offset).reshape(x.shape).to(x.dtype)
-    return found, mean.squeeze(-1), rstd.squeeze(-1)
+    result = (channelwise * factor + offset).reshape(x.shape).to(x.dtype)
+    return result, mean.squeeze(-1), rstd.squeeze(-1)
 
 
 def _by_group(parameter: Tensor | None, groups: int, otherwise: float) -> Tensor:

@@ -72,7 +72,7 @@ class Rules:
     @property
     def modes(self) -> tuple[str, ...]:
         """What float32 is computed in besides float32: "HF32" of whatever width, "TF32", "float16"."""
-        return tuple(sorted({each.partition(" ")[0] for each in (self.conv, self.matmul)} - {"float32"}))
+        return tuple(sorted({text.partition(" ")[0] for text in (self.conv, self.matmul)} - {"float32"}))
 
     def operands(self, kind: str) -> numerics.Operands:
         """What a product makes of its float32 operands; `kind` is `conv` or `matmul` of these rules."""
@@ -203,9 +203,9 @@ ASSUMPTIONS = (
 
 def alternatives(rules: Rules, dtype: str) -> Iterator[tuple[str, Rules]]:
     """The rules with one assumption made otherwise, for each that matters in a dtype, and what a card would do then."""
-    for each in ASSUMPTIONS:
-        if each.applies(rules, dtype):
-            yield each.what, replace(rules, **each.changes)
+    for assumption in ASSUMPTIONS:
+        if assumption.applies(rules, dtype):
+            yield assumption.what, replace(rules, **assumption.changes)
 
 
 @contextlib.contextmanager
@@ -260,23 +260,23 @@ class _Rounding(TorchDispatchMode):
         if _is_composite(func):  # seen in inference mode, which does not take composites apart before
             with self:
                 return func.decompose(*args, **kwargs)
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         if func.is_view:
-            return found
-        return self._saturated(found if self.rules.overflow_alone else _laid_out(func, found))
+            return result
+        return self._saturated(result if self.rules.overflow_alone else _laid_out(func, result))
 
-    def _saturated(self, found: Any) -> Any:
+    def _saturated(self, result: Any) -> Any:
         """What an operator returned, cut in place where half results saturate."""
         if self.rules.saturates:
-            for each in tree_leaves(found):
+            for leaf in tree_leaves(result):
                 if (
-                    isinstance(each, Tensor)
-                    and each.dtype == torch.float16
-                    and _is_ours((each,))
-                    and not bool(each.isfinite().all())
+                    isinstance(leaf, Tensor)
+                    and leaf.dtype == torch.float16
+                    and _is_ours((leaf,))
+                    and not bool(leaf.isfinite().all())
                 ):
-                    each.copy_(numerics.saturated(each))
-        return found
+                    leaf.copy_(numerics.saturated(leaf))
+        return result
 
     def attend(
         self, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
@@ -290,7 +290,7 @@ class _Rounding(TorchDispatchMode):
             return getattr(func, "decompose", func)(query, key, value, attn_mask, **options)
         if self.rules.split_attention and _fits_split(query, key, value):
             return self._split(query, key, value, attn_mask, is_causal, scale)
-        wanted = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
         if wanted or not _fits_fused(self.rules, query, key, value, attn_mask, enable_gqa):
             mask = _of_floats(attn_mask, query.dtype)
             return operator("_scaled_dot_product_attention_math")(query, key, value, mask, **options)[0]
@@ -324,9 +324,9 @@ class _Attention(TorchFunctionMode):
 
 
 def _is_ours(args: tuple) -> bool:
-    tensors = [each for each in args if isinstance(each, Tensor)]
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
     return bool(tensors) and all(
-        each.dtype in DTYPES and each.device.type == "cpu" and each.layout == torch.strided for each in tensors
+        tensor.dtype in DTYPES and tensor.device.type == "cpu" and tensor.layout == torch.strided for tensor in tensors
     )
 
 
@@ -345,15 +345,17 @@ KEEP_STRIDES = (
 )
 
 
-def _laid_out(func, found: Any) -> Any:
+def _laid_out(func, result: Any) -> Any:
     """What an operator computed, contiguous as torch_npu returns it; the CPU would keep the strides of the operands.
 
     Strides decide in which order what follows sums. Copies and tensors that are made like another keep their strides on
     both sides, and a view or what was written into is left as it is.
     """
     if func.overloadpacket.__name__ in KEEP_STRIDES or not returns_new(func):
-        return found
-    return tree_map(lambda each: each.contiguous() if isinstance(each, Tensor) and _is_ours((each,)) else each, found)
+        return result
+    return tree_map(
+        lambda tensor: tensor.contiguous() if isinstance(tensor, Tensor) and _is_ours((tensor,)) else tensor, result
+    )
 
 
 @functools.cache  # and no table of our own: what a table holds would count as code in a store's key
@@ -365,11 +367,15 @@ def _computed(rule: Callable, rules: Rules, func, args: tuple, kwargs: dict) -> 
     """What a rule gives, put where an in-place or out= form wants it."""
     if not func._schema.is_mutable:
         return rule(rules, *args, **kwargs)
-    places = [each.name for each in func._schema.arguments if each.alias_info is not None and each.alias_info.is_write]
+    places = [
+        argument.name
+        for argument in func._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
     kwargs = dict(kwargs)
     targets = [kwargs.pop(name) if name in kwargs else args[0] for name in places]
-    found = rule(rules, *args, **kwargs)
-    for target, value in zip(targets, found if isinstance(found, tuple) else (found,)):
+    result = rule(rules, *args, **kwargs)
+    for target, value in zip(targets, result if isinstance(result, tuple) else (result,)):
         if target.shape != value.shape:
             target.resize_(value.shape)
         target.copy_(value)
@@ -416,8 +422,8 @@ def _convolution(rules: Rules, x, weight, bias, stride, padding, dilation, trans
     options = dict(stride=stride, padding=padding, dilation=dilation, transposed=transposed, groups=groups)
     exact = "HF32" in rules.conv and numerics.cuts_in_pieces(x, weight, **options)
     operands = rules.operands("float32" if exact else rules.conv)
-    found = numerics.convolution(x, weight, bias, output_padding=output_padding, operands=operands, **options)
-    return found.contiguous()  # as torch_npu returns it: strides decide in which order what follows sums
+    result = numerics.convolution(x, weight, bias, output_padding=output_padding, operands=operands, **options)
+    return result.contiguous()  # as torch_npu returns it: strides decide in which order what follows sums
 
 
 @_rule("convolution_backward")
@@ -432,10 +438,10 @@ def _convolution_backward(
         output_padding=output_padding,
         groups=groups,
     )
-    found = numerics.convolution_backward(
+    result = numerics.convolution_backward(
         grad, x, weight, wanted=wanted, operands=rules.operands(rules.conv), **options
     )
-    return (*found[:2], None if found[2] is None else found[2].to(weight.dtype))
+    return (*result[:2], None if result[2] is None else result[2].to(weight.dtype))
 
 
 @_rule("gelu_backward")
@@ -447,8 +453,8 @@ def _gelu_backward(rules: Rules, grad, x, *, approximate="none"):
 
 @_rule("conv_tbc")
 def _time_convolution(rules: Rules, x, weight, bias, pad=0):
-    found = _convolution(rules, x.permute(1, 2, 0), weight.permute(2, 1, 0), bias, (1,), (pad,), (1,), False, (0,), 1)
-    return found.permute(2, 0, 1)
+    result = _convolution(rules, x.permute(1, 2, 0), weight.permute(2, 1, 0), bias, (1,), (pad,), (1,), False, (0,), 1)
+    return result.permute(2, 0, 1)
 
 
 @_rule("gelu", "gelu_")
@@ -508,7 +514,7 @@ def _enter_spread(name: str, results: Callable) -> None:
     """`results` makes what the operator returns of the variance and the mean."""
 
     def compute(rules: Rules, x, *args, **options):
-        computed = tuple(each.to(x.dtype) for each in results(*_spread(x, *args, **options)))
+        computed = tuple(result.to(x.dtype) for result in results(*_spread(x, *args, **options)))
         return computed if len(computed) > 1 else computed[0]
 
     RULES[operator(name)] = compute
@@ -541,7 +547,7 @@ def _log_softmax(rules: Rules, x, dim, half_to_float):
 
 @_rule("pow", "pow_")
 def _power(rules: Rules, x, exponent):
-    wide = [each.float() if isinstance(each, Tensor) else each for each in (x, exponent)]
+    wide = [tensor.float() if isinstance(tensor, Tensor) else tensor for tensor in (x, exponent)]
     return torch.pow(*wide).to(torch.result_type(x, exponent))
 
 
@@ -552,7 +558,7 @@ def _enter_wide(name: str) -> None:
         return
 
     def compute(rules: Rules, *args):
-        wide = [each.float() if isinstance(each, Tensor) else each for each in args]
+        wide = [arg.float() if isinstance(arg, Tensor) else arg for arg in args]
         return resample(*wide).to(args[0].dtype)
 
     RULES[resample] = compute
@@ -569,8 +575,8 @@ def _flash_attention(rules: Rules, query, key, value, dropout_p=0.0, is_causal=F
     """
     mask = None if attn_mask is None else attn_mask.float()
     hidden = _causal(query, key) if is_causal else None
-    found, top, total = numerics.attention(query, key, value, scale=_scale(query, scale), hidden=hidden, bias=mask)
-    return found, (top + total.log()).squeeze(-1)
+    result, top, total = numerics.attention(query, key, value, scale=_scale(query, scale), hidden=hidden, bias=mask)
+    return result, (top + total.log()).squeeze(-1)
 
 
 OTHERWISE = {  # operators of ATen: the method of `numerics.VectorUnit` that computes them
@@ -598,7 +604,7 @@ def _by_unit(vector: numerics.Vector, method: str, *first: str) -> Callable:
     """A rule by which a method of a vector unit computes, from `first` and the operator's arguments."""
 
     def rule(rules: Rules, *args, **options) -> Any:
-        dtype = next(each.dtype for each in args if isinstance(each, Tensor))
+        dtype = next(arg.dtype for arg in args if isinstance(arg, Tensor))
         if method == "gelu" and rules.gelu_tanh:
             options["approximate"] = "tanh"
         return getattr(vector.unit(dtype), method)(*first, *args, **options)
@@ -620,11 +626,11 @@ def _fits_fused(
     a multiple of 4.
     """
     heads = (query, key, value)
-    if not rules.fused_attention or any(each.dim() != 4 or each.shape[0] != query.shape[0] for each in heads):
+    if not rules.fused_attention or any(head.dim() != 4 or head.shape[0] != query.shape[0] for head in heads):
         return False
-    if any(each.shape[1] != query.shape[1] for each in (key, value)) and not shared_heads:
+    if any(tensor.shape[1] != query.shape[1] for tensor in (key, value)) and not shared_heads:
         return False
-    widths = [each.shape[-1] for each in heads]
+    widths = [head.shape[-1] for head in heads]
     if (query.dtype == torch.float32 and any(width % 4 for width in widths)) or (
         rules.narrow_attention and max(widths) > NARROW
     ):
@@ -639,9 +645,9 @@ def _fits_split(query: Tensor, key: Tensor, value: Tensor) -> bool:
     many heads of each, heads of a multiple of 4, and something to attend to.
     """
     heads = (query, key, value)
-    if any(each.dim() != 4 or each.dtype != torch.float32 or not each.numel() for each in heads):
+    if any(head.dim() != 4 or head.dtype != torch.float32 or not head.numel() for head in heads):
         return False
-    return all(each.shape[1] == query.shape[1] and each.shape[-1] % 4 == 0 for each in heads)
+    return all(head.shape[1] == query.shape[1] and head.shape[-1] % 4 == 0 for head in heads)
 
 
 def _of_floats(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

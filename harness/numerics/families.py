@@ -204,7 +204,7 @@ UNKNOWN = Family(
 
 def family_of(soc_name: str) -> Family:
     """The family of a SoC by its name, such as "Ascend910B4"; `UNKNOWN` for a name that no family has."""
-    return next((each for each in FAMILIES if re.fullmatch(each.pattern, soc_name)), UNKNOWN)
+    return next((family for family in FAMILIES if re.fullmatch(family.pattern, soc_name)), UNKNOWN)
 
 
 A2 = FAMILIES[0]

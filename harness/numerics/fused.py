@@ -37,21 +37,21 @@ def attention(
     """  # fmt: skip
     k, v = _shared(k, q), _shared(v, q)
     parts = []
-    flat = [each.flatten(0, 1) for each in (q, k, v)]
-    masks = [_spread(each, q, k) for each in (hidden, bias, kept)]
+    flat = [tensor.flatten(0, 1) for tensor in (q, k, v)]
+    masks = [_spread(tensor, q, k) for tensor in (hidden, bias, kept)]
     sink = None if sink is None else sink.float().repeat(q.shape[0])
     fast = fast and q.dtype == torch.float16
     for part in _parts(q, k):
         parts.append(
             _attend(
-                *[each[part] for each in flat],
+                *[item[part] for item in flat],
                 scale,
-                *[None if each is None else each[part] for each in (*masks, sink)],
+                *[None if mask is None else mask[part] for mask in (*masks, sink)],
                 keep,
                 fast,
             )
         )
-    return tuple(torch.cat(each).unflatten(0, q.shape[:2]) for each in zip(*parts))
+    return tuple(torch.cat(item).unflatten(0, q.shape[:2]) for item in zip(*parts))
 
 
 def _shared(heads: Tensor, q: Tensor) -> Tensor:
@@ -95,8 +95,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden, bias, kept, s
     if kept is not None:
         weights = weights.mul_(kept) / keep if keep else weights.zero_()
     weights = round_half_away(weights, q.dtype).float() if q.dtype in HALF else weights
-    found = torch.matmul(weights, v.float()) / torch.where(total == 0, 1.0, total)  # a row that sees no key gives zeros
-    return round_half_away(found, q.dtype), top, total
+    result = torch.matmul(weights, v.float()) / torch.where(
+        total == 0, 1.0, total
+    )  # a row that sees no key gives zeros
+    return round_half_away(result, q.dtype), top, total
 
 
 def attention_backward(
@@ -104,7 +106,7 @@ def attention_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    found: Tensor,
+    result: Tensor,
     top: Tensor,
     total: Tensor,
     *,
@@ -124,20 +126,20 @@ def attention_backward(
     all tiles, as well.
     """  # fmt: skip
     wide_k, wide_v = _shared(k, q), _shared(v, q)
-    flat = [each.flatten(0, 1) for each in (grad, q, wide_k, wide_v, found, top, total)]
-    masks = [_spread(each, q, k) for each in (hidden, bias, kept)]
+    flat = [tensor.flatten(0, 1) for tensor in (grad, q, wide_k, wide_v, result, top, total)]
+    masks = [_spread(tensor, q, k) for tensor in (hidden, bias, kept)]
     parts = []
     for part in _parts(q, k):
         parts.append(
             _attend_backward(
-                *[each[part] for each in flat], scale, *[None if each is None else each[part] for each in masks], keep
+                *[item[part] for item in flat], scale, *[None if mask is None else mask[part] for mask in masks], keep
             )
         )
-    joined = [None if each[0] is None else torch.cat(each).unflatten(0, q.shape[:2]) for each in zip(*parts)]
+    joined = [None if item[0] is None else torch.cat(item).unflatten(0, q.shape[:2]) for item in zip(*parts)]
     towards_q, towards_k, towards_v, towards_bias, rows = joined
     group = q.shape[1] // max(k.shape[1], 1)
     if group > 1:
-        towards_k, towards_v = [each.unflatten(1, (-1, group)).sum(2) for each in (towards_k, towards_v)]
+        towards_k, towards_v = [item.unflatten(1, (-1, group)).sum(2) for item in (towards_k, towards_v)]
     towards_sink = None
     if sink is not None:
         share = torch.exp(sink.float()[None, :, None, None] - top) / total
@@ -145,7 +147,7 @@ def attention_backward(
     return towards_q.to(q.dtype), towards_k.to(k.dtype), towards_v.to(v.dtype), towards_bias, towards_sink
 
 
-def _attend_backward(grad, q, k, v, found, top, total, scale: float, hidden, bias, kept, keep: float):
+def _attend_backward(grad, q, k, v, result, top, total, scale: float, hidden, bias, kept, keep: float):
     finite = torch.where(torch.isfinite(top), top, 0.0)
     weights = _scores(q, k, scale, hidden, bias).sub_(finite).exp_() / torch.where(total == 0, 1.0, total)
     grad = grad.float()
@@ -154,9 +156,9 @@ def _attend_backward(grad, q, k, v, found, top, total, scale: float, hidden, bia
     if kept is not None:
         factor = kept.float() / keep if keep else torch.zeros_like(weights)
         dropped, towards_weights = weights * factor, towards_weights * factor
-    rows = (grad * found.float()).sum(-1, keepdim=True)
+    rows = (grad * result.float()).sum(-1, keepdim=True)
     towards_scores = weights * (towards_weights - rows)
-    narrow = [round_half_away(each, q.dtype).float() if q.dtype in HALF else each for each in (dropped, towards_scores)]
+    narrow = [round_half_away(item, q.dtype).float() if q.dtype in HALF else item for item in (dropped, towards_scores)]
     return (
         torch.matmul(narrow[1], k.float()) * scale,
         torch.matmul(narrow[1].transpose(1, 2), q.float()) * scale,

@@ -88,13 +88,13 @@ class VectorUnit:
 
     def function(self, compute: Callable, x: Tensor) -> Tensor:
         """A function of float32 numbers, off by as much as it may be, in float32."""
-        found = compute(x)
+        result = compute(x)
         if self.vector.places:
-            found = _off(found, self.vector.places, self.vector.upwards)
+            result = _off(result, self.vector.places, self.vector.upwards)
         if self.in_half:
-            narrow = found.half()
-            found = (_off(narrow, self.vector.half_places, False) if self.vector.half_places else narrow).float()
-        return found
+            narrow = result.half()
+            result = (_off(narrow, self.vector.half_places, False) if self.vector.half_places else narrow).float()
+        return result
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return round_half_away(x, dtype) if self.vector.ties_away and dtype in HALF else x.to(dtype)
@@ -124,12 +124,15 @@ class VectorUnit:
 
     def arithmetic(self, name: str, left: Any, right: Any, **options) -> Tensor:
         """One of `ARITHMETIC`."""
-        wide = [each.float() if isinstance(each, Tensor) and each.dtype in HALF else each for each in (left, right)]
-        found = getattr(torch, name)(*wide, **options)
-        return self.cast(found, torch.result_type(left, right)) if found.is_floating_point() else found
+        wide = [
+            tensor.float() if isinstance(tensor, Tensor) and tensor.dtype in HALF else tensor
+            for tensor in (left, right)
+        ]
+        result = getattr(torch, name)(*wide, **options)
+        return self.cast(result, torch.result_type(left, right)) if result.is_floating_point() else result
 
     def power(self, x: Any, exponent: Any) -> Tensor:
-        wide = [each.float() if isinstance(each, Tensor) else each for each in (x, exponent)]
+        wide = [tensor.float() if isinstance(tensor, Tensor) else tensor for tensor in (x, exponent)]
         dtype = torch.result_type(x, exponent)
         if not isinstance(exponent, Tensor) and exponent in (1, 2):  # a product, which is rounded rightly
             return torch.pow(*wide).to(dtype)
@@ -156,15 +159,15 @@ class VectorUnit:
     def softmax(self, x: Tensor, dim: int, half_to_float: bool) -> Tensor:
         scores = x.float().movedim(dim, -1)
         weights, total, _ = self._weights(scores)
-        found = self.step(weights / total).movedim(-1, dim)
-        return found if half_to_float else self.cast(found.contiguous(), x.dtype)
+        result = self.step(weights / total).movedim(-1, dim)
+        return result if half_to_float else self.cast(result.contiguous(), x.dtype)
 
     def log_softmax(self, x: Tensor, dim: int, half_to_float: bool) -> Tensor:
         scores = x.float().movedim(dim, -1)
         top = scores.amax(-1, keepdim=True)
         total = self.total(self.function(torch.exp, scores - top))
-        found = ((scores - top) - self.function(torch.log, total)).movedim(-1, dim)
-        return found if half_to_float else self.cast(found.contiguous(), x.dtype)
+        result = ((scores - top) - self.function(torch.log, total)).movedim(-1, dim)
+        return result if half_to_float else self.cast(result.contiguous(), x.dtype)
 
     def _weights(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """exp(scores - their maximum) along the last axis, its sum, that maximum: a tile takes the one so far."""
@@ -177,27 +180,27 @@ class VectorUnit:
             finite = torch.where(higher.isfinite(), higher, 0.0)
             shrink = self.function(torch.exp, top - finite)
             weights = self.function(torch.exp, self.step(tile - finite))
-            parts = [each * shrink for each in parts] + [weights]
+            parts = [part * shrink for part in parts] + [weights]
             total, top = total * shrink + self.total(weights), higher
         return torch.cat(parts, -1), total, top
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, hidden: Tensor | None = None) -> Tensor:
         """Fused attention on (B, H, N, D), one tile of keys after the other; probabilities are cast to q's dtype."""
         group = q.shape[1] // k.shape[1]
-        k, v = (each.repeat_interleave(group, 1) if group > 1 else each for each in (k, v))
+        k, v = (tensor.repeat_interleave(group, 1) if group > 1 else tensor for tensor in (k, v))
         scores = torch.matmul(q.float(), k.float().transpose(-1, -2)) * scale
         scores = self.step(scores if hidden is None else scores.masked_fill(hidden, -math.inf))
         size = self.vector.tile or scores.shape[-1]
         top = torch.full_like(scores[..., :1], -math.inf)
-        total, found = torch.zeros_like(top), torch.zeros_like(v[..., :1, :], dtype=torch.float32)
+        total, result = torch.zeros_like(top), torch.zeros_like(v[..., :1, :], dtype=torch.float32)
         for tile, values in zip(scores.split(size, -1), v.float().split(size, -2)):
             higher = torch.maximum(top, tile.amax(-1, keepdim=True))
             finite = torch.where(higher.isfinite(), higher, 0.0)
             shrink = self.function(torch.exp, top - finite)
             weights = self.function(torch.exp, self.step(tile - finite))
             total, top = total * shrink + self.total(weights), higher
-            found = found * shrink + torch.matmul(self._attended(weights, q.dtype).float(), values)
-        return self._attended(found / torch.where(total == 0, 1.0, total), q.dtype)
+            result = result * shrink + torch.matmul(self._attended(weights, q.dtype).float(), values)
+        return self._attended(result / torch.where(total == 0, 1.0, total), q.dtype)
 
     def _attended(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.to(dtype) if self.vector.attention_even or dtype not in HALF else round_half_away(x, dtype)
@@ -208,10 +211,10 @@ class VectorUnit:
         axes = sorted(axis % x.dim() for axis in axes) if x.dim() else []
         last = tuple(range(x.dim() - len(axes), x.dim()))
         flat = x.float().movedim(axes, last).flatten(x.dim() - len(axes)) if axes else x.float()[..., None]
-        found = (self.total(flat) / flat.shape[-1])[..., 0]
+        result = (self.total(flat) / flat.shape[-1])[..., 0]
         for axis in axes if keepdim else ():
-            found = found.unsqueeze(axis)
-        return found.to(dtype or x.dtype)
+            result = result.unsqueeze(axis)
+        return result.to(dtype or x.dtype)
 
     def _normalised(self, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """(x - mean) / sqrt(var + eps) along the last axis, mean and 1 / sqrt(var + eps), in float32."""

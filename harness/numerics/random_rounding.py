@@ -75,17 +75,17 @@ class RandomRoundings(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         dropped = self.operands.get(func.overloadpacket, 0)
-        taken = tuple(self._moved(each, dropped) for each in args) if dropped else args
+        taken = tuple(self._moved(arg, dropped) for arg in args) if dropped else args
         result = func(*taken, **(kwargs or {}))
         if not _rounds(func, args, result):
             return result
         if func._schema.is_mutable:
-            for each in _tensors(result):
-                each.copy_(self._moved(each, 0))
+            for tensor in _tensors(result):
+                tensor.copy_(self._moved(tensor, 0))
             return result
         if isinstance(result, Tensor):
             return self._moved(result, 0)
-        return tuple(self._moved(each, 0) for each in result) if isinstance(result, tuple) else result
+        return tuple(self._moved(item, 0) for item in result) if isinstance(result, tuple) else result
 
     def _moved(self, value: Any, dropped: int) -> Any:
         if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout != torch.strided:
@@ -96,7 +96,7 @@ class RandomRoundings(TorchDispatchMode):
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    return [each for each in tree_leaves(values) if isinstance(each, Tensor)]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _rounds(func, args: tuple, result: Any) -> bool:
@@ -108,5 +108,5 @@ def _rounds(func, args: tuple, result: Any) -> bool:
         return False
     name = func.overloadpacket.__name__.rstrip("_")  # forms in place end in one
     if name in CASTS:
-        return any(each.dtype.itemsize < given[-1].dtype.itemsize for each in _tensors(result))
+        return any(tensor.dtype.itemsize < given[-1].dtype.itemsize for tensor in _tensors(result))
     return name not in EXACT

@@ -18,7 +18,7 @@ def wide(function, *tensors: Tensor, dtype: torch.dtype | None = None, **options
     goldens.
     """
     dtype = dtype or tensors[0].dtype
-    return function(*[each.float() if each.dtype in HALF else each for each in tensors], **options).to(dtype)
+    return function(*[tensor.float() if tensor.dtype in HALF else tensor for tensor in tensors], **options).to(dtype)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -66,7 +66,9 @@ def layer_norm(
 
     The caller rounds. Stated: float32 inside, Sqrt and Div (hicann/ops-nn, layer_norm_v4).
     """
-    x, weight, bias = [each.float() if each is not None and each.dtype in HALF else each for each in (x, weight, bias)]
+    x, weight, bias = [
+        tensor.float() if tensor is not None and tensor.dtype in HALF else tensor for tensor in (x, weight, bias)
+    ]
     mean = x.mean(axes, keepdim=True)
     centred = x - mean
     rstd = 1.0 / torch.sqrt(centred.square().mean(axes, keepdim=True) + eps)
@@ -145,10 +147,10 @@ def batch_norm(
     return y.to(x.dtype), mean, rstd
 
 
-def effective_bits(found: Tensor, exact: Tensor) -> float:
+def effective_bits(result: Tensor, exact: Tensor) -> float:
     """-log2 of the relative L2 error against a float64 result: tells float32 (≈ 23), HF32 (≈ 12.7), float16 and
     bfloat16 apart.
     """
     exact = exact.double()
-    error = float((found.double() - exact).norm() / exact.norm())
+    error = float((result.double() - exact).norm() / exact.norm())
     return math.inf if error == 0 else -math.log2(error)

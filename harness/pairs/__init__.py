@@ -52,12 +52,12 @@ class Compared:
     @property
     def passed(self) -> bool:
         """Whether every pair passed."""
-        return all(each.verdict.passed for each in self.pairs)
+        return all(pair.verdict.passed for pair in self.pairs)
 
     @property
     def first(self) -> Pair | None:
         """The first pair that does not pass, in the order of execution where the dumps have one."""
-        return next((each for each in self.pairs if not each.verdict.passed), None)
+        return next((pair for pair in self.pairs if not pair.verdict.passed), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +84,11 @@ def compare_paths(
 
     Raises: HarnessError when a path does not exist or is no file or folder, or where neither side holds a tensor.
     """
-    paths = [each for each in (actual, expected, golden) if each is not None]
+    paths = [tensor for tensor in (actual, expected, golden) if tensor is not None]
     sides = [
-        Side(each, naming=options.naming, first=number == 0, limit=options.limit) for number, each in enumerate(paths)
+        Side(path, naming=options.naming, first=number == 0, limit=options.limit) for number, path in enumerate(paths)
     ]
-    if all(each.single() for each in sides):
+    if all(item.single() for item in sides):
         for side in sides[1:]:
             side.call(next(iter(sides[0].tensors)))
     names = _ordered(*sides[:2])
@@ -121,17 +121,17 @@ def _ordered(first: Side, second: Side) -> list[str]:
 
 
 def _mapping_notes(sides: list[Side], naming: Naming) -> list[str]:
-    notes = naming.unused([each.unmapped for each in sides])
-    first, second = (set(each.tensors) for each in sides[:2])
-    return [shown(each, LONG) for each in (*notes, *mapping_hints(first - second, second - first))]
+    notes = naming.unused([side.unmapped for side in sides])
+    first, second = (set(side.tensors) for side in sides[:2])
+    return [shown(note, LONG) for note in (*notes, *mapping_hints(first - second, second - first))]
 
 
 def _dtype_notes(pairs: tuple[Pair, ...], sides: list[Side], names: list[str], coarser: bool) -> list[str]:
     """What was compared by the coarser dtype; or that it could be."""
     told = {
-        shown(name, LONG): tuple(each.tensors[name].header.dtype for each in sides[:2])
+        shown(name, LONG): tuple(side.tensors[name].header.dtype for side in sides[:2])
         for name in names
-        if all(name in each.tensors for each in sides[:2])
+        if all(name in side.tensors for side in sides[:2])
     }
     mixed = [(pair.name, told[pair.name]) for pair in pairs if len(set(told.get(pair.name, ()))) == 2]
     if not mixed:
@@ -187,26 +187,26 @@ def _said(name: str, side: Side, error: Unreadable) -> str:
 def _shapes_differ(name: str, sides: list[Side], tolerance: Tolerance) -> Verdict:
     """The failure that the headers tell; the data is read only where two axes may have changed places."""
     first, second = (side.header(name) for side in sides[:2])
-    found = judge(
+    result = judge(
         Comparison(shape=first.shape, expected_shape=second.shape, dtype=first.dtype, expected_dtype=second.dtype),
         tolerance,
     )
     pairs = axes.exchanges(first.shape, second.shape)
     if not pairs:
-        return found
+        return result
     readable = max(first.memory, second.memory) <= axes.READ and not any(
         inflated(side.header(name), side.limit) for side in sides[:2]
     )
     if not readable:
         return _hinted(
-            found,
+            result,
             f"the shapes agree after transposing axes {pairs[0][0]} and {pairs[0][1]}; the data is too large to look"
             " at for this hint",
         )
     try:
-        return _hinted(found, _exchanged(*(side.read(name) for side in sides[:2]), tolerance))
+        return _hinted(result, _exchanged(*(side.read(name) for side in sides[:2]), tolerance))
     except (Unreadable, RuntimeError, NotImplementedError, TypeError):
-        return found
+        return result
 
 
 def _exchanged(actual: Tensor, expected: Tensor, tolerance: Tolerance) -> str | None:
@@ -216,8 +216,8 @@ def _exchanged(actual: Tensor, expected: Tensor, tolerance: Tolerance) -> str | 
         first, second, lost = at_coarser(turned, other)
         return lost is None and judge(compare(first, second), pair).passed
 
-    found = axes.exchanged_axes(actual, expected, passes)
-    return None if found is None else f"equal after transposing axes {found[0]} and {found[1]}"
+    result = axes.exchanged_axes(actual, expected, passes)
+    return None if result is None else f"equal after transposing axes {result[0]} and {result[1]}"
 
 
 def _hinted(verdict: Verdict, hint: str | None) -> Verdict:
@@ -231,18 +231,18 @@ def _hinted(verdict: Verdict, hint: str | None) -> Verdict:
 def _judged(read: list[Tensor], tolerance: Tolerance, coarser: bool) -> Verdict:
     if len(read) == 2:
         actual, expected, lost = at_coarser(*read) if coarser else (*read, None)
-        found = judge(compare(actual, expected), tolerance)
+        result = judge(compare(actual, expected), tolerance)
         if lost is not None:
-            found = replace(found, failures=(Reason(criterion="finite", text=lost), *found.failures))
-        return found if found.passed else _hinted(found, _exchanged(*read, tolerance))
-    found = compare(read[0], read[1])
-    if not is_floating(found.expected_dtype):
-        return judge(found, tolerance)
+            result = replace(result, failures=(Reason(criterion="finite", text=lost), *result.failures))
+        return result if result.passed else _hinted(result, _exchanged(*read, tolerance))
+    result = compare(read[0], read[1])
+    if not is_floating(result.expected_dtype):
+        return judge(result, tolerance)
     dtype = str(read[2].dtype).removeprefix("torch.")
     if read[2].shape != read[1].shape or dtype not in ("float64", "complex128"):
-        shapes = tuple(read[2].shape), found.expected_shape
+        shapes = tuple(read[2].shape), result.expected_shape
         text = f"the golden tensor is {dtype} {shapes[0]} where float64 {shapes[1]} was expected"
         failure = Reason(criterion="golden", text=text)
-        return replace(judge(found, Tolerance(preset="pair")), failures=(failure,))
+        return replace(judge(result, Tolerance(preset="pair")), failures=(failure,))
     held = References(golden=compare(read[0], read[2]), cpu=compare(read[1], read[2]))
-    return judge(found, tolerance, references={"output": held})
+    return judge(result, tolerance, references={"output": held})

@@ -20,7 +20,7 @@ def exchanges(actual: Sequence[int], expected: Sequence[int]) -> list[tuple[int,
     if len(actual) != len(expected) or len(actual) > MOST or sorted(actual) != sorted(expected) or not all(actual):
         return []
     pairs = [(i, j) for i, j in itertools.combinations(range(len(actual)), 2) if actual[i] > 1 and actual[j] > 1]
-    return [each for each in pairs if _exchanged(actual, *each) == tuple(expected)]
+    return [pair for pair in pairs if _exchanged(actual, *pair) == tuple(expected)]
 
 
 def exchanged_axes(
@@ -36,9 +36,9 @@ def exchanged_axes(
 
 
 def _exchanged(shape: Sequence[int], i: int, j: int) -> tuple[int, ...]:
-    found = list(shape)
-    found[i], found[j] = found[j], found[i]
-    return tuple(found)
+    result = list(shape)
+    result[i], result[j] = result[j], result[i]
+    return tuple(result)
 
 
 def _alike(actual: Tensor, expected: Tensor) -> bool:
@@ -49,7 +49,7 @@ def _alike(actual: Tensor, expected: Tensor) -> bool:
     places = torch.arange(0, count, max(1, count // SAMPLE | 1))[: 2 * SAMPLE]
     index = torch.unravel_index(places, expected.shape)
     kind = torch.complex128 if expected.is_complex() or actual.is_complex() else torch.float64
-    first, second = (each[index].to(kind) for each in (actual, expected))
+    first, second = (tensor[index].to(kind) for tensor in (actual, expected))
     both = torch.isfinite(first) & torch.isfinite(second)
     first, second = first[both], second[both]
     return bool(both.any()) and bool((first - second).norm() <= 0.01 * second.norm())

@@ -21,14 +21,14 @@ def at_coarser(actual: Tensor, expected: Tensor) -> tuple[Tensor, Tensor, str | 
 
     if actual.dtype == expected.dtype:
         return actual, expected, None
-    kinds = [_kind(each.dtype) for each in (actual, expected)]
+    kinds = [_kind(tensor.dtype) for tensor in (actual, expected)]
     if kinds[0] != kinds[1]:
         return actual, expected, None
     if kinds[0] == "integer":
         wide = torch.promote_types(actual.dtype, expected.dtype)
         return (actual.to(wide), expected.to(wide), None) if _kind(wide) == "integer" else (actual, expected, None)
-    coarser = min(actual.dtype, expected.dtype, key=lambda each: (each.itemsize, -torch.finfo(each).eps))
-    rounded = [each.to(coarser) for each in (actual, expected)]
+    coarser = min(actual.dtype, expected.dtype, key=lambda value: (value.itemsize, -torch.finfo(value).eps))
+    rounded = [tensor.to(coarser) for tensor in (actual, expected)]
     lost = sum(
         int((torch.isfinite(before) & ~torch.isfinite(after)).sum())
         for before, after in zip((actual, expected), rounded)

@@ -65,10 +65,10 @@ def regular(path: Path) -> int:
     Raises: ValueError for a named pipe, a socket, a device or a folder, which would block or hold no bytes; OSError
     where there is nothing.
     """
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"it is {_kind(found.st_mode)} where a regular file was expected; write the tensors into one")
-    return found.st_size
+    result = os.stat(path)
+    if not stat.S_ISREG(result.st_mode):
+        raise ValueError(f"it is {_kind(result.st_mode)} where a regular file was expected; write the tensors into one")
+    return result.st_size
 
 
 def _kind(mode: int) -> str:
@@ -116,7 +116,7 @@ def _safetensors(file: Path, limit: int) -> Holder:
     headers = {}
     for name, entry in entries.items():
         begin, end = entry["data_offsets"]
-        shape = tuple(int(each) for each in entry["shape"])
+        shape = tuple(int(item) for item in entry["shape"])
         headers[name] = Header(
             shape=shape,
             dtype=_SAFE.get(entry["dtype"], entry["dtype"].lower()),
@@ -172,7 +172,7 @@ def _npy_header(opened, stored: float) -> tuple[Header, int]:
     shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(opened)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which could run code; save an array of numbers")
-    if any(each < 0 for each in shape):
+    if any(item < 0 for item in shape):
         raise ValueError(f"its header claims the shape {tuple(shape)}")
     claimed = math.prod(shape) * dtype.itemsize
     return Header(shape=tuple(shape), dtype=dtype.name, memory=claimed, stored=int(min(stored, claimed))), claimed
@@ -245,7 +245,7 @@ def _pt(file: Path, limit: int) -> Holder:
             headers[name] = _pt_header(tensor, allocated)
         except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:  # a layout without a shape
             refused[name] = f"its shape cannot be read: {words(error)}"
-    whole = None if mapped else sum(each.stored for each in headers.values())
+    whole = None if mapped else sum(header.stored for header in headers.values())
     return Holder(headers=headers, read=lambda name: _dense(tensors[name]), refused=refused, whole=whole)
 
 
@@ -344,8 +344,8 @@ def _nested(value: Any, name: str, place: str) -> Iterator[tuple[str, str, Tenso
             items = value.items()
         elif isinstance(value, (list, tuple)):
             items = enumerate(value)
-        for key, each in items:
-            yield from _nested(each, f"{name}.{key}" if name else str(key), f"{place}[{shown(repr(key))}]")
+        for key, item in items:
+            yield from _nested(item, f"{name}.{key}" if name else str(key), f"{place}[{shown(repr(key))}]")
 
 
 def _under(key: str, names: Mapping[str, Any]) -> list[str]:

@@ -53,19 +53,21 @@ def read_layout(folder: Path, files: Sequence[Path], lists: Sequence[Path]) -> L
 
     Raises: HarnessError where msprobe dumped statistics alone.
     """
-    found = Layout()
+    result = Layout()
     rest = list(files)
-    for listed in sorted((each for each in lists if _is_list(each)), key=lambda each: natural(each.as_posix())):
+    for listed in sorted((item for item in lists if _is_list(item)), key=lambda item: natural(item.as_posix())):
         place = listed.parent
-        inside = [each for each in rest if each.parent == place / DATA]
-        rest = [each for each in rest if each.parent != place / DATA]
-        _msprobe(found, folder, place, listed, inside)
-    tagged = {each: tags for each in rest if (tags := _tags(each)) is not None}
-    _sglang(found, folder, tagged)
-    found.items += [
-        Item(name=each.relative_to(folder).with_suffix("").as_posix(), file=each) for each in rest if each not in tagged
+        inside = [argument for argument in rest if argument.parent == place / DATA]
+        rest = [argument for argument in rest if argument.parent != place / DATA]
+        _msprobe(result, folder, place, listed, inside)
+    tagged = {argument: tags for argument in rest if (tags := _tags(argument)) is not None}
+    _sglang(result, folder, tagged)
+    result.items += [
+        Item(name=argument.relative_to(folder).with_suffix("").as_posix(), file=argument)
+        for argument in rest
+        if argument not in tagged
     ]
-    return found
+    return result
 
 
 # -------- msprobe
@@ -80,20 +82,20 @@ def _is_list(file: Path) -> bool:
     return (file.parent / DATA).is_dir() or (b'"task"' in start and b'"dump_data_dir"' in start)
 
 
-def _msprobe(found: Layout, folder: Path, place: Path, listed: Path, files: Sequence[Path]) -> None:
+def _msprobe(result: Layout, folder: Path, place: Path, listed: Path, files: Sequence[Path]) -> None:
     prefix = _step_and_rank(folder, place)
-    by_name = {each.name: each for each in files}
+    by_name = {item.name: item for item in files}
     try:
         document = _read_json(listed)
         data = document["data"]
         entries = {name: list(_data_names(entry)) for name, entry in data.items()}
     except DAMAGED as error:
-        found.items.append(_unread(prefix, listed, error))
+        result.items.append(_unread(prefix, listed, error))
         entries, document = {}, None
     try:
         parents = _parents(place / "construct.json")
     except DAMAGED as error:
-        found.items.append(_unread(prefix, place / "construct.json", error))
+        result.items.append(_unread(prefix, place / "construct.json", error))
         parents = {}
     if document is not None and not by_name and not any(entries.values()):
         task = named(document.get("task"))
@@ -101,7 +103,7 @@ def _msprobe(found: Layout, folder: Path, place: Path, listed: Path, files: Sequ
             f'{listed} was dumped with the task {task}, which saves no tensors; dump again with "task": "tensor" in'
             " msprobe's config.json"
         )
-    found.executed = True
+    result.executed = True
     seen = set()
     for data_name in _executed(entries, parents):
         name = f"{prefix}{_stem(data_name)}"
@@ -112,11 +114,11 @@ def _msprobe(found: Layout, folder: Path, place: Path, listed: Path, files: Sequ
             f"{listed.name} names {named(data_name)}, and {DATA} has no such file: the dump is not complete, dump again"
         )
         known = by_name.get(data_name)
-        found.items.append(Item(name=name, file=known or listed, refused="" if known else lost))
-    found.items += [
-        Item(name=f"{prefix}{_stem(each.name)}", file=each)
-        for each in sorted(files, key=lambda each: natural(each.name))
-        if each.name not in seen
+        result.items.append(Item(name=name, file=known or listed, refused="" if known else lost))
+    result.items += [
+        Item(name=f"{prefix}{_stem(item.name)}", file=item)
+        for item in sorted(files, key=lambda item: natural(item.name))
+        if item.name not in seen
     ]
 
 
@@ -134,10 +136,10 @@ def _step_and_rank(folder: Path, place: Path) -> str:
     if (
         parts
         and re.fullmatch(r"proc[0-9]+", parts[-1])
-        and len([each for each in place.parent.iterdir() if each.name.startswith("proc")]) == 1
+        and len([path for path in place.parent.iterdir() if path.name.startswith("proc")]) == 1
     ):
         parts[-1] = "proc"
-    return "".join(f"{each}/" for each in parts)
+    return "".join(f"{part}/" for part in parts)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -150,9 +152,9 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _data_names(entry: Any) -> Iterator[tuple[bool, str]]:
     """(whether it is an output, the file) of every tensor of one call, inputs and parameters first."""
     outputs = entry.get("output") if isinstance(entry, dict) else None
-    inputs = {name: each for name, each in entry.items() if name != "output"} if isinstance(entry, dict) else entry
-    yield from ((False, each) for each in _leaves(inputs))
-    yield from ((True, each) for each in _leaves(outputs))
+    inputs = {name: item for name, item in entry.items() if name != "output"} if isinstance(entry, dict) else entry
+    yield from ((False, leaf) for leaf in _leaves(inputs))
+    yield from ((True, leaf) for leaf in _leaves(outputs))
 
 
 def _leaves(value: Any) -> Iterator[str]:
@@ -161,19 +163,19 @@ def _leaves(value: Any) -> Iterator[str]:
             yield value["data_name"]
             return
         value = list(value.values())
-    for each in value if isinstance(value, list) else ():
-        yield from _leaves(each)
+    for item in value if isinstance(value, list) else ():
+        yield from _leaves(item)
 
 
 def _parents(file: Path) -> dict[str, str | None]:
     """construct.json: the module that a call was made in; [module, micro step] where Megatron runs."""
     if not file.exists():
         return {}
-    found = _read_json(file)
+    result = _read_json(file)
     return {
-        name: each[0] if isinstance(each, list) and each else each
-        for name, each in found.items()
-        if isinstance(each, (str, list, type(None)))
+        name: item[0] if isinstance(item, list) and item else item
+        for name, item in result.items()
+        if isinstance(item, (str, list, type(None)))
     }
 
 
@@ -203,7 +205,7 @@ def _executed(entries: dict[str, list[tuple[bool, str]]], parents: dict[str, str
             left.discard(name)
             yield from (file for output, file in entries[name] if not output)
             stack.append((name, True))
-            stack += [(each, False) for each in sorted(inside.get(name, []), key=first.get, reverse=True)]
+            stack += [(item, False) for item in sorted(inside.get(name, []), key=first.get, reverse=True)]
     for name in sorted(left, key=order.get):  # a damaged construct.json has these inside themselves
         yield from (file for _, file in entries[name])
 
@@ -236,20 +238,20 @@ def _tags(file: Path) -> dict[str, str] | None:
     return tags if "name" in tags and re.fullmatch(r"[0-9]{1,18}", tags.get("dump_index", "")) else None
 
 
-def _sglang(found: Layout, folder: Path, tagged: dict[Path, dict[str, str]]) -> None:
+def _sglang(result: Layout, folder: Path, tagged: dict[Path, dict[str, str]]) -> None:
     """Name by every tag but dump_index, as SGLang's comparator does; the second of a name is duplicate_index=1."""
     if not tagged:
         return
-    found.executed = True
-    alone = len({each.parent for each in tagged}) == 1  # the folder is named after the time of the run
+    result.executed = True
+    alone = len({path.parent for path in tagged}) == 1  # the folder is named after the time of the run
     counts: dict[str, int] = {}
     for file in sorted(
-        tagged, key=lambda each: (natural(each.parent.as_posix()), int(tagged[each]["dump_index"]), natural(each.name))
+        tagged, key=lambda path: (natural(path.parent.as_posix()), int(tagged[path]["dump_index"]), natural(path.name))
     ):
         place = "" if alone else f"{file.parent.relative_to(folder).as_posix()}/".removeprefix("./")
         name = place + _sglang_name(tagged[file])
         count = counts[name] = counts.get(name, -1) + 1
-        found.items.append(Item(name=f"{name} duplicate_index={count}" if count else name, file=file, value=True))
+        result.items.append(Item(name=f"{name} duplicate_index={count}" if count else name, file=file, value=True))
 
 
 def _sglang_name(tags: dict[str, str]) -> str:

@@ -32,7 +32,7 @@ class Naming:
 
     def mapped(self, name: str, *, first: bool) -> str:
         """A name as it is paired; `first` where it is one of A. Raises: HarnessError for a wrong NEW."""
-        prefix = next((each for each in self.prefixes if name.startswith(each)), "")
+        prefix = next((item for item in self.prefixes if name.startswith(item)), "")
         name = name[len(prefix) :]
         for old, new in self.renames if first else ():
             try:
@@ -45,9 +45,9 @@ class Naming:
         """The options that match no name, in words; `names`: those of each side as the files have them."""
         every = [name for side in names for name in side]
         idle = [
-            f"--strip-prefix {shlex.quote(each)} takes nothing off: no name begins with it"
-            for each in self.prefixes
-            if not any(name.startswith(each) for name in every)
+            f"--strip-prefix {shlex.quote(prefix)} takes nothing off: no name begins with it"
+            for prefix in self.prefixes
+            if not any(name.startswith(prefix) for name in every)
         ]
         stripped = [Naming(prefixes=self.prefixes).mapped(name, first=True) for name in names[0]]
         for place, (old, new) in enumerate(self.renames):
@@ -67,7 +67,7 @@ def natural(name: str) -> tuple:
     ['layers.9', 'layers.10']
     """
     parts: list = re.split(r"([0-9]+)", name)  # text, number, text, …
-    parts[1::2] = [(len(each.lstrip("0")), each.lstrip("0")) for each in parts[1::2]]
+    parts[1::2] = [(len(part.lstrip("0")), part.lstrip("0")) for part in parts[1::2]]
     return tuple(parts), name
 
 
@@ -81,7 +81,7 @@ def in_order(first: Sequence[str], second: Sequence[str]) -> list[str]:
             last = name
         else:
             after.setdefault(last, []).append(name)
-    return after.get(None, []) + [each for name in order for each in (name, *after.get(name, []))]
+    return after.get(None, []) + [item for name in order for item in (name, *after.get(name, []))]
 
 
 def mapping_hints(first: Iterable[str], second: Iterable[str]) -> list[str]:
@@ -89,11 +89,11 @@ def mapping_hints(first: Iterable[str], second: Iterable[str]) -> list[str]:
     alone = {"A": set(first), "B": set(second)}
     if not alone["A"] or not alone["B"]:
         return []
-    found = (
+    result = (
         _best(Counter(_prefixes(alone["A"], alone["B"])), "A"),
         _best(Counter(_prefixes(alone["B"], alone["A"])), "B"),
     )
-    count, side, prefix = max(found)
+    count, side, prefix = max(result)
     if 2 * count > min(len(alone["A"]), len(alone["B"])):
         return [
             (
@@ -102,7 +102,7 @@ def mapping_hints(first: Iterable[str], second: Iterable[str]) -> list[str]:
             )
         ]
     count, old, new = max(
-        _exchanges(alone["A"], alone["B"]), key=lambda each: (each[0], -len(each[1])), default=(0, "", "")
+        _exchanges(alone["A"], alone["B"]), key=lambda value: (value[0], -len(value[1])), default=(0, "", "")
     )
     if 2 * count > min(len(alone["A"]), len(alone["B"])):
         option = f"^{re.escape(old)}=" + new.replace("\\", "\\\\")
@@ -115,7 +115,7 @@ def _share(count: int, total: int) -> str:
 
 
 def _best(counts: Counter, side: str) -> tuple[int, str, str]:
-    prefix, count = max(counts.items(), key=lambda each: (each[1], -len(each[0])), default=("", 0))
+    prefix, count = max(counts.items(), key=lambda value: (value[1], -len(value[0])), default=("", 0))
     return count, side, prefix
 
 

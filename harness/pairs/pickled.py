@@ -146,10 +146,14 @@ class _Reader:
             self._marked()
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, called = stack.pop(), stack.pop()
-            if called in FILLING and isinstance(arguments, tuple) and any(isinstance(each, int) for each in arguments):
+            if (
+                called in FILLING
+                and isinstance(arguments, tuple)
+                and any(isinstance(argument, int) for argument in arguments)
+            ):
                 raise ValueError(
                     f"its pickle asks {called.replace(' ', '.')} for"
-                    f" {max(each for each in arguments if isinstance(each, int))} zeros"
+                    f" {max(argument for argument in arguments if isinstance(argument, int))} zeros"
                 )
         elif name == "NEWOBJ_EX":
             del stack[-3:]

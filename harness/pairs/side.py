@@ -67,8 +67,8 @@ class Side:
         files = _files(self.path, listed)
         layout = read_layout(
             self.path,
-            [each for each in files if each.name not in LISTS],
-            [each for each in files if each.name in LISTS],
+            [element for element in files if element.name not in LISTS],
+            [element for element in files if element.name in LISTS],
         )
         self.executed = layout.executed
         for name, reason in listed.items():
@@ -93,7 +93,7 @@ class Side:
             self.valueless.add(name)
             self._order.append(name)
         for inner, shown_inner in wanted.items():
-            raw = "/".join(each for each in (item.name, shown_inner) if each) or item.file.stem
+            raw = "/".join(element for element in (item.name, shown_inner) if element) or item.file.stem
             if inner in holder.refused:
                 self._refuse(raw, f"{file}: {holder.refused[inner]}")
             else:
@@ -157,8 +157,8 @@ class Side:
             whole = next(
                 (
                     reason
-                    for each, reason in self._whole.items()
-                    if name.startswith(f"{each}/") or not self.path.is_dir()
+                    for item, reason in self._whole.items()
+                    if name.startswith(f"{item}/") or not self.path.is_dir()
                 ),
                 None,
             )
@@ -202,7 +202,7 @@ def _files(folder: Path, broken: dict[str, str]) -> list[Path]:
     def unlisted(error: OSError) -> None:
         broken[Path(error.filename).relative_to(folder).as_posix()] = f"cannot list the folder: {words(error)}"
 
-    found, seen = [], set()
+    result, seen = [], set()
     for place, inner, names in os.walk(folder, onerror=unlisted, followlinks=True):
         real = os.path.realpath(place)
         if real in seen and os.path.islink(place):
@@ -213,5 +213,5 @@ def _files(folder: Path, broken: dict[str, str]) -> list[Path]:
         if not inside and not inner and Path(place).suffix.lower() in SUFFIXES and Path(place) != folder:
             name = Path(place).relative_to(folder).with_suffix("").as_posix()
             broken[name] = f"{shown(Path(place).name, 400)} is a folder without tensors where a file was expected"
-        found += inside
-    return sorted(found)
+        result += inside
+    return sorted(result)

@@ -32,8 +32,8 @@ class Accepted:
 
         if not self.is_checked:
             return verdict
-        found = Row.of(verdict, test="", case=case.name, dtype=case.dtype, seed=seed)
-        change = baseline.verdicts([found], self.entry(case.name, case.dtype, self._run.environment))[0]
+        result = Row.of(verdict, test="", case=case.name, dtype=case.dtype, seed=seed)
+        change = baseline.verdicts([result], self.entry(case.name, case.dtype, self._run.environment))[0]
         failing = [baseline.REGRESSED, baseline.INCOMPARABLE]
         if self._run.options.baseline == "require":
             failing.append(baseline.NEW)
@@ -116,9 +116,9 @@ class Accepted:
         from harness.upgrade import baseline
 
         cases = {(row.case, row.dtype) for row in self._run.all_rows()}
-        found = baseline.without_a_case(self.baselines, cases, baseline.key_of(**self._run.environment))
-        self._run.terminal.notes += [(text, bad) for text in found]
-        return not (found and bad)
+        result = baseline.without_a_case(self.baselines, cases, baseline.key_of(**self._run.environment))
+        self._run.terminal.notes += [(text, bad) for text in result]
+        return not (result and bad)
 
     def selects_all(self) -> bool:
         """Whether this run is of all accuracy tests, so that what has no row has no case."""
@@ -225,12 +225,12 @@ class Accepted:
         from harness.upgrade.ratchet import loose
 
         try:
-            found = loose(row for row in self._run.all_rows() if row.limits)
+            result = loose(row for row in self._run.all_rows() if row.limits)
         except HarnessError:
             return  # an odd row: the command says which
-        if found:
+        if result:
             self._run.terminal.note(
-                f"{len(found)} limits could come down: python -m harness ratchet "
+                f"{len(result)} limits could come down: python -m harness ratchet "
                 f"{self._run.directory / 'precision.json'}"
             )
 
@@ -240,7 +240,7 @@ class Accepted:
 
         rows, device = self._run.all_rows(), key_of(**self._run.environment)
         stale = [
-            each for each in self.known if not any(each.covers(row.case, row.dtype, row.seed, device) for row in rows)
+            item for item in self.known if not any(item.covers(row.case, row.dtype, row.seed, device) for row in rows)
         ]
         if stale:
             self._run.terminal.note(

@@ -90,8 +90,8 @@ def only_checkpoints(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 def run_of(item: pytest.Item) -> CheckpointRun | None:
     """The row that a test is; None for any other test."""
-    found = _parameters(item).get(ARGUMENT)
-    return found if isinstance(found, CheckpointRun) else None
+    result = _parameters(item).get(ARGUMENT)
+    return result if isinstance(result, CheckpointRun) else None
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:
@@ -101,8 +101,8 @@ def _parameters(item: pytest.Item) -> dict[str, Any]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """In a file of tests that imports this: one test for each row."""
     if ARGUMENT in metafunc.fixturenames:
-        found = runs(metafunc.config)
-        metafunc.parametrize(ARGUMENT, found, ids=[each.id for each in found])
+        result = runs(metafunc.config)
+        metafunc.parametrize(ARGUMENT, result, ids=[item.id for item in result])
 
 
 def _given(config: pytest.Config) -> list[str]:
@@ -131,7 +131,7 @@ def runs(config: pytest.Config) -> list[CheckpointRun]:
 
     options = options_of(config)
     try:
-        found = [each for given in _given(config) for each in checkpoints_in(_place(given, config))]
+        result = [checkpoint for given in _given(config) for checkpoint in checkpoints_in(_place(given, config))]
         asked = Asked(
             batch=options.batch_size,
             length=options.length,
@@ -143,8 +143,8 @@ def runs(config: pytest.Config) -> list[CheckpointRun]:
         )
     except (CheckpointError, ValueError) as error:
         raise pytest.UsageError(f"--precision-checkpoint: {error}") from None
-    names = _names([str(each) for each in found])
-    return [run for each in found for run in _runs(str(each), names[str(each)], asked, options.dtype)]
+    names = _names([str(item) for item in result])
+    return [run for item in result for run in _runs(str(item), names[str(item)], asked, options.dtype)]
 
 
 def _runs(path: str, name: str, asked: Any, dtypes: Sequence[str]) -> list[CheckpointRun]:
@@ -183,8 +183,8 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
     short = {path: name(path) for path in dict.fromkeys(paths)}
     counts = Counter(short.values())
     return {
-        path: each if counts[each] == 1 else f"{Path(path).resolve().parent.name}-{each}"
-        for path, each in short.items()
+        path: item if counts[item] == 1 else f"{Path(path).resolve().parent.name}-{item}"
+        for path, item in short.items()
     }
 
 

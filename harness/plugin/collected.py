@@ -76,7 +76,7 @@ def choose_located(config: pytest.Config, options: Any, items: list[pytest.Item]
         return
     known = {id(item): known_of(item) for item in items if is_accuracy_test(item.nodeid)}
     cases = {id(item): cases_of(item, known[id(item)]) for item in items if id(item) in known}
-    named = any(wanted in each for each in cases.values())
+    named = any(wanted in case for case in cases.values())
     chosen = [
         item for item in items if id(item) in known and (wanted in cases[id(item)] if named else wanted in item.nodeid)
     ]

@@ -199,8 +199,8 @@ def plant_fault():
         return planted[-1]
 
     yield plant
-    for each in planted:
-        faults.remove(each)
-    idle = [each.deeds for each in planted if not each.hits]
+    for fault in planted:
+        faults.remove(fault)
+    idle = [fault.deeds for fault in planted if not fault.hits]
     if idle:
         pytest.fail(f"planted and never met: {'; '.join(idle)}", pytrace=False)

@@ -38,7 +38,7 @@ class Locating:
 
     def locate(self, case, seed: int | None, row):
         """Where a row's error comes from, as the report holds it."""
-        began, counted = time.monotonic(), [(each, each.calls, each.hits) for each in self._run.planted]
+        began, counted = time.monotonic(), [(item, item.calls, item.hits) for item in self._run.planted]
         every = self._run.options.locate_case is not None
         try:
             limit = math.inf if every else self._run.options.locate_budget - self.spent
@@ -49,8 +49,8 @@ class Locating:
             return unlocated(f"It could not be located: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         finally:
             self.spent += time.monotonic() - began
-            for each, calls, hits in counted:  # what a fault did to the row itself is what the report says
-                each.calls, each.hits = calls, hits
+            for item, calls, hits in counted:  # what a fault did to the row itself is what the report says
+                item.calls, item.hits = calls, hits
 
     def _located(self, case, seed: int | None, limit: float, row):
         from harness.errors import HarnessError
@@ -79,7 +79,7 @@ class Locating:
             try:
                 more = dict(
                     stack=self._run.environment["stack"],
-                    faults=[str(each) for each in self._run.planted],
+                    faults=[str(item) for item in self._run.planted],
                     seconds=limit - (time.monotonic() - began),
                 )
                 repro = write_repro(finding.trial, folder, title=title, **more)
@@ -128,8 +128,10 @@ def _symptom(row):
     if row.status is Status.ERROR:
         return Symptom(error="; ".join(row.reasons))
     fractions = [
-        each for each in row.comparisons.values() if each.expected_dtype.startswith(("float", "bfloat", "complex"))
+        comparison
+        for comparison in row.comparisons.values()
+        if comparison.expected_dtype.startswith(("float", "bfloat", "complex"))
     ]
-    sizes = [math.inf if each.nonfinite_differ else each.rel_l2 for each in fractions]
-    away = max((each for each in sizes if each == each), default=math.nan)
+    sizes = [math.inf if fraction.nonfinite_differ else fraction.rel_l2 for fraction in fractions]
+    away = max((size for size in sizes if size == size), default=math.nan)
     return Symptom(fails=not row.status.is_fine, away=away, scatters=Mark.NONDETERMINISTIC in row.marks)

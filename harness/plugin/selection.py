@@ -27,5 +27,5 @@ def selects_all(config: pytest.Config, cases: Path) -> bool:
         return False
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         return True  # the project's own folders
-    paths = [Path(config.invocation_params.dir, each) for each in config.args]
+    paths = [Path(config.invocation_params.dir, arg) for arg in config.args]
     return any(path == cases or path in cases.parents for path in paths)

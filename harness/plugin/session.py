@@ -142,9 +142,9 @@ class Session:
                 f"--precision-fault breaks an emulated device and this one is {self._device.name} "
                 f"({self._device.backend}); add --precision-device=emulated"
             )
-        self.planted = [faults.parse(each) for each in self.options.fault]
-        for each in self.planted:
-            faults.plant(each)
+        self.planted = [faults.parse(item) for item in self.options.fault]
+        for item in self.planted:
+            faults.plant(item)
 
     def pytest_unconfigure(self) -> None:
         if self._watchdog is not None:
@@ -155,8 +155,8 @@ class Session:
             return
         from harness.emulator import faults
 
-        for each in self.planted:
-            faults.remove(each)
+        for item in self.planted:
+            faults.remove(item)
 
     def _read_stack(self) -> None:
         """Record where the run happens, switches included; read after a run, since models may change the switches."""
@@ -407,8 +407,8 @@ class Session:
             from harness.emulator import faults
 
             try:
-                for each in self.options.fault:
-                    faults.parse(each)
+                for item in self.options.fault:
+                    faults.parse(item)
             except ValueError as error:
                 raise pytest.UsageError(f"--precision-fault: {error}") from None
 
@@ -528,21 +528,24 @@ class Session:
         from harness.report import Row, jsonable
         from harness.upgrade.known_failures import KNOWN
 
-        found = Row.of(verdict, test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, known=known)
-        stored = found.to_dict()
-        more = {"environment": jsonable(self.environment), "acted": [str(each) for each in self.planted if each.hits]}
+        result = Row.of(verdict, test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, known=known)
+        stored = result.to_dict()
+        more = {
+            "environment": jsonable(self.environment),
+            "acted": [str(element) for element in self.planted if element.hits],
+        }
         numbers = [
             (name, value) for name, value in stored.items() if isinstance(value, (int, float, str)) and name != "test"
         ]
         # pytest_runtest_makereport puts them into the test's report.
         item.stash[PROPERTIES] += [*numbers, (ROW, json.dumps({"row": stored, **more}))]
-        item.stash[ROWS].append(found)
-        self._workers.measured(found)
+        item.stash[ROWS].append(result)
+        self._workers.measured(result)
         if not verdict.skips and self.locating.wants(case, failed=not verdict.passed and KNOWN not in verdict.marks):
-            self._keep(item.nodeid, found)
+            self._keep(item.nodeid, result)
             with self._in_time(case, compiles=False, more=LOCATING * self.options.locate_budget):
-                found = replace(found, located=self.locating.locate(case, seed, found))
-            item.stash[PROPERTIES][-1] = ROW, json.dumps({"row": found.to_dict(), **more})
+                result = replace(result, located=self.locating.locate(case, seed, result))
+            item.stash[PROPERTIES][-1] = ROW, json.dumps({"row": result.to_dict(), **more})
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -551,12 +554,14 @@ class Session:
         from harness.report import Row
 
         texts = [value for name, value in report.user_properties if name == ROW]
-        brought = [json.loads(each) for each in texts]
+        brought = [json.loads(item) for item in texts]
         if not brought and report.nodeid not in self.collected:
             return
-        report.user_properties = [each for each in report.user_properties if each[0] != ROW]  # junit has the numbers
+        report.user_properties = [
+            user_property for user_property in report.user_properties if user_property[0] != ROW
+        ]  # junit has the numbers
         self.collected.setdefault(report.nodeid, guessed(report.nodeid))
-        self._acted |= {text for each in brought for text in each["acted"]}
+        self._acted |= {text for item in brought for text in item["acted"]}
         if report.outcome == "rerun":  # pytest-rerunfailures makes another attempt, whose rows count
             self._attempts[report.nodeid] = self._attempts.get(report.nodeid, 0) + 1
             self.rows.pop(report.nodeid, None)
@@ -573,9 +578,9 @@ class Session:
         before = len(rows)
         if brought:  # in any phase: a fixture may validate, and catch what its row raises
             there = self._brought.setdefault(report.nodeid, set())  # later phases, and subtests, bring the same again
-            new = [each for text, each in zip(texts, brought) if text not in there]
+            new = [item for text, item in zip(texts, brought) if text not in there]
             there.update(texts)
-            rows += [self._marked(Row.from_dict(each["row"], f"the row of {report.nodeid}")) for each in new]
+            rows += [self._marked(Row.from_dict(item["row"], f"the row of {report.nodeid}")) for item in new]
             self.environment = brought[-1]["environment"]
             self.folder.environment(self.environment)
         failing = [row for row in rows if not row.status.is_fine]
@@ -598,7 +603,7 @@ class Session:
         from harness.report.located import unlocated
 
         death = self._workers.death_of(report.node, report.nodeid)
-        rows = [self._marked(Row.from_dict(each, f"a row of {report.nodeid}")) for each in death.rows]
+        rows = [self._marked(Row.from_dict(row, f"a row of {report.nodeid}")) for row in death.rows]
         if rows and rows[-1].key == tuple(death.named.get(name) for name in ("case", "dtype", "seed")):
             return [*rows[:-1], replace(rows[-1], located=unlocated(f"It could not be located: {death.text}"))]
         last = self._unmeasured(report.nodeid, "error", death.text, **death.named)
@@ -660,14 +665,14 @@ class Session:
 
     def replace_row(self, row, after) -> None:
         """Let `after` stand in the report in place of `row`."""
-        self.rows[row.test] = [after if each is row else each for each in self.rows[row.test]]
+        self.rows[row.test] = [after if item is row else item for item in self.rows[row.test]]
 
     def _refuse_twins(self) -> None:
         """Rows of one name become errors, one would hide the other, and rows that repeat what another seed measured."""
         from harness.report.rows import without_repeats, without_twins
 
         for row in superfluous(self.all_rows()):
-            self.rows[row.test] = [each for each in self.rows[row.test] if each is not row]
+            self.rows[row.test] = [item for item in self.rows[row.test] if item is not row]
         rows = [row for row in self.all_rows() if row.test in self.rows]  # what did not run stands for itself
         twins = without_repeats(rows) | without_twins(rows)
         for row in rows:
@@ -706,7 +711,7 @@ class Session:
 
     def idle_faults(self) -> list[str]:
         """The planted faults that never acted: the run shows nothing about them."""
-        return [str(each) for each in self.planted if not self.worker and self.rows and str(each) not in self._acted]
+        return [str(item) for item in self.planted if not self.worker and self.rows and str(item) not in self._acted]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session):

@@ -43,11 +43,11 @@ def seconds_of(path: Path | None) -> dict[str, float]:
     """How long each test of an earlier report ran, both sides, in seconds; empty without one. Raises: HarnessError."""
     from harness.report import load
 
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for row in () if path is None else load(path).rows:
-        took = [each for each in (row.expected_ms, row.actual_ms) if each is not None]
+        took = [item for item in (row.expected_ms, row.actual_ms) if item is not None]
         if took:
-            found[row.test] = found.get(row.test, 0.0) + sum(took) / 1e3
-    if path is not None and not found:
+            result[row.test] = result.get(row.test, 0.0) + sum(took) / 1e3
+    if path is not None and not result:
         raise HarnessError(f"{path} holds no row with a time; name the report of a whole run")
-    return found
+    return result

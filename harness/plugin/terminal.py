@@ -111,11 +111,12 @@ def summary(run: Any, reporter: Any) -> None:
     report = run.report
     if report.backend == "emulated":
         terminal.tell("EMULATED: measured on an emulated device; it says nothing about hardware")
-    for each in report.stack.get("faults") or ():
-        terminal.tell(f"FAULT PLANTED: {each}")
-    for each in run.idle_faults():
+    for item in report.stack.get("faults") or ():
+        terminal.tell(f"FAULT PLANTED: {item}")
+    for idle_fault in run.idle_faults():
         terminal.tell(
-            f"{each} never acted: none of the operators that it names ran, or there was nothing to change", bad=True
+            f"{idle_fault} never acted: none of the operators that it names ran, or there was nothing to change",
+            bad=True,
         )
     for row in report.rows:
         if row.located is not None:

@@ -132,8 +132,8 @@ class Workers:
 
     def collected(self) -> dict[str, dict]:
         """The tests that the workers collected; empty where they could not tell, as on another machine."""
-        found = self._read(COLLECTED)
-        return found if isinstance(found, dict) else {}
+        result = self._read(COLLECTED)
+        return result if isinstance(result, dict) else {}
 
     def close(self) -> None:
         """Remove the folder, in the process that made it."""

@@ -18,28 +18,32 @@ def kept(model: nn.Module, dtype: torch.dtype) -> frozenset[int]:
       in `_keep_in_fp32_modules` (float16) and `_keep_in_fp32_modules_strict`, and buffers in float32 that are not
       saved, such as the `inv_freq` of rotary positions.
     """
-    floats = [each for each in [*model.parameters(), *model.buffers()] if each.is_floating_point()]
-    wide = {id(each) for each in floats if each.dtype == torch.float64}
-    found = set() if len(wide) == len(floats) or dtype == torch.float64 else wide
+    floats = [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()]
+    wide = {id(tensor) for tensor in floats if tensor.dtype == torch.float64}
+    result = set() if len(wide) == len(floats) or dtype == torch.float64 else wide
     if dtype in HALF:
         for module in model.modules():
             if _is_pretrained(type(module)):
-                found |= _kept_by_transformers(module, dtype)
-    return frozenset(found)
+                result |= _kept_by_transformers(module, dtype)
+    return frozenset(result)
 
 
 def _is_pretrained(kind: type) -> bool:
     return any(
-        each.__name__ == "PreTrainedModel" and each.__module__.startswith("transformers.") for each in kind.__mro__
+        item.__name__ == "PreTrainedModel" and item.__module__.startswith("transformers.") for item in kind.__mro__
     )
 
 
 def _kept_by_transformers(model: nn.Module, dtype: torch.dtype) -> set[int]:
     names = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     names |= set(getattr(model, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
-    pattern = re.compile("|".join(rf"(?:^|\.){re.escape(each)}(?:$|\.)" for each in sorted(names))) if names else None
-    found = {id(each) for name, each in model.named_parameters() if pattern is not None and pattern.search(name)}
+    pattern = re.compile("|".join(rf"(?:^|\.){re.escape(item)}(?:$|\.)" for item in sorted(names))) if names else None
+    result = {
+        id(parameter) for name, parameter in model.named_parameters() if pattern is not None and pattern.search(name)
+    }
     for module in model.modules():
-        buffers = {name: each for name, each in module._buffers.items() if name in module._non_persistent_buffers_set}
-        found |= {id(each) for each in buffers.values() if each is not None and each.dtype == torch.float32}
-    return found
+        buffers = {
+            name: buffer for name, buffer in module._buffers.items() if name in module._non_persistent_buffers_set
+        }
+        result |= {id(buffer) for buffer in buffers.values() if buffer is not None and buffer.dtype == torch.float32}
+    return result

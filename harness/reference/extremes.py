@@ -18,7 +18,7 @@ def as_infinite(golden: Mapping[str, Tensor]) -> dict[str, Tensor]:
     >>> as_infinite({"x": torch.tensor([1.0, torch.finfo(torch.float64).min], dtype=torch.float64)})["x"].tolist()
     [1.0, -inf]
     """
-    return {name: _filled(each, _is_extreme(each)) for name, each in golden.items()}
+    return {name: _filled(item, _is_extreme(item)) for name, item in golden.items()}
 
 
 def as_golden_has(golden: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -31,15 +31,15 @@ def as_golden_has(golden: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -
     >>> as_golden_has({"x": torch.tensor([least, -torch.inf, least], dtype=torch.float64)}, outputs)["x"].tolist()
     [-inf, -65504.0, 65504.0]
     """
-    found = dict(outputs)
+    result = dict(outputs)
     for name, wide in golden.items():
         each = outputs.get(name)
         if each is None or each.shape != wide.shape or not each.is_floating_point():
             continue
         filled = _is_extreme(wide)
         if bool(filled.any()):
-            found[name] = _filled(each, filled & _is_extreme(each) & (wide.sign() == each.sign()))
-    return found
+            result[name] = _filled(each, filled & _is_extreme(each) & (wide.sign() == each.sign()))
+    return result
 
 
 def _is_extreme(tensor: Tensor) -> Tensor:

@@ -55,8 +55,8 @@ def _losses(settings: tuple) -> dict[str, float]:
         }
 
 
-def _lost(found: Tensor, exact: Tensor) -> float:
-    return float((found.double() - exact).norm() / exact.norm())
+def _lost(result: Tensor, exact: Tensor) -> float:
+    return float((result.double() - exact).norm() / exact.norm())
 
 
 def _settings() -> tuple:
@@ -72,5 +72,5 @@ def _precision() -> str:
 
 
 def _said() -> str:
-    found = [f"{name} is {os.environ[name]}" if name in os.environ else f"{name} is not set" for name in VARIABLES]
-    return ", ".join([*found, f"torch's float32 matmul precision is {_precision()!r}"])
+    result = [f"{name} is {os.environ[name]}" if name in os.environ else f"{name} is not set" for name in VARIABLES]
+    return ", ".join([*result, f"torch's float32 matmul precision is {_precision()!r}"])

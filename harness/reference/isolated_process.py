@@ -92,7 +92,7 @@ def _asks(kind: type) -> bool:
     module = vars(sys.modules.get(kind.__module__, types))
     if kind.__module__.partition(".")[0] in _NEVER:
         return False
-    todo = [each for value in vars(kind).values() for each in _codes_of(value)]
+    todo = [item for value in vars(kind).values() for item in _codes_of(value)]
     seen = set()
     while todo:
         code = todo.pop()
@@ -101,13 +101,13 @@ def _asks(kind: type) -> bool:
         seen.add(code)
         if any(_NAMES.fullmatch(name) for name in code.co_names):
             return True
-        todo += [each for each in code.co_consts if isinstance(each, types.CodeType)]
+        todo += [co_const for co_const in code.co_consts if isinstance(co_const, types.CodeType)]
         called = [module.get(name) for name in code.co_names]
         todo += [
-            each
+            item
             for value in called
             if getattr(value, "__module__", None) == kind.__module__
-            for each in _codes_of(value)
+            for item in _codes_of(value)
         ]
     return False
 
@@ -116,7 +116,7 @@ def _codes_of(value: Any) -> list[types.CodeType]:
     """The code of a function, a method, a property or what a decorator wraps."""
     value = getattr(value, "__func__", value)
     parts = [value.fget] if isinstance(value, property) else [value, getattr(value, "__wrapped__", None)]
-    return [each.__code__ for each in parts if isinstance(each, types.FunctionType)]
+    return [part.__code__ for part in parts if isinstance(part, types.FunctionType)]
 
 
 @functools.cache
@@ -243,12 +243,12 @@ class CleanProcess:
             self.start()
             number = self._place(model, cast)
             draws = draws or Draws(seed=0, dtype=how["dtype"], alike=False)
-            found, written = self.run(
+            result, written = self.run(
                 _forward, number, inputs, wide, layers, dict(what=what, draws=draws, twice=twice) | how
             )
             if written:  # the weights there are no more those that are here
                 self._forget([number])
-            return found
+            return result
 
     def forget_gone(self) -> None:
         """Have the process free the models that are no more here."""
@@ -259,13 +259,13 @@ class CleanProcess:
     def _forget(self, gone: list[_Number]) -> None:
         if gone:
             self.run(_forget, gone)
-            self._sent = {each: kept for each, kept in self._sent.items() if each not in gone}
+            self._sent = {name: kept for name, kept in self._sent.items() if name not in gone}
 
     def _place(self, model: nn.Module, cast: torch.dtype | None) -> _Number:
         """The number of the model there, after it was sent if it is new or changed."""
         number, state = (id(model), cast), _state(model)
         gone = [number for number, (alive, _) in self._sent.items() if alive() is None]
-        gone += [each for each in self._sent if each[0] == number[0] and each[1] != cast and each not in gone]
+        gone += [item for item in self._sent if item[0] == number[0] and item[1] != cast and item not in gone]
         if number not in gone and number in self._sent and self._sent[number][1] != state:
             gone.append(number)
         self._forget(gone)  # first: the old one and the new one may not fit together
@@ -313,13 +313,13 @@ def _end(process: subprocess.Popen, connection: socket.socket, owner: int) -> No
 
 def _paths() -> list[str]:
     """sys.path, with the folder of this package for a child that would not find it otherwise."""
-    return [os.path.abspath(each) for each in [*sys.path, str(Path(__file__).parents[1])]]
+    return [os.path.abspath(item) for item in [*sys.path, str(Path(__file__).parents[1])]]
 
 
 def _state(model: nn.Module) -> tuple:
     """What changes when a parameter or buffer is replaced or written into."""
     tensors = [*model.parameters(), *model.buffers()]
-    return model.training, tuple((id(each), None if each.is_inference() else each._version) for each in tensors)
+    return model.training, tuple((id(tensor), None if tensor.is_inference() else tensor._version) for tensor in tensors)
 
 
 def _in(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -373,8 +373,8 @@ def _memory(storage: torch.UntypedStorage) -> memoryview:
 
 def _send(connection: socket.socket, packed: list) -> None:
     connection.sendall(struct.pack("!Q", len(packed[0])))
-    for each in packed:
-        connection.sendall(each)
+    for item in packed:
+        connection.sendall(item)
 
 
 def _receive(connection: socket.socket) -> tuple:
@@ -477,17 +477,17 @@ class _Pickler(pickle.Pickler):
 
 
 def _is_importable(function: types.FunctionType) -> bool:
-    found = sys.modules.get(function.__module__)
+    result = sys.modules.get(function.__module__)
     for part in function.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found is function
+        result = getattr(result, part, None)
+    return result is function
 
 
 def _function(
     home: str, code: bytes, name: str, defaults: tuple | None, keywords: dict | None, closure: tuple | None
 ) -> types.FunctionType:
     code = marshal.loads(code)
-    cells = None if closure is None else tuple(types.CellType(each) for each in closure)
+    cells = None if closure is None else tuple(types.CellType(item) for item in closure)
     made = types.FunctionType(code, vars(_home(home)), code.co_name, defaults, cells)
     made.__qualname__, made.__kwdefaults__ = name, keywords
     return made
@@ -506,15 +506,15 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def find_class(self, module, name):
-        found = _home(module)
+        result = _home(module)
         for part in name.split("."):
-            if not hasattr(found, part):
+            if not hasattr(result, part):
                 raise CaseError(
                     f"{module} has no {name} when it is imported anew; define it at the top level of a module, "
                     "without a condition"
                 )
-            found = getattr(found, part)
-        return found
+            result = getattr(result, part)
+        return result
 
 
 # -------- modules, by name or by file
@@ -650,9 +650,9 @@ def _register(model: nn.Module) -> None:
     known = sys.modules.get("transformers.utils.output_capturing")
     registry = getattr(known, "_CAN_RECORD_REGISTRY", None)
     if registry is not None:
-        for each in model.modules():
-            if hasattr(each, "_can_record_outputs"):
-                registry[each] = each._can_record_outputs
+        for module in model.modules():
+            if hasattr(module, "_can_record_outputs"):
+                registry[module] = module._can_record_outputs
 
 
 def _blank(base: type) -> nn.Module:
@@ -669,7 +669,7 @@ def _parametrized(module: nn.Module, state: dict[str, Any]) -> None:
 
 def _forget(numbers: list[_Number]) -> None:
     gone = [_models.pop(number) for number in numbers if number in _models]
-    large = sum(each.nbytes for model in gone for each in model.parameters()) > LARGE
+    large = sum(parameter.nbytes for model in gone for parameter in model.parameters()) > LARGE
     for number in numbers:
         _wide.pop(number, None)
     del gone
@@ -692,13 +692,13 @@ def _forward(number: _Number, inputs: Any, wide: bool, layers: bool, how: dict[s
         _register(model)
         yield model
 
-    found = refer(lend, inputs, **how)
+    result = refer(lend, inputs, **how)
     written = versions(source) != before
     if written:
         _writing.add(number)
-    outputs = {name: _alone(tensor) for name, tensor in found.outputs.items()}
-    again = None if found.again is None else {name: _alone(tensor) for name, tensor in found.again.items()}
-    return replace(found, outputs=outputs, again=again, words=f"{found.words}, {WHERE}"), written
+    outputs = {name: _alone(tensor) for name, tensor in result.outputs.items()}
+    again = None if result.again is None else {name: _alone(tensor) for name, tensor in result.again.items()}
+    return replace(result, outputs=outputs, again=again, words=f"{result.words}, {WHERE}"), written
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -44,20 +44,29 @@ def layered(model: nn.Module) -> nn.Module:
 
     Example: `layered(nn.Linear(4, 2).half())(torch.ones(1, 4).double())` is a float64 tensor (1, 2).
     """
-    buffers = {id(each): _widened(each.detach(), fresh=True) for each in model.buffers()}
-    parameters = {id(each): each for each in model.parameters()}
+    buffers = {id(buffer): _widened(buffer.detach(), fresh=True) for buffer in model.buffers()}
+    parameters = {id(parameter): parameter for parameter in model.parameters()}
     memo = _CountingMemo(buffers | parameters)
     copied = copy.deepcopy(model, memo)
-    slots = Counter(id(each) for module in model.modules() for each in module._parameters.values() if each is not None)
-    lazy = {number for number, each in parameters.items() if _is_castable(each) and memo.hits[number] == slots[number]}
+    slots = Counter(
+        id(parameter)
+        for module in model.modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    lazy = {
+        number
+        for number, parameter in parameters.items()
+        if _is_castable(parameter) and memo.hits[number] == slots[number]
+    }
     if len(lazy) < len(parameters):
-        for number, each in parameters.items():
+        for number, parameter in parameters.items():
             if number not in lazy:
-                buffers[number] = nn.Parameter(_widened(each.detach(), fresh=True), requires_grad=False)
+                buffers[number] = nn.Parameter(_widened(parameter.detach(), fresh=True), requires_grad=False)
         copied = copy.deepcopy(model, buffers | {number: parameters[number] for number in lazy})
     casts = _Casts({number: parameters[number] for number in lazy})
     for module in copied.modules():
-        if any(id(each) in lazy for each in module._parameters.values()):
+        if any(id(parameter) in lazy for parameter in module._parameters.values()):
             module.__dict__["_parameters"] = _CastingTable(module._parameters, casts)
     return copied
 

@@ -97,9 +97,9 @@ def read_memory(root: Path = Path("/")) -> Memory | None:
     except (OSError, KeyError, ValueError):
         return None
     for folder, names in _cgroups(root):
-        found = _limit(folder, *names)
-        if found is not None and found.available < memory.available:
-            memory = Memory(total=min(found.total, memory.total), available=found.available, source="the cgroup")
+        result = _limit(folder, *names)
+        if result is not None and result.available < memory.available:
+            memory = Memory(total=min(result.total, memory.total), available=result.available, source="the cgroup")
     return memory
 
 
@@ -113,7 +113,7 @@ def _cgroups(root: Path) -> list[tuple[Path, tuple[str, str, str]]]:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    found = []
+    result = []
     for line in lines:
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -125,8 +125,8 @@ def _cgroups(root: Path) -> list[tuple[Path, tuple[str, str, str]]]:
             continue
         parts = [part for part in path.split("/") if part and part != ".."]
         for mount in mounts:  # inside a container the mount's root is the group itself, whatever the path says
-            found += [(root / mount / "/".join(parts[:count]), names) for count in range(len(parts), -1, -1)]
-    return found
+            result += [(root / mount / "/".join(parts[:count]), names) for count in range(len(parts), -1, -1)]
+    return result
 
 
 def _limit(folder: Path, limit: str, usage: str, dropped: str) -> Memory | None:
@@ -238,7 +238,7 @@ def estimates(
         raise ValueError(
             f"a model has at least one parameter and a run at least one worker, not {parameters} and {workers}"
         )
-    size, policy, found = Size.of(parameters), Policy(memory=memory, workers=workers), []
+    size, policy, result = Size.of(parameters), Policy(memory=memory, workers=workers), []
     for dtype in dtypes:
         for separate in (False, True):
             layers = policy.layers(size, dtype, separate=separate)
@@ -247,8 +247,8 @@ def estimates(
             fits = None if memory is None else host <= min(memory.available, memory.total)
             each = need.host / parameters
             row = dict(host=host, bytes_a_parameter=each, device=need.device, fits=fits)
-            found.append(Estimate(dtype=dtype, separate=separate, **row))
-    return found
+            result.append(Estimate(dtype=dtype, separate=separate, **row))
+    return result
 
 
 def count_of(text: str) -> int:

@@ -103,7 +103,7 @@ class Models:
         if (dtype, separate) not in self._plans:
             size = size_of(model)
             layers = dtype != torch.float64 and self._rule.layers(size, dtype, separate=separate) and has_layers(model)
-            layers = layers and not any(each.requires_grad for each in model.parameters())
+            layers = layers and not any(parameter.requires_grad for parameter in model.parameters())
             self._rule.check(name, size, dtype, separate=separate, emulated=emulated, layers=layers)
             self._plans[dtype, separate] = layers
         return self._plans[dtype, separate]
@@ -128,14 +128,16 @@ class Models:
         """  # fmt: skip
         base = self.base(key, build, seed=seed, **how)
         here = all(
-            each.device.type == "cpu" for each in [*base.parameters(), *base.buffers()] if each.is_floating_point()
+            tensor.device.type == "cpu"
+            for tensor in [*base.parameters(), *base.buffers()]
+            if tensor.is_floating_point()
         )
         if device.type == "cpu" and not wide and (not cast or (here and is_in(base, dtype))):
             return base
         place = (device, dtype, wide)
         if place not in self._copies:
-            old = next((kept for each, kept in self._copies.items() if wide and each[2] and each[0] == device), None)
-            self._copies = {each: kept for each, kept in self._copies.items() if each[1] == dtype}
+            old = next((kept for name, kept in self._copies.items() if wide and name[2] and name[0] == device), None)
+            self._copies = {name: kept for name, kept in self._copies.items() if name[1] == dtype}
             narrow = base
             if wide:
                 narrow = self.get(key, build, seed=seed, dtype=dtype, device=device, cast=cast, **how)
@@ -195,15 +197,19 @@ def _build(build: Callable[[], nn.Module], seed: int, training: bool) -> tuple[n
         model = build()
     if not isinstance(model, nn.Module):
         raise CaseError(f"model() returned {kind_of(model)} where a torch.nn.Module was expected")
-    lazy = [name for name, each in model.named_parameters() if nn.parameter.is_lazy(each)]
+    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
     if lazy:
         raise CaseError(
             f"model() returned a model without values for {lazy[0]} and maybe others; let it run once in "
             "model(), so that they are made"
         )
     for module in model.modules():  # torch copies no result of autograd, such as the weight that weight_norm computes
-        found = {name: each for name, each in vars(module).items() if isinstance(each, Tensor) and not each.is_leaf}
-        vars(module).update({name: each.detach() for name, each in found.items()})
+        result = {
+            name: variable
+            for name, variable in vars(module).items()
+            if isinstance(variable, Tensor) and not variable.is_leaf
+        }
+        vars(module).update({name: tensor.detach() for name, tensor in result.items()})
     if not hasattr(model, "training"):
         raise CaseError(
             "model() returned what torch.jit.freeze made, whose weights are constants on the CPU; return the "
@@ -233,8 +239,8 @@ def _names(module: nn.Module) -> tuple[str, ...]:
 def is_in(model: nn.Module, dtype: torch.dtype) -> bool:
     """Whether all that a cast to `dtype` would change is in it already."""
     stays = kept(model, dtype)
-    tensors = [each for each in [*model.parameters(), *model.buffers()] if each.is_floating_point()]
-    return all(each.dtype == dtype or id(each) in stays for each in tensors)
+    tensors = [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()]
+    return all(tensor.dtype == dtype or id(tensor) in stays for tensor in tensors)
 
 
 def copy_module(model: nn.Module, *, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
@@ -246,12 +252,12 @@ def copy_module(model: nn.Module, *, dtype: torch.dtype | None, device: torch.de
     """
     moved: dict[int, Any] = {}
     stays = frozenset() if dtype is None else kept(model, dtype)
-    for each in [*model.parameters(), *model.buffers()]:
-        changes = dtype is not None and each.is_floating_point() and id(each) not in stays
-        narrow = each.detach().to(dtype if changes else each.dtype)  # here: on its way it would be there twice
-        target = narrow.to(device, copy=narrow.data_ptr() == each.data_ptr())
-        asks = each.requires_grad and each.is_floating_point()
-        moved[id(each)] = nn.Parameter(target, requires_grad=asks) if isinstance(each, nn.Parameter) else target
+    for tensor in [*model.parameters(), *model.buffers()]:
+        changes = dtype is not None and tensor.is_floating_point() and id(tensor) not in stays
+        narrow = tensor.detach().to(dtype if changes else tensor.dtype)  # here: on its way it would be there twice
+        target = narrow.to(device, copy=narrow.data_ptr() == tensor.data_ptr())
+        asks = tensor.requires_grad and tensor.is_floating_point()
+        moved[id(tensor)] = nn.Parameter(target, requires_grad=asks) if isinstance(tensor, nn.Parameter) else target
     copied = deep_copy(model, moved)
     for part in scripted(copied):
         part.to(device=device, dtype=dtype)
@@ -267,8 +273,8 @@ def scripted(model: nn.Module) -> list[nn.Module]:
 
 def size_of(model: nn.Module) -> Size:
     """The elements of floating point of a model, parameters and buffers, tied ones once, and of its largest tensor."""
-    tensors = [each for each in [*model.parameters(), *model.buffers()] if each.is_floating_point()]
-    counts = [each.numel() for each in tensors]
+    tensors = [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()]
+    counts = [tensor.numel() for tensor in tensors]
     return Size(parameters=sum(counts), largest=max(counts, default=0))
 
 

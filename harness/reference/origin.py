@@ -36,16 +36,16 @@ class Origins:
 
     def of(self, model: nn.Module) -> Origin:
         """Where the floating-point parameters of `model` come from, or where it has none its buffers."""
-        weights = [each for each in model.parameters() if each.is_floating_point()]
-        weights = weights or [each for each in model.buffers() if each.is_floating_point()]
-        found = {self.of_tensor(each) for each in weights}
-        if not found:
+        weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+        weights = weights or [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        result = {self.of_tensor(weight) for weight in weights}
+        if not result:
             return Origin.NONE
-        if Origin.RANDOM in found:
-            return Origin.PARTLY if Origin.LOADED in found else Origin.RANDOM
+        if Origin.RANDOM in result:
+            return Origin.PARTLY if Origin.LOADED in result else Origin.RANDOM
         if self.elsewhere:  # numbers that numpy drew look like numbers that were read
             return Origin.PARTLY
-        return Origin.LOADED if Origin.LOADED in found else Origin.COMPUTED
+        return Origin.LOADED if Origin.LOADED in result else Origin.COMPUTED
 
     def of_tensor(self, tensor: Tensor) -> Origin:
         """Where a tensor's values come from."""
@@ -88,9 +88,9 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        found = func(*args, **kwargs)
-        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        results = [each for each in tree_leaves(found) if isinstance(each, Tensor)]
+        outcome = func(*args, **kwargs)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        results = [leaf for leaf in tree_leaves(outcome) if isinstance(leaf, Tensor)]
         if torch.Tag.nondeterministic_seeded in func.tags:
             origin = Origin.RANDOM
         elif func.overloadpacket is torch.ops.aten.copy_:  # a part of a tensor may be written, so what is random stays
@@ -99,16 +99,16 @@ class _Watch(TorchDispatchMode):
             origin = Origin.COMPUTED if _is_whole(given[0]) else self._origin(given)
         else:
             origin = self._origin(given)
-        for each in results:
-            key = _memory(each)
+        for result in results:
+            key = _memory(result)
             if key is not None:
                 self.seen.storages[key] = origin
-        return found
+        return outcome
 
     def _origin(self, tensors: list[Tensor]) -> Origin:
         """Where what an operator makes of these comes from: drawn if one was, loaded if one was and none was drawn."""
-        found = {Origin.COMPUTED, *map(self.seen.of_tensor, tensors)}
-        return next(each for each in (Origin.RANDOM, Origin.LOADED, Origin.COMPUTED) if each in found)
+        result = {Origin.COMPUTED, *map(self.seen.of_tensor, tensors)}
+        return next(item for item in (Origin.RANDOM, Origin.LOADED, Origin.COMPUTED) if item in result)
 
 
 def _is_whole(tensor: Tensor) -> bool:

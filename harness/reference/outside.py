@@ -86,8 +86,12 @@ def _places(model: nn.Module, forward: Callable | None) -> Iterator[Any]:
     for kind in kinds:
         yield _Names(kind, frozenset())  # every attribute: a method may name it by its class
     for module in model.modules():  # what copies of the model share
-        yield [each for each in vars(module).values() if hasattr(type(each), "__deepcopy__") and _is_object(each)]
-    more = [each for module in model.modules() for table in _HOOKS for each in getattr(module, table, {}).values()]
+        yield [
+            variable
+            for variable in vars(module).values()
+            if hasattr(type(variable), "__deepcopy__") and _is_object(variable)
+        ]
+    more = [item for module in model.modules() for table in _HOOKS for item in getattr(module, table, {}).values()]
     more += [] if forward is None else [forward]
     for function in {*_reached_by(kinds), *_reached(filter(None, map(_plain, more)))}:
         if _is_cached(function):
@@ -104,7 +108,7 @@ def _places(model: nn.Module, forward: Callable | None) -> Iterator[Any]:
 @functools.lru_cache(maxsize=64)
 def _reached_by(kinds: frozenset[type]) -> tuple[Any, ...]:
     """The functions of some classes and those that they call."""
-    return tuple(_reached(filter(None, (_plain(each) for kind in kinds for each in vars(kind).values()))))
+    return tuple(_reached(filter(None, (_plain(variable) for kind in kinds for variable in vars(kind).values()))))
 
 
 def _reached(functions: Iterable[Any]) -> Iterator[Any]:
@@ -123,7 +127,7 @@ def _reached(functions: Iterable[Any]) -> Iterator[Any]:
         else:
             called = [function.__globals__.get(name) for name in _names_in(function.__code__)]
             called += [_contents(cell) for cell in function.__closure__ or ()]
-        todo += [each for each in map(_plain, called) if each is not None and _home(each) == _home(function)]
+        todo += [item for item in map(_plain, called) if item is not None and _home(item) == _home(function)]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -169,7 +173,7 @@ def _plain(value: Any) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _names_in(code: types.CodeType) -> frozenset[str]:
-    inner = (_names_in(each) for each in code.co_consts if isinstance(each, types.CodeType))
+    inner = (_names_in(co_const) for co_const in code.co_consts if isinstance(co_const, types.CodeType))
     return frozenset(code.co_names).union(*inner)
 
 
@@ -230,8 +234,8 @@ class _Seen:
             before, restore = list(content), _sequence_back
             inside = before
         self.restores.append(lambda: restore(content, before))
-        for each in list(inside):
-            self.container(each, depth + 1)
+        for item in list(inside):
+            self.container(item, depth + 1)
 
     def restore(self) -> None:
         for restore in reversed(self.restores):
@@ -272,7 +276,7 @@ def _mapping_back(content: dict, before: dict[Any, Any]) -> None:
 
 def _sequence_back(content: list | deque, before: list[Any]) -> None:
     same = len(content) == len(before) and all(now is old for now, old in zip(content, before))
-    if not same and any(_has_tensors(each) for each in [*content, *before]):
+    if not same and any(_has_tensors(item) for item in [*content, *before]):
         content.clear()
         content.extend(before)
 
@@ -283,7 +287,7 @@ def _has_tensors(value: Any, depth: int = 0) -> bool:
     if depth > DEPTH:
         return False
     if type(value) in _MAPPINGS:
-        return len(value) <= MOST and any(_has_tensors(each, depth + 1) for each in list(value.values()))
+        return len(value) <= MOST and any(_has_tensors(item, depth + 1) for item in list(value.values()))
     if isinstance(value, tuple) or type(value) in _SEQUENCES:
-        return len(value) <= MOST and any(_has_tensors(each, depth + 1) for each in list(value))
-    return _is_object(value) and any(_has_tensors(each, depth + 1) for each in list(vars(value).values()))
+        return len(value) <= MOST and any(_has_tensors(item, depth + 1) for item in list(value))
+    return _is_object(value) and any(_has_tensors(variable, depth + 1) for variable in list(vars(value).values()))

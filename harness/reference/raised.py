@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 HARNESS = str(Path(__file__).parents[1])
-MODELS = tuple(f"{HARNESS}/{each}/" for each in ("models", "tests", "conformance", "benchmarks"))  # the code of models
+MODELS = tuple(f"{HARNESS}/{item}/" for item in ("models", "tests", "conformance", "benchmarks"))  # the code of models
 TORCH = str(Path(torch.__file__).parent)
 PYTHON = str(Path(ast.__file__).parent) + "/"  # the standard library, without what is installed beside it
 CALLERS = tuple(  # files of torch that call an operator for another, which is the one to name
-    f"{TORCH}/{each}"
-    for each in (
+    f"{TORCH}/{item}"
+    for item in (
         "_ops.py",
         "_compile.py",
         "_jit_internal.py",
@@ -47,7 +47,7 @@ def place_of(error: BaseException, model: nn.Module) -> str:
     steps = list(_steps(error))
     if not steps:
         return ""
-    names = {id(each): name for name, each in model.named_modules()}
+    names = {id(module): name for name, module in model.named_modules()}
     path = ""
     for frame, _, _ in steps:
         path = names.get(id(frame.f_locals.get("self")), path)
@@ -77,12 +77,12 @@ def _torch_npu() -> str:
 
 def _steps(error: BaseException) -> list[tuple[FrameType, int, int]]:
     """The frames below the caller of the model, outermost first, with the instruction and the line of each."""
-    found, step = [], error.__traceback__
+    result, step = [], error.__traceback__
     step = step.tb_next if step is not None else None
     while step is not None:
-        found.append((step.tb_frame, step.tb_lasti, step.tb_lineno))
+        result.append((step.tb_frame, step.tb_lasti, step.tb_lineno))
         step = step.tb_next
-    return found
+    return result
 
 
 def _operator(steps: list[tuple[FrameType, int, int]]) -> str:
@@ -160,4 +160,4 @@ def _calls(source: str) -> list[str]:
     if tree is None:
         return []
     kinds = (ast.Call, ast.BinOp, ast.UnaryOp, ast.Subscript, ast.AugAssign)
-    return [_name(each) for each in ast.walk(tree) if isinstance(each, kinds)]
+    return [_name(node) for node in ast.walk(tree) if isinstance(node, kinds)]

@@ -51,18 +51,18 @@ class Drawn:
 def seeded(seed: int, *generators: torch.Generator) -> Iterator[None]:
     """Seed the generators of Python, numpy and torch, and `generators`; afterwards all are as they were."""
     ours = (torch.default_generator, *generators)  # torch.manual_seed would import the compiler, which takes seconds
-    kept, python = [each.get_state() for each in ours], random.getstate()
+    kept, python = [item.get_state() for item in ours], random.getstate()
     legacy = numpy.random.get_state()
     try:
         random.seed(seed)
-        for each in ours:
-            each.manual_seed(seed)
+        for item in ours:
+            item.manual_seed(seed)
         numpy.random.seed(seed % 2**32)
         yield
     finally:
         random.setstate(python)
-        for each, state in zip(ours, kept):
-            each.set_state(state)
+        for item, state in zip(ours, kept):
+            item.set_state(state)
         numpy.random.set_state(legacy)
 
 
@@ -74,12 +74,12 @@ def drawing(draws: Draws, device: torch.Generator | None = None) -> Iterator[Dra
     """
     drawn, generators = Drawn(), () if device is None else (device,)
     with seeded(draws.seed, *generators):
-        before = [each.get_state() for each in (torch.default_generator, *generators)]
+        before = [generator.get_state() for generator in (torch.default_generator, *generators)]
         with in_threads(lambda: _Alike(draws, drawn)) if draws.alike else contextlib.nullcontext():
             yield drawn
         moved = [
-            not torch.equal(each.get_state(), state)
-            for each, state in zip((torch.default_generator, *generators), before)
+            not torch.equal(generator.get_state(), state)
+            for generator, state in zip((torch.default_generator, *generators), before)
         ]
         drawn.host, drawn.there = moved[0], any(moved[1:])
 
@@ -201,12 +201,12 @@ def _chosen_in_place(mode: _Alike, func: Any, args: tuple, kwargs: dict, generat
 
 def _normal(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch.Generator | None) -> Tensor:
     """torch.normal with a tensor among mean and deviation."""
-    tensors = [each for each in args if isinstance(each, Tensor)]
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
     if not tensors:
         return _made(mode, func, args, kwargs, generator)
     mean = args[0]
     deviation = args[1] if len(args) > 1 else kwargs.get("std", 1.0)
-    shape = torch.broadcast_shapes(*(each.shape for each in tensors))
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
     like = tensors[0]
     numbers = mode.fit(
         torch.randn(shape, dtype=mode.drawn_as(like.dtype), generator=generator), like.dtype, like.device
@@ -227,7 +227,7 @@ def _dropped(
 
 def _sampled(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch.Generator | None) -> Tensor:
     """What hangs on chances or rates in a tensor and cannot be parted from them: multinomial, poisson, gamma."""
-    first = next(each for each in args if isinstance(each, Tensor))
+    first = next(arg for arg in args if isinstance(arg, Tensor))
 
     def here(value: Any) -> Any:
         return value.to(device="cpu", dtype=mode.drawn_as(value.dtype)) if isinstance(value, Tensor) else value

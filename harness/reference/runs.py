@@ -127,23 +127,23 @@ def refer(
         watch = watching(model, given, buffers=buffers, inputs=None, before=inputs, restore=restore)
         with drawing(draws) as drawn, watch as written, watching_autocast("cpu") as autocast:
             outputs, milliseconds, words = run_cpu(model, given, **how)
-            outputs = {name: each.detach() for name, each in tensors_of(outputs, what).items()}
+            outputs = {name: tensor.detach() for name, tensor in tensors_of(outputs, what).items()}
             outputs = fresh(outputs) if twice else outputs  # a model may return a buffer into which it writes
         outputs = written.after(outputs)
-        found = dict(milliseconds=milliseconds, words=words, drawn=drawn, autocast=autocast.on)
+        result = dict(milliseconds=milliseconds, words=words, drawn=drawn, autocast=autocast.on)
         if not twice:
-            return Reference(outputs=outputs, **found)
+            return Reference(outputs=outputs, **result)
         for parameter in model.parameters() if how.get("gradients") else ():  # `backward()` in the model adds to them
             parameter.grad = None
         again = _second_run(model, inputs, what, draws, named(outputs, (BUFFER,)), how)
         if digest(again) == digest(outputs):
-            return Reference(outputs=outputs, **found)
+            return Reference(outputs=outputs, **result)
         rewritten = [f"parameter {name}" for name, now in versions(model).items() if before.get(name, now) != now]
         with lend() as other:
             differing = changes(model, other)
-        said = [each for each in rewritten[:4] if each not in differing.split(", ")]
+        said = [item for item in rewritten[:4] if item not in differing.split(", ")]
         changed = ", ".join(filter(None, [*said, differing]))
-        return Reference(outputs=outputs, again=again, changed=changed, **found)
+        return Reference(outputs=outputs, again=again, changed=changed, **result)
 
 
 def _second_run(
@@ -152,7 +152,7 @@ def _second_run(
     given = fresh(inputs)
     with drawing(draws), watching(model, given, buffers=buffers, inputs=None, before=inputs) as written:
         again, _, _ = run_cpu(model, given, **how)
-    return written.after({name: each.detach() for name, each in tensors_of(again, what).items()})
+    return written.after({name: tensor.detach() for name, tensor in tensors_of(again, what).items()})
 
 
 def roundoff(dtype: torch.dtype) -> float:
@@ -206,7 +206,7 @@ class _Float16Products(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.overloadpacket not in self.PRODUCTS or not _any_half(args):
             return func(*args, **kwargs)
-        return func(*[_widened(each) for each in args], **kwargs).half()
+        return func(*[_widened(arg) for arg in args], **kwargs).half()
 
 
 class Float64Products(TorchDispatchMode):
@@ -233,21 +233,23 @@ def _grouped_products(
     over, where a side is 2-D.
     """
     ends = [] if offs is None else offs.tolist()
-    parts = [slice(*each) for each in zip([0, *ends], ends)]
+    parts = [slice(*item) for item in zip([0, *ends], ends)]
     if left.dim() == 3 and right.dim() == 3:
-        found = torch.bmm(left, right)
+        result = torch.bmm(left, right)
     elif left.dim() == 2 and right.dim() == 3:
-        found = torch.cat([left[part] @ right[group] for group, part in enumerate(parts)])
-        found = torch.cat([found, found.new_zeros(left.shape[0] - found.shape[0], found.shape[1])])  # rows of no group
+        result = torch.cat([left[part] @ right[group] for group, part in enumerate(parts)])
+        result = torch.cat(
+            [result, result.new_zeros(left.shape[0] - result.shape[0], result.shape[1])]
+        )  # rows of no group
     elif left.dim() == 3:
-        found = torch.cat([left[group] @ right[:, part] for group, part in enumerate(parts)], 1)
+        result = torch.cat([left[group] @ right[:, part] for group, part in enumerate(parts)], 1)
     else:
-        found = torch.stack([left[:, part] @ right[part] for part in parts])
-    return found if bias is None else found + bias
+        result = torch.stack([left[:, part] @ right[part] for part in parts])
+    return result if bias is None else result + bias
 
 
 def _any_half(args: tuple) -> bool:
-    return any(isinstance(each, Tensor) and each.dtype == torch.float16 for each in args)
+    return any(isinstance(arg, Tensor) and arg.dtype == torch.float16 for arg in args)
 
 
 def _widened(value: Any) -> Any:

@@ -94,9 +94,9 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     if isinstance(value, (list, tuple)):
-        return [_plain(name, each) for each in value]
+        return [_plain(name, item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(name, each) for key, each in value.items()}
+        return {str(key): _plain(name, item) for key, item in value.items()}
     raise ValueError(
         f"key field {name}: {type(value).__name__} {value!r} where a string, a number, a dtype or a list of "
         "them was expected"
@@ -176,7 +176,7 @@ class Store:
 
     def prune(self, keep: Path | None = None) -> None:
         """Remove the entries that were not used for longest until the rest fits into the limit; never `keep`."""
-        found = []
+        result = []
         for path in self.directory.glob("??/*"):
             with contextlib.suppress(OSError):  # another process prunes too
                 seen = path.stat()
@@ -184,9 +184,9 @@ class Store:
                     if time.time() - seen.st_mtime > ABANDONED:
                         path.unlink()
                 elif path.suffix == SUFFIX:
-                    found.append((seen.st_mtime_ns, seen.st_size, path))
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
+                    result.append((seen.st_mtime_ns, seen.st_size, path))
+        total = sum(size for _, size, _ in result)
+        for _, size, path in sorted(result):
             if total <= self.limit:
                 return
             if path != keep:
@@ -223,7 +223,7 @@ def _packed(key: Key, outputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
         tensor = tensor.clone() if storage in storages else tensor  # safetensors refuses tensors that share memory
         storages.add(storage)
         tensors[str(index)] = _as_kept(tensor)
-    listed = [{"name": name, "dtype": _name(each.dtype), "shape": list(each.shape)} for name, each in plain.items()]
+    listed = [{"name": name, "dtype": _name(item.dtype), "shape": list(item.shape)} for name, item in plain.items()]
     return tensors, {"format": FORMAT, "key": key.text, "sha256": digest(plain), "outputs": json.dumps(listed)}
 
 
@@ -254,18 +254,18 @@ def _read(path: Path, key: Key) -> dict[str, Tensor]:
                 raise _Unusable(f"the entry of another key ({_differing(header['key'], key)})")
             listed = json.loads(header["outputs"])
             outputs = {
-                each["name"]: _as_it_was(
-                    file.get_tensor(str(index)), getattr(torch, each["dtype"]), each["shape"]
+                item["name"]: _as_it_was(
+                    file.get_tensor(str(index)), getattr(torch, item["dtype"]), item["shape"]
                 ).clone()
-                for index, each in enumerate(listed)
+                for index, item in enumerate(listed)
             }  # cloned: get_tensor may map the file, which would then keep its room on the disk
-            found = digest(outputs)
+            result = digest(outputs)
     except (FileNotFoundError, _Unusable):
         raise
     except Exception as error:  # noqa: BLE001  damage shows in the header, its JSON, a dtype, a shape or the length
         raise _Unusable(f"damaged ({type(error).__name__}: {error})") from None
-    if found != header["sha256"]:
-        raise _Unusable(f"damaged: its content has sha256 {found[:12]}… where {header['sha256'][:12]}… was expected")
+    if result != header["sha256"]:
+        raise _Unusable(f"damaged: its content has sha256 {result[:12]}… where {header['sha256'][:12]}… was expected")
     return outputs
 
 
@@ -363,7 +363,7 @@ class _Walk:
 
     def __init__(self, registered: Iterable[Tensor]):
         self._total = hashlib.sha256()
-        self._registered = {id(each) for each in registered}
+        self._registered = {id(item) for item in registered}
         self._numbers: dict[int, int] = {}
         self._found: list[Any] = []  # kept, so that an id stays the object's own
         self._open: set[int] = set()  # containers being told
@@ -413,12 +413,12 @@ class _Walk:
         self._open.add(id(value))
         try:
             if isinstance(value, (set, frozenset)):
-                inside = sorted(self._apart(each) for each in value)
+                inside = sorted(self._apart(item) for item in value)
             elif isinstance(value, Mapping):
-                pairs = sorted(((self._apart(key), each) for key, each in value.items()), key=lambda pair: pair[0])
-                inside = [f"{key}: {self.word(each)}" for key, each in pairs]
+                pairs = sorted(((self._apart(key), item) for key, item in value.items()), key=lambda pair: pair[0])
+                inside = [f"{key}: {self.word(item)}" for key, item in pairs]
             else:
-                inside = [self.word(each) for each in value]
+                inside = [self.word(item) for item in value]
             return f"{type(value).__qualname__}({', '.join(inside)})"
         finally:
             self._open.discard(id(value))
@@ -473,7 +473,7 @@ class _Walk:
             }
         hidden = _OF_THIS_MACHINE | (_BOOKKEEPING if isinstance(value, nn.Module) else set())
         said = []
-        for name in sorted(each for each in held.keys() - hidden - {"__dict__", "__weakref__"} if not _is_cache(each)):
+        for name in sorted(key for key in held.keys() - hidden - {"__dict__", "__weakref__"} if not _is_cache(key)):
             # hooks are kept by a count of all hooks in the process
             content = (
                 list(held[name].values())
@@ -491,10 +491,10 @@ class _Walk:
         if package is not None:
             return f"class {_title(kind)} of {package}{self._patches(kind)}"
         said = [f"class {kind.__qualname__}"]
-        said += [f" base {self.word(each)}" for each in kind.__bases__ if each is not object]
+        said += [f" base {self.word(base)}" for base in kind.__bases__ if base is not object]
         said += [
-            f" {name}={self.word(each)}"
-            for name, each in sorted(vars(kind).items())
+            f" {name}={self.word(variable)}"
+            for name, variable in sorted(vars(kind).items())
             if name not in _OF_EVERY_CLASS and not _is_cache(name)
         ]
         return "".join(said)
@@ -513,18 +513,18 @@ class _Walk:
     def _patches(self, kind: type) -> str:
         """One's own functions in place of methods of a package's class or its bases, or of functions of their files."""
         said = []
-        for each in kind.__mro__:
-            module = sys.modules.get(each.__module__)
+        for item in kind.__mro__:
+            module = sys.modules.get(item.__module__)
             beside = (
                 vars(module)
-                if module is not None and each.__module__.partition(".")[0] not in ("builtins", "torch")
+                if module is not None and item.__module__.partition(".")[0] not in ("builtins", "torch")
                 else {}
             )
-            for space in (vars(each), beside):
+            for space in (vars(item), beside):
                 for name, value in list(space.items()):
                     if (
                         isinstance(value, types.FunctionType)
-                        and self._package_of(each)
+                        and self._package_of(item)
                         and _is_own(value.__code__.co_filename)
                     ):
                         said.append((name, value))
@@ -541,9 +541,9 @@ class _Walk:
         held = {"defaults": function.__defaults__, "kwdefaults": function.__kwdefaults__, **_closure(function)}
         if hasattr(function, "__wrapped__"):
             held["wrapped"] = function.__wrapped__
-        said += [f" {name}={self.word(each)}" for name, each in held.items() if each is not None]
+        said += [f" {name}={self.word(item)}" for name, item in held.items() if item is not None]
         if _installed(code.co_filename) is None:
-            said += [f" {name}={self.word(each)}" for name, each in _globals(function)]
+            said += [f" {name}={self.word(item)}" for name, item in _globals(function)]
         return "".join(said)
 
     def _origin(self, filename: str) -> str:
@@ -559,7 +559,8 @@ class _Walk:
 
     def _bytecode(self, code: types.CodeType) -> str:
         constants = [
-            self._bytecode(each) if isinstance(each, types.CodeType) else self.word(each) for each in code.co_consts
+            self._bytecode(co_const) if isinstance(co_const, types.CodeType) else self.word(co_const)
+            for co_const in code.co_consts
         ]
         return (
             f"bytecode {code.co_name} {code.co_code.hex()} {constants} {code.co_names} {code.co_varnames} "
@@ -590,17 +591,21 @@ def _closure(function: types.FunctionType) -> dict[str, Any]:
 def _globals(function: types.FunctionType) -> list[tuple[str, Any]]:
     """The globals that a function reads, and of one's own modules the attributes that it reads."""
     names = sorted(_names(function.__code__))
-    found = [(name, function.__globals__[name]) for name in names if name in function.__globals__]
-    for module in [each for _, each in found if isinstance(each, types.ModuleType)]:
+    result = [(name, function.__globals__[name]) for name in names if name in function.__globals__]
+    for module in [item for _, item in result if isinstance(item, types.ModuleType)]:
         if _is_own(getattr(module, "__file__", None) or ""):
-            found += [(f"{module.__name__}.{name}", vars(module)[name]) for name in names if name in vars(module)]
-    return found
+            result += [(f"{module.__name__}.{name}", vars(module)[name]) for name in names if name in vars(module)]
+    return result
 
 
 def _names(code: types.CodeType) -> set[str]:
     """What code reads by name, the functions inside it included."""
-    own = {each.argval for each in dis.get_instructions(code) if each.opcode in dis.hasname}
-    return own.union(*(_names(each) for each in code.co_consts if isinstance(each, types.CodeType)))
+    own = {
+        get_instruction.argval
+        for get_instruction in dis.get_instructions(code)
+        if get_instruction.opcode in dis.hasname
+    }
+    return own.union(*(_names(co_const) for co_const in code.co_consts if isinstance(co_const, types.CodeType)))
 
 
 def _is_own(filename: str) -> bool:

@@ -42,20 +42,20 @@ def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {name: changed(each, change) for name, each in value.items()}
+        return {name: changed(item, change) for name, item in value.items()}
     if isinstance(value, PackedSequence):  # its lengths are integers that stay on the CPU
-        order = (changed(each, change) for each in (value.sorted_indices, value.unsorted_indices))
+        order = (changed(item, change) for item in (value.sorted_indices, value.unsorted_indices))
         return PackedSequence(change(value.data), value.batch_sizes.clone(), *order)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(changed(each, change) for each in value))
+        return type(value)(*(changed(item, change) for item in value))
     if isinstance(value, (tuple, list)):
-        return type(value)(changed(each, change) for each in value)
+        return type(value)(changed(item, change) for item in value)
     fields = fields_of(value)
     if fields is None:
         return value
     copied = copy.copy(value)
-    for name, each in fields.items():
-        object.__setattr__(copied, name, changed(each, change))
+    for name, field in fields.items():
+        object.__setattr__(copied, name, changed(field, change))
     return copied
 
 
@@ -67,35 +67,35 @@ def tensors_of(value: Any, what: str) -> dict[str, Tensor]:
     Raises: CaseError when there is none, two have one name, or something can neither be looked into nor passed over.
     """
     pairs = list(_flatten(value, what))
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise CaseError(
             f"{what} returned two tensors that are both called {twice!r}; one of them would hide the other: "
             "rename a key"
         )
-    if not found:
+    if not result:
         raise CaseError(
             f"{what} returned {kind_of(value)}: nothing to compare; return a tensor, or tensors in a tuple or dict"
         )
-    return found
+    return result
 
 
 def _flatten(value: Any, what: str) -> Iterator[tuple[str, Tensor]]:
-    for name, each in leaves(value):
-        if isinstance(each, Tensor):
-            if each.layout is not torch.strided:
-                layout = str(each.layout).removeprefix("torch.")
+    for name, leaf in leaves(value):
+        if isinstance(leaf, Tensor):
+            if leaf.layout is not torch.strided:
+                layout = str(leaf.layout).removeprefix("torch.")
                 raise CaseError(
                     f"{what} returned a tensor of the layout {layout} as {name or 'output'!r} where a dense one was"
                     " expected; give its `.to_dense()`"
                 )
-            yield name or "output", each
-        elif each is not None and not (name and is_plain(each)):
+            yield name or "output", leaf
+        elif leaf is not None and not (name and is_plain(leaf)):
             at = f" at {name!r}" if name else ""
             raise CaseError(
-                f"{what} returned {kind_of(each)}{at} where a tensor was expected; let `forward` pick the tensors"
+                f"{what} returned {kind_of(leaf)}{at} where a tensor was expected; let `forward` pick the tensors"
             )
 
 
@@ -116,8 +116,8 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     else:
         yield prefix, as_tensor(value)
         return
-    for name, each in parts:
-        yield from leaves(each, f"{prefix}.{name}" if prefix else str(name))
+    for name, part in parts:
+        yield from leaves(part, f"{prefix}.{name}" if prefix else str(name))
 
 
 def is_plain(value: Any) -> bool:
@@ -145,7 +145,7 @@ def fields_of(value: Any) -> dict[str, Any] | None:
     closed = isinstance(value, (Tensor, nn.Module, PackedSequence, type, ModuleType, Mapping, tuple, list))
     if not isinstance(own, dict) or closed or (callable(value) and not dataclasses.is_dataclass(value)):
         return None
-    public = {name: each for name, each in own.items() if not name.startswith("_") and _holds_tensors(each, 0)}
+    public = {name: item for name, item in own.items() if not name.startswith("_") and _holds_tensors(item, 0)}
     return public or None
 
 
@@ -156,13 +156,13 @@ def _holds_tensors(value: Any, depth: int) -> bool:
     if depth > DEPTH or is_plain(value):
         return False
     if isinstance(value, Mapping):
-        return any(_holds_tensors(each, depth + 1) for each in value.values())
+        return any(_holds_tensors(item, depth + 1) for item in value.values())
     if isinstance(value, (tuple, list)):
-        return any(_holds_tensors(each, depth + 1) for each in value)
+        return any(_holds_tensors(item, depth + 1) for item in value)
     own = getattr(value, "__dict__", None)
     if not isinstance(own, dict) or isinstance(value, (nn.Module, type, ModuleType)) or callable(value):
         return False
-    return any(_holds_tensors(each, depth + 1) for name, each in own.items() if not name.startswith("_"))
+    return any(_holds_tensors(item, depth + 1) for name, item in own.items() if not name.startswith("_"))
 
 
 def kind_of(value: Any) -> str:
@@ -185,9 +185,9 @@ def inputs_digest(value: Any, what: str) -> str:
 
     Raises: CaseError as `tensors_of` does.
     """
-    found = digest(tensors_of(value, what))
-    plain = [f"{name}={each!r}" for name, each in leaves(value) if is_plain(each)]
-    return hashlib.sha256("\n".join([found, *plain]).encode()).hexdigest() if plain else found
+    result = digest(tensors_of(value, what))
+    plain = [f"{name}={leaf!r}" for name, leaf in leaves(value) if is_plain(leaf)]
+    return hashlib.sha256("\n".join([result, *plain]).encode()).hexdigest() if plain else result
 
 
 def weights_digest(model: nn.Module, *, strict: bool = True) -> str:
@@ -202,9 +202,9 @@ def weights_digest(model: nn.Module, *, strict: bool = True) -> str:
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     tensors = {id(tensor): tensor for _, tensor in named}
     with ThreadPoolExecutor() as threads:  # hashlib lets other threads run while it reads
-        contents = dict(zip(tensors, threads.map(lambda each: content_digest(each, strict=strict), tensors.values())))
+        contents = dict(zip(tensors, threads.map(lambda value: content_digest(value, strict=strict), tensors.values())))
     total = hashlib.sha256()
-    for name, tensor in sorted(named, key=lambda each: each[0]):
+    for name, tensor in sorted(named, key=lambda value: value[0]):
         total.update(f"{name} {contents[id(tensor)]}\n".encode())
     return total.hexdigest()
 

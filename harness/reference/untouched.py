@@ -28,8 +28,10 @@ def untouched(model: nn.Module) -> nn.Module:
 
     Raises: CaseError for a model that cannot be copied.
     """
-    memo: dict[int, Any] = {id(each): _alias(each) for each in model.parameters() if type(each) is nn.Parameter}
-    memo |= {id(each): each.detach().clone() for each in model.buffers() if type(each) is Tensor}
+    memo: dict[int, Any] = {
+        id(parameter): _alias(parameter) for parameter in model.parameters() if type(parameter) is nn.Parameter
+    }
+    memo |= {id(buffer): buffer.detach().clone() for buffer in model.buffers() if type(buffer) is Tensor}
     return deep_copy(model, memo)
 
 
@@ -60,14 +62,14 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return memo[id(value)]
     if kind in (dict, OrderedDict):
         made = memo[id(value)] = kind()
-        for name, each in value.items():
-            made[_copied(name, memo)] = _copied(each, memo)
+        for name, item in value.items():
+            made[_copied(name, memo)] = _copied(item, memo)
         return made
     if not isinstance(value, nn.Module) or not _is_usual(kind):
         return copy.deepcopy(value, memo)
     made = memo[id(value)] = kind.__new__(kind)
-    for name, each in value.__dict__.items():
-        made.__dict__[name] = _copied(each, memo)
+    for name, item in value.__dict__.items():
+        made.__dict__[name] = _copied(item, memo)
     return made
 
 
@@ -78,7 +80,7 @@ def _is_usual(kind: type) -> bool:
     """Whether a class of modules leaves to torch how its modules are copied."""
     if kind not in _USUAL:
         _USUAL[kind] = all(getattr(kind, name, None) == getattr(nn.Module, name, None) for name in _OWN_COPY)
-        _USUAL[kind] &= not any("__slots__" in vars(each) for each in kind.__mro__[:-1])
+        _USUAL[kind] &= not any("__slots__" in vars(item) for item in kind.__mro__[:-1])
     return _USUAL[kind]
 
 
@@ -87,7 +89,7 @@ def versions(model: nn.Module) -> dict[str, int]:
 
     None for a model that casts its weights as it uses them: all casts would be there at once.
     """
-    return {} if is_layered(model) else {name: version(each) for name, each in model.named_parameters()}
+    return {} if is_layered(model) else {name: version(parameter) for name, parameter in model.named_parameters()}
 
 
 def version(tensor: Tensor) -> int:
@@ -105,9 +107,9 @@ def changes(used: nn.Module, before: nn.Module) -> str:
 
     Parameters, buffers and attributes are named: "attribute calls (2 where 0 was)".
     """
-    found = list(_changes(used, before))
-    more = [f"{len(found) - MANY} more"] if len(found) > MANY else []
-    return ", ".join(found[:MANY] + more)
+    result = list(_changes(used, before))
+    more = [f"{len(result) - MANY} more"] if len(result) > MANY else []
+    return ", ".join(result[:MANY] + more)
 
 
 def _changes(used: nn.Module, before: nn.Module) -> Iterator[str]:
@@ -122,7 +124,7 @@ def _changes(used: nn.Module, before: nn.Module) -> Iterator[str]:
             for name, tensor in dict(getattr(module, table)).items():
                 if not _equal(tensor, old.get(name)):
                     yield f"{what} {at}{name}"
-        old = {name: each for name, each in then[path].__dict__.items() if name not in _TABLES}
+        old = {name: item for name, item in then[path].__dict__.items() if name not in _TABLES}
         for name, value in module.__dict__.items():
             former = old.get(name, getattr(type(module), name, _ABSENT))
             if name not in _TABLES and not _equal(value, former):
@@ -153,7 +155,7 @@ def _equal(value: Any, old: Any, depth: int = 0) -> bool:
     if isinstance(value, Mapping):
         return value.keys() == old.keys() and all(_equal(value[name], old[name], depth + 1) for name in value)
     if isinstance(value, (list, tuple)):
-        return len(value) == len(old) and all(_equal(*each, depth + 1) for each in zip(value, old))
+        return len(value) == len(old) and all(_equal(*item, depth + 1) for item in zip(value, old))
     if isinstance(value, torch.Generator):
         return torch.equal(value.get_state(), old.get_state())
     if isinstance(value, random.Random):

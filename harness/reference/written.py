@@ -27,7 +27,7 @@ class Written:
 
     def after(self, returned: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the model returned, and after it what it wrote; a name that both have is that of what it returned."""
-        return returned | {name: each for name, each in self.outputs.items() if name not in returned}
+        return returned | {name: output for name, output in self.outputs.items() if name not in returned}
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def watching(
     """  # fmt: skip
     written = Written()
     looked_at = dict(model.named_buffers()) if buffers is None or buffers or restore else {}
-    old = {name: each.detach().clone() for name, each in looked_at.items()}
+    old = {name: tensor.detach().clone() for name, tensor in looked_at.items()}
     yield written
     now = dict(model.named_buffers()) if looked_at else {}
     written.outputs |= _chosen(BUFFER, now, old, buffers)
@@ -67,10 +67,10 @@ def _chosen(
     kind: str, now: dict[str, Tensor], old: dict[str, Tensor], names: Collection[str] | None
 ) -> dict[str, Tensor]:
     chosen = {}
-    for name, each in now.items():
-        wanted = _differs(each, old.get(name)) if names is None else f"{kind} {name}".rstrip() in names
-        if wanted and each.is_floating_point():
-            chosen[f"{kind} {name}".rstrip()] = each.detach().clone()
+    for name, tensor in now.items():
+        wanted = _differs(tensor, old.get(name)) if names is None else f"{kind} {name}".rstrip() in names
+        if wanted and tensor.is_floating_point():
+            chosen[f"{kind} {name}".rstrip()] = tensor.detach().clone()
     return chosen
 
 
@@ -83,8 +83,8 @@ def _differs(now: Tensor, old: Tensor | None) -> bool:
 
 def _named(given: Any) -> dict[str, Tensor]:
     """The dense tensors among inputs by key and position, "" for a bare one; whatever else there is, is left out."""
-    tensors = {name: each for name, each in leaves(given) if isinstance(each, Tensor)}
-    return {name: each for name, each in tensors.items() if each.layout == torch.strided}
+    tensors = {name: leaf for name, leaf in leaves(given) if isinstance(leaf, Tensor)}
+    return {name: tensor for name, tensor in tensors.items() if tensor.layout == torch.strided}
 
 
 def named(outputs: Collection[str], kinds: tuple[str, ...] = (BUFFER, INPUT)) -> frozenset[str]:

@@ -57,5 +57,5 @@ def chinese(text: str) -> str:
 MARKS = {".": "。", ";": "；", ",": "，", ":": "："}
 
 
-def _filled(said: str, found: re.Match[str]) -> str:
-    return re.sub(r"\{([a-zA-Z])\}", lambda name: found[name[1]], said)
+def _filled(said: str, result: re.Match[str]) -> str:
+    return re.sub(r"\{([a-zA-Z])\}", lambda name: result[name[1]], said)

@@ -61,10 +61,10 @@ class Report:
     @property
     def headline(self) -> dict[str, int]:
         """How many rows ended in each status, how many are NEW, and where there are some, how many fail as known."""
-        found = {status.value: sum(each.status is status for each in self.rows) for status in Status}
-        found[Mark.NEW.value] = sum(Mark.NEW in each.marks for each in self.rows)
-        known = sum(Mark.KNOWN in each.marks for each in self.rows)
-        return found | ({Mark.KNOWN.value: known} if known else {})
+        result = {status.value: sum(row.status is status for row in self.rows) for status in Status}
+        result[Mark.NEW.value] = sum(Mark.NEW in row.marks for row in self.rows)
+        known = sum(Mark.KNOWN in row.marks for row in self.rows)
+        return result | ({Mark.KNOWN.value: known} if known else {})
 
     @property
     def outcome(self) -> Outcome:
@@ -89,7 +89,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return self.head() | {"rows": [each.to_dict() for each in self.rows]}
+        return self.head() | {"rows": [row.to_dict() for row in self.rows]}
 
     def __str__(self) -> str:
         return f"{len(self.rows)} rows on {self.stack.get('device')} ({self.backend})"
@@ -116,7 +116,7 @@ def build(
     shard: str | None = None,
 ) -> Report:
     """The report of these rows, made now."""
-    timed = tuple(each if isinstance(each, Timed) else Timed(**each) for each in performance)
+    timed = tuple(item if isinstance(item, Timed) else Timed(**item) for item in performance)
     return Report(created=now(), backend=backend, stack=stack, rows=tuple(rows), performance=timed, shard=shard)
 
 

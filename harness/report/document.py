@@ -124,7 +124,7 @@ def _lines_of(block: Block) -> int:
 def _cut(block: Block, count: int, left_out: str) -> str:
     """A block whose tables and lists have at most `count` rows or items, as markdown, and what is left out."""
     if isinstance(block, Folded):
-        return _folded(block.summary, [_cut(each, count, left_out) for each in block.blocks])
+        return _folded(block.summary, [_cut(item, count, left_out) for item in block.blocks])
     more = _lines_of(block) - count
     if more <= 0:
         return _markdown(block)
@@ -185,5 +185,5 @@ def escaped(text: str) -> str:
 
 def _at_the_start(text: str) -> str:
     """Text at the start of a line, where a few signs would begin a heading, a quotation or a list."""
-    found = _BLOCK.match(text)
-    return text if found is None else f"{text[: found.end() - 1]}\\{text[found.end() - 1 :]}"
+    result = _BLOCK.match(text)
+    return text if result is None else f"{text[: result.end() - 1]}\\{text[result.end() - 1 :]}"

@@ -123,17 +123,17 @@ def stem_of(name: str) -> str:
 
 def safe_of(name: str) -> str:
     """A name with "_" for what a file's name may not have everywhere; several names may give one."""
-    return "".join(each if each.isalnum() or each in "-_." else "_" for each in name)
+    return "".join(item if item.isalnum() or item in "-_." else "_" for item in name)
 
 
 def write_pairs(pairs: Sequence[NamedVerdict], path: Path) -> None:
     """Write what was measured of pairs of tensors, at full precision: name, status, reasons and numbers of each."""
     rows = [
-        row(test=each.name, case=each.name, dtype=None, seed=None, verdict=each.verdict).to_dict() for each in pairs
+        row(test=pair.name, case=pair.name, dtype=None, seed=None, verdict=pair.verdict).to_dict() for pair in pairs
     ]
     kept = [
-        {name: value for name, value in each.items() if value is not None and name not in ("test", "dtype", "seed")}
-        for each in rows
+        {name: value for name, value in item.items() if value is not None and name not in ("test", "dtype", "seed")}
+        for item in rows
     ]
     write_text(path, json.dumps({"schema": PAIRS, "pairs": kept}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -162,10 +162,10 @@ def load(path: Path) -> Report:
         raise HarnessError(
             f"{path} is not a report: it is not JSON ({error}); `pytest -k precision` writes one"
         ) from None
-    found = stored.get("schema") if isinstance(stored, dict) else None
-    if found != SCHEMA:
+    result = stored.get("schema") if isinstance(stored, dict) else None
+    if result != SCHEMA:
         raise HarnessError(
-            f"{path} has schema {found if found is None else named(found)} where {SCHEMA!r} was expected; "
+            f"{path} has schema {result if result is None else named(result)} where {SCHEMA!r} was expected; "
             "write it again with this version"
         )
     missing = sorted({"created", "backend", "headline", "stack", "rows", "performance"} - stored.keys())
@@ -175,7 +175,7 @@ def load(path: Path) -> Report:
         read = read_fields(stored, READERS, set())
     except Mismatch as error:
         raise HarnessError(f"{path}: {error}; write it again with `pytest -k precision`") from None
-    rows = tuple(Row.from_dict(each, f"{path}: row {number}") for number, each in enumerate(stored["rows"], 1))
+    rows = tuple(Row.from_dict(item, f"{path}: row {number}") for number, item in enumerate(stored["rows"], 1))
     return Report(rows=rows, **{name: value for name, value in read.items() if name not in DERIVED})
 
 

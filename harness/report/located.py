@@ -16,8 +16,8 @@ RANKED = 10
 
 def located(finding: Any, repro: Any = None, picture: str | None = None) -> Located:
     """A finding as a row of the report holds it; `picture` is a file beside the report."""
-    names = [each.name for each in fields(Ranked)]
-    kept = tuple(Ranked(**{name: getattr(each, name) for name in names}) for each in finding.ranking(RANKED))
+    names = [field.name for field in fields(Ranked)]
+    kept = tuple(Ranked(**{name: getattr(item, name) for name in names}) for item in finding.ranking(RANKED))
     shown = None
     if repro is not None:
         shown = Shown(
@@ -39,13 +39,13 @@ def found_blocks(kept: Located, words: Mapping[str, str] = EN) -> list[Block]:
     first.
     """
     rows = []
-    for each in kept.ranking:
-        shape = "x".join(map(str, each.shape)) or "scalar"
-        numbers = (difference(each.own), times(each.ratio), difference(each.inherited))
-        why = told(each.cause or (each.reasons or [each.note or MISSING])[0], words)
-        rows.append((each.module or MISSING, each.operator, each.place, each.dtype, shape, *numbers, why))
+    for item in kept.ranking:
+        shape = "x".join(map(str, item.shape)) or "scalar"
+        numbers = (difference(item.own), times(item.ratio), difference(item.inherited))
+        why = told(item.cause or (item.reasons or [item.note or MISSING])[0], words)
+        rows.append((item.module or MISSING, item.operator, item.place, item.dtype, shape, *numbers, why))
     columns = ("module", "operator", "line", "dtype", "shape", "own", "own_ratio", "inherited", "cause")
-    named = tuple(words.get(f"located_{each}", each) for each in columns)
+    named = tuple(words.get(f"located_{column}", column) for column in columns)
     table = Table(columns=named, rows=tuple(rows), numbers_from=5, numbers_to=8)
     blocks: list[Block] = [Text(text=told(kept.said, words), strong=True), *([table] if rows else [])]
     repro = kept.repro

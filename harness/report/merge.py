@@ -37,7 +37,7 @@ def merge(reports: Mapping[Path, Report], *, different_stacks: bool = False) -> 
             f"{path} was measured on another stack than {next(iter(reports))}: {'; '.join(said)}; "
             "--different-stacks merges them all the same"
         )
-    performance = tuple(each for report in reports.values() for each in report.performance)
+    performance = tuple(item for report in reports.values() for item in report.performance)
     created = max(report.created for report in reports.values())
     return replace(first, created=created, rows=tuple(rows), performance=performance, shard=None)
 

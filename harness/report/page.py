@@ -86,7 +86,7 @@ def page(report: Report, lang: str, folder: Path | None) -> str:
     """The whole page; the pictures that the report names are read from `folder`."""
     words = LANGUAGES[lang]
     failed = failed_first(report.rows)
-    parts = [f'<p class="warning">{_text(each)}</p>' for each in warnings_of(report, words)]
+    parts = [f'<p class="warning">{_text(warning)}</p>' for warning in warnings_of(report, words)]
     parts.append(f"<h1>{_text(title_of(report, words))}</h1>")
     if report.stack.get("device"):
         parts.append(f"<p>{_text(stack_line(report))}</p>")
@@ -124,7 +124,7 @@ def _text(text: str) -> str:
 
 def _filter(rows: Sequence[Row], words: Mapping[str, str]) -> str:
     def choice(name: str, label: str, values: Iterable[str]) -> str:
-        options = "".join(f"<option>{_text(each)}</option>" for each in dict.fromkeys(values))
+        options = "".join(f"<option>{_text(fromkey)}</option>" for fromkey in dict.fromkeys(values))
         return f'<label>{label} <select id="{name}"><option value="">–</option>{options}</select></label>'
 
     statuses = choice("status", words["status"], (row.status.value for row in failed_first(rows) + list(rows)))
@@ -143,14 +143,14 @@ def _rows(report: Report, failed: Sequence[Row], words: Mapping[str, str]) -> st
     numbers = [words["seed"], "max_diff", "mean_diff", "cos_sim", words["forecast_ratio"]]
     more = [words["bits"], "rel_l2", words["to_golden"], words["cpu_to_golden"]]
     more += [words["top1"]] if decided else []
-    head = "".join(f"<th>{_text(each)}</th>" for each in texts) + _cells("th", numbers)
+    head = "".join(f"<th>{_text(text)}</th>" for text in texts) + _cells("th", numbers)
     head += (f"<th>{words['reason']}</th>" if failed else "") + _cells("th", more)
     body = "\n".join(_row(row, places.get(id(row)), decided, bool(failed), words) for row in rows)
     return f'<div class="box"><table id="rows"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def _cells(tag: str, numbers: Iterable[str]) -> str:
-    return "".join(f'<{tag} class="number">{_text(each)}</{tag}>' for each in numbers)
+    return "".join(f'<{tag} class="number">{_text(item)}</{tag}>' for item in numbers)
 
 
 def _row(row: Row, place: int | None, decided: bool, reasons: bool, words: Mapping[str, str]) -> str:
@@ -182,7 +182,7 @@ def _failures(failed: Sequence[Row], words: Mapping[str, str], folder: Path | No
     parts = [f"<h2>{_text(words['not_passed'])}</h2>"]
     for place, row in enumerate(failed):
         parts.append(f'<section id="row{place}"><h3 class="{row.status}">{_text(f"{row.status} {row.name}")}</h3>')
-        blocks: list[Block] = [Text(text=row.test), Bullets(items=tuple(told(each, words) for each in row.reasons))]
+        blocks: list[Block] = [Text(text=row.test), Bullets(items=tuple(told(reason, words) for reason in row.reasons))]
         if row.located is not None:
             blocks += found_blocks(row.located, words)
         pictured = place < PICTURED
@@ -224,7 +224,7 @@ def _block(block: Block, folder: Path | None) -> str:
 
 def _table(table: Table) -> str:
     kinds = [' class="number"' if side == "right" else "" for side in table.alignment()]
-    head = "".join(f"<th{kind}>{_text(each)}</th>" for kind, each in zip(kinds, table.columns))
+    head = "".join(f"<th{kind}>{_text(column)}</th>" for kind, column in zip(kinds, table.columns))
     rows = "".join(
         "<tr>" + "".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(kinds, row)) + "</tr>"
         for row in table.rows

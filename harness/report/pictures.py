@@ -17,8 +17,8 @@ def depth_picture(finding: Any) -> str:
     """The error over the operators of a forward, as SVG: with the CPU's inputs (own) and with the device's (what it
     inherits included).
     """
-    series = {"own": [each.own for each in finding.steps], "inherited": [each.inherited for each in finding.steps]}
-    values = [value for each in series.values() for value in each if 0 < value < math.inf]
+    series = {"own": [step.own for step in finding.steps], "inherited": [step.inherited for step in finding.steps]}
+    values = [value for item in series.values() for value in item if 0 < value < math.inf]
     low, high = (math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))) if values else (-8, 0)
     high = max(high, low + 1)
     count = max(len(finding.steps) - 1, 1)
@@ -49,12 +49,12 @@ def depth_picture(finding: Any) -> str:
             if value == value and value > 0
         )
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}"/>')
-    for each in finding.steps:
-        if each.bad:
-            x, y = at(each.number, each.own)
+    for step in finding.steps:
+        if step.bad:
+            x, y = at(step.number, step.own)
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="red"><title>'
-                f"{escape(visible(f'{each.number}: {each.module} {each.operator}'))}</title></circle>"
+                f"{escape(visible(f'{step.number}: {step.module} {step.operator}'))}</title></circle>"
             )
     parts.append(
         f'<text x="{MARGIN}" y="16">relative L2 difference to the CPU over {len(finding.steps)} operators: <tspan '

@@ -53,7 +53,7 @@ def plot_history(reports: Sequence[Report], error_of: Callable[[Row], float], pa
     series = {
         name: points
         for name, points in _series(reports, error_of).items()
-        if sum(each is not None for each in points) > 1
+        if sum(point is not None for point in points) > 1
     }
     if not series:
         raise HarnessError("--plot: no case has an error in two of the reports, so there is nothing to draw")
@@ -80,7 +80,7 @@ def _draw(axis: Any, name: tuple[str, str], points: list[Point | None], labels: 
     axis.plot(at, means, marker="o")
     failed = [(index, point.mean) for index, point in there if point.failed]
     axis.plot([index for index, _ in failed], [mean for _, mean in failed], "x", color="red", markersize=10)
-    axis.set_title(", ".join(each for each in name if each), fontsize=8)
+    axis.set_title(", ".join(item for item in name if item), fontsize=8)
     axis.set_xticks(range(len(labels)), labels, fontsize=7, rotation=20, ha="right")
     axis.set_yscale("log")
     axis.set_ylim(min(point.least for _, point in there) / 1.5, max(point.largest for _, point in there) * 1.5)
@@ -89,7 +89,7 @@ def _draw(axis: Any, name: tuple[str, str], points: list[Point | None], labels: 
 
 def _series(reports: Sequence[Report], error_of: Callable[[Row], float]) -> dict[tuple[str, str], list[Point | None]]:
     """For each case and dtype a point per report; None where there is none."""
-    found: dict[tuple[str, str], list[Point | None]] = {}
+    result: dict[tuple[str, str], list[Point | None]] = {}
     for index, report in enumerate(reports):
         groups: dict[tuple[str, str], list[tuple[float, bool]]] = {}
         for row in report.rows:
@@ -99,10 +99,10 @@ def _series(reports: Sequence[Report], error_of: Callable[[Row], float]) -> dict
         for name, rows in groups.items():
             errors = [error for error, _ in rows]
             mean = math.exp(sum(map(math.log, errors)) / len(errors))
-            found.setdefault(name, [None] * len(reports))[index] = Point(
+            result.setdefault(name, [None] * len(reports))[index] = Point(
                 least=min(errors), mean=mean, largest=max(errors), failed=any(bad for _, bad in rows)
             )
-    return found
+    return result
 
 
 def _spread(points: list[Point | None]) -> float:
@@ -115,7 +115,7 @@ def _labels(reports: Sequence[Report]) -> list[str]:
     names = [
         name
         for name in ("torch_npu", "cann", "torch", "driver")
-        if len({str(each.stack.get(name)) for each in reports}) > 1
+        if len({str(item.stack.get(name)) for item in reports}) > 1
     ]
     return [
         "\n".join(f"{name} {report.stack.get(name)}" for name in names) or f"run {number}"

@@ -64,9 +64,9 @@ def _tolerance(row: Row, preset: str | None) -> Tolerance:
         ) from None
 
 
-def verdicts_text(found: Iterable[tuple[Row, Verdict]], *, title: str) -> str:
+def verdicts_text(result: Iterable[tuple[Row, Verdict]], *, title: str) -> str:
     """Verdicts as a markdown table, with what was stored beside, and the reasons of those that do not pass."""
-    found = list(found)
+    result = list(result)
     columns = (
         "test",
         "dtype",
@@ -80,7 +80,7 @@ def verdicts_text(found: Iterable[tuple[Row, Verdict]], *, title: str) -> str:
         "result",
     )
     rows = []
-    for row, verdict in found:
+    for row, verdict in result:
         numbers = verdict.comparison
         cells = (
             [difference(getattr(numbers, name)) for name in ("max_diff", "mean_diff")]
@@ -92,7 +92,7 @@ def verdicts_text(found: Iterable[tuple[Row, Verdict]], *, title: str) -> str:
         cells.append(MISSING if held is None else times(held.ratios()["forecast_ratio"]))
         identity = (row.test, row.dtype or MISSING, MISSING if row.seed is None else str(row.seed))
         rows.append((*identity, *cells, row.status, _result(verdict)))
-    return _text(title, columns, rows, 3, [(row.test, verdict) for row, verdict in found])
+    return _text(title, columns, rows, 3, [(row.test, verdict) for row, verdict in result])
 
 
 class NamedVerdict(Protocol):
@@ -105,12 +105,12 @@ class NamedVerdict(Protocol):
     def verdict(self) -> Verdict: ...
 
 
-def pairs_text(found: Iterable[NamedVerdict], *, title: str, notes: Iterable[str] = ()) -> str:
+def pairs_text(result: Iterable[NamedVerdict], *, title: str, notes: Iterable[str] = ()) -> str:
     """Pairs of tensors as a markdown table, the reasons of those that do not pass, and notes.
 
     The first pair that does not pass is the last line.
     """
-    found = list(found)
+    result = list(result)
     columns = (
         "name",
         "dtype",
@@ -125,7 +125,7 @@ def pairs_text(found: Iterable[NamedVerdict], *, title: str, notes: Iterable[str
         "result",
     )
     rows = []
-    for pair in found:
+    for pair in result:
         numbers = pair.verdict.comparison
         if numbers is None:
             rows.append((pair.name, *[MISSING] * (len(columns) - 2), _result(pair.verdict)))
@@ -140,29 +140,31 @@ def pairs_text(found: Iterable[NamedVerdict], *, title: str, notes: Iterable[str
         rows.append(
             (pair.name, numbers.dtype, "x".join(map(str, numbers.shape)) or "scalar", *cells, _result(pair.verdict))
         )
-    text = _text(title, columns, rows, 3, [(pair.name, pair.verdict) for pair in found])
+    text = _text(title, columns, rows, 3, [(pair.name, pair.verdict) for pair in result])
     said: list[Block] = [Bullets(items=tuple(notes))] if (notes := tuple(notes)) else []
-    first = next((pair for pair in found if not pair.verdict.passed), None)
+    first = next((pair for pair in result if not pair.verdict.passed), None)
     if first is not None:
         said.append(Text(text=f"first that differs: {first.name}: {first.verdict.reasons[0]}"))
     return f"{text}\n\n{to_markdown(said)}".rstrip("\n") if said else text
 
 
-def upgrade_text(found: Any, *, title: str, every: bool = False) -> str:
+def upgrade_text(result: Any, *, title: str, every: bool = False) -> str:
     """An upgrade as markdown for a pull request, never longer than a comment may be: counts, what changed in the stack,
     and each row that changed, the worst first; IDENTICAL ones when `every`.
     """
-    counted = ", ".join(f"{count} {kind}" for kind, count in found.counts().items()) or "nothing to compare"
-    blocks: list[Block] = [Text(text=f"{'✅' if found.passed else '❌'} {title}: {counted}", strong=True)]
-    blocks += [Bullets(items=found.notes)] if found.notes else []
-    if found.stack:
-        changed = tuple((name, _shown(before), _shown(after)) for name, before, after in found.stack)
+    counted = ", ".join(f"{count} {kind}" for kind, count in result.counts().items()) or "nothing to compare"
+    blocks: list[Block] = [Text(text=f"{'✅' if result.passed else '❌'} {title}: {counted}", strong=True)]
+    blocks += [Bullets(items=result.notes)] if result.notes else []
+    if result.stack:
+        changed = tuple((name, _shown(before), _shown(after)) for name, before, after in result.stack)
         blocks.append(Table(columns=("changed", "before", "after"), rows=changed))
-        if found.effects:
-            blocks += [Text(text="Of these, what changes numbers by itself:"), Bullets(items=found.effects)]
+        if result.effects:
+            blocks += [Text(text="Of these, what changes numbers by itself:"), Bullets(items=result.effects)]
     else:
         blocks.append(Text(text="The two stacks are the same."))
-    rows = tuple(_transition(each) for each in found.transitions if every or each.kind != "IDENTICAL")
+    rows = tuple(
+        _transition(transition) for transition in result.transitions if every or transition.kind != "IDENTICAL"
+    )
     if rows:
         columns = (
             "transition",
@@ -192,7 +194,7 @@ def _transition(each: Any) -> tuple[str, ...]:
 def _shown(value: Any) -> str:
     if value is None:
         return MISSING
-    return ", ".join(f"{name}={each}" for name, each in value.items()) if isinstance(value, Mapping) else str(value)
+    return ", ".join(f"{name}={item}" for name, item in value.items()) if isinstance(value, Mapping) else str(value)
 
 
 def _result(verdict: Verdict) -> str:

@@ -119,9 +119,9 @@ class Proof:
 
 
 NUMBERS = tuple(
-    each.name for each in fields(Numbers) if each.name not in ("shape", "actual_dtype", *QUANTILES)
+    item.name for item in fields(Numbers) if item.name not in ("shape", "actual_dtype", *QUANTILES)
 )  # of a Comparison, in the order of the row
-RATIOS = tuple(each.name for each in fields(Ratios))
+RATIOS = tuple(item.name for item in fields(Ratios))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,13 +219,13 @@ class Row(Numbers, Ratios, Proof):
         cls, verdict: Verdict, *, test: str, case: str, dtype: str | None, seed: int | None, known: Any = None
     ) -> Row:
         """The row of a verdict; `known` is the entry of the known failures that speaks of it."""
-        found, tolerance = verdict.comparison, verdict.tolerance
+        result, tolerance = verdict.comparison, verdict.tolerance
         several = verdict.comparisons if len(verdict.comparisons) > 1 else {}
-        numbers = {} if found is None else _numbers(found)
+        numbers = {} if result is None else _numbers(result)
         evidence = (
             {}
             if verdict.evidence is None
-            else {each.name: getattr(verdict.evidence, each.name) for each in fields(Evidence)}
+            else {item.name: getattr(verdict.evidence, item.name) for item in fields(Evidence)}
         )
         return cls(
             test=test,
@@ -236,7 +236,7 @@ class Row(Numbers, Ratios, Proof):
             marks=tuple(verdict.marks),
             reasons=tuple(map(str, verdict.reasons)),
             criteria=tuple(reason.criterion for reason in verdict.reasons),
-            outputs={name: Numbers(**_numbers(each)) for name, each in several.items()},
+            outputs={name: Numbers(**_numbers(item)) for name, item in several.items()},
             comparisons=verdict.comparisons,
             references=verdict.references,
             decisions=verdict.decisions,
@@ -253,7 +253,7 @@ class Row(Numbers, Ratios, Proof):
     @functools.cached_property
     def status(self) -> Status:
         """PASS, FAIL, REGRESSED, ERROR or SKIPPED, from the reasons."""
-        return status_of([leads_to(each) for each in self.criteria], compared=self.rel_l2 is not None)
+        return status_of([leads_to(item) for item in self.criteria], compared=self.rel_l2 is not None)
 
     @property
     def is_bad(self) -> bool:
@@ -264,7 +264,7 @@ class Row(Numbers, Ratios, Proof):
     def name(self) -> str:
         """What tells it from other rows: "mine float32 seed 42"."""
         parts = (self.case, self.dtype, None if self.seed is None else f"seed {self.seed}")
-        return " ".join(str(each) for each in parts if each is not None)
+        return " ".join(str(part) for part in parts if part is not None)
 
     @property
     def key(self) -> tuple[str, str | None, int | None]:
@@ -279,8 +279,8 @@ class Row(Numbers, Ratios, Proof):
     @property
     def error(self) -> float:
         """The error that is followed: relative L2 to float64, else to the CPU. NaN where the row holds no numbers."""
-        found = self.rel_l2 if self.golden_rel_l2 is None else self.golden_rel_l2
-        return math.nan if found is None else found
+        result = self.rel_l2 if self.golden_rel_l2 is None else self.golden_rel_l2
+        return math.nan if result is None else result
 
     def because(self, criterion: str, text: str) -> Row:
         """The same row with one more reason."""
@@ -291,9 +291,9 @@ class Row(Numbers, Ratios, Proof):
     def to_dict(self) -> dict[str, Any]:
         """As a file holds it: flat, JSON-able, every number at full precision."""
         held = {
-            each.name: to_json(getattr(self, each.name))
-            for each in fields(self)
-            if each.name not in ("comparisons", "references")
+            item.name: to_json(getattr(self, item.name))
+            for item in fields(self)
+            if item.name not in ("comparisons", "references")
         }
         held |= {
             "status": self.status.value,
@@ -308,8 +308,8 @@ class Row(Numbers, Ratios, Proof):
         if held is None:
             return kept
         kept |= {name: _whole(each) for name in SIDES if (each := getattr(held, name)) is not None}
-        beside = {each.name: getattr(held, each.name) for each in fields(References) if each.name not in SIDES}
-        rest: dict[str, Any] = to_json({name: each for name, each in beside.items() if name not in LATER or each})
+        beside = {item.name: getattr(held, item.name) for item in fields(References) if item.name not in SIDES}
+        rest: dict[str, Any] = to_json({name: item for name, item in beside.items() if name not in LATER or item})
         return kept | rest
 
     def _decided(self) -> dict[str, Any] | None:
@@ -340,13 +340,13 @@ class Row(Numbers, Ratios, Proof):
     @classmethod
     def from_json(cls, stored: Any) -> Row:
         """As `from_dict`. Raises: Mismatch."""
-        found = read_fields(stored, _READERS, NEEDED)
-        status = found.pop("status")
-        measured = found.pop("measured", {})
-        comparisons = {name: each.comparison for name, each in measured.items()}
-        references = {name: each.references for name, each in measured.items() if each.references is not None}
-        found |= _reasons(found, status)
-        row = cls(**found, comparisons=comparisons, references=references)
+        result = read_fields(stored, _READERS, NEEDED)
+        status = result.pop("status")
+        measured = result.pop("measured", {})
+        comparisons = {name: item.comparison for name, item in measured.items()}
+        references = {name: item.references for name, item in measured.items() if item.references is not None}
+        result |= _reasons(result, status)
+        row = cls(**result, comparisons=comparisons, references=references)
         if row.status is not status:
             raise Mismatch(status.value, f"{row.status}, to which its reasons and numbers lead,").within("status")
         return row
@@ -362,24 +362,24 @@ def by_key(rows: Iterable[Row], where: str = "") -> dict[tuple[str, str | None, 
 
     Raises: HarnessError, naming both tests, where two rows have one: the second would hide the first.
     """
-    found: dict[tuple[str, str | None, int | None], Row] = {}
-    for each in rows:
-        first = found.setdefault(each.key, each)
-        if first is not each:
-            raise HarnessError(f"{where}{twice(first, each)}")
-    return found
+    result: dict[tuple[str, str | None, int | None], Row] = {}
+    for item in rows:
+        first = result.setdefault(item.key, item)
+        if first is not item:
+            raise HarnessError(f"{where}{twice(first, item)}")
+    return result
 
 
 def without_twins(rows: Iterable[Row]) -> dict[int, Row]:
     """What becomes of rows that share a name with another row, by the id of the row: an ERROR that names both tests."""
     groups: dict[tuple[str, str | None, int | None], list[Row]] = {}
-    for each in rows:
-        groups.setdefault(each.key, []).append(each)
-    found = {}
+    for item in rows:
+        groups.setdefault(item.key, []).append(item)
+    result = {}
     for several in groups.values():
-        for each, other in zip(several, [*several[1:], several[0]] if len(several) > 1 else ()):
-            found[id(each)] = _not_known(each).because("run", twice(each, other))
-    return found
+        for item, other in zip(several, [*several[1:], several[0]] if len(several) > 1 else ()):
+            result[id(item)] = _not_known(item).because("run", twice(item, other))
+    return result
 
 
 def without_repeats(rows: Iterable[Row]) -> dict[int, Row]:
@@ -389,19 +389,19 @@ def without_repeats(rows: Iterable[Row]) -> dict[int, Row]:
     generator. Where the model itself draws, the outputs differ.
     """
     first: dict[tuple[str, str | None, str, str], Row] = {}
-    found = {}
-    for each in rows:
-        if each.inputs_sha256 is None or each.expected_sha256 is None:
+    result = {}
+    for item in rows:
+        if item.inputs_sha256 is None or item.expected_sha256 is None:
             continue
-        other = first.setdefault((each.case, each.dtype, each.inputs_sha256, each.expected_sha256), each)
-        if other.seed != each.seed:
+        other = first.setdefault((item.case, item.dtype, item.inputs_sha256, item.expected_sha256), item)
+        if other.seed != item.seed:
             text = (
                 f"it has the same inputs as {_seed_text(other.seed)}, so it measures nothing new: inputs() "
                 "does not draw from its "
                 "generator; let it, or run the case with one seed"
             )
-            found[id(each)] = _not_known(each).because("run", text)
-    return found
+            result[id(item)] = _not_known(item).because("run", text)
+    return result
 
 
 def _not_known(row: Row) -> Row:
@@ -429,12 +429,12 @@ def row(*, test: str, case: str, dtype: str | None, seed: int | None, verdict: V
     return Row.of(verdict, test=test, case=case, dtype=dtype, seed=seed, known=known)
 
 
-def _numbers(found: Comparison) -> dict[str, Any]:
+def _numbers(result: Comparison) -> dict[str, Any]:
     """What a Comparison measured, as the row holds it."""
-    named = {name: getattr(found, name) for name in NUMBERS} | {
-        name: found.quantile(share) for name, share in QUANTILES.items()
+    named = {name: getattr(result, name) for name in NUMBERS} | {
+        name: result.quantile(share) for name, share in QUANTILES.items()
     }
-    return {"shape": found.shape, "actual_dtype": found.dtype, **named}
+    return {"shape": result.shape, "actual_dtype": result.dtype, **named}
 
 
 def _ratios(verdict: Verdict) -> dict[str, Any]:
@@ -460,12 +460,12 @@ def _allowed(verdict: Verdict) -> dict[str, float]:
     """Every limit that was judged by, its preset's included: the loosest of all outputs. What hangs on the numbers of
     the run is left out.
     """
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for check in checks_of(verdict):
         if check.name != "flip_margin":
             loosest = min if check.name in AT_LEAST else max
-            found[check.name] = loosest(check.limit, found.get(check.name, check.limit))
-    return found
+            result[check.name] = loosest(check.limit, result.get(check.name, check.limit))
+    return result
 
 
 # -------- stored rows
@@ -483,7 +483,7 @@ ORDER = (  # of the names of a row in JSON
     "marks",
     "reasons",
     "criteria",
-    *(each.name for each in fields(Numbers)),
+    *(item.name for item in fields(Numbers)),
     "outputs",
     *RATIOS,
     "measured",
@@ -495,7 +495,7 @@ ORDER = (  # of the names of a row in JSON
     "allowed",
     "limits_reason",
     "decisions",
-    *(each.name for each in fields(Evidence)),
+    *(item.name for item in fields(Evidence)),
 )
 NEEDED = {
     "test",
@@ -537,18 +537,18 @@ class Measured:
         return schema
 
 
-def _whole(found: Comparison) -> dict[str, Any]:
-    held = {each.name: to_json(getattr(found, each.name)) for each in fields(Comparison) if each.name != "histogram"}
+def _whole(result: Comparison) -> dict[str, Any]:
+    held = {item.name: to_json(getattr(result, item.name)) for item in fields(Comparison) if item.name != "histogram"}
     held = {name: value for name, value in held.items() if name not in WHERE_KNOWN or value}
-    return held | {"histogram": " ".join(f"{number}:{count}" for number, count in found.histogram)}
+    return held | {"histogram": " ".join(f"{number}:{count}" for number, count in result.histogram)}
 
 
 # What a Comparison must hold to be read: shapes, dtypes and counts. A number that an older version did not measure
 # reads as NaN, so that it fails whatever is judged by it; a place reads as None.
-WHOLE = {each.name for each in fields(Comparison) if each.default is MISSING or type(each.default) is int}
+WHOLE = {item.name for item in fields(Comparison) if item.default is MISSING or type(item.default) is int}
 WHERE_KNOWN = ("unsettled",)  # is written where it is not zero, and zero where it is absent
 _NOT_MEASURED = {
-    each.name: math.nan for each in fields(Comparison) if type(each.default) is float and each.name not in WHERE_KNOWN
+    item.name: math.nan for item in fields(Comparison) if type(item.default) is float and item.name not in WHERE_KNOWN
 }
 
 
@@ -564,11 +564,11 @@ def _histogram(text: Any) -> tuple[tuple[int, int], ...]:
 
 
 def _limits(value: Any) -> dict[str, float]:
-    found: dict[str, float] = reader_of(Mapping[str, Size])(value)
-    unknown = [name for name in found if name not in LIMITS]
+    result: dict[str, float] = reader_of(Mapping[str, Size])(value)
+    unknown = [name for name in result if name not in LIMITS]
     if unknown:
         raise Mismatch(named(unknown[0]), f"one of {', '.join(LIMITS)} (a newer version may have written it)")
-    return found
+    return result
 
 
 def _preset(value: Any) -> str:
@@ -592,16 +592,16 @@ def _decisions(value: Any) -> Decisions | None:
     """Decisions, also of a version that kept the shares of right ones in place of their counts."""
     if value is None:
         return None
-    found: Decisions = reader_of(Decisions)(value)
+    result: Decisions = reader_of(Decisions)(value)
 
     def counted(name: str, share_name: str, read: int | None) -> int | None:
         share: float | None = None if name in value else reader_of(Share | None)(value.get(share_name))
-        return read if share is None or not math.isfinite(share) else round(share * found.count)
+        return read if share is None or not math.isfinite(share) else round(share * result.count)
 
     return replace(
-        found,
-        correct_actual=counted("correct_actual", "accuracy", found.correct_actual),
-        correct_expected=counted("correct_expected", "expected_accuracy", found.correct_expected),
+        result,
+        correct_actual=counted("correct_actual", "accuracy", result.correct_actual),
+        correct_expected=counted("correct_expected", "expected_accuracy", result.correct_expected),
     )
 
 
@@ -622,9 +622,9 @@ _WHOLE_READERS = [
 _BESIDE = [(name, reader_of(kind)) for name, kind in fields_of(References).items() if name not in SIDES]
 
 
-def _reasons(found: Mapping[str, Any], status: Status) -> dict[str, tuple[str, ...]]:
+def _reasons(result: Mapping[str, Any], status: Status) -> dict[str, tuple[str, ...]]:
     """The reasons and their criteria, also of a file that kept no criteria, or as a baseline neither."""
-    reasons, criteria = found.get("reasons", ()), found.get("criteria")
+    reasons, criteria = result.get("reasons", ()), result.get("criteria")
     if criteria is None:
         leading = {
             Status.ERROR: "run",

@@ -91,11 +91,11 @@ def stacks_title(before: Report, after: Report) -> str:
     old, new = _stack_parts(before), _stack_parts(after)
     if old == new:
         return f"{', '.join(old)}, {before.created} → {after.created}"
-    return f"{', '.join(old)} → {', '.join(each for each in new if each not in old)}"
+    return f"{', '.join(old)} → {', '.join(item for item in new if item not in old)}"
 
 
 def _headline(report: Report, words: Mapping[str, str]) -> list[Block]:
-    blocks: list[Block] = [Text(text=each, strong=True) for each in warnings_of(report, words)]
+    blocks: list[Block] = [Text(text=warning, strong=True) for warning in warnings_of(report, words)]
     blocks.append(Heading(level=1, text=title_of(report, words)))
     if report.stack.get("device"):
         blocks.append(Text(text=stack_line(report)))
@@ -203,16 +203,16 @@ class _Group:
 
 
 def _groups(rows: Sequence[Row]) -> list[_Group]:
-    found = []
+    result = []
     for test, group in groupby(rows, key=lambda row: row.test.partition("[")[0]):
         of_test = list(group)
-        per_case = [list(each) for _, each in groupby(of_test, key=lambda row: (row.case, row.dtype))]
-        if len(per_case) >= MANY and all(len(each) == 1 for each in per_case):
-            found.append(_Group(title=test, rows=tuple(of_test), probes=True))
+        per_case = [list(item) for _, item in groupby(of_test, key=lambda row: (row.case, row.dtype))]
+        if len(per_case) >= MANY and all(len(item) == 1 for item in per_case):
+            result.append(_Group(title=test, rows=tuple(of_test), probes=True))
             continue
         cases = groupby(of_test, key=lambda row: row.case)
-        found += [_Group(title=case, rows=tuple(each), probes=False) for case, each in cases]
-    return found
+        result += [_Group(title=case, rows=tuple(item), probes=False) for case, item in cases]
+    return result
 
 
 def _accuracy(report: Report, words: Mapping[str, str]) -> list[Block]:
@@ -249,11 +249,11 @@ def _probes(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
         families.setdefault((row.case.partition(",")[0], row.dtype or MISSING), []).append(row)
     columns = (words["probe"], "dtype", words["rows"], words["worst_ratio"], words["fewest_bits"], words["result"])
     body = []
-    for (family, dtype), each in families.items():
-        ratio = _extreme(max, (row.forecast_ratio for row in each))
-        bits = _extreme(min, (row.effective_bits for row in each))
-        result = ", ".join(f"{count} {status}" for status, count in _statuses(each).items())
-        body.append((family, dtype, str(len(each)), times(ratio), number(bits, "{:.1f}"), result))
+    for (family, dtype), item in families.items():
+        ratio = _extreme(max, (row.forecast_ratio for row in item))
+        bits = _extreme(min, (row.effective_bits for row in item))
+        result = ", ".join(f"{count} {status}" for status, count in _statuses(item).items())
+        body.append((family, dtype, str(len(item)), times(ratio), number(bits, "{:.1f}"), result))
     summary = Table(columns=columns, rows=tuple(body), numbers_from=2)
     failed = [row for row in rows if row.is_bad]
     blocks: list[Block] = [_probes_table(failed, words)] if failed else []
@@ -273,7 +273,7 @@ def _statuses(rows: Sequence[Row]) -> dict[str, int]:
 def _probes_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
     """One row a case and dtype: single operators, whose effective bits say in which arithmetic they ran."""
     columns = ["case", "dtype", "max_diff", "cos_sim", "to_golden", "cpu_to_golden", "bits", "forecast_bits"]
-    columns = [words.get(each, each) for each in columns] + [words["forecast_ratio"]]
+    columns = [words.get(column, column) for column in columns] + [words["forecast_ratio"]]
     body = []
     for row in rows:
         cells = [str(row.case), row.dtype or MISSING, difference(row.max_diff), cosine(row.cos_sim)]
@@ -371,11 +371,11 @@ def _sentences(row: Row, words: Mapping[str, str]) -> list[str]:
     said += [words["forecast"].format(forecast=told(row.forecast, words))] if row.forecast else []
     said += [words["no_golden"].format(why=told(row.no_golden, words))] if row.no_golden else []
     if Mark.UNFELT in row.marks:
-        modes = dict.fromkeys(mode for each in row.references.values() for mode in each.modes)
+        modes = dict.fromkeys(mode for reference in row.references.values() for mode in reference.modes)
         said.append(words["unfelt"].format(modes=", ".join(modes)))
     if row.baseline and row.baseline.kind in (Mark.DRIFT, Mark.IMPROVED):
         said.append(told(row.baseline.text, words))
-    said += [told(each, words) for each in ((row.parted or ""), *(row.notes or ())) if each]
+    said += [told(item, words) for item in ((row.parted or ""), *(row.notes or ())) if item]
     if row.rerun:
         rerun = {name: difference(row.rerun.get(name)) for name in ("max_diff", "rel_l2")}
         said.append(words["rerun"].format(unequal=row.rerun.get("unequal", MISSING), **rerun))
@@ -437,7 +437,7 @@ def stack_table(report: Report, words: Mapping[str, str]) -> Table:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}={each}" for name, each in value.items())
+        return ", ".join(f"{name}={item}" for name, item in value.items())
     if isinstance(value, bool):
         return "on" if value else "off"
     return str(value)

@@ -17,9 +17,11 @@ HANGS = 8.0  # times a limit: what is further beyond is explained by no assumpti
 
 def hangs(verdict: Verdict) -> bool:
     """Whether a row fails by so little that an assumption of the forecast may fail it, and not the device."""
-    judged = [each for each in verdict.failures if each.criterion in (*FLOORED, "flip_margin")]
-    numbers = [each for each in judged if each.found and each.allowed]
-    return len(numbers) == len(verdict.failures) > 0 and all(each.found <= HANGS * each.allowed for each in numbers)
+    judged = [failure for failure in verdict.failures if failure.criterion in (*FLOORED, "flip_margin")]
+    numbers = [item for item in judged if item.found and item.allowed]
+    return len(numbers) == len(verdict.failures) > 0 and all(
+        number.found <= HANGS * number.allowed for number in numbers
+    )
 
 
 def assumption_of(
@@ -34,10 +36,10 @@ def assumption_of(
     """
     for what, other in alternatives(rules, dtype):
         try:
-            found = forecast(other)
+            result = forecast(other)
         except HarnessError:  # a forecast that cannot be made explains nothing
             continue
-        if again(found).passed:
+        if again(result).passed:
             return what
     return ""
 
@@ -48,4 +50,6 @@ def naming(verdict: Verdict, assumption: str) -> Verdict:
         return verdict
     measures = "python -m harness doctor --probe FILE measures a vector unit"
     said = f"it would pass if {assumption}, which no card has confirmed or denied yet: {measures}"
-    return replace(verdict, failures=tuple(replace(each, text=f"{each.text}; {said}") for each in verdict.failures))
+    return replace(
+        verdict, failures=tuple(replace(failure, text=f"{failure.text}; {said}") for failure in verdict.failures)
+    )

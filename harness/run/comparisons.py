@@ -67,10 +67,10 @@ def measure(
     """
     shared = [name for name in expected if name in actual]
     comparisons = {name: compare(actual[name], expected[name]) for name in shared}
-    healthy = [each for each in (golden, forecast, *random[1:]) if each is not None] if random else []
+    healthy = [item for item in (golden, forecast, *random[1:]) if item is not None] if random else []
     comparisons = {
-        name: _with_ties(each, [run[name] for run in healthy if name in run], expected[name])
-        for name, each in comparisons.items()
+        name: _with_ties(comparison, [run[name] for run in healthy if name in run], expected[name])
+        for name, comparison in comparisons.items()
     }
     held = [name for name in shared if golden is not None and has_golden(name, expected, golden)]
     return comparisons, {name: _hold(name, actual, expected, golden, forecast, modes, other, random) for name in held}
@@ -79,17 +79,17 @@ def measure(
 def near_tied(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
     """The outputs of whole numbers that differ in no more than near-ties."""
     return {
-        name: each
-        for name, each in comparisons.items()
-        if not is_floating(each.expected_dtype) and 0 < each.unequal <= near_ties(each.unsettled)
+        name: comparison
+        for name, comparison in comparisons.items()
+        if not is_floating(comparison.expected_dtype) and 0 < comparison.unequal <= near_ties(comparison.unsettled)
     }
 
 
-def _with_ties(found: Comparison, healthy: list[Tensor], expected: Tensor) -> Comparison:
+def _with_ties(comparison: Comparison, healthy: list[Tensor], expected: Tensor) -> Comparison:
     """A comparison of whole numbers with what is known of their near-ties; any other as it is."""
-    pairs = [compare(each, expected) for each in healthy if not is_floating(found.expected_dtype)]
-    counts = [each.unequal for each in pairs if each.comparable]
-    return replace(found, unsettled=sum(counts) / len(counts)) if counts else found
+    pairs = [compare(run, expected) for run in healthy if not is_floating(comparison.expected_dtype)]
+    counts = [pair.unequal for pair in pairs if pair.comparable]
+    return replace(comparison, unsettled=sum(counts) / len(counts)) if counts else comparison
 
 
 def has_golden(name: str, expected: dict[str, Tensor], golden: dict[str, Tensor]) -> bool:
@@ -113,7 +113,7 @@ def _hold(name: str, actual, expected, golden, forecast, modes: tuple[str, ...],
     )
     if references.golden.numel >= MANY:
         return references
-    still, *moved = (each[name] for each in random if name in each) if random else (None,)
+    still, *moved = (item[name] for item in random if name in item) if random else (None,)
     scatter = scatter_of(moved, still) if moved else None
     shown = scatter is not None and scatter.explains(references.cpu.rel_l2)
     return replace(references, scatter=scatter) if shown else references

@@ -85,13 +85,13 @@ class CpuSide:
             and not (self.case.subject in self.models.draws and self.draws.alike)
         )
         key = self._key(role, rules) if kept else None
-        found = self.models.store.load(key) if key is not None else None
-        if found is not None:
+        result = self.models.store.load(key) if key is not None else None
+        if result is not None:
             self.stored.append(role)
             self.models.draws.setdefault(self.case.subject, False)  # what draws is not stored
-            self.models.buffers.setdefault(self.case.subject, named(found, (BUFFER,)))
+            self.models.buffers.setdefault(self.case.subject, named(result, (BUFFER,)))
             return Reference(
-                outputs=found,
+                outputs=result,
                 milliseconds=0.0,
                 words=f"CPU {self.case.dtype}, read from the reference store",
                 drawn=Drawn(),
@@ -128,11 +128,11 @@ class CpuSide:
         if self.clean:
             self.models.clean = self.models.clean or CleanProcess()
             cast = None if case.takes_dtype else case.torch_dtype
-            found = self.models.clean.forward(self.base, inputs, cast=cast, wide=wide, layers=self.layers, **how)
+            result = self.models.clean.forward(self.base, inputs, cast=cast, wide=wide, layers=self.layers, **how)
         else:
-            found = refer(lambda: copy_of(self.models, case, "cpu", wide=wide), inputs, **how)
-        require_fractions(case, found.outputs, "the model")
-        return found
+            result = refer(lambda: copy_of(self.models, case, "cpu", wide=wide), inputs, **how)
+        require_fractions(case, result.outputs, "the model")
+        return result
 
     def _key(self, role: str, rules: Rules | None) -> Key:
         case, models = self.case, self.models
@@ -197,10 +197,10 @@ def copy_of(
     return models.untouched(**case.built, device=torch.device(device), wide=wide)
 
 
-def require_fractions(case: Case, found: Mapping[str, Tensor], what: str) -> None:
+def require_fractions(case: Case, result: Mapping[str, Tensor], what: str) -> None:
     """Raises: CaseError when none of the tensors that a model returned is floating point."""
-    if not any(each.is_floating_point() or each.is_complex() for each in found.values()):
-        dtypes = ", ".join(sorted({str(each.dtype).removeprefix("torch.") for each in found.values()}))
+    if not any(tensor.is_floating_point() or tensor.is_complex() for tensor in result.values()):
+        dtypes = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in result.values()}))
         raise CaseError(
             f"{case.name}: {what} returned only {dtypes}, in which no rounding error shows; "
             f"return the floating-point values that they come from, and name them in `decisions` to compare the choices"
@@ -212,9 +212,9 @@ def _require_dtype(case: Case, model: nn.Module) -> None:
 
     Raises: CaseError.
     """
-    dtypes = {each.dtype for each in [*model.parameters(), *model.buffers()] if each.is_floating_point()}
+    dtypes = {tensor.dtype for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()}
     if case.takes_dtype and dtypes and case.torch_dtype not in dtypes:
-        names = ", ".join(sorted(str(each).removeprefix("torch.") for each in dtypes))
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise CaseError(
             f"{case.name}: model(dtype) was given {case.dtype} and returned a model that is {names} "
             "throughout; hand the"

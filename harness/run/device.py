@@ -51,7 +51,7 @@ def run_on_device(cpu: CpuSide, device: Device, at: str, names: frozenset[str]) 
                 elapsed = (time.perf_counter() - begin) * 1e3
             outputs = written.after(tensors_of(returned, f"{case.name}: the model on the device"))
             require_fractions(case, outputs, "the model on the device")
-            brought = {name: each.detach().to("cpu", copy=True) for name, each in outputs.items()}
+            brought = {name: output.detach().to("cpu", copy=True) for name, output in outputs.items()}
             return brought, elapsed, drawn, autocast.on
 
     def watched() -> tuple[dict[str, Tensor], float, Watched]:

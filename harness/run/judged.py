@@ -57,8 +57,8 @@ class Judge:
         case, healthy, tolerance, saturates = self.case, self.healthy, self.tolerance, self.saturates
         golden, given = healthy.golden, outputs
         outputs, expected, forecast = (
-            each if each is None or healthy.wide is None else as_golden_has(healthy.wide, each)
-            for each in (outputs, healthy.expected, healthy.forecast)
+            item if item is None or healthy.wide is None else as_golden_has(healthy.wide, item)
+            for item in (outputs, healthy.expected, healthy.forecast)
         )
         actual = outputs
         golden, cut = cut_as_float16(golden, expected, outputs, saturates) if saturates else (golden, [])
@@ -72,23 +72,23 @@ class Judge:
         comparisons, references = measure(actual, expected, golden, forecast, healthy.modes, healthy.other, random)
         decisions = _decide(case, outputs, expected) if case.decisions is not None else None
         verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
-        found = [_lacking(name, "the device did not return it") for name in expected if name not in outputs]
-        found += [_lacking(name, "the CPU did not return it") for name in outputs if name not in expected]
+        result = [_lacking(name, "the device did not return it") for name in expected if name not in outputs]
+        result += [_lacking(name, "the CPU did not return it") for name in outputs if name not in expected]
         plainer = cut + (_unseen(given, healthy.expected, golden) or _zeroed(given, healthy.expected, golden))
         if plainer:  # they say why nothing can be decided
             verdict = _without_undecided(verdict)
-        found += plainer
-        found += [Reason(criterion="token", text=parted.text)] if parted is not None and not parted.near_tie else []
+        result += plainer
+        result += [Reason(criterion="token", text=parted.text)] if parted is not None and not parted.near_tie else []
         marks = (NEAR_TIE,) if parted is not None and parted.near_tie else ()
-        marks += (UNFELT,) if any(each.unfelt for each in references.values()) else ()
+        marks += (UNFELT,) if any(reference.unfelt for reference in references.values()) else ()
         marks += (NEAR_TIE,) if near_tied(comparisons) and NEAR_TIE not in marks else ()
-        return replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks)), parting
+        return replace(verdict, failures=(*result, *verdict.failures), marks=(*verdict.marks, *marks)), parting
 
 
 def _without_undecided(verdict: Verdict) -> Verdict:
-    failures = tuple(each for each in verdict.failures if each.criterion != "undecided")
+    failures = tuple(failure for failure in verdict.failures if failure.criterion != "undecided")
     return replace(
-        verdict, failures=failures, marks=tuple(each for each in verdict.marks if each is not Mark.UNDECIDABLE)
+        verdict, failures=failures, marks=tuple(mark for mark in verdict.marks if mark is not Mark.UNDECIDABLE)
     )
 
 
@@ -96,13 +96,13 @@ def _until_they_part(names: tuple[str, str], actual, expected, golden, forecast)
     """The outputs up to the first token that any run chose otherwise, the device's first, or None, and where that is in
     words.
     """
-    healthy = [each for each in (golden, forecast) if each is not None]
+    healthy = [item for item in (golden, forecast) if item is not None]
     parted = first_divergence(actual, expected, healthy if golden is not None else [], names)
     shared = shared_length([actual, *healthy], expected, names)
     if shared is None:
         return actual, expected, golden, forecast, None, ""
     said = parted.text if parted is not None else f"healthy runs part at token {shared}: compared up to there"
-    cut = [None if each is None else until(each, shared, names) for each in (actual, expected, golden, forecast)]
+    cut = [None if item is None else until(item, shared, names) for item in (actual, expected, golden, forecast)]
     return (*cut, parted, said)
 
 
@@ -161,14 +161,14 @@ def _unseen(
     if not pairs:
         return []
     said = ""
-    if not any(bool(each.any()) for pair in pairs for each in pair):
+    if not any(bool(item.any()) for pair in pairs for item in pair):
         said = "zero"
-    elif not any(bool(each.isfinite().any()) for pair in pairs for each in pair):
+    elif not any(bool(tensor.isfinite().any()) for pair in pairs for tensor in pair):
         said = "Inf or NaN"
     elif all(_is_constant(*pair) for pair in pairs) and all(
-        golden is not None and name in golden and torch.equal(golden[name].double(), each.double())
-        for name, each in expected.items()
-        if each.is_floating_point()
+        golden is not None and name in golden and torch.equal(golden[name].double(), tensor.double())
+        for name, tensor in expected.items()
+        if tensor.is_floating_point()
     ):
         said = "the same number"
     if not said:
@@ -189,21 +189,21 @@ def _zeroed(
     What the CPU has must be more than its own error to float64: a difference of equal numbers may be zero on one side
     alone.
     """
-    found = []
-    for name, each in expected.items():
-        if name not in outputs or not each.is_floating_point() or not each.numel() or bool(outputs[name].any()):
+    result = []
+    for name, tensor in expected.items():
+        if name not in outputs or not tensor.is_floating_point() or not tensor.numel() or bool(outputs[name].any()):
             continue
-        largest = float(each.abs().max())
-        wide = each if golden is None else golden.get(name, each)
-        if wide.shape == each.shape and not compare(each, wide).rel_l2 < UNDECIDED:
+        largest = float(tensor.abs().max())
+        wide = tensor if golden is None else golden.get(name, tensor)
+        if wide.shape == tensor.shape and not compare(tensor, wide).rel_l2 < UNDECIDED:
             continue
-        if largest >= torch.finfo(each.dtype).tiny:  # smaller numbers a device may flush to zero
+        if largest >= torch.finfo(tensor.dtype).tiny:  # smaller numbers a device may flush to zero
             text = (
                 f"every element that the device returned is zero, where the CPU's are up to {largest:.2e}: it "
                 "computed nothing here"
             )
-            found.append(Reason(criterion="empty", text=text, output=name if len(expected) > 1 else ""))
-    return found
+            result.append(Reason(criterion="empty", text=text, output=name if len(expected) > 1 else ""))
+    return result
 
 
 def _is_constant(actual: Tensor, expected: Tensor) -> bool:

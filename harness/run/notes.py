@@ -24,18 +24,18 @@ def drawn_text(cpu: CpuSide) -> str:
 def ties_text(verdict: Verdict) -> str:
     """What is said of whole numbers that differ by near-ties."""
     said = [
-        f"{name}: {each.unequal} of {each.numel} whole numbers differ, in healthy runs {each.unsettled:.2g} on average"
-        for name, each in near_tied(verdict.comparisons).items()
+        f"{name}: {item.unequal} of {item.numel} whole numbers differ, in healthy runs {item.unsettled:.2g} on average"
+        for name, item in near_tied(verdict.comparisons).items()
     ]
     return f"near-ties: {'; '.join(said)}" if said else ""
 
 
 def few_text(verdict: Verdict) -> str:
     """What is said of a verdict on few elements that was judged by their scatter."""
-    known = [each for each in verdict.references.values() if each.scatter is not None]
+    known = [reference for reference in verdict.references.values() if reference.scatter is not None]
     if not known:
         return ""
-    least = min(known, key=lambda each: each.slack)
+    least = min(known, key=lambda value: value.slack)
     return (
         f"few elements: {least.scatter.runs} CPU runs with random roundings show an error made of about "
         f"{least.scatter.degrees:.0f} "

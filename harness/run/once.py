@@ -35,10 +35,10 @@ def run_once(case: Case, seed: int, device: Device) -> Once:
     Raises: HarnessError for a checkpoint that cannot be built, a model that raises, a device that does not compute.
     """
     inputs, models = inputs_of(case, seed), Models()
-    shapes = {name: tuple(each.shape) for name, each in tensors_of(inputs, f"{case.name}: inputs()").items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(inputs, f"{case.name}: inputs()").items()}
     if device.torch_device.type == "cpu":
-        found = _on_cpu(case, models, inputs, device, seed)
-        return Once(outputs=found.outputs, milliseconds=found.milliseconds, shapes=shapes)
+        result = _on_cpu(case, models, inputs, device, seed)
+        return Once(outputs=result.outputs, milliseconds=result.milliseconds, shapes=shapes)
     with device.telling(case.name), models.untouched(**case.built, device=device.torch_device) as model:
         moved = move(inputs, device=device.torch_device)
         device.synchronize()
@@ -46,7 +46,7 @@ def run_once(case: Case, seed: int, device: Device) -> Once:
         returned = run(model, moved, forward=case.forward, where=device.where)
         device.synchronize()
         milliseconds = (time.perf_counter() - begin) * 1e3
-        outputs = {name: each.cpu() for name, each in tensors_of(returned, case.name).items()}
+        outputs = {name: tensor.cpu() for name, tensor in tensors_of(returned, case.name).items()}
     device.check(case.name)
     return Once(outputs=outputs, milliseconds=milliseconds, shapes=shapes)
 
@@ -81,7 +81,7 @@ def infer_checkpoint(
         f"device    {opened.torch_device} {opened.name}{emulated}",
         f"input     {shapes}{_source(asked, seed)}",
         *(f"          {note}" for note in case.notes),
-        *(f"output    {name} {described(each)}" for name, each in once.outputs.items()),
+        *(f"output    {name} {described(output)}" for name, output in once.outputs.items()),
         f"forward   {once.milliseconds:.1f} ms, the first one, model on the device already",
     ]
     return "\n".join(lines), once.outputs
@@ -96,7 +96,7 @@ def described(tensor: Tensor) -> str:
     """A tensor in words: its shape, dtype, mean, deviation and ends; of whole numbers the first of them."""
     head = f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
     if not tensor.is_floating_point() or not tensor.numel():
-        shown = ", ".join(str(each) for each in tensor.reshape(-1)[:8].tolist())
+        shown = ", ".join(str(number) for number in tensor.reshape(-1)[:8].tolist())
         return f"{head}: {shown}{', …' if tensor.numel() > 8 else ''}"
     wide = tensor.double()
     broken = int((~torch.isfinite(wide)).sum())

@@ -28,14 +28,14 @@ def repeat_text(reference: Reference, golden: dict[str, Tensor] | None, dtype: t
     """
     if reference.again is None:
         return ""
-    found = differences(reference.again, reference.outputs) or {"max_diff": math.nan, "rel_l2": math.nan, "unequal": 0}
+    result = differences(reference.again, reference.outputs) or {"max_diff": math.nan, "rel_l2": math.nan, "unequal": 0}
     differ = "two runs on the CPU differ by {max_diff:.2e} at most, rel_l2 {rel_l2:.2e}, in {unequal} elements".format(
-        **found
+        **result
     )
     error = largest_error(reference.outputs, golden) or 0.0
     most = DEEP_SUMS if dtype in (torch.float32, torch.float64) else DEEP_HALF_SUMS
     allowed = max(min(2 * error, most * roundoff(dtype)), SUMS * roundoff(dtype))
-    if found["rel_l2"] <= allowed and not reference.changed:
+    if result["rel_l2"] <= allowed and not reference.changed:
         return f"{differ}: they add in an order that is not fixed, and that is within their roundings"
     what = f"the first run changed {reference.changed}" if reference.changed else UNNAMED
     raise UnstableReferenceError(
@@ -74,11 +74,11 @@ def conditioning_of(cpu: CpuSide, golden: dict[str, Tensor] | None) -> float | N
 
 def differences(again: dict[str, Tensor], first: dict[str, Tensor]) -> dict[str, float]:
     """What two runs of the same thing differ by, the output that differs most; empty where every bit is the same."""
-    found = [compare(again[name], first[name]) for name in first if name in again]
+    result = [compare(again[name], first[name]) for name in first if name in again]
     differing = [
-        each for each in found if not each.comparable or each.nonfinite_differ or each.unequal > each.nan_expected
+        item for item in result if not item.comparable or item.nonfinite_differ or item.unequal > item.nan_expected
     ]
     if not differing:
         return {}
-    worst = max(differing, key=lambda each: each.rel_l2 if each.rel_l2 == each.rel_l2 else math.inf)
+    worst = max(differing, key=lambda value: value.rel_l2 if value.rel_l2 == value.rel_l2 else math.inf)
     return {"max_diff": worst.max_diff, "rel_l2": worst.rel_l2, "unequal": worst.unequal}

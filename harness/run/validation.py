@@ -261,7 +261,7 @@ def _judged(judge: Judge, cpu: CpuSide, rules: Rules | None, ran: DeviceRun) -> 
         worse, worse_parting = judge(ran.again)
         if worse.failures:
             said = tuple(
-                replace(each, text=f"{each.text}; the other of the two runs passes") for each in worse.failures
+                replace(failure, text=f"{failure.text}; the other of the two runs passes") for failure in worse.failures
             )
             verdict, parting, outputs = replace(worse, failures=said), worse_parting, ran.again
     if rules is not None and hangs(verdict):
@@ -279,7 +279,7 @@ def _written_alike(outputs: dict[str, Tensor], golden: dict[str, Tensor] | None)
     alone.
     """
     unlike = named(outputs, (INPUT,)) - (golden or outputs).keys()
-    return {name: each for name, each in outputs.items() if name not in unlike}
+    return {name: output for name, output in outputs.items() if name not in unlike}
 
 
 def _otherwise(cpu: CpuSide, refs: _References) -> list[Reason]:
@@ -332,8 +332,8 @@ def _with_what_was_seen(verdict: Verdict, seen: Watched, allowed: tuple[str, ...
     """The verdict with what the CPU computed in place of the device: an operator that fell back, the model's own code,
     all of it.
     """
-    found, marks = [], []
-    unknown = [each for each in seen.fell_back if each not in allowed]
+    result, marks = [], []
+    unknown = [item for item in seen.fell_back if item not in allowed]
     if seen.fell_back:
         marks.append(FELL_BACK)
     if unknown:
@@ -341,13 +341,13 @@ def _with_what_was_seen(verdict: Verdict, seen: Watched, allowed: tuple[str, ...
             f"FELL BACK: computed by the CPU in place of the device: {', '.join(unknown)}; there CPU was compared "
             "with CPU"
         )
-        found.append(Reason(criterion="fallback", text=text))
+        result.append(Reason(criterion="fallback", text=text))
     if seen.computed == 0:
         text = (
             "the device computed nothing: no operator but copies and views ran there; keep the model and its "
             "inputs on the device"
         )
-        found.append(Reason(criterion="fallback", text=text))
+        result.append(Reason(criterion="fallback", text=text))
     if seen.on_host:
         marks.append(Mark.ON_HOST)
-    return replace(verdict, failures=(*found, *verdict.failures), marks=(*verdict.marks, *marks))
+    return replace(verdict, failures=(*result, *verdict.failures), marks=(*verdict.marks, *marks))

@@ -67,10 +67,10 @@ def case_of(name, dtype="float32", **more):
 
 def told(verdict):
     """A verdict as JSON holds it."""
-    ratios = [each.ratios()["forecast_ratio"] for each in verdict.references.values()]
+    ratios = [reference.ratios()["forecast_ratio"] for reference in verdict.references.values()]
     return {
         "status": verdict.status,
-        "reasons": [str(each) for each in verdict.reasons],
+        "reasons": [str(reason) for reason in verdict.reasons],
         "ratio": max(ratios, default=None),
         "limits": verdict.tolerance.reason if verdict.tolerance else "",
         "preset": verdict.tolerance.preset if verdict.tolerance else "",
@@ -82,14 +82,14 @@ def told(verdict):
 
 
 def judged(device, case, *planted):
-    with_faults = [fault(*each[:2], **each[2]) for each in planted]
-    for each in with_faults:
-        each.__enter__()
+    with_faults = [fault(*item[:2], **item[2]) for item in planted]
+    for with_fault in with_faults:
+        with_fault.__enter__()
     try:
         return told(validate(case, 0, device))
     finally:
-        for each in reversed(with_faults):
-            each.__exit__(None, None, None)
+        for with_fault in reversed(with_faults):
+            with_fault.__exit__(None, None, None)
 
 
 PRODUCTS = ("aclnnMatmul*", "aclnnAddmm*", "aclnnBatchMatMul*")
@@ -99,46 +99,46 @@ SCALED = [(pattern, "scale", {"by": 1.01}) for pattern in PRODUCTS]
 
 def rows(device):
     """Healthy rows, and rows with a planted fault, by name."""
-    found = {
+    result = {
         f"{name} {dtype}": judged(device, case_of(name, dtype))
         for name in CASES
         for dtype in ("float32", "float16", "bfloat16")
     }
-    found["matmul in float16"] = judged(device, case_of("matmul"), *FLOAT16)
-    found["matmul scaled"] = judged(device, case_of("matmul"), *SCALED)
-    found["picture scaled"] = judged(device, case_of("picture", "float16"), *SCALED)
-    found["gelu off"] = judged(device, case_of("gelu"), ("aclnnGelu*", "scale", {"by": 1.0005}))
-    found["infinite saturates"] = judged(device, case_of("infinite", "float16"), ("aclnn*", "saturate", {}))
-    found["own limits"] = judged(device, case_of("matmul", tolerance=Tolerance(rel_l2=0.5, reason="mine")))
-    found["dynamo"] = judged(device, case_of("matmul", tolerance=Tolerance(preset="dynamo")))
-    return found
+    result["matmul in float16"] = judged(device, case_of("matmul"), *FLOAT16)
+    result["matmul scaled"] = judged(device, case_of("matmul"), *SCALED)
+    result["picture scaled"] = judged(device, case_of("picture", "float16"), *SCALED)
+    result["gelu off"] = judged(device, case_of("gelu"), ("aclnnGelu*", "scale", {"by": 1.0005}))
+    result["infinite saturates"] = judged(device, case_of("infinite", "float16"), ("aclnn*", "saturate", {}))
+    result["own limits"] = judged(device, case_of("matmul", tolerance=Tolerance(rel_l2=0.5, reason="mine")))
+    result["dynamo"] = judged(device, case_of("matmul", tolerance=Tolerance(preset="dynamo")))
+    return result
 
 
 def switches(device):
     """Effective bits of a product and a convolution under each switch that changes them, and what the forecast's error
     is of them.
     """
-    found = {}
+    result = {}
     torch.npu.conv.allow_hf32 = False
-    found["conv.allow_hf32 = False"] = judged(device, case_of("convolution"))
+    result["conv.allow_hf32 = False"] = judged(device, case_of("convolution"))
     torch.npu.conv.allow_hf32 = True
     torch.npu.matmul.allow_hf32 = True
-    found["matmul.allow_hf32 = True"] = judged(device, case_of("matmul"))
+    result["matmul.allow_hf32 = True"] = judged(device, case_of("matmul"))
     torch.npu.matmul.allow_hf32 = False
     if hasattr(torch.npu, "CubeMathType"):
         for kind in torch.npu.CubeMathType:
             torch.npu.matmul.cube_math_type = kind
-            found[f"cube_math_type = {kind.value}"] = _caught(device, "matmul")
+            result[f"cube_math_type = {kind.value}"] = _caught(device, "matmul")
         import torch_npu
 
         torch_npu._C._npu_setOption({"CUBE_MATH_TYPE": ""})
     for mode in ("allow_fp32_to_fp16", "must_keep_origin_dtype"):
         torch.npu.set_option({"ACL_PRECISION_MODE": mode})
-        found[f"{mode}, matmul"] = _caught(device, "matmul")
+        result[f"{mode}, matmul"] = _caught(device, "matmul")
         torch.npu.conv.allow_hf32 = False
-        found[f"{mode}, convolution"] = _caught(device, "convolution")
+        result[f"{mode}, convolution"] = _caught(device, "convolution")
         torch.npu.conv.allow_hf32 = True
-    return found
+    return result
 
 
 def _caught(device, name):
@@ -165,7 +165,7 @@ def located(device):
         "modules": modules,
         "healthy modules": locate(case_of("picture"), 0, device, level="modules"),
     }
-    return {name: None if each.first is None else each.first.operator for name, each in names.items()}
+    return {name: None if item.first is None else item.first.operator for name, item in names.items()}
 
 
 def refused(device):
@@ -182,12 +182,12 @@ def main(name):
     from harness import open_device
 
     device = open_device("emulated")
-    found = {"device": device.name, "rows": rows(device), "switches": switches(device)}
+    result = {"device": device.name, "rows": rows(device), "switches": switches(device)}
     torch.npu.set_option(
         {"ACL_PRECISION_MODE": "allow_fp32_to_fp16" if not torch.npu.is_bf16_supported() else "must_keep_origin_dtype"}
     )
-    found |= {"located": located(device), "refused": refused(device)}
-    print(json.dumps(found))
+    result |= {"located": located(device), "refused": refused(device)}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

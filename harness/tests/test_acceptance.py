@@ -160,7 +160,7 @@ def test_precision(precision, seed):
     ]["rows"]["1"]
     assert (accepted["status"], accepted["criteria"]) == ("FAIL", ["rel_l2"])
     status, marks = run("1.01")
-    assert status == 0 and all("KNOWN FAILURE" in each and "IDENTICAL" in each for each in marks)
+    assert status == 0 and all("KNOWN FAILURE" in mark and "IDENTICAL" in mark for mark in marks)
     for by in ("1.02", "nan", "0.5"):
         status, marks = run(by)
-        assert status == 1 and not any("KNOWN FAILURE" in each for each in marks), by
+        assert status == 1 and not any("KNOWN FAILURE" in mark for mark in marks), by

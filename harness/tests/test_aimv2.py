@@ -50,16 +50,16 @@ def pair(request, tmp_path_factory):
 def outputs(ours, theirs, x):
     """(ours, theirs) of the features, and of the pooled ones where there is a head."""
     with torch.no_grad():
-        found, reference = ours(x), theirs(x)
-        pairs = [(found, reference.last_hidden_state)]
-        return pairs + ([(ours.pool(found), reference.pooler_output)] if ours.config.pool else [])
+        result, reference = ours(x), theirs(x)
+        pairs = [(result, reference.last_hidden_state)]
+        return pairs + ([(ours.pool(result), reference.pooler_output)] if ours.config.pool else [])
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_released_variant_has_its_published_size(name):
     with torch.device("meta"):
         model = AIMv2(VARIANTS[name])
-    assert sum(each.numel() for each in model.parameters()) == COUNTS[name]
+    assert sum(parameter.numel() for parameter in model.parameters()) == COUNTS[name]
 
 
 def test_agrees_with_transformers_in_float32(pair):
@@ -69,18 +69,18 @@ def test_agrees_with_transformers_in_float32(pair):
 
 def test_agrees_with_transformers_in_float64(pair):
     ours, theirs, x = pair
-    for found, reference in outputs(copy.deepcopy(ours).double(), in_float64(copy.deepcopy(theirs)), x.double()):
-        assert found.dtype == torch.float64
-        assert compare(found, reference).max_diff <= 1e-12
+    for result, reference in outputs(copy.deepcopy(ours).double(), in_float64(copy.deepcopy(theirs)), x.double()):
+        assert result.dtype == torch.float64
+        assert compare(result, reference).max_diff <= 1e-12
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)], ids=str)
 def test_runs_in_half_dtypes(pair, dtype, limit):
     ours, _, x = pair
     with torch.no_grad():
-        found = copy.deepcopy(ours).to(dtype)(x.to(dtype))
-        assert found.dtype == dtype
-        assert 0 < compare(found, ours(x)).rel_l2 < limit
+        result = copy.deepcopy(ours).to(dtype)(x.to(dtype))
+        assert result.dtype == dtype
+        assert 0 < compare(result, ours(x)).rel_l2 < limit
 
 
 def swapped(*pairs):
@@ -188,8 +188,8 @@ def test_a_planted_mistake_is_far_outside_rounding(name, monkeypatch):
         patch = MISTAKES[name](wrong)
         if callable(patch):
             patch(monkeypatch)
-        found = compare(wrong(x), expected).rel_l2
-    assert found > (1e-6 if name == "eps of 1e-6" else 1e-2)
+        result = compare(wrong(x), expected).rel_l2
+    assert result > (1e-6 if name == "eps of 1e-6" else 1e-2)
 
 
 def test_one_swapped_layer_of_the_last_kind_shows():

@@ -31,7 +31,7 @@ def entry_of(accepted):
 
 
 def kinds(now, then):
-    return [each.kind for each in baseline.verdicts(now, entry_of(then))]
+    return [verdict.kind for verdict in baseline.verdicts(now, entry_of(then))]
 
 
 FIVE = [1.00e-4, 1.10e-4, 0.90e-4, 1.05e-4, 0.97e-4]
@@ -42,23 +42,23 @@ def test_the_same_bits_are_identical_whatever_the_numbers_say():
 
 
 def test_without_a_baseline_a_row_is_new_and_says_how_to_accept_it():
-    (found,) = baseline.verdicts([row()], None)
-    assert found.kind == "NEW" and "--precision-baseline=accept" in found.text and "m float32 seed 42" in found.text
+    (result,) = baseline.verdicts([row()], None)
+    assert result.kind == "NEW" and "--precision-baseline=accept" in result.text and "m float32 seed 42" in result.text
 
 
 def test_a_small_drift_that_all_seeds_share_is_a_regression():
-    assert kinds(rows([each * 1.05 for each in FIVE]), rows(FIVE)) == ["REGRESSED"] * 5
-    assert kinds(rows([each / 1.05 for each in FIVE]), rows(FIVE)) == ["IMPROVED"] * 5
+    assert kinds(rows([item * 1.05 for item in FIVE]), rows(FIVE)) == ["REGRESSED"] * 5
+    assert kinds(rows([item / 1.05 for item in FIVE]), rows(FIVE)) == ["IMPROVED"] * 5
 
 
 def test_one_noisy_seed_and_scatter_are_drift():
     assert kinds(rows([FIVE[0] * 1.3, *FIVE[1:]]), rows(FIVE)) == ["DRIFT"] + ["IDENTICAL"] * 4
-    scattered = [each * factor for each, factor in zip(FIVE, (1.03, 0.98, 1.04, 0.97, 1.01))]
+    scattered = [item * factor for item, factor in zip(FIVE, (1.03, 0.98, 1.04, 0.97, 1.01))]
     assert kinds(rows(scattered), rows(FIVE)) == ["DRIFT"] * 5
 
 
 def test_a_shared_change_too_small_to_matter_is_drift():
-    assert kinds(rows([each * 1.01 for each in FIVE]), rows(FIVE)) == ["DRIFT"] * 5
+    assert kinds(rows([item * 1.01 for item in FIVE]), rows(FIVE)) == ["DRIFT"] * 5
 
 
 def test_one_seed_that_is_much_worse_is_a_regression_by_itself():
@@ -73,15 +73,15 @@ def test_with_few_seeds_only_a_large_change_counts():
 
 
 def test_a_change_within_the_noise_of_reruns_is_drift():
-    assert kinds(rows([each * 1.05 for each in FIVE], rerun={"rel_l2": 1e-5}), rows(FIVE)) == ["DRIFT"] * 5
+    assert kinds(rows([item * 1.05 for item in FIVE], rerun={"rel_l2": 1e-5}), rows(FIVE)) == ["DRIFT"] * 5
 
 
 @pytest.mark.parametrize(
     ("change", "word"), [({"weights": "seeded:1"}, "other weights"), ({"inputs_sha256": "x"}, "other inputs")]
 )
 def test_other_weights_or_inputs_are_not_comparable(change, word):
-    (found,) = baseline.verdicts([row(**change)], entry_of([row()]))
-    assert found.kind == "NOT COMPARABLE" and word in found.text
+    (result,) = baseline.verdicts([row(**change)], entry_of([row()]))
+    assert result.kind == "NOT COMPARABLE" and word in result.text
 
 
 def test_numbers_that_are_not_finite_are_not_comparable():
@@ -148,7 +148,7 @@ def kept(case, **more):
 
 def older(folder, case):
     """A file as versions before named them: every odd character a dash below."""
-    path = folder / f"{''.join(each if each.isalnum() or each in '-_.' else '_' for each in case)}-float32.json"
+    path = folder / f"{''.join(item if item.isalnum() or item in '-_.' else '_' for item in case)}-float32.json"
     path.write_text(json.dumps(kept(case).to_dict()))
     return path
 
@@ -265,9 +265,9 @@ def several(error, digest, **more):
     ("error", "kind"), [(6e-3, "REGRESSED"), (4.01e-6, "REGRESSED"), (3.99e-6, "DRIFT"), (1e-7, "DRIFT")]
 )
 def test_an_output_that_does_not_stand_for_the_row_is_followed_too(error, kind):
-    found = baseline.verdicts(several(error, "now"), entry_of(several(1e-6, "then")))
-    assert [each.kind for each in found] == [kind] * 3
-    assert kind == "DRIFT" or "output b is off by" in found[0].text
+    result = baseline.verdicts(several(error, "now"), entry_of(several(1e-6, "then")))
+    assert [item.kind for item in result] == [kind] * 3
+    assert kind == "DRIFT" or "output b is off by" in result[0].text
 
 
 def test_an_output_of_ten_elements_may_scatter_more():
@@ -298,7 +298,7 @@ def test_what_is_followed_is_kept_in_the_file():
     )
     kept = baseline._baseline(json.loads(json.dumps(stored.to_dict())))
     entry = kept.entries["Ascend910B4 (npu)"]
-    assert [each.kind for each in baseline.verdicts(several(6e-3, "now"), entry)] == ["REGRESSED"] * 3
+    assert [verdict.kind for verdict in baseline.verdicts(several(6e-3, "now"), entry)] == ["REGRESSED"] * 3
 
 
 # -------- what the CPU computes
@@ -313,9 +313,9 @@ def of_norm(rms, digest, cpu=1e-6, **more):
     [(1 + 4.9e-6, "DRIFT"), (1 + 5.1e-6, "NOT COMPARABLE"), (1 - 5.1e-6, "NOT COMPARABLE"), (0.7, "NOT COMPARABLE")],
 )
 def test_another_result_of_the_cpu_is_not_comparable(rms, kind):
-    (found,) = baseline.verdicts(of_norm(rms, "now"), entry_of(of_norm(1.0, "then")))
-    assert found.kind == kind
-    assert kind == "DRIFT" or "the model's code computes something else" in found.text
+    (result,) = baseline.verdicts(of_norm(rms, "now"), entry_of(of_norm(1.0, "then")))
+    assert result.kind == kind
+    assert kind == "DRIFT" or "the model's code computes something else" in result.text
 
 
 def test_results_that_are_no_longer_the_same_part_are_not_compared_by_their_norm():

@@ -32,11 +32,11 @@ def row(seed=0, error=1.0, digest="then", dtype="float32", **more):
 
 
 def entry(rows):
-    return baseline.Entry(rows={baseline.seed_of(each): each for each in rows})
+    return baseline.Entry(rows={baseline.seed_of(item): item for item in rows})
 
 
 def became(now, then):
-    return [each.kind for each in baseline.verdicts(now, entry(then))]
+    return [verdict.kind for verdict in baseline.verdicts(now, entry(then))]
 
 
 def changed(ratios, now=None, then=None):
@@ -91,11 +91,11 @@ def test_one_row_of_sums_makes_all_rows_of_a_case_rows_of_sums():
 def test_an_error_of_zero_that_grows_is_worse_and_one_that_stays_is_not():
     assert became([row(error=1e-30, digest="now")], [row(error=0.0)]) == ["REGRESSED"]
     assert became([row(error=0.0, digest="now")], [row(error=1e-30)]) == ["IMPROVED"]
-    (found,) = baseline.verdicts([row(error=0.0, digest="now")], entry([row(error=0.0)]))
-    assert (found.kind, found.ratio) == ("DRIFT", 1.0) and "to every digit, though the bits are others" in found.text
-    (found,) = baseline.verdicts([row(error=1.25, digest="now")], entry([row()]))
-    assert (found.kind, found.ratio) == ("DRIFT", 1.25) and "every digit" not in found.text
-    assert "error to float64 1.250e+00 where 1.000e+00 was accepted (1.250 times)" in found.text
+    (result,) = baseline.verdicts([row(error=0.0, digest="now")], entry([row(error=0.0)]))
+    assert (result.kind, result.ratio) == ("DRIFT", 1.0) and "to every digit, though the bits are others" in result.text
+    (result,) = baseline.verdicts([row(error=1.25, digest="now")], entry([row()]))
+    assert (result.kind, result.ratio) == ("DRIFT", 1.25) and "every digit" not in result.text
+    assert "error to float64 1.250e+00 where 1.000e+00 was accepted (1.250 times)" in result.text
 
 
 # -------- all seeds together
@@ -119,22 +119,22 @@ def test_a_change_that_is_shared_names_its_mean_and_the_seeds():
     ratios = [1.04, 1.05, 1.06]
     now, then = [row(seed, ratio, "now") for seed, ratio in enumerate(ratios)], [row(seed) for seed in range(3)]
     mean = math.prod(ratios) ** (1 / 3)
-    for found in baseline.verdicts(now, entry(then)):
-        assert f", {mean:.3f} times on average over 3 seeds; find out what changed, or accept it" in found.text
-    for found in baseline.verdicts([row(seed, 1 / 1.05, "now") for seed in range(3)], entry(then)):
-        assert "so that it cannot be lost again" in found.text
+    for result in baseline.verdicts(now, entry(then)):
+        assert f", {mean:.3f} times on average over 3 seeds; find out what changed, or accept it" in result.text
+    for result in baseline.verdicts([row(seed, 1 / 1.05, "now") for seed in range(3)], entry(then)):
+        assert "so that it cannot be lost again" in result.text
     for ratio in (1.6, 1 / 1.6):  # beyond what counts by itself too
-        for found in baseline.verdicts([row(seed, ratio, "now") for seed in range(3)], entry(then)):
-            assert f"{ratio:.3f} times on average over 3 seeds" in found.text
+        for result in baseline.verdicts([row(seed, ratio, "now") for seed in range(3)], entry(then)):
+            assert f"{ratio:.3f} times on average over 3 seeds" in result.text
     (alone,) = baseline.verdicts([row(0, 1.6, "now")], entry(then))
     assert "on average" not in alone.text and "find out what changed" in alone.text
 
 
 def test_a_seed_that_went_the_other_way_is_not_blamed():
-    found = changed([1.2, 1.2, 1.2, 1.2, 1.2, 1.2, 1.2, 0.99])
-    assert found == ["REGRESSED"] * 7 + ["DRIFT"]
-    found = changed([1 / 1.2] * 7 + [1.01])
-    assert found == ["IMPROVED"] * 7 + ["DRIFT"]
+    result = changed([1.2, 1.2, 1.2, 1.2, 1.2, 1.2, 1.2, 0.99])
+    assert result == ["REGRESSED"] * 7 + ["DRIFT"]
+    result = changed([1 / 1.2] * 7 + [1.01])
+    assert result == ["IMPROVED"] * 7 + ["DRIFT"]
     assert changed([1.2] * 7 + [1.0]) == ["REGRESSED"] * 7 + ["DRIFT"]
 
 
@@ -198,13 +198,13 @@ def test_students_points_are_those_of_one_percent():
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 21, 22, 31, 32])
 def test_a_shared_change_must_stand_out_of_its_scatter_by_students_point(count):
-    freedom = max(each for each in FREEDOMS if each <= count - 1)
+    freedom = max(item for item in FREEDOMS if item <= count - 1)
     mean = 0.5
     for sign, times, expected in ((1, 1.001, 1), (1, 0.999, 0), (-1, 1.001, -1), (-1, 0.999, 0)):
         spread = mean * math.sqrt(count) / (baseline.STUDENT[freedom] * times)  # the sample's standard deviation
         half = spread * math.sqrt((count - 1) / (count - count % 2))
         logs = [mean + half, mean - half] * (count // 2) + [mean] * (count % 2)
-        assert baseline._shared([sign * each for each in logs], 1.03) == expected
+        assert baseline._shared([sign * log for log in logs], 1.03) == expected
 
 
 # -------- reruns that differ
@@ -262,12 +262,12 @@ def test_another_output_may_scatter_by_three_times_what_reruns_differ():
 
 
 def test_a_row_that_improved_by_itself_is_worse_where_another_output_is():
-    (found,) = baseline.verdicts(
+    (result,) = baseline.verdicts(
         [row(0, 0.1, "now", outputs=parts(1.0)[0].outputs)], entry([row(0, outputs=parts(2**-6)[0].outputs)])
     )
-    assert found.kind == "REGRESSED" and found.ratio == 0.1
+    assert result.kind == "REGRESSED" and result.ratio == 0.1
     assert (
-        found.text
+        result.text
         == "m float32 seed 0: output b is off by 1.000e+00 where 1.562e-02 was accepted; find out what changed, "
         "or accept it with --precision-baseline=accept"
     )
@@ -280,10 +280,10 @@ def test_the_worst_token_has_the_slack_of_its_width():
     for width, factor in ((1000, 4.0), (500, 5.0), (8, 10.0)):
         for error, kind in ((factor / 64, "DRIFT"), (factor / 64 * (1 + TINY), "REGRESSED")):
             assert became(tokens(error, width), tokens(1 / 64, width, "then")) == [kind]
-    (found,) = baseline.verdicts(tokens(1.0, 1000, output="y"), entry(tokens(0.01, 1000, "then", output="y")))
-    assert "the worst token of y is off by" in found.text
-    (found,) = baseline.verdicts(tokens(1.0, 1000), entry(tokens(0.01, 1000, "then")))
-    assert "the worst token of the output is off by" in found.text
+    (result,) = baseline.verdicts(tokens(1.0, 1000, output="y"), entry(tokens(0.01, 1000, "then", output="y")))
+    assert "the worst token of y is off by" in result.text
+    (result,) = baseline.verdicts(tokens(1.0, 1000), entry(tokens(0.01, 1000, "then")))
+    assert "the worst token of the output is off by" in result.text
     assert became([row(0, 1.0, "now", shape=(), token_rel_l2=1.0)], [row(shape=(), token_rel_l2=0.01)]) == ["DRIFT"]
 
 
@@ -302,12 +302,13 @@ def test_two_results_of_the_cpu_may_differ_by_twice_what_both_are_off(now, then,
     before = normed(2.0, "then", cpu_golden_rel_l2=then)
     for sign in (1, -1):
         for factor, comparable in ((1 - 1e-7, True), (1 + 1e-7, False)):
-            (found,) = baseline.verdicts(
+            (result,) = baseline.verdicts(
                 [normed(2.0 * (1 + sign * allowed * factor), cpu_golden_rel_l2=now)], entry([before])
             )
-            assert (found.kind != "NOT COMPARABLE") is comparable
+            assert (result.kind != "NOT COMPARABLE") is comparable
             assert (
-                comparable or "the CPU's result is another one than was accepted: its root mean square is" in found.text
+                comparable
+                or "the CPU's result is another one than was accepted: its root mean square is" in result.text
             )
 
 
@@ -340,8 +341,8 @@ def test_norms_say_nothing_where_they_are_of_something_else_or_not_known(more):
 )
 def test_other_weights_and_inputs_are_named_by_their_digests(more, words):
     then = row(weights_sha256="a" * 20)
-    (found,) = baseline.verdicts([row(0, 1.0, "now", **(dict(weights_sha256="a" * 20) | more))], entry([then]))
-    assert found.kind == "NOT COMPARABLE" and found.text.startswith(
+    (result,) = baseline.verdicts([row(0, 1.0, "now", **(dict(weights_sha256="a" * 20) | more))], entry([then]))
+    assert result.kind == "NOT COMPARABLE" and result.text.startswith(
         f"m float32 seed 0 {words}; its numbers cannot be compared"
     )
     assert not baseline.same_subject(row(**(dict(weights_sha256="a" * 20) | more)), then)
@@ -357,20 +358,20 @@ def test_rows_of_before_the_weights_had_a_digest_are_compared():
 def test_a_row_without_a_digest_is_not_compared(digest):
     """It is the same on both sides, since another one would be other inputs."""
     for now, then in ((None, None), *(((None, "then 0"), ("now 0", None)) if digest == "actual_sha256" else ())):
-        (found,) = baseline.verdicts([row(**{digest: now})], entry([row(**{digest: then})]))
+        (result,) = baseline.verdicts([row(**{digest: now})], entry([row(**{digest: then})]))
         assert (
-            found.kind == "NOT COMPARABLE"
-            and f"has no {digest}, now or as accepted" in found.text
-            and found.text.endswith("run it again with this version")
+            result.kind == "NOT COMPARABLE"
+            and f"has no {digest}, now or as accepted" in result.text
+            and result.text.endswith("run it again with this version")
         )
 
 
 def test_errors_that_are_not_finite_are_not_compared():
     for now, then in ((math.nan, 1.0), (1.0, math.nan), (math.inf, 1.0), (1.0, math.inf)):
-        (found,) = baseline.verdicts([row(0, now, "now")], entry([row(0, then)]))
+        (result,) = baseline.verdicts([row(0, now, "now")], entry([row(0, then)]))
         assert (
-            found.kind == "NOT COMPARABLE"
-            and f"no finite error to compare, {now} now and {then} accepted" in found.text
+            result.kind == "NOT COMPARABLE"
+            and f"no finite error to compare, {now} now and {then} accepted" in result.text
         )
 
 
@@ -385,9 +386,9 @@ def test_numbers_of_the_same_bits_agree_to_one_in_a_million(number):
         (1 / (1 + 9e-7), "IDENTICAL"),
         (1 / (1 + 1.1e-6), "NOT COMPARABLE"),
     ):
-        (found,) = baseline.verdicts([same(3.0 * factor)], entry([same(3.0)]))
-        assert found.kind == kind and (
-            kind == "IDENTICAL" or f"every bit is as accepted, and {number} is" in found.text
+        (result,) = baseline.verdicts([same(3.0 * factor)], entry([same(3.0)]))
+        assert result.kind == kind and (
+            kind == "IDENTICAL" or f"every bit is as accepted, and {number} is" in result.text
         )
     for factor, kind in ((1 + 1e-6 + 5e-13, "IDENTICAL"), (1 + 1e-6 + 2e-12, "NOT COMPARABLE")):  # of the larger one
         assert became([same(3.0 * factor)], [same(3.0)]) == became([same(3.0)], [same(3.0 * factor)]) == [kind]
@@ -406,25 +407,25 @@ def test_numbers_of_the_same_bits_agree_to_one_in_a_million(number):
         (None, None),
         ("out", None),
     ):  # numbers against other results of the CPU may differ
-        (found,) = baseline.verdicts([same(9.0, now)], entry([same(1.0, then)]))
-        assert (found.kind, found.ratio) == (
+        (result,) = baseline.verdicts([same(9.0, now)], entry([same(1.0, then)]))
+        assert (result.kind, result.ratio) == (
             "IDENTICAL",
             1.0,
-        ) and "every bit of the device's output as accepted" in found.text
-    (found,) = baseline.verdicts([same(1.0)], entry([same(1.0)]))
-    assert (found.ratio, found.text) == (1.0, "m float32 seed 0: every bit as accepted")
+        ) and "every bit of the device's output as accepted" in result.text
+    (result,) = baseline.verdicts([same(1.0)], entry([same(1.0)]))
+    assert (result.ratio, result.text) == (1.0, "m float32 seed 0: every bit as accepted")
 
 
 def test_another_result_of_the_cpu_is_said():
     for now, then, said in (("a", "b", True), ("a", "a", False), (None, "a", False), ("a", None, False)):
-        (found,) = baseline.verdicts([row(0, 1.0, "now", expected_sha256=now)], entry([row(expected_sha256=then)]))
-        assert ("against another result of the CPU than was accepted" in found.text) is said
+        (result,) = baseline.verdicts([row(0, 1.0, "now", expected_sha256=now)], entry([row(expected_sha256=then)]))
+        assert ("against another result of the CPU than was accepted" in result.text) is said
 
 
 def test_a_row_that_was_not_accepted_is_new():
     assert became([row(7, 1.0, "now")], [row(0)]) == ["NEW"]
-    found = baseline.verdicts([row(0, 1.0, "now"), row(1)], None)
-    assert [each.kind for each in found] == ["NEW", "NEW"] and found[0].ratio is None
+    result = baseline.verdicts([row(0, 1.0, "now"), row(1)], None)
+    assert [item.kind for item in result] == ["NEW", "NEW"] and result[0].ratio is None
 
 
 # -------- rows as they are left
@@ -477,7 +478,7 @@ def test_an_entry_is_of_one_device_and_replaced_whole():
     first = baseline.accepted(None, [row(0), row(1)], stack=STACK, backend="npu", when="2026-01-01")
     both = baseline.accepted(first, [row(2)], stack=STACK, backend="emulated", when="2026-01-02")
     again = baseline.accepted(both, [row(3)], stack=STACK, backend="npu", when="2026-01-03")
-    kept = {name: (each.accepted, tuple(each.rows), dict(each.stack)) for name, each in again.entries.items()}
+    kept = {name: (item.accepted, tuple(item.rows), dict(item.stack)) for name, item in again.entries.items()}
     assert kept == {
         "Ascend910B4 (npu)": ("2026-01-03", ("3",), STACK),
         "Ascend910B4 (emulated)": ("2026-01-02", ("2",), STACK),
@@ -528,7 +529,7 @@ def test_a_file_is_whole_and_readable_as_text(tmp_path):
         and "é漢" in text
         and '\n "schema": "precision-baseline/1"' in text
     )
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
     stored = json.loads(text)
     assert stored["case"] == "é漢" and stored["dtype"] == "float32" and list(stored["entries"]) == ["Ascend910B4 (npu)"]
     entry = stored["entries"]["Ascend910B4 (npu)"]
@@ -595,21 +596,21 @@ def test_each_file_without_a_case_is_named(tmp_path):
     for case in ("a", "b", "c"):
         baseline.write(tmp_path, kept(case))
     (tmp_path / "0.json").write_text("{")
-    found = baseline.without_a_case(tmp_path, {("b", "float32")}, "Ascend910B4 (npu)")
+    result = baseline.without_a_case(tmp_path, {("b", "float32")}, "Ascend910B4 (npu)")
     assert (
-        len(found) == 3
-        and "is damaged" in found[0]
-        and "called a float32, of which 1 rows" in found[1]
-        and "called c float32" in found[2]
+        len(result) == 3
+        and "is damaged" in result[0]
+        and "called a float32, of which 1 rows" in result[1]
+        and "called c float32" in result[2]
     )
 
 
 def test_rows_of_a_file_are_filled_with_what_it_says_once(tmp_path):
     stored = kept("m").to_dict()
-    (rows,) = [each["rows"] for each in stored["entries"].values()]
+    (rows,) = [item["rows"] for item in stored["entries"].values()]
     rows["-"] = {"status": "FAIL", "criteria": ["max_diff", "rel_l2"], "rel_l2": 1.0}
-    found = baseline._baseline(json.loads(json.dumps(stored)))
-    (entry,) = found.entries.values()
+    result = baseline._baseline(json.loads(json.dumps(stored)))
+    (entry,) = result.entries.values()
     assert entry.rows["-"].case == "m" and entry.rows["-"].dtype == "float32" and entry.rows["-"].seed is None
     assert entry.rows["-"].reasons == ("accepted so",) * 2 and entry.rows["0"].rel_l2 == 1.0
     rows["-"] = {"status": "FAIL", "criteria": "max_diff"}

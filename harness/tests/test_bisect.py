@@ -58,17 +58,17 @@ class Bench:
     def __init__(self, folder):
         self.folder, self.file, self.count = folder, folder / "stacks.toml", folder / "count"
 
-    def copies(self, found, name):
+    def copies(self, result, name):
         """A command that writes a report, counts itself and exits as pytest does on a failing row."""
         source = self.folder / f"{len(list(self.folder.iterdir()))}.json"
-        source.write_text(json.dumps(found))
+        source.write_text(json.dumps(result))
         return f"echo {name.encode().hex()} >> {self.count}; cp {source} {{report}}/{JSON_NAME}; exit 1"
 
     def write(self, stacks, top=""):
         """The list: names with a report or a command each."""
         lines = [top]
-        for name, found in stacks.items():
-            command = found if isinstance(found, str) else self.copies(found, name)
+        for name, result in stacks.items():
+            command = result if isinstance(result, str) else self.copies(result, name)
             lines += ["[[stack]]", f"name = {json.dumps(name, ensure_ascii=False)}", f"command = {json.dumps(command)}"]
         self.file.write_text("\n".join(lines), encoding="utf-8")
 
@@ -87,8 +87,8 @@ def bench(tmp_path):
 
 def stacks(change, names=EIGHT, **others):
     """Names with reports: worse from position `change` on."""
-    found = {name: report(1.1, cann="8.5.0") if index >= change else report() for index, name in enumerate(names)}
-    return found | others
+    result = {name: report(1.1, cann="8.5.0") if index >= change else report() for index, name in enumerate(names)}
+    return result | others
 
 
 def run(capsys, bench, *more):
@@ -176,8 +176,8 @@ def test_ends_that_cannot_run_give_their_place_to_the_next(bench, capsys):
     ],
     ids=itertools.count(1),
 )
-def test_a_report_that_shows_nothing_is_no_verdict(bench, capsys, found, why):
-    bench.write(stacks(2, names="abc", b=found))
+def test_a_report_that_shows_nothing_is_no_verdict(bench, capsys, result, why):
+    bench.write(stacks(2, names="abc", b=result))
     status, out, err = run(capsys, bench)
     assert status == 0 and why in err
     assert answer(out).startswith("the numbers changed between a and c; b ")
@@ -233,8 +233,8 @@ def test_rows_that_fail_all_the_way_are_compared_by_their_bits(bench, capsys):
 
 def test_a_case_limits_the_rows_that_decide(bench, capsys):
     def both(large, digits):
-        found, other = report(large, case=ROWS[0]["case"]), report(digits, case="aimv2-digits")
-        return found | {"rows": [*found["rows"][:5], *other["rows"][5:]]}
+        result, other = report(large, case=ROWS[0]["case"]), report(digits, case="aimv2-digits")
+        return result | {"rows": [*result["rows"][:5], *other["rows"][5:]]}
 
     bench.write({"a": both(1, 1), "b": both(1, 2), "c": both(1.1, 2), "d": both(1.1, 2)})
     assert answer(run(capsys, bench, "--case", "aimv2-digits")[1]) == "the numbers changed between a and b"
@@ -363,8 +363,8 @@ def test_names_and_folders_are_quoted_for_the_shell(tmp_path, capsys):
     bench = Bench(folder)
     said = tmp_path / "said"
     commands = {}
-    for name, found in stacks(7).items():
-        (tmp_path / f"{name.encode().hex()}.json").write_text(json.dumps(found))
+    for name, result in stacks(7).items():
+        (tmp_path / f"{name.encode().hex()}.json").write_text(json.dumps(result))
         commands[name] = (
             f"printf '%s\\n' -{{name}} >> {said}; cp {tmp_path}/{name.encode().hex()}.json "
             f"{{report}}/{JSON_NAME}; test ${{{{HOME}}}}"

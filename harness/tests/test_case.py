@@ -133,8 +133,8 @@ def test_either_of_two_equal_logits_is_the_decision():
         42,
         broken,
     )
-    found = verdict.decisions
-    assert (found.agree, found.correct_actual, found.correct_expected) == (2, 1, 3) and found.first[0] == 2
+    result = verdict.decisions
+    assert (result.agree, result.correct_actual, result.correct_expected) == (2, 1, 3) and result.first[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,10 @@ def edited(edit):
 
     def change(real):
         def meaning(*args, **kwargs):
-            found = real(*args, **kwargs)
-            many = isinstance(found, (tuple, list))
-            one = edit(found[0] if many else found, args)
-            return (one, *found[1:]) if many else one
+            result = real(*args, **kwargs)
+            many = isinstance(result, (tuple, list))
+            one = edit(result[0] if many else result, args)
+            return (one, *result[1:]) if many else one
 
         meaning.__signature__ = inspect.signature(real)
         return meaning
@@ -54,16 +54,16 @@ def given(edit):
     return change
 
 
-def half_scaled(found, args):
-    found = found.clone()
-    found[found.shape[0] // 2 :] *= 1.02
-    return found
+def half_scaled(result, args):
+    result = result.clone()
+    result[result.shape[0] // 2 :] *= 1.02
+    return result
 
 
-def head_copied(found, args):
-    found = found.clone()
-    found[:, 1] = found[:, 0]
-    return found
+def head_copied(result, args):
+    result = result.clone()
+    result[:, 1] = result[:, 0]
+    return result
 
 
 def first_write(target, dim, index, source, *more):
@@ -153,9 +153,9 @@ def test_the_cause_is_named(npu, name):
     trial = Trial(func=func, args=args, kwargs=kwargs, device=npu)
     results = trial.on_cpu()
     with changed(operator, change):
-        found = trial.on_device()
-        assert trial.judged(found, results)[1], "the fault does not act"
-        assert cause_of(trial, found, results) == cause
+        result = trial.on_device()
+        assert trial.judged(result, results)[1], "the fault does not act"
+        assert cause_of(trial, result, results) == cause
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -164,8 +164,8 @@ def test_no_cause_is_named_of_a_sound_operator(npu, name):
     func, args, kwargs, *_ = PLANTED[name]
     trial = Trial(func=func, args=args, kwargs=kwargs, device=npu)
     results = trial.on_cpu()
-    found = trial.on_device()
-    assert not trial.judged(found, results)[1] and cause_of(trial, found, results) == ""
+    result = trial.on_device()
+    assert not trial.judged(result, results)[1] and cause_of(trial, result, results) == ""
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -180,9 +180,9 @@ def test_scattered_damage_is_none_of_the_causes(npu, name):
         return y + noise * 0.3 * y.abs().mean()
 
     with changed(operator, edited(damaged)):
-        found = trial.on_device()
-        assert trial.judged(found, results)[1]
-        assert cause_of(trial, found, results) == ""
+        result = trial.on_device()
+        assert trial.judged(result, results)[1]
+        assert cause_of(trial, result, results) == ""
 
 
 def put(target, indices, values, accumulate=False):
@@ -214,13 +214,13 @@ def test_repeated_indices_are_named_with_what_stays(npu, func, kind, kept):
     results = trial.on_cpu()
     answers = {"first": values[[0, 1]], "sum": torch.stack((values[0] + values[4], values[1] + values[2]))}
     answers["mean"] = answers["sum"] / 2
-    found = [results[0].clone()]
-    found[0][[1, 4]] = answers[kind]
+    result = [results[0].clone()]
+    result[0][[1, 4]] = answers[kind]
     repeated = next(clue for clue in CLUES if clue.__name__ == "_of_repeated_indices")
-    said = list(repeated(trial, 0, found[0], results[0]))
+    said = list(repeated(trial, 0, result[0], results[0]))
     assert said[0].startswith("6 elements are written more than once") and said[0].endswith(f"and the device {kept}")
-    found[0][2, 0] += 1  # an element that is written once, or never, is not explained so
-    assert not list(repeated(trial, 0, found[0], results[0]))
+    result[0][2, 0] += 1  # an element that is written once, or never, is not explained so
+    assert not list(repeated(trial, 0, result[0], results[0]))
 
 
 def test_distinct_indices_and_sums_are_no_repetition(npu):

@@ -111,12 +111,12 @@ def test_a_directory_runs_without_a_line_of_python(folder, name, outputs):
 def test_a_language_model_has_a_forward_a_step_from_its_cache_and_a_generation(folder):
     path = folder("llama")
     assert parts_of(path) == ("forward", "decode", "generate")
-    found = {part: run(path, part=part) for part in parts_of(path)}
-    assert all(each.passed for each in found.values())
-    shapes = {part: each.comparisons["logits"].shape for part, each in found.items()}
+    result = {part: run(path, part=part) for part in parts_of(path)}
+    assert all(item.passed for item in result.values())
+    shapes = {part: item.comparisons["logits"].shape for part, item in result.items()}
     assert shapes == {"forward": (2, 32, 128), "decode": (2, 1, 128), "generate": (2, 8, 128)}
-    assert found["generate"].comparisons["tokens"].shape == (2, 8)
-    assert found["forward"].decisions.count == 64 and found["decode"].decisions.count == 2
+    assert result["generate"].comparisons["tokens"].shape == (2, 8)
+    assert result["forward"].decisions.count == 64 and result["decode"].decisions.count == 2
 
 
 def test_a_step_from_the_cache_gives_what_a_forward_gives(folder):
@@ -194,8 +194,8 @@ def test_pictures_go_through_the_image_processor(folder, transformers):
 
 
 def test_texts_are_of_three_languages_in_turn():
-    found = material.texts(Asked(batch=3), torch.Generator().manual_seed(0))
-    for text, language in zip(found, material.LANGUAGES):
+    result = material.texts(Asked(batch=3), torch.Generator().manual_seed(0))
+    for text, language in zip(result, material.LANGUAGES):
         assert any(line in text for line in material.sentences(language))
 
 
@@ -208,14 +208,14 @@ def test_a_sound_is_a_second_of_a_voice():
 
 def test_frames_move_over_a_picture():
     (clip,) = material.frames(Asked(batch=1), torch.Generator().manual_seed(0), 4)
-    assert len(clip) == 4 and len({each.tobytes() for each in clip}) == 4
+    assert len(clip) == 4 and len({item.tobytes() for item in clip}) == 4
 
 
 def test_drawn_ids_avoid_those_with_a_meaning():
     for vocabulary in (128, 50000):
-        found = material.ids(Asked(batch=64), torch.Generator().manual_seed(0), vocabulary, 64, {0, 1, 2, 77})
-        assert not torch.isin(found, torch.tensor([0, 1, 2, 77])).any()
-        assert found.min() >= 3 and found.max() < vocabulary and found.unique().numel() > 100
+        result = material.ids(Asked(batch=64), torch.Generator().manual_seed(0), vocabulary, 64, {0, 1, 2, 77})
+        assert not torch.isin(result, torch.tensor([0, 1, 2, 77])).any()
+        assert result.min() >= 3 and result.max() < vocabulary and result.unique().numel() > 100
 
 
 # -------- other libraries and programs

@@ -77,11 +77,11 @@ def test_nothing_is_collected_without_a_checkpoint(user):
 
 def test_a_checkpoint_is_a_row_for_each_part_and_seed_and_no_other_case_runs(user, folder):
     run(user, f"--checkpoint={folder / 'llama'}").assert_outcomes(passed=7, deselected=1)
-    found = [(row["case"], row["dtype"], row["seed"], row["status"]) for row in rows(user)]
+    result = [(row["case"], row["dtype"], row["seed"], row["status"]) for row in rows(user)]
     seeds = (42, 123, 256, 789, 1024)
     expected = [("llama", "float32", seed, "PASS") for seed in seeds]
     expected += [(f"llama-{part}", "float32", 42, "PASS") for part in ("decode", "generate")]
-    assert found == expected
+    assert result == expected
     assert len({row["inputs_sha256"] for row in rows(user)}) == 6  # decode and generate draw like the first seed
 
 
@@ -90,9 +90,9 @@ def test_a_folder_of_checkpoints_in_a_dtype_that_is_asked_for(user, folder):
     user.runpytest_inprocess(
         "--device=cpu", "-k", "precision and seed42 and not generate", f"--precision-checkpoint={folder}", *how
     ).assert_outcomes(passed=3, deselected=10)
-    found = {row["case"]: row for row in rows(user)}
-    assert found.keys() == {"bert", "llama", "llama-decode"}
-    assert {row["dtype"] for row in found.values()} == {"bfloat16"} and found["bert"]["shape"][0] == 3
+    result = {row["case"]: row for row in rows(user)}
+    assert result.keys() == {"bert", "llama", "llama-decode"}
+    assert {row["dtype"] for row in result.values()} == {"bfloat16"} and result["bert"]["shape"][0] == 3
 
 
 def test_a_users_own_text_is_one_row_without_a_seed(user, folder):

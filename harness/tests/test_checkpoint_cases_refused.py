@@ -95,20 +95,24 @@ def changed(path, change):
 
 
 def test_a_layer_that_is_missing_is_not_drawn_at_random(copy, capfd):
-    path = changed(copy(), lambda tensors: {name: each for name, each in tensors.items() if "layers.1." not in name})
+    path = changed(
+        copy(), lambda tensors: {name: tensor for name, tensor in tensors.items() if "layers.1." not in name}
+    )
     assert "lacks 9 weights of the model that its config describes: model.layers.1." in refused(path)
     assert "LOAD REPORT" not in capfd.readouterr().err
 
 
 def test_a_head_that_the_checkpoint_never_had_is_drawn_and_the_report_says_so(copy):
-    path = changed(copy("bert"), lambda tensors: {name: each for name, each in tensors.items() if "cls." not in name})
+    path = changed(
+        copy("bert"), lambda tensors: {name: tensor for name, tensor in tensors.items() if "cls." not in name}
+    )
     verdict = validate(Case.from_checkpoint(path), 1, open_device("cpu"), models=Models())
     assert verdict.passed and verdict.evidence.weights_from.startswith("partly:")
 
 
 def test_a_weight_of_another_shape(copy):
     def cut(tensors):
-        name = next(each for each in tensors if "layers.0.self_attn.q_proj" in each)
+        name = next(tensor for tensor in tensors if "layers.0.self_attn.q_proj" in tensor)
         return tensors | {name: tensors[name][:-1].clone()}
 
     text = refused(changed(copy(), cut))

@@ -29,8 +29,8 @@ class Tied(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(1)
         self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
-        for each in self.parameters():
-            each.data = torch.randn(each.shape, generator=generator)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
         self.second.weight = self.first.weight
         self.register_buffer("scale", torch.tensor(0.5))
         self.act = lambda x: x.relu()
@@ -199,7 +199,7 @@ class AsksByAFunction(nn.Module):
 class AsksInside(nn.Module):
     @property
     def kernel(self):
-        return [(lambda: torch_npu.npu_geglu(each)) for each in (1,)]  # noqa: F821
+        return [(lambda: torch_npu.npu_geglu(item)) for item in (1,)]  # noqa: F821
 
     def forward(self, x):
         return self.kernel
@@ -413,8 +413,8 @@ def test_parametrized_modules_are_sent_too(clean):
     """As of weight_norm, in wav2vec2: torch refuses to pickle them, since their class is made at run time."""
     torch.manual_seed(0)
     model, x = Normed().eval().requires_grad_(False), torch.randn(2, 4, 9)
-    found = clean.forward(model, x, **CPU).outputs
-    assert torch.equal(found["output"], model(x))
+    result = clean.forward(model, x, **CPU).outputs
+    assert torch.equal(result["output"], model(x))
 
 
 @needs_torch_npu
@@ -437,10 +437,10 @@ def test_models_that_record_their_hidden_states_do_so_there(clean):
     torch.manual_seed(0)
     model = SegformerModel(SegformerConfig(**sizes, mlp_ratios=[2, 2], image_size=32)).eval().requires_grad_(False)
     x = {"pixel_values": torch.randn(1, 3, 32, 32), "output_hidden_states": True}
-    found = clean.forward(model, x, forward=hidden_states, dtype=torch.float32).outputs
+    result = clean.forward(model, x, forward=hidden_states, dtype=torch.float32).outputs
     expected = model(**x).hidden_states
-    assert len(found) == len(expected) == 2
-    assert all(torch.equal(found[str(index)], each) for index, each in enumerate(expected))
+    assert len(result) == len(expected) == 2
+    assert all(torch.equal(result[str(index)], item) for index, item in enumerate(expected))
 
 
 def hidden_states(model, inputs):

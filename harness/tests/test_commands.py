@@ -57,9 +57,9 @@ def test_infer_says_what_ran_and_writes_what_came_out(capsys, checkpoint, tmp_pa
     assert status == 0
     assert f"from {checkpoint} (--model-dir), sha256 " in out and "noise, seed 42, (1, 3, 56, 56)" in out
     assert ("EMULATED" in out) == (device == "emulated")
-    found = load_file(output)
-    assert found["features"].shape == (1, 16, 64) and found["pooled"].shape == (1, 64)
-    assert found["features"].dtype == getattr(torch, dtype)
+    result = load_file(output)
+    assert result["features"].shape == (1, 16, 64) and result["pooled"].shape == (1, 64)
+    assert result["features"].dtype == getattr(torch, dtype)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -129,18 +129,20 @@ def ticking(steps):
 def test_timings_are_those_of_the_clock():
     steps = list(range(1, 101))
     calls = []
-    found = timing.measure(
+    result = timing.measure(
         lambda: calls.append("f"), lambda: calls.append("s"), iterations=100, warmup=2, clock=ticking(steps)
     )
     assert (
-        found.avg_ms == pytest.approx(50.5) and found.p50_ms == pytest.approx(50) and found.p99_ms == pytest.approx(99)
+        result.avg_ms == pytest.approx(50.5)
+        and result.p50_ms == pytest.approx(50)
+        and result.p99_ms == pytest.approx(99)
     )
     assert calls == ["f"] * 2 + ["s", "f", "s"] * 100
 
 
 def test_a_99th_percentile_needs_a_hundred_forwards():
-    found = timing.measure(lambda: None, lambda: None, iterations=99, warmup=0)
-    assert found.p99_ms is None and found.n == 99
+    result = timing.measure(lambda: None, lambda: None, iterations=99, warmup=0)
+    assert result.p99_ms is None and result.n == 99
     with pytest.raises(ValueError, match="measure nothing"):
         timing.measure(lambda: None, lambda: None, iterations=0, warmup=0)
 

@@ -82,7 +82,7 @@ def test_no_row_is_added(run, dtypes, more):
 def test_workers_bring_one(run):
     status, rows, _ = run(["bfloat16"], "-n", "2", "--dist", "load")
     assert status == 0
-    assert [each for each in named(rows) if each[3]] == [("float32", 1, "PASS", True)]
+    assert [item for item in named(rows) if item[3]] == [("float32", 1, "PASS", True)]
 
 
 def test_a_float32_row_of_the_case_by_another_test_stands_alone(user):

@@ -18,27 +18,30 @@ def seeded(*shape, seed=0, dtype=torch.float32):
 def test_numbers_are_those_of_numpy_in_float64(shape):
     expected = seeded(*shape)
     actual = expected + 1e-3 * seeded(*shape, seed=1)
-    found = compare(actual, expected)
+    comparison = compare(actual, expected)
     a, e = actual.double().numpy(), expected.double().numpy()
     diff = numpy.abs(a - e)
     cosine = (a * e).sum() / numpy.sqrt((a * a).sum() * (e * e).sum())
-    assert found.max_diff == diff.max()
-    assert found.mean_diff == pytest.approx(diff.mean(), rel=1e-12)
-    assert found.cos_sim == pytest.approx(cosine, abs=1e-14)
-    assert found.rel_l2 == pytest.approx(numpy.linalg.norm(a - e) / numpy.linalg.norm(e), rel=1e-12)
-    assert found.rms == pytest.approx(math.sqrt((e * e).mean()), rel=1e-12)
-    assert found.worst_index == tuple(int(i) for i in numpy.unravel_index(diff.argmax(), shape))
-    assert found.unequal == int((a != e).sum())
-    assert (found.worst_actual, found.worst_expected) == (a[found.worst_index], e[found.worst_index])
+    assert comparison.max_diff == diff.max()
+    assert comparison.mean_diff == pytest.approx(diff.mean(), rel=1e-12)
+    assert comparison.cos_sim == pytest.approx(cosine, abs=1e-14)
+    assert comparison.rel_l2 == pytest.approx(numpy.linalg.norm(a - e) / numpy.linalg.norm(e), rel=1e-12)
+    assert comparison.rms == pytest.approx(math.sqrt((e * e).mean()), rel=1e-12)
+    assert comparison.worst_index == tuple(int(i) for i in numpy.unravel_index(diff.argmax(), shape))
+    assert comparison.unequal == int((a != e).sum())
+    assert (comparison.worst_actual, comparison.worst_expected) == (
+        a[comparison.worst_index],
+        e[comparison.worst_index],
+    )
 
 
 def test_cos_sim_never_exceeds_one_where_float32_does():
     expected = seeded(1, 1024, 1024)
     expected[..., :3] *= 300  # outlier channels, as trained vision models have
     actual = expected * (1 + 1e-6 * seeded(1, 1024, 1024, seed=1))
-    found = compare(actual, expected)
-    assert found.cos_sim <= 1.0
-    assert 0 < found.cos_distance < 1e-10
+    comparison = compare(actual, expected)
+    assert comparison.cos_sim <= 1.0
+    assert 0 < comparison.cos_distance < 1e-10
 
 
 def test_cosine_distance_is_exact_where_one_minus_cosine_cancels():
@@ -54,20 +57,20 @@ def test_one_wrong_token_shows_where_the_whole_cosine_hides_it():
     expected[..., 5] = 1000.0  # one dominant channel
     actual = expected.clone()
     actual[0, 17] = seeded(1024, seed=9)
-    found = compare(actual, expected)
-    assert found.cos_sim > 0.99
-    assert found.token_cos_sim < 0.5
-    assert found.worst_token == (0, 17)
+    comparison = compare(actual, expected)
+    assert comparison.cos_sim > 0.99
+    assert comparison.token_cos_sim < 0.5
+    assert comparison.worst_token == (0, 17)
 
 
 def test_nan_makes_every_number_nan_and_is_located():
     expected = seeded(4, 8)
     actual = expected.clone()
     actual[2, 3] = math.nan
-    found = compare(actual, expected)
-    assert math.isnan(found.max_diff) and math.isnan(found.mean_diff) and math.isnan(found.cos_sim)
-    assert (found.nan_actual, found.nan_expected, found.nonfinite_differ) == (1, 0, 1)
-    assert found.worst_index == (2, 3)
+    comparison = compare(actual, expected)
+    assert math.isnan(comparison.max_diff) and math.isnan(comparison.mean_diff) and math.isnan(comparison.cos_sim)
+    assert (comparison.nan_actual, comparison.nan_expected, comparison.nonfinite_differ) == (1, 0, 1)
+    assert comparison.worst_index == (2, 3)
 
 
 def test_shared_infinities_are_no_difference_and_opposite_ones_are():
@@ -84,9 +87,9 @@ def test_shared_infinities_are_no_difference_and_opposite_ones_are():
 
 
 def test_other_shapes_are_never_broadcast_nor_cut():
-    found = compare(torch.ones(4, 8), torch.ones(2, 3))
-    assert not found.comparable
-    assert math.isnan(found.max_diff) and math.isnan(found.cos_sim)
+    comparison = compare(torch.ones(4, 8), torch.ones(2, 3))
+    assert not comparison.comparable
+    assert math.isnan(comparison.max_diff) and math.isnan(comparison.cos_sim)
     assert not compare(torch.ones(3, 1), torch.ones(3)).comparable
 
 
@@ -106,14 +109,16 @@ def test_large_error_on_a_zero_reference_is_seen():
 )
 def test_every_dtype_is_compared_without_overflow(dtype):
     expected = (seeded(4, 8) * 10).to(dtype)
-    found = compare(expected, expected.clone())
-    assert (found.max_diff, found.unequal) == (0.0, 0)
-    assert found.dtype == str(dtype).removeprefix("torch.")
+    comparison = compare(expected, expected.clone())
+    assert (comparison.max_diff, comparison.unequal) == (0.0, 0)
+    assert comparison.dtype == str(dtype).removeprefix("torch.")
 
 
 def test_float16_differences_do_not_overflow():
-    found = compare(torch.full((2, 2), 60000.0, dtype=torch.float16), torch.full((2, 2), -60000.0, dtype=torch.float16))
-    assert found.max_diff == pytest.approx(120000, rel=1e-3)
+    comparison = compare(
+        torch.full((2, 2), 60000.0, dtype=torch.float16), torch.full((2, 2), -60000.0, dtype=torch.float16)
+    )
+    assert comparison.max_diff == pytest.approx(120000, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -129,8 +134,8 @@ def test_arguments_are_left_as_they_were(dtype):
 
 def test_empty_and_scalar_tensors():
     assert compare(torch.empty(0, 4), torch.empty(0, 4)).max_diff == 0.0
-    found = compare(torch.tensor(2.0), torch.tensor(1.0))
-    assert (found.max_diff, found.worst_index, found.rel_l2) == (1.0, (), 1.0)
+    comparison = compare(torch.tensor(2.0), torch.tensor(1.0))
+    assert (comparison.max_diff, comparison.worst_index, comparison.rel_l2) == (1.0, (), 1.0)
 
 
 def test_views_are_compared_by_their_own_indices():
@@ -144,38 +149,40 @@ def test_views_are_compared_by_their_own_indices():
 def test_the_other_numbers_are_those_of_numpy(shape):
     expected = seeded(*shape)
     actual = expected * 1.001 + 1e-3 * seeded(*shape, seed=1) + 1e-4
-    found = compare(actual, expected)
+    comparison = compare(actual, expected)
     a, e = actual.double().numpy(), expected.double().numpy()
     diff, size = numpy.abs(a - e), numpy.abs(e)
-    assert found.rmse == pytest.approx(math.sqrt((diff * diff).mean()), rel=1e-12)
-    assert found.snr == pytest.approx(20 * math.log10(numpy.linalg.norm(e) / numpy.linalg.norm(a - e)), rel=1e-12)
-    assert found.shift == pytest.approx((a - e).mean(), rel=1e-9)
-    assert found.gain == pytest.approx(((a - e) * e).sum() / (e * e).sum(), rel=1e-9)
-    assert found.balance == pytest.approx(numpy.sign(a - e).mean(), rel=1e-12)
-    assert found.max_rel == pytest.approx((diff / (size + 1e-7)).max(), rel=1e-12)
-    assert found.mean_rel == pytest.approx((diff / (size + 1e-7)).mean(), rel=1e-12)
+    assert comparison.rmse == pytest.approx(math.sqrt((diff * diff).mean()), rel=1e-12)
+    assert comparison.snr == pytest.approx(20 * math.log10(numpy.linalg.norm(e) / numpy.linalg.norm(a - e)), rel=1e-12)
+    assert comparison.shift == pytest.approx((a - e).mean(), rel=1e-9)
+    assert comparison.gain == pytest.approx(((a - e) * e).sum() / (e * e).sum(), rel=1e-9)
+    assert comparison.balance == pytest.approx(numpy.sign(a - e).mean(), rel=1e-12)
+    assert comparison.max_rel == pytest.approx((diff / (size + 1e-7)).max(), rel=1e-12)
+    assert comparison.mean_rel == pytest.approx((diff / (size + 1e-7)).mean(), rel=1e-12)
     places = 2.0 ** (numpy.floor(numpy.log2(size)) - 23)
-    assert found.ulp_max == pytest.approx((diff / places).max(), rel=1e-12)
-    assert found.ulp_mean == pytest.approx((diff / places).mean(), rel=1e-12)
-    assert found.close_atol == pytest.approx(max((diff - 1.3e-6 * size).max(), 0), rel=1e-12)
-    assert found.matched == pytest.approx((diff <= 1e-5 + 1.3e-6 * size).mean(), rel=1e-12)
-    assert sum(count for _, count in found.histogram) == diff.size
+    assert comparison.ulp_max == pytest.approx((diff / places).max(), rel=1e-12)
+    assert comparison.ulp_mean == pytest.approx((diff / places).mean(), rel=1e-12)
+    assert comparison.close_atol == pytest.approx(max((diff - 1.3e-6 * size).max(), 0), rel=1e-12)
+    assert comparison.matched == pytest.approx((diff <= 1e-5 + 1.3e-6 * size).mean(), rel=1e-12)
+    assert sum(count for _, count in comparison.histogram) == diff.size
     for share in (0.5, 0.99, 1.0):
         true = numpy.quantile(diff, share, method="inverted_cdf")
-        assert true <= found.quantile(share) * (1 + 1e-6) and found.quantile(share) <= 1.26 * true
+        assert true <= comparison.quantile(share) * (1 + 1e-6) and comparison.quantile(share) <= 1.26 * true
     if len(shape) > 1:
         rows, norms = numpy.linalg.norm(a - e, axis=-1), numpy.linalg.norm(e, axis=-1)
-        assert found.token_rel_l2 == pytest.approx(rows.max() / math.sqrt((norms**2).mean()), rel=1e-12)
-        assert found.worst_token_diff == tuple(int(i) for i in numpy.unravel_index(rows.argmax(), shape[:-1]))
+        assert comparison.token_rel_l2 == pytest.approx(rows.max() / math.sqrt((norms**2).mean()), rel=1e-12)
+        assert comparison.worst_token_diff == tuple(int(i) for i in numpy.unravel_index(rows.argmax(), shape[:-1]))
         scaled = diff / (size + numpy.sqrt((e * e).mean(-1, keepdims=True)))
-        assert found.max_scaled == pytest.approx(scaled.max(), rel=1e-12)
+        assert comparison.max_scaled == pytest.approx(scaled.max(), rel=1e-12)
 
 
 def test_a_histogram_bin_starts_where_its_edge_is():
     for number in (0, 3, 4, 500, 511):
         lower = edge(number)
-        found = compare(torch.tensor([lower * 1.01 + 1e-45], dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
-        assert found.histogram == ((number, 1),)
+        comparison = compare(
+            torch.tensor([lower * 1.01 + 1e-45], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        )
+        assert comparison.histogram == ((number, 1),)
 
 
 def test_flips_of_the_largest_element_are_counted_and_the_widest_is_named():
@@ -185,9 +192,9 @@ def test_flips_of_the_largest_element_are_counted_and_the_widest_is_named():
         top = actual[row].topk(2)
         actual[row, top.indices] = top.values.flip(0)
     gaps = (expected.topk(2).values[:, 0] - expected.topk(2).values[:, 1])[[1, 4]]
-    found = compare(actual, expected)
-    assert (found.flips, found.first_flip) == (2, ((1,), (4,))[int(gaps.argmax())])
-    assert found.flip_margin == pytest.approx(float(gaps.max()), rel=1e-6)
+    comparison = compare(actual, expected)
+    assert (comparison.flips, comparison.first_flip) == (2, ((1,), (4,))[int(gaps.argmax())])
+    assert comparison.flip_margin == pytest.approx(float(gaps.max()), rel=1e-6)
     tied = torch.tensor([[1.0, 2.0, 2.0]])
     assert compare(torch.tensor([[1.0, 2.0, 3.0]]), tied).flips == 0
 
@@ -218,26 +225,31 @@ def test_the_scale_of_a_flat_tensor_is_that_of_all_of_it():
 @pytest.mark.parametrize("scale", [-1e-19, -1e-14, -1e-3, -1.0, -1e9])
 def test_the_cosine_of_opposite_tensors_is_minus_one_whatever_their_size(scale):
     expected = seeded(16, 197) * 1e-3
-    found = compare(expected * scale, expected)
-    assert found.cos_sim == pytest.approx(-1, abs=1e-6) and found.token_cos_sim == pytest.approx(-1, abs=1e-6)
+    comparison = compare(expected * scale, expected)
+    assert comparison.cos_sim == pytest.approx(-1, abs=1e-6) and comparison.token_cos_sim == pytest.approx(-1, abs=1e-6)
 
 
 def test_numbers_whose_squares_vanish_are_not_called_equal():
-    found = compare(seeded(64, dtype=torch.float64) * 1e-170, seeded(64, dtype=torch.float64, seed=1) * 1e-170)
-    assert math.isnan(found.rel_l2) and math.isnan(found.cos_sim)
+    comparison = compare(seeded(64, dtype=torch.float64) * 1e-170, seeded(64, dtype=torch.float64, seed=1) * 1e-170)
+    assert math.isnan(comparison.rel_l2) and math.isnan(comparison.cos_sim)
 
 
 def test_a_shared_infinity_hides_no_flip():
     """As masked logits are."""
     expected = torch.tensor([[-1.0, -5.0, -math.inf, -math.inf]])
-    found = compare(torch.tensor([[-5.0, -1.0, -math.inf, -math.inf]]), expected)
-    assert (found.flips, found.flip_margin, found.flip_value) == (1, 4.0, -1.0)
+    comparison = compare(torch.tensor([[-5.0, -1.0, -math.inf, -math.inf]]), expected)
+    assert (comparison.flips, comparison.flip_margin, comparison.flip_value) == (1, 4.0, -1.0)
 
 
 def test_the_first_element_that_is_not_finite_on_one_side_is_named():
     actual, expected = torch.tensor([math.nan, 1.0, math.inf, 4.0]), torch.tensor([math.nan, 1.0, 2.0, 4.0])
-    found = compare(actual, expected)
-    assert (found.worst_index, found.worst_actual, found.worst_expected, found.nonfinite_differ) == (
+    comparison = compare(actual, expected)
+    assert (
+        comparison.worst_index,
+        comparison.worst_actual,
+        comparison.worst_expected,
+        comparison.nonfinite_differ,
+    ) == (
         (2,),
         math.inf,
         2.0,
@@ -247,8 +259,8 @@ def test_the_first_element_that_is_not_finite_on_one_side_is_named():
 
 def test_complex_against_real_and_sparse_tensors_are_compared():
     real = seeded(4, 5)
-    found = compare(real.to(torch.complex64), real)
-    assert (found.max_diff, found.dtype, found.expected_dtype) == (0.0, "complex64", "float32")
+    comparison = compare(real.to(torch.complex64), real)
+    assert (comparison.max_diff, comparison.dtype, comparison.expected_dtype) == (0.0, "complex64", "float32")
     assert compare(real.to_sparse_csr(), real).max_diff == 0.0
 
 
@@ -274,18 +286,22 @@ def test_a_fill_value_that_both_sides_share_hides_nothing(fill, dtype):
     fill = torch.finfo(dtype).min if fill == "least" else fill
     expected, plain, places = masked(fill, dtype)
     wrong = torch.randn(8, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
-    found = compare(torch.where(places, expected, wrong), expected)
+    comparison = compare(torch.where(places, expected, wrong), expected)
     other = compare(wrong.masked_fill(places, 0.0), plain)
-    assert found.rel_l2 == other.rel_l2 > 1 and found.cos_sim == other.cos_sim and found.rms == other.rms < 2
-    assert found.inf_expected == 0 and compare(expected, expected).rel_l2 == 0
+    assert (
+        comparison.rel_l2 == other.rel_l2 > 1
+        and comparison.cos_sim == other.cos_sim
+        and comparison.rms == other.rms < 2
+    )
+    assert comparison.inf_expected == 0 and compare(expected, expected).rel_l2 == 0
 
 
 def test_a_fill_value_on_one_side_is_a_difference():
     expected, _, places = masked(-1e9)
     actual = expected.clone()
     actual[3, 5] = 0.25  # the mask was not applied here
-    found = compare(actual, expected)
-    assert found.max_diff > 9e8 and found.worst_index == (3, 5) and found.rel_l2 > 0.99
+    comparison = compare(actual, expected)
+    assert comparison.max_diff > 9e8 and comparison.worst_index == (3, 5) and comparison.rel_l2 > 0.99
     actual = expected.clone()
     actual[3, 6] = -1e9  # and here it was, by mistake
     assert compare(actual, expected).worst_index == (3, 6) and compare(actual, expected).rel_l2 > 1e7

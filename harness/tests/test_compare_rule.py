@@ -37,11 +37,11 @@ def test_the_last_place_and_the_tolerances_of_each_dtype(name):
     dtype = getattr(torch, name)
     for size in (1.0, 4.0, 2.0**smallest, 2.0 ** (smallest - 1), 2.0 ** (smallest - 2)):
         place = 2.0 ** (max(math.log2(size), smallest) - mantissa)
-        found = compare(torch.tensor([size + 2 * place], dtype=dtype), torch.tensor([size], dtype=dtype))
+        result = compare(torch.tensor([size + 2 * place], dtype=dtype), torch.tensor([size], dtype=dtype))
         mean = 1.0 if name.startswith("complex") else 2.0  # of the imaginary part too, which is equal
-        assert (found.ulp_max, found.ulp_mean) == (2.0, mean)
-    found = compare(torch.tensor([3.0], dtype=dtype), torch.tensor([2.0], dtype=dtype))
-    assert found.close_atol == 1 - relative * 2 and found.dynamo_atol == 1 - compiler * 2
+        assert (result.ulp_max, result.ulp_mean) == (2.0, mean)
+    result = compare(torch.tensor([3.0], dtype=dtype), torch.tensor([2.0], dtype=dtype))
+    assert result.close_atol == 1 - relative * 2 and result.dynamo_atol == 1 - compiler * 2
     assert (CLOSE[name], DYNAMO.get(name, 0.0)) == ((relative, absolute), compiler)
     assert set(CLOSE) == set(DTYPES) and list(DYNAMO) == ["float32", "float64", "float16", "bfloat16"]
     plain = torch.tensor([2.0], dtype=dtype)
@@ -51,8 +51,8 @@ def test_the_last_place_and_the_tolerances_of_each_dtype(name):
 
 
 def test_a_place_of_integers_is_one_and_they_have_no_tolerance():
-    found = compare(torch.tensor([9, 2**40]), torch.tensor([2, 2**40]))
-    assert (found.ulp_max, found.ulp_mean, found.close_atol, found.dynamo_atol, found.matched) == (
+    result = compare(torch.tensor([9, 2**40]), torch.tensor([2, 2**40]))
+    assert (result.ulp_max, result.ulp_mean, result.close_atol, result.dynamo_atol, result.matched) == (
         7.0,
         3.5,
         7.0,
@@ -71,14 +71,14 @@ def test_bounds_of_what_a_file_may_hold():
 
 
 def test_the_defaults_are_unknown_numbers_and_no_elements():
-    found = compare(torch.ones(2), torch.ones(3))
+    result = compare(torch.ones(2), torch.ones(3))
     unknown = (
         "max_diff mean_diff cos_sim cos_distance rel_l2 rms worst_actual worst_expected token_cos_sim rmse shift gain "
         "balance max_rel mean_rel max_scaled"
     )
     assert all(
-        math.isnan(getattr(found, each))
-        for each in (*unknown.split(), "token_rel_l2", "ulp_max", "ulp_mean", "close_atol", "matched", "dynamo_atol")
+        math.isnan(getattr(result, item))
+        for item in (*unknown.split(), "token_rel_l2", "ulp_max", "ulp_mean", "close_atol", "matched", "dynamo_atol")
     )
     none = (
         "nan_actual",
@@ -91,18 +91,18 @@ def test_the_defaults_are_unknown_numbers_and_no_elements():
         "flip_margin",
         "flip_value",
     )
-    assert [getattr(found, each) for each in none] == [0] * len(none)
+    assert [getattr(result, item) for item in none] == [0] * len(none)
     assert (
-        found.worst_index is found.worst_token is found.worst_token_diff is found.first_flip is None
-        and found.histogram == ()
+        result.worst_index is result.worst_token is result.worst_token_diff is result.first_flip is None
+        and result.histogram == ()
     )
-    assert (found.shape, found.expected_shape, found.numel, found.comparable) == ((2,), (3,), 2, False)
+    assert (result.shape, result.expected_shape, result.numel, result.comparable) == ((2,), (3,), 2, False)
     empty = compare(torch.ones(0, 3), torch.ones(0, 3))
     numbers = (
         "max_diff mean_diff cos_distance rel_l2 rms rmse worst_actual worst_expected shift gain balance max_rel "
         "mean_rel max_scaled ulp_max ulp_mean close_atol dynamo_atol"
     )
-    assert {getattr(empty, each) for each in numbers.split()} == {0.0} and (
+    assert {getattr(empty, part) for part in numbers.split()} == {0.0} and (
         empty.cos_sim,
         empty.matched,
         empty.numel,
@@ -123,7 +123,7 @@ def test_a_torch_that_is_too_old_is_refused(monkeypatch):
 
 def measured(actual, expected, relative, absolute, compiler):
     """The numbers of two matrices, in exact fractions but for roots; every one by its definition."""
-    a, e = ([[Fraction(x) for x in row] for row in each] for each in (actual, expected))
+    a, e = ([[Fraction(x) for x in row] for row in tensor] for tensor in (actual, expected))
     flat = [(x, y) for rows in zip(a, e) for x, y in zip(*rows)]
     diffs, count = [x - y for x, y in flat], len(flat)
     square = [sum((x - y) ** 2 for x, y in zip(*rows)) for rows in zip(a, e)]
@@ -180,18 +180,18 @@ def test_each_number_of_a_matrix_is_its_definition_in_any_chunks(monkeypatch, ch
     expected[3] *= 1e-3
     actual = expected + noise * seeded(7, 5, seed=1)
     actual[5, 2] = expected[5, 2]
-    found = compare(actual, expected)
+    result = compare(actual, expected)
     numbers, places = measured(actual.tolist(), expected.tolist(), 1e-7, 1e-7, 1e-3)
     for name, value in numbers.items():
-        assert getattr(found, name) == pytest.approx(float(value), rel=1e-9, abs=1e-15), name
-    assert {name: getattr(found, name) for name in places} == {
+        assert getattr(result, name) == pytest.approx(float(value), rel=1e-9, abs=1e-15), name
+    assert {name: getattr(result, name) for name in places} == {
         name: None if at is None else (at,) for name, at in places.items()
     }
-    assert found.cos_distance == pytest.approx(1 - float(numbers["cos_sim"]), rel=1e-6, abs=1e-15)
-    if found.first_flip is not None:
-        assert found.flip_value == expected[found.first_flip[0]].max()
+    assert result.cos_distance == pytest.approx(1 - float(numbers["cos_sim"]), rel=1e-6, abs=1e-15)
+    if result.first_flip is not None:
+        assert result.flip_value == expected[result.first_flip[0]].max()
     flat = (actual - expected).abs().argmax().item()
-    assert found.worst_index == (flat // 5, flat % 5) and (found.worst_actual, found.worst_expected) == (
+    assert result.worst_index == (flat // 5, flat % 5) and (result.worst_actual, result.worst_expected) == (
         actual.flatten()[flat],
         expected.flatten()[flat],
     )
@@ -206,15 +206,15 @@ def test_places_count_through_all_axes_and_chunks(monkeypatch, chunk):
         expected[place[:-1]] += torch.eye(5, dtype=torch.float64)[0] * 5
         actual = expected.clone()
         actual[place] += 20
-        found = compare(actual, expected)
-        assert found.worst_index == place and found.worst_token == found.worst_token_diff == place[:-1]
-        assert (found.flips, found.first_flip) == ((1, place[:-1]) if place[-1] else (0, None))
+        result = compare(actual, expected)
+        assert result.worst_index == place and result.worst_token == result.worst_token_diff == place[:-1]
+        assert (result.flips, result.first_flip) == ((1, place[:-1]) if place[-1] else (0, None))
         actual[place] = math.nan
-        found = compare(actual, expected)
+        result = compare(actual, expected)
         assert (
-            found.worst_index == place
-            and (found.nan_actual, found.nonfinite_differ) == (1, 1)
-            and math.isnan(found.worst_actual)
+            result.worst_index == place
+            and (result.nan_actual, result.nonfinite_differ) == (1, 1)
+            and math.isnan(result.worst_actual)
         )
     first = compare(
         torch.tensor([[1.0, 5.0], [1.0, 5.0], [1.0, 9.0]]), torch.tensor([[5.0, 1.0], [5.0, 1.0], [5.0, 1.0]])
@@ -229,19 +229,19 @@ def test_places_count_through_all_axes_and_chunks(monkeypatch, chunk):
 
 def test_rows_of_one_element_are_no_tokens():
     for shape in ((4, 1), (4,), (), (2, 2, 1)):
-        found = compare(torch.ones(shape) * 2, torch.ones(shape))
+        result = compare(torch.ones(shape) * 2, torch.ones(shape))
         assert (
-            found.worst_token is found.worst_token_diff is None
-            and math.isnan(found.token_cos_sim)
-            and math.isnan(found.token_rel_l2)
+            result.worst_token is result.worst_token_diff is None
+            and math.isnan(result.token_cos_sim)
+            and math.isnan(result.token_rel_l2)
         )
     assert compare(torch.ones(1, 2) * 2, torch.ones(1, 2)).worst_token == (0,)
 
 
 def test_flips_of_a_flat_tensor_are_of_all_of_it(monkeypatch):
     expected, actual = torch.tensor([1.0, 4.0, 2.0]), torch.tensor([1.0, 4.0, 9.0])
-    found = compare(actual, expected)
-    assert (found.flips, found.flip_margin, found.flip_value, found.first_flip) == (1, 2.0, 4.0, ())
+    result = compare(actual, expected)
+    assert (result.flips, result.flip_margin, result.flip_value, result.first_flip) == (1, 2.0, 4.0, ())
     assert compare(torch.tensor([2.0]), torch.tensor([1.0])).flips == 0
     monkeypatch.setattr(comparison, "CHUNK", 2)
     assert compare(actual, expected).flips == 0, "a flat tensor of several chunks is no row"
@@ -271,20 +271,20 @@ def test_what_is_not_finite_is_counted_and_the_first_that_differs_is_named(
     monkeypatch, chunk, actual, expected, counts, differ, first
 ):
     monkeypatch.setattr(comparison, "CHUNK", chunk)
-    found = compare(torch.tensor(actual), torch.tensor(expected))
+    result = compare(torch.tensor(actual), torch.tensor(expected))
     assert (
-        found.nan_actual,
-        found.nan_expected,
-        found.inf_actual,
-        found.inf_expected,
-    ) == counts and found.nonfinite_differ == differ
+        result.nan_actual,
+        result.nan_expected,
+        result.inf_actual,
+        result.inf_expected,
+    ) == counts and result.nonfinite_differ == differ
     if first is not None:
         same = numpy.array_equal(
-            [found.worst_actual, found.worst_expected], [actual[first], expected[first]], equal_nan=True
+            [result.worst_actual, result.worst_expected], [actual[first], expected[first]], equal_nan=True
         )
-        assert found.worst_index == (first,) and same
+        assert result.worst_index == (first,) and same
     if differ == 0 and not any(map(math.isnan, actual)):
-        assert (found.max_diff, found.rel_l2, found.cos_sim, found.unequal) == (0.0, 0.0, 1.0, 0)
+        assert (result.max_diff, result.rel_l2, result.cos_sim, result.unequal) == (0.0, 0.0, 1.0, 0)
 
 
 def test_a_shared_infinity_is_left_out_of_every_number():
@@ -308,17 +308,17 @@ def test_a_shared_infinity_is_left_out_of_every_number():
 
 def test_the_largest_difference_stays_unknown_once_it_is(monkeypatch):
     monkeypatch.setattr(comparison, "CHUNK", 1)
-    found = compare(torch.tensor([[1.0, NAN], [9.0, 9.0], [NAN, 0.0]]), torch.ones(3, 2))
+    result = compare(torch.tensor([[1.0, NAN], [9.0, 9.0], [NAN, 0.0]]), torch.ones(3, 2))
     assert (
-        math.isnan(found.max_diff)
-        and found.worst_index == (0, 1)
-        and found.worst_token == found.worst_token_diff == (0,)
+        math.isnan(result.max_diff)
+        and result.worst_index == (0, 1)
+        and result.worst_token == result.worst_token_diff == (0,)
     )
     assert (
-        math.isnan(found.token_cos_sim)
-        and math.isnan(found.token_rel_l2)
-        and math.isnan(found.max_rel)
-        and math.isnan(found.close_atol)
+        math.isnan(result.token_cos_sim)
+        and math.isnan(result.token_rel_l2)
+        and math.isnan(result.max_rel)
+        and math.isnan(result.close_atol)
     )
 
 
@@ -330,12 +330,12 @@ def test_the_largest_difference_stays_unknown_once_it_is(monkeypatch):
 def test_the_cosine_of_two_vectors_at_an_angle(angle, length):
     expected = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     actual = length * torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=torch.float64)
-    found = compare(actual, expected)
+    result = compare(actual, expected)
     exact = 2 * math.sin(angle / 2) ** 2
-    assert found.cos_distance == pytest.approx(exact, rel=1e-6, abs=1e-15) or (
-        length != 1 and found.cos_distance == pytest.approx(exact, abs=1e-9)
+    assert result.cos_distance == pytest.approx(exact, rel=1e-6, abs=1e-15) or (
+        length != 1 and result.cos_distance == pytest.approx(exact, abs=1e-9)
     )
-    assert found.cos_sim == pytest.approx(math.cos(angle), abs=1e-9) == pytest.approx(found.token_cos_sim, abs=1e-9)
+    assert result.cos_sim == pytest.approx(math.cos(angle), abs=1e-9) == pytest.approx(result.token_cos_sim, abs=1e-9)
 
 
 def test_vectors_of_nothing():
@@ -344,8 +344,8 @@ def test_vectors_of_nothing():
     assert (both.token_cos_sim, both.cos_sim, both.rel_l2, both.gain, both.max_scaled) == (1.0, 1.0, 0.0, 0.0, 0.0)
     one = compare(torch.tensor([[0.0, 1.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
     assert one.token_cos_sim == 0.0 and one.worst_token == (0,)
-    found = compare(ones, zeros)
-    assert (found.cos_sim, found.rel_l2, found.token_rel_l2, found.gain, found.rms, found.max_scaled) == (
+    result = compare(ones, zeros)
+    assert (result.cos_sim, result.rel_l2, result.token_rel_l2, result.gain, result.rms, result.max_scaled) == (
         0.0,
         INF,
         INF,
@@ -391,8 +391,8 @@ def test_the_scale_of_an_element_is_its_size_and_its_rows_and_at_least_a_tenth_o
 
 
 def test_edges_of_bins_are_quarters_of_an_octave():
-    assert [edge(each) for each in (0, 1, 2, 3)] == [0.0, 2.0**-128, 2.0**-127, 3 * 2.0**-128]
-    assert [edge(each) for each in (4, 5, 508, 509, 510, 511, 512, 1018)] == [
+    assert [edge(item) for item in (0, 1, 2, 3)] == [0.0, 2.0**-128, 2.0**-127, 3 * 2.0**-128]
+    assert [edge(item) for item in (4, 5, 508, 509, 510, 511, 512, 1018)] == [
         2.0**-126,
         1.25 * 2.0**-126,
         1.0,
@@ -406,10 +406,10 @@ def test_edges_of_bins_are_quarters_of_an_octave():
 
 def test_quantiles_are_upper_edges_of_bins_that_hold_the_share():
     diffs = [0.0] * 4 + [1.1] * 4 + [1.6] + [100.0]
-    found = compare(torch.tensor(diffs, dtype=torch.float64), torch.zeros(10, dtype=torch.float64))
-    assert found.histogram == ((0, 4), (508, 4), (510, 1), (534, 1))
+    result = compare(torch.tensor(diffs, dtype=torch.float64), torch.zeros(10, dtype=torch.float64))
+    assert result.histogram == ((0, 4), (508, 4), (510, 1), (534, 1))
     wanted = {0.0: 0.0, 0.4: 0.0, 0.41: 1.25, 0.8: 1.25, 0.81: 1.75, 0.9: 1.75, 0.91: 100.0, 1.0: 100.0}
-    assert {share: found.quantile(share) for share in wanted} == wanted and math.isnan(
+    assert {share: result.quantile(share) for share in wanted} == wanted and math.isnan(
         compare(torch.ones(1), torch.ones(2)).quantile(0.5)
     )
     large = compare(torch.tensor([3.3e38], dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
@@ -427,11 +427,15 @@ def test_layouts_and_kinds_of_tensors_are_read_as_what_they_hold():
     for other in (real.to_sparse(), real.to_sparse_csr(), real.clone().requires_grad_(), real.t().contiguous().t()):
         assert compare(other, real).max_diff == 0.0 and compare(other, real + 1).max_diff == pytest.approx(1.0)
     quantized = torch.quantize_per_tensor(torch.tensor([1.0, 2.0]), 0.5, 0, torch.qint8)
-    found = compare(quantized, torch.tensor([1.0, 2.5]))
-    assert (found.max_diff, found.dtype, found.expected_dtype) == (0.5, "qint8", "float32")
+    result = compare(quantized, torch.tensor([1.0, 2.5]))
+    assert (result.max_diff, result.dtype, result.expected_dtype) == (0.5, "qint8", "float32")
     turned = torch.complex(real, real + 1).conj()
-    found = compare(turned, torch.complex(real, -(real + 1)))
-    assert (found.max_diff, found.dtype, found.shape) == (0.0, "complex64", (4, 5)) and found.worst_index == (0, 0, 0)
+    result = compare(turned, torch.complex(real, -(real + 1)))
+    assert (result.max_diff, result.dtype, result.shape) == (0.0, "complex64", (4, 5)) and result.worst_index == (
+        0,
+        0,
+        0,
+    )
     mixed = compare(real, torch.complex(real, real))
     assert (mixed.dtype, mixed.expected_dtype) == ("float32", "complex64") and mixed.max_diff == real.abs().max()
 
@@ -442,7 +446,7 @@ def test_layouts_and_kinds_of_tensors_are_read_as_what_they_hold():
 def expected_slices(actual, golden, healthy):
     """The worst part of each kind by its definition: (error, healthy, count, where, magnitude)."""
     shape = tuple(golden.shape)
-    width, found = shape[-1], []
+    width, result = shape[-1], []
 
     def of(parts, magnitude=False):
         parts = [(where, index) for where, index in parts if float((golden[index] ** 2).sum()) > 0]
@@ -452,9 +456,9 @@ def expected_slices(actual, golden, healthy):
         def error(run, index):
             return float(((run[index] - golden[index]) ** 2).sum() / (golden[index] ** 2).sum()) ** 0.5
 
-        where, index = max(parts, key=lambda each: error(actual, each[1]))
-        most = max(error(run, each) for run in healthy for _, each in parts)
-        found.append((error(actual, index), most, golden[index].numel(), where, magnitude))
+        where, index = max(parts, key=lambda value: error(actual, value[1]))
+        most = max(error(run, part) for run in healthy for _, part in parts)
+        result.append((error(actual, index), most, golden[index].numel(), where, magnitude))
 
     rows = list(itertools.product(*map(range, shape[:-1])))
     if width >= 8 and len(rows) > 1:
@@ -472,10 +476,10 @@ def expected_slices(actual, golden, healthy):
             ]
         )
     exponents = torch.frexp(golden).exponent
-    known = [each for each in exponents.unique().tolist() if int((exponents == each).sum()) >= 64]
+    known = [number for number in exponents.unique().tolist() if int((exponents == number).sum()) >= 64]
     if len(known) >= 2:
-        of([(f"values between 2^{each - 1} and 2^{each}", exponents == each) for each in known], True)
-    return found
+        of([(f"values between 2^{item - 1} and 2^{item}", exponents == item) for item in known], True)
+    return result
 
 
 @pytest.mark.parametrize(
@@ -501,13 +505,13 @@ def test_the_worst_parts_are_those_of_the_definition(monkeypatch, shape, chunk):
     healthy = [golden + 1e-6 * seeded(*shape, seed=seed) for seed in (1, 2)]
     actual = golden + 1e-3 * seeded(*shape, seed=3)
     for runs in (healthy, healthy[:1]):
-        found = worst_slices(actual, golden, runs)
+        result = worst_slices(actual, golden, runs)
         expected = expected_slices(actual, golden, runs)
-        assert [(each.where, each.count, each.magnitude) for each in found] == [
-            each[3:4] + each[2:3] + each[4:] for each in expected
+        assert [(item.where, item.count, item.magnitude) for item in result] == [
+            item[3:4] + item[2:3] + item[4:] for item in expected
         ]
-        for each, right in zip(found, expected):
-            assert (each.error, each.healthy) == (pytest.approx(right[0], rel=1e-9), pytest.approx(right[1], rel=1e-9))
+        for item, right in zip(result, expected):
+            assert (item.error, item.healthy) == (pytest.approx(right[0], rel=1e-9), pytest.approx(right[1], rel=1e-9))
 
 
 def test_a_flat_tensor_has_sixteen_blocks_of_sixty_four_or_more():
@@ -515,11 +519,13 @@ def test_a_flat_tensor_has_sixteen_blocks_of_sixty_four_or_more():
         golden = seeded(count)
         actual = golden.clone()
         actual[5 * (width or 1) + 1] += 1.0
-        found = [each for each in worst_slices(actual, golden, [golden + 1e-9]) if not each.magnitude]
-        assert [(each.where, each.count) for each in found] == ([] if width is None else [("block 5 of 16", width)])
+        result = [
+            worst_slice_ for worst_slice_ in worst_slices(actual, golden, [golden + 1e-9]) if not worst_slice_.magnitude
+        ]
+        assert [(item.where, item.count) for item in result] == ([] if width is None else [("block 5 of 16", width)])
         if width:
             part = slice(5 * width, 6 * width)
-            assert found[0].error == pytest.approx(float(1.0 / golden[part].norm())) and found[0].healthy > 0
+            assert result[0].error == pytest.approx(float(1.0 / golden[part].norm())) and result[0].healthy > 0
 
 
 def test_ranges_of_magnitude_need_sixty_four_elements_and_another_range():
@@ -528,7 +534,9 @@ def test_ranges_of_magnitude_need_sixty_four_elements_and_another_range():
         actual = golden.clone()
         actual[0] *= 1.5
         return [
-            (each.where, each.count) for each in worst_slices(actual, golden, [golden * (1 + 1e-9)]) if each.magnitude
+            (worst_slice_.where, worst_slice_.count)
+            for worst_slice_ in worst_slices(actual, golden, [golden * (1 + 1e-9)])
+            if worst_slice_.magnitude
         ]
 
     assert (
@@ -541,9 +549,12 @@ def test_ranges_of_magnitude_need_sixty_four_elements_and_another_range():
 def test_parts_need_two_of_their_kind_that_are_not_zero():
     golden = torch.zeros(9, 8, dtype=torch.float64)  # of eight elements and more is a row, and is a column
     golden[1] = 1.0
-    assert [each.where for each in worst_slices(golden + 1, golden, [golden])] == ["index 0 of axis 1"]
+    assert [worst_slice_.where for worst_slice_ in worst_slices(golden + 1, golden, [golden])] == ["index 0 of axis 1"]
     golden[2] = 1.0
-    assert [each.where for each in worst_slices(golden + 1, golden, [golden])] == ["row (1,)", "index 0 of axis 1"]
+    assert [worst_slice_.where for worst_slice_ in worst_slices(golden + 1, golden, [golden])] == [
+        "row (1,)",
+        "index 0 of axis 1",
+    ]
     assert (
         worst_slices(golden, golden, [])
         == ()
@@ -562,12 +573,12 @@ def test_elements_that_are_not_finite_count_for_nothing():
     golden = seeded(4, 16)
     actual, healthy = golden + 1e-3 * seeded(4, 16, seed=1), golden + 1e-6 * seeded(4, 16, seed=2)
     for tensor, value in ((actual, math.nan), (actual, math.inf), (healthy, -math.inf), (golden, math.nan)):
-        spoiled = [each.clone() for each in (actual, golden, healthy)]
+        spoiled = [item.clone() for item in (actual, golden, healthy)]
         spoiled[[actual is tensor, golden is tensor, healthy is tensor].index(True)][2, 5] = value
-        zeroed = [each.clone() for each in (actual, golden, healthy)]
-        for each in zeroed:
-            each[2, 5] = 0.0
-        found, expected = (worst_slices(a, g, [h]) for a, g, h in (spoiled, zeroed))
-        assert [(each.where, each.error, each.healthy) for each in found] == [
-            (each.where, pytest.approx(each.error), pytest.approx(each.healthy)) for each in expected
+        zeroed = [item.clone() for item in (actual, golden, healthy)]
+        for item in zeroed:
+            item[2, 5] = 0.0
+        result, expected = (worst_slices(a, g, [h]) for a, g, h in (spoiled, zeroed))
+        assert [(item.where, item.error, item.healthy) for item in result] == [
+            (item.where, pytest.approx(item.error), pytest.approx(item.healthy)) for item in expected
         ]

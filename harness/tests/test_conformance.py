@@ -28,15 +28,17 @@ def npu():
 
 
 def test_the_installed_wheel_is_read_and_what_the_emulator_lacks_is_listed():
-    found = symbols.survey(build.wheel_libraries(), build.wheel_version())
-    assert len(found.operators) > 800 and len(found.linked) > 60 and len(found.looked_up) > 100
-    assert "aclnnAddmm" in found.operators and "aclnnAddmm" not in found.not_emulated
+    result = symbols.survey(build.wheel_libraries(), build.wheel_version())
+    assert len(result.operators) > 800 and len(result.linked) > 60 and len(result.looked_up) > 100
+    assert "aclnnAddmm" in result.operators and "aclnnAddmm" not in result.not_emulated
     assert (
-        "aclrtMallocAlign32" in found.linked + found.looked_up
-        and "aclrtMallocAlign32" not in found.refused + found.absent
+        "aclrtMallocAlign32" in result.linked + result.looked_up
+        and "aclrtMallocAlign32" not in result.refused + result.absent
     )
-    assert set(found.refused) <= set(found.linked) and set(found.absent) <= set(found.looked_up) and found.gone == ()
-    assert "aclmdlRICaptureBegin" in found.absent  # graphs are not emulated
+    assert (
+        set(result.refused) <= set(result.linked) and set(result.absent) <= set(result.looked_up) and result.gone == ()
+    )
+    assert "aclmdlRICaptureBegin" in result.absent  # graphs are not emulated
 
 
 def test_an_operator_and_a_function_of_another_wheel_show_up(tmp_path):
@@ -44,8 +46,10 @@ def test_an_operator_and_a_function_of_another_wheel_show_up(tmp_path):
     with zipfile.ZipFile(tmp_path / "torch_npu-9.9.9-cp311-none.whl", "w") as wheel:
         wheel.writestr("torch_npu/lib/libtorch_npu.so", library)
     path = next(tmp_path.iterdir())
-    found = symbols.survey(symbols.read_wheel(path), symbols._version(path))
-    assert found.name == "9.9.9" and "aclnnFromTheFuture" in found.not_emulated and "aclrtFromTheFuture" in found.absent
+    result = symbols.survey(symbols.read_wheel(path), symbols._version(path))
+    assert (
+        result.name == "9.9.9" and "aclnnFromTheFuture" in result.not_emulated and "aclrtFromTheFuture" in result.absent
+    )
     with pytest.raises(HarnessError, match="holds no torch_npu/lib/libtorch_npu.so; give a wheel of torch_npu"):
         symbols.read_wheel(tmp_path / "nothing")
 
@@ -56,13 +60,13 @@ LIMITS = {"float32": (22.5, 26.0), "hf32": (12.6, 12.9), "float16": (11.9, 12.6)
 
 
 def test_effective_bits_tell_the_arithmetic_of_each_family(npu):
-    found = dict(bits.rows(npu))
+    result = dict(bits.rows(npu))
     for name in ("matmul", "linear", "bmm", "conv2d", "conv1d"):
         for arithmetic, (low, high) in LIMITS.items():
-            assert low < found[name][arithmetic] < high, (name, arithmetic, found[name])
-    assert found["matmul"]["float32"] > 23.2  # better than the CPU's 22.7: one rounding for each four of K
-    assert found["gelu, none"]["float32"] < 13 and found["gelu, none, as tanh"]["float32"] > 24
-    assert all(value["float32"] > 21.5 for name, value in found.items() if name != "gelu, none")
+            assert low < result[name][arithmetic] < high, (name, arithmetic, result[name])
+    assert result["matmul"]["float32"] > 23.2  # better than the CPU's 22.7: one rounding for each four of K
+    assert result["gelu, none"]["float32"] < 13 and result["gelu, none, as tanh"]["float32"] > 24
+    assert all(value["float32"] > 21.5 for name, value in result.items() if name != "gelu, none")
 
 
 def test_a_product_that_claims_float32_and_runs_lower_is_seen(npu):
@@ -82,23 +86,23 @@ pytest_transformers = pytest.mark.skipif(
 @pytest_transformers
 def test_architectures_of_every_kind_agree_with_the_cpu():
     names = ["bert", "llama", "t5", "resnet", "vit", "mamba", "wav2vec2", "clip"]
-    for each in architectures.results(names):
-        assert each.problem == "" and set(each.fell_back) <= {"aten::_weight_norm_interface"}, each
-        assert 0 < each.exact[1] < 5 * each.rounding < 1e-5 and 0 < each.gradient < 1e-4, each
-        assert each.tokens in ("", "same"), each
-        if each.name in ("bert", "resnet", "vit", "wav2vec2"):  # convolutions in HF32, or a GELU by tanh
-            assert each.default[1] > 5 * each.exact[1], each
+    for result in architectures.results(names):
+        assert result.problem == "" and set(result.fell_back) <= {"aten::_weight_norm_interface"}, result
+        assert 0 < result.exact[1] < 5 * result.rounding < 1e-5 and 0 < result.gradient < 1e-4, result
+        assert result.tokens in ("", "same"), result
+        if result.name in ("bert", "resnet", "vit", "wav2vec2"):  # convolutions in HF32, or a GELU by tanh
+            assert result.default[1] > 5 * result.exact[1], result
 
 
 @pytest_transformers
 def test_an_architecture_with_a_fault_does_not_agree(npu):
-    entry = next(each for each in architectures.architectures() if each.name == "llama")
+    entry = next(architecture for architecture in architectures.architectures() if architecture.name == "llama")
     expected = architectures.run(entry, torch.device("cpu"))
     with emulator.fault("aclnnSilu", kind="scale", by=1.001) as planted:
-        found = architectures.run(entry, npu)
-    assert planted.hits > 0 and architectures.difference(found, expected, "forward/")[1] > 1e-5
-    del found["loss"], found["gradient/lm_head.weight"]
-    assert architectures.difference(found, expected, "gradient/") == (float("inf"), float("inf"))
+        result = architectures.run(entry, npu)
+    assert planted.hits > 0 and architectures.difference(result, expected, "forward/")[1] > 1e-5
+    del result["loss"], result["gradient/lm_head.weight"]
+    assert architectures.difference(result, expected, "gradient/") == (float("inf"), float("inf"))
 
 
 def test_an_unknown_architecture_is_named():
@@ -144,7 +148,7 @@ def test_the_vendors_tests_are_counted_by_what_became_of_them(tmp_path):
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("1 of 4 tests that can run on a 910B pass (25.0%); 1 do not apply.")
     assert "| test_operator.py | 1 | 1 | 1 | 1 |  |" in text
-    assert {each.name for each in (tmp_path / "logs" / "of today").iterdir()} >= {"test_operator.log", "test_dead.log"}
+    assert {path.name for path in (tmp_path / "logs" / "of today").iterdir()} >= {"test_operator.log", "test_dead.log"}
     assert "| test_dead.py | 0 | 1 | 0 | 0 |  |" in text and "killed by signal 6" in text
     assert "| 1 | test_operator.py | aclnnMoeComputeExpertTokens |" in text and "another machine's" in text
 

@@ -15,10 +15,10 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def tensors_in(folder):
-    found = {}
+    result = {}
     for path in sorted(folder.glob("*.safetensors")):
-        found |= load_file(path)
-    return found
+        result |= load_file(path)
+    return result
 
 
 def same(left, right):
@@ -54,13 +54,13 @@ def test_every_way_and_back_is_exact_to_the_bit(tmp_path, kind, dtype, shards):
 def test_names_and_shapes_are_those_of_the_layouts(tmp_path):
     source = write(tmp_path / "apple", model().state_dict())
     words = convert_checkpoint(source, tmp_path / "transformers", to="transformers")
-    found = tensors_in(tmp_path / "transformers")
-    assert found["embeddings.position_embedding.weight"].shape == (16, 64)
+    result = tensors_in(tmp_path / "transformers")
+    assert result["embeddings.position_embedding.weight"].shape == (16, 64)
     assert torch.equal(
-        found["encoder.layers.2.attention.k_proj.weight"], tensors_in(source)["trunk.blocks.2.attn.qkv.weight"][64:128]
+        result["encoder.layers.2.attention.k_proj.weight"], tensors_in(source)["trunk.blocks.2.attn.qkv.weight"][64:128]
     )
     assert torch.equal(
-        found["encoder.layers.0.ffn.gate_proj.weight"], tensors_in(source)["trunk.blocks.0.mlp.fc1.weight"]
+        result["encoder.layers.0.ffn.gate_proj.weight"], tensors_in(source)["trunk.blocks.0.mlp.fc1.weight"]
     )
     assert "32 tensors" in words and "(apple)" in words and "(transformers)" in words
     convert_checkpoint(source, tmp_path / "timm", to="timm")
@@ -127,9 +127,9 @@ def test_lit_goes_both_ways_and_loads_its_image_tower(tmp_path):
         tmp_path / "apple", tensors, vision_config={"num_attention_heads": 4}, text_config={"num_attention_heads": 2}
     )
     convert_checkpoint(source, tmp_path / "there", to="transformers")
-    found = tensors_in(tmp_path / "there")
-    assert {"logit_scale", "visual_projection.weight", "text_model.embeddings.token_embedding.weight"} <= found.keys()
-    assert found["text_model.encoder.layers.0.attention.q_proj.weight"].shape == (64, 64)
+    result = tensors_in(tmp_path / "there")
+    assert {"logit_scale", "visual_projection.weight", "text_model.embeddings.token_embedding.weight"} <= result.keys()
+    assert result["text_model.encoder.layers.0.attention.q_proj.weight"].shape == (64, 64)
     convert_checkpoint(tmp_path / "there", tmp_path / "back", to="apple")
     assert same(tensors_in(tmp_path / "back"), tensors)
     for folder in (source, tmp_path / "there"):
@@ -218,10 +218,10 @@ def test_an_index_cannot_lead_out_of_its_directory(tmp_path):
 def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path):
     source = write(tmp_path / "apple", model().state_dict(), shards=2)
     index = source / "model.safetensors.index.json"
-    found = json.loads(index.read_text())
-    moved = next(key for key, file in found["weight_map"].items() if "00001" in file)
-    found["weight_map"][moved] = "model-00002-of-00002.safetensors"
-    index.write_text(json.dumps(found))
+    result = json.loads(index.read_text())
+    moved = next(key for key, file in result["weight_map"].items() if "00001" in file)
+    result["weight_map"][moved] = "model-00002-of-00002.safetensors"
+    index.write_text(json.dumps(result))
     with pytest.raises(CheckpointError, match=f"not in their shard: {moved}"):
         load(source)
 

@@ -163,7 +163,7 @@ def test_no_set_at_all_is_refused(core):
 
 @pytest.mark.parametrize("name", TORCH)
 def test_a_set_without_an_option_of_torch_is_refused(core, name):
-    made = Names([*(each for each in TORCH if each != name), *SAME], 13)
+    made = Names([*(item for item in TORCH if item != name), *SAME], 13)
     assert set_aside(core, made.address) == ("the set lacks options of torch itself", 0)
 
 

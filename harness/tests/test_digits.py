@@ -38,8 +38,8 @@ def test_the_held_out_digits_are_those_that_training_leaves_out():
     pictures, stored = digits.held_out()
     assert torch.equal(digits.pixel_values(held), pictures) and torch.equal(labels.long(), stored)
     assert len(kept) + len(held) == 1797
-    seen = {bytes(each.numpy().tobytes()) for each in kept}
-    assert sum(each.numpy().tobytes() in seen for each in held) == 0
+    seen = {bytes(item.numpy().tobytes()) for item in kept}
+    assert sum(item.numpy().tobytes() in seen for item in held) == 0
 
 
 def test_training_lowers_the_loss(monkeypatch):

@@ -38,7 +38,7 @@ def of_pages(language):
 def anchors(path):
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
-    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -90,10 +90,10 @@ def test_python_can_be_read(text):
     "page", [README, ROOT / "harness" / "docs" / "models.md", ROOT / "harness" / "docs" / "zh" / "README.md"], ids=named
 )
 def test_a_case_of_ones_own_runs_as_it_is_shown(page):
-    (text,) = [each for each in blocks(page, "python") if "Case(" in each]
+    (text,) = [block for block in blocks(page, "python") if "Case(" in block]
     names = {"MyModel": MyModel, "torch": torch}
     exec(text, names)
-    (case,) = [each for each in names.values() if isinstance(each, Case)]
+    (case,) = [name for name in names.values() if isinstance(name, Case)]
     inputs = case.inputs(torch.Generator().manual_seed(0))
     assert case.model()(inputs).shape == (1, 4, 14, 14)
 
@@ -103,7 +103,7 @@ def test_the_options_of_pytest_are_those_there_are():
     page = (ROOT / "harness" / "docs" / "commands.md").read_text()
     table = page[page.index("## Options of pytest") : page.index("## Commands")]
     told = set(re.findall(r"`--([a-z-]+)", table)) - {"NAME", "junitxml"} - {"precision-"}
-    assert told == {each.name for each in OPTIONS} - HIDDEN
+    assert told == {option.name for option in OPTIONS} - HIDDEN
 
 
 HIDDEN = {"locate-case", "locate-seed", "locate-backward"}  # what `python -m harness locate` hands to pytest
@@ -117,13 +117,13 @@ def lines(language="bash"):
 
 
 def commands(module):
-    found = {}
+    result = {}
     for page, line in lines():
         match = re.search(rf"python -m {re.escape(module)} (.*)$", line)
         if match:
-            found.setdefault(f"{named(page)}: {match[1]}", match[1])
-    ids = [f"{key.split(':')[0]}-{number}" for number, key in enumerate(found)]  # without words that `-k` selects by
-    return [pytest.param(words, id=each) for each, words in zip(ids, found.values())]
+            result.setdefault(f"{named(page)}: {match[1]}", match[1])
+    ids = [f"{key.split(':')[0]}-{number}" for number, key in enumerate(result)]  # without words that `-k` selects by
+    return [pytest.param(words, id=item) for item, words in zip(ids, result.values())]
 
 
 @pytest.mark.parametrize("words", commands("harness"))
@@ -133,11 +133,12 @@ def test_a_command_and_its_options_exist(words, capsys):
         main([command, "--help"])
     help_text = capsys.readouterr().out
     assert ended.value.code == 0
-    for each in rest:
-        if each.startswith("--"):
+    for argument in rest:
+        if argument.startswith("--"):
             assert (
-                re.search(rf"(?<![\w-]){re.escape(each.partition('=')[0])}(?![\w-])", help_text) or command == "emulate"
-            ), each
+                re.search(rf"(?<![\w-]){re.escape(argument.partition('=')[0])}(?![\w-])", help_text)
+                or command == "emulate"
+            ), argument
 
 
 @pytest.mark.parametrize("text", of_pages("toml"))

@@ -85,8 +85,8 @@ class Gated(nn.Module):
 
 class Chain(nn.Sequential):
     def forward(self, x):
-        for each in self:
-            x = x + each(x)
+        for item in self:
+            x = x + item(x)
         return x
 
 
@@ -118,9 +118,9 @@ class Scale(nn.Module):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_patched_norm_is_named_with_what_either_side_ran(npu, dtype):
-    found = locate(case(lambda: Norms(0.5), dtype=dtype), 1, npu)
-    assert (found.first.module, found.first.operator, found.first.kind) == ("norms.2", "npu_rms_norm", "path")
-    said = found.sentences()
+    location = locate(case(lambda: Norms(0.5), dtype=dtype), 1, npu)
+    assert (location.first.module, location.first.operator, location.first.kind) == ("norms.2", "npu_rms_norm", "path")
+    said = location.sentences()
     assert re.match(
         r"norms.2: npu_rms_norm \(test_elsewhere.py:\d+\): the model takes another path on the device", said
     )
@@ -128,7 +128,8 @@ def test_a_patched_norm_is_named_with_what_either_side_ran(npu, dtype):
         r"runs npu_rms_norm \(test_elsewhere.py:\d+\) where the CPU runs rms_norm \(test_elsewhere.py:\d+\)", said
     )
     assert (
-        "None of the 12 operators that the CPU runs is wrong with the CPU's inputs." in said and found.sound_paths == 3
+        "None of the 12 operators that the CPU runs is wrong with the CPU's inputs." in said
+        and location.sound_paths == 3
     )
 
 
@@ -140,55 +141,56 @@ def test_another_path_that_is_right_is_not_blamed(npu, dtype):
         lambda: Attention(False),
         lambda: Scale(0.5),
     ):
-        found = locate(case(model, dtype=dtype), 1, npu)
-        assert found.first is None and found.sentences().startswith("No operator is wrong"), found.sentences()
+        location = locate(case(model, dtype=dtype), 1, npu)
+        assert location.first is None and location.sentences().startswith("No operator is wrong"), location.sentences()
 
 
 def test_a_step_in_the_forward_of_a_module_with_children_is_named(npu):
-    found = locate(case(lambda: Chain(Gated(False), Gated(True), Gated(True))), 1, npu)
-    assert (found.first.module, found.first.operator) == ("1", "npu_swiglu") and found.sound_paths == 1
+    location = locate(case(lambda: Chain(Gated(False), Gated(True), Gated(True))), 1, npu)
+    assert (location.first.module, location.first.operator) == ("1", "npu_swiglu") and location.sound_paths == 1
     assert re.search(
-        r"runs npu_swiglu \(\S+\) where the CPU runs getitem \(\S+\), silu, getitem, mul;", found.sentences()
+        r"runs npu_swiglu \(\S+\) where the CPU runs getitem \(\S+\), silu, getitem, mul;", location.sentences()
     )
-    assert "So do 1 more modules." in found.sentences()
+    assert "So do 1 more modules." in location.sentences()
 
 
 def test_a_mask_that_the_device_goes_without_is_named(npu):
-    found = locate(case(lambda: Chain(Attention(False), Attention(True))), 1, npu)
-    assert (found.first.module, found.first.operator) == ("1", "scaled_dot_product_attention")
-    assert "where the CPU runs it with attn_mask=bool[16, 16]" in found.sentences()
+    location = locate(case(lambda: Chain(Attention(False), Attention(True))), 1, npu)
+    assert (location.first.module, location.first.operator) == ("1", "scaled_dot_product_attention")
+    assert "where the CPU runs it with attn_mask=bool[16, 16]" in location.sentences()
 
 
 def test_another_number_is_named(npu):
-    found = locate(case(lambda: Chain(Scale(0.5), Scale(0.25))), 1, npu)
-    assert (found.first.module, found.first.operator) == ("1", "mul")
+    location = locate(case(lambda: Chain(Scale(0.5), Scale(0.25))), 1, npu)
+    assert (location.first.module, location.first.operator) == ("1", "mul")
     assert (
-        "the device runs mul" in found.sentences() and "with 0.25 where the CPU runs it with 0.5;" in found.sentences()
+        "the device runs mul" in location.sentences()
+        and "with 0.25 where the CPU runs it with 0.5;" in location.sentences()
     )
 
 
 def test_a_number_that_differs_in_its_fourth_digit_is_named(npu):
-    found = locate(case(lambda: Chain(nn.Linear(64, 64), Scale(0.5003))), 1, npu)
-    assert (found.first.module, found.first.operator) == ("1", "mul")
-    assert "with 0.5003 where the CPU runs it with 0.5;" in found.sentences()
+    location = locate(case(lambda: Chain(nn.Linear(64, 64), Scale(0.5003))), 1, npu)
+    assert (location.first.module, location.first.operator) == ("1", "mul")
+    assert "with 0.5003 where the CPU runs it with 0.5;" in location.sentences()
 
 
 def test_an_operator_beside_a_scripted_part_is_named(npu):
     scripted = torch.jit.script(nn.Sequential(nn.Linear(64, 64), nn.ReLU()))
     with emulator.fault("aclnnSilu", "scale", by=1.1):
-        found = locate(case(lambda: Chain(scripted, nn.SiLU())), 1, npu)
-    assert (found.first.module, found.first.operator) == ("1", "silu")
+        location = locate(case(lambda: Chain(scripted, nn.SiLU())), 1, npu)
+    assert (location.first.module, location.first.operator) == ("1", "silu")
 
 
 def test_a_path_of_the_cases_own_forward_is_named(npu):
     def forward(model, x):
         return model(x) * (2 if on_npu(x) else 1)
 
-    found = locate(case(lambda: Chain(nn.Linear(64, 64)), forward=forward), 1, npu)
-    assert (found.first.module, found.first.operator) == (
+    location = locate(case(lambda: Chain(nn.Linear(64, 64)), forward=forward), 1, npu)
+    assert (location.first.module, location.first.operator) == (
         "",
         "mul",
-    ) and "with 2 where the CPU runs it with 1" in found.sentences()
+    ) and "with 2 where the CPU runs it with 1" in location.sentences()
 
 
 def call(operator, module="", *given):
@@ -200,7 +202,7 @@ def test_runs_are_aligned_by_operator_module_and_arguments():
     there = [call("linear", "a"), call("npu_swiglu", "b"), call("add"), call("cat", "e")]
     first, second = partings(here, there)
     assert (
-        [each.operator for each in first.here] == ["silu", "mul"]
+        [item.operator for item in first.here] == ["silu", "mul"]
         and first.module == "b"
         and first.operator == "npu_swiglu"
     )
@@ -234,9 +236,9 @@ def spoils(write):
 
     def change(before):
         def meaning(self, *more, **keywords):
-            found = before(self, *more, **keywords)
+            result = before(self, *more, **keywords)
             write(self)
-            return found
+            return result
 
         return meaning
 
@@ -262,8 +264,8 @@ def _input(x):
 ], ids=["its neighbour", "its input"])  # fmt: skip
 def test_an_operator_that_overwrites_memory_is_named(npu, write, said):
     with changed("aclnnIsFinite", spoils(write)):
-        found = locate(case(Guard), 1, npu)
-    assert (found.first.operator, found.first.kind) == ("isfinite", "memory") and said in found.sentences()
+        location = locate(case(Guard), 1, npu)
+    assert (location.first.operator, location.first.kind) == ("isfinite", "memory") and said in location.sentences()
     assert locate(case(Guard), 1, npu).first is None
 
 
@@ -281,10 +283,10 @@ class Tied(nn.Module):
 def test_who_takes_a_weight_that_another_overwrote_is_innocent(npu):
     def writes_weight(before):
         def meaning(self, other, *more, **keywords):
-            found = before(self, other, *more, **keywords)
+            result = before(self, other, *more, **keywords)
             if other.stride(0) == 1:  # the first of the two, which takes the weight as it lies in memory
                 other[3].zero_()
-            return found
+            return result
 
         return meaning
 
@@ -293,10 +295,10 @@ def test_who_takes_a_weight_that_another_overwrote_is_innocent(npu):
 
     models = Models()
     with changed("aclnnMatmul", writes_weight):
-        found = locate(subject, 1, npu, models=models)
-        wrote = [each for each in found.steps if each.bad]
-        assert [each.kind for each in wrote] == ["memory"] and wrote[0].operator == "linear", found.sentences()
-        assert "of the weight fc.weight" in found.sentences()
+        result = locate(subject, 1, npu, models=models)
+        wrote = [step for step in result.steps if step.bad]
+        assert [item.kind for item in wrote] == ["memory"] and wrote[0].operator == "linear", result.sentences()
+        assert "of the weight fc.weight" in result.sentences()
     assert locate(subject, 1, npu, models=models).first is None  # the weights on the device were put right
 
 
@@ -315,8 +317,8 @@ def test_what_writes_as_it_says_is_not_blamed(npu):
             self.norm.train()
             return self.norm(F.dropout(y, 0.0, training=True, inplace=True).flatten(0, 1)).view_as(x)
 
-    found = locate(case(Writes), 1, npu)
-    assert found.first is None, found.sentences()
+    location = locate(case(Writes), 1, npu)
+    assert location.first is None, location.sentences()
 
 
 # -------- errors, and what comes and goes
@@ -327,12 +329,12 @@ def gelu():
 
 
 def test_an_error_that_does_not_come_back_is_said_so(npu):
-    found = locate(case(gelu), 1, npu, row=Symptom(error="on npu:0: OutOfMemoryError"))
-    assert found.first is None
-    assert found.sentences().startswith(
+    location = locate(case(gelu), 1, npu, row=Symptom(error="on npu:0: OutOfMemoryError"))
+    assert location.first is None
+    assert location.sentences().startswith(
         "The row's error did not come back: nothing raised, neither operator by operator nor in a run of its own"
     )
-    assert "GELU" not in found.sentences()
+    assert "GELU" not in location.sentences()
 
 
 def test_what_raises_only_when_the_model_runs_by_itself_is_named(npu):
@@ -344,20 +346,20 @@ def test_what_raises_only_when_the_model_runs_by_itself_is_named(npu):
         def forward(self, x):
             return torch.add(self.fc(x), torch.ones(2, 16, 8))
 
-    found = locate(case(Left), 1, npu, row=Symptom(error="on npu:0: RuntimeError"))
-    assert (found.first.operator, found.first.kind) == ("add", "raise")
+    location = locate(case(Left), 1, npu, row=Symptom(error="on npu:0: RuntimeError"))
+    assert (location.first.operator, location.first.kind) == ("add", "raise")
     assert re.match(
         r"the model: add \(test_elsewhere.py:\d+\) is what raises when the model runs on the device by itself: "
         r"on npu:0",
-        found.sentences(),
+        location.sentences(),
     )
-    assert "the model makes one on the CPU" in found.sentences()
+    assert "the model makes one on the CPU" in location.sentences()
 
 
 def test_a_fault_that_does_not_come_back_is_said_so(npu):
-    found = locate(case(gelu), 1, npu, row=Symptom(away=float("inf"), scatters=True))
-    assert found.first is None and not found.came_back
-    said = found.sentences()
+    location = locate(case(gelu), 1, npu, row=Symptom(away=float("inf"), scatters=True))
+    assert location.first is None and not location.came_back
+    said = location.sentences()
     assert said.startswith(
         "The fault did not come back: the row differs from the CPU by inf, the same run while locating by "
     )
@@ -374,23 +376,27 @@ def test_a_row_as_far_off_as_its_operators_is_explained(npu):
 
 
 def test_a_row_that_passes_has_nothing_to_explain(npu):
-    found = locate(case(lambda: Norms(0.5)), 1, npu, row=Symptom(fails=False, away=1e-7))
-    assert found.first is None and found.sentences().startswith("No operator is wrong") and found.plain != found.plain
+    location = locate(case(lambda: Norms(0.5)), 1, npu, row=Symptom(fails=False, away=1e-7))
+    assert (
+        location.first is None
+        and location.sentences().startswith("No operator is wrong")
+        and location.plain != location.plain
+    )
 
 
 def test_an_operator_that_is_wrong_beside_another_path_is_not_all(npu):
     with emulator.fault("aclnnAdd", "scale", by=1.0001):
-        found = locate(case(lambda: Norms(1e-6)), 1, npu)
-        assert found.first.operator == "add" and found.plain != found.plain
-        explained = locate(case(lambda: Norms(1e-6)), 1, npu, row=Symptom(away=1.9 * found.followed))
+        location = locate(case(lambda: Norms(1e-6)), 1, npu)
+        assert location.first.operator == "add" and location.plain != location.plain
+        explained = locate(case(lambda: Norms(1e-6)), 1, npu, row=Symptom(away=1.9 * location.followed))
         assert (
             "Besides" not in explained.sentences()
             and "The operators that the CPU runs give" not in explained.sentences()
         )
-        left = locate(case(lambda: Norms(1e-6)), 1, npu, row=Symptom(away=2.1 * found.followed))
+        left = locate(case(lambda: Norms(1e-6)), 1, npu, row=Symptom(away=2.1 * location.followed))
         assert "The operators that the CPU runs give" in left.sentences()
-        found = locate(case(lambda: Norms(0.01)), 1, npu, row=Symptom(away=0.5))
-    assert found.first.operator == "add" and "Besides, norms.2: npu_rms_norm" in found.sentences()
+        location = locate(case(lambda: Norms(0.01)), 1, npu, row=Symptom(away=0.5))
+    assert location.first.operator == "add" and "Besides, norms.2: npu_rms_norm" in location.sentences()
 
 
 class Extension(nn.Module):
@@ -410,17 +416,17 @@ class Deep(nn.Module):
 
 
 def test_modules_are_looked_at_where_no_operator_explains(npu):
-    found = locate(case(Deep), 1, npu)
-    assert (found.first.module, found.first.kind) == ("trunk.1", "module"), found.sentences()
+    location = locate(case(Deep), 1, npu)
+    assert (location.first.module, location.first.kind) == ("trunk.1", "module"), location.sentences()
     assert (
-        "Together they give a difference of" in found.sentences()
-        and "trunk.1: Extension is the first wrong module" in found.sentences()
+        "Together they give a difference of" in location.sentences()
+        and "trunk.1: Extension is the first wrong module" in location.sentences()
     )
-    found = locate(case(Deep), 1, npu, level="operators")
+    location = locate(case(Deep), 1, npu, level="operators")
     assert (
-        found.first is None
-        and "its error is elsewhere." in found.sentences()
-        and "Look at what the model does" in found.sentences()
+        location.first is None
+        and "its error is elsewhere." in location.sentences()
+        and "Look at what the model does" in location.sentences()
     )
 
 
@@ -474,13 +480,13 @@ class Wrapper(nn.Module):
 def test_modules_are_found_below_a_wrapper_and_with_a_cache(npu, cached):
     subject = case(lambda: Wrapper(cached))
     healthy = locate(subject, 1, npu, level="modules")
-    names = [each.module for each in healthy.steps]
+    names = [step.module for step in healthy.steps]
     assert healthy.first is None and names == ["trunk", "head", ""], healthy.sentences()
     with emulator.fault("aclnnSilu", "scale", by=1.1):
-        found = locate(subject, 1, npu, level="modules")
+        location = locate(subject, 1, npu, level="modules")
     assert (
-        found.first.module == "trunk.layers.0.act"
-        and "trunk.layers.0.act: SiLU is the first wrong module" in found.sentences()
+        location.first.module == "trunk.layers.0.act"
+        and "trunk.layers.0.act: SiLU is the first wrong module" in location.sentences()
     )
     with emulator.fault("aclnnSilu", "scale", by=1.1, nth=3):
         assert locate(subject, 1, npu, level="modules").first is not None
@@ -498,14 +504,14 @@ def test_modules_that_draw_are_not_blamed(npu):
     subject = Case(
         name="noisy", model=lambda: Chain(Noisy(), Noisy()).train(), inputs=tokens, training=True, isolated=False
     )
-    found = locate(subject, 1, npu, level="modules")
-    assert found.first is None and [each.module for each in found.steps] == ["0", "1", ""]
+    location = locate(subject, 1, npu, level="modules")
+    assert location.first is None and [step.module for step in location.steps] == ["0", "1", ""]
     assert locate(subject, 1, npu).first is None
 
 
 def test_modules_end_with_the_time(npu):
-    found = locate(case(lambda: Wrapper(False)), 1, npu, level="modules", limit=0.0)
-    assert not found.steps and found.unseen == 2
+    location = locate(case(lambda: Wrapper(False)), 1, npu, level="modules", limit=0.0)
+    assert not location.steps and location.unseen == 2
 
 
 # -------- in the flow
@@ -591,8 +597,8 @@ def test_what_another_run_on_the_cpu_calls_otherwise_is_no_path_of_the_device(np
         calls.append(0)
         return model(x) + 1e-9 * len(calls)
 
-    found = locate(case(lambda: Chain(nn.Linear(64, 64)), forward=forward), 1, npu)
-    assert found.first is None, found.sentences()
+    location = locate(case(lambda: Chain(nn.Linear(64, 64)), forward=forward), 1, npu)
+    assert location.first is None, location.sentences()
 
 
 # -------- a language model
@@ -661,8 +667,8 @@ LLAMA = {  # the patch, the operator that writes beside its input, what is named
 def test_a_language_model_with_a_fault_that_is_no_operators(npu, name):
     patch, write, named = LLAMA[name]
     with changed("aclnnIsFinite", spoils(write or (lambda x: None))):
-        found = locate(llama(patch), 1, npu)
-    assert found.first is not None and found.first.name.startswith(f"{named} ("), found.sentences()
+        location = locate(llama(patch), 1, npu)
+    assert location.first is not None and location.first.name.startswith(f"{named} ("), location.sentences()
 
 
 def test_a_language_model_with_a_cache_is_located_by_modules(npu):
@@ -670,8 +676,8 @@ def test_a_language_model_with_a_cache_is_located_by_modules(npu):
     assert healthy.first is None and healthy.sentences().startswith("No operator is wrong"), healthy.sentences()
     assert locate(llama(lambda model: None), 1, npu, level="modules").first is None
     with emulator.fault("aclnnSilu", "scale", by=1.1):
-        found = locate(llama(lambda model: None), 1, npu, level="modules")
-    assert found.first.module == "model.layers.0.mlp.act_fn", found.sentences()
+        location = locate(llama(lambda model: None), 1, npu, level="modules")
+    assert location.first.module == "model.layers.0.mlp.act_fn", location.sentences()
 
 
 class Registry(dict):

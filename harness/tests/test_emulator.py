@@ -111,9 +111,9 @@ def test_empty_scalar_and_broadcast_tensors(npu):
 )
 def test_common_operators_agree_with_the_cpu(npu, function):
     x = seeded(2, 8, 16)
-    found, expected = function(x.to(npu)).cpu(), function(x)
-    assert found.dtype == expected.dtype
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    result, expected = function(x.to(npu)).cpu(), function(x)
+    assert result.dtype == expected.dtype
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
 # -------- AIMv2
@@ -372,9 +372,9 @@ def test_a_fault_acts_where_it_is_asked_to_and_nowhere_else(npu, kind, options, 
     silu = torch.nn.functional.silu
     clean = silu(x.to(npu)).cpu()
     with emulator.fault("aclnnSilu", kind=kind, **options) as planted:
-        found, other = silu(x.to(npu)).cpu(), (x.to(npu) * 2).cpu()
+        result, other = silu(x.to(npu)).cpu(), (x.to(npu) * 2).cpu()
     assert planted.hits == 1
-    assert torch.equal(found, change(clean)) and torch.equal(other, x * 2)
+    assert torch.equal(result, change(clean)) and torch.equal(other, x * 2)
     assert torch.equal(silu(x.to(npu)).cpu(), clean)
 
 

@@ -347,7 +347,7 @@ def test_of_several_attempts_the_last_is_the_row(user, passes, status, workers):
     (row,) = stored(user)["rows"]
     assert row["status"] == status and "RERUN" in row["marks"] and row["seed"] == (2 if status == "PASS" else 3)
     attempts = (user.path / "junit.xml").read_text().split("</testcase>")[:-1]  # the plugin writes one for each
-    assert attempts and all(each.count('name="rel_l2"') == 1 for each in attempts)
+    assert attempts and all(attempt.count('name="rel_l2"') == 1 for attempt in attempts)
 
 
 def test_a_first_attempt_that_passes_is_not_marked(user):

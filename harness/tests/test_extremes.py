@@ -21,9 +21,9 @@ def test_float64s_largest_numbers_become_infinite_and_no_others():
     wide = torch.tensor(
         [most(torch.float64), -most(torch.float64), 1e308, math.inf, math.nan, 0.0], dtype=torch.float64
     )
-    found = as_infinite({"x": wide, "n": torch.tensor([2**31 - 1])})
-    assert found["x"][:4].tolist() == [math.inf, -math.inf, 1e308, math.inf] and found["x"][4].isnan()
-    assert found["n"].tolist() == [2**31 - 1]
+    result = as_infinite({"x": wide, "n": torch.tensor([2**31 - 1])})
+    assert result["x"][:4].tolist() == [math.inf, -math.inf, 1e308, math.inf] and result["x"][4].isnan()
+    assert result["n"].tolist() == [2**31 - 1]
     assert as_infinite({"x": wide[2:3]})["x"] is not None and wide[0] == most(torch.float64)  # nothing is written into
 
 
@@ -32,9 +32,9 @@ def test_a_narrow_number_follows_only_where_golden_has_float64s_with_its_sign(dt
     wide = most(torch.float64)
     narrow = torch.tensor([most(dtype), -most(dtype), most(dtype), most(dtype), 5.0, most(dtype)], dtype=dtype)
     golden = torch.tensor([wide, -wide, -wide, 7.0, wide, math.inf], dtype=torch.float64)  # the last one is an overflow
-    found = as_golden_has({"x": golden}, {"x": narrow, "y": narrow})
-    assert found["x"].tolist() == [math.inf, -math.inf, most(dtype), most(dtype), 5.0, most(dtype)]
-    assert found["y"] is narrow
+    result = as_golden_has({"x": golden}, {"x": narrow, "y": narrow})
+    assert result["x"].tolist() == [math.inf, -math.inf, most(dtype), most(dtype), 5.0, most(dtype)]
+    assert result["y"] is narrow
     assert as_golden_has({"x": golden[:2]}, {"x": narrow})["x"] is narrow  # another shape is told elsewhere
 
 
@@ -67,8 +67,8 @@ def device():
 def test_masked_logits_pass_and_their_numbers_are_those_of_the_others(device, dtype):
     verdict = row(device, dtype)
     assert verdict.passed, verdict.reasons
-    found = verdict.comparison
-    assert found.rms < 10 and 0 <= verdict.references["output"].golden.rel_l2 < 0.02
+    result = verdict.comparison
+    assert result.rms < 10 and 0 <= verdict.references["output"].golden.rel_l2 < 0.02
     assert verdict.evidence.conditioning > 0
 
 
@@ -76,4 +76,4 @@ def test_masked_logits_pass_and_their_numbers_are_those_of_the_others(device, dt
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_another_mask_and_wrong_logits_fail(device, dtype, fault):
     verdict = row(device, dtype, fault)
-    assert {each.criterion for each in verdict.failures} >= {"forecast_ratio" if fault == "logits" else "finite"}
+    assert {failure.criterion for failure in verdict.failures} >= {"forecast_ratio" if fault == "logits" else "finite"}

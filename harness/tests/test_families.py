@@ -37,23 +37,23 @@ def test_a_name_says_its_family(family, name):
 
 
 def test_what_a_family_computes_in_as_it_comes():
-    found = {
-        each.name: (
-            each.products,
-            each.convolutions,
-            each.saturates,
-            each.bfloat16,
-            each.gelu_tanh,
-            each.fused_attention,
+    result = {
+        family.name: (
+            family.products,
+            family.convolutions,
+            family.saturates,
+            family.bfloat16,
+            family.gelu_tanh,
+            family.fused_attention,
         )
-        for each in FAMILIES
+        for family in FAMILIES
     }
     a2 = ("float32", "HF32", False, True, True, True)
     half = ("float16", "float16", True, False, True, False)
-    assert found["A2"] == found["A3"] == a2 and found["910A"] == found["310P"] == half
-    assert found["950"] == ("float32", "HF32 of 10 bits", False, True, False, True)
-    assert found["310B"][:2] == (None, None) and UNKNOWN.products is None
-    assert all(each.sources for each in FAMILIES), "what is said of a family is said with its source"
+    assert result["A2"] == result["A3"] == a2 and result["910A"] == result["310P"] == half
+    assert result["950"] == ("float32", "HF32 of 10 bits", False, True, False, True)
+    assert result["310B"][:2] == (None, None) and UNKNOWN.products is None
+    assert all(family.sources for family in FAMILIES), "what is said of a family is said with its source"
 
 
 def stack(name="Ascend910B4", backend="npu", **more):
@@ -113,8 +113,8 @@ def test_where_float64_is_not_finite_the_cpu_is_the_reference_to_a_last_place():
 def test_the_overflow_of_the_device_leaves_gradients_alone():
     q = seeded(1, 2, 5, 8).half().requires_grad_()
     with rounding(overflow_of(stack("Ascend310P3"), torch.float16)):
-        found = torch.nn.functional.scaled_dot_product_attention(q, q, q)
-        (grad,) = torch.autograd.grad(found.sum(), q)
+        result = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+        (grad,) = torch.autograd.grad(result.sum(), q)
     assert grad.isfinite().all()
 
 
@@ -158,7 +158,7 @@ def test_operands_are_rounded_as_their_kind_says():
 def test_products_in_float16_keep_float32_results_unless_they_say_otherwise():
     left, right = seeded(64, 64), seeded(64, 64, seed=1)
     exact = left.double() @ right.double()
-    wide, half = (matmul(left, right, operands=Operands(kind="float16", half_results=each)) for each in (False, True))
+    wide, half = (matmul(left, right, operands=Operands(kind="float16", half_results=item)) for item in (False, True))
     assert not torch.equal(wide, wide.half().float()) and torch.equal(half, half.half().float())
     assert 11.4 < effective_bits(half, exact) < effective_bits(wide, exact) < 12.2
 
@@ -192,13 +192,13 @@ def test_what_judges_where_no_error_can_be_expected():
     why = unknown_rounding(stack("Ascend310B4"))
     assert why == "Ascend310B4: how this SoC rounds is not known, so there is no expected error"
     assert unknown_rounding(stack()) is unknown_rounding(stack("any", backend="cuda")) is None
-    found = without_forecast(Tolerance(preset="floor"), why, "float16")
-    assert (found.preset, found.limits(), found.reason) == ("pair", {}, f"{why}; judged by preset pair")
-    found = without_forecast(Tolerance(preset="sharp"), why, "float32")
-    assert found.limits()["rel_l2"] == MERE["HF32"] and found.reason.startswith(f"{why}; judged by preset pair")
+    result = without_forecast(Tolerance(preset="floor"), why, "float16")
+    assert (result.preset, result.limits(), result.reason) == ("pair", {}, f"{why}; judged by preset pair")
+    result = without_forecast(Tolerance(preset="sharp"), why, "float32")
+    assert result.limits()["rel_l2"] == MERE["HF32"] and result.reason.startswith(f"{why}; judged by preset pair")
     own = Tolerance(rel_l2=0.25, forecast_ratio=2.0, reason="mine")
-    found = without_forecast(own, why, "float32")
-    assert (found.preset, found.limits()) == ("", {"rel_l2": 0.25}) and found.reason.startswith("mine; Ascend310B4")
+    result = without_forecast(own, why, "float32")
+    assert (result.preset, result.limits()) == ("", {"rel_l2": 0.25}) and result.reason.startswith("mine; Ascend310B4")
     kept = without_forecast(Tolerance(preset="floor", top1=1.0, reason="mine"), why, "bfloat16")
     assert kept.preset == "pair" and kept.limits() == {"top1": 1.0}
     only = without_forecast(Tolerance(forecast_ratio=2.0), why, "bfloat16")

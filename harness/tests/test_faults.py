@@ -26,9 +26,9 @@ def npu():
 X = seeded(2, 4, 8, 16)
 
 
-def changed(found, clean):
+def changed(result, clean):
     """The positions that differ, as a boolean tensor; NaN differs."""
-    return (found != clean) | (found.isnan() != clean.isnan())
+    return (result != clean) | (result.isnan() != clean.isnan())
 
 
 def block(rows=slice(None), columns=slice(None), heads=slice(None), batch=slice(None)):
@@ -62,15 +62,15 @@ def test_a_fault_of_the_result_shows_there_and_nowhere_else(npu, kind):
     x = X.to(npu)
     clean = F.silu(x).cpu()
     with emulator.fault("aclnnSilu", kind=kind, **settings) as planted:
-        found, other = F.silu(x).cpu(), (x * 2).cpu()
+        result, other = F.silu(x).cpu(), (x * 2).cpu()
     assert planted.hits == planted.calls == 1
     if kind == "copy_heads":
-        assert torch.equal(found[:, 2], clean[:, 3]) and torch.equal(changed(found, clean), where)
+        assert torch.equal(result[:, 2], clean[:, 3]) and torch.equal(changed(result, clean), where)
     elif meaning is None:  # noise in every element; a few can be below half the spacing of numbers there
-        assert changed(found, clean).sum() >= clean.numel() - 5
+        assert changed(result, clean).sum() >= clean.numel() - 5
     else:
-        assert torch.equal(changed(found, clean), where)
-        torch.testing.assert_close(found[where], meaning(clean)[where], rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(changed(result, clean), where)
+        torch.testing.assert_close(result[where], meaning(clean)[where], rtol=0, atol=0, equal_nan=True)
     assert torch.equal(other, X * 2) and torch.equal(F.silu(x).cpu(), clean)
 
 
@@ -86,8 +86,8 @@ def test_noise_differs_from_run_to_run_and_has_its_size(npu):
 def test_saturation_cuts_what_float16_cannot_hold(npu):
     x = torch.tensor([1.0, 7e4, -7e4, math.inf, math.nan]).to(npu)
     with emulator.fault("aclnnMuls", kind="saturate") as planted:
-        found = (x * 1.0).cpu()
-    assert found.tolist() == [1.0, 65504.0, -65504.0, 65504.0, 0.0] and planted.hits == 1
+        result = (x * 1.0).cpu()
+    assert result.tolist() == [1.0, 65504.0, -65504.0, 65504.0, 0.0] and planted.hits == 1
     with emulator.fault("aclnnMuls", kind="saturate") as planted:
         (x[:1] * 1.0).cpu()
     assert (planted.calls, planted.hits) == (1, 0)  # nothing to cut: it did not act
@@ -106,8 +106,8 @@ def test_a_stale_output_is_what_the_memory_held(npu):
 def test_lower_arithmetic_is_that_of_the_inputs(npu, kind, low, high):
     left, right = seeded(64, 64), seeded(64, 64, seed=1)
     with emulator.fault("aclnnM*", kind=kind) as planted:
-        found = (left.to(npu) @ right.to(npu)).cpu()
-    assert planted.hits == 1 and low < effective_bits(found, left.double() @ right.double()) < high
+        result = (left.to(npu) @ right.to(npu)).cpu()
+    assert planted.hits == 1 and low < effective_bits(result, left.double() @ right.double()) < high
     with emulator.fault("aclnnAdd", kind="hf32"):
         assert torch.equal((left.to(npu) + right.to(npu)).cpu(), round_hf32(left) + round_hf32(right))
 
@@ -116,15 +116,15 @@ def test_int8_rounds_the_weight_alone_and_a_bias_is_left_out(npu):
     x, weight, bias = seeded(4, 6), seeded(5, 6, seed=1), seeded(5, seed=2)
     step = weight.double().abs().max() / 127
     narrow = ((weight.double() / step).round() * step).float()
-    there = [each.to(npu) for each in (x, weight, bias)]
+    there = [tensor.to(npu) for tensor in (x, weight, bias)]
     with emulator.fault("aclnnAddmm", kind="int8") as planted:
-        found = F.linear(*there).cpu()
+        result = F.linear(*there).cpu()
     assert planted.hits == 1 and not torch.equal(narrow, weight)
-    torch.testing.assert_close(found, F.linear(x, narrow, bias), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(result, F.linear(x, narrow, bias), rtol=1e-6, atol=1e-6)
     with emulator.fault("aclnnAddmm", kind="no_bias") as planted:
-        found = F.linear(*there).cpu()
+        result = F.linear(*there).cpu()
     assert planted.hits == 1
-    torch.testing.assert_close(found, F.linear(x, weight), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(result, F.linear(x, weight), rtol=1e-6, atol=1e-6)
     with emulator.fault("aclnn*", kind="no_bias") as planted:
         (there[2] + there[2]).cpu()  # nothing of several axes: there is no bias
         F.linear(there[0], there[1], torch.zeros(5, device=npu)).cpu()  # a bias of zeros: there is nothing to leave out
@@ -149,9 +149,9 @@ def test_a_mask_is_turned_around_and_an_index_is_off_by_one(npu):
     q, seen = seeded(1, 2, 6, 16), torch.ones(6, 6, dtype=torch.bool).tril(-1)
     seen[0, 5] = True
     with emulator.fault("aclnnFlashAttentionScore", kind="mask") as planted:
-        found = F.scaled_dot_product_attention(q.to(npu), q.to(npu), q.to(npu), attn_mask=seen.to(npu)).cpu()
+        result = F.scaled_dot_product_attention(q.to(npu), q.to(npu), q.to(npu), attn_mask=seen.to(npu)).cpu()
     assert planted.hits == 1
-    torch.testing.assert_close(found, F.scaled_dot_product_attention(q, q, q, attn_mask=~seen), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result, F.scaled_dot_product_attention(q, q, q, attn_mask=~seen), rtol=1e-5, atol=1e-5)
     table, index = seeded(5, 3), torch.tensor([0, 2, 4])
     with emulator.fault("aclnnEmbedding", kind="index") as planted:
         assert torch.equal(F.embedding(index.to(npu), table.to(npu)).cpu(), table[[1, 3, 3]])
@@ -231,7 +231,7 @@ def test_a_crash_ends_the_process_and_a_hang_takes_its_time():
 def test_a_program_is_told_what_its_faults_did_and_one_that_never_acted_fails_it():
     done = emulated(SILU, "--fault", "aclnnSilu:scale:by=2")
     assert done.returncode == 0 and "planted fault aclnnSilu:scale:by=2.0 (acted on 1 of the 1 calls" in done.stderr
-    assert [round(each, 4) for each in eval(done.stdout)] == [1.4621] * 3
+    assert [round(item, 4) for item in eval(done.stdout)] == [1.4621] * 3
     done = emulated(SILU, "--fault", "aclnnGelu:scale:by=2")
     assert done.returncode == 1 and "planted fault aclnnGelu:scale:by=2.0 (acted on 0 of the 0 calls" in done.stderr
 

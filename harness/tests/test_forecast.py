@@ -118,13 +118,13 @@ def forecast(rules, function, *tensors):
         return function(*tensors)
 
 
-def error(found, golden):
-    return float((found.double() - golden).norm() / golden.norm())
+def error(result, golden):
+    return float((result.double() - golden).norm() / golden.norm())
 
 
 def on_device(device, function, *tensors):
     with torch.no_grad():
-        return function(*[each.to(device.torch_device) for each in tensors]).cpu()
+        return function(*[tensor.to(device.torch_device) for tensor in tensors]).cpu()
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -133,9 +133,9 @@ def test_an_operator_is_the_devices_bit_for_bit(device, rules, name, dtype):
     function, *shapes = OPERATORS[name]
     tensors = [seeded(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate(shapes)]
     expected = on_device(device, function, *tensors)
-    found = forecast(rules, function, *tensors)
-    assert found.dtype == expected.dtype and torch.equal(found, expected)
-    assert found.is_contiguous(), "what torch_npu computes is contiguous, and what follows may go by strides"
+    result = forecast(rules, function, *tensors)
+    assert result.dtype == expected.dtype and torch.equal(result, expected)
+    assert result.is_contiguous(), "what torch_npu computes is contiguous, and what follows may go by strides"
     with torch.inference_mode(), rounding(rules):  # where composites come undivided
         assert torch.equal(function(*tensors), expected)
 
@@ -164,16 +164,16 @@ def test_each_switch_changes_the_forecast_as_it_changes_the_device(device, switc
 @pytest.mark.parametrize(("kind", "low", "high"), [("float32", 22.5, 24.6), ("HF32", 12.4, 13.0), ("TF32", 11.4, 12.0)])
 def test_products_and_convolutions_keep_the_bits_of_their_operands(kind, low, high):
     a, b = seeded(256, 64), seeded(64, 256, seed=1)
-    found = forecast(Rules(matmul=kind), torch.mm, a, b)
-    assert low < effective_bits(found, a.double() @ b.double()) < high
+    result = forecast(Rules(matmul=kind), torch.mm, a, b)
+    assert low < effective_bits(result, a.double() @ b.double()) < high
     x, w = seeded(2, 7, 16, 16), seeded(32, 7, 3, 3, seed=1)
-    found = forecast(Rules(conv=kind), F.conv2d, x, w)
-    assert low < effective_bits(found, F.conv2d(x.double(), w.double())) < high
+    result = forecast(Rules(conv=kind), F.conv2d, x, w)
+    assert low < effective_bits(result, F.conv2d(x.double(), w.double())) < high
 
 
 def test_tf32_keeps_ten_bits_ties_away_from_zero():
     tie = torch.tensor([0x3F801000, 0x3F803000], dtype=torch.int32).view(torch.float32)
-    assert [hex(each) for each in round_tf32(tie).view(torch.int32).tolist()] == ["0x3f802000", "0x3f804000"]
+    assert [hex(number) for number in round_tf32(tie).view(torch.int32).tolist()] == ["0x3f802000", "0x3f804000"]
     odd = torch.tensor([float("inf"), float("nan")])
     assert (
         round_tf32(odd)[0] == odd[0] and round_tf32(odd)[1].isnan() and torch.equal(round_tf32(-tie), -round_tf32(tie))
@@ -238,8 +238,10 @@ def test_attention_that_is_not_fused_hides_what_a_mask_of_bools_hides(dtype):
     asked = q.clone().requires_grad_()
     with rounding(Rules()):
         gradients = masked(asked, asked, asked).detach()
-    for found in (forecast(Rules(fused_attention=False), masked, q, q, q), gradients):
-        assert effective_bits(found, exact) > (20 if dtype == torch.float32 else 7) and effective_bits(found, seen) < 6
+    for result in (forecast(Rules(fused_attention=False), masked, q, q, q), gradients):
+        assert (
+            effective_bits(result, exact) > (20 if dtype == torch.float32 else 7) and effective_bits(result, seen) < 6
+        )
 
 
 def test_what_has_no_rule_passes_untouched():

@@ -36,18 +36,18 @@ def entered(tensor, kind, ties="away"):
     if tensor.dtype != torch.float32 or kind == "float32":
         return tensor.double()
     return torch.tensor(
-        [entering(each, kind, ties, False) for each in tensor.flatten().tolist()], dtype=torch.float64
+        [entering(number, kind, ties, False) for number in tensor.flatten().tolist()], dtype=torch.float64
     ).view(tensor.shape)
 
 
-def bits(found, exact):
-    error = float((found.double() - exact).norm() / exact.norm())
+def bits(result, exact):
+    error = float((result.double() - exact).norm() / exact.norm())
     return math.inf if error == 0 else -math.log2(error)
 
 
-def is_once(found, exact):
+def is_once(result, exact):
     """Whether a half result is the exact one rounded once, but for values beside a tie."""
-    return found.dtype in HALVES and float((found != exact.to(found.dtype)).double().mean()) < 0.02
+    return result.dtype in HALVES and float((result != exact.to(result.dtype)).double().mean()) < 0.02
 
 
 # -------- rules of a stack
@@ -217,17 +217,17 @@ ADDED = {
 def test_a_product_rounds_its_operands_and_its_result_once(name, kind):
     function, shapes, exact = PRODUCTS[name]
     tensors = [seeded(*shape, seed=seed) for seed, shape in enumerate(shapes)]
-    found = forecast(Rules(matmul=kind), function, *tensors)
+    result = forecast(Rules(matmul=kind), function, *tensors)
     expected = exact(
-        [each.double() if place == ADDED.get(name) else entered(each, kind) for place, each in enumerate(tensors)]
+        [tensor.double() if place == ADDED.get(name) else entered(tensor, kind) for place, tensor in enumerate(tensors)]
     )
-    assert found.dtype == torch.float32 and found.shape == expected.shape and bits(found, expected) > 21.5
-    assert kind == "float32" or bits(found, exact([each.double() for each in tensors])) < 14
+    assert result.dtype == torch.float32 and result.shape == expected.shape and bits(result, expected) > 21.5
+    assert kind == "float32" or bits(result, exact([tensor.double() for tensor in tensors])) < 14
     other = forecast(Rules(conv=kind), function, *tensors)  # which is of convolutions
-    assert bits(other, exact([each.double() for each in tensors])) > 21.5
+    assert bits(other, exact([tensor.double() for tensor in tensors])) > 21.5
     for dtype in HALVES:
-        half = [each.to(dtype) for each in tensors]
-        assert is_once(forecast(Rules(matmul=kind), function, *half), exact([each.double() for each in half]))
+        half = [tensor.to(dtype) for tensor in tensors]
+        assert is_once(forecast(Rules(matmul=kind), function, *half), exact([tensor.double() for tensor in half]))
 
 
 def test_a_product_in_place_writes_there_and_into_a_place_returns_it():
@@ -279,8 +279,8 @@ def convolved(function, tensors, kind, **options):
     """In float64, of rounded operands; with operands in float16 the bias and the result are rounded to it too."""
     x, w, *bias = tensors
     if kind == "float16":
-        bias = [each.half() for each in bias]
-    return function(entered(x, kind), entered(w, kind), *[each.double() for each in bias], **options)
+        bias = [tensor.half() for tensor in bias]
+    return function(entered(x, kind), entered(w, kind), *[tensor.double() for tensor in bias], **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -288,61 +288,64 @@ def convolved(function, tensors, kind, **options):
 def test_a_convolution_rounds_its_operands_and_its_result_once(name, kind):
     function, shapes, options = CONVOLUTIONS[name]
     tensors = [seeded(*shape, seed=seed) for seed, shape in enumerate(shapes)]
-    exact = function(*[each.double() for each in tensors], **options)
-    found = forecast(Rules(conv=kind), function, *tensors, **options)
+    exact = function(*[tensor.double() for tensor in tensors], **options)
+    result = forecast(Rules(conv=kind), function, *tensors, **options)
     expected = convolved(function, tensors, kind, **options)
     assert (
-        found.dtype == torch.float32
-        and found.shape == expected.shape
-        and (found.is_contiguous() or name == "over time")
+        result.dtype == torch.float32
+        and result.shape == expected.shape
+        and (result.is_contiguous() or name == "over time")
     )
-    assert bits(found, expected) > (11.5 if kind == "float16" else 21.5) and (
-        kind == "float32" or bits(found, exact) < 14
+    assert bits(result, expected) > (11.5 if kind == "float16" else 21.5) and (
+        kind == "float32" or bits(result, exact) < 14
     )
     if kind == "float16":
         assert (
-            torch.equal(found, found.half().float())
-            and float((found != expected.half().float()).double().mean()) < 0.02
+            torch.equal(result, result.half().float())
+            and float((result != expected.half().float()).double().mean()) < 0.02
         )
     assert bits(forecast(Rules(matmul=kind), function, *tensors, **options), exact) > 21.5, "which is of other products"
     for dtype in HALVES:
-        half = [each.to(dtype) for each in tensors]
+        half = [tensor.to(dtype) for tensor in tensors]
         assert is_once(
             forecast(Rules(conv=kind), function, *half, **options),
-            function(*[each.double() for each in half], **options),
+            function(*[tensor.double() for tensor in half], **options),
         )
 
 
 @pytest.mark.parametrize("kind", ["float32", "HF32", "TF32"])
-@pytest.mark.parametrize("name", [each for each in CONVOLUTIONS if each != "over time"])
+@pytest.mark.parametrize("name", [convolution for convolution in CONVOLUTIONS if convolution != "over time"])
 def test_the_gradients_of_a_convolution_round_likewise(name, kind):
     function, shapes, options = CONVOLUTIONS[name]
     tensors = [seeded(*shape, seed=seed) for seed, shape in enumerate(shapes)]
 
     def gradients(rules, x, w, bias, weight):
-        leaves = [each.clone().requires_grad_() for each in (x, w, *bias)]
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, w, *bias)]
         with rounding(rules):
-            found = function(*leaves, **options)
-            return torch.autograd.grad((found * weight).sum(), leaves)
+            result = function(*leaves, **options)
+            return torch.autograd.grad((result * weight).sum(), leaves)
 
     shape = function(*tensors, **options).shape
     weight = seeded(*shape, seed=9)
-    found = gradients(Rules(conv=kind), *tensors[:2], tensors[2:], weight)
-    wide = [entered(each, kind) for each in (*tensors[:2], weight)]
-    expected = gradients(None, wide[0], wide[1], [each.double() for each in tensors[2:]], wide[2])
-    for each, right in zip(found[:2], expected):
-        assert each.dtype == torch.float32 and bits(each, right) > 20.5
-    if len(found) > 2:
+    result = gradients(Rules(conv=kind), *tensors[:2], tensors[2:], weight)
+    wide = [entered(item, kind) for item in (*tensors[:2], weight)]
+    expected = gradients(None, wide[0], wide[1], [tensor.double() for tensor in tensors[2:]], wide[2])
+    for tensor, right in zip(result[:2], expected):
+        assert tensor.dtype == torch.float32 and bits(tensor, right) > 20.5
+    if len(result) > 2:
         axes = [axis for axis in range(weight.dim()) if axis != 1]
-        assert bits(found[2], weight.double().sum(axes)) > 20.5, "a sum of the gradient as it came"
+        assert bits(result[2], weight.double().sum(axes)) > 20.5, "a sum of the gradient as it came"
     if kind != "float32":
         plain = gradients(
-            None, *[each.double() for each in tensors[:2]], [each.double() for each in tensors[2:]], weight.double()
+            None,
+            *[tensor.double() for tensor in tensors[:2]],
+            [tensor.double() for tensor in tensors[2:]],
+            weight.double(),
         )
-        assert max(bits(each, right) for each, right in zip(found[:2], plain)) < 14
-    half = [each.bfloat16() for each in tensors]
-    for each in gradients(Rules(conv=kind), *half[:2], half[2:], weight.bfloat16()):
-        assert each.dtype == torch.bfloat16
+        assert max(bits(item, right) for item, right in zip(result[:2], plain)) < 14
+    half = [tensor.bfloat16() for tensor in tensors]
+    for gradient in gradients(Rules(conv=kind), *half[:2], half[2:], weight.bfloat16()):
+        assert gradient.dtype == torch.bfloat16
 
 
 def test_a_convolution_that_cuts_long_pieces_keeps_float32_under_hf32_alone():
@@ -360,7 +363,7 @@ def test_a_convolution_that_cuts_long_pieces_keeps_float32_under_hf32_alone():
 
 def test_gelu_and_its_gradient_take_the_tanh_formula_whatever_is_asked_for():
     x = torch.linspace(-3, 3, 61)
-    by_tanh = torch.tensor([tanh_gelu(each) for each in x.tolist()], dtype=torch.float64)
+    by_tanh = torch.tensor([tanh_gelu(number) for number in x.tolist()], dtype=torch.float64)
     exact = F.gelu(x.double())
 
     def gradient(rules, approximate):
@@ -386,13 +389,13 @@ def test_gelu_and_its_gradient_take_the_tanh_formula_whatever_is_asked_for():
     half = seeded(2000, dtype=torch.bfloat16)
     leaf = half.clone().requires_grad_()
     with rounding(Rules()):
-        (found,) = torch.autograd.grad(F.gelu(leaf), leaf, torch.ones_like(leaf))
+        (result,) = torch.autograd.grad(F.gelu(leaf), leaf, torch.ones_like(leaf))
         direct = aten.gelu_backward(torch.ones_like(half), half)  # the default of `approximate` is "none"
     with rounding(Rules(gelu_tanh=False)):
         assert (
             bits(aten.gelu_backward(torch.ones_like(x), x), derivative("none")) > 19 and bits(aten.gelu(x), exact) > 19
         )
-    assert found.dtype == torch.bfloat16 and torch.equal(found, direct)
+    assert result.dtype == torch.bfloat16 and torch.equal(result, direct)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -415,15 +418,13 @@ def test_elementwise_functions_norms_and_resampling_round_half_results_once(dtyp
         (lambda x: F.layer_norm(x, (8, 96), eps=0.25), x),
     ]
     for number, (function, tensor) in enumerate(functions):
-        found, exact = forecast(Rules(), function, tensor), function(tensor.double())
-        wrong = float((found != exact.to(dtype)).double().mean())
-        assert found.dtype == dtype and wrong < 0.02, number
+        result, exact = forecast(Rules(), function, tensor), function(tensor.double())
+        wrong = float((result != exact.to(dtype)).double().mean())
+        assert result.dtype == dtype and wrong < 0.02, number
     assert bits(forecast(Rules(), F.silu, x.float()), F.silu(x.double())) > 22
     dots = [forecast(Rules(), torch.dot, x[0], weight), forecast(Rules(), torch.mm, x[:1], weight[:, None])[0, 0]]
     exact = torch.dot(x[0].double(), weight.double())
-    assert all(
-        abs(each.double() - exact) <= abs(exact) * 2.0 ** (-10 if dtype == torch.float16 else -7) for each in dots
-    )
+    assert all(abs(dot.double() - exact) <= abs(exact) * 2.0 ** (-10 if dtype == torch.float16 else -7) for dot in dots)
 
 
 def test_norms_keep_their_statistics_in_the_dtype_of_their_weights():
@@ -448,18 +449,18 @@ def qkv(*shape, keys=None, values=None, heads=None, dtype=torch.float32):
     batch, count, rows, width = shape
     keys, heads = keys or rows + 1, heads or count
     shapes = ((batch, count, rows, width), (batch, heads, keys, width), (batch, heads, keys, values or width))
-    return [seeded(*each, seed=seed, dtype=dtype) for seed, each in enumerate(shapes)]
+    return [seeded(*item, seed=seed, dtype=dtype) for seed, item in enumerate(shapes)]
 
 
 def is_fused(tensors, mask=None, rules=None, **options):
     """Whether attention was one operator: its products then do not round their operands to TF32."""
-    found = forecast(Rules(matmul="TF32", **(rules or {})), F.scaled_dot_product_attention, *tensors, mask, **options)
+    result = forecast(Rules(matmul="TF32", **(rules or {})), F.scaled_dot_product_attention, *tensors, mask, **options)
     exact = F.scaled_dot_product_attention(
-        *[each.double() for each in tensors],
+        *[tensor.double() for tensor in tensors],
         mask if mask is None or mask.dtype == torch.bool else mask.double(),
         **options,
     )
-    told = bits(found, exact)
+    told = bits(result, exact)
     assert told > 19 or 8 < told < 15, "attention it is either way"
     return told > 19
 
@@ -503,18 +504,18 @@ def test_attention_by_groups_of_heads_needs_to_be_asked_for():
 
 
 def test_half_attention_of_odd_widths_is_fused():
-    q, k, v = (each.half() for each in qkv(1, 2, 5, 30))
-    found = forecast(Rules(), F.scaled_dot_product_attention, q, k, v)
-    assert torch.equal(found, numerics.attention(q, k, v, scale=30**-0.5)[0])
+    q, k, v = (tensor.half() for tensor in qkv(1, 2, 5, 30))
+    result = forecast(Rules(), F.scaled_dot_product_attention, q, k, v)
+    assert torch.equal(result, numerics.attention(q, k, v, scale=30**-0.5)[0])
 
 
 def test_attention_that_learns_or_drops_is_made_of_its_products():
-    tensors = [each.requires_grad_() for each in qkv(1, 2, 5, 32)]
-    exact = F.scaled_dot_product_attention(*[each.detach().double() for each in tensors])
+    tensors = [item.requires_grad_() for item in qkv(1, 2, 5, 32)]
+    exact = F.scaled_dot_product_attention(*[tensor.detach().double() for tensor in tensors])
     with rounding(Rules(matmul="TF32")):
         learning = F.scaled_dot_product_attention(*tensors)
     assert 8 < bits(learning.detach(), exact) < 15 and learning.requires_grad
-    assert is_fused([each.detach() for each in tensors])
+    assert is_fused([tensor.detach() for tensor in tensors])
     with torch.no_grad(), rounding(Rules(matmul="TF32")):
         assert bits(F.scaled_dot_product_attention(*tensors), exact) > 19
         torch.manual_seed(0)
@@ -528,7 +529,7 @@ def test_attention_with_a_mask_that_is_causal_too_is_what_the_cpu_makes_of_both(
     mask = seeded(5, 5, seed=5) > -0.5
     mask[:, 0] = True
     try:
-        exact = F.scaled_dot_product_attention(*[each.double() for each in tensors], mask, is_causal=True)
+        exact = F.scaled_dot_product_attention(*[tensor.double() for tensor in tensors], mask, is_causal=True)
     except RuntimeError:
         with pytest.raises(RuntimeError):
             forecast(Rules(), F.scaled_dot_product_attention, *tensors, mask, is_causal=True)
@@ -541,7 +542,7 @@ def test_attention_past_python_takes_masks_of_floats_and_a_scale():
     bias = seeded(5, 5, seed=5)
     direct = aten._scaled_dot_product_flash_attention_for_cpu
     for options in (dict(), dict(attn_mask=bias), dict(is_causal=True), dict(scale=0.4)):
-        found, logsumexp = forecast(Rules(matmul="TF32"), direct, q, k, v, **options)
+        result, logsumexp = forecast(Rules(matmul="TF32"), direct, q, k, v, **options)
         scores = q.double() @ k.double().transpose(2, 3) * options.get("scale", 32**-0.5)
         scores = scores + options["attn_mask"].double() if "attn_mask" in options else scores
         scores = (
@@ -549,9 +550,9 @@ def test_attention_past_python_takes_masks_of_floats_and_a_scale():
             if "is_causal" in options
             else scores
         )
-        assert bits(found, scores.softmax(-1) @ v.double()) > 20 and bits(logsumexp, scores.logsumexp(-1)) > 20
+        assert bits(result, scores.softmax(-1) @ v.double()) > 20 and bits(logsumexp, scores.logsumexp(-1)) > 20
     causal = forecast(Rules(), F.scaled_dot_product_attention, q, k, v, is_causal=True)
-    assert bits(causal, F.scaled_dot_product_attention(*[each.double() for each in (q, k, v)], is_causal=True)) > 20
+    assert bits(causal, F.scaled_dot_product_attention(*[tensor.double() for tensor in (q, k, v)], is_causal=True)) > 20
 
 
 # -------- what has no rule, and layout
@@ -582,7 +583,7 @@ def test_overflow_alone_rounds_nothing():
     assert (
         bits(
             forecast(rules, F.scaled_dot_product_attention, q, k, v),
-            F.scaled_dot_product_attention(*[each.double() for each in (q, k, v)]),
+            F.scaled_dot_product_attention(*[tensor.double() for tensor in (q, k, v)]),
         )
         > 20
     )
@@ -668,11 +669,11 @@ def test_the_assumptions_that_matter_in_a_dtype(dtype, said):
     ],
 )
 def test_operands_drop_the_bits_of_their_kind(kinds, dropped):
-    found = {str(each).replace("aten.", "aten::"): number for each, number in _dropped(Rules(**kinds)).items()}
-    assert {name: found.get(name) for name in dropped} == dropped and bool(found) is bool(dropped)
+    result = {str(item).replace("aten.", "aten::"): number for item, number in _dropped(Rules(**kinds)).items()}
+    assert {name: result.get(name) for name in dropped} == dropped and bool(result) is bool(dropped)
     products = {"aten::mm", "aten::addmm", "aten::bmm"}
-    assert products <= found.keys() or kinds.get("matmul", "float32") == "float32" or not dropped
-    assert not products & found.keys() or kinds.get("matmul", "float32") != "float32"
+    assert products <= result.keys() or kinds.get("matmul", "float32") == "float32" or not dropped
+    assert not products & result.keys() or kinds.get("matmul", "float32") != "float32"
 
 
 def test_a_call_is_the_forecasts_where_all_its_tensors_are_strided_fractions_of_the_cpu():

@@ -148,11 +148,11 @@ def test_to_have_compared_nothing_is_an_error():
 
 
 def test_status_follows_from_the_reasons_by_gravity():
-    found = {"output": pair(lambda x: None)}
+    result = {"output": pair(lambda x: None)}
     reason = (Reason(criterion="x", text="y"),)
-    assert Verdict(comparisons=found).status == "PASS"
-    assert Verdict(comparisons=found, regressions=reason).status == "REGRESSED"
-    assert Verdict(comparisons=found, regressions=reason, failures=reason).status == "FAIL"
+    assert Verdict(comparisons=result).status == "PASS"
+    assert Verdict(comparisons=result, regressions=reason).status == "REGRESSED"
+    assert Verdict(comparisons=result, regressions=reason, failures=reason).status == "FAIL"
     assert error("crashed").status == "ERROR" and skipped("too big").status == "SKIPPED"
 
 
@@ -242,10 +242,10 @@ def test_a_limit_replaces_that_of_the_preset_and_wants_a_reason():
     def change(y):
         return y + 6e-3 * torch.randn(y.shape, generator=torch.Generator().manual_seed(9))
 
-    found = on_floor(
+    result = on_floor(
         change, Tolerance(preset="floor", forecast_ratio=9.0, token_ratio=9.0, reason="a sum of a million")
     )
-    assert found.passed and found.tolerance.reason == "a sum of a million"
+    assert result.passed and result.tolerance.reason == "a sum of a million"
 
 
 def test_the_smallest_limit_that_would_pass_does_pass_and_a_smaller_one_does_not():
@@ -307,11 +307,13 @@ def test_close_is_torch_testing():
 
 def test_hf32_has_a_column_of_its_own_in_the_cann_standard():
     expected = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) + 1
-    found = compare(expected * (1 + 2**-12), expected)
+    comparison = compare(expected * (1 + 2**-12), expected)
     golden = compare(expected.double(), expected.double())
-    assert not judge(found, Tolerance(preset="cann")).passed
+    assert not judge(comparison, Tolerance(preset="cann")).passed
     assert judge(
-        found, Tolerance(preset="cann"), references={"output": References(golden=golden, cpu=golden, modes=("HF32",))}
+        comparison,
+        Tolerance(preset="cann"),
+        references={"output": References(golden=golden, cpu=golden, modes=("HF32",))},
     ).passed
 
 
@@ -355,9 +357,9 @@ def test_a_row_that_float64_has_as_zeros_is_no_alarm_and_hides_no_outlier():
     golden[0] = golden[1] = 0
 
     def noisy(seed):
-        found = golden + 1e-6 * torch.randn(64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        found[0] = 0
-        return found.float()
+        result = golden + 1e-6 * torch.randn(64, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        result[0] = 0
+        return result.float()
 
     def verdict(actual):
         held = References(
@@ -410,9 +412,9 @@ def test_a_factor_that_a_cosine_cannot_see_is_seen(times, passes):
     verdict = judge(compare(times * expected, expected), Tolerance(cos_sim=0.999, token_cos_sim=0.99))
     assert verdict.passed is passes
     if not passes:
-        assert [each.criterion for each in verdict.failures] == ["scale"] and f"{times:.3g} times" in verdict.reasons[
-            0
-        ].text
+        assert [failure.criterion for failure in verdict.failures] == [
+            "scale"
+        ] and f"{times:.3g} times" in verdict.reasons[0].text
     assert judge(
         compare(times * expected, expected), Tolerance(cos_sim=0.999, gain=1000.0)
     ).passed  # a limit that sees it decides

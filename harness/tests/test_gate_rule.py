@@ -19,12 +19,12 @@ from harness.tests.test_limits import FLOOR, RMS, healthy, numbers, references
 LOOSE = Tolerance(max_diff=1e300)
 
 
-def judged(found, tolerance=LOOSE, **more):
-    return judge(found, tolerance, **more)
+def judged(result, tolerance=LOOSE, **more):
+    return judge(result, tolerance, **more)
 
 
 def reasons(verdict):
-    return [(each.criterion, each.found, each.allowed) for each in verdict.failures]
+    return [(failure.criterion, failure.found, failure.allowed) for failure in verdict.failures]
 
 
 # -------- statuses
@@ -39,7 +39,7 @@ def test_a_status_is_the_gravest_that_a_reason_leads_to():
                 if not compared and expected in (Status.PASS, Status.REGRESSED):
                     expected = Status.ERROR
                 assert status_of(kinds, compared=compared) is expected
-    assert [leads_to(each) for each in ("run", "skip", "baseline", "max_diff", "x")] == [
+    assert [leads_to(item) for item in ("run", "skip", "baseline", "max_diff", "x")] == [
         "ERROR",
         "SKIPPED",
         "REGRESSED",
@@ -49,7 +49,7 @@ def test_a_status_is_the_gravest_that_a_reason_leads_to():
 
 
 def test_words_are_their_text_and_have_signs():
-    assert [(str(each), each.is_fine, each.sign) for each in Status] == [
+    assert [(str(item), item.is_fine, item.sign) for item in Status] == [
         ("PASS", True, "✅"),
         ("FAIL", False, "❌"),
         ("REGRESSED", False, "❌"),
@@ -57,23 +57,23 @@ def test_words_are_their_text_and_have_signs():
         ("SKIPPED", True, "⏭"),
     ]
     assert (
-        {each for each in Mark if each.is_change}
+        {item for item in Mark if item.is_change}
         == set(CHANGES)
         == {"IDENTICAL", "DRIFT", "REGRESSED", "IMPROVED", "NEW", "NOT COMPARABLE"}
     )
 
 
 def test_a_verdict_orders_its_reasons_and_is_named_by_them():
-    one, two, three, four = (Reason(criterion=each, text=each) for each in "abcd")
-    found = Verdict(
+    one, two, three, four = (Reason(criterion=item, text=item) for item in "abcd")
+    result = Verdict(
         comparisons={"output": numbers()}, failures=(three,), regressions=(four,), errors=(one,), skips=(two,)
     )
-    assert found.reasons == (one, two, three, four) and found.status is Status.ERROR and not found.passed
+    assert result.reasons == (one, two, three, four) and result.status is Status.ERROR and not result.passed
     assert (
         Verdict(comparisons={"output": numbers()}).passed and Verdict(comparisons={"output": numbers()}).reasons == ()
     )
     assert (
-        [each.criterion for each in Verdict().reasons] == ["run"]
+        [reason.criterion for reason in Verdict().reasons] == ["run"]
         and Verdict().output == ""
         and Verdict().comparison is None
     )
@@ -95,12 +95,12 @@ def test_the_output_that_failed_first_stands_for_a_row_else_the_one_furthest_off
     assert (
         failing.output == "b"
         and failing.comparison.max_diff == 2.0
-        and [each.output for each in failing.failures] == ["b", "c"]
+        and [failure.output for failure in failing.failures] == ["b", "c"]
     )
     top1 = judged({"a": near, "b": far}, Tolerance(max_diff=1.0, top1=1.0), decisions=Decisions(count=2, agree=1))
-    assert top1.output == "b" and [each.output for each in judged(replace(near, max_diff=9.0), tolerance).failures] == [
-        ""
-    ]
+    assert top1.output == "b" and [
+        failure.output for failure in judged(replace(near, max_diff=9.0), tolerance).failures
+    ] == [""]
 
 
 # -------- what fails without a limit
@@ -168,34 +168,34 @@ def test_marks_of_a_verdict_are_those_of_its_failures():
 
 def test_checks_of_a_verdict_are_all_that_judged_it():
     both = {"a": numbers(max_diff=1.0), "b": numbers(max_diff=2.0)}
-    found = checks_of(
+    result = checks_of(
         judged(
             both
             | {"c": numbers(dtype="int64", expected_dtype="int64"), "d": numbers(0), "e": numbers(expected_shape=(2,))}
         )
     )
-    assert [(each.name, each.found, each.limit) for each in found] == [
+    assert [(item.name, item.found, item.limit) for item in result] == [
         ("max_diff", 1.0, 1e300),
         ("max_diff", 2.0, 1e300),
     ]
     assert checks_of(Verdict()) == [] and checks_of(judged(numbers(), Tolerance(preset="floor"))) == []
     made = checks_of(judged(numbers(), Tolerance(top1=0.5), decisions=Decisions(count=4, agree=3)))
-    assert [(each.name, each.found, each.limit) for each in made] == [("top1", 0.75, 0.5)]
+    assert [(item.name, item.found, item.limit) for item in made] == [("top1", 0.75, 0.5)]
     assert checks_of(judged(numbers(), Tolerance(top1=0.5))) == []
 
 
 def test_a_limit_of_ones_own_stands_in_place_of_the_presets():
     tolerance = Tolerance(preset="card", max_diff=7.0, rel_l2=3.0, reason="a test")
-    found = checks_of(judged(numbers(), tolerance))
-    assert [(each.name, each.limit) for each in found] == [("cos_sim", 0.99), ("max_diff", 7.0), ("rel_l2", 3.0)]
+    result = checks_of(judged(numbers(), tolerance))
+    assert [(item.name, item.limit) for item in result] == [("cos_sim", 0.99), ("max_diff", 7.0), ("rel_l2", 3.0)]
     floor = Tolerance(preset="floor", undecided=0.25, reason="a test")
     limits = [
-        (each.name, each.limit) for each in checks_of(judged(numbers(), floor, references={"output": references()}))
+        (item.name, item.limit) for item in checks_of(judged(numbers(), floor, references={"output": references()}))
     ]
     assert limits.count(("undecided", 0.25)) == 1 and [name for name, _ in limits].count("undecided") == 1
     own = Tolerance(forecast_ratio=9.0)
     assert [
-        (each.name, each.limit) for each in checks_of(judged(numbers(), own, references={"output": references()}))
+        (item.name, item.limit) for item in checks_of(judged(numbers(), own, references={"output": references()}))
     ] == [("undecided", 0.5), ("forecast_ratio", 9.0)]
 
 
@@ -310,8 +310,8 @@ def test_a_first_run_that_compiles_takes_three_times_and_a_second_more(first, se
 # -------- the words
 
 
-def check(found, limit=1.0, name="max_diff", where=""):
-    return Check(name=name, found=found, limit=limit, where=where)
+def check(result, limit=1.0, name="max_diff", where=""):
+    return Check(name=name, found=result, limit=limit, where=where)
 
 
 @pytest.mark.parametrize(
@@ -328,8 +328,8 @@ def check(found, limit=1.0, name="max_diff", where=""):
         (9e-301, ""),
     ],
 )
-def test_the_smallest_limit_that_would_pass_is_said(found, enough):
-    assert check(found, 1e-9).text == f"max_diff {found:.2e} (up to 1.00e-09 allowed){enough}"
+def test_the_smallest_limit_that_would_pass_is_said(result, enough):
+    assert check(result, 1e-9).text == f"max_diff {result:.2e} (up to 1.00e-09 allowed){enough}"
 
 
 @pytest.mark.parametrize(
@@ -341,10 +341,10 @@ def test_the_smallest_limit_that_would_pass_is_said(found, enough):
         (math.nan, "; no limit would pass"),
     ],
 )
-def test_the_largest_limit_that_would_pass_is_said(found, enough):
+def test_the_largest_limit_that_would_pass_is_said(result, enough):
     assert (
-        check(found, 0.99, "cos_sim", "at token (3,)").text
-        == f"cos_sim {found:.9f} at token (3,) (at least 0.99 required){enough}"
+        check(result, 0.99, "cos_sim", "at token (3,)").text
+        == f"cos_sim {result:.9f} at token (3,) (at least 0.99 required){enough}"
     )
 
 
@@ -379,14 +379,14 @@ PLACES = {
 
 
 def test_each_check_says_where():
-    found = numbers(worst_index=(0, 7), worst_token=(1,), worst_token_diff=(2,), first_flip=(3,))
-    verdict = judged(found, Tolerance(**dict.fromkeys(PLACES, 0.5)))
-    assert {each.name: each.where for each in checks_of(verdict)} == PLACES
+    result = numbers(worst_index=(0, 7), worst_token=(1,), worst_token_diff=(2,), first_flip=(3,))
+    verdict = judged(result, Tolerance(**dict.fromkeys(PLACES, 0.5)))
+    assert {item.name: item.where for item in checks_of(verdict)} == PLACES
     part = Slice(where="row 5", count=1000, error=0.125, healthy=FLOOR)
-    held = replace(references(slices=(part,)), golden=replace(found, rel_l2=2.0**-9))
+    held = replace(references(slices=(part,)), golden=replace(result, rel_l2=2.0**-9))
     where = {
-        each.name: each.where
-        for each in checks_of(judged(numbers(), Tolerance(preset="sharp"), references={"output": held}))
+        item.name: item.where
+        for item in checks_of(judged(numbers(), Tolerance(preset="sharp"), references={"output": held}))
     }
     assert (
         where["outlier_ratio"] == "at (0, 7)"
@@ -413,8 +413,8 @@ def test_each_check_says_where():
 )
 def test_effective_bits_are_said_where_both_errors_are_numbers(device, floor, words):
     held = References(golden=numbers(rel_l2=device), cpu=healthy(rel_l2=floor))
-    found = checks_of(judged(numbers(), Tolerance(preset="floor"), references={"output": held}))
-    assert found[0].where == words
+    result = checks_of(judged(numbers(), Tolerance(preset="floor"), references={"output": held}))
+    assert result[0].where == words
 
 
 def test_bits_are_the_logarithm_of_an_error():
@@ -423,7 +423,7 @@ def test_bits_are_the_logarithm_of_an_error():
         and math.isnan(bits(math.nan))
         and math.isnan(bits(-1.0))
     )
-    assert [each for each in ("float32", "bfloat16", "complex64", "int8", "bool", "uint8") if is_floating(each)] == [
+    assert [item for item in ("float32", "bfloat16", "complex64", "int8", "bool", "uint8") if is_floating(item)] == [
         "float32",
         "bfloat16",
         "complex64",
@@ -450,9 +450,9 @@ def test_the_floor_of_each_dtype():
         )
         == 1
     )
-    assert [each.limit for each in checks_of(judged(rare, Tolerance(preset="close")))] == [1e-5]
+    assert [item.limit for item in checks_of(judged(rare, Tolerance(preset="close")))] == [1e-5]
     other = numbers(dtype="float8_e4m3fn", expected_dtype="float8_e4m3fn")
-    assert [each.limit for each in checks_of(judged(other, Tolerance(preset="close")))] == [0.0]
+    assert [item.limit for item in checks_of(judged(other, Tolerance(preset="close")))] == [0.0]
     assert checks_of(judged(other, Tolerance(preset="cann")))[0].limit == math.nextafter(2**-13, 0)
     assert checks_of(judged(other, Tolerance(preset="pair")))[0].limit == 2**-13
 
@@ -493,8 +493,8 @@ def test_ratios_over_nothing():
         unexplained_ratio=0.0,
     )
     assert "undecided" not in [
-        each.name
-        for each in checks_of(judged(numbers(rms=0.0), Tolerance(preset="floor"), references={"output": nothing}))
+        item.name
+        for item in checks_of(judged(numbers(rms=0.0), Tolerance(preset="floor"), references={"output": nothing}))
     ]
 
 
@@ -517,15 +517,15 @@ def test_the_worst_part_is_the_one_that_is_furthest_beyond_what_its_elements_all
     assert worst(wide, part(3.0)) == wide, "and at its limit it is not beyond"
     assert worst(wide, part(200.0, magnitude=True)) == part(200.0, magnitude=True)
     checks = {
-        each.name: each
-        for each in checks_of(
+        item.name: item
+        for item in checks_of(
             judged(numbers(), Tolerance(preset="floor"), references={"output": references(slices=(few, many))})
         )
     }
     assert (checks["slice_ratio"].found, checks["slice_ratio"].limit) == (3.5, 3.0)
     checks = {
-        each.name: each
-        for each in checks_of(
+        item.name: item
+        for item in checks_of(
             judged(numbers(), Tolerance(preset="floor"), references={"output": references(slices=(few,))})
         )
     }
@@ -547,7 +547,7 @@ def test_what_the_forecast_leaves_unexplained_is_held_against_the_cpu_and_the_ti
     assert tiny.ratios()["unexplained_ratio"] == 1.0
     blank = references(unexplained=None, forecast=None)
     assert "unexplained_ratio" not in [
-        each.name for each in checks_of(judged(numbers(), Tolerance(preset="sharp"), references={"output": blank}))
+        item.name for item in checks_of(judged(numbers(), Tolerance(preset="sharp"), references={"output": blank}))
     ]
 
 
@@ -575,15 +575,15 @@ def test_a_rounded_constant_may_be_shared_by_all_elements(name, dtype, constant)
         device = numbers(1000, dtype, **{name: -ratio * allowed * size})
         held = References(golden=device, cpu=numbers(1000, dtype))
         verdict = judge(numbers(1000, dtype), Tolerance(preset="floor"), references={"output": held})
-        assert [each.criterion for each in verdict.failures] == ([] if ratio == 2.0 else [f"{name}_ratio"])
+        assert [failure.criterion for failure in verdict.failures] == ([] if ratio == 2.0 else [f"{name}_ratio"])
 
 
 def test_a_flip_is_held_against_the_largest_error_or_a_last_place():
     def limit(**more):
         held = references(**more)
         return {
-            each.name: each.limit
-            for each in checks_of(judged(numbers(), Tolerance(preset="floor"), references={"output": held}))
+            item.name: item.limit
+            for item in checks_of(judged(numbers(), Tolerance(preset="floor"), references={"output": held}))
         }["flip_margin"]
 
     assert limit() == 4 * FLOOR and limit(cpu=healthy(max_diff=0.5)) == 2.0 == limit(forecast=healthy(max_diff=0.5))

@@ -24,17 +24,17 @@ def test_the_first_token_that_differs_is_found_with_its_margin():
         [[1, 1, 2], [1, 1, 0]], [[[0.0, 1.0, 0.5], [0.0, 1.1, 1.0], [0.0, 0.0, 9.0]], [[0.0, 1.0, 0.0]] * 3]
     )
     golden = {"tokens": EXPECTED["tokens"], "logits": EXPECTED["logits"].double() + 0.01}
-    found = first_divergence(actual, EXPECTED, [golden], NAMES)
-    assert (found.sequence, found.position, found.actual, found.expected) == (0, 1, 1, 2)
+    result = first_divergence(actual, EXPECTED, [golden], NAMES)
+    assert (result.sequence, result.position, result.actual, result.expected) == (0, 1, 1, 2)
     assert (
-        found.margin == pytest.approx(0.8)
-        and found.error == pytest.approx(0.9)
-        and found.healthy == pytest.approx(0.01)
+        result.margin == pytest.approx(0.8)
+        and result.error == pytest.approx(0.9)
+        and result.healthy == pytest.approx(0.01)
     )
     assert (
-        not found.near_tie
-        and found.text.startswith("token 1 of sequence 0 is 1 where 2 was expected: it lies 0.8 below")
-        and "no near-tie" in found.text
+        not result.near_tie
+        and result.text.startswith("token 1 of sequence 0 is 1 where 2 was expected: it lies 0.8 below")
+        and "no near-tie" in result.text
     )
     assert shared_length([actual, golden], EXPECTED, NAMES) == 1
     cut = until(actual, 1, NAMES)
@@ -46,8 +46,8 @@ def test_a_margin_below_two_healthy_errors_is_a_near_tie():
     close["logits"][0, 1] = torch.tensor([0.0, 0.999, 1.0])
     actual = close | {"tokens": torch.tensor([[1, 1, 2], [1, 1, 1]])}
     golden = {"tokens": EXPECTED["tokens"], "logits": close["logits"].double() + 0.002}
-    found = first_divergence(actual, close, [golden], NAMES)
-    assert found.near_tie and found.text.endswith("; a near-tie")
+    result = first_divergence(actual, close, [golden], NAMES)
+    assert result.near_tie and result.text.endswith("; a near-tie")
     assert first_divergence(close, close, [golden], NAMES) is None and shared_length([golden], close, NAMES) is None
 
 
@@ -65,8 +65,8 @@ def test_what_a_healthy_run_does_in_one_sequence_says_nothing_of_another():
         "logits": expected["logits"] + 1e-4
     }  # parts in sequence 1 at token 1
     actual = generation([[0, 0, 0, 0, 1, 0], [0] * 6])
-    found = first_divergence(actual, expected, [golden], NAMES)
-    assert (found.sequence, found.position, found.near_tie) == (0, 4, True) and found.healthy == pytest.approx(1e-4)
+    result = first_divergence(actual, expected, [golden], NAMES)
+    assert (result.sequence, result.position, result.near_tie) == (0, 4, True) and result.healthy == pytest.approx(1e-4)
     early = generation([[0, 0, 1, 0, 0, 0], [0] * 6]) | {
         "logits": expected["logits"] + 1e-4
     }  # parts in sequence 0 before: errors from before serve
@@ -78,8 +78,8 @@ def test_of_several_sequences_that_part_together_the_gravest_decides():
     expected = generation([[0] * 6] * 2)
     golden = expected | {"logits": expected["logits"] + 1e-4}
     actual = generation([[0, 1, 0, 0, 0, 0], [0, 2, 0, 0, 0, 0]])
-    found = first_divergence(actual, expected, [golden], NAMES)
-    assert (found.sequence, found.actual, found.near_tie) == (1, 2, False)
+    result = first_divergence(actual, expected, [golden], NAMES)
+    assert (result.sequence, result.actual, result.near_tie) == (1, 2, False)
     below = expected | {
         "tokens": torch.tensor([[2, 0, 0, 0, 0, 0], [0] * 6])
     }  # the CPU chose a token far below: no tie either
@@ -141,8 +141,8 @@ def test_a_healthy_generation_passes_and_near_ties_do_not_fail(npu):
         marks = [validate(case(Tied, "float32"), seed, npu) for seed in range(4)]
     finally:
         torch.npu.matmul.allow_hf32 = False
-    assert all(each.passed for each in marks), [str(each.reasons) for each in marks]
-    tied = [each for each in marks if "NEAR TIE" in each.marks]
+    assert all(mark.passed for mark in marks), [str(mark.reasons) for mark in marks]
+    tied = [mark for mark in marks if "NEAR TIE" in mark.marks]
     assert tied and "a near-tie" in tied[0].evidence.parted and tied[0].comparisons["tokens"].shape[1] < 8
 
 

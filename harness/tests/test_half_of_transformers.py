@@ -92,9 +92,9 @@ def test_a_cast_keeps_what_from_pretrained_keeps(checkpoint, device, dtype):
     case = Case(name=name, model=lambda: load(folder, dtype=torch.float32), inputs=ids, dtype=dtype, forward=first)
     ours = tensors(Models().get(**case.built, device=torch.device("cpu")))
     theirs = tensors(load(folder, dtype=getattr(torch, dtype)))
-    assert {each: ours[each].dtype for each in ours} == {each: theirs[each].dtype for each in theirs}
-    assert all(torch.equal(ours[each], theirs[each]) for each in ours)
-    assert {each for each in ours if ours[each].dtype == torch.float32} == KEPT[name, dtype]
+    assert {item: ours[item].dtype for item in ours} == {item: theirs[item].dtype for item in theirs}
+    assert all(torch.equal(ours[item], theirs[item]) for item in ours)
+    assert {item for item in ours if ours[item].dtype == torch.float32} == KEPT[name, dtype]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

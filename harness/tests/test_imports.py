@@ -115,11 +115,11 @@ def test_imports_go_one_way(path):
     part = path.relative_to(HARNESS).parts[0].removesuffix(".py")
     assert part in ALLOWED, f"{part} has no place in the house: say here what it may import"
     own = {part} if path.parent != HARNESS else set()
-    found = set(imported(path))
+    result = set(imported(path))
     if part == "__init__":
-        found -= {"errors"}
-    assert found <= ALLOWED[part] | LEAVES | own
-    assert part in ("__main__",) or not (found - own) & TOP
+        result -= {"errors"}
+    assert result <= ALLOWED[part] | LEAVES | own
+    assert part in ("__main__",) or not (result - own) & TOP
 
 
 def test_the_check_sees_a_forbidden_import(tmp_path):
@@ -137,7 +137,7 @@ def test_torch_is_not_needed_for_help():
         for node in ast.parse((HARNESS / f"{name}.py").read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
             module = getattr(node, "module", "") or ""
-            assert not any(each.split(".")[0] in ("torch", "numpy", "pandas") for each in [*names, module])
+            assert not any(text.split(".")[0] in ("torch", "numpy", "pandas") for text in [*names, module])
 
 
 def test_the_word_of_accuracy_tests_is_theirs_alone():
@@ -158,10 +158,10 @@ def test_the_word_of_accuracy_tests_is_theirs_alone():
 def test_the_measurements_of_a_card_run_without_the_harness():
     """The owner of a card may run that file alone."""
     path = HARNESS / "devices" / "measurements.py"
-    found = {
+    result = {
         name.split(".")[0] for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for name in _modules(node)
     }
-    assert found <= set(sys.stdlib_module_names) | {"torch", "torch_npu"}
+    assert result <= set(sys.stdlib_module_names) | {"torch", "torch_npu"}
 
 
 def _modules(node):

@@ -62,16 +62,16 @@ def test_an_entry_that_cannot_be_is_refused_with_its_reason(entries, text, words
 
 
 def test_an_entry_speaks_of_the_rows_that_it_names(entries):
-    found = entries(
+    result = entries(
         ENTRY
         + "seeds = [42]\ndevice = 'Ascend910B4 (npu)'\n"
         + ENTRY.replace('dtype = "float32"\n', "").replace("the kernel", "another")
     )
     device = "Ascend910B4 (npu)"
-    assert entry_for(found, "small", "float32", 42, device) is found[0]  # the one that says more
-    assert entry_for(found, "small", "float32", 43, device) is found[1]
-    assert entry_for(found, "small", "float16", 42, "Ascend910B4 (emulated)") is found[1]
-    assert entry_for(found, "smaller", "float32", 42, device) is None
+    assert entry_for(result, "small", "float32", 42, device) is result[0]  # the one that says more
+    assert entry_for(result, "small", "float32", 43, device) is result[1]
+    assert entry_for(result, "small", "float16", 42, "Ascend910B4 (emulated)") is result[1]
+    assert entry_for(result, "smaller", "float32", 42, device) is None
 
 
 def failing(*criteria, error=1e-2, **more):
@@ -131,8 +131,8 @@ def test_an_entry_excuses_until_its_day_and_by_its_criteria_alone(entries):
 )
 def test_without_criteria_and_accepted_numbers_an_entry_excuses_numbers_alone(entries, row, words):
     (entry,) = entries(ENTRY)
-    found = said(entry, row)
-    assert found is None if words is None else words in found
+    result = said(entry, row)
+    assert result is None if words is None else words in result
     after = settled(entry, row, accepted=None, today=TODAY)
     assert (Mark.KNOWN in after.marks) == (words is None) and (after.criteria[-1] == "known") == (words is not None)
 

@@ -88,7 +88,7 @@ class Listed(nn.Module):
         for weight in self.many:
             x = x.to(next(self.parameters()).dtype) @ weight
         x = torch.func.functional_call(self.lin, {"bias": self.named["a"]}, (x,))
-        assert all(each.dtype == torch.float64 for each in self.state_dict().values()) or x.dtype != torch.float64
+        assert all(tensor.dtype == torch.float64 for tensor in self.state_dict().values()) or x.dtype != torch.float64
         return copy.deepcopy(self.lin)(x) + F.linear(x, self.plain[0]) + F.linear(x, **dict(self.lin._parameters))
 
 
@@ -125,7 +125,7 @@ def _made(name, dtype):
 
 
 def _leaves(value):
-    return [value] if isinstance(value, torch.Tensor) else [leaf for each in value for leaf in _leaves(each)]
+    return [value] if isinstance(value, torch.Tensor) else [leaf for item in value for leaf in _leaves(item)]
 
 
 def _run(model, x):
@@ -139,11 +139,11 @@ def test_layer_by_layer_gives_the_bits_of_a_whole_float64_copy(name, dtype):
     model = _made(name, dtype)
     x = torch.randn(6, 8, generator=torch.Generator().manual_seed(1)).double()
     whole, lean = copy_module(model, dtype=torch.float64, device=CPU), layered(model)
-    before = {key: each.clone() for key, each in model.state_dict().items()}
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     for _ in range(3):  # what a model writes into itself must go on from run to run as well
         for left, right in zip(_run(lean, x), _run(whole, x), strict=True):
             assert left.dtype == torch.float64 and torch.equal(left, right)
-    assert all(torch.equal(each, before[key]) for key, each in model.state_dict().items())
+    assert all(torch.equal(item, before[key]) for key, item in model.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -159,7 +159,7 @@ def test_models_of_transformers_give_the_same_bits(dtype):
         torch.manual_seed(0)
         model = copy_module(make().eval().requires_grad_(False), dtype=dtype, device=CPU)
         whole, lean = copy_module(model, dtype=torch.float64, device=CPU), layered(model)
-        outputs = [run_cpu(each, ids, forward=_first, dtype=torch.float64)[0] for each in (lean, whole)]
+        outputs = [run_cpu(item, ids, forward=_first, dtype=torch.float64)[0] for item in (lean, whole)]
         assert outputs[0].dtype == torch.float64 and torch.equal(*outputs)
 
 
@@ -176,12 +176,12 @@ def test_no_more_than_one_module_is_wide_at_a_time():
         gc.collect()
         most.append(len(alive))
 
-    for each in lean:
-        each.register_forward_hook(look)
+    for item in lean:
+        item.register_forward_hook(look)
     lean(torch.ones(2, 8).double())
     assert most == [2] * 5
-    own = {each.data_ptr() for each in model.parameters()}
-    assert all(each.data_ptr() in own for module in lean for each in dict.values(module._parameters))
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    assert all(value.data_ptr() in own for module in lean for value in dict.values(module._parameters))
 
 
 def test_a_weight_is_one_object_while_it_is_in_use():
@@ -206,8 +206,8 @@ class Deep(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(32, 32, bias=False) for _ in range(8))
 
     def forward(self, x):
-        for each in self.layers:
-            x = each(x)
+        for layer in self.layers:
+            x = layer(x)
         return x
 
 
@@ -217,9 +217,9 @@ def test_a_reference_in_float64_holds_few_weights_at_a_time(monkeypatch, twice):
     wide = layers._Casts.wide
 
     def counted(self, parameter, owner):
-        found = wide(self, parameter, owner)
+        result = wide(self, parameter, owner)
         living.append(len(self._alive))
-        return found
+        return result
 
     monkeypatch.setattr(layers._Casts, "wide", counted)
     model = layered(Deep().eval().requires_grad_(False))

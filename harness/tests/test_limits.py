@@ -33,7 +33,7 @@ below = math.nextafter
 def numbers(count=1000, dtype="float32", tokens=True, **more):
     """The numbers of an output without any error; a power of two wherever something is divided by it."""
     shape = (1, count) if tokens else (count,)
-    nothing = {each.name: 0.0 for each in fields(Comparison)}
+    nothing = {field.name: 0.0 for field in fields(Comparison)}
     places = {
         "worst_index": None,
         "worst_token": (0,) if tokens else None,
@@ -70,7 +70,7 @@ def limits_of(preset, dtype="float32", count=1000, tokens=True, found=None, held
     """The limits that a preset sets: name and limit."""
     found = numbers(count, dtype, tokens, **(found or {}))
     verdict = judge(found, Tolerance(preset=preset), references={"output": held or references(count, dtype, tokens)})
-    return {each.name: each.limit for each in checks_of(verdict)}
+    return {check.name: check.limit for check in checks_of(verdict)}
 
 
 # -------- what the limits are
@@ -111,8 +111,8 @@ def test_the_model_cards_limits():
     ("float16", ("HF32",), 2**-10), ("float64", (), 2**-13),
 ])  # fmt: skip
 def test_canns_limits_are_below_its_budget(dtype, modes, budget):
-    found = limits_of("cann", dtype, held=references(dtype=dtype, modes=modes))
-    assert found == {"mean_rel": below(budget, 0), "max_rel": below(10 * budget, 0)}
+    result = limits_of("cann", dtype, held=references(dtype=dtype, modes=modes))
+    assert result == {"mean_rel": below(budget, 0), "max_rel": below(10 * budget, 0)}
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_the_compilers_limits(dtype, count, times):
     own = 1e-2 if dtype in ("float16", "bfloat16") else 1e-3
     times = 3 if times == 2 and own == 1e-2 else times
     assert limits_of("dynamo", dtype, count, found={"dynamo_atol": own}) == {}
-    found = limits_of("dynamo", dtype, count, found={"dynamo_atol": below(own, 1)})
-    assert found == {"rmse": pytest.approx(times * FLOOR + own / 10, rel=1e-12)}
+    result = limits_of("dynamo", dtype, count, found={"dynamo_atol": below(own, 1)})
+    assert result == {"rmse": pytest.approx(times * FLOOR + own / 10, rel=1e-12)}
 
 
 @pytest.mark.parametrize(("dtype", "budget"), [
@@ -152,8 +152,8 @@ def test_the_limits_of_two_tensors_alone(dtype, budget):
 
 def test_without_a_forecast_float32_has_the_budget_of_hf32():
     for dtype, budget in (("float32", 2**-11), ("float16", 2**-10), ("bfloat16", 2**-7)):
-        found = judge(numbers(dtype=dtype), without_forecast(Tolerance(preset="floor"), "no rules", dtype))
-        limits = {each.name: each.limit for each in checks_of(found)}
+        verdict = judge(numbers(dtype=dtype), without_forecast(Tolerance(preset="floor"), "no rules", dtype))
+        limits = {check.name: check.limit for check in checks_of(verdict)}
         assert [limits[name] / budget for name in ("rel_l2", "token_rel_l2", "max_scaled", "gain", "shift")] == [
             1,
             4,
@@ -180,7 +180,7 @@ def judged(name, measured, tolerance, count=1000):
     """The verdict where the number behind the limit `name` is `measured`, in its unit, and all else is without
     error.
     """
-    found, device, more = numbers(count), {}, {"unexplained": 0.0}
+    result, device, more = numbers(count), {}, {"unexplained": 0.0}
     floored = name in FLOORED or tolerance.preset in ("floor", "sharp")
     if name == "slice_ratio":
         more["slices"] = (Slice(where="row 0", count=count, error=measured * FLOOR, healthy=FLOOR),)
@@ -193,16 +193,16 @@ def judged(name, measured, tolerance, count=1000):
         field, floor = GOLDEN[name]
         device[field] = measured * floor
     elif name == "shift":
-        found = replace(found, shift=measured * RMS)
+        result = replace(result, shift=measured * RMS)
     elif name == "max_diff_rms":
-        found = replace(found, max_diff=measured * RMS)
+        result = replace(result, max_diff=measured * RMS)
     else:
-        found = replace(found, **{name: measured})
-    return judge(found, tolerance, references={"output": references(count, device=device, **more)})
+        result = replace(result, **{name: measured})
+    return judge(result, tolerance, references={"output": references(count, device=device, **more)})
 
 
 def criteria(verdict):
-    return [each.criterion for each in verdict.failures]
+    return [failure.criterion for failure in verdict.failures]
 
 
 def beyond(name, limit):
@@ -307,18 +307,18 @@ def test_a_factor_that_a_healthy_run_has_is_allowed_beside_it():
     held = {
         gain: references(device={"gain": gain}, cpu=healthy(gain=-FLOOR)) for gain in (2 * FLOOR * 17 / 16, 2.2 * FLOOR)
     }
-    found = [
-        criteria(judge(numbers(), Tolerance(preset="floor"), references={"output": each})) for each in held.values()
+    result = [
+        criteria(judge(numbers(), Tolerance(preset="floor"), references={"output": item})) for item in held.values()
     ]
-    assert found == [[], ["gain_ratio"]]
+    assert result == [[], ["gain_ratio"]]
 
 
 def test_where_nothing_was_expected_the_error_itself_is_held_against_the_floors():
     for field, name, limit in (("rmse", "forecast_ratio", 2.0), ("max_diff", "token_ratio", 3.0)):
         for error, expected in ((limit * FLOOR, []), (beyond(name, limit) * FLOOR, [name])):
             held = references(device={field: error, "rms": 0.0})
-            found = criteria(judge(numbers(rms=0.0), Tolerance(preset="floor"), references={"output": held}))
-            assert found == expected
+            result = criteria(judge(numbers(rms=0.0), Tolerance(preset="floor"), references={"output": held}))
+            assert result == expected
 
 
 def test_hf32_is_felt_where_the_device_loses_an_eighth_of_what_it_would_cost():

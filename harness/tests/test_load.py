@@ -26,13 +26,13 @@ def test_every_layout_gives_the_same_model(tmp_path, kind, layout, shards):
     if layout != "apple":
         convert_checkpoint(source, tmp_path / "there", to=layout)
         source = tmp_path / "there"
-    found = load(source)
-    assert found.config == expected.config
-    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in found.state_dict().items())
-    assert not found.training and not any(each.requires_grad for each in found.parameters())
+    result = load(source)
+    assert result.config == expected.config
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in result.state_dict().items())
+    assert not result.training and not any(parameter.requires_grad for parameter in result.parameters())
     x = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert compare(found(x), expected(x)).max_diff == 0.0
+        assert compare(result(x), expected(x)).max_diff == 0.0
 
 
 def test_a_file_is_as_good_as_its_directory(tmp_path):
@@ -127,6 +127,6 @@ def test_full_size_weights_load_quickly_enough_to_be_used(tmp_path):
     """A large model in bfloat16, 0.6 GB, through a shard or two: every tensor arrives."""
     tensors = {name: value.bfloat16() for name, value in build("aimv2-large-patch14-224", 0).state_dict().items()}
     source = write(tmp_path / "large", tensors, shards=2, config=False)
-    found = load(source)
-    assert found.config.heads == 8
-    assert all(torch.equal(value, tensors[name]) for name, value in found.state_dict().items())
+    result = load(source)
+    assert result.config.heads == 8
+    assert all(torch.equal(value, tensors[name]) for name, value in result.state_dict().items())

@@ -86,18 +86,20 @@ def npu():
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_healthy_run_names_no_operator(npu, dtype):
-    found = locate(case(dtype=dtype), 1, npu)
+    location = locate(case(dtype=dtype), 1, npu)
     assert (
-        found.first is None and found.trial is None and found.sentences().startswith("No operator is wrong: each of ")
+        location.first is None
+        and location.trial is None
+        and location.sentences().startswith("No operator is wrong: each of ")
     )
-    names = [(each.module, each.operator) for each in found.steps]
+    names = [(step.module, step.operator) for step in location.steps]
     assert (
         ("blocks.2.qkv", "linear") in names
         and ("blocks.0", "scaled_dot_product_attention") in names
         and ("blocks.3", "silu") in names
     )
-    assert all(re.fullmatch(r"test_locate.py:\d+", each.place) for each in found.steps if each.module == "blocks.1")
-    assert all(0 <= each.own < 1e-2 and each.inherited < 3e-2 for each in found.steps)
+    assert all(re.fullmatch(r"test_locate.py:\d+", step.place) for step in location.steps if step.module == "blocks.1")
+    assert all(0 <= step.own < 1e-2 and step.inherited < 3e-2 for step in location.steps)
 
 
 KINDS = [
@@ -115,19 +117,19 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "settings", "cause"), KINDS, ids=[each[0] for each in KINDS])
+@pytest.mark.parametrize(("kind", "settings", "cause"), KINDS, ids=[item[0] for item in KINDS])
 def test_the_broken_operator_is_named_with_its_cause(npu, kind, settings, cause):
     fault = emulator.Fault("aclnnAddmm", kind, **settings)
-    found = locate(broken("blocks.2.out", fault), 1, npu)
-    assert fault.hits and (found.first.module, found.first.operator) == ("blocks.2.out", "linear")
-    assert cause in found.first.cause and "blocks.2.out: linear (" in found.sentences()
+    location = locate(broken("blocks.2.out", fault), 1, npu)
+    assert fault.hits and (location.first.module, location.first.operator) == ("blocks.2.out", "linear")
+    assert cause in location.first.cause and "blocks.2.out: linear (" in location.sentences()
     if kind == "error":
-        assert "the device raised RuntimeError" in found.first.reasons[0]
+        assert "the device raised RuntimeError" in location.first.reasons[0]
     else:
-        later = [each for each in found.steps if each.number > found.first.number]
-        assert not any(each.bad for each in later) and "what comes after inherits" in found.sentences()
-        assert kind in ("nan", "stale") or max(each.inherited for each in later) > 1e-5 > max(
-            each.own for each in later
+        later = [step for step in location.steps if step.number > location.first.number]
+        assert not any(item.bad for item in later) and "what comes after inherits" in location.sentences()
+        assert kind in ("nan", "stale") or max(item.inherited for item in later) > 1e-5 > max(
+            item.own for item in later
         )
 
 
@@ -139,8 +141,8 @@ def test_a_mask_that_is_turned_around_is_named(npu):
             return F.scaled_dot_product_attention(q, q, q, attn_mask=seen)
 
     with emulator.fault("aclnnFlashAttention*", "mask"):
-        found = locate(case(Masked), 1, npu)
-    assert found.first.operator == "scaled_dot_product_attention" and "with the mask" in found.first.cause
+        location = locate(case(Masked), 1, npu)
+    assert location.first.operator == "scaled_dot_product_attention" and "with the mask" in location.first.cause
 
 
 def only_views(before):
@@ -154,10 +156,10 @@ def test_a_view_that_breaks_an_operator_is_named_as_one(npu):
             return torch.exp(x.transpose(1, 2))
 
     with changed("aclnnExp", only_views):
-        found = locate(case(Twice), 1, npu)
+        location = locate(case(Twice), 1, npu)
     assert (
-        found.first.operator == "exp"
-        and found.first.cause == "an input is a view that is not contiguous; made contiguous, it passes"
+        location.first.operator == "exp"
+        and location.first.cause == "an input is a view that is not contiguous; made contiguous, it passes"
     )
 
 
@@ -197,13 +199,13 @@ class Everything(nn.Module):
 
 def test_every_kind_of_call_is_followed(npu):
     torch.manual_seed(3)
-    found = locate(case(Everything), 1, npu)
-    assert found.first is None, found.sentences()
-    names = [each.operator for each in found.steps]
+    location = locate(case(Everything), 1, npu)
+    assert location.first is None, location.sentences()
+    names = [step.operator for step in location.steps]
     assert {"setitem", "mul_", "add_", "add", "topk", "lstm", "cat", "sigmoid_", "var_mean"} <= set(names)
-    assert {each.operator for each in found.steps if each.note.startswith("random")} == {"rand", "dropout"}
+    assert {step.operator for step in location.steps if step.note.startswith("random")} == {"rand", "dropout"}
     assert (
-        max(each.inherited for each in found.steps if each.inherited == each.inherited) < 1e-4
+        max(step.inherited for step in location.steps if step.inherited == step.inherited) < 1e-4
     )  # writing in place reached the device's own copies
 
 
@@ -212,12 +214,12 @@ def test_the_devices_own_values_are_those_of_its_forward(npu):
     model = Model().eval()
     x = tokens(torch.Generator().manual_seed(1))
     with emulator.fault("aclnnSilu", "scale", by=1.01), torch.no_grad():
-        found = locate(Case(name="small", model=lambda: model, inputs=tokens), 1, npu)
+        location = locate(Case(name="small", model=lambda: model, inputs=tokens), 1, npu)
         import copy
 
         there = copy.deepcopy(model).to(npu.torch_device)(x.to(npu.torch_device)).cpu()
     here = model(x)
-    assert found.steps[-1].inherited == pytest.approx(
+    assert location.steps[-1].inherited == pytest.approx(
         float((there.double() - here).norm() / here.double().norm()), rel=1e-3
     )
 
@@ -225,17 +227,18 @@ def test_the_devices_own_values_are_those_of_its_forward(npu):
 def test_gradients_are_looked_at_on_request(npu):
     with emulator.fault("aclnnLayerNormBackward", "scale", by=1.01):
         assert locate(case(), 1, npu).first is None
-        found = locate(case(), 1, npu, backward=True)
-    assert (found.first.module, found.first.operator) == ("blocks.0.norm", "layer_norm") and found.first.reasons[
-        0
-    ].startswith("backward: ")
+        location = locate(case(), 1, npu, backward=True)
+    assert (location.first.module, location.first.operator) == (
+        "blocks.0.norm",
+        "layer_norm",
+    ) and location.first.reasons[0].startswith("backward: ")
     assert locate(case(), 1, npu, backward=True).first is None
 
 
 def test_modules_alone_are_a_first_look(npu):
     fault = emulator.Fault("aclnnAddmm", "scale", by=1.5)
-    found = locate(broken("blocks.2.out", fault), 1, npu, level="modules")
-    assert found.first.module == "blocks.2.out" and "is the first wrong module" in found.sentences()
+    location = locate(broken("blocks.2.out", fault), 1, npu, level="modules")
+    assert location.first.module == "blocks.2.out" and "is the first wrong module" in location.sentences()
     assert locate(case(), 1, npu, level="modules").first is None
     with pytest.raises(ValueError, match="there is no level 'layers'; there are auto, operators, modules"):
         locate(case(), 1, npu, level="layers")
@@ -268,9 +271,9 @@ class Lists(nn.Module):
 
 
 def test_modules_in_lists_are_looked_at_and_those_without_fractions_pass(npu):
-    found = locate(case(Lists), 1, npu, level="modules")
+    location = locate(case(Lists), 1, npu, level="modules")
     names = [*(f"layers.{number}" for number in range(11)), "route", ""]
-    assert found.first is None and [each.module for each in found.steps] == names
+    assert location.first is None and [step.module for step in location.steps] == names
     with emulator.fault("aclnnAddmm", "scale", by=1.5):
         assert locate(case(Lists), 1, npu, level="modules").first.module == "layers.0"
 
@@ -282,8 +285,8 @@ def test_a_model_that_takes_gradients_is_followed(npu):
                 x = x.detach().requires_grad_()
                 return torch.autograd.grad(F.layer_norm(x, (32,)).pow(2).sum(), x)[0]
 
-    found = locate(case(Slope), 1, npu)
-    assert found.first is None and found.has_gradients
+    location = locate(case(Slope), 1, npu)
+    assert location.first is None and location.has_gradients
     with emulator.fault("aclnnLayerNormBackward", "scale", by=1.5):
         assert locate(case(Slope), 1, npu, backward=True).first.operator == "layer_norm"
 
@@ -296,16 +299,20 @@ def test_what_cannot_be_made_again_is_noted_and_what_raised_first_has_no_repro_o
             sparse = x.to_sparse().to_dense()
             return torch.exp(y * 0.1) + F.silu(sparse)
 
-    found = locate(case(Odd), 1, npu)
-    assert not [each for each in found.steps if each.bad and each.operator not in ("to_sparse", "to_dense")]
+    location = locate(case(Odd), 1, npu)
+    assert not [step for step in location.steps if step.bad and step.operator not in ("to_sparse", "to_dense")]
     with emulator.fault("aclnnExp", "error"), emulator.fault("aclnnSilu", "scale", by=2.0):
-        found = locate(case(Odd), 1, npu)
-    assert found.first.operator in ("exp", "to_sparse", "to_dense") and found.trial is None
+        location = locate(case(Odd), 1, npu)
+    assert location.first.operator in ("exp", "to_sparse", "to_dense") and location.trial is None
 
 
 def test_when_the_time_is_over_what_was_not_looked_at_is_counted(npu):
-    found = locate(case(), 1, npu, limit=0.0)
-    assert not found.steps and found.unseen > 20 and "more were not looked at: the time was over" in found.sentences()
+    location = locate(case(), 1, npu, limit=0.0)
+    assert (
+        not location.steps
+        and location.unseen > 20
+        and "more were not looked at: the time was over" in location.sentences()
+    )
 
 
 # -------- repro, report
@@ -339,7 +346,7 @@ def test_a_repro_prints_the_error_in_a_process_of_its_own(npu, tmp_path):
     )
     script = (tmp_path / "row" / "repro.py").read_text()
     assert "import harness" not in script and "pickle" not in script and "torch.nn.functional.linear(" in script
-    assert sorted(each.name for each in (tmp_path / "row").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "row").iterdir()) == [
         "inputs.safetensors",
         "printed.txt",
         "repro.py",
@@ -386,7 +393,7 @@ def test_a_call_that_no_script_can_name_has_no_repro(npu, tmp_path):
 def test_a_call_is_made_smaller_as_long_as_it_is_wrong(npu):
     with emulator.fault("aclnnAddmm", "nan", at=0):
         small = reduced(trial_of(npu))
-    assert sum(each.numel() for each in small.tensors) < 10
+    assert sum(tensor.numel() for tensor in small.tensors) < 10
     assert reduced(trial_of(npu)).args[0].shape == (4, 24, 32)  # it is not wrong: it stays
 
 
@@ -414,18 +421,18 @@ def test_what_a_sound_device_rounds_is_named_with_what_turning_it_off_gives(npu)
         def forward(self, x):
             return F.gelu(self.conv(x))
 
-    found = locate(case(Convolved), 1, npu)
-    conv, gelu = found.steps
+    location = locate(case(Convolved), 1, npu)
+    conv, gelu = location.steps
     assert (
-        found.first is None
+        location.first is None
         and 1e-5 < conv.own < 1e-3
         and conv.cause.startswith("HF32 is on: with torch.npu.conv.allow_hf32 = False it is ")
     )
     assert float(conv.cause.rpartition(" ")[2]) < 1e-6 and torch.npu.conv.allow_hf32
     assert "GELU takes its tanh formula here whatever is asked for" in gelu.cause
     assert (
-        f"{max(conv, gelu, key=lambda each: each.own).name}: " in found.sentences()
-        and "use_compatible_impl" in found_text(located(found))
+        f"{max(conv, gelu, key=lambda value: value.own).name}: " in location.sentences()
+        and "use_compatible_impl" in found_text(located(location))
     )
     with npu.in_float32("conv"):
         assert not locate(case(Convolved), 1, npu).steps[0].cause and not torch.npu.conv.allow_hf32
@@ -439,7 +446,7 @@ def test_a_model_that_is_another_beside_an_npu_is_said_to_be(tmp_path):
     run = emulated(TRAP.partition("    how = ")[0] + LOCATED, path=tmp_path / "trap.py")
     assert run.returncode == 0, run.stderr
     sdpa, eager, odd, counted = run.stdout.strip().splitlines()
-    assert all("another" not in each for each in (odd, counted))
+    assert all("another" not in item for item in (odd, counted))
     assert re.search(
         r"But the model is another where torch_npu is: "
         r"what it gives on the CPU of this process is \d\.\d\de-0[12] away",
@@ -477,9 +484,9 @@ def test_an_operator_is_judged_as_it_runs_unwatched(npu, operator, wrong):
             return self.out(x.transpose(1, 2))
 
     with emulator.fault(operator, "scale", by=1.01):
-        found = locate(case(Turned), 1, npu)
-    assert (found.first is not None) is wrong and (
-        not wrong or (found.first.module, found.first.operator) == ("out", "linear")
+        location = locate(case(Turned), 1, npu)
+    assert (location.first is not None) is wrong and (
+        not wrong or (location.first.module, location.first.operator) == ("out", "linear")
     )
 
 
@@ -488,24 +495,25 @@ def test_an_operator_that_falls_back_is_named(npu):
         def forward(self, x):
             return torch.special.i0(x + 1)
 
-    found = locate(case(Bessel), 1, npu)
-    assert [each.operator for each in found.fallen] == ["special_i0"] and found.ranking(1) == found.fallen
+    location = locate(case(Bessel), 1, npu)
+    assert [item.operator for item in location.fallen] == ["special_i0"] and location.ranking(1) == location.fallen
     assert re.search(
-        r"1 fell back to the CPU, the first is the model: special_i0 \(test_locate.py:\d+\) \(aten::", found.sentences()
+        r"1 fell back to the CPU, the first is the model: special_i0 \(test_locate.py:\d+\) \(aten::",
+        location.sentences(),
     )
-    assert "the CPU computes it in place of the device: aten::" in found_text(located(found))
-    allowed = found.fallen[0].note.partition(": ")[2].split(", ")
+    assert "the CPU computes it in place of the device: aten::" in found_text(located(location))
+    allowed = location.fallen[0].note.partition(": ")[2].split(", ")
     assert not locate(replace(case(Bessel), fallbacks=tuple(allowed)), 1, npu).fallen
 
     class Random(nn.Module):
         def forward(self, x):
             return F.silu(x) + 0 * torch.poisson(x.abs())
 
-    found = locate(case(Random), 1, npu)
+    location = locate(case(Random), 1, npu)
     assert (
-        [each.operator for each in found.fallen] == ["poisson"]
-        and "random" in found.fallen[0].note
-        and "The largest own difference" in found.sentences()
+        [item.operator for item in location.fallen] == ["poisson"]
+        and "random" in location.fallen[0].note
+        and "The largest own difference" in location.sentences()
     )
 
 
@@ -521,10 +529,10 @@ def test_small_damage_is_no_rounding(npu, dtype, kind, more):
 
     settings = {"float16": {}, "bfloat16": {"by": {"offset": 4e-3, "scale": 1.01}.get(kind)}}[dtype]
     with emulator.fault(
-        "aclnnAdd", kind, **{**more, **{name: each for name, each in settings.items() if each}}
+        "aclnnAdd", kind, **{**more, **{name: setting for name, setting in settings.items() if setting}}
     ) as fault:
-        found = locate(case(Sum, dtype=dtype), 1, npu)
-    assert fault.hits and found.first is not None and found.first.operator == "add"
+        location = locate(case(Sum, dtype=dtype), 1, npu)
+    assert fault.hits and location.first is not None and location.first.operator == "add"
 
 
 def test_differences_of_what_is_not_finite():
@@ -553,16 +561,16 @@ def test_differences_of_what_is_not_finite():
 def _at(number, change):
     """Change one element of the first result, that which is nearest to a number."""
 
-    def spoil(found):
-        flat = found[0].view(-1)
+    def spoil(result):
+        flat = result[0].view(-1)
         place = int((flat.abs() - number).abs().argmin())
         flat[place] = change(flat[place])
 
     return spoil
 
 
-def _off(found):
-    found[-1].view(-1)[7] += 1
+def _off(result):
+    result[-1].view(-1)[7] += 1
 
 
 DAMAGE = {
@@ -606,28 +614,28 @@ def test_damage_that_the_judge_fails_is_not_taken_for_roundings(npu, name, dtype
         x[:, 5] *= 40  # beside a channel of large ones
     trial = Trial(
         func=func,
-        args=(x, *(each.to(dtype) if isinstance(each, torch.Tensor) else each for each in more)),
+        args=(x, *(tensor.to(dtype) if isinstance(tensor, torch.Tensor) else tensor for tensor in more)),
         kwargs={},
         device=npu,
     )
     results = trial.on_cpu()
-    found = [each.clone() for each in results]
-    assert is_explained(found, results, func.__name__)
-    spoil(found)
-    assert trial.judged(found, results)[1] and not is_explained(found, results, func.__name__)
+    outcome = [result.clone() for result in results]
+    assert is_explained(outcome, results, func.__name__)
+    spoil(outcome)
+    assert trial.judged(outcome, results)[1] and not is_explained(outcome, results, func.__name__)
 
 
 def test_a_finding_is_a_table_and_a_picture(npu):
     fault = emulator.Fault("aclnnAddmm", "scale", by=1.5)
-    found = locate(broken("blocks.2.out", fault), 1, npu)
-    kept = json.loads(json.dumps(to_json(located(found)), allow_nan=False))
+    location = locate(broken("blocks.2.out", fault), 1, npu)
+    kept = json.loads(json.dumps(to_json(located(location)), allow_nan=False))
     text = found_text(reader_of(Located)(kept))
     assert text.startswith("**blocks.2.out: linear (module.py") or (
         text.startswith("**blocks.2.out: linear (") and "| blocks.2.out" in text
     )
-    picture = depth_picture(found)
+    picture = depth_picture(location)
     assert picture.count("<circle") == 1 and "blocks.2.out linear" in picture and picture.startswith("<svg")
-    assert "<circle" not in depth_picture(replace(found, steps=())) and math.isfinite(found.steps[0].own)
+    assert "<circle" not in depth_picture(replace(location, steps=())) and math.isfinite(location.steps[0].own)
 
 
 # -------- in the flow
@@ -659,7 +667,7 @@ def test_a_failing_row_is_located_by_itself(user):
         0.1, rel=1e-3
     )
     folder = user.path / "reports" / "repro" / "small-float32-seed1"
-    assert {each.name for each in folder.iterdir()} == {
+    assert {path.name for path in folder.iterdir()} == {
         "depth.svg",
         "inputs.safetensors",
         "printed.txt",
@@ -715,13 +723,13 @@ def test_localisation_is_put_to_the_test(npu):
     from harness.conformance import locating
     from harness.conformance.detection import SUBJECTS
 
-    subject = next(each for each in SUBJECTS if each.name == "aimv2")
+    subject = next(item for item in SUBJECTS if item.name == "aimv2")
     bed = locating.Bed(subject, "float32", npu)
-    found = [next(locating.spread(bed, kind, 1)) for kind in ("scale", "stale")] + list(locating.spread(bed, "nan", 2))
-    assert len({each.place.operator for each in found}) > 2 and len({each.place.depth for each in found}) > 2
-    assert all(each.exact for each in found), found
+    result = [next(locating.spread(bed, kind, 1)) for kind in ("scale", "stale")] + list(locating.spread(bed, "nan", 2))
+    assert len({item.place.operator for item in result}) > 2 and len({item.place.depth for item in result}) > 2
+    assert all(item.exact for item in result), result
     assert not list(locating.spread(bed, "mask", 1))  # it has none
-    mean = next(each for each in locating.places(bed) if each.operator == "aclnnPowTensorScalar")
+    mean = next(place for place in locating.places(bed) if place.operator == "aclnnPowTensorScalar")
     lost = locating._tried(bed, mean, "swap_heads", {})  # the addends of a mean in another order
     assert (
         not lost.exact
@@ -733,7 +741,7 @@ def test_localisation_is_put_to_the_test(npu):
         torch.float32
     )  # a fault that leaves more than a rounding beside what a healthy run shows is not lost
     assert replace(lost, own=lost.sound + 0.9 * one).lost and not replace(lost, own=lost.sound + 1.1 * one).lost
-    said = locating.text(found, [bed.healthy])
+    said = locating.text(result, [bed.healthy])
     assert (
         said.startswith("# Localisation\n\n4 faults in 4 places")
         and "| nan | 2 | 2 | 2 | 0 |" in said

@@ -34,8 +34,8 @@ def seeded(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def error(found, exact):
-    return float((found.double() - exact).norm() / exact.norm())
+def error(result, exact):
+    return float((result.double() - exact).norm() / exact.norm())
 
 
 TERMS = {
@@ -93,13 +93,13 @@ def test_a_sum_is_long_beyond_its_limit_and_what_is_lost_is_put_back(inner):
     """
     left = torch.zeros(1, inner)
     left[0, 0], left[0, -1] = 2.0**24, 1.0
-    found = matmul(left, torch.ones(inner, 1)).item()
+    result = matmul(left, torch.ones(inner, 1)).item()
     if inner == cube.LONG:
-        assert found == 2.0**24
+        assert result == 2.0**24
     else:
         length = inner - inner // 2  # of the second part of two
         roundings = length / cube.WIDTH * 1.5 / 2
-        assert found == float(numpy.float32(2.0**24 + (1 - math.sqrt(roundings))))
+        assert result == float(numpy.float32(2.0**24 + (1 - math.sqrt(roundings))))
 
 
 def test_what_else_is_not_a_long_float32_sum_stays_as_it_is():
@@ -123,9 +123,9 @@ def test_a_long_convolution_loses_as_much_as_the_product_it_is(transposed):
     x, w = seeded(1, 2048, 40), seeded(40, 2048, seed=1)
     weight = w.t()[:, :, None] if transposed else w[:, :, None]
     exact = w.double() @ x[0].double()
-    found = convolution(x, weight.contiguous(), None, transposed=transposed, **OPTIONS)[0]
+    result = convolution(x, weight.contiguous(), None, transposed=transposed, **OPTIONS)[0]
     literal = error(matmul_by_groups(w, x[0], cube.WIDTH), exact)
-    assert 0.8 * literal < error(found, exact) < 1.8 * literal
+    assert 0.8 * literal < error(result, exact) < 1.8 * literal
     bias = seeded(40, seed=2)
     with_bias = convolution(x, weight.contiguous(), bias, transposed=transposed, **OPTIONS)[0]
     assert error(with_bias, exact + bias[:, None].double()) < 2 * literal
@@ -155,8 +155,8 @@ def test_a_scan_rounds_to_float32_after_each_step(scan, step, dtype):
         for place, number in enumerate(numbers):
             total = numpy.float32(step(float(total), number)) if place else total  # float64 holds one step
             expected[row, place] = float(total)
-    for found in (scan(x, 1), scan(x, -1), scan(x.t(), 0).t(), scan(x.t().contiguous(), 0).t()):
-        assert found.dtype == dtype and torch.equal(found, expected.to(dtype))
+    for result in (scan(x, 1), scan(x, -1), scan(x.t(), 0).t(), scan(x.t().contiguous(), 0).t()):
+        assert result.dtype == dtype and torch.equal(result, expected.to(dtype))
 
 
 def test_a_scan_of_whole_numbers_float64_and_nothing_is_torchs():
@@ -170,9 +170,9 @@ def test_a_forecast_of_a_scan_has_the_dtype_that_was_asked_for():
     counts = torch.tensor([3.0, 1.0, 2.0])
     for dtype in (torch.int32, torch.float16, torch.float64):
         with rounding(Rules()):
-            found = torch.cumsum(counts, 0, dtype=dtype), torch.cumprod(counts, 0, dtype=dtype)
-        assert [each.dtype for each in found] == [dtype, dtype]
-        assert torch.equal(found[0], counts.cumsum(0, dtype=dtype))
+            result = torch.cumsum(counts, 0, dtype=dtype), torch.cumprod(counts, 0, dtype=dtype)
+        assert [tensor.dtype for tensor in result] == [dtype, dtype]
+        assert torch.equal(result[0], counts.cumsum(0, dtype=dtype))
 
 
 def test_a_scan_of_the_cpu_hides_what_float32_loses():
@@ -253,16 +253,16 @@ BY_RULES = {
 def test_the_expected_error_goes_by_these_rules(name, mode):
     model, rule = BY_RULES[name]
     with mode(), rounding(Rules()):
-        found = model(X)
+        result = model(X)
     expected = rule(X)
-    assert found.dtype == expected.dtype and torch.equal(found, expected)
+    assert result.dtype == expected.dtype and torch.equal(result, expected)
 
 
 def test_batch_norm_in_evaluation_is_the_cpus():
     x, mean, var = seeded(8, 4, 6), seeded(4, seed=1), seeded(4, seed=2).abs()
     with rounding(Rules()):
-        found = F.batch_norm(x, mean, var, training=False)
-    assert torch.equal(found, F.batch_norm(x, mean, var, training=False))
+        result = F.batch_norm(x, mean, var, training=False)
+    assert torch.equal(result, F.batch_norm(x, mean, var, training=False))
 
 
 # -------- the verdict

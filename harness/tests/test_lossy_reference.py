@@ -30,7 +30,7 @@ def rounded(tensor, bits):
 def plant(monkeypatch, name, bits):
     """A CPU that multiplies float32 operands of fewer bits."""
     real = getattr(torch, name)
-    monkeypatch.setattr(torch, name, lambda *tensors: real(*[rounded(each, bits) for each in tensors]))
+    monkeypatch.setattr(torch, name, lambda *tensors: real(*[rounded(tensor, bits) for tensor in tensors]))
 
 
 PRODUCTS = {"matmul": "matrix products", "conv2d": "convolutions"}

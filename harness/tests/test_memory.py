@@ -120,8 +120,8 @@ def test_the_smaller_of_machine_and_cgroup_counts(tmp_path):
 
 
 def test_this_machine_says_what_it_has():
-    found = read_memory()
-    assert found is None or 0 <= found.available <= found.total
+    result = read_memory()
+    assert result is None or 0 <= result.available <= result.total
 
 
 def test_a_worker_has_its_even_part_and_what_it_holds_is_of_that():
@@ -263,16 +263,16 @@ def test_the_process_without_torch_npu_makes_its_copies_itself(clean, dtype):
     ]
     for layers in (False, True):
         model = copy_module(base, dtype=torch.float32, device=CPU)
-        found = [clean.forward(model, x, cast=dtype, layers=layers, forward=None, dtype=dtype).outputs["output"]]
+        result = [clean.forward(model, x, cast=dtype, layers=layers, forward=None, dtype=dtype).outputs["output"]]
         # The float64 copy is of the weights that were sent, not of what the run above made of the buffers.
-        found.append(
+        result.append(
             clean.forward(
                 model, x.double(), cast=dtype, wide=True, layers=layers, forward=None, dtype=torch.float64
             ).outputs["output"]
         )
         assert (
-            all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-            and found[1].dtype == torch.float64
+            all(torch.equal(one, other) for one, other in zip(result, expected, strict=True))
+            and result[1].dtype == torch.float64
         )
         assert model.calls == 0 and model.lin.weight.dtype == torch.float32
 
@@ -329,7 +329,7 @@ def test_a_case_that_does_not_fit_is_an_error_row(pytester, monkeypatch, availab
 
 
 def test_sizes_are_read_as_people_write_them():
-    assert [count_of(each) for each in ("7B", "1.1b", "350M", "124000000", "8k")] == [
+    assert [count_of(item) for item in ("7B", "1.1b", "350M", "124000000", "8k")] == [
         7 * 10**9,
         11 * 10**8,
         35 * 10**7,
@@ -342,7 +342,9 @@ def test_sizes_are_read_as_people_write_them():
 
 
 def test_doctor_says_what_fits_and_what_does_not(monkeypatch):
-    (one,) = [each for each in estimates(7 * 10**9, ("float16",), workers=1, memory=None) if not each.separate]
+    (one,) = [
+        estimate for estimate in estimates(7 * 10**9, ("float16",), workers=1, memory=None) if not estimate.separate
+    ]
     assert one.fits is None and 6 < one.bytes_a_parameter < 8 and one.device == 14 * 10**9
     for available, workers, wanted in ((one.host, 1, True), (one.host - 1, 1, False), (one.host, 2, False)):
         there = Memory(total=4096 * GIB, available=available)

@@ -50,7 +50,7 @@ def test_near_ties_of_a_sound_device_pass_and_say_so(name, dtype):
         verdict = validate(a_case(CHOICES[name], dtype), seed, emulated_device())
         assert verdict.passed, verdict.reasons
         if verdict.comparisons["chosen"].unequal:
-            assert Mark.NEAR_TIE in verdict.marks and any("near-ties" in each for each in verdict.evidence.notes)
+            assert Mark.NEAR_TIE in verdict.marks and any("near-ties" in note for note in verdict.evidence.notes)
 
 
 def shifted(real):
@@ -75,7 +75,7 @@ def next_one(real):
 def test_wrong_choices_fail(name, operator, change):
     with changed(operator, change):
         verdict = validate(a_case(CHOICES[name]), 0, emulated_device())
-    wrong = {(each.output, each.criterion) for each in verdict.failures}
+    wrong = {(failure.output, failure.criterion) for failure in verdict.failures}
     assert verdict.status == "FAIL" and ("chosen", "equal") in wrong, verdict.reasons
 
 
@@ -118,7 +118,7 @@ def test_ties_are_looked_for_where_whole_numbers_alone_differ_and_not_in_most():
         {"index": compared(1, 0.0), "other": other.__class__(**{**vars(other), "shape": (3,)})},
         Tolerance(preset="pair"),
     )
-    assert {each.criterion for each in wrong.failures} == {"equal", "shape"} and not hangs_on_ties(wrong)
+    assert {failure.criterion for failure in wrong.failures} == {"equal", "shape"} and not hangs_on_ties(wrong)
 
 
 def test_a_stored_row_is_judged_by_the_near_ties_that_were_known():

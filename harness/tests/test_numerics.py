@@ -43,8 +43,14 @@ def test_hf32_ties_go_the_way_they_are_told():
     tie = torch.tensor([0x3F800800, 0x3F801800], dtype=torch.int32).view(
         torch.float32
     )  # halfway above an even, above an odd
-    assert [hex(each) for each in round_hf32(tie, "away").view(torch.int32).tolist()] == ["0x3f801000", "0x3f802000"]
-    assert [hex(each) for each in round_hf32(tie, "even").view(torch.int32).tolist()] == ["0x3f800000", "0x3f802000"]
+    assert [hex(number) for number in round_hf32(tie, "away").view(torch.int32).tolist()] == [
+        "0x3f801000",
+        "0x3f802000",
+    ]
+    assert [hex(number) for number in round_hf32(tie, "even").view(torch.int32).tolist()] == [
+        "0x3f800000",
+        "0x3f802000",
+    ]
     assert torch.equal(round_hf32(-tie), -round_hf32(tie))
     with pytest.raises(ValueError, match="'away' or to 'even'"):
         round_hf32(tie, "up")
@@ -70,8 +76,8 @@ def test_representable_halves_are_hf32_already(dtype):
 def test_casts_of_fused_attention_round_ties_away(dtype, tie):
     x = torch.tensor([tie, -tie, 1.0, math.inf])
     assert x.to(dtype)[0] == 1.0  # to even
-    found = round_half_away(x, dtype)
-    assert found[0] > 1.0 and found[1] == -found[0] and found[2] == 1.0 and found[3] == math.inf
+    result = round_half_away(x, dtype)
+    assert result[0] > 1.0 and result[1] == -result[0] and result[2] == 1.0 and result[3] == math.inf
     noise = seeded(1000)
     assert torch.equal(round_half_away(noise, dtype), noise.to(dtype))  # no ties there
 
@@ -101,8 +107,8 @@ def test_half_products_round_once_bias_included():
         seeded(8, seed=2, dtype=torch.bfloat16),
     )
     exact = (left.double() @ right.double() + bias.double()).float()
-    found = matmul(left, right, bias=bias)
-    assert float((found != exact.bfloat16()).float().mean()) < 0.02  # but for sums that lie next to a tie
+    result = matmul(left, right, bias=bias)
+    assert float((result != exact.bfloat16()).float().mean()) < 0.02  # but for sums that lie next to a tie
 
 
 def test_products_of_integers_are_exact():
@@ -130,9 +136,9 @@ def test_convolution_loses_eleven_bits_only_where_hf32_is_on():
 def test_attention_agrees_with_float64(dtype):
     q, k, v = (seeded(2, 4, 9, 16, seed=n, dtype=dtype) for n in range(3))
     exact = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
-    found, top, total = attention(q, k, v, scale=16**-0.5)
-    assert found.dtype == dtype and top.shape == total.shape == (2, 4, 9, 1)
-    assert effective_bits(found, exact) > {torch.float32: 21, torch.float16: 10.5, torch.bfloat16: 7.5}[dtype]
+    result, top, total = attention(q, k, v, scale=16**-0.5)
+    assert result.dtype == dtype and top.shape == total.shape == (2, 4, 9, 1)
+    assert effective_bits(result, exact) > {torch.float32: 21, torch.float16: 10.5, torch.bfloat16: 7.5}[dtype]
 
 
 def test_attention_hides_shares_heads_and_gives_zeros_where_nothing_is_seen():
@@ -140,11 +146,11 @@ def test_attention_hides_shares_heads_and_gives_zeros_where_nothing_is_seen():
     hidden = torch.zeros(1, 1, 5, 6, dtype=torch.bool)
     hidden[..., 4:] = True
     hidden[..., 0, :] = True
-    found, _, _ = attention(q, k, v, scale=8**-0.5, hidden=hidden)
-    wide = [each.repeat_interleave(2, 1) for each in (k, v)]
+    result, _, _ = attention(q, k, v, scale=8**-0.5, hidden=hidden)
+    wide = [tensor.repeat_interleave(2, 1) for tensor in (k, v)]
     expected = torch.nn.functional.scaled_dot_product_attention(q, *wide, attn_mask=~hidden)
-    torch.testing.assert_close(found[:, :, 1:], expected[:, :, 1:])
-    assert found[:, :, 0].abs().max() == 0
+    torch.testing.assert_close(result[:, :, 1:], expected[:, :, 1:])
+    assert result[:, :, 0].abs().max() == 0
 
 
 def test_attention_in_parts_is_attention(monkeypatch):
@@ -197,7 +203,7 @@ def test_four_parts_of_a_sum_lose_as_much_as_a_rounding_for_each_four(inner):
     left, right = seeded(128, inner), seeded(inner, 128, seed=1)
     exact = left.double() @ right.double()
     literal, parts = (
-        effective_bits(each, exact) for each in (matmul_by_groups(left, right, 4), in_parts(left, right, 4))
+        effective_bits(item, exact) for item in (matmul_by_groups(left, right, 4), in_parts(left, right, 4))
     )
     derived = math.log2((inner / 8 + 0.5 + 1 + 9 / 4) / (inner / 8 + 0.5)) / 2
     assert abs(literal - parts - derived) < 0.1

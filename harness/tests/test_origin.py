@@ -46,7 +46,7 @@ RANDOM = {
     "drawn aside and copied": initialised(lambda weight: weight.data.copy_(torch.randn(weight.shape) * 0.02)),
     "drawn as float64": initialised(lambda weight: weight.data.copy_(torch.randn(weight.shape, dtype=torch.float64))),
     "made on meta first": lambda: _emptied().apply(
-        lambda each: each.reset_parameters() if hasattr(each, "reset_parameters") else None
+        lambda value: value.reset_parameters() if hasattr(value, "reset_parameters") else None
     ),
     "cast": lambda: Net().half().float(),
     "scaled": initialised(lambda weight: weight.data.mul_(3).add_(1)),
@@ -69,11 +69,11 @@ def stored(folder, how):
     weights = dict(Net().state_dict().items())
     torch.save(weights, folder / "w.pt")
     safetensors.torch.save_file(weights, folder / "w.safetensors")
-    numpy.savez(folder / "w.npz", **{name: each.numpy() for name, each in weights.items()})
+    numpy.savez(folder / "w.npz", **{name: weight.numpy() for name, weight in weights.items()})
 
     def read():
         if how == "numpy":
-            return {name: torch.from_numpy(each) for name, each in numpy.load(folder / "w.npz").items()}
+            return {name: torch.from_numpy(item) for name, item in numpy.load(folder / "w.npz").items()}
         if how == "safetensors":
             return safetensors.torch.load_file(folder / "w.safetensors")
         return torch.load(folder / "w.pt", weights_only=True, mmap=how == "mapped")
@@ -88,7 +88,7 @@ def stored(folder, how):
             thread.join()
         elif how == "in half":
             net.load_state_dict(
-                {name: each.half() if each.is_floating_point() else each for name, each in read().items()}
+                {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in read().items()}
             )
         else:
             net.load_state_dict(read())
@@ -127,7 +127,7 @@ def test_a_head_that_a_checkpoint_lacks_is_said(tmp_path):
         net.head.weight.data = torch.from_numpy(numpy.random.randn(4, 8).astype("float32"))
         return net
 
-    assert [origin_of(each) for each in (with_new_head, with_more_rows, of_numpy)] == [Origin.PARTLY] * 3
+    assert [origin_of(item) for item in (with_new_head, with_more_rows, of_numpy)] == [Origin.PARTLY] * 3
 
 
 def test_models_of_constants_and_without_weights():

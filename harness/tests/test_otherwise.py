@@ -105,8 +105,8 @@ def test_functions_computed_in_half_lose_more_than_one_rounding(name):
     function, x = FUNCTIONS[name], seeded(2, 4, 8, 16).half()
     exact = function(x.double())
     plain, half, off = (
-        effective_bits(by(each, function, x), exact)
-        for each in (Vector(), Vector(half=True), Vector(half=True, half_places=1))
+        effective_bits(by(item, function, x), exact)
+        for item in (Vector(), Vector(half=True), Vector(half=True, half_places=1))
     )
     assert 8 < off < half <= plain
     for dtype in (torch.float32, torch.bfloat16):  # those have no such instructions
@@ -117,8 +117,8 @@ def test_functions_computed_in_half_lose_more_than_one_rounding(name):
 
 def one_by_one(row):
     total = numpy.float32(0)
-    for each in row:
-        total = numpy.float32(total + each)
+    for item in row:
+        total = numpy.float32(total + item)
     return total
 
 
@@ -134,9 +134,9 @@ def in_lanes(row):
 def test_sums_go_in_the_order_that_they_are_said_to(order, restated, width):
     x = seeded(3, width)
     wanted = [restated(row.numpy()) / numpy.float32(width) for row in x]
-    found = by(Vector(order=order), lambda x: x.mean(-1), x)
-    assert found.tolist() == [float(each) for each in wanted]
-    assert torch.equal(by(Vector(order=order), lambda x: x.mean((0, 1), keepdim=True), x[:1]), found[:1, None])
+    result = by(Vector(order=order), lambda x: x.mean(-1), x)
+    assert result.tolist() == [float(item) for item in wanted]
+    assert torch.equal(by(Vector(order=order), lambda x: x.mean((0, 1), keepdim=True), x[:1]), result[:1, None])
     both = by(Vector(order=order), torch.mean, x)
     assert both.dim() == 0 and abs(float(both) - float(x.double().mean())) < 1e-6
 
@@ -156,11 +156,11 @@ def test_norms_by_other_sums_are_norms(vector):
 def test_a_variance_in_one_pass_loses_what_a_large_mean_hides():
     x = seeded(4, 64) + 1000
     exact = F.layer_norm(x.double(), (64,))
-    found = [
+    result = [
         effective_bits(by(vector, F.layer_norm, x, (64,)), exact)
         for vector in (Vector(order="lanes"), Vector(order="lanes", one_pass=True))
     ]
-    assert found[1] < found[0] - 4
+    assert result[1] < result[0] - 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -198,9 +198,9 @@ def test_ties_of_half_results_go_away_from_zero(dtype):
 def test_an_assumption_is_tried_where_it_matters():
     rules = Rules()
     assert [len(list(alternatives(rules, dtype))) for dtype in ("float32", "float16", "bfloat16")] == [
-        sum(not each.half_alone and not each.float16_alone for each in ASSUMPTIONS),
+        sum(not assumption.half_alone and not assumption.float16_alone for assumption in ASSUMPTIONS),
         len(ASSUMPTIONS),
-        sum(not each.float16_alone for each in ASSUMPTIONS),
+        sum(not assumption.float16_alone for assumption in ASSUMPTIONS),
     ]
     for what, other in alternatives(rules, "float16"):
         assert what and other != rules and list(alternatives(other, "float16")) != list(alternatives(rules, "float16"))
@@ -209,7 +209,7 @@ def test_an_assumption_is_tried_where_it_matters():
 def test_the_key_of_a_stored_reference_tells_vector_units_apart():
     plain, other = _stated(Rules()), _stated(Rules(vector=Vector(ties_away=True)))
     assert "vector" not in plain and other["vector"]["ties_away"] is True  # a store of before stays readable
-    assert {name: each for name, each in other.items() if name != "vector"} == plain
+    assert {name: item for name, item in other.items() if name != "vector"} == plain
 
 
 def test_the_assumption_that_lets_a_row_pass_is_named_and_one_that_cannot_be_computed_is_not():

@@ -158,7 +158,7 @@ def by_closure():
     return ByClosure()
 
 
-MODELS = {each.__name__: each for each in (ByGlobal, ByDict, ByClass, ByDefault, ByCache, ByShared)} | {
+MODELS = {item.__name__: item for item in (ByGlobal, ByDict, ByClass, ByDefault, ByCache, ByShared)} | {
     "ByClosure": by_closure
 }
 
@@ -215,11 +215,11 @@ def by_environment():
 
 
 def test_a_builder_that_reads_a_setting_builds_again_for_another_case(device, monkeypatch):
-    models, found = Models(), {}
+    models, result = Models(), {}
     for setting in ("eager", "fused"):
         monkeypatch.setenv("ATTENTION", setting)
-        found[setting] = validate(case(by_environment, name=setting), 1, device, models=models).status
-    assert found == {"eager": "PASS", "fused": "FAIL"}
+        result[setting] = validate(case(by_environment, name=setting), 1, device, models=models).status
+    assert result == {"eager": "PASS", "fused": "FAIL"}
 
 
 # -------- what is no row of its dtype
@@ -250,7 +250,7 @@ def test_a_device_that_returns_zeros_fails_whatever_the_limits_allow(device):
             return (x + 1e6) - 1e6 - x if x.device.type == "cpu" else torch.zeros_like(x)
 
     assert not any(
-        "returned is zero" in str(each) for each in validate(case(Nothing, tolerance=loose), 1, device).reasons
+        "returned is zero" in str(reason) for reason in validate(case(Nothing, tolerance=loose), 1, device).reasons
     )
 
 

@@ -198,9 +198,9 @@ def test_limits_of_ones_own_and_the_numbers_as_json(tmp_path):
     paths = written(tmp_path, changed(lambda x: x + 1e-2))
     assert main(["compare", *paths, "--limit", "max_diff=0.02"]) == 0
     assert main(["compare", *paths, "--limit", "max_diff=0.009", "--json", str(tmp_path / "found.json")]) == 1
-    found = json.loads((tmp_path / "found.json").read_text())
-    (pair,) = found["pairs"]
-    assert (found["schema"], pair["case"], pair["status"], pair["criteria"]) == (
+    result = json.loads((tmp_path / "found.json").read_text())
+    (pair,) = result["pairs"]
+    assert (result["schema"], pair["case"], pair["status"], pair["criteria"]) == (
         "precision-pairs/1",
         "y",
         "FAIL",

@@ -201,8 +201,8 @@ def test_the_limit_on_inflated_bytes_has_two_sides(limit, status, tmp_path, caps
     with zipfile.ZipFile(tmp_path / "a.npz") as archive:
         (member,) = archive.infolist()
     numpy.savez_compressed(tmp_path / "a.npz", y=numpy.ones((MIB + member.compress_size) // 4, numpy.float32))
-    found, text = compared(capsys, tmp_path / "a.npz", tmp_path / "a.npz", "--max-inflated", limit)
-    assert found == status, text
+    result, text = compared(capsys, tmp_path / "a.npz", tmp_path / "a.npz", "--max-inflated", limit)
+    assert result == status, text
 
 
 def test_a_tensor_without_a_shape_costs_no_other(tmp_path, capsys):
@@ -437,7 +437,7 @@ def test_control_characters_in_names_never_reach_the_terminal(tmp_path, capsys):
         torch.save(torch.ones(2), file)
     status, text = compared(capsys, tmp_path / "a", tmp_path / "b", "--json", tmp_path / "found.json")
     assert status == 1
-    assert not [each for each in text if not each.isprintable() and each != "\n"]
+    assert not [item for item in text if not item.isprintable() and item != "\n"]
     assert "caf\\udce9" in text.replace("\\\\", "\\")
     assert len(json.loads((tmp_path / "found.json").read_text())["pairs"]) == 2
     status, text = compared(capsys, tmp_path / "no\x1b[31m.pt", tmp_path / "b")

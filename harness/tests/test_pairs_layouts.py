@@ -80,11 +80,11 @@ def msprobe_dump(root, *, wrong=(), place="step0/rank0", suffix=".pt", task="ten
                 torch.save(tensor, file) if suffix == ".pt" else numpy.save(file, tensor.numpy())
         constant = {"type": "int", "value": 1}
         data[call] = {
-            "input_args": [entries[each] for each in inputs] + [None, constant],
+            "input_args": [entries[input_] for input_ in inputs] + [None, constant],
             "input_kwargs": {},
             "is_recompute": False,
         }
-        data[call]["output"] = [entries[each] for each in outputs]
+        data[call]["output"] = [entries[output] for output in outputs]
     document = {"task": task, "level": "mix", "framework": "pytorch", "dump_data_dir": None, "data": data}
     (folder / "dump.json").write_text(json.dumps(document, indent=1))
     (folder / "stack.json").write_text(json.dumps({"0": [list(CALLS), ["File model.py, line 1, in forward"]]}))
@@ -215,9 +215,9 @@ def sglang_dump(root, values, *, folder="dump_20260101_000000_000000", first=1, 
             "sglang_parallel_info": {"tp_rank": 0, "tp_size": 1},
             "dims": "t h",
         }
-        file = "___".join(f"{key}={each}" for key, each in full.items()) + ".pt"
+        file = "___".join(f"{key}={item}" for key, item in full.items()) + ".pt"
         torch.save(
-            {"value": value, "meta": {key: each for key, each in meta.items() if each is not None}},
+            {"value": value, "meta": {key: item for key, item in meta.items() if item is not None}},
             root / folder / file,
         )
     return root
@@ -279,7 +279,7 @@ def test_what_an_older_dumper_wrote_pairs_with_the_newer(tmp_path, capsys):
         forward(), 1
     ):  # forward_pass_id for step, the value alone, no recompute_status
         tags = {"forward_pass_id": 0, "rank": 0, "name": name, "dump_index": index} | further
-        torch.save(value, tmp_path / "b" / ("___".join(f"{key}={each}" for key, each in tags.items()) + ".pt"))
+        torch.save(value, tmp_path / "b" / ("___".join(f"{key}={tag}" for key, tag in tags.items()) + ".pt"))
     status, text = compared(capsys, tmp_path / "a", tmp_path / "b")
     assert status == 0 and "7 PASS" in text
 

@@ -17,8 +17,8 @@ def seeded(*shape, seed=0):
 
 
 def written(folder, actual, expected):
-    save_file({name: each.contiguous() for name, each in actual.items()}, folder / "a.safetensors")
-    save_file({name: each.contiguous() for name, each in expected.items()}, folder / "b.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in actual.items()}, folder / "a.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in expected.items()}, folder / "b.safetensors")
     return folder / "a.safetensors", folder / "b.safetensors"
 
 
@@ -27,7 +27,7 @@ def written(folder, actual, expected):
 
 def test_layer_9_is_the_first_that_differs_and_the_last_line(tmp_path, capsys):
     expected = {f"layers.{n}.out": seeded(4, 8, seed=n) for n in range(12)}
-    actual = {name: each * (1.01 if natural(name) >= natural("layers.9.out") else 1) for name, each in expected.items()}
+    actual = {name: item * (1.01 if natural(name) >= natural("layers.9.out") else 1) for name, item in expected.items()}
     status, text = compared(capsys, *written(tmp_path, actual, expected))
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| layers")]
     assert status == 1 and rows == [f"layers.{n}.out" for n in range(12)]

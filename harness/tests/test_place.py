@@ -28,8 +28,8 @@ def case(model, inputs=rows, **more):
 
 def grads(model, x):
     y = model(x)
-    found = torch.autograd.grad(y.square().sum(), list(model.parameters()))
-    return {name: each for (name, _), each in zip(model.named_parameters(), found)}
+    result = torch.autograd.grad(y.square().sum(), list(model.parameters()))
+    return {name: item for (name, _), item in zip(model.named_parameters(), result)}
 
 
 def training(model, **more):
@@ -50,23 +50,23 @@ class Tanh(nn.Module):
 
 def test_a_wrong_gradient_is_said_without_a_share_that_nobody_measured(npu):
     with emulator.fault("aclnnTanhBackward", "scale", by=1.01):
-        found = locate(training(Tanh), 1, npu, backward=True, row=Symptom(away=0.01))
-    assert found.first.operator == "tanh" and found.cut == "the model: grad"
-    assert found.sentences().endswith("No other operator is wrong by itself: what comes after inherits.")
+        location = locate(training(Tanh), 1, npu, backward=True, row=Symptom(away=0.01))
+    assert location.first.operator == "tanh" and location.cut == "the model: grad"
+    assert location.sentences().endswith("No other operator is wrong by itself: what comes after inherits.")
 
 
 def test_what_gradients_give_together_is_said_to_be_unmeasured(npu):
-    found = locate(training(Tanh), 1, npu, backward=True, row=Symptom(away=1e-9))
-    said = found.sentences()
-    assert found.first is None and found.followed != found.followed and "0.00e+00" not in said
+    location = locate(training(Tanh), 1, npu, backward=True, row=Symptom(away=1e-9))
+    said = location.sentences()
+    assert location.first is None and location.followed != location.followed and "0.00e+00" not in said
     assert "was not measured: from the model: grad on the device had the CPU's numbers" in said
 
 
 def test_a_fault_that_comes_and_goes_is_held_against_no_other_run(npu):
     with emulator.fault("aclnnTanh", "noise", by=0.01):
-        found = locate(case(Tanh), 1, npu, row=Symptom(away=1e3, scatters=True))
-    assert found.first.operator == "tanh" and "differs from run to run" in found.first.cause
-    assert "give a difference" not in found.sentences() and "C++" not in found.sentences()
+        location = locate(case(Tanh), 1, npu, row=Symptom(away=1e3, scatters=True))
+    assert location.first.operator == "tanh" and "differs from run to run" in location.first.cause
+    assert "give a difference" not in location.sentences() and "C++" not in location.sentences()
 
 
 # -------- transforms, autocast
@@ -113,22 +113,22 @@ class Autocast(nn.Module):
 def test_a_wrong_operator_beside_what_cannot_be_looked_at_is_named(npu, subject):
     assert locate(subject, 1, npu).first is None
     with emulator.fault("aclnnSilu", "scale", by=1.1):
-        found = locate(subject, 1, npu)
-    assert found.first.name.startswith("the model: silu (test_place.py:"), found.sentences()
-    assert "1 more are wrong" not in found.sentences() and "raised" not in found.sentences()
+        location = locate(subject, 1, npu)
+    assert location.first.name.startswith("the model: silu (test_place.py:"), location.sentences()
+    assert "1 more are wrong" not in location.sentences() and "raised" not in location.sentences()
 
 
 def test_a_product_under_autocast_is_named_with_its_module(npu):
     with emulator.fault("aclnnAddmm", "scale", by=1.1):
-        found = locate(case(Autocast), 1, npu)
-    assert found.first.module == "a" and "multiplied by 1.1" in found.first.cause
+        location = locate(case(Autocast), 1, npu)
+    assert location.first.module == "a" and "multiplied by 1.1" in location.first.cause
 
 
 def test_calls_inside_of_a_transform_are_counted_as_not_looked_at(npu):
     with emulator.fault("aclnnMatmul", "scale", by=1.1), emulator.fault("aclnnMm", "scale", by=1.1):
-        found = locate(case(Mapped), 1, npu, row=Symptom(away=0.1))
-    assert "1 calls were not looked at by themselves: inside of a transform of torch.func" in found.sentences()
-    assert not [each for each in found.steps if each.bad and each.operator in ("matmul", "silu")]
+        location = locate(case(Mapped), 1, npu, row=Symptom(away=0.1))
+    assert "1 calls were not looked at by themselves: inside of a transform of torch.func" in location.sentences()
+    assert not [step for step in location.steps if step.bad and step.operator in ("matmul", "silu")]
 
 
 # -------- writes into what is used afterwards
@@ -214,9 +214,11 @@ WRITES = {  # the model, what is named, what is said of it
 @pytest.mark.parametrize("name", WRITES)
 def test_a_write_on_one_side_is_named_with_who_takes_it_afterwards(npu, name):
     model, named, said = WRITES[name]
-    found = locate(case(model), 1, npu)
-    assert found.first is not None and found.first.name.startswith(f"{named} (test_place.py:"), found.sentences()
-    assert re.search(said, found.sentences()), found.sentences()
+    location = locate(case(model), 1, npu)
+    assert location.first is not None and location.first.name.startswith(f"{named} (test_place.py:"), (
+        location.sentences()
+    )
+    assert re.search(said, location.sentences()), location.sentences()
 
 
 SOUND = {
@@ -231,8 +233,8 @@ SOUND = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SOUND)
 def test_a_write_that_changes_nothing_is_not_blamed(npu, name, dtype):
-    found = locate(case(SOUND[name], dtype=dtype), 1, npu)
-    assert found.first is None and found.sentences().startswith("No operator is wrong"), found.sentences()
+    location = locate(case(SOUND[name], dtype=dtype), 1, npu)
+    assert location.first is None and location.sentences().startswith("No operator is wrong"), location.sentences()
 
 
 # -------- other values
@@ -303,9 +305,11 @@ VALUES = {
 @pytest.mark.parametrize("name", VALUES)
 def test_the_first_call_that_is_given_other_values_is_named(npu, name):
     model, named, said = VALUES[name]
-    found = locate(case(model), 1, npu)
-    assert found.first is not None and found.first.name.startswith(f"{named} (test_place.py:"), found.sentences()
-    assert found.first.kind == "value" and re.search(said, found.sentences()), found.sentences()
+    location = locate(case(model), 1, npu)
+    assert location.first is not None and location.first.name.startswith(f"{named} (test_place.py:"), (
+        location.sentences()
+    )
+    assert location.first.kind == "value" and re.search(said, location.sentences()), location.sentences()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -313,8 +317,8 @@ def test_the_first_call_that_is_given_other_values_is_named(npu, name):
     "model", [lambda: Number(0.1), lambda: Other("b"), Turned, Read], ids="number tensor order read".split()
 )
 def test_the_same_values_are_not_blamed(npu, model, dtype):
-    found = locate(case(model, dtype=dtype), 1, npu)
-    assert found.first is None, found.sentences()
+    location = locate(case(model, dtype=dtype), 1, npu)
+    assert location.first is None, location.sentences()
 
 
 class Weights(nn.Module):
@@ -328,8 +332,8 @@ class Weights(nn.Module):
 
 
 def test_another_weight_is_named(npu):
-    found = locate(case(lambda: Weights(True)), 1, npu)
-    assert "with a.weight float32[32, 32] where the CPU runs it with b.weight float32[32, 32]" in found.sentences()
+    location = locate(case(lambda: Weights(True)), 1, npu)
+    assert "with a.weight float32[32, 32] where the CPU runs it with b.weight float32[32, 32]" in location.sentences()
     assert locate(case(lambda: Weights(False)), 1, npu).first is None
 
 
@@ -346,9 +350,9 @@ class Alone(nn.Module):
 
 def test_an_operator_that_is_wrong_only_in_a_run_by_itself_is_named(npu):
     with changed("aclnnTanh", at_times(4)):  # after two calls beside the CPU
-        found = locate(case(Alone), 1, npu, row=Symptom(away=0.1, scatters=True))
-    assert (found.first.operator, found.first.kind) == ("tanh", "value"), found.sentences()
-    assert re.search(r"it differs by \S+ in a run of the device by itself", found.sentences())
+        location = locate(case(Alone), 1, npu, row=Symptom(away=0.1, scatters=True))
+    assert (location.first.operator, location.first.kind) == ("tanh", "value"), location.sentences()
+    assert re.search(r"it differs by \S+ in a run of the device by itself", location.sentences())
 
 
 def at_times(number):
@@ -404,24 +408,24 @@ class Custom(nn.Module):
 
 def steps(model, x):
     model(x).square().sum().backward()
-    return {name: each.grad for name, each in model.named_parameters()}
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("forward", [grads, steps], ids=["grad", "backward"])
 def test_a_backward_of_the_models_own_is_named(npu, forward):
-    found = locate(case(lambda: Custom(True), forward=forward, training=True, gradients=True), 1, npu)
-    assert found.first.kind == "gradient" and found.first.name.startswith("the model: clamp (test_place.py:")
+    location = locate(case(lambda: Custom(True), forward=forward, training=True, gradients=True), 1, npu)
+    assert location.first.kind == "gradient" and location.first.name.startswith("the model: clamp (test_place.py:")
     said = r"the backward of Clip is another on the device: the gradient of what a: linear"
-    assert re.search(said, found.sentences())
+    assert re.search(said, location.sentences())
 
 
 @pytest.mark.parametrize("way", ["detach", "no_grad"])
 def test_a_gradient_that_is_cut_on_the_device_is_named(npu, way):
     model = {"detach": Halved, "no_grad": lambda: Detached("no_grad")}[way]
-    found = locate(training(model), 1, npu)
+    location = locate(training(model), 1, npu)
     named = {"detach": "the model: detach (", "no_grad": "the model: mul ("}[way]
-    assert found.first is not None and found.first.name.startswith(named), found.sentences()
-    assert "on the device alone it keeps gradients from flowing back" in found.sentences()
+    assert location.first is not None and location.first.name.startswith(named), location.sentences()
+    assert "on the device alone it keeps gradients from flowing back" in location.sentences()
 
 
 class Halved(nn.Module):
@@ -437,8 +441,8 @@ class Halved(nn.Module):
 @pytest.mark.parametrize("forward", [grads, steps], ids=["grad", "backward"])
 @pytest.mark.parametrize("model", [lambda: Custom(False), lambda: Detached(""), Tanh], ids=["own", "ways", "plain"])
 def test_gradients_that_are_right_are_not_blamed(npu, model, forward):
-    found = locate(case(model, forward=forward, training=True, gradients=True), 1, npu, backward=True)
-    assert found.first is None, found.sentences()
+    location = locate(case(model, forward=forward, training=True, gradients=True), 1, npu, backward=True)
+    assert location.first is None, location.sentences()
 
 
 # -------- where arguments lie, norms, the root module
@@ -461,8 +465,8 @@ def where(lies, wrong):
     def change(before):
         def meaning(*given, **more):
             hit = lies(*given)
-            found = before(*given, **more)
-            return wrong(found) if hit else found
+            result = before(*given, **more)
+            return wrong(result) if hit else result
 
         return meaning
 
@@ -481,9 +485,9 @@ PLACES = {  # the operator of CANN, how its arguments lie, what is named and sai
 def test_an_operator_that_is_wrong_as_its_arguments_lie_is_named(npu, name):
     aclnn, lies, operator, said = PLACES[name]
     with changed(aclnn, where(lies, lambda found: found * 1.1)):
-        found = locate(case(Square), 1, npu)
-    assert found.first is not None and found.first.operator == operator, found.sentences()
-    assert f"With copies of its arguments it passes: {said}." in found.sentences() and found.trial is None
+        location = locate(case(Square), 1, npu)
+    assert location.first is not None and location.first.operator == operator, location.sentences()
+    assert f"With copies of its arguments it passes: {said}." in location.sentences() and location.trial is None
     assert locate(case(Square), 1, npu).first is None
 
 
@@ -504,13 +508,13 @@ class Normed(nn.Module):
 
 @pytest.mark.parametrize("where", ["npu", "cpu"])
 def test_a_norm_that_trains_on_one_side_is_told_as_that(npu, where):
-    found = locate(case(lambda: Normed((where,))), 1, npu)
-    assert (found.first.operator, found.first.kind) == ("batch_norm", "path"), found.sentences()
+    location = locate(case(lambda: Normed((where,))), 1, npu)
+    assert (location.first.operator, location.first.kind) == ("batch_norm", "path"), location.sentences()
     batch, running = "with the statistics of the batch, and updates the running ones", "with the running statistics"
     there, here = (batch, running) if where == "npu" else (running, batch)
     said = rf"the device runs batch_norm \(\S+\) in \w+ mode, {there}, where the CPU runs it {here};"
-    assert re.search(said, found.sentences())
-    assert "must not" not in found.sentences()
+    assert re.search(said, location.sentences())
+    assert "must not" not in location.sentences()
 
 
 def test_running_statistics_that_are_wrong_are_named(npu):
@@ -525,12 +529,12 @@ def test_running_statistics_that_are_wrong_are_named(npu):
         return meaning
 
     with changed("aclnnBatchNorm", wider):
-        found = locate(subject, 1, npu)
-    assert found.first.operator == "batch_norm" and found.first.reasons[0].startswith("running statistics: 1: ")
+        location = locate(subject, 1, npu)
+    assert location.first.operator == "batch_norm" and location.first.reasons[0].startswith("running statistics: 1: ")
 
 
 def test_the_root_module_is_looked_at_where_none_of_its_parts_is_wrong(npu):
-    found = locate(case(lambda: Other("a")), 1, npu, level="modules")
-    assert (found.first.module, found.first.operator) == ("", "Other")
-    assert found.sentences().startswith("the model: Other is the first wrong module: it differs from the CPU by")
+    location = locate(case(lambda: Other("a")), 1, npu, level="modules")
+    assert (location.first.module, location.first.operator) == ("", "Other")
+    assert location.sentences().startswith("the model: Other is the first wrong module: it differs from the CPU by")
     assert locate(case(lambda: Other("b")), 1, npu, level="modules").first is None

@@ -129,7 +129,7 @@ def test_junit_holds_the_numbers_as_properties(user):
     write(user, FIVE_SEEDS)
     run(user, "-k", "seed3", "--junitxml", "junit.xml")
     properties = ElementTree.parse(user.path / "junit.xml").findall(".//property")
-    values = {each.get("name"): each.get("value") for each in properties}
+    values = {item.get("name"): item.get("value") for item in properties}
     row = stored(user)["rows"][0]
     assert float(values["max_diff"]) == row["max_diff"] and float(values["cos_sim"]) == row["cos_sim"]
     assert values["status"] == "PASS" and values["seed"] == "3"

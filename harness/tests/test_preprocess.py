@@ -38,10 +38,10 @@ def test_another_size_too(processor):
 
 def test_native_resolution_keeps_every_pixel(processor):
     image = picture(100, 70)
-    found = preprocess(image, size=None)
-    assert found.shape == (1, 3, 70, 100)
+    result = preprocess(image, size=None)
+    assert result.shape == (1, 3, 70, 100)
     assert torch.equal(
-        found, processor(image, return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"]
+        result, processor(image, return_tensors="pt", do_resize=False, do_center_crop=False)["pixel_values"]
     )
 
 
@@ -67,13 +67,13 @@ def test_a_file_is_turned_upright(tmp_path, orientation):
 def test_sixteen_bits_of_grey_do_not_saturate(tmp_path):
     grey = np.linspace(0, 65535, 64 * 64, dtype=np.uint16).reshape(64, 64)
     Image.fromarray(grey).save(tmp_path / "deep.png")
-    found = np.asarray(open_picture(tmp_path / "deep.png"))
-    assert found.shape == (64, 64, 3) and found.max() == 255 and abs(int(found[32, 0, 0]) - 128) <= 1
+    result = np.asarray(open_picture(tmp_path / "deep.png"))
+    assert result.shape == (64, 64, 3) and result.max() == 255 and abs(int(result[32, 0, 0]) - 128) <= 1
 
 
 def test_the_committed_photograph_is_one():
-    found = preprocess(PHOTO)
-    assert found.shape == (1, 3, 224, 224) and 0.2 < float(found.std()) < 2
+    result = preprocess(PHOTO)
+    assert result.shape == (1, 3, 224, 224) and 0.2 < float(result.std()) < 2
 
 
 @pytest.mark.parametrize(

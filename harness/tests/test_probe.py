@@ -31,7 +31,9 @@ from harness.emulator import faults
 from harness.numerics import matmul_by_groups
 from harness.tests.needs import emulated_device, needs_torch_npu
 
-CHEAP = tuple(each.name for each in MEASUREMENTS if each.name.partition(" ")[0] in ("1", "2", "3", "5", "8"))
+CHEAP = tuple(
+    measurement.name for measurement in MEASUREMENTS if measurement.name.partition(" ")[0] in ("1", "2", "3", "5", "8")
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def strict(text):
 
 
 def of(document, verdict):
-    return {each["rule"]: each for each in document["verdicts"] if each["verdict"] == verdict}
+    return {item["rule"]: item for item in document["verdicts"] if item["verdict"] == verdict}
 
 
 # -------- facts from
@@ -91,7 +93,7 @@ WORDS = {
 @pytest.mark.parametrize("ties", WORDS)
 def test_bits_and_ties_of_an_operand_are_read_off_what_comes_back(bits, ties):
     numbers = measurements._pairs(
-        torch.tensor([rounded(torch.tensor(each).item(), bits, ties) for each in operands()], dtype=torch.float64)
+        torch.tensor([rounded(torch.tensor(operand).item(), bits, ties) for operand in operands()], dtype=torch.float64)
     )
     facts = probing.facts_of({"1 conv operand": numbers})
     assert [facts[f"conv operand: {part}"].value for part in ("mantissa bits", "rounding", "range", "subnormals")] == [
@@ -122,7 +124,7 @@ def test_the_order_of_a_sum_is_told_from_sums(width):
         left[place, 0], left[place, place] = 2.0**24, -(2.0**24)
     sums = matmul_by_groups(left, torch.ones(measurements.LENGTH, 1), width)[:, 0].tolist()
     assert probing.order_of(sums) == ("one rounding a product" if width == 1 else f"one rounding for {width} products")
-    assert probing.order_of([each + (place == 40) for place, each in enumerate(sums)]).startswith("none of groups")
+    assert probing.order_of([item + (place == 40) for place, item in enumerate(sums)]).startswith("none of groups")
 
 
 def test_exact_sums_are_exact():
@@ -139,9 +141,9 @@ def test_exact_sums_are_exact():
     ],
 )
 def test_the_accumulators_rounding_is_told(words, rule):
-    sent = [sign * each for each in measurements.ADDED for sign in (1, -1)]
-    found = {str(each): rule(math.copysign(2.0**24, each) + each) - math.copysign(2.0**24, each) for each in sent}
-    assert probing.accumulator_of(found) == words
+    sent = [sign * item for item in measurements.ADDED for sign in (1, -1)]
+    result = {str(item): rule(math.copysign(2.0**24, item) + item) - math.copysign(2.0**24, item) for item in sent}
+    assert probing.accumulator_of(result) == words
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,7 @@ def test_a_formula_of_its_own_is_neither(far, formula):
 
 def test_the_cpu_is_exact_and_has_no_rules(tmp_path):
     document = probe(open_device("cpu"), tmp_path / "cpu.json", wanted=CHEAP)
-    facts = {each["rule"]: each["measured"] for each in document["verdicts"]}
+    facts = {item["rule"]: item["measured"] for item in document["verdicts"]}
     for operand in ("conv operand", "conv weight", "conv bias", "product operand", "product weight"):
         assert facts[f"{operand}: mantissa bits"] == 23 and facts[f"{operand}: range"] == "of float32"
     assert facts["gelu: formula for approximate='none'"] == "erf" and facts["half times 2 above the range"] == "inf"
@@ -207,9 +209,9 @@ def test_the_emulated_device_as_it_comes_agrees_with_every_rule(emulated, small,
         and stored["emulated"] is True
         and stored["stack"]["backend"] == "emulated"
     )
-    assert set(stored["measured"]) == set(stored["seconds"]) == {each.name for each in MEASUREMENTS}
+    assert set(stored["measured"]) == set(stored["seconds"]) == {measurement.name for measurement in MEASUREMENTS}
     assert not of(document, CONTRADICTS) and not of(document, UNMEASURED)
-    facts = {each["rule"]: (each["says"], each["measured"]) for each in document["verdicts"]}
+    facts = {item["rule"]: (item["says"], item["measured"]) for item in document["verdicts"]}
     assert facts["conv operand: mantissa bits"] == facts["product operand, allow_hf32 on: mantissa bits"] == (11, 11)
     assert (
         facts["conv operand, allow_hf32 off: mantissa bits"]
@@ -232,7 +234,7 @@ def test_with_hf32_off_the_rules_and_the_device_change_together(emulated, tmp_pa
     wanted = (*CHEAP, "10 patches")
     with measurements.switch("conv", False):
         document = probe(emulated, tmp_path / "probe.json", wanted=wanted)
-    facts = {each["rule"]: (each["says"], each["measured"]) for each in document["verdicts"]}
+    facts = {item["rule"]: (item["says"], item["measured"]) for item in document["verdicts"]}
     assert document["rules"] == "Ascend A2: convolutions float32, products float32, GELU by its tanh formula"
     assert facts["conv operand: mantissa bits"] == (23, 23) and facts["conv operand: rounding"] == ("none", "none")
     assert facts["patch convolution: effective bits, float32"][1] > 20
@@ -241,27 +243,27 @@ def test_with_hf32_off_the_rules_and_the_device_change_together(emulated, tmp_pa
 
 def test_a_device_that_does_not_follow_its_rules_contradicts_them(emulated, tmp_path):
     planted = [faults.parse(f"aclnn{name}:hf32") for name in ("Matmul", "Mm", "Gemm", "Addmm")]
-    for each in planted:
-        faults.plant(each)
+    for fault in planted:
+        faults.plant(fault)
     try:
         document = probe(emulated, tmp_path / "probe.json", wanted=(*CHEAP, "4 products"))
     finally:
-        for each in planted:
-            faults.remove(each)
-    found = of(document, CONTRADICTS)
-    assert set(found) >= {
+        for fault in planted:
+            faults.remove(fault)
+    result = of(document, CONTRADICTS)
+    assert set(result) >= {
         "product operand: mantissa bits",
         "product operand: rounding",
         "product weight: mantissa bits",
         "product: effective bits, float32 64",
     }
-    assert all("product" in rule for rule in found)
-    assert (found["product operand: mantissa bits"]["says"], found["product operand: mantissa bits"]["measured"]) == (
+    assert all("product" in rule for rule in result)
+    assert (result["product operand: mantissa bits"]["says"], result["product operand: mantissa bits"]["measured"]) == (
         23,
         11,
     )
     assert "- product operand: mantissa bits: 11 where the forecast says 23" in text_of(document)
-    assert any("aclnnMatmul:hf32" in each for each in document["stack"]["faults"])
+    assert any("aclnnMatmul:hf32" in item for item in document["stack"]["faults"])
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +298,7 @@ def cheap(emulated, tmp_path_factory):
 def test_the_same_numbers_contradict_another_rule_set(cheap, changed, rules):
     stack = replace(Stack.from_dict(cheap["stack"]), **changed)
     verdicts = verdicts_of(cheap["measured"], probing.forecast_of(stack, CHEAP))
-    assert {each.rule for each in verdicts if each.verdict == CONTRADICTS} == rules
+    assert {verdict.rule for verdict in verdicts if verdict.verdict == CONTRADICTS} == rules
 
 
 SOC = """
@@ -331,7 +333,7 @@ def test_the_verdicts_follow_the_rules_of_the_family(tmp_path, soc, conv, produc
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     document = strict((tmp_path / "x.json").read_text())
-    says = {each["rule"]: each["says"] for each in document["verdicts"]}
+    says = {item["rule"]: item["says"] for item in document["verdicts"]}
     assert document["emulated"] and document["stack"]["device"] == soc and (document["rules"] is None) == (conv is None)
     assert not of(document, CONTRADICTS)
     assert [says[f"{what} operand: mantissa bits"] for what in ("conv", "product")] == [conv, product]
@@ -345,8 +347,10 @@ def test_a_card_that_saturates_contradicts_a_rule_of_inf(cheap):
         "half times 2 above the range": (65504.0).hex(),
         "half inf less inf": (0.0).hex(),
     }
-    verdicts = {each.rule: each for each in verdicts_of({"8 edges": edges}, probing.forecast_of(stack, ("8 edges",)))}
-    assert {rule for rule, each in verdicts.items() if each.verdict == CONTRADICTS} == {
+    verdicts = {
+        verdict.rule: verdict for verdict in verdicts_of({"8 edges": edges}, probing.forecast_of(stack, ("8 edges",)))
+    }
+    assert {rule for rule, verdict in verdicts.items() if verdict.verdict == CONTRADICTS} == {
         "half times 2 above the range",
         "half inf less inf",
     }
@@ -361,7 +365,7 @@ def test_a_card_that_answers_differently_contradicts(cheap):
         "product": {"float32": {"answers": 2, "row alone": True}},
         "convolution": {"answers": 1, "row alone": {"raised": "RuntimeError: x"}},
     }
-    verdicts = {each.rule: each.verdict for each in verdicts_of({"9 repeats": numbers}, {})}
+    verdicts = {verdict.rule: verdict.verdict for verdict in verdicts_of({"9 repeats": numbers}, {})}
     assert verdicts == {
         "product float32: different answers in 20 runs": CONTRADICTS,
         "product float32: a row alone has its bits of the batch": UNSAID,
@@ -397,18 +401,21 @@ def test_a_dtype_that_a_card_lacks_is_not_measured_and_the_others_are(emulated, 
         return real(dtype, inner)
 
     monkeypatch.setattr(measurements, "_factors", refusing)
-    found = measure(torch.device("cpu"), ("4 products",))
-    facts = probing.facts_of(found["measured"])
+    result = measure(torch.device("cpu"), ("4 products",))
+    facts = probing.facts_of(result["measured"])
     assert (
         "DT_BFLOAT16" in facts["product: effective bits, bfloat16 64"].lacks
         and facts["product: effective bits, float16 64"].value > 11
     )
-    assert found["stopped"] is None
+    assert result["stopped"] is None
 
 
 def test_a_device_that_stops_is_said_and_asked_no_more(monkeypatch, tmp_path):
     monkeypatch.setattr(measurements, "computes", lambda device: False)
-    broken = tuple(replace(each, take=lambda device: 1 / 0) if each.name == "5 gelu" else each for each in MEASUREMENTS)
+    broken = tuple(
+        replace(measurement, take=lambda device: 1 / 0) if measurement.name == "5 gelu" else measurement
+        for measurement in MEASUREMENTS
+    )
     monkeypatch.setattr(measurements, "MEASUREMENTS", broken)
     document = probe(open_device("cpu"), tmp_path / "probe.json", wanted=("3 sums", "5 gelu", "8 edges"))
     assert document["stopped"] == "5 gelu" and list(document["measured"]) == ["3 sums", "5 gelu"]
@@ -457,7 +464,7 @@ def test_the_file_of_measurements_runs_alone(tmp_path, monkeypatch):
     strict(done.stdout)
     document = read_probe(tmp_path / "probe.json")
     assert document["emulated"] is False and document["stack"]["torch"] == str(torch.__version__)
-    assert {each["rule"]: each["measured"] for each in document["verdicts"]}["conv operand: mantissa bits"] == 23
+    assert {item["rule"]: item["measured"] for item in document["verdicts"]}["conv operand: mantissa bits"] == 23
 
 
 def test_measurements_that_run_alone_over_the_emulated_cann_say_so(emulated):

@@ -180,7 +180,7 @@ def shy_inputs(generator):
 def test_a_model_that_raises_only_while_it_is_watched_is_measured_and_says_so(npu):
     verdict = validate(case(Shy, shy_inputs), 1, npu)
     assert verdict.passed, verdict.reasons
-    [note] = [each for each in verdict.evidence.notes if "not watched" in each]
+    [note] = [item for item in verdict.evidence.notes if "not watched" in item]
     assert "test_raised.py" in note and "not looked for" in note
     assert validate(case(lambda: Shy(wrong=True), shy_inputs), 1, npu).status == "FAIL"
 

@@ -48,11 +48,11 @@ def own(y):
 
 
 def in_thread(y):
-    found = []
-    thread = threading.Thread(target=lambda: found.append(y + torch.randn_like(y)))
+    result = []
+    thread = threading.Thread(target=lambda: result.append(y + torch.randn_like(y)))
     thread.start()
     thread.join()
-    return found[0]
+    return result[0]
 
 
 DRAWS = {
@@ -87,9 +87,9 @@ DRAWS = {
 def test_a_model_that_draws_is_compared_as_well_as_any_other(device, name):
     for dtype in DTYPES:
         verdict = validate(case(DRAWS[name], dtype=dtype), 42, device)
-        found = verdict.references["output"]
+        result = verdict.references["output"]
         assert verdict.passed, (dtype, verdict.failures)
-        assert found.floor("rel_l2") < 0.03 and verdict.comparison.cos_sim > 0.999, dtype
+        assert result.floor("rel_l2") < 0.03 and verdict.comparison.cos_sim > 0.999, dtype
 
 
 @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ def test_and_its_faults_are_caught(device, name, dtype):
 
 def test_a_row_says_that_its_model_draws_and_others_do_not(device):
     drew = validate(case(DRAWS["randn_like"]), 1, device)
-    assert any("all sides got those that the CPU drew" in each for each in drew.evidence.notes)
+    assert any("all sides got those that the CPU drew" in note for note in drew.evidence.notes)
     assert not validate(case(torch.tanh), 1, device).evidence.notes
 
 
 def test_what_a_kernel_draws_itself_is_said_where_the_row_fails(device):
     verdict = validate(case(lambda y: F.rrelu(y, training=True)), 1, device)
     assert verdict.status == "FAIL"
-    assert any("the device drew random numbers itself" in str(each) for each in verdict.failures)
+    assert any("the device drew random numbers itself" in str(failure) for failure in verdict.failures)
 
 
 def test_seeds_draw_other_numbers(device):
@@ -132,8 +132,8 @@ def test_a_model_that_draws_for_some_inputs_alone(device):
         return y + torch.randn_like(y) if float(y[0, 0]) > 0 else y
 
     verdicts = [validate(case(draw), seed, device, models=models) for seed in range(6)]
-    assert all(each.passed for each in verdicts)
-    assert {bool(each.evidence.notes) for each in verdicts} == {True, False}
+    assert all(verdict.passed for verdict in verdicts)
+    assert {bool(verdict.evidence.notes) for verdict in verdicts} == {True, False}
 
 
 # -------- the generators
@@ -193,7 +193,7 @@ def test_uniform_numbers_stay_below_one_in_half_dtypes(dtype):
             torch.empty(200_000, dtype=dtype).uniform_(),
             torch.rand_like(torch.empty(200_000, dtype=dtype)),
         ]
-    assert all(float(each.max()) < 1 and float(each.min()) >= 0 for each in drawn)
+    assert all(float(item.max()) < 1 and float(item.min()) >= 0 for item in drawn)
     assert not torch.rand(200_000).to(dtype).max() < 1  # rounding alone reaches it
     with drawing(Draws(seed=3, dtype=dtype, alike=True)):
         assert float(torch.empty(200_000, dtype=dtype).uniform_(2, 3).max()) < 3

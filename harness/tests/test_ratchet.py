@@ -54,7 +54,7 @@ def test_a_tight_limit_a_failing_row_and_a_preset_are_left_alone():
     assert found(Tolerance(max_diff=2.2e-3)) == []
     assert found(Tolerance(max_diff=1.2e-3)) == []  # two rows fail by it, one is near
     assert found(Tolerance(preset="card")) == []
-    assert {each.name for each in found(Tolerance(preset="card"), every=True)} == {"max_diff", "cos_sim"}
+    assert {item.name for item in found(Tolerance(preset="card"), every=True)} == {"max_diff", "cos_sim"}
 
 
 def test_what_was_judged_is_what_is_listed():

@@ -112,7 +112,7 @@ def test_float16_products_are_those_of_torch_to_a_last_place(monkeypatch):
     assert "summed in float32" in words
     assert wide.dtype == torch.float16
     exact = copy_module(model, dtype=torch.float64, device=CPU)(x.double())
-    error = [(each.double() - exact).norm() / exact.norm() for each in (native, wide)]
+    error = [(tensor.double() - exact).norm() / exact.norm() for tensor in (native, wide)]
     assert error[1] <= 1.1 * error[0] < 2**-9
 
 
@@ -191,7 +191,7 @@ def test_objects_among_inputs_are_moved_and_copied():
 
 def test_a_number_beside_the_tensors_counts_for_the_digest_of_inputs():
     one, two, none = ({"x": torch.ones(2), **more} for more in ({"steps": 1}, {"steps": 2}, {}))
-    assert len({inputs_digest(each, "x") for each in (one, two, none)}) == 3
+    assert len({inputs_digest(item, "x") for item in (one, two, none)}) == 3
     assert inputs_digest(none, "x") == digest(none)
 
 
@@ -254,8 +254,8 @@ def test_a_wide_copy_that_is_filled_again_is_that_of_the_other_dtype():
             "key", lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), seed=0, dtype=dtype, device=cpu, wide=True
         )
 
-    first = {name: each.clone() for name, each in wide(torch.float32).state_dict().items()}
-    second = {name: each.clone() for name, each in wide(torch.bfloat16).state_dict().items()}
+    first = {name: tensor.clone() for name, tensor in wide(torch.float32).state_dict().items()}
+    second = {name: tensor.clone() for name, tensor in wide(torch.bfloat16).state_dict().items()}
     assert all(
         torch.equal(
             second[name],
@@ -264,4 +264,4 @@ def test_a_wide_copy_that_is_filled_again_is_that_of_the_other_dtype():
         for name in first
     )
     assert second["0.weight"].dtype == torch.float64 and not torch.equal(first["0.weight"], second["0.weight"])
-    assert all(torch.equal(each, first[name]) for name, each in wide(torch.float32).state_dict().items())
+    assert all(torch.equal(item, first[name]) for name, item in wide(torch.float32).state_dict().items())

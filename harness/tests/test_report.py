@@ -58,16 +58,16 @@ def report(*rows, backend="emulated", performance=()):
 
 
 def test_json_keeps_every_digit_and_no_nan_literal(tmp_path):
-    found = verdict(1.0)
-    stored = report(row_of(found), row_of(verdict(math.nan), seed=1), row_of(verdict(math.inf), seed=2))
+    result = verdict(1.0)
+    stored = report(row_of(result), row_of(verdict(math.nan), seed=1), row_of(verdict(math.inf), seed=2))
     path, _ = write(stored, tmp_path)
     text = path.read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"literal {name}"))
     rows = load(path).rows
-    assert rows[0].max_diff == found.comparison.max_diff
-    assert rows[0].cos_sim == found.comparison.cos_sim
+    assert rows[0].max_diff == result.comparison.max_diff
+    assert rows[0].cos_sim == result.comparison.cos_sim
     assert math.isnan(rows[1].max_diff) and rows[2].max_diff == math.inf
-    assert [each["max_diff"] for each in json.loads(text)["rows"][1:]] == ["nan", "inf"]
+    assert [item["max_diff"] for item in json.loads(text)["rows"][1:]] == ["nan", "inf"]
     assert rows[0].worst_index == (0, 3, 4)
 
 
@@ -91,11 +91,11 @@ def test_markdown_of_an_emulated_run_starts_by_saying_so():
 
 def test_a_stored_row_without_a_cosine_beside_one_that_has_it_is_shown():
     stored = [row_of(verdict(1e-3 * seed), seed=seed).to_dict() for seed in (1, 2, 3)]
-    least = min(each["cos_sim"] for each in stored[1:])
+    least = min(item["cos_sim"] for item in stored[1:])
     stored[0]["cos_sim"] = None
     assert f"least cos_sim {least:.9f}" in render(report(*map(Row.from_dict, stored)))
-    for each in stored:
-        each["cos_sim"] = None
+    for item in stored:
+        item["cos_sim"] = None
     assert all(render(report(*map(Row.from_dict, stored)), lang=lang) for lang in ("en", "zh"))
 
 
@@ -168,7 +168,7 @@ ALLOWED = re.compile(
 
 def english_left(text):
     """Runs of three or more English words in a text."""
-    found = []
+    result = []
     for line in text.splitlines():
         words = re.split(r"[^\x21-\x7e]+", line)
         run = []
@@ -177,9 +177,9 @@ def english_left(text):
                 run.append(word)
                 continue
             if len(run) >= 3:
-                found.append(" ".join(run))
+                result.append(" ".join(run))
             run = []
-    return found
+    return result
 
 
 def sentences_of_rows():
@@ -195,7 +195,7 @@ def sentences_of_rows():
         "scaled": compare(half * 3, half),
     }
     limits = {"scaled": Tolerance(cos_sim=0.9, reason="因为")}
-    verdicts = [judge(each, limits.get(name, Tolerance(max_diff=0.1))) for name, each in broken.items()]
+    verdicts = [judge(item, limits.get(name, Tolerance(max_diff=0.1))) for name, item in broken.items()]
     texts = [
         NOT_RUN, DIED, NOTHING.text, UNMOVED, DRAWN_THERE, COMES_AND_GOES, LOOK, INSIDE,
         "forecast_ratio 9.74e+00 with 10.6 effective bits where a healthy device keeps 13.9 (up to 2.00e+00 allowed)",
@@ -210,7 +210,7 @@ def sentences_of_rows():
         "Together they give a difference of 1.0e-3 of the row's 2.0e-2: its error is elsewhere.",
         str(Rules(card="Ascend A2")),
     ]  # fmt: skip
-    return [row_of(each, seed=seed) for seed, each in enumerate(verdicts)] + [
+    return [row_of(item, seed=seed) for seed, item in enumerate(verdicts)] + [
         replace(row_of(error(text), seed=100 + seed), notes=(text,), located=Located(said=text), forecast=text)
         for seed, text in enumerate(texts)
     ]
@@ -448,7 +448,7 @@ def test_the_outcome_is_the_gravest_thing_that_is_true(tmp_path, rows, word):
         "gone": dict(reasons=("DeviceError: the device stopped computing at c float32 seed 1: 507035; restart it",)),
         "crashed": dict(marks=(Mark.CRASHED,)),
     }
-    report = build([replace(base, seed=n, **made[each]) for n, each in enumerate(rows)], stack={}, backend="cpu")
+    report = build([replace(base, seed=n, **made[item]) for n, item in enumerate(rows)], stack={}, backend="cpu")
     assert report.outcome == word
     write(report, tmp_path)
     assert json.loads((tmp_path / "precision.json").read_text())["outcome"] == word

@@ -72,8 +72,8 @@ def rounded(value, bits, ties, least=-126, largest=127):
     place = Fraction(2) ** (exponent - bits)
     count, rest = divmod(abs(Fraction(value)), place)
     up = rest * 2 > place or (rest * 2 == place and (ties == "away" or count % 2 == 1))
-    found = (count + up) * place
-    return math.copysign(math.inf if found >= Fraction(2) ** (largest + 1) else float(found), value)
+    result = (count + up) * place
+    return math.copysign(math.inf if result >= Fraction(2) ** (largest + 1) else float(result), value)
 
 
 def of_bits(patterns):
@@ -94,31 +94,31 @@ def numbers():
     patterns = [
         sign << 31 | exponent << 23 | tail for sign in (0, 1) for exponent in exponents for tail in sorted(tails)
     ]
-    return of_bits([each - (1 << 32) if each >> 31 else each for each in patterns])
+    return of_bits([pattern - (1 << 32) if pattern >> 31 else pattern for pattern in patterns])
 
 
 FINITE = numbers()
 ODD = torch.tensor([math.inf, -math.inf, math.nan, 0.0, -0.0, 1 + 2.0**-12, -3e38])
 
 
-def same(found, expected):
+def same(result, expected):
     """Whether two lists hold the same numbers, zeros with their signs; one NaN is as good as another."""
-    found, expected = numpy.asarray(found, dtype=numpy.float64), numpy.asarray(expected, dtype=numpy.float64)
-    return numpy.array_equal(found, expected, equal_nan=True) and numpy.array_equal(
-        numpy.signbit(found) | numpy.isnan(found), numpy.signbit(expected) | numpy.isnan(expected)
+    result, expected = numpy.asarray(result, dtype=numpy.float64), numpy.asarray(expected, dtype=numpy.float64)
+    return numpy.array_equal(result, expected, equal_nan=True) and numpy.array_equal(
+        numpy.signbit(result) | numpy.isnan(result), numpy.signbit(expected) | numpy.isnan(expected)
     )
 
 
 def by_definition(tensor, *rule):
-    return [rounded(each, *rule) for each in tensor.tolist()]
+    return [rounded(number, *rule) for number in tensor.tolist()]
 
 
 @pytest.mark.parametrize("tensor", [FINITE, ODD, FINITE[FINITE.abs() < 1]], ids=["finite", "odd", "small"])
 @pytest.mark.parametrize("bits", [10, 11])
 @pytest.mark.parametrize("ties", ["away", "even"])
 def test_hf32_is_the_nearest_number_of_its_bits(tensor, ties, bits):
-    found = round_hf32(tensor, ties, bits)
-    assert found.dtype == torch.float32 and same(found, by_definition(tensor, bits, ties))
+    result = round_hf32(tensor, ties, bits)
+    assert result.dtype == torch.float32 and same(result, by_definition(tensor, bits, ties))
 
 
 def test_hf32_goes_away_and_keeps_eleven_bits_unless_told_otherwise():
@@ -144,11 +144,11 @@ def test_rounding_leaves_its_input_and_the_strides_of_a_matrix():
     matrix = FINITE[:96].clone().view(8, 12).t()
     for function in (round_hf32, round_tf32):
         before = matrix.clone()
-        found = function(matrix)
+        result = function(matrix)
         assert (
             torch.equal(matrix, before)
-            and found.stride() == matrix.stride()
-            and same(found, function(matrix.contiguous()))
+            and result.stride() == matrix.stride()
+            and same(result, function(matrix.contiguous()))
         )
     cube = FINITE[:96].clone().view(2, 4, 12).transpose(0, 2)
     assert same(round_hf32(cube).flatten(), by_definition(cube.flatten(), 11, "away"))
@@ -160,11 +160,11 @@ def test_the_casts_of_fused_attention_are_the_nearest_half_ties_away(tensor, dty
     """In float16 below its normal range ties go to even, as the function says."""
     bits, least, largest = FORMATS[dtype]
     expected = [
-        rounded(each, bits, "even" if dtype == torch.float16 and abs(each) < 2.0**-14 else "away", least, largest)
-        for each in tensor.tolist()
+        rounded(number, bits, "even" if dtype == torch.float16 and abs(number) < 2.0**-14 else "away", least, largest)
+        for number in tensor.tolist()
     ]
-    found = round_half_away(tensor, dtype)
-    assert found.dtype == dtype and same(found.double(), expected)
+    result = round_half_away(tensor, dtype)
+    assert result.dtype == dtype and same(result.double(), expected)
 
 
 def test_the_cast_to_float32_changes_nothing():
@@ -176,8 +176,8 @@ def test_one_rounding_to_a_half_goes_to_even(dtype):
     """As every result of `wide` is cast: of what is computed in float32, once."""
     bits, least, largest = FORMATS[dtype]
     ones = torch.ones(1, dtype=dtype)
-    found = wide(lambda one: FINITE * one, ones)
-    assert found.dtype == dtype and same(found.double(), by_definition(FINITE, bits, "even", least, largest))
+    result = wide(lambda one: FINITE * one, ones)
+    assert result.dtype == dtype and same(result.double(), by_definition(FINITE, bits, "even", least, largest))
     place = 2.0**-bits  # the product's last bits are lost if it is rounded before the sum
     x = torch.tensor([1 + place], dtype=dtype)
     assert wide(lambda a: a * a - 1, x).double().item() == rounded((1 + place) ** 2 - 1, bits, "even")
@@ -196,10 +196,10 @@ def test_saturation_cuts_half_alone():
 def entering(value, kind, ties, saturates):
     """What the cube reads of a float32 operand, by the definition of each kind."""
     if kind == "float16":
-        found = rounded(value, 10, "even", -14, 15)
-        if not saturates or math.isfinite(found):
-            return found
-        return 0.0 if math.isnan(found) else math.copysign(65504.0, found)
+        result = rounded(value, 10, "even", -14, 15)
+        if not saturates or math.isfinite(result):
+            return result
+        return 0.0 if math.isnan(result) else math.copysign(65504.0, result)
     bits, ties = {"float32": (23, ties), "HF32": (11, ties), "HF32 of 10 bits": (10, ties), "TF32": (10, "away")}[kind]
     return rounded(value, bits, ties)
 
@@ -210,9 +210,9 @@ def entering(value, kind, ties, saturates):
 def test_operands_enter_the_cube_by_their_kind(kind, ties, saturates):
     operands = Operands(kind=kind, ties=ties, saturates=saturates)
     for tensor in (FINITE, ODD):
-        found = operands.entering(tensor)
-        assert found.dtype == torch.float32 and same(
-            found, [entering(each, kind, ties, saturates) for each in tensor.tolist()]
+        result = operands.entering(tensor)
+        assert result.dtype == torch.float32 and same(
+            result, [entering(number, kind, ties, saturates) for number in tensor.tolist()]
         )
     for dtype in HALVES:
         assert operands.entering(FINITE.to(dtype)).dtype == dtype
@@ -249,11 +249,11 @@ def test_a_product_is_four_parts_of_its_sum_added_in_order(inner, places):
         left = torch.zeros(2, inner)
         left[0, list(places)] = torch.tensor(terms)
         for right in (torch.ones(inner, 3), torch.ones(2, inner, 3)):
-            found = matmul(left if right.dim() == 2 else left.expand(2, 2, inner).clone(), right)
+            result = matmul(left if right.dim() == 2 else left.expand(2, 2, inner).clone(), right)
             assert (
-                found.dtype == torch.float32
-                and set(found[..., 0, :].flatten().tolist()) == {float(total)}
-                and not found[..., 1, :].any()
+                result.dtype == torch.float32
+                and set(result[..., 0, :].flatten().tolist()) == {float(total)}
+                and not result[..., 1, :].any()
             )
 
 
@@ -274,16 +274,16 @@ def test_a_product_rounds_both_operands_and_nothing_else(kind, saturates):
     """One term: the product of what enters, exact in float32 for operands of 12 bits and fewer."""
     values = [1 + 2.0**-12, 1 + 3 * 2.0**-12, -(1 + 2.0**-11), 1 + 2.0**-13, 3e-6, 65519.0, -65520.0, 1e5]
     operands = Operands(kind=kind, saturates=saturates)
-    left, right = torch.tensor([[each] for each in values]), torch.tensor([[1 + 2.0**-12, -1.0, 0.5]])
-    found = matmul(left, right, operands=operands)
+    left, right = torch.tensor([[value] for value in values]), torch.tensor([[1 + 2.0**-12, -1.0, 0.5]])
+    result = matmul(left, right, operands=operands)
     enter = [
-        [entering(each, kind, "away", saturates) for each in tensor.flatten().tolist()] for tensor in (left, right)
+        [entering(number, kind, "away", saturates) for number in tensor.flatten().tolist()] for tensor in (left, right)
     ]
     expected = [[float(numpy.float32(a) * numpy.float32(b)) for b in enter[1]] for a in enter[0]]
-    assert found.dtype == torch.float32 and same(found, expected)
+    assert result.dtype == torch.float32 and same(result, expected)
     if kind == "float16":
         in_half = matmul(left, right, operands=Operands(kind=kind, saturates=saturates, half_results=True))
-        halves = [[entering(each, "float16", "away", saturates) for each in row] for row in expected]
+        halves = [[entering(item, "float16", "away", saturates) for item in row] for row in expected]
         assert in_half.dtype == torch.float32 and same(in_half, halves)
         as_it_is = matmul(left, right, operands=Operands(kind="HF32", half_results=True))
         assert same(as_it_is, matmul(left, right, operands=Operands(kind="HF32"))), (
@@ -304,15 +304,15 @@ def test_a_half_product_is_rounded_once_after_the_bias(dtype):
     right = torch.tensor([[1 + place, 1.0], [-1.0, place], [5.0, 5.0]], dtype=dtype)
     bias = torch.tensor([-2 * place, place / 2], dtype=dtype)
     sums = [Fraction(1 + place) ** 2 - 1, Fraction(1 + place) + Fraction(place)]
-    assert same(matmul(left, right).double(), [[rounded(float(each), bits, "even") for each in sums]])
+    assert same(matmul(left, right).double(), [[rounded(float(item), bits, "even") for item in sums]])
     with_bias = [
-        rounded(float(each + Fraction(more)), bits, "even") for each, more in zip(sums, bias.double().tolist())
+        rounded(float(item + Fraction(more)), bits, "even") for item, more in zip(sums, bias.double().tolist())
     ]
-    found = matmul(left, right, bias=bias)
-    assert found.dtype == dtype and same(found.double(), [with_bias])
+    result = matmul(left, right, bias=bias)
+    assert result.dtype == dtype and same(result.double(), [with_bias])
     exact = matmul(left, right, bias=bias, out=torch.float32)
     assert exact.dtype == torch.float32 and same(
-        exact, [[float(each + Fraction(more)) for each, more in zip(sums, bias.double().tolist())]]
+        exact, [[float(item + Fraction(more)) for item, more in zip(sums, bias.double().tolist())]]
     )
 
 
@@ -320,8 +320,8 @@ def test_products_of_integers_take_a_bias_and_a_dtype():
     left, right = torch.arange(6).view(2, 3), torch.arange(12).view(3, 4)
     expected = left.numpy() @ right.numpy()
     assert matmul(left, right).tolist() == expected.tolist()
-    found = matmul(left, right, bias=torch.tensor([1, 2, 3, 4]), out=torch.float32)
-    assert found.dtype == torch.float32 and found.tolist() == (expected + [1, 2, 3, 4]).tolist()
+    result = matmul(left, right, bias=torch.tensor([1, 2, 3, 4]), out=torch.float32)
+    assert result.dtype == torch.float32 and result.tolist() == (expected + [1, 2, 3, 4]).tolist()
 
 
 @pytest.mark.parametrize("group", [1, 3, 4, 16])
@@ -349,9 +349,9 @@ def test_what_is_added_to_a_product_is_added_before_the_only_rounding(dtype, bet
         (Fraction(beta) * Fraction(a) if beta else 0) + Fraction(alpha) * Fraction(b)
         for a, b in zip(itself.double().tolist(), product.double().tolist())
     ]
-    found = scaled_product(itself, product, beta, alpha, dtype)
-    assert found.dtype == dtype and same(
-        found.double(), [rounded(float(each), bits, "even", least, largest) for each in exact]
+    result = scaled_product(itself, product, beta, alpha, dtype)
+    assert result.dtype == dtype and same(
+        result.double(), [rounded(float(item), bits, "even", least, largest) for item in exact]
     )
     unknown = torch.full((3,), math.nan, dtype=dtype)
     assert bool(scaled_product(unknown, product, 0, 1, dtype).isfinite().all())
@@ -365,7 +365,7 @@ def convolved(x, weight, bias, stride, padding, dilation, groups):
     batch, length = len(x), len(x[0][0])
     width, inside, outside = len(weight[0][0]), len(weight[0]), len(weight) // groups
     places = (length + 2 * padding - dilation * (width - 1) - 1) // stride + 1
-    found = [
+    result = [
         [[Fraction(bias[o]) if bias else Fraction(0) for _ in range(places)] for o in range(len(weight))]
         for _ in range(batch)
     ]
@@ -374,8 +374,8 @@ def convolved(x, weight, bias, stride, padding, dilation, groups):
     ):
         at = place * stride - padding + w * dilation
         if 0 <= at < length:
-            found[b][o][place] += Fraction(x[b][o // outside * inside + c][at]) * Fraction(weight[o][c][w])
-    return found
+            result[b][o][place] += Fraction(x[b][o // outside * inside + c][at]) * Fraction(weight[o][c][w])
+    return result
 
 
 def as_lists(tensor):
@@ -383,11 +383,11 @@ def as_lists(tensor):
 
 
 def enters(tensor, kind):
-    return [[[entering(each, kind, "away", False) for each in row] for row in plane] for plane in as_lists(tensor)]
+    return [[[entering(item, kind, "away", False) for item in row] for row in plane] for plane in as_lists(tensor)]
 
 
 def each_of(nested, function):
-    return [each_of(each, function) if isinstance(each, list) else function(each) for each in nested]
+    return [each_of(item, function) if isinstance(item, list) else function(item) for item in nested]
 
 
 def drawn(*shape, seed):
@@ -415,14 +415,14 @@ def test_a_convolution_rounds_its_operands_and_not_its_bias(kind, stride, paddin
         expected = convolved(enters(x, kind), enters(weight, kind), None, stride, padding, dilation, groups)
         terms = [0.0] * 6 if added is None else added.tolist()
         if kind == "float16":
-            terms = [entering(each, kind, "away", False) for each in terms]
+            terms = [entering(term, kind, "away", False) for term in terms]
         expected = [
-            [[float(each + Fraction(terms[o])) for each in row] for o, row in enumerate(plane)] for plane in expected
+            [[float(item + Fraction(terms[o])) for item in row] for o, row in enumerate(plane)] for plane in expected
         ]
         if kind == "float16":
             expected = each_of(expected, lambda value: rounded(value, 10, "even", -14, 15))
-        found = convolution(x, weight, added, operands=Operands(kind=kind), **options)
-        assert found.dtype == torch.float32 and same(found, expected)
+        result = convolution(x, weight, added, operands=Operands(kind=kind), **options)
+        assert result.dtype == torch.float32 and same(result, expected)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=short)
@@ -433,9 +433,9 @@ def test_a_half_convolution_is_rounded_once_after_the_bias(dtype):
     options = dict(stride=(1,), padding=(1,), dilation=(1,), transposed=False, output_padding=(0,), groups=1)
     exact = convolved(as_lists(x), as_lists(weight), as_lists(bias), 1, 1, 1, 1)
     for operands in (Operands(), Operands(kind="float16")):
-        found = convolution(x, weight, bias, operands=operands, **options)
-        assert found.dtype == dtype and same(
-            found.double(), each_of(exact, lambda value: rounded(float(value), bits, "even", least, largest))
+        result = convolution(x, weight, bias, operands=operands, **options)
+        assert result.dtype == dtype and same(
+            result.double(), each_of(exact, lambda value: rounded(float(value), bits, "even", least, largest))
         )
     plain = convolution(x, weight, None, **options)
     assert same(
@@ -467,19 +467,19 @@ def test_the_gradients_of_a_convolution_round_the_operands_of_their_products(kin
         stride=(stride,), padding=(padding,), dilation=(dilation,), transposed=False, output_padding=(0,), groups=groups
     )
     towards_x, towards_weight = numpy.zeros((2, 4, 8)), numpy.zeros((6, 4 // groups, 3))
-    g, a, w = (numpy.array(enters(each, kind)) for each in (grad, x, weight))
+    g, a, w = (numpy.array(enters(tensor, kind)) for tensor in (grad, x, weight))
     for b, o, place, c, k in itertools.product(range(2), range(6), range(places), range(4 // groups), range(3)):
         at, channel = place * stride - padding + k * dilation, o // (6 // groups) * (4 // groups) + c
         if 0 <= at < 8:
             towards_x[b, channel, at] += g[b, o, place] * w[o, c, k]
             towards_weight[o, c, k] += g[b, o, place] * a[b, channel, at]
     for wanted in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
-        found = convolution_backward(grad, x, weight, wanted=wanted, operands=Operands(kind=kind), **options)
-        assert [each is not None for each in found] == list(wanted)
+        result = convolution_backward(grad, x, weight, wanted=wanted, operands=Operands(kind=kind), **options)
+        assert [item is not None for item in result] == list(wanted)
         expected = (towards_x, towards_weight, grad.double().sum((0, 2)).numpy())
-        for each, right in zip(found, expected):
-            if each is not None:
-                numpy.testing.assert_allclose(each.double().numpy(), right, rtol=2.0**-22, atol=2.0**-20)
+        for tensor, right in zip(result, expected):
+            if tensor is not None:
+                numpy.testing.assert_allclose(tensor.double().numpy(), right, rtol=2.0**-22, atol=2.0**-20)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=short)
@@ -488,12 +488,12 @@ def test_the_gradients_of_a_half_convolution_are_rounded_once(dtype):
     x, weight = drawn(1, 1, 40, seed=0).to(dtype), torch.tensor([[[1.0, -1.0, 0.5]]], dtype=dtype)
     grad = drawn(1, 1, 38, seed=2).to(dtype)
     options = dict(stride=(1,), padding=(0,), dilation=(1,), transposed=False, output_padding=(0,), groups=1)
-    found = convolution_backward(grad, x, weight, wanted=(True, True, True), **options)
-    g, a, w = (each.double().numpy().reshape(-1) for each in (grad, x, weight))
+    result = convolution_backward(grad, x, weight, wanted=(True, True, True), **options)
+    g, a, w = (tensor.double().numpy().reshape(-1) for tensor in (grad, x, weight))
     expected = (numpy.convolve(g, w), [(g * a[k : k + 38]).sum() for k in range(3)], [g.sum()])
-    for each, right in zip(found, expected):
-        assert each.dtype == dtype and same(
-            each.double().flatten(), [rounded(float(value), bits, "even", least, largest) for value in right]
+    for tensor, right in zip(result, expected):
+        assert tensor.dtype == dtype and same(
+            tensor.double().flatten(), [rounded(float(value), bits, "even", least, largest) for value in right]
         )
 
 
@@ -522,10 +522,10 @@ def test_pieces_are_cut_where_one_channel_is_and_they_are_long():
 RANGE = torch.cat([torch.linspace(-12, 12, 97), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 60.0, -60.0, 1e4, -1e4])])
 
 
-def close(found, expected, rel=4e-7, least=1e-30):
+def close(result, expected, rel=4e-7, least=1e-30):
     """Within some roundings of float32."""
     expected = numpy.asarray(expected, dtype=numpy.float64)
-    return bool((numpy.abs(found.double().numpy() - expected) <= rel * numpy.abs(expected) + least).all())
+    return bool((numpy.abs(result.double().numpy() - expected) <= rel * numpy.abs(expected) + least).all())
 
 
 def tanh_gelu(x):
@@ -540,17 +540,19 @@ def test_gelu_is_its_tanh_formula_unless_asked_otherwise():
     middle = RANGE[
         RANGE.abs() < 4
     ]  # farther out 1 + tanh cancels, and what is left is of the size of a last place of 1
-    for found, formula in (
+    for result, formula in (
         (gelu(middle), tanh_gelu),
         (gelu(middle, "tanh"), tanh_gelu),
         (gelu(middle, "none"), erf_gelu),
     ):
-        assert close(found, [formula(each) for each in middle.tolist()], 1e-6, 1e-6)
-    assert max(abs(tanh_gelu(each) - erf_gelu(each)) for each in middle.tolist()) > 1e-4, "the two can be told apart"
+        assert close(result, [formula(number) for number in middle.tolist()], 1e-6, 1e-6)
+    assert max(abs(tanh_gelu(number) - erf_gelu(number)) for number in middle.tolist()) > 1e-4, (
+        "the two can be told apart"
+    )
 
 
 def test_silu_is_x_times_its_sigmoid_and_does_not_overflow():
-    expected = [each / (1 + math.exp(-each)) if each > -700 else 0.0 for each in RANGE.tolist()]
+    expected = [number / (1 + math.exp(-number)) if number > -700 else 0.0 for number in RANGE.tolist()]
     assert close(silu(RANGE), expected, 1e-6)
 
 
@@ -558,16 +560,18 @@ def test_silu_is_x_times_its_sigmoid_and_does_not_overflow():
 def test_half_activations_are_rounded_once(dtype):
     bits, least, largest = FORMATS[dtype]
     x = RANGE[RANGE.abs() < 4].to(dtype)
-    for function, formula in ((gelu, tanh_gelu), (silu, lambda each: each / (1 + math.exp(-each)))):
-        expected = numpy.array([rounded(formula(each), bits, "even", least, largest) for each in x.double().tolist()])
+    for function, formula in ((gelu, tanh_gelu), (silu, lambda value: value / (1 + math.exp(-value)))):
+        expected = numpy.array(
+            [rounded(formula(number), bits, "even", least, largest) for number in x.double().tolist()]
+        )
         wrong = numpy.abs(function(x).double().numpy() - expected) > 2.0**-24
         assert wrong.mean() < 0.02, "but for a value beside a tie"
 
 
 def test_the_reciprocal_root_is_two_roundings():
     x = FINITE[FINITE > 0]
-    found = rsqrt(x)
-    assert found.dtype == torch.float32 and close(found, 1 / numpy.sqrt(x.double().numpy()), 2.0**-22), (
+    result = rsqrt(x)
+    assert result.dtype == torch.float32 and close(result, 1 / numpy.sqrt(x.double().numpy()), 2.0**-22), (
         "a host's root may err by a last place"
     )
     assert same(rsqrt(torch.tensor([0.0, -1.0, math.inf])), [math.inf, math.nan, 0.0])
@@ -575,11 +579,11 @@ def test_the_reciprocal_root_is_two_roundings():
         bits, least, largest = FORMATS[dtype]
         half = torch.tensor([0.1, 2.0, 3.0, 700.0], dtype=dtype)
         once = [
-            rounded(float(numpy.float32(1) / numpy.sqrt(numpy.float32(each))), bits, "even", least, largest)
-            for each in half.double().tolist()
+            rounded(float(numpy.float32(1) / numpy.sqrt(numpy.float32(number))), bits, "even", least, largest)
+            for number in half.double().tolist()
         ]
-        found = rsqrt(half)
-        assert found.dtype == dtype and same(found.double(), once)
+        result = rsqrt(half)
+        assert result.dtype == dtype and same(result.double(), once)
     assert rsqrt(torch.tensor([16, 4])).tolist() == [0.25, 0.5]
 
 
@@ -588,8 +592,8 @@ def test_a_dot_product_of_halves_is_summed_in_float32(dtype):
     bits, _, _ = FORMATS[dtype]
     place = 2.0**-bits
     left, right = torch.tensor([1 + place, -1.0], dtype=dtype), torch.tensor([1 + place, 1.0], dtype=dtype)
-    found = dot(left, right)
-    assert found.dtype == dtype and found.double().item() == rounded((1 + place) ** 2 - 1, bits, "even")
+    result = dot(left, right)
+    assert result.dtype == dtype and result.double().item() == rounded((1 + place) ** 2 - 1, bits, "even")
     assert dot(torch.tensor([1.0, 2.0]), torch.tensor([3.0, -4.0])).item() == -5
 
 
@@ -600,9 +604,9 @@ def test_rms_norm_is_its_formula(shape, eps):
     axes = tuple(range(-len(shape), 0))
     wide_x = x.double().numpy()
     scale = 1 / numpy.sqrt((wide_x**2).mean(axes, keepdims=True) + eps)
-    found, kept = rms_norm(x, weight, eps)
+    result, kept = rms_norm(x, weight, eps)
     assert (
-        close(found, wide_x * scale * weight.double().numpy(), 1e-6)
+        close(result, wide_x * scale * weight.double().numpy(), 1e-6)
         and close(kept, scale, 1e-6)
         and kept.dtype == torch.float32
     )
@@ -610,10 +614,10 @@ def test_rms_norm_is_its_formula(shape, eps):
         half, narrow = x.to(dtype), weight.to(dtype)
         exact = half.double().numpy()
         exact = exact / numpy.sqrt((exact**2).mean(axes, keepdims=True) + eps) * narrow.double().numpy()
-        once = numpy.array([rounded(each, FORMATS[dtype][0], "even") for each in exact.flatten().tolist()])
-        found, kept = rms_norm(half, narrow, eps)
-        assert found.dtype == dtype and kept.dtype == torch.float32
-        assert (found.double().numpy().flatten() != once).mean() < 0.05, "but for a value beside a tie"
+        once = numpy.array([rounded(number, FORMATS[dtype][0], "even") for number in exact.flatten().tolist()])
+        result, kept = rms_norm(half, narrow, eps)
+        assert result.dtype == dtype and kept.dtype == torch.float32
+        assert (result.double().numpy().flatten() != once).mean() < 0.05, "but for a value beside a tie"
 
 
 @pytest.mark.parametrize("eps", [1e-6, 0.5])
@@ -631,7 +635,7 @@ def test_layer_norm_is_its_formula(axes, eps):
         y, found_mean, found_rstd = layer_norm(x, axes, w, b, eps)
         assert close(y, expected, 1e-6, 3e-6) and close(found_mean, mean, 1e-6) and close(found_rstd, rstd, 2e-6)
     half = layer_norm(x.half(), axes, weight.bfloat16(), bias.half(), eps)
-    assert [each.dtype for each in half] == [torch.float32] * 3, "the caller rounds"
+    assert [tensor.dtype for tensor in half] == [torch.float32] * 3, "the caller rounds"
 
 
 def test_effective_bits_are_the_log_of_the_relative_error():
@@ -647,7 +651,7 @@ def test_effective_bits_are_the_log_of_the_relative_error():
 def attended(q, k, v, scale, hidden=None, bias=None, kept=None, keep=1.0, sink=None):
     """Attention of (B, H, N, D) in float64, a row at a time; the result, each row's maximum and sum."""
     (batch, heads, rows, _), group = q.shape, q.shape[1] // k.shape[1]
-    found, tops, totals = (
+    result, tops, totals = (
         numpy.zeros((batch, heads, rows, v.shape[-1])),
         numpy.zeros((batch, heads, rows, 1)),
         numpy.zeros((batch, heads, rows, 1)),
@@ -663,9 +667,9 @@ def attended(q, k, v, scale, hidden=None, bias=None, kept=None, keep=1.0, sink=N
         dropped = weights
         if kept is not None:
             dropped = weights * kept[b, h, n] / keep if keep else 0 * weights
-        found[b, h, n] = dropped @ v[b, h // group] / total if total else 0
+        result[b, h, n] = dropped @ v[b, h // group] / total if total else 0
         tops[b, h, n], totals[b, h, n] = top, total
-    return found, tops, totals
+    return result, tops, totals
 
 
 def masks(shape, seed=7):
@@ -692,7 +696,9 @@ def inputs(names, heads=2, dtype=torch.float32):
 
 def wide_of(options):
     tensors = {name: value for name, value in options.items() if isinstance(value, torch.Tensor)}
-    wide = {name: (each.double() if each.is_floating_point() else each).numpy() for name, each in tensors.items()}
+    wide = {
+        name: (tensor.double() if tensor.is_floating_point() else tensor).numpy() for name, tensor in tensors.items()
+    }
     return options | wide
 
 
@@ -700,23 +706,23 @@ def wide_of(options):
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_attention_is_its_definition(names, heads):
     tensors, options = inputs(names, heads)
-    found = attention(*tensors, scale=0.4, **options)
-    expected = attended(*[each.double().numpy() for each in tensors], 0.4, **wide_of(options))
-    for each, right in zip(found, expected):
-        assert each.dtype == torch.float32 and each.shape == right.shape
-        numpy.testing.assert_allclose(each.double().numpy(), right, rtol=3e-6, atol=3e-7)
+    result = attention(*tensors, scale=0.4, **options)
+    expected = attended(*[tensor.double().numpy() for tensor in tensors], 0.4, **wide_of(options))
+    for tensor, right in zip(result, expected):
+        assert tensor.dtype == torch.float32 and tensor.shape == right.shape
+        numpy.testing.assert_allclose(tensor.double().numpy(), right, rtol=3e-6, atol=3e-7)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=short)
 def test_half_attention_is_within_its_two_casts(dtype):
     tensors, options = inputs(("hidden", "bias"), dtype=dtype)
-    found, top, total = attention(*tensors, scale=0.4, **options)
-    wide_q, wide_k, wide_v = (each.double().numpy() for each in tensors)
+    result, top, total = attention(*tensors, scale=0.4, **options)
+    wide_q, wide_k, wide_v = (tensor.double().numpy() for tensor in tensors)
     expected = attended(wide_q, wide_k, wide_v, 0.4, **wide_of(options))
-    assert found.dtype == dtype and top.dtype == total.dtype == torch.float32
+    assert result.dtype == dtype and top.dtype == total.dtype == torch.float32
     place = 2.0 ** -FORMATS[dtype][0] / 2
     numpy.testing.assert_allclose(total.double().numpy(), expected[2], rtol=3e-6)  # of the weights before their cast
-    assert (numpy.abs(found.double().numpy() - expected[0]) <= 2.1 * place * numpy.abs(wide_v).max()).all()
+    assert (numpy.abs(result.double().numpy() - expected[0]) <= 2.1 * place * numpy.abs(wide_v).max()).all()
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=short)
@@ -725,9 +731,9 @@ def test_the_result_of_attention_is_cast_with_ties_away(dtype):
     place = 2.0 ** -FORMATS[dtype][0]
     zeros = torch.zeros(1, 1, 2, 4, dtype=dtype)
     v = torch.tensor([[1.0, -1.0], [1 + place, -(1 + place)]], dtype=dtype)[None, None]
-    found, top, total = attention(zeros, zeros, v, scale=1.0)
+    result, top, total = attention(zeros, zeros, v, scale=1.0)
     assert (
-        found.double().tolist() == [[[[1 + place, -1 - place]] * 2]]
+        result.double().tolist() == [[[[1 + place, -1 - place]] * 2]]
         and top.tolist() == [[[[0.0]] * 2]]
         and total.tolist() == [[[[2.0]] * 2]]
     )
@@ -741,13 +747,13 @@ def test_the_probabilities_of_attention_are_cast_with_ties_away(dtype):
     assert (torch.ones(1) / keep).item() == 1 + place / 2
     zeros, kept = torch.zeros(1, 1, 1, 4, dtype=dtype), torch.ones(1, 1, 1, 1, dtype=torch.bool)
     v = torch.tensor([[[[2.0, -4.0]]]], dtype=dtype)
-    found = attention(zeros, zeros, v, scale=1.0, kept=kept, keep=keep)[0]
-    assert found.double().tolist() == [[[[2 * (1 + place), -4 * (1 + place)]]]]
+    result = attention(zeros, zeros, v, scale=1.0, kept=kept, keep=keep)[0]
+    assert result.double().tolist() == [[[[2 * (1 + place), -4 * (1 + place)]]]]
 
 
 def test_fast_attention_rounds_scores_and_softmax_to_float16():
     """One key beside a sink, so that each step is one number: its score, its weight, the quotient."""
-    q, k = (torch.tensor([[[[each, 1.0]]]], dtype=torch.float16) for each in (1 + 2.0**-10, 1 + 2.0**-9))
+    q, k = (torch.tensor([[[[item, 1.0]]]], dtype=torch.float16) for item in (1 + 2.0**-10, 1 + 2.0**-9))
     v, sink, bias = (
         torch.ones(1, 1, 1, 1, dtype=torch.float16),
         torch.tensor([3.0]),
@@ -762,9 +768,9 @@ def test_fast_attention_rounds_scores_and_softmax_to_float16():
         score = half(half(exact) * 0.3)
         score = score if added is None else half(score + half(1 + 2.0**-11))
         weight = half(math.exp(numpy.float32(score) - numpy.float32(3)))
-        found, top, total = attention(q, k, v, scale=0.3, sink=sink, fast=True, bias=added)
+        result, top, total = attention(q, k, v, scale=0.3, sink=sink, fast=True, bias=added)
         assert top.item() == 3 and total.item() == pytest.approx(weight + 1, rel=1e-7)
-        assert found.item() == pytest.approx(weight / (weight + 1), rel=2.0**-11)
+        assert result.item() == pytest.approx(weight / (weight + 1), rel=2.0**-11)
         slow = attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), scale=0.3, sink=sink, fast=True, bias=added)[2]
         assert torch.equal(
             slow, attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), scale=0.3, sink=sink, bias=added)[2]
@@ -777,16 +783,16 @@ def test_rows_that_see_no_key_give_zeros():
     tensors, _ = inputs(())
     hidden = torch.ones(1, 1, 5, 6, dtype=torch.bool)
     hidden[..., 1:, 2] = False
-    found, top, total = attention(*tensors, scale=0.4, hidden=hidden)
-    assert not found[:, :, 0].any() and found[:, :, 1:].equal(
+    result, top, total = attention(*tensors, scale=0.4, hidden=hidden)
+    assert not result[:, :, 0].any() and result[:, :, 1:].equal(
         tensors[2][:, :, 2:3].repeat_interleave(2, 1).expand(-1, -1, 4, -1)
     )
     assert (top[:, :, 0] == -math.inf).all() and not total[:, :, 0].any() and (total[:, :, 1:] == 1).all()
     dropped = attention(*tensors, scale=0.4, kept=torch.ones(1, 1, 5, 6, dtype=torch.bool), keep=0.0)[0]
     assert not dropped.any()
-    nothing = attention(tensors[0], *[each[:, :, :0] for each in tensors[1:]], scale=0.4)
+    nothing = attention(tensors[0], *[tensor[:, :, :0] for tensor in tensors[1:]], scale=0.4)
     assert nothing[0].shape == (2, 4, 5, 3) and not nothing[0].any() and (nothing[1] == -math.inf).all()
-    assert [tuple(each.shape) for each in attention(*[each[:0] for each in tensors], scale=0.4)] == [
+    assert [tuple(tensor.shape) for tensor in attention(*[tensor[:0] for tensor in tensors], scale=0.4)] == [
         (0, 4, 5, 3),
         (0, 4, 5, 1),
         (0, 4, 5, 1),
@@ -795,17 +801,17 @@ def test_rows_that_see_no_key_give_zeros():
 
 def differentiated(grad, tensors, scale, hidden=None, bias=None, kept=None, keep=1.0, sink=None):
     """The gradients of attention by torch's own differentiation, in float64."""
-    leaves = [each.double().requires_grad_() for each in tensors]
+    leaves = [tensor.double().requires_grad_() for tensor in tensors]
     q, k, v = leaves
     group = q.shape[1] // k.shape[1]
-    bias, sink = (None if each is None else each.double().requires_grad_() for each in (bias, sink))
+    bias, sink = (None if tensor is None else tensor.double().requires_grad_() for tensor in (bias, sink))
     scores = q @ k.repeat_interleave(group, 1).transpose(2, 3) * scale + (0 if bias is None else bias)
     scores = scores if hidden is None else scores.masked_fill(hidden, -math.inf)
     beside = scores if sink is None else torch.cat([scores, sink[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
     weights = beside.softmax(-1)[..., : scores.shape[-1]]
     weights = weights if kept is None else weights * kept / keep
     (weights @ v.repeat_interleave(group, 1) * grad.double()).sum().backward()
-    return [None if each is None else each.grad for each in (*leaves, bias, sink)]
+    return [None if leaf is None else leaf.grad for leaf in (*leaves, bias, sink)]
 
 
 @pytest.mark.parametrize("names", OPTIONS, ids="-".join)
@@ -813,14 +819,14 @@ def differentiated(grad, tensors, scale, hidden=None, bias=None, kept=None, keep
 def test_the_gradients_of_attention_are_those_of_its_definition(names, heads):
     tensors, options = inputs(names, heads)
     grad = seeded(2, 4, 5, 3, seed=9)
-    found = attention(*tensors, scale=0.4, **options)
-    gradients = attention_backward(grad, *tensors, *found, scale=0.4, **options)
+    result = attention(*tensors, scale=0.4, **options)
+    gradients = attention_backward(grad, *tensors, *result, scale=0.4, **options)
     expected = differentiated(grad, tensors, 0.4, **options)
-    assert [each is None for each in gradients] == [each is None for each in expected]
-    for each, right in zip(gradients, expected):
-        if each is not None:
-            assert each.dtype == torch.float32 and each.shape == right.shape
-            numpy.testing.assert_allclose(each.double().numpy(), right.numpy(), rtol=1e-5, atol=3e-6)
+    assert [gradient is None for gradient in gradients] == [item is None for item in expected]
+    for gradient, right in zip(gradients, expected):
+        if gradient is not None:
+            assert gradient.dtype == torch.float32 and gradient.shape == right.shape
+            numpy.testing.assert_allclose(gradient.double().numpy(), right.numpy(), rtol=1e-5, atol=3e-6)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=short)
@@ -829,16 +835,16 @@ def test_the_gradients_of_half_attention_are_products_of_rounded_probabilities(d
     bits, least, largest = FORMATS[dtype]
     q = torch.tensor([[[[0.0], [1.0]]]], dtype=dtype)
     k, v = torch.tensor([[[[0.0], [0.0], [1.0]]]], dtype=dtype), torch.zeros(1, 1, 3, 1, dtype=dtype)
-    found = attention(q, k, v, scale=1.0)
+    result = attention(q, k, v, scale=1.0)
     grad = torch.tensor([[[[1.0], [-1.0]]]], dtype=dtype)
-    gradients = attention_backward(grad, q, k, v, *found, scale=1.0)
+    gradients = attention_backward(grad, q, k, v, *result, scale=1.0)
     one, two = 1 / 3, 1 / (2 + math.e)
-    kept = [rounded(each, bits, "away") for each in (one, two)]
+    kept = [rounded(item, bits, "away") for item in (one, two)]
     expected = rounded(kept[0] - kept[1], bits, "even", least, largest)
     assert gradients[2].dtype == dtype and gradients[2][0, 0, 0].item() == expected != rounded(
         one - two, bits, "even", least, largest
     )
-    assert [each is None for each in gradients] == [False, False, False, True, True]
+    assert [gradient is None for gradient in gradients] == [False, False, False, True, True]
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=short)
@@ -846,13 +852,13 @@ def test_the_gradients_of_half_scores_are_rounded_before_their_products(dtype):
     bits, least, largest = FORMATS[dtype]
     q, k = torch.zeros(1, 1, 1, 1, dtype=dtype), torch.tensor([[[[1.0], [-1.0], [0.0]]]], dtype=dtype)
     v = torch.tensor([[[[1.0], [0.9], [0.0]]]], dtype=dtype)
-    found = attention(q, k, v, scale=1.0)
+    result = attention(q, k, v, scale=1.0)
     gradients = attention_backward(
-        torch.ones(1, 1, 1, 1, dtype=dtype), q, k, v, *found, scale=1.0, bias=torch.zeros(1, 1, 1, 3)
+        torch.ones(1, 1, 1, 1, dtype=dtype), q, k, v, *result, scale=1.0, bias=torch.zeros(1, 1, 1, 3)
     )
-    values, mean = v.double().flatten().tolist(), found[0].item()
-    scores = [(each - mean) / 3 for each in values]
-    kept = [rounded(each, bits, "away") for each in scores]
+    values, mean = v.double().flatten().tolist(), result[0].item()
+    scores = [(value - mean) / 3 for value in values]
+    kept = [rounded(score, bits, "away") for score in scores]
     assert (
         gradients[0].item()
         == rounded(kept[0] - kept[1], bits, "even", least, largest)
@@ -874,7 +880,7 @@ KINDS = {  # by family, what float32 operands become under cubeMathType 0 to 4; 
 
 @pytest.mark.parametrize(("family", "cube"), [*itertools.product(KINDS, range(5))])
 def test_what_a_cube_makes_of_float32_operands(family, cube):
-    (known,) = [each for each in FAMILIES if each.name == family]
+    (known,) = [item for item in FAMILIES if item.name == family]
     if KINDS[family][cube] is None:
         with pytest.raises(NoFloat32, match="does not compute in float32"):
             known.operands(cube)
@@ -885,8 +891,8 @@ def test_what_a_cube_makes_of_float32_operands(family, cube):
 def test_what_is_known_of_each_family():
     """Whether it is known, float32, bits of HF32, bfloat16, whether half saturates, GELU by tanh, fused attention."""
     fields = ("known", "float32", "hf32_bits", "bfloat16", "saturates", "gelu_tanh", "fused_attention")
-    found = {each.name: tuple(getattr(each, name) for name in fields) for each in (*FAMILIES, family_of("?"))}
-    assert found == {
+    result = {family.name: tuple(getattr(family, name) for name in fields) for family in (*FAMILIES, family_of("?"))}
+    assert result == {
         "A2": (True, True, 11, True, False, True, True),
         "A3": (True, True, 11, True, False, True, True),
         "910A": (True, False, None, False, True, True, False),

@@ -130,7 +130,7 @@ def test_the_status_is_decided_in_one_place():
         ("run", "skip"): Status.ERROR,
     }
     for criteria, expected in cases.items():
-        assert status_of([leads_to(each) for each in criteria], compared=True) is expected
+        assert status_of([leads_to(item) for item in criteria], compared=True) is expected
         assert a_row(reasons=criteria, criteria=criteria).status is expected
     assert (
         status_of([], compared=False) is Status.ERROR and status_of([Status.REGRESSED], compared=False) is Status.ERROR
@@ -147,7 +147,7 @@ def test_words_of_the_report_are_text_everywhere():
     assert f"{Status.PASS} {Mark.NEAR_TIE}" == "PASS NEAR TIE" == str(Status.PASS) + " " + Mark.NEAR_TIE
     assert json.dumps([Status.FAIL, Mark.UNDECIDABLE]) == '["FAIL", "UNDECIDABLE"]'
     assert {"CRASHED", "HUNG", "RERUN", "UNDECIDABLE"} <= set(Mark)
-    assert [each for each in Status if each.is_fine] == ["PASS", "SKIPPED"]
+    assert [item for item in Status if item.is_fine] == ["PASS", "SKIPPED"]
 
 
 # -------- what cannot be

@@ -34,7 +34,7 @@ def test_the_error_of_random_roundings_has_the_size_of_one_rounding(dtype):
     moved = move_at_random(ones, torch.Generator().manual_seed(3)).double() - 1
     place = torch.finfo(dtype).eps
     assert {*moved.unique().tolist()} == {-place / 2, 0.0, place}  # below 1 a last place is half as large
-    up, down = ((moved == each).double().mean().item() for each in (place, -place / 2))
+    up, down = ((moved == item).double().mean().item() for item in (place, -place / 2))
     assert up == pytest.approx(1 / 24, rel=0.1) and down == pytest.approx(1 / 24, rel=0.1)
 
 
@@ -84,8 +84,8 @@ def test_rounding_operators_move_and_others_do_not():
         "tuple": lambda: torch.var_mean(x.view(20, 20), -1)[0],
     }
     plain = replace(rules, random=None)
-    assert [name for name, each in same.items() if not torch.equal(under(rules, each), under(plain, each))] == []
-    assert [name for name, each in other.items() if torch.equal(under(rules, each), under(plain, each))] == []
+    assert [name for name, item in same.items() if not torch.equal(under(rules, item), under(plain, item))] == []
+    assert [name for name, item in other.items() if torch.equal(under(rules, item), under(plain, item))] == []
 
 
 def test_the_same_seed_draws_the_same_and_another_one_not():
@@ -124,9 +124,9 @@ def test_the_degrees_of_freedom_are_the_independent_errors(independent):
     spread = torch.linalg.qr(torch.randn(10, independent, generator=generator)).Q.double()
     still = torch.ones(10).double()
     runs = [still + 1e-3 * spread @ torch.randn(independent, generator=generator).double() for _ in range(400)]
-    found = scatter_of(runs, still)
-    assert found.runs == 400 and found.degrees == pytest.approx(independent, rel=0.15)
-    assert found.rel_l2 == pytest.approx(1e-3 * math.sqrt(independent / 10), rel=0.1)
+    result = scatter_of(runs, still)
+    assert result.runs == 400 and result.degrees == pytest.approx(independent, rel=0.15)
+    assert result.rel_l2 == pytest.approx(1e-3 * math.sqrt(independent / 10), rel=0.1)
 
 
 def test_fewer_degrees_have_more_slack_and_none_less_than_twice():
@@ -176,7 +176,7 @@ def compared(times, scatter=None, count=10):
     error = torch.randn(count, generator=generator).double()
     error *= 1e-3 * golden.norm() / error.norm()
     sides = {"x": golden + times * error}, {"x": golden + error}, {"x": golden}
-    comparisons, references = measure(*(dict(each) for each in sides), None)
+    comparisons, references = measure(*(dict(side) for side in sides), None)
     references = {"x": replace(references["x"], scatter=scatter)}
     return judge(comparisons, FLOOR, references=references)
 
@@ -185,7 +185,7 @@ def test_the_scatter_takes_the_place_of_the_steps_on_either_side_of_its_limit():
     limit = SCATTER.slack
     assert 3 < limit < 4 < slack(10)
     assert compared(limit * 0.99, SCATTER).passed
-    assert [each.criterion for each in compared(limit * 1.01, SCATTER).failures] == ["forecast_ratio"]
+    assert [failure.criterion for failure in compared(limit * 1.01, SCATTER).failures] == ["forecast_ratio"]
     assert compared(limit * 1.01).passed and compared(9.9).passed  # without it the steps hold
 
 
@@ -262,7 +262,7 @@ def test_ten_logits_that_are_wrong_by_less_than_ten_floors_fail(device, fault, s
     assert judge(
         verdict.comparisons, FLOOR, references={"output": replace(references, scatter=None)}
     ).passed  # by the steps alone
-    assert any("random roundings" in each for each in verdict.evidence.notes)
+    assert any("random roundings" in note for note in verdict.evidence.notes)
 
 
 def test_ten_logits_that_are_right_pass_without_further_runs(device):
@@ -275,4 +275,6 @@ def test_a_stored_row_is_judged_by_its_scatter_again(device):
     kept = Row.of(verdict, test="t", case="classifier", dtype="bfloat16", seed=1)
     read = Row.from_dict(json.loads(json.dumps(kept.to_dict())))
     assert read.references == verdict.references
-    assert [each.criterion for each in judged_again(read).failures] == [each.criterion for each in verdict.failures]
+    assert [failure.criterion for failure in judged_again(read).failures] == [
+        failure.criterion for failure in verdict.failures
+    ]

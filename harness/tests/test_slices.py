@@ -42,7 +42,7 @@ def slow(actual, golden, healthy):
         inside = (golden.abs() >= 2.0 ** (exponent - 1)) & (golden.abs() < 2.0**exponent)
         if int(inside.sum()) >= 64:
             parts["values"][f"values between 2^{exponent - 1} and 2^{exponent}"] = inside
-    found = {}
+    result = {}
     for places in parts.values():
         places = {
             name: place
@@ -55,13 +55,13 @@ def slow(actual, golden, healthy):
             name: float((actual[place] - golden[place]).norm() / golden[place].norm()) for name, place in places.items()
         }
         sound = max(
-            float((each[place] - golden[place]).norm() / golden[place].norm())
+            float((run[place] - golden[place]).norm() / golden[place].norm())
             for place in places.values()
-            for each in healthy
+            for run in healthy
         )
         worst = max(errors, key=errors.get)
-        found[worst] = (errors[worst], sound, golden[places[worst]].numel())
-    return found
+        result[worst] = (errors[worst], sound, golden[places[worst]].numel())
+    return result
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,15 @@ def test_the_fast_way_finds_what_the_slow_one_does(shape):
         golden * (1 + 1e-3 * drawn(*shape, seed=1)),
         [golden + 1e-6 * drawn(*shape, seed=2), golden * (1 + 1e-4)],
     )
-    found = {each.where: (each.error, each.healthy, each.count) for each in worst_slices(actual, golden, healthy)}
+    result = {
+        worst_slice_.where: (worst_slice_.error, worst_slice_.healthy, worst_slice_.count)
+        for worst_slice_ in worst_slices(actual, golden, healthy)
+    }
     expected = slow(actual, golden, healthy)
-    assert found.keys() == expected.keys()
-    assert bool(found) is (shape != (1, 64))
+    assert result.keys() == expected.keys()
+    assert bool(result) is (shape != (1, 64))
     for name, numbers in expected.items():
-        assert found[name] == pytest.approx(numbers, rel=1e-9)
+        assert result[name] == pytest.approx(numbers, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +91,9 @@ def test_the_fast_way_finds_what_the_slow_one_does(shape):
 def test_strides_change_nothing(change):
     golden = drawn(40, 60)
     sides = [
-        change(each) for each in (golden + 1e-3 * drawn(40, 60, seed=1), golden, golden + 1e-4 * drawn(40, 60, seed=2))
+        change(item) for item in (golden + 1e-3 * drawn(40, 60, seed=1), golden, golden + 1e-4 * drawn(40, 60, seed=2))
     ]
-    strided, plain = ((each[0], each[1], [each[2]]) for each in (sides, [side.contiguous() for side in sides]))
+    strided, plain = ((item[0], item[1], [item[2]]) for item in (sides, [side.contiguous() for side in sides]))
     assert worst_slices(*strided) == worst_slices(*plain)
 
 
@@ -133,9 +136,11 @@ def test_a_part_that_is_zero_is_left_out_however_large_what_stands_there(error):
     golden[4] = 0.0
     actual, healthy = golden + 1e-3, golden + 1e-6
     actual[4], healthy[4] = error, error
-    for found in worst_slices(actual, golden, [healthy]):
-        assert found.where != "row (4,)" and math.isfinite(found.error) and math.isfinite(found.healthy)
-    (row,) = [each for each in worst_slices(actual, golden, [healthy]) if each.where.startswith("row")]
+    for result in worst_slices(actual, golden, [healthy]):
+        assert result.where != "row (4,)" and math.isfinite(result.error) and math.isfinite(result.healthy)
+    (row,) = [
+        worst_slice_ for worst_slice_ in worst_slices(actual, golden, [healthy]) if worst_slice_.where.startswith("row")
+    ]
     others = [place for place in range(9) if place != 4]
     assert row.error == pytest.approx(max(float(1e-3 * 4 / golden[place].norm()) for place in others), rel=1e-6)
 
@@ -148,7 +153,7 @@ def test_what_is_not_finite_is_left_out():
         broken = actual.clone()
         broken[0, 3] = bad
         parts = worst_slices(broken, golden, [healthy])
-        assert all(math.isfinite(each.error) for each in parts) and len(parts) == len(plain)
+        assert all(math.isfinite(part.error) for part in parts) and len(parts) == len(plain)
 
 
 # -------- as judged
@@ -157,13 +162,13 @@ def test_what_is_not_finite_is_left_out():
 def judged(actual, golden, healthy, **limits):
     tolerance = Tolerance(preset="floor", **limits, **({"reason": "a test"} if limits else {}))
     dtype = torch.float32
-    golden, sides = golden.double(), [each.to(dtype) for each in (actual, healthy)]
+    golden, sides = golden.double(), [tensor.to(dtype) for tensor in (actual, healthy)]
     comparisons, references = measure({"output": sides[0]}, {"output": sides[1]}, {"output": golden}, None)
     return judge(comparisons, tolerance, references=references)
 
 
 def criteria(verdict):
-    return {each.criterion for each in verdict.failures}
+    return {failure.criterion for failure in verdict.failures}
 
 
 def fields():
@@ -232,7 +237,9 @@ def test_the_limit_of_a_part_has_two_sides(count):
         verdict = judged(actual, golden, healthy)
         assert ("slice_ratio" not in criteria(verdict)) is passes, (times, verdict.failures)
         if not passes:
-            assert any("at row (7,)" in each.text for each in verdict.failures if each.criterion == "slice_ratio")
+            assert any(
+                "at row (7,)" in failure.text for failure in verdict.failures if failure.criterion == "slice_ratio"
+            )
 
 
 def test_a_healthy_run_that_loses_a_part_excuses_the_same_loss_in_another():
@@ -253,8 +260,8 @@ def test_a_stored_row_that_fails_by_a_part_alone_fails_when_it_is_judged_again()
     actual[:, 2] *= 1.1
     comparisons, references = measure({"x": actual.float()}, {"x": cpu.float()}, {"x": golden}, None)
     verdict = judge(comparisons, Tolerance(preset="floor"), references=references)
-    assert "slice_ratio" in [each.criterion for each in verdict.failures]
+    assert "slice_ratio" in [failure.criterion for failure in verdict.failures]
     row = Row.of(verdict, test="t", case="weather", dtype="float32", seed=0)
     read = Row.from_dict(json.loads(json.dumps(row.to_dict())))
     assert read.references == references
-    assert [each.text for each in judged_again(read).failures] == [each.text for each in verdict.failures]
+    assert [failure.text for failure in judged_again(read).failures] == [failure.text for failure in verdict.failures]

@@ -30,8 +30,8 @@ def emulated():
 def gate(tmp_path, capsys, before, after):
     """What `gate` prints of two reports with the same rows and these stacks."""
     paths = [
-        str(write(build([measured(1)], stack=each, backend="npu"), tmp_path / str(number))[0])
-        for number, each in enumerate((before, after))
+        str(write(build([measured(1)], stack=item, backend="npu"), tmp_path / str(number))[0])
+        for number, item in enumerate((before, after))
     ]
     assert main(["gate", *paths]) == 0
     return capsys.readouterr().out
@@ -109,8 +109,8 @@ def test_model_code_counts_where_it_was_imported(monkeypatch):
 
 
 def test_torchs_own_choice_and_the_harness_are_recorded(monkeypatch):
-    found = open_device("cpu").stack
-    assert found.float32_matmul_precision == torch.get_float32_matmul_precision() == "highest"
+    result = open_device("cpu").stack
+    assert result.float32_matmul_precision == torch.get_float32_matmul_precision() == "highest"
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
     assert open_device("cpu").stack.float32_matmul_precision == "medium"
     monkeypatch.setattr(sys.modules["harness"], "__version__", "9.9", raising=False)
@@ -145,8 +145,8 @@ def test_a_report_of_before_the_fields_does_not_claim_that_they_changed():
         "packages": {},
         "environment": {"CLOSE_MATMUL_K_SHIFT": "1"},
     }
-    found = compare_reports(build(rows, stack=old, backend="npu"), build(rows, stack=new, backend="npu"))
-    assert found.stack == (("environment.CLOSE_MATMUL_K_SHIFT", None, "1"), ("cube_math_type", "not recorded", 3))
+    upgrade = compare_reports(build(rows, stack=old, backend="npu"), build(rows, stack=new, backend="npu"))
+    assert upgrade.stack == (("environment.CLOSE_MATMUL_K_SHIFT", None, "1"), ("cube_math_type", "not recorded", 3))
     newer = new | {"packages": {"timm": "1.0"}}
     assert compare_reports(build(rows, stack=old, backend="npu"), build(rows, stack=newer, backend="npu")).stack[
         -1
@@ -237,10 +237,12 @@ def smi(mapping):
 )  # fmt: skip
 def test_the_card_of_an_index_is_the_one_that_torch_sees(mapping, index, visible, npu, chip):
     environment = {} if visible is None else {cards.VISIBLE: visible}
-    found = cards.read_card(index, smi(mapping), environment)
-    assert (found.npu, found.chip, found.serial) == (npu, chip, f"SN{npu}")
-    assert found.firmware == f"7.7.{npu}.{chip}.231"  # of this chip, not of the one whose number is torch's index
-    assert str(found) == f"NPU {npu} chip {chip}, serial SN{npu}, die 42C711D4-20B03704-4A10C8D4-14CC040A-D210200{chip}"
+    result = cards.read_card(index, smi(mapping), environment)
+    assert (result.npu, result.chip, result.serial) == (npu, chip, f"SN{npu}")
+    assert result.firmware == f"7.7.{npu}.{chip}.231"  # of this chip, not of the one whose number is torch's index
+    assert (
+        str(result) == f"NPU {npu} chip {chip}, serial SN{npu}, die 42C711D4-20B03704-4A10C8D4-14CC040A-D210200{chip}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,8 +263,8 @@ def test_a_card_that_npu_smi_does_not_name_is_unknown(mapping, index, visible):
 
 
 def test_a_card_without_the_right_to_ask_for_its_board_is_named_by_its_numbers():
-    found = cards.read_card(1, lambda *words: A3 if words == ("info", "-m") else None, {})
-    assert str(found) == "NPU 0 chip 1" and found.firmware is None
+    result = cards.read_card(1, lambda *words: A3 if words == ("info", "-m") else None, {})
+    assert str(result) == "NPU 0 chip 1" and result.firmware is None
 
 
 def test_without_npu_smi_nothing_is_started(monkeypatch):
@@ -297,10 +299,10 @@ def test_npu_smi_is_asked_about_the_whole_machine(monkeypatch, tmp_path):
 
 def test_a_cards_stack_names_it_and_the_gate_shows_another(monkeypatch, emulated, tmp_path, capsys):
     monkeypatch.setattr(stack, "this_card", lambda index: cards.read_card(index, smi(A3), {cards.VISIBLE: "3"}))
-    found = replace(emulated, backend="npu").stack
-    assert found.card.startswith("NPU 1 chip 1, serial SN1, die ") and found.firmware == "7.7.1.1.231"
-    other = found.to_dict() | {"card": "NPU 0 chip 0, serial SN0"}
-    assert "card: another piece of hardware" in gate(tmp_path, capsys, found.to_dict(), other)
+    result = replace(emulated, backend="npu").stack
+    assert result.card.startswith("NPU 1 chip 1, serial SN1, die ") and result.firmware == "7.7.1.1.231"
+    other = result.to_dict() | {"card": "NPU 0 chip 0, serial SN0"}
+    assert "card: another piece of hardware" in gate(tmp_path, capsys, result.to_dict(), other)
     assert emulated.stack.card is None  # nothing emulated has a card
 
 

@@ -27,7 +27,7 @@ def key(**fields):
 def same_bits(one, other):
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
-    left, right = (each.resolve_conj().resolve_neg().contiguous().reshape(-1) for each in (one, other))
+    left, right = (item.resolve_conj().resolve_neg().contiguous().reshape(-1) for item in (one, other))
     return not left.numel() or torch.equal(left.view(torch.uint8), right.view(torch.uint8))
 
 
@@ -61,9 +61,9 @@ def test_every_kind_of_tensor_comes_back_exactly_and_in_order(tmp_path):
     store = Store(tmp_path / "new" / "store")
     assert store.load(key()) is None
     store.save(key(), outputs)
-    found = store.load(key())
-    assert list(found) == list(outputs)
-    assert [name for name in outputs if not same_bits(found[name], outputs[name])] == []
+    result = store.load(key())
+    assert list(result) == list(outputs)
+    assert [name for name in outputs if not same_bits(result[name], outputs[name])] == []
     assert (store.read, store.written) == (1, 1)
     assert os.listdir(store.path(key()).parent) == [store.path(key()).name]
     store.save(key(role="golden"), {})
@@ -127,16 +127,16 @@ def test_a_damaged_or_foreign_entry_is_told_removed_and_computed_again(tmp_path,
 def test_the_least_recently_used_goes_first_and_never_what_was_just_written(tmp_path):
     store = Store(tmp_path, limit=10_000)
     keys = [key(inputs=str(number)) for number in range(4)]
-    for age, each in zip((400, 300, 200), keys[:3], strict=True):
-        store.save(each, {"output": torch.zeros(1000)})
-        os.utime(store.path(each), (time.time() - age,) * 2)
+    for age, item in zip((400, 300, 200), keys[:3], strict=True):
+        store.save(item, {"output": torch.zeros(1000)})
+        os.utime(store.path(item), (time.time() - age,) * 2)
     assert not store.path(keys[0]).exists()  # three of 4 kB each do not fit
     assert store.load(keys[1]) is not None  # used: now the younger of the two
     store.save(keys[3], {"output": torch.zeros(1000)})
-    assert [store.path(each).exists() for each in keys] == [False, True, False, True]
+    assert [store.path(item).exists() for item in keys] == [False, True, False, True]
     small = Store(tmp_path, limit=10)
     small.save(keys[0], {"output": torch.zeros(1000)})
-    assert [store.path(each).exists() for each in keys] == [True, False, False, False]
+    assert [store.path(item).exists() for item in keys] == [True, False, False, False]
 
 
 def test_a_process_that_is_stopped_leaves_no_entry_and_its_leavings_go(tmp_path, monkeypatch):
@@ -150,11 +150,11 @@ def test_a_process_that_is_stopped_leaves_no_entry_and_its_leavings_go(tmp_path,
         store.save(key(), {"output": torch.ones(3)})
     assert os.listdir(store.path(key()).parent) == [] and store.load(key()) is None
     left = [store.path(key()).with_name(f"{name}{store_module.UNFINISHED}") for name in ("old", "new")]
-    for each in left:
-        each.write_bytes(b"half")
+    for item in left:
+        item.write_bytes(b"half")
     os.utime(left[0], (time.time() - 2 * store_module.ABANDONED,) * 2)
     store.prune()
-    assert [each.exists() for each in left] == [False, True]
+    assert [path.exists() for path in left] == [False, True]
 
 
 def test_many_may_write_and_read_at_once(tmp_path):
@@ -166,8 +166,8 @@ def test_many_may_write_and_read_at_once(tmp_path):
         for number in range(20):
             each = key(inputs=str(number % 4))
             store.save(each, outputs)
-            found = store.load(each)
-            if found is not None and not torch.equal(found["output"], outputs["output"]):
+            result = store.load(each)
+            if result is not None and not torch.equal(result["output"], outputs["output"]):
                 wrong.append(number)
 
     with warnings.catch_warnings():
@@ -204,7 +204,7 @@ def test_each_field_makes_another_key_and_their_order_none():
         key(**{"threads": 2, "extra": {"b": 1, "a": [torch.float64, None]}} | {name: value})
         for name, value in changes.items()
     ]
-    assert len({each.sha256 for each in [plain, *changed]}) == len(changes) + 1
+    assert len({item.sha256 for item in [plain, *changed]}) == len(changes) + 1
     assert plain.fields["dtype"] == "float16" and plain.fields["torch"] == torch.__version__ and len(plain.sha256) == 64
     assert key().fields["threads"] == torch.get_num_threads()
     with pytest.raises(ValueError, match="key field extra: object"):

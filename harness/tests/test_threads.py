@@ -32,10 +32,10 @@ def by_threads(work, parts):
         results[place] = work(parts[place])
 
     threads = [threading.Thread(target=run, args=(place,)) for place in range(len(parts))]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     return results
 
 

@@ -157,15 +157,15 @@ def private_names(source):
     """The private names of torch that Python code names: torch._C.x, torch.ops.aten._x, from torch.utils._pytree import
     x.
     """
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            result |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Attribute):
             path = ast.unparse(node)
             if re.fullmatch(r"(torch|aten|parametrize|nn|F)(\.\w+)+", path):
-                found.add(path)
-    return {path for path in found if re.search(r"\._[^_]", path)}
+                result.add(path)
+    return {path for path in result if re.search(r"\._[^_]", path)}
 
 
 SOURCES = [path for path in sorted(HARNESS.rglob("*.py")) if not {"tests", "operators"} & set(path.parts)]
@@ -274,12 +274,12 @@ def project():
 
 def test_no_bound_on_torch_since_pip_would_replace_that_of_an_ascend_machine(project):
     assert "torch" in project["dependencies"]
-    assert not [each for each in project["dependencies"] if re.match(r"torch[-_]?npu", each)]
+    assert not [item for item in project["dependencies"] if re.match(r"torch[-_]?npu", item)]
 
 
 def test_pandas_3_is_left_out_since_it_moves_numpy_away_from_what_old_canns_need(project):
     """pandas 3 needs numpy 1.26 or 2, and CANN up to 8.2 fails beside numpy 2. `.ci/dry-run` asks pip itself."""
-    bound = next(each for each in project["dependencies"] if each.startswith("pandas"))
+    bound = next(text for text in project["dependencies"] if text.startswith("pandas"))
     assert re.search(r"<\s*3(\.0)?$", bound)
 
 

@@ -143,7 +143,7 @@ def test_a_constant_beside_what_can_be_judged_passes(device):
 def test_a_constant_that_is_computed_wrong_fails_by_its_numbers(device):
     wrong = Function(lambda x: torch.ones_like(x) * (1.1 if x.device.type != "cpu" else 1.0))
     verdict = validate(case(lambda: wrong), 1, device)
-    assert verdict.status == "FAIL" and "empty" not in {each.criterion for each in verdict.failures}
+    assert verdict.status == "FAIL" and "empty" not in {failure.criterion for failure in verdict.failures}
 
 
 def test_two_tensors_of_one_name_are_refused():
@@ -214,11 +214,11 @@ def kept(x, tables={}):  # noqa: B006  it is to outlive the model
 
 
 def in_thread(x):
-    found = []
-    thread = threading.Thread(target=lambda: found.append(torch.special.i0(x)))
+    result = []
+    thread = threading.Thread(target=lambda: result.append(torch.special.i0(x)))
     thread.start()
     thread.join()
-    return found[0]
+    return result[0]
 
 
 FALLS_BACK = {
@@ -247,7 +247,7 @@ OWN_CODE = {
     "numpy, in another size and dtype": lambda x: (
         x + torch.from_numpy(np.asarray(x.cpu(), dtype=np.float64)[:, :1]).float().to(x.device)
     ),
-    "lists of Python": lambda x: x + torch.tensor([sum(each) for each in x.tolist()])[:, None].to(x.device),
+    "lists of Python": lambda x: x + torch.tensor([sum(number) for number in x.tolist()])[:, None].to(x.device),
     "in place": lambda x: x.cpu().mul_(2).to(x.device),
 }
 
@@ -309,7 +309,9 @@ def test_autocast_for_one_side_alone(device, kind, dtype, status):
     assert verdict.status == status, verdict.failures
     side = {"cpu": "the CPU's", "npu": "the device's"}.get(kind)
     expected = [f"torch.autocast was on for {side} side alone"] if status == "FAIL" else []
-    assert [each.text.partition(",")[0] for each in verdict.failures if each.criterion == "autocast"] == expected
+    assert [
+        failure.text.partition(",")[0] for failure in verdict.failures if failure.criterion == "autocast"
+    ] == expected
 
 
 def test_an_error_in_one_of_two_runs_fails(device):

@@ -140,7 +140,7 @@ class Features(Base):
         return self.kept.to(x.device)
 
 
-@pytest.mark.parametrize("model", [RotaryCache, LazyBuffer, Features], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("model", [RotaryCache, LazyBuffer, Features], ids=lambda value: value.__name__)
 def test_what_a_forward_keeps_is_made_on_each_side_by_itself(device, model):
     models = Models()
     for dtype in ("float32", "float16", "bfloat16", "float32"):  # in any order
@@ -244,7 +244,7 @@ class Unseeded(Base):
         (OwnGenerator, "attribute dice"),
         (Unseeded, "changed no parameter, buffer or attribute"),
     ],
-    ids=lambda each: getattr(each, "__name__", ""),
+    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_reference_that_does_not_repeat_is_an_error_that_names_what_changed(device, model, named):
     models = Models()
@@ -295,7 +295,7 @@ def test_weights_that_are_written_into_are_built_anew_and_a_model_that_repeats_m
     )
     models = Models()
     digests = [validate(given, seed, device, models=models, preset="card") for seed in (1, 2)]
-    assert all(each.passed for each in digests)
+    assert all(digest.passed for digest in digests)
     assert digests[1].evidence.expected_sha256 == validate(given, 2, device, preset="card").evidence.expected_sha256
     weight = models.base(given.key, Renormed, seed=0).rows.weight
     assert float(weight.norm(dim=1).max()) > 1.5  # as it was built
@@ -328,7 +328,7 @@ def test_roundings_of_a_reference_are_said_and_no_error(device):
     for seed in (1, 2):
         verdict = validate(case(Little), seed, device, models=models)
         assert verdict.passed
-        assert any("they add in an order that is not fixed" in each for each in verdict.evidence.notes)
+        assert any("they add in an order that is not fixed" in note for note in verdict.evidence.notes)
     assert validate(case(Most), 1, device, preset="card").passed
     with pytest.raises(UnstableReferenceError):
         validate(case(Much), 1, device, preset="card")
@@ -345,7 +345,7 @@ def test_batch_norm_in_training_changes_its_buffers_and_repeats(device):
     assert verdict.passed and not verdict.evidence.notes
     evaluated = validate(Case(name="norm", model=given.model, inputs=drawn), 1, device)
     assert evaluated.passed and evaluated.evidence.expected_sha256 != verdict.evidence.expected_sha256
-    assert any("was run in evaluation mode; Case(training=True)" in each for each in evaluated.evidence.notes)
+    assert any("was run in evaluation mode; Case(training=True)" in note for note in evaluated.evidence.notes)
 
 
 def test_a_mode_that_was_handed_over_is_kept_or_refused(device):
@@ -361,7 +361,7 @@ def test_a_mode_that_was_handed_over_is_kept_or_refused(device):
 
     verdict = validate(case(Part), 1, device)
     assert verdict.passed and float(verdict.comparison.rms) > 0
-    assert any("draws random numbers" in each for each in verdict.evidence.notes)
+    assert any("draws random numbers" in note for note in verdict.evidence.notes)
     with pytest.raises(CaseError, match="training=True, and model.. returned a model in evaluation mode"):
         validate(case(Part, training=True), 1, device)
 
@@ -384,7 +384,7 @@ def test_gradients_of_parameters(device, dtype):
 def test_a_wrong_gradient_fails(device):
     class Wrong(Loss):
         def forward(self, x):
-            return [self.wrong(each) for each in super().forward(x)]
+            return [self.wrong(item) for item in super().forward(x)]
 
     assert validate(case(Wrong, gradients=True), 1, device).status == "FAIL"
 
@@ -440,8 +440,8 @@ SCRIPTED = {
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("kind", SCRIPTED)
 def test_a_model_in_torchscript_runs_on_the_device_in_its_dtype(device, kind, dtype):
-    found = validate(script_case(lambda: SCRIPTED[kind](Drops), dtype=dtype), seed=0, device=device)
-    assert found.status == "PASS" and found.comparisons["output"].dtype == dtype
+    verdict = validate(script_case(lambda: SCRIPTED[kind](Drops), dtype=dtype), seed=0, device=device)
+    assert verdict.status == "PASS" and verdict.comparisons["output"].dtype == dtype
 
 
 @pytest.mark.parametrize("kind", ["script", "part"])  # a trace keeps the CPU's branch

@@ -28,19 +28,19 @@ def measured(seed, error=1e-4, *, case="m", limit=1.0, status=None, digest="", *
     """A row whose error is `error` times a factor of its own."""
     expected = torch.randn(8, 32, generator=torch.Generator().manual_seed(seed))
     noise = torch.randn(8, 32, generator=torch.Generator().manual_seed(100 + seed))
-    found = row(
+    result = row(
         test=f"t::test[{case}-{seed}]",
         case=case,
         dtype="float32",
         seed=seed,
         verdict=judge(compare(expected + error * noise, expected), Tolerance(max_diff=limit)),
     )
-    found = replace(
-        found,
+    result = replace(
+        result,
         **dict(weights="seeded:0", inputs_sha256=f"in{seed}", expected_sha256=f"out{seed}", marks=(Mark.NEW,)) | more,
     )
-    found = replace(found, actual_sha256=f"{seed} {error}" if digest == "" else digest)
-    return replace(found, reasons=("because",), criteria=(CRITERIA[status],), rel_l2=None) if status else found
+    result = replace(result, actual_sha256=f"{seed} {error}" if digest == "" else digest)
+    return replace(result, reasons=("because",), criteria=(CRITERIA[status],), rel_l2=None) if status else result
 
 
 def fell_back(seed, error):
@@ -142,8 +142,8 @@ SEEDS = range(5)
 )
 def test_every_transition_has_a_name_and_a_status(reports, tmp_path, capsys, before, after, kinds, status):
     assert main(["gate", *reports(before, after), "--json", str(tmp_path / "found.json")]) == status
-    (found,) = json.loads((tmp_path / "found.json").read_text())
-    assert found["counts"] == kinds and found["passed"] == (status == 0)
+    (result,) = json.loads((tmp_path / "found.json").read_text())
+    assert result["counts"] == kinds and result["passed"] == (status == 0)
     out = capsys.readouterr().out
     assert out.startswith("**✅" if status == 0 else "**❌")
     assert all(f"{count} {kind}" in out for kind, count in kinds.items())
@@ -286,8 +286,8 @@ def test_a_subset_is_compared_as_one_where_that_is_asked_for(reports, capsys, tm
         and "2 IDENTICAL" in out
         and "MISSING" not in out
     )
-    (found,) = json.loads((tmp_path / "found.json").read_text())
-    assert found["counts"] == {"IDENTICAL": 2} and len(found["notes"]) == 1
+    (result,) = json.loads((tmp_path / "found.json").read_text())
+    assert result["counts"] == {"IDENTICAL": 2} and len(result["notes"]) == 1
     assert main(["gate", *reports(rows(1), rows(7)), "--subset"]) == 1  # nothing in common
     assert "nothing shows that they are right" in capsys.readouterr().out
     assert (
@@ -303,12 +303,15 @@ def test_digests_and_numbers_that_contradict_each_other_are_said(reports, capsys
     assert main(["gate", *reports(rows(1), near)]) == 0
     assert main(["gate", *reports(rows(1), [measured(1, 1.001e-4, expected_sha256="another")])]) == 0
     assert "against another result of the CPU than was accepted" in json.dumps(
-        [each.text for each in upgrade_of(reports, rows(1), [measured(1, 1.001e-4, expected_sha256="x")]).transitions]
+        [
+            transition.text
+            for transition in upgrade_of(reports, rows(1), [measured(1, 1.001e-4, expected_sha256="x")]).transitions
+        ]
     )
 
 
 def upgrade_of(reports, before, after):
-    return compare_reports(*(load(Path(each)) for each in reports(before, after)))
+    return compare_reports(*(load(Path(report)) for report in reports(before, after)))
 
 
 @pytest.mark.parametrize(

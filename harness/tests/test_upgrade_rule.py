@@ -34,7 +34,7 @@ def row(seed=0, error=1.0, digest="then", criteria=(), **more):
     given = dict(
         dtype="float32", inputs_sha256=f"in{seed}", weights="seeded:0", rel_l2=error, actual_sha256=f"{digest} {seed}"
     )
-    given |= dict(criteria=tuple(criteria), reasons=tuple(f"{each} is off" for each in criteria))
+    given |= dict(criteria=tuple(criteria), reasons=tuple(f"{item} is off" for item in criteria))
     return Row(test=f"t::test[{seed}]", seed=seed, **({"case": "m"} | given | more))
 
 
@@ -66,14 +66,14 @@ def upgrade(before, after, **more):
 
 
 def became(before, after):
-    (found,) = upgrade([] if before is None else [before], [] if after is None else [after]).transitions
-    return found
+    (result,) = upgrade([] if before is None else [before], [] if after is None else [after]).transitions
+    return result
 
 
 def test_kinds_have_an_order_and_the_first_four_are_bad():
-    assert tuple(each.value for each in ORDER) == GRAVITY == tuple(str(each) for each in Kind)
-    assert tuple(each.value for each in BAD) == GRAVITY[:4] == tuple(each.value for each in Kind if each.is_bad)
-    assert {each.value for each in Kind if each.is_compared} == {"REGRESSED", "DRIFT", "IMPROVED", "FIXED", "IDENTICAL"}
+    assert tuple(item.value for item in ORDER) == GRAVITY == tuple(str(item) for item in Kind)
+    assert tuple(item.value for item in BAD) == GRAVITY[:4] == tuple(item.value for item in Kind if item.is_bad)
+    assert {item.value for item in Kind if item.is_compared} == {"REGRESSED", "DRIFT", "IMPROVED", "FIXED", "IDENTICAL"}
 
 
 KINDS = [  # before, after, what became of it, a part of what is said
@@ -142,28 +142,28 @@ KINDS = [  # before, after, what became of it, a part of what is said
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "kind", "said"), KINDS, ids=[f"{number}-{each[2]}" for number, each in enumerate(KINDS)]
+    ("before", "after", "kind", "said"), KINDS, ids=[f"{number}-{item[2]}" for number, item in enumerate(KINDS)]
 )
 def test_what_became_of_a_row(before, after, kind, said):
-    found = became(before, after)
-    assert found.kind.value == kind and said in found.text
+    result = became(before, after)
+    assert result.kind.value == kind and said in result.text
     one = after or before
-    assert (found.case, found.dtype, found.seed) == (one.case, one.dtype, one.seed)
-    assert found.before == (None if before is None else before.status) and found.after == (
+    assert (result.case, result.dtype, result.seed) == (one.case, one.dtype, one.seed)
+    assert result.before == (None if before is None else before.status) and result.after == (
         None if after is None else after.status
     )
 
     def error(side):
         return side.rel_l2 if side is not None and side.rel_l2 is not None and math.isfinite(side.rel_l2) else None
 
-    assert (found.error_before, found.error_after) == (error(before), error(after))
+    assert (result.error_before, result.error_after) == (error(before), error(after))
 
 
 def test_the_gravest_comes_first():
     before = [row(0), row(1), failing(seed=2), row(3), row(4)]
     after = [row(0), row(1, 1.2, "now"), failing(seed=2), row(3, 9.0, "now"), failing(seed=4), row(5)]
-    found = upgrade(before, after)
-    assert [each.kind.value for each in found.transitions] == [
+    result = upgrade(before, after)
+    assert [transition.kind.value for transition in result.transitions] == [
         "NEW FAILURE",
         "REGRESSED",
         "STILL FAILING",
@@ -171,20 +171,20 @@ def test_the_gravest_comes_first():
         "NEW",
         "IDENTICAL",
     ]
-    assert list(found.counts().items()) == [
-        (each, 1) for each in ("NEW FAILURE", "REGRESSED", "STILL FAILING", "DRIFT", "NEW", "IDENTICAL")
+    assert list(result.counts().items()) == [
+        (item, 1) for item in ("NEW FAILURE", "REGRESSED", "STILL FAILING", "DRIFT", "NEW", "IDENTICAL")
     ]
-    assert not found.passed
-    kept = found.to_dict()
+    assert not result.passed
+    kept = result.to_dict()
     assert (
         kept["schema"] == "precision-upgrade/1"
         and kept["passed"] is False
-        and kept["counts"] == found.counts()
+        and kept["counts"] == result.counts()
         and kept["notes"] == []
     )
-    assert [each["kind"] for each in kept["transitions"]] == [each.kind.value for each in found.transitions] and kept[
-        "stack"
-    ] == []
+    assert [item["kind"] for item in kept["transitions"]] == [
+        transition.kind.value for transition in result.transitions
+    ] and kept["stack"] == []
     assert kept["transitions"][0] | {"text": ""} == dict(
         kind="NEW FAILURE",
         case="m",
@@ -204,7 +204,7 @@ def test_seeds_of_a_case_are_judged_together_and_cases_and_dtypes_apart():
     assert upgrade(then, now).counts() == {"REGRESSED": 3}
     for name in ("case", "dtype"):
         apart = [
-            [row(seed, each.rel_l2, digest, **{name: f"m{seed}"}) for seed, each in enumerate(rows)]
+            [row(seed, item.rel_l2, digest, **{name: f"m{seed}"}) for seed, item in enumerate(rows)]
             for rows, digest in ((then, "then"), (now, "now"))
         ]
         assert upgrade(*apart).counts() == {"DRIFT": 3}
@@ -223,16 +223,16 @@ def test_something_must_be_compared_and_nothing_may_be_bad():
         ([row()], [row(), row(1)], True),
         ([skipped()], [skipped()], False),
     ):
-        found = upgrade(before, after)
-        assert found.passed is passed
+        result = upgrade(before, after)
+        assert result.passed is passed
         nothing = "no numbers were held against numbers of before: nothing shows that they are right"
-        assert (nothing in found.notes) is not any(each.kind.is_compared for each in found.transitions)
+        assert (nothing in result.notes) is not any(transition.kind.is_compared for transition in result.transitions)
 
 
 def test_a_subset_leaves_out_what_did_not_run():
-    found = upgrade([row(0), row(1), row(2)], [row(0), row(5)], subset=True)
-    assert found.left_out == 2 and found.counts() == {"NEW": 1, "IDENTICAL": 1} and found.passed
-    assert found.notes == (
+    result = upgrade([row(0), row(1), row(2)], [row(0), row(5)], subset=True)
+    assert result.left_out == 2 and result.counts() == {"NEW": 1, "IDENTICAL": 1} and result.passed
+    assert result.notes == (
         "a subset was compared, as --subset asks: 2 rows of the older report did not run and were left out",
     )
     whole = upgrade([row(0)], [row(0)], subset=True)
@@ -243,16 +243,16 @@ def test_a_subset_leaves_out_what_did_not_run():
 
 
 def test_looser_limits_and_planted_faults_are_complaints():
-    found = upgrade([row(allowed={"rel_l2": 1.0})], [row(allowed={"rel_l2": 2.0})])
-    assert found.complaints == (
+    result = upgrade([row(allowed={"rel_l2": 1.0})], [row(allowed={"rel_l2": 2.0})])
+    assert result.complaints == (
         "m float32 is judged more loosely than before: rel_l2 2 where 1 was accepted; judge both by the same limits",
     )
-    assert not found.passed and found.counts() == {"IDENTICAL": 1} and found.notes == found.complaints
+    assert not result.passed and result.counts() == {"IDENTICAL": 1} and result.notes == result.complaints
     assert upgrade([row(allowed={"rel_l2": 1.0})], [row(allowed={"rel_l2": 1.0})]).complaints == ()
     assert upgrade([broken(allowed={"rel_l2": 1.0})], [broken(allowed={"rel_l2": 2.0})]).complaints == ()
     for side, which in (("old", "older"), ("new", "newer")):
-        found = upgrade([row()], [row()], **{side: STACK | {"faults": ("aclnnExp:nan", "aclnnAdd:zero")}})
-        assert found.complaints == (
+        result = upgrade([row()], [row()], **{side: STACK | {"faults": ("aclnnExp:nan", "aclnnAdd:zero")}})
+        assert result.complaints == (
             (
                 f"the {which} report was measured on a device with planted faults (aclnnExp:nan; aclnnAdd:zero), "
                 "so it says nothing of a sound one"
@@ -303,9 +303,9 @@ STACKS = [  # of the older and the newer, what they differ in
 
 
 @pytest.mark.parametrize(("old", "new", "found"), STACKS)
-def test_what_two_stacks_differ_in(old, new, found):
+def test_what_two_stacks_differ_in(old, new, result):
     stacks = dict(old=STACK | old, new=STACK | new)
-    assert list(upgrade([row()], [row()], **stacks).stack) == found
+    assert list(upgrade([row()], [row()], **stacks).stack) == result
 
 
 def test_a_table_that_an_older_report_lacks_is_not_recorded():
@@ -324,10 +324,10 @@ def test_a_table_that_an_older_report_lacks_is_not_recorded():
 def test_what_of_a_stack_changes_numbers_by_itself_is_said():
     old = STACK | {"conv_allow_hf32": True, "cann": "8.3", "environment": {"HCCL_DETERMINISTIC": "0", "HOME": "/a"}}
     new = STACK | {"conv_allow_hf32": False, "cann": "8.5", "environment": {"HCCL_DETERMINISTIC": "1", "HOME": "/b"}}
-    found = upgrade([row()], [row()], old=old, new=new)
-    assert found.effects == (
+    result = upgrade([row()], [row()], old=old, new=new)
+    assert result.effects == (
         "environment.HCCL_DETERMINISTIC: the order of sums between cards",
         "conv_allow_hf32: float32 operands of convolutions are rounded to HF32 or not",
     )
-    assert len(found.stack) == 4 and found.to_dict()["stack"][0] == list(found.stack[0])
+    assert len(result.stack) == 4 and result.to_dict()["stack"][0] == list(result.stack[0])
     assert all(text for text in EFFECTS.values())

@@ -69,10 +69,10 @@ def test_a_played_release_fails_the_case_that_meets_it_and_no_other(tmp_path):
     (played,) = upgrades.play(tmp_path / "test_two.py", ["std of whole corrections"], tmp_path / "work", 1)
     assert [row.case for row in played.moved] == ["std"] == [row.case for row in played.caught]
     assert played.upgrade.counts() == {"NEW FAILURE": 1, "IDENTICAL": 1}
-    found = upgrades.text([played], [], [])
+    result = upgrades.text([played], [], [])
     assert (
-        "1 releases, each with one change, over 2 rows: 1 seen." in found
-        and "op-plugin d53ed98b | 1 | 1 | 0 | 1 NEW FAILURE | std |" in found
+        "1 releases, each with one change, over 2 rows: 1 seen." in result
+        and "op-plugin d53ed98b | 1 | 1 | 0 | 1 NEW FAILURE | std |" in result
     )
 
 
@@ -85,9 +85,9 @@ def test_what_is_not_there_is_one_line(tmp_path):
 
 def test_benign_changes_regress_nothing_and_a_shared_growth_is_seen(monkeypatch, npu):
     monkeypatch.setattr(upgrades, "DTYPES", ("bfloat16",))
-    small = [each for each in SUBJECTS if each.name == "aimv2"]
+    small = [subject for subject in SUBJECTS if subject.name == "aimv2"]
     calm = list(upgrades.quiet(small, seeds=3))
-    assert len(calm) == 8 and not any(baseline.REGRESSED in each.kinds for each in calm)
+    assert len(calm) == 8 and not any(baseline.REGRESSED in item.kinds for item in calm)
     ((name, dtype, percent),) = upgrades.smallest_drift(small, seeds=3)
     assert (name, dtype) == ("aimv2", "bfloat16") and 2 < percent <= 4
     assert "8 gate runs of five seeds each: 0 say REGRESSED" in upgrades.text([], calm, [(name, dtype, percent)])

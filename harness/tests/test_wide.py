@@ -34,8 +34,8 @@ OUTSIDE = torch.tensor([0.1, 0.2])
 def test_what_asks_for_float32_gets_float64(name, inference):
     x = torch.linspace(1, 2, 12, dtype=torch.float64).view(3, 4)
     with torch.inference_mode(inference), torch.no_grad(), WideRequests():
-        found = ASKED[name](x)
-    assert found.dtype in (torch.float64, torch.complex128)
+        result = ASKED[name](x)
+    assert result.dtype in (torch.float64, torch.complex128)
 
 
 def test_the_numbers_are_those_of_float64():
@@ -43,7 +43,7 @@ def test_the_numbers_are_those_of_float64():
         steps = torch.arange(0.0, 1.0, 0.1)
         tables = 1.0 / (10000.0 ** (torch.arange(0, 64, 2, dtype=torch.float32) / 64))
     assert torch.equal(steps, torch.arange(0.0, 1.0, 0.1, dtype=torch.float64))
-    assert tables.tolist() == pytest.approx([10000.0 ** (-each / 32) for each in range(32)], rel=1e-15)
+    assert tables.tolist() == pytest.approx([10000.0 ** (-index / 32) for index in range(32)], rel=1e-15)
 
 
 def test_half_dtypes_bits_and_random_draws_are_left():
@@ -95,8 +95,8 @@ def test_what_the_cpu_loses_in_tables_that_forward_makes_counts(count):
     with torch.no_grad():
         expected = turned(x.double(), model.double().head)
         error = float((model.float()(x).double() - expected).norm() / expected.norm())
-    found = verdict.references["output"]
-    assert verdict.passed and found.cpu.rel_l2 == pytest.approx(error, rel=0.05)
+    result = verdict.references["output"]
+    assert verdict.passed and result.cpu.rel_l2 == pytest.approx(error, rel=0.05)
     if count == 4096:
         assert error > 3e-6  # twenty times what its products lose
 
@@ -122,7 +122,7 @@ def test_a_model_that_insists_on_float32_gets_it_and_the_row_says_so():
     models = Models()
     verdict = validate(case, 1, open_device("cpu"), models=models)
     assert verdict.passed and verdict.references["output"].golden.rel_l2 < 0.01
-    [note] = [each for each in verdict.evidence.notes if "float32" in each]
+    [note] = [item for item in verdict.evidence.notes if "float32" in item]
     assert "asks for it by name" in note and "float32 is what I asked for" in note
     assert list(models.pinned) == [case.subject]
     validate(case, 2, open_device("cpu"), models=models)  # known by now
@@ -157,4 +157,4 @@ def test_a_mask_of_float64s_lowest_number_is_made_without_a_dtype():
         mask = torch.full((2, 2), torch.finfo(torch.float64).min)
     assert mask.dtype == torch.float64 and mask[0, 0] == torch.finfo(torch.float64).min
     with WideRequests():
-        assert [torch.full((2,), each).dtype for each in (1, True)] == [torch.int64, torch.bool]
+        assert [torch.full((2,), item).dtype for item in (1, True)] == [torch.int64, torch.bool]

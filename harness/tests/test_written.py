@@ -86,7 +86,7 @@ def no_update(real):
 def test_statistics_that_the_device_updates_wrongly_fail(change, wrong):
     with changed("aclnnBatchNorm", change):
         verdict = validate(a_case(), 0, emulated_device())
-    assert verdict.status == "FAIL" and {each.output for each in verdict.failures} == wrong, verdict.reasons
+    assert verdict.status == "FAIL" and {failure.output for failure in verdict.failures} == wrong, verdict.reasons
 
 
 # -------- what is watched
@@ -131,10 +131,10 @@ def referred(buffers, twice=True):
 
 
 def test_a_second_run_begins_where_the_first_did_if_buffers_are_outputs():
-    found = referred(None)
-    assert found.again is None and {*found.outputs} == {"output", "buffer total"}
-    found = referred(())
-    assert found.again is not None and "buffer total" in found.changed and "buffer count" in found.changed
+    result = referred(None)
+    assert result.again is None and {*result.outputs} == {"output", "buffer total"}
+    result = referred(())
+    assert result.again is not None and "buffer total" in result.changed and "buffer count" in result.changed
 
 
 # -------- inputs
@@ -183,7 +183,7 @@ class Elsewhere(Cache):
 @pytest.mark.parametrize("model", [OffByOne, Elsewhere])
 def test_an_input_that_the_device_writes_wrongly_or_not_at_all_fails(model):
     verdict = validate(cached(model), 0, emulated_device())
-    assert verdict.status == "FAIL" and {each.output for each in verdict.failures} == {"input 1"}, verdict.reasons
+    assert verdict.status == "FAIL" and {failure.output for failure in verdict.failures} == {"input 1"}, verdict.reasons
 
 
 class Doubled(nn.Module):

@@ -100,7 +100,7 @@ class Entry:
         return {
             "accepted": self.accepted,
             "stack": to_json(self.stack),
-            "rows": {name: {each: row[each] for each in KEPT} for name, row in rows.items()},
+            "rows": {name: {item: row[item] for item in KEPT} for name, row in rows.items()},
         }
 
 
@@ -118,7 +118,7 @@ class Baseline:
             "schema": SCHEMA,
             "case": self.case,
             "dtype": self.dtype,
-            "entries": {name: each.to_dict() for name, each in sorted(self.entries.items())},
+            "entries": {name: entry.to_dict() for name, entry in sorted(self.entries.items())},
         }
 
 
@@ -146,8 +146,8 @@ def read(folder: Path, case: str, dtype: str | None) -> Baseline | None:
     stored = load(path)
     if stored is None:
         older = folder / f"{safe_of(f'{case}-{dtype}')}.json"
-        found = load(older) if older != path and len(older.name.encode()) <= 255 else None
-        return found if found is not None and (found.case, found.dtype) == (case, dtype) else None
+        result = load(older) if older != path and len(older.name.encode()) <= 255 else None
+        return result if result is not None and (result.case, result.dtype) == (case, dtype) else None
     if (stored.case, stored.dtype) != (case, dtype):
         raise HarnessError(
             f"baseline {path} holds {shown(stored.case)} {stored.dtype} where {shown(case)} {dtype} was expected; "
@@ -201,22 +201,22 @@ def without_a_case(folder: Path, cases: Collection[tuple[str, str | None]], devi
     """The accepted rows of a device whose case is not among `cases`, a file each, in words: cases that were renamed or
     deleted.
     """
-    found = []
+    result = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:
             stored = load(path)
         except HarnessError as error:
-            found.append(str(error))
+            result.append(str(error))
             continue
         if stored is None or (stored.case, stored.dtype) in cases or device not in stored.entries:
             continue
         rows = len(stored.entries[device].rows)
-        found.append(
+        result.append(
             f"no case of this run is called {shown(stored.case)} {stored.dtype}, of which {rows} rows are "
             "accepted: it was renamed or deleted; "
             f"give the case its name again, or accept the new one and delete {path}"
         )
-    return found
+    return result
 
 
 def load(path: Path) -> Baseline | None:
@@ -251,9 +251,9 @@ def _baseline(stored: Mapping[str, Any]) -> Baseline:
     """Raises: Mismatch."""
     head = read_fields(stored, [("case", reader_of(str)), ("dtype", reader_of(str | None))], {"case", "dtype"})
     entries = {}
-    for name, each in stored["entries"].items():
+    for name, item in stored["entries"].items():
         try:
-            entries[name] = _entry(each, **head)
+            entries[name] = _entry(item, **head)
         except Mismatch as error:
             raise error.within(name).within("entries") from None
     return Baseline(**head, entries=entries)
@@ -269,9 +269,9 @@ def _entry(stored: Any, *, case: str, dtype: str | None) -> Entry:
     if not read["rows"]:
         raise Mismatch("nothing", "an accepted row").within("rows")
     rows = {}
-    for name, each in read["rows"].items():
+    for name, item in read["rows"].items():
         try:
-            kept = {"seed": None, "marks": [], "reasons": []} | reader_of(Mapping[str, Any])(each)
+            kept = {"seed": None, "marks": [], "reasons": []} | reader_of(Mapping[str, Any])(item)
             rows[name] = Row.from_json(kept | {"test": "", "case": case, "dtype": dtype} | _reasons_of(kept))
             if seed_of(rows[name]) != name:
                 raise Mismatch(f"seed {seed_of(rows[name])}", f"the seed {name} that it is kept under")
@@ -317,7 +317,7 @@ def stack_name(stack: Mapping[str, Any], backend: str | None) -> str:
     ]
     if not stack.get("torch_npu"):
         parts.append(f"torch-{stack.get('torch')}")
-    return "".join(each if each.isalnum() or each in "-_." else "_" for each in "_".join(parts))
+    return "".join(item if item.isalnum() or item in "-_." else "_" for item in "_".join(parts))
 
 
 def entry_of(stored: Baseline | None, stack: Mapping[str, Any], backend: str | None) -> Entry | None:
@@ -335,16 +335,16 @@ def loosened(entry: Entry | None, rows: Iterable[Row]) -> list[str]:
     """The limits that are looser than when the rows were accepted, in words: limits tighten freely, and loosen by
     acceptance alone.
     """
-    found: dict[str, None] = {}
+    result: dict[str, None] = {}
     for row in rows:
         then = None if entry is None else entry.rows.get(seed_of(row))
         for name, accepted in {} if then is None else then.allowed.items():
             now = row.allowed.get(name)
             if now is None:
-                found[f"no {name} where {accepted:.3g} was accepted"] = None
+                result[f"no {name} where {accepted:.3g} was accepted"] = None
             elif now < accepted if name in AT_LEAST else now > accepted:
-                found[f"{name} {now:.9g} where {accepted:.9g} was accepted"] = None
-    return list(found)
+                result[f"{name} {now:.9g} where {accepted:.9g} was accepted"] = None
+    return list(result)
 
 
 def seed_of(row: Row) -> str:
@@ -363,16 +363,16 @@ def change_of(row: Row, entry: Entry | None) -> Change:
     then = None if entry is None else entry.rows.get(seed_of(row))
     if then is None:
         return Change(kind=NEW, text=f"no baseline for {name}; accept this run with --precision-baseline=accept")
-    for each, what in (("weights", "weights"), ("weights_sha256", "weights"), ("inputs_sha256", "inputs")):
-        now, before = getattr(row, each), getattr(then, each)
-        unknown = each == "weights_sha256" and None in (now, before)  # older rows lack it
+    for item, what in (("weights", "weights"), ("weights_sha256", "weights"), ("inputs_sha256", "inputs")):
+        now, before = getattr(row, item), getattr(then, item)
+        unknown = item == "weights_sha256" and None in (now, before)  # older rows lack it
         if now != before and not unknown:
             text = (
                 f"{name} ran with other {what} ({_short(now)}) than were accepted ({_short(before)}); its numbers "
                 "cannot be compared: run with the accepted ones, or --precision-baseline=accept"
             )
             return Change(kind=INCOMPARABLE, text=text)
-    absent = [each for each in DIGESTS if getattr(row, each) is None or getattr(then, each) is None]
+    absent = [digest for digest in DIGESTS if getattr(row, digest) is None or getattr(then, digest) is None]
     if absent:
         text = f"{name} has no {absent[0]}, now or as accepted, so nobody can say what was compared; {AGAIN}"
         return Change(kind=INCOMPARABLE, text=text)
@@ -414,7 +414,7 @@ def _same_reference(row: Row, then: Row) -> bool:
     if (row.output, row.shape) != (then.output, then.shape) or row.parted or then.parted:
         return True
     numbers = (row.rms, then.rms, row.cpu_golden_rel_l2, then.cpu_golden_rel_l2)
-    known = [each for each in numbers if each is not None and math.isfinite(each)]
+    known = [number for number in numbers if number is not None and math.isfinite(number)]
     if len(known) < len(numbers) or not then.rms:
         return True
     rms, rms_then, error, error_then = known
@@ -425,19 +425,19 @@ def _worse_parts(row: Row, then: Row) -> list[str]:
     """In words, the outputs and the token whose own error grew though that of the output that stands for the row did
     not.
     """
-    scatter = NOISE * max((each.rerun or {}).get("rel_l2", 0.0) for each in (row, then))
-    found, parts = [], _parts(row)
+    scatter = NOISE * max((item.rerun or {}).get("rel_l2", 0.0) for item in (row, then))
+    result, parts = [], _parts(row)
     for what, (before, _) in _parts(then).items():
         now, count = parts.get(what, (math.nan, MANY))
         least = max(before, ROUNDOFF.get(row.dtype or "", 0.0))
         if now > max(PARTS, slack(count)) * least and now - before > scatter:
-            found.append(f"{what} is off by {now:.3e} where {before:.3e} was accepted")
-    return found
+            result.append(f"{what} is off by {now:.3e} where {before:.3e} was accepted")
+    return result
 
 
 def _parts(row: Row) -> dict[str, tuple[float, int]]:
     """The relative errors to the CPU of a row's parts, and how many elements each has."""
-    several = {f"output {name}": (each.rel_l2, math.prod(each.shape or ())) for name, each in row.outputs.items()}
+    several = {f"output {name}": (output.rel_l2, math.prod(output.shape or ())) for name, output in row.outputs.items()}
     token = {f"the worst token of {row.output or 'the output'}": (row.token_rel_l2, row.shape[-1])} if row.shape else {}
     return {
         what: (error, count)
@@ -494,30 +494,30 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     that stands for the row.
     """
     rows = list(rows)
-    found = [change_of(row, entry) for row in rows]
+    result = [change_of(row, entry) for row in rows]
     if entry is None:
-        return found
+        return result
     pairs = {
-        index: each.ratio
-        for index, each in enumerate(found)
-        if each.ratio is not None and math.isfinite(each.ratio) and each.ratio > 0
+        index: item.ratio
+        for index, item in enumerate(result)
+        if item.ratio is not None and math.isfinite(item.ratio) and item.ratio > 0
     }
     samples = {rows[index].inputs_sha256 or index: index for index in reversed(pairs)}  # the same inputs are one sample
     logs = [math.log(pairs[index]) for index in samples.values()]
     summed = [_is_of_sums(rows[index], entry.rows[seed_of(rows[index])]) for index in pairs]
     effect = SUMS if any(summed) else EFFECT
     together = _shared(logs, effect) if len(logs) >= SEEDS else 0
-    for index, each in enumerate(found):
-        if each.kind != DRIFT:
+    for index, item in enumerate(result):
+        if item.kind != DRIFT:
             continue
-        assert each.ratio is not None, "drift has a ratio"
+        assert item.ratio is not None, "drift has a ratio"
         alone = max(SUMS if any(summed) else ALONE, _chance(rows[index]))
-        shrunk = -1 if each.ratio < 1 / alone else together
-        sign = 1 if each.ratio > alone else shrunk
+        shrunk = -1 if item.ratio < 1 / alone else together
+        sign = 1 if item.ratio > alone else shrunk
         if sign and _is_scatter(rows[index], entry.rows[seed_of(rows[index])]):
             sign = 0
         grown = sign == 1
-        if sign and (each.ratio > 1) == grown:
+        if sign and (item.ratio > 1) == grown:
             kind = REGRESSED if grown else IMPROVED
             shared = (
                 f", {math.exp(sum(logs) / len(logs)):.3f} times on average over {len(logs)} seeds"
@@ -525,13 +525,13 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
                 else ""
             )
             advice = ADVICE if grown else "accept it with --precision-baseline=accept, so that it cannot be lost again"
-            found[index] = Change(kind=kind, text=f"{each.text}{shared}; {advice}", ratio=each.ratio)
-    for index, each in enumerate(found):
-        worse = _worse_parts(rows[index], entry.rows[seed_of(rows[index])]) if each.kind in (DRIFT, IMPROVED) else []
+            result[index] = Change(kind=kind, text=f"{item.text}{shared}; {advice}", ratio=item.ratio)
+    for index, item in enumerate(result):
+        worse = _worse_parts(rows[index], entry.rows[seed_of(rows[index])]) if item.kind in (DRIFT, IMPROVED) else []
         if worse:
             text = f"{rows[index].name}: {'; '.join(worse)}; {ADVICE}"
-            found[index] = Change(kind=REGRESSED, text=text, ratio=each.ratio)
-    return found
+            result[index] = Change(kind=REGRESSED, text=text, ratio=item.ratio)
+    return result
 
 
 def settled(rows: Iterable[Row], entry: Entry | None) -> list[Row]:
@@ -555,7 +555,7 @@ def _settled(row: Row, change: Change) -> Row:
 
 def _is_scatter(row: Row, then: Row) -> bool:
     """Whether the difference of a row's reruns explains by how much its error changed."""
-    now, before = ((each.rerun or {}).get("rel_l2", 0.0) for each in (row, then))
+    now, before = ((item.rerun or {}).get("rel_l2", 0.0) for item in (row, then))
     growth = error_of(row) - error_of(then)
     return abs(growth) <= NOISE * max(now, before) and growth <= error_of(then) + before
 
@@ -578,8 +578,8 @@ def _shared(logs: list[float], least: float) -> int:
     mean = sum(logs) / count
     if abs(mean) <= math.log(least):
         return 0
-    spread = math.sqrt(sum((each - mean) ** 2 for each in logs) / (count - 1))
-    limit = STUDENT[max(each for each in STUDENT if each <= count - 1)]
+    spread = math.sqrt(sum((log - mean) ** 2 for log in logs) / (count - 1))
+    limit = STUDENT[max(item for item in STUDENT if item <= count - 1)]
     if not abs(mean) > limit * spread / math.sqrt(count):
         return 0
     return 1 if mean > 0 else -1

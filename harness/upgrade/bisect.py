@@ -60,7 +60,7 @@ class Stack:
     def folder(self) -> str:
         """What its run is kept under: an edited entry has another."""
         key = hashlib.sha256(json.dumps([self.name, self.command, self.timeout]).encode()).hexdigest()
-        return "".join(each if each.isalnum() or each in "-_." else "_" for each in self.name[:40]) + f"-{key[:16]}"
+        return "".join(item if item.isalnum() or item in "-_." else "_" for item in self.name[:40]) + f"-{key[:16]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +91,15 @@ def read_stacks(path: Path) -> list[Stack]:
     )
     only_known(read, ("command", "timeout", "stack"), f"{path}")
     entries = read.get("stack", [])
-    tables = isinstance(entries, list) and all(isinstance(each, dict) for each in entries)
+    tables = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
     if not tables or len(entries) < 2:
-        found = "one" if tables and entries else "no"
+        result = "one" if tables and entries else "no"
         raise HarnessError(
-            f"{path} holds {found} [[stack]] where two or more were expected; write one for each environment, "
+            f"{path} holds {result} [[stack]] where two or more were expected; write one for each environment, "
             "the oldest first"
         )
-    stacks = [_stack(each, read, f"{path}: stack {number}") for number, each in enumerate(entries, 1)]
-    for name, count in Counter(each.name for each in stacks).items():
+    stacks = [_stack(entry, read, f"{path}: stack {number}") for number, entry in enumerate(entries, 1)]
+    for name, count in Counter(stack.name for stack in stacks).items():
         if count > 1:
             raise HarnessError(f"{path}: {count} stacks are called {name!r}; give each a name of its own")
     return stacks
@@ -119,13 +119,13 @@ def _stack(entry: Mapping[str, Any], shared: Mapping[str, Any], where: str) -> S
         )
     where = f"{where} ({name})"
     if not (isinstance(command, str) and command.strip()):
-        found = "no command" if command is None else f"the command {command!r}"
+        result = "no command" if command is None else f"the command {command!r}"
         raise HarnessError(
-            f"{where} has {found} where a line for the shell was expected; give it one, or one to all above "
+            f"{where} has {result} where a line for the shell was expected; give it one, or one to all above "
             "the first [[stack]]"
         )
     try:
-        fields = [each[1:] for each in string.Formatter().parse(command) if each[1] is not None]
+        fields = [item[1:] for item in string.Formatter().parse(command) if item[1] is not None]
     except ValueError as error:
         raise HarnessError(
             f"{where}: the braces of its command do not pair ({error}); write {{{{ and }}}} for those of the shell"
@@ -136,7 +136,7 @@ def _stack(entry: Mapping[str, Any], shared: Mapping[str, Any], where: str) -> S
                 f"{where}: {{{field}}} in its command is neither {{name}} nor {{report}}; write {{{{ and }}}} "
                 "for braces of the shell"
             )
-    if "report" not in (each[0] for each in fields):
+    if "report" not in (item[0] for item in fields):
         raise HarnessError(
             f"{where}: its command has no {{report}}, the folder that it must write {JSON_NAME} into; add it"
         )
@@ -207,7 +207,7 @@ def _kept(folder: Path) -> Run | None:
 def _last_line(log: Path) -> str:
     """What a command said last."""
     lines = log.read_bytes()[-4096:].decode(errors="replace").splitlines()
-    return next((each.strip()[:300] for each in reversed(lines) if each.strip()), "nothing")
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "nothing")
 
 
 @contextlib.contextmanager
@@ -247,9 +247,9 @@ def halve(good: int, bad: int, verdict: Callable[[int], str]) -> tuple[int, int]
     untested = list(range(good + 1, bad))
     while untested:
         middle = untested.pop(len(untested) // 2)
-        found = verdict(middle)
-        good, bad = middle if found == GOOD else good, middle if found == BAD else bad
-        untested = [each for each in untested if good < each < bad]
+        result = verdict(middle)
+        good, bad = middle if result == GOOD else good, middle if result == BAD else bad
+        untested = [item for item in untested if good < item < bad]
     return good, bad
 
 
@@ -273,12 +273,12 @@ class _Search:
         self.runs += kept is None
         _say(f"{f'run {self.runs}' if kept is None else 'kept'}: {stack.name} … ", end="")
         try:
-            found = self._judged(_execute(stack, folder), folder) if kept is None else kept
-            self.found[index] = found
-            _say(f"{found.verdict}: {found.why}", end="")
+            result = self._judged(_execute(stack, folder), folder) if kept is None else kept
+            self.found[index] = result
+            _say(f"{result.verdict}: {result.why}", end="")
         finally:
             _say("")
-        return found.verdict
+        return result.verdict
 
     def ends(self) -> tuple[int, int]:
         """The first and the last position that can run.
@@ -286,17 +286,17 @@ class _Search:
         Raises: HarnessError when there are no two, or they ran on different kinds of device.
         """
         count = len(self.stacks)
-        good = next((each for each in range(count) if self.look(each) != CANNOT), None)
+        good = next((index for index in range(count) if self.look(index) != CANNOT), None)
         bad = (
             None
             if good is None
-            else next((each for each in reversed(range(good + 1, count)) if self.look(each) != CANNOT), None)
+            else next((index for index in reversed(range(good + 1, count)) if self.look(index) != CANNOT), None)
         )
         if good is None or bad is None:
             able = "none" if good is None else f"only {self.stacks[good].name!r}"
             why = "; ".join(
-                f"{self.stacks[each].name}: {found.why}"
-                for each, found in sorted(self.found.items())
+                f"{self.stacks[item].name}: {found.why}"
+                for item, found in sorted(self.found.items())
                 if found.verdict == CANNOT
             )
             raise HarnessError(
@@ -345,11 +345,11 @@ class _Search:
             self.good = report
             return Finding(verdict=GOOD, why="the good end", seconds=seconds, report=report)
         try:
-            found = compare_reports(self.good, report)
+            upgrade = compare_reports(self.good, report)
         except HarnessError as error:
             return Finding(verdict=OTHER, why=str(error), seconds=seconds)
-        bad = found.counts().keys() & WORSE if self.what == "worse" else _changed(found, self.good, report)
-        why = ", ".join(f"{count} {kind}" for kind, count in found.counts().items())
+        bad = upgrade.counts().keys() & WORSE if self.what == "worse" else _changed(upgrade, self.good, report)
+        why = ", ".join(f"{count} {kind}" for kind, count in upgrade.counts().items())
         return Finding(verdict=BAD if bad else GOOD, why=why, seconds=seconds, report=report)
 
     def _chosen(self, report: Report) -> list[Row]:
@@ -368,12 +368,12 @@ def _measured(rows: Sequence[Row]) -> bool:
     return any(row.status not in (Status.ERROR, Status.SKIPPED) for row in rows)
 
 
-def _changed(found: Upgrade, before: Report, after: Report) -> bool:
+def _changed(result: Upgrade, before: Report, after: Report) -> bool:
     """Whether anything is not as before, to the bit; of a row that fails on both sides the transition does not say."""
-    old, new = ({(row.case, row.dtype, row.seed): row.actual_sha256 for row in each.rows} for each in (before, after))
+    old, new = ({(row.case, row.dtype, row.seed): row.actual_sha256 for row in item.rows} for item in (before, after))
     unchanged = (Kind.IDENTICAL, Kind.STILL, Kind.KNOWN, Kind.SKIPPED)
     moved = any(old[name] != new[name] for name in old.keys() & new.keys())
-    return moved or any(each.kind not in unchanged for each in found.transitions)
+    return moved or any(transition.kind not in unchanged for transition in result.transitions)
 
 
 def _say(text: str, end: str = "\n") -> None:
@@ -398,7 +398,7 @@ def bisect(
     there.
     """
     search = _Search(read_stacks(path), case=case, what=what, state=state, retry=retry)
-    names = [each.name for each in search.stacks]
+    names = [stack.name for stack in search.stacks]
     with _terminable():
         first, last = search.ends()
         if search.found[last].verdict == GOOD:
@@ -410,7 +410,7 @@ def bisect(
         good, bad = halve(first, last, search.look)
     answer = f"the numbers changed between {names[good]} and {names[bad]}"
     for verdict, words in ((CANNOT, "could not be run"), (OTHER, "ran on another device")):
-        between = [names[each] for each in range(good + 1, bad) if search.found[each].verdict == verdict]
+        between = [names[index] for index in range(good + 1, bad) if search.found[index].verdict == verdict]
         answer += f"; {', '.join(between)} {words}" if between else ""
     before, after = search.found[good].report, search.found[bad].report
     assert before is not None and after is not None, "what was compared has a report"
@@ -422,10 +422,10 @@ def _text(search: _Search, answer: str) -> str:
     """The answer over the table of all stacks."""
     rows = []
     for index, stack in enumerate(search.stacks):
-        found = search.found.get(index)
+        result = search.found.get(index)
         rows.append(
-            (stack.name, found.verdict, found.why, f"{found.seconds:.1f}")
-            if found
+            (stack.name, result.verdict, result.why, f"{result.seconds:.1f}")
+            if result
             else (stack.name, UNTRIED, MISSING, MISSING)
         )
     runs = (

@@ -67,7 +67,7 @@ class Known:
         return today > self.expires
 
     def __str__(self) -> str:
-        return " ".join([self.case, *([self.dtype] if self.dtype else []), *(f"seed {each}" for each in self.seeds)])
+        return " ".join([self.case, *([self.dtype] if self.dtype else []), *(f"seed {seed}" for seed in self.seeds)])
 
 
 def read_known(path: Path) -> list[Known]:
@@ -79,19 +79,19 @@ def read_known(path: Path) -> list[Known]:
     read = read_toml(path, f"no known failures at {path}; write the file, or leave the option out")
     only_known(read, ("known",), f"{path}")
     entries = read.get("known", [])
-    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise HarnessError(
             f"{path} holds {type(entries).__name__} as `known` where a list was expected; write [[known]] "
             "above each entry"
         )
-    found = [_entry(each, f"{path}: entry {number}") for number, each in enumerate(entries, 1)]
-    for index, each in enumerate(found):
+    result = [_entry(entry, f"{path}: entry {number}") for number, entry in enumerate(entries, 1)]
+    for index, row in enumerate(result):
         if any(
-            (each.case, each.dtype, each.seeds, each.device) == (other.case, other.dtype, other.seeds, other.device)
-            for other in found[:index]
+            (row.case, row.dtype, row.seeds, row.device) == (other.case, other.dtype, other.seeds, other.device)
+            for other in result[:index]
         ):
-            raise HarnessError(f"{path}: {each} is there twice; keep one")
-    return found
+            raise HarnessError(f"{path}: {row} is there twice; keep one")
+    return result
 
 
 def _entry(entry: Mapping[str, Any], where: str) -> Known:
@@ -114,7 +114,7 @@ def _entry(entry: Mapping[str, Any], where: str) -> Known:
             "without quotes"
         )
     for name, kind in (("seeds", int), ("criteria", str)):
-        if not (isinstance(entry.get(name, []), list) and all(type(each) is kind for each in entry.get(name, []))):
+        if not (isinstance(entry.get(name, []), list) and all(type(item) is kind for item in entry.get(name, []))):
             raise HarnessError(
                 f"{where} has {entry[name]!r} as its {name} where a list of "
                 f"{'numbers' if kind is int else 'names'} was expected"
@@ -130,9 +130,9 @@ def _entry(entry: Mapping[str, Any], where: str) -> Known:
 
 def entry_for(entries: Iterable[Known], case: str, dtype: str | None, seed: int | None, device: str) -> Known | None:
     """The entry that speaks of a row; the one that says more where there are several."""
-    found = [each for each in entries if each.covers(case, dtype, seed, device)]
+    result = [entry for entry in entries if entry.covers(case, dtype, seed, device)]
     return max(
-        found, key=lambda each: (bool(each.seeds), each.dtype is not None, each.device is not None), default=None
+        result, key=lambda value: (bool(value.seeds), value.dtype is not None, value.device is not None), default=None
     )
 
 
@@ -146,7 +146,7 @@ def complaint(entry: Known, row: Row, *, accepted: Row | None, today: datetime.d
     if entry.expired(today):
         return f"{where} expired on {entry.expires}; mend it, or review the entry and give it a new day"
     allowed = _allowed(entry, accepted)
-    others = sorted({each for each in row.criteria if each not in allowed})
+    others = sorted({item for item in row.criteria if item not in allowed})
     if others and entry.criteria:
         return f"{where} may fail by {', '.join(entry.criteria)}; this one fails by {', '.join(others)} as well"
     if others:

@@ -39,15 +39,15 @@ def loose(rows: Iterable[Row], *, every: bool = False) -> list[Loose]:
 
     Raises: HarnessError when a row cannot be judged again.
     """
-    found: dict[tuple[str, str | None, str], list[tuple[float, float]]] = {}
+    result: dict[tuple[str, str | None, str], list[tuple[float, float]]] = {}
     for row in rows:
         verdict = judged_again(row)
         own = verdict.tolerance.limits() if verdict.tolerance else {}
         for check in checks_of(verdict) if verdict.passed else []:
             if (every or check.name in own) and math.isfinite(check.found):
-                found.setdefault((row.case, row.dtype, check.name), []).append((check.found, check.limit))
-    proposed = (_proposed(*key, pairs) for key, pairs in found.items())
-    return [each for each in proposed if each is not None]
+                result.setdefault((row.case, row.dtype, check.name), []).append((check.found, check.limit))
+    proposed = (_proposed(*key, pairs) for key, pairs in result.items())
+    return [item for item in proposed if item is not None]
 
 
 def _proposed(case: str, dtype: str | None, name: str, pairs: list[tuple[float, float]]) -> Loose | None:
@@ -75,24 +75,24 @@ def _up(value: float) -> float:
     return float(f"{math.ceil(value / step - 1e-9) * step:.1e}")
 
 
-def ratchet_text(found: Sequence[Loose]) -> str:
+def ratchet_text(result: Sequence[Loose]) -> str:
     """The limits that could come down, as markdown."""
     said = (
-        f"{len(found)} limits could come down to {ROOM:g} times the worst that was found"
-        if found
+        f"{len(result)} limits could come down to {ROOM:g} times the worst that was found"
+        if result
         else "No limit could come down."
     )
     rows = tuple(
         (
-            each.case,
-            each.dtype or "–",
-            each.name,
-            f"{each.limit:.6g}",
-            f"{each.worst:.6g}",
-            f"{each.could_be:.6g}",
-            str(each.rows),
+            row.case,
+            row.dtype or "–",
+            row.name,
+            f"{row.limit:.6g}",
+            f"{row.worst:.6g}",
+            f"{row.could_be:.6g}",
+            str(row.rows),
         )
-        for each in found
+        for row in result
     )
     columns = ("case", "dtype", "limit", "now", "worst found", "could be", "rows")
     return to_markdown(

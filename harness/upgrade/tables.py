@@ -21,12 +21,12 @@ def read_toml(path: Path, absent: str) -> dict[str, Any]:
     Raises: HarnessError when there is no file, or it is not TOML.
     """
     try:
-        found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        result: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HarnessError(absent) from None
     except (ValueError, RecursionError) as error:
         raise HarnessError(f"{path} is not TOML ({error}); correct it") from None
-    return found
+    return result
 
 
 def only_known(entry: Mapping[str, Any], known: Sequence[str], where: str) -> None:

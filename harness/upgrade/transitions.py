@@ -52,7 +52,7 @@ class Kind(str, Enum):
 
 BROKEN, MISSING, STILL, FIXED = Kind.BROKEN, Kind.MISSING, Kind.STILL, Kind.FIXED
 ORDER = tuple(Kind)
-BAD = tuple(each for each in Kind if each.is_bad)
+BAD = tuple(item for item in Kind if item.is_bad)
 TABLES = ("environment", "packages")  # what of a stack is a table of its own
 UNRECORDED = "not recorded"
 EFFECTS = {  # names of a stack whose value changes numbers by itself, and what they change
@@ -134,39 +134,39 @@ class Upgrade:
     @property
     def passed(self) -> bool:
         """Nothing became worse, went missing or cannot be compared, and something was compared."""
-        kinds = {each.kind for each in self.transitions}
+        kinds = {transition.kind for transition in self.transitions}
         return (
-            any(each.is_compared for each in kinds) and not any(each.is_bad for each in kinds) and not self.complaints
+            any(item.is_compared for item in kinds) and not any(item.is_bad for item in kinds) and not self.complaints
         )
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is said of the whole: what fails besides the rows, that a subset was compared, that nothing was."""
-        found = [*self.complaints, *self.remarks]
+        result = [*self.complaints, *self.remarks]
         if self.left_out is not None:
             rows = f"{self.left_out} rows of the older report did not run and were left out"
-            found.append(
+            result.append(
                 "a subset was compared, as --subset asks: "
                 f"{rows if self.left_out else 'it holds every row of the older report'}"
             )
-        if not any(each.kind.is_compared for each in self.transitions):
-            found.append("no numbers were held against numbers of before: nothing shows that they are right")
-        return tuple(found)
+        if not any(transition.kind.is_compared for transition in self.transitions):
+            result.append("no numbers were held against numbers of before: nothing shows that they are right")
+        return tuple(result)
 
     def counts(self) -> dict[str, int]:
-        found = {kind.value: sum(each.kind is kind for each in self.transitions) for kind in ORDER}
-        return {kind: count for kind, count in found.items() if count}
+        result = {kind.value: sum(transition.kind is kind for transition in self.transitions) for kind in ORDER}
+        return {kind: count for kind, count in result.items() if count}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        transitions = [asdict(each) | {"kind": each.kind.value} for each in self.transitions]
+        transitions = [asdict(transition) | {"kind": transition.kind.value} for transition in self.transitions]
         head = {
             "schema": "precision-upgrade/1",
             "passed": self.passed,
             "counts": self.counts(),
             "notes": list(self.notes),
         }
-        return head | {"stack": [list(each) for each in self.stack], "transitions": transitions}
+        return head | {"stack": [list(item) for item in self.stack], "transitions": transitions}
 
 
 def compare_reports(before: Report, after: Report, *, subset: bool = False) -> Upgrade:
@@ -177,7 +177,7 @@ def compare_reports(before: Report, after: Report, *, subset: bool = False) -> U
     Raises: HarnessError where the reports were measured on other devices, an emulated one and a card say, or where two
     rows of a report have one name.
     """
-    keys = [baseline.key_of(each.stack, each.backend) for each in (before, after)]
+    keys = [baseline.key_of(item.stack, item.backend) for item in (before, after)]
     if keys[0] != keys[1]:
         raise HarnessError(
             f"the reports come from {shown(keys[0])} and {shown(keys[1])}; an upgrade is judged on one kind of device"
@@ -189,13 +189,13 @@ def compare_reports(before: Report, after: Report, *, subset: bool = False) -> U
     for side, rows in enumerate((old, new)):
         for name, row in rows.items():
             groups.setdefault(name[:2], ({}, {}))[side][name] = row
-    found, complaints = [], [*_planted("older", before), *_planted("newer", after)]
+    result, complaints = [], [*_planted("older", before), *_planted("newer", after)]
     for rows_before, rows_after in groups.values():
-        found += _group(rows_before, rows_after)
+        result += _group(rows_before, rows_after)
         complaints += _loosened(rows_before, rows_after)
-    found.sort(key=lambda each: ORDER.index(each.kind))
+    result.sort(key=lambda value: ORDER.index(value.kind))
     return Upgrade(
-        transitions=tuple(found),
+        transitions=tuple(result),
         stack=_changed(before.stack, after.stack),
         complaints=tuple(complaints),
         remarks=_times(before, after),
@@ -219,7 +219,7 @@ def _times(before: Report, after: Report) -> tuple[str, ...]:
 
 def _planted(which: str, report: Report) -> list[str]:
     """That a report is of a device that was broken on purpose, in words."""
-    faults = "; ".join(shown(each) for each in report.stack.get("faults") or ())
+    faults = "; ".join(shown(item) for item in report.stack.get("faults") or ())
     return (
         [
             (
@@ -258,14 +258,14 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[tuple
     `UNRECORDED`.
     """
     old, new = _flat(before), _flat(after)
-    lacking = [{name for name in TABLES if name not in each} for each in (before, after)]
-    found = []
+    lacking = [{name for name in TABLES if name not in item} for item in (before, after)]
+    result = []
     for name in dict.fromkeys((*old, *new)):
-        pair = [_recorded(each, name, lacks) for each, lacks in ((old, lacking[0]), (new, lacking[1]))]
-        known = [each for each in pair if each not in (UNRECORDED, None, (), [], "")]
+        pair = [_recorded(item, name, lacks) for item, lacks in ((old, lacking[0]), (new, lacking[1]))]
+        known = [item for item in pair if item not in (UNRECORDED, None, (), [], "")]
         if pair[0] != pair[1] and (UNRECORDED not in pair or known):
-            found.append((name, *pair))
-    return tuple(found)
+            result.append((name, *pair))
+    return tuple(result)
 
 
 def _recorded(stack: Mapping[str, Any], name: str, lacking: set[str]) -> Any:
@@ -277,13 +277,13 @@ def _recorded(stack: Mapping[str, Any], name: str, lacking: set[str]) -> Any:
 
 def _flat(stack: Mapping[str, Any]) -> dict[str, Any]:
     """A stack with the entries of its tables beside the rest: "environment.HCCL_DETERMINISTIC"."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in stack.items():
         if name in TABLES:
-            found |= {f"{name}.{each}": item for each, item in (value or {}).items()}
+            result |= {f"{name}.{element}": item for element, item in (value or {}).items()}
         else:
-            found[name] = value
-    return found
+            result[name] = value
+    return result
 
 
 def _group(old: Rows, new: Rows) -> list[Transition]:
@@ -373,7 +373,7 @@ def _worse(old: Row, new: Row) -> str:
         return "now its error is not finite"
     if UNKNOWN_CRITERION in old.criteria:
         return ""  # of an older version, which kept no criteria
-    before, now = ({_way(each) for each in row.criteria} - {"baseline", "known"} for row in (old, new))
+    before, now = ({_way(item) for item in row.criteria} - {"baseline", "known"} for row in (old, new))
     others = sorted(now - before)
     return f"now it fails by {', '.join(others)} too" if others else ""
 
@@ -398,5 +398,5 @@ def _why(row: Row) -> str:
 
 
 def _error(row: Row | None) -> float | None:
-    found = None if row is None else baseline.error_of(row)
-    return found if found is not None and math.isfinite(found) else None
+    result = None if row is None else baseline.error_of(row)
+    return result if result is not None and math.isfinite(result) else None

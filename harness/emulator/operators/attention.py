@@ -142,7 +142,7 @@ class _Problem:
             )
             return
         rows, columns = _ends(given["lens_q"]), _ends(given["lens_kv"])
-        filled = [index for index, each in enumerate(rows) if each.stop > each.start] or [0]
+        filled = [index for index, item in enumerate(rows) if item.stop > item.start] or [0]
         start = 0
         for index, (row, column) in enumerate(zip(rows, columns)):
             queries, keys = row.stop - row.start, column.stop - column.start
@@ -177,9 +177,9 @@ class _Problem:
 
     def joined(self, parts, few=False):
         if self.ragged:
-            rows = [each.squeeze(0).transpose(0, 1) for each in parts]
+            rows = [part.squeeze(0).transpose(0, 1) for part in parts]
             whole = (self.k if few else self.q).shape[0]
-            tail = whole - sum(each.shape[0] for each in rows)
+            tail = whole - sum(row.shape[0] for row in rows)
             return torch.cat(rows + [rows[0].new_zeros(tail, *rows[0].shape[1:])] if tail else rows)
         return JOIN[self.layout](parts[0])
 
@@ -191,7 +191,7 @@ class _Problem:
             return parts[0].expand(spec.shape)
         if self.given.get("stored") == "same_as_input":
             return self.joined(parts).expand(spec.shape)
-        flat = torch.cat([each.flatten() for each in parts])
+        flat = torch.cat([part.flatten() for part in parts])
         flat = torch.cat((flat, flat.new_zeros(math.prod(spec.shape[:-1]) - flat.numel())))
         return flat.reshape(*spec.shape[:-1], 1).expand(spec.shape)
 
@@ -210,11 +210,11 @@ class _Problem:
 
 def _forward(given, out, kind=_Problem):
     problem = kind(given)
-    found = [
+    result = [
         numerics.attention(of_q(problem.q), of_k(problem.k), of_k(problem.v), **options)
         for of_q, of_k, options in problem.parts()
     ]
-    results, tops, totals = zip(*found)
+    results, tops, totals = zip(*result)
     return [
         problem.stored(tops, out[0]),
         problem.stored(totals, out[1]),
@@ -226,11 +226,11 @@ def _forward(given, out, kind=_Problem):
 def _backward(given, out, kind=_Problem):
     problem = kind(given)
     tops, totals = problem.loaded(given["max"]), problem.loaded(given["sum"])
-    found = []
+    result = []
     for (of_q, of_k, options), top, total in zip(problem.parts(), tops, totals):
         tensors = of_q(given["grad"]), of_q(problem.q), of_k(problem.k), of_k(problem.v), of_q(given["found"])
-        found.append(numerics.attention_backward(*tensors, top, total, **options))
-    for_q, for_k, for_v, for_bias, for_sink = zip(*found)
+        result.append(numerics.attention_backward(*tensors, top, total, **options))
+    for_q, for_k, for_v, for_bias, for_sink = zip(*result)
     towards_q, towards_k = problem.joined(for_q), problem.joined(for_k, few=True)
     inner_q, inner_k = problem.inner
     values = {
@@ -374,7 +374,7 @@ def _infer(given, out):
         ropes = _caches({**given, "k_rope": [given["k_rope"]]}, "k_rope", batch, few, lengths)
         keys = [torch.cat(pair, -1) for pair in zip(keys, ropes)]
     sizes = _lengths(given.get("lens_q") if not ragged else None, batch, False)
-    found, sums = [], []
+    result, sums = [], []
     for index in range(batch):
         rows = queries[index].shape[1] if sizes is None or ragged else min(sizes[index], queries[index].shape[1])
         end = keys[index].shape[1] if lengths is None else lengths[index]
@@ -387,14 +387,14 @@ def _infer(given, out):
             key, value = torch.cat((shared[0], key), 1), torch.cat((shared[1], value), 1)
         y, lse = _one(given, queries[index][:, :rows], key, value, index, batch)
         missing = queries[index].shape[1] - rows
-        found.append(torch.nn.functional.pad(y, (0, 0, 0, missing)))
+        result.append(torch.nn.functional.pad(y, (0, 0, 0, missing)))
         sums.append(torch.nn.functional.pad(lse, (0, 0, 0, missing), value=math.inf))
     if ragged:
-        joined, stored = torch.cat(found, 1), torch.cat(sums, 1)
+        joined, stored = torch.cat(result, 1), torch.cat(sums, 1)
         joined = joined if goes == "NTD" else joined.transpose(0, 1)
         stored = stored.transpose(0, 1)
     else:
-        joined, stored = JOIN[goes](torch.stack(found)), torch.stack(sums)
+        joined, stored = JOIN[goes](torch.stack(result)), torch.stack(sums)
     results = [joined.reshape(out[0].shape).to(out[0].dtype)]
     if len(out) > 1:
         results.append(
@@ -432,7 +432,7 @@ def _one(given, q, k, v, index: int, batch: int):
     sink = given["sink"] if _given(given.get("sink")) else None
     fast = "sparse" in given and queries > 1 and given["inner"] % 2 == 1  # prompts know a mode of high performance
     options = dict(scale=given["scale"], hidden=hidden, bias=bias, sink=sink, fast=fast)
-    y, top, total = numerics.attention(*[each.unsqueeze(0) for each in (q, k, v)], **options)
+    y, top, total = numerics.attention(*[tensor.unsqueeze(0) for tensor in (q, k, v)], **options)
     lse = torch.where(total == 0, math.inf, top + total.log())
     return y[0], lse[0]
 
@@ -480,10 +480,10 @@ for name, signature in {
 @operator("aclnnAttentionUpdate", "sums:tensors parts:tensors kind:int >y >sums_all")
 def attention_update(sums, parts, kind, out):
     """Results over parts of the keys as one: weighted by their sums' share."""
-    stacked = torch.stack([tall(each) for each in sums])
+    stacked = torch.stack([tall(item) for item in sums])
     whole = torch.logsumexp(stacked, 0)
     weights = torch.exp(stacked - whole).unsqueeze(-1)
-    y = (torch.stack([tall(each) for each in parts]) * weights).sum(0)
+    y = (torch.stack([tall(part) for part in parts]) * weights).sum(0)
     return [y.to(out[0].dtype), None if out[1] is None else _written(whole, out[1])]
 
 
@@ -501,17 +501,17 @@ def ring_update(old, old_max, old_sum, new, new_max, new_sum, lens, layout, stor
     total = parts[0] + parts[1]
     shares = [(part / torch.where(total == 0, 1.0, total))[..., :1] for part in parts]
     if layout == "SBH":  # statistics are (B, H, S, 8)
-        results = [each.float().unflatten(-1, (old_max.shape[1], -1)) for each in (old, new)]
-        shares = [each.permute(2, 0, 1, 3) for each in shares]
+        results = [tensor.float().unflatten(-1, (old_max.shape[1], -1)) for tensor in (old, new)]
+        shares = [tensor.permute(2, 0, 1, 3) for tensor in shares]
     else:
         results = [old.float(), new.float()]
         if stored != "TND":  # the rows of a head lie together within a sequence
             shares = [
-                _tokens_first(each, [part for part in _ends(lens.tolist()) if part.stop > part.start])
-                for each in shares
+                _tokens_first(item, [part for part in _ends(lens.tolist()) if part.stop > part.start])
+                for item in shares
             ]
-    found = sum(result * share for result, share in zip(results, shares))
-    return [_written(each, spec) for each, spec in zip((found, top, total), out)]
+    outcome = sum(result * share for result, share in zip(results, shares))
+    return [_written(item, spec) for item, spec in zip((outcome, top, total), out)]
 
 
 def _tokens_first(statistic, rows):
@@ -539,19 +539,19 @@ def floyd_attention(q, k_ij, v_ij, k_jk, v_jk, mask, scale, out):
     weights = torch.exp(scores - top)
     total = weights.sum(-1, keepdim=True)
     weights = _narrow(weights, q.dtype)
-    found = torch.einsum("bhikj,bhijc->bhikc", weights, tall(v_ij)) + torch.einsum(
+    result = torch.einsum("bhikj,bhijc->bhikc", weights, tall(v_ij)) + torch.einsum(
         "bhikj,bhjkc->bhikc", weights, tall(v_jk)
     )
-    return top.expand(out[0].shape), total.expand(out[1].shape), (found / total).to(out[2].dtype)
+    return top.expand(out[0].shape), total.expand(out[1].shape), (result / total).to(out[2].dtype)
 
 
 @operator(
     "aclnnFusedFloydAttentionGrad",
     "q k_ij v_ij k_jk v_jk grad mask max sum found scale:double >dq >dk_ij >dv_ij >dk_jk >dv_jk",
 )
-def floyd_attention_backward(q, k_ij, v_ij, k_jk, v_jk, grad, mask, top, total, found, scale, out):
+def floyd_attention_backward(q, k_ij, v_ij, k_jk, v_jk, grad, mask, top, total, outcome, scale, out):
     weights = torch.exp(_floyd_weights(q, k_ij, k_jk, mask, scale) - top[..., :1]) / total[..., :1]
-    towards = _floyd_weights(grad, v_ij, v_jk, None, 1.0) - (tall(grad) * tall(found)).sum(-1, keepdim=True)
+    towards = _floyd_weights(grad, v_ij, v_jk, None, 1.0) - (tall(grad) * tall(outcome)).sum(-1, keepdim=True)
     scores, weights = _narrow(weights * towards, q.dtype) * scale, _narrow(weights, q.dtype)
     results = (
         torch.einsum("bhikj,bhijc->bhikc", scores, tall(k_ij)) + torch.einsum("bhikj,bhjkc->bhikc", scores, tall(k_jk)),
@@ -560,7 +560,7 @@ def floyd_attention_backward(q, k_ij, v_ij, k_jk, v_jk, grad, mask, top, total, 
         torch.einsum("bhikj,bhikc->bhjkc", scores, tall(q)),
         torch.einsum("bhikj,bhikc->bhjkc", weights, tall(grad)),
     )
-    return [each.to(spec.dtype) for each, spec in zip(results, out)]
+    return [result.to(spec.dtype) for result, spec in zip(results, out)]
 
 
 class _Selected(_Problem):
@@ -599,7 +599,7 @@ SELECTED = f"chosen mask {LENGTHS} scale:double heads:int layout:str sparse:int 
 _enter(
     "aclnnNsaSelectedAttention",
     f"q k v {SELECTED} >max >sum >found",
-    lambda given, out: [each for each in _forward(given, [*out[:2], None, out[2]], _Selected) if each is not None],
+    lambda given, out: [item for item in _forward(given, [*out[:2], None, out[2]], _Selected) if item is not None],
 )
 _enter(
     "aclnnNsaSelectedAttentionGrad",

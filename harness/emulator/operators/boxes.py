@@ -111,8 +111,8 @@ def diou(boxes, others, out, trans=False, is_cross=True, mode="iou"):
 @older("CIoU")
 def ciou(boxes, others, out, trans=False, is_cross=True, mode="iou", atan_sub_flag=False):
     _, _, ((w1, h1), (w2, h2)) = _distance_iou(tall(boxes), tall(others), trans, is_cross, mode)
-    found = _ciou(tall(boxes), tall(others), trans, is_cross, mode), torch.atan(w2 / h2) - torch.atan(w1 / h1)
-    return [each.reshape(spec.shape).to(spec.dtype) for each, spec in zip(found, out)]
+    result = _ciou(tall(boxes), tall(others), trans, is_cross, mode), torch.atan(w2 / h2) - torch.atan(w1 / h1)
+    return [tensor.reshape(spec.shape).to(spec.dtype) for tensor, spec in zip(result, out)]
 
 
 @operator("aclnnCIoU", "boxes others trans:bool is_cross:bool mode:str >overlap >turned")
@@ -122,10 +122,10 @@ def ciou_of_the_newer_path(boxes, others, trans, is_cross, mode, out):
 
 def _both_gradients(compute, grad, boxes, others, out, **settings):
     with torch.inference_mode(False), torch.enable_grad():
-        inputs = [tall(each).clone().requires_grad_() for each in (boxes, others)]
-        found = compute(*inputs, **settings)
-        gradients = torch.autograd.grad(found, inputs, tall(grad).clone().reshape(found.shape))
-    return [each.to(spec.dtype) for each, spec in zip(gradients, out)]
+        inputs = [tall(item).clone().requires_grad_() for item in (boxes, others)]
+        result = compute(*inputs, **settings)
+        gradients = torch.autograd.grad(result, inputs, tall(grad).clone().reshape(result.shape))
+    return [gradient.to(spec.dtype) for gradient, spec in zip(gradients, out)]
 
 
 @older("GIoUGrad")
@@ -197,11 +197,11 @@ def _centred(boxes, trans: bool) -> list[list[float]]:
 
 def _turned_pairs(boxes, others, trans, compute):
     """Of boxes (B, 5, N) and others (B, 5, K): what is computed of each pair, as (B, N, K)."""
-    found = [
+    result = [
         [[compute(one, other) for other in _centred(theirs.t(), trans)] for one in _centred(ours.t(), trans)]
         for ours, theirs in zip(boxes, others)
     ]
-    return torch.tensor(found, dtype=torch.float64).reshape(boxes.shape[0], boxes.shape[2], others.shape[2])
+    return torch.tensor(result, dtype=torch.float64).reshape(boxes.shape[0], boxes.shape[2], others.shape[2])
 
 
 @older("RotatedOverlaps")
@@ -217,8 +217,8 @@ def _turned_iou(one, other, mode="iou") -> float:
 
 @older("RotatedIou")
 def rotated_iou(boxes, others, out, trans=False, mode="iou", is_cross=True, value=0.0):
-    found = _turned_pairs(boxes, others, trans, lambda one, other: _turned_iou(one, other, mode))
-    return (found if is_cross else found.diagonal(dim1=1, dim2=2)).reshape(out.shape).to(out.dtype)
+    result = _turned_pairs(boxes, others, trans, lambda one, other: _turned_iou(one, other, mode))
+    return (result if is_cross else result.diagonal(dim1=1, dim2=2)).reshape(out.shape).to(out.dtype)
 
 
 @older("RotatedNMS", free=(0, 1))
@@ -242,20 +242,20 @@ def rotated_nms(boxes, scores, labels, out, iou_threshold, score_threshold=0.0, 
 @older("RotatedBoxEncode")
 def rotated_box_encode(anchors, boxes, out, weight):
     (x, y, w, h, angle), (gx, gy, gw, gh, turn) = _turned(anchors), _turned(boxes)
-    found = (
+    result = (
         (gx - x) / w,
         (gy - y) / h,
         torch.log(gw / w),
         torch.log(gh / h),
         torch.tan(torch.deg2rad(turn)) - torch.tan(torch.deg2rad(angle)),
     )
-    return torch.stack([each * scale for each, scale in zip(found, weight)], 1).to(out.dtype)
+    return torch.stack([item * scale for item, scale in zip(result, weight)], 1).to(out.dtype)
 
 
 @older("RotatedBoxDecode")
 def rotated_box_decode(anchors, deltas, out, weight):
     x, y, w, h, angle = _turned(anchors)
-    dx, dy, dw, dh, turn = (each / scale for each, scale in zip(tall(deltas).unbind(1), weight))
+    dx, dy, dw, dh, turn = (part / scale for part, scale in zip(tall(deltas).unbind(1), weight))
     x, y, w, h = x + dx * w, y + dy * h, w * torch.exp(dw), h * torch.exp(dh)
     angle = torch.rad2deg(torch.atan(torch.tan(torch.deg2rad(angle)) + turn))
     return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2, angle], 1).to(out.dtype)
@@ -273,7 +273,7 @@ def _turned(boxes):
 def _overlap(one, others):
     """The intersection over union of one box (4,) with others (N, 4), whose corners may lie in any order."""
     low, high = (
-        [pick(each[..., :2], each[..., 2:]) for each in (one, others)] for pick in (torch.minimum, torch.maximum)
+        [pick(item[..., :2], item[..., 2:]) for item in (one, others)] for pick in (torch.minimum, torch.maximum)
     )
     inner = (torch.minimum(*high) - torch.maximum(*low)).clamp(0).prod(-1)
     areas = [(far - near).prod(-1) for near, far in zip(low, high)]
@@ -328,18 +328,18 @@ def batch_nms(
     boxes, scores = tall(boxes), tall(scores)
     if transpose_box:
         boxes, scores = boxes.permute(0, 3, 1, 2), scores.permute(0, 2, 1)
-    found = [torch.zeros(spec.shape) for spec in out]
+    result = [torch.zeros(spec.shape) for spec in out]
     for image in range(boxes.shape[0]):
         best = []
         for label in range(scores.shape[2]):
             places = boxes[image, :, label if boxes.shape[2] > 1 else 0]
             kept = _suppressed(places, scores[image, :, label], max_size_per_class, iou_threshold, score_threshold)
             best += [(float(scores[image, at, label]), label, places[at]) for at in kept]
-        best = sorted(best, key=lambda each: -each[0])[:max_total_size]
+        best = sorted(best, key=lambda value: -value[0])[:max_total_size]
         for at, (score, label, place) in enumerate(best):
-            found[0][image, at], found[1][image, at], found[2][image, at] = place, score, label
-        found[3][image] = len(best)
-    return [each.to(spec.dtype) for each, spec in zip(found, out)]
+            result[0][image, at], result[1][image, at], result[2][image, at] = place, score, label
+        result[3][image] = len(best)
+    return [tensor.to(spec.dtype) for tensor, spec in zip(result, out)]
 
 
 # -------- encodings, assignments
@@ -353,23 +353,23 @@ def _middles(boxes, more=0):
 @older("BoundingBoxEncode")
 def bounding_box_encode(anchors, boxes, out, means, stds):
     """In float16 step by step, whatever comes; a corner counts as a pixel."""
-    (px, py, pw, ph), (gx, gy, gw, gh) = (_middles(each.half(), 1) for each in (anchors, boxes))
-    found = (gx - px) / pw, (gy - py) / ph, torch.log(gw / pw), torch.log(gh / ph)
-    return torch.stack([(each - mean) / std for each, mean, std in zip(found, means, stds)], 1).to(out.dtype)
+    (px, py, pw, ph), (gx, gy, gw, gh) = (_middles(tensor.half(), 1) for tensor in (anchors, boxes))
+    result = (gx - px) / pw, (gy - py) / ph, torch.log(gw / pw), torch.log(gh / ph)
+    return torch.stack([(item - mean) / std for item, mean, std in zip(result, means, stds)], 1).to(out.dtype)
 
 
 @older("BoundingBoxDecode")
 def bounding_box_decode(rois, deltas, out, means, stds, max_shape=(), wh_ratio_clip=0.016):
-    dx, dy, dw, dh = (each * std + mean for each, mean, std in zip(tall(deltas).t(), means, stds))
+    dx, dy, dw, dh = (item * std + mean for item, mean, std in zip(tall(deltas).t(), means, stds))
     furthest = abs(math.log(wh_ratio_clip))
     dw, dh = dw.clamp(-furthest, furthest), dh.clamp(-furthest, furthest)
     x, y, w, h = _middles(tall(rois), 1)
     x, y, w, h = x + w * dx, y + h * dy, w * torch.exp(dw), h * torch.exp(dh)
-    found = torch.stack([x - w / 2 + 0.5, y - h / 2 + 0.5, x + w / 2 - 0.5, y + h / 2 - 0.5], 1)
+    result = torch.stack([x - w / 2 + 0.5, y - h / 2 + 0.5, x + w / 2 - 0.5, y + h / 2 - 0.5], 1)
     if max_shape:
         high, wide = max_shape[0] - 1, max_shape[-1] - 1
-        found = torch.minimum(found.clamp(min=0), torch.tensor([wide, high, wide, high]))
-    return found.to(out.dtype)
+        result = torch.minimum(result.clamp(min=0), torch.tensor([wide, high, wide, high]))
+    return result.to(out.dtype)
 
 
 @older("YoloBoxesEncode")
@@ -411,16 +411,16 @@ def grid_assign_positive(
     """Numbers of boxes, from 1, for the responsible anchors that overlap one enough, and for the anchors that overlap a
     box best.
     """
-    found, flagged = tall(assigned).clone(), flags.bool()
+    result, flagged = tall(assigned).clone(), flags.bool()
     positive = (tall(best) > pos_iou_thr) & flagged
-    found[positive] = best_box[positive].to(found.dtype) + 1
+    result[positive] = best_box[positive].to(result.dtype) + 1
     for box in range(min(int(count), overlaps.shape[0])):
         if box_best[box] > min_pos_iou:
             if gt_max_assign_all:
-                found[(overlaps[box] == box_best[box]) & flagged] = box + 1
+                result[(overlaps[box] == box_best[box]) & flagged] = box + 1
             elif flagged[box_best_at[box]]:
-                found[box_best_at[box]] = box + 1
-    return found.to(out.dtype)
+                result[box_best_at[box]] = box + 1
+    return result.to(out.dtype)
 
 
 # -------- regions
@@ -462,8 +462,8 @@ def _region(features, roi, scale, height, width, samples, mode):
     cell_h, cell_w = max(bottom - top, least) / height, max(right - left, least) / width
     across = [samples or max(math.ceil(cell), 1) for cell in (cell_h, cell_w)]
     y, x = (
-        start + (torch.arange(count * each) + 0.5) / each * cell
-        for start, count, each, cell in ((top, height, across[0], cell_h), (left, width, across[1], cell_w))
+        start + (torch.arange(count * item) + 0.5) / item * cell
+        for start, count, item, cell in ((top, height, across[0], cell_h), (left, width, across[1], cell_w))
     )
     return _sampled(features[int(batch)], y, x).unflatten(2, (width, -1)).unflatten(1, (height, -1)).mean((2, 4))
 
@@ -492,8 +492,10 @@ def roi_align_grad(
             _region(features, roi, spatial_scale, pooled_height, pooled_width, sample_num, roi_end_mode)
             for roi in tall(rois)
         ]
-        found = torch.autograd.grad(torch.stack(cells), features, tall(grad).clone())[0] if cells else features.detach()
-    return found.to(out.dtype)
+        result = (
+            torch.autograd.grad(torch.stack(cells), features, tall(grad).clone())[0] if cells else features.detach()
+        )
+    return result.to(out.dtype)
 
 
 @operator("aclnnROIAlignBackward", "grad rois shape:ints width:int height:int scale:float samples:int mode:int >out")
@@ -506,8 +508,8 @@ def _position_bins(rois, scale, group, high, wide):
     covers.
     """
     for number, roi in enumerate(tall(rois).permute(0, 2, 1).reshape(-1, 5).tolist()):
-        left, top = (math.floor(each + 0.5) * scale for each in roi[1:3])
-        right, bottom = ((math.floor(each + 0.5) + 1) * scale for each in roi[3:5])
+        left, top = (math.floor(item + 0.5) * scale for item in roi[1:3])
+        right, bottom = ((math.floor(item + 0.5) + 1) * scale for item in roi[3:5])
         cell_h, cell_w = max(bottom - top, 0.1) / group, max(right - left, 0.1) / group
         for row in range(group):
             for column in range(group):
@@ -522,21 +524,21 @@ def _position_bins(rois, scale, group, high, wide):
 
 @older("PSROIPoolingV2")
 def position_sensitive_pooling(x, rois, out, spatial_scale, output_dim, group_size):
-    found = torch.zeros(out.shape)
+    result = torch.zeros(out.shape)
     maps = tall(x).unflatten(1, (output_dim, group_size, group_size))
     for number, image, row, column, rows, columns in _position_bins(rois, spatial_scale, group_size, *x.shape[2:]):
-        found[number, :, row, column] = maps[image, :, row, column, rows, columns].mean((-2, -1))
-    return found.to(out.dtype)
+        result[number, :, row, column] = maps[image, :, row, column, rows, columns].mean((-2, -1))
+    return result.to(out.dtype)
 
 
 @older("PSROIPoolingGradV2D")
 def position_sensitive_pooling_grad(grad, rois, out, spatial_scale, output_dim, group_size, input_size):
-    found = torch.zeros(out.shape)
-    maps = found.unflatten(1, (output_dim, group_size, group_size))
+    result = torch.zeros(out.shape)
+    maps = result.unflatten(1, (output_dim, group_size, group_size))
     for number, image, row, column, rows, columns in _position_bins(rois, spatial_scale, group_size, *out.shape[2:]):
         place = maps[image, :, row, column, rows, columns]
         place += tall(grad)[number, :, row, column].reshape(-1, 1, 1) / place[0].numel()
-    return found.to(out.dtype)
+    return result.to(out.dtype)
 
 
 # -------- sequences, ranges, distances
@@ -582,12 +584,12 @@ def cdist_grad(grad, one, other, distance, out, p=2.0):
     grad, distance, apart = tall(grad), tall(distance), tall(one) - tall(other)
     size = apart.abs()
     if p == 0:
-        found = torch.zeros_like(apart)
+        result = torch.zeros_like(apart)
     elif p < 0:
-        found = grad * apart.sign() * (size >= distance)
+        result = grad * apart.sign() * (size >= distance)
     else:
-        found = grad * apart.sign() * torch.where(size == 0, torch.zeros(()), size.pow(p - 1)) / distance.pow(p - 1)
-    return torch.where(distance == 0, torch.zeros(()), found).sum(-2).reshape(out.shape).to(out.dtype)
+        result = grad * apart.sign() * torch.where(size == 0, torch.zeros(()), size.pow(p - 1)) / distance.pow(p - 1)
+    return torch.where(distance == 0, torch.zeros(()), result).sum(-2).reshape(out.shape).to(out.dtype)
 
 
 @older("IFMR")

@@ -46,11 +46,11 @@ def uniform(low, high, generator, out):
 
 
 def random(low, high, generator, out):
-    found = torch.randint(low, high, out.shape, generator=generator).to(out.dtype)
+    result = torch.randint(low, high, out.shape, generator=generator).to(out.dtype)
     if not out.dtype.is_floating_point:
-        return found
+        return result
     end = torch.tensor(high, dtype=out.dtype)  # which a large whole number may be rounded to
-    return torch.where(found < end, found, torch.nextafter(end, -end.abs() - 1))
+    return torch.where(result < end, result, torch.nextafter(end, -end.abs() - 1))
 
 
 def random_of_all(generator, out):

@@ -38,4 +38,4 @@ def alike(*values):
 
 def ints(values) -> list[int]:
     """A tensor of sizes or axes as a list."""
-    return [int(each) for each in values.reshape(-1).tolist()]
+    return [int(number) for number in values.reshape(-1).tolist()]

@@ -388,10 +388,10 @@ def quantize(self, scales, zero_points, dtype, axis, out):
     shape = [1] * self.dim()
     if scales.numel() != 1:
         shape[axis] = -1
-    found = self.float() / scales.float().reshape(shape)
+    result = self.float() / scales.float().reshape(shape)
     if zero_points is not None:
-        found += zero_points.float().reshape(shape)
+        result += zero_points.float().reshape(shape)
     ends = torch.iinfo(out.dtype)
     if ends.bits == 32:
-        found = found.double()  # its ends are no float32
-    return found.round_().nan_to_num_(0).clamp_(ends.min, ends.max).to(out.dtype)
+        result = result.double()  # its ends are no float32
+    return result.round_().nan_to_num_(0).clamp_(ends.min, ends.max).to(out.dtype)

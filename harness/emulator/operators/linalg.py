@@ -12,7 +12,7 @@ from harness.emulator.table import operator
 def svd(self, full, vectors, out):
     """The right vectors are columns, as the left ones are; without vectors there is no room for them."""
     if not vectors:
-        return torch.linalg.svdvals(self), *[torch.empty(each.shape, dtype=each.dtype) for each in out[1:]]
+        return torch.linalg.svdvals(self), *[torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in out[1:]]
     left, values, right = torch.linalg.svd(self, full_matrices=full)
     return values, left, right.mH
 
@@ -35,7 +35,7 @@ def inverse(self, out):
 
 @operator("aclnnSlogdet", "self >sign >log")
 def slogdet(self, out):
-    return [each.to(spec.dtype).reshape(spec.shape) for each, spec in zip(torch.linalg.slogdet(tall(self)), out)]
+    return [tensor.to(spec.dtype).reshape(spec.shape) for tensor, spec in zip(torch.linalg.slogdet(tall(self)), out)]
 
 
 @operator("aclnnTriangularSolve", "self coefficients upper:bool transpose:bool unit:bool >out >copied")
@@ -50,5 +50,5 @@ def cross(self, other, dim, out):
 
 @operator("aclRfft1D", "self size:int dim:int norm:int >out")
 def rfft(self, size, dim, norm, out):
-    found = torch.fft.rfft(tall(self), size, dim, ("backward", "forward", "ortho")[norm - 1])
-    return torch.view_as_real(found).to(out.dtype)
+    result = torch.fft.rfft(tall(self), size, dim, ("backward", "forward", "ortho")[norm - 1])
+    return torch.view_as_real(result).to(out.dtype)

@@ -108,11 +108,11 @@ ONE_OUTPUT = {  # name: (inputs, meaning)
 
 def _wide(meaning):
     def compute(*inputs, out):
-        found = meaning(*alike(*inputs))
-        found = (
-            found.sum_to_size(out.shape) if found.numel() > out.numel else found.expand(out.shape)
+        result = meaning(*alike(*inputs))
+        result = (
+            result.sum_to_size(out.shape) if result.numel() > out.numel else result.expand(out.shape)
         )  # the operands broadcast
-        return found.to(out.dtype)
+        return result.to(out.dtype)
 
     return compute
 
@@ -179,10 +179,10 @@ def ctc_loss_backward(grad, self, targets, input_lengths, target_lengths, loss, 
     self = self if self.dim() == 3 else self.unsqueeze(1)
     log_alpha = log_alpha[..., : 2 * max(target_lengths) + 1].contiguous()
     lengths = (input_lengths, target_lengths)
-    found = aten._ctc_loss_backward(
+    result = aten._ctc_loss_backward(
         grad.reshape(-1), self, targets.long(), *lengths, loss.reshape(-1), log_alpha, blank, zero_infinity
     )
-    return found.reshape(out.shape).to(out.dtype)
+    return result.reshape(out.shape).to(out.dtype)
 
 
 REDUCTIONS = {"none": NONE, "mean": MEAN, "sum": SUM}
@@ -290,5 +290,5 @@ def scaled_masked_softmax(self, mask, scale, triangle, out):
 @operator("aclnnScaledMaskedSoftmaxBackward", "grad result mask scale:double triangle:bool >out")
 def scaled_masked_softmax_backward(grad, result, mask, scale, triangle, out):
     grad, result = alike(grad, result)
-    found = aten._softmax_backward_data(grad, result, -1, grad.dtype) * scale
-    return found.masked_fill(_hidden(mask, triangle, grad), 0.0).to(out.dtype)
+    outcome = aten._softmax_backward_data(grad, result, -1, grad.dtype) * scale
+    return outcome.masked_fill(_hidden(mask, triangle, grad), 0.0).to(out.dtype)

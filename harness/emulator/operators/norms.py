@@ -29,7 +29,7 @@ def _or_zeros(value, spec):
 
 
 def _talls(*tensors):
-    return [tall(each) for each in tensors]
+    return [tall(tensor) for tensor in tensors]
 
 
 @operator("aclnnRmsNormGrad", "grad self rstd gamma >self_grad >gamma_grad")
@@ -53,19 +53,19 @@ def _added_rms_norm(x1, x2, gamma, eps):
 @operator("aclnnAddRmsNorm", "x1 x2 gamma eps:double >y >rstd >x")
 def add_rms_norm(x1, x2, gamma, eps, out):
     total, y, rstd = _added_rms_norm(x1, x2, gamma, eps)
-    return [_moved(each, spec) for each, spec in zip((y, rstd, total), out)]
+    return [_moved(item, spec) for item, spec in zip((y, rstd, total), out)]
 
 
 @operator("aclnnInplaceAddRmsNorm", "x1! x2! gamma eps:double >rstd")
 def inplace_add_rms_norm(x1, x2, gamma, eps, out):
     total, y, rstd = _added_rms_norm(x1, x2, gamma, eps)
-    return [_moved(each, spec) for each, spec in zip((y, total, rstd), out)]
+    return [_moved(item, spec) for item, spec in zip((y, total, rstd), out)]
 
 
 @operator("aclnnAddRmsNormCast", "x1 x2 gamma eps:double >wide >y >rstd >x")
 def add_rms_norm_cast(x1, x2, gamma, eps, out):
     total, y, rstd = _added_rms_norm(x1, x2, gamma, eps)
-    return [_moved(each, spec) for each, spec in zip((y, y, rstd, total), out)]
+    return [_moved(item, spec) for item, spec in zip((y, y, rstd, total), out)]
 
 
 @operator("aclnnGemmaRmsNorm", "self gamma eps:double >y >rstd")
@@ -76,20 +76,20 @@ def gemma_rms_norm(self, gamma, eps, out):
 
 @operator("aclnnLayerNorm aclnnFastLayerNorm", "self shape:ints weight bias eps:double >y >mean >rstd")
 def layer_norm(self, shape, weight, bias, eps, out):
-    weight, bias = [None if each is None else each.reshape(shape) for each in (weight, bias)]
-    found = numerics.layer_norm(tall(self), tuple(range(-len(shape), 0)), weight, bias, eps)
-    return [_moved(each, spec) for each, spec in zip(found, out)]
+    weight, bias = [None if tensor is None else tensor.reshape(shape) for tensor in (weight, bias)]
+    result = numerics.layer_norm(tall(self), tuple(range(-len(shape), 0)), weight, bias, eps)
+    return [_moved(item, spec) for item, spec in zip(result, out)]
 
 
 @older("LayerNormV3")
 def layer_norm_v3(x, weight, bias, out, begin_norm_axis=0, begin_params_axis=0, epsilon=1e-5):
-    found = numerics.layer_norm(tall(x), tuple(range(begin_norm_axis % x.dim(), x.dim())), weight, bias, epsilon)
-    return [_moved(each, spec) for each, spec in zip(found, out)]
+    result = numerics.layer_norm(tall(x), tuple(range(begin_norm_axis % x.dim(), x.dim())), weight, bias, epsilon)
+    return [_moved(item, spec) for item, spec in zip(result, out)]
 
 
 def _layer_norm_backward(grad, x, shape, mean, rstd, weight, bias, wanted=(True, True, True)):
     """On tall tensors; mean and rstd hold a number for each row."""
-    weight, bias = [None if each is None else tall(each).to(x.dtype).reshape(shape) for each in (weight, bias)]
+    weight, bias = [None if tensor is None else tall(tensor).to(x.dtype).reshape(shape) for tensor in (weight, bias)]
     rows = x.shape[: x.dim() - len(shape)] + (1,) * len(shape)
     mean, rstd = mean.to(x.dtype).reshape(rows), rstd.to(x.dtype).reshape(rows)
     return torch.ops.aten.native_layer_norm_backward(grad.to(x.dtype), x, shape, mean, rstd, weight, bias, wanted)
@@ -100,18 +100,18 @@ def _layer_norm_backward(grad, x, shape, mean, rstd, weight, bias, wanted=(True,
     "grad self shape:ints mean rstd weight bias wanted:bools >self_grad >weight_grad >bias_grad",
 )
 def layer_norm_backward(grad, self, shape, mean, rstd, weight, bias, wanted, out):
-    found = _layer_norm_backward(tall(grad), tall(self), shape, mean, rstd, weight, bias, wanted)
-    return [_or_zeros(each, spec) for each, spec in zip(found, out)]
+    result = _layer_norm_backward(tall(grad), tall(self), shape, mean, rstd, weight, bias, wanted)
+    return [_or_zeros(item, spec) for item, spec in zip(result, out)]
 
 
 @operator("aclnnAddLayerNorm", "x1 x2 gamma beta bias eps:double with_sum:bool >y >mean >rstd >x")
 def add_layer_norm(x1, x2, gamma, beta, bias, eps, with_sum, out):
     total = tall(x1) + tall(x2)
     total = total if bias is None else total + tall(bias)
-    found = *numerics.layer_norm(total, tuple(range(-gamma.dim(), 0)), gamma, beta, eps), total
+    result = *numerics.layer_norm(total, tuple(range(-gamma.dim(), 0)), gamma, beta, eps), total
     return [
-        _moved(each, spec) if spec is None or each.numel() == spec.numel else _or_zeros(None, spec)
-        for each, spec in zip(found, out)
+        _moved(tensor, spec) if spec is None or tensor.numel() == spec.numel else _or_zeros(None, spec)
+        for tensor, spec in zip(result, out)
     ]
 
 
@@ -122,13 +122,13 @@ def add_layer_norm_backward(grad, x1, x2, rstd, mean, gamma, sum_grad, out):
         tall(grad), x, tuple(gamma.shape), mean, rstd, gamma, gamma
     )
     towards = towards if sum_grad is None else towards + tall(sum_grad)
-    return [_moved(each, spec) for each, spec in zip((towards, towards_gamma, towards_beta), out)]
+    return [_moved(item, spec) for item, spec in zip((towards, towards_gamma, towards_beta), out)]
 
 
 @operator("aclnnDeepNorm", "x gx beta gamma alpha:double eps:double >mean >rstd >y")
 def deep_norm(x, gx, beta, gamma, alpha, eps, out):
     y, mean, rstd = numerics.layer_norm(alpha * tall(x) + tall(gx), tuple(range(-gamma.dim(), 0)), gamma, beta, eps)
-    return [_moved(each, spec) for each, spec in zip((mean, rstd, y), out)]
+    return [_moved(tensor, spec) for tensor, spec in zip((mean, rstd, y), out)]
 
 
 @operator("aclnnDeepNormGrad", "grad x gx gamma mean rstd alpha:double >x_grad >gx_grad >beta_grad >gamma_grad")
@@ -136,7 +136,7 @@ def deep_norm_backward(grad, x, gx, gamma, mean, rstd, alpha, out):
     towards, towards_gamma, towards_beta = _layer_norm_backward(
         tall(grad), alpha * tall(x) + tall(gx), tuple(gamma.shape), mean, rstd, gamma, gamma
     )
-    return [_moved(each, spec) for each, spec in zip((alpha * towards, towards, towards_beta, towards_gamma), out)]
+    return [_moved(item, spec) for item, spec in zip((alpha * towards, towards, towards_beta, towards_gamma), out)]
 
 
 def _columns(value, like):
@@ -155,19 +155,20 @@ def _but_channels(x):
 def batch_norm(self, weight, bias, running_mean, running_var, training, momentum, eps, out):
     x = tall(self)
     scale, shift, average, spread = [
-        None if each is None else tall(each).to(x.dtype).clone() for each in (weight, bias, running_mean, running_var)
+        None if tensor is None else tall(tensor).to(x.dtype).clone()
+        for tensor in (weight, bias, running_mean, running_var)
     ]
     if training:
         y, mean, invstd = numerics.batch_norm(x, scale, shift, average, spread, momentum, eps)
     else:
         y, _, _ = torch.native_batch_norm(x, scale, shift, average, spread, training, momentum, eps)
         mean, invstd = average, 1.0 / torch.sqrt(spread + eps)
-    found = zip(
+    result = zip(
         (average, spread, y, mean, invstd), out
     )  # torch_npu 2.9 leaves no room for the last two where nothing is trained
     return [
-        torch.zeros(spec.shape, dtype=spec.dtype) if spec is not None and not spec.numel else _moved(each, spec)
-        for each, spec in found
+        torch.zeros(spec.shape, dtype=spec.dtype) if spec is not None and not spec.numel else _moved(item, spec)
+        for item, spec in result
     ]
 
 
@@ -179,16 +180,16 @@ def batch_norm(self, weight, bias, running_mean, running_var, training, momentum
 def batch_norm_backward(grad, self, weight, running_mean, running_var, mean, invstd, training, eps, wanted, out):
     x = tall(self)
     per_channel = [
-        None if each is None else tall(each).to(x.dtype) for each in (weight, running_mean, running_var, mean, invstd)
+        None if item is None else tall(item).to(x.dtype) for item in (weight, running_mean, running_var, mean, invstd)
     ]
-    found = torch.ops.aten.native_batch_norm_backward(tall(grad).to(x.dtype), x, *per_channel, training, eps, wanted)
-    return [_or_zeros(each, spec) for each, spec in zip(found, out)]
+    result = torch.ops.aten.native_batch_norm_backward(tall(grad).to(x.dtype), x, *per_channel, training, eps, wanted)
+    return [_or_zeros(item, spec) for item, spec in zip(result, out)]
 
 
 @operator("aclnnBatchNormElemt", "self weight bias mean invstd eps:double >y")
 def batch_norm_elements(self, weight, bias, mean, invstd, eps, out):
     x = tall(self)
-    scale, shift, mean, invstd = [_columns(each, x) for each in (weight, bias, mean, invstd)]
+    scale, shift, mean, invstd = [_columns(item, x) for item in (weight, bias, mean, invstd)]
     y = (x - mean) * invstd
     y = y if scale is None else y * scale
     return (y if shift is None else y + shift).to(out.dtype)
@@ -197,7 +198,7 @@ def batch_norm_elements(self, weight, bias, mean, invstd, eps, out):
 @operator("aclnnBatchNormElemtBackward", "grad self mean invstd weight sum_dy sum_dy_xmu count >self_grad")
 def batch_norm_elements_backward(grad, self, mean, invstd, weight, sum_dy, sum_dy_xmu, count, out):
     grad, x, total = tall(grad), tall(self), tall(count).sum()
-    mean, invstd, scale, sum_dy, sum_dy_xmu = [_columns(each, x) for each in (mean, invstd, weight, sum_dy, sum_dy_xmu)]
+    mean, invstd, scale, sum_dy, sum_dy_xmu = [_columns(item, x) for item in (mean, invstd, weight, sum_dy, sum_dy_xmu)]
     towards = (grad - sum_dy / total - (x - mean) * invstd.square() * sum_dy_xmu / total) * invstd
     return (towards if scale is None else towards * scale).to(out.dtype)
 
@@ -224,7 +225,7 @@ def batch_norm_sums_backward(grad, self, mean, invstd, weight, for_input, for_we
     grad, x = tall(grad), tall(self)
     axes = _but_channels(x)
     sum_dy, sum_dy_xmu = grad.sum(axes), (grad * (x - _columns(mean, x))).sum(axes)
-    return [_moved(each, spec) for each, spec in zip((sum_dy, sum_dy_xmu, sum_dy_xmu * tall(invstd), sum_dy), out)]
+    return [_moved(item, spec) for item, spec in zip((sum_dy, sum_dy_xmu, sum_dy_xmu * tall(invstd), sum_dy), out)]
 
 
 def _gathered(mean, spread, count, running_mean, running_var, momentum, eps, out):
@@ -235,7 +236,7 @@ def _gathered(mean, spread, count, running_mean, running_var, momentum, eps, out
         None if old is None else (1 - momentum) * tall(old) + momentum * new
         for old, new in ((running_mean, mean), (running_var, spread * count / (count - 1)))
     ]
-    return [_moved(each, spec) for each, spec in zip((*updated, mean, 1.0 / torch.sqrt(spread + eps)), out)]
+    return [_moved(item, spec) for item, spec in zip((*updated, mean, 1.0 / torch.sqrt(spread + eps)), out)]
 
 
 @operator(
@@ -263,15 +264,15 @@ def batch_norm_gather_sums(sums, square_sums, counts, running_mean, running_var,
 
 def _group_norm(self, weight, bias, groups, eps):
     x = tall(self)
-    weight, bias = [None if each is None else tall(each).to(x.dtype).contiguous() for each in (weight, bias)]
+    weight, bias = [None if tensor is None else tall(tensor).to(x.dtype).contiguous() for tensor in (weight, bias)]
     size = x.shape[2:].numel()
     return torch.native_group_norm(x.contiguous(), weight, bias, x.shape[0], x.shape[1], size, groups, eps)
 
 
 @operator("aclnnGroupNorm", "self weight bias batch:int channels:int size:int groups:int eps:double >y >mean >rstd")
 def group_norm(self, weight, bias, batch, channels, size, groups, eps, out):
-    found = _group_norm(self.reshape(batch, channels, size), weight, bias, groups, eps)
-    return [_moved(each, spec) for each, spec in zip(found, out)]
+    result = _group_norm(self.reshape(batch, channels, size), weight, bias, groups, eps)
+    return [_moved(item, spec) for item, spec in zip(result, out)]
 
 
 @operator(
@@ -281,18 +282,18 @@ def group_norm(self, weight, bias, batch, channels, size, groups, eps, out):
 )
 def group_norm_backward(grad, self, mean, rstd, weight, batch, channels, size, groups, wanted, out):
     x = tall(self).reshape(batch, channels, size).contiguous()
-    grad, mean, rstd = [tall(each).to(x.dtype).contiguous() for each in (grad.reshape(x.shape), mean, rstd)]
+    grad, mean, rstd = [tall(item).to(x.dtype).contiguous() for item in (grad.reshape(x.shape), mean, rstd)]
     weight = None if weight is None else tall(weight).to(x.dtype)
-    found = torch.ops.aten.native_group_norm_backward(
+    result = torch.ops.aten.native_group_norm_backward(
         grad, x, mean, rstd, weight, batch, channels, size, groups, wanted
     )
-    return [_or_zeros(each, spec) for each, spec in zip(found, out)]
+    return [_or_zeros(item, spec) for item, spec in zip(result, out)]
 
 
 @operator("aclnnGroupNormSilu", "self weight bias groups:int eps:double >y >mean >rstd")
 def group_norm_silu(self, weight, bias, groups, eps, out):
     y, mean, rstd = _group_norm(self, weight, bias, groups, eps)
-    return [_moved(each, spec) for each, spec in zip((F.silu(y), mean, rstd), out)]
+    return [_moved(item, spec) for item, spec in zip((F.silu(y), mean, rstd), out)]
 
 
 @operator(
@@ -300,7 +301,7 @@ def group_norm_silu(self, weight, bias, groups, eps, out):
 )
 def group_norm_swish(self, weight, bias, groups, layout, eps, swish, scale, out):
     y, mean, rstd = _group_norm(self, weight, bias, groups, eps)
-    return [_moved(each, spec) for each, spec in zip((y * torch.sigmoid(scale * y) if swish else y, mean, rstd), out)]
+    return [_moved(item, spec) for item, spec in zip((y * torch.sigmoid(scale * y) if swish else y, mean, rstd), out)]
 
 
 @operator(

@@ -253,10 +253,10 @@ def index_add(x, index, source, alpha=None, axis=0):
 
 @older("EmbeddingDenseGrad")
 def embedding_grad(grad, index, out, num_weights, padding_idx=-1, scale_grad_by_freq=False):
-    found = torch.ops.aten.embedding_dense_backward(
+    result = torch.ops.aten.embedding_dense_backward(
         tall(grad), index.long(), num_weights, padding_idx, scale_grad_by_freq
     )
-    return found.to(out.dtype)
+    return result.to(out.dtype)
 
 
 @older("OneHot")
@@ -288,8 +288,8 @@ def masked_select(x, mask):
 
 @older("NonZero", free=(0,))
 def nonzero(x, out, transpose=False):
-    found = x.nonzero().to(out.dtype)
-    return found.t() if transpose else found
+    result = x.nonzero().to(out.dtype)
+    return result.t() if transpose else result
 
 
 @older("Select")
@@ -406,9 +406,9 @@ def no_float_status(out):
 @older("NPUGetFloatStatusV2 NPUGetFloatDebugStatus")
 def float_status(out):
     """Eight numbers; the first is not 0 where an operator overflowed since the status was cleared."""
-    found = torch.zeros(out.shape, dtype=out.dtype)
-    found[0] = overflow.flagged()
-    return found
+    result = torch.zeros(out.shape, dtype=out.dtype)
+    result[0] = overflow.flagged()
+    return result
 
 
 @older("NPUGetFloatStatus")

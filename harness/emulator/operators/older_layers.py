@@ -16,13 +16,13 @@ from harness.emulator.table import older
 
 @older("MatMul MatMulV2")
 def matmul(x, y, bias=None, offset=None, *, out, transpose_x1=False, transpose_x2=False, offset_x=0):
-    left, right = (each.t() if turned else each for each, turned in ((x, transpose_x1), (y, transpose_x2)))
+    left, right = (tensor.t() if turned else tensor for tensor, turned in ((x, transpose_x1), (y, transpose_x2)))
     return numerics.matmul(left, right, bias=bias, operands=of_products(left, right), out=out.dtype).reshape(out.shape)
 
 
 @older("BatchMatMul")
 def batch_matmul(x, y, third=None, *, out, adj_x1=False, adj_x2=False, bias=0):
-    left, right = (each.mT if turned else each for each, turned in ((x, adj_x1), (y, adj_x2)))
+    left, right = (item.mT if turned else item for item, turned in ((x, adj_x1), (y, adj_x2)))
     return numerics.matmul(left, right, bias=third, operands=of_products(left, right), out=out.dtype)
 
 
@@ -300,8 +300,10 @@ def average_pool_grad(size, grad, out, **attributes):
 
 def _loss(compute):
     def run(x, target, *weights, out, reduction="mean", **attributes):
-        found = compute(tall(x), tall(target), *(tall(each) for each in weights), reduction=reduction, **attributes)
-        return found.to(out.dtype).reshape(out.shape)
+        result = compute(
+            tall(x), tall(target), *(tall(weight) for weight in weights), reduction=reduction, **attributes
+        )
+        return result.to(out.dtype).reshape(out.shape)
 
     return run
 
@@ -314,7 +316,7 @@ def _loss_gradient(compute):
     def run(x, target, grad, *weights, out, reduction="mean", **attributes):
         with torch.inference_mode(False), torch.enable_grad():
             wide = tall(x).clone().requires_grad_()
-            weights = [each if each is None else tall(each).clone() for each in weights]
+            weights = [weight if weight is None else tall(weight).clone() for weight in weights]
             loss = compute(wide, tall(target).clone(), *weights, reduction="none", **attributes)
             count = {"mean": x.numel(), "batchmean": x.shape[0] if x.dim() else 1}.get(reduction, 1)
             share = tall(grad).reshape(x.shape if grad.numel() == x.numel() else ()).expand(x.shape) / count
@@ -373,10 +375,10 @@ def softmax_cross_entropy(x, labels, out):
 
 @older("NLLLoss")
 def nll_loss(x, target, weight, out, reduction="mean", ignore_index=-100):
-    found, total = torch.ops.aten.nll_loss_forward(
+    result, total = torch.ops.aten.nll_loss_forward(
         tall(x), target.long(), tall(weight), _REDUCTIONS[reduction], ignore_index
     )
-    return found.reshape(out[0].shape).to(out[0].dtype), total.reshape(out[1].shape).to(out[1].dtype)
+    return result.reshape(out[0].shape).to(out[0].dtype), total.reshape(out[1].shape).to(out[1].dtype)
 
 
 @older("NLLLossGrad")
@@ -425,8 +427,8 @@ def multi_head_attention(
     """Of the optional inputs those that are there, the biases and the bits of dropout; every step is rounded to the
     dtype.
     """
-    biases = [each for each in others if each.dtype != torch.uint8]
-    bits = [each for each in others if each.dtype == torch.uint8]
+    biases = [other for other in others if other.dtype != torch.uint8]
+    bits = [other for other in others if other.dtype == torch.uint8]
     if len(biases) not in (0, 4):
         raise NotImplementedError("attention with some of its biases: nothing says which they are")
     if keep_prob < 1 and not bits:
@@ -555,8 +557,8 @@ def adam_w(
     m_new, v_new = m.float() * beta1 + (1 - beta1) * g, v.float() * beta2 + (1 - beta2) * g * g
     spread = torch.maximum(most.float(), v_new) if amsgrad and most is not None else v_new
     below = (spread / (1 - beta2_power * beta2)).sqrt() + epsilon
-    found = variable.float() * (1 - rate * decay) - rate * m_new / (1 - beta1_power * beta1) / below
-    return found.to(variable.dtype), m_new.to(m.dtype), v_new.to(v.dtype)
+    result = variable.float() * (1 - rate * decay) - rate * m_new / (1 - beta1_power * beta1) / below
+    return result.to(variable.dtype), m_new.to(m.dtype), v_new.to(v.dtype)
 
 
 @older("ApplyAdamV2")
@@ -569,7 +571,7 @@ def bert_adam(
         g = g / (norm / max_norm)
     m_new, v_new = m.float() * beta1 + (1 - beta1) * g, v.float() * beta2 + (1 - beta2) * g * g
     step = m_new / (v_new.sqrt() + epsilon) + decay * variable.float()
-    found = (
+    result = (
         variable.float() - (rate if adam_mode == "adam" or step_size is None else step_size.reshape(()).float()) * step
     )
-    return found.to(variable.dtype), m_new.to(m.dtype), v_new.to(v.dtype)
+    return result.to(variable.dtype), m_new.to(m.dtype), v_new.to(v.dtype)

@@ -16,12 +16,12 @@ from harness.emulator.table import older
 
 
 def _log(x, base=-1.0, scale=1.0, shift=0.0):
-    found = torch.log(x * scale + shift) if (scale, shift) != (1.0, 0.0) else None
-    if found is None:
+    result = torch.log(x * scale + shift) if (scale, shift) != (1.0, 0.0) else None
+    if result is None:
         return {2.0: torch.log2, 10.0: torch.log10}.get(base, torch.log)(x) / (
             math.log(base) if base > 0 and base not in (2.0, 10.0) else 1
         )
-    return found if base <= 0 else found / math.log(base)
+    return result if base <= 0 else result / math.log(base)
 
 
 def _round(x, decimals=0):
@@ -154,7 +154,7 @@ _TERNARY = {
 
 
 def _ternary(compute, *inputs, out):
-    return compute(*(tall(each) for each in inputs)).to(out.dtype)
+    return compute(*(tall(input_) for input_ in inputs)).to(out.dtype)
 
 
 for _name, _compute in _TERNARY.items():
@@ -211,7 +211,7 @@ _GRADIENTS = {  # of grad and x, in this order
 
 
 def _gradient(compute, *inputs, out, **attributes):
-    return compute(*(tall(each) for each in inputs), **attributes).to(out.dtype)
+    return compute(*(tall(input_) for input_ in inputs), **attributes).to(out.dtype)
 
 
 for _name, _compute in _GRADIENTS.items():
@@ -223,10 +223,10 @@ for _name, _compute in _GRADIENTS.items():
 
 def _reduced(compute):
     def run(x, axes, out, keep_dims=False, noop_with_empty_axes=True):
-        found = tall(x)
+        result = tall(x)
         for axis in sorted({axis % max(x.dim(), 1) for axis in ints(axes)}, reverse=True):
-            found = compute(found, axis) if x.dim() else found
-        return found.reshape(out.shape).to(out.dtype)
+            result = compute(result, axis) if x.dim() else result
+        return result.reshape(out.shape).to(out.dtype)
 
     return run
 
@@ -252,14 +252,14 @@ def reduce_mean_d(x, out, axes, keep_dims=False):
 @older("ReduceStdWithMean")
 def reduce_std(x, mean, out, dim=(), unbiased=True, keepdim=False, invert=False, epsilon=0.001, correction=None):
     correction = int(unbiased) if correction is None else correction
-    found = tall(x).var(dim or None, correction=correction, keepdim=keepdim)
-    return ((found + epsilon).rsqrt() if invert else found.sqrt()).to(out.dtype)
+    result = tall(x).var(dim or None, correction=correction, keepdim=keepdim)
+    return ((result + epsilon).rsqrt() if invert else result.sqrt()).to(out.dtype)
 
 
 @older("ReduceStdV2Update")
 def reduce_variance(x, mean, out, dim=(), if_std=False, unbiased=True, keepdim=False, correction=None):
-    found = tall(x).var(dim or None, correction=int(unbiased) if correction is None else correction, keepdim=keepdim)
-    return (found.sqrt() if if_std else found).to(out.dtype)
+    result = tall(x).var(dim or None, correction=int(unbiased) if correction is None else correction, keepdim=keepdim)
+    return (result.sqrt() if if_std else result).to(out.dtype)
 
 
 @older("Renorm")

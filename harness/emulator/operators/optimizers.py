@@ -9,20 +9,20 @@ from harness.emulator.table import operator
 
 
 @operator("aclnnForeachNonFiniteCheckAndUnscale", "grads!:tensors found! inverse_scale")
-def check_and_unscale(grads, found, inverse_scale):
+def check_and_unscale(grads, result, inverse_scale):
     infinite = any(not bool(torch.isfinite(grad).all()) for grad in grads)
     return [
         *((tall(grad) * inverse_scale).to(grad.dtype) for grad in grads),
-        torch.ones_like(found) if infinite else found.clone(),
+        torch.ones_like(result) if infinite else result.clone(),
     ]
 
 
 @operator(
     "aclnnAmpUpdateScale", "scale tracker found growth:double backoff:double interval:int >new_scale >new_tracker"
 )
-def update_scale(scale, tracker, found, growth, backoff, interval):
+def update_scale(scale, tracker, result, growth, backoff, interval):
     scale, tracker = scale.clone(), tracker.clone()
-    torch._amp_update_scale_(scale, tracker, found, growth, backoff, interval)
+    torch._amp_update_scale_(scale, tracker, result, growth, backoff, interval)
     return scale, tracker
 
 

@@ -277,7 +277,7 @@ def cache_joint(
         raise NotImplementedError(f"a cache of queries, keys and values in mode {mode}")
     batch, tokens, _, width = size
     q, k, v = tall(qkv).reshape(batch, tokens, -1, width).split(tuple(heads), 2)
-    cos, sin = [tall(each).reshape(batch, -1, each.shape[1] // width, width) for each in (cos, sin)]
+    cos, sin = [tall(tensor).reshape(batch, -1, tensor.shape[1] // width, width) for tensor in (cos, sin)]
     q, k = [_rotated(_normalized(part, gamma, eps), cos, sin, 0) for part, gamma in ((q, q_gamma), (k, k_gamma))]
     caches = [
         _paged(cache, part.flatten(0, 1), scale, offset, index)

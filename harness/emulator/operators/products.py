@@ -64,8 +64,8 @@ def addr(self, vec1, vec2, beta, alpha, out):
     if out.dtype == torch.bool:
         return torch.addr(self, vec1, vec2, beta=beta, alpha=alpha)
     wide = [
-        tall(each) if each.is_floating_point() or each.is_complex() else each.to(out.dtype)
-        for each in (self, vec1, vec2)
+        tall(tensor) if tensor.is_floating_point() or tensor.is_complex() else tensor.to(out.dtype)
+        for tensor in (self, vec1, vec2)
     ]
     return torch.addr(*wide, beta=beta, alpha=alpha).to(out.dtype)
 
@@ -195,7 +195,7 @@ def _grouped(
     parts = []
     for index, part in enumerate(rows):
         lists = (bias, scale, offset, fine_scale, fine_offset)
-        share = [_share(each, index, alone) for each in lists]
+        share = [_share(item, index, alone) for item in lists]
         own = weight[0] if alone else _for_group(weight, index)
         parts.append(_group_product(part, own, *share, tokens and tokens[index], activation, outs[0].dtype))
     if len(outs) > 1 or split in (0, 1):
@@ -243,8 +243,8 @@ def grouped_matmul_v4(
     activation,
     out,
 ):
-    outs = [each for each in out if each is not None]  # the lists that only quantization fills are null
-    found = _grouped(
+    outs = [item for item in out if item is not None]  # the lists that only quantization fills are null
+    result = _grouped(
         x,
         weight,
         bias,
@@ -260,7 +260,7 @@ def grouped_matmul_v4(
         activation,
         outs,
     )
-    return found + [None] * (len(out) - len(outs))
+    return result + [None] * (len(out) - len(outs))
 
 
 @operator(
@@ -318,7 +318,8 @@ def grouped_matmul_add(x, weight, groups, self, transpose_x, transpose_weight, g
     them.
     """
     parts = [
-        left.t() @ right for left, right in zip(*[tall(each).split(_group_sizes(groups, 0)) for each in (x, weight)])
+        left.t() @ right
+        for left, right in zip(*[tall(tensor).split(_group_sizes(groups, 0)) for tensor in (x, weight)])
     ]
     return (tall(self) + torch.stack(parts).reshape(self.shape)).to(out.dtype)
 
@@ -327,7 +328,7 @@ def grouped_matmul_add(x, weight, groups, self, transpose_x, transpose_weight, g
 def split_heads(qkv, bias, heads, out):
     whole = (tall(qkv) + tall(bias)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, D)
     q, k, v = whole
-    return [each.to(out[0].dtype) for each in (q / q.shape[-1] ** 0.5, k, v)]
+    return [tensor.to(out[0].dtype) for tensor in (q / q.shape[-1] ** 0.5, k, v)]
 
 
 def _even(x, padding, dims: int):
@@ -336,7 +337,7 @@ def _even(x, padding, dims: int):
         pairs = [padding[2 * axis : 2 * axis + 2] for axis in range(dims)]
         if all(before == after for before, after in pairs):
             return x, [before for before, _ in pairs]
-        return F.pad(x, [each for pair in reversed(pairs) for each in pair]), [0] * dims
+        return F.pad(x, [item for pair in reversed(pairs) for item in pair]), [0] * dims
     return x, list(padding) * (dims // len(padding))
 
 
@@ -351,8 +352,8 @@ def convolution(input, weight, bias, stride, padding, dilation, transposed, outp
     operands = soc.operands(cube, input, weight)
     if "HF32" in operands.kind and numerics.cuts_in_pieces(input, weight, **options):
         operands = numerics.FLOAT32
-    found = numerics.convolution(padded, weight, bias, output_padding=output_padding, operands=operands, **options)
-    return found.to(out.dtype)
+    result = numerics.convolution(padded, weight, bias, output_padding=output_padding, operands=operands, **options)
+    return result.to(out.dtype)
 
 
 @operator("aclnnConvDepthwise2d", "input weight kernel:ints bias stride:ints padding:ints dilation:ints >out cube:int8")
@@ -362,10 +363,10 @@ def depthwise(input, weight, kernel, bias, stride, padding, dilation, cube, out)
 
 @operator("aclnnConvTbc", "input weight bias pad:int >out cube:int8")
 def time_convolution(input, weight, bias, pad, cube, out):
-    found = convolution(
+    result = convolution(
         input.permute(1, 2, 0), weight.permute(2, 1, 0), bias, (1,), (pad,), (1,), False, (0,), 1, cube, out
     )
-    return found.permute(2, 0, 1)
+    return result.permute(2, 0, 1)
 
 
 @operator(
@@ -377,18 +378,18 @@ def time_convolution(input, weight, bias, pad, cube, out):
 def convolution_backward(
     grad, input, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, wanted, cube, out
 ):
-    found = numerics.convolution_backward(
+    result = numerics.convolution_backward(
         grad, input, weight, stride=stride, padding=padding, dilation=dilation, transposed=transposed,
         output_padding=output_padding, groups=groups, wanted=wanted, operands=soc.operands(cube, grad, input, weight),
     )  # fmt: skip
-    return [_or_zeros(each, spec) for each, spec in zip(found, out)]
+    return [_or_zeros(item, spec) for item, spec in zip(result, out)]
 
 
-def _or_zeros(found, spec):
+def _or_zeros(result, spec):
     """A result in the output's dtype; zeros where the caller made room for one that it did not ask for."""
     if spec is None:
         return None
-    return torch.zeros(spec.shape, dtype=spec.dtype) if found is None else found.to(spec.dtype)
+    return torch.zeros(spec.shape, dtype=spec.dtype) if result is None else result.to(spec.dtype)
 
 
 @operator("aclnnConvTbcBackward", "grad input weight bias pad:int cube:int8 >input_grad >weight_grad >bias_grad")
@@ -424,16 +425,16 @@ def _deformed(x, offset, kernel, stride, padding, dilation, groups: int):
     x_ = right + (torch.arange(columns) * stride[1] - padding[2] + (torch.arange(wide) * dilation[1])[:, None, None])
     y, x_ = y.to(x.dtype), x_.to(x.dtype)
     pixels = x.reshape(batch, groups, channels // groups, height * width)
-    found = 0
+    result = 0
     for below, later in ((0, 0), (0, 1), (1, 0), (1, 1)):
         row, column = torch.floor(y) + below, torch.floor(x_) + later
         share = (1 - (y - row).abs()) * (1 - (x_ - column).abs())
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         place = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().reshape(batch, groups, 1, -1)
         taken = pixels.gather(3, place.expand(-1, -1, channels // groups, -1)).reshape(batch, groups, -1, *y.shape[2:])
-        found = found + taken * (share * inside).unsqueeze(2)
-    found = (found * factor.unsqueeze(2)).flatten(1, 2)  # (B, C, Kh, Kw, H', W')
-    return found.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, rows * high, columns * wide)
+        result = result + taken * (share * inside).unsqueeze(2)
+    result = (result * factor.unsqueeze(2)).flatten(1, 2)  # (B, C, Kh, Kw, H', W')
+    return result.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, rows * high, columns * wide)
 
 
 def _deformed_backward(grad, x, offset, *options):
@@ -464,8 +465,8 @@ def deformable_offsets_backward(
     grad, x, offsets, *, ksize, strides, pads, dilations, deformable_groups, data_format, modulated
 ):
     options = ksize, strides[1:3], pads, dilations[1:3], deformable_groups
-    found = _deformed_backward(_channels_first(grad), _channels_first(x), _channels_first(offsets), *options)
-    return [_channels_last(each).to(like.dtype) for each, like in zip(found, (x, offsets))]
+    result = _deformed_backward(_channels_first(grad), _channels_first(x), _channels_first(offsets), *options)
+    return [_channels_last(item).to(like.dtype) for item, like in zip(result, (x, offsets))]
 
 
 @operator(
@@ -487,8 +488,8 @@ def deformable_convolution(
         groups=groups,
         operands=soc.kept(input, weight),
     )
-    found = numerics.convolution(deformed, weight, bias, stride=kernel, **options)
-    return found.to(out[0].dtype), deformed
+    result = numerics.convolution(deformed, weight, bias, stride=kernel, **options)
+    return result.to(out[0].dtype), deformed
 
 
 @operator(
@@ -515,5 +516,6 @@ def deformable_convolution_backward(
         towards, input, offset, kernel, stride[2:], padding, dilation[2:], deformable_groups
     )
     return [
-        each.to(spec.dtype) for each, spec in zip((towards_input, towards_weight, towards_offset, towards_bias), out)
+        tensor.to(spec.dtype)
+        for tensor, spec in zip((towards_input, towards_weight, towards_offset, towards_bias), out)
     ]

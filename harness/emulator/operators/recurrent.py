@@ -43,9 +43,9 @@ def before(states, initial, reverse: bool):
     return rows[1:] if reverse else rows[:-1]
 
 
-def laid_out(found: dict[int, tuple]) -> list:
+def laid_out(result: dict[int, tuple]) -> list:
     """What each step found, (T, …) for each kind, in the order of time."""
-    return [torch.stack(each) for each in zip(*(found[step] for step in sorted(found)))]
+    return [torch.stack(item) for item in zip(*(result[step] for step in sorted(result)))]
 
 
 # -------- LSTM
@@ -99,7 +99,7 @@ def lstm_layer(x, weights: Weights, h, c, kept=None, reverse: bool = False, orde
     """`kept` (T, B, 1 or H) is False where a sequence has ended: y is zero there and the states stay. Products never
     take HF32: stated.
     """
-    dtype, found = x.dtype, {}
+    dtype, result = x.dtype, {}
     gates = over_time(x, weights.x)
     gates = gates if weights.bias is None else gates + tall(weights.bias)
     for step in steps(x.shape[0], reverse):
@@ -108,26 +108,26 @@ def lstm_layer(x, weights: Weights, h, c, kept=None, reverse: bool = False, orde
         if kept is not None:
             y, c_new = h_new * kept[step], torch.where(kept[step].bool(), c_new, tall(c))
             h_new, tanh_c = torch.where(kept[step].bool(), h_new, tall(h)), torch.tanh(c_new)
-        found[step] = tuple(each.to(dtype) for each in (y, h_new, c_new, *activations, tanh_c))
-        _, h, c = found[step][:3]
-    return Lstm(*laid_out(found))
+        result[step] = tuple(activation.to(dtype) for activation in (y, h_new, c_new, *activations, tanh_c))
+        _, h, c = result[step][:3]
+    return Lstm(*laid_out(result))
 
 
 def lstm_layer_backward(
     grad_y, grad_h, grad_c, x, weights: Weights, h, c, saved: Lstm, kept=None, reverse=False, order="ifjo", of=soc.kept
 ):
     """The gradients towards x, both weights, the bias, and the first states, all in float32."""
-    saved, grad_h, grad_c, found = Lstm(*map(tall, saved)), tall(grad_h), tall(grad_c), {}
+    saved, grad_h, grad_c, result = Lstm(*map(tall, saved)), tall(grad_h), tall(grad_c), {}
     h_before, c_before = before(saved.h, tall(h), reverse), before(saved.c, tall(c), reverse)
     for step in steps(x.shape[0], not reverse):
         through_h, through_c, passed_h, passed_c = tall(grad_y[step]) + grad_h, grad_c, 0, 0
         if kept is not None:
             through_h, through_c = through_h * kept[step], through_c * kept[step]
             passed_h, passed_c = grad_h * ~kept[step].bool(), grad_c * ~kept[step].bool()
-        gates, grad_c = cell_backward(through_h, through_c, c_before[step], *(each[step] for each in saved[3:]), order)
-        found[step] = (gates,)
+        gates, grad_c = cell_backward(through_h, through_c, c_before[step], *(item[step] for item in saved[3:]), order)
+        result[step] = (gates,)
         grad_h, grad_c = product(gates, weights.h.t(), of) + passed_h, grad_c + passed_c
-    (gates,) = laid_out(found)
+    (gates,) = laid_out(result)
     towards = gradient(tall(x), gates, of), gradient(h_before, gates, of)
     return over_time(gates, weights.x.t(), of), *towards, gates.sum((0, 1)), grad_h, grad_c
 
@@ -169,20 +169,21 @@ def last(states, reverse: bool):
 def lstm(input, params, hx, batch_sizes, has_bias, layers, dropout, train, bidirectional, batch_first, out):
     kept = alive(batch_sizes, input.shape[0])
     x = time_first(input, batch_first) if kept is None else input.reshape(*kept.shape[:2], input.shape[1])
-    weights, directions, found = groups_of(params, has_bias, summed), 2 if bidirectional else 1, []
+    weights, directions, result = groups_of(params, has_bias, summed), 2 if bidirectional else 1, []
     h, c = hx or [torch.zeros(out[1].shape, dtype=x.dtype)] * 2
     for first in range(0, layers * directions, directions):
-        found += [
+        result += [
             lstm_layer(x, weights[at], h[at], c[at], kept, reverse=at > first)
             for at in range(first, first + directions)
         ]
-        x = torch.cat([each.y for each in found[first:]], -1)
+        x = torch.cat([item.y for item in result[first:]], -1)
     ends = [
-        torch.stack([last(getattr(each, name), at % directions == 1) for at, each in enumerate(found)]) for name in "hc"
+        torch.stack([last(getattr(item, name), at % directions == 1) for at, item in enumerate(result)])
+        for name in "hc"
     ]
     if train:
-        kinds = [[getattr(each, name) for each in found] for name in ("i", "j", "f", "o", "h", "c", "tanh_c")]
-        saved = [each for kind in kinds for each in kind]
+        kinds = [[getattr(item, name) for item in result] for name in ("i", "j", "f", "o", "h", "c", "tanh_c")]
+        saved = [item for kind in kinds for item in kind]
     else:
         saved = [None if spec is None else torch.zeros(spec.shape, dtype=spec.dtype) for spec in out[3:]]
     return [time_first(x, batch_first), *ends, *saved]
@@ -223,12 +224,12 @@ def lstm_backward(
     kept, dtype = alive(batch_sizes, input.shape[0]), input.dtype
     x = time_first(input, batch_first) if kept is None else input.reshape(*kept.shape[:2], input.shape[1])
     weights, directions = groups_of(params, has_bias, summed), 2 if bidirectional else 1
-    y = h if kept is None else [each * kept for each in h]
-    saved = [Lstm(*each) for each in zip(y, h, c, i, j, f, o, tanh_c)]
+    y = h if kept is None else [item * kept for item in h]
+    saved = [Lstm(*item) for item in zip(y, h, c, i, j, f, o, tanh_c)]
     h0, c0 = hx or [torch.zeros(out[1].shape, dtype=dtype)] * 2
-    dh, dc = (torch.zeros(out[1].shape) if each is None else each for each in (dh, dc))
+    dh, dc = (torch.zeros(out[1].shape) if item is None else item for item in (dh, dc))
     dy = torch.zeros(*x.shape[:2], directions * h[0].shape[-1]) if dy is None else time_first(dy, batch_first)
-    found: dict[int, list] = {}
+    result: dict[int, list] = {}
     for first in reversed(range(0, layers * directions, directions)):
         below = x if first == 0 else torch.cat(y[first - directions : first], -1)
         share = dy.chunk(directions, -1)
@@ -237,31 +238,31 @@ def lstm_backward(
             grads = lstm_layer_backward(
                 *towards, below, weights[at], h0[at], c0[at], saved[at], kept, reverse=at > first
             )
-            found[at] = [each.to(dtype) for each in grads]
-        dy = sum(tall(found[at][0]) for at in range(first, first + directions)).to(dtype)
-    ends = [torch.stack([found[at][kind] for at in sorted(found)]) for kind in (4, 5)]
+            result[at] = [grad.to(dtype) for grad in grads]
+        dy = sum(tall(result[at][0]) for at in range(first, first + directions)).to(dtype)
+    ends = [torch.stack([result[at][kind] for at in sorted(result)]) for kind in (4, 5)]
     params = []
-    for at in sorted(found):
-        _, weight_x, weight_h, bias = found[at][:4]
+    for at in sorted(result):
+        _, weight_x, weight_h, bias = result[at][:4]
         params += [weight_x.t(), weight_h.t(), *([bias, bias] if has_bias else [])]
     return [(dy if kept is not None else time_first(dy, batch_first)).reshape(out[0].shape), *ends, *params]
 
 
 @operator("aclnnThnnFusedLstmCell", "input_gates hidden_gates cx input_bias hidden_bias >hy >cy >storage")
 def lstm_cell(input_gates, hidden_gates, cx, input_bias, hidden_bias):
-    gates = sum(tall(each) for each in (input_gates, hidden_gates, input_bias, hidden_bias) if each is not None)
+    gates = sum(tall(item) for item in (input_gates, hidden_gates, input_bias, hidden_bias) if item is not None)
     h, c, i, j, f, o, _ = cell(gates, tall(cx))
-    return [each.to(cx.dtype) for each in (h, c, torch.cat([i, f, j, o], -1))]
+    return [tensor.to(cx.dtype) for tensor in (h, c, torch.cat([i, f, j, o], -1))]
 
 
 @operator(
     "aclnnThnnFusedLstmCellBackward", "grad_hy grad_cy cx cy storage has_bias:bool >grad_gates >grad_cx >grad_bias"
 )
 def lstm_cell_backward(grad_hy, grad_cy, cx, cy, storage, has_bias, out):
-    grads = [torch.zeros(cx.shape) if each is None else tall(each) for each in (grad_hy, grad_cy)]
+    grads = [torch.zeros(cx.shape) if item is None else tall(item) for item in (grad_hy, grad_cy)]
     i, f, j, o = tall(storage).chunk(4, -1)
     gates, towards = cell_backward(*grads, tall(cx), i, j, f, o, torch.tanh(tall(cy)))
-    return [each.to(spec.dtype) for each, spec in zip((gates, towards, gates.sum(0)), out)]
+    return [tensor.to(spec.dtype) for tensor, spec in zip((gates, towards, gates.sum(0)), out)]
 
 
 # -------- GRU
@@ -281,31 +282,31 @@ class Gru(NamedTuple):
 
 def gru_layer(x, weights: Weights, h, reverse: bool = False, order: str = "rzn", of=soc.kept) -> Gru:
     """`weights.bias` is a pair here: the reset gate lies between the two products of the new gate."""
-    dtype, found = x.dtype, {}
-    bias = [0, 0] if weights.bias is None else [tall(each) for each in weights.bias]
+    dtype, result = x.dtype, {}
+    bias = [0, 0] if weights.bias is None else [tall(item) for item in weights.bias]
     inputs = over_time(x, weights.x, of) + bias[0]
     for step in steps(x.shape[0], reverse):
         hidden = product(h, weights.h, of) + bias[1]
-        own, other = (dict(zip(order, each.chunk(3, -1))) for each in (inputs[step], hidden))
+        own, other = (dict(zip(order, item.chunk(3, -1))) for item in (inputs[step], hidden))
         r, z = (torch.sigmoid(own[name] + other[name]) for name in "rz")
         n = torch.tanh(own["n"] + r * other["n"])
-        found[step] = tuple(each.to(dtype) for each in ((1 - z) * n + z * tall(h), r, z, n, other["n"]))
-        h = found[step][0]
-    return Gru(*laid_out(found))
+        result[step] = tuple(tensor.to(dtype) for tensor in ((1 - z) * n + z * tall(h), r, z, n, other["n"]))
+        h = result[step][0]
+    return Gru(*laid_out(result))
 
 
 def gru_layer_backward(grad_y, grad_h, x, weights: Weights, h, saved: Gru, reverse=False, order="rzn", of=soc.kept):
     """The gradients towards x, both weights, both biases, and the first state, all in float32."""
-    saved, grad_h, found = Gru(*map(tall, saved)), tall(grad_h), {}
+    saved, grad_h, result = Gru(*map(tall, saved)), tall(grad_h), {}
     h_before = before(saved.h, tall(h), reverse)
     for step in steps(x.shape[0], not reverse):
-        _, r, z, n, hn = (each[step] for each in saved)
+        _, r, z, n, hn = (item[step] for item in saved)
         total = tall(grad_y[step]) + grad_h
         new = total * (1 - z) * (1 - n * n)
         part = {"r": new * hn * r * (1 - r), "z": total * (h_before[step] - n) * z * (1 - z), "n": new}
-        found[step] = tuple(torch.cat([each[name] for name in order], -1) for each in (part, {**part, "n": new * r}))
-        grad_h = product(found[step][1], weights.h.t(), of) + total * z
-    inputs, hidden = laid_out(found)
+        result[step] = tuple(torch.cat([item[name] for name in order], -1) for item in (part, {**part, "n": new * r}))
+        grad_h = product(result[step][1], weights.h.t(), of) + total * z
+    inputs, hidden = laid_out(result)
     towards = gradient(tall(x), inputs, of), gradient(h_before, hidden, of)
     return over_time(inputs, weights.x.t(), of), *towards, inputs.sum((0, 1)), hidden.sum((0, 1)), grad_h
 
@@ -327,7 +328,7 @@ def no_packed_sequences(batch_sizes) -> None:
 )
 def gru(input, params, hx, batch_sizes, has_bias, layers, dropout, train, bidirectional, batch_first, out):
     no_packed_sequences(batch_sizes)
-    x, weights, directions, found = (
+    x, weights, directions, result = (
         time_first(input, batch_first),
         groups_of(params, has_bias, pair),
         2 if bidirectional else 1,
@@ -335,14 +336,14 @@ def gru(input, params, hx, batch_sizes, has_bias, layers, dropout, train, bidire
     )
     h = torch.zeros(out[1].shape, dtype=x.dtype) if hx is None else hx
     for first in range(0, layers * directions, directions):
-        found += [gru_layer(x, weights[at], h[at], reverse=at > first) for at in range(first, first + directions)]
-        x = torch.cat([each.h for each in found[first:]], -1)
-    ends = torch.stack([last(each.h, at % directions == 1) for at, each in enumerate(found)])
-    kinds = [[getattr(each, name) for each in found] for name in ("r", "z", "n", "hn", "h")]
+        result += [gru_layer(x, weights[at], h[at], reverse=at > first) for at in range(first, first + directions)]
+        x = torch.cat([item.h for item in result[first:]], -1)
+    ends = torch.stack([last(item.h, at % directions == 1) for at, item in enumerate(result)])
+    kinds = [[getattr(item, name) for item in result] for name in ("r", "z", "n", "hn", "h")]
     return [
         time_first(x, batch_first),
         ends,
-        *([each for kind in kinds for each in kind] if train else [None] * (len(out) - 2)),
+        *([item for kind in kinds for item in kind] if train else [None] * (len(out) - 2)),
     ]
 
 
@@ -361,22 +362,22 @@ def gru_backward(
         groups_of(params, has_bias, pair),
         2 if bidirectional else 1,
     )
-    saved = [Gru(*each) for each in zip(h, r, z, n, hn)]
-    dy, found = time_first(dy, batch_first), {}
+    saved = [Gru(*item) for item in zip(h, r, z, n, hn)]
+    dy, outcome = time_first(dy, batch_first), {}
     for first in reversed(range(0, layers * directions, directions)):
         below = x if first == 0 else torch.cat(h[first - directions : first], -1)
         share = dy.chunk(directions, -1)
         for at in range(first, first + directions):
-            found[at] = gru_layer_backward(
+            outcome[at] = gru_layer_backward(
                 share[at - first], dh[at], below, weights[at], hx[at], saved[at], reverse=at > first
             )
-        dy = sum(found[at][0] for at in range(first, first + directions))
+        dy = sum(outcome[at][0] for at in range(first, first + directions))
     towards = []
-    for at in sorted(found):
-        _, weight_x, weight_h, *biases, _ = found[at]
+    for at in sorted(outcome):
+        _, weight_x, weight_h, *biases, _ = outcome[at]
         towards += [weight_x.t(), weight_h.t(), *(biases if has_bias else [])]
-    results = time_first(dy, batch_first), torch.stack([found[at][-1] for at in sorted(found)]), *towards
-    return [each.to(spec.dtype) for each, spec in zip(results, out)]
+    results = time_first(dy, batch_first), torch.stack([outcome[at][-1] for at in sorted(outcome)]), *towards
+    return [result.to(spec.dtype) for result, spec in zip(results, out)]
 
 
 # -------- the older path
@@ -421,13 +422,13 @@ def _mask(seq_length):
 
 
 def _as(results, out) -> list:
-    return [each.reshape(spec.shape).to(spec.dtype) for each, spec in zip(results, out)]
+    return [result.reshape(spec.shape).to(spec.dtype) for result, spec in zip(results, out)]
 
 
 @older("DynamicRNN")
 def dynamic_rnn(x, w, b, seq_length=None, init_h=None, init_c=None, *, out, direction, gate_order, **settings):
     weights, like = Weights(w[: x.shape[2]], w[x.shape[2] :], b), out[0].shape[1:]
-    found = lstm_layer(
+    result = lstm_layer(
         x,
         weights,
         _state(init_h, like),
@@ -436,7 +437,7 @@ def dynamic_rnn(x, w, b, seq_length=None, init_h=None, init_c=None, *, out, dire
         _reverse(direction, settings),
         gate_order,
     )
-    return _as(found, out)
+    return _as(result, out)
 
 
 @older("DynamicRNNV2")
@@ -444,20 +445,20 @@ def dynamic_rnn_v2(
     x, w_x, w_h, b=None, seq_length=None, init_h=None, init_c=None, *, out, direction, gate_order, **settings
 ):
     like, reverse = out[0].shape[1:], _reverse(direction, settings)
-    found = lstm_layer(
+    result = lstm_layer(
         x, Weights(w_x, w_h, b), _state(init_h, like), _state(init_c, like), _mask(seq_length), reverse, gate_order
     )
-    return _as(found, out)
+    return _as(result, out)
 
 
 def _dynamic_rnn_backward(
     x, weights, y, init_h, init_c, h, c, dy, dh, dc, i, j, f, o, tanh_c, seq_length, reverse, order
 ):
     like, whole = y.shape[1:], y.shape
-    saved = Lstm(*(each.reshape(whole) for each in (y, h, c, i, j, f, o, tanh_c)))
+    saved = Lstm(*(tensor.reshape(whole) for tensor in (y, h, c, i, j, f, o, tanh_c)))
     x, (dh, dc, init_h, init_c) = (
         x.reshape(*whole[:2], x.shape[-1]),
-        (_state(each, like) for each in (dh, dc, init_h, init_c)),
+        (_state(item, like) for item in (dh, dc, init_h, init_c)),
     )
     return lstm_layer_backward(
         dy.reshape(whole), dh, dc, x, weights, init_h, init_c, saved, _mask(seq_length), reverse, order, of=of_products

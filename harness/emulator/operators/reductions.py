@@ -201,10 +201,10 @@ def cdist(left, right, p, mode, out):
 
 @operator("aclnnCdistBackward", "grad left right distances p:float >out")
 def cdist_backward(grad, left, right, distances, p, out):
-    found = torch.ops.aten._cdist_backward(
-        *(tall(each).contiguous() for each in (grad, left, right)), p, tall(distances).contiguous()
+    result = torch.ops.aten._cdist_backward(
+        *(tall(tensor).contiguous() for tensor in (grad, left, right)), p, tall(distances).contiguous()
     )
-    return found.to(out.dtype)
+    return result.to(out.dtype)
 
 
 @operator("aclnnPdist", "self p:float >out")

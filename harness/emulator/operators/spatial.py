@@ -18,11 +18,11 @@ def _enter(name, signature, function):
     """A function of tensors taken wide, rounded once; of several outputs each in the dtype asked for."""
 
     def compute(*values, out):
-        found = function(*[tall(value) for value in values])
+        result = function(*[tall(value) for value in values])
         return (
-            found.to(out.dtype)
-            if isinstance(found, torch.Tensor)
-            else [each.to(spec.dtype) for each, spec in zip(found, out)]
+            result.to(out.dtype)
+            if isinstance(result, torch.Tensor)
+            else [tensor.to(spec.dtype) for tensor, spec in zip(result, out)]
         )
 
     operator(name, signature)(compute)
@@ -105,16 +105,16 @@ def _corners(shape, window, stride, padding):
 def max_pool_masked(self, kernel, stride, padding, dilation, ceil, out):
     """The maxima, and where they lie. CANN's mask is opaque and larger than that: here each plane begins with the place
     of every maximum in its window as an int16, zeros follow; the backward operator reads them."""
-    found, indices = aten.max_pool2d_with_indices(tall(self), kernel, stride, padding, dilation, ceil)
+    result, indices = aten.max_pool2d_with_indices(tall(self), kernel, stride, padding, dilation, ceil)
     kernel, stride, padding, dilation = _two(kernel), _two(stride, kernel), _two(padding), _two(dilation)
-    rows, columns = _corners(found.shape, kernel, stride, padding)
+    rows, columns = _corners(result.shape, kernel, stride, padding)
     width = self.shape[-1]
     row = torch.div(indices // width - rows, dilation[0], rounding_mode="floor")
     column = torch.div(indices % width - columns, dilation[1], rounding_mode="floor")
     places = (row * kernel[1] + column).to(torch.int16).flatten(-2).contiguous().view(torch.int8)
     mask = torch.zeros(out[1].shape, dtype=torch.int8).flatten(-2)
     mask[..., : places.shape[-1]] = places
-    return found.to(out[0].dtype), mask.reshape(out[1].shape).to(out[1].dtype)
+    return result.to(out[0].dtype), mask.reshape(out[1].shape).to(out[1].dtype)
 
 
 @operator("aclnnMaxPool2dWithMaskBackward", f"grad self mask {POOL} >out")

@@ -29,13 +29,13 @@ def eye(rows, columns, out):
 
 @operator("aclnnCat", "tensors:tensors dim:int >out")
 def cat(tensors, dim, out):
-    filled = [each for each in tensors if each.shape != (0,)]
-    return torch.cat([each.to(out.dtype) for each in filled], dim)
+    filled = [tensor for tensor in tensors if tensor.shape != (0,)]
+    return torch.cat([tensor.to(out.dtype) for tensor in filled], dim)
 
 
 @operator("aclnnStack", "tensors:tensors dim:int >out")
 def stack(tensors, dim, out):
-    return torch.stack([each.to(out.dtype) for each in tensors], dim)
+    return torch.stack([tensor.to(out.dtype) for tensor in tensors], dim)
 
 
 @operator("aclnnEmbedding", "weight indices >out")
@@ -68,12 +68,12 @@ def _places(indices):
             return slice(None)
         return index if index.dtype == torch.bool else index.long()
 
-    return tuple(place(each) for each in indices)
+    return tuple(place(item) for item in indices)
 
 
 @operator("aclnnIndexPutImpl", "self! indices:tensors values accumulate:bool unsafe:bool")
 def index_put(self, indices, values, accumulate, unsafe):
-    if not any(each.numel() for each in indices):  # at least one of them is an index, and it names no place
+    if not any(tensor.numel() for tensor in indices):  # at least one of them is an index, and it names no place
         return self.clone()
     if not accumulate or self.dtype == torch.bool:
         changed = self.clone()
@@ -100,11 +100,11 @@ def embedding_dense_backward(grad, indices, count, padding, by_frequency, out):
 def embedding_bag(weight, indices, offsets, by_frequency, mode, sparse, weights, last, padding, out):
     places, starts = indices.long(), offsets.long()
     wide = (tall(weight), places, starts, by_frequency, min(mode, 2), False, tall(weights), last, padding)
-    found, _, _, maxima = torch.ops.aten._embedding_bag(*wide)
+    result, _, _, maxima = torch.ops.aten._embedding_bag(*wide)
     bags = (
         torch.searchsorted(starts, torch.arange(len(places)), right=True) - 1
     )  # of every index, also of one that is padding
-    count = found.shape[0]
+    count = result.shape[0]
     kept = bags[(bags >= 0) & (places != padding)]
     sizes = torch.bincount(kept, minlength=count)[:count]
     if mode >= 2:
@@ -112,7 +112,7 @@ def embedding_bag(weight, indices, offsets, by_frequency, mode, sparse, weights,
     else:
         maxima = sizes.clone() if mode else torch.zeros(out[3].shape, dtype=torch.long)
     bags = bags if out[1].numel else bags[:0]
-    return found.to(out[0].dtype), bags.to(out[1].dtype), sizes.to(out[2].dtype), maxima.to(out[3].dtype)
+    return result.to(out[0].dtype), bags.to(out[1].dtype), sizes.to(out[2].dtype), maxima.to(out[3].dtype)
 
 
 @operator("aclnnIndexAdd", "self dim:int index source alpha:scalar >out")
@@ -239,7 +239,7 @@ def scatter_list(selfs, indices, updates, mask, reduce, axis):
     length.
     """
     axis = axis % updates.dim() - 1
-    changed = [each.clone() for each in selfs]
+    changed = [tensor.clone() for tensor in selfs]
     for position, (target, update) in enumerate(zip(changed, updates)):
         if mask is not None and not mask.reshape(-1)[position]:
             continue
@@ -259,7 +259,7 @@ def gather_slices(self, dim, index, batch_dims, mode, out):
     """Slices of self along dim, for each place in index; the first batch_dims axes are shared by both."""
     if batch_dims:
         return torch.stack(
-            [gather_slices(each, dim - 1, place, batch_dims - 1, mode, None) for each, place in zip(self, index)]
+            [gather_slices(item, dim - 1, place, batch_dims - 1, mode, None) for item, place in zip(self, index)]
         )
     return (
         self.index_select(dim, index.long().reshape(-1)).unflatten(dim, index.shape)
@@ -319,19 +319,19 @@ def split_with_sizes(self, sizes, dim):
 def strided_slice(self, begin, end, strides, begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask):
     """Bit i of a mask says how entry i is meant: from the beginning, to the end, as `...`, as None, as one number."""
     places, flipped, axis = [], [], 0
-    named = sum(not (new_axis_mask | ellipsis_mask) >> each & 1 for each in range(len(begin)))
-    for each, (first, last, step) in enumerate(zip(begin, end, strides)):
-        if ellipsis_mask >> each & 1:
+    named = sum(not (new_axis_mask | ellipsis_mask) >> item & 1 for item in range(len(begin)))
+    for item, (first, last, step) in enumerate(zip(begin, end, strides)):
+        if ellipsis_mask >> item & 1:
             places.append(...)
             axis += self.dim() - named
             continue
-        if new_axis_mask >> each & 1:
+        if new_axis_mask >> item & 1:
             places.append(None)
             continue
-        if shrink_axis_mask >> each & 1:
+        if shrink_axis_mask >> item & 1:
             places.append(first)
         else:
-            span = slice(None if begin_mask >> each & 1 else first, None if end_mask >> each & 1 else last, step)
+            span = slice(None if begin_mask >> item & 1 else first, None if end_mask >> item & 1 else last, step)
             numbers = range(*span.indices(self.shape[axis]))
             if step < 0:  # torch has no negative steps: the same elements upwards, turned round afterwards
                 before = sum(place is not Ellipsis and not isinstance(place, int) for place in places)

@@ -35,14 +35,14 @@ def _moved(value, device, dtype=None):
         moved = moved.to(dtype) if dtype is not None and moved.is_floating_point() else moved
         return moved.requires_grad_() if value.requires_grad and moved.is_leaf else moved
     if isinstance(value, (list, tuple)):
-        return type(value)(_moved(each, device, dtype) for each in value)
+        return type(value)(_moved(item, device, dtype) for item in value)
     return value
 
 
 def _leaves(value):
     if isinstance(value, torch.Tensor):
         return [value]
-    return [leaf for each in value for leaf in _leaves(each)] if isinstance(value, (list, tuple)) else []
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, (list, tuple)) else []
 
 
 def _weights(like):
@@ -51,12 +51,12 @@ def _weights(like):
 
 
 def _run(function, arguments, backward):
-    found = _leaves(function(*arguments))
+    result = _leaves(function(*arguments))
     inputs = [leaf for leaf in _leaves(arguments) if leaf.requires_grad]
     if not backward or not inputs:
-        return found
-    total = sum((each * _weights(each)).float().sum() for each in found if each.requires_grad)
-    return found + list(torch.autograd.grad(total, inputs, allow_unused=True))
+        return result
+    total = sum((tensor * _weights(tensor)).float().sum() for tensor in result if tensor.requires_grad)
+    return result + list(torch.autograd.grad(total, inputs, allow_unused=True))
 
 
 def agrees(npu, function, *arguments, rtol=1e-5, atol=1e-5, backward=True):
@@ -67,21 +67,26 @@ def agrees(npu, function, *arguments, rtol=1e-5, atol=1e-5, backward=True):
     """
     half = next((leaf.dtype for leaf in _leaves(arguments) if leaf.dtype in RTOL), None)
     plain = [
-        _moved(each.detach().requires_grad_(each.requires_grad) if isinstance(each, torch.Tensor) else each, "cpu")
-        for each in arguments
+        _moved(
+            argument.detach().requires_grad_(argument.requires_grad)
+            if isinstance(argument, torch.Tensor)
+            else argument,
+            "cpu",
+        )
+        for argument in arguments
     ]
-    expected = _run(function, [_moved(each, "cpu", torch.float32) for each in plain] if half else plain, backward)
-    actual = _run(function, [_moved(each, npu) for each in plain], backward)
+    expected = _run(function, [_moved(item, "cpu", torch.float32) for item in plain] if half else plain, backward)
+    actual = _run(function, [_moved(item, npu) for item in plain], backward)
     assert len(actual) == len(expected)
-    for found, wanted in zip(actual, expected):
-        assert (found is None) == (wanted is None)
-        if found is None:
+    for result, wanted in zip(actual, expected):
+        assert (result is None) == (wanted is None)
+        if result is None:
             continue
-        assert found.device.type == "npu" and found.shape == wanted.shape
+        assert result.device.type == "npu" and result.shape == wanted.shape
         if half is None:
-            assert found.dtype == wanted.dtype
+            assert result.dtype == wanted.dtype
         near = dict(rtol=RTOL[half], atol=RTOL[half]) if half else dict(rtol=rtol, atol=atol)
-        torch.testing.assert_close(found.cpu().to(wanted.dtype), wanted, equal_nan=True, **near)
+        torch.testing.assert_close(result.cpu().to(wanted.dtype), wanted, equal_nan=True, **near)
 
 
 @pytest.fixture(autouse=True)

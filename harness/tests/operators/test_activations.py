@@ -187,5 +187,5 @@ def test_whole_numbers_stay_whole(npu, dtype):
 
 def test_the_gradient_of_a_hardswish_at_its_corners(npu):
     x = torch.tensor([-4.0, -3.0, -1.0, 0.0, 2.0, 3.0, 5.0])
-    found = aten.hardswish_backward(torch.ones_like(x).to(npu), x.to(npu))
-    torch.testing.assert_close(found.cpu(), torch.tensor([0, 0, 1 / 6, 0.5, 7 / 6, 1, 1]))
+    result = aten.hardswish_backward(torch.ones_like(x).to(npu), x.to(npu))
+    torch.testing.assert_close(result.cpu(), torch.tensor([0, 0, 1 / 6, 0.5, 7 / 6, 1, 1]))

@@ -18,7 +18,7 @@ def qkv(q=(2, 4, 6, 8), k=(2, 4, 6, 8), dtype=torch.float32):
 
 def exact(q, k, v, hidden=None, bias=None, scale=None):
     """Attention on the CPU, (B, H, N, D); bias is added to the scaled scores."""
-    k, v = [each.repeat_interleave(q.shape[1] // k.shape[1], 1) for each in (k, v)]
+    k, v = [tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v)]
     scores = q @ k.transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)
     scores = scores if bias is None else scores + bias
     scores = scores if hidden is None else scores.masked_fill(hidden, -math.inf)
@@ -27,8 +27,8 @@ def exact(q, k, v, hidden=None, bias=None, scale=None):
 
 def matches(npu, fused, plain, tensors, rtol=1e-5):
     """Assert that fused(*tensors on the device) and its gradients are plain(*tensors)'s."""
-    there = [each.detach().to(npu).requires_grad_() for each in tensors]
-    here = [each.detach().float().requires_grad_() for each in tensors]
+    there = [tensor.detach().to(npu).requires_grad_() for tensor in tensors]
+    here = [tensor.detach().float().requires_grad_() for tensor in tensors]
     actual, expected = fused(*there), plain(*here)
     weights = torch.linspace(0.5, 1.5, expected.numel()).reshape(expected.shape)
     (actual.float() * weights.to(npu)).sum().backward()
@@ -144,11 +144,11 @@ def test_ragged_sequences_are_attended_one_by_one(npu, sparse, layout):
         return torch_npu.npu_fusion_attention(q, k, v, 4, "TND", **options)[0]
 
     def plain(q, k, v):
-        parts = zip(*[each.split(lengths) for each in (q, k, v)])
+        parts = zip(*[tensor.split(lengths) for tensor in (q, k, v)])
         return torch.cat(
             [
                 exact(
-                    *[each.transpose(0, 1)[None] for each in part],
+                    *[tensor.transpose(0, 1)[None] for tensor in part],
                     band(len(part[0]), len(part[0]), 99, 0) if sparse else None,
                     scale=0.3,
                 )[0].transpose(0, 1)
@@ -174,10 +174,10 @@ def test_what_is_added_to_the_scores_is_scaled_with_them(npu):
 def test_a_row_that_sees_no_key_gives_zeros(npu):
     hidden = torch.ones(6, 6).bool()
     hidden[2:] = False
-    q, k, v = [each.detach() for each in qkv()]
-    found = F.scaled_dot_product_attention(*[each.to(npu) for each in (q, k, v)], ~hidden.to(npu))
-    assert not found[:, :, :2].cpu().any()
-    torch.testing.assert_close(found.cpu()[:, :, 2:], exact(q, k, v)[:, :, 2:])
+    q, k, v = [tensor.detach() for tensor in qkv()]
+    result = F.scaled_dot_product_attention(*[tensor.to(npu) for tensor in (q, k, v)], ~hidden.to(npu))
+    assert not result[:, :, :2].cpu().any()
+    torch.testing.assert_close(result.cpu()[:, :, 2:], exact(q, k, v)[:, :, 2:])
 
 
 def test_no_tokens_at_all(npu):
@@ -187,13 +187,13 @@ def test_no_tokens_at_all(npu):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_dropout_forgets_the_same_on_the_way_back(npu, dtype):
     """The value's gradient shows the probabilities that were used: the result is linear in the value."""
-    q, k, v = [each.detach().to(npu) for each in qkv((1, 2, 64, 16), (1, 2, 64, 16), dtype=dtype)]
+    q, k, v = [tensor.detach().to(npu) for tensor in qkv((1, 2, 64, 16), (1, 2, 64, 16), dtype=dtype)]
     v.requires_grad_()
-    found = F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
-    found.sum().backward()
-    torch.testing.assert_close((v.grad * v).float().sum().cpu(), found.float().sum().cpu(), rtol=2e-2, atol=2e-1)
+    result = F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+    result.sum().backward()
+    torch.testing.assert_close((v.grad * v).float().sum().cpu(), result.float().sum().cpu(), rtol=2e-2, atol=2e-1)
     plain = F.scaled_dot_product_attention(q, k, v)
-    assert (plain - found).abs().mean() > 0.01
+    assert (plain - result).abs().mean() > 0.01
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -209,9 +209,9 @@ def test_inference_over_a_cache_of_pages(npu, dtype):
         for row in range(2):
             for column in range(3):
                 cache[table[row, column]] = whole[row, column * size : (column + 1) * size]
-    found, sums = torch_npu.npu_fused_infer_attention_score(
+    result, sums = torch_npu.npu_fused_infer_attention_score(
         q.to(npu),
-        *[each.to(npu) for each in pages],
+        *[page.to(npu) for page in pages],
         num_heads=4,
         num_key_value_heads=2,
         scale=0.25,
@@ -221,14 +221,14 @@ def test_inference_over_a_cache_of_pages(npu, dtype):
         block_size=size,
         softmax_lse_flag=True,
     )
-    assert found.dtype == dtype and found.shape == q.shape and sums.shape == (2, 4, 1, 1)
+    assert result.dtype == dtype and result.shape == q.shape and sums.shape == (2, 4, 1, 1)
     for row, length in enumerate(lengths):
         one, two, three = [
-            each[row : row + 1].float().unflatten(-1, (-1, 16)).transpose(1, 2)
-            for each in (q, keys[:, :length], values[:, :length])
+            item[row : row + 1].float().unflatten(-1, (-1, 16)).transpose(1, 2)
+            for item in (q, keys[:, :length], values[:, :length])
         ]
         torch.testing.assert_close(
-            found[row].cpu().float().flatten(), exact(one, two, three, scale=0.25).flatten(), rtol=1e-2, atol=1e-2
+            result[row].cpu().float().flatten(), exact(one, two, three, scale=0.25).flatten(), rtol=1e-2, atol=1e-2
         )
 
 
@@ -236,13 +236,13 @@ def test_inference_over_a_cache_of_pages(npu, dtype):
 def test_inference_of_a_prompt(npu, layout):
     import torch_npu
 
-    q, k, v = [each.detach() for each in qkv((2, 4, 6, 16), (2, 2, 6, 16), torch.float16)]
+    q, k, v = [tensor.detach() for tensor in qkv((2, 4, 6, 16), (2, 2, 6, 16), torch.float16)]
     came, _, goes = layout.partition("_")
-    there = [each.transpose(1, 2).flatten(2) if came == "BSH" else each for each in (q, k, v)]
+    there = [tensor.transpose(1, 2).flatten(2) if came == "BSH" else tensor for tensor in (q, k, v)]
     mask = torch.ones(6, 6).triu(1).bool()
-    found = (
+    result = (
         torch_npu.npu_prompt_flash_attention(
-            *[each.to(npu) for each in there],
+            *[tensor.to(npu) for tensor in there],
             num_heads=4,
             num_key_value_heads=2,
             scale_value=0.25,
@@ -255,32 +255,32 @@ def test_inference_of_a_prompt(npu, layout):
     wanted = exact(q.float(), k.float(), v.float(), mask, scale=0.25)
     if (goes or came) != "BNSD":
         wanted = wanted.transpose(1, 2) if goes else wanted.transpose(1, 2).flatten(2)
-    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(result, wanted, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("layout", ["BSH", "BNSD", "BSND"])
 def test_inference_of_one_token(npu, layout):
     import torch_npu
 
-    q, k, v = [each.detach() for each in qkv((2, 4, 1, 16), (2, 4, 6, 16), torch.float16)]
+    q, k, v = [tensor.detach() for tensor in qkv((2, 4, 1, 16), (2, 4, 6, 16), torch.float16)]
     there = [
         {"BSH": x.transpose(1, 2).flatten(2), "BNSD": x, "BSND": x.transpose(1, 2)}[layout].to(npu) for x in (q, k, v)
     ]
-    found = torch_npu.npu_incre_flash_attention(
+    result = torch_npu.npu_incre_flash_attention(
         *there, num_heads=4, scale_value=0.25, input_layout=layout, actual_seq_lengths=[4, 6]
     )
     for row, length in enumerate((4, 6)):
-        wanted = exact(*[each[row : row + 1].float() for each in (q, k[:, :, :length], v[:, :, :length])], scale=0.25)
-        torch.testing.assert_close(found[row].cpu().float().flatten(), wanted.flatten(), rtol=1e-2, atol=1e-2)
+        wanted = exact(*[item[row : row + 1].float() for item in (q, k[:, :, :length], v[:, :, :length])], scale=0.25)
+        torch.testing.assert_close(result[row].cpu().float().flatten(), wanted.flatten(), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("dtype, bits", [(torch.float32, 19), (torch.float16, 9), (torch.bfloat16, 6)], ids=str)
 def test_gradients_of_attention_have_the_bits_of_their_dtype(dtype, bits):
     q, k, v, grad = [seeded(1, 2, 64, 16, seed=seed, dtype=dtype) for seed in range(4)]
     sink = seeded(2, seed=9)
-    found, top, total = numerics.attention(q, k, v, scale=0.25, sink=sink)
-    actual = numerics.attention_backward(grad, q, k, v, found, top, total, scale=0.25, sink=sink)
-    wide = [each.double().requires_grad_() for each in (q, k, v, sink)]
+    result, top, total = numerics.attention(q, k, v, scale=0.25, sink=sink)
+    actual = numerics.attention_backward(grad, q, k, v, result, top, total, scale=0.25, sink=sink)
+    wide = [tensor.double().requires_grad_() for tensor in (q, k, v, sink)]
     scores = torch.cat(
         (wide[0] @ wide[1].transpose(-1, -2) * 0.25, wide[3].reshape(1, 2, 1, 1).expand(1, 2, 64, 1)), -1
     )
@@ -309,7 +309,7 @@ def test_results_over_parts_of_the_keys_join(npu):
     """The two halves of the keys, joined, are the whole: as ring attention does it."""
     import torch_npu
 
-    q, k, v = [each.detach().permute(2, 0, 1, 3).flatten(2).to(npu) for each in qkv((2, 4, 6, 8), (2, 4, 6, 8))]
+    q, k, v = [tensor.detach().permute(2, 0, 1, 3).flatten(2).to(npu) for tensor in qkv((2, 4, 6, 8), (2, 4, 6, 8))]
     attend = lambda k, v: torch_npu.npu_fusion_attention(q, k, v, 4, "SBH", scale=0.3)[:3]
     whole, parts = attend(k, v), [attend(k[part], v[part]) for part in (slice(0, 2), slice(2, 6))]
     joined = torch_npu.npu_ring_attention_update(*parts[0], *parts[1])
@@ -343,10 +343,10 @@ def test_inference_of_ragged_prompts_with_a_rope_of_their_own(npu, layout):
         seeded(8, 4, width, seed=seed, dtype=torch.float16) for seed, width in ((2, 128), (3, 64), (4, 128))
     ]
     there = [
-        (each.transpose(0, 1).contiguous() if layout == "NTD_TND" else each).to(npu)
-        for each in (q, k, v, q_rope, k_rope)
+        (tensor.transpose(0, 1).contiguous() if layout == "NTD_TND" else tensor).to(npu)
+        for tensor in (q, k, v, q_rope, k_rope)
     ]
-    found, sums = torch_npu.npu_fused_infer_attention_score_v2(
+    result, sums = torch_npu.npu_fused_infer_attention_score_v2(
         *there[:3],
         query_rope=there[3],
         key_rope=there[4],
@@ -360,10 +360,10 @@ def test_inference_of_ragged_prompts_with_a_rope_of_their_own(npu, layout):
         atten_mask=COMPRESSED.to(npu),
         return_softmax_lse=True,
     )
-    assert found.shape == (8, 4, 128) and sums.shape == (8, 4, 1)
+    assert result.shape == (8, 4, 128) and sums.shape == (8, 4, 1)
     whole = [torch.cat((q, q_rope), -1), torch.cat((k, k_rope), -1), v]
-    for part, one in zip(found.cpu().split(lengths), zip(*[each.float().split(lengths) for each in whole])):
-        q, k, v = [each.transpose(0, 1)[None] for each in one]
+    for part, one in zip(result.cpu().split(lengths), zip(*[tensor.float().split(lengths) for tensor in whole])):
+        q, k, v = [tensor.transpose(0, 1)[None] for tensor in one]
         wanted = exact(q, k, v, band(q.shape[2], q.shape[2], 99, 0), scale=0.07)[0].transpose(0, 1)
         torch.testing.assert_close(part.float(), wanted, rtol=1e-2, atol=1e-2)
 
@@ -375,9 +375,9 @@ def test_inference_over_ragged_prompts_and_pages(npu):
     lengths_q, lengths_kv = [2, 3], [9, 21]
     q = seeded(5, 4, 32, dtype=torch.bfloat16)
     pages = [seeded(5, size, 2 * 32, seed=seed, dtype=torch.bfloat16) for seed in (1, 2)]
-    found, _ = torch_npu.npu_fused_infer_attention_score(
+    result, _ = torch_npu.npu_fused_infer_attention_score(
         q.to(npu),
-        *[each.to(npu) for each in pages],
+        *[page.to(npu) for page in pages],
         num_heads=4,
         num_key_value_heads=2,
         scale=0.2,
@@ -389,15 +389,15 @@ def test_inference_over_ragged_prompts_and_pages(npu):
         block_table=table.to(npu),
         block_size=size,
     )
-    for row, part in enumerate(found.cpu().split(lengths_q)):
+    for row, part in enumerate(result.cpu().split(lengths_q)):
         one = q.split(lengths_q)[row].float().transpose(0, 1)[None]
         k, v = [
-            each[table[row].long()]
+            page[table[row].long()]
             .flatten(0, 1)[: lengths_kv[row]]
             .float()
             .unflatten(-1, (2, 32))
             .transpose(0, 1)[None]
-            for each in pages
+            for page in pages
         ]
         queries, keys = lengths_q[row], lengths_kv[row]
         wanted = exact(one, k, v, band(queries, keys, 99, 0, keys - queries), scale=0.2)[0].transpose(0, 1)
@@ -426,12 +426,12 @@ def test_attention_to_chosen_blocks(npu):
     def plain(q, k, v):
         results = []
         for one, block, key, value in zip(
-            *[each.split(share) for each, share in ((q, lengths), (chosen, lengths), (k, keys), (v, keys))]
+            *[text.split(share) for text, share in ((q, lengths), (chosen, lengths), (k, keys), (v, keys))]
         ):
             seen = torch.zeros(len(one), 2, len(key) // size).scatter_(2, block, 1.0).bool().repeat_interleave(size, -1)
             hidden = ~seen.transpose(0, 1).repeat_interleave(2, 0)[None]
             results.append(
-                exact(*[each.transpose(0, 1)[None] for each in (one, key, value)], hidden, scale=0.07)[0].transpose(
+                exact(*[tensor.transpose(0, 1)[None] for tensor in (one, key, value)], hidden, scale=0.07)[0].transpose(
                     0, 1
                 )
             )

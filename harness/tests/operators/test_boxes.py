@@ -37,11 +37,11 @@ def test_overlaps(either, mode):
     boxes, others = placed(5).half(), placed(3, seed=7).half()
     inner, first, second = shared(boxes.float()[None], others.float()[:, None])
     expected = inner / (second if mode else first + second - inner)
-    found = torch_npu.npu_iou(boxes.to(either), others.to(either), mode)
-    assert found.dtype == torch.float16
-    torch.testing.assert_close(found.cpu().float(), expected, rtol=0, atol=2e-2)  # the card adds 0.01 to each side
+    result = torch_npu.npu_iou(boxes.to(either), others.to(either), mode)
+    assert result.dtype == torch.float16
+    torch.testing.assert_close(result.cpu().float(), expected, rtol=0, atol=2e-2)  # the card adds 0.01 to each side
     torch.testing.assert_close(
-        torch_npu.npu_ptiou(boxes.to(either), others.to(either), mode).cpu(), found.cpu(), rtol=0, atol=2e-2
+        torch_npu.npu_ptiou(boxes.to(either), others.to(either), mode).cpu(), result.cpu(), rtol=0, atol=2e-2
     )
 
 
@@ -82,16 +82,16 @@ def test_generalized_overlaps_and_their_gradients(either, name, expected, more):
     grad = torch.linspace(1, 2, 6)
 
     def run(function, device):
-        leaves = [each.to(device).requires_grad_() for each in inputs]
-        found = function(*leaves)
+        leaves = [input_.to(device).requires_grad_() for input_ in inputs]
+        result = function(*leaves)
         return [
-            found.detach().cpu(),
-            *(each.cpu() for each in torch.autograd.grad(found, leaves, grad.to(device).reshape(found.shape))),
+            result.detach().cpu(),
+            *(tensor.cpu() for tensor in torch.autograd.grad(result, leaves, grad.to(device).reshape(result.shape))),
         ]
 
     actual = run(lambda one, other: getattr(torch_npu, name)(one, other, True, False, 0, *more), either)
-    for found, wanted in zip(actual, run(expected, "cpu"), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    for result, wanted in zip(actual, run(expected, "cpu"), strict=True):
+        torch.testing.assert_close(result, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_turned_boxes_overlap(npu):
@@ -110,7 +110,7 @@ def test_turned_boxes_overlap(npu):
         torch.tensor([[[3.0, math.sqrt(3), 1, 1, 30]]]),
     )  # along the axis at 30 degrees
     torch.testing.assert_close(
-        torch_npu.npu_rotated_overlaps(*(each.to(npu) for each in tilted), False).cpu(), torch.tensor([[[1.0]]])
+        torch_npu.npu_rotated_overlaps(*(tensor.to(npu) for tensor in tilted), False).cpu(), torch.tensor([[[1.0]]])
     )
 
 
@@ -143,9 +143,9 @@ def test_boxes_are_encoded_and_decoded(npu):
     import torch_npu
 
     anchors, boxes = torch.tensor([[1.0, 2, 3, 4], [3, 4, 5, 6]]), torch.tensor([[5.0, 6, 7, 8], [7, 8, 9, 6]])
-    found = torch_npu.npu_bounding_box_encode(anchors.to(npu), boxes.to(npu), 0, 0, 0, 0, 0.1, 0.1, 0.2, 0.2).cpu()
+    result = torch_npu.npu_bounding_box_encode(anchors.to(npu), boxes.to(npu), 0, 0, 0, 0, 0.1, 0.1, 0.2, 0.2).cpu()
     expected = torch.tensor([[13.3281, 13.3281, 0, 0], [13.3281, 6.6641, 0, math.nan]])  # the steps of float16
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-4, equal_nan=True)
     decoded = torch_npu.npu_bounding_box_decode(
         anchors.to(npu), boxes.to(npu), 0, 0, 0, 0, 1, 1, 1, 1, (10, 10), 0.1
     ).cpu()
@@ -160,10 +160,10 @@ def test_boxes_are_encoded_for_a_grid(npu):
     import torch_npu
 
     anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[1.0, 1, 5, 3]])
-    found = torch_npu.npu_yolo_boxes_encode(
+    result = torch_npu.npu_yolo_boxes_encode(
         anchors.to(npu), boxes.to(npu), torch.tensor([8], dtype=torch.int32).to(npu), False
     ).cpu()
-    torch.testing.assert_close(found, torch.tensor([[0.625, 0.5, 0, math.log(0.5)]]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result, torch.tensor([[0.625, 0.5, 0, math.log(0.5)]]), rtol=1e-5, atol=1e-6)
     flags = torch_npu.npu_anchor_response_flags(
         torch.tensor([[0.0, 0, 4, 6], [9, 9, 11, 11]]).to(npu), [3, 4], [4, 4], 2
     ).cpu()
@@ -181,8 +181,8 @@ def test_anchors_are_assigned(npu):
     gt_best, gt_at = overlaps.max(1)
     flags = torch.tensor([1, 1, 1, 0], dtype=torch.uint8)
     inputs = [torch.zeros(4), overlaps, flags, best, at.int(), gt_best, gt_at.int()]
-    found = torch_npu.npu_grid_assign_positive(*(each.to(npu) for each in inputs), 2, 0.5, 0.2, True)
-    assert found.cpu().tolist() == [1, 2, 0, 0]
+    result = torch_npu.npu_grid_assign_positive(*(input_.to(npu) for input_ in inputs), 2, 0.5, 0.2, True)
+    assert result.cpu().tolist() == [1, 2, 0, 0]
 
 
 def test_suppression(npu):
@@ -200,16 +200,16 @@ def test_suppression(npu):
         torch.equal(same.cpu(), rows) and numbers.cpu().tolist() == [0, 1, 2, 3] and mask.cpu().tolist() == [1, 0, 0, 1]
     )
     classes = torch.stack([scores, scores.flip(0)], 1)
-    found = [
-        each.cpu()
-        for each in torch_npu.npu_batch_nms(boxes[None, :, None].to(npu), classes[None].to(npu), 0.3, 0.5, 3, 5)
+    result = [
+        npu_batch_nm.cpu()
+        for npu_batch_nm in torch_npu.npu_batch_nms(boxes[None, :, None].to(npu), classes[None].to(npu), 0.3, 0.5, 3, 5)
     ]
     assert (
-        found[1].tolist() == [pytest.approx([0.9, 0.9, 0.6, 0, 0])]
-        and found[2].tolist() == [[0, 1, 1, 0, 0]]
-        and found[3].tolist() == [3]
+        result[1].tolist() == [pytest.approx([0.9, 0.9, 0.6, 0, 0])]
+        and result[2].tolist() == [[0, 1, 1, 0, 0]]
+        and result[3].tolist() == [3]
     )
-    assert torch.equal(found[0][0, :3], boxes[[1, 2, 3]])
+    assert torch.equal(result[0][0, :3], boxes[[1, 2, 3]])
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2, 3])
@@ -235,10 +235,10 @@ def test_regions_of_a_ramp_are_its_middle_values(either, mode):
         ]
     )
     leaf = features.to(either).requires_grad_()
-    found = torch_npu.npu_roi_align(leaf, rois.to(either), 0.5, 2, 4, 2, mode)
-    torch.testing.assert_close(found.detach().cpu(), expected, rtol=1e-5, atol=1e-4)
+    result = torch_npu.npu_roi_align(leaf, rois.to(either), 0.5, 2, 4, 2, mode)
+    torch.testing.assert_close(result.detach().cpu(), expected, rtol=1e-5, atol=1e-4)
     back = torch_npu.npu_roi_alignbk(
-        torch.ones_like(found), rois.to(either), list(features.shape), 4, 2, 0.5, 2, mode
+        torch.ones_like(result), rois.to(either), list(features.shape), 4, 2, 0.5, 2, mode
     ).cpu()
     torch.testing.assert_close(
         (back * features).sum(), expected.sum(), rtol=1e-4, atol=1e-2
@@ -251,7 +251,7 @@ def test_pooling_by_position(npu):
     x = seeded(2, 8, 6, 6).half()
     rois = torch.tensor([[0.0, 0, 0, 7, 7], [1, 4, 0, 11, 7]]).reshape(2, 5, 1).half()
     leaf = x.to(npu).requires_grad_()
-    found = torch_npu.npu_ps_roi_pooling(leaf, rois.to(npu), 0.5, 2, 2)
+    result = torch_npu.npu_ps_roi_pooling(leaf, rois.to(npu), 0.5, 2, 2)
     expected = torch.zeros(2, 2, 2, 2)
     for number, left in ((0, 0), (1, 2)):
         for channel, row, column in torch.cartesian_prod(*[torch.arange(2)] * 3).tolist():
@@ -259,8 +259,8 @@ def test_pooling_by_position(npu):
             expected[number, channel, row, column] = plane[
                 row * 2 : row * 2 + 2, left + column * 2 : left + column * 2 + 2
             ].mean()
-    torch.testing.assert_close(found.detach().cpu().float(), expected, rtol=2e-3, atol=2e-3)
-    found.sum().backward()
+    torch.testing.assert_close(result.detach().cpu().float(), expected, rtol=2e-3, atol=2e-3)
+    result.sum().backward()
     gradient = leaf.grad.cpu()
     assert gradient.sum() == 16 and gradient[0, 0, :2, :2].eq(0.25).all() and gradient[0, 3, 2:4, 2:4].eq(0.25).all()
     assert not gradient[1, 0, :, :2].any()
@@ -273,7 +273,7 @@ def test_ctc_loss(either, reduction, blank):
     lengths = torch.tensor([7, 6]), torch.tensor([3, 2])
 
     def loss(x):
-        on = [each.to(x.device) for each in (targets, *lengths)]
+        on = [length.to(x.device) for length in (targets, *lengths)]
         return torch.nn.functional.ctc_loss(x.log_softmax(2), *on, blank, reduction, True)
 
     agrees(either, loss, seeded(7, 2, 6).requires_grad_(), rtol=1e-4)
@@ -297,9 +297,9 @@ def test_a_scale_for_int8_is_searched(npu, with_offset):
 
     data = seeded(6, 7)
     histogram = torch.histc(data, 128, data.min().item(), data.max().item()).cumsum(0).int()
-    arguments = [each.to(npu) for each in (data, data.min().reshape(1), data.max().reshape(1), histogram)]
+    arguments = [tensor.to(npu) for tensor in (data, data.min().reshape(1), data.max().reshape(1), histogram)]
     scale, offset = (
-        each.cpu() for each in torch_npu.npu_ifmr(*arguments, 0.999999, 0.999999, 0.7, 1.3, 0.01, with_offset)
+        tensor.cpu() for tensor in torch_npu.npu_ifmr(*arguments, 0.999999, 0.999999, 0.7, 1.3, 0.01, with_offset)
     )
 
     def lost(scale, offset):
@@ -318,11 +318,11 @@ def test_the_module_of_torch_npu_aligns_as_its_own_test_holds(npu, aligned):
     from torch_npu.contrib.module import ROIAlign
 
     features = torch.arange(1.0, 37.0).reshape(1, 1, 6, 6).to(npu).requires_grad_()
-    found = ROIAlign((3, 3), 0.25, 2, aligned=aligned).to(npu)(
+    result = ROIAlign((3, 3), 0.25, 2, aligned=aligned).to(npu)(
         features, torch.tensor([[0, -2.0, -2.0, 22.0, 22.0]]).to(npu)
     )
-    found.sum().backward()
+    result.sum().backward()
     rows, columns = ([1.5, 12.0, 24.0], [1.25, 3.0, 5.0]) if aligned else ([2.5, 14.5, 26.5], [2.0, 4.0, 6.0])
-    assert found.cpu()[0, 0].tolist() == [[row + column for column in columns] for row in rows]
+    assert result.cpu()[0, 0].tolist() == [[row + column for column in columns] for row in rows]
     shares = torch.tensor([1.5, 1.0, 1.0, 1.0, 1.0, 0.5] if aligned else [1.0] * 6) / 2
     assert torch.equal(features.grad.cpu()[0, 0], shares[:, None] * shares)

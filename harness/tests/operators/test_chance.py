@@ -114,10 +114,10 @@ def test_sequences(npu):
 def test_dropout(npu, shape, dtype):
     torch.npu.manual_seed(1)
     values = torch.ones(shape, dtype=dtype, device=npu, requires_grad=True)
-    found = F.dropout(values, 0.25)
-    found.sum().backward()
-    torch.testing.assert_close(values.grad, found.detach())
-    kept = found.detach().cpu()
+    result = F.dropout(values, 0.25)
+    result.sum().backward()
+    torch.testing.assert_close(values.grad, result.detach())
+    kept = result.detach().cpu()
     assert kept.shape == shape and kept.dtype == dtype
     scale = torch.tensor(1 / 0.75).to(dtype)
     assert bool(((kept == 0) | (kept == scale)).all())
@@ -128,10 +128,10 @@ def test_dropout(npu, shape, dtype):
 def test_mask_of_dropout(npu):
     torch.npu.manual_seed(1)
     values = torch.ones(1000, device=npu)
-    found, mask = torch.native_dropout(values, 0.5, True)
+    result, mask = torch.native_dropout(values, 0.5, True)
     assert mask.dtype == torch.uint8 and mask.shape == (128,)
     bits = (mask.cpu()[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-    assert torch.equal(bits.flatten()[:1000] * 2.0, found.cpu())
+    assert torch.equal(bits.flatten()[:1000] * 2.0, result.cpu())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -141,12 +141,12 @@ def test_dropout_of_the_older_path(npu, shape, dtype):
 
     torch.npu.manual_seed(1)
     values = torch.full(shape, 3, dtype=dtype, device=npu)
-    found, mask = torch_npu._npu_dropout(values, 0.25)
+    result, mask = torch_npu._npu_dropout(values, 0.25)
     bits = ((mask.cpu()[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()[: values.numel()].reshape(shape)
     assert mask.dtype == torch.uint8 and mask.numel() * 8 == (values.numel() + 127) // 128 * 128
-    assert found.dtype == dtype and torch.equal(found.cpu(), (bits * (3 / 0.75)).to(dtype))
+    assert result.dtype == dtype and torch.equal(result.cpu(), (bits * (3 / 0.75)).to(dtype))
     again, same = torch_npu.npu_dropout_do_mask(values, mask, 0.25)
-    assert torch.equal(again, found) and torch.equal(same, mask)
+    assert torch.equal(again, result) and torch.equal(same, mask)
     if values.numel() > 1000:
         assert abs(bits.double().mean() - 0.75) < 4.5 * math.sqrt(0.1875 / bits.numel())
         other = torch_npu._npu_dropout(values, 0.25)[1]

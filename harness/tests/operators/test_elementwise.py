@@ -82,9 +82,9 @@ def test_dtypes_of_a_result(npu, left, right):
             expected = function(one, two)
         except RuntimeError:  # what torch has for no device
             continue
-        found = function(one.to(npu), two.to(npu))
-        assert found.dtype == expected.dtype
-        torch.testing.assert_close(found.cpu(), expected)
+        result = function(one.to(npu), two.to(npu))
+        assert result.dtype == expected.dtype
+        torch.testing.assert_close(result.cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.int64, torch.int8])
@@ -259,5 +259,5 @@ def test_quantize_rounds_a_tie_to_even_after_the_zero_point_and_saturates(npu, d
     values = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 1e4, -1e4, float("inf"), -float("inf")], dtype=dtype)
     one, zero = torch.ones(1, device=npu), torch.zeros(1, dtype=torch.int32, device=npu)
     for zero_points, expected in ((None, [0, 2, 2, 0, -2]), (zero, [0, 2, 2, 0, -2]), (zero + 1, [2, 2, 4, 0, 0])):
-        found = torch_npu.npu_quantize(values.to(npu), one, zero_points, torch.qint8, 0, True)
-        assert found.dtype == torch.int8 and found.tolist() == [*expected, 127, -128, 127, -128]
+        result = torch_npu.npu_quantize(values.to(npu), one, zero_points, torch.qint8, 0, True)
+        assert result.dtype == torch.int8 and result.tolist() == [*expected, 127, -128, 127, -128]

@@ -39,7 +39,7 @@ def test_unique_results(npu, function, tensors):
 @pytest.mark.parametrize("full", [True, False])
 def test_svd_puts_its_matrix_together(npu, shape, full):
     matrix, size = seeded(*shape), min(shape[-2:])
-    left, values, right = (each.cpu() for each in torch.linalg.svd(matrix.to(npu), full_matrices=full))
+    left, values, right = (tensor.cpu() for tensor in torch.linalg.svd(matrix.to(npu), full_matrices=full))
     torch.testing.assert_close(left[..., :size] * values[..., None, :] @ right[..., :size, :], matrix, **NEAR)
 
 
@@ -47,7 +47,7 @@ def test_svd_puts_its_matrix_together(npu, shape, full):
 @pytest.mark.parametrize("mode", ["reduced", "complete"])
 def test_qr_puts_its_matrix_together(npu, shape, mode):
     matrix = seeded(*shape)
-    q, r = (each.cpu() for each in torch.linalg.qr(matrix.to(npu), mode=mode))
+    q, r = (tensor.cpu() for tensor in torch.linalg.qr(matrix.to(npu), mode=mode))
     torch.testing.assert_close(q @ r, matrix, **NEAR)
     assert torch.equal(r, r.triu())
 
@@ -55,5 +55,5 @@ def test_qr_puts_its_matrix_together(npu, shape, mode):
 @pytest.mark.parametrize("norm", ["backward", "forward", "ortho"])
 def test_rfft(npu, norm):
     signal = seeded(3, 16)
-    found = torch.fft.rfft(signal.to(npu), n=12, dim=1, norm=norm)
-    torch.testing.assert_close(found.cpu(), torch.fft.rfft(signal, n=12, dim=1, norm=norm), **NEAR)
+    result = torch.fft.rfft(signal.to(npu), n=12, dim=1, norm=norm)
+    torch.testing.assert_close(result.cpu(), torch.fft.rfft(signal, n=12, dim=1, norm=norm), **NEAR)

@@ -63,7 +63,10 @@ def test_cross_entropy_and_its_gradient_are_the_cpus(npu, name, how, dtype):
 
     def loss(x, classes):
         return F.cross_entropy(
-            x, classes, reduction=how, **{key: each.to(x) if key == "weight" else each for key, each in given.items()}
+            x,
+            classes,
+            reduction=how,
+            **{key: argument.to(x) if key == "weight" else argument for key, argument in given.items()},
         )
 
     agrees(npu, loss, seeded(N, C, dtype=dtype).requires_grad_(), classes)
@@ -158,7 +161,7 @@ def test_the_vendors_cross_entropy(npu, given, reduction):
     expected = F.cross_entropy(x, classes, reduction=reduction, **given)
     expected.sum().backward()
     on_card = x.detach().to(npu).requires_grad_()
-    weighted = {key: each.to(npu) if key == "weight" else each for key, each in given.items()}
+    weighted = {key: argument.to(npu) if key == "weight" else argument for key, argument in given.items()}
     loss, log_prob, *_ = torch_npu.npu_cross_entropy_loss(on_card, classes.to(npu), reduction=reduction, **weighted)
     loss.sum().backward()
     torch.testing.assert_close(loss.detach().cpu().reshape(expected.shape), expected.detach())
@@ -179,7 +182,7 @@ def test_a_linear_and_its_cross_entropy_in_one(npu, saving):
     expected = F.cross_entropy(x.float() @ weight.float().t(), target, reduction="none")
     expected.sum().backward()
 
-    card = [each.detach().to(npu) for each in (x, weight)]
+    card = [tensor.detach().to(npu) for tensor in (x, weight)]
     top, total, predicted, mask, masked, logits = torch_npu.npu_fused_linear_online_max_sum(
         *card, target.to(npu), 0, vocabulary, not saving
     )
@@ -192,8 +195,8 @@ def test_a_linear_and_its_cross_entropy_in_one(npu, saving):
     grads = torch_npu.npu_fused_linear_cross_entropy_loss_with_max_sum_backward(
         torch.ones(rows).to(npu), *card, mask, masked, **kept
     )
-    for found, leaf in zip(grads, (x, weight)):
-        torch.testing.assert_close(found.cpu(), leaf.grad, rtol=2e-2, atol=2e-2)
+    for result, leaf in zip(grads, (x, weight)):
+        torch.testing.assert_close(result.cpu(), leaf.grad, rtol=2e-2, atol=2e-2)
 
 
 def test_a_target_on_another_card_predicts_nothing_here(npu):
@@ -204,7 +207,7 @@ def test_a_target_on_another_card_predicts_nothing_here(npu):
         x, weight, torch.tensor([127, 130, 256]).to(npu), 128, 256
     )
     assert masked.cpu().tolist() == [0, 2, 0] and mask.cpu().tolist() == [0b11111101]
-    assert [each != 0 for each in predicted.cpu().tolist()] == [False, True, False]
+    assert [number != 0 for number in predicted.cpu().tolist()] == [False, True, False]
 
 
 def test_a_masked_softmax(npu):

@@ -107,7 +107,7 @@ def test_norms_that_only_the_device_has(npu, dtype):
         leaf(8, seed=3, dtype=dtype),
     )
     agrees(npu, onto(npu, lambda x, w: torch_npu.npu_rms_norm(x, w)[0], rms), x, weight, rtol=1e-4, atol=1e-4)
-    plain = [each.detach() for each in (x, y, weight, bias)]
+    plain = [tensor.detach() for tensor in (x, y, weight, bias)]
     for ours, theirs in (
         (lambda x, y, w, b: torch_npu.npu_add_rms_norm(x, y, w)[::2], lambda x, y, w, b: (rms(x + y, w), x + y)),
         (lambda x, y, w, b: torch_npu.npu_gemma_rms_norm(x, w)[0], lambda x, y, w, b: rms(x, w + 1)),
@@ -128,7 +128,7 @@ def test_group_norm_with_its_activation(npu, dtype):
     import torch_npu
 
     x, weight, bias = leaf(2, 4, 3, 5, dtype=dtype), leaf(4, seed=1, dtype=dtype), leaf(4, seed=2, dtype=dtype)
-    plain = [each.detach() for each in (x, weight, bias)]
+    plain = [tensor.detach() for tensor in (x, weight, bias)]
     agrees(
         npu,
         onto(npu, lambda *t: torch_npu.npu_group_norm_silu(*t, 2)[0], lambda *t: F.silu(F.group_norm(t[0], 2, *t[1:]))),
@@ -148,18 +148,18 @@ def test_the_gradients_of_fused_residual_norms(npu):
     import torch_npu
 
     x, y, weight, grad = seeded(3, 4, 8), seeded(3, 4, 8, seed=1), seeded(8, seed=2), seeded(3, 4, 8, seed=4)
-    a, b, w = [each.clone().requires_grad_() for each in (x, y, weight)]
+    a, b, w = [tensor.clone().requires_grad_() for tensor in (x, y, weight)]
     F.layer_norm(0.3 * a + b, (8,), w, torch.zeros(8), 1e-6).backward(grad)
-    there = [each.to(npu) for each in (x, y, torch.zeros(8), weight)]
+    there = [tensor.to(npu) for tensor in (x, y, torch.zeros(8), weight)]
     mean, rstd, _ = torch_npu.npu_deep_norm(*there, 0.3)
-    found = torch_npu.npu_deep_norm_backward(grad.to(npu), there[0], there[1], there[3], mean, rstd, 0.3)
-    for one, other in zip(found, (a.grad, b.grad, grad.sum((0, 1)), w.grad)):
+    result = torch_npu.npu_deep_norm_backward(grad.to(npu), there[0], there[1], there[3], mean, rstd, 0.3)
+    for one, other in zip(result, (a.grad, b.grad, grad.sum((0, 1)), w.grad)):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-4)
-    a, b, w = [each.clone().requires_grad_() for each in (x, y, weight)]
+    a, b, w = [tensor.clone().requires_grad_() for tensor in (x, y, weight)]
     F.layer_norm(a + b, (8,), w, torch.zeros(8)).backward(grad)
     _, mean, rstd, _ = torch_npu.npu_add_layer_norm(there[0], there[1], there[3], there[2], 1e-5, True)
-    found = torch_npu.npu_add_layer_norm_backward(grad.to(npu), there[0], there[1], rstd, mean, there[3], grad.to(npu))
-    for one, other in zip(found, (a.grad + grad, b.grad + grad, w.grad, grad.sum((0, 1)))):
+    result = torch_npu.npu_add_layer_norm_backward(grad.to(npu), there[0], there[1], rstd, mean, there[3], grad.to(npu))
+    for one, other in zip(result, (a.grad + grad, b.grad + grad, w.grad, grad.sum((0, 1)))):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-4)
 
 
@@ -168,7 +168,7 @@ def test_batch_norm_over_several_devices(npu):
     x, weight, bias = seeded(6, 4, 3), seeded(4, seed=1), seeded(4, seed=2)
     there = x.to(npu)
     parts = [torch.batch_norm_stats(part.contiguous(), 1e-5) for part in there.split([2, 4])]
-    mean, invstd = [torch.stack(each) for each in zip(*parts)]
+    mean, invstd = [torch.stack(item) for item in zip(*parts)]
     running = [torch.zeros(4).to(npu), torch.ones(4).to(npu)]
     mean, invstd = torch.batch_norm_gather_stats_with_counts(
         there, mean, invstd, *running, 0.1, 1e-5, torch.tensor([6.0, 12.0]).to(npu)

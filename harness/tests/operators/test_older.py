@@ -85,7 +85,7 @@ def test_adam_of_one_step(npu):
 
     variable, m, v, grad = (seeded(5, seed=n) for n in range(4))
     v = v.abs()
-    moved = [each.to(npu) for each in (variable, m, v)]
+    moved = [tensor.to(npu) for tensor in (variable, m, v)]
     torch_npu.npu_apply_adam(0.9, 0.99, 0.1, 0.9, 0.99, 1e-8, grad.to(npu), False, False, out=tuple(moved))
     m_new, v_new = 0.9 * m + 0.1 * grad, 0.99 * v + 0.01 * grad * grad
     expected = variable - 0.1 * (1 - 0.99) ** 0.5 / (1 - 0.9) * m_new / (v_new.sqrt() + 1e-8)
@@ -116,8 +116,8 @@ def test_faults_act_on_the_older_path_by_its_types(npu):
 
     x = seeded(4, 6)
     with emulator.fault("Slice", kind="scale", by=2.0) as planted:
-        found = torch_npu.npu_slice(x.to(npu), [0, 0], [2, 3]).cpu()
-    assert planted.hits == 1 and torch.equal(found, x[:2, :3] * 2)
+        result = torch_npu.npu_slice(x.to(npu), [0, 0], [2, 3]).cpu()
+    assert planted.hits == 1 and torch.equal(result, x[:2, :3] * 2)
 
 
 VIEWS = {

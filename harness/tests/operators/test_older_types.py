@@ -16,9 +16,9 @@ from harness.tests.operators.conftest import agrees, seeded
 def reached(types, npu, function, *arguments, **settings):
     """Assert that function agrees with the CPU and that each of the types ran, by a fault that changes nothing."""
     with ExitStack() as stack:
-        found = {type: stack.enter_context(emulator.fault(type, kind="hang", seconds=0)) for type in types.split()}
+        result = {type: stack.enter_context(emulator.fault(type, kind="hang", seconds=0)) for type in types.split()}
         agrees(npu, function, *arguments, **settings)
-    assert not [type for type, fault in found.items() if not fault.hits]
+    assert not [type for type, fault in result.items() if not fault.hits]
 
 
 def drawn(*shape, seed=0, dtype=torch.float32):
@@ -358,22 +358,24 @@ def computes(types, function, arguments, expected, npu, **near):
     """Assert that a function of torch_npu that the CPU lacks computes what is expected, by way of these types."""
     with ExitStack() as stack:
         met = {type: stack.enter_context(emulator.fault(type, kind="hang", seconds=0)) for type in types.split()}
-        found = function(*(each.to(npu) if isinstance(each, torch.Tensor) else each for each in arguments))
-        found = found if isinstance(found, (tuple, list)) else (found,)
-        found = [each.cpu() for each in found]
+        result = function(
+            *(argument.to(npu) if isinstance(argument, torch.Tensor) else argument for argument in arguments)
+        )
+        result = result if isinstance(result, (tuple, list)) else (result,)
+        result = [tensor.cpu() for tensor in result]
     assert not [type for type, fault in met.items() if not fault.hits]
-    for actual, wanted in zip(found, expected if isinstance(expected, (tuple, list)) else (expected,), strict=True):
+    for actual, wanted in zip(result, expected if isinstance(expected, (tuple, list)) else (expected,), strict=True):
         torch.testing.assert_close(actual, wanted, **near)
 
 
 def through(function, *inputs):
     """A function's result and its gradients, of the result weighted from 1 to 2."""
-    inputs = [each.clone().requires_grad_() for each in inputs]
-    found = function(*inputs)
+    inputs = [input_.clone().requires_grad_() for input_ in inputs]
+    result = function(*inputs)
     return [
-        found.detach(),
+        result.detach(),
         *torch.autograd.grad(
-            found, inputs, torch.linspace(1, 2, found.numel(), device=found.device).reshape(found.shape)
+            result, inputs, torch.linspace(1, 2, result.numel(), device=result.device).reshape(result.shape)
         ),
     ]
 
@@ -474,7 +476,7 @@ def test_optimizers_of_one_step(compiling):
     variable, m, v, grad = (seeded(5, seed=n) for n in range(4))
     v = v.abs()
     m_new, v_new = 0.9 * m + 0.1 * grad, 0.99 * v + 0.01 * grad * grad
-    state = [each.to(compiling) for each in (variable, m, v)]
+    state = [tensor.to(compiling) for tensor in (variable, m, v)]
     bert = variable - 0.1 * (m_new / (v_new.sqrt() + 1e-6) + 0.05 * variable)
     computes(
         "ApplyAdamV2",
@@ -485,7 +487,7 @@ def test_optimizers_of_one_step(compiling):
         rtol=1e-4,
         atol=1e-5,
     )
-    state = [each.to(compiling) for each in (variable, m, v)]
+    state = [tensor.to(compiling) for tensor in (variable, m, v)]
     adam = variable * (1 - 0.1 * 0.05) - 0.1 * m_new / (1 - 0.9 * 0.9) / ((v_new / (1 - 0.99 * 0.99)).sqrt() + 1e-6)
     computes(
         "ApplyAdamW",
@@ -510,12 +512,12 @@ def test_dropouts_with_a_byte_mask(compiling):
         emulator.fault("DropOutDoMaskV3", kind="hang", seconds=0) as met,
     ):
         leaf = x.to(compiling).requires_grad_()
-        found = torch_npu.dropout_with_byte_mask(leaf, 0.25, True)
-        found.sum().backward()
+        result = torch_npu.dropout_with_byte_mask(leaf, 0.25, True)
+        result.sum().backward()
     assert drawn_mask.hits == 1 and met.hits == 2
-    assert torch.equal(leaf.grad, found.detach()) and 0.7 < (found != 0).float().mean().item() < 0.8
+    assert torch.equal(leaf.grad, result.detach()) and 0.7 < (result != 0).float().mean().item() < 0.8
     torch.testing.assert_close(
-        found.detach().cpu()[found.cpu() != 0], torch.tensor(4 / 3).expand(int((found != 0).sum()))
+        result.detach().cpu()[result.cpu() != 0], torch.tensor(4 / 3).expand(int((result != 0).sum()))
     )
 
 
@@ -528,12 +530,12 @@ def test_softmax_of_a_sum_with_dropout(compiling):
             stack.enter_context(emulator.fault(type, kind="hang", seconds=0))
             for type in ("AxpyWithSoftmaxAndDropOutDoMask", "DropoutWithMulsAndSoftmaxGrad")
         ]
-        leaves = [each.to(compiling).requires_grad_() for each in (x, y)]
+        leaves = [tensor.to(compiling).requires_grad_() for tensor in (x, y)]
         mask, soft, dropped = torch_npu.npu_dropout_with_add_softmax(*leaves, 0.5, 0.25, -1)
         dropped.square().sum().backward()
     assert all(fault.hits for fault in met)
     kept = mask.cpu().reshape(x.shape).bool()
-    wanted = [each.clone().requires_grad_() for each in (x, y)]
+    wanted = [tensor.clone().requires_grad_() for tensor in (x, y)]
     expected = torch.softmax(0.5 * wanted[0] + wanted[1], -1)
     through_mask = torch.where(kept, expected / 0.75, 0.0)
     through_mask.square().sum().backward()
@@ -545,7 +547,7 @@ def test_a_random_choice_of_marked_places(compiling):
     import torch_npu
 
     marked = torch.tensor([[True, False, True], [False, True, True]])
-    places, present = (each.cpu() for each in torch_npu.npu_random_choice_with_mask(marked.to(compiling), 6))
+    places, present = (tensor.cpu() for tensor in torch_npu.npu_random_choice_with_mask(marked.to(compiling), 6))
     assert present.tolist() == [True] * 4 + [False] * 2
     assert sorted(places[:4].tolist()) == marked.nonzero().tolist() and not places[4:].any()
 
@@ -603,8 +605,8 @@ def test_multi_head_attention(compiling, chance, biased, dtype):
                 True,
             )[0]
         q, k, v = (
-            F.linear(*each).reshape(batch, -1, heads, width).transpose(1, 2)
-            for each in zip((query, key, value), weights, biases)
+            F.linear(*item).reshape(batch, -1, heads, width).transpose(1, 2)
+            for item in zip((query, key, value), weights, biases)
         )
         soft = torch.softmax(q @ k.mT / width**0.5 + seen, -1)
         soft = torch.where(bits, soft / (1 - chance), 0.0) if chance else soft

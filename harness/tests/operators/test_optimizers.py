@@ -44,10 +44,10 @@ def trained(device, kind, settings, scaler=None):
 
 
 def check(npu, kind, settings, mode):
-    for found, expected in zip(
+    for result, expected in zip(
         trained(npu, kind, {**settings, **mode}), trained("cpu", kind, {**settings, "foreach": False})
     ):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("foreach", [False, True])
@@ -69,8 +69,8 @@ def test_fused_steps(npu, kind, settings):
 
 def test_scaled_gradients(npu):
     scaler = torch.amp.GradScaler("npu", init_scale=1024.0, growth_interval=2)
-    for found, expected in zip(trained(npu, optim.SGD, {}, scaler), trained("cpu", optim.SGD, {})):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for result, expected in zip(trained(npu, optim.SGD, {}, scaler), trained("cpu", optim.SGD, {})):
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
     assert scaler.get_scale() == 4096.0
 
 
@@ -91,5 +91,5 @@ def test_clipped_gradients(npu, dtype):
         weight = torch.nn.Parameter(seeded(4, 5, dtype=dtype).to(device))
         weight.grad = seeded(4, 5, seed=1, dtype=dtype).to(device)
         norms.append((torch.nn.utils.clip_grad_norm_([weight], 1.0).cpu(), weight.grad.cpu()))
-    for expected, found in zip(*norms):
-        torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+    for expected, result in zip(*norms):
+        torch.testing.assert_close(result, expected, rtol=2e-3, atol=2e-3)

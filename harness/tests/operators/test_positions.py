@@ -32,7 +32,7 @@ def test_a_rotation_and_its_gradients(npu, place, mode, turn, dtype):
     agrees(
         npu,
         lambda x, cos, sin: rotate(x.transpose(0, 2), cos, sin),
-        *[each[:1, :5, :1] if each is not tensors[0] else each for each in tensors],
+        *[tensor[:1, :5, :1] if tensor is not tensors[0] else tensor for tensor in tensors],
     )
 
 
@@ -44,9 +44,9 @@ def test_queries_and_keys_are_rotated_in_place(npu, dtype):
     cos, sin = seeded(2, 3, 1, 8, seed=2, dtype=dtype), seeded(2, 3, 1, 8, seed=3, dtype=dtype)
     there = q.to(npu), k.to(npu)
     torch_npu.npu_apply_rotary_pos_emb(*there, cos.to(npu), sin.to(npu), "BSND", "half")
-    for found, x in zip(there, (q, k)):
+    for result, x in zip(there, (q, k)):
         wanted = x.float() * cos.float() + half(x.float()) * sin.float()
-        torch.testing.assert_close(found.cpu(), wanted.to(dtype), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(result.cpu(), wanted.to(dtype), rtol=1e-3, atol=1e-3)
 
 
 def test_interleaved_pairs_are_sorted_before_they_turn(npu):
@@ -56,10 +56,10 @@ def test_interleaved_pairs_are_sorted_before_they_turn(npu):
         seeded(2, 4, 1, 64, dtype=torch.float16),
         *[seeded(2, 1, 1, 64, seed=seed, dtype=torch.float16) for seed in (1, 2)],
     )
-    found = torch_npu.npu_interleave_rope(x.to(npu), cos.to(npu), sin.to(npu))
+    result = torch_npu.npu_interleave_rope(x.to(npu), cos.to(npu), sin.to(npu))
     wide = torch.cat((x[..., ::2], x[..., 1::2]), -1).float()
     torch.testing.assert_close(
-        found.cpu(), (wide * cos.float() + half(wide) * sin.float()).half(), rtol=1e-3, atol=1e-3
+        result.cpu(), (wide * cos.float() + half(wide) * sin.float()).half(), rtol=1e-3, atol=1e-3
     )
 
 
@@ -69,11 +69,11 @@ def test_positions_read_a_cache(npu, mode):
 
     positions, cache = torch.tensor([3, 0, 7]), seeded(10, 8)
     q, k = seeded(3, 2 * 12, seed=1), seeded(3, 12, seed=2)
-    found = torch_npu.npu_mrope(
+    result = torch_npu.npu_mrope(
         positions.to(npu), q.to(npu), k.to(npu), cache.to(npu), 12, mrope_section=[0, 0, 0], rotary_mode=mode
     )
-    cos, sin = [each.unsqueeze(1) for each in cache[positions].chunk(2, -1)]
-    for one, x in zip(found, (q, k)):
+    cos, sin = [part.unsqueeze(1) for part in cache[positions].chunk(2, -1)]
+    for one, x in zip(result, (q, k)):
         heads = x.unflatten(-1, (-1, 12))
         a, b = (heads[..., :4], heads[..., 4:8]) if mode == "half" else (heads[..., 0:8:2], heads[..., 1:8:2])
         turned = a * cos - b * sin, b * cos + a * sin
@@ -97,9 +97,9 @@ def test_a_cache_gets_the_latent_and_the_rotated_key(npu, mode, quantized):
     if "BLK" not in mode:
         index[5] = -1
     there = [torch.full((pages, size, 1, width), 7, dtype=dtype).to(npu) for width in (64, 512)]
-    move = lambda each: None if each is None else each.to(npu)
+    move = lambda tensor: None if tensor is None else tensor.to(npu)
     _, _, key, latent = torch_npu.npu_kv_rmsnorm_rope_cache(
-        *[move(each) for each in (kv, gamma, cos, sin, index)],
+        *[move(item) for item in (kv, gamma, cos, sin, index)],
         *there,
         k_rope_scale=move(scales[0]),
         c_kv_scale=move(scales[1]),
@@ -140,9 +140,9 @@ def test_queries_keys_and_values_go_to_pages_of_pieces(npu, quantized):
     scales = [seeded(1, width, seed=seed).abs() + 0.05 if quantized else None for seed in (5, 6)]
     query = torch.zeros(tokens, 2 * width, dtype=torch.float16).to(npu)
     caches = [torch.full((pages, width // piece, size, piece), 7, dtype=dtype).to(npu) for _ in range(2)]
-    move = lambda each: None if each is None else each.to(npu)
+    move = lambda tensor: None if tensor is None else tensor.to(npu)
     torch_npu.npu_qkv_rms_norm_rope_cache(
-        *[move(each) for each in (qkv, *gammas, cos, sin, index)],
+        *[move(item) for item in (qkv, *gammas, cos, sin, index)],
         query,
         *caches,
         qkv_size=[1, tokens, 4, width],

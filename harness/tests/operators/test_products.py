@@ -54,8 +54,8 @@ def test_a_convolution_and_its_gradients(npu, kind, with_bias, dtype):
         [leaf(channels, seed=2, dtype=dtype)] if with_bias else []
     )
     with torch.no_grad():
-        for each in inputs[:2]:
-            each.mul_(0.25)  # sums of some ten products stay near one, where the tolerance of half dtypes is meant
+        for input_ in inputs[:2]:
+            input_.mul_(0.25)  # sums of some ten products stay near one, where the tolerance of half dtypes is meant
     agrees(npu, lambda x, w, b=None: function(x, w, b, **options), *inputs, rtol=1e-4, atol=1e-4)
 
 
@@ -85,9 +85,9 @@ def test_gradients_in_hf32_are_those_of_rounded_operands(npu):
     """The gradient of the bias is not of the cube and stays float32."""
     x, weight, grad = seeded(2, 8, 6, 6), seeded(4, 8, 3, 3, seed=1), seeded(2, 4, 4, 4, seed=2)
     torch.npu.conv.allow_hf32 = True
-    there = [each.to(npu).requires_grad_() for each in (x, weight, torch.zeros(4))]
+    there = [tensor.to(npu).requires_grad_() for tensor in (x, weight, torch.zeros(4))]
     F.conv2d(*there).backward(grad.to(npu))
-    here = [numerics.round_hf32(each).requires_grad_() for each in (x, weight)]
+    here = [numerics.round_hf32(tensor).requires_grad_() for tensor in (x, weight)]
     F.conv2d(*here).backward(numerics.round_hf32(grad))
     for one, other in zip(there, here):
         torch.testing.assert_close(one.grad.cpu(), other.grad, rtol=1e-5, atol=1e-5)
@@ -151,10 +151,10 @@ def test_a_product_with_what_follows_it(npu, kind, theirs):
         seeded(6, 5, seed=1, dtype=torch.float16),
         seeded(4, 5, seed=2, dtype=torch.float16),
     )
-    found = torch_npu.npu_fused_matmul(
+    result = torch_npu.npu_fused_matmul(
         a.to(npu), b.to(npu), x3=c.to(npu) if kind in ("add", "mul") else None, fused_op_type=kind
     )
-    torch.testing.assert_close(found.cpu().float(), theirs(a.float() @ b.float(), c.float()), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(result.cpu().float(), theirs(a.float() @ b.float(), c.float()), rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -164,8 +164,8 @@ def test_a_batch_of_transposed_products(npu, dtype):
     a, b = seeded(4, 3, 16, dtype=dtype), seeded(3, 16, 8, seed=1, dtype=dtype)  # (M, B, K) and (B, K, N)
     wanted = torch.einsum("mbk,bkn->mbn", a.float(), b.float())
     options = dict(perm_x1=[1, 0, 2], perm_x2=[0, 1, 2], perm_y=[1, 0, 2])
-    found = torch_npu.npu_transpose_batchmatmul(a.to(npu), b.to(npu), **options)
-    torch.testing.assert_close(found.cpu().float(), wanted, rtol=1e-2, atol=1e-2)
+    result = torch_npu.npu_transpose_batchmatmul(a.to(npu), b.to(npu), **options)
+    torch.testing.assert_close(result.cpu().float(), wanted, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -178,13 +178,13 @@ def test_products_of_groups_of_rows(npu, dtype):
     wanted = torch.cat([part.float() @ one.float() + b.float() for part, one, b in zip(x.split(sizes), weights, bias)])
     for kind, numbers in ((0, [2, 2, 9]), (1, sizes)):
         options = dict(split_item=3, group_type=0, group_list_type=kind, group_list=torch.tensor(numbers).to(npu))
-        for share in ([weights.to(npu)], [each.to(npu) for each in weights]):
-            shifts = [bias.to(npu)] if len(share) == 1 else [each.to(npu) for each in bias]
-            (found,) = torch_npu.npu_grouped_matmul([x.to(npu)], share, bias=shifts, **options)
-            torch.testing.assert_close(found.cpu().float(), wanted, rtol=2e-3, atol=2e-3)
-    rows = [each.to(npu) for each in x.split([4, 5])]
-    found = torch_npu.npu_grouped_matmul(rows, [each.to(npu) for each in weights[:2]], split_item=0, group_type=-1)
-    for one, part, weight in zip(found, x.split([4, 5]), weights):
+        for share in ([weights.to(npu)], [tensor.to(npu) for tensor in weights]):
+            shifts = [bias.to(npu)] if len(share) == 1 else [tensor.to(npu) for tensor in bias]
+            (result,) = torch_npu.npu_grouped_matmul([x.to(npu)], share, bias=shifts, **options)
+            torch.testing.assert_close(result.cpu().float(), wanted, rtol=2e-3, atol=2e-3)
+    rows = [tensor.to(npu) for tensor in x.split([4, 5])]
+    result = torch_npu.npu_grouped_matmul(rows, [tensor.to(npu) for tensor in weights[:2]], split_item=0, group_type=-1)
+    for one, part, weight in zip(result, x.split([4, 5]), weights):
         torch.testing.assert_close(one.cpu().float(), part.float() @ weight.float(), rtol=2e-3, atol=2e-3)
 
 
@@ -281,18 +281,20 @@ def test_a_deformable_convolution_that_shifts_by_whole_pixels(npu, groups):
     x, weight = seeded(2, 4, 6, 7), seeded(3, 4, 3, 3, seed=1)
     offset = torch.cat((torch.zeros(2, 18 * groups, 6, 7), torch.ones(2, 9 * groups, 6, 7)), 1)
     options = dict(kernel_size=[3, 3], stride=[1] * 4, padding=[1] * 4, deformable_groups=groups)
-    found, deformed = torch_npu.npu_deformable_conv2d(*[each.to(npu) for each in (x, weight, offset)], None, **options)
-    torch.testing.assert_close(found.cpu(), F.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
+    result, deformed = torch_npu.npu_deformable_conv2d(
+        *[tensor.to(npu) for tensor in (x, weight, offset)], None, **options
+    )
+    torch.testing.assert_close(result.cpu(), F.conv2d(x, weight, padding=1), rtol=1e-4, atol=1e-4)
     grad = seeded(2, 3, 6, 7, seed=2)
     here = x.clone().requires_grad_(), weight.clone().requires_grad_()
     F.conv2d(*here, padding=1).backward(grad)
     gradients = torch_npu.npu_deformable_conv2dbk(
-        *[each.to(npu) for each in (x, grad, deformed.cpu(), weight, offset)], **options
+        *[tensor.to(npu) for tensor in (x, grad, deformed.cpu(), weight, offset)], **options
     )
     for one, other in zip(gradients, (here[0].grad, here[1].grad)):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-4, atol=1e-4)
     offset[:, : 9 * groups] = 1
-    found, _ = torch_npu.npu_deformable_conv2d(*[each.to(npu) for each in (x, weight, offset)], None, **options)
+    result, _ = torch_npu.npu_deformable_conv2d(*[tensor.to(npu) for tensor in (x, weight, offset)], None, **options)
     torch.testing.assert_close(
-        found.cpu(), F.conv2d(F.pad(x, (0, 2, 1, 1))[..., :], weight)[..., :7], rtol=1e-4, atol=1e-4
+        result.cpu(), F.conv2d(F.pad(x, (0, 2, 1, 1))[..., :], weight)[..., :7], rtol=1e-4, atol=1e-4
     )

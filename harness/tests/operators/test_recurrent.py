@@ -28,12 +28,12 @@ def leaf(*shape, seed, dtype, scale=1.0):
 
 def parameters(gates, layers, both, bias, dtype):
     """The parameters in torch's order."""
-    found, directions = [], 2 if both else 1
+    result, directions = [], 2 if both else 1
     for layer in range(layers):
         width = INPUTS if layer == 0 else directions * HIDDEN
         shapes = [(gates * HIDDEN, width), (gates * HIDDEN, HIDDEN), *[(gates * HIDDEN,)] * (2 if bias else 0)]
-        found += [shape for _ in range(directions) for shape in shapes]
-    return [leaf(*shape, seed=seed, dtype=dtype, scale=0.3) for seed, shape in enumerate(found)]
+        result += [shape for _ in range(directions) for shape in shapes]
+    return [leaf(*shape, seed=seed, dtype=dtype, scale=0.3) for seed, shape in enumerate(result)]
 
 
 def state(layers, both, dtype, seed, batch=BATCH):
@@ -81,7 +81,9 @@ def test_layers_that_do_not_train_save_nothing(npu, case):
         inputs(batch_first, torch.float32).detach(),
         [state(layers, both, torch.float32, seed).detach() for seed in (60, 61)],
     )
-    params = [[each.detach() for each in parameters(gates, layers, both, bias, torch.float32)] for gates in (4, 3)]
+    params = [
+        [parameter.detach() for parameter in parameters(gates, layers, both, bias, torch.float32)] for gates in (4, 3)
+    ]
     agrees(npu, lstm(*LAYERS[case], train=False), x, *states, params[0])
     agrees(npu, gru(*LAYERS[case], train=False), x, states[0], params[1])
 
@@ -150,8 +152,8 @@ def packed(x, device):
     """A packed sequence of leaves: torch_npu keeps the steps behind the end, so it has more rows there than on the
     CPU.
     """
-    found = pack_padded_sequence(x.to(device), LENGTHS)
-    return PackedSequence(found.data.detach().requires_grad_(), found.batch_sizes)
+    result = pack_padded_sequence(x.to(device), LENGTHS)
+    return PackedSequence(result.data.detach().requires_grad_(), result.batch_sizes)
 
 
 def rows_of(data):
@@ -163,7 +165,7 @@ def rows_of(data):
     return data.reshape(STEPS, BATCH, -1)[there]
 
 
-@pytest.mark.parametrize("case", [each for each, (*_, batch_first) in LAYERS.items() if each != "batch first"])
+@pytest.mark.parametrize("case", [name for name, (*_, batch_first) in LAYERS.items() if name != "batch first"])
 def test_lstm_of_packed_sequences(npu, case):
     layers, both, bias, _ = LAYERS[case]
     older = both and bias  # torch_npu drops the gradient of the last states of its second direction there
@@ -173,17 +175,17 @@ def test_lstm_of_packed_sequences(npu, case):
         leaves = [state(layers, both, torch.float32, seed) for seed in (60, 61)] + parameters(
             4, layers, both, bias, torch.float32
         )
-        leaves = [each.detach().to(device).requires_grad_() for each in leaves]
+        leaves = [tensor.detach().to(device).requires_grad_() for tensor in leaves]
         y, h, c = torch.lstm(sequence.data, sequence.batch_sizes, leaves[:2], leaves[2:], bias, layers, 0.0, True, both)
         y = y.flatten(0, 1) if y.dim() == 3 else y
         total = y.sin().sum() if older else y.sin().sum() + h.sin().sum() + c.cos().sum()
         grads = torch.autograd.grad(total, [sequence.data, *leaves])
         results.append(
-            [rows_of(each.detach().cpu()) for each in (y, grads[0])]
-            + [each.detach().cpu() for each in (h, c, *grads[1:])]
+            [rows_of(tensor.detach().cpu()) for tensor in (y, grads[0])]
+            + [tensor.detach().cpu() for tensor in (h, c, *grads[1:])]
         )
-    for wanted, found in zip(*results):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    for wanted, result in zip(*results):
+        torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-5)
 
 
 # -------- cells

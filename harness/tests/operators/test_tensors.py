@@ -47,10 +47,10 @@ def test_index(npu, name, dtype):
 
 def _put(places, accumulate=False):
     def change(x, value):
-        at = tuple(slice(None) if each is None else each.to(x.device) for each in places)
+        at = tuple(slice(None) if place is None else place.to(x.device) for place in places)
         if accumulate:
             return torch.ops.aten.index_put(
-                x, [None if each is None else each.to(x.device) for each in places], value, True
+                x, [None if place is None else place.to(x.device) for place in places], value, True
             )
         x = x.clone()
         x[at] = value
@@ -74,7 +74,7 @@ def _put(places, accumulate=False):
 )
 def test_index_put(npu, places, shape, dtype):
     agrees(npu, _put(places, accumulate=True), grad(3, 4, 5, dtype=dtype), grad(*shape, seed=1, dtype=dtype))
-    unique = [torch.tensor([2, 0, 1]) if each is ROWS else each for each in places]
+    unique = [torch.tensor([2, 0, 1]) if place is ROWS else place for place in places]
     agrees(npu, _put(unique), grad(3, 4, 5, dtype=dtype), grad(*shape, seed=1, dtype=dtype))
 
 
@@ -185,15 +185,15 @@ def test_embedding_bag(npu, options, dtype):
     ("mode", "sparse"), [("sum", True), ("sum", False), ("mean", True), ("mean", False), ("max", False)]
 )
 def test_the_gradient_of_embedding_bag(npu, mode, sparse, padding):
-    places, starts, found = torch.tensor([0, 2, 2, 2, 0, 5]), torch.tensor([0, 1, 4, 4]), {}
+    places, starts, result = torch.tensor([0, 2, 2, 2, 0, 5]), torch.tensor([0, 1, 4, 4]), {}
     for device in ("cpu", npu):
         weight = seeded(6, 3).to(device).requires_grad_()
         F.embedding_bag(
             places.to(device), weight, starts.to(device), mode=mode, sparse=sparse, padding_idx=padding
         ).sum().backward()
         assert weight.grad.is_sparse == sparse
-        found[device] = (weight.grad.to_dense() if sparse else weight.grad).cpu()
-    assert torch.equal(found[npu], found["cpu"])
+        result[device] = (weight.grad.to_dense() if sparse else weight.grad).cpu()
+    assert torch.equal(result[npu], result["cpu"])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -246,33 +246,33 @@ def test_unique(npu, values):
 
 def test_scatter_update_takes_each_batch_at_its_own_place(npu):
     data, update = seeded(2, 6, 3), seeded(2, 2, 3, seed=1)
-    found = torch.ops.npu.scatter_update(data.to(npu), torch.tensor([1, 3]).to(npu), update.to(npu), -2)
+    result = torch.ops.npu.scatter_update(data.to(npu), torch.tensor([1, 3]).to(npu), update.to(npu), -2)
     expected = data.clone()
     expected[0, 1:3], expected[1, 3:5] = update
-    assert torch.equal(found.cpu(), expected)
+    assert torch.equal(result.cpu(), expected)
 
 
 def test_scatter_nd_update(npu):
     data, update = seeded(4, 5), seeded(2, seed=1)
-    found = torch.ops.npu.npu_scatter_nd_update(data.to(npu), torch.tensor([[1, 2], [3, 0]]).to(npu), update.to(npu))
+    result = torch.ops.npu.npu_scatter_nd_update(data.to(npu), torch.tensor([[1, 2], [3, 0]]).to(npu), update.to(npu))
     expected = data.clone()
     expected[1, 2], expected[3, 0] = update
-    assert torch.equal(found.cpu(), expected)
+    assert torch.equal(result.cpu(), expected)
 
 
 def test_scatter_list_leaves_what_the_mask_excludes(npu):
     data, update = [seeded(4, 3), seeded(4, 3, seed=1)], seeded(2, 1, 3, seed=2)
     places, mask = torch.tensor([1, 3]).to(npu), torch.tensor([1, 0], dtype=torch.uint8).to(npu)
-    found = torch.ops.npu.npu_scatter_list(
-        [each.to(npu) for each in data], places, update.to(npu), mask, reduce="update", axis=-2
+    result = torch.ops.npu.npu_scatter_list(
+        [tensor.to(npu) for tensor in data], places, update.to(npu), mask, reduce="update", axis=-2
     )
     expected = data[0].clone()
     expected[1] = update[0, 0]
-    assert torch.equal(found[0].cpu(), expected) and torch.equal(found[1].cpu(), data[1])
+    assert torch.equal(result[0].cpu(), expected) and torch.equal(result[1].cpu(), data[1])
 
 
 def test_chunk_cat(npu):
     tensors = [seeded(4, 3), seeded(2, 5, seed=1)]
     assert torch.equal(
-        torch._chunk_cat([each.to(npu) for each in tensors], 0, 2).cpu(), torch._chunk_cat(tensors, 0, 2)
+        torch._chunk_cat([tensor.to(npu) for tensor in tensors], 0, 2).cpu(), torch._chunk_cat(tensors, 0, 2)
     )
