@@ -250,7 +250,7 @@ class _Census(Fault):
         super().__init__("*", "stale")
         self.names: list[str] = []
 
-    def strikes(self, name: str) -> bool:
+    def matches(self, name: str) -> bool:
         self.names.append(name)
         return False
 

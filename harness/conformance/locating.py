@@ -82,11 +82,11 @@ class _Inside(Fault):
         self.path, self.module = path, module
         self.names: list[str] = []
 
-    def strikes(self, name: str) -> bool:
+    def matches(self, name: str) -> bool:
         if self.path[-1] != self.module:
             return False
         self.names.append(name)
-        return super().strikes(name)
+        return super().matches(name)
 
 
 class Bed:
@@ -184,7 +184,7 @@ def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> Outco
         sound=_own(bed.healthy, place.module),
         exact=first is not None
         and first.module == place.module
-        and (finding.trial is None or place.operator in _called(finding)),
+        and (finding.replay is None or place.operator in _called(finding)),
     )
 
 
@@ -201,7 +201,7 @@ def _called(finding: Finding) -> list[str]:
     census = _Inside("nothing", "stale", path=[""], module="")
     faults.plant(census)
     try:
-        finding.trial.on_device()
+        finding.replay.on_device()
     finally:
         faults.remove(census)
     return census.names

@@ -158,7 +158,7 @@ def _npu_stack(device: Device) -> dict[str, Any]:
         task_queue=_quietly(task_queue),
         compatible_impl=_compatible_impl(),
         allow_internal_format=_quietly(_internal_format),
-        faults=tuple(item.deeds for item in planted()) if emulated else (),
+        faults=tuple(item.effect for item in planted()) if emulated else (),
     )
 
 

@@ -99,11 +99,11 @@ class Fault:
         return ":".join([self.pattern, self.kind, *([",".join(options)] if options else [])])
 
     @property
-    def deeds(self) -> str:
+    def effect(self) -> str:
         """The fault and how often it acted, for a report."""
         return f"{self} (acted on {self.hits} of the {self.calls} calls that it matches)"
 
-    def strikes(self, name: str) -> bool:
+    def matches(self, name: str) -> bool:
         """Whether it acts on this call, which is counted."""
         if not fnmatchcase(name, self.pattern):
             return False
@@ -148,7 +148,7 @@ def parse(text: str) -> Fault:
 # -------- where the runner asks
 
 
-class Struck:
+class ActiveFaults:
     """The faults that act on one call; without any, every method gives back what it was given."""
 
     def __init__(self, faults: list[Fault]):
@@ -208,16 +208,16 @@ class PlantedError(RuntimeError):
         self.code = code
 
 
-NONE = Struck([])
+NONE = ActiveFaults([])
 _planted: list[Fault] = []
 _suspended: list[None] = []  # one for each block in which faults wait
 
 
-def for_call(name: str) -> Struck:
+def for_call(name: str) -> ActiveFaults:
     """The faults that act on this call of an operator."""
     if not _planted or _suspended:
         return NONE
-    return Struck([item for item in _planted if item.strikes(name)])
+    return ActiveFaults([item for item in _planted if item.matches(name)])
 
 
 # -------- inputs

@@ -125,7 +125,7 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 def _tell(planted: list[faults.Fault]) -> int:
     """Say how often each fault acted; one that never did is a failure, since the run then shows nothing about it."""
     for fault in planted:
-        print(f"harness emulate: planted fault {fault.deeds}", file=sys.stderr)
+        print(f"harness emulate: planted fault {fault.effect}", file=sys.stderr)
     return int(any(not fault.hits for fault in planted))
 
 

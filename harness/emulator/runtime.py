@@ -103,7 +103,7 @@ class _Runtime:
         execute = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(self._execute)
         self.callbacks.append(execute)
         self.core.emulator_set_execute(execute)
-        older = ctypes.CFUNCTYPE(
+        aclop = ctypes.CFUNCTYPE(
             ctypes.c_int,
             ctypes.c_char_p,
             ctypes.c_int,
@@ -113,8 +113,8 @@ class _Runtime:
             ctypes.c_void_p,
             ctypes.c_int,
         )(self._older)
-        self.callbacks.append(older)
-        self.core.emulator_set_older(older)
+        self.callbacks.append(aclop)
+        self.core.emulator_set_older(aclop)
 
     def _capturing(self, operator):
         """What aclnnXxxGetWorkspaceSize does: reads the arguments and hands out a number for the call."""

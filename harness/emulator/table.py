@@ -124,7 +124,7 @@ def operator(names: str, signature: str) -> Callable:
     return enter
 
 
-def older(names: str, free: tuple[int, ...] = ()) -> Callable:
+def aclop(names: str, free: tuple[int, ...] = ()) -> Callable:
     """Enter a function as the meaning of types of the older path; `free` counts the outputs whose shape it decides."""
 
     def enter(compute: Callable) -> Callable:

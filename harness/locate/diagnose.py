@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from harness import numerics
-from harness.locate.replay import FAILS, Trial, apart, copies, difference, name_of
+from harness.locate.replay import FAILS, Replay, apart, copies, difference, name_of
 
 EXPLAINED = 0.1  # of the difference may be left by a cause that is named
 SENTINEL = 12345.0  # what memory is filled with to see whether an operator writes it
 
 
-def cause_of(trial: Trial, result: list[Tensor], results: list[Tensor]) -> str:
-    """One clause that names the cause, or "" where none explains it. `found` is the device's, `results` the CPU's."""
+def cause_of(replay: Replay, result: list[Tensor], results: list[Tensor]) -> str:
+    """One clause that names the cause, or "" where none explains it. `result` is the device's, `results` the CPU's."""
     for number, (actual, expected) in enumerate(zip(result, results)):
         if difference(actual, expected) == 0 or actual.shape != expected.shape:
             continue
         for clue in CLUES:
             try:
-                said = next(clue(trial, number, actual, expected), None)
+                said = next(clue(replay, number, actual, expected), None)
             except FAILS:
                 continue
             if said:
@@ -35,63 +35,63 @@ def cause_of(trial: Trial, result: list[Tensor], results: list[Tensor]) -> str:
     return ""
 
 
-def rule_of(trial: Trial, result: list[Tensor], results: list[Tensor]) -> str:
+def rule_of(replay: Replay, result: list[Tensor], results: list[Tensor]) -> str:
     """One clause that names the rounding rule by which a sound device differs as it does, and what is left without it;
     "" where none explains it.
     """
-    rules, own = trial.rules, apart(result, results)
-    if rules is None or not 0 < own < math.inf or apart(result, trial.on_cpu(rules)) > EXPLAINED * own:
+    rules, own = replay.rules, apart(result, results)
+    if rules is None or not 0 < own < math.inf or apart(result, replay.on_cpu(rules)) > EXPLAINED * own:
         return ""
     for name in ("conv", "matmul"):
         operands = getattr(rules, name)
-        if operands != "float32" and apart(result, trial.on_cpu(replace(rules, **{name: "float32"}))) > own / 2:
+        if operands != "float32" and apart(result, replay.on_cpu(replace(rules, **{name: "float32"}))) > own / 2:
             if operands == "float16":
                 return (
                     f"{rules.card} computes float32 {'convolutions' if name == 'conv' else 'products'} in float16 "
                     "under its switches"
                 )
-            with trial.device.in_float32(name) as switch:
-                left = apart(trial.on_device(), results)
+            with replay.device.in_float32(name) as switch:
+                left = apart(replay.on_device(), results)
             return f"{operands} is on: with {switch} = False it is {left:.2e}"
-    if rules.gelu_tanh and apart(result, trial.on_cpu(replace(rules, gelu_tanh=False))) > own / 2:
+    if rules.gelu_tanh and apart(result, replay.on_cpu(replace(rules, gelu_tanh=False))) > own / 2:
         unless = (
             ""
-            if trial.device.stack.compatible_impl is None
+            if replay.device.stack.compatible_impl is None
             else ", unless torch.npu.use_compatible_impl(True) comes before the first GELU"
         )
         return f"GELU takes its tanh formula here whatever is asked for{unless}"
     return ""
 
 
-def _differs_from_run_to_run(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    runs = [trial.on_device()[number] for _ in range(3)]
+def _differs_from_run_to_run(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+    runs = [replay.on_device()[number] for _ in range(3)]
     differs = max(difference(run, actual) for run in runs)
-    if differs > 0 and not _is_filled(trial, number):
+    if differs > 0 and not _is_filled(replay, number):
         yield f"it differs from run to run, by {differs:.1e}"
 
 
-def _never_written(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    if _is_filled(trial, number):
+def _never_written(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+    if _is_filled(replay, number):
         yield "its output is not written, or not all of it: it shows what the memory held before"
 
 
-def _is_filled(trial: Trial, number: int) -> bool:
+def _is_filled(replay: Replay, number: int) -> bool:
     """Whether what memory was filled with shows in the results of a run that got that memory."""
-    if trial.writes:
+    if replay.writes:
         return False
-    like = trial.on_cpu()[number]
+    like = replay.on_cpu()[number]
     if not like.is_floating_point():
         return False
-    held = [torch.full(like.shape, SENTINEL, dtype=like.dtype, device=trial.device.torch_device) for _ in range(4)]
+    held = [torch.full(like.shape, SENTINEL, dtype=like.dtype, device=replay.device.torch_device) for _ in range(4)]
     sentinel = torch.tensor(SENTINEL, dtype=like.dtype)
-    args, kwargs = copies((trial.args, trial.kwargs), trial.device.torch_device)
-    trial.device.synchronize()
+    args, kwargs = copies((replay.args, replay.kwargs), replay.device.torch_device)
+    replay.device.synchronize()
     del held
-    again = replace(trial, args=args, kwargs=kwargs).on_device(lambda value: value)[number]
+    again = replace(replay, args=args, kwargs=kwargs).on_device(lambda value: value)[number]
     return bool((again == sentinel).any()) and not bool((like == sentinel).any())
 
 
-def _not_finite(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+def _not_finite(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     if not actual.is_floating_point():
         return
     bad = ~actual.isfinite() & expected.isfinite()
@@ -99,8 +99,8 @@ def _not_finite(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> 
         return
     where = tuple(bad.nonzero()[0].tolist())
     kind = "NaN" if bool(actual[where].isnan()) else "Inf"
-    inputs = all(bool(tensor.isfinite().all()) for tensor in trial.tensors if tensor.is_floating_point())
-    golden = trial.golden()
+    inputs = all(bool(tensor.isfinite().all()) for tensor in replay.tensors if tensor.is_floating_point())
+    golden = replay.golden()
     limit = torch.finfo(actual.dtype).max
     large = golden is not None and bool((golden[number].abs() > limit / 8).any())
     over = (
@@ -115,18 +115,18 @@ def _not_finite(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> 
     )
 
 
-def _only_as_a_view(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    if all(tensor.is_contiguous() for tensor in trial.tensors):
+def _only_as_a_view(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+    if all(tensor.is_contiguous() for tensor in replay.tensors):
         return
-    there = trial.device.torch_device
-    again = trial.on_device(lambda tensor: tensor.contiguous().to(there))
-    if not trial.judged(again)[1]:
+    there = replay.device.torch_device
+    again = replay.on_device(lambda tensor: tensor.contiguous().to(there))
+    if not replay.judged(again)[1]:
         yield "an input is a view that is not contiguous; made contiguous, it passes"
 
 
-def _by_tanh(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    if name_of(trial.func) == "gelu":
-        again = replace(trial, kwargs=trial.kwargs | {"approximate": "tanh"}).on_cpu()[number]
+def _by_tanh(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+    if name_of(replay.func) == "gelu":
+        again = replace(replay, kwargs=replay.kwargs | {"approximate": "tanh"}).on_cpu()[number]
         if difference(actual, again) <= EXPLAINED * difference(actual, expected):
             yield "it computes GELU by its tanh formula"
 
@@ -138,14 +138,14 @@ ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _of_lower_precision(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+def _of_lower_precision(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     if not difference(actual, expected) < math.inf:
         return
-    if trial.writes:
+    if replay.writes:
         return
     away = difference(actual, expected)
     for name, rounded in ROUNDINGS.items():
-        again = trial.call(
+        again = replay.call(
             lambda tensor: rounded(tensor) if isinstance(tensor, Tensor) and tensor.is_floating_point() else tensor
         )[number]
         if difference(actual, again.to(expected.dtype)) <= EXPLAINED * away:
@@ -179,60 +179,60 @@ BIASES = {  # where the bias stands
 }  # fmt: skip
 
 
-def _with(trial: Trial, name: str, place: int | None, value: Any) -> Trial:
+def _with(replay: Replay, name: str, place: int | None, value: Any) -> Replay:
     """The call with one argument replaced, by position where it was given so."""
-    if place is not None and place < len(trial.args):
-        return replace(trial, args=(*trial.args[:place], value, *trial.args[place + 1 :]))
-    return replace(trial, kwargs=trial.kwargs | {name: value})
+    if place is not None and place < len(replay.args):
+        return replace(replay, args=(*replay.args[:place], value, *replay.args[place + 1 :]))
+    return replace(replay, kwargs=replay.kwargs | {name: value})
 
 
-def _of_a_setting(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+def _of_a_setting(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     """Another value of an argument, such as align_corners, by which the result is the device's."""
-    if trial.writes or not difference(actual, expected) < math.inf:
+    if replay.writes or not difference(actual, expected) < math.inf:
         return
-    for name, (place, values) in SETTINGS.get(name_of(trial.func), {}).items():
+    for name, (place, values) in SETTINGS.get(name_of(replay.func), {}).items():
         for value in values:
             try:
-                again = _with(trial, name, place, value).on_cpu()[number]
+                again = _with(replay, name, place, value).on_cpu()[number]
             except FAILS:
                 continue
             if difference(actual, again) <= EXPLAINED * difference(actual, expected):
                 yield f"it computes as with {name}={value}"
 
 
-def _without_its_bias(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    place = BIASES.get(name_of(trial.func))
-    if place is None or trial.writes:
+def _without_its_bias(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+    place = BIASES.get(name_of(replay.func))
+    if place is None or replay.writes:
         return
     name = "bias" if place else "input"
-    bias = trial.args[place] if place < len(trial.args) else trial.kwargs.get(name)
+    bias = replay.args[place] if place < len(replay.args) else replay.kwargs.get(name)
     if not isinstance(bias, Tensor) or not bool(bias.any()):
         return
-    again = _with(trial, name, place, torch.zeros_like(bias)).on_cpu()[number]
+    again = _with(replay, name, place, torch.zeros_like(bias)).on_cpu()[number]
     if difference(actual, again) <= EXPLAINED * difference(actual, expected):
         yield "it computes as without its bias"
 
 
-def _mask(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    if trial.writes or not difference(actual, expected) < math.inf:
+def _mask(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+    if replay.writes or not difference(actual, expected) < math.inf:
         return
     for said, change in (
         ("turned around", torch.logical_not),
         ("shown in full", torch.ones_like),
         ("hiding nothing", torch.zeros_like),
     ):
-        if not any(tensor.dtype == torch.bool and tensor.numel() > 1 for tensor in trial.tensors):
+        if not any(tensor.dtype == torch.bool and tensor.numel() > 1 for tensor in replay.tensors):
             return
-        again = trial.call(
+        again = replay.call(
             lambda tensor: change(tensor) if isinstance(tensor, Tensor) and tensor.dtype == torch.bool else tensor
         )[number]
         if difference(actual, again) <= EXPLAINED * difference(actual, expected):
             yield f"it computes as with the mask {said}"
 
 
-def _of_repeated_indices(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+def _of_repeated_indices(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     """Elements that several indices name: torch leaves open which write stays."""
-    written = _times_written(trial, expected)
+    written = _times_written(replay, expected)
     differs = actual != expected
     if written is None or not bool(differs.any()) or bool((differs & (written < 2)).any()):
         return
@@ -240,7 +240,7 @@ def _of_repeated_indices(trial: Trial, number: int, actual: Tensor, expected: Te
     kept = "keeps another of the writes than the CPU"
     for words, again in (("keeps the first write", _first_write), ("adds the writes up", _sum_of_writes)):
         with contextlib.suppress(*FAILS):
-            result = again(trial)
+            result = again(replay)
             if result is not None and difference(actual, result) <= EXPLAINED * difference(actual, expected):
                 kept = words
                 break
@@ -255,10 +255,10 @@ PUTS = ("index_put", "index_put_", "setitem")
 COPIES = ("index_copy", "index_copy_")
 
 
-def _scattered(trial: Trial) -> tuple[Tensor, int, Tensor, Any] | None:
+def _scattered(replay: Replay) -> tuple[Tensor, int, Tensor, Any] | None:
     """The target, axis, index and source of a scatter or index_copy; None of another call, or of one that reduces."""
-    name = name_of(trial.func)
-    given = dict(zip(("input", "dim", "index", "src"), trial.args)) | trial.kwargs
+    name = name_of(replay.func)
+    given = dict(zip(("input", "dim", "index", "src"), replay.args)) | replay.kwargs
     if name not in (*SCATTERS, *COPIES) or given.get("reduce") is not None:
         return None
     target, dim, index = (given.get(item) for item in ("input", "dim", "index"))
@@ -270,12 +270,12 @@ def _scattered(trial: Trial) -> tuple[Tensor, int, Tensor, Any] | None:
     return target, dim, index, source
 
 
-def _put(trial: Trial) -> tuple[Tensor, tuple, Any] | None:
+def _put(replay: Replay) -> tuple[Tensor, tuple, Any] | None:
     """The target, indices and values of an index_put or x[i] = y by tensors of indices; None of another call."""
-    name = name_of(trial.func)
-    if name not in PUTS or len(trial.args) < 3 or (len(trial.args) > 3 and trial.args[3]):
+    name = name_of(replay.func)
+    if name not in PUTS or len(replay.args) < 3 or (len(replay.args) > 3 and replay.args[3]):
         return None
-    target, indices, values = trial.args[:3]
+    target, indices, values = replay.args[:3]
     indices = tuple(indices) if isinstance(indices, (tuple, list)) else (indices,)
     known = all(
         isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool for index in indices
@@ -283,10 +283,10 @@ def _put(trial: Trial) -> tuple[Tensor, tuple, Any] | None:
     return (target, indices, values) if known and indices else None
 
 
-def _times_written(trial: Trial, expected: Tensor) -> Tensor | None:
+def _times_written(replay: Replay, expected: Tensor) -> Tensor | None:
     """How often each element is written; None for an operator without such indices."""
     count = torch.zeros(expected.shape, dtype=torch.int64)
-    scattered, put = _scattered(trial), _put(trial)
+    scattered, put = _scattered(replay), _put(replay)
     if scattered is not None:
         _, dim, index, _ = scattered
         return count.scatter_add_(dim, index.long(), torch.ones_like(index, dtype=torch.int64))
@@ -297,9 +297,9 @@ def _times_written(trial: Trial, expected: Tensor) -> Tensor | None:
     return None
 
 
-def _first_write(trial: Trial) -> Tensor | None:
+def _first_write(replay: Replay) -> Tensor | None:
     """The result of the writes in the opposite order."""
-    scattered, put = _scattered(trial), _put(trial)
+    scattered, put = _scattered(replay), _put(replay)
     if scattered is not None:
         target, dim, index, source = scattered
         source = source.flip(dim) if isinstance(source, Tensor) else source
@@ -311,9 +311,9 @@ def _first_write(trial: Trial) -> Tensor | None:
     return target.clone().index_put_(flat, values.reshape(len(flat[0]), *target.shape[len(indices) :]).flip(0))
 
 
-def _sum_of_writes(trial: Trial) -> Tensor | None:
+def _sum_of_writes(replay: Replay) -> Tensor | None:
     """The result where writes to one element add up."""
-    scattered, put = _scattered(trial), _put(trial)
+    scattered, put = _scattered(replay), _put(replay)
     if scattered is not None:
         target, dim, index, source = scattered
         source = source if isinstance(source, Tensor) else torch.full_like(index, source, dtype=target.dtype)
@@ -325,7 +325,7 @@ def _sum_of_writes(trial: Trial) -> Tensor | None:
     return zero.index_put_(indices, values, accumulate=True)
 
 
-def _of_slices(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+def _of_slices(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     """Slices along an axis that hold what another slice should, or that one factor multiplies, while the others are
     right.
     """
@@ -380,7 +380,7 @@ def _copied_slices(here: Tensor, there: Tensor, away: Tensor, wrong: list[int], 
     return f"{one} {each} is a copy of {other}{more}"
 
 
-def _in_places(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+def _in_places(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     """Zeros, a limit, rows or heads that changed places, an index that is off: what differs lies in some places
     alone.
     """
@@ -432,7 +432,7 @@ def _swapped(actual: Tensor, expected: Tensor, axis: int, name: str) -> str:
     return f"{name} {first} and {second} stand in each other's place" if fits else ""
 
 
-def _of_all(trial: Trial, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+def _of_all(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     """One factor, or one summand, that all elements share."""
     if not actual.is_floating_point():
         return

@@ -75,7 +75,7 @@ class Finding:
     compiling: float = 0.0  # seconds that first calls of operators took longer than the next, which no limit counts
     # Relative L2 difference of the CPU's output in this process to that in one without torch_npu.
     otherwise: float = 0.0
-    trial: Any = field(default=None, repr=False)  # of the first, to make a repro of
+    replay: Any = field(default=None, repr=False)  # of the first, to make a repro of
     row: Symptom | None = None  # None: nothing is known of a row
     followed: float = math.nan  # relative L2 difference of the outputs that the CPU's calls give on the device
     cut: str = ""  # the first call from which on the device had the CPU's numbers: nothing was followed to the end

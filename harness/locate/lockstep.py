@@ -22,7 +22,7 @@ from harness.locate.diagnose import cause_of, rule_of
 from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, TRANSFORMED, Step, ended, kind_of, raised
 from harness.locate.replay import (
     FAILS,
-    Trial,
+    Replay,
     apart,
     autocast_now,
     autocasting,
@@ -117,7 +117,7 @@ class Lockstep(TorchFunctionMode):
         self.steps: list[Step] = []
         self.trace: Trace | None = None  # of the CPU's calls, views among them
         self.inherited: dict[int, float] = {}  # of the steps, by the number of the call
-        self.trial: Trial | None = None  # of the first step that is wrong
+        self.replay: Replay | None = None  # of the first step that is wrong
 
     def share(self, model: nn.Module, there: nn.Module, inputs: Any) -> None:
         """Take the weights of the model's copy on the device for those of the model, and trace what is given to it."""
@@ -204,7 +204,7 @@ class Lockstep(TorchFunctionMode):
                 "it wrote into its input and its name does not say so: the device goes on with the CPU's numbers",
             )
         elif drawn:
-            fallen = self._fallen(func, given, self._trial(func, before).on_device)
+            fallen = self._fallen(func, given, self._replay(func, before).on_device)
             self.cut = self.cut or (self._name(func) if given else "")
             self._take(func, results, "; ".join(filter(None, (fallen, RANDOM))))
         elif name_of(func) in GRADIENTS:
@@ -255,7 +255,7 @@ class Lockstep(TorchFunctionMode):
         results: list[Tensor],
         writes: bool,
     ) -> None:
-        trial = self._trial(func, before)
+        replay = self._replay(func, before)
         made, began = None, time.monotonic()
         try:
             made = self._follow(func, args, kwargs, results)
@@ -263,25 +263,25 @@ class Lockstep(TorchFunctionMode):
             followed = time.monotonic()
             if not writes and all(_is_view(result, given) for result in results):
                 return None  # a view computes nothing
-            outcome = trial.on_device(None if writes else self._exact)
+            outcome = replay.on_device(None if writes else self._exact)
         except FAILS as error:
-            if made is not None and not _can_be_made_again(trial):
+            if made is not None and not _can_be_made_again(replay):
                 self._add(func, results, note=_not_again(error))
             else:
                 self._failed(func, results, error)
             return None
         self._count(func, given, followed - began, time.monotonic() - followed)
-        if trial.autocast is not None:
+        if replay.autocast is not None:
             outcome, note = _as_the_cpu_casts(outcome, results)
             if note:
                 return self._add(func, results, own=apart(outcome, results), inherited=apart(made, results), note=note)
         try:
-            self._hold(trial, results, apart(made, results), outcome)
+            self._hold(replay, results, apart(made, results), outcome)
         except FAILS as error:
             self._add(func, results, note=_not_again(error))
 
-    def _trial(self, func: Callable, before: tuple) -> Trial:
-        return Trial(func=func, args=before[0], kwargs=before[1], device=self.device, autocast=autocast_now())
+    def _replay(self, func: Callable, before: tuple) -> Replay:
+        return Replay(func=func, args=before[0], kwargs=before[1], device=self.device, autocast=autocast_now())
 
     def _count(self, func: Callable, given: list[Tensor], first: float, second: float) -> None:
         """Add to the limit what the first call of an operator with these dtypes and shapes took longer than the second.
@@ -322,18 +322,18 @@ class Lockstep(TorchFunctionMode):
             else copy_strided(value, self.device.torch_device)
         )
 
-    def _hold(self, trial: Trial, results: list[Tensor], inherited: float, result: list[Tensor]) -> None:
-        """Judge what the device made of the operator with the CPU's inputs: `found`."""
-        func, first = trial.func, not any(step.bad for step in self.steps)
+    def _hold(self, replay: Replay, results: list[Tensor], inherited: float, result: list[Tensor]) -> None:
+        """Judge what the device made of the operator with the CPU's inputs: `result`."""
+        func, first = replay.func, not any(step.bad for step in self.steps)
         own = apart(result, results)
-        ratio, reasons = (None, ()) if is_explained(result, results, name_of(func)) else trial.judged(result, results)
-        if reasons and self._overwritten(trial):
-            result = trial.on_device()
+        ratio, reasons = (None, ()) if is_explained(result, results, name_of(func)) else replay.judged(result, results)
+        if reasons and self._overwritten(replay):
+            result = replay.on_device()
             own = apart(result, results)
             ratio, reasons = (
-                (None, ()) if is_explained(result, results, name_of(func)) else trial.judged(result, results)
+                (None, ()) if is_explained(result, results, name_of(func)) else replay.judged(result, results)
             )
-        for what, more in self._besides(trial) if not reasons else ():
+        for what, more in self._besides(replay) if not reasons else ():
             try:
                 there, here = more.on_device(), more.on_cpu()
             except FAILS as error:
@@ -341,47 +341,52 @@ class Lockstep(TorchFunctionMode):
             if not is_explained(there, here, name_of(func)):
                 reasons = tuple(f"{what}: {item}" for item in more.judged(there, here)[1])
             if reasons:
-                trial, result, results = more, there, here
+                replay, result, results = more, there, here
                 break
-        cause, lies = "", "" if reasons else self._lies(trial, results, own, inherited)
+        cause, lies = "", "" if reasons else self._lies(replay, results, own, inherited)
         if lies:
-            result = trial.on_device_in_place()
-            own, (ratio, reasons) = apart(result, results), trial.judged(result, results)
+            result = replay.on_device_in_place()
+            own, (ratio, reasons) = apart(result, results), replay.judged(result, results)
             cause = f"with copies of its arguments it passes: {lies}" if reasons else ""
         elif reasons and sum(step.bad for step in self.steps) < CAUSES:
-            cause = cause_of(trial, result, results)
+            cause = cause_of(replay, result, results)
         elif ratio is not None and not reasons:
             with contextlib.suppress(*FAILS):
-                cause = rule_of(trial, result, results)
-        note = self._fallen(trial.func, trial.tensors, trial.on_device)
+                cause = rule_of(replay, result, results)
+        note = self._fallen(replay.func, replay.tensors, replay.on_device)
         cause = "; ".join(filter(None, (cause, note))) if reasons else cause
         if reasons:
             self.gone = ended(self.device, self._at(func))
             if self.gone:  # what it answered is no evidence about this operator
                 reasons, cause = (f"the device dropped its work without a word, here or before: {self.gone}",), ""
         if reasons and first and not self.gone and not lies:
-            self.trial = trial
+            self.replay = replay
         self._add(func, results, own=own, ratio=ratio, reasons=reasons, cause=cause, inherited=inherited, note=note)
         return None
 
-    def _besides(self, trial: Trial) -> Iterator[tuple[str, Trial]]:
+    def _besides(self, replay: Replay) -> Iterator[tuple[str, Replay]]:
         """What a call does beside its results, as calls of their own: running statistics, and gradients on request."""
-        pairs = (("running statistics", trial.statistics()), ("backward", trial.backward() if self.backward else None))
+        pairs = (
+            ("running statistics", replay.statistics()),
+            ("backward", replay.backward() if self.backward else None),
+        )
         yield from ((what, pair) for what, pair in pairs if pair is not None)
 
-    def _lies(self, trial: Trial, results: list[Tensor], own: float, inherited: float) -> str:
+    def _lies(self, replay: Replay, results: list[Tensor], own: float, inherited: float) -> str:
         """How the arguments lie in memory, in words, where the device is wrong with them so and right with copies."""
-        lies = place_in_memory(trial.tensors)
-        if not lies or not inherited > JUMP * max(own, roundoff(trial.narrow)):
+        lies = place_in_memory(replay.tensors)
+        if not lies or not inherited > JUMP * max(own, roundoff(replay.narrow)):
             return ""
-        if is_explained(trial.on_device_in_place(), results, name_of(trial.func)):
+        if is_explained(replay.on_device_in_place(), results, name_of(replay.func)):
             return ""
-        again = trial.on_device()  # a fault that comes and goes hangs on no place
-        return lies if is_explained(again, results, name_of(trial.func)) or not trial.judged(again, results)[1] else ""
+        again = replay.on_device()  # a fault that comes and goes hangs on no place
+        return (
+            lies if is_explained(again, results, name_of(replay.func)) or not replay.judged(again, results)[1] else ""
+        )
 
-    def _overwritten(self, trial: Trial) -> bool:
+    def _overwritten(self, replay: Replay) -> bool:
         """Whether an earlier operator changed a weight or an input of this one on the device, which is put right."""
-        known = [(self.constants[tensor], tensor) for tensor in trial.tensors if tensor in self.constants]
+        known = [(self.constants[tensor], tensor) for tensor in replay.tensors if tensor in self.constants]
         return bool([there for there, here in known if put_right(there, here)])
 
     def _fallen(self, func: Callable, given: list[Tensor], call: Callable[[], Any]) -> str:
@@ -427,10 +432,10 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else tensor.new_empty(0)
 
 
-def _can_be_made_again(trial: Trial) -> bool:
+def _can_be_made_again(replay: Replay) -> bool:
     """Whether the CPU can make the call a second time: an iterator among the arguments may be used up."""
     try:
-        trial.on_cpu()
+        replay.on_cpu()
     except FAILS:
         return False
     return True

@@ -239,7 +239,7 @@ def _norm(tensor: Tensor) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class Replay:
     """A call with the CPU's arguments as they were before it."""
 
     func: Callable
@@ -273,7 +273,7 @@ class Trial:
         """The tensors among the arguments."""
         return tensors_in((self.args, self.kwargs))
 
-    def changed(self, change: Callable[[Any], Any]) -> Trial:
+    def changed(self, change: Callable[[Any], Any]) -> Replay:
         """The call with every argument changed."""
         return replace(self, args=tree_map(change, self.args), kwargs=tree_map(change, self.kwargs))
 
@@ -338,22 +338,22 @@ class Trial:
         forecast = None if rules is None or golden is None else self.on_cpu(rules)
         return judged(self.device, result, results, golden, forecast, self.narrow)
 
-    def statistics(self) -> Trial | None:
+    def statistics(self) -> Replay | None:
         """The running statistics after the call as a call of its own; None of one that updates none."""
         if not trains(self.func, self.args, self.kwargs) or not running_statistics(self.func, self.args, self.kwargs):
             return None
         return replace(self, func=statistics, args=(self.func, self.args, self.kwargs), kwargs={})
 
-    def backward(self) -> Trial | None:
+    def backward(self) -> Replay | None:
         """The call's gradients towards its floating-point inputs as a call of its own; None where there are none.
 
         The gradient that flows into the results is seeded and normal: its size is not the model's.
         """
         if self.writes or not any(tensor.is_floating_point() for tensor in self.tensors):
             return None
-        trial = replace(self, func=gradients, args=(self.func, self.args, self.kwargs), kwargs={})
+        replay = replace(self, func=gradients, args=(self.func, self.args, self.kwargs), kwargs={})
         try:
-            return trial if trial.on_cpu() else None
+            return replay if replay.on_cpu() else None
         except FAILS:
             return None
 
@@ -366,7 +366,7 @@ def judged(
     forecast: list[Tensor] | None,
     narrow: torch.dtype,
 ) -> tuple[float | None, tuple[str, ...]]:
-    """As `Trial.judged`: `found` is the device's, `results` the CPU's, `golden` in float64, `forecast` under the rules.
+    """As `Replay.judged`. `result` is the device's, `results` the CPU's, `golden` in float64, `forecast` by the rules.
 
     `narrow` is the narrowest dtype that is computed in.
     """

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.locate.replay import FAILS, Trial, apart, gradients, name_of, span_of
+from harness.locate.replay import FAILS, Replay, apart, gradients, name_of, span_of
 
 PLACES = {
     "torch.nn.functional": torch.nn.functional,
@@ -107,7 +107,7 @@ def expression_of(func: Callable) -> str | None:
 
 
 def write_repro(
-    trial: Trial,
+    replay: Replay,
     folder: Path,
     *,
     title: str,
@@ -121,27 +121,27 @@ def write_repro(
     making it smaller. None where no script can name the operator or its arguments, safetensors does not hold them, or
     it runs under torch.autocast.
     """
-    func = trial.args[0] if trial.func is gradients else trial.func
+    func = replay.args[0] if replay.func is gradients else replay.func
     kept = all(
         str(tensor.dtype).removeprefix("torch.") in KINDS.values() and tensor.layout == torch.strided
-        for tensor in trial.tensors
+        for tensor in replay.tensors
     )
-    if expression_of(func) is None or not kept or trial.autocast is not None:
+    if expression_of(func) is None or not kept or replay.autocast is not None:
         return None
-    before = sum(tensor.numel() for tensor in trial.tensors)
+    before = sum(tensor.numel() for tensor in replay.tensors)
     until = time.monotonic() + seconds
-    trial = reduced(trial, until=time.monotonic() + seconds / 2)
+    replay = reduced(replay, until=time.monotonic() + seconds / 2)
     try:
-        text, stored = _script(trial, title)
+        text, stored = _script(replay, title)
     except ValueError:
         return None
     folder.mkdir(parents=True, exist_ok=True)
     save_file(stored, folder / "inputs.safetensors")
     (folder / "repro.py").write_text(text, encoding="utf-8")
     (folder / "stack.json").write_text(json.dumps(stack, indent=1, default=str) + "\n", encoding="utf-8")
-    printed = _run(trial, folder, faults, min(max(until - time.monotonic(), 10.0), SECONDS))
+    printed = _run(replay, folder, faults, min(max(until - time.monotonic(), 10.0), SECONDS))
     (folder / "printed.txt").write_text(printed, encoding="utf-8")
-    expected = apart(trial.on_device(), trial.on_cpu())
+    expected = apart(replay.on_device(), replay.on_cpu())
     result = [float(item) for item in re.findall(r"rel_l2 (\S+),", printed)]
     shows = bool(result) and (
         abs(max(result) - expected) <= 0.1 * expected
@@ -149,14 +149,14 @@ def write_repro(
         or (expected == float("inf") and max(result) > 1e30)
     )
     return Repro(
-        folder=folder, printed=printed, shows=shows, elements=(before, sum(tensor.numel() for tensor in trial.tensors))
+        folder=folder, printed=printed, shows=shows, elements=(before, sum(tensor.numel() for tensor in replay.tensors))
     )
 
 
 # -------- smaller
 
 
-def reduced(trial: Trial, *, until: float = math.inf) -> Trial:
+def reduced(replay: Replay, *, until: float = math.inf) -> Replay:
     """A call with shorter axes that is still wrong: every axis of one length is halved together, from either end, as
     long as it is.
 
@@ -164,27 +164,29 @@ def reduced(trial: Trial, *, until: float = math.inf) -> Trial:
     of their own unless it takes one to be wrong.
     """
     left = MOST_TRIES
-    if not _is_wrong(trial):
-        return trial
+    if not _is_wrong(replay):
+        return replay
     progress = True
     while progress and left > 0 and time.monotonic() < until:
         progress = False
-        for length in sorted({size for tensor in trial.tensors for size in tensor.shape if size > LEAST}, reverse=True):
+        for length in sorted(
+            {size for tensor in replay.tensors for size in tensor.shape if size > LEAST}, reverse=True
+        ):
             for part in (slice(0, (length + 1) // 2), slice(length // 2, length)):
                 left -= 1
-                smaller = _cut(trial, length, part)
+                smaller = _cut(replay, length, part)
                 if smaller is not None and left > 0 and _is_wrong(smaller):
-                    trial, progress = smaller, True
+                    replay, progress = smaller, True
                     break
             if progress:
                 break
-    dense = trial.changed(
+    dense = replay.changed(
         lambda tensor: tensor.contiguous() if isinstance(tensor, Tensor) and tensor.layout == torch.strided else tensor
     )
-    return dense if _is_wrong(dense) else trial
+    return dense if _is_wrong(dense) else replay
 
 
-def _cut(trial: Trial, length: int, part: slice) -> Trial | None:
+def _cut(replay: Replay, length: int, part: slice) -> Replay | None:
     size = part.stop - part.start
 
     def cut(value: Any) -> Any:
@@ -194,14 +196,14 @@ def _cut(trial: Trial, length: int, part: slice) -> Trial | None:
             return value
         return size if type(value) is int and value == length else value
 
-    return None if size == length else trial.changed(cut)
+    return None if size == length else replay.changed(cut)
 
 
-def _is_wrong(trial: Trial) -> bool:
+def _is_wrong(replay: Replay) -> bool:
     try:
-        results = trial.on_cpu()  # first: what the CPU refuses, an index out of range say, a card may not survive
-        result = trial.on_device()
-        return bool(results) and bool(trial.judged(result, results)[1])
+        results = replay.on_cpu()  # first: what the CPU refuses, an index out of range say, a card may not survive
+        result = replay.on_device()
+        return bool(results) and bool(replay.judged(result, results)[1])
     except FAILS:
         return False
 
@@ -209,12 +211,12 @@ def _is_wrong(trial: Trial) -> bool:
 # -------- the script
 
 
-def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
+def _script(replay: Replay, title: str) -> tuple[str, dict[str, Tensor]]:
     """The text of repro.py and the tensors that it reads. Raises: ValueError for an argument that no script can
     name.
     """
     stored: dict[str, Tensor] = {}
-    back = trial.func is gradients
+    back = replay.func is gradients
 
     def leaf(value: Tensor) -> str:
         return f"leaf({tensor(value)})" if back and value.is_floating_point() else tensor(value)
@@ -253,7 +255,7 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
             return f"slice({said(value.start)}, {said(value.stop)}, {said(value.step)})"
         raise ValueError(f"no script can name {value!r}")
 
-    func, args, kwargs = trial.args[:3] if back else (trial.func, trial.args, trial.kwargs)
+    func, args, kwargs = replay.args[:3] if back else (replay.func, replay.args, replay.kwargs)
     arguments = ", ".join([*map(said, args), *(f"{name}={said(item)}" for name, item in kwargs.items())])
     call = f"{expression_of(func)}({arguments})"
     if back:
@@ -273,7 +275,7 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
         lines += [
             "return [each for each in torch.autograd.grad(found, leaves, flows, allow_unused=True) if each is not None]"
         ]
-    elif trial.writes and name_of(func) == "setitem":
+    elif replay.writes and name_of(func) == "setitem":
         lines = [
             f"target = {said(args[0])}",
             f"{expression_of(func)}(target, {', '.join(map(said, args[1:]))})",
@@ -281,7 +283,7 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
         ]
     else:
         lines = [f"return {call}"]
-    device, stack = trial.device.torch_device, trial.device.stack
+    device, stack = replay.device.torch_device, replay.device.stack
     switches = [
         f"torch.npu.{name}.allow_hf32 = {value}"
         for name, value in (("conv", stack.conv_allow_hf32), ("matmul", stack.matmul_allow_hf32))
@@ -302,9 +304,9 @@ def _script(trial: Trial, title: str) -> tuple[str, dict[str, Tensor]]:
     return text, stored
 
 
-def _run(trial: Trial, folder: Path, faults: Sequence[str], seconds: float) -> str:
+def _run(replay: Replay, folder: Path, faults: Sequence[str], seconds: float) -> str:
     """What the repro prints in a process of its own, over the emulated CANN where this one is, or how it failed."""
-    emulated = trial.device.backend == "emulated"
+    emulated = replay.device.backend == "emulated"
     planted = [part for fault in faults for part in ("--fault", fault)]
     command = (
         [sys.executable, "-m", "harness", "emulate", *planted, "repro.py"] if emulated else [sys.executable, "repro.py"]

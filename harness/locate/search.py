@@ -156,7 +156,7 @@ class _Search:
                 output = self.run(model, own)
             mode.trace.end(tensors_of(output, case.name).values())
             self.until = mode.until
-            more: dict[str, Any] = {"steps": tuple(mode.steps), "trial": mode.trial, "unseen": mode.unseen}
+            more: dict[str, Any] = {"steps": tuple(mode.steps), "replay": mode.replay, "unseen": mode.unseen}
             more |= {"gone": mode.gone, "compiling": mode.compiling}
             self.random = any(RANDOM in step.note for step in mode.steps)
             more["cut"] = mode.cut

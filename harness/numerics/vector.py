@@ -53,9 +53,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     Div.
     """
     axes = tuple(range(-weight.dim(), 0))
-    tall = x.float() if x.dtype in HALF else x
-    scale = 1.0 / torch.sqrt(tall.square().mean(axes, keepdim=True) + eps)
-    return (tall * scale * weight.to(tall.dtype)).to(x.dtype), scale
+    upcast = x.float() if x.dtype in HALF else x
+    scale = 1.0 / torch.sqrt(upcast.square().mean(axes, keepdim=True) + eps)
+    return (upcast * scale * weight.to(upcast.dtype)).to(x.dtype), scale
 
 
 def layer_norm(
@@ -131,17 +131,17 @@ def batch_norm(
     BNTrainingReduce, which returns the sum and the sum of squares (hicann/ops-nn, aclnn_batch_norm.cpp). The order of
     both sums is assumed.
     """  # fmt: skip
-    tall = x.float() if x.dtype in HALF else x
+    upcast = x.float() if x.dtype in HALF else x
     axes = [axis for axis in range(x.dim()) if axis != 1]
     count = math.prod(x.shape[axis] for axis in axes)
-    mean = tall.sum(axes) / count
-    spread = (tall.square().sum(axes) / count - mean.square()).clamp_(min=0)
+    mean = upcast.sum(axes) / count
+    spread = (upcast.square().sum(axes) / count - mean.square()).clamp_(min=0)
     rstd = 1.0 / torch.sqrt(spread + eps)
     for running, batch in ((running_mean, mean), (running_var, spread * (count / max(count - 1, 1)))):
         if running is not None:
             running.mul_(1 - momentum).add_(batch.to(running.dtype), alpha=momentum)
     shape = (1, -1, *[1] * (x.dim() - 2))
-    y = (tall - mean.view(shape)) * rstd.view(shape)
+    y = (upcast - mean.view(shape)) * rstd.view(shape)
     y = y if weight is None else y * weight.to(y.dtype).view(shape)
     y = y if bias is None else y + bias.to(y.dtype).view(shape)
     return y.to(x.dtype), mean, rstd

@@ -201,6 +201,6 @@ def plant_fault():
     yield plant
     for fault in planted:
         faults.remove(fault)
-    idle = [fault.deeds for fault in planted if not fault.hits]
+    idle = [fault.effect for fault in planted if not fault.hits]
     if idle:
         pytest.fail(f"planted and never met: {'; '.join(idle)}", pytrace=False)

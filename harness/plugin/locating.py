@@ -74,7 +74,7 @@ class Locating:
         self.spent -= finding.compiling
         name = stem_of(f"{case.name}-{case.dtype}" + ("" if seed is None else f"-seed{seed}"))
         folder, repro, picture = self._run.directory / "repro" / name, None, None
-        if finding.trial is not None:
+        if finding.replay is not None:
             title = f"{finding.first.name} on {self._run.device.name}: {finding.first.reasons[0]}"
             try:
                 more = dict(
@@ -82,7 +82,7 @@ class Locating:
                     faults=[str(item) for item in self._run.planted],
                     seconds=limit - (time.monotonic() - began),
                 )
-                repro = write_repro(finding.trial, folder, title=title, **more)
+                repro = write_repro(finding.replay, folder, title=title, **more)
             except Exception as error:  # noqa: BLE001  the finding stands without it
                 self._run.terminal.note(
                     f"no repro of {finding.first.name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"

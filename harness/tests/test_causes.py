@@ -12,7 +12,7 @@ import harness.emulator.operators  # noqa: F401  the operators that `changed` ch
 from harness import emulator
 from harness.emulator.table import changed
 from harness.locate.diagnose import CLUES, cause_of
-from harness.locate.replay import Trial
+from harness.locate.replay import Replay
 from harness.tests.needs import emulated_device
 
 
@@ -150,39 +150,39 @@ PLANTED = {  # the call, the operator of CANN and its change, what is named
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_cause_is_named(npu, name):
     func, args, kwargs, operator, change, cause = PLANTED[name]
-    trial = Trial(func=func, args=args, kwargs=kwargs, device=npu)
-    results = trial.on_cpu()
+    replay = Replay(func=func, args=args, kwargs=kwargs, device=npu)
+    results = replay.on_cpu()
     with changed(operator, change):
-        result = trial.on_device()
-        assert trial.judged(result, results)[1], "the fault does not act"
-        assert cause_of(trial, result, results) == cause
+        result = replay.on_device()
+        assert replay.judged(result, results)[1], "the fault does not act"
+        assert cause_of(replay, result, results) == cause
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_no_cause_is_named_of_a_sound_operator(npu, name):
     """What a healthy device rounds is none of the causes, however small it is."""
     func, args, kwargs, *_ = PLANTED[name]
-    trial = Trial(func=func, args=args, kwargs=kwargs, device=npu)
-    results = trial.on_cpu()
-    result = trial.on_device()
-    assert not trial.judged(result, results)[1] and cause_of(trial, result, results) == ""
+    replay = Replay(func=func, args=args, kwargs=kwargs, device=npu)
+    results = replay.on_cpu()
+    result = replay.on_device()
+    assert not replay.judged(result, results)[1] and cause_of(replay, result, results) == ""
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_scattered_damage_is_none_of_the_causes(npu, name):
     """A fault with another cause, elements that a seeded draw takes and changes, is not given one of these."""
     func, args, kwargs, operator, *_ = PLANTED[name]
-    trial = Trial(func=func, args=args, kwargs=kwargs, device=npu)
-    results = trial.on_cpu()
+    replay = Replay(func=func, args=args, kwargs=kwargs, device=npu)
+    results = replay.on_cpu()
 
     def damaged(y, a):
         noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(7))
         return y + noise * 0.3 * y.abs().mean()
 
     with changed(operator, edited(damaged)):
-        result = trial.on_device()
-        assert trial.judged(result, results)[1]
-        assert cause_of(trial, result, results) == ""
+        result = replay.on_device()
+        assert replay.judged(result, results)[1]
+        assert cause_of(replay, result, results) == ""
 
 
 def put(target, indices, values, accumulate=False):
@@ -210,17 +210,17 @@ def test_repeated_indices_are_named_with_what_stays(npu, func, kind, kept):
         "index_copy": (torch.index_copy, (target, 0, ROWS[0], values)),
         "scatter": (torch.scatter, (target, 0, index, values)),
     }[func]
-    trial = Trial(func=call[0], args=call[1], kwargs={}, device=npu)
-    results = trial.on_cpu()
+    replay = Replay(func=call[0], args=call[1], kwargs={}, device=npu)
+    results = replay.on_cpu()
     answers = {"first": values[[0, 1]], "sum": torch.stack((values[0] + values[4], values[1] + values[2]))}
     answers["mean"] = answers["sum"] / 2
     result = [results[0].clone()]
     result[0][[1, 4]] = answers[kind]
     repeated = next(clue for clue in CLUES if clue.__name__ == "_of_repeated_indices")
-    said = list(repeated(trial, 0, result[0], results[0]))
+    said = list(repeated(replay, 0, result[0], results[0]))
     assert said[0].startswith("6 elements are written more than once") and said[0].endswith(f"and the device {kept}")
     result[0][2, 0] += 1  # an element that is written once, or never, is not explained so
-    assert not list(repeated(trial, 0, result[0], results[0]))
+    assert not list(repeated(replay, 0, result[0], results[0]))
 
 
 def test_distinct_indices_and_sums_are_no_repetition(npu):
@@ -232,20 +232,20 @@ def test_distinct_indices_and_sums_are_no_repetition(npu):
         (torch.scatter, (target, 0, INDEX[:, :3] % 3, values), {"reduce": "add"}),
         (torch.add, (target, target), {}),
     ):
-        trial = Trial(func=func, args=args, kwargs=kwargs, device=npu)
-        results = trial.on_cpu()
-        assert not list(repeated(trial, 0, results[0] * 1.5, results[0]))
+        replay = Replay(func=func, args=args, kwargs=kwargs, device=npu)
+        results = replay.on_cpu()
+        assert not list(repeated(replay, 0, results[0] * 1.5, results[0]))
 
 
 def test_slices_on_either_side_of_what_is_named(npu):
     slices = next(clue for clue in CLUES if clue.__name__ == "_of_slices")
     expected = draw(2, 4, 6, 8)
-    trial = Trial(func=torch.relu, args=(expected,), kwargs={}, device=npu)
+    replay = Replay(func=torch.relu, args=(expected,), kwargs={}, device=npu)
 
     def said(change):
         actual = expected.clone()
         change(actual)
-        return next(slices(trial, 0, actual, expected), "")
+        return next(slices(replay, 0, actual, expected), "")
 
     assert said(lambda y: y[:, 2].copy_(y[:, 3])) == "head 2 is a copy of 3"
     assert said(lambda y: y[:, :, 1].copy_(y[:, :, 4])) == "row 1 is a copy of 4"
@@ -258,7 +258,7 @@ def test_slices_on_either_side_of_what_is_named(npu):
 
 
 def test_swapped_heads_are_still_named_as_such(npu):
-    trial = Trial(func=torch.matmul, args=HEADS, kwargs={}, device=npu)
-    results = trial.on_cpu()
+    replay = Replay(func=torch.matmul, args=HEADS, kwargs={}, device=npu)
+    results = replay.on_cpu()
     with emulator.fault("aclnnMatmul", "swap_rows", at=3):
-        assert cause_of(trial, trial.on_device(), results) == "rows 3 and 4 stand in each other's place"
+        assert cause_of(replay, replay.on_device(), results) == "rows 3 and 4 stand in each other's place"

@@ -89,7 +89,7 @@ print(json.dumps(["stack", dev.stack.task_queue]))
 LOCATE = """
 with emulator.fault("aclnnSilu", kind="error", nth=1): found = locate(case(), 1, dev, level=%r)
 steps = [(each.operator, each.module, each.bad, each.note) for each in found.steps]
-print(json.dumps([found.sentences(), steps, found.gone, found.unseen, found.trial is None]))
+print(json.dumps([found.sentences(), steps, found.gone, found.unseen, found.replay is None]))
 """
 
 
@@ -185,7 +185,7 @@ def test_locate_blames_no_operator_for_a_device_that_drops_work(npu, monkeypatch
         location = locate(case(), 1, npu)
     assert (
         "dropped its work without a word, here or before" in location.first.reasons[0]
-        and location.trial is None
+        and location.replay is None
         and location.gone
     )
     answers = iter([""])

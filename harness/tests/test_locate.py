@@ -17,7 +17,7 @@ from harness.emulator import faults
 from harness.emulator.table import changed
 from harness.locate import is_explained, locate
 from harness.locate.diagnose import cause_of
-from harness.locate.replay import Trial, copy_strided, difference
+from harness.locate.replay import Replay, copy_strided, difference
 from harness.locate.repro import reduced, write_repro
 from harness.reference import roundoff
 from harness.report.located import found_text, located
@@ -89,7 +89,7 @@ def test_a_healthy_run_names_no_operator(npu, dtype):
     location = locate(case(dtype=dtype), 1, npu)
     assert (
         location.first is None
-        and location.trial is None
+        and location.replay is None
         and location.sentences().startswith("No operator is wrong: each of ")
     )
     names = [(step.module, step.operator) for step in location.steps]
@@ -303,7 +303,7 @@ def test_what_cannot_be_made_again_is_noted_and_what_raised_first_has_no_repro_o
     assert not [step for step in location.steps if step.bad and step.operator not in ("to_sparse", "to_dense")]
     with emulator.fault("aclnnExp", "error"), emulator.fault("aclnnSilu", "scale", by=2.0):
         location = locate(case(Odd), 1, npu)
-    assert location.first.operator in ("exp", "to_sparse", "to_dense") and location.trial is None
+    assert location.first.operator in ("exp", "to_sparse", "to_dense") and location.replay is None
 
 
 def test_when_the_time_is_over_what_was_not_looked_at_is_counted(npu):
@@ -320,7 +320,7 @@ def test_when_the_time_is_over_what_was_not_looked_at_is_counted(npu):
 
 def trial_of(npu, func=F.linear, shapes=((4, 24, 32), (64, 32), (64,))):
     generator = torch.Generator().manual_seed(0)
-    return Trial(
+    return Replay(
         func=func, args=tuple(torch.randn(shape, generator=generator) for shape in shapes), kwargs={}, device=npu
     )
 
@@ -356,27 +356,27 @@ def test_a_repro_prints_the_error_in_a_process_of_its_own(npu, tmp_path):
 
 def test_a_repro_keeps_views_numbers_and_gradients(npu, tmp_path):
     x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
-    for number, trial in enumerate((
-        Trial(func=torch.Tensor.exp, args=(x.t()[1:],), kwargs={}, device=npu),
-        Trial(func=torch.softmax, args=(x[:, ::2],), kwargs={"dim": -1, "dtype": torch.float32}, device=npu),
-        Trial(func=torch.Tensor.mul_, args=(x.clone(), 0.5), kwargs={}, device=npu),
-        Trial(func=F.layer_norm, args=(x, (8,)), kwargs={}, device=npu).backward(),
+    for number, replay in enumerate((
+        Replay(func=torch.Tensor.exp, args=(x.t()[1:],), kwargs={}, device=npu),
+        Replay(func=torch.softmax, args=(x[:, ::2],), kwargs={"dim": -1, "dtype": torch.float32}, device=npu),
+        Replay(func=torch.Tensor.mul_, args=(x.clone(), 0.5), kwargs={}, device=npu),
+        Replay(func=F.layer_norm, args=(x, (8,)), kwargs={}, device=npu).backward(),
     )):  # fmt: skip
         with emulator.fault("aclnn*", "scale", by=1.25):
-            made = write_repro(trial, tmp_path / str(number), title="t", stack={}, faults=["aclnn*:scale:by=1.25"])
+            made = write_repro(replay, tmp_path / str(number), title="t", stack={}, faults=["aclnn*:scale:by=1.25"])
         assert made.printed.startswith("result 0 (") and made.shows, (number, made)
 
 
 def test_a_repro_keeps_a_view_only_where_it_takes_one(npu, tmp_path):
     x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
-    trial = Trial(func=torch.Tensor.exp, args=(x.t()[1:],), kwargs={}, device=npu)
+    replay = Replay(func=torch.Tensor.exp, args=(x.t()[1:],), kwargs={}, device=npu)
     with changed("aclnnExp", only_views):
-        small = reduced(trial)
-        write_repro(trial, tmp_path, title="t", stack={}, seconds=2)
+        small = reduced(replay)
+        write_repro(replay, tmp_path, title="t", stack={}, seconds=2)
     assert not small.tensors[0].is_contiguous() and ".as_strided(" in (tmp_path / "repro.py").read_text()
     with emulator.fault("aclnnExp", "swap_rows"):
-        small = reduced(trial)
-        made = write_repro(trial, tmp_path, title="t", stack={}, faults=["aclnnExp:swap_rows"])
+        small = reduced(replay)
+        made = write_repro(replay, tmp_path, title="t", stack={}, faults=["aclnnExp:swap_rows"])
     assert (
         small.tensors[0].is_contiguous()
         and small.tensors[0].numel() < 5
@@ -386,8 +386,8 @@ def test_a_repro_keeps_a_view_only_where_it_takes_one(npu, tmp_path):
 
 
 def test_a_call_that_no_script_can_name_has_no_repro(npu, tmp_path):
-    trial = Trial(func=lambda x: x, args=(torch.ones(3),), kwargs={}, device=npu)
-    assert write_repro(trial, tmp_path / "row", title="t", stack={}) is None and not (tmp_path / "row").exists()
+    replay = Replay(func=lambda x: x, args=(torch.ones(3),), kwargs={}, device=npu)
+    assert write_repro(replay, tmp_path / "row", title="t", stack={}) is None and not (tmp_path / "row").exists()
 
 
 def test_a_call_is_made_smaller_as_long_as_it_is_wrong(npu):
@@ -405,11 +405,11 @@ def test_a_copy_has_the_strides_of_what_it_copies(npu):
 
 
 def test_no_cause_is_named_where_nothing_explains(npu):
-    trial = trial_of(npu)
-    results = trial.on_cpu()
+    replay = trial_of(npu)
+    results = replay.on_cpu()
     with emulator.fault("aclnnAddmm", "swap_heads", heads=4):
-        assert cause_of(trial, trial.on_device(), results) == ""
-    assert cause_of(trial, results, results) == ""
+        assert cause_of(replay, replay.on_device(), results) == ""
+    assert cause_of(replay, results, results) == ""
 
 
 def test_what_a_sound_device_rounds_is_named_with_what_turning_it_off_gives(npu):
@@ -437,8 +437,8 @@ def test_what_a_sound_device_rounds_is_named_with_what_turning_it_off_gives(npu)
     with npu.in_float32("conv"):
         assert not locate(case(Convolved), 1, npu).steps[0].cause and not torch.npu.conv.allow_hf32
     x = torch.randn(64)
-    trial = Trial(func=F.gelu, args=(x,), kwargs={}, device=npu)
-    assert cause_of(trial, trial.on_device(), trial.on_cpu()) == "it computes GELU by its tanh formula"
+    replay = Replay(func=F.gelu, args=(x,), kwargs={}, device=npu)
+    assert cause_of(replay, replay.on_device(), replay.on_cpu()) == "it computes GELU by its tanh formula"
 
 
 @needs_torch_npu
@@ -612,17 +612,17 @@ def test_damage_that_the_judge_fails_is_not_taken_for_roundings(npu, name, dtype
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     if name == "a small element that is zero":
         x[:, 5] *= 40  # beside a channel of large ones
-    trial = Trial(
+    replay = Replay(
         func=func,
         args=(x, *(tensor.to(dtype) if isinstance(tensor, torch.Tensor) else tensor for tensor in more)),
         kwargs={},
         device=npu,
     )
-    results = trial.on_cpu()
+    results = replay.on_cpu()
     outcome = [result.clone() for result in results]
     assert is_explained(outcome, results, func.__name__)
     spoil(outcome)
-    assert trial.judged(outcome, results)[1] and not is_explained(outcome, results, func.__name__)
+    assert replay.judged(outcome, results)[1] and not is_explained(outcome, results, func.__name__)
 
 
 def test_a_finding_is_a_table_and_a_picture(npu):

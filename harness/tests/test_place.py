@@ -487,7 +487,7 @@ def test_an_operator_that_is_wrong_as_its_arguments_lie_is_named(npu, name):
     with changed(aclnn, where(lies, lambda found: found * 1.1)):
         location = locate(case(Square), 1, npu)
     assert location.first is not None and location.first.operator == operator, location.sentences()
-    assert f"With copies of its arguments it passes: {said}." in location.sentences() and location.trial is None
+    assert f"With copies of its arguments it passes: {said}." in location.sentences() and location.replay is None
     assert locate(case(Square), 1, npu).first is None
 
 

@@ -6,6 +6,9 @@ torch's own, computed in float32 for half dtypes and rounded once.
 """
 
 from harness.emulator.operators import (
+    aclop,
+    aclop_layers,
+    aclop_math,
     activations,
     attention,
     boxes,
@@ -15,9 +18,6 @@ from harness.emulator.operators import (
     linalg,
     losses,
     norms,
-    older,
-    older_layers,
-    older_math,
     optimizers,
     positions,
     products,
@@ -31,6 +31,9 @@ from harness.emulator.table import OLDER, OPERATORS
 __all__ = [
     "OLDER",
     "OPERATORS",
+    "aclop",
+    "aclop_layers",
+    "aclop_math",
     "activations",
     "attention",
     "boxes",
@@ -40,9 +43,6 @@ __all__ = [
     "linalg",
     "losses",
     "norms",
-    "older",
-    "older_layers",
-    "older_math",
     "optimizers",
     "positions",
     "products",

@@ -8,7 +8,7 @@ import math
 import torch
 
 from harness import numerics
-from harness.emulator.operators.common import tall
+from harness.emulator.operators.common import upcast
 from harness.emulator.table import operator
 
 SPLIT = {  # a layout as (B, H, N, D); the heads' number tells the axes H apart
@@ -480,10 +480,10 @@ for name, signature in {
 @operator("aclnnAttentionUpdate", "sums:tensors parts:tensors kind:int >y >sums_all")
 def attention_update(sums, parts, kind, out):
     """Results over parts of the keys as one: weighted by their sums' share."""
-    stacked = torch.stack([tall(item) for item in sums])
+    stacked = torch.stack([upcast(item) for item in sums])
     whole = torch.logsumexp(stacked, 0)
     weights = torch.exp(stacked - whole).unsqueeze(-1)
-    y = (torch.stack([tall(part) for part in parts]) * weights).sum(0)
+    y = (torch.stack([upcast(part) for part in parts]) * weights).sum(0)
     return [y.to(out[0].dtype), None if out[1] is None else _written(whole, out[1])]
 
 
@@ -521,15 +521,15 @@ def _tokens_first(statistic, rows):
 
 def _floyd_weights(q, k_ij, k_jk, mask, scale):
     """Scores over j of what lies between i and k: (B, H, I, K, J)."""
-    scores = torch.einsum("bhikc,bhijc->bhikj", tall(q), tall(k_ij)) + torch.einsum(
-        "bhikc,bhjkc->bhikj", tall(q), tall(k_jk)
+    scores = torch.einsum("bhikc,bhijc->bhikj", upcast(q), upcast(k_ij)) + torch.einsum(
+        "bhikc,bhjkc->bhikj", upcast(q), upcast(k_jk)
     )
     scores = scores if mask is None else scores - mask.bool() * 4e9
     return scores * scale
 
 
 def _narrow(weights, dtype):
-    return tall(numerics.round_half_away(weights, dtype))
+    return upcast(numerics.round_half_away(weights, dtype))
 
 
 @operator("aclnnFusedFloydAttention", "q k_ij v_ij k_jk v_jk mask scale:double >max >sum >found")
@@ -539,8 +539,8 @@ def floyd_attention(q, k_ij, v_ij, k_jk, v_jk, mask, scale, out):
     weights = torch.exp(scores - top)
     total = weights.sum(-1, keepdim=True)
     weights = _narrow(weights, q.dtype)
-    result = torch.einsum("bhikj,bhijc->bhikc", weights, tall(v_ij)) + torch.einsum(
-        "bhikj,bhjkc->bhikc", weights, tall(v_jk)
+    result = torch.einsum("bhikj,bhijc->bhikc", weights, upcast(v_ij)) + torch.einsum(
+        "bhikj,bhjkc->bhikc", weights, upcast(v_jk)
     )
     return top.expand(out[0].shape), total.expand(out[1].shape), (result / total).to(out[2].dtype)
 
@@ -551,14 +551,15 @@ def floyd_attention(q, k_ij, v_ij, k_jk, v_jk, mask, scale, out):
 )
 def floyd_attention_backward(q, k_ij, v_ij, k_jk, v_jk, grad, mask, top, total, outcome, scale, out):
     weights = torch.exp(_floyd_weights(q, k_ij, k_jk, mask, scale) - top[..., :1]) / total[..., :1]
-    towards = _floyd_weights(grad, v_ij, v_jk, None, 1.0) - (tall(grad) * tall(outcome)).sum(-1, keepdim=True)
+    towards = _floyd_weights(grad, v_ij, v_jk, None, 1.0) - (upcast(grad) * upcast(outcome)).sum(-1, keepdim=True)
     scores, weights = _narrow(weights * towards, q.dtype) * scale, _narrow(weights, q.dtype)
     results = (
-        torch.einsum("bhikj,bhijc->bhikc", scores, tall(k_ij)) + torch.einsum("bhikj,bhjkc->bhikc", scores, tall(k_jk)),
-        torch.einsum("bhikj,bhikc->bhijc", scores, tall(q)),
-        torch.einsum("bhikj,bhikc->bhijc", weights, tall(grad)),
-        torch.einsum("bhikj,bhikc->bhjkc", scores, tall(q)),
-        torch.einsum("bhikj,bhikc->bhjkc", weights, tall(grad)),
+        torch.einsum("bhikj,bhijc->bhikc", scores, upcast(k_ij))
+        + torch.einsum("bhikj,bhjkc->bhikc", scores, upcast(k_jk)),
+        torch.einsum("bhikj,bhikc->bhijc", scores, upcast(q)),
+        torch.einsum("bhikj,bhikc->bhijc", weights, upcast(grad)),
+        torch.einsum("bhikj,bhikc->bhjkc", scores, upcast(q)),
+        torch.einsum("bhikj,bhikc->bhjkc", weights, upcast(grad)),
     )
     return [result.to(spec.dtype) for result, spec in zip(results, out)]
 
@@ -618,8 +619,8 @@ def _windows(rows, block: int, stride: int):
 def compress(self, weight, lens, layout, block, stride, lens_kind, out):
     """Each block of rows (T, H, D) as one, summed by weights (block, H)."""
     starts = _windows(_ends(lens), block, stride)
-    rows = tall(self)[torch.tensor(starts, dtype=torch.long)[:, None] + torch.arange(block)]  # (blocks, block, H, D)
-    return (rows * tall(weight)[..., None]).sum(1).to(out.dtype)
+    rows = upcast(self)[torch.tensor(starts, dtype=torch.long)[:, None] + torch.arange(block)]  # (blocks, block, H, D)
+    return (rows * upcast(weight)[..., None]).sum(1).to(out.dtype)
 
 
 @operator(
@@ -629,6 +630,6 @@ def compress(self, weight, lens, layout, block, stride, lens_kind, out):
 def compress_backward(grad, self, weight, lens, block, stride, lens_kind, layout, out):
     starts = _windows(_ends(lens), block, stride)
     places = torch.tensor(starts, dtype=torch.long)[:, None] + torch.arange(block)
-    grad, x = tall(grad).unsqueeze(1), tall(self)
-    towards = torch.zeros(x.shape).index_put_((places,), grad * tall(weight)[..., None], accumulate=True)
+    grad, x = upcast(grad).unsqueeze(1), upcast(self)
+    towards = torch.zeros(x.shape).index_put_((places,), grad * upcast(weight)[..., None], accumulate=True)
     return towards.to(out[0].dtype), (x[places] * grad).sum((0, 3)).to(out[1].dtype)

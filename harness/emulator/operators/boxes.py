@@ -9,8 +9,8 @@ import math
 import torch
 from torch.nn import functional as F
 
-from harness.emulator.operators.common import ints, tall
-from harness.emulator.table import older, operator
+from harness.emulator.operators.common import ints, upcast
+from harness.emulator.table import aclop, operator
 
 # -------- overlaps
 
@@ -74,12 +74,12 @@ def _ciou(one, other, trans=False, is_cross=True, mode="iou"):
     return overlap - apart - turned * share
 
 
-@older("Iou")
+@aclop("Iou")
 def iou(boxes, others, out, mode="iou", eps=1.0):
     """Boxes (N, 4) against others (M, 4), as (M, N); a little is added to width and height of both, not to what they
     share.
     """
-    first, second = tall(boxes).t(), [edge.unsqueeze(-1) for edge in tall(others).t()]
+    first, second = upcast(boxes).t(), [edge.unsqueeze(-1) for edge in upcast(others).t()]
     inner, _, _ = _shared(tuple(first), second)
     areas = [(box[2] - box[0] + eps) * (box[3] - box[1] + eps) for box in (first, second)]
     return (inner / (areas[1] if mode == "iof" else areas[0] + areas[1] - inner)).to(out.dtype)
@@ -90,7 +90,7 @@ def iou_of_version_2(boxes, others, mode, eps, aligned, out):
     """Boxes (N, 4) against others (M, 4), as (N, M), or each with its own; the little is added to what they share
     too.
     """
-    first, second = tall(boxes).t(), tall(others).t()
+    first, second = upcast(boxes).t(), upcast(others).t()
     first = list(first) if aligned else [edge.unsqueeze(-1) for edge in first]
     sides = [torch.minimum(first[at + 2], second[at + 2]) - torch.maximum(first[at], second[at]) for at in (0, 1)]
     inner = (sides[0] + eps).clamp(0) * (sides[1] + eps).clamp(0)
@@ -98,20 +98,20 @@ def iou_of_version_2(boxes, others, mode, eps, aligned, out):
     return (inner / (areas[1] if mode == "iof" else areas[0] + areas[1] - inner)).reshape(out.shape).to(out.dtype)
 
 
-@older("GIoU")
+@aclop("GIoU")
 def giou(boxes, others, out, trans=False, is_cross=True, mode="iou"):
-    return _giou(tall(boxes), tall(others), trans, is_cross, mode).reshape(out.shape).to(out.dtype)
+    return _giou(upcast(boxes), upcast(others), trans, is_cross, mode).reshape(out.shape).to(out.dtype)
 
 
-@older("DIoU")
+@aclop("DIoU")
 def diou(boxes, others, out, trans=False, is_cross=True, mode="iou"):
-    return _diou(tall(boxes), tall(others), trans, is_cross, mode).reshape(out.shape).to(out.dtype)
+    return _diou(upcast(boxes), upcast(others), trans, is_cross, mode).reshape(out.shape).to(out.dtype)
 
 
-@older("CIoU")
+@aclop("CIoU")
 def ciou(boxes, others, out, trans=False, is_cross=True, mode="iou", atan_sub_flag=False):
-    _, _, ((w1, h1), (w2, h2)) = _distance_iou(tall(boxes), tall(others), trans, is_cross, mode)
-    result = _ciou(tall(boxes), tall(others), trans, is_cross, mode), torch.atan(w2 / h2) - torch.atan(w1 / h1)
+    _, _, ((w1, h1), (w2, h2)) = _distance_iou(upcast(boxes), upcast(others), trans, is_cross, mode)
+    result = _ciou(upcast(boxes), upcast(others), trans, is_cross, mode), torch.atan(w2 / h2) - torch.atan(w1 / h1)
     return [tensor.reshape(spec.shape).to(spec.dtype) for tensor, spec in zip(result, out)]
 
 
@@ -122,23 +122,23 @@ def ciou_of_the_newer_path(boxes, others, trans, is_cross, mode, out):
 
 def _both_gradients(compute, grad, boxes, others, out, **settings):
     with torch.inference_mode(False), torch.enable_grad():
-        inputs = [tall(item).clone().requires_grad_() for item in (boxes, others)]
+        inputs = [upcast(item).clone().requires_grad_() for item in (boxes, others)]
         result = compute(*inputs, **settings)
-        gradients = torch.autograd.grad(result, inputs, tall(grad).clone().reshape(result.shape))
+        gradients = torch.autograd.grad(result, inputs, upcast(grad).clone().reshape(result.shape))
     return [gradient.to(spec.dtype) for gradient, spec in zip(gradients, out)]
 
 
-@older("GIoUGrad")
+@aclop("GIoUGrad")
 def giou_grad(grad, boxes, others, out, **settings):
     return _both_gradients(_giou, grad, boxes, others, out, **settings)
 
 
-@older("DIoUGrad")
+@aclop("DIoUGrad")
 def diou_grad(grad, boxes, others, out, **settings):
     return _both_gradients(_diou, grad, boxes, others, out, **settings)
 
 
-@older("CIoUGrad")
+@aclop("CIoUGrad")
 def ciou_grad(grad, boxes, others, turned, out, **settings):
     return _both_gradients(_ciou, grad, boxes, others, out, **settings)
 
@@ -204,7 +204,7 @@ def _turned_pairs(boxes, others, trans, compute):
     return torch.tensor(result, dtype=torch.float64).reshape(boxes.shape[0], boxes.shape[2], others.shape[2])
 
 
-@older("RotatedOverlaps")
+@aclop("RotatedOverlaps")
 def rotated_overlaps(boxes, others, out, trans=False):
     return _turned_pairs(boxes, others, trans, _turned_overlap).to(out.dtype)
 
@@ -215,13 +215,13 @@ def _turned_iou(one, other, mode="iou") -> float:
     return shared / below if below else 0.0
 
 
-@older("RotatedIou")
+@aclop("RotatedIou")
 def rotated_iou(boxes, others, out, trans=False, mode="iou", is_cross=True, value=0.0):
     result = _turned_pairs(boxes, others, trans, lambda one, other: _turned_iou(one, other, mode))
     return (result if is_cross else result.diagonal(dim1=1, dim2=2)).reshape(out.shape).to(out.dtype)
 
 
-@older("RotatedNMS", free=(0, 1))
+@aclop("RotatedNMS", free=(0, 1))
 def rotated_nms(boxes, scores, labels, out, iou_threshold, score_threshold=0.0, max_output_size=-1, mode=0):
     """Mode 1 says that boxes come as edges with the angle counted the other way."""
     places = _centred(boxes, mode == 1)
@@ -239,7 +239,7 @@ def rotated_nms(boxes, scores, labels, out, iou_threshold, score_threshold=0.0, 
     return boxes[kept].to(out[0].dtype), torch.tensor(kept, dtype=out[1].dtype)
 
 
-@older("RotatedBoxEncode")
+@aclop("RotatedBoxEncode")
 def rotated_box_encode(anchors, boxes, out, weight):
     (x, y, w, h, angle), (gx, gy, gw, gh, turn) = _turned(anchors), _turned(boxes)
     result = (
@@ -252,10 +252,10 @@ def rotated_box_encode(anchors, boxes, out, weight):
     return torch.stack([item * scale for item, scale in zip(result, weight)], 1).to(out.dtype)
 
 
-@older("RotatedBoxDecode")
+@aclop("RotatedBoxDecode")
 def rotated_box_decode(anchors, deltas, out, weight):
     x, y, w, h, angle = _turned(anchors)
-    dx, dy, dw, dh, turn = (part / scale for part, scale in zip(tall(deltas).unbind(1), weight))
+    dx, dy, dw, dh, turn = (part / scale for part, scale in zip(upcast(deltas).unbind(1), weight))
     x, y, w, h = x + dx * w, y + dy * h, w * torch.exp(dw), h * torch.exp(dh)
     angle = torch.rad2deg(torch.atan(torch.tan(torch.deg2rad(angle)) + turn))
     return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2, angle], 1).to(out.dtype)
@@ -263,7 +263,7 @@ def rotated_box_decode(anchors, deltas, out, weight):
 
 def _turned(boxes):
     """Centre, size and angle of boxes (B, 5, N) of edges and angle."""
-    left, top, right, bottom, angle = tall(boxes).unbind(1)
+    left, top, right, bottom, angle = upcast(boxes).unbind(1)
     return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top, angle
 
 
@@ -291,26 +291,26 @@ def _suppressed(boxes, scores, most: int, iou_threshold: float, score_threshold:
     return kept
 
 
-@older("NonMaxSuppressionV4")
+@aclop("NonMaxSuppressionV4")
 def nms_v4(boxes, scores, most, iou_threshold, score_threshold, out, pad_to_max_output_size=False):
-    kept = _suppressed(tall(boxes), tall(scores), int(most), float(iou_threshold), float(score_threshold))
+    kept = _suppressed(upcast(boxes), upcast(scores), int(most), float(iou_threshold), float(score_threshold))
     indices = F.pad(torch.tensor(kept, dtype=out[0].dtype), (0, out[0].shape[0] - len(kept)))
     return indices, torch.full(out[1].shape, len(kept), dtype=out[1].dtype)
 
 
-@older("NMSWithMask")
+@aclop("NMSWithMask")
 def nms_with_mask(boxes, out, iou_threshold):
     """Of boxes with scores (N, 5), best first: themselves, their numbers, and which of them stay."""
     kept: list[int] = []
     for at in range(boxes.shape[0]):
-        if not kept or bool((_overlap(tall(boxes)[at, :4], tall(boxes)[kept, :4]) <= iou_threshold).all()):
+        if not kept or bool((_overlap(upcast(boxes)[at, :4], upcast(boxes)[kept, :4]) <= iou_threshold).all()):
             kept.append(at)
     mask = torch.zeros(boxes.shape[0], dtype=out[2].dtype)
     mask[kept] = 1
     return boxes, torch.arange(boxes.shape[0], dtype=out[1].dtype), mask
 
 
-@older("BatchMultiClassNonMaxSuppression")
+@aclop("BatchMultiClassNonMaxSuppression")
 def batch_nms(
     boxes,
     scores,
@@ -325,7 +325,7 @@ def batch_nms(
     """Of boxes (B, N, classes or 1, 4) and scores (B, N, classes): each class for itself, then the best of all
     classes.
     """
-    boxes, scores = tall(boxes), tall(scores)
+    boxes, scores = upcast(boxes), upcast(scores)
     if transpose_box:
         boxes, scores = boxes.permute(0, 3, 1, 2), scores.permute(0, 2, 1)
     result = [torch.zeros(spec.shape) for spec in out]
@@ -350,7 +350,7 @@ def _middles(boxes, more=0):
     return [*((boxes[:, :2] + boxes[:, 2:]) * 0.5).t(), *(boxes[:, 2:] - boxes[:, :2] + more).t()]
 
 
-@older("BoundingBoxEncode")
+@aclop("BoundingBoxEncode")
 def bounding_box_encode(anchors, boxes, out, means, stds):
     """In float16 step by step, whatever comes; a corner counts as a pixel."""
     (px, py, pw, ph), (gx, gy, gw, gh) = (_middles(tensor.half(), 1) for tensor in (anchors, boxes))
@@ -358,12 +358,12 @@ def bounding_box_encode(anchors, boxes, out, means, stds):
     return torch.stack([(item - mean) / std for item, mean, std in zip(result, means, stds)], 1).to(out.dtype)
 
 
-@older("BoundingBoxDecode")
+@aclop("BoundingBoxDecode")
 def bounding_box_decode(rois, deltas, out, means, stds, max_shape=(), wh_ratio_clip=0.016):
-    dx, dy, dw, dh = (item * std + mean for item, mean, std in zip(tall(deltas).t(), means, stds))
+    dx, dy, dw, dh = (item * std + mean for item, mean, std in zip(upcast(deltas).t(), means, stds))
     furthest = abs(math.log(wh_ratio_clip))
     dw, dh = dw.clamp(-furthest, furthest), dh.clamp(-furthest, furthest)
-    x, y, w, h = _middles(tall(rois), 1)
+    x, y, w, h = _middles(upcast(rois), 1)
     x, y, w, h = x + w * dx, y + h * dy, w * torch.exp(dw), h * torch.exp(dh)
     result = torch.stack([x - w / 2 + 0.5, y - h / 2 + 0.5, x + w / 2 - 0.5, y + h / 2 - 0.5], 1)
     if max_shape:
@@ -372,9 +372,9 @@ def bounding_box_decode(rois, deltas, out, means, stds, max_shape=(), wh_ratio_c
     return result.to(out.dtype)
 
 
-@older("YoloBoxesEncode")
+@aclop("YoloBoxesEncode")
 def yolo_boxes_encode(anchors, boxes, stride, out, performance_mode="high_precision"):
-    (x, y, w, h), (gx, gy, gw, gh) = _middles(tall(anchors)), _middles(tall(boxes))
+    (x, y, w, h), (gx, gy, gw, gh) = _middles(upcast(anchors)), _middles(upcast(boxes))
     small = 1e-6
     places = [((to - at) / stride + 0.5).clamp(small, 1 - small) for to, at in ((gx, x), (gy, y))]
     return torch.stack([*places, *(torch.log((to / size).clamp(min=small)) for to, size in ((gw, w), (gh, h)))], 1).to(
@@ -382,18 +382,20 @@ def yolo_boxes_encode(anchors, boxes, stride, out, performance_mode="high_precis
     )
 
 
-@older("AnchorResponseFlags")
+@aclop("AnchorResponseFlags")
 def anchor_response_flags(boxes, out, featmap_size, strides, num_base_anchors):
     """Which cells of a grid hold the centre of a box, once for each anchor of a cell."""
     high, wide = featmap_size
-    column, row = (((tall(boxes)[:, at] + tall(boxes)[:, at + 2]) * 0.5 / strides[at]).floor().long() for at in (0, 1))
+    column, row = (
+        ((upcast(boxes)[:, at] + upcast(boxes)[:, at + 2]) * 0.5 / strides[at]).floor().long() for at in (0, 1)
+    )
     cells = row * wide + column
     flags = torch.zeros(high * wide, dtype=out.dtype)
     flags[cells[(cells >= 0) & (cells < high * wide)]] = 1
     return flags.repeat_interleave(num_base_anchors)
 
 
-@older("GridAssignPositive")
+@aclop("GridAssignPositive")
 def grid_assign_positive(
     assigned,
     overlaps,
@@ -411,8 +413,8 @@ def grid_assign_positive(
     """Numbers of boxes, from 1, for the responsible anchors that overlap one enough, and for the anchors that overlap a
     box best.
     """
-    result, flagged = tall(assigned).clone(), flags.bool()
-    positive = (tall(best) > pos_iou_thr) & flagged
+    result, flagged = upcast(assigned).clone(), flags.bool()
+    positive = (upcast(best) > pos_iou_thr) & flagged
     result[positive] = best_box[positive].to(result.dtype) + 1
     for box in range(min(int(count), overlaps.shape[0])):
         if box_best[box] > min_pos_iou:
@@ -468,11 +470,11 @@ def _region(features, roi, scale, height, width, samples, mode):
     return _sampled(features[int(batch)], y, x).unflatten(2, (width, -1)).unflatten(1, (height, -1)).mean((2, 4))
 
 
-@older("ROIAlign")
+@aclop("ROIAlign")
 def roi_align(features, rois, out, spatial_scale, pooled_height, pooled_width, sample_num=2, roi_end_mode=1):
-    wide = tall(features)
+    wide = upcast(features)
     cells = [
-        _region(wide, roi, spatial_scale, pooled_height, pooled_width, sample_num, roi_end_mode) for roi in tall(rois)
+        _region(wide, roi, spatial_scale, pooled_height, pooled_width, sample_num, roi_end_mode) for roi in upcast(rois)
     ]
     return torch.stack(cells).to(out.dtype) if cells else torch.zeros(out.shape, dtype=out.dtype)
 
@@ -482,7 +484,7 @@ def roi_align_of_the_newer_path(features, rois, scale, height, width, samples, m
     return roi_align(features, rois, out, scale, height, width, samples, mode)
 
 
-@older("ROIAlignGrad")
+@aclop("ROIAlignGrad")
 def roi_align_grad(
     grad, rois, out, xdiff_shape, spatial_scale, pooled_height, pooled_width, sample_num=2, roi_end_mode=1
 ):
@@ -490,10 +492,10 @@ def roi_align_grad(
         features = torch.zeros(xdiff_shape, requires_grad=True)
         cells = [
             _region(features, roi, spatial_scale, pooled_height, pooled_width, sample_num, roi_end_mode)
-            for roi in tall(rois)
+            for roi in upcast(rois)
         ]
         result = (
-            torch.autograd.grad(torch.stack(cells), features, tall(grad).clone())[0] if cells else features.detach()
+            torch.autograd.grad(torch.stack(cells), features, upcast(grad).clone())[0] if cells else features.detach()
         )
     return result.to(out.dtype)
 
@@ -507,7 +509,7 @@ def _position_bins(rois, scale, group, high, wide):
     """For each region (5, batch by batch) and each of its bins: the image, and the rows and columns that the bin
     covers.
     """
-    for number, roi in enumerate(tall(rois).permute(0, 2, 1).reshape(-1, 5).tolist()):
+    for number, roi in enumerate(upcast(rois).permute(0, 2, 1).reshape(-1, 5).tolist()):
         left, top = (math.floor(item + 0.5) * scale for item in roi[1:3])
         right, bottom = ((math.floor(item + 0.5) + 1) * scale for item in roi[3:5])
         cell_h, cell_w = max(bottom - top, 0.1) / group, max(right - left, 0.1) / group
@@ -522,29 +524,29 @@ def _position_bins(rois, scale, group, high, wide):
                     yield number, int(roi[0]), row, column, rows, columns
 
 
-@older("PSROIPoolingV2")
+@aclop("PSROIPoolingV2")
 def position_sensitive_pooling(x, rois, out, spatial_scale, output_dim, group_size):
     result = torch.zeros(out.shape)
-    maps = tall(x).unflatten(1, (output_dim, group_size, group_size))
+    maps = upcast(x).unflatten(1, (output_dim, group_size, group_size))
     for number, image, row, column, rows, columns in _position_bins(rois, spatial_scale, group_size, *x.shape[2:]):
         result[number, :, row, column] = maps[image, :, row, column, rows, columns].mean((-2, -1))
     return result.to(out.dtype)
 
 
-@older("PSROIPoolingGradV2D")
+@aclop("PSROIPoolingGradV2D")
 def position_sensitive_pooling_grad(grad, rois, out, spatial_scale, output_dim, group_size, input_size):
     result = torch.zeros(out.shape)
     maps = result.unflatten(1, (output_dim, group_size, group_size))
     for number, image, row, column, rows, columns in _position_bins(rois, spatial_scale, group_size, *out.shape[2:]):
         place = maps[image, :, row, column, rows, columns]
-        place += tall(grad)[number, :, row, column].reshape(-1, 1, 1) / place[0].numel()
+        place += upcast(grad)[number, :, row, column].reshape(-1, 1, 1) / place[0].numel()
     return result.to(out.dtype)
 
 
 # -------- sequences, ranges, distances
 
 
-@older("CTCLossV2")
+@aclop("CTCLossV2")
 def ctc_loss(log_probs, targets, input_lengths, target_lengths, out, blank=0, zero_infinity=False):
     """The blank comes with the longest target counted in, as many times the number of classes."""
     classes = log_probs.shape[-1]
@@ -556,7 +558,7 @@ def ctc_loss(log_probs, targets, input_lengths, target_lengths, out, blank=0, ze
     return losses.reshape(out[0].shape).to(out[0].dtype), room
 
 
-@older("CTCLossV2Grad")
+@aclop("CTCLossV2Grad")
 def ctc_loss_grad(
     grad, log_probs, targets, input_lengths, target_lengths, losses, alpha, out, blank=0, zero_infinity=False
 ):
@@ -571,17 +573,19 @@ def ctc_loss_grad(
     )
 
 
-@older("Cdist")
+@aclop("Cdist")
 def cdist(one, other, out, p=2.0):
     """Distances along the last axis of two tensors of one shape; -1 stands for the largest difference."""
     return (
-        torch.linalg.vector_norm(tall(one) - tall(other), math.inf if p < 0 else p, -1).reshape(out.shape).to(out.dtype)
+        torch.linalg.vector_norm(upcast(one) - upcast(other), math.inf if p < 0 else p, -1)
+        .reshape(out.shape)
+        .to(out.dtype)
     )
 
 
-@older("CdistGrad")
+@aclop("CdistGrad")
 def cdist_grad(grad, one, other, distance, out, p=2.0):
-    grad, distance, apart = tall(grad), tall(distance), tall(one) - tall(other)
+    grad, distance, apart = upcast(grad), upcast(distance), upcast(one) - upcast(other)
     size = apart.abs()
     if p == 0:
         result = torch.zeros_like(apart)
@@ -592,12 +596,12 @@ def cdist_grad(grad, one, other, distance, out, p=2.0):
     return torch.where(distance == 0, torch.zeros(()), result).sum(-2).reshape(out.shape).to(out.dtype)
 
 
-@older("IFMR")
+@aclop("IFMR")
 def search_scale(
     data, least, most, cumulated, out, min_percentile, max_percentile, search_range, search_step, with_offset
 ):
     """The scale and offset of int8 that lose least of the data, over a range around what the histogram says."""
-    data, least, most = tall(data), float(least), float(most)
+    data, least, most = upcast(data), float(least), float(most)
     share = cumulated.float() / data.numel()
     high, low = (
         int((share < bound).sum()) / cumulated.numel() * (most - least) + least

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from harness.emulator.operators.common import ints, tall
-from harness.emulator.table import older, operator
+from harness.emulator.operators.common import ints, upcast
+from harness.emulator.table import aclop, operator
 
 
 def _generator(seed: int, offset: int) -> torch.Generator:
@@ -70,7 +70,7 @@ _enter_inplace("Bernoulli", "chance:scalar", bernoulli)
 
 @operator("aclnnInplaceBernoulliTensor", "self! chance seed:int offset:int")
 def bernoulli_tensor(self, chance, seed, offset, out):
-    return torch.bernoulli(tall(chance).double().expand(out.shape), generator=_generator(seed, offset)).to(out.dtype)
+    return torch.bernoulli(upcast(chance).double().expand(out.shape), generator=_generator(seed, offset)).to(out.dtype)
 
 
 @operator("aclnnSimThreadExponential", "self! count:int rate:double seed:int offset:int")
@@ -81,7 +81,7 @@ def exponential(self, count, rate, seed, offset, out):
 def normal_of(mean, std, seed, offset, out):
     """Of a mean and a deviation each that are numbers or tensors."""
     standard = _room(out).normal_(generator=_generator(seed, offset))
-    return (tall(mean) + tall(std) * standard).to(out.dtype)
+    return (upcast(mean) + upcast(std) * standard).to(out.dtype)
 
 
 for _name, _words in {
@@ -95,7 +95,7 @@ for _name, _words in {
 
 @operator("aclnnMultinomial", "self count:int replacement:bool seed:int offset:int >out")
 def multinomial(self, count, replacement, seed, offset, out):
-    return torch.multinomial(tall(self), count, replacement, generator=_generator(seed, offset)).to(out.dtype)
+    return torch.multinomial(upcast(self), count, replacement, generator=_generator(seed, offset)).to(out.dtype)
 
 
 @operator("aclnnMultinomialTensor", "self count:int replacement:bool seed start offset:int >out")
@@ -134,7 +134,7 @@ def _unpacked(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def masked(self, mask, scale: float, dtype):
     """Scaled where the bit of the element is set, else 0."""
-    return torch.where(_unpacked(mask, self), tall(self) * scale, 0).to(dtype)
+    return torch.where(_unpacked(mask, self), upcast(self) * scale, 0).to(dtype)
 
 
 def _scale(chance: float) -> float:
@@ -179,7 +179,7 @@ def dropout_grad(grad, mask, scale, out):
     return masked(grad, mask, scale, out.dtype)
 
 
-@older("StatelessDropOutGenMask")
+@aclop("StatelessDropOutGenMask")
 def dropout_mask_of_keeping(shape, keep, seed, seed1, offset, out):
     """By the chance to keep, with the two halves of a wide seed and of an offset."""
     mixed = int(seed) ^ int(seed1) << 32
@@ -188,6 +188,6 @@ def dropout_mask_of_keeping(shape, keep, seed, seed1, offset, out):
     )
 
 
-@older("DropOutDoMask")
+@aclop("DropOutDoMask")
 def dropout_of_keeping(x, mask, keep):
     return masked(x, mask, _scale(1 - float(keep)), x.dtype)

@@ -9,7 +9,7 @@ import torch
 from harness.numerics import HALF
 
 
-def tall(value):
+def upcast(value):
     """Half tensors as float32, anything else as it is."""
     return value.float() if isinstance(value, torch.Tensor) and value.dtype in HALF else value
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from harness import numerics
-from harness.emulator.operators.common import alike, common, tall
+from harness.emulator.operators.common import alike, common, upcast
 from harness.emulator.table import operator
 
 
@@ -92,7 +92,7 @@ NO_INPLACE = {  # what the wheel asks for out of place alone
 
 def _enter_unary(name: str, function) -> None:
     def compute(self, out):
-        return function(tall(self)).to(out.dtype)
+        return function(upcast(self)).to(out.dtype)
 
     operator(f"aclnn{name}", "self >out")(compute)
     if name not in NO_INPLACE:
@@ -232,7 +232,7 @@ for _name, (_function, _scalar) in BINARY.items():
 
 @operator("aclnnPowScalarTensor", "self:scalar exponent >out")
 def pow_scalar(self, exponent, out):
-    return torch.pow(self, tall(exponent)).to(out.dtype)
+    return torch.pow(self, upcast(exponent)).to(out.dtype)
 
 
 def add(self, other, alpha, out):
@@ -267,7 +267,7 @@ operator("aclnnInplaceDivMods", "self! other:scalar mode:int32")(div_mod)
 
 @operator("aclnnAddV3", "self:scalar other alpha:scalar >out")
 def add_to_scalar(self, other, alpha, out):
-    return torch.add(torch.mul(tall(other), alpha), self).to(out.dtype)
+    return torch.add(torch.mul(upcast(other), alpha), self).to(out.dtype)
 
 
 def rsub(self, other, alpha, out):
@@ -282,12 +282,12 @@ operator("aclnnRsubs", "self other:scalar alpha:scalar >out")(rsub)
 
 @operator("aclnnRemainderScalarTensor", "self:scalar other >out")
 def remainder_of_scalar(self, other, out):
-    return torch.remainder(self, tall(other)).to(out.dtype)
+    return torch.remainder(self, upcast(other)).to(out.dtype)
 
 
 @operator("aclnnXLogYScalarSelf", "self:scalar other >out")
 def xlogy_of_scalar(self, other, out):
-    return torch.xlogy(self, tall(other)).to(out.dtype)
+    return torch.xlogy(self, upcast(other)).to(out.dtype)
 
 
 @operator("aclnnLessScalar", "self bound:scalar >out")
@@ -304,7 +304,7 @@ def is_close(self, other, rtol, atol, equal_nan):
 
 
 def is_in(element, tests, unique, invert):
-    return torch.isin(tall(element), tall(tests), assume_unique=unique, invert=invert)
+    return torch.isin(upcast(element), upcast(tests), assume_unique=unique, invert=invert)
 
 
 operator("aclnnIsInScalarTensor", "element:scalar tests unique:bool invert:bool >out")(is_in)
@@ -312,7 +312,9 @@ operator("aclnnIsInTensorScalar", "element test:scalar unique:bool invert:bool >
 
 
 def round_decimals(self, decimals, out):
-    return torch.round(tall(self), decimals=decimals).to(out.dtype) if self.is_floating_point() else self.to(out.dtype)
+    return (
+        torch.round(upcast(self), decimals=decimals).to(out.dtype) if self.is_floating_point() else self.to(out.dtype)
+    )
 
 
 operator("aclnnRoundDecimals", "self decimals:int >out")(round_decimals)
@@ -359,7 +361,7 @@ operator("aclnnInplaceLerps", "self! end weight:scalar")(lerp)
 
 @operator("aclnnMaskedScale", "self mask scale:float >out")
 def masked_scale(self, mask, scale, out):
-    return (tall(self) * tall(mask) * scale).to(out.dtype)
+    return (upcast(self) * upcast(mask) * scale).to(out.dtype)
 
 
 @operator("aclnnSWhere", "condition self other >out")

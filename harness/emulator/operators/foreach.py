@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.emulator.operators.common import common, tall
+from harness.emulator.operators.common import common, upcast
 from harness.emulator.operators.elementwise import UNARY
 from harness.emulator.table import operator
 
@@ -22,7 +22,7 @@ def _each(function, *lists):
 def _enter_unary(name: str, function) -> None:
     @operator(f"aclnnForeach{name}", "self:tensors >out:tensors")
     def compute(self):
-        return _each(lambda value: function(tall(value)), self)
+        return _each(lambda value: function(upcast(value)), self)
 
 
 for _name in NAMES:
@@ -38,7 +38,7 @@ def _stepwise(value):
 
 def _plus(self, addend, factor):
     """A scaled sum is one step, rounded once."""
-    return tall(self) + tall(addend) * factor
+    return upcast(self) + upcast(addend) * factor
 
 
 def _minus(self, subtrahend, factor):
@@ -93,7 +93,7 @@ for _name, _function in BINARY.items():
 
 @operator("aclnnForeachPowScalarAndTensor", "base:scalar exponents:tensors >out:tensors")
 def pow_of_scalar(base, exponents):
-    return _each(lambda exponent: torch.pow(base, tall(exponent)), exponents)
+    return _each(lambda exponent: torch.pow(base, upcast(exponent)), exponents)
 
 
 def _enter_pointwise(name: str, function) -> None:
@@ -122,19 +122,19 @@ _enter_pointwise("Addcmul", torch.mul)
 
 @operator("aclnnForeachLerpList", "self:tensors ends:tensors weights:tensors >out:tensors")
 def lerp(self, ends, weights):
-    return _each(lambda start, end, weight: torch.lerp(tall(start), tall(end), tall(weight)), self, ends, weights)
+    return _each(lambda start, end, weight: torch.lerp(upcast(start), upcast(end), upcast(weight)), self, ends, weights)
 
 
 @operator("aclnnForeachLerpScalar", "self:tensors ends:tensors weight:scalar >out:tensors")
 def lerp_by_one(self, ends, weight):
-    return _each(lambda start, end: torch.lerp(tall(start), tall(end), weight), self, ends)
+    return _each(lambda start, end: torch.lerp(upcast(start), upcast(end), weight), self, ends)
 
 
 ROUNDING = {1: torch.round, 2: torch.floor, 3: torch.ceil, 5: torch.trunc, 7: torch.frac}
 
 
 def round_off(self, mode):
-    return _each(lambda value: ROUNDING[int(mode)](tall(value)), self)
+    return _each(lambda value: ROUNDING[int(mode)](upcast(value)), self)
 
 
 operator("aclnnForeachRoundOffNumber", "self:tensors mode >out:tensors")(round_off)
@@ -148,7 +148,7 @@ def _specs(out) -> list:
 @operator("aclnnForeachNorm", "self:tensors order:scalar >out:tensors")
 def norm(self, order, out):
     return [
-        torch.linalg.vector_norm(tall(value), order).to(spec.dtype).reshape(spec.shape)
+        torch.linalg.vector_norm(upcast(value), order).to(spec.dtype).reshape(spec.shape)
         for value, spec in zip(self, _specs(out), strict=True)
     ]
 

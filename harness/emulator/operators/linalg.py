@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.emulator.operators.common import tall
+from harness.emulator.operators.common import upcast
 from harness.emulator.table import operator
 
 
@@ -19,7 +19,7 @@ def svd(self, full, vectors, out):
 
 @operator("aclnnLinalgQr", "self mode:int >q >r")
 def qr(self, mode, out):
-    q, r = torch.linalg.qr(tall(self), mode=("reduced", "complete", "r")[mode])
+    q, r = torch.linalg.qr(upcast(self), mode=("reduced", "complete", "r")[mode])
     return q.to(out[0].dtype).reshape(out[0].shape), r.to(out[1].dtype)
 
 
@@ -30,12 +30,12 @@ def cholesky(self, upper):
 
 @operator("aclnnInverse", "self >out")
 def inverse(self, out):
-    return torch.linalg.inv(tall(self)).to(out.dtype)
+    return torch.linalg.inv(upcast(self)).to(out.dtype)
 
 
 @operator("aclnnSlogdet", "self >sign >log")
 def slogdet(self, out):
-    return [tensor.to(spec.dtype).reshape(spec.shape) for tensor, spec in zip(torch.linalg.slogdet(tall(self)), out)]
+    return [tensor.to(spec.dtype).reshape(spec.shape) for tensor, spec in zip(torch.linalg.slogdet(upcast(self)), out)]
 
 
 @operator("aclnnTriangularSolve", "self coefficients upper:bool transpose:bool unit:bool >out >copied")
@@ -45,10 +45,10 @@ def triangular_solve(self, coefficients, upper, transpose, unit):
 
 @operator("aclnnLinalgCross", "self other dim:int >out")
 def cross(self, other, dim, out):
-    return torch.linalg.cross(tall(self), tall(other), dim=dim).to(out.dtype)
+    return torch.linalg.cross(upcast(self), upcast(other), dim=dim).to(out.dtype)
 
 
 @operator("aclRfft1D", "self size:int dim:int norm:int >out")
 def rfft(self, size, dim, norm, out):
-    result = torch.fft.rfft(tall(self), size, dim, ("backward", "forward", "ortho")[norm - 1])
+    result = torch.fft.rfft(upcast(self), size, dim, ("backward", "forward", "ortho")[norm - 1])
     return torch.view_as_real(result).to(out.dtype)

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from harness import numerics
-from harness.emulator.operators.common import tall
-from harness.emulator.table import older, operator
+from harness.emulator.operators.common import upcast
+from harness.emulator.table import aclop, operator
 
 
 @operator("aclnnRmsNorm", "self gamma eps:double >y >rstd")
@@ -29,7 +29,7 @@ def _or_zeros(value, spec):
 
 
 def _talls(*tensors):
-    return [tall(tensor) for tensor in tensors]
+    return [upcast(tensor) for tensor in tensors]
 
 
 @operator("aclnnRmsNormGrad", "grad self rstd gamma >self_grad >gamma_grad")
@@ -46,8 +46,8 @@ def rms_norm_backward(grad, self, rstd, gamma, out):
 
 
 def _added_rms_norm(x1, x2, gamma, eps):
-    total = tall(x1) + tall(x2)
-    return total, *numerics.rms_norm(total, tall(gamma), eps)
+    total = upcast(x1) + upcast(x2)
+    return total, *numerics.rms_norm(total, upcast(gamma), eps)
 
 
 @operator("aclnnAddRmsNorm", "x1 x2 gamma eps:double >y >rstd >x")
@@ -70,26 +70,26 @@ def add_rms_norm_cast(x1, x2, gamma, eps, out):
 
 @operator("aclnnGemmaRmsNorm", "self gamma eps:double >y >rstd")
 def gemma_rms_norm(self, gamma, eps, out):
-    y, rstd = numerics.rms_norm(tall(self), tall(gamma) + 1, eps)
+    y, rstd = numerics.rms_norm(upcast(self), upcast(gamma) + 1, eps)
     return _moved(y, out[0]), _moved(rstd, out[1])
 
 
 @operator("aclnnLayerNorm aclnnFastLayerNorm", "self shape:ints weight bias eps:double >y >mean >rstd")
 def layer_norm(self, shape, weight, bias, eps, out):
     weight, bias = [None if tensor is None else tensor.reshape(shape) for tensor in (weight, bias)]
-    result = numerics.layer_norm(tall(self), tuple(range(-len(shape), 0)), weight, bias, eps)
+    result = numerics.layer_norm(upcast(self), tuple(range(-len(shape), 0)), weight, bias, eps)
     return [_moved(item, spec) for item, spec in zip(result, out)]
 
 
-@older("LayerNormV3")
+@aclop("LayerNormV3")
 def layer_norm_v3(x, weight, bias, out, begin_norm_axis=0, begin_params_axis=0, epsilon=1e-5):
-    result = numerics.layer_norm(tall(x), tuple(range(begin_norm_axis % x.dim(), x.dim())), weight, bias, epsilon)
+    result = numerics.layer_norm(upcast(x), tuple(range(begin_norm_axis % x.dim(), x.dim())), weight, bias, epsilon)
     return [_moved(item, spec) for item, spec in zip(result, out)]
 
 
 def _layer_norm_backward(grad, x, shape, mean, rstd, weight, bias, wanted=(True, True, True)):
     """On tall tensors; mean and rstd hold a number for each row."""
-    weight, bias = [None if tensor is None else tall(tensor).to(x.dtype).reshape(shape) for tensor in (weight, bias)]
+    weight, bias = [None if tensor is None else upcast(tensor).to(x.dtype).reshape(shape) for tensor in (weight, bias)]
     rows = x.shape[: x.dim() - len(shape)] + (1,) * len(shape)
     mean, rstd = mean.to(x.dtype).reshape(rows), rstd.to(x.dtype).reshape(rows)
     return torch.ops.aten.native_layer_norm_backward(grad.to(x.dtype), x, shape, mean, rstd, weight, bias, wanted)
@@ -100,14 +100,14 @@ def _layer_norm_backward(grad, x, shape, mean, rstd, weight, bias, wanted=(True,
     "grad self shape:ints mean rstd weight bias wanted:bools >self_grad >weight_grad >bias_grad",
 )
 def layer_norm_backward(grad, self, shape, mean, rstd, weight, bias, wanted, out):
-    result = _layer_norm_backward(tall(grad), tall(self), shape, mean, rstd, weight, bias, wanted)
+    result = _layer_norm_backward(upcast(grad), upcast(self), shape, mean, rstd, weight, bias, wanted)
     return [_or_zeros(item, spec) for item, spec in zip(result, out)]
 
 
 @operator("aclnnAddLayerNorm", "x1 x2 gamma beta bias eps:double with_sum:bool >y >mean >rstd >x")
 def add_layer_norm(x1, x2, gamma, beta, bias, eps, with_sum, out):
-    total = tall(x1) + tall(x2)
-    total = total if bias is None else total + tall(bias)
+    total = upcast(x1) + upcast(x2)
+    total = total if bias is None else total + upcast(bias)
     result = *numerics.layer_norm(total, tuple(range(-gamma.dim(), 0)), gamma, beta, eps), total
     return [
         _moved(tensor, spec) if spec is None or tensor.numel() == spec.numel else _or_zeros(None, spec)
@@ -117,31 +117,31 @@ def add_layer_norm(x1, x2, gamma, beta, bias, eps, with_sum, out):
 
 @operator("aclnnAddLayerNormGrad", "grad x1 x2 rstd mean gamma sum_grad >x_grad >gamma_grad >beta_grad")
 def add_layer_norm_backward(grad, x1, x2, rstd, mean, gamma, sum_grad, out):
-    x = tall(x1) + tall(x2)
+    x = upcast(x1) + upcast(x2)
     towards, towards_gamma, towards_beta = _layer_norm_backward(
-        tall(grad), x, tuple(gamma.shape), mean, rstd, gamma, gamma
+        upcast(grad), x, tuple(gamma.shape), mean, rstd, gamma, gamma
     )
-    towards = towards if sum_grad is None else towards + tall(sum_grad)
+    towards = towards if sum_grad is None else towards + upcast(sum_grad)
     return [_moved(item, spec) for item, spec in zip((towards, towards_gamma, towards_beta), out)]
 
 
 @operator("aclnnDeepNorm", "x gx beta gamma alpha:double eps:double >mean >rstd >y")
 def deep_norm(x, gx, beta, gamma, alpha, eps, out):
-    y, mean, rstd = numerics.layer_norm(alpha * tall(x) + tall(gx), tuple(range(-gamma.dim(), 0)), gamma, beta, eps)
+    y, mean, rstd = numerics.layer_norm(alpha * upcast(x) + upcast(gx), tuple(range(-gamma.dim(), 0)), gamma, beta, eps)
     return [_moved(tensor, spec) for tensor, spec in zip((mean, rstd, y), out)]
 
 
 @operator("aclnnDeepNormGrad", "grad x gx gamma mean rstd alpha:double >x_grad >gx_grad >beta_grad >gamma_grad")
 def deep_norm_backward(grad, x, gx, gamma, mean, rstd, alpha, out):
     towards, towards_gamma, towards_beta = _layer_norm_backward(
-        tall(grad), alpha * tall(x) + tall(gx), tuple(gamma.shape), mean, rstd, gamma, gamma
+        upcast(grad), alpha * upcast(x) + upcast(gx), tuple(gamma.shape), mean, rstd, gamma, gamma
     )
     return [_moved(item, spec) for item, spec in zip((alpha * towards, towards, towards_beta, towards_gamma), out)]
 
 
 def _columns(value, like):
     """A number for each channel, shaped to go with (N, C, …)."""
-    return None if value is None else tall(value).reshape(-1, *[1] * (like.dim() - 2))
+    return None if value is None else upcast(value).reshape(-1, *[1] * (like.dim() - 2))
 
 
 def _but_channels(x):
@@ -153,9 +153,9 @@ def _but_channels(x):
     "self weight bias running_mean! running_var! training:bool momentum:double eps:double >y >mean >invstd",
 )
 def batch_norm(self, weight, bias, running_mean, running_var, training, momentum, eps, out):
-    x = tall(self)
+    x = upcast(self)
     scale, shift, average, spread = [
-        None if tensor is None else tall(tensor).to(x.dtype).clone()
+        None if tensor is None else upcast(tensor).to(x.dtype).clone()
         for tensor in (weight, bias, running_mean, running_var)
     ]
     if training:
@@ -178,17 +178,17 @@ def batch_norm(self, weight, bias, running_mean, running_var, training, momentum
     ">weight_grad >bias_grad",
 )
 def batch_norm_backward(grad, self, weight, running_mean, running_var, mean, invstd, training, eps, wanted, out):
-    x = tall(self)
+    x = upcast(self)
     per_channel = [
-        None if item is None else tall(item).to(x.dtype) for item in (weight, running_mean, running_var, mean, invstd)
+        None if item is None else upcast(item).to(x.dtype) for item in (weight, running_mean, running_var, mean, invstd)
     ]
-    result = torch.ops.aten.native_batch_norm_backward(tall(grad).to(x.dtype), x, *per_channel, training, eps, wanted)
+    result = torch.ops.aten.native_batch_norm_backward(upcast(grad).to(x.dtype), x, *per_channel, training, eps, wanted)
     return [_or_zeros(item, spec) for item, spec in zip(result, out)]
 
 
 @operator("aclnnBatchNormElemt", "self weight bias mean invstd eps:double >y")
 def batch_norm_elements(self, weight, bias, mean, invstd, eps, out):
-    x = tall(self)
+    x = upcast(self)
     scale, shift, mean, invstd = [_columns(item, x) for item in (weight, bias, mean, invstd)]
     y = (x - mean) * invstd
     y = y if scale is None else y * scale
@@ -197,7 +197,7 @@ def batch_norm_elements(self, weight, bias, mean, invstd, eps, out):
 
 @operator("aclnnBatchNormElemtBackward", "grad self mean invstd weight sum_dy sum_dy_xmu count >self_grad")
 def batch_norm_elements_backward(grad, self, mean, invstd, weight, sum_dy, sum_dy_xmu, count, out):
-    grad, x, total = tall(grad), tall(self), tall(count).sum()
+    grad, x, total = upcast(grad), upcast(self), upcast(count).sum()
     mean, invstd, scale, sum_dy, sum_dy_xmu = [_columns(item, x) for item in (mean, invstd, weight, sum_dy, sum_dy_xmu)]
     towards = (grad - sum_dy / total - (x - mean) * invstd.square() * sum_dy_xmu / total) * invstd
     return (towards if scale is None else towards * scale).to(out.dtype)
@@ -205,14 +205,14 @@ def batch_norm_elements_backward(grad, self, mean, invstd, weight, sum_dy, sum_d
 
 @operator("aclnnBatchNormStats", "self eps:double >mean >invstd")
 def batch_norm_statistics(self, eps, out):
-    x = tall(self)
+    x = upcast(self)
     spread, mean = torch.var_mean(x, _but_channels(x), correction=0)
     return _moved(mean, out[0]), _moved(1.0 / torch.sqrt(spread + eps), out[1])
 
 
 @operator("aclnnBatchNormReduce", "self >sum >square_sum")
 def batch_norm_sums(self, out):
-    x = tall(self)
+    x = upcast(self)
     return _moved(x.sum(_but_channels(x)), out[0]), _moved(x.square().sum(_but_channels(x)), out[1])
 
 
@@ -222,10 +222,10 @@ def batch_norm_sums(self, out):
     ">weight_grad >bias_grad",
 )
 def batch_norm_sums_backward(grad, self, mean, invstd, weight, for_input, for_weight, for_bias, out):
-    grad, x = tall(grad), tall(self)
+    grad, x = upcast(grad), upcast(self)
     axes = _but_channels(x)
     sum_dy, sum_dy_xmu = grad.sum(axes), (grad * (x - _columns(mean, x))).sum(axes)
-    return [_moved(item, spec) for item, spec in zip((sum_dy, sum_dy_xmu, sum_dy_xmu * tall(invstd), sum_dy), out)]
+    return [_moved(item, spec) for item, spec in zip((sum_dy, sum_dy_xmu, sum_dy_xmu * upcast(invstd), sum_dy), out)]
 
 
 def _gathered(mean, spread, count, running_mean, running_var, momentum, eps, out):
@@ -233,7 +233,7 @@ def _gathered(mean, spread, count, running_mean, running_var, momentum, eps, out
     variance.
     """
     updated = [
-        None if old is None else (1 - momentum) * tall(old) + momentum * new
+        None if old is None else (1 - momentum) * upcast(old) + momentum * new
         for old, new in ((running_mean, mean), (running_var, spread * count / (count - 1)))
     ]
     return [_moved(item, spec) for item, spec in zip((*updated, mean, 1.0 / torch.sqrt(spread + eps)), out)]
@@ -244,7 +244,7 @@ def _gathered(mean, spread, count, running_mean, running_var, momentum, eps, out
     "self mean invstd running_mean! running_var! momentum:double eps:double counts >mean_all >invstd_all",
 )
 def batch_norm_gather(self, mean, invstd, running_mean, running_var, momentum, eps, counts, out):
-    mean, invstd, counts = tall(mean), tall(invstd), tall(counts).reshape(-1, 1)
+    mean, invstd, counts = upcast(mean), upcast(invstd), upcast(counts).reshape(-1, 1)
     total = counts.sum()
     average = (mean * counts).sum(0) / total
     spread = ((1.0 / invstd.square() - eps + (mean - average).square()) * counts).sum(0) / total
@@ -256,15 +256,15 @@ def batch_norm_gather(self, mean, invstd, running_mean, running_var, momentum, e
     "sums square_sums counts running_mean! running_var! momentum:float eps:float >mean >invstd",
 )
 def batch_norm_gather_sums(sums, square_sums, counts, running_mean, running_var, momentum, eps, out):
-    total = tall(counts).sum()
-    mean = tall(sums).sum(0) / total
-    spread = tall(square_sums).sum(0) / total - mean.square()
+    total = upcast(counts).sum()
+    mean = upcast(sums).sum(0) / total
+    spread = upcast(square_sums).sum(0) / total - mean.square()
     return _gathered(mean, spread, total, running_mean, running_var, momentum, eps, out)
 
 
 def _group_norm(self, weight, bias, groups, eps):
-    x = tall(self)
-    weight, bias = [None if tensor is None else tall(tensor).to(x.dtype).contiguous() for tensor in (weight, bias)]
+    x = upcast(self)
+    weight, bias = [None if tensor is None else upcast(tensor).to(x.dtype).contiguous() for tensor in (weight, bias)]
     size = x.shape[2:].numel()
     return torch.native_group_norm(x.contiguous(), weight, bias, x.shape[0], x.shape[1], size, groups, eps)
 
@@ -281,9 +281,9 @@ def group_norm(self, weight, bias, batch, channels, size, groups, eps, out):
     ">weight_grad >bias_grad",
 )
 def group_norm_backward(grad, self, mean, rstd, weight, batch, channels, size, groups, wanted, out):
-    x = tall(self).reshape(batch, channels, size).contiguous()
-    grad, mean, rstd = [tall(item).to(x.dtype).contiguous() for item in (grad.reshape(x.shape), mean, rstd)]
-    weight = None if weight is None else tall(weight).to(x.dtype)
+    x = upcast(self).reshape(batch, channels, size).contiguous()
+    grad, mean, rstd = [upcast(item).to(x.dtype).contiguous() for item in (grad.reshape(x.shape), mean, rstd)]
+    weight = None if weight is None else upcast(weight).to(x.dtype)
     result = torch.ops.aten.native_group_norm_backward(
         grad, x, mean, rstd, weight, batch, channels, size, groups, wanted
     )
@@ -311,12 +311,12 @@ def group_norm_swish(self, weight, bias, groups, layout, eps, swish, scale, out)
 )
 def group_norm_swish_backward(grad, mean, rstd, self, weight, bias, groups, layout, scale, for_weight, for_bias, out):
     batch, channels, size = *self.shape[:2], self.shape[2:].numel()
-    x = tall(self).reshape(batch, groups, -1)
-    normal = (x - tall(mean).reshape(batch, groups, 1)) * tall(rstd).reshape(batch, groups, 1)
+    x = upcast(self).reshape(batch, groups, -1)
+    normal = (x - upcast(mean).reshape(batch, groups, 1)) * upcast(rstd).reshape(batch, groups, 1)
     normal = normal.reshape(batch, channels, size)
     y = normal * _columns(weight, normal) + _columns(bias, normal)
     gate = torch.sigmoid(scale * y)
-    inner = tall(grad).reshape(y.shape) * gate * (1 + scale * y * (1 - gate))
+    inner = upcast(grad).reshape(y.shape) * gate * (1 + scale * y * (1 - gate))
     return group_norm_backward(
         inner, self, mean, rstd, weight, batch, channels, size, groups, (True, for_weight, for_bias), out
     )
@@ -324,12 +324,12 @@ def group_norm_swish_backward(grad, mean, rstd, self, weight, bias, groups, layo
 
 @operator("aclnnNorm", "self order:scalar dims:ints keep:bool >out")
 def norm(self, order, dims, keep, out):
-    return torch.linalg.vector_norm(tall(self), order, tuple(dims) or None, keep).to(out.dtype)
+    return torch.linalg.vector_norm(upcast(self), order, tuple(dims) or None, keep).to(out.dtype)
 
 
 @operator("aclnnRenorm", "self order:scalar dim:int limit:scalar >out")
 def renorm(self, order, dim, limit, out):
-    x = tall(self)
+    x = upcast(self)
     if order > 0:
         return torch.renorm(x, order, dim, limit).to(out.dtype)
     size = torch.linalg.vector_norm(x, order, [axis for axis in range(x.dim()) if axis != dim % x.dim()], True)
@@ -343,14 +343,14 @@ def inplace_renorm(self, order, dim, limit, out):
 
 @operator("aclnnEmbeddingRenorm", "self! indices limit:double order:double")
 def embedding_renorm(self, indices, limit, order, out):
-    return torch.embedding_renorm_(tall(self).clone(), indices.long(), limit, order).to(out.dtype)
+    return torch.embedding_renorm_(upcast(self).clone(), indices.long(), limit, order).to(out.dtype)
 
 
 @operator("aclnnSoftmax", "self dim:int >out")
 def softmax(self, dim, out):
-    return F.softmax(tall(self), dim).to(out.dtype)
+    return F.softmax(upcast(self), dim).to(out.dtype)
 
 
 @operator("aclnnLogSoftmax", "self dim:int >out")
 def log_softmax(self, dim, out):
-    return F.log_softmax(tall(self), dim).to(out.dtype)
+    return F.log_softmax(upcast(self), dim).to(out.dtype)

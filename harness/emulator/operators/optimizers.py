@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.emulator.operators.common import tall
+from harness.emulator.operators.common import upcast
 from harness.emulator.table import operator
 
 
@@ -12,7 +12,7 @@ from harness.emulator.table import operator
 def check_and_unscale(grads, result, inverse_scale):
     infinite = any(not bool(torch.isfinite(grad).all()) for grad in grads)
     return [
-        *((tall(grad) * inverse_scale).to(grad.dtype) for grad in grads),
+        *((upcast(grad) * inverse_scale).to(grad.dtype) for grad in grads),
         torch.ones_like(result) if infinite else result.clone(),
     ]
 
@@ -32,7 +32,7 @@ def _adam(parameter, first, second, most, grad, *, done1, done2, lr, beta1, beta
     """
     kept = [parameter, first, second] + ([] if most is None else [most])
     parameter, first, second, most, grad = (
-        None if value is None else tall(value) for value in (parameter, first, second, most, grad)
+        None if value is None else upcast(value) for value in (parameter, first, second, most, grad)
     )
     grad = -grad if maximize else grad
     first = first * beta1 + grad * (1 - beta1)
@@ -86,10 +86,10 @@ def adamw_by_tensors(
 def adam(parameter, first, second, power1, power2, lr, beta1, beta2, eps, grad, locking, nesterov):
     power1, power2, lr, beta1, beta2, eps = (float(value) for value in (power1, power2, lr, beta1, beta2, eps))
     rate = lr * (1 - power2) ** 0.5 / (1 - power1)
-    new_first = tall(first) * beta1 + tall(grad) * (1 - beta1)
-    new_second = tall(second) * beta2 + tall(grad) * tall(grad) * (1 - beta2)
-    direction = new_first * beta1 + tall(grad) * (1 - beta1) if nesterov else new_first
-    new_parameter = tall(parameter) - rate * direction / (new_second.sqrt() + eps)
+    new_first = upcast(first) * beta1 + upcast(grad) * (1 - beta1)
+    new_second = upcast(second) * beta2 + upcast(grad) * upcast(grad) * (1 - beta2)
+    direction = new_first * beta1 + upcast(grad) * (1 - beta1) if nesterov else new_first
+    new_parameter = upcast(parameter) - rate * direction / (new_second.sqrt() + eps)
     return new_parameter.to(parameter.dtype), new_first.to(first.dtype), new_second.to(second.dtype)
 
 
@@ -102,12 +102,12 @@ def sgd(parameters, grads, momenta, scale, decay, momentum, lr, dampening, neste
     """Gradients are unscaled in place; momenta may be missing."""
     new_parameters, new_grads, new_momenta = [], [], []
     for position, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
-        unscaled = tall(grad) if scale is None else tall(grad) / scale
+        unscaled = upcast(grad) if scale is None else upcast(grad) / scale
         new_grads.append(unscaled.to(grad.dtype))
-        step = (-unscaled if maximize else unscaled) + decay * tall(parameter)
+        step = (-unscaled if maximize else unscaled) + decay * upcast(parameter)
         if momenta:
-            speed = step if first else momentum * tall(momenta[position]) + (1 - dampening) * step
+            speed = step if first else momentum * upcast(momenta[position]) + (1 - dampening) * step
             new_momenta.append(speed.to(momenta[position].dtype))
             step = step + momentum * speed if nesterov else speed
-        new_parameters.append((tall(parameter) - lr * step).to(parameter.dtype))
+        new_parameters.append((upcast(parameter) - lr * step).to(parameter.dtype))
     return [*new_parameters, *new_grads, *new_momenta]

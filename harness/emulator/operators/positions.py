@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.emulator.operators.common import tall
+from harness.emulator.operators.common import upcast
 from harness.emulator.table import operator
 
 
@@ -40,9 +40,9 @@ MODES = {"half": 0, "interleave": 1, "quarter": 2}
 
 
 def _rotated(x, cos, sin, mode: int, matrix=None):
-    x, cos, sin = tall(x), tall(cos), tall(sin)
+    x, cos, sin = upcast(x), upcast(cos), upcast(sin)
     x = ORDERS.get(mode, (_same, _same))[0](x)
-    turned = ROTATIONS[mode](x) if matrix is None else x @ tall(matrix)
+    turned = ROTATIONS[mode](x) if matrix is None else x @ upcast(matrix)
     return x * cos + turned * sin
 
 
@@ -58,7 +58,7 @@ def rotary_v2(self, cos, sin, mode, matrix, out):
 
 @operator("aclnnRotaryPositionEmbeddingGrad", "grad cos sin self mode:int >self_grad >cos_grad >sin_grad")
 def rotary_backward(grad, cos, sin, self, mode, out):
-    grad, cos, sin = tall(grad), tall(cos), tall(sin)
+    grad, cos, sin = upcast(grad), upcast(cos), upcast(sin)
     turn, (order, undo) = ROTATIONS[mode], ORDERS.get(mode, (_same, _same))
     towards = undo(grad * cos - turn(grad * sin))  # the rotation's transpose is its negative
     if self is None:  # without x the other two are not asked for
@@ -66,7 +66,7 @@ def rotary_backward(grad, cos, sin, self, mode, out):
             towards.to(out[0].dtype),
             *[None if spec is None else torch.zeros(spec.shape, dtype=spec.dtype) for spec in out[1:]],
         ]
-    x = order(tall(self))
+    x = order(upcast(self))
     sums = [
         None if spec is None else part.sum_to_size(spec.shape).to(spec.dtype)
         for part, spec in zip((grad * x, grad * turn(x)), out[1:])
@@ -109,7 +109,7 @@ def _of_axes(cache, sections, interleaved: bool):
 
 
 def _cached(x, cos, sin, size: int, halves: bool):
-    heads = tall(x).unflatten(-1, (-1, size))  # (T, H, D)
+    heads = upcast(x).unflatten(-1, (-1, size))  # (T, H, D)
     width = 2 * cos.shape[-1]
     inner, rest = heads[..., :width], heads[..., width:]
     join = (lambda part: torch.cat((part, part), -1)) if halves else (lambda part: part.repeat_interleave(2, -1))
@@ -122,7 +122,7 @@ def _cached(x, cos, sin, size: int, halves: bool):
     "positions query key cache sections:ints size:int halves:bool interleaved:int >query_out >key_out",
 )
 def rotary_cached_v2(positions, query, key, cache, sections, size, halves, interleaved):
-    cos, sin = tall(cache)[positions.long()].chunk(2, -1)
+    cos, sin = upcast(cache)[positions.long()].chunk(2, -1)
     if positions.dim() == 2:
         cos, sin = _of_axes(cos, sections, bool(interleaved)), _of_axes(sin, sections, bool(interleaved))
     return _cached(query, cos, sin, size, halves), _cached(key, cos, sin, size, halves)
@@ -152,7 +152,7 @@ def _stored(cache, values, scale, offset, mode: str, slots):
     row apart.
     """
     if scale is not None:
-        values = values * tall(scale) if offset is None else values * tall(scale) + tall(offset)
+        values = values * upcast(scale) if offset is None else values * upcast(scale) + upcast(offset)
         values = values.round().clamp(-128, 127)
     chosen = slots >= 0
     slots, values = slots[chosen].long(), values[chosen].to(cache.dtype)
@@ -167,7 +167,7 @@ def _stored(cache, values, scale, offset, mode: str, slots):
 
 
 def _normalized(x, gamma, eps):
-    return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * tall(gamma)
+    return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps) * upcast(gamma)
 
 
 def _cache_keys(key, latent, index, caches, scales, offsets, mode, wanted, out):
@@ -209,7 +209,7 @@ def cache_latent(
     """What multi-head latent attention keeps of a token: the normalized latent, and the rotated part of the key behind
     it.
     """
-    latent, key = tall(kv).split((gamma.shape[0], cos.shape[-1]), -1)
+    latent, key = upcast(kv).split((gamma.shape[0], cos.shape[-1]), -1)
     key = _rotated(key, cos, sin, 3)
     caches, scales, offsets = (k_cache, latent_cache), (k_scale, latent_scale), (k_offset, latent_offset)
     return _cache_keys(key, _normalized(latent, gamma, eps), index, caches, scales, offsets, mode, wanted, out)
@@ -237,11 +237,11 @@ def cache_key_and_value(
     wanted,
     out,
 ):
-    normal = _normalized(tall(key), gamma, eps)
+    normal = _normalized(upcast(key), gamma, eps)
     width = cos.shape[-1]
     key = torch.cat((_rotated(normal[..., :width], cos, sin, 3), normal[..., width:]), -1)
     caches, scales, offsets = (k_cache, latent_cache), (k_scale, latent_scale), (k_offset, latent_offset)
-    return _cache_keys(key, tall(value), index, caches, scales, offsets, mode, wanted, out)
+    return _cache_keys(key, upcast(value), index, caches, scales, offsets, mode, wanted, out)
 
 
 @operator(
@@ -276,8 +276,8 @@ def cache_joint(
     if mode != "PA_NZ":
         raise NotImplementedError(f"a cache of queries, keys and values in mode {mode}")
     batch, tokens, _, width = size
-    q, k, v = tall(qkv).reshape(batch, tokens, -1, width).split(tuple(heads), 2)
-    cos, sin = [tall(tensor).reshape(batch, -1, tensor.shape[1] // width, width) for tensor in (cos, sin)]
+    q, k, v = upcast(qkv).reshape(batch, tokens, -1, width).split(tuple(heads), 2)
+    cos, sin = [upcast(tensor).reshape(batch, -1, tensor.shape[1] // width, width) for tensor in (cos, sin)]
     q, k = [_rotated(_normalized(part, gamma, eps), cos, sin, 0) for part, gamma in ((q, q_gamma), (k, k_gamma))]
     caches = [
         _paged(cache, part.flatten(0, 1), scale, offset, index)
@@ -291,7 +291,7 @@ def cache_joint(
 
 def _paged(cache, rows, scale, offset, index):
     if scale is not None:
-        rows = rows / tall(scale) if offset is None else rows / tall(scale) + tall(offset)
+        rows = rows / upcast(scale) if offset is None else rows / upcast(scale) + upcast(offset)
         rows = rows.round().clamp(-128, 127)
     chosen = index >= 0
     places, size, updated = index[chosen], cache.shape[2], cache.clone()

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from harness import numerics
 from harness.emulator import soc
-from harness.emulator.operators.common import tall
-from harness.emulator.table import older, operator
+from harness.emulator.operators.common import upcast
+from harness.emulator.table import aclop, operator
 from harness.numerics import HALF, scaled_product
 
 
@@ -64,7 +64,7 @@ def addr(self, vec1, vec2, beta, alpha, out):
     if out.dtype == torch.bool:
         return torch.addr(self, vec1, vec2, beta=beta, alpha=alpha)
     wide = [
-        tall(tensor) if tensor.is_floating_point() or tensor.is_complex() else tensor.to(out.dtype)
+        upcast(tensor) if tensor.is_floating_point() or tensor.is_complex() else tensor.to(out.dtype)
         for tensor in (self, vec1, vec2)
     ]
     return torch.addr(*wide, beta=beta, alpha=alpha).to(out.dtype)
@@ -78,8 +78,8 @@ def inplace_addr(self, vec1, vec2, beta, alpha, out):
 FUSED = {
     "": lambda product, other: product,
     "16cast32": lambda product, other: product,
-    "add": lambda product, other: product + tall(other),
-    "mul": lambda product, other: product * tall(other),
+    "add": lambda product, other: product + upcast(other),
+    "mul": lambda product, other: product * upcast(other),
     "relu": lambda product, other: product.relu(),
     "gelu_erf": lambda product, other: F.gelu(product),
     "gelu_tanh": lambda product, other: F.gelu(product, approximate="tanh"),
@@ -89,7 +89,7 @@ FUSED = {
 @operator("aclnnFusedMatmul", "x1 x2 bias x3 kind:str cube:int8 >out")
 def fused_matmul(x1, x2, bias, x3, kind, cube, out):
     product = wide_product(x1, x2, cube)
-    product = product if bias is None else product + tall(bias)
+    product = product if bias is None else product + upcast(bias)
     return FUSED[kind](product, x3).to(out.dtype)
 
 
@@ -100,7 +100,7 @@ def transposed_batch_matmul(x1, x2, bias, scale, perm1, perm2, perm_out, cube, s
     if scale is not None:
         raise NotImplementedError("a transposed batch product that quantizes its result")
     product = wide_product(x1.permute(perm1), x2.permute(perm2), cube)  # (B, M, N)
-    product = (product if bias is None else product + tall(bias)).permute(perm_out)
+    product = (product if bias is None else product + upcast(bias)).permute(perm_out)
     if split > 1:  # (M, B, N) as (split, M, B / split * N)
         product = product.reshape(product.shape[0], split, -1).transpose(0, 1)
     return product.to(out.dtype)
@@ -133,15 +133,17 @@ def _for_group(tensors, index):
 
 def _group_product(x, weight, bias, scale, offset, fine_scale, fine_offset, token_scale, activation, dtype):
     if fine_scale is not None:  # a weight of integers that is widened before the product
-        weight = tall(weight.float() if fine_offset is None else weight.float() + tall(fine_offset)) * tall(fine_scale)
+        weight = upcast(weight.float() if fine_offset is None else weight.float() + upcast(fine_offset)) * upcast(
+            fine_scale
+        )
         weight = weight.to(x.dtype)
     if x.dtype == torch.int8:
         total = torch.matmul(x.double(), weight.double())
         total = (total if bias is None else total + bias.double()).float()
     else:
         total = wide_product(x, weight)
-        total = total if bias is None else total + tall(bias)
-    total = total if scale is None else total * tall(scale)
+        total = total if bias is None else total + upcast(bias)
+    total = total if scale is None else total * upcast(scale)
     total = total if token_scale is None else total * token_scale.unsqueeze(-1)
     total = ACTIVATIONS[activation](total)
     return total.round().clamp(-128, 127).to(dtype) if dtype == torch.int8 else total.to(dtype)
@@ -319,14 +321,14 @@ def grouped_matmul_add(x, weight, groups, self, transpose_x, transpose_weight, g
     """
     parts = [
         left.t() @ right
-        for left, right in zip(*[tall(tensor).split(_group_sizes(groups, 0)) for tensor in (x, weight)])
+        for left, right in zip(*[upcast(tensor).split(_group_sizes(groups, 0)) for tensor in (x, weight)])
     ]
-    return (tall(self) + torch.stack(parts).reshape(self.shape)).to(out.dtype)
+    return (upcast(self) + torch.stack(parts).reshape(self.shape)).to(out.dtype)
 
 
 @operator("aclnnTransformBiasRescaleQkv", "qkv bias heads:int >q >k >v")
 def split_heads(qkv, bias, heads, out):
-    whole = (tall(qkv) + tall(bias)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, D)
+    whole = (upcast(qkv) + upcast(bias)).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, D)
     q, k, v = whole
     return [tensor.to(out[0].dtype) for tensor in (q / q.shape[-1] ** 0.5, k, v)]
 
@@ -442,7 +444,7 @@ def _deformed_backward(grad, x, offset, *options):
     takes before it sums.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        leaves = x.clone().double().requires_grad_(), tall(offset).clone().requires_grad_()
+        leaves = x.clone().double().requires_grad_(), upcast(offset).clone().requires_grad_()
         return torch.autograd.grad(_deformed(*leaves, *options), leaves, grad.clone().double())
 
 
@@ -454,13 +456,13 @@ def _channels_last(x):
     return x.permute(0, 2, 3, 1)
 
 
-@older("DeformableOffsets")
+@aclop("DeformableOffsets")
 def deformable_offsets(x, offsets, *, ksize, strides, pads, dilations, deformable_groups, data_format, modulated):
     options = ksize, strides[1:3], pads, dilations[1:3], deformable_groups
-    return _channels_last(_deformed(tall(_channels_first(x)), tall(_channels_first(offsets)), *options)).to(x.dtype)
+    return _channels_last(_deformed(upcast(_channels_first(x)), upcast(_channels_first(offsets)), *options)).to(x.dtype)
 
 
-@older("DeformableOffsetsGrad")
+@aclop("DeformableOffsetsGrad")
 def deformable_offsets_backward(
     grad, x, offsets, *, ksize, strides, pads, dilations, deformable_groups, data_format, modulated
 ):
@@ -477,9 +479,9 @@ def deformable_offsets_backward(
 def deformable_convolution(
     input, weight, offset, bias, kernel, stride, padding, dilation, groups, deformable_groups, modulated, out
 ):
-    deformed = _deformed(tall(input), tall(offset), kernel, stride[2:], padding, dilation[2:], deformable_groups).to(
-        input.dtype
-    )
+    deformed = _deformed(
+        upcast(input), upcast(offset), kernel, stride[2:], padding, dilation[2:], deformable_groups
+    ).to(input.dtype)
     options = dict(
         padding=(0, 0),
         dilation=(1, 1),

@@ -13,9 +13,9 @@ import torch
 
 from harness import numerics
 from harness.emulator import soc
-from harness.emulator.operators.common import tall
-from harness.emulator.operators.older import of_products
-from harness.emulator.table import older, operator
+from harness.emulator.operators.aclop import of_products
+from harness.emulator.operators.common import upcast
+from harness.emulator.table import aclop, operator
 
 
 def product(left, right, of=soc.kept):
@@ -101,13 +101,13 @@ def lstm_layer(x, weights: Weights, h, c, kept=None, reverse: bool = False, orde
     """
     dtype, result = x.dtype, {}
     gates = over_time(x, weights.x)
-    gates = gates if weights.bias is None else gates + tall(weights.bias)
+    gates = gates if weights.bias is None else gates + upcast(weights.bias)
     for step in steps(x.shape[0], reverse):
-        h_new, c_new, *activations, tanh_c = cell(gates[step] + product(h, weights.h), tall(c), order)
+        h_new, c_new, *activations, tanh_c = cell(gates[step] + product(h, weights.h), upcast(c), order)
         y = h_new
         if kept is not None:
-            y, c_new = h_new * kept[step], torch.where(kept[step].bool(), c_new, tall(c))
-            h_new, tanh_c = torch.where(kept[step].bool(), h_new, tall(h)), torch.tanh(c_new)
+            y, c_new = h_new * kept[step], torch.where(kept[step].bool(), c_new, upcast(c))
+            h_new, tanh_c = torch.where(kept[step].bool(), h_new, upcast(h)), torch.tanh(c_new)
         result[step] = tuple(activation.to(dtype) for activation in (y, h_new, c_new, *activations, tanh_c))
         _, h, c = result[step][:3]
     return Lstm(*laid_out(result))
@@ -117,10 +117,10 @@ def lstm_layer_backward(
     grad_y, grad_h, grad_c, x, weights: Weights, h, c, saved: Lstm, kept=None, reverse=False, order="ifjo", of=soc.kept
 ):
     """The gradients towards x, both weights, the bias, and the first states, all in float32."""
-    saved, grad_h, grad_c, result = Lstm(*map(tall, saved)), tall(grad_h), tall(grad_c), {}
-    h_before, c_before = before(saved.h, tall(h), reverse), before(saved.c, tall(c), reverse)
+    saved, grad_h, grad_c, result = Lstm(*map(upcast, saved)), upcast(grad_h), upcast(grad_c), {}
+    h_before, c_before = before(saved.h, upcast(h), reverse), before(saved.c, upcast(c), reverse)
     for step in steps(x.shape[0], not reverse):
-        through_h, through_c, passed_h, passed_c = tall(grad_y[step]) + grad_h, grad_c, 0, 0
+        through_h, through_c, passed_h, passed_c = upcast(grad_y[step]) + grad_h, grad_c, 0, 0
         if kept is not None:
             through_h, through_c = through_h * kept[step], through_c * kept[step]
             passed_h, passed_c = grad_h * ~kept[step].bool(), grad_c * ~kept[step].bool()
@@ -128,7 +128,7 @@ def lstm_layer_backward(
         result[step] = (gates,)
         grad_h, grad_c = product(gates, weights.h.t(), of) + passed_h, grad_c + passed_c
     (gates,) = laid_out(result)
-    towards = gradient(tall(x), gates, of), gradient(h_before, gates, of)
+    towards = gradient(upcast(x), gates, of), gradient(h_before, gates, of)
     return over_time(gates, weights.x.t(), of), *towards, gates.sum((0, 1)), grad_h, grad_c
 
 
@@ -140,7 +140,7 @@ def groups_of(params, has_bias: bool, add) -> list:
 
 
 def summed(first, second):
-    return (tall(first) + tall(second)).to(first.dtype)
+    return (upcast(first) + upcast(second)).to(first.dtype)
 
 
 def time_first(x, batch_first: bool):
@@ -239,7 +239,7 @@ def lstm_backward(
                 *towards, below, weights[at], h0[at], c0[at], saved[at], kept, reverse=at > first
             )
             result[at] = [grad.to(dtype) for grad in grads]
-        dy = sum(tall(result[at][0]) for at in range(first, first + directions)).to(dtype)
+        dy = sum(upcast(result[at][0]) for at in range(first, first + directions)).to(dtype)
     ends = [torch.stack([result[at][kind] for at in sorted(result)]) for kind in (4, 5)]
     params = []
     for at in sorted(result):
@@ -250,8 +250,8 @@ def lstm_backward(
 
 @operator("aclnnThnnFusedLstmCell", "input_gates hidden_gates cx input_bias hidden_bias >hy >cy >storage")
 def lstm_cell(input_gates, hidden_gates, cx, input_bias, hidden_bias):
-    gates = sum(tall(item) for item in (input_gates, hidden_gates, input_bias, hidden_bias) if item is not None)
-    h, c, i, j, f, o, _ = cell(gates, tall(cx))
+    gates = sum(upcast(item) for item in (input_gates, hidden_gates, input_bias, hidden_bias) if item is not None)
+    h, c, i, j, f, o, _ = cell(gates, upcast(cx))
     return [tensor.to(cx.dtype) for tensor in (h, c, torch.cat([i, f, j, o], -1))]
 
 
@@ -259,9 +259,9 @@ def lstm_cell(input_gates, hidden_gates, cx, input_bias, hidden_bias):
     "aclnnThnnFusedLstmCellBackward", "grad_hy grad_cy cx cy storage has_bias:bool >grad_gates >grad_cx >grad_bias"
 )
 def lstm_cell_backward(grad_hy, grad_cy, cx, cy, storage, has_bias, out):
-    grads = [torch.zeros(cx.shape) if item is None else tall(item) for item in (grad_hy, grad_cy)]
-    i, f, j, o = tall(storage).chunk(4, -1)
-    gates, towards = cell_backward(*grads, tall(cx), i, j, f, o, torch.tanh(tall(cy)))
+    grads = [torch.zeros(cx.shape) if item is None else upcast(item) for item in (grad_hy, grad_cy)]
+    i, f, j, o = upcast(storage).chunk(4, -1)
+    gates, towards = cell_backward(*grads, upcast(cx), i, j, f, o, torch.tanh(upcast(cy)))
     return [tensor.to(spec.dtype) for tensor, spec in zip((gates, towards, gates.sum(0)), out)]
 
 
@@ -283,31 +283,31 @@ class Gru(NamedTuple):
 def gru_layer(x, weights: Weights, h, reverse: bool = False, order: str = "rzn", of=soc.kept) -> Gru:
     """`weights.bias` is a pair here: the reset gate lies between the two products of the new gate."""
     dtype, result = x.dtype, {}
-    bias = [0, 0] if weights.bias is None else [tall(item) for item in weights.bias]
+    bias = [0, 0] if weights.bias is None else [upcast(item) for item in weights.bias]
     inputs = over_time(x, weights.x, of) + bias[0]
     for step in steps(x.shape[0], reverse):
         hidden = product(h, weights.h, of) + bias[1]
         own, other = (dict(zip(order, item.chunk(3, -1))) for item in (inputs[step], hidden))
         r, z = (torch.sigmoid(own[name] + other[name]) for name in "rz")
         n = torch.tanh(own["n"] + r * other["n"])
-        result[step] = tuple(tensor.to(dtype) for tensor in ((1 - z) * n + z * tall(h), r, z, n, other["n"]))
+        result[step] = tuple(tensor.to(dtype) for tensor in ((1 - z) * n + z * upcast(h), r, z, n, other["n"]))
         h = result[step][0]
     return Gru(*laid_out(result))
 
 
 def gru_layer_backward(grad_y, grad_h, x, weights: Weights, h, saved: Gru, reverse=False, order="rzn", of=soc.kept):
     """The gradients towards x, both weights, both biases, and the first state, all in float32."""
-    saved, grad_h, result = Gru(*map(tall, saved)), tall(grad_h), {}
-    h_before = before(saved.h, tall(h), reverse)
+    saved, grad_h, result = Gru(*map(upcast, saved)), upcast(grad_h), {}
+    h_before = before(saved.h, upcast(h), reverse)
     for step in steps(x.shape[0], not reverse):
         _, r, z, n, hn = (item[step] for item in saved)
-        total = tall(grad_y[step]) + grad_h
+        total = upcast(grad_y[step]) + grad_h
         new = total * (1 - z) * (1 - n * n)
         part = {"r": new * hn * r * (1 - r), "z": total * (h_before[step] - n) * z * (1 - z), "n": new}
         result[step] = tuple(torch.cat([item[name] for name in order], -1) for item in (part, {**part, "n": new * r}))
         grad_h = product(result[step][1], weights.h.t(), of) + total * z
     inputs, hidden = laid_out(result)
-    towards = gradient(tall(x), inputs, of), gradient(h_before, hidden, of)
+    towards = gradient(upcast(x), inputs, of), gradient(h_before, hidden, of)
     return over_time(inputs, weights.x.t(), of), *towards, inputs.sum((0, 1)), hidden.sum((0, 1)), grad_h
 
 
@@ -425,7 +425,7 @@ def _as(results, out) -> list:
     return [result.reshape(spec.shape).to(spec.dtype) for result, spec in zip(results, out)]
 
 
-@older("DynamicRNN")
+@aclop("DynamicRNN")
 def dynamic_rnn(x, w, b, seq_length=None, init_h=None, init_c=None, *, out, direction, gate_order, **settings):
     weights, like = Weights(w[: x.shape[2]], w[x.shape[2] :], b), out[0].shape[1:]
     result = lstm_layer(
@@ -440,7 +440,7 @@ def dynamic_rnn(x, w, b, seq_length=None, init_h=None, init_c=None, *, out, dire
     return _as(result, out)
 
 
-@older("DynamicRNNV2")
+@aclop("DynamicRNNV2")
 def dynamic_rnn_v2(
     x, w_x, w_h, b=None, seq_length=None, init_h=None, init_c=None, *, out, direction, gate_order, **settings
 ):
@@ -465,7 +465,7 @@ def _dynamic_rnn_backward(
     )  # fmt: skip
 
 
-@older("DynamicRNNGrad")
+@aclop("DynamicRNNGrad")
 def dynamic_rnn_grad(
     x,
     w,
@@ -501,7 +501,7 @@ def dynamic_rnn_grad(
     return _as((torch.cat([dw_x, dw_h]), db, dx, *states), out)
 
 
-@older("DynamicRNNV2Grad")
+@aclop("DynamicRNNV2Grad")
 def dynamic_rnn_v2_grad(
     x,
     w_x,
@@ -557,7 +557,7 @@ def _gru_order(gate_order: str) -> str:
     return gate_order.replace("h", "n")
 
 
-@older("DynamicGRUV2")
+@aclop("DynamicGRUV2")
 def dynamic_gru_v2(
     x, w_x, w_h, b_x=None, b_h=None, seq_length=None, init_h=None, *, out, direction, gate_order, **settings
 ):
@@ -567,7 +567,7 @@ def dynamic_gru_v2(
     return _as((h, h, z, r, n, hn), out)
 
 
-@older("DynamicGRUV2Grad")
+@aclop("DynamicGRUV2Grad")
 def dynamic_gru_v2_grad(
     x,
     w_x,

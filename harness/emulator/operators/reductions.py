@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from harness import numerics
-from harness.emulator.operators.common import axes, common, tall
+from harness.emulator.operators.common import axes, common, upcast
 from harness.emulator.table import operator
 from harness.numerics import HALF
 
@@ -32,7 +32,7 @@ def reduce_nansum(self, dims, keep, dtype, out):
 
 @operator("aclnnLogSumExp", "self dims:ints keep:bool >out")
 def logsumexp(self, dims, keep, out):
-    return tall(self).logsumexp(axes(dims, self), keep).to(out.dtype)
+    return upcast(self).logsumexp(axes(dims, self), keep).to(out.dtype)
 
 
 @operator("aclnnAmax", "self dims:ints keep:bool >out")
@@ -165,7 +165,7 @@ def aminmax(self, dims, keep):
 
 @operator("aclnnTrace", "self >out")
 def trace(self, out):
-    return tall(self).trace().to(out.dtype)
+    return upcast(self).trace().to(out.dtype)
 
 
 @operator("aclnnHistc", "self bins:int low:scalar high:scalar >out")
@@ -176,7 +176,7 @@ def histc(self, bins, low, high, out):
 
 @operator("aclnnBincount", "self weights length:int >out")
 def bincount(self, weights, length, out):
-    return torch.bincount(self, tall(weights), length).to(out.dtype)
+    return torch.bincount(self, upcast(weights), length).to(out.dtype)
 
 
 def searchsorted(sequence, values, narrow, right, sorter, out):
@@ -196,25 +196,25 @@ def bucketize(self, boundaries, narrow, right, out):
 
 @operator("aclnnCdist", "left right p:float mode:int >out")
 def cdist(left, right, p, mode, out):
-    return torch.cdist(tall(left), tall(right), p, compute_mode="donot_use_mm_for_euclid_dist").to(out.dtype)
+    return torch.cdist(upcast(left), upcast(right), p, compute_mode="donot_use_mm_for_euclid_dist").to(out.dtype)
 
 
 @operator("aclnnCdistBackward", "grad left right distances p:float >out")
 def cdist_backward(grad, left, right, distances, p, out):
     result = torch.ops.aten._cdist_backward(
-        *(tall(tensor).contiguous() for tensor in (grad, left, right)), p, tall(distances).contiguous()
+        *(upcast(tensor).contiguous() for tensor in (grad, left, right)), p, upcast(distances).contiguous()
     )
     return result.to(out.dtype)
 
 
 @operator("aclnnPdist", "self p:float >out")
 def pdist(self, p, out):
-    return torch.pdist(tall(self).contiguous(), p).to(out.dtype)
+    return torch.pdist(upcast(self).contiguous(), p).to(out.dtype)
 
 
 @operator("aclnnLinalgVectorNorm", "self order:scalar dims:ints keep:bool dtype:int32 >out")
 def vector_norm(self, order, dims, keep, dtype, out):
-    return torch.linalg.vector_norm(tall(self), order, tuple(dims) or None, keep).to(out.dtype)
+    return torch.linalg.vector_norm(upcast(self), order, tuple(dims) or None, keep).to(out.dtype)
 
 
 def _spread(*results):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from harness.emulator.operators.common import tall
+from harness.emulator.operators.common import upcast
 from harness.emulator.table import operator
 
 aten = torch.ops.aten
@@ -18,7 +18,7 @@ def _enter(name, signature, function):
     """A function of tensors taken wide, rounded once; of several outputs each in the dtype asked for."""
 
     def compute(*values, out):
-        result = function(*[tall(value) for value in values])
+        result = function(*[upcast(value) for value in values])
         return (
             result.to(out.dtype)
             if isinstance(result, torch.Tensor)
@@ -105,7 +105,7 @@ def _corners(shape, window, stride, padding):
 def max_pool_masked(self, kernel, stride, padding, dilation, ceil, out):
     """The maxima, and where they lie. CANN's mask is opaque and larger than that: here each plane begins with the place
     of every maximum in its window as an int16, zeros follow; the backward operator reads them."""
-    result, indices = aten.max_pool2d_with_indices(tall(self), kernel, stride, padding, dilation, ceil)
+    result, indices = aten.max_pool2d_with_indices(upcast(self), kernel, stride, padding, dilation, ceil)
     kernel, stride, padding, dilation = _two(kernel), _two(stride, kernel), _two(padding), _two(dilation)
     rows, columns = _corners(result.shape, kernel, stride, padding)
     width = self.shape[-1]
@@ -132,7 +132,7 @@ def max_pool_masked_backward(grad, self, mask, kernel, stride, padding, dilation
     rows, columns = _corners(grad.shape, kernel, stride, padding)
     indices = (rows + places // kernel[1] * dilation[0]) * self.shape[-1] + columns + places % kernel[1] * dilation[1]
     return aten.max_pool2d_with_indices_backward(
-        tall(grad), tall(self), kernel, stride, padding, dilation, ceil, indices
+        upcast(grad), upcast(self), kernel, stride, padding, dilation, ceil, indices
     ).to(out.dtype)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from harness.emulator.operators.common import tall
+from harness.emulator.operators.common import upcast
 from harness.emulator.table import operator
 
 REDUCTIONS = {1: "sum", 2: "prod", 3: "amax", 4: "amin", 5: "mean"}  # 0 replaces
@@ -80,14 +80,14 @@ def index_put(self, indices, values, accumulate, unsafe):
         changed[_places(indices)] = values.to(self.dtype)
         return changed
     places = torch.arange(self.numel()).reshape(self.shape)[_places(indices)]
-    source = tall(values).expand(places.shape).reshape(-1)
-    return tall(self).reshape(-1).index_add(0, places.reshape(-1), source).reshape(self.shape).to(self.dtype)
+    source = upcast(values).expand(places.shape).reshape(-1)
+    return upcast(self).reshape(-1).index_add(0, places.reshape(-1), source).reshape(self.shape).to(self.dtype)
 
 
 @operator("aclnnEmbeddingDenseBackward", "grad indices count:uint64 padding:uint64 by_frequency:bool >out")
 def embedding_dense_backward(grad, indices, count, padding, by_frequency, out):
     padding = -1 if padding >= 1 << 63 else padding
-    return torch.ops.aten.embedding_dense_backward(tall(grad), indices.long(), count, padding, by_frequency).to(
+    return torch.ops.aten.embedding_dense_backward(upcast(grad), indices.long(), count, padding, by_frequency).to(
         out.dtype
     )
 
@@ -99,7 +99,7 @@ def embedding_dense_backward(grad, indices, count, padding, by_frequency, out):
 )
 def embedding_bag(weight, indices, offsets, by_frequency, mode, sparse, weights, last, padding, out):
     places, starts = indices.long(), offsets.long()
-    wide = (tall(weight), places, starts, by_frequency, min(mode, 2), False, tall(weights), last, padding)
+    wide = (upcast(weight), places, starts, by_frequency, min(mode, 2), False, upcast(weights), last, padding)
     result, _, _, maxima = torch.ops.aten._embedding_bag(*wide)
     bags = (
         torch.searchsorted(starts, torch.arange(len(places)), right=True) - 1
@@ -119,7 +119,7 @@ def embedding_bag(weight, indices, offsets, by_frequency, mode, sparse, weights,
 def index_add(self, dim, index, source, alpha, out):
     if self.dtype == torch.bool:
         return self.index_add(dim, index.long(), source, alpha=bool(alpha))
-    return tall(self).index_add(dim, index.long(), tall(source).to(tall(self).dtype), alpha=alpha).to(out.dtype)
+    return upcast(self).index_add(dim, index.long(), upcast(source).to(upcast(self).dtype), alpha=alpha).to(out.dtype)
 
 
 @operator("aclnnIndexAddV2", "self dim:int index source alpha:scalar mode:int >out")
@@ -164,15 +164,15 @@ def take(self, index):
 
 @operator("aclnnInplacePut", "self! index source accumulate:bool")
 def put(self, index, source, accumulate):
-    return tall(self).put(index.long(), tall(source), accumulate).to(self.dtype)
+    return upcast(self).put(index.long(), upcast(source), accumulate).to(self.dtype)
 
 
 def _scatter(self, dim, index, source, reduction, include_self=True):
     if reduction == 0:
         return self.scatter(dim, index.long(), source)
     return (
-        tall(self)
-        .scatter_reduce(dim, index.long(), tall(source), REDUCTIONS[reduction], include_self=include_self)
+        upcast(self)
+        .scatter_reduce(dim, index.long(), upcast(source), REDUCTIONS[reduction], include_self=include_self)
         .to(self.dtype)
     )
 
@@ -203,7 +203,7 @@ def inplace_scatter_value(self, dim, index, value, reduction):
 
 @operator("aclnnScatterAdd", "self dim:int index source >out")
 def scatter_add(self, dim, index, source):
-    return tall(self).scatter_add(dim, index.long(), tall(source)).to(self.dtype)
+    return upcast(self).scatter_add(dim, index.long(), upcast(source)).to(self.dtype)
 
 
 @operator("aclnnScatterReduce", "self dim:int index source reduction:int include_self:bool >out")
@@ -298,7 +298,7 @@ def repeat_interleave_grad(grad, repeats, axis, out):
     counts = repeats.reshape(-1).long()
     counts = counts.expand(out.shape[axis]) if counts.numel() == 1 else counts
     places = torch.repeat_interleave(counts)
-    return torch.zeros(out.shape, dtype=tall(grad).dtype).index_add(axis, places, tall(grad)).to(out.dtype)
+    return torch.zeros(out.shape, dtype=upcast(grad).dtype).index_add(axis, places, upcast(grad)).to(out.dtype)
 
 
 @operator("aclnnRoll", "self shifts:ints dims:ints >out")
@@ -344,7 +344,7 @@ def strided_slice(self, begin, end, strides, begin_mask, end_mask, ellipsis_mask
 
 @operator("aclnnUnfoldGrad", "grad sizes:ints dim:int size:int step:int >out")
 def unfold_grad(grad, sizes, dim, size, step, out):
-    return torch.ops.aten.unfold_backward(tall(grad), sizes, dim, size, step).to(out.dtype)
+    return torch.ops.aten.unfold_backward(upcast(grad), sizes, dim, size, step).to(out.dtype)
 
 
 @operator("aclnnChunkCat", "tensors:tensors dim:int chunks:int >out")

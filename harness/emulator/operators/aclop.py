@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from harness import numerics
 from harness.emulator import overflow, soc
 from harness.emulator.operators import products
-from harness.emulator.operators.common import ints, tall
-from harness.emulator.table import older, operator
+from harness.emulator.operators.common import ints, upcast
+from harness.emulator.table import aclop, operator
 from harness.numerics.families import KEEP, USE_FLOAT16, USE_HF32
 
 
@@ -46,7 +46,7 @@ def _compile_option(number: int) -> str:
 # -------- layouts, copies, slices
 
 
-@older("Identity")
+@aclop("Identity")
 def identity(x, src_format="", dst_format="", groups=1):
     return x  # the layouts are changed where it is read and where it is written
 
@@ -60,59 +60,59 @@ operator("aclnnMatmulWeightNz aclnnBatchMatMulWeightNz", "self other >out cube:i
 operator("aclnnAddmmWeightNz", "self mat1 mat2 beta:scalar alpha:scalar >out cube:int8")(products.addmm)
 
 
-@older("ViewCopy")
+@aclop("ViewCopy")
 def copy_view(to, to_size, to_stride, to_start, source, size, stride, start):
     return source.clone()  # the two may overlap
 
 
-@older("Cast")
+@aclop("Cast")
 def cast(x, out, dst_type=None):
     return x.to(out.dtype)
 
 
-@older("Fill")
+@aclop("Fill")
 def fill(dims, value, out):
     return value.reshape(()).to(out.dtype).expand(out.shape)
 
 
-@older("OnesLike")
+@aclop("OnesLike")
 def ones_like(x):
     return torch.ones_like(x)
 
 
-@older("ZerosLike")
+@aclop("ZerosLike")
 def zeros_like(x):
     return torch.zeros_like(x)
 
 
-@older("Eye")
+@aclop("Eye")
 def eye(out, num_rows, num_columns=0, batch_shape=(), dtype=None):
     return torch.eye(num_rows, num_columns or num_rows, dtype=out.dtype)
 
 
-@older("Range")
+@aclop("Range")
 def arange(start, end, step, out):
     return (start.double() + step.double() * torch.arange(out.shape[0])).to(out.dtype)
 
 
-@older("RangeD")
+@aclop("RangeD")
 def arange_d(x, out, start, limit, delta=1.0):
     return (start + delta * torch.arange(out.shape[0]).double()).to(out.dtype)
 
 
-@older("LinSpace")
+@aclop("LinSpace")
 def linspace(start, end, count, out):
     return torch.linspace(start.item(), end.item(), ints(count)[0]).to(out.dtype)
 
 
-@older("Slice")
+@aclop("Slice")
 def slice_(x, offsets, sizes):
     for axis, (offset, size) in enumerate(zip(ints(offsets), ints(sizes))):
         x = x.narrow(axis, offset, x.shape[axis] - offset if size < 0 else size)
     return x
 
 
-@older("StridedSlice")
+@aclop("StridedSlice")
 def strided_slice(
     x, begin, end, strides=None, begin_mask=0, end_mask=0, ellipsis_mask=0, new_axis_mask=0, shrink_axis_mask=0
 ):
@@ -142,57 +142,57 @@ def strided_slice(
 _BITS = {torch.bfloat16: torch.int16}  # a dtype that numpy lacks, as one of its width
 
 
-@older("Transpose")
+@aclop("Transpose")
 def transpose(x, perm):
     return x.permute(ints(perm))
 
 
-@older("ConfusionTransposeD")
+@aclop("ConfusionTransposeD")
 def confusion_transpose(x, perm, shape, transpose_first):
     return x.permute(perm).reshape(shape) if transpose_first else x.reshape(shape).permute(perm)
 
 
-@older("BroadcastTo")
+@aclop("BroadcastTo")
 def broadcast_to(x, shape):
     return x.expand(ints(shape))
 
 
-@older("Tile")
+@aclop("Tile")
 def tile(x, repeats):
     return x.repeat(ints(repeats))
 
 
-@older("ReverseV2")
+@aclop("ReverseV2")
 def reverse(x, axes):
     return x.flip(ints(axes))
 
 
-@older("Roll")
+@aclop("Roll")
 def roll(x, shifts, dims=()):
     return x.roll(shifts, dims or None)
 
 
-@older("ConcatD")
+@aclop("ConcatD")
 def concat(*tensors, concat_dim, N=None):
     return torch.cat(tensors, concat_dim)
 
 
-@older("Pack")
+@aclop("Pack")
 def stack(*tensors, axis=0, N=None):
     return torch.stack(tensors, axis)
 
 
-@older("Pad")
+@aclop("Pad")
 def pad(x, paddings):
     return _padded(x, ints(paddings), "constant", 0)
 
 
-@older("PadV3")
+@aclop("PadV3")
 def pad_v3(x, paddings, value=None, mode="constant", paddings_contiguous=True):
     return _padded(x, ints(paddings), {"edge": "replicate"}.get(mode, mode), 0 if value is None else value.item())
 
 
-@older("MirrorPad")
+@aclop("MirrorPad")
 def mirror_pad(x, paddings, mode="REFLECT"):
     return _padded(x, ints(paddings), mode.lower(), 0)
 
@@ -207,64 +207,66 @@ def _padded(x, paddings, mode, value):
     )
 
 
-@older("AsStrided")
+@aclop("AsStrided")
 def as_strided(x, shape, strides, offset):
     return x.contiguous().as_strided(ints(shape), ints(strides), int(offset))
 
 
-@older("GatherV2")
+@aclop("GatherV2")
 def gather_v2(x, index, axis, batch_dims=0):
     return x.index_select(int(axis), index.reshape(-1).long()).reshape(
         [*x.shape[: int(axis)], *index.shape, *x.shape[int(axis) + 1 :]]
     )
 
 
-@older("GatherV2D")
+@aclop("GatherV2D")
 def gather_v2d(x, index, out, axis=0):
     return gather_v2(x, index, axis).reshape(out.shape)
 
 
-@older("GatherElements")
+@aclop("GatherElements")
 def gather_elements(x, index, dim=0):
     return x.gather(dim, index.long())
 
 
-@older("ScatterElements")
+@aclop("ScatterElements")
 def scatter_elements(x, index, source, axis=0, reduction="none"):
     if reduction == "add":
-        return tall(x).scatter_add(axis, index.long(), tall(source)).to(x.dtype)
+        return upcast(x).scatter_add(axis, index.long(), upcast(source)).to(x.dtype)
     return x.scatter(axis, index.long(), source)
 
 
-@older("ScatterUpdate")
+@aclop("ScatterUpdate")
 def scatter_update(x, index, source, use_locking=False):
     return x.index_copy(0, index.reshape(-1).long(), source.reshape(-1, *x.shape[1:]))
 
 
-@older("Gather")
+@aclop("Gather")
 def take(x, index, validate_indices=True, batch_dims=0):
     return x.reshape(-1)[index.long()] if x.dim() <= 1 else x[index.long()]
 
 
-@older("InplaceIndexAdd")
+@aclop("InplaceIndexAdd")
 def index_add(x, index, source, alpha=None, axis=0):
-    return tall(x).index_add(axis, index.long(), tall(source), alpha=1 if alpha is None else alpha.item()).to(x.dtype)
+    return (
+        upcast(x).index_add(axis, index.long(), upcast(source), alpha=1 if alpha is None else alpha.item()).to(x.dtype)
+    )
 
 
-@older("EmbeddingDenseGrad")
+@aclop("EmbeddingDenseGrad")
 def embedding_grad(grad, index, out, num_weights, padding_idx=-1, scale_grad_by_freq=False):
     result = torch.ops.aten.embedding_dense_backward(
-        tall(grad), index.long(), num_weights, padding_idx, scale_grad_by_freq
+        upcast(grad), index.long(), num_weights, padding_idx, scale_grad_by_freq
     )
     return result.to(out.dtype)
 
 
-@older("OneHot")
+@aclop("OneHot")
 def one_hot(x, depth, on, off, axis=-1):
     return _one_hot(x, int(depth), on, off, axis)
 
 
-@older("OneHotD")
+@aclop("OneHotD")
 def one_hot_d(x, on, off, depth, axis=-1):
     return _one_hot(x, depth, on, off, axis)
 
@@ -276,28 +278,28 @@ def _one_hot(x, depth, on, off, axis):
     return torch.where(x.long().unsqueeze(axis) == torch.arange(depth).view(shape), on.reshape(()), off.reshape(()))
 
 
-@older("MaskedFill")
+@aclop("MaskedFill")
 def masked_fill(x, mask, value):
     return torch.where(mask.bool(), value.reshape(()).to(x.dtype), x)
 
 
-@older("MaskedSelect", free=(0,))
+@aclop("MaskedSelect", free=(0,))
 def masked_select(x, mask):
     return x.masked_select(mask.bool())
 
 
-@older("NonZero", free=(0,))
+@aclop("NonZero", free=(0,))
 def nonzero(x, out, transpose=False):
     result = x.nonzero().to(out.dtype)
     return result.t() if transpose else result
 
 
-@older("Select")
+@aclop("Select")
 def select(condition, x, y):
     return torch.where(condition.bool(), x, y)
 
 
-@older("MaskedFillRange")
+@aclop("MaskedFillRange")
 def masked_fill_range(x, start, end, value, axis=-1):
     """Fills x[j, …, start[i, j]:end[i, j]] along an axis with value[i], or the whole range where the axis is the
     first.
@@ -311,17 +313,17 @@ def masked_fill_range(x, start, end, value, axis=-1):
     return changed
 
 
-@older("Tril")
+@aclop("Tril")
 def tril(x, diagonal=0):
     return x.tril(diagonal)
 
 
-@older("Triu")
+@aclop("Triu")
 def triu(x, diagonal=0):
     return x.triu(diagonal)
 
 
-@older("FillDiagonal")
+@aclop("FillDiagonal")
 def fill_diagonal(x, fill_value, wrap=False):
     return x.clone().fill_diagonal_(fill_value, wrap)
 
@@ -329,7 +331,7 @@ def fill_diagonal(x, fill_value, wrap=False):
 # -------- chance, bits, status
 
 
-@older("DropOutGenMaskV3")
+@aclop("DropOutGenMaskV3")
 def dropout_byte_mask(shape, probability, out, seed=0, seed2=0):
     """One byte for each element, 1 where it is kept; `probability` is that of keeping."""
     generator = (
@@ -339,28 +341,28 @@ def dropout_byte_mask(shape, probability, out, seed=0, seed2=0):
     return (drawn < probability.reshape(()).float()).to(out.dtype).reshape(out.shape)
 
 
-@older("DropOutDoMaskV3")
+@aclop("DropOutDoMaskV3")
 def dropout_with_byte_mask(x, mask, probability):
     kept = mask.reshape(-1)[: x.numel()].reshape(x.shape).bool()
-    return torch.where(kept, tall(x) / probability.reshape(()).float(), torch.zeros(())).to(x.dtype)
+    return torch.where(kept, upcast(x) / probability.reshape(()).float(), torch.zeros(())).to(x.dtype)
 
 
-@older("AxpyWithSoftmaxAndDropOutDoMask")
+@aclop("AxpyWithSoftmaxAndDropOutDoMask")
 def softmax_with_dropout(x, y, mask, out, alpha, input_keep_prob, axis=(-1,)):
-    soft = F.softmax(tall(x) + tall(y) * alpha, axis[0])
+    soft = F.softmax(upcast(x) + upcast(y) * alpha, axis[0])
     kept = mask.reshape(-1)[: x.numel()].reshape(x.shape).bool()
     return soft.to(out[0].dtype), torch.where(kept, soft / input_keep_prob, torch.zeros(())).to(out[1].dtype)
 
 
-@older("DropoutWithMulsAndSoftmaxGrad")
+@aclop("DropoutWithMulsAndSoftmaxGrad")
 def softmax_with_dropout_grad(grad, mask, soft, alpha, input_keep_prob, axes=(-1,)):
     kept = mask.reshape(-1)[: grad.numel()].reshape(grad.shape).bool()
-    through = torch.where(kept, tall(grad) / input_keep_prob, torch.zeros(()))
-    wide = tall(soft)
+    through = torch.where(kept, upcast(grad) / input_keep_prob, torch.zeros(()))
+    wide = upcast(soft)
     return ((through - (through * wide).sum(axes, keepdim=True)) * wide * alpha).to(grad.dtype)
 
 
-@older("RandomChoiceWithMask")
+@aclop("RandomChoiceWithMask")
 def random_choice(x, out, count, seed=0, seed2=0):
     """Up to `count` places of True, in a random order where there are more, and which of the rows hold one."""
     places = x.nonzero()
@@ -374,36 +376,36 @@ def random_choice(x, out, count, seed=0, seed2=0):
 _WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)  # of the bits of a byte, the first element in the lowest
 
 
-@older("SignBitsPack")
+@aclop("SignBitsPack")
 def sign_bits_pack(x, size):
     """Eight elements a byte, the first in the lowest bit: 1 where not negative, 0 behind the end."""
-    bits = F.pad((tall(x) >= 0).int(), (0, -x.numel() % 8))
+    bits = F.pad((upcast(x) >= 0).int(), (0, -x.numel() % 8))
     return (bits.view(-1, 8) * torch.tensor(_WEIGHTS)).sum(-1).to(torch.uint8).reshape(size, -1)
 
 
-@older("SignBitsUnpack")
+@aclop("SignBitsUnpack")
 def sign_bits_unpack(x, out, size, dtype=0):
     bits = (x.int().unsqueeze(-1) & torch.tensor(_WEIGHTS)) != 0
     return torch.where(bits, 1.0, -1.0).reshape(size, -1).to(out.dtype)
 
 
-@older("StrideAdd")
+@aclop("StrideAdd")
 def stride_add(x, y, out, x1_c1_offset, x2_c1_offset, c1_len):
     """Blocks of 16 channels of x and y from an offset in each, added; channels that a tensor lacks count as 0."""
 
     def blocks(tensor, first):
-        wanted = F.pad(tall(tensor), (0, 0) * (tensor.dim() - 2) + (0, (first + c1_len) * 16 - tensor.shape[1]))
+        wanted = F.pad(upcast(tensor), (0, 0) * (tensor.dim() - 2) + (0, (first + c1_len) * 16 - tensor.shape[1]))
         return wanted[:, first * 16 : (first + c1_len) * 16]
 
     return (blocks(x, x1_c1_offset) + blocks(y, x2_c1_offset)).reshape(out.shape).to(out.dtype)
 
 
-@older("NPUAllocFloatStatus")
+@aclop("NPUAllocFloatStatus")
 def no_float_status(out):
     return torch.zeros(out.shape, dtype=out.dtype)
 
 
-@older("NPUGetFloatStatusV2 NPUGetFloatDebugStatus")
+@aclop("NPUGetFloatStatusV2 NPUGetFloatDebugStatus")
 def float_status(out):
     """Eight numbers; the first is not 0 where an operator overflowed since the status was cleared."""
     result = torch.zeros(out.shape, dtype=out.dtype)
@@ -411,7 +413,7 @@ def float_status(out):
     return result
 
 
-@older("NPUGetFloatStatus")
+@aclop("NPUGetFloatStatus")
 def float_status_of(status, out):
     status[0] = float(
         overflow.flagged()
@@ -419,13 +421,13 @@ def float_status_of(status, out):
     return torch.zeros(out.shape, dtype=out.dtype)
 
 
-@older("NPUClearFloatStatus")
+@aclop("NPUClearFloatStatus")
 def clear_float_status_of(status, out):
     overflow.clear()
     return torch.zeros(out.shape, dtype=out.dtype)
 
 
-@older("NPUClearFloatStatusV2 NPUClearFloatDebugStatus")
+@aclop("NPUClearFloatStatusV2 NPUClearFloatDebugStatus")
 def clear_float_status():
     overflow.clear()
     return []

@@ -6,21 +6,21 @@ import torch
 from torch.nn import functional as F
 
 from harness import numerics
+from harness.emulator.operators.aclop import of_convolutions, of_products
 from harness.emulator.operators.chance import masked
-from harness.emulator.operators.common import tall
-from harness.emulator.operators.older import of_convolutions, of_products
-from harness.emulator.table import older
+from harness.emulator.operators.common import upcast
+from harness.emulator.table import aclop
 
 # -------- products, convolutions
 
 
-@older("MatMul MatMulV2")
+@aclop("MatMul MatMulV2")
 def matmul(x, y, bias=None, offset=None, *, out, transpose_x1=False, transpose_x2=False, offset_x=0):
     left, right = (tensor.t() if turned else tensor for tensor, turned in ((x, transpose_x1), (y, transpose_x2)))
     return numerics.matmul(left, right, bias=bias, operands=of_products(left, right), out=out.dtype).reshape(out.shape)
 
 
-@older("BatchMatMul")
+@aclop("BatchMatMul")
 def batch_matmul(x, y, third=None, *, out, adj_x1=False, adj_x2=False, bias=0):
     left, right = (item.mT if turned else item for item, turned in ((x, adj_x1), (y, adj_x2)))
     return numerics.matmul(left, right, bias=third, operands=of_products(left, right), out=out.dtype)
@@ -39,7 +39,7 @@ def _padding(x, pads):
     return F.pad(x, [size for pair in reversed(pairs) for size in pair]), [0] * len(pairs)
 
 
-@older("Conv2D Conv3D")
+@aclop("Conv2D Conv3D")
 def convolution(
     x, filter, bias=None, offset=None, *, strides, pads, dilations, groups=1, data_format="NCHW", offset_x=0
 ):
@@ -58,7 +58,7 @@ def convolution(
     )
 
 
-@older("Conv2DTranspose Conv3DTranspose")
+@aclop("Conv2DTranspose Conv3DTranspose")
 def convolution_transpose(
     size,
     x,
@@ -117,7 +117,7 @@ def _backward(grad, x, filter, wanted, strides, pads, dilations, groups, data_fo
     )
 
 
-@older("Conv2DBackpropInput Conv3DBackpropInput")
+@aclop("Conv2DBackpropInput Conv3DBackpropInput")
 def convolution_input(size, filter, grad, out, *, strides, pads, dilations, groups=1, data_format="NCHW"):
     x = torch.zeros(out.shape, dtype=grad.dtype)
     return _backward(grad, x, filter, (True, False, False), strides, pads, dilations, groups, data_format)[0].to(
@@ -125,7 +125,7 @@ def convolution_input(size, filter, grad, out, *, strides, pads, dilations, grou
     )
 
 
-@older("Conv2DBackpropFilter Conv3DBackpropFilter")
+@aclop("Conv2DBackpropFilter Conv3DBackpropFilter")
 def convolution_filter(x, size, grad, out, *, strides, pads, dilations, groups=1, data_format="NCHW"):
     filter = torch.zeros(out.shape, dtype=torch.float32)
     return _backward(grad, x, filter, (False, True, False), strides, pads, dilations, groups, data_format)[1].to(
@@ -145,7 +145,7 @@ def _all_but_channels(x):
     return [axis for axis in range(x.dim()) if axis != 1]
 
 
-@older("BNTrainingReduce BN3DTrainingReduce")
+@aclop("BNTrainingReduce BN3DTrainingReduce")
 def batch_norm_sums(x, out, epsilon=1e-4):
     wide = x.float()
     return [
@@ -154,7 +154,7 @@ def batch_norm_sums(x, out, epsilon=1e-4):
     ]
 
 
-@older("BNTrainingUpdate BN3DTrainingUpdate")
+@aclop("BNTrainingUpdate BN3DTrainingUpdate")
 def batch_norm_update(x, total, squares, scale, offset, mean, variance, out, factor, epsilon, isRef=True):
     count = x.numel() // x.shape[1]
     batch_mean = total / count
@@ -172,20 +172,20 @@ def batch_norm_update(x, total, squares, scale, offset, mean, variance, out, fac
     return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip(results, out)]
 
 
-@older("BNInfer")
+@aclop("BNInfer")
 def batch_norm_infer(x, scale, offset, mean, variance, out, epsilon=1e-4):
     normal = (x.float() - _channels(mean, x)) * (_channels(variance, x) + epsilon).rsqrt()
     return (normal * _channels(scale, x) + _channels(offset, x)).to(out.dtype)
 
 
-@older("BNTrainingUpdateGrad BN3DTrainingUpdateGrad")
+@aclop("BNTrainingUpdateGrad BN3DTrainingUpdateGrad")
 def batch_norm_update_grad(grad, x, mean, variance, out, epsilon=1e-4):
     normal = (x.float() - _channels(mean, x)) * (_channels(variance, x) + epsilon).rsqrt()
     results = ((grad.float() * normal).sum(_all_but_channels(x)), grad.float().sum(_all_but_channels(x)))
     return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip(results, out)]
 
 
-@older("BNTrainingReduceGrad BN3DTrainingReduceGrad")
+@aclop("BNTrainingReduceGrad BN3DTrainingReduceGrad")
 def batch_norm_reduce_grad(grad, x, diff_scale, diff_offset, scale, mean, variance, out, epsilon=1e-4):
     count, inverse = x.numel() // x.shape[1], (_channels(variance, x) + epsilon).rsqrt()
     normal = (x.float() - _channels(mean, x)) * inverse
@@ -193,80 +193,82 @@ def batch_norm_reduce_grad(grad, x, diff_scale, diff_offset, scale, mean, varian
     return (_channels(scale, x) * inverse * centred).to(out.dtype)
 
 
-@older("BNInferGrad")
+@aclop("BNInferGrad")
 def batch_norm_infer_grad(grad, scale, variance, out, epsilon=1e-4):
     return (grad.float() * _channels(scale, grad) * (_channels(variance, grad) + epsilon).rsqrt()).to(out.dtype)
 
 
-@older("LayerNorm")
+@aclop("LayerNorm")
 def layer_norm(x, weight, bias, out, begin_norm_axis=0, begin_params_axis=0, epsilon=1e-5):
-    axes, wide = list(range(begin_norm_axis, x.dim())), tall(x)
+    axes, wide = list(range(begin_norm_axis, x.dim())), upcast(x)
     mean, variance = wide.mean(axes, keepdim=True), wide.var(axes, correction=0, keepdim=True)
-    y = (wide - mean) * (variance + epsilon).rsqrt() * tall(weight) + tall(bias)
+    y = (wide - mean) * (variance + epsilon).rsqrt() * upcast(weight) + upcast(bias)
     return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip((y, mean, variance), out)]
 
 
-@older("RmsNorm")
+@aclop("RmsNorm")
 def rms_norm(x, gamma, out, epsilon=1e-6):
     axes = list(range(x.dim() - gamma.dim(), x.dim()))
     scale = (x.float().square().mean(axes, keepdim=True) + epsilon).rsqrt()
     return (x.float() * scale * gamma.float()).to(out[0].dtype), scale.reshape(out[1].shape)
 
 
-@older("LayerNormGrad")
+@aclop("LayerNormGrad")
 def layer_norm_grad(grad, x, variance, mean, gamma, out):
     axes = list(range(x.dim() - gamma.dim(), x.dim()))
     inverse = (variance.float() + 1e-5).rsqrt()  # the call does not say its epsilon
-    normal, scaled = (tall(x) - mean.float()) * inverse, tall(grad) * tall(gamma)
+    normal, scaled = (upcast(x) - mean.float()) * inverse, upcast(grad) * upcast(gamma)
     dx = inverse * (scaled - scaled.mean(axes, keepdim=True) - normal * (scaled * normal).mean(axes, keepdim=True))
     before = list(range(x.dim() - gamma.dim()))
     return [
         found.reshape(spec.shape).to(spec.dtype)
-        for found, spec in zip((dx, (tall(grad) * normal).sum(before), tall(grad).sum(before)), out)
+        for found, spec in zip((dx, (upcast(grad) * normal).sum(before), upcast(grad).sum(before)), out)
     ]
 
 
-@older("RmsNormGrad")
+@aclop("RmsNormGrad")
 def rms_norm_grad(grad, x, rstd, gamma, out):
     axes = list(range(x.dim() - gamma.dim(), x.dim()))
     inverse = rstd.float().reshape(*x.shape[: axes[0]], *(1,) * gamma.dim())
-    normal, scaled = tall(x) * inverse, tall(grad) * tall(gamma)
+    normal, scaled = upcast(x) * inverse, upcast(grad) * upcast(gamma)
     dx = inverse * (scaled - normal * (scaled * normal).mean(axes, keepdim=True))
-    return dx.to(out[0].dtype), (tall(grad) * normal).sum(list(range(axes[0]))).reshape(out[1].shape).to(out[1].dtype)
+    return dx.to(out[0].dtype), (upcast(grad) * normal).sum(list(range(axes[0]))).reshape(out[1].shape).to(out[1].dtype)
 
 
-@older("GroupNormSwish")
+@aclop("GroupNormSwish")
 def group_norm(x, gamma, beta, out, num_groups, eps=1e-5, activate_swish=False):
     y, mean, rstd = torch.native_group_norm(
-        tall(x), tall(gamma), tall(beta), x.shape[0], x.shape[1], x[0, 0].numel(), num_groups, eps
+        upcast(x), upcast(gamma), upcast(beta), x.shape[0], x.shape[1], x[0, 0].numel(), num_groups, eps
     )
     y = F.silu(y) if activate_swish else y
     return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip((y, mean, rstd), out)]
 
 
-@older("PRelu")
+@aclop("PRelu")
 def prelu(x, weight):
-    return F.prelu(tall(x), tall(weight).reshape(-1)).to(x.dtype)
+    return F.prelu(upcast(x), upcast(weight).reshape(-1)).to(x.dtype)
 
 
-@older("PReluGrad")
+@aclop("PReluGrad")
 def prelu_grad(grad, x, weight, out):
-    negative = torch.where(x > 0, torch.zeros(()), tall(grad) * tall(x))
+    negative = torch.where(x > 0, torch.zeros(()), upcast(grad) * upcast(x))
     dx = torch.where(
-        x > 0, tall(grad), tall(grad) * (tall(weight).reshape(()) if weight.numel() == 1 else _channels(weight, x))
+        x > 0,
+        upcast(grad),
+        upcast(grad) * (upcast(weight).reshape(()) if weight.numel() == 1 else _channels(weight, x)),
     )
     dweight = negative.sum() if weight.numel() == 1 else negative.sum(_all_but_channels(x))
     return dx.to(out[0].dtype), dweight.reshape(out[1].shape).to(out[1].dtype)
 
 
-@older("AdaptiveAvgPool2dGrad")
+@aclop("AdaptiveAvgPool2dGrad")
 def adaptive_average_grad(grad, out, orig_input_shape):
-    return torch.ops.aten._adaptive_avg_pool2d_backward(tall(grad), torch.zeros(orig_input_shape)).to(out.dtype)
+    return torch.ops.aten._adaptive_avg_pool2d_backward(upcast(grad), torch.zeros(orig_input_shape)).to(out.dtype)
 
 
-@older("UpsampleNearest3dGrad")
+@aclop("UpsampleNearest3dGrad")
 def nearest_3d_grad(grad, out, input_size, output_size):
-    return torch.ops.aten.upsample_nearest3d_backward(tall(grad), output_size, input_size).to(out.dtype)
+    return torch.ops.aten.upsample_nearest3d_backward(upcast(grad), output_size, input_size).to(out.dtype)
 
 
 def _average(attributes):
@@ -281,19 +283,19 @@ def _average(attributes):
     )
 
 
-@older("AvgPoolV2")
+@aclop("AvgPoolV2")
 def average_pool(x, out, **attributes):
     if attributes.get("global_pooling"):
-        return tall(x).mean((2, 3), keepdim=True).to(out.dtype)
-    return F.avg_pool2d(tall(x), **_average(attributes)).to(out.dtype)
+        return upcast(x).mean((2, 3), keepdim=True).to(out.dtype)
+    return F.avg_pool2d(upcast(x), **_average(attributes)).to(out.dtype)
 
 
-@older("AvgPoolV2Grad")
+@aclop("AvgPoolV2Grad")
 def average_pool_grad(size, grad, out, **attributes):
     if attributes.get("global_pooling"):
-        return (tall(grad) / (out.shape[2] * out.shape[3])).expand(out.shape).to(out.dtype)
+        return (upcast(grad) / (out.shape[2] * out.shape[3])).expand(out.shape).to(out.dtype)
     settings = _average(attributes)
-    return torch.ops.aten.avg_pool2d_backward(tall(grad), torch.zeros(out.shape), *settings.values(), None).to(
+    return torch.ops.aten.avg_pool2d_backward(upcast(grad), torch.zeros(out.shape), *settings.values(), None).to(
         out.dtype
     )
 
@@ -301,7 +303,7 @@ def average_pool_grad(size, grad, out, **attributes):
 def _loss(compute):
     def run(x, target, *weights, out, reduction="mean", **attributes):
         result = compute(
-            tall(x), tall(target), *(tall(weight) for weight in weights), reduction=reduction, **attributes
+            upcast(x), upcast(target), *(upcast(weight) for weight in weights), reduction=reduction, **attributes
         )
         return result.to(out.dtype).reshape(out.shape)
 
@@ -315,11 +317,11 @@ def _loss_gradient(compute):
 
     def run(x, target, grad, *weights, out, reduction="mean", **attributes):
         with torch.inference_mode(False), torch.enable_grad():
-            wide = tall(x).clone().requires_grad_()
-            weights = [weight if weight is None else tall(weight).clone() for weight in weights]
-            loss = compute(wide, tall(target).clone(), *weights, reduction="none", **attributes)
+            wide = upcast(x).clone().requires_grad_()
+            weights = [weight if weight is None else upcast(weight).clone() for weight in weights]
+            loss = compute(wide, upcast(target).clone(), *weights, reduction="none", **attributes)
             count = {"mean": x.numel(), "batchmean": x.shape[0] if x.dim() else 1}.get(reduction, 1)
-            share = tall(grad).reshape(x.shape if grad.numel() == x.numel() else ()).expand(x.shape) / count
+            share = upcast(grad).reshape(x.shape if grad.numel() == x.numel() else ()).expand(x.shape) / count
             return torch.autograd.grad(loss, wide, share.clone())[0].to(out.dtype)
 
     return run
@@ -352,41 +354,42 @@ _LOSSES = {  # the type, that of its gradient, the meaning
     ),
 }
 for (_name, _gradient_name), _compute in _LOSSES.items():
-    older(_name)(_loss(_compute))
+    aclop(_name)(_loss(_compute))
     if _gradient_name:
-        older(_gradient_name)(_loss_gradient(_compute))
+        aclop(_gradient_name)(_loss_gradient(_compute))
 
 for _name, _compute in {"L1LossGrad": F.l1_loss, "KlDivLossGrad": _LOSSES["KLDiv", ""]}.items():
 
     def _gradient_first(grad, x, target, out, _run=_loss_gradient(_compute), **attributes):
         return _run(x, target, grad, out=out, **attributes)
 
-    older(_name)(_gradient_first)
+    aclop(_name)(_gradient_first)
 
 
-@older("SoftmaxCrossEntropyWithLogits")
+@aclop("SoftmaxCrossEntropyWithLogits")
 def softmax_cross_entropy(x, labels, out):
-    wide = tall(x)
-    loss = -(tall(labels) * F.log_softmax(wide, -1)).sum(-1)
+    wide = upcast(x)
+    loss = -(upcast(labels) * F.log_softmax(wide, -1)).sum(-1)
     return [
-        found.reshape(spec.shape).to(spec.dtype) for found, spec in zip((loss, F.softmax(wide, -1) - tall(labels)), out)
+        found.reshape(spec.shape).to(spec.dtype)
+        for found, spec in zip((loss, F.softmax(wide, -1) - upcast(labels)), out)
     ]
 
 
-@older("NLLLoss")
+@aclop("NLLLoss")
 def nll_loss(x, target, weight, out, reduction="mean", ignore_index=-100):
     result, total = torch.ops.aten.nll_loss_forward(
-        tall(x), target.long(), tall(weight), _REDUCTIONS[reduction], ignore_index
+        upcast(x), target.long(), upcast(weight), _REDUCTIONS[reduction], ignore_index
     )
     return result.reshape(out[0].shape).to(out[0].dtype), total.reshape(out[1].shape).to(out[1].dtype)
 
 
-@older("NLLLossGrad")
+@aclop("NLLLossGrad")
 def nll_loss_grad(x, grad, target, weight, total, out, reduction="mean", ignore_index=-100):
     settings = (_REDUCTIONS[reduction], ignore_index)
-    grad = tall(grad) if reduction == "none" else tall(grad).reshape(())
+    grad = upcast(grad) if reduction == "none" else upcast(grad).reshape(())
     return torch.ops.aten.nll_loss_backward(
-        grad, tall(x), target.long(), tall(weight), *settings, tall(total).reshape(())
+        grad, upcast(x), target.long(), upcast(weight), *settings, upcast(total).reshape(())
     ).to(out.dtype)
 
 
@@ -405,7 +408,7 @@ def _side_by_side(parts):
     return parts.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
-@older("MultiHeadAttention")
+@aclop("MultiHeadAttention")
 def multi_head_attention(
     query,
     key,
@@ -440,11 +443,11 @@ def multi_head_attention(
         return numerics.matmul(left, right, bias=bias, operands=of_products(left, right), out=dtype)
 
     query_bias, key_bias, value_bias, out_bias = biases or [None] * 4
-    q = (tall(product(query, query_weight.t(), query_bias)) * attn_dim_per_head**-0.5).to(dtype)
+    q = (upcast(product(query, query_weight.t(), query_bias)) * attn_dim_per_head**-0.5).to(dtype)
     q = _apart(q, attn_head_num, tgt_len, attn_dim_per_head)
     k = _apart(product(key, key_weight.t(), key_bias), attn_head_num, src_len, attn_dim_per_head)
     v = _apart(product(value, value_weight.t(), value_bias), attn_head_num, src_len, attn_dim_per_head)
-    soft = F.softmax(tall((tall(product(q, k.mT)) + tall(attn_mask)).to(dtype)), -1)
+    soft = F.softmax(upcast((upcast(product(q, k.mT)) + upcast(attn_mask)).to(dtype)), -1)
     dropped = soft.to(dtype)
     if keep_prob < 1:
         dropped = masked(dropped, mask, 1 / keep_prob if keep_prob else 0.0, dtype)
@@ -461,7 +464,7 @@ def multi_head_attention(
     )
 
 
-@older("MultiHeadAttentionGrad")
+@aclop("MultiHeadAttentionGrad")
 def multi_head_attention_grad(
     query,
     key,
@@ -497,14 +500,14 @@ def multi_head_attention_grad(
     to_soft = product(through, v.mT)
     if mask is not None:
         to_soft = masked(to_soft, mask, 1 / keep_prob if keep_prob else 0.0, dtype)
-    wide = tall(soft)
-    to_scores = ((tall(to_soft) - (tall(to_soft) * wide).sum(-1, keepdim=True)) * wide).to(dtype)
-    to_q = (tall(_side_by_side(product(to_scores, k))) * attn_dim_per_head**-0.5).to(dtype)
+    wide = upcast(soft)
+    to_scores = ((upcast(to_soft) - (upcast(to_soft) * wide).sum(-1, keepdim=True)) * wide).to(dtype)
+    to_q = (upcast(_side_by_side(product(to_scores, k))) * attn_dim_per_head**-0.5).to(dtype)
     to_k = _side_by_side(product(to_scores.mT, q))
     to_v = _side_by_side(product(dropped.mT, through))
     projected = [(to_q, query, query_weight), (to_k, key, key_weight), (to_v, value, value_weight)]
     weights = [product(to.t(), rows) for to, rows, _ in projected] + [product(grad.t(), context)]
-    biases = [tall(to).sum(0, keepdim=True).to(dtype) for to in (to_q, to_k, to_v, grad)]
+    biases = [upcast(to).sum(0, keepdim=True).to(dtype) for to in (to_q, to_k, to_v, grad)]
     return *weights, *[product(to, weight) for to, _, weight in projected], *biases
 
 
@@ -515,7 +518,7 @@ def _scalars(*values):
     return [value.reshape(()).float() for value in values]
 
 
-@older("ApplyAdamD")
+@aclop("ApplyAdamD")
 def adam(
     variable, m, v, beta1_power, beta2_power, rate, beta1, beta2, epsilon, grad, use_locking=False, use_nesterov=False
 ):
@@ -533,7 +536,7 @@ def adam(
     )
 
 
-@older("ApplyAdamW")
+@aclop("ApplyAdamW")
 def adam_w(
     variable,
     m,
@@ -561,7 +564,7 @@ def adam_w(
     return result.to(variable.dtype), m_new.to(m.dtype), v_new.to(v.dtype)
 
 
-@older("ApplyAdamV2")
+@aclop("ApplyAdamV2")
 def bert_adam(
     variable, m, v, rate, beta1, beta2, epsilon, grad, max_norm, norm, decay, step_size=None, adam_mode="adam"
 ):

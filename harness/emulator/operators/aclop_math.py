@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from harness import numerics
-from harness.emulator.operators.common import common, ints, tall
-from harness.emulator.table import older
+from harness.emulator.operators.common import common, ints, upcast
+from harness.emulator.table import aclop
 
 # -------- element by element
 
@@ -90,11 +90,11 @@ _UNARY = {
 
 
 def _unary(compute, x, out, **attributes):
-    return compute(tall(x), **attributes).to(out.dtype)
+    return compute(upcast(x), **attributes).to(out.dtype)
 
 
 for _name, _compute in _UNARY.items():
-    older(_name)(partial(_unary, _compute))
+    aclop(_name)(partial(_unary, _compute))
 
 
 def _log_add_exp(x, y, base=-1.0, scale=1.0, shift=0.0):
@@ -140,7 +140,7 @@ def _binary(compute, x, y, out, **attributes):
 
 
 for _name, _compute in _BINARY.items():
-    older(_name)(partial(_binary, _compute))
+    aclop(_name)(partial(_binary, _compute))
 
 
 _TERNARY = {
@@ -154,11 +154,11 @@ _TERNARY = {
 
 
 def _ternary(compute, *inputs, out):
-    return compute(*(tall(input_) for input_ in inputs)).to(out.dtype)
+    return compute(*(upcast(input_) for input_ in inputs)).to(out.dtype)
 
 
 for _name, _compute in _TERNARY.items():
-    older(_name)(partial(_ternary, _compute))
+    aclop(_name)(partial(_ternary, _compute))
 
 
 def _threshold_grad(grad, x, threshold=0.0):
@@ -211,11 +211,11 @@ _GRADIENTS = {  # of grad and x, in this order
 
 
 def _gradient(compute, *inputs, out, **attributes):
-    return compute(*(tall(input_) for input_ in inputs), **attributes).to(out.dtype)
+    return compute(*(upcast(input_) for input_ in inputs), **attributes).to(out.dtype)
 
 
 for _name, _compute in _GRADIENTS.items():
-    older(_name)(partial(_gradient, _compute))
+    aclop(_name)(partial(_gradient, _compute))
 
 
 # -------- reductions, orders
@@ -223,7 +223,7 @@ for _name, _compute in _GRADIENTS.items():
 
 def _reduced(compute):
     def run(x, axes, out, keep_dims=False, noop_with_empty_axes=True):
-        result = tall(x)
+        result = upcast(x)
         for axis in sorted({axis % max(x.dim(), 1) for axis in ints(axes)}, reverse=True):
             result = compute(result, axis) if x.dim() else result
         return result.reshape(out.shape).to(out.dtype)
@@ -241,92 +241,92 @@ for _name, _compute in {
     "ReduceAny": torch.any,
     "ReduceLogSumExp": torch.logsumexp,
 }.items():
-    older(_name)(_reduced(_compute))
+    aclop(_name)(_reduced(_compute))
 
 
-@older("ReduceMeanD")
+@aclop("ReduceMeanD")
 def reduce_mean_d(x, out, axes, keep_dims=False):
-    return tall(x).mean(axes or None, keepdim=keep_dims).to(out.dtype)
+    return upcast(x).mean(axes or None, keepdim=keep_dims).to(out.dtype)
 
 
-@older("ReduceStdWithMean")
+@aclop("ReduceStdWithMean")
 def reduce_std(x, mean, out, dim=(), unbiased=True, keepdim=False, invert=False, epsilon=0.001, correction=None):
     correction = int(unbiased) if correction is None else correction
-    result = tall(x).var(dim or None, correction=correction, keepdim=keepdim)
+    result = upcast(x).var(dim or None, correction=correction, keepdim=keepdim)
     return ((result + epsilon).rsqrt() if invert else result.sqrt()).to(out.dtype)
 
 
-@older("ReduceStdV2Update")
+@aclop("ReduceStdV2Update")
 def reduce_variance(x, mean, out, dim=(), if_std=False, unbiased=True, keepdim=False, correction=None):
-    result = tall(x).var(dim or None, correction=int(unbiased) if correction is None else correction, keepdim=keepdim)
+    result = upcast(x).var(dim or None, correction=int(unbiased) if correction is None else correction, keepdim=keepdim)
     return (result.sqrt() if if_std else result).to(out.dtype)
 
 
-@older("Renorm")
+@aclop("Renorm")
 def renorm(x, out, p, dim, maxnorm):
     """The factor for each slice along an axis: what brings its norm to the largest that is allowed."""
-    norms = torch.linalg.vector_norm(tall(x), p, [axis for axis in range(x.dim()) if axis != dim], keepdim=True)
+    norms = torch.linalg.vector_norm(upcast(x), p, [axis for axis in range(x.dim()) if axis != dim], keepdim=True)
     factors = torch.where(norms > maxnorm, maxnorm / (norms + 1e-7), torch.ones(()))
     rest = math.prod(out.shape) - factors.numel()  # there may be more room than that
     return F.pad(factors.reshape(-1), (0, rest)).reshape(out.shape).to(out.dtype)
 
 
-@older("Cumsum")
+@aclop("Cumsum")
 def cumsum(x, axis, exclusive=False, reverse=False):
     return numerics.running_sum(x, int(axis))
 
 
-@older("ArgMaxV2")
+@aclop("ArgMaxV2")
 def argmax(x, axis, out, keep_dims=False):
-    return tall(x).argmax(int(axis), keepdim=keep_dims).reshape(out.shape).to(out.dtype)
+    return upcast(x).argmax(int(axis), keepdim=keep_dims).reshape(out.shape).to(out.dtype)
 
 
-@older("ArgMin")
+@aclop("ArgMin")
 def argmin(x, axis, out, keep_dims=False):
-    return tall(x).argmin(int(axis), keepdim=keep_dims).reshape(out.shape).to(out.dtype)
+    return upcast(x).argmin(int(axis), keepdim=keep_dims).reshape(out.shape).to(out.dtype)
 
 
-@older("ArgMaxWithValue")
+@aclop("ArgMaxWithValue")
 def argmax_with_value(x, out, dimension, keep_dims=False):
-    values, indices = tall(x).max(dimension, keepdim=keep_dims)
+    values, indices = upcast(x).max(dimension, keepdim=keep_dims)
     return indices.to(out[0].dtype), values.to(out[1].dtype)
 
 
-@older("ArgMinWithValue")
+@aclop("ArgMinWithValue")
 def argmin_with_value(x, out, dimension, keep_dims=False):
-    values, indices = tall(x).min(dimension, keepdim=keep_dims)
+    values, indices = upcast(x).min(dimension, keepdim=keep_dims)
     return indices.to(out[0].dtype), values.to(out[1].dtype)
 
 
-@older("Sort")
+@aclop("Sort")
 def sort(x, out, axis=-1, descending=False, stable=False):
     values, indices = x.sort(dim=axis, descending=descending, stable=True)
     return values, indices.to(out[1].dtype)
 
 
-@older("SortV2")
+@aclop("SortV2")
 def sort_values(x, axis=-1, descending=False):
     return x.sort(dim=axis, descending=descending).values
 
 
-@older("TopKV2")
+@aclop("TopKV2")
 def topk(x, count, out, sorted=True, dim=-1, largest=True, indices_dtype=3):
     values, indices = x.topk(int(count), dim, largest, sorted)
     return values, indices.to(out[1].dtype)
 
 
-@older("Cumprod")
+@aclop("Cumprod")
 def cumprod(x, axis, exclusive=False, reverse=False):
     return numerics.running_product(x, int(axis))
 
 
-@older("Cummax")
+@aclop("Cummax")
 def cummax(x, out, dim):
     values, indices = x.cummax(dim)
     return values, indices.to(out[1].dtype)
 
 
-@older("Cummin")
+@aclop("Cummin")
 def cummin(x, out, axis):
     values, indices = x.cummin(axis)
     return values, indices.to(out[1].dtype)
