@@ -159,7 +159,7 @@ def test_ends_that_cannot_run_give_their_place_to_the_next(bench, capsys):
 
 
 @pytest.mark.parametrize(
-    ("found", "why"),
+    ("result", "why"),
     [
         (report(status="ERROR"), "nothing was measured: ERROR no card answers; exit status 1"),
         (report(status="SKIPPED"), "nothing was measured: SKIPPED no card answers"),

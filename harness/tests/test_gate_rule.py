@@ -315,7 +315,7 @@ def check(result, limit=1.0, name="max_diff", where=""):
 
 
 @pytest.mark.parametrize(
-    ("found", "enough"),
+    ("result", "enough"),
     [
         (2.0, "; a limit of 2.00e+00 would pass"),
         (1.2345, "; a limit of 1.24e+00 would pass"),
@@ -333,7 +333,7 @@ def test_the_smallest_limit_that_would_pass_is_said(result, enough):
 
 
 @pytest.mark.parametrize(
-    ("found", "enough"),
+    ("result", "enough"),
     [
         (0.98765432199, "; a limit of 0.987654321 would pass"),
         (0.0, "; a limit of 0.000000000 would pass"),

@@ -302,7 +302,7 @@ STACKS = [  # of the older and the newer, what they differ in
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "found"), STACKS)
+@pytest.mark.parametrize(("old", "new", "result"), STACKS)
 def test_what_two_stacks_differ_in(old, new, result):
     stacks = dict(old=STACK | old, new=STACK | new)
     assert list(upgrade([row()], [row()], **stacks).stack) == result
