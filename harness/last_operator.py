@@ -9,25 +9,25 @@ from __future__ import annotations
 import mmap
 from pathlib import Path
 
-SIZE = 256  # bytes of a name
+_SIZE = 256  # bytes of a name
 _memory: mmap.mmap | None = None
 
 
 def record_into(path: Path) -> None:
     """Note operators in this file from here on. Raises: OSError."""
     global _memory
-    path.write_bytes(bytes(SIZE))
+    path.write_bytes(bytes(_SIZE))
     with path.open("r+b") as file:
-        _memory = mmap.mmap(file.fileno(), SIZE)
+        _memory = mmap.mmap(file.fileno(), _SIZE)
 
 
 def note(name: str) -> None:
     """The device is given this operator; "" says that none is running yet."""
     if _memory is not None:
-        _memory[:] = name.encode(errors="replace")[:SIZE].ljust(SIZE, b"\0")
+        _memory[:] = name.encode(errors="replace")[:_SIZE].ljust(_SIZE, b"\0")
 
 
-def read(path: Path) -> str:
+def _read(path: Path) -> str:
     """What a process noted last in this file; "" where it noted nothing.
 
     >>> import tempfile
@@ -45,5 +45,5 @@ def read(path: Path) -> str:
 
 def said_in(path: Path) -> str:
     """What a reason says of it: "; the last operator that the device was given: aten::silu", or ""."""
-    name = read(path)
+    name = _read(path)
     return f"; the last operator that the device was given: {name}" if name else ""

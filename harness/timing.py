@@ -67,7 +67,7 @@ def percentile(times: Sequence[float], share: float) -> float:
     return sorted(times)[max(math.ceil(share * len(times)) - 1, 0)]
 
 
-def row(
+def _row(
     case: str, dtype: str, batch_size: int, device: str, timing: Timing, task_queue: int | None = None
 ) -> dict[str, Any]:
     """One row of the performance table, as the report stores it. `task_queue`: torch_npu's mode, where an NPU was
@@ -111,7 +111,7 @@ def time_pair(
         iterations=iterations,
         warmup=warmup,
     )
-    rows = [row(name, words, batch_size, "cpu", cpu)]
+    rows = [_row(name, words, batch_size, "cpu", cpu)]
     if device.torch_device.type != "cpu":
         at = f"{name} {words}, timing"
         device.check(at)
@@ -121,7 +121,7 @@ def time_pair(
             once = functools.partial(run, on_device, moved, forward=forward, where=device.where)
             timed = measure(once, device.synchronize, **forwards)
         device.check(at)  # one that drops its work is very fast
-        rows.append(row(name, words, batch_size, device.name, timed, device.stack.task_queue))
+        rows.append(_row(name, words, batch_size, device.name, timed, device.stack.task_queue))
     return rows
 
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+_NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
 
 
 def main(wanted: list[str]) -> int:
     """Run benchmarks by name, or all; 1 when a promise is not kept, 2 for a name that there is not."""
-    unknown = sorted(set(wanted) - set(NAMES))
+    unknown = sorted(set(wanted) - set(_NAMES))
     if unknown:
-        print(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(NAMES)}", file=sys.stderr)
+        print(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(_NAMES)}", file=sys.stderr)
         return 2
     figures = []
-    for name in wanted or NAMES:
+    for name in wanted or _NAMES:
         print(f"{name} …", file=sys.stderr, flush=True)
         figures += import_module(f"harness.benchmarks.{name}").measure()
     rows = [

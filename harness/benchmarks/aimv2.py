@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.benchmarks import Figure, interleaved
 
-ROUNDS = 7
+_ROUNDS = 7
 
 
 def measure() -> list[Figure]:
@@ -24,7 +24,7 @@ def measure() -> list[Figure]:
         theirs = copy.deepcopy(
             transformers_model(ours, Path(folder))
         )  # in memory, as ours: the loaded one is mapped from its file
-        seconds = interleaved([lambda: ours(x), lambda: theirs(x).last_hidden_state], ROUNDS)
+        seconds = interleaved([lambda: ours(x), lambda: theirs(x).last_hidden_state], _ROUNDS)
         single = compare(ours(x), theirs(x).last_hidden_state).max_diff
         double = compare(ours.double()(x.double()), in_float64(theirs)(x.double()).last_hidden_state).max_diff
     return [

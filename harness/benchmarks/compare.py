@@ -6,7 +6,7 @@ peak.
 
 from harness.benchmarks import Figure, in_child
 
-CODE = """
+_CODE = """
 import json, os, sys, tempfile, time
 import numpy
 from harness.benchmarks import high_water
@@ -29,7 +29,7 @@ print(json.dumps({"seconds": seconds, "mib": high_water() / 2**20}))
 
 
 def measure() -> list[Figure]:
-    result = in_child(CODE)
+    result = in_child(_CODE)
     return [
         Figure(name="compare 100 x 1,000,000 float32, time", value=result["seconds"], promise=4.0, unit="s"),
         Figure(name="compare 100 x 1,000,000 float32, peak memory", value=result["mib"], promise=300.0, unit="MiB"),

@@ -33,7 +33,7 @@ save_file(load_file(source + "/model.safetensors"), target + "/model.safetensors
 print(json.dumps({"seconds": time.perf_counter() - begin, "bytes": high_water()}))
 """
 )
-ROUNDS = 6
+_ROUNDS = 6
 
 
 def measure() -> list[Figure]:
@@ -50,7 +50,7 @@ def measure() -> list[Figure]:
         save_file(build("aimv2-large-patch14-224-distilled", 0).state_dict(), source / "model.safetensors")
         size = (source / "model.safetensors").stat().st_size
         ours, theirs = [], []
-        for n in range(ROUNDS):
+        for n in range(_ROUNDS):
             pair = (("converted", ours, CONVERT), ("copied", theirs, COPY))
             for kind, results, code in pair if n % 2 else pair[::-1]:  # whoever writes first pays for fresh memory
                 target = Path(folder) / f"{kind}{n}"

@@ -6,8 +6,8 @@ import tempfile
 
 from harness.benchmarks import Figure, in_child, interleaved
 
-ROUNDS = 7
-OPERATORS = 2000
+_ROUNDS = 7
+_OPERATORS = 2000
 START = """
 import json, time
 began = time.perf_counter()
@@ -68,7 +68,7 @@ def _ratio(device, copy_module, model, inputs) -> float:
         device.synchronize()
 
     with torch.no_grad():
-        seconds = interleaved([emulated, lambda: model(inputs)], ROUNDS)
+        seconds = interleaved([emulated, lambda: model(inputs)], _ROUNDS)
     return seconds[0] / seconds[1]
 
 
@@ -93,8 +93,8 @@ def _one_operator(device) -> float:
     x = torch.ones(4, device=device.torch_device)
 
     def many():
-        for _ in range(OPERATORS):
+        for _ in range(_OPERATORS):
             x + x
         device.synchronize()
 
-    return interleaved([many], ROUNDS)[0] / OPERATORS * 1e6
+    return interleaved([many], _ROUNDS)[0] / _OPERATORS * 1e6

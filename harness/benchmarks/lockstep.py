@@ -3,7 +3,7 @@ of them in float32, five in half, and a quarter more memory than the two need th
 
 from harness.benchmarks import Figure, in_child, interleaved
 
-ROUNDS = 3
+_ROUNDS = 3
 PROMISES = {
     "float32": 4.0,
     "float16": 5.0,
@@ -11,7 +11,7 @@ PROMISES = {
 }  # a dump of every module and call takes 24 forwards elsewhere
 HEAVIER = 1.25
 
-MEMORY = """
+_MEMORY = """
 import json
 from harness.benchmarks import high_water
 from harness.benchmarks.lockstep import subjects
@@ -55,7 +55,7 @@ def subjects(dtype: str) -> list:
 def measure() -> list[Figure]:
     result = []
     for dtype, promise in PROMISES.items():
-        cpu, device, lockstep = interleaved(subjects(dtype), ROUNDS)
+        cpu, device, lockstep = interleaved(subjects(dtype), _ROUNDS)
         result.append(
             Figure(
                 name=f"lockstep / CPU + device forward, AIMv2-large {dtype}",
@@ -63,7 +63,7 @@ def measure() -> list[Figure]:
                 promise=promise,
             )
         )
-    bare, whole = (in_child(MEMORY.format(count=count)) for count in (2, 3))
+    bare, whole = (in_child(_MEMORY.format(count=count)) for count in (2, 3))
     result.append(
         Figure(
             name="peak memory of lockstep / of the two forwards, AIMv2-large float32",

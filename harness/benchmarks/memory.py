@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.benchmarks import Figure
 
 PROMISE = 14  # bytes a parameter
-DTYPES = ("float32", "float16", "bfloat16")
+_DTYPES = ("float32", "float16", "bfloat16")
 SUBJECT = """
 import json, sys, time
 import torch
@@ -86,7 +86,7 @@ if __name__ == "__main__":
 
 
 def measure() -> list[Figure]:
-    rows = [("llama", "300M", dtype) for dtype in DTYPES] + [("plain", "300M", dtype) for dtype in DTYPES[:2]]
+    rows = [("llama", "300M", dtype) for dtype in _DTYPES] + [("plain", "300M", dtype) for dtype in _DTYPES[:2]]
     return [_figure(*row) for row in rows]
 
 

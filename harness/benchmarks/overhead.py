@@ -7,8 +7,8 @@ from time import perf_counter
 
 from harness.benchmarks import Figure
 
-SEEDS = (42, 123, 256, 789, 1024)
-ROUNDS = 3
+_SEEDS = (42, 123, 256, 789, 1024)
+_ROUNDS = 3
 
 
 def measure() -> list[Figure]:
@@ -27,14 +27,14 @@ def measure() -> list[Figure]:
         inputs=lambda generator: torch.randn(1, 3, 224, 224, generator=generator),
     )
     validate(
-        case, SEEDS[0], device, models=models
+        case, _SEEDS[0], device, models=models
     )  # the copies of the weights are made once, whatever the number of seeds
     key, cpu, rules = (case.model, None, 0), torch.device("cpu"), rules_of(device.stack)
     moved = models.get(key, case.model, seed=0, dtype=torch.float32, device=device.torch_device)
     wide = models.get(key, case.model, seed=0, dtype=torch.float32, device=cpu, wide=True)
 
     def bare():
-        for seed in SEEDS:
+        for seed in _SEEDS:
             x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(seed))
             with torch.no_grad():
                 weights(x)
@@ -45,11 +45,11 @@ def measure() -> list[Figure]:
                     moved(x.to(device.torch_device)).cpu()
 
     def through_the_harness():
-        for seed in SEEDS:
+        for seed in _SEEDS:
             validate(case, seed, device, models=models)
 
     times = {bare: [], through_the_harness: []}
-    for _ in range(ROUNDS):
+    for _ in range(_ROUNDS):
         for function, taken in times.items():
             begin = perf_counter()
             function()

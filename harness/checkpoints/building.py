@@ -26,7 +26,7 @@ MODULES = {  # kind: the module that knows it, with `parts` and `arguments`
     "TorchScript": "programs",
     "function": "functions",
 }
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of the format, that a Case may have
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of the format, that a Case may have
 
 
 def parts_of(path: str | Path, asked: Asked | None = None) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def stored_dtypes(path: str | Path) -> tuple[str, ...]:
         for file in weights_of(result.path):
             for entry in read_header(file).values():
                 counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.size
-    known = [DTYPES[count] for count in sorted(counts, key=counts.get, reverse=True) if count in DTYPES]
+    known = [_DTYPES[count] for count in sorted(counts, key=counts.get, reverse=True) if count in _DTYPES]
     return tuple(known) or ("float32",)
 
 

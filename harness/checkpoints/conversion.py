@@ -38,7 +38,7 @@ CONFIG = "config.json"
 HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 PIECE = 1 << 20  # bytes copied at a time
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-BITS = {
+_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4,
     "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "F64": 64, "I64": 64, "U64": 64, "C64": 64,
@@ -127,11 +127,11 @@ def _entries(path: Path, header: dict, *, start: int, end: int) -> dict[str, Ent
             raise CheckpointError(
                 f"{path}: the header's entry for {key!r} is not dtype, shape and data_offsets"
             ) from None
-        if not whole or not isinstance(dtype, str) or dtype not in BITS:
+        if not whole or not isinstance(dtype, str) or dtype not in _BITS:
             raise CheckpointError(
                 f"{path}: {key!r} has dtype {dtype!r} and shape {list(shape)!r}, which the format does not know"
             )
-        needed = math.prod(shape) * BITS[dtype] // 8
+        needed = math.prod(shape) * _BITS[dtype] // 8
         if last - first != needed:
             raise CheckpointError(
                 f"{path}: {key!r} is {dtype} {list(shape)}, {needed} bytes, and its offsets span {last - first}"
@@ -425,7 +425,7 @@ def from_model(model: Mapping[str, Joined], rules: Sequence[Rule], layout: str) 
         rule, number = _rule_of(name, rules)
         dtype, at = joined.parts[0].dtype, 0
         for own, shape in zip(rule.owns(), rule.shapes(joined.shape)):
-            size = math.prod(shape) * BITS[dtype] // 8
+            size = math.prod(shape) * _BITS[dtype] // 8
             outputs.append(Output(own.replace("{i}", number), dtype, shape, joined, at, size))
             at += size
     return outputs

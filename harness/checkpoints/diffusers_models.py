@@ -22,7 +22,7 @@ from harness.errors import CheckpointError
 KIND = "diffusers"
 TOKENS = 8  # of a prompt's embedding
 LATENT = 32  # the edge of a latent picture where the config has none, and the most that is drawn
-LIBRARIES = ("diffusers", "transformers")  # whose components can be run
+_LIBRARIES = ("diffusers", "transformers")  # whose components can be run
 
 
 def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
     """
     if "_class_name" in recognised.fields and not (recognised.path / "model_index.json").is_file():
         return ("forward",)
-    names = [name for name, field in recognised.fields.items() if isinstance(field, list) and field[0] in LIBRARIES]
+    names = [name for name, field in recognised.fields.items() if isinstance(field, list) and field[0] in _LIBRARIES]
     there = [
         item
         for item in names
@@ -59,12 +59,12 @@ def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]
             f"{recognised.path} takes latents and embeddings: leave --precision-text, --precision-image and "
             "--precision-audio out"
         )
-    kind = class_of(recognised)
+    kind = _class_of(recognised)
     note = "the latents and embeddings are noise, drawn by seed"
     return dict(model=Load(recognised.path), inputs=Draw(recognised, kind, asked), notes=(note,))
 
 
-def class_of(recognised: Recognised) -> type:
+def _class_of(recognised: Recognised) -> type:
     """The class of a component. Raises: CheckpointError for one that diffusers lacks."""
     diffusers, name = library("diffusers", KIND), recognised.fields["_class_name"]
     kind = getattr(diffusers, name, None)
@@ -84,7 +84,7 @@ class Load:
 
     def __call__(self, dtype: torch.dtype) -> nn.Module:
         require_weights(self.path)
-        kind = class_of(Recognised(kind=KIND, path=self.path, fields=read_fields(self.path / "config.json")))
+        kind = _class_of(Recognised(kind=KIND, path=self.path, fields=read_fields(self.path / "config.json")))
         with loading(f"{kind.__name__} of {self.path}"):
             return kind.from_pretrained(
                 self.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False

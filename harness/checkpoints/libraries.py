@@ -14,7 +14,7 @@ from harness.devices import without_broken_npu
 from harness.errors import CheckpointError, HarnessError
 
 PERMISSION = "--precision-trust-remote-code (--trust-remote-code of a command, trust_remote_code=True in Python)"
-LONGEST = 300  # characters of what a library says
+_LONGEST = 300  # characters of what a library says
 EXTRA = "pip install 'npu-accuracy-harness[models]'"
 
 
@@ -90,8 +90,8 @@ def _quiet() -> Iterator[None]:
 def _line(error: Exception) -> str:
     """What an exception says, on one line of bounded length."""
     text = " ".join(str(error).split())
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST].rpartition(' ')[0]} …"
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST].rpartition(' ')[0]} …"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

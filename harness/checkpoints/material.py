@@ -17,9 +17,9 @@ from harness.errors import CheckpointError
 if TYPE_CHECKING:
     from PIL import Image
 
-FOLDER = Path(__file__).parent / "data"
+_FOLDER = Path(__file__).parent / "data"
 LANGUAGES = ("english", "chinese", "code")
-SECONDS = 1.0  # of a synthesised sound
+_SECONDS = 1.0  # of a synthesised sound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Asked:
 @functools.cache
 def sentences(language: str) -> tuple[str, ...]:
     """The sentences of a language: "english", "chinese" or "code"."""
-    return tuple((FOLDER / f"{language}.txt").read_text(encoding="utf-8").splitlines())
+    return tuple((_FOLDER / f"{language}.txt").read_text(encoding="utf-8").splitlines())
 
 
 def texts(asked: Asked, generator: torch.Generator) -> list[str]:
@@ -144,9 +144,9 @@ def sounds(asked: Asked, generator: torch.Generator, rate: int) -> list[Tensor]:
 
 def _voice(generator: torch.Generator, rate: int) -> Tensor:
     """Harmonics of a gliding pitch under a syllable's envelope, and some noise: (samples,)."""
-    time = torch.arange(int(SECONDS * rate), dtype=torch.float64) / rate
+    time = torch.arange(int(_SECONDS * rate), dtype=torch.float64) / rate
     low, high, pace = (float(item) for item in torch.rand(3, generator=generator, dtype=torch.float64))
-    pitch = 90 + 80 * low + 60 * high * time / SECONDS  # Hz
+    pitch = 90 + 80 * low + 60 * high * time / _SECONDS  # Hz
     phase = 2 * math.pi * torch.cumsum(pitch, 0) / rate
     voice = sum(torch.sin(phase * harmonic) / harmonic for harmonic in range(1, 9))
     envelope = torch.sin(math.pi * (3 + 2 * pace) * time).abs()

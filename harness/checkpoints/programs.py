@@ -34,14 +34,14 @@ def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]
     if recognised.kind == "torch.export":
         note = "the inputs are drawn by seed like the examples in the program"
         return dict(
-            model=LoadExported(recognised.path), inputs=DrawExported(recognised.path), notes=(note,), forward=spread
+            model=LoadExported(recognised.path), inputs=DrawExported(recognised.path), notes=(note,), forward=_spread
         )
     note = f"the inputs are noise, drawn by seed: there is no {_beside(recognised.path).name} beside the program"
     notes = () if _beside(recognised.path).is_file() else (note,)
     return dict(model=LoadScript(recognised.path), inputs=DrawScript(recognised.path, asked), notes=notes)
 
 
-def spread(model: nn.Module, inputs: dict[str, Any]) -> Any:
+def _spread(model: nn.Module, inputs: dict[str, Any]) -> Any:
     """The program called with its positional arguments and its keywords."""
     return model(*inputs["args"], **inputs["kwargs"])
 

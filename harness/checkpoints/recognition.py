@@ -12,7 +12,7 @@ from typing import Any
 from harness.checkpoints.conversion import CONFIG, PICKLES
 from harness.errors import CheckpointError
 
-KINDS = (
+_KINDS = (
     "sentence-transformers",
     "PEFT",
     "diffusers",
@@ -23,7 +23,7 @@ KINDS = (
     "TorchScript",
     "function",
 )
-MARKS = {  # the files that tell a directory, and what they are a sign of
+_MARKS = {  # the files that tell a directory, and what they are a sign of
     "modules.json": "sentence-transformers",
     "adapter_config.json": "PEFT",
     "model_index.json": "diffusers",
@@ -88,12 +88,12 @@ def checkpoints_in(given: str | Path) -> list[str | Path]:
     if not result:
         raise CheckpointError(
             f"{path} holds no checkpoint, and neither do its folders; "
-            f"a directory with one of {', '.join(MARKS)} was expected"
+            f"a directory with one of {', '.join(_MARKS)} was expected"
         )
     return list(result)
 
 
-def read_json(path: Path) -> dict[str, Any] | list[Any]:
+def _read_json(path: Path) -> dict[str, Any] | list[Any]:
     """What a JSON file of a checkpoint holds. Raises: CheckpointError where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any] | list[Any]:
 
 def read_fields(path: Path) -> dict[str, Any]:
     """What a JSON file with one object holds. Raises: CheckpointError where it holds something else."""
-    result = read_json(path)
+    result = _read_json(path)
     if not isinstance(result, dict):
         raise CheckpointError(f"{path} holds a JSON {type(result).__name__} where an object was expected")
     return result
@@ -111,7 +111,9 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 def _directory(path: Path) -> Recognised:
     if (path / "modules.json").is_file():
-        return Recognised(kind="sentence-transformers", path=path, fields={"modules": read_json(path / "modules.json")})
+        return Recognised(
+            kind="sentence-transformers", path=path, fields={"modules": _read_json(path / "modules.json")}
+        )
     for name, kind in (("adapter_config.json", "PEFT"), ("model_index.json", "diffusers")):
         if (path / name).is_file():
             return Recognised(kind=kind, path=path, fields=read_fields(path / name))
@@ -156,7 +158,7 @@ def _without_config(path: Path) -> Recognised:
             f"{path} holds pickles only ({', '.join(pickles)}), which are never read; save the model as safetensors "
             f"with its {CONFIG}"
         )
-    raise CheckpointError(f"{path} holds no checkpoint; one of {', '.join(MARKS)} was expected in it")
+    raise CheckpointError(f"{path} holds no checkpoint; one of {', '.join(_MARKS)} was expected in it")
 
 
 def _file(path: Path) -> Recognised:
@@ -180,7 +182,7 @@ def _file(path: Path) -> Recognised:
 
 
 def _is_marked(path: Path) -> bool:
-    return any((path / name).is_file() for name in MARKS)
+    return any((path / name).is_file() for name in _MARKS)
 
 
 def _weights_in(path: Path) -> bool:

@@ -21,7 +21,7 @@ from harness.errors import CheckpointError
 from harness.measure.generation import greedy
 
 KIND = "transformers"
-STEPS = 8  # tokens that a generation makes
+_STEPS = 8  # tokens that a generation makes
 FORWARD, DECODE, GENERATE = "forward", "decode", "generate"
 # The tables of transformers whose classes return `logits` with a decision along their last axis.
 DECIDING = (
@@ -48,7 +48,7 @@ PROCESSORS = {  # the Auto classes of what prepares inputs, in words
 }
 BY_FUNCTION = "which cannot be drawn here; write a function that returns a Case and give it as module:function"
 CACHES = ("past_key_values", "cache", "cache_params")  # what versions of transformers call the cache
-LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_text_len")
+_LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_text_len")
 
 
 # -------- the model
@@ -80,7 +80,7 @@ def _remote(path: Path, auto_map: Mapping[str, Any]) -> str:
     )
 
 
-def class_of(path: Path, config: Any, asked: Asked) -> type:
+def _class_of(path: Path, config: Any, asked: Asked) -> type:
     """The class of the model: of transformers, or of the checkpoint's own code where that is permitted.
 
     Raises: CheckpointError for a class that transformers lacks, and for code without permission.
@@ -122,7 +122,7 @@ class Load:
     def __call__(self, dtype: torch.dtype) -> nn.Module:
         require_weights(self.path)  # half a checkpoint is told before anything is built
         entries, _ = read_checkpoint(self.path)
-        kind = class_of(self.path, config_of(self.path, self.asked), self.asked)
+        kind = _class_of(self.path, config_of(self.path, self.asked), self.asked)
         with loading(f"{kind.__name__} of {self.path}"):
             model, seen = kind.from_pretrained(
                 self.path,
@@ -144,7 +144,7 @@ class Load:
 def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
     """What is run of it: one forward, and of a model that generates a step from its cache and a greedy generation."""
     config = config_of(recognised.path, asked)
-    kind = class_of(recognised.path, config, asked)
+    kind = _class_of(recognised.path, config, asked)
     if not _generates(kind, config):
         return (FORWARD,)
     cached = _cache_name(kind) and not config.is_encoder_decoder and _takes_text_alone(kind)
@@ -177,7 +177,7 @@ def arguments(recognised: Recognised, part: str, asked: Asked, *, processors: Pa
     Raises: CheckpointError.
     """
     config = config_of(recognised.path, asked)
-    kind = class_of(recognised.path, config, asked)
+    kind = _class_of(recognised.path, config, asked)
     draw = Draw(kind=kind, config=config, place=processors or recognised.path, part=part, asked=asked)
     given: dict[str, Any] = dict(model=Load(recognised.path, asked), inputs=draw, notes=draw.notes)
     if part == GENERATE:
@@ -189,8 +189,8 @@ def arguments(recognised: Recognised, part: str, asked: Asked, *, processors: Pa
 
 
 def generated(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Greedy generation of `STEPS` tokens: the tokens (B, T) and the logits (B, T, V) that each was taken from."""
-    return greedy(model, inputs, STEPS)
+    """Greedy generation of `_STEPS` tokens: the tokens (B, T) and the logits (B, T, V) that each was taken from."""
+    return greedy(model, inputs, _STEPS)
 
 
 def decoded(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -376,9 +376,9 @@ class Draw:
     @property
     def length(self) -> int:
         """Tokens of a sequence: as asked, and no more than the model has positions for."""
-        limits = [getattr(item, name, None) for item in (self.config, self._text_config) for name in LENGTHS]
+        limits = [getattr(item, name, None) for item in (self.config, self._text_config) for name in _LENGTHS]
         known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
-        room = 2 + (STEPS if self.part == GENERATE else 0)  # some models count positions from 2 on
+        room = 2 + (_STEPS if self.part == GENERATE else 0)  # some models count positions from 2 on
         return max(min([self.asked.length, *(item - room for item in known)]), 1)
 
     @property

@@ -24,7 +24,7 @@ COMPATIBLE = {
     "2.5.1": ("8.1.RC1",), "2.4.0.post4": ("8.1.RC1",), "2.3.1.post6": ("8.1.RC1",), "2.1.0.post12": ("8.1.RC1",),
     "2.4.0.post2": ("8.0",), "2.3.1.post4": ("8.0",), "2.1.0.post10": ("8.0",),
 }  # fmt: skip
-ACROSS = ("8.5", "9.0", "9.1")  # the releases 7.3, 26.0 and 26.1 of torch_npu are declared to run with each of these
+_ACROSS = ("8.5", "9.0", "9.1")  # the releases 7.3, 26.0 and 26.1 of torch_npu are declared to run with each of these
 PYTHONS = {  # the Pythons 3.x that a torch_npu has wheels for: the same document
     "2.1": (8, 11), "2.3": (8, 11), "2.4": (8, 11), "2.5": (9, 11), "2.6": (9, 11), "2.7": (9, 13), "2.8": (9, 13),
     "2.9": (10, 13), "2.10": (10, 13), "2.11": (10, 14), "2.12": (10, 14), "2.13": (10, 14),
@@ -114,7 +114,7 @@ def cann_verdict(version: str, cann: str | None, pair: str) -> tuple[str, str]:
     if version not in COMPATIBLE:
         return "unlisted", f"{pair}: this torch_npu is not in the published table; check its release notes"
     wanted = COMPATIBLE[version]
-    if any(cann.startswith(item) for item in wanted) or (wanted[0] in ACROSS and cann.startswith(ACROSS)):
+    if any(cann.startswith(item) for item in wanted) or (wanted[0] in _ACROSS and cann.startswith(_ACROSS)):
         return "ok", f"{pair}, released with {wanted[0]}"
     return "warning", f"{pair}: it was released with CANN {' or '.join(wanted)}"
 

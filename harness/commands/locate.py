@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.commands.base import Command, add_device
 from harness.errors import HarnessError
 
-ROWS = Path(__file__).parents[1] / "plugin" / "checkpoint_rows.py"  # the tests that run a checkpoint
+_ROWS = Path(__file__).parents[1] / "plugin" / "checkpoint_rows.py"  # the tests that run a checkpoint
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if _is_checkpoint(arguments.case):
         from harness.checkpoints.recognition import recognise
 
-        named, arguments.cases = recognise(arguments.case).name, ROWS
+        named, arguments.cases = recognise(arguments.case).name, _ROWS
         arguments.seed = 42 if arguments.seed is None else arguments.seed
     if not arguments.cases.exists():
         raise HarnessError(f"no cases at {arguments.cases}; name their file or folder with --cases")

@@ -26,7 +26,7 @@ from harness.commands import (
 from harness.errors import HarnessError
 from harness.typed_json import shown
 
-COMMANDS = (
+_COMMANDS = (
     infer.COMMAND,
     convert.COMMAND,
     bench.COMMAND,
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
+    for command in _COMMANDS:
         added = commands.add_parser(
             command.name,
             help=command.summary,

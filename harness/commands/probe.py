@@ -27,7 +27,7 @@ AGREES, CONTRADICTS, UNMEASURED, UNSAID = "agrees", "contradicts", "not measured
 FLOAT32_BITS = 1.0
 HALF_BITS = 0.25  # one more rounding of the same size costs half a bit
 ATTENTION_BITS = 0.5  # the tiles of its softmax are not public
-PLACES = 1.0  # last places that a float32 function of the vector unit may be further off than the CPU's
+_PLACES = 1.0  # last places that a float32 function of the vector unit may be further off than the CPU's
 HALF_PLACES = 0.25  # half results are rounded once: 0.5 places, and none may be a quarter further off
 SKIPPED_BY_FORECAST = ("9 repeats",)  # the forecast is one run
 
@@ -60,7 +60,7 @@ def facts_of(measured: Mapping[str, Any]) -> dict[str, Fact]:
     """The facts in what `measure` gave, by the name of their rule, in the order of the measurements."""
     result: dict[str, Fact] = {}
     for name, numbers in measured.items():
-        derive = DERIVED[name.partition(" ")[0]]
+        derive = _DERIVED[name.partition(" ")[0]]
         result |= derive(name, numbers)
     return result
 
@@ -239,7 +239,7 @@ def _vector(name: str, numbers: Any) -> dict[str, Fact]:
     if lacking(numbers):
         return {"vector unit": Fact(lacks=lacking(numbers))}
     result = {}
-    for dtype, room in (("float32", PLACES), ("float16", HALF_PLACES)):
+    for dtype, room in (("float32", _PLACES), ("float16", HALF_PLACES)):
         for function, number in numbers[dtype].items():
             largest = fact(number, lambda item: value(item["max"]), within=room, above=True)
             result[f"{function} {dtype}: largest error in last places"] = largest
@@ -267,7 +267,7 @@ def _repeats(name: str, numbers: Any) -> dict[str, Fact]:
     return result
 
 
-DERIVED: dict[str, Callable[[str, Any], dict[str, Fact]]] = {
+_DERIVED: dict[str, Callable[[str, Any], dict[str, Fact]]] = {
     "1": _operand,
     "2": _operand,
     "3": _sums,

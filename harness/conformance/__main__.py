@@ -7,7 +7,7 @@ import sys
 
 from harness.errors import HarnessError
 
-COMMANDS = (
+_COMMANDS = (
     "architectures",
     "checkpoints",
     "vendor",
@@ -22,8 +22,8 @@ COMMANDS = (
 
 
 def main() -> int:
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        print(f"usage: python -m harness.conformance {' | '.join(COMMANDS)} [-h] …", file=sys.stderr)
+    if len(sys.argv) < 2 or sys.argv[1] not in _COMMANDS:
+        print(f"usage: python -m harness.conformance {' | '.join(_COMMANDS)} [-h] …", file=sys.stderr)
         return 2
     try:
         return importlib.import_module(f"harness.conformance.{sys.argv[1]}").main(sys.argv[2:])

@@ -26,7 +26,7 @@ from typing import Any
 
 from harness.conformance import summary_of
 
-SMALL = {  # what a configuration may call its sizes, and how large they are here
+_SMALL = {  # what a configuration may call its sizes, and how large they are here
     "hidden_size": 64,
     "d_model": 64,
     "n_embd": 64,
@@ -103,8 +103,8 @@ def _shrink(config, changes: dict) -> None:
             _shrink(value, changes.get(name, {}))
         elif name in changes:
             setattr(config, name, changes[name])
-        elif name in SMALL and isinstance(value, int) and not isinstance(value, bool):
-            setattr(config, name, SMALL[name])
+        elif name in _SMALL and isinstance(value, int) and not isinstance(value, bool):
+            setattr(config, name, _SMALL[name])
         elif any(word in name for word in NO_DROPOUT) and isinstance(value, float):
             setattr(config, name, 0.0)
     for name, value in changes.items():
@@ -420,7 +420,7 @@ def transformers_architectures() -> list[Architecture]:
 # -------- timm
 
 
-TIMM = {  # model: what makes it small
+_TIMM = {  # model: what makes it small
     "resnet18": {},
     "resnext50_32x4d": {},
     "mobilenetv3_small_100": {},
@@ -477,7 +477,7 @@ def _timm(name: str, changes: dict) -> Architecture:
 
 def architectures() -> list[Architecture]:
     """Every entry, transformers first."""
-    return [*transformers_architectures(), *(_timm(*pair) for pair in TIMM.items())]
+    return [*transformers_architectures(), *(_timm(*pair) for pair in _TIMM.items())]
 
 
 # -------- running
@@ -679,7 +679,7 @@ def results(names: list[str]) -> list[Result]:
         return [_result(entry, Path(work)) for entry in _chosen(names)]
 
 
-def table(rows: list[Result]) -> str:
+def _table(rows: list[Result]) -> str:
     """The results as markdown."""
     lines = [
         (
@@ -718,9 +718,9 @@ def main(argv: list[str]) -> int:
         compute(arguments.names, Path(arguments.compute[1]), arguments.compute[0])
         return 0
     result = results(arguments.names)
-    print(table(result))
+    print(_table(result))
     if arguments.output:
-        arguments.output.write_text(table(result) + "\n")
+        arguments.output.write_text(_table(result) + "\n")
     bad = [item for item in result if item.problem]
     print(f"{len(result) - len(bad)} of {len(result)} ran")
     return 1 if bad else 0

@@ -21,12 +21,12 @@ from harness.conformance import summary_of
 from harness.devices import open_device
 from harness.numerics import effective_bits
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SIZE = 64
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class _Family:
     """One operator on normal data; `cube` says that HF32 can change it, `exact` what it means where that is not
     itself.
     """
@@ -39,29 +39,29 @@ class Family:
 
 
 FAMILIES = (
-    Family(name="matmul", function=torch.matmul, shapes=((SIZE, SIZE), (SIZE, SIZE)), cube=True),
-    Family(name="linear", function=F.linear, shapes=((SIZE, SIZE), (SIZE, SIZE), (SIZE,)), cube=True),
-    Family(name="bmm", function=torch.bmm, shapes=((8, SIZE, SIZE), (8, SIZE, SIZE)), cube=True),
-    Family(name="conv2d", function=F.conv2d, shapes=((4, 16, 16, 16), (16, 16, 2, 2)), cube=True),
-    Family(name="conv1d", function=F.conv1d, shapes=((4, 16, SIZE), (16, 16, 4)), cube=True),
-    Family(name="attention", function=F.scaled_dot_product_attention, shapes=((2, 4, SIZE, SIZE),) * 3),
-    Family(name="softmax", function=lambda x: F.softmax(x, -1), shapes=((SIZE, SIZE),)),
-    Family(name="layer_norm", function=lambda x: F.layer_norm(x, (SIZE,)), shapes=((SIZE, SIZE),)),
-    Family(name="gelu, none", function=F.gelu, shapes=((SIZE, SIZE),)),
-    Family(
+    _Family(name="matmul", function=torch.matmul, shapes=((_SIZE, _SIZE), (_SIZE, _SIZE)), cube=True),
+    _Family(name="linear", function=F.linear, shapes=((_SIZE, _SIZE), (_SIZE, _SIZE), (_SIZE,)), cube=True),
+    _Family(name="bmm", function=torch.bmm, shapes=((8, _SIZE, _SIZE), (8, _SIZE, _SIZE)), cube=True),
+    _Family(name="conv2d", function=F.conv2d, shapes=((4, 16, 16, 16), (16, 16, 2, 2)), cube=True),
+    _Family(name="conv1d", function=F.conv1d, shapes=((4, 16, _SIZE), (16, 16, 4)), cube=True),
+    _Family(name="attention", function=F.scaled_dot_product_attention, shapes=((2, 4, _SIZE, _SIZE),) * 3),
+    _Family(name="softmax", function=lambda x: F.softmax(x, -1), shapes=((_SIZE, _SIZE),)),
+    _Family(name="layer_norm", function=lambda x: F.layer_norm(x, (_SIZE,)), shapes=((_SIZE, _SIZE),)),
+    _Family(name="gelu, none", function=F.gelu, shapes=((_SIZE, _SIZE),)),
+    _Family(
         name="gelu, none, as tanh",
         function=F.gelu,
-        shapes=((SIZE, SIZE),),
+        shapes=((_SIZE, _SIZE),),
         exact=lambda x: F.gelu(x, approximate="tanh"),
     ),
-    Family(name="silu", function=F.silu, shapes=((SIZE, SIZE),)),
-    Family(name="add", function=torch.add, shapes=((SIZE, SIZE), (SIZE, SIZE))),
-    Family(name="exp", function=torch.exp, shapes=((SIZE, SIZE),)),
-    Family(name="sum", function=lambda x: x.sum(-1), shapes=((SIZE, SIZE),)),
+    _Family(name="silu", function=F.silu, shapes=((_SIZE, _SIZE),)),
+    _Family(name="add", function=torch.add, shapes=((_SIZE, _SIZE), (_SIZE, _SIZE))),
+    _Family(name="exp", function=torch.exp, shapes=((_SIZE, _SIZE),)),
+    _Family(name="sum", function=lambda x: x.sum(-1), shapes=((_SIZE, _SIZE),)),
 )
 
 
-def measure(family: Family, dtype: torch.dtype, device: torch.device) -> float:
+def measure(family: _Family, dtype: torch.dtype, device: torch.device) -> float:
     """Effective bits of one operator in one dtype on a device."""
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=generator).to(dtype) for shape in family.shapes]
@@ -77,7 +77,7 @@ def rows(device: torch.device) -> Iterator[tuple[str, dict[str, float]]]:
         for family in FAMILIES:
             for switch in switches:
                 switch.allow_hf32 = False
-            result = {str(dtype).removeprefix("torch."): measure(family, dtype, device) for dtype in DTYPES}
+            result = {str(dtype).removeprefix("torch."): measure(family, dtype, device) for dtype in _DTYPES}
             if family.cube and switches:
                 for switch in switches:
                     switch.allow_hf32 = True
@@ -88,7 +88,7 @@ def rows(device: torch.device) -> Iterator[tuple[str, dict[str, float]]]:
             switch.allow_hf32 = value
 
 
-def table(result: list[tuple[str, dict[str, float]]]) -> str:
+def _table(result: list[tuple[str, dict[str, float]]]) -> str:
     """Bits by family and arithmetic as markdown."""
     columns = ("float32", "hf32", "float16", "bfloat16")
     lines = [f"| operator | {' | '.join(columns)} |", "|---|---|---|---|---|"]
@@ -105,5 +105,5 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     device = open_device(arguments.device)
     print(f"{device.name} ({device.backend})\n")
-    print(table(list(rows(device.torch_device))))
+    print(_table(list(rows(device.torch_device))))
     return 0

@@ -22,7 +22,7 @@ from harness.checkpoints.material import LANGUAGES, sentences
 from harness.conformance.architectures import made, transformers_architectures
 from harness.devices import without_broken_npu
 
-TEXT = ("encoder", "decoder", "state-space", "encoder-decoder")
+_TEXT = ("encoder", "decoder", "state-space", "encoder-decoder")
 STAGES = ("out_features", "out_indices", "stage_names")  # of a config before it was made small
 
 
@@ -78,7 +78,7 @@ def _save(entry: Any, path: Path, beside: bool) -> None:
         )
     if not beside:
         return
-    if entry.kind in TEXT:
+    if entry.kind in _TEXT:
         tokenizer().save_pretrained(path)
     size = config.get("image_size")
     if entry.kind == "vision" and isinstance(size, int):

@@ -49,7 +49,7 @@ from harness.reference import WideRequests, copy_module, move, run, tensors_of
 from harness.run.assumptions import assumption_of, hangs
 from harness.run.comparisons import measure
 
-PLACES = {"early": 0.05, "middle": 0.5, "late": 0.95}  # of the operators of a forward
+_PLACES = {"early": 0.05, "middle": 0.5, "late": 0.95}  # of the operators of a forward
 FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("hf32", {}), ("fp16", {}), ("mask", {}), ("index", {}),
     *[("scale", {"by": by}) for by in (2.0, 1.1, 1.01, 1.001)],
@@ -271,7 +271,7 @@ def faulty(bench: Bench, faults: list[tuple[str, dict[str, Any]]] = FAULTS) -> I
     names = _called(bench)
     for kind, settings in faults:
         idle: set[str] = set()  # operators in which this fault has nothing to change, such as a mask in a product
-        for place, share in PLACES.items():
+        for place, share in _PLACES.items():
             start = int(share * len(names))
             for position in sorted(range(len(names)), key=lambda value: abs(value - start))[:TRIES]:
                 if names[position] in idle:

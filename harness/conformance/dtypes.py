@@ -23,7 +23,7 @@ from harness.emulator.known_dtypes import CODES, TABLE, Line, known
 from harness.errors import HarnessError
 
 REPOSITORY = "https://gitcode.com/cann/"
-NAMES = {  # what the sources write: what the table holds
+_NAMES = {  # what the sources write: what the table holds
     "FLOAT": "FLOAT",
     "FLOAT32": "FLOAT",
     "FLOAT16": "FLOAT16",
@@ -43,7 +43,7 @@ def checked(source: str) -> set[str]:
     for name, body in _LIST.findall(source):
         if not _NEWER.search(name):
             result |= set(re.findall(r"DT_([A-Z]+\d*)", body))
-    return {NAMES[name] for name in result if name in NAMES}
+    return {_NAMES[name] for name in result if name in _NAMES}
 
 
 def documented(page: str) -> set[str]:
@@ -56,7 +56,7 @@ def documented(page: str) -> set[str]:
     for line in part.splitlines():
         if "Atlas A2" in line and "不支持" in line:
             denied |= set(re.findall(r"(?<![A-Z0-9_])([A-Z]+\d*)(?![A-Z0-9_])", line[line.index("不支持") :]))
-    return {NAMES[name] for name in named - denied if name in NAMES}
+    return {_NAMES[name] for name in named - denied if name in _NAMES}
 
 
 def _git(checkout: Path, *words: str) -> str:
@@ -66,7 +66,7 @@ def _git(checkout: Path, *words: str) -> str:
     return done.stdout
 
 
-def read(checkout: Path, repository: str, operators: set[str]) -> list[Line]:
+def _read(checkout: Path, repository: str, operators: set[str]) -> list[Line]:
     """The lines of the operators that a checkout holds, page and check."""
     commit = _git(checkout, "rev-parse", "--short=12", "HEAD").strip()
     files = [
@@ -94,7 +94,7 @@ def read(checkout: Path, repository: str, operators: set[str]) -> list[Line]:
     return lines
 
 
-def write(lines: list[Line]) -> None:
+def _write(lines: list[Line]) -> None:
     """Write the table, a line for each operator, sorted."""
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
@@ -127,9 +127,9 @@ def main(argv: list[str]) -> int:
     if arguments.read:
         lines: dict[str, Line] = {}
         for checkout in arguments.read:
-            for line in read(checkout, REPOSITORY + checkout.name, set(OPERATORS)):
+            for line in _read(checkout, REPOSITORY + checkout.name, set(OPERATORS)):
                 lines.setdefault(line.operator, line)
-        write(list(lines.values()))
+        _write(list(lines.values()))
         known.cache_clear()
     names, table = [name for name in build.operator_names() if name in OPERATORS], known()
     print(f"operators with a known table of dtypes: {sum(name in table for name in names)} of {len(names)}")

@@ -21,8 +21,8 @@ from harness.models.aimv2 import AIMv2Config, build
 from harness.reference import Models
 from harness.run.validation import validate
 
-NAME = "aimv2-large-patch14-224-distilled"
-SEEDS = (42, 123, 256, 789, 1024)
+_NAME = "aimv2-large-patch14-224-distilled"
+_SEEDS = (42, 123, 256, 789, 1024)
 MODES = {  # dtype, and HF32 for convolutions and for products; None leaves a switch as it comes
     "float32, HF32 convolutions": ("float32", True, False),
     "float32, no HF32": ("float32", False, False),
@@ -41,7 +41,7 @@ class Found:
     verdict: Verdict
 
 
-def measured(device: Device, model: str | AIMv2Config = NAME, seeds: tuple[int, ...] = SEEDS) -> Iterator[Found]:
+def measured(device: Device, model: str | AIMv2Config = _NAME, seeds: tuple[int, ...] = _SEEDS) -> Iterator[Found]:
     """Each mode with each seed. The switches are left as they were."""
     models = Models()
     weights = build(model, 0)
@@ -49,7 +49,7 @@ def measured(device: Device, model: str | AIMv2Config = NAME, seeds: tuple[int, 
 
     def case(dtype: str) -> Case:
         return Case(
-            name=NAME,
+            name=_NAME,
             model=lambda: weights,
             inputs=lambda generator: torch.randn(1, 3, side, side, generator=generator),
             dtype=dtype,
@@ -87,7 +87,7 @@ def text(result: list[Found], device: Device) -> str:
         "# Measured and forecast",
         "",
         (
-            f"{NAME}, seeded weights, {device.name} ({device.backend}); rel_l2 to float64; the last figures in "
+            f"{_NAME}, seeded weights, {device.name} ({device.backend}); rel_l2 to float64; the last figures in "
             "units of the floor."
         ),
         "",

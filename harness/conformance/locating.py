@@ -33,8 +33,8 @@ from harness.errors import HarnessError
 from harness.locate import Finding, locate, named
 from harness.reference import Models, roundoff
 
-DTYPES = ("float32", "float16")
-KINDS = list(dict.fromkeys(kind for kind, _ in FAULTS))
+_DTYPES = ("float32", "float16")
+_KINDS = list(dict.fromkeys(kind for kind, _ in FAULTS))
 GOLDEN = (math.sqrt(5) - 1) / 2
 QUIET = ("Copy", "Fill", "Arange", "Zero", "One", "Eye")  # what moves or makes numbers and computes none
 
@@ -49,7 +49,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class _Outcome:
     """A fault at a place, and what was named."""
 
     subject: str
@@ -137,7 +137,7 @@ def _scattered(group: Sequence[Place], start: int) -> list[Place]:
     return [group[index] for index in sorted(range(len(group)), key=lambda index: (index - start) * GOLDEN % 1)]
 
 
-def trials(bed: Bed, count: int) -> Iterator[Outcome]:
+def trials(bed: Bed, count: int) -> Iterator[_Outcome]:
     """Faults of each kind and size at each of `count` places of a model."""
     for place in places(bed)[:count]:
         for kind, settings in FAULTS:
@@ -146,13 +146,13 @@ def trials(bed: Bed, count: int) -> Iterator[Outcome]:
                 yield result
 
 
-def spread(bed: Bed, kind: str, count: int) -> Iterator[Outcome]:
+def spread(bed: Bed, kind: str, count: int) -> Iterator[_Outcome]:
     """Faults of one kind, its sizes in turn, at `count` places where it acts; an operator in which it has nothing to
     change is left out from then on.
     """
     sizes = itertools.cycle([settings for item, settings in FAULTS if item == kind])
     left, deaf = count, set()
-    for place in places(bed, KINDS.index(kind)):
+    for place in places(bed, _KINDS.index(kind)):
         if not left:
             return
         result = None if place.operator in deaf else _tried(bed, place, kind, next(sizes))
@@ -163,7 +163,7 @@ def spread(bed: Bed, kind: str, count: int) -> Iterator[Outcome]:
         yield result
 
 
-def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> Outcome | None:
+def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> _Outcome | None:
     """None where the fault did not act, or changed no number."""
     heads = {"heads": 4} if "heads" in kind else {}
     with named(bed.model) as path:
@@ -172,7 +172,7 @@ def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> Outco
     if not fault.hits or _numbers(finding) == _numbers(bed.healthy):
         return None
     first = finding.first
-    return Outcome(
+    return _Outcome(
         subject=bed.case.name,
         dtype=bed.case.dtype,
         place=place,
@@ -210,7 +210,7 @@ def _called(finding: Finding) -> list[str]:
 # -------- the report
 
 
-def text(result: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
+def text(result: Sequence[_Outcome], healthy: Iterable[Finding]) -> str:
     """The counts by kind and by model, what was not found, and the healthy runs."""
     exact = sum(item.exact for item in result)
     spots = len({(item.subject, item.dtype, item.place.module, item.place.operator) for item in result})
@@ -222,7 +222,7 @@ def text(result: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
         "A kind with none was not asked for, or has nothing to act on here.", "",
     ]  # fmt: skip
     lines += ["| kind | planted | named | with a cause | within one rounding |", "|---|---|---|---|---|"]
-    lines += [f"| {kind} | {_counts([item for item in result if item.kind == kind])} |" for kind in KINDS]
+    lines += [f"| {kind} | {_counts([item for item in result if item.kind == kind])} |" for kind in _KINDS]
     lines += [
         "",
         "| model | dtype | planted | named | with a cause | within one rounding |",
@@ -261,7 +261,7 @@ def text(result: Sequence[Outcome], healthy: Iterable[Finding]) -> str:
     return "\n".join(lines)
 
 
-def _counts(group: Sequence[Outcome]) -> str:
+def _counts(group: Sequence[_Outcome]) -> str:
     named = [item for item in group if item.exact]
     return " | ".join(
         map(str, (len(group), len(named), sum(bool(item.cause) for item in named), sum(item.lost for item in group)))
@@ -274,7 +274,7 @@ def _large() -> torch.nn.Module:
     return build("aimv2-large-patch14-224-distilled", seed=0)
 
 
-LARGE = Subject(
+_LARGE = Subject(
     name="aimv2-large", build=_large, inputs=lambda generator: torch.randn(1, 3, 224, 224, generator=generator)
 )
 
@@ -282,16 +282,16 @@ LARGE = Subject(
 @functools.cache
 def _bed(dtype: str) -> Bed:
     """One for all kinds that a process plants."""
-    return Bed(LARGE, dtype, open_device("emulated"))
+    return Bed(_LARGE, dtype, open_device("emulated"))
 
 
-def _planted(dtype: str, kind: str, count: int, threads: int) -> tuple[list[Outcome], Finding]:
+def _planted(dtype: str, kind: str, count: int, threads: int) -> tuple[list[_Outcome], Finding]:
     """The outcomes of one kind in the full-size model, and its healthy run."""
     torch.set_num_threads(threads)
     return [_told(item) for item in spread(_bed(dtype), kind, count)], _bed(dtype).healthy
 
 
-def _told(result: Outcome) -> Outcome:
+def _told(result: _Outcome) -> _Outcome:
     print(
         f"{result.subject} {result.dtype} {result.place.module} {result.fault}: "
         f"{'named' if result.exact else result.named or 'nothing named'}",
@@ -307,14 +307,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--models", nargs="*", default=names, metavar="MODEL", help=f"of {', '.join(names)}; default: all"
     )
-    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--dtypes", nargs="+", default=list(_DTYPES), choices=("float32", "float16", "bfloat16"))
     parser.add_argument(
         "--kinds",
         nargs="+",
-        default=KINDS,
-        choices=KINDS,
+        default=_KINDS,
+        choices=_KINDS,
         metavar="KIND",
-        help=f"planted in the full-size model, of {', '.join(KINDS)}; default: all",
+        help=f"planted in the full-size model, of {', '.join(_KINDS)}; default: all",
     )
     parser.add_argument(
         "--places", type=int, default=8, help="of each model and dtype, every kind of fault at each (default 8)"
@@ -332,7 +332,7 @@ def main(argv: list[str]) -> int:
     unknown = [model for model in arguments.models if model not in names]
     if unknown:
         raise HarnessError(f"no model is called {', '.join(unknown)}; there are {', '.join(names)}")
-    result: list[Outcome] = []
+    result: list[_Outcome] = []
     healthy: dict[tuple[str, str], Finding] = {}
     threads = torch.get_num_threads()
     for subject, dtype in itertools.product(
@@ -354,7 +354,7 @@ def main(argv: list[str]) -> int:
             for work in as_completed([pool.submit(_planted, *argument) for argument in given]):
                 outcomes, run = work.result()
                 result += outcomes
-                healthy[LARGE.name, run.dtype] = run
+                healthy[_LARGE.name, run.dtype] = run
                 _write(arguments.output, text(result, healthy.values()))
     _write(arguments.output, text(result, healthy.values()))
     if arguments.output is None:

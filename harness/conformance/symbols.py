@@ -83,7 +83,7 @@ def read_wheel(path: Path) -> list[bytes]:
     return result
 
 
-def table(surveys: list[Survey]) -> str:
+def _table(surveys: list[Survey]) -> str:
     """The surveys as markdown, a row each."""
     lines = [
         "| torch_npu | operators | of them emulated | linked | refused | looked up | absent | gone |",
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> int:
     result = [survey(read_wheel(path), _version(path)) for path in arguments.wheels] or [
         survey(build.wheel_libraries(), build.wheel_version())
     ]
-    print(table(result))
+    print(_table(result))
     if arguments.names:
         for item in result:
             for what in ("not_emulated", "refused", "absent", "gone"):

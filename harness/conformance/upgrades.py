@@ -71,7 +71,7 @@ def _release(name: str, what: str, source: str, *operators: str) -> Callable:
 
 
 FLASH = ("aclnnFlashAttentionScore", "aclnnFlashAttentionScoreV2", "aclnnFlashAttentionScoreV3")
-PRODUCTS = (
+_PRODUCTS = (
     "aclnnMatmul",
     "aclnnMm",
     "aclnnBatchMatMul",
@@ -238,14 +238,16 @@ def _(before, *arguments, **keywords):
     "mixed by default",
     "float32 operands of products and convolutions are halved",
     "Ascend/pytorch #125",
-    *PRODUCTS,
+    *_PRODUCTS,
     "aclnnConvolution",
 )
 def _(before, *arguments, **keywords):
     return before(*_rounded(lambda tensor: tensor.half().float(), arguments, 3), **keywords)
 
 
-@_release("HF32 by default", "products of float32 run in HF32, the switch says they do not", "Jittor #18025", *PRODUCTS)
+@_release(
+    "HF32 by default", "products of float32 run in HF32, the switch says they do not", "Jittor #18025", *_PRODUCTS
+)
 def _(before, *arguments, **keywords):
     return before(*_rounded(numerics.round_hf32, arguments, 3), **keywords)
 
@@ -272,7 +274,7 @@ def _(before, x, dim, *more, **keywords):
     return x - x.float().exp().bfloat16().sum(dim, keepdim=True).log()
 
 
-@_release("half sums", "products of half operands sum in half", "vllm-ascend #9395, CANN 9.0", *PRODUCTS)
+@_release("half sums", "products of half operands sum in half", "vllm-ascend #9395, CANN 9.0", *_PRODUCTS)
 def _(before, *arguments, **keywords):
     spec = keywords["out"]
     result = before(*arguments, **keywords)
@@ -325,7 +327,7 @@ def _(before, *arguments, **keywords):
 
 
 @_release(
-    "bfloat16 cut off", "results in bfloat16 are cut off where they were rounded", "CANN 9.0, sglang #18481", *PRODUCTS
+    "bfloat16 cut off", "results in bfloat16 are cut off where they were rounded", "CANN 9.0, sglang #18481", *_PRODUCTS
 )
 def _(before, *arguments, **keywords):
     if keywords["out"].dtype != torch.bfloat16:

@@ -32,11 +32,11 @@ from harness.errors import HarnessError
 
 PASSED, FAILED, NOT_EMULATED, NOT_APPLICABLE = "passed", "failed", "not emulated", "not applicable"
 OUTCOMES = (PASSED, FAILED, NOT_EMULATED, NOT_APPLICABLE)
-LIMIT = 600  # seconds for one file
+_LIMIT = 600  # seconds for one file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class _Outcome:
     """One test: what became of it, and why where it did not pass."""
 
     test: str
@@ -49,7 +49,7 @@ class File:
     """One file of tests."""
 
     name: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[_Outcome, ...]
     fell_back: tuple[str, ...] = field(default=())  # operators that the CPU computed, as on a card
 
     def count(self, outcome: str) -> int:
@@ -86,7 +86,7 @@ def run(folder: Path, jobs: int, work: Path) -> Iterator[File]:
             yield _read(path, work, status)
             continue
         for process, (_, began) in running.items():
-            if time.monotonic() - began > LIMIT:
+            if time.monotonic() - began > _LIMIT:
                 os.killpg(process, signal.SIGKILL)
         time.sleep(0.05)
 
@@ -184,9 +184,9 @@ def _read(path: Path, work: Path, status: int) -> File:
     fell_back = tuple(
         sorted(set(re.findall(r"operator '([\w:.]+)' is not currently supported on the NPU backend", log)))
     )
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, _Outcome] = {}
     for line in (work / f"{path.stem}.jsonl").read_text(encoding="utf-8").splitlines():
-        result = Outcome(**json.loads(line))
+        result = _Outcome(**json.loads(line))
         name = result.test.partition(" ")[0]
         if name not in outcomes or outcomes[name].outcome == PASSED:
             outcomes[name] = result
@@ -194,13 +194,13 @@ def _read(path: Path, work: Path, status: int) -> File:
     if signalled or not outcomes:
         how = f"killed by signal {os.WTERMSIG(status)}" if signalled else f"exit {os.waitstatus_to_exitcode(status)}"
         last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "no output")
-        outcomes[path.name] = Outcome(
-            test=path.name, outcome=FAILED, reason=f"the file's process ended ({how}; {LIMIT} s allowed): {last[:120]}"
+        outcomes[path.name] = _Outcome(
+            test=path.name, outcome=FAILED, reason=f"the file's process ended ({how}; {_LIMIT} s allowed): {last[:120]}"
         )
     return File(name=path.name, outcomes=tuple(outcomes.values()), fell_back=fell_back)
 
 
-def table(files: list[File]) -> str:
+def _table(files: list[File]) -> str:
     """The outcome by file, the share of those that can run on a 910B, and the reasons of what did not pass."""
     total = {outcome: sum(item.count(outcome) for item in files) for outcome in OUTCOMES}
     runnable = sum(total[outcome] for outcome in OUTCOMES[:3])
@@ -252,7 +252,7 @@ def main(argv: list[str]) -> int:
                 flush=True,
             )
     files.sort(key=lambda value: value.name)
-    text = table(files)
+    text = _table(files)
     if arguments.output:
         arguments.output.write_text(text + "\n", encoding="utf-8")
     print(text.splitlines()[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-OPERATORS = ("nms", "qnms")
+_OPERATORS = ("nms", "qnms")
 _library = None  # holds the declarations for as long as the process lives
 
 
@@ -18,7 +18,7 @@ def declare_torchvision() -> None:
     import torch
 
     _library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in OPERATORS:
+    for name in _OPERATORS:
         try:
             _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         except RuntimeError:  # torchvision's own is there

@@ -197,7 +197,7 @@ def _each_place_once(func, target, dim, index, source, **options):
     return func(target, dim, index[chosen], source[chosen], **options)
 
 
-NORMS = tuple(EPSILON)
+_NORMS = tuple(EPSILON)
 EVERY = (  # in every call
     Wrong(what="attention scale 1 % off", functions=("scaled_dot_product_attention",), compute=_scaled(1.01)),
     Wrong(what="attention scale 0.1 % off", functions=("scaled_dot_product_attention",), compute=_scaled(1.001)),
@@ -206,8 +206,8 @@ EVERY = (  # in every call
     Wrong(what="weights of linear layers in float16", functions=("linear",), compute=_weights_in(torch.float16)),
     Wrong(what="linear layers computed in bfloat16", functions=("linear",), compute=_products_in_bfloat16),
     Wrong(what="linear layers truncate to 15 bits", functions=("linear",), compute=_truncated),
-    Wrong(what="eps of norms times 10", functions=NORMS, compute=_epsilon),
-    Wrong(what="norms read bfloat16", functions=NORMS, compute=_read_in_bfloat16),
+    Wrong(what="eps of norms times 10", functions=_NORMS, compute=_epsilon),
+    Wrong(what="norms read bfloat16", functions=_NORMS, compute=_read_in_bfloat16),
     Wrong(what="half of the groups in group norms", functions=("group_norm",), compute=_half_the_groups),
     Wrong(what="identifiers above nine tenths cut", functions=("embedding",), compute=_identifiers_cut),
     Wrong(what="repeated indices count once", functions=("index_add",), compute=_each_place_once),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 TIMEOUT = 5.0  # seconds that one call of npu-smi may take; after one that took longer none is made
 VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
-UNKNOWN = ("", "NA", "N/A", "-")  # what npu-smi prints where it knows nothing
+_UNKNOWN = ("", "NA", "N/A", "-")  # what npu-smi prints where it knows nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def read_card(index: int, ask: Callable[..., str | None], environment: Mapping[s
 
     `ask(*words)` is what `npu-smi` prints for these words, None where it fails.
     """
-    place = place_of(index, ask("info", "-m") or "", environment)
+    place = _place_of(index, ask("info", "-m") or "", environment)
     if place is None:
         return None
     npu, chip = place
@@ -57,7 +57,7 @@ def read_card(index: int, ask: Callable[..., str | None], environment: Mapping[s
     )
 
 
-def place_of(index: int, mapping: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
+def _place_of(index: int, mapping: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
     """NPU ID and Chip ID of `npu:<index>`, by the text of `npu-smi info -m`; None where the text does not say it.
 
     A chip without a number of its own, such as the Mcu, computes nothing. A table without a column "Chip Logic ID",
@@ -100,7 +100,7 @@ def _fields(text: str | None) -> dict[str, str]:
     result: dict[str, str] = {}
     for line in (text or "").splitlines():
         name, colon, value = (part.strip() for part in line.partition(":"))
-        if colon and value not in UNKNOWN:
+        if colon and value not in _UNKNOWN:
             result.setdefault(name, value)
     return result
 

@@ -17,8 +17,8 @@ from harness.devices.stack import Stack, read_stack
 from harness.errors import DeviceError, HarnessError, RunError
 from harness.torch_private import in_threads
 
-SIZES = (4, 1000, 100_000)  # elements of the float32 tensors of a check, which lie in blocks of different sizes
-EXACT = 1 << 22  # the sum of two whole numbers below it is exact in float32
+_SIZES = (4, 1000, 100_000)  # elements of the float32 tensors of a check, which lie in blocks of different sizes
+_EXACT = 1 << 22  # the sum of two whole numbers below it is exact in float32
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Device:
         with faults.suspended():
             try:
                 generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "little"))
-                wrong = [said for size in SIZES if (said := self._sum(size, generator))]
+                wrong = [said for size in _SIZES if (said := self._sum(size, generator))]
             except Exception as error:  # noqa: BLE001  whatever the device raises is the answer
                 self._raise_interrupt()
                 return summary(error)
@@ -111,7 +111,7 @@ class Device:
 
     def _sum(self, size: int, generator: torch.Generator) -> str:
         """Add a random number to `size` random ones on the device: what is wrong with the answer, or ""."""
-        drawn = torch.randint(EXACT, (size + 1,), generator=generator, dtype=torch.int32)
+        drawn = torch.randint(_EXACT, (size + 1,), generator=generator, dtype=torch.int32)
         numbers, summand = drawn[:-1].float(), float(drawn[-1])
         answer, expected = (numbers.to(self.torch_device) + summand).cpu(), numbers + summand
         if torch.equal(answer, expected):

@@ -109,13 +109,13 @@ FAULTS = (  # the gravest first: CANN often reports the consequences of a fault 
         texts=("execution times out", "execution timed out"),
     ),
 )  # fmt: skip
-CODE = re.compile(
+_CODE = re.compile(
     r"(?:\bcode(?: is)?|\bresult|\bret|\bretcode)\s*[=:]?\s*(\d{6})\b", re.IGNORECASE
 )  # not the process's number
 QUEUED = re.compile(
     r"^The Inner error is reported as above\..*the current working operator name is (\w+)"
 )  # NPUQueue.cpp
-LONGEST = 400  # characters of one line of the vendor's that are kept
+_LONGEST = 400  # characters of one line of the vendor's that are kept
 
 
 def fault_in(text: str) -> DeviceFault | None:
@@ -124,7 +124,7 @@ def fault_in(text: str) -> DeviceFault | None:
     >>> fault_in("NPU function error: AclrtSynchronizeDeviceWithTimeout, error code is 507015").name
     'AI Core exception'
     """
-    codes = {int(item) for item in CODE.findall(text)}
+    codes = {int(item) for item in _CODE.findall(text)}
     return next(
         (fault for fault in FAULTS if codes & set(fault.codes) or any(item in text for item in fault.texts)), None
     )
@@ -143,7 +143,7 @@ def comes_late(text: str) -> bool:
 
 def summary(error: BaseException) -> str:
     """An exception on one line: its type, its first line, and what CANN said, which torch_npu writes at the end."""
-    lines = [line.strip()[:LONGEST] for line in str(error).splitlines() if line.strip()] or [""]
+    lines = [line.strip()[:_LONGEST] for line in str(error).splitlines() if line.strip()] or [""]
     queued = QUEUED.search(lines[0])
     lines[0] = f"{queued[1]} failed in torch_npu's queue" if queued else lines[0]
     said = next(

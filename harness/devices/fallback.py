@@ -69,7 +69,7 @@ class Watch(TorchDispatchMode):
             return self._taken_apart(func, name, key, args, kwargs)
         if self.kind == "npu" and _falls_back(name):
             self._add(name)
-        if name.startswith(COPIES):
+        if name.startswith(_COPIES):
             result = func(*args, **kwargs)
             self._copied(result, args, tensors)
             return result
@@ -93,7 +93,7 @@ class Watch(TorchDispatchMode):
 
     def _count(self, func: Any, name: str, outcome: Any, tensors: list[Tensor]) -> None:
         """Count an operator that gave new values on the device, and no view, no empty memory and no copy."""
-        if name.startswith(MEMORY):
+        if name.startswith(_MEMORY):
             return
         memory = set() if func._schema.is_mutable else {_memory(tensor) for tensor in tensors}
         results = [leaf for leaf in tree_leaves(outcome) if isinstance(leaf, Tensor) and leaf.device.type == self.kind]
@@ -128,7 +128,7 @@ class Watch(TorchDispatchMode):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 self.seen.brought[leaf] = True
                 new = _memory(leaf) not in memory or func._schema.is_mutable
-                if new and not name.startswith((*COPIES, *MEMORY)):
+                if new and not name.startswith((*_COPIES, *_MEMORY)):
                     self._add_host(name)
         return result
 
@@ -163,18 +163,18 @@ class AsUnwatched(TorchFunctionMode):
             self.seen.exported |= args[0].device.type != "cpu" or args[0] in self.seen.brought
         if func in (F.ctc_loss, torch.ctc_loss):
             args = (*args[:2], *map(_whole_numbers, args[2:4]), *args[4:])
-            kwargs = {name: _whole_numbers(item) if name in LENGTHS else item for name, item in kwargs.items()}
+            kwargs = {name: _whole_numbers(item) if name in _LENGTHS else item for name, item in kwargs.items()}
         return func(*args, **kwargs)
 
 
-LENGTHS = ("input_lengths", "target_lengths")
+_LENGTHS = ("input_lengths", "target_lengths")
 
 
 def _whole_numbers(value: Any) -> Any:
     return value.flatten().tolist() if isinstance(value, Tensor) else value
 
 
-COPIES = (
+_COPIES = (
     "aten::copy_",
     "aten::_to_copy",
     "aten::to.",
@@ -185,7 +185,7 @@ COPIES = (
     "aten::is_nonzero",
     "aten::equal",
 )
-MEMORY = (
+_MEMORY = (
     "aten::empty",
     "aten::new_empty",
     "aten::detach",
@@ -223,7 +223,7 @@ def _apart(name: str) -> str | None:
             if known
             else ("CompositeImplicitAutograd", "CompositeExplicitAutograd", "PrivateUse1")
         )
-        own = known and (name.startswith(COPIES) or has_kernel(name, "PrivateUse1"))
+        own = known and (name.startswith(_COPIES) or has_kernel(name, "PrivateUse1"))
         _APART[name] = None if own else next((key for key in keys if has_kernel(name, key)), None)
     return _APART[name]
 

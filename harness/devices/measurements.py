@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SCHEMA = "npu-probe/1"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INNER = (64, 1024, 8192)  # lengths K of the sums of products
-KEYS = (64, 513, 2048)  # of attention
+_KEYS = (64, 513, 2048)  # of attention
 ELEMENTS = 1 << 17  # of the vector unit's functions
 REPEATS = 20
 BITS = range(1, 24)  # mantissa bits of float32
@@ -138,14 +138,14 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def effective_bits(result: Tensor, exact: Tensor) -> float:
+def _effective_bits(result: Tensor, exact: Tensor) -> float:
     """-log2 of the relative L2 error; 53 where nothing differs, NaN where something is not finite."""
     error = float((result.double() - exact).norm() / exact.norm())
     return min(-math.log2(error), 53.0) if error else 53.0
 
 
 def by_dtype(take: Callable[[torch.dtype], Any]) -> dict[str, Any]:
-    return {short(dtype): tried(lambda dtype=dtype: take(dtype)) for dtype in DTYPES}
+    return {short(dtype): tried(lambda dtype=dtype: take(dtype)) for dtype in _DTYPES}
 
 
 # -------- 1 and 2: what an operand is
@@ -272,7 +272,7 @@ def products(device: torch.device) -> dict[str, Any]:
 
     def of(dtype: torch.dtype, inner: int) -> float:
         left, right, exact = _factors(dtype, inner)
-        return effective_bits((left.to(device) @ right.to(device)).cpu(), exact)
+        return _effective_bits((left.to(device) @ right.to(device)).cpu(), exact)
 
     return by_dtype(lambda dtype: {str(inner): tried(lambda: of(dtype, inner)) for inner in INNER})
 
@@ -294,11 +294,11 @@ def attention(device: torch.device) -> dict[str, Any]:
     def of(dtype: torch.dtype, keys: int, mask: str) -> float:
         heads, options, exact = _attended(dtype, keys, mask)
         there = {name: option.to(device) if isinstance(option, Tensor) else option for name, option in options.items()}
-        return effective_bits(
+        return _effective_bits(
             F.scaled_dot_product_attention(*(head.to(device) for head in heads), **there).cpu(), exact
         )
 
-    names = [(keys, mask) for keys in KEYS for mask in MASKS]
+    names = [(keys, mask) for keys in _KEYS for mask in MASKS]
     return by_dtype(lambda dtype: {f"{keys} {mask}": tried(lambda: of(dtype, keys, mask)) for keys, mask in names})
 
 
@@ -313,7 +313,7 @@ def patches(device: torch.device) -> dict[str, Any]:
 
     def of(dtype: torch.dtype) -> float:
         picture, weight, exact = _patches(dtype)
-        return effective_bits(F.conv2d(picture.to(device), weight.to(device), stride=14).cpu(), exact)
+        return _effective_bits(F.conv2d(picture.to(device), weight.to(device), stride=14).cpu(), exact)
 
     return by_dtype(of)
 
@@ -322,7 +322,7 @@ def patches(device: torch.device) -> dict[str, Any]:
 # vector unit
 
 
-def gelu(device: torch.device) -> dict[str, Any]:
+def _gelu(device: torch.device) -> dict[str, Any]:
     """Largest distance of F.gelu in [-6, 6] to the erf formula and to the tanh formula, for both of its arguments."""
     x = torch.linspace(-6, 6, 4801)
     exact = {name: F.gelu(x.double(), approximate=how) for name, how in (("erf", "none"), ("tanh", "tanh"))}
@@ -334,12 +334,12 @@ def gelu(device: torch.device) -> dict[str, Any]:
     return {approximate: tried(lambda: of(approximate)) for approximate in ("none", "tanh")}
 
 
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": torch.exp, "erf": torch.erf, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "log": torch.log,
     "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "reciprocal": torch.reciprocal, "sin": torch.sin, "silu": F.silu,
 }  # fmt: skip
 POSITIVE = ("log", "sqrt", "rsqrt", "reciprocal")
-ROWS: dict[str, Callable[[Tensor], Tensor]] = {
+_ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: x.softmax(-1), "layer_norm": lambda x: F.layer_norm(x, (1024,)),
     "sum": lambda x: x.sum(-1), "mean_square": lambda x: x.square().mean(-1),
 }  # fmt: skip
@@ -349,7 +349,7 @@ ROWS: dict[str, Callable[[Tensor], Tensor]] = {
 def _wave(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     x = drawn(ELEMENTS, seed=9) * 4
     x = (x.abs() + 1e-3 if name in POSITIVE else x).to(dtype)
-    return x, FUNCTIONS[name](x.double())
+    return x, _FUNCTIONS[name](x.double())
 
 
 def vector(device: torch.device) -> dict[str, Any]:
@@ -359,7 +359,7 @@ def vector(device: torch.device) -> dict[str, Any]:
 
     def of(name: str, dtype: torch.dtype) -> dict[str, float]:
         x, exact = _wave(name, dtype)
-        result = FUNCTIONS[name](x.to(device)).cpu().double()
+        result = _FUNCTIONS[name](x.to(device)).cpu().double()
         normal = (exact.abs() > 1e-3) & (exact.abs() < 6e4)
         place = 2.0 ** (exact[normal].abs().log2().floor() - (23 if dtype == torch.float32 else 10))
         places = (result[normal] - exact[normal]).abs() / place
@@ -367,13 +367,13 @@ def vector(device: torch.device) -> dict[str, Any]:
 
     def row(name: str) -> float:
         x = drawn(512, 1024, seed=10)
-        return effective_bits(ROWS[name](x.to(device)).cpu(), ROWS[name](x.double()))
+        return _effective_bits(_ROWS[name](x.to(device)).cpu(), _ROWS[name](x.double()))
 
     dtypes = (torch.float32, torch.float16)
     result: dict[str, Any] = {
-        short(dtype): {name: tried(lambda: of(name, dtype)) for name in FUNCTIONS} for dtype in dtypes
+        short(dtype): {name: tried(lambda: of(name, dtype)) for name in _FUNCTIONS} for dtype in dtypes
     }
-    return result | {"rows": {name: tried(lambda: row(name)) for name in ROWS}}
+    return result | {"rows": {name: tried(lambda: row(name)) for name in _ROWS}}
 
 
 # -------- 8 and 9: overflow, subnormals, NaN;
@@ -447,7 +447,7 @@ MEASUREMENTS = (
     Measurement(name="2 product operand, allow_hf32 on", take=product_operand, switch=("matmul", True)),
     Measurement(name="3 sums", take=sums),
     Measurement(name="4 products", take=products),
-    Measurement(name="5 gelu", take=gelu),
+    Measurement(name="5 gelu", take=_gelu),
     Measurement(name="6 attention", take=attention),
     Measurement(name="7 vector", take=vector),
     Measurement(name="8 edges", take=edges),

@@ -29,7 +29,7 @@ EMPTY = (
 )
 LIBRARIES = (CORE, *EMPTY)  # in the order in which they are loaded
 SOURCE = Path(__file__).with_name("runtime.c")
-KEYS = Path(__file__).with_name("keys.c")
+_KEYS = Path(__file__).with_name("keys.c")
 WAITS = Path(__file__).with_name("waits.c")
 MARKER = "EMULATED"  # a file in the generated home, so that nobody takes it for a CANN installation
 
@@ -43,7 +43,7 @@ def build(version: str) -> Path:
     Raises: DeviceError without a C compiler, or when it fails.
     """
     names = f"{version} {_torch()} {os.uname().machine} {EMPTY}".encode()
-    key = hashlib.sha256(b"".join(path.read_bytes() for path in (SOURCE, KEYS, WAITS)) + names).hexdigest()[:16]
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in (SOURCE, _KEYS, WAITS)) + names).hexdigest()[:16]
     ready = _cache() / f"cann-{version}-{key}"
     if (ready / MARKER).exists():
         return ready
@@ -230,7 +230,7 @@ def _compile(made: Path) -> None:
         "-I",
         str(made),
         str(SOURCE),
-        str(KEYS),
+        str(_KEYS),
         str(WAITS),
         "-o",
         str(made / CORE),

@@ -12,7 +12,7 @@ import torch
 
 from harness.emulator import layouts
 
-DTYPES = {  # aclDataType
+_DTYPES = {  # aclDataType
     0: torch.float32, 1: torch.float16, 2: torch.int8, 3: torch.int32, 4: torch.uint8, 6: torch.int16, 7: torch.uint16,
     8: torch.uint32, 9: torch.int64, 10: torch.uint64, 11: torch.float64, 12: torch.bool, 16: torch.complex64,
     17: torch.complex128, 27: torch.bfloat16, 33: torch.complex32,
@@ -99,10 +99,10 @@ def tensor(pointer: int | None) -> Spec | None:
         return None
     fields = _TENSOR.unpack(ctypes.string_at(pointer, _TENSOR.size))
     _, dtype, format, dims, offset, data, storage_dims = fields[:7]
-    if dtype not in DTYPES:
+    if dtype not in _DTYPES:
         raise ValueError(f"aclDataType {dtype} is not emulated")
     shape, strides, storage = (fields[7 + n * MAX_DIMS : 7 + (n + 1) * MAX_DIMS] for n in range(3))
-    return Spec(DTYPES[dtype], shape[:dims], strides[:dims], offset, data, format, pointer, storage[:storage_dims])
+    return Spec(_DTYPES[dtype], shape[:dims], strides[:dims], offset, data, format, pointer, storage[:storage_dims])
 
 
 def description(pointer: int) -> Spec | None:
@@ -153,7 +153,7 @@ def _int_lists(raw: bytes) -> tuple:
 
 
 _ATTRIBUTES = {  # by the kinds of runtime.c
-    1: _one("?"), 2: _one("q"), 3: _one("f"), 4: bytes.decode, 5: lambda raw: DTYPES.get(_one("q")(raw)),
+    1: _one("?"), 2: _one("q"), 3: _one("f"), 4: bytes.decode, 5: lambda raw: _DTYPES.get(_one("q")(raw)),
     6: _several("?"), 7: _several("q"), 8: _several("f"), 9: _int_lists,
 }  # fmt: skip
 
@@ -167,7 +167,7 @@ def scalar(pointer: int | None) -> Any:
     if dtype in _SCALARS:
         result = struct.unpack_from("=" + _SCALARS[dtype], raw)
         return result[0] if len(result) == 1 else complex(*result)
-    return torch.frombuffer(bytearray(raw[:2]), dtype=DTYPES[dtype]).item()
+    return torch.frombuffer(bytearray(raw[:2]), dtype=_DTYPES[dtype]).item()
 
 
 def _array(pointer: int | None, code: str) -> tuple | None:

@@ -131,7 +131,7 @@ def _by_tanh(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> I
             yield "it computes GELU by its tanh formula"
 
 
-ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+_ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "HF32": lambda x: numerics.round_hf32(x) if x.dtype == torch.float32 else x,
     "float16": lambda x: x.half().to(x.dtype) if x.dtype == torch.float32 else x,
     "bfloat16": lambda x: x.bfloat16().to(x.dtype) if x.dtype in (torch.float32, torch.float16) else x,
@@ -144,7 +144,7 @@ def _of_lower_precision(replay: Replay, number: int, actual: Tensor, expected: T
     if replay.writes:
         return
     away = difference(actual, expected)
-    for name, rounded in ROUNDINGS.items():
+    for name, rounded in _ROUNDINGS.items():
         again = replay.call(
             lambda tensor: rounded(tensor) if isinstance(tensor, Tensor) and tensor.is_floating_point() else tensor
         )[number]
@@ -252,20 +252,20 @@ def _of_repeated_indices(replay: Replay, number: int, actual: Tensor, expected: 
 
 SCATTERS = ("scatter", "scatter_", "scatter_reduce", "scatter_reduce_")
 PUTS = ("index_put", "index_put_", "setitem")
-COPIES = ("index_copy", "index_copy_")
+_COPIES = ("index_copy", "index_copy_")
 
 
 def _scattered(replay: Replay) -> tuple[Tensor, int, Tensor, Any] | None:
     """The target, axis, index and source of a scatter or index_copy; None of another call, or of one that reduces."""
     name = name_of(replay.func)
     given = dict(zip(("input", "dim", "index", "src"), replay.args)) | replay.kwargs
-    if name not in (*SCATTERS, *COPIES) or given.get("reduce") is not None:
+    if name not in (*SCATTERS, *_COPIES) or given.get("reduce") is not None:
         return None
     target, dim, index = (given.get(item) for item in ("input", "dim", "index"))
     source = next((given[item] for item in ("src", "source", "value") if item in given), None)
     if not isinstance(target, Tensor) or not isinstance(index, Tensor) or not isinstance(dim, int):
         return None
-    if name in COPIES:
+    if name in _COPIES:
         index = index.view([-1 if axis == dim % target.dim() else 1 for axis in range(target.dim())]).expand_as(source)
     return target, dim, index, source
 

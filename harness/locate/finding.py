@@ -130,16 +130,16 @@ class Finding:
             return True
         if self.row.error:
             return any(step.bad and math.isinf(step.own) for step in self.steps)
-        return not self.plain < self.row.away * SHARE
+        return not self.plain < self.row.away * _SHARE
 
     @property
     def explained(self) -> bool:
         """Whether the operators that the CPU calls give the row's difference on the device too, as far as can be
         told.
         """
-        if self.row is None and self.plain <= ROUNDINGS * roundoff(getattr(torch, self.dtype)):
+        if self.row is None and self.plain <= _ROUNDINGS * roundoff(getattr(torch, self.dtype)):
             return True  # roundings, as another path has other ones
-        return not self.cut and not self.followed < self.away * SHARE
+        return not self.cut and not self.followed < self.away * _SHARE
 
     @property
     def comes_and_goes(self) -> bool:
@@ -303,11 +303,11 @@ class Finding:
         )
 
 
-ROUNDINGS = 16  # that a run by itself may differ by where nothing says that it is wrong
+_ROUNDINGS = 16  # that a run by itself may differ by where nothing says that it is wrong
 RUN_TO_RUN = "differs from run to run"  # the cause of an operator that gives other numbers each time
 COMES_AND_GOES = " The row's own two runs differ: its fault comes and goes, and did not show in one operator here."
 INSIDE = " Look at what is inside of the transform: let the case's forward make these calls one by one."
-SHARE = 0.5  # of the row's difference that must be found again for it to be explained
+_SHARE = 0.5  # of the row's difference that must be found again for it to be explained
 LOOK = (
     " Look at what the model does outside of torch's functions: code of its own that leaves the device, "
     "extensions in C++, "

@@ -16,7 +16,7 @@ from harness.locate.trace import Cut, Key, Trace, apart
 from harness.reference import roundoff
 
 GROWN, ROUNDINGS = 32, 64  # times the differences around it, or roundings, that a gradient may differ by
-SHARE = 0.1  # of the row's difference that it must differ by
+_SHARE = 0.1  # of the row's difference that it must differ by
 
 
 def first_wrong_gradient(
@@ -44,7 +44,7 @@ class _Flows:
             if not users or not all(user in self.there_of for user in users) or not self._is_used_alike(key):
                 continue
             differs, around = self._differs(key), max(self._around(user) for user in users)
-            least = max(GROWN * around, ROUNDINGS * self.unit, SHARE * min(self.away, 1.0))
+            least = max(GROWN * around, ROUNDINGS * self.unit, _SHARE * min(self.away, 1.0))
             if differs > least:
                 return self._blamed(key, users, differs, around)
         return None

@@ -47,7 +47,7 @@ from harness.torch_private import WeakTensorKeyDictionary, in_transform, tree_ma
 # CPU computes exactly, up to twice that.
 SCATTER = {torch.float32: 2 * 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 PRODUCT, ALONE, ALONE_IN_PRODUCTS = 16 * 2.0**-24, 2, 6
-PRODUCTS = (
+_PRODUCTS = (
     "linear",
     "bilinear",
     "matmul",
@@ -73,7 +73,7 @@ PRODUCTS = (
     "rnn_relu",
 )
 UNFILLED = ("empty_like", "new_empty", "new_empty_strided")  # what they hold is nobody's answer
-JUMP = 64  # times its own difference that a result inherits before its arguments are tried as they lie in memory
+_JUMP = 64  # times its own difference that a result inherits before its arguments are tried as they lie in memory
 CAUSES = 3  # wrong operators whose cause is looked for
 GRADIENTS = ("grad", "backward")
 
@@ -375,7 +375,7 @@ class Lockstep(TorchFunctionMode):
     def _lies(self, replay: Replay, results: list[Tensor], own: float, inherited: float) -> str:
         """How the arguments lie in memory, in words, where the device is wrong with them so and right with copies."""
         lies = place_in_memory(replay.tensors)
-        if not lies or not inherited > JUMP * max(own, roundoff(replay.narrow)):
+        if not lies or not inherited > _JUMP * max(own, roundoff(replay.narrow)):
             return ""
         if is_explained(replay.on_device_in_place(), results, name_of(replay.func)):
             return ""
@@ -485,7 +485,7 @@ def _is_scattered(actual: Tensor, expected: Tensor, own: float, operator: str) -
     """Whether two results, `own` apart, differ as roundings do: no element, no row (along the last axis) and no factor
     or summand of all holds more of it than they leave.
     """
-    product = operator in PRODUCTS and expected.dtype == torch.float32
+    product = operator in _PRODUCTS and expected.dtype == torch.float32
     unit = PRODUCT if product else SCATTER.get(expected.dtype, 0.0)
     if not own <= unit / 2 or expected.layout != torch.strided:
         return False

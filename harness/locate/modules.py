@@ -80,7 +80,7 @@ class Modules:
         """
         at, number = "", 0
         while not self.gone:
-            steps = self.look(lambda model, at=at: called(model.get_submodule(at), at), number)
+            steps = self.look(lambda model, at=at: _called(model.get_submodule(at), at), number)
             yield from steps
             number += len(steps)
             wrong = next((step.module for step in steps if step.bad), None)
@@ -222,7 +222,7 @@ class Modules:
         return own, ratio, (text,) if bad else ()
 
 
-def called(module: nn.Module, at: str) -> list[str]:
+def _called(module: nn.Module, at: str) -> list[str]:
     """The paths of the modules that a module calls itself; a list or a dict of modules is never called, what it holds
     is.
     """
@@ -231,7 +231,7 @@ def called(module: nn.Module, at: str) -> list[str]:
         path = f"{at}.{name}" if at else name
         if isinstance(child, torch.jit.ScriptModule):  # which takes no hooks while it runs
             continue
-        result += called(child, path) if type(child).forward is nn.Module.forward else [path]
+        result += _called(child, path) if type(child).forward is nn.Module.forward else [path]
     return result
 
 

@@ -24,7 +24,7 @@ from harness.locate.trace import Trace
 from harness.reference import version
 from harness.torch_private import in_transform
 
-LARGEST = 256 << 20  # bytes of one storage up to which its content is compared
+_LARGEST = 256 << 20  # bytes of one storage up to which its content is compared
 BESIDE, NEAREST = (
     1 << 20,
     8,
@@ -69,7 +69,7 @@ class Memory:
     """Compares memory before and after each call, where the call must not write.
 
     That is the storages of its tensors, but for what it says that it writes, with all that lies beside them in the same
-    storage, and as much as `BESIDE` of other live tensors. A storage larger than `LARGEST` is not compared, and none is
+    storage, and as much as `BESIDE` of other live tensors. A storage larger than `_LARGEST` is not compared, and none is
     after `until`, a time.monotonic(), of tensors on devices of the type `kind`: `unwatched` counts the calls that were
     not compared whole.
     """
@@ -124,7 +124,7 @@ class Memory:
             by_address.setdefault(self._address(argument), []).append(argument)
         kept = []
         for tensors in by_address.values():
-            if tensors[0].untyped_storage().nbytes() > LARGEST:
+            if tensors[0].untyped_storage().nbytes() > _LARGEST:
                 self.unwatched += 1
             else:
                 kept.append(_Kept(like=tensors[0].detach(), content=_content(tensors[0]), given=tuple(tensors)))

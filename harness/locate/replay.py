@@ -153,12 +153,12 @@ IN_PLACE = (
 )
 
 
-NORMS = {"batch_norm": "training", "instance_norm": "use_input_stats"}  # and what makes them update running statistics
+_NORMS = {"batch_norm": "training", "instance_norm": "use_input_stats"}  # and what makes them update running statistics
 
 
 def trains(func: Callable, args: tuple, kwargs: dict) -> bool:
     """Whether a call of a norm takes the statistics of the batch and updates the running ones, as it is asked to."""
-    name = NORMS.get(name_of(func))
+    name = _NORMS.get(name_of(func))
     return name is not None and bool(args[5] if len(args) > 5 else kwargs.get(name, name == "use_input_stats"))
 
 

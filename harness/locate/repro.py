@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harness.locate.replay import FAILS, Replay, apart, gradients, name_of, span_of
 
-PLACES = {
+_PLACES = {
     "torch.nn.functional": torch.nn.functional,
     "torch": torch,
     "torch.Tensor": torch.Tensor,
@@ -31,7 +31,7 @@ PLACES = {
     "torch.fft": torch.fft,
     "torch._VF": torch._VF,
 }
-KINDS = {
+_KINDS = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -43,11 +43,11 @@ KINDS = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-LEAST = 1  # elements of an axis that is made shorter
+_LEAST = 1  # elements of an axis that is made shorter
 MOST_TRIES = 200  # shorter calls that are tried
-SECONDS = 300.0  # that a repro may run
+_SECONDS = 300.0  # that a repro may run
 
-SCRIPT = '''"""{title}"""
+_SCRIPT = '''"""{title}"""
 
 import json
 import struct
@@ -103,7 +103,7 @@ class Repro:
 def expression_of(func: Callable) -> str | None:
     """How a script names a torch function; None where none of torch's modules holds it."""
     name = getattr(func, "__name__", "")
-    return next((f"{place}.{name}" for place, module in PLACES.items() if getattr(module, name, None) == func), None)
+    return next((f"{place}.{name}" for place, module in _PLACES.items() if getattr(module, name, None) == func), None)
 
 
 def write_repro(
@@ -113,7 +113,7 @@ def write_repro(
     title: str,
     stack: Mapping[str, Any],
     faults: Sequence[str] = (),
-    seconds: float = SECONDS,
+    seconds: float = _SECONDS,
 ) -> Repro | None:
     """Write a repro of a call into `folder`, made smaller as far as it stays wrong, and run it in a fresh process.
 
@@ -123,7 +123,7 @@ def write_repro(
     """
     func = replay.args[0] if replay.func is gradients else replay.func
     kept = all(
-        str(tensor.dtype).removeprefix("torch.") in KINDS.values() and tensor.layout == torch.strided
+        str(tensor.dtype).removeprefix("torch.") in _KINDS.values() and tensor.layout == torch.strided
         for tensor in replay.tensors
     )
     if expression_of(func) is None or not kept or replay.autocast is not None:
@@ -139,7 +139,7 @@ def write_repro(
     save_file(stored, folder / "inputs.safetensors")
     (folder / "repro.py").write_text(text, encoding="utf-8")
     (folder / "stack.json").write_text(json.dumps(stack, indent=1, default=str) + "\n", encoding="utf-8")
-    printed = _run(replay, folder, faults, min(max(until - time.monotonic(), 10.0), SECONDS))
+    printed = _run(replay, folder, faults, min(max(until - time.monotonic(), 10.0), _SECONDS))
     (folder / "printed.txt").write_text(printed, encoding="utf-8")
     expected = apart(replay.on_device(), replay.on_cpu())
     result = [float(item) for item in re.findall(r"rel_l2 (\S+),", printed)]
@@ -170,7 +170,7 @@ def reduced(replay: Replay, *, until: float = math.inf) -> Replay:
     while progress and left > 0 and time.monotonic() < until:
         progress = False
         for length in sorted(
-            {size for tensor in replay.tensors for size in tensor.shape if size > LEAST}, reverse=True
+            {size for tensor in replay.tensors for size in tensor.shape if size > _LEAST}, reverse=True
         ):
             for part in (slice(0, (length + 1) // 2), slice(length // 2, length)):
                 left -= 1
@@ -289,12 +289,12 @@ def _script(replay: Replay, title: str) -> tuple[str, dict[str, Tensor]]:
         for name, value in (("conv", stack.conv_allow_hf32), ("matmul", stack.matmul_allow_hf32))
         if value is not None
     ]
-    text = SCRIPT.format(
+    text = _SCRIPT.format(
         title=" ".join(title.replace('"', "'").split()),
         imports="import torch_npu  # noqa: F401\n" if device.type == "npu" else "",
         kinds={
             code: kind
-            for code, kind in KINDS.items()
+            for code, kind in _KINDS.items()
             if any(str(item.dtype) == f"torch.{kind}" for item in stored.values())
         },
         body="\n".join(f"    {line}" if line else "" for line in lines),

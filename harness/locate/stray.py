@@ -18,7 +18,7 @@ from harness.locate.trace import Given, Origin, Seen, Sketch, Trace, apart
 from harness.reference import roundoff
 
 ROUNDINGS, GROWN = 16, 4.0  # that are no other value; times the difference that a tensor had before, the same
-JUMP = 64  # times the differences of its arguments that a result differs by where the run itself makes it wrong
+_JUMP = 64  # times the differences of its arguments that a result differs by where the run itself makes it wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,7 @@ class _Walk:
             self.noise,
             self.unit,
         ]
-        if not away > JUMP * max(around):
+        if not away > _JUMP * max(around):
             return None
         call, what = self.there.calls[j], self._what(self.there, actual.origin)
         return Stray(call=call, text=f"what it writes into {what} differs by {away:.2e}", away=away)
@@ -212,7 +212,7 @@ class _Walk:
         """A tensor that no call of a torch function returned, on both sides, with another value."""
         unknown = [tensor.origin.call is None and not tensor.origin.name for tensor in (expected, actual)]
         away = self._away(actual.content, expected.content)
-        if not all(unknown) or user is None or not away > GROWN * self.noise + JUMP * self.unit:
+        if not all(unknown) or user is None or not away > GROWN * self.noise + _JUMP * self.unit:
             return None
         text = f"what it is given differs by {away:.2e} already, and no torch function that was seen returned it"
         return Stray(call=user, text=text, away=away, kind="unseen")
@@ -220,13 +220,13 @@ class _Walk:
     def _result(self, seen: Seen, other: Seen, i: int, j: int, differs: float) -> Stray | None:
         """A result that is wrong in a run of the device by itself alone, from arguments that are right."""
         inherited = self.inherited.get(i, math.nan)
-        if not differs > max(2 * GROWN * inherited, JUMP * self.unit) or len(seen.given) != len(other.given):
+        if not differs > max(2 * GROWN * inherited, _JUMP * self.unit) or len(seen.given) != len(other.given):
             return None
         pairs = list(zip(other.given, seen.given))
         if not all(self._is_same(expected.origin, actual.origin) for actual, expected in pairs):
             return None
         given = self._given_away(i, j)
-        if not differs > JUMP * max([*given, self.unit]):
+        if not differs > _JUMP * max([*given, self.unit]):
             return None
         text = (
             f"it differs by {differs:.2e} in a run of the device by itself, from arguments that differ by"

@@ -23,7 +23,7 @@ from harness.torch_private import WeakTensorKeyDictionary, custom_function, in_t
 
 READS = ("item", "tolist", "float", "int", "bool", "index", "complex")  # calls that give Python's numbers
 LANES, PERIOD = 256, 1 << 20  # sums of a sketch; elements after which the signs repeat, in another order of the sums
-ROWS = 2048  # sketches whose sums lie in one table
+_ROWS = 2048  # sketches whose sums lie in one table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def _sketch(flat: Tensor, shape: tuple[int, ...]) -> Sketch:
 def _kept(sums: Tensor) -> Tensor:
     """Sums in a row of a table: many small tensors that stay would leave the memory between them in pieces."""
     if not _rows:
-        _rows.extend(torch.empty(ROWS, LANES, dtype=torch.float64).unbind())
+        _rows.extend(torch.empty(_ROWS, LANES, dtype=torch.float64).unbind())
     return _rows.pop().copy_(sums)
 
 

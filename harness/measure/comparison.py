@@ -84,7 +84,7 @@ class Comparison:
     flip_margin: Size = 0.0
     first_flip: Axes | None = None  # the row with that gap
     flip_value: float = 0.0  # its largest element in expected
-    histogram: tuple[tuple[int, int], ...] = ()  # (bin, elements) of |difference|, `STEPS` bins an octave; see `edge`
+    histogram: tuple[tuple[int, int], ...] = ()  # (bin, elements) of |difference|, `_STEPS` bins an octave; see `edge`
 
     @property
     def snr(self) -> float:
@@ -122,13 +122,13 @@ class Comparison:
 
 
 LAST = 1018  # the last bin but one of finite float32 numbers; larger differences are in those after it
-STEPS = 4  # bins of the histogram to a factor of two: they are the leading bits of a float32
+_STEPS = 4  # bins of the histogram to a factor of two: they are the leading bits of a float32
 
 
 def edge(number: int) -> float:
     """The lower edge of a bin of the histogram, in output units."""
-    octave, step = divmod(number, STEPS)
-    return math.ldexp(1 + step / STEPS, octave - 127) if octave else math.ldexp(step / STEPS, -126)
+    octave, step = divmod(number, _STEPS)
+    return math.ldexp(1 + step / _STEPS, octave - 127) if octave else math.ldexp(step / _STEPS, -126)
 
 
 CLOSE = {  # (rtol, atol) of torch.testing.assert_close (torch/testing/_comparison.py)

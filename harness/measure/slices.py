@@ -16,9 +16,9 @@ from harness.measure.comparison import CHUNK, Count, Size
 if TYPE_CHECKING:
     from torch import Tensor
 
-LEAST = 8  # elements of a part; the error of fewer scatters too much to say anything
-BLOCKS = 16  # into which the last axis is cut where each has at least `BLOCK` elements
-BLOCK = 64
+_LEAST = 8  # elements of a part; the error of fewer scatters too much to say anything
+BLOCKS = 16  # into which the last axis is cut where each has at least `_BLOCK` elements
+_BLOCK = 64
 MAGNITUDE = 64  # elements of a range of magnitudes
 _SHIFT, _RANGE = 1100, 2200  # exponents of float64 and where they are counted
 
@@ -38,7 +38,7 @@ class Slice:
 
 def worst_slices(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> tuple[Slice, ...]:
     """The worst part of each kind; none where the shapes differ, and none of a kind with fewer than two parts of
-    `LEAST` elements.
+    `_LEAST` elements.
 
     The kinds are: rows (vectors along the last axis), the slices of each axis, `BLOCKS` blocks of a long last axis, and
     the elements whose golden value lies between two powers of two. Elements that are not finite in one of the tensors
@@ -66,7 +66,7 @@ def worst_slices(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> t
         return ()
     if len(shape) < 2:  # its blocks are the rows of a matrix
         width = golden.numel() // BLOCKS
-        if width < BLOCK:
+        if width < _BLOCK:
             return _of_magnitudes(actual, golden, healthy)
         cut = [tensor.reshape(-1)[: width * BLOCKS].view(BLOCKS, width) for tensor in (actual, golden, *healthy)]
         parts = _Parts(cut[1].shape)
@@ -92,7 +92,7 @@ class _Parts:
         self.shape = shape
         self.width = shape[-1]
         self.count = math.prod(shape[:-1])
-        self.blocked = self.width >= BLOCKS * BLOCK and self.count > 1
+        self.blocked = self.width >= BLOCKS * _BLOCK and self.count > 1
         self.rows: Tensor
         self.axes: list[Tensor]
         self.blocks: Tensor
@@ -104,7 +104,7 @@ class _Parts:
         import torch
 
         kinds = 2 + len(healthy)
-        keeps_rows = self.width >= LEAST
+        keeps_rows = self.width >= _LEAST
         self.rows = torch.zeros(kinds, self.count if keeps_rows else 0, dtype=torch.float64)
         self.axes = [torch.zeros(kinds, size, dtype=torch.float64) for size in self.shape]
         self.magnitudes = torch.zeros(kinds, _RANGE, dtype=torch.float64)
@@ -161,7 +161,7 @@ class _Parts:
 
     def worst(self, sums: Tensor, count: int, where: Callable[[int], str]) -> tuple[Slice, ...]:
         """The worst of the parts whose sums these are, `count` elements each."""
-        if count < LEAST or sums.shape[1] < 2:
+        if count < _LEAST or sums.shape[1] < 2:
             return ()
         return self._worst(sums, lambda part: count, where)
 

@@ -201,7 +201,7 @@ class SwiGLU(nn.Module):
         return self.fc2(F.silu(self.fc1(tokens)) * self.fc3(tokens))
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     def __init__(self, config: AIMv2Config):
         super().__init__()
         self.norm_1 = RMSNorm(config.width, config.eps)
@@ -217,7 +217,7 @@ class Block(nn.Module):
 class Trunk(nn.Module):
     def __init__(self, config: AIMv2Config):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
         self.post_trunk_norm = RMSNorm(config.width, config.eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -313,7 +313,7 @@ def _fill(name: str, parameter: Tensor, seed: int) -> None:
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PHOTO = Path(__file__).parent / "data" / "photo.jpg"  # a photograph in the public domain: data/SOURCES.md
-LARGEST = 1 << 28  # pixels of a resized picture; a strip one pixel high would fill the memory
+_LARGEST = 1 << 28  # pixels of a resized picture; a strip one pixel high would fill the memory
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -364,7 +364,7 @@ def _square(picture: Image.Image, size: int) -> Image.Image:
     """The shorter edge at `size`, then the middle square; offsets are rounded down."""
     width, height = picture.size
     short, long = min(width, height), max(width, height)
-    if size * (size * long // short) > LARGEST:
+    if size * (size * long // short) > _LARGEST:
         raise HarnessError(
             f"a picture of {width} x {height} pixels is too elongated to make its shorter edge {size}; crop it first"
         )
@@ -395,11 +395,11 @@ VISION = TRUNK | {
     "head.linear.weight": "head.output_proj.weight",
     "head.linear.bias": "head.output_proj.bias",
 }
-TEXT = TRUNK | {
+_TEXT = TRUNK | {
     "preprocessor.text_embedding.weight": "embeddings.token_embedding.weight",
     "preprocessor.positional_embedding": "embeddings.position_embedding.weight",
 }
-TIMM = {
+_TIMM = {
     "preprocessor.patchifier.proj.weight": "patch_embed.proj.weight",
     "preprocessor.patchifier.proj.bias": "patch_embed.proj.bias",
     "preprocessor.patchifier.norm.weight": "patch_embed.norm.weight",
@@ -444,16 +444,16 @@ LAYOUTS: dict[str, list[Rule]] = {  # between each layout's keys and Apple's, wh
     "apple": [
         *_same(VISION),
         *_same(VISION, "image_encoder."),
-        *_same(TEXT, "text_encoder."),
+        *_same(_TEXT, "text_encoder."),
         *(Rename(name, name) for name in LIT),
     ],
     "transformers": [
         *_split_rules(VISION),
         *_split_rules(VISION, "vision_model.", "image_encoder."),
-        *_split_rules(TEXT, "text_model.", "text_encoder."),
+        *_split_rules(_TEXT, "text_model.", "text_encoder."),
         *(Rename(theirs, ours) for ours, theirs in LIT.items()),
     ],
-    "timm": [Rename(theirs, ours) for ours, theirs in TIMM.items()],
+    "timm": [Rename(theirs, ours) for ours, theirs in _TIMM.items()],
 }
 _FIRST_WORDS = {
     "apple": ("preprocessor.", "trunk.", "image_encoder.", "text_encoder."),

@@ -15,7 +15,7 @@ from harness.models.aimv2 import AIMv2, AIMv2Config, load
 
 FOLDER = Path(__file__).parent / "data" / "digits"
 CONFIG = AIMv2Config(width=64, depth=4, heads=4, hidden=176, image_size=8, pool=True, patch=2)
-CLASSES = 10
+_CLASSES = 10
 
 
 class Classifier(nn.Module):
@@ -24,7 +24,7 @@ class Classifier(nn.Module):
     def __init__(self, encoder: AIMv2):
         super().__init__()
         self.encoder = encoder
-        self.classifier = nn.Linear(encoder.config.width, CLASSES)
+        self.classifier = nn.Linear(encoder.config.width, _CLASSES)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.classifier(self.encoder.pool(self.encoder(pixel_values)))

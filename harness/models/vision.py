@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FOLDER = Path(__file__).parent / "data" / "vision"
-CLASSES = 10
+_CLASSES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class VisionConfig:
         return (self.image_size // self.patch) ** 2  # N
 
 
-class Block(nn.Module):
+class _Block(nn.Module):
     """(B, N, D) to the same: attention and a GELU MLP, each behind a LayerNorm."""
 
     def __init__(self, config: VisionConfig):
@@ -57,9 +57,9 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.patchify = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
         self.positions = nn.Parameter(0.02 * torch.randn(config.tokens, config.width))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.head = nn.Linear(config.width, CLASSES)
+        self.head = nn.Linear(config.width, _CLASSES)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         x = self.patchify(pixel_values).flatten(2).transpose(1, 2) + self.positions  # (B, N, D)

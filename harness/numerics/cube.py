@@ -13,7 +13,7 @@ from harness.numerics.vector import wide
 GROUPS = 4  # partial sums that stand for the cube's accumulation; a power of two
 WIDTH = 4  # products of float32 that the cube adds without a rounding between; see `matmul_by_groups`
 LONG, PART = 768, 512  # a float32 sum beyond LONG goes in parts of about PART; see `_in_order`
-BLOCK = 1 << 20  # results that a long sum is made for at a time: 4 MiB
+_BLOCK = 1 << 20  # results that a long sum is made for at a time: 4 MiB
 
 
 def matmul(
@@ -132,7 +132,7 @@ def _in_order(left: Tensor, right: Tensor) -> Tensor:
     adds blocks apart, loses a half to a seventh of it.
     """
     total = left.new_empty(*left.shape[:-1], right.shape[-1])
-    rows = max(BLOCK // max(right.shape[-1], 1), 1)
+    rows = max(_BLOCK // max(right.shape[-1], 1), 1)
     batches = zip(left, right, total) if left.dim() == 3 else ((left, right, total),)
     for one, other, result in batches:
         for start in range(0, len(one), rows):

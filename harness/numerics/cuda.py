@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 STEP = 8  # of the inner axis: what one instruction for TF32 takes (PTX ISA, mma.m16n8k8)
-BLOCK = 1024  # numbers of a running sum that one block of threads adds at a time (torch, ScanUtils.cuh)
+_BLOCK = 1024  # numbers of a running sum that one block of threads adds at a time (torch, ScanUtils.cuh)
 
 
 def split_product(left: Tensor, right: Tensor) -> Tensor:
@@ -80,14 +80,14 @@ def split_attention(
 
 
 def running_sum_in_half(x: Tensor, dim: int) -> Tensor:
-    """x.cumsum(dim) of a half dtype, each addition rounded to it: a tree within `BLOCK` numbers, the blocks one after
+    """x.cumsum(dim) of a half dtype, each addition rounded to it: a tree within `_BLOCK` numbers, the blocks one after
     the other (torch, ScanUtils.cuh: the operator adds in the tensor's dtype).
 
         running_sum_in_half(torch.tensor([256.0, 1.0, 1.0], dtype=torch.bfloat16), 0)  # 256, 256, 256
     """
     moved = x.movedim(dim, -1)
     blocks: list[Tensor] = []
-    for block in moved.split(BLOCK, -1):
+    for block in moved.split(_BLOCK, -1):
         carried = block.clone()
         if blocks:
             carried[..., 0] += blocks[-1][..., -1]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from harness.devices import Stack
 
 aten = torch.ops.aten
-DTYPES = (torch.float32, *numerics.HALF)
+_DTYPES = (torch.float32, *numerics.HALF)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +326,7 @@ class _Attention(TorchFunctionMode):
 def _is_ours(args: tuple) -> bool:
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     return bool(tensors) and all(
-        tensor.dtype in DTYPES and tensor.device.type == "cpu" and tensor.layout == torch.strided for tensor in tensors
+        tensor.dtype in _DTYPES and tensor.device.type == "cpu" and tensor.layout == torch.strided for tensor in tensors
     )
 
 

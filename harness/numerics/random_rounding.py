@@ -45,7 +45,7 @@ def move_at_random(tensor: Tensor, generator: torch.Generator, *, dropped: int =
 
 
 # What hands numbers on as they are, or rounds only to whole ones; forms that write in place end in "_".
-EXACT = frozenset(
+_EXACT = frozenset(
     "abs amax amin as_strided as_strided_scatter bernoulli ceil clamp clamp_max clamp_min clone "
     "constant_pad_nd detach diag_embed diagonal_copy "
     "diagonal_scatter embedding expand_copy fill flip floor gather hardtanh index index_copy index_fill "
@@ -109,4 +109,4 @@ def _rounds(func, args: tuple, result: Any) -> bool:
     name = func.overloadpacket.__name__.rstrip("_")  # forms in place end in one
     if name in CASTS:
         return any(tensor.dtype.itemsize < given[-1].dtype.itemsize for tensor in _tensors(result))
-    return name not in EXACT
+    return name not in _EXACT

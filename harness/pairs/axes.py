@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 READ = 256 << 20  # bytes up to which tensors of other shapes are read for this hint
 SAMPLE = 4096  # elements that decide whether an exchange is worth a whole comparison
-MOST = 6  # axes: 15 exchanges
+_MOST = 6  # axes: 15 exchanges
 
 
 def exchanges(actual: Sequence[int], expected: Sequence[int]) -> list[tuple[int, int]]:
     """The pairs of axes, none of size 1, after whose exchange the shape `actual` is `expected`."""
-    if len(actual) != len(expected) or len(actual) > MOST or sorted(actual) != sorted(expected) or not all(actual):
+    if len(actual) != len(expected) or len(actual) > _MOST or sorted(actual) != sorted(expected) or not all(actual):
         return []
     pairs = [(i, j) for i, j in itertools.combinations(range(len(actual)), 2) if actual[i] > 1 and actual[j] > 1]
     return [pair for pair in pairs if _exchanged(actual, *pair) == tuple(expected)]

@@ -25,7 +25,7 @@ LISTS = ("dump.json", "debug.json")  # of msprobe: what was dumped, in this orde
 DATA = "dump_tensor_data"
 OLD_STEP = ("forward_pass_id", "curr_step")  # what older dumpers of SGLang call step
 DAMAGED = (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError)  # what a damaged list raises
-LARGEST = 1 << 30  # bytes of a dump.json
+_LARGEST = 1 << 30  # bytes of a dump.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +144,8 @@ def _step_and_rank(folder: Path, place: Path) -> str:
 
 def _read_json(file: Path) -> dict[str, Any]:
     """A JSON object; msprobe writes NaN as a literal."""
-    if regular(file) > LARGEST:
-        raise ValueError(f"it is larger than {LARGEST} bytes")
+    if regular(file) > _LARGEST:
+        raise ValueError(f"it is larger than {_LARGEST} bytes")
     return json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=unique)
 
 

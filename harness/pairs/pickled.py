@@ -11,7 +11,7 @@ import pickletools
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-SIZES = {  # of an element of a storage, in bytes; storages of other types claim one byte an element at least
+_SIZES = {  # of an element of a storage, in bytes; storages of other types claim one byte an element at least
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
     "ShortStorage": 2, "ComplexDoubleStorage": 16, "ComplexFloatStorage": 8, "QInt32Storage": 4,
 }  # fmt: skip
@@ -168,7 +168,7 @@ class _Reader:
             and isinstance(identity[4], int)
         ):
             return
-        size = SIZES.get(str(identity[1]).split()[-1].split(".")[-1], 1)
+        size = _SIZES.get(str(identity[1]).split()[-1].split(".")[-1], 1)
         key = str(identity[2])
         if identity[4] < 0:
             raise ValueError(f"its storage {key!r} claims {identity[4]} elements")

@@ -17,7 +17,7 @@ from harness.plugin.options import options_of
 if TYPE_CHECKING:
     from harness.case import Case
 
-SEEDS = (42, 123, 256, 789, 1024)  # of the first part; the others are run with the first of them
+_SEEDS = (42, 123, 256, 789, 1024)  # of the first part; the others are run with the first of them
 ARGUMENT = "checkpoint"  # what the test's parameter is called
 
 
@@ -153,7 +153,7 @@ def _runs(path: str, name: str, asked: Any, dtypes: Sequence[str]) -> list[Check
     from harness.checkpoints.building import parts_of, stored_dtypes
     from harness.errors import CheckpointError
 
-    seeds = (None,) if asked.own_files else SEEDS
+    seeds = (None,) if asked.own_files else _SEEDS
     options = tuple(asdict(asked).items())
     try:
         parts = parts_of(path, asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-HALF = ("float16", "bfloat16")
+_HALF = ("float16", "bfloat16")
 
 
 class Companions:
@@ -28,7 +28,7 @@ class Companions:
         """Whether to run `case`, of which a row was measured by a test of `function`, in float32 too."""
         self.learn(case.name, case.dtype)
         if (
-            case.dtype not in HALF
+            case.dtype not in _HALF
             or not case.companion
             or self.float32 & {case.name, function}
             or case.name in self.done

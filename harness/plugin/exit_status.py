@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harness.report import Row
 
-SHOWN = 5  # rows that are named
+_SHOWN = 5  # rows that are named
 
 
 def complaints(rows: Sequence[Row], *, asked: bool) -> list[str]:
@@ -20,7 +20,7 @@ def complaints(rows: Sequence[Row], *, asked: bool) -> list[str]:
 
     bad = [row for row in rows if row.is_bad]
     if bad:
-        names = ", ".join(f"{row.status} {row.name}" for row in bad[:SHOWN]) + (" …" if len(bad) > SHOWN else "")
+        names = ", ".join(f"{row.status} {row.name}" for row in bad[:_SHOWN]) + (" …" if len(bad) > _SHOWN else "")
         advice = (
             "a failure that is to be accepted belongs into cases/known_failures.toml, with a link and a day "
             "(pytest's xfail has neither)"

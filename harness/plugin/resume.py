@@ -12,7 +12,7 @@ from typing import Any
 import harness
 from harness.errors import HarnessError
 
-OWN = ("card", "packages")  # of a stack: what may differ, and what is compared by name
+_OWN = ("card", "packages")  # of a stack: what may differ, and what is compared by name
 
 
 class Earlier:
@@ -61,8 +61,8 @@ class Earlier:
         before, now = report.stack, environment["stack"]
         packages = before.get("packages") or {}, now.get("packages") or {}
         common = packages[0].keys() & packages[1].keys()
-        same = {name: value for name, value in before.items() if name not in OWN} == {
-            name: value for name, value in now.items() if name not in OWN
+        same = {name: value for name, value in before.items() if name not in _OWN} == {
+            name: value for name, value in now.items() if name not in _OWN
         }
         return same and all(packages[0][name] == packages[1][name] for name in common)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ALL = ("", "precision", "test_precision")  # texts of -k that select every accuracy test
-PARTS = (
+_PARTS = (
     "markexpr",
     "lf",
     "stepwise",
@@ -23,7 +23,7 @@ def selects_all(config: pytest.Config, cases: Path) -> bool:
     """Whether no option and no path of the command line leaves accuracy tests out. `cases` is the folder that holds
     them.
     """
-    if config.option.keyword.strip() not in ALL or any(getattr(config.option, name, None) for name in PARTS):
+    if config.option.keyword.strip() not in ALL or any(getattr(config.option, name, None) for name in _PARTS):
         return False
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         return True  # the project's own folders

@@ -19,7 +19,7 @@ LEAST = 600.0  # and a later one at least,
 TIMES = 20  # or this many times as long as the longest of its case so far
 STARTING = 60.0  # seconds more for the first row of a process, which imports what rows need
 COMPILING = 1800.0  # seconds more for the first row of a case where operators are compiled when they are first called
-GRACE = 10.0  # seconds after which faulthandler acts, where this thread could not
+_GRACE = 10.0  # seconds after which faulthandler acts, where this thread could not
 FRAMES = 12  # of each thread's stack, the innermost
 
 
@@ -67,7 +67,7 @@ class Watchdog:
         file = None
         if self._stacks is not None:
             file = self._stacks.open("w", encoding="utf-8")
-            faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=file)
+            faulthandler.dump_traceback_later(seconds + _GRACE, exit=True, file=file)
         try:
             yield
         finally:

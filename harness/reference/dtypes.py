@@ -7,7 +7,7 @@ import re
 import torch
 from torch import nn
 
-HALF = (torch.float16, torch.bfloat16)
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def kept(model: nn.Module, dtype: torch.dtype) -> frozenset[int]:
@@ -21,7 +21,7 @@ def kept(model: nn.Module, dtype: torch.dtype) -> frozenset[int]:
     floats = [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()]
     wide = {id(tensor) for tensor in floats if tensor.dtype == torch.float64}
     result = set() if len(wide) == len(floats) or dtype == torch.float64 else wide
-    if dtype in HALF:
+    if dtype in _HALF:
         for module in model.modules():
             if _is_pretrained(type(module)):
                 result |= _kept_by_transformers(module, dtype)

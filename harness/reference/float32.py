@@ -19,8 +19,8 @@ from harness.torch_private import mkldnn_enabled
 
 # Relative L2 to float64. 256 float32 products summed in order lose 2^-20.5 at the most, operands in TF32 some 2^-12,
 # operands in bfloat16 some 2^-9.
-MOST = 2.0**-18
-VARIABLES = ("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE")
+_MOST = 2.0**-18
+_VARIABLES = ("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE")
 
 
 def require_float32() -> None:
@@ -33,7 +33,7 @@ def require_float32() -> None:
     Example: `require_float32()` before the CPU's outputs are taken for right.
     """
     for what, lost in _losses(_settings()).items():
-        if not lost <= MOST:
+        if not lost <= _MOST:
             power = f"2^{math.log2(lost):.1f}" if 0 < lost < math.inf else f"{lost}"
             raise LossyReferenceError(
                 f"the CPU is refused as a reference: its float32 {what} lose {power} (relative L2 to float64), and at "
@@ -61,7 +61,7 @@ def _lost(result: Tensor, exact: Tensor) -> float:
 
 def _settings() -> tuple:
     """What changes how float32 is multiplied; oneDNN reads its variable once, at the first product."""
-    return (_precision(), mkldnn_enabled(), torch.get_num_threads(), *(os.environ.get(name) for name in VARIABLES))
+    return (_precision(), mkldnn_enabled(), torch.get_num_threads(), *(os.environ.get(name) for name in _VARIABLES))
 
 
 def _precision() -> str:
@@ -72,5 +72,5 @@ def _precision() -> str:
 
 
 def _said() -> str:
-    result = [f"{name} is {os.environ[name]}" if name in os.environ else f"{name} is not set" for name in VARIABLES]
+    result = [f"{name} is {os.environ[name]}" if name in os.environ else f"{name} is not set" for name in _VARIABLES]
     return ", ".join([*result, f"torch's float32 matmul precision is {_precision()!r}"])

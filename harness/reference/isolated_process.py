@@ -45,7 +45,7 @@ WHERE = "in the process without torch_npu"
 PARENTS_MAIN = (
     "__parents_main__"  # what the child calls the parent's __main__, so that a guarded script does not run there
 )
-GRACE = 5  # seconds that a process is given to end by itself
+_GRACE = 5  # seconds that a process is given to end by itself
 
 # Nothing may be imported before torch_npu is taken away: transformers asks for it once, when it is imported.
 _START = """
@@ -282,7 +282,7 @@ class CleanProcess:
         """How the process ended, in words; after it did."""
         process = self._process
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
+            process.wait(_GRACE)
         status = process.poll()
         self.close()
         if status is None:
@@ -305,7 +305,7 @@ def _end(process: subprocess.Popen, connection: socket.socket, owner: int) -> No
     if owner != os.getpid():
         return
     try:
-        process.wait(GRACE)
+        process.wait(_GRACE)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

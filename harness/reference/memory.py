@@ -17,8 +17,8 @@ SHARE = 1 / 16  # and the share of a worker's memory that they may take
 UNLIMITED = 1 << 60  # cgroup v1 writes a limit of nearly 2^63 where there is none
 WIDE, BUILT = 8, 4  # bytes of an element in float64, and in float32, in which a model is built
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-LARGEST = 16  # bytes an element of the largest parameter: its float64 or float32 form, and what a product makes of it
-LIBRARIES = {False: 0.8 * GIB, True: 1.4 * GIB}  # of one process, and with the process without torch_npu
+_LARGEST = 16  # bytes an element of the largest parameter: its float64 or float32 form, and what a product makes of it
+_LIBRARIES = {False: 0.8 * GIB, True: 1.4 * GIB}  # of one process, and with the process without torch_npu
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def needed(size: Size, dtype: str, *, layers: bool, separate: bool, emulated: bo
     each = BUILT + (narrow if separate or narrow != BUILT else 0)
     wide = 0 if layers else WIDE
     sending = narrow if separate and narrow != BUILT else 0  # the copy that is sent stands here until it is there
-    host = size.parameters * (each + max(wide, sending)) + size.largest * LARGEST
+    host = size.parameters * (each + max(wide, sending)) + size.largest * _LARGEST
     device = size.parameters * narrow
     return Need(built=size.bytes, host=host + (device if emulated else 0), device=device)
 
@@ -191,13 +191,13 @@ class Policy:
 
     def layers(self, size: Size, dtype: object, *, separate: bool) -> bool:
         """Whether a model of that size runs in float64 layer by layer."""
-        whole = needed(size, name_of(dtype), layers=False, separate=separate).host
+        whole = needed(size, _name_of(dtype), layers=False, separate=separate).host
         limit = SMALL if self.room is None else min(SMALL, SHARE * self.room)
         return whole > limit
 
     def check(self, name: str, size: Size, dtype: object, *, separate: bool, emulated: bool, layers: bool) -> None:
         """Raise MemoryLimitError where the copies that case `name` needs beside the built model do not fit."""
-        need = needed(size, name_of(dtype), layers=layers, separate=separate, emulated=emulated)
+        need = needed(size, _name_of(dtype), layers=layers, separate=separate, emulated=emulated)
         more = need.host - need.built
         if self.room is None or more <= self.room:
             return
@@ -205,10 +205,10 @@ class Policy:
         others = "" if self.workers == 1 else f", the part of one of {self.workers} workers"
         advice = ["fewer workers (-n)"] if self.workers > 1 else []
         half = needed(size, "float16", layers=layers, separate=separate, emulated=emulated)
-        advice += ["a half dtype"] if BYTES[name_of(dtype)] > 2 and half.host < need.host else []
+        advice += ["a half dtype"] if BYTES[_name_of(dtype)] > 2 and half.host < need.host else []
         words = ", ".join([*advice, "a machine with more memory"])
         raise MemoryLimitError(
-            f"{name}: {size.parameters:,} parameters in {name_of(dtype)} need {more / GIB:.1f} GiB of host memory "
+            f"{name}: {size.parameters:,} parameters in {_name_of(dtype)} need {more / GIB:.1f} GiB of host memory "
             f"beside the model as built ({way}), and {self.room / GIB:.1f} GiB are left on "
             f"{self.memory.source}{others}; "
             f"use {words}"
@@ -243,7 +243,7 @@ def estimates(
         for separate in (False, True):
             layers = policy.layers(size, dtype, separate=separate)
             need = needed(size, dtype, layers=layers, separate=separate, emulated=emulated)
-            host = int(workers * (need.host + LIBRARIES[separate]))
+            host = int(workers * (need.host + _LIBRARIES[separate]))
             fits = None if memory is None else host <= min(memory.available, memory.total)
             each = need.host / parameters
             row = dict(host=host, bytes_a_parameter=each, device=need.device, fits=fits)
@@ -267,7 +267,7 @@ def count_of(text: str) -> int:
     return round(count)
 
 
-def name_of(dtype: object) -> str:
+def _name_of(dtype: object) -> str:
     """ "float16" of torch.float16, or of its name; what is no dtype of BYTES counts as float32."""
     name = str(dtype).removeprefix("torch.")
     return name if name in BYTES else "float32"

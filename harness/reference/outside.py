@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-DEPTH = 4  # containers inside of one another that are looked into
-MOST = 4096  # elements of a container that are looked at: a larger one holds data, not state
+_DEPTH = 4  # containers inside of one another that are looked into
+_MOST = 4096  # elements of a container that are looked at: a larger one holds data, not state
 _ABSENT = object()
 _MAPPINGS = (dict, OrderedDict, defaultdict)  # these alone: another class may compute what it seems to hold
 _SEQUENCES = (list, deque)
@@ -215,7 +215,7 @@ class _Seen:
 
     def container(self, value: Any, depth: int) -> None:
         """Remember what a container holds, and the containers in it."""
-        if depth > DEPTH or id(value) in self.known:
+        if depth > _DEPTH or id(value) in self.known:
             return
         if type(value) in (*_MAPPINGS, *_SEQUENCES):
             content = value
@@ -225,7 +225,7 @@ class _Seen:
             return
         self.known.add(id(value))
         self.kept.append(value)
-        if len(content) > MOST:
+        if len(content) > _MOST:
             return
         if type(content) in _MAPPINGS:
             before, restore = dict(content), _mapping_back
@@ -284,10 +284,10 @@ def _sequence_back(content: list | deque, before: list[Any]) -> None:
 def _has_tensors(value: Any, depth: int = 0) -> bool:
     if isinstance(value, Tensor):
         return True
-    if depth > DEPTH:
+    if depth > _DEPTH:
         return False
     if type(value) in _MAPPINGS:
-        return len(value) <= MOST and any(_has_tensors(item, depth + 1) for item in list(value.values()))
+        return len(value) <= _MOST and any(_has_tensors(item, depth + 1) for item in list(value.values()))
     if isinstance(value, tuple) or type(value) in _SEQUENCES:
-        return len(value) <= MOST and any(_has_tensors(item, depth + 1) for item in list(value))
+        return len(value) <= _MOST and any(_has_tensors(item, depth + 1) for item in list(value))
     return _is_object(value) and any(_has_tensors(variable, depth + 1) for variable in list(vars(value).values()))

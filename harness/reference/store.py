@@ -40,7 +40,7 @@ FORMAT = "reference-store/1"
 SUFFIX = ".safetensors"
 UNFINISHED = ".part"
 ABANDONED = 3600  # seconds after which an unfinished file belongs to a process that was killed
-LIMIT = 20 << 30  # bytes
+_LIMIT = 20 << 30  # bytes
 
 
 class StoreWarning(UserWarning):
@@ -114,7 +114,7 @@ class Store:
     Raises: HarnessError when the directory cannot be written.
     """
 
-    def __init__(self, directory: Path | str, limit: int = LIMIT):
+    def __init__(self, directory: Path | str, limit: int = _LIMIT):
         self.directory = Path(directory)
         self.limit = limit
         self.read = 0

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from harness.errors import CaseError
 
-DEPTH = 6  # objects and containers inside of one another that are looked into
+_DEPTH = 6  # objects and containers inside of one another that are looked into
 
 
 def move(value: Any, *, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
@@ -50,7 +50,7 @@ def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return type(value)(*(changed(item, change) for item in value))
     if isinstance(value, (tuple, list)):
         return type(value)(changed(item, change) for item in value)
-    fields = fields_of(value)
+    fields = _fields_of(value)
     if fields is None:
         return value
     copied = copy.copy(value)
@@ -111,7 +111,7 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         parts = value.items()
     elif isinstance(value, (tuple, list)):
         parts = enumerate(value)
-    elif (fields := fields_of(value)) is not None:
+    elif (fields := _fields_of(value)) is not None:
         parts = fields.items()
     else:
         yield prefix, as_tensor(value)
@@ -135,7 +135,7 @@ def as_tensor(value: Any) -> Any:
         return value
 
 
-def fields_of(value: Any) -> dict[str, Any] | None:
+def _fields_of(value: Any) -> dict[str, Any] | None:
     """The attributes of an object that hold tensors, by name; None for what is no such object.
 
     An object is an instance of a class that Python code defined, such as a dataclass, a cache of keys and values or a
@@ -150,10 +150,10 @@ def fields_of(value: Any) -> dict[str, Any] | None:
 
 
 def _holds_tensors(value: Any, depth: int) -> bool:
-    """Whether there is a tensor within `DEPTH` steps of nested values and attributes."""
+    """Whether there is a tensor within `_DEPTH` steps of nested values and attributes."""
     if isinstance(value, Tensor) or (type(value).__module__ == "numpy" and isinstance(as_tensor(value), Tensor)):
         return True
-    if depth > DEPTH or is_plain(value):
+    if depth > _DEPTH or is_plain(value):
         return False
     if isinstance(value, Mapping):
         return any(_holds_tensors(item, depth + 1) for item in value.values())

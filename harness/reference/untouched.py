@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from harness.errors import CaseError
 from harness.reference.layers import is_layered
 
-MANY = 4  # changes that are named; of more, their number
+_MANY = 4  # changes that are named; of more, their number
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _OWN_COPY = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__")
 
@@ -108,8 +108,8 @@ def changes(used: nn.Module, before: nn.Module) -> str:
     Parameters, buffers and attributes are named: "attribute calls (2 where 0 was)".
     """
     result = list(_changes(used, before))
-    more = [f"{len(result) - MANY} more"] if len(result) > MANY else []
-    return ", ".join(result[:MANY] + more)
+    more = [f"{len(result) - _MANY} more"] if len(result) > _MANY else []
+    return ", ".join(result[:_MANY] + more)
 
 
 def _changes(used: nn.Module, before: nn.Module) -> Iterator[str]:

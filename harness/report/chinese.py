@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 SAID = 2000  # characters of a text that are looked at: what is longer is what a program said
-LONGEST = 400  # characters of what stands for {A}
+_LONGEST = 400  # characters of what stands for {A}
 PATTERNS = Path(__file__).with_suffix(".txt")
 
 
@@ -30,7 +30,7 @@ def _compiled(english: str) -> re.Pattern[str]:
     for place in range(1, len(parts), 2):
         name, after = parts[place], parts[place + 1]
         kind = r"[^\s;]" if name.islower() else "."
-        pattern += f"(?P<{name}>{kind}{{1,{LONGEST}}}{'?' if after else ''})"
+        pattern += f"(?P<{name}>{kind}{{1,{_LONGEST}}}{'?' if after else ''})"
         pattern += re.escape(after) + (r"(?!\d)" if after == "." else "")  # "1.001" is no end of a sentence
     if english[0] == "{":
         before = r"(?:^|(?<=[;:.→(] ))"
@@ -50,11 +50,11 @@ def chinese(text: str) -> str:
     text, rest = text[:SAID], text[SAID:]
     for pattern, said in _patterns():
         text = pattern.sub(functools.partial(_filled, said), text)
-    text = re.sub(r"(?<=[\u4e00-\u9fff）])([.;,:])(?: |$)", lambda found: MARKS[found[1]], text)
+    text = re.sub(r"(?<=[\u4e00-\u9fff）])([.;,:])(?: |$)", lambda found: _MARKS[found[1]], text)
     return re.sub(r" (?=（)|(?<=[：；。，]) ", "", text) + rest
 
 
-MARKS = {".": "。", ";": "；", ",": "，", ":": "："}
+_MARKS = {".": "。", ";": "；", ",": "，", ":": "："}
 
 
 def _filled(said: str, result: re.Match[str]) -> str:

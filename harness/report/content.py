@@ -18,7 +18,7 @@ NOT_RUN = "not run: the session ended before it"  # the reason of a row that a r
 STOPPED = "the device stopped computing at "  # the reason of a row on a device that no longer computes holds it
 
 
-class Outcome(str, Enum):
+class _Outcome(str, Enum):
     """What a run came to, in one word; the gravest that is true of it."""
 
     FAILURES = "failures"  # rows FAIL, or could not be compared
@@ -67,17 +67,17 @@ class Report:
         return result | ({Mark.KNOWN.value: known} if known else {})
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> _Outcome:
         """Whether a run that does not pass is worth a second look, a ticket, or another try on another card."""
         bad = [row for row in self.rows if row.is_bad]
         if any(row.status is not Status.REGRESSED and not _is_lost(row) for row in bad):
-            return Outcome.FAILURES
+            return _Outcome.FAILURES
         if any(row.status is Status.REGRESSED for row in bad):
-            return Outcome.REGRESSIONS
+            return _Outcome.REGRESSIONS
         if bad:
-            return Outcome.INFRASTRUCTURE
+            return _Outcome.INFRASTRUCTURE
         measured = any(row.status is not Status.SKIPPED for row in self.rows)
-        return Outcome.PASSED if measured else Outcome.NOTHING
+        return _Outcome.PASSED if measured else _Outcome.NOTHING
 
     def head(self) -> dict[str, Any]:
         """All but the rows, as JSON holds it."""

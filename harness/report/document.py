@@ -13,9 +13,9 @@ from harness.printable import visible
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LONGEST = 65_535  # characters: what a comment or a description on GitHub takes
+_LONGEST = 65_535  # characters: what a comment or a description on GitHub takes
 SHORTEST = 50  # characters that a row of a table has at least
-ROWS = 60  # of a table, of which a report that is too long keeps at least so many while something else can go
+_ROWS = 60  # of a table, of which a report that is too long keeps at least so many while something else can go
 LINE = 600  # characters that an item or a cell keeps of a text that is longer
 
 
@@ -81,8 +81,8 @@ def to_markdown(blocks: Sequence[Block]) -> str:
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
-def to_short_markdown(blocks: Sequence[Block], *, left_out: str, longest: int = LONGEST) -> str:
-    """The same in at most `longest` characters: tables and lists lose rows at their ends down to `ROWS`, then what is
+def to_short_markdown(blocks: Sequence[Block], *, left_out: str, longest: int = _LONGEST) -> str:
+    """The same in at most `longest` characters: tables and lists lose rows at their ends down to `_ROWS`, then what is
     folded is left out from the end on, then tables and lists lose more. `left_out` says so in its place; "{count}" in
     it is the number of rows or lines.
 
@@ -98,8 +98,8 @@ def to_short_markdown(blocks: Sequence[Block], *, left_out: str, longest: int = 
     def too_long() -> bool:
         return sum(map(len, written)) + 2 * len(written) > longest
 
-    while too_long() and rows > ROWS:
-        rows = max(rows // 2, ROWS)
+    while too_long() and rows > _ROWS:
+        rows = max(rows // 2, _ROWS)
         written = [_cut(block, rows, left_out) for block in blocks]
     for place in reversed(range(len(blocks))):
         block = blocks[place]

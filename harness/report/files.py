@@ -24,7 +24,7 @@ from harness.report.words import LANGUAGES
 from harness.typed_json import Mismatch, named, read_fields, read_json
 
 PAIRS = "precision-pairs/1"
-DERIVED = ("headline", "outcome", "rows")  # of a stored report: what its rows say
+_DERIVED = ("headline", "outcome", "rows")  # of a stored report: what its rows say
 JSON_NAME = "precision.json"
 MARKDOWN_NAME = "precision.md"
 PREVIOUS = {name: name.replace(".", "-previous.") for name in (JSON_NAME, MARKDOWN_NAME)}  # of the run before
@@ -176,7 +176,7 @@ def load(path: Path) -> Report:
     except Mismatch as error:
         raise HarnessError(f"{path}: {error}; write it again with `pytest -k precision`") from None
     rows = tuple(Row.from_dict(item, f"{path}: row {number}") for number, item in enumerate(stored["rows"], 1))
-    return Report(rows=rows, **{name: value for name, value in read.items() if name not in DERIVED})
+    return Report(rows=rows, **{name: value for name, value in read.items() if name not in _DERIVED})
 
 
 def render(report: Report, *, lang: str = "en", html: bool = False, folder: Path | None = None) -> str:

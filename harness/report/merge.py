@@ -11,8 +11,8 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.report.content import NOT_RUN, Report
 
-OWN = ("card", "cpu", "device_count", "threads", "environment")  # what machines of one kind may have of their own
-SHOWN = 5  # names in a sentence
+_OWN = ("card", "cpu", "device_count", "threads", "environment")  # what machines of one kind may have of their own
+_SHOWN = 5  # names in a sentence
 
 
 def merge(reports: Mapping[Path, Report], *, different_stacks: bool = False) -> Report:
@@ -69,12 +69,12 @@ def _differences(first: Report, other: Report) -> list[str]:
     names = dict.fromkeys([*first.stack, *other.stack])
     for name in names:
         values: Sequence[Any] = first.stack.get(name), other.stack.get(name)
-        if name not in OWN and values[0] != values[1]:
+        if name not in _OWN and values[0] != values[1]:
             said.append(f"{name} {values[0]} and {values[1]}")
     return said
 
 
 def _some(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PICTURED = 40  # rows that did not pass whose pictures are in the page
 LINKED = 160  # characters of a reason in the table of rows
-LARGEST = 1 << 20  # bytes of a picture's file
+_LARGEST = 1 << 20  # bytes of a picture's file
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --back: #fff; --line: #d0d7de; --soft: #f6f8fa; --link: #0550ae;
@@ -61,7 +61,7 @@ details { margin: .5rem 0 } summary { cursor: pointer } img { max-width: 100%; h
 :target { outline: 2px solid var(--link) }
 """
 
-SCRIPT = """
+_SCRIPT = """
 const chosen = ['text', 'status', 'case', 'dtype'].map(name => document.getElementById(name));
 const rows = [...document.querySelectorAll('#rows tbody tr')];
 const shown = document.getElementById('shown');
@@ -100,13 +100,13 @@ def page(report: Report, lang: str, folder: Path | None) -> str:
     parts += [_folded(words["how"], _blocks([Bullets(items=tuple(notes))], folder))] if notes else []
     parts.append(_folded(words["environment"], _blocks([stack_table(report, words)], folder)))
     body = "\n".join(parts)
-    policy = f"default-src 'none'; style-src {_digest(STYLE)}; script-src {_digest(SCRIPT)}; img-src data:"
+    policy = f"default-src 'none'; style-src {_digest(STYLE)}; script-src {_digest(_SCRIPT)}; img-src data:"
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width"><title>{_text(title_of(report, words))}</title>'
         f"<style>{STYLE}</style>"
     )
-    script = f"<script>{SCRIPT}</script>" if report.rows else ""
+    script = f"<script>{_SCRIPT}</script>" if report.rows else ""
     return f'<!doctype html>\n<html lang="{lang}"><head>{head}</head><body>\n{body}\n{script}</body></html>\n'
 
 
@@ -235,7 +235,7 @@ def _table(table: Table) -> str:
 def _picture(picture: Picture, folder: Path | None) -> str:
     """A picture inside of the page; where its file is not there, not below the report's folder or no SVG, its name."""
     path = None if folder is None else (folder / picture.path)
-    if path is None or not path.is_file() or path.suffix != ".svg" or path.stat().st_size > LARGEST:
+    if path is None or not path.is_file() or path.suffix != ".svg" or path.stat().st_size > _LARGEST:
         return f"<p>{_text(f'{picture.text}: {picture.path}')}</p>"
     if not path.resolve().is_relative_to(Path(folder or ".").resolve()):
         return f"<p>{_text(f'{picture.text}: {picture.path}')}</p>"

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from harness.report.content import Report
     from harness.report.rows import Row
 
-MOST = 24  # cases that a picture shows: those that changed most
-ACROSS = 4
+_MOST = 24  # cases that a picture shows: those that changed most
+_ACROSS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,11 @@ def plot_history(reports: Sequence[Report], error_of: Callable[[Row], float], pa
     }
     if not series:
         raise HarnessError("--plot: no case has an error in two of the reports, so there is nothing to draw")
-    chosen = sorted(series, key=lambda name: -_spread(series[name]))[:MOST]
+    chosen = sorted(series, key=lambda name: -_spread(series[name]))[:_MOST]
     labels = _labels(reports)
-    down = math.ceil(len(chosen) / ACROSS)
+    down = math.ceil(len(chosen) / _ACROSS)
     figure, axes = pyplot.subplots(
-        down, ACROSS, figsize=(4 * ACROSS, 2.6 * down + 1), squeeze=False, layout="constrained"
+        down, _ACROSS, figsize=(4 * _ACROSS, 2.6 * down + 1), squeeze=False, layout="constrained"
     )
     said = f"{len(chosen)} of {len(series)} cases, those that changed most: " if len(chosen) < len(series) else ""
     figure.suptitle(f"{said}relative L2 error to float64 on {reports[-1].stack.get('device')} ({reports[-1].backend})")

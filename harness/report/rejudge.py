@@ -20,7 +20,7 @@ from harness.typed_json import shown
 if TYPE_CHECKING:
     from harness.report.content import Report
 
-KEPT = ("fallback", "output", "reference")  # failures that no preset decides
+_KEPT = ("fallback", "output", "reference")  # failures that no preset decides
 
 
 def judged(report: Report, preset: str | None) -> list[tuple[Row, Verdict]]:
@@ -47,7 +47,7 @@ def judged_again(row: Row, preset: str | None = None) -> Verdict:
         )
     verdict = judge(row.comparisons, _tolerance(row, preset), decisions=row.decisions, references=row.references)
     said = [Reason(criterion=criterion, text=text) for criterion, text in zip(row.criteria, row.reasons)]
-    kept = tuple(reason for reason in said if reason.criterion in KEPT)
+    kept = tuple(reason for reason in said if reason.criterion in _KEPT)
     worse = tuple(said) if row.status is Status.REGRESSED else ()
     return replace(verdict, failures=(*kept, *verdict.failures), regressions=worse, marks=row.marks)
 

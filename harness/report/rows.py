@@ -300,7 +300,7 @@ class Row(Numbers, Ratios, Proof):
             "measured": {name: self._measured(name) for name in self.comparisons},
             "decisions": self._decided(),
         }
-        return {name: held[name] for name in ORDER}
+        return {name: held[name] for name in _ORDER}
 
     def _measured(self, output: str) -> dict[str, Any]:
         """Everything that was measured of one output, so that it can be judged again."""
@@ -473,7 +473,7 @@ def _allowed(verdict: Verdict) -> dict[str, float]:
 HISTOGRAM = re.compile("(-?[0-9]{1,9}:[0-9]{1,18}( |$))*")  # bins and how many elements are in each
 SIDES = ("golden", "cpu", "forecast")  # the Comparisons that References hold
 LATER = ("slices", "scatter")  # which rows of older versions lack, and rows that have none
-ORDER = (  # of the names of a row in JSON
+_ORDER = (  # of the names of a row in JSON
     "test",
     "case",
     "dtype",

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from harness.report.content import Report
 
 
-MANY = 8  # cases of one row each, from which a test's cases are the probes of one table
+_MANY = 8  # cases of one row each, from which a test's cases are the probes of one table
 FAILED_SHOWN = 40  # rows that did not pass with a line each; of more than these the rest is counted
 LOCATED_SHOWN = 10  # rows whose location is shown in full
-FIRST = 240  # characters of a reason and of a location in the line of a row
+_FIRST = 240  # characters of a reason and of a location in the line of a row
 
 
 def document(report: Report, lang: str = "en") -> list[Block]:
@@ -148,7 +148,7 @@ def line_of(row: Row, words: Mapping[str, str]) -> str:
 
 def _first(text: str) -> str:
     """The first clause of a text, or what of it fits."""
-    return shortened(re.split(r"\. |; |[。；]", text, maxsplit=1)[0], FIRST)
+    return shortened(re.split(r"\. |; |[。；]", text, maxsplit=1)[0], _FIRST)
 
 
 def _not_passed(report: Report, words: Mapping[str, str]) -> list[Block]:
@@ -207,7 +207,7 @@ def _groups(rows: Sequence[Row]) -> list[_Group]:
     for test, group in groupby(rows, key=lambda row: row.test.partition("[")[0]):
         of_test = list(group)
         per_case = [list(item) for _, item in groupby(of_test, key=lambda row: (row.case, row.dtype))]
-        if len(per_case) >= MANY and all(len(item) == 1 for item in per_case):
+        if len(per_case) >= _MANY and all(len(item) == 1 for item in per_case):
             result.append(_Group(title=test, rows=tuple(of_test), probes=True))
             continue
         cases = groupby(of_test, key=lambda row: row.case)

@@ -13,7 +13,7 @@ from harness.judging.references import MANY, References, is_floating
 from harness.judging.verdict import Reason
 from harness.measure import Comparison, compare, scatter_of, worst_slices
 
-LARGEST = 65520.0  # from here on float16 rounds to Inf
+_LARGEST = 65520.0  # from here on float16 rounds to Inf
 
 
 def cut_as_float16(
@@ -40,7 +40,7 @@ def cut_as_float16(
         if there.shape == cut.shape:
             cut = torch.where((there - cut).abs() <= cut.abs() * torch.finfo(torch.float16).eps, there, cut)
         held[output] = torch.where(wide.isfinite(), wide, cut)
-        beyond = int((wide.isfinite() & (wide.abs() >= LARGEST)).sum())
+        beyond = int((wide.isfinite() & (wide.abs() >= _LARGEST)).sum())
         if beyond:
             text = (
                 f"{beyond} elements of the float64 result are beyond 65504, where float16 saturates on {name}: "

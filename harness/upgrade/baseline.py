@@ -23,15 +23,15 @@ from harness.report.rows import Change, Row
 from harness.typed_json import Mismatch, named, object_schema, read_fields, read_json, reader_of, shown, to_json
 
 SCHEMA = "precision-baseline/1"
-KINDS = CHANGES
+_KINDS = CHANGES
 IDENTICAL, DRIFT, REGRESSED, IMPROVED, NEW, INCOMPARABLE = CHANGES
 
 EFFECT = 1.03  # a change of the error below this factor is drift, however many seeds share it
 ALONE = 1.5  # the factor from which a change counts by itself
 SUMS = 2.0  # both, where the error is that of float32 sums: cut into four parts or not, a sum's rounding differs by √4
-SEEDS = 3  # that the paired test needs
+_SEEDS = 3  # that the paired test needs
 NOISE = 3.0  # times the difference of a row's reruns within which its error scatters
-PARTS = 4.0  # the factor from which the error of the worst token, or of another output, counts by itself
+_PARTS = 4.0  # the factor from which the error of the worst token, or of another output, counts by itself
 SAME = 1e-6  # relative: numbers that were computed from the same bits agree to this on every host
 STUDENT = {  # one-sided 1 % points of Student's t by degrees of freedom (Fisher and Yates, Statistical Tables, III)
     2: 6.965,
@@ -374,7 +374,7 @@ def change_of(row: Row, entry: Entry | None) -> Change:
             return Change(kind=INCOMPARABLE, text=text)
     absent = [digest for digest in DIGESTS if getattr(row, digest) is None or getattr(then, digest) is None]
     if absent:
-        text = f"{name} has no {absent[0]}, now or as accepted, so nobody can say what was compared; {AGAIN}"
+        text = f"{name} has no {absent[0]}, now or as accepted, so nobody can say what was compared; {_AGAIN}"
         return Change(kind=INCOMPARABLE, text=text)
     if not _same_reference(row, then):
         text = (
@@ -430,7 +430,7 @@ def _worse_parts(row: Row, then: Row) -> list[str]:
     for what, (before, _) in _parts(then).items():
         now, count = parts.get(what, (math.nan, MANY))
         least = max(before, ROUNDOFF.get(row.dtype or "", 0.0))
-        if now > max(PARTS, slack(count)) * least and now - before > scatter:
+        if now > max(_PARTS, slack(count)) * least and now - before > scatter:
             result.append(f"{what} is off by {now:.3e} where {before:.3e} was accepted")
     return result
 
@@ -448,7 +448,7 @@ def _parts(row: Row) -> dict[str, tuple[float, int]]:
 
 DIGESTS = ("weights", "inputs_sha256", "actual_sha256")  # without which two rows cannot be held against each other
 ADVICE = "find out what changed, or accept it with --precision-baseline=accept"
-AGAIN = "run it again with this version"
+_AGAIN = "run it again with this version"
 
 
 def _of_same_bits(row: Row, then: Row) -> Change:
@@ -460,7 +460,7 @@ def _of_same_bits(row: Row, then: Row) -> Change:
             if None not in (now, before) and not _agree(now, before):
                 text = (
                     f"{name}: the digests say that every bit is as accepted, and {number} is {now:.6e} where "
-                    f"{before:.6e} was; a file was changed by hand or is damaged: {AGAIN}"
+                    f"{before:.6e} was; a file was changed by hand or is damaged: {_AGAIN}"
                 )
                 return Change(kind=INCOMPARABLE, text=text)
         return Change(kind=IDENTICAL, text=f"{name}: every bit as accepted", ratio=1.0)
@@ -482,7 +482,7 @@ def _short(digest: Any) -> str:
 def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     """Every row of one case in one dtype against its entry.
 
-    The errors of all seeds are paired with the accepted ones, those with the same inputs once. With `SEEDS` or more the
+    The errors of all seeds are paired with the accepted ones, those with the same inputs once. With `_SEEDS` or more the
     change is judged together, by a one-sided paired t-test of log(error now / error then) at 1 % (Student 1908), and by
     its size: the geometric mean must pass `EFFECT`. So a small drift that all seeds share is seen, and one seed that is
     off by chance is not. A row whose error changed by more than `ALONE` counts by itself, or by more than the slack of
@@ -490,7 +490,7 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     the device's reruns differ, here or in the accepted run, a change within `NOISE` times that difference is scatter;
     but a row whose error grew by more than the accepted error and the accepted run's own rerun difference together is
     worse, however much its reruns differ. The other outputs of a row and its worst token are followed too: an error of
-    theirs that is `PARTS` times the accepted one, or the slack of its few elements, is worse, whatever the output does
+    theirs that is `_PARTS` times the accepted one, or the slack of its few elements, is worse, whatever the output does
     that stands for the row.
     """
     rows = list(rows)
@@ -506,7 +506,7 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     logs = [math.log(pairs[index]) for index in samples.values()]
     summed = [_is_of_sums(rows[index], entry.rows[seed_of(rows[index])]) for index in pairs]
     effect = SUMS if any(summed) else EFFECT
-    together = _shared(logs, effect) if len(logs) >= SEEDS else 0
+    together = _shared(logs, effect) if len(logs) >= _SEEDS else 0
     for index, item in enumerate(result):
         if item.kind != DRIFT:
             continue

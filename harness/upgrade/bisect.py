@@ -72,7 +72,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class _Finding:
     """What a stack is, against the good end."""
 
     verdict: str
@@ -258,7 +258,7 @@ class _Search:
 
     def __init__(self, stacks: Sequence[Stack], *, case: str | None, what: str, state: Path, retry: bool):
         self.stacks, self.case, self.what, self.state, self.retry = stacks, case, what, state.resolve(), retry
-        self.found: dict[int, Finding] = {}
+        self.found: dict[int, _Finding] = {}
         self.good: Report | None = None  # the report of the good end, with the rows that decide
         self.runs = 0
 
@@ -309,7 +309,7 @@ class _Search:
             )
         return good, bad
 
-    def _judged(self, run: Run, folder: Path) -> Finding:
+    def _judged(self, run: Run, folder: Path) -> _Finding:
         """What a run shows. Raises: ValueError when the good end has no row of the case that was asked for."""
         path = folder / "report" / JSON_NAME
         ended = (
@@ -323,11 +323,11 @@ class _Search:
             return self._held(load(path), run.seconds)
         except (HarnessError, OSError) as error:
             why = str(error)
-        return Finding(
+        return _Finding(
             verdict=CANNOT, why=f"{why}; {ended}; it said last: {_last_line(folder / 'log.txt')}", seconds=run.seconds
         )
 
-    def _held(self, report: Report, seconds: float) -> Finding:
+    def _held(self, report: Report, seconds: float) -> _Finding:
         """A report, held against the good end by the rows that decide; the first that holds such rows is the good
         end.
         """
@@ -343,14 +343,14 @@ class _Search:
         report = replace(report, rows=tuple(rows))
         if self.good is None:
             self.good = report
-            return Finding(verdict=GOOD, why="the good end", seconds=seconds, report=report)
+            return _Finding(verdict=GOOD, why="the good end", seconds=seconds, report=report)
         try:
             upgrade = compare_reports(self.good, report)
         except HarnessError as error:
-            return Finding(verdict=OTHER, why=str(error), seconds=seconds)
+            return _Finding(verdict=OTHER, why=str(error), seconds=seconds)
         bad = upgrade.counts().keys() & WORSE if self.what == "worse" else _changed(upgrade, self.good, report)
         why = ", ".join(f"{count} {kind}" for kind, count in upgrade.counts().items())
-        return Finding(verdict=BAD if bad else GOOD, why=why, seconds=seconds, report=report)
+        return _Finding(verdict=BAD if bad else GOOD, why=why, seconds=seconds, report=report)
 
     def _chosen(self, report: Report) -> list[Row]:
         """The rows that decide: those of the case, or where the good end has no such case, of the tests whose id holds

@@ -14,7 +14,7 @@
 Without `criteria` an entry excuses what was accepted and nothing worse. Where the row has accepted numbers
 (--precision-baseline=accept keeps those of known failures too): the criteria that it failed by then, with an error that
 is no regression. Where it has none: numbers beyond their limits alone (no NaN, no other shape, no fallback, no crash),
-with a relative L2 error of at most `GROWTH` times `error`, or of `MOST` where the entry gives none.
+with a relative L2 error of at most `GROWTH` times `error`, or of `_MOST` where the entry gives none.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from harness.report.rows import UNRECORDED, Row
 from harness.upgrade.tables import only_known, read_toml
 
 KNOWN = Mark.KNOWN
-KEYS = ("case", "dtype", "seeds", "device", "error", "criteria", "reason", "link", "expires")
+_KEYS = ("case", "dtype", "seeds", "device", "error", "criteria", "reason", "link", "expires")
 GROWTH = 1.5  # times the error that an entry gives
-MOST = (
+_MOST = (
     2.0  # relative L2 error of a row that has no accepted numbers: an output of the expected size cannot be further off
 )
 
@@ -95,7 +95,7 @@ def read_known(path: Path) -> list[Known]:
 
 
 def _entry(entry: Mapping[str, Any], where: str) -> Known:
-    only_known(entry, KEYS, where)
+    only_known(entry, _KEYS, where)
     for name in ("case", "reason", "link", *(name for name in ("dtype", "device") if name in entry)):
         if not (isinstance(entry.get(name), str) and entry[name].strip()):
             raise HarnessError(
@@ -178,7 +178,7 @@ def _largest(entry: Known, accepted: Row | None) -> float | None:
     """The largest error that is excused; None where the baseline decides, or the criteria do."""
     if entry.error is not None:
         return GROWTH * entry.error
-    return None if accepted is not None or entry.criteria else MOST
+    return None if accepted is not None or entry.criteria else _MOST
 
 
 def settled(entry: Known, row: Row, *, accepted: Row | None, today: datetime.date) -> Row:

@@ -131,7 +131,7 @@ def silu(self):
 
 
 @operator("aclnnGelu", "self >out")
-def gelu(self):
+def _gelu(self):
     return numerics.gelu(self)
 
 

@@ -278,25 +278,25 @@ def _enter(name: str, signature: str, compute) -> None:
 
 MASKS = "pse drop padding mask"
 STARTS = "q_start:ints kv_start:ints"
-LENGTHS = "lens_q:ints lens_kv:ints"
+_LENGTHS = "lens_q:ints lens_kv:ints"
 PLAIN = "scale:double keep:double before:int after:int heads:int layout:str inner:int sparse:int"
 FOUND = ">max >sum >softmax >found"
 SAVED = "max sum softmax found"
-KEYS = "q_rope k k_rope v"
+_KEYS = "q_rope k k_rope v"
 ROPES = "q_rope k_rope"
 
 for name, signature in {
     "aclnnFlashAttentionScore": f"q k v {MASKS} prefix:ints {PLAIN} {FOUND}",
     "aclnnFlashAttentionScoreV2": f"q k v {MASKS} prefix:ints {STARTS} {PLAIN} pse_type:int {FOUND}",
     "aclnnFlashAttentionScoreV3": f"q k v {MASKS} sink prefix:ints {STARTS} {PLAIN} pse_type:int {FOUND}",
-    "aclnnFlashAttentionScoreV4": f"q k v {MASKS} {ROPES} q_scale k_scale v_scale sink prefix:ints {LENGTHS} "
+    "aclnnFlashAttentionScoreV4": f"q k v {MASKS} {ROPES} q_scale k_scale v_scale sink prefix:ints {_LENGTHS} "
     f"{STARTS} {PLAIN} out_type:int "
     f"pse_type:int stored:str seed:int offset:int {FOUND}",
-    "aclnnFlashAttentionVarLenScore": f"q k v {MASKS} prefix:ints {LENGTHS} {PLAIN} {FOUND}",
-    "aclnnFlashAttentionVarLenScoreV2": f"q k v {MASKS} prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int {FOUND}",
-    "aclnnFlashAttentionVarLenScoreV3": f"q {KEYS} {MASKS} prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int {FOUND}",
-    "aclnnFlashAttentionVarLenScoreV4": f"q k v {MASKS} prefix:ints {LENGTHS} {PLAIN} stored:str {FOUND}",
-    "aclnnFlashAttentionVarLenScoreV5": f"q {KEYS} {MASKS} sink prefix:ints {LENGTHS} {STARTS} {PLAIN} pse_type:int "
+    "aclnnFlashAttentionVarLenScore": f"q k v {MASKS} prefix:ints {_LENGTHS} {PLAIN} {FOUND}",
+    "aclnnFlashAttentionVarLenScoreV2": f"q k v {MASKS} prefix:ints {_LENGTHS} {STARTS} {PLAIN} pse_type:int {FOUND}",
+    "aclnnFlashAttentionVarLenScoreV3": f"q {_KEYS} {MASKS} prefix:ints {_LENGTHS} {STARTS} {PLAIN} pse_type:int {FOUND}",
+    "aclnnFlashAttentionVarLenScoreV4": f"q k v {MASKS} prefix:ints {_LENGTHS} {PLAIN} stored:str {FOUND}",
+    "aclnnFlashAttentionVarLenScoreV5": f"q {_KEYS} {MASKS} sink prefix:ints {_LENGTHS} {STARTS} {PLAIN} pse_type:int "
     f"stored:str {FOUND}",
 }.items():
     _enter(name, signature, _forward)
@@ -309,19 +309,19 @@ for name, signature in {
     f">dq >dk >dv >dpse >dsink",
     "aclnnFlashAttentionScoreGradV4": f"q k v grad {MASKS} {SAVED} sink {ROPES} q_scale k_scale v_scale grad_scale "
     f"found_scale prefix:ints "
-    f"{LENGTHS} {STARTS} scale:double keep:double before:int after:int heads:int layout:str stored:str "
+    f"{_LENGTHS} {STARTS} scale:double keep:double before:int after:int heads:int layout:str stored:str "
     "inner:int sparse:int pse_type:int seed:int "
     "offset:int out_type:int >dq >dk >dv >dq_rope >dk_rope >dpse >dsink",
-    "aclnnFlashAttentionUnpaddingScoreGrad": f"q k v grad {MASKS} {SAVED} prefix:ints {LENGTHS} {PLAIN} >dq >dk >dv "
+    "aclnnFlashAttentionUnpaddingScoreGrad": f"q k v grad {MASKS} {SAVED} prefix:ints {_LENGTHS} {PLAIN} >dq >dk >dv "
     f">dpse",
-    "aclnnFlashAttentionUnpaddingScoreGradV2": f"q k v grad {MASKS} {SAVED} prefix:ints {LENGTHS} {STARTS} {PLAIN} "
+    "aclnnFlashAttentionUnpaddingScoreGradV2": f"q k v grad {MASKS} {SAVED} prefix:ints {_LENGTHS} {STARTS} {PLAIN} "
     f"pse_type:int >dq >dk >dv >dpse",
-    "aclnnFlashAttentionUnpaddingScoreGradV3": f"q {KEYS} grad {MASKS} {SAVED} prefix:ints {LENGTHS} {STARTS} "
+    "aclnnFlashAttentionUnpaddingScoreGradV3": f"q {_KEYS} grad {MASKS} {SAVED} prefix:ints {_LENGTHS} {STARTS} "
     f"{PLAIN} pse_type:int "
     ">dq >dq_rope >dk >dk_rope >dv >dpse",
-    "aclnnFlashAttentionUnpaddingScoreGradV4": f"q k v grad {MASKS} {SAVED} prefix:ints {LENGTHS} {PLAIN} >dq >dk "
+    "aclnnFlashAttentionUnpaddingScoreGradV4": f"q k v grad {MASKS} {SAVED} prefix:ints {_LENGTHS} {PLAIN} >dq >dk "
     f">dv >dpse stored:str",
-    "aclnnFlashAttentionUnpaddingScoreGradV5": f"q {KEYS} grad {MASKS} {SAVED} sink prefix:ints {LENGTHS} {STARTS} "
+    "aclnnFlashAttentionUnpaddingScoreGradV5": f"q {_KEYS} grad {MASKS} {SAVED} sink prefix:ints {_LENGTHS} {STARTS} "
     f"{PLAIN} pse_type:int stored:str "
     ">dq >dq_rope >dk >dk_rope >dv >dpse >dsink",
 }.items():
@@ -595,7 +595,7 @@ class _Selected(_Problem):
         return {**options, "hidden": unseen if hidden is None else hidden | unseen}
 
 
-SELECTED = f"chosen mask {LENGTHS} scale:double heads:int layout:str sparse:int block:int count:int"
+SELECTED = f"chosen mask {_LENGTHS} scale:double heads:int layout:str sparse:int block:int count:int"
 
 _enter(
     "aclnnNsaSelectedAttention",
@@ -604,7 +604,7 @@ _enter(
 )
 _enter(
     "aclnnNsaSelectedAttentionGrad",
-    f"q k v found grad max sum chosen {LENGTHS} mask scale:double block:int count:int heads:int layout:str "
+    f"q k v found grad max sum chosen {_LENGTHS} mask scale:double block:int count:int heads:int layout:str "
     "sparse:int >dq >dk >dv",
     lambda given, out: _backward(given, dict(zip(("dq", "dk", "dv"), out)), _Selected),
 )

@@ -8,7 +8,7 @@ from harness.emulator.operators.common import common, upcast
 from harness.emulator.operators.elementwise import UNARY
 from harness.emulator.table import operator
 
-NAMES = (
+_NAMES = (
     "Abs Acos Asin Atan Cos Cosh Erf Erfc Exp Expm1 Log Log10 Log1p Log2 Neg Reciprocal Sigmoid Sign Sin Sinh "
         "Sqrt Tan Tanh"
 ).split()  # fmt: skip
@@ -25,7 +25,7 @@ def _enter_unary(name: str, function) -> None:
         return _each(lambda value: function(upcast(value)), self)
 
 
-for _name in NAMES:
+for _name in _NAMES:
     _enter_unary(_name, UNARY[_name])
 
 
