@@ -67,7 +67,7 @@ RUNS += [
         Case(
             name="aimv2-digits",
             model=digits.model,
-            checkpoint=digits.FOLDER,
+            checkpoint=digits.DIGITS_FOLDER,
             inputs=digit_pictures,
             tolerance=DECISIONS,
             dtype=dtype,

@@ -32,7 +32,7 @@ from torch.utils.weak import WeakTensorKeyDictionary  # noqa: E402
 
 __all__ = [
     "NAMES",
-    "OPERATORS",
+    "PRIVATE_OPERATORS",
     "StorageWeakRef",
     "Together",
     "TorchDispatchMode",
@@ -75,7 +75,7 @@ NAMES = {  # under torch: what it is used for
     "utils._pytree.tree_map": "the same",
     "utils.weak.WeakTensorKeyDictionary": "localisation: which tensor of the device belongs to which of the CPU",
 }
-OPERATORS = {  # of torch.ops.aten, asked for by name: the first torch that has it
+PRIVATE_OPERATORS = {  # of torch.ops.aten, asked for by name: the first torch that has it
     "_grouped_mm": (2, 8),
     "_log_softmax": (2, 5),
     "_scaled_dot_product_attention_math": (2, 5),
@@ -94,7 +94,7 @@ def missing() -> dict[str, str]:
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     lacking |= {
         f"ops.aten.{name}": "an operator"
-        for name, since in OPERATORS.items()
+        for name, since in PRIVATE_OPERATORS.items()
         if version >= since and operator(name) is None
     }
     return lacking

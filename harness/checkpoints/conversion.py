@@ -46,7 +46,7 @@ _BITS = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """Where one tensor lies."""
 
     path: Path
@@ -59,7 +59,7 @@ class Entry:
 # -------- reading what is there
 
 
-def read_header(path: Path) -> dict[str, Entry]:
+def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of one safetensors file, by key, after every offset was checked against the file.
 
     Raises: CheckpointError, on one line, when the file is absent, truncated, a pickle or otherwise not what it must be.
@@ -113,7 +113,7 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def _entries(path: Path, header: dict, *, start: int, end: int) -> dict[str, Entry]:
+def _entries(path: Path, header: dict, *, start: int, end: int) -> dict[str, TensorEntry]:
     """Check the header's entries: known dtypes, sizes that fit the shapes, bytes that tile the file without gap or
     overlap.
     """
@@ -140,7 +140,7 @@ def _entries(path: Path, header: dict, *, start: int, end: int) -> dict[str, Ent
             raise CheckpointError(
                 f"{path} is truncated: {key!r} ends at byte {start + last} and the file at {end}; copy it again"
             )
-        entries[key] = Entry(path, dtype, shape, start + first, needed)
+        entries[key] = TensorEntry(path, dtype, shape, start + first, needed)
         spans.append((first, last, key))
     position = 0
     for first, last, key in sorted(spans):
@@ -206,12 +206,12 @@ def _shards(source: Path) -> list[Path]:
     return [source / name for name in names]
 
 
-def read_checkpoint(source: Path) -> tuple[dict[str, Entry], list[str]]:
+def read_checkpoint(source: Path) -> tuple[dict[str, TensorEntry], list[str]]:
     """Every tensor of a checkpoint by key, in the files' order, and the keys that more than one shard holds.
 
     Raises: CheckpointError as `read_header` and `weight_files` do, and when shards and their index disagree.
     """
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     twice = []
     for path in weight_files(source):
         for key, entry in read_header(path).items():
@@ -265,7 +265,7 @@ class _Files(contextlib.AbstractContextManager):
         for file in self._open.values():
             file.close()
 
-    def pieces(self, entry: Entry, start: int = 0, size: int | None = None) -> Iterator[memoryview]:
+    def pieces(self, entry: TensorEntry, start: int = 0, size: int | None = None) -> Iterator[memoryview]:
         """The bytes of a tensor, or of a part of it; each piece is gone when the next is asked for."""
         if entry.path not in self._open:
             self._open[entry.path] = entry.path.open("rb", buffering=0)
@@ -322,7 +322,7 @@ class Joined:
     """One tensor of the model and where its bytes lie, one part after another."""
 
     shape: tuple[int, ...]
-    parts: tuple[Entry, ...]
+    parts: tuple[TensorEntry, ...]
 
 
 def layout_shapes(
@@ -345,7 +345,11 @@ def layout_shapes(
 
 
 def to_model(
-    entries: Mapping[str, Entry], model: Mapping[str, tuple[int, ...]], rules: Sequence[Rule], layout: str, duplicate=()
+    entries: Mapping[str, TensorEntry],
+    model: Mapping[str, tuple[int, ...]],
+    rules: Sequence[Rule],
+    layout: str,
+    duplicate=(),
 ) -> dict[str, Joined]:
     """The tensors of a model that must have these names and shapes, out of a checkpoint in the layout of `rules`.
 

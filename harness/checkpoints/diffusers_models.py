@@ -15,7 +15,7 @@ from torch import nn
 from harness.checkpoints import transformers_models
 from harness.checkpoints.libraries import library, loading
 from harness.checkpoints.material import Asked
-from harness.checkpoints.recognition import Recognised, read_fields, recognise
+from harness.checkpoints.recognition import Recognised, read_config, recognise
 from harness.checkpoints.weights import require_weights, weights_of
 from harness.errors import CheckpointError
 
@@ -84,7 +84,7 @@ class Load:
 
     def __call__(self, dtype: torch.dtype) -> nn.Module:
         require_weights(self.path)
-        kind = _class_of(Recognised(kind=KIND, path=self.path, fields=read_fields(self.path / "config.json")))
+        kind = _class_of(Recognised(kind=KIND, path=self.path, fields=read_config(self.path / "config.json")))
         with loading(f"{kind.__name__} of {self.path}"):
             return kind.from_pretrained(
                 self.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False

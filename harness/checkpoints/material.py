@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _FOLDER = Path(__file__).parent / "data"
-LANGUAGES = ("english", "chinese", "code")
+TEXT_LANGUAGES = ("english", "chinese", "code")
 _SECONDS = 1.0  # of a synthesised sound
 
 
@@ -62,7 +62,7 @@ def texts(asked: Asked, generator: torch.Generator) -> list[str]:
     """
     if asked.text is not None:
         return own_texts(asked.text)
-    return [_text(LANGUAGES[place % len(LANGUAGES)], generator) for place in range(asked.batch)]
+    return [_text(TEXT_LANGUAGES[place % len(TEXT_LANGUAGES)], generator) for place in range(asked.batch)]
 
 
 def own_texts(given: str) -> list[str]:

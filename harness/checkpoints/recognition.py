@@ -101,7 +101,7 @@ def _read_json(path: Path) -> dict[str, Any] | list[Any]:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); copy it again") from None
 
 
-def read_fields(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """What a JSON file with one object holds. Raises: CheckpointError where it holds something else."""
     result = _read_json(path)
     if not isinstance(result, dict):
@@ -116,10 +116,10 @@ def _directory(path: Path) -> Recognised:
         )
     for name, kind in (("adapter_config.json", "PEFT"), ("model_index.json", "diffusers")):
         if (path / name).is_file():
-            return Recognised(kind=kind, path=path, fields=read_fields(path / name))
+            return Recognised(kind=kind, path=path, fields=read_config(path / name))
     if not (path / CONFIG).is_file():
         return _without_config(path)
-    fields = read_fields(path / CONFIG)
+    fields = read_config(path / CONFIG)
     return Recognised(kind=_kind_of_config(path, fields), path=path, fields=fields)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from harness.checkpoints.conversion import read_checkpoint
 from harness.checkpoints.libraries import PERMISSION, keys_left_out, library, loading, shapes_that_differ
 from harness.checkpoints.material import Asked, frames, ids, pictures, ragged_mask, sounds, texts
-from harness.checkpoints.recognition import Recognised, read_fields
+from harness.checkpoints.recognition import Recognised, read_config
 from harness.checkpoints.weights import require_weights
 from harness.errors import CheckpointError
 from harness.measure.generation import greedy
@@ -57,7 +57,7 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_len
 def config_of(path: Path, asked: Asked) -> Any:
     """The configuration of a directory. Raises: CheckpointError."""
     transformers = library("transformers", KIND)
-    fields = read_fields(path / "config.json")
+    fields = read_config(path / "config.json")
     kind = fields.get("model_type")
     if not asked.trust_remote_code and fields.get("auto_map") and kind not in transformers.CONFIG_MAPPING:
         raise CheckpointError(_remote(path, fields["auto_map"]))
@@ -297,7 +297,7 @@ class Draw:
         """Whether the directory has a processor of a kind: "image_processor" or "feature_extractor"."""
         for name in ("preprocessor_config.json", "processor_config.json"):
             if (self.place / name).is_file():
-                fields = read_fields(self.place / name)
+                fields = read_config(self.place / name)
                 if {f"{kind}_type", kind} & fields.keys() or (kind == "image_processor" and "image_mean" in fields):
                     return True
         return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.checkpoints.conversion import INDEX, PICKLES, read_header
-from harness.checkpoints.recognition import read_fields
+from harness.checkpoints.recognition import read_config
 from harness.errors import CheckpointError
 
 
@@ -30,7 +30,7 @@ def require_weights(path: Path) -> None:
             )
         raise CheckpointError(f"{path} holds a config and no weights; copy its .safetensors files too")
     for index in path.rglob("*.safetensors.index.json"):
-        named = sorted(set(read_fields(index).get("weight_map", {}).values()))
+        named = sorted(set(read_config(index).get("weight_map", {}).values()))
         missing = [item for item in named if not (index.parent / item).is_file()]
         if missing:
             raise CheckpointError(

@@ -15,10 +15,10 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from harness.report import judged, load, verdicts_text
+    from harness.report import load, rejudged_rows, verdicts_text
 
     report = load(arguments.json)
-    result = judged(report, arguments.preset)
+    result = rejudged_rows(report, arguments.preset)
     if not result:
         raise HarnessError(f"{arguments.json} holds no rows to judge; `pytest -k precision` writes them")
     print(verdicts_text(result, title=f"{arguments.json}, {arguments.preset or 'as it was judged'}"))

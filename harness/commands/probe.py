@@ -33,7 +33,7 @@ SKIPPED_BY_FORECAST = ("9 repeats",)  # the forecast is one run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class FactVerdict:
     """One rule: what the forecast says, what was measured, and whether they agree."""
 
     rule: str
@@ -305,7 +305,7 @@ def forecast_of(stack: Stack, names: Sequence[str]) -> dict[str, Any] | None:
     return result
 
 
-def verdicts_of(measured: Mapping[str, Any], forecast: Mapping[str, Any] | None) -> tuple[Verdict, ...]:
+def verdicts_of(measured: Mapping[str, Any], forecast: Mapping[str, Any] | None) -> tuple[FactVerdict, ...]:
     """A verdict on every rule that was looked at."""
     said = {} if forecast is None else facts_of(forecast)
     return tuple(
@@ -313,7 +313,7 @@ def verdicts_of(measured: Mapping[str, Any], forecast: Mapping[str, Any] | None)
     )
 
 
-def _verdict(rule: str, fact: Fact, said: Fact | None, has_rules: bool) -> Verdict:
+def _verdict(rule: str, fact: Fact, said: Fact | None, has_rules: bool) -> FactVerdict:
     says = None if said is None or said.lacks else said.value
     if rule.endswith("different answers in 20 runs") and has_rules:
         says, said = 1, Fact(value=1)
@@ -321,13 +321,13 @@ def _verdict(rule: str, fact: Fact, said: Fact | None, has_rules: bool) -> Verdi
         says = None
     known = dict(rule=rule, says=says, measured=fact.value)
     if fact.lacks:
-        return Verdict(**known, verdict=UNMEASURED, words=f"{rule} was not measured: {fact.lacks}")
+        return FactVerdict(**known, verdict=UNMEASURED, words=f"{rule} was not measured: {fact.lacks}")
     if says is None:
-        return Verdict(**known, verdict=UNSAID, words=f"{rule}: {fact.value}; the forecast has no rule for it")
+        return FactVerdict(**known, verdict=UNSAID, words=f"{rule}: {fact.value}; the forecast has no rule for it")
     if _agree(fact, said):
-        return Verdict(**known, verdict=AGREES, words=f"{rule}: {fact.value}, and the forecast says {says}")
+        return FactVerdict(**known, verdict=AGREES, words=f"{rule}: {fact.value}, and the forecast says {says}")
     room = "" if said.within is None else f", give or take {said.within:g}"
-    return Verdict(**known, verdict=CONTRADICTS, words=f"{rule}: {fact.value} where the forecast says {says}{room}")
+    return FactVerdict(**known, verdict=CONTRADICTS, words=f"{rule}: {fact.value} where the forecast says {says}{room}")
 
 
 def _agree(fact: Fact, said: Fact) -> bool:

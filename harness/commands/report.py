@@ -38,7 +38,7 @@ def _print_schema(name: str) -> int:
     from harness import report
     from harness.upgrade import baseline
 
-    schema = baseline.json_schema() if name == "baseline" else report.json_schema()
+    schema = baseline.baseline_schema() if name == "baseline" else report.json_schema()
     print(json.dumps(schema, indent=1))
     return 0
 

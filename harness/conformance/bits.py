@@ -38,7 +38,7 @@ class _Family:
     exact: Callable[..., Any] | None = None
 
 
-FAMILIES = (
+BIT_FAMILIES = (
     _Family(name="matmul", function=torch.matmul, shapes=((_SIZE, _SIZE), (_SIZE, _SIZE)), cube=True),
     _Family(name="linear", function=F.linear, shapes=((_SIZE, _SIZE), (_SIZE, _SIZE), (_SIZE,)), cube=True),
     _Family(name="bmm", function=torch.bmm, shapes=((8, _SIZE, _SIZE), (8, _SIZE, _SIZE)), cube=True),
@@ -74,7 +74,7 @@ def rows(device: torch.device) -> Iterator[tuple[str, dict[str, float]]]:
     switches = (torch.npu.conv, torch.npu.matmul) if device.type == "npu" else ()
     before = [switch.allow_hf32 for switch in switches]
     try:
-        for family in FAMILIES:
+        for family in BIT_FAMILIES:
             for switch in switches:
                 switch.allow_hf32 = False
             result = {str(dtype).removeprefix("torch."): measure(family, dtype, device) for dtype in _DTYPES}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.checkpoints.libraries import library
-from harness.checkpoints.material import LANGUAGES, sentences
+from harness.checkpoints.material import TEXT_LANGUAGES, sentences
 from harness.conformance.architectures import made, transformers_architectures
 from harness.devices import without_broken_npu
 
@@ -61,7 +61,7 @@ def tokenizer(vocabulary: int = 128) -> Any:
     special = dict(pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]")
     trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="[UNK]"))
     trained.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    lines = [line for language in LANGUAGES for line in sentences(language)]
+    lines = [line for language in TEXT_LANGUAGES for line in sentences(language)]
     how = dict(vocab_size=vocabulary, limit_alphabet=80, special_tokens=list(special.values()), show_progress=False)
     trained.train_from_iterator(lines, tokenizers.trainers.BpeTrainer(**how))
     return PreTrainedTokenizerFast(tokenizer_object=trained, **special)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from harness import emulator
 from harness.conformance import summary_of
-from harness.conformance.subjects import DTYPES, MORE, SUBJECTS, Subject
+from harness.conformance.subjects import MORE, SUBJECT_DTYPES, SUBJECTS, Subject
 from harness.conformance.wrong import EVERY, ONE, Wrong, planted
 from harness.devices import Device, open_device
 from harness.emulator.faults import Fault
@@ -47,10 +47,10 @@ from harness.numerics import Vector
 from harness.numerics.expected_error import Rules, rounding, rules_of
 from harness.reference import WideRequests, copy_module, move, run, tensors_of
 from harness.run.assumptions import assumption_of, hangs
-from harness.run.comparisons import measure
+from harness.run.comparisons import measured_outputs
 
 _PLACES = {"early": 0.05, "middle": 0.5, "late": 0.95}  # of the operators of a forward
-FAULTS: list[tuple[str, dict[str, Any]]] = [
+FAULT_KINDS: list[tuple[str, dict[str, Any]]] = [
     ("hf32", {}), ("fp16", {}), ("mask", {}), ("index", {}),
     *[("scale", {"by": by}) for by in (2.0, 1.1, 1.01, 1.001)],
     *[("offset", {"by": by}) for by in (1.0, 1e-2, 1e-3)],
@@ -100,11 +100,11 @@ class Benign:
     what: str
     rules: dict[str, Any] = field(default_factory=dict)
     threads: int = 1
-    dtypes: tuple[str, ...] = DTYPES  # of the models in which it is something else
+    dtypes: tuple[str, ...] = SUBJECT_DTYPES  # of the models in which it is something else
 
 
 def _vector(what: str, *dtypes: str, **settings) -> Benign:
-    return Benign(what=what, rules={"vector": Vector(**settings)}, dtypes=dtypes or DTYPES)
+    return Benign(what=what, rules={"vector": Vector(**settings)}, dtypes=dtypes or SUBJECT_DTYPES)
 
 
 BENIGN = (
@@ -189,7 +189,7 @@ class Bench:
             return ""
 
         def again(forecast: dict[str, Tensor]) -> Verdict:
-            comparisons, references = measure(outputs, self.expected, self.golden, forecast, self.rules.modes)
+            comparisons, references = measured_outputs(outputs, self.expected, self.golden, forecast, self.rules.modes)
             return judge(comparisons, verdict.tolerance, references=references)
 
         return assumption_of(again, self.forecast_by, self.rules, self.dtype)
@@ -208,7 +208,9 @@ class Bench:
 
     def measured(self, outputs: dict[str, Tensor], random: Sequence[dict[str, Tensor]] = ()) -> tuple[dict, dict]:
         """The comparisons and references of `harness.run.comparisons.measure` for what the device returned."""
-        return measure(outputs, self.expected, self.golden, self.forecast, self.rules.modes, self.other, random)
+        return measured_outputs(
+            outputs, self.expected, self.golden, self.forecast, self.rules.modes, self.other, random
+        )
 
     def trial(
         self, outputs: dict[str, Tensor], *, what: str, kind: str, place: str, benign: bool = False
@@ -266,7 +268,7 @@ def _called(bench: Bench) -> list[str]:
     return census.names
 
 
-def faulty(bench: Bench, faults: list[tuple[str, dict[str, Any]]] = FAULTS) -> Iterator[Trial]:
+def faulty(bench: Bench, faults: list[tuple[str, dict[str, Any]]] = FAULT_KINDS) -> Iterator[Trial]:
     """Each fault at each place: in the operator nearest to it that has something to change."""
     names = _called(bench)
     for kind, settings in faults:
@@ -386,7 +388,7 @@ def _trials(name: str, dtype: str, faults: list[tuple[str, dict[str, Any]]] | No
     try:
         device = open_device("emulated")
         first = Bench(subject(name), dtype, device)
-        result = list(faulty(first, [*FAULTS, *MORE_FAULTS] if faults is None else faults))
+        result = list(faulty(first, [*FAULT_KINDS, *MORE_FAULTS] if faults is None else faults))
         result += [*miscomputed(first), *edited(first), *benign(first)]
         for seed in range(1, seeds):
             result += benign(Bench(subject(name), dtype, device, seed))
@@ -514,7 +516,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.conformance detection", description=summary_of(__doc__))
     models = f"of {', '.join(names)}; default: all that can run here"
     parser.add_argument("--models", nargs="+", metavar="MODEL", help=models)
-    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
+    parser.add_argument("--dtypes", nargs="+", default=list(SUBJECT_DTYPES), choices=SUBJECT_DTYPES)
     parser.add_argument("--seeds", type=int, default=2, help="sets of inputs for the benign changes (default 2)")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default 2)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the report there; else it is printed")

@@ -25,16 +25,16 @@ import torch
 
 from harness.case import Case
 from harness.conformance import summary_of
-from harness.conformance.detection import FAULTS, SUBJECTS, Subject
+from harness.conformance.detection import FAULT_KINDS, SUBJECTS, Subject
 from harness.devices import Device, open_device
 from harness.emulator import faults
 from harness.emulator.faults import Fault
 from harness.errors import HarnessError
-from harness.locate import Finding, locate, named
+from harness.locate import Finding, locate, named_operators
 from harness.reference import Models, roundoff
 
 _DTYPES = ("float32", "float16")
-_KINDS = list(dict.fromkeys(kind for kind, _ in FAULTS))
+_KINDS = list(dict.fromkeys(kind for kind, _ in FAULT_KINDS))
 GOLDEN = (math.sqrt(5) - 1) / 2
 QUIET = ("Copy", "Fill", "Arange", "Zero", "One", "Eye")  # what moves or makes numbers and computes none
 
@@ -57,7 +57,7 @@ class _Outcome:
     place: Place
     fault: str
     kind: str
-    named: str  # "" where nothing was
+    named_operators: str  # "" where nothing was
     cause: str
     exact: bool
     own: float  # the largest own difference of the module's operators, relative L2
@@ -100,7 +100,7 @@ class Bed:
             Models(),
         )
         self.model = self.models.get(**self.case.built, device=torch.device("cpu"))  # its hooks are copied with it
-        with named(self.model) as path:
+        with named_operators(self.model) as path:
             self.census = {
                 name: _Inside("nothing", "stale", path=path, module=name) for name, _ in self.model.named_modules()
             }
@@ -140,7 +140,7 @@ def _scattered(group: Sequence[Place], start: int) -> list[Place]:
 def trials(bed: Bed, count: int) -> Iterator[_Outcome]:
     """Faults of each kind and size at each of `count` places of a model."""
     for place in places(bed)[:count]:
-        for kind, settings in FAULTS:
+        for kind, settings in FAULT_KINDS:
             result = _tried(bed, place, kind, settings)
             if result is not None:
                 yield result
@@ -150,7 +150,7 @@ def spread(bed: Bed, kind: str, count: int) -> Iterator[_Outcome]:
     """Faults of one kind, its sizes in turn, at `count` places where it acts; an operator in which it has nothing to
     change is left out from then on.
     """
-    sizes = itertools.cycle([settings for item, settings in FAULTS if item == kind])
+    sizes = itertools.cycle([settings for item, settings in FAULT_KINDS if item == kind])
     left, deaf = count, set()
     for place in places(bed, _KINDS.index(kind)):
         if not left:
@@ -166,7 +166,7 @@ def spread(bed: Bed, kind: str, count: int) -> Iterator[_Outcome]:
 def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> _Outcome | None:
     """None where the fault did not act, or changed no number."""
     heads = {"heads": 4} if "heads" in kind else {}
-    with named(bed.model) as path:
+    with named_operators(bed.model) as path:
         fault = _Inside(place.operator, kind, path=path, module=place.module, **settings, **heads)
         finding = bed.located(fault)
     if not fault.hits or _numbers(finding) == _numbers(bed.healthy):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-DTYPES = ("float32", "float16", "bfloat16")
+SUBJECT_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Subject:
     # faults of its first output, by what they are
     outputs: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     hf32: bool = True  # whether convolutions may run in HF32, as they do by default; it hides what float32 shows
-    dtypes: tuple[str, ...] = DTYPES
+    dtypes: tuple[str, ...] = SUBJECT_DTYPES
     lacking: Callable[[], str] = lambda: ""  # what must be installed first, in a sentence; "" where all is there
 
 

@@ -28,7 +28,7 @@ import torch
 
 from harness import numerics
 from harness.conformance import summary_of
-from harness.conformance.detection import BENIGN, DTYPES, SUBJECTS, Bench, Benign, Subject
+from harness.conformance.detection import BENIGN, SUBJECT_DTYPES, SUBJECTS, Bench, Benign, Subject
 from harness.devices import open_device
 from harness.emulator.table import changed
 from harness.errors import HarnessError
@@ -461,7 +461,7 @@ class _Group:
 
 def _groups(subjects: Sequence[Subject], seeds: int) -> Iterator[_Group]:
     device = open_device("emulated")
-    for subject, dtype in itertools.product(subjects, DTYPES):
+    for subject, dtype in itertools.product(subjects, SUBJECT_DTYPES):
         yield _Group(
             subject=subject.name,
             dtype=dtype,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.devices.device_errors import AGAIN, comes_late, fault_in, summary
+from harness.devices.device_errors import AGAIN, comes_late, error_summary, fault_in
 from harness.devices.fallback import AsUnwatched, Watch, Watched
 from harness.devices.stack import Stack, read_stack
 from harness.errors import DeviceError, HarnessError, RunError
@@ -106,7 +106,7 @@ class Device:
                 wrong = [said for size in _SIZES if (said := self._sum(size, generator))]
             except Exception as error:  # noqa: BLE001  whatever the device raises is the answer
                 self._raise_interrupt()
-                return summary(error)
+                return error_summary(error)
         return wrong[0] if wrong else ""
 
     def _sum(self, size: int, generator: torch.Generator) -> str:
@@ -147,12 +147,12 @@ class Device:
                 yield
         except RunError as error:
             cause = error.__cause__
-            text = str(error) if cause is None else f"{self.where}: {summary(cause)}"
+            text = str(error) if cause is None else f"{self.where}: {error_summary(cause)}"
             raise self._told(text, cause or error, at, error.place) from cause
         except HarnessError:
             raise
         except Exception as error:
-            raise self._told(f"{self.where}: {summary(error)}", error, at) from error
+            raise self._told(f"{self.where}: {error_summary(error)}", error, at) from error
 
     def _told(self, text: str, cause: BaseException, at: str, place: str = "") -> RunError:
         """The error of a device as rows show it; `place` is where in the model it was raised."""

@@ -141,7 +141,7 @@ def comes_late(text: str) -> bool:
     return queued or (fault is not None and fault.name != "out of memory")
 
 
-def summary(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """An exception on one line: its type, its first line, and what CANN said, which torch_npu writes at the end."""
     lines = [line.strip()[:_LONGEST] for line in str(error).splitlines() if line.strip()] or [""]
     queued = QUEUED.search(lines[0])

@@ -288,7 +288,7 @@ def _attended(dtype: torch.dtype, keys: int, mask: str) -> tuple[tuple[Tensor, T
     return heads, options, F.scaled_dot_product_attention(*(head.double() for head in heads), **options)
 
 
-def attention(device: torch.device) -> dict[str, Any]:
+def measured_attention(device: torch.device) -> dict[str, Any]:
     """Effective bits of attention, one head of 64, by dtype, number of keys and mask."""
 
     def of(dtype: torch.dtype, keys: int, mask: str) -> float:
@@ -448,7 +448,7 @@ MEASUREMENTS = (
     Measurement(name="3 sums", take=sums),
     Measurement(name="4 products", take=products),
     Measurement(name="5 gelu", take=_gelu),
-    Measurement(name="6 attention", take=attention),
+    Measurement(name="6 attention", take=measured_attention),
     Measurement(name="7 vector", take=vector),
     Measurement(name="8 edges", take=edges),
     Measurement(name="9 repeats", take=repeats),

@@ -15,7 +15,7 @@ import torch
 
 from harness import autoload
 from harness.devices.device import Device, first_line
-from harness.devices.device_errors import fault_in, summary
+from harness.devices.device_errors import error_summary, fault_in
 from harness.devices.families import FAMILIES, UNKNOWN, family_of
 from harness.devices.stack import cpu_name, task_queue
 from harness.errors import DeviceError
@@ -224,7 +224,7 @@ def _answering(index: int, backend: str, reason: str, what: str) -> Device:
     except Exception as error:  # noqa: BLE001
         fault = fault_in(str(error))
         advice = fault.sentence if fault else "see npu-smi info"
-        raise DeviceError(f"npu:{index} does not answer: {summary(error)}; {advice}") from None
+        raise DeviceError(f"npu:{index} does not answer: {error_summary(error)}; {advice}") from None
     task_queue()  # torch_npu has read it now: a change of the variable comes too late
     if answer != 4.0:
         raise DeviceError(f"npu:{index} computes wrongly: the sum of two twos is {answer}")

@@ -13,7 +13,7 @@ its own way.
 """
 
 from harness.locate.finding import Finding, Step, Symptom
-from harness.locate.lockstep import is_explained, named
+from harness.locate.lockstep import is_explained, named_operators
 from harness.locate.search import locate
 
-__all__ = ["Finding", "Step", "Symptom", "is_explained", "locate", "named"]
+__all__ = ["Finding", "Step", "Symptom", "is_explained", "locate", "named_operators"]

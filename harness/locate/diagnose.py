@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness import numerics
-from harness.locate.replay import FAILS, Replay, apart, copies, difference, name_of
+from harness.locate.replay import FAILS, Replay, apart, copies, name_of, relative_difference
 
 EXPLAINED = 0.1  # of the difference may be left by a cause that is named
 SENTINEL = 12345.0  # what memory is filled with to see whether an operator writes it
@@ -23,7 +23,7 @@ SENTINEL = 12345.0  # what memory is filled with to see whether an operator writ
 def cause_of(replay: Replay, result: list[Tensor], results: list[Tensor]) -> str:
     """One clause that names the cause, or "" where none explains it. `result` is the device's, `results` the CPU's."""
     for number, (actual, expected) in enumerate(zip(result, results)):
-        if difference(actual, expected) == 0 or actual.shape != expected.shape:
+        if relative_difference(actual, expected) == 0 or actual.shape != expected.shape:
             continue
         for clue in CLUES:
             try:
@@ -65,7 +65,7 @@ def rule_of(replay: Replay, result: list[Tensor], results: list[Tensor]) -> str:
 
 def _differs_from_run_to_run(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     runs = [replay.on_device()[number] for _ in range(3)]
-    differs = max(difference(run, actual) for run in runs)
+    differs = max(relative_difference(run, actual) for run in runs)
     if differs > 0 and not _is_filled(replay, number):
         yield f"it differs from run to run, by {differs:.1e}"
 
@@ -127,7 +127,7 @@ def _only_as_a_view(replay: Replay, number: int, actual: Tensor, expected: Tenso
 def _by_tanh(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     if name_of(replay.func) == "gelu":
         again = replace(replay, kwargs=replay.kwargs | {"approximate": "tanh"}).on_cpu()[number]
-        if difference(actual, again) <= EXPLAINED * difference(actual, expected):
+        if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
             yield "it computes GELU by its tanh formula"
 
 
@@ -139,20 +139,20 @@ _ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _of_lower_precision(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    if not difference(actual, expected) < math.inf:
+    if not relative_difference(actual, expected) < math.inf:
         return
     if replay.writes:
         return
-    away = difference(actual, expected)
+    away = relative_difference(actual, expected)
     for name, rounded in _ROUNDINGS.items():
         again = replay.call(
             lambda tensor: rounded(tensor) if isinstance(tensor, Tensor) and tensor.is_floating_point() else tensor
         )[number]
-        if difference(actual, again.to(expected.dtype)) <= EXPLAINED * away:
+        if relative_difference(actual, again.to(expected.dtype)) <= EXPLAINED * away:
             yield f"it computes as if its operands were rounded to {name}"
-        if difference(actual, rounded(again.to(expected.dtype))) <= EXPLAINED * away:
+        if relative_difference(actual, rounded(again.to(expected.dtype))) <= EXPLAINED * away:
             yield f"it computes as if its operands and its result were rounded to {name}"
-        if difference(actual, rounded(expected)) <= EXPLAINED * away:
+        if relative_difference(actual, rounded(expected)) <= EXPLAINED * away:
             yield f"its result is rounded to {name}"
 
 
@@ -188,7 +188,7 @@ def _with(replay: Replay, name: str, place: int | None, value: Any) -> Replay:
 
 def _of_a_setting(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     """Another value of an argument, such as align_corners, by which the result is the device's."""
-    if replay.writes or not difference(actual, expected) < math.inf:
+    if replay.writes or not relative_difference(actual, expected) < math.inf:
         return
     for name, (place, values) in SETTINGS.get(name_of(replay.func), {}).items():
         for value in values:
@@ -196,7 +196,7 @@ def _of_a_setting(replay: Replay, number: int, actual: Tensor, expected: Tensor)
                 again = _with(replay, name, place, value).on_cpu()[number]
             except FAILS:
                 continue
-            if difference(actual, again) <= EXPLAINED * difference(actual, expected):
+            if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
                 yield f"it computes as with {name}={value}"
 
 
@@ -209,12 +209,12 @@ def _without_its_bias(replay: Replay, number: int, actual: Tensor, expected: Ten
     if not isinstance(bias, Tensor) or not bool(bias.any()):
         return
     again = _with(replay, name, place, torch.zeros_like(bias)).on_cpu()[number]
-    if difference(actual, again) <= EXPLAINED * difference(actual, expected):
+    if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
         yield "it computes as without its bias"
 
 
 def _mask(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    if replay.writes or not difference(actual, expected) < math.inf:
+    if replay.writes or not relative_difference(actual, expected) < math.inf:
         return
     for said, change in (
         ("turned around", torch.logical_not),
@@ -226,7 +226,7 @@ def _mask(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iter
         again = replay.call(
             lambda tensor: change(tensor) if isinstance(tensor, Tensor) and tensor.dtype == torch.bool else tensor
         )[number]
-        if difference(actual, again) <= EXPLAINED * difference(actual, expected):
+        if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
             yield f"it computes as with the mask {said}"
 
 
@@ -241,7 +241,9 @@ def _of_repeated_indices(replay: Replay, number: int, actual: Tensor, expected: 
     for words, again in (("keeps the first write", _first_write), ("adds the writes up", _sum_of_writes)):
         with contextlib.suppress(*FAILS):
             result = again(replay)
-            if result is not None and difference(actual, result) <= EXPLAINED * difference(actual, expected):
+            if result is not None and relative_difference(actual, result) <= EXPLAINED * relative_difference(
+                actual, expected
+            ):
                 kept = words
                 break
     yield (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.devices import Device
-from harness.devices.device_errors import fault_in, summary
+from harness.devices.device_errors import error_summary, fault_in
 from harness.errors import DeviceError
 from harness.reference import roundoff
 
@@ -332,7 +332,7 @@ def ended(device: Device, at: str) -> str:
 def raised(error: Exception) -> str:
     """What the device raised, as a reason of the operator that ran."""
     fault = fault_in(str(error))
-    return f"the device raised {summary(error)}" + (f" ({fault.sentence})" if fault else "")
+    return f"the device raised {error_summary(error)}" + (f" ({fault.sentence})" if fault else "")
 
 
 def kind_of(results: list[Tensor]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from harness.locate.stray import Stray, called
-from harness.locate.trace import Cut, Key, Trace, apart
+from harness.locate.trace import Cut, TensorKey, Trace, apart
 from harness.reference import roundoff
 
 GROWN, ROUNDINGS = 32, 64  # times the differences around it, or roundings, that a gradient may differ by
@@ -49,23 +49,23 @@ class _Flows:
                 return self._blamed(key, users, differs, around)
         return None
 
-    def _is_used_alike(self, key: Key) -> bool:
+    def _is_used_alike(self, key: TensorKey) -> bool:
         """Whether the same calls take a tensor on both sides: what others do to its gradient is another path's."""
         return {self.there_of.get(user) for user in self.users[key]} == {*self.users_there.get(self._twin(key), ())}
 
-    def _flows_there(self) -> dict[Key, None]:
+    def _flows_there(self) -> dict[TensorKey, None]:
         """What gets a gradient on the device, by the keys of the CPU."""
         here_of = {j: i for i, j in self.there_of.items()}
         keys = (key if isinstance(key, str) else (here_of.get(key[0]), key[1]) for key in self.there.flows)
         return {key: None for key in keys if isinstance(key, str) or key[0] is not None}
 
-    def _twin(self, key: Key) -> Key | None:
+    def _twin(self, key: TensorKey) -> TensorKey | None:
         """The key of the device for one of the CPU."""
         if isinstance(key, str):
             return key
         return (self.there_of[key[0]], key[1]) if key[0] in self.there_of else None
 
-    def _differs(self, key: Key) -> float:
+    def _differs(self, key: TensorKey) -> float:
         """How far the gradients that come to a tensor lie apart; infinite where one side alone has one."""
         expected, actual = self.here.flows.get(key), self.there.flows.get(self._twin(key))
         if expected is None and actual is None:
@@ -75,10 +75,10 @@ class _Flows:
         result = [apart(*item) for item in zip(actual, expected)]
         return max((item for item in result if not math.isnan(item)), default=math.nan)
 
-    def _results(self, call: int) -> list[Key]:
+    def _results(self, call: int) -> list[TensorKey]:
         return [(call, number) for number in range(len(self.here.seen[call].results))]
 
-    def _takers(self, key: Key, known: set[int]) -> Iterator[int]:
+    def _takers(self, key: TensorKey, known: set[int]) -> Iterator[int]:
         """The calls that take a tensor and whose results get a gradient.
 
         Calls within a torch.autograd.Function of the model's own get none: those after them stand for them.
@@ -106,7 +106,7 @@ class _Flows:
                 given += [apart(*(part[origin.number] for part in sketches))]
         return max((flow for flow in (*flows, *results, *given) if not math.isnan(flow)), default=0.0)
 
-    def _blamed(self, key: Key, users: list[int], differs: float, around: float) -> Stray:
+    def _blamed(self, key: TensorKey, users: list[int], differs: float, around: float) -> Stray:
         """Who is to be named for the gradient that comes to a tensor."""
         what = key if isinstance(key, str) else f"what {called(self.here.calls[key[0]])} returned"
         says = f"the gradient of {what} differs by {differs:.2e}, all around it by {around:.2e} at most"
@@ -124,7 +124,7 @@ class _Flows:
         text = f"its backward is another on the device{more}: {says}"
         return Stray(call=self.there.calls[self.there_of[users[0]]], text=text, away=differs, kind="gradient")
 
-    def _cut(self, key: Key) -> tuple[Cut | None, bool]:
+    def _cut(self, key: TensorKey) -> tuple[Cut | None, bool]:
         """A detach, or a call without autograd, that one side alone makes of a tensor or of what it is made of.
 
         And whether the device makes it.
@@ -139,7 +139,7 @@ class _Flows:
                 return (more or less)[0], bool(more)
         return None, False
 
-    def _cuts(self, trace: Trace, key: Key | None) -> list[Cut]:
+    def _cuts(self, trace: Trace, key: TensorKey | None) -> list[Cut]:
         """Where no gradient flows back to a tensor, and where the call that returned it lets none through."""
         made = [] if key is None or isinstance(key, str) else [
             cut for cuts in trace.cuts.values() for cut in cuts if cut.number == key[0]
@@ -147,9 +147,9 @@ class _Flows:
         return [*trace.cuts.get(key, ()), *made]
 
 
-def _users(trace: Trace) -> dict[Key, list[int]]:
+def _users(trace: Trace) -> dict[TensorKey, list[int]]:
     """The calls that take each tensor."""
-    result: dict[Key, list[int]] = {}
+    result: dict[TensorKey, list[int]] = {}
     for number, seen in enumerate(trace.seen):
         for given in seen.given:
             result.setdefault(given.origin.key, []).append(number)

@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from harness.devices import Device
-from harness.devices.device_errors import summary
+from harness.devices.device_errors import error_summary
 from harness.locate.calls import place
 from harness.locate.diagnose import cause_of, rule_of
 from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, TRANSFORMED, Step, ended, kind_of, raised
@@ -28,11 +28,11 @@ from harness.locate.replay import (
     autocasting,
     copies_in_place,
     copy_strided,
-    difference,
     mutates,
     name_of,
     on,
     place_in_memory,
+    relative_difference,
     tensors_in,
     trains,
 )  # fmt: skip
@@ -79,7 +79,7 @@ GRADIENTS = ("grad", "backward")
 
 
 @contextlib.contextmanager
-def named(model: nn.Module) -> Iterator[list[str]]:
+def named_operators(model: nn.Module) -> Iterator[list[str]]:
     """The path of the module that runs, innermost last, kept by hooks while the block runs."""
     path: list[str] = [""]
     hooks = []
@@ -221,13 +221,13 @@ class Lockstep(TorchFunctionMode):
         The search ends where the device computes no more.
         """
         at = self._at(func)
-        if self.device.ends(f"{self.device.where}: {summary(error)}", error, at):
+        if self.device.ends(f"{self.device.where}: {error_summary(error)}", error, at):
             self.gone = self.device.stopped
         try:
             if not self.gone:
                 self._take(func, results)
         except FAILS as again:
-            self.gone = f"at {at} it takes no tensors any more: {summary(again)}"
+            self.gone = f"at {at} it takes no tensors any more: {error_summary(again)}"
         if results:
             self._add(func, results, reasons=(raised(error),), own=math.inf, inherited=math.inf)
 
@@ -475,7 +475,7 @@ def _is_view(result: Tensor, given: list[Tensor]) -> bool:
 def is_explained(result: list[Tensor], results: list[Tensor], operator: str) -> bool:
     """Whether what the device returned is the CPU's but for scattered roundings; what is no fraction must be equal."""
     for tensor, other in zip(result, results):
-        away = difference(tensor, other)
+        away = relative_difference(tensor, other)
         if tensor.dtype != other.dtype or (away and not _is_scattered(tensor.detach(), other.detach(), away, operator)):
             return False
     return True

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from harness.devices import Device, unknown_rounding
-from harness.devices.device_errors import summary
+from harness.devices.device_errors import error_summary
 from harness.locate.finding import Step, ended, kind_of, raised
 from harness.locate.replay import FAILS, apart, autocast_now, autocasting, budget, copy_strided, judged, on, tensors_in
 from harness.numerics.expected_error import overflow_of, rounding, rules_of
@@ -157,7 +157,7 @@ class Modules:
                 args, kwargs = given.there
                 result = [tensor.cpu() for tensor in tensors_in(sides.there.get_submodule(name)(*args, **kwargs))]
         except FAILS as error:
-            if self.device.ends(f"{self.device.where}: {summary(error)}", error, f"{name}, locating"):
+            if self.device.ends(f"{self.device.where}: {error_summary(error)}", error, f"{name}, locating"):
                 self.gone = self.device.stopped
             steps.append(Step(own=math.inf, ratio=None, reasons=(raised(error),), **where))
             return

@@ -34,7 +34,7 @@ BESIDE, NEAREST = (
 class Recorder(TorchFunctionMode):
     """Records the calls of a run that give tensors in a trace. `path`: of the module that runs, innermost last."""
 
-    def __init__(self, path: list[str], trace: Trace, memory: Memory | None = None):
+    def __init__(self, path: list[str], trace: Trace, memory: WatchedMemory | None = None):
         super().__init__()
         self.path, self.trace, self.memory = path, trace, memory
 
@@ -65,11 +65,11 @@ class _Kept:
     given: tuple[Tensor, ...]  # the call's tensors in it, none of memory that it is not given
 
 
-class Memory:
+class WatchedMemory:
     """Compares memory before and after each call, where the call must not write.
 
     That is the storages of its tensors, but for what it says that it writes, with all that lies beside them in the same
-    storage, and as much as `BESIDE` of other live tensors. A storage larger than `_LARGEST` is not compared, and none is
+    storage, and as much as `BESIDE` of other live tensors. Storages above `_LARGEST` are not compared, and none is
     after `until`, a time.monotonic(), of tensors on devices of the type `kind`: `unwatched` counts the calls that were
     not compared whole.
     """

@@ -18,7 +18,7 @@ from harness.judging.checks import judge
 from harness.judging.presets import MERE
 from harness.judging.tolerance import Tolerance, without_forecast
 from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_of
-from harness.run.comparisons import cut_as_float16, measure
+from harness.run.comparisons import cut_as_float16, measured_outputs
 from harness.torch_private import tree_leaves, tree_map
 
 FLOOR, PAIR = Tolerance(preset="floor"), Tolerance(preset="pair")
@@ -181,7 +181,7 @@ def on(device: torch.device, value: Any) -> Any:
     return value
 
 
-def difference(actual: Tensor, expected: Tensor) -> float:
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
     """Relative L2 difference; infinite where shapes or NaN and Inf differ, the share of unequal elements where they are
     no fractions.
     """
@@ -227,7 +227,7 @@ def autocasting(dtype: torch.dtype | None, kind: str) -> Iterator[None]:
 
 def apart(result: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest difference of several results; 0 of none."""
-    return max((difference(actual, item) for actual, item in zip(result, expected)), default=0.0)
+    return max((relative_difference(actual, item) for actual, item in zip(result, expected)), default=0.0)
 
 
 def _norm(tensor: Tensor) -> float:
@@ -378,7 +378,7 @@ def judged(
     )
     if overflow is not None and wide is not None:
         wide, _ = cut_as_float16(wide, expected, actual, device.name)
-    comparisons, references = measure(actual, expected, wide, predicted, () if rules is None else rules.modes)
+    comparisons, references = measured_outputs(actual, expected, wide, predicted, () if rules is None else rules.modes)
     floating = {name for name, tensor in expected.items() if tensor.is_floating_point() or tensor.is_complex()}
     tolerance = FLOOR if floating <= references.keys() else PAIR
     if unknown is not None:

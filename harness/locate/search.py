@@ -19,10 +19,10 @@ from harness.errors import HarnessError, RunError
 from harness.locate.calls import Call, Parting, aligned, partings
 from harness.locate.finding import RANDOM, Finding, Step, Symptom, ended
 from harness.locate.gradients import first_wrong_gradient
-from harness.locate.lockstep import Lockstep, named, restored
+from harness.locate.lockstep import Lockstep, named_operators, restored
 from harness.locate.modules import DEEP, Modules, Sides
-from harness.locate.plain import Memory, Recorder
-from harness.locate.replay import difference
+from harness.locate.plain import Recorder, WatchedMemory
+from harness.locate.replay import relative_difference
 from harness.locate.stray import Stray, called, first_stray
 from harness.locate.trace import Trace
 from harness.reference import Draws, Models, drawing, fresh, move, require_float32, roundoff, run, seeded, tensors_of
@@ -147,7 +147,9 @@ class _Search:
             model = lent.enter_context(copy_of(self.models, case, "cpu"))
             with device.telling(self.at):
                 there = lent.enter_context(copy_of(self.models, case, device.torch_device))
-                mode_of = Lockstep(device, lent.enter_context(named(model)), backward, self.until, case.fallbacks)
+                mode_of = Lockstep(
+                    device, lent.enter_context(named_operators(model)), backward, self.until, case.fallbacks
+                )
                 own = fresh(self.inputs)  # its copying is no call of the model
                 mode_of.share(model, there, own)
                 lent.callback(mode_of.trace.close)
@@ -203,9 +205,9 @@ class _Search:
         except HarnessError:
             return 0.0
         names = [name for name in alone if name in here and name in again]
-        if any(difference(again[name], here[name]) for name in names):
+        if any(relative_difference(again[name], here[name]) for name in names):
             return 0.0
-        away = max((difference(here[name], alone[name]) for name in names), default=0.0)
+        away = max((relative_difference(here[name], alone[name]) for name in names), default=0.0)
         return away if away > DEEP * roundoff(self.case.torch_dtype) else 0.0
 
     # -------- the device by itself
@@ -219,10 +221,10 @@ class _Search:
                 there = lent.enter_context(copy_of(self.models, case, device.torch_device))
                 restored(there, here)
                 moved = move(fresh(self.inputs), device=device.torch_device)
-            memory = Memory(there, self.until, device.torch_device.type)
+            memory = WatchedMemory(there, self.until, device.torch_device.type)
             trace = Trace(there, moved)
             lent.callback(trace.close)
-            recorder = Recorder(lent.enter_context(named(there)), trace, memory)
+            recorder = Recorder(lent.enter_context(named_operators(there)), trace, memory)
             lent.enter_context(drawing(self.draws, device.generator))
             if self.row is not None and self.row.error:
                 lent.enter_context(device.watch())  # as the first run of a row, in which the error was raised
@@ -291,11 +293,11 @@ class _Search:
         """The trace of another run on the CPU; `watched`: with what it writes and must not."""
         with contextlib.ExitStack() as lent:
             model = lent.enter_context(copy_of(self.models, self.case, "cpu"))
-            memory = Memory(model, self.until, "cpu") if watched else None
+            memory = WatchedMemory(model, self.until, "cpu") if watched else None
             own = fresh(self.inputs)
             trace = Trace(model, own, sketching=sketching)
             lent.callback(trace.close)
-            recorder = Recorder(lent.enter_context(named(model)), trace, memory)
+            recorder = Recorder(lent.enter_context(named_operators(model)), trace, memory)
             with drawing(self.draws):
                 with recorder:
                     output = self.run(model, own)
@@ -360,7 +362,7 @@ def _away(result: list[Tensor], expected: list[Tensor]) -> float:
     """How far outputs lie apart, relative L2, the largest; of fractions alone where there are any, as rows say it."""
     pairs = list(zip(result, expected))
     fractions = [pair for pair in pairs if pair[1].is_floating_point() or pair[1].is_complex()]
-    return max((difference(*fraction) for fraction in fractions or pairs), default=0.0)
+    return max((relative_difference(*fraction) for fraction in fractions or pairs), default=0.0)
 
 
 def _raises(finding: Finding) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from harness.locate.calls import Call
-from harness.locate.trace import Given, Origin, Seen, Sketch, Trace, apart
+from harness.locate.trace import Given, Seen, Sketch, TensorOrigin, Trace, apart
 from harness.reference import roundoff
 
 ROUNDINGS, GROWN = 16, 4.0  # that are no other value; times the difference that a tensor had before, the same
@@ -99,16 +99,16 @@ class _Walk:
                 return result
         return None
 
-    def _is_same(self, expected: Origin, actual: Origin) -> bool:
+    def _is_same(self, expected: TensorOrigin, actual: TensorOrigin) -> bool:
         """Whether two tensors come from the same call, weight or input."""
         if actual.call is None or expected.call is None:
             return actual.call is expected.call and actual.name == expected.name != ""
         return self.there_of.get(expected.call) == actual.call and expected.number == actual.number
 
-    def _is_known(self, origin: Origin, partner: Mapping[int, int]) -> bool:
+    def _is_known(self, origin: TensorOrigin, partner: Mapping[int, int]) -> bool:
         return origin.name != "" if origin.call is None else origin.call in partner
 
-    def _before(self, expected: Origin, actual: Origin) -> float:
+    def _before(self, expected: TensorOrigin, actual: TensorOrigin) -> float:
         """How far apart two tensors were when they were returned; weights and inputs are the same."""
         if expected.call is None or actual.call is None:
             return 0.0
@@ -239,7 +239,7 @@ class _Walk:
         seen = Seen(given=self.here.outputs, results=())
         return self._arguments(seen, Seen(given=self.there.outputs, results=()), None, None)
 
-    def _what(self, trace: Trace, origin: Origin) -> str:
+    def _what(self, trace: Trace, origin: TensorOrigin) -> str:
         if origin.call is None:
             return origin.name or "a tensor that no call returned"
         return f"what {called(trace.calls[origin.call])} returned"

@@ -109,7 +109,7 @@ def apart(actual: Sketch | None, expected: Sketch | None) -> float:
     return away / expected.norm if expected.norm else math.inf
 
 
-Key = tuple[int, int] | str  # of a tensor: the call that returned it and the number of the result, or its name
+TensorKey = tuple[int, int] | str  # of a tensor: the call that returned it and the number of the result, or its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class Cut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class TensorOrigin:
     """Where a tensor comes from: a call and the number of its result, or a name where no call returned it."""
 
     call: int | None = None
@@ -133,7 +133,7 @@ class Origin:
     copied: str = ""  # the call that copied it, "clone (vit.py:3)"
 
     @property
-    def key(self) -> Key:
+    def key(self) -> TensorKey:
         return self.name if self.call is None else (self.call, self.number)
 
 
@@ -141,7 +141,7 @@ class Origin:
 class Given:
     """A tensor that a call was given."""
 
-    origin: Origin
+    origin: TensorOrigin
     writers: tuple[int, ...]  # calls that wrote into it since it was returned
     content: Sketch | None  # where somebody wrote, or nobody knows where it comes from
 
@@ -169,10 +169,12 @@ class Trace:
         self.constants = {f"the weight {name}": item for name, item in named}
         self.constants |= {f"input {number}": tensor for number, tensor in enumerate(tensors_in(inputs))}
         for name, constant in self.constants.items():
-            self.origins[constant] = Origin(name=name)
-        self.flows: dict[Key, list[Sketch | None]] = {}  # the gradients that came to a tensor
-        self.cuts: dict[Key, list[Cut]] = {}  # what takes a tensor and lets no gradient through to it
-        self.functions: dict[Key, str] = {}  # the torch.autograd.Function of the model's own that returned a tensor
+            self.origins[constant] = TensorOrigin(name=name)
+        self.flows: dict[TensorKey, list[Sketch | None]] = {}  # the gradients that came to a tensor
+        self.cuts: dict[TensorKey, list[Cut]] = {}  # what takes a tensor and lets no gradient through to it
+        self.functions: dict[
+            TensorKey, str
+        ] = {}  # the torch.autograd.Function of the model's own that returned a tensor
         self.hooks = WeakTensorKeyDictionary()
         self.weights = WeakTensorKeyDictionary()
         for name, item in named:
@@ -189,14 +191,14 @@ class Trace:
     def _given(self, tensor: Tensor, reading: bool) -> Given:
         origin = self.origins.get(tensor)
         if origin is None:
-            origin = self.origins[tensor] = Origin(since=self.time)
+            origin = self.origins[tensor] = TensorOrigin(since=self.time)
         writers = self._writers(tensor, origin)
         unknown = origin.call is None and not origin.name
         self._follow_gradient(tensor, origin)
         content = sketch_of(tensor) if reading and (writers or unknown) else None
         return Given(origin=origin, writers=writers, content=content)
 
-    def _writers(self, tensor: Tensor, origin: Origin) -> tuple[int, ...]:
+    def _writers(self, tensor: Tensor, origin: TensorOrigin) -> tuple[int, ...]:
         address = _address(tensor)
         since = [call for time, call in self.writes.get(address, ()) if time > origin.since] if address else []
         return (*origin.before, *dict.fromkeys(since))
@@ -225,18 +227,18 @@ class Trace:
         if index is not None:
             self.seen.append(Seen(given=given, results=tuple(sketch_of(result) for result in results)))
 
-    def _origin(self, func: Callable, index: int | None, number: int, given: tuple[Given, ...]) -> Origin:
+    def _origin(self, func: Callable, index: int | None, number: int, given: tuple[Given, ...]) -> TensorOrigin:
         """Where a result comes from; of a call that gives the numbers that it was given: where those come from."""
         if index is not None or not given:
-            return Origin(call=index, number=number, since=self.time)
+            return TensorOrigin(call=index, number=number, since=self.time)
         first, where = given[0], place()
         by = f"{name_of(func)} ({where})" if where else name_of(func)
-        return Origin(
+        return TensorOrigin(
             call=first.origin.call, number=first.origin.number, name=first.origin.name, since=self.time,
             before=first.writers, copied=by,
         )  # fmt: skip
 
-    def _follow_gradient(self, tensor: Tensor, origin: Origin) -> None:
+    def _follow_gradient(self, tensor: Tensor, origin: TensorOrigin) -> None:
         """Sketch the gradients that come to a tensor, of copies that keep its numbers those of the original alone."""
         if not (tensor.requires_grad and torch.is_grad_enabled()) or origin.copied or tensor in self.hooks:
             return

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.checkpoints.conversion import (
-    Entry,
     Fuse,
     Joined,
     Rename,
     Rule,
+    TensorEntry,
     appearing,
     from_model,
     read_checkpoint,
@@ -577,7 +577,7 @@ def _own(name: str, layout: str, part: int = 0) -> str:
     return rule.owns()[part]
 
 
-def _sizes(entries: Mapping[str, Entry], layout: str, prefix: str) -> tuple[int, int]:
+def _sizes(entries: Mapping[str, TensorEntry], layout: str, prefix: str) -> tuple[int, int]:
     """Depth and hidden size of the tower with this prefix."""
     pattern = re.compile(
         re.escape(_own(prefix + "trunk.blocks.{i}.mlp.fc1.weight", layout)).replace(r"\{i\}", r"(\d+)")
@@ -591,7 +591,7 @@ def _sizes(entries: Mapping[str, Entry], layout: str, prefix: str) -> tuple[int,
     return len(blocks), max(set(hidden), key=hidden.count, default=0)
 
 
-def _config(entries: Mapping[str, Entry], layout: str, tower: str, fields: dict, path: Path) -> AIMv2Config:
+def _config(entries: Mapping[str, TensorEntry], layout: str, tower: str, fields: dict, path: Path) -> AIMv2Config:
     """The model's config: sizes from the shapes, heads and eps from config.json, or from the released variant of these
     sizes.
     """
@@ -672,7 +672,7 @@ def _vision_fields(fields: dict | None) -> dict:
     return result if isinstance(result, dict) else {}
 
 
-def _text_shapes(entries: Mapping[str, Entry], layout: str, image_width: int) -> dict[str, tuple[int, ...]]:
+def _text_shapes(entries: Mapping[str, TensorEntry], layout: str, image_width: int) -> dict[str, tuple[int, ...]]:
     """The shapes of lit's text tower and projections, by Apple's names; a tensor that is absent gets one that shows in
     the error.
     """

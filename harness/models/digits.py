@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from harness.models.aimv2 import AIMv2, AIMv2Config, load
 
-FOLDER = Path(__file__).parent / "data" / "digits"
-CONFIG = AIMv2Config(width=64, depth=4, heads=4, hidden=176, image_size=8, pool=True, patch=2)
+DIGITS_FOLDER = Path(__file__).parent / "data" / "digits"
+DIGITS_CONFIG = AIMv2Config(width=64, depth=4, heads=4, hidden=176, image_size=8, pool=True, patch=2)
 _CLASSES = 10
 
 
@@ -32,8 +32,8 @@ class Classifier(nn.Module):
 
 def model() -> Classifier:
     """The trained classifier, in float32 on the CPU."""
-    classifier = Classifier(load(FOLDER, dtype=torch.float32))
-    classifier.classifier.load_state_dict(load_file(FOLDER / "classifier.safetensors"), strict=True)
+    classifier = Classifier(load(DIGITS_FOLDER, dtype=torch.float32))
+    classifier.classifier.load_state_dict(load_file(DIGITS_FOLDER / "classifier.safetensors"), strict=True)
     return classifier.eval().requires_grad_(False)
 
 
@@ -44,5 +44,5 @@ def pixel_values(grey: Tensor) -> Tensor:
 
 def held_out() -> tuple[Tensor, Tensor]:
     """The digits that it was not trained on, (360, 3, 8, 8), and what they are, (360,)."""
-    stored = load_file(FOLDER / "held_out.safetensors")
+    stored = load_file(DIGITS_FOLDER / "held_out.safetensors")
     return pixel_values(stored["grey"]), stored["labels"].long()

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from harness.models import vision
 from harness.models.aimv2 import build
-from harness.models.digits import CONFIG, FOLDER, Classifier, pixel_values
+from harness.models.digits import DIGITS_CONFIG, DIGITS_FOLDER, Classifier, pixel_values
 
 SEED, EPOCHS, BATCH, HELD_OUT = 0, 60, 64, 360
 
@@ -39,7 +39,7 @@ def split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def train(grey: Tensor, labels: Tensor, model: nn.Module | None = None) -> nn.Module:
     """A classifier trained from seeded weights: the small AIMv2, or `model`."""
     torch.default_generator.manual_seed(SEED)
-    model = (Classifier(build(CONFIG, SEED)) if model is None else model).train().requires_grad_(True)
+    model = (Classifier(build(DIGITS_CONFIG, SEED)) if model is None else model).train().requires_grad_(True)
     steps = EPOCHS * (len(labels) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
@@ -56,7 +56,7 @@ def train(grey: Tensor, labels: Tensor, model: nn.Module | None = None) -> nn.Mo
     return model.eval().requires_grad_(False)
 
 
-def main(folder: Path = FOLDER) -> float:
+def main(folder: Path = DIGITS_FOLDER) -> float:
     """Train, write weights and held-out digits into `folder`, and return the accuracy on the held-out ones."""
     grey, labels, held_grey, held_labels = split()
     model = train(grey, labels)
@@ -65,7 +65,7 @@ def main(folder: Path = FOLDER) -> float:
     save_file(model.encoder.state_dict(), folder / "model.safetensors")
     save_file(model.classifier.state_dict(), folder / "classifier.safetensors")
     save_file({"grey": held_grey, "labels": held_labels}, folder / "held_out.safetensors")
-    sizes = asdict(CONFIG)
+    sizes = asdict(DIGITS_CONFIG)
     config = {
         "architectures": ["AIMv2Model"],
         "model_type": "aimv2",
@@ -84,7 +84,7 @@ def main(folder: Path = FOLDER) -> float:
     return accuracy
 
 
-def main_vision(folder: Path = vision.FOLDER) -> float:
+def main_vision(folder: Path = vision.VISION_FOLDER) -> float:
     """Train the vision transformer, write its weights into `folder`, and return the accuracy on the held-out digits."""
     grey, labels, held_grey, held_labels = split()
     model = train(grey, labels, vision.build(SEED))
@@ -99,6 +99,6 @@ def _accuracy(model: nn.Module, grey: Tensor, labels: Tensor) -> float:
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    trains, folder = (main_vision, vision.FOLDER) if given[:1] == ["vision"] else (main, FOLDER)
+    trains, folder = (main_vision, vision.VISION_FOLDER) if given[:1] == ["vision"] else (main, DIGITS_FOLDER)
     given = given[1:] if trains is main_vision else given
     print(f"accuracy on {HELD_OUT} held-out digits: {trains(Path(given[0]) if given else folder):.1%}")

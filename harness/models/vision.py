@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FOLDER = Path(__file__).parent / "data" / "vision"
+VISION_FOLDER = Path(__file__).parent / "data" / "vision"
 _CLASSES = 10
 
 
@@ -78,5 +78,5 @@ def build(seed: int = 0) -> VisionTransformer:
 def model() -> VisionTransformer:
     """The trained model, in float32 on the CPU."""
     made = build()
-    made.load_state_dict(load_file(FOLDER / "model.safetensors"), strict=True)
+    made.load_state_dict(load_file(VISION_FOLDER / "model.safetensors"), strict=True)
     return made.eval().requires_grad_(False)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LIMIT = 512 << 20  # bytes that a tensor may take in memory beyond those that its file holds: --max-inflated
-SMALL = 1 << 20  # bytes up to which a .pt file is read whole, and may be kept until its tensors are compared
+SMALL_FILE = 1 << 20  # bytes up to which a .pt file is read whole, and may be kept until its tensors are compared
 VALUES = 1_000_000  # tensors, numbers and containers that one .pt file may name
 HEADER = 100_000_000  # bytes of a safetensors header, the limit of that format
 
@@ -275,7 +275,7 @@ def _zipped(file: Path, limit: int) -> tuple[Pickled, bool]:
             )
     mappable = str(file).isascii() or encodable(str(file)) == str(file)  # torch maps no name that is not UTF-8
     stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-    return looked, mappable and stored and regular(file) > SMALL
+    return looked, mappable and stored and regular(file) > SMALL_FILE
 
 
 def _legacy(file: Path) -> Pickled:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.pairs.files import LIMIT, SMALL, SUFFIXES, Header, Holder, inflated, open_tensors, regular, words
+from harness.pairs.files import LIMIT, SMALL_FILE, SUFFIXES, Header, Holder, inflated, open_tensors, regular, words
 from harness.pairs.layouts import LISTS, Item, read_layout
 from harness.pairs.names import AS_THEY_ARE, Naming
 from harness.typed_json import named, shown
@@ -101,7 +101,7 @@ class Side:
 
     def _keep(self, file: Path, holder: Holder) -> None:
         self._opened = file, holder
-        if holder.whole is not None and holder.whole <= min(SMALL, self._room):
+        if holder.whole is not None and holder.whole <= min(SMALL_FILE, self._room):
             self._small[file] = holder
             self._room -= holder.whole + 4096  # and what is around the tensors
 

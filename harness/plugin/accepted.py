@@ -46,14 +46,14 @@ class Accepted:
         """
         from harness.upgrade import baseline
 
-        return baseline.entry_of(baseline.read(self.baselines, case, dtype), **environment)
+        return baseline.entry_of(baseline.read_baseline(self.baselines, case, dtype), **environment)
 
     def knows(self, case, seed: int | None, environment: dict) -> bool:
         """Whether an entry of the known failures speaks of a row."""
         from harness.upgrade import baseline
         from harness.upgrade import known_failures as known
 
-        device = baseline.key_of(**environment) if environment["stack"] else ""
+        device = baseline.case_key(**environment) if environment["stack"] else ""
         return known.entry_for(self.known, case.name, case.dtype, seed, device) is not None
 
     def settle(self, case, seed: int | None, verdict):
@@ -67,7 +67,7 @@ class Accepted:
 
         if verdict.skips:  # it neither fails as known nor passes
             return verdict, None
-        device = baseline.key_of(**self._run.environment)
+        device = baseline.case_key(**self._run.environment)
         entry = known.entry_for(self.known, case.name, case.dtype, seed, device)
         if entry is None or verdict.regressions:  # worse than what was accepted is no known failure
             return verdict, entry
@@ -116,7 +116,7 @@ class Accepted:
         from harness.upgrade import baseline
 
         cases = {(row.case, row.dtype) for row in self._run.all_rows()}
-        result = baseline.without_a_case(self.baselines, cases, baseline.key_of(**self._run.environment))
+        result = baseline.without_a_case(self.baselines, cases, baseline.case_key(**self._run.environment))
         self._run.terminal.notes += [(text, bad) for text in result]
         return not (result and bad)
 
@@ -140,7 +140,7 @@ class Accepted:
                 entry = self.entry(case, dtype, self._run.environment)
             except HarnessError:
                 continue  # its rows are errors that say so
-            settled = baseline.settled(rows, entry)
+            settled = baseline.settled_entries(rows, entry)
             for row, after in zip(rows, settled):
                 self._run.replace_row(row, after)
                 if len(after.reasons) > len(row.reasons):
@@ -200,7 +200,7 @@ class Accepted:
             )
             return False
         try:
-            before = baseline.read(self.baselines, case, dtype)
+            before = baseline.read_baseline(self.baselines, case, dtype)
         except HarnessError as error:
             note(f"{error}; it is written anew")
             before = None
@@ -213,7 +213,7 @@ class Accepted:
             )
         when = time.strftime("%Y-%m-%d")
         try:
-            baseline.write(self.baselines, baseline.accepted(before, rows, when=when, **self._run.environment))
+            baseline.write_baseline(self.baselines, baseline.accepted(before, rows, when=when, **self._run.environment))
         except HarnessError as error:
             note(str(error), bad=True)
             return False
@@ -236,9 +236,9 @@ class Accepted:
 
     def say_stale(self) -> None:
         """Name the known failures that no row of this run is."""
-        from harness.upgrade.baseline import key_of
+        from harness.upgrade.baseline import case_key
 
-        rows, device = self._run.all_rows(), key_of(**self._run.environment)
+        rows, device = self._run.all_rows(), case_key(**self._run.environment)
         stale = [
             item for item in self.known if not any(item.covers(row.case, row.dtype, row.seed, device) for row in rows)
         ]

@@ -25,7 +25,7 @@ from harness.plugin.locating import Locating
 from harness.plugin.names import dtype_id, is_accuracy_test, row_name
 from harness.plugin.opening import Opening
 from harness.plugin.options import options_of
-from harness.plugin.terminal import Terminal, header, summary
+from harness.plugin.terminal import Terminal, header, terminal_summary
 from harness.plugin.turns import Turns
 from harness.plugin.watchdog import Limits, Watchdog
 from harness.plugin.workers import Workers
@@ -726,7 +726,7 @@ class Session:
             signal.signal(signal.SIGTERM, before)
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
-        summary(self, terminalreporter)
+        terminal_summary(self, terminalreporter)
 
 
 def _interrupt(number, frame):

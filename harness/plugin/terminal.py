@@ -95,7 +95,7 @@ def header(opening: Any, wanted: str) -> list[str]:
     ]
 
 
-def summary(run: Any, reporter: Any) -> None:
+def terminal_summary(run: Any, reporter: Any) -> None:
     """What a run came to: its warnings, where failing rows come from, its notes, its counts, its report."""
     terminal = run.terminal
     if run.written is None and not terminal.notes:

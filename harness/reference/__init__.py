@@ -14,7 +14,7 @@ from harness.reference.runs import Float64Products, Reference, moved_by_one_roun
 from harness.reference.tensors import content_digest, digest, fresh, inputs_digest, move, tensors_of, weights_digest
 from harness.reference.untouched import changes, untouched, version
 from harness.reference.wide import WideRequests
-from harness.reference.written import BUFFER, INPUT, named, watching
+from harness.reference.written import BUFFER, INPUT, named_tensors, watching
 
 __all__ = [
     "BUFFER",
@@ -37,7 +37,7 @@ __all__ = [
     "is_of_a_model",
     "move",
     "moved_by_one_rounding",
-    "named",
+    "named_tensors",
     "place_of",
     "refer",
     "require_float32",

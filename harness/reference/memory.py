@@ -22,7 +22,7 @@ _LIBRARIES = {False: 0.8 * GIB, True: 1.4 * GIB}  # of one process, and with the
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class SizeInMemory:
     """Elements of floating point in a model, and in its largest parameter, which is cast as one."""
 
     parameters: int
@@ -34,7 +34,7 @@ class Size:
         return self.parameters * BUILT
 
     @classmethod
-    def of(cls, parameters: int) -> Size:
+    def of(cls, parameters: int) -> SizeInMemory:
         """A language model of which only the number of parameters is known.
 
         Its width d solves 12 d^2 (d / 128) = parameters, and its largest weight is an embedding of 128,000 words, at
@@ -53,7 +53,7 @@ class Need:
     device: int
 
 
-def needed(size: Size, dtype: str, *, layers: bool, separate: bool, emulated: bool = False) -> Need:
+def needed(size: SizeInMemory, dtype: str, *, layers: bool, separate: bool, emulated: bool = False) -> Need:
     """What one case takes at its peak, without the libraries and the activations.
 
     `layers`: float64 layer by layer; `separate`: the CPU's side is in the process without torch_npu; `emulated`: the
@@ -189,13 +189,15 @@ class Policy:
         """Bytes that this process may still take; None where that is unknown."""
         return None if self.memory is None else room(self.memory, self.workers, self.own)
 
-    def layers(self, size: Size, dtype: object, *, separate: bool) -> bool:
+    def layers(self, size: SizeInMemory, dtype: object, *, separate: bool) -> bool:
         """Whether a model of that size runs in float64 layer by layer."""
         whole = needed(size, _name_of(dtype), layers=False, separate=separate).host
         limit = SMALL if self.room is None else min(SMALL, SHARE * self.room)
         return whole > limit
 
-    def check(self, name: str, size: Size, dtype: object, *, separate: bool, emulated: bool, layers: bool) -> None:
+    def check(
+        self, name: str, size: SizeInMemory, dtype: object, *, separate: bool, emulated: bool, layers: bool
+    ) -> None:
         """Raise MemoryLimitError where the copies that case `name` needs beside the built model do not fit."""
         need = needed(size, _name_of(dtype), layers=layers, separate=separate, emulated=emulated)
         more = need.host - need.built
@@ -238,7 +240,7 @@ def estimates(
         raise ValueError(
             f"a model has at least one parameter and a run at least one worker, not {parameters} and {workers}"
         )
-    size, policy, result = Size.of(parameters), Policy(memory=memory, workers=workers), []
+    size, policy, result = SizeInMemory.of(parameters), Policy(memory=memory, workers=workers), []
     for dtype in dtypes:
         for separate in (False, True):
             layers = policy.layers(size, dtype, separate=separate)

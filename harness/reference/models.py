@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from harness.errors import CaseError
 from harness.reference.dtypes import kept
 from harness.reference.layers import has_layers, is_layered, layered
-from harness.reference.memory import Policy, Size
+from harness.reference.memory import Policy, SizeInMemory
 from harness.reference.origin import source, watch_origins
 from harness.reference.randomness import seeded
-from harness.reference.tensors import kind_of, weights_digest
+from harness.reference.tensors import tensor_kind, weights_digest
 from harness.reference.untouched import deep_copy, untouched, versions
 
 LARGE = 64 << 20  # bytes of a model from which on its memory is worth a collection, which takes 0.2 s
@@ -196,7 +196,7 @@ def _build(build: Callable[[], nn.Module], seed: int, training: bool) -> tuple[n
     with seeded(seed), watch_origins() as origins:
         model = build()
     if not isinstance(model, nn.Module):
-        raise CaseError(f"model() returned {kind_of(model)} where a torch.nn.Module was expected")
+        raise CaseError(f"model() returned {tensor_kind(model)} where a torch.nn.Module was expected")
     lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
     if lazy:
         raise CaseError(
@@ -271,11 +271,11 @@ def scripted(model: nn.Module) -> list[nn.Module]:
     return [part for child in model.children() for part in scripted(child)]
 
 
-def size_of(model: nn.Module) -> Size:
+def size_of(model: nn.Module) -> SizeInMemory:
     """The elements of floating point of a model, parameters and buffers, tied ones once, and of its largest tensor."""
     tensors = [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()]
     counts = [tensor.numel() for tensor in tensors]
-    return Size(parameters=sum(counts), largest=max(counts, default=0))
+    return SizeInMemory(parameters=sum(counts), largest=max(counts, default=0))
 
 
 def release_memory() -> None:

@@ -21,7 +21,7 @@ from harness.reference.randomness import Drawn, Draws, drawing
 from harness.reference.tensors import changed, digest, fresh, tensors_of
 from harness.reference.untouched import changes, versions
 from harness.reference.wide import WideRequests
-from harness.reference.written import BUFFER, named, watching
+from harness.reference.written import BUFFER, named_tensors, watching
 from harness.torch_private import Together, TorchDispatchMode, in_threads, operator
 
 
@@ -135,7 +135,7 @@ def refer(
             return Reference(outputs=outputs, **result)
         for parameter in model.parameters() if how.get("gradients") else ():  # `backward()` in the model adds to them
             parameter.grad = None
-        again = _second_run(model, inputs, what, draws, named(outputs, (BUFFER,)), how)
+        again = _second_run(model, inputs, what, draws, named_tensors(outputs, (BUFFER,)), how)
         if digest(again) == digest(outputs):
             return Reference(outputs=outputs, **result)
         rewritten = [f"parameter {name}" for name, now in versions(model).items() if before.get(name, now) != now]

@@ -77,7 +77,7 @@ def tensors_of(value: Any, what: str) -> dict[str, Tensor]:
         )
     if not result:
         raise CaseError(
-            f"{what} returned {kind_of(value)}: nothing to compare; return a tensor, or tensors in a tuple or dict"
+            f"{what} returned {tensor_kind(value)}: nothing to compare; return a tensor, or tensors in a tuple or dict"
         )
     return result
 
@@ -95,7 +95,7 @@ def _flatten(value: Any, what: str) -> Iterator[tuple[str, Tensor]]:
         elif leaf is not None and not (name and is_plain(leaf)):
             at = f" at {name!r}" if name else ""
             raise CaseError(
-                f"{what} returned {kind_of(leaf)}{at} where a tensor was expected; let `forward` pick the tensors"
+                f"{what} returned {tensor_kind(leaf)}{at} where a tensor was expected; let `forward` pick the tensors"
             )
 
 
@@ -165,7 +165,7 @@ def _holds_tensors(value: Any, depth: int) -> bool:
     return any(_holds_tensors(item, depth + 1) for name, item in own.items() if not name.startswith("_"))
 
 
-def kind_of(value: Any) -> str:
+def tensor_kind(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 

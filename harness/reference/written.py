@@ -87,6 +87,6 @@ def _named(given: Any) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if tensor.layout == torch.strided}
 
 
-def named(outputs: Collection[str], kinds: tuple[str, ...] = (BUFFER, INPUT)) -> frozenset[str]:
+def named_tensors(outputs: Collection[str], kinds: tuple[str, ...] = (BUFFER, INPUT)) -> frozenset[str]:
     """The names of outputs that are buffers, or inputs that were written into."""
     return frozenset(name for name in outputs if name.partition(" ")[0] in kinds)

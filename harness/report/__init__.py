@@ -5,7 +5,7 @@ write(report, Path("reports"), lang="en")        # precision.json and precision.
 rerender(Path("reports/precision.json"), lang="zh", output=Path("report.html"))
 """
 
-from harness.report.content import SCHEMA, Report, Timed, build, json_schema, read_stack
+from harness.report.content import SCHEMA, Report, Timed, build, json_schema, stack_of_report
 from harness.report.files import (
     JSON_NAME,
     MARKDOWN_NAME,
@@ -22,7 +22,7 @@ from harness.report.files import (
     write_pairs,
     write_text,
 )
-from harness.report.rejudge import judged, pairs_text, upgrade_text, verdicts_text
+from harness.report.rejudge import pairs_text, rejudged_rows, upgrade_text, verdicts_text
 from harness.report.rows import Row, jsonable, row
 from harness.report.text import stacks_title
 
@@ -38,16 +38,16 @@ __all__ = [
     "build",
     "json_schema",
     "jsonable",
-    "judged",
     "load",
     "pairs_text",
     "performance_text",
-    "read_stack",
+    "rejudged_rows",
     "render",
     "rerender",
     "retire",
     "row",
     "safe_of",
+    "stack_of_report",
     "stacks_title",
     "stem_of",
     "upgrade_text",

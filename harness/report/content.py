@@ -130,7 +130,7 @@ class _StackOf:
     packages: Mapping[str, Any] | None = None
 
 
-def read_stack(value: Any) -> Mapping[str, Any]:
+def stack_of_report(value: Any) -> Mapping[str, Any]:
     """A stored stack. Raises: Mismatch where it is none."""
     reader_of(_StackOf)(value)
     stack: dict[str, Any] = value
@@ -148,7 +148,7 @@ _KINDS = {
     "outcome": str | None,
 }
 READERS = [(name, reader_of(kind)) for name, kind in _KINDS.items() if name not in ("stack", "rows")]
-READERS += [("stack", read_stack), ("rows", reader_of(tuple[Any, ...]))]
+READERS += [("stack", stack_of_report), ("rows", reader_of(tuple[Any, ...]))]
 
 
 def json_schema() -> dict[str, Any]:

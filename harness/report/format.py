@@ -13,7 +13,7 @@ def counts(headline: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {status}" for status, count in headline.items() if count)
 
 
-def difference(value: Any) -> str:
+def difference_text(value: Any) -> str:
     return number(value, "{:.2e}")
 
 

@@ -19,7 +19,7 @@ from harness import last_operator
 from harness.errors import HarnessError
 from harness.judging.status import Mark
 from harness.judging.verdict import error
-from harness.report.content import NOT_RUN, Report, now, read_stack
+from harness.report.content import NOT_RUN, Report, now, stack_of_report
 from harness.report.rows import Row
 from harness.typed_json import Mismatch
 
@@ -171,7 +171,7 @@ class _Told:
         elif "collected" in said:
             self.tests |= {test: dict(named) for test, named in said["collected"].items()}
         elif "environment" in said:
-            read_stack(said["environment"]["stack"])
+            stack_of_report(said["environment"]["stack"])
             self.environment = {name: said["environment"][name] for name in ("backend", "stack")}
         elif "running" in said:
             self.running.setdefault(said["running"], {}).update(said.get("named") or {})

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from harness.report.document import Block, Table, Text, to_markdown
-from harness.report.format import MISSING, difference, times
+from harness.report.format import MISSING, difference_text, times
 from harness.report.rows import Located, Ranked, Shown
 from harness.report.words import EN, told
 
@@ -41,7 +41,7 @@ def found_blocks(kept: Located, words: Mapping[str, str] = EN) -> list[Block]:
     rows = []
     for item in kept.ranking:
         shape = "x".join(map(str, item.shape)) or "scalar"
-        numbers = (difference(item.own), times(item.ratio), difference(item.inherited))
+        numbers = (difference_text(item.own), times(item.ratio), difference_text(item.inherited))
         why = told(item.cause or (item.reasons or [item.note or MISSING])[0], words)
         rows.append((item.module or MISSING, item.operator, item.place, item.dtype, shape, *numbers, why))
     columns = ("module", "operator", "line", "dtype", "shape", "own", "own_ratio", "inherited", "cause")

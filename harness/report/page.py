@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from harness.printable import visible
 from harness.report.document import Block, Bullets, Heading, Picture, Table, Text, shortened
-from harness.report.format import MISSING, cosine, difference, number, share, times
+from harness.report.format import MISSING, cosine, difference_text, number, share, times
 from harness.report.located import found_blocks
 from harness.report.pictures import histogram_picture
 from harness.report.rows import Row
@@ -155,10 +155,14 @@ def _cells(tag: str, numbers: Iterable[str]) -> str:
 
 def _row(row: Row, place: int | None, decided: bool, reasons: bool, words: Mapping[str, str]) -> str:
     dtype = row.dtype or MISSING
-    numbers = [MISSING if row.seed is None else str(row.seed), difference(row.max_diff), difference(row.mean_diff)]
+    numbers = [
+        MISSING if row.seed is None else str(row.seed),
+        difference_text(row.max_diff),
+        difference_text(row.mean_diff),
+    ]
     numbers += [cosine(row.cos_sim), times(row.forecast_ratio)]
-    more = [number(row.effective_bits, "{:.1f}"), difference(row.rel_l2)]
-    more += [difference(row.golden_rel_l2), difference(row.cpu_golden_rel_l2)]
+    more = [number(row.effective_bits, "{:.1f}"), difference_text(row.rel_l2)]
+    more += [difference_text(row.golden_rel_l2), difference_text(row.cpu_golden_rel_l2)]
     more += [share(getattr(row.decisions, "top1", None))] if decided else []
     result = result_of(row).removeprefix(f"{row.status.sign} ")  # words and a colour; not every font has the signs
     cells = f'<td class="status {row.status}">{_text(result)}</td><td>{_text(row.case)}</td><td>{_text(dtype)}</td>'

@@ -12,7 +12,7 @@ from harness.judging.status import Status
 from harness.judging.tolerance import Tolerance
 from harness.judging.verdict import Reason, Verdict, error, skipped
 from harness.report.document import Block, Bullets, Table, Text, to_markdown, to_short_markdown
-from harness.report.format import MISSING, cosine, counts, difference, times
+from harness.report.format import MISSING, cosine, counts, difference_text, times
 from harness.report.rows import Row
 from harness.report.words import EN
 from harness.typed_json import shown
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _KEPT = ("fallback", "output", "reference")  # failures that no preset decides
 
 
-def judged(report: Report, preset: str | None) -> list[tuple[Row, Verdict]]:
+def rejudged_rows(report: Report, preset: str | None) -> list[tuple[Row, Verdict]]:
     """Each row with its verdict under `preset`, or under the limits that it was judged by.
 
     Raises: HarnessError when a row holds no numbers that can be judged again.
@@ -83,11 +83,11 @@ def verdicts_text(result: Iterable[tuple[Row, Verdict]], *, title: str) -> str:
     for row, verdict in result:
         numbers = verdict.comparison
         cells = (
-            [difference(getattr(numbers, name)) for name in ("max_diff", "mean_diff")]
+            [difference_text(getattr(numbers, name)) for name in ("max_diff", "mean_diff")]
             if numbers
             else [MISSING, MISSING]
         )
-        cells += [cosine(numbers.cos_sim), difference(numbers.rel_l2)] if numbers else [MISSING, MISSING]
+        cells += [cosine(numbers.cos_sim), difference_text(numbers.rel_l2)] if numbers else [MISSING, MISSING]
         held = verdict.references.get(verdict.output)
         cells.append(MISSING if held is None else times(held.ratios()["forecast_ratio"]))
         identity = (row.test, row.dtype or MISSING, MISSING if row.seed is None else str(row.seed))
@@ -131,12 +131,12 @@ def pairs_text(result: Iterable[NamedVerdict], *, title: str, notes: Iterable[st
             rows.append((pair.name, *[MISSING] * (len(columns) - 2), _result(pair.verdict)))
             continue
         cells = [
-            difference(numbers.max_diff),
-            difference(numbers.mean_diff),
+            difference_text(numbers.max_diff),
+            difference_text(numbers.mean_diff),
             cosine(numbers.cos_sim),
-            difference(numbers.rel_l2),
+            difference_text(numbers.rel_l2),
         ]
-        cells += [f"{numbers.gain:+.1e}", times(numbers.ulp_mean), difference(numbers.quantile(0.99))]
+        cells += [f"{numbers.gain:+.1e}", times(numbers.ulp_mean), difference_text(numbers.quantile(0.99))]
         rows.append(
             (pair.name, numbers.dtype, "x".join(map(str, numbers.shape)) or "scalar", *cells, _result(pair.verdict))
         )
@@ -186,7 +186,7 @@ def _transition(each: Any) -> tuple[str, ...]:
     """One transition as the cells of its row."""
     seed = MISSING if each.seed is None else str(each.seed)
     ratio = each.error_after / each.error_before if each.error_before and each.error_after is not None else None
-    numbers = (difference(each.error_before), difference(each.error_after), times(ratio))
+    numbers = (difference_text(each.error_before), difference_text(each.error_after), times(ratio))
     statuses = (each.before or MISSING, each.after or MISSING)
     return (str(each.kind), each.case, each.dtype or MISSING, seed, *statuses, *numbers, each.text)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.judging.criteria import AT_LEAST
 from harness.judging.status import STATUSES, Mark, Status
 from harness.report.document import Block, Bullets, Folded, Heading, Picture, Table, Text, shortened
-from harness.report.format import MISSING, cosine, counts, difference, number, share, times
+from harness.report.format import MISSING, cosine, counts, difference_text, number, share, times
 from harness.report.located import found_blocks
 from harness.report.rows import Located, Row
 from harness.report.words import LANGUAGES, told
@@ -119,7 +119,7 @@ def conclusion_of(report: Report, words: Mapping[str, str]) -> str:
         text = words["all_pass"].format(
             total=len(measured),
             device=_device(report),
-            rel_l2=difference(max(row.rel_l2 for row in measured if row.rel_l2 is not None)),
+            rel_l2=difference_text(max(row.rel_l2 for row in measured if row.rel_l2 is not None)),
             cos_sim=cosine(min((row.cos_sim for row in measured if row.cos_sim is not None), default=None)),
         )
     else:
@@ -236,7 +236,12 @@ def _card_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
     body = []
     for row in rows:
         cells = [row.case, row.dtype or MISSING, MISSING if row.seed is None else str(row.seed)]
-        cells += [difference(row.max_diff), difference(row.mean_diff), cosine(row.cos_sim), times(row.forecast_ratio)]
+        cells += [
+            difference_text(row.max_diff),
+            difference_text(row.mean_diff),
+            cosine(row.cos_sim),
+            times(row.forecast_ratio),
+        ]
         cells += [share(getattr(row.decisions, "top1", None))] if decided else []
         body.append((*cells, result_of(row)))
     return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=2)
@@ -276,8 +281,8 @@ def _probes_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
     columns = [words.get(column, column) for column in columns] + [words["forecast_ratio"]]
     body = []
     for row in rows:
-        cells = [str(row.case), row.dtype or MISSING, difference(row.max_diff), cosine(row.cos_sim)]
-        cells += [difference(row.golden_rel_l2), difference(row.cpu_golden_rel_l2)]
+        cells = [str(row.case), row.dtype or MISSING, difference_text(row.max_diff), cosine(row.cos_sim)]
+        cells += [difference_text(row.golden_rel_l2), difference_text(row.cpu_golden_rel_l2)]
         cells += [number(row.effective_bits, "{:.1f}"), number(row.forecast_bits, "{:.1f}"), times(row.forecast_ratio)]
         body.append((*cells, result_of(row)))
     return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=2)
@@ -332,8 +337,8 @@ def _full_table(group: _Group, words: Mapping[str, str]) -> Table:
     body = []
     for row in rows:
         cells = [row.dtype or MISSING, MISSING if row.seed is None else str(row.seed)]
-        cells += [difference(row.rel_l2), cosine(row.token_cos_sim)]
-        cells += [difference(row.golden_rel_l2), difference(row.cpu_golden_rel_l2), times(row.golden_ratio)]
+        cells += [difference_text(row.rel_l2), cosine(row.token_cos_sim)]
+        cells += [difference_text(row.golden_rel_l2), difference_text(row.cpu_golden_rel_l2), times(row.golden_ratio)]
         cells += [number(row.effective_bits, "{:.1f}"), number(row.forecast_bits, "{:.1f}")]
         if decided:
             cells += [share(getattr(row.decisions, name, None)) for name in ("topk", "accuracy", "expected_accuracy")]
@@ -377,7 +382,7 @@ def _sentences(row: Row, words: Mapping[str, str]) -> list[str]:
         said.append(told(row.baseline.text, words))
     said += [told(item, words) for item in ((row.parted or ""), *(row.notes or ())) if item]
     if row.rerun:
-        rerun = {name: difference(row.rerun.get(name)) for name in ("max_diff", "rel_l2")}
+        rerun = {name: difference_text(row.rerun.get(name)) for name in ("max_diff", "rel_l2")}
         said.append(words["rerun"].format(unequal=row.rerun.get("unequal", MISSING), **rerun))
     return list(dict.fromkeys(said))
 
@@ -392,7 +397,7 @@ def _named(rows: Sequence[Row]) -> str:
 
 def _limits_text(row: Row, words: Mapping[str, str]) -> str:
     limits = [
-        f"{name} ≥ {_plain(limit)}" if name in AT_LEAST else f"{name} ≤ {difference(limit)}"
+        f"{name} ≥ {_plain(limit)}" if name in AT_LEAST else f"{name} ≤ {difference_text(limit)}"
         for name, limit in row.limits.items()
     ]
     return ", ".join(([words["preset"].format(preset=row.preset)] if row.preset else []) + limits)

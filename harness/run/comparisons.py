@@ -52,7 +52,7 @@ def cut_as_float16(
     return held, reasons
 
 
-def measure(
+def measured_outputs(
     actual: dict[str, Tensor],
     expected: dict[str, Tensor],
     golden: dict[str, Tensor] | None,

@@ -23,7 +23,7 @@ from harness.reference import (
     Reference,
     move,
     moved_by_one_rounding,
-    named,
+    named_tensors,
     refer,
     weights_digest,
 )
@@ -89,7 +89,7 @@ class CpuSide:
         if result is not None:
             self.stored.append(role)
             self.models.draws.setdefault(self.case.subject, False)  # what draws is not stored
-            self.models.buffers.setdefault(self.case.subject, named(result, (BUFFER,)))
+            self.models.buffers.setdefault(self.case.subject, named_tensors(result, (BUFFER,)))
             return Reference(
                 outputs=result,
                 milliseconds=0.0,
@@ -111,7 +111,7 @@ class CpuSide:
         """Remember whether the model draws, from the runs that show it."""
         known = self.models.draws.get(self.case.subject)
         self.drawn = ran.drawn
-        self.models.buffers.setdefault(self.case.subject, named(ran.outputs, (BUFFER,)))
+        self.models.buffers.setdefault(self.case.subject, named_tensors(ran.outputs, (BUFFER,)))
         if known is None or (ran.drawn.any and not known):
             self.models.draws[self.case.subject] = ran.drawn.any
         if ran.drawn.any and known is False and not self.case.own_random:

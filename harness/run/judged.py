@@ -18,8 +18,8 @@ from harness.judging.tolerance import Tolerance
 from harness.judging.verdict import Decisions, Reason, Verdict
 from harness.measure import compare
 from harness.measure.generation import first_divergence, shared_length, until
-from harness.reference import as_golden_has, named
-from harness.run.comparisons import cut_as_float16, measure, near_tied
+from harness.reference import as_golden_has, named_tensors
+from harness.run.comparisons import cut_as_float16, measured_outputs, near_tied
 
 TOP = 5  # largest logits whose agreement is counted beside the largest
 
@@ -69,7 +69,9 @@ class Judge:
             actual, expected, golden, forecast, parted, parting = _until_they_part(
                 case.generates, actual, expected, golden, forecast
             )
-        comparisons, references = measure(actual, expected, golden, forecast, healthy.modes, healthy.other, random)
+        comparisons, references = measured_outputs(
+            actual, expected, golden, forecast, healthy.modes, healthy.other, random
+        )
         decisions = _decide(case, outputs, expected) if case.decisions is not None else None
         verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
         result = [_lacking(name, "the device did not return it") for name in expected if name not in outputs]
@@ -154,7 +156,7 @@ def _unseen(
     outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor], golden: Mapping[str, Tensor] | None
 ) -> list[Reason]:
     """A reason where every output is zero, not finite, or one constant without an error: a PASS would show nothing."""
-    own = [name for name in expected if name in outputs and name not in named(expected)]
+    own = [name for name in expected if name in outputs and name not in named_tensors(expected)]
     pairs = [
         (outputs[name], expected[name]) for name in own if expected[name].is_floating_point() and expected[name].numel()
     ]

@@ -25,7 +25,7 @@ from harness.reference import (
     digest,
     inputs_digest,
     move,
-    named,
+    named_tensors,
     refer,
     require_float32,
     roundoff,
@@ -103,7 +103,7 @@ def _validate(
     inputs_sha256 = inputs_digest(inputs, f"{case.name}: inputs()")
     cpu = CpuSide(case, models, inputs, inputs_sha256, device, 0 if seed is None else seed)
     refs = _references(cpu, device, rerun_reference)
-    ran = run_on_device(cpu, device, at, named(refs.expected))
+    ran = run_on_device(cpu, device, at, named_tensors(refs.expected))
     stack = device.stack  # read after the run: models change switches
     tolerance = _tolerance(case, stack, preset)
     rules = rules_of(stack)
@@ -278,7 +278,7 @@ def _written_alike(outputs: dict[str, Tensor], golden: dict[str, Tensor] | None)
     """The CPU's outputs without the inputs that the float64 run did not write into as well: `x.float()` copies halves
     alone.
     """
-    unlike = named(outputs, (INPUT,)) - (golden or outputs).keys()
+    unlike = named_tensors(outputs, (INPUT,)) - (golden or outputs).keys()
     return {name: output for name, output in outputs.items() if name not in unlike}
 
 

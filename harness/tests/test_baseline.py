@@ -94,15 +94,15 @@ def test_emulated_numbers_never_meet_a_card_nor_another_model():
     stored = baseline.accepted(stored, [row(error=2e-4)], stack=STACK, backend="npu", when="2026-01-02")
     assert sorted(stored.entries) == ["Ascend910B4 (emulated)", "Ascend910B4 (npu)"]
     assert stored.entries["Ascend910B4 (emulated)"].rows["42"].rel_l2 == 1e-4
-    assert baseline.key_of(STACK | {"device": "Ascend910B2"}, "npu") not in stored.entries
+    assert baseline.case_key(STACK | {"device": "Ascend910B2"}, "npu") not in stored.entries
 
 
 def test_a_file_comes_back_as_it_was_and_a_damaged_or_newer_one_is_refused(tmp_path):
     path = baseline.path_of(tmp_path, "a model/with:odd name", "float32")
-    assert path.parent == tmp_path and baseline.load(path) is None
+    assert path.parent == tmp_path and baseline.load_baseline(path) is None
     stored = baseline.accepted(None, rows(FIVE), stack=STACK, backend="npu", when="2026-01-01")
     path.write_text(json.dumps(stored.to_dict()))
-    assert baseline.load(path).to_dict() == stored.to_dict()
+    assert baseline.load_baseline(path).to_dict() == stored.to_dict()
     for text, word in (
         ("{", "is damaged"),
         (json.dumps(stored.to_dict() | {"schema": "precision-baseline/2"}), "has schema 'precision-baseline/2'"),
@@ -110,7 +110,7 @@ def test_a_file_comes_back_as_it_was_and_a_damaged_or_newer_one_is_refused(tmp_p
     ):
         path.write_text(text)
         with pytest.raises(HarnessError, match=word):
-            baseline.load(path)
+            baseline.load_baseline(path)
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,13 @@ NAMES = ("a b", "a_b", "a/b", "a:b", "../a_b", "a_b ", "x" * 300, "é漢字", "y
 
 def test_every_case_has_a_file_of_its_own(tmp_path):
     for name in NAMES:
-        path = baseline.write(tmp_path, kept(name))
+        path = baseline.write_baseline(tmp_path, kept(name))
         assert path.parent == tmp_path and len(path.name.encode()) < 200
     assert len(list(tmp_path.iterdir())) == len(NAMES)
     for name in NAMES:
         assert (
-            baseline.read(tmp_path, name, "float32").case == name and baseline.read(tmp_path, name, "float16") is None
+            baseline.read_baseline(tmp_path, name, "float32").case == name
+            and baseline.read_baseline(tmp_path, name, "float16") is None
         )
     assert (tmp_path / "a_b-float32.json").exists()  # a name that can be a file's is one
 
@@ -171,19 +172,25 @@ def test_every_case_has_a_file_of_its_own(tmp_path):
 def test_a_file_with_an_older_name_is_read_where_it_is_of_that_case_and_gives_way(tmp_path):
     path = older(tmp_path, "a b")
     assert path.name == "a_b-float32.json"
-    assert baseline.read(tmp_path, "a b", "float32").case == "a b" and baseline.read(tmp_path, "a/b", "float32") is None
+    assert (
+        baseline.read_baseline(tmp_path, "a b", "float32").case == "a b"
+        and baseline.read_baseline(tmp_path, "a/b", "float32") is None
+    )
     with pytest.raises(
         HarnessError, match="a_b-float32.json holds a b float32 where a_b float32 was expected; restore it"
     ):
-        baseline.read(tmp_path, "a_b", "float32")
-    baseline.write(tmp_path, kept("a_b"))  # which has a right to the name; the other keeps its numbers
+        baseline.read_baseline(tmp_path, "a_b", "float32")
+    baseline.write_baseline(tmp_path, kept("a_b"))  # which has a right to the name; the other keeps its numbers
     assert (
-        baseline.read(tmp_path, "a_b", "float32").case == "a_b"
-        and baseline.read(tmp_path, "a b", "float32").case == "a b"
+        baseline.read_baseline(tmp_path, "a_b", "float32").case == "a_b"
+        and baseline.read_baseline(tmp_path, "a b", "float32").case == "a b"
     )
     older(tmp_path, "c/d")
-    baseline.write(tmp_path, kept("c/d"))
-    assert not (tmp_path / "c_d-float32.json").exists() and baseline.read(tmp_path, "c/d", "float32").case == "c/d"
+    baseline.write_baseline(tmp_path, kept("c/d"))
+    assert (
+        not (tmp_path / "c_d-float32.json").exists()
+        and baseline.read_baseline(tmp_path, "c/d", "float32").case == "c/d"
+    )
 
 
 @pytest.mark.parametrize("length", [255, 256])
@@ -191,9 +198,9 @@ def test_a_name_too_long_for_an_older_file_is_written_all_the_same(tmp_path, len
     name = "x" * (length - len("-float32.json"))
     if length == 255:  # what an older version could write
         assert older(tmp_path, name).exists()
-    baseline.write(tmp_path, kept(name))
+    baseline.write_baseline(tmp_path, kept(name))
     assert [path.name for path in tmp_path.iterdir()] == [baseline.path_of(tmp_path, name, "float32").name]
-    assert baseline.read(tmp_path, name, "float32").case == name
+    assert baseline.read_baseline(tmp_path, name, "float32").case == name
 
 
 @pytest.mark.parametrize(
@@ -219,18 +226,18 @@ def test_a_name_too_long_for_an_older_file_is_written_all_the_same(tmp_path, len
     ],
 )
 def test_a_baseline_that_says_something_else_is_refused(tmp_path, change, words):
-    path = baseline.write(tmp_path, kept("m"))
+    path = baseline.write_baseline(tmp_path, kept("m"))
     stored = json.loads(path.read_text())
     change(stored, stored["entries"]["Ascend910B4 (npu)"])
     path.write_text(json.dumps(stored))
     with pytest.raises(HarnessError, match=words) as raised:
-        baseline.read(tmp_path, "m", "float32")
+        baseline.read_baseline(tmp_path, "m", "float32")
     assert "accept again with --precision-baseline=accept" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_accepted_rows_without_a_case_are_named(tmp_path):
-    baseline.write(tmp_path, kept("m"))
-    baseline.write(tmp_path, kept("gone", dtype="float16"))
+    baseline.write_baseline(tmp_path, kept("m"))
+    baseline.write_baseline(tmp_path, kept("gone", dtype="float16"))
     device = "Ascend910B4 (npu)"
     (text,) = baseline.without_a_case(tmp_path, {("m", "float32")}, device)
     assert "no case of this run is called gone float16, of which 1 rows are accepted: it was renamed or deleted" in text
@@ -247,7 +254,7 @@ def test_accepted_rows_without_a_case_are_named(tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HarnessError, match="baselines cannot be written to .*; name a folder that can be"):
-        baseline.write(tmp_path / "file", kept("m"))
+        baseline.write_baseline(tmp_path / "file", kept("m"))
 
 
 # -------- every output, the worst token

@@ -433,7 +433,7 @@ def test_a_row_that_was_not_accepted_is_new():
 
 def test_a_row_that_is_worse_has_a_reason_and_its_mark_says_so():
     now = [row(0, 9.0, "now", marks=(Mark.NEW, Mark.FELL_BACK)), row(1, 1.0, "then", marks=(Mark.NEW,))]
-    worse, same = baseline.settled(now, entry([row(0), row(1)]))
+    worse, same = baseline.settled_entries(now, entry([row(0), row(1)]))
     assert (
         worse.status == "REGRESSED"
         and worse.criteria == ("baseline",)
@@ -450,12 +450,14 @@ def test_a_row_that_is_worse_has_a_reason_and_its_mark_says_so():
         and same.marks == (Mark.IDENTICAL,)
         and same.baseline.kind == "IDENTICAL"
     )
-    (failing,) = baseline.settled([row(0, 9.0, "now", criteria=("max_diff",), reasons=("too far",))], entry([row(0)]))
+    (failing,) = baseline.settled_entries(
+        [row(0, 9.0, "now", criteria=("max_diff",), reasons=("too far",))], entry([row(0)])
+    )
     assert failing.criteria == ("max_diff",) and failing.baseline.kind == "REGRESSED"
     known = dict(criteria=("max_diff",), reasons=("too far",), marks=(Mark.KNOWN, Mark.NEW))
-    (worse,) = baseline.settled([row(0, 9.0, "now", **known)], entry([row(0)]))
+    (worse,) = baseline.settled_entries([row(0, 9.0, "now", **known)], entry([row(0)]))
     assert worse.criteria == ("max_diff", "baseline") and worse.marks == (Mark.REGRESSED,)
-    (still,) = baseline.settled([row(0, 1.0, "now", **known)], entry([row(0)]))
+    (still,) = baseline.settled_entries([row(0, 1.0, "now", **known)], entry([row(0)]))
     assert still.criteria == ("max_diff",) and still.marks == (Mark.KNOWN, Mark.DRIFT)
 
 
@@ -521,7 +523,7 @@ def kept(case, **more):
 
 
 def test_a_file_is_whole_and_readable_as_text(tmp_path):
-    path = baseline.write(tmp_path / "a" / "b", kept("é漢"))
+    path = baseline.write_baseline(tmp_path / "a" / "b", kept("é漢"))
     text = path.read_text()
     assert (
         path.parent == tmp_path / "a" / "b"
@@ -538,8 +540,8 @@ def test_a_file_is_whole_and_readable_as_text(tmp_path):
         and entry["stack"] == STACK
         and list(entry["rows"]["0"]) == list(baseline.KEPT)
     )
-    assert baseline.write(tmp_path / "a" / "b", kept("é漢", seed=5)) == path and list(
-        baseline.read(path.parent, "é漢", "float32").entries["Ascend910B4 (npu)"].rows
+    assert baseline.write_baseline(tmp_path / "a" / "b", kept("é漢", seed=5)) == path and list(
+        baseline.read_baseline(path.parent, "é漢", "float32").entries["Ascend910B4 (npu)"].rows
     ) == ["5"]
 
 
@@ -548,53 +550,53 @@ def test_a_file_of_before_digests_in_names_moves_and_a_damaged_one_is_written_an
     plain.write_text(
         json.dumps(kept("a b").to_dict())
     )  # an older version's file of another case, under this case's name
-    baseline.write(tmp_path, kept("a_b"))
+    baseline.write_baseline(tmp_path, kept("a_b"))
     assert (
-        baseline.read(tmp_path, "a_b", "float32").case == "a_b"
-        and baseline.read(tmp_path, "a b", "float32").case == "a b"
+        baseline.read_baseline(tmp_path, "a_b", "float32").case == "a_b"
+        and baseline.read_baseline(tmp_path, "a b", "float32").case == "a b"
     )
     own = baseline.path_of(tmp_path, "a b", "float32")
-    accepted = baseline.write(tmp_path, kept("a b", seed=7))
+    accepted = baseline.write_baseline(tmp_path, kept("a b", seed=7))
     assert accepted == own and plain.exists()
     plain.write_text(json.dumps(kept("a b").to_dict()))
-    baseline.write(tmp_path, kept("a_b"))
-    assert list(baseline.read(tmp_path, "a b", "float32").entries["Ascend910B4 (npu)"].rows) == ["7"], (
+    baseline.write_baseline(tmp_path, kept("a_b"))
+    assert list(baseline.read_baseline(tmp_path, "a b", "float32").entries["Ascend910B4 (npu)"].rows) == ["7"], (
         "a file of its own is newer"
     )
     plain.write_text("{")
     with pytest.raises(HarnessError, match="is damaged"):
-        baseline.read(tmp_path, "a_b", "float32")
-    baseline.write(tmp_path, kept("a b"))
+        baseline.read_baseline(tmp_path, "a_b", "float32")
+    baseline.write_baseline(tmp_path, kept("a b"))
     assert plain.read_text() == "{", "a damaged file of another name is left alone"
-    baseline.write(tmp_path, kept("a_b"))
-    assert baseline.read(tmp_path, "a_b", "float32").case == "a_b"
+    baseline.write_baseline(tmp_path, kept("a_b"))
+    assert baseline.read_baseline(tmp_path, "a_b", "float32").case == "a_b"
 
 
 def test_an_older_file_of_another_dtype_or_case_is_not_this_cases(tmp_path):
     (tmp_path / "a_b-float32.json").write_text(json.dumps(kept("a b", dtype="float16").to_dict()))
-    assert baseline.read(tmp_path, "a b", "float32") is None
-    baseline.write(tmp_path, kept("a b"))
+    assert baseline.read_baseline(tmp_path, "a b", "float32") is None
+    baseline.write_baseline(tmp_path, kept("a b"))
     assert (tmp_path / "a_b-float32.json").exists()
     assert (
-        baseline.read(tmp_path, "x " * 130, "float32") is None
-        and baseline.read(tmp_path / "none", "m", "float32") is None
+        baseline.read_baseline(tmp_path, "x " * 130, "float32") is None
+        and baseline.read_baseline(tmp_path / "none", "m", "float32") is None
     )
-    baseline.write(tmp_path, kept("x " * 130))
-    assert baseline.read(tmp_path, "x " * 130, "float32").case == "x " * 130
+    baseline.write_baseline(tmp_path, kept("x " * 130))
+    assert baseline.read_baseline(tmp_path, "x " * 130, "float32").case == "x " * 130
 
 
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path):
     (tmp_path / "m-float32.json").mkdir()
     with pytest.raises(HarnessError, match=r"m-float32.json cannot be read \(.*\); restore it from version control"):
-        baseline.read(tmp_path, "m", "float32")
+        baseline.read_baseline(tmp_path, "m", "float32")
     (tmp_path / "n-float32.json").write_text("[1]")
     with pytest.raises(HarnessError, match="has schema None where 'precision-baseline/1' was expected"):
-        baseline.read(tmp_path, "n", "float32")
+        baseline.read_baseline(tmp_path, "n", "float32")
 
 
 def test_each_file_without_a_case_is_named(tmp_path):
     for case in ("a", "b", "c"):
-        baseline.write(tmp_path, kept(case))
+        baseline.write_baseline(tmp_path, kept(case))
     (tmp_path / "0.json").write_text("{")
     result = baseline.without_a_case(tmp_path, {("b", "float32")}, "Ascend910B4 (npu)")
     assert (
@@ -624,6 +626,6 @@ def test_an_older_file_may_have_the_longest_name_that_a_file_can(tmp_path, lengt
     older = tmp_path / f"{case[:-1]}_-float32.json"
     if fits:
         older.write_text(json.dumps(kept(case).to_dict()))
-    assert (baseline.read(tmp_path, case, "float32") is not None) is fits
-    path = baseline.write(tmp_path, kept(case))
-    assert list(tmp_path.iterdir()) == [path] and baseline.read(tmp_path, case, "float32").case == case
+    assert (baseline.read_baseline(tmp_path, case, "float32") is not None) is fits
+    path = baseline.write_baseline(tmp_path, kept(case))
+    assert list(tmp_path.iterdir()) == [path] and baseline.read_baseline(tmp_path, case, "float32").case == case

@@ -329,7 +329,7 @@ def test_an_interrupt_while_a_command_is_started_leaves_no_process(tmp_path, mon
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
-    stack = bisecting.Stack(name="a", command="trap '' HUP; exec sleep 300 # {report}")
+    stack = bisecting.StackCommand(name="a", command="trap '' HUP; exec sleep 300 # {report}")
     with pytest.raises(KeyboardInterrupt):
         bisecting._execute(stack, tmp_path / "a")
     waits(lambda: not alive(started[0]), seconds=20)

@@ -16,7 +16,7 @@ from harness.commands import health
 from harness.commands.main import main
 from harness.models import inference
 from harness.models.aimv2 import PHOTO
-from harness.models.digits import FOLDER
+from harness.models.digits import DIGITS_FOLDER
 from harness.tests.checkpoints import model, write
 from harness.tests.environment import of_a_shell
 from harness.tests.needs import needs_torch_npu
@@ -149,7 +149,20 @@ def test_a_99th_percentile_needs_a_hundred_forwards():
 
 @needs_torch_npu
 def test_bench_times_the_cpu_beside_the_device_and_says_what_it_is_worth(capsys):
-    words = ["bench", "--model-dir", FOLDER, "--batch-size", 1, 4, "--iters", 2, "--warmup", 1, "--device", "emulated"]
+    words = [
+        "bench",
+        "--model-dir",
+        DIGITS_FOLDER,
+        "--batch-size",
+        1,
+        4,
+        "--iters",
+        2,
+        "--warmup",
+        1,
+        "--device",
+        "emulated",
+    ]
     status, out, _ = run(capsys, *words)
     assert status == 0
     rows = [line for line in out.splitlines() if line.startswith("| aimv2")]

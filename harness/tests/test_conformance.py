@@ -70,7 +70,7 @@ def test_effective_bits_tell_the_arithmetic_of_each_family(npu):
 
 
 def test_a_product_that_claims_float32_and_runs_lower_is_seen(npu):
-    matmul = bits.FAMILIES[0]
+    matmul = bits.BIT_FAMILIES[0]
     for kind, low, high in (("hf32", 12.6, 12.9), ("fp16", 11.6, 11.9)):
         with emulator.fault("aclnnM*", kind=kind):
             assert low < bits.measure(matmul, torch.float32, npu) < high

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.devices.device_errors import AGAIN, FAULTS, RESET, fault_in, summary
+from harness.devices.device_errors import AGAIN, FAULTS, RESET, error_summary, fault_in
 
 # Of Ascend/pytorch: NPUQueue.cpp (deviceErrorMap), NPUException.cpp, NPUCachingAllocator.cpp; users' reports.
 TEXTS = [
@@ -137,7 +137,7 @@ def test_an_error_is_one_line_with_what_cann_said():
         "is an exception of fftsplus aivector error\n"
         "        TraceBack (most recent call last):\n       The extend info: errcode:(0x800000)\n"
     )
-    said = summary(RuntimeError(text))
+    said = error_summary(RuntimeError(text))
     assert (
         said.startswith("RuntimeError: npuSynchronizeDevice:")
         and "there is an exception of fftsplus aivector error" in said
@@ -147,5 +147,5 @@ def test_an_error_is_one_line_with_what_cann_said():
         "The Inner error is reported as above. The process exits for this inner error, and the current "
         "working operator name is aclnnSilu.\nSince the operator\naclnnSilu: no"
     )
-    assert summary(RuntimeError(queue)) == "RuntimeError: aclnnSilu failed in torch_npu's queue … aclnnSilu: no"
-    assert summary(ValueError("one\n")) == "ValueError: one" and summary(KeyError()) == "KeyError: "
+    assert error_summary(RuntimeError(queue)) == "RuntimeError: aclnnSilu failed in torch_npu's queue … aclnnSilu: no"
+    assert error_summary(ValueError("one\n")) == "ValueError: one" and error_summary(KeyError()) == "KeyError: "

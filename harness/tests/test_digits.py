@@ -26,8 +26,8 @@ def test_the_vision_transformer_knows_them_too():
 
 
 def test_its_files_are_small():
-    assert sum(path.stat().st_size for path in digits.FOLDER.iterdir()) < 1_000_000
-    assert sum(path.stat().st_size for path in vision.FOLDER.iterdir()) < 100_000
+    assert sum(path.stat().st_size for path in digits.DIGITS_FOLDER.iterdir()) < 1_000_000
+    assert sum(path.stat().st_size for path in vision.VISION_FOLDER.iterdir()) < 100_000
 
 
 def test_the_held_out_digits_are_those_that_training_leaves_out():
@@ -59,6 +59,6 @@ def test_training_the_vision_transformer_writes_what_is_read(monkeypatch, tmp_pa
 
     monkeypatch.setattr(train_digits, "EPOCHS", 6)
     assert train_digits.main_vision(tmp_path) > 0.2
-    monkeypatch.setattr(vision, "FOLDER", tmp_path)
+    monkeypatch.setattr(vision, "VISION_FOLDER", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors"}
     assert not vision.model().training and not vision.model().head.weight.requires_grad

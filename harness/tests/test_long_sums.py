@@ -73,7 +73,7 @@ def test_a_long_product_is_the_same_in_batches_and_in_blocks(shape, monkeypatch)
     assert whole.shape == exact.shape
     if len(shape) == 3:
         assert torch.equal(whole, torch.stack([matmul(one, other) for one, other in zip(x, w)]))
-    monkeypatch.setattr(cube, "BLOCK", 24)  # three rows at a time
+    monkeypatch.setattr(cube, "_BLOCK", 24)  # three rows at a time
     assert error(matmul(x, w), exact) == pytest.approx(error(whole, exact), rel=0.5)
 
 

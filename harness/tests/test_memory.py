@@ -24,7 +24,7 @@ from harness.reference.memory import (
     SMALL,
     Memory,
     Policy,
-    Size,
+    SizeInMemory,
     count_of,
     estimates,
     needed,
@@ -43,7 +43,7 @@ def torch_npu_is_imported():
     import torch._dynamo  # noqa: F401  a dispatch mode brings it in, and it cannot be imported twice either
 
 
-LARGE = Size(parameters=1_000_000_000, largest=10_000_000)
+LARGE = SizeInMemory(parameters=1_000_000_000, largest=10_000_000)
 
 
 # -------- what is there
@@ -144,7 +144,7 @@ def test_a_large_model_needs_at_most_14_bytes_a_parameter(dtype, separate):
 
 
 def test_each_copy_is_counted():
-    size = Size(parameters=100, largest=0)
+    size = SizeInMemory(parameters=100, largest=0)
     each = {
         (dtype, layers, separate): needed(size, dtype, layers=layers, separate=separate).host / 100
         for dtype in ("float32", "float16") for layers in (True, False) for separate in (False, True)
@@ -167,8 +167,8 @@ def test_small_models_keep_a_whole_float64_copy_up_to_a_limit():
     tight = Policy(memory=Memory(total=GIB, available=GIB))
     for policy, limit in ((roomy, SMALL), (unknown, SMALL), (tight, SHARE * GIB)):
         count = int(limit // 12)
-        assert not policy.layers(Size(parameters=count, largest=0), torch.float32, separate=False)
-        assert policy.layers(Size(parameters=count + 1, largest=0), torch.float32, separate=False)
+        assert not policy.layers(SizeInMemory(parameters=count, largest=0), torch.float32, separate=False)
+        assert policy.layers(SizeInMemory(parameters=count + 1, largest=0), torch.float32, separate=False)
 
 
 def test_a_case_that_just_fits_runs_and_one_byte_less_is_an_error():

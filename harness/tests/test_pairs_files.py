@@ -271,7 +271,7 @@ def test_a_storage_that_claims_more_than_its_record_is_refused(tmp_path, capsys)
 def test_a_large_file_is_mapped_and_compared(tmp_path, capsys):
     x = {"u": torch.randn(200_000, generator=torch.Generator().manual_seed(0)), "v": torch.arange(200_000)}
     torch.save(x, tmp_path / "a.pt")
-    assert (tmp_path / "a.pt").stat().st_size > files.SMALL
+    assert (tmp_path / "a.pt").stat().st_size > files.SMALL_FILE
     torch.save(x | {"u": x["u"] * 1.01}, tmp_path / "b.pt")
     assert compared(capsys, tmp_path / "a.pt", tmp_path / "a.pt")[0] == 0
     status, text = compared(capsys, tmp_path / "a.pt", tmp_path / "b.pt")
@@ -408,7 +408,7 @@ def test_small_files_are_kept_up_to_a_number_of_bytes(tmp_path, capsys, monkeypa
     real = side_module.open_tensors
     monkeypatch.setattr(side_module, "open_tensors", lambda file, limit: opened.append(file) or real(file, limit))
     for room, count in ((4 * (32 + 4096), 8), (32, 14)):  # with room for one, three of a side are read again
-        monkeypatch.setattr(side_module, "KEPT", room)
+        monkeypatch.setattr(side_module, "_KEPT", room)
         opened.clear()
         assert compared(capsys, tmp_path / "a", tmp_path / "b")[0] == 0
         assert len(opened) == count

@@ -45,7 +45,7 @@ def emulated():
 def small(monkeypatch):
     """Every measurement, on less."""
     monkeypatch.setattr(measurements, "INNER", (64, 1024))
-    monkeypatch.setattr(measurements, "KEYS", (64, 513))
+    monkeypatch.setattr(measurements, "_KEYS", (64, 513))
     monkeypatch.setattr(measurements, "ELEMENTS", 1 << 14)
     monkeypatch.setattr(measurements, "REPEATS", 2)
     measurements._wave.cache_clear()

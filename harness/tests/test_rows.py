@@ -16,7 +16,7 @@ from harness.judging.criteria import FLOORED
 from harness.judging.status import Mark, Status, leads_to, status_of
 from harness.judging.verdict import Evidence, error, skipped
 from harness.measure import Comparison
-from harness.report import Report, Row, json_schema, judged, load, render, upgrade_text, verdicts_text
+from harness.report import Report, Row, json_schema, load, rejudged_rows, render, upgrade_text, verdicts_text
 from harness.report.plot import _series
 from harness.report.rows import NUMBERS, RATIOS, Change, Numbers, Proof
 from harness.tests.mutations import mutated
@@ -91,7 +91,7 @@ def test_a_report_of_every_version_is_read_and_written_with_the_same_values(path
 
 @pytest.mark.parametrize("path", BASELINES, ids=name_of)
 def test_a_baseline_of_every_version_is_read_and_written_with_the_same_values(path):
-    stored, read = json.loads(path.read_text(encoding="utf-8")), baseline.load(path)
+    stored, read = json.loads(path.read_text(encoding="utf-8")), baseline.load_baseline(path)
     ((device, before),) = stored["entries"].items()
     after = read.to_dict()["entries"][device]
     assert before["stack"] == after["stack"] and (stored["case"], stored["dtype"]) == (read.case, read.dtype)
@@ -110,12 +110,12 @@ def test_a_report_that_lacks_a_metric_of_a_later_version_is_judged_and_the_metri
                     kept.get(side, {}).pop(metric, None)
     path = tmp_path / "precision.json"
     path.write_text(json.dumps(stored))
-    assert {verdict.status for _, verdict in judged(load(path), None)} == {Status.PASS}
+    assert {verdict.status for _, verdict in rejudged_rows(load(path), None)} == {Status.PASS}
     for row in stored["rows"]:
         for kept in row["measured"].values():
             kept["comparison"].pop("max_diff")
     path.write_text(json.dumps(stored))
-    assert {verdict.status for _, verdict in judged(load(path), "card")} == {Status.FAIL}
+    assert {verdict.status for _, verdict in rejudged_rows(load(path), "card")} == {Status.FAIL}
 
 
 # -------- one status
@@ -252,15 +252,15 @@ def test_stored_reports_meet_the_schema(path):
 @pytest.mark.parametrize("path", BASELINES, ids=name_of)
 def test_stored_baselines_meet_the_schema(path):
     jsonschema = pytest.importorskip("jsonschema")
-    check = jsonschema.Draft202012Validator(baseline.json_schema())
+    check = jsonschema.Draft202012Validator(baseline.baseline_schema())
     check.check_schema(check.schema)
     check.validate(json.loads(path.read_text(encoding="utf-8")))
-    check.validate(json.loads(json.dumps(baseline.load(path).to_dict())))
-    assert not check.is_valid(baseline.load(path).to_dict() | {"entries": []})
+    check.validate(json.loads(json.dumps(baseline.load_baseline(path).to_dict())))
+    assert not check.is_valid(baseline.load_baseline(path).to_dict() | {"entries": []})
 
 
 def test_the_schemas_are_printed(capsys):
-    for name, schema in (("report", json_schema()), ("baseline", baseline.json_schema())):
+    for name, schema in (("report", json_schema()), ("baseline", baseline.baseline_schema())):
         assert main(["report", "--schema", name]) == 0
         assert json.loads(capsys.readouterr().out) == schema
     assert main(["report"]) == 1 and "name a report" in capsys.readouterr().err
@@ -294,7 +294,7 @@ def small() -> Report:
 
 def use(report: Report, sound: Report) -> None:
     """What every reader of a report does with it, short of tables."""
-    judged(report, None), judged(report, "cann")
+    rejudged_rows(report, None), rejudged_rows(report, "cann")
     assert all(compare_reports(*pair).to_dict() for pair in ((report, sound), (sound, report)))
     loose(report.rows, every=True)
     _series([report, sound], baseline.error_of)
@@ -302,7 +302,7 @@ def use(report: Report, sound: Report) -> None:
 
 def show(report: Report, sound: Report) -> None:
     """The tables of every reader of a report, which take longer than all the rest."""
-    assert verdicts_text(judged(report, None), title="as it was").encode("utf-8")
+    assert verdicts_text(rejudged_rows(report, None), title="as it was").encode("utf-8")
     assert upgrade_text(compare_reports(report, sound), title="gate").encode("utf-8")
     assert all(render(report, lang=lang, html=lang == "zh").encode("utf-8") for lang in ("en", "zh"))
 
@@ -341,9 +341,9 @@ def test_a_damaged_baseline_is_read_or_refused_in_one_line(tmp_path):
     for number, text in enumerate(mutated(json.dumps(sound.to_dict()), 2000)):
         path.write_text(text, encoding="utf-8")
         try:
-            stored = baseline.load(path)
+            stored = baseline.load_baseline(path)
             entry = baseline.entry_of(stored, stack, backend)
-            baseline.settled(rows, entry)
+            baseline.settled_entries(rows, entry)
             baseline.loosened(entry, rows), baseline.absent(entry, rows)
             json.dumps(
                 baseline.accepted(stored, rows, stack=stack, backend=backend, when="2026-11-27").to_dict(),

@@ -18,7 +18,7 @@ from harness.numerics import move_at_random
 from harness.numerics.expected_error import Rules, rounding
 from harness.report.rejudge import judged_again
 from harness.report.rows import Row
-from harness.run.comparisons import measure
+from harness.run.comparisons import measured_outputs
 from harness.tests.needs import emulated_device
 
 FLOOR = Tolerance(preset="floor")
@@ -176,7 +176,7 @@ def compared(times, scatter=None, count=10):
     error = torch.randn(count, generator=generator).double()
     error *= 1e-3 * golden.norm() / error.norm()
     sides = {"x": golden + times * error}, {"x": golden + error}, {"x": golden}
-    comparisons, references = measure(*(dict(side) for side in sides), None)
+    comparisons, references = measured_outputs(*(dict(side) for side in sides), None)
     references = {"x": replace(references["x"], scatter=scatter)}
     return judge(comparisons, FLOOR, references=references)
 
@@ -221,7 +221,7 @@ def test_random_runs_that_do_not_explain_the_cpu_are_left_out():
     random = [{"x": still}, *({"x": move_at_random(still, torch.Generator().manual_seed(seed))} for seed in range(16))]
     for error, known in ((1e-8, True), (1e-6, False)):
         sides = {"x": still}, {"x": (golden * (1 + error)).float() if error > 1e-7 else still}, {"x": golden}
-        _, references = measure(*sides, None, random=random)
+        _, references = measured_outputs(*sides, None, random=random)
         assert (references["x"].scatter is not None) is known
 
 

@@ -12,7 +12,7 @@ from harness.judging.tolerance import Tolerance
 from harness.measure import worst_slices
 from harness.report.rejudge import judged_again
 from harness.report.rows import Row
-from harness.run.comparisons import measure
+from harness.run.comparisons import measured_outputs
 
 
 def drawn(*shape, seed=0):
@@ -163,7 +163,7 @@ def judged(actual, golden, healthy, **limits):
     tolerance = Tolerance(preset="floor", **limits, **({"reason": "a test"} if limits else {}))
     dtype = torch.float32
     golden, sides = golden.double(), [tensor.to(dtype) for tensor in (actual, healthy)]
-    comparisons, references = measure({"output": sides[0]}, {"output": sides[1]}, {"output": golden}, None)
+    comparisons, references = measured_outputs({"output": sides[0]}, {"output": sides[1]}, {"output": golden}, None)
     return judge(comparisons, tolerance, references=references)
 
 
@@ -258,7 +258,7 @@ def test_a_stored_row_that_fails_by_a_part_alone_fails_when_it_is_judged_again()
     )
     cpu, actual = golden * (1 + 1e-7), golden * (1 + 1e-7)
     actual[:, 2] *= 1.1
-    comparisons, references = measure({"x": actual.float()}, {"x": cpu.float()}, {"x": golden}, None)
+    comparisons, references = measured_outputs({"x": actual.float()}, {"x": cpu.float()}, {"x": golden}, None)
     verdict = judge(comparisons, Tolerance(preset="floor"), references=references)
     assert "slice_ratio" in [failure.criterion for failure in verdict.failures]
     row = Row.of(verdict, test="t", case="weather", dtype="float32", seed=0)

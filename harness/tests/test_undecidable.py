@@ -12,7 +12,7 @@ from harness.errors import CaseError
 from harness.judging.checks import judge
 from harness.judging.presets import UNDECIDED
 from harness.reference import tensors_of
-from harness.run.comparisons import measure
+from harness.run.comparisons import measured_outputs
 from harness.tests.needs import emulated_device
 
 
@@ -39,7 +39,7 @@ def test_a_floor_just_under_its_ceiling_decides_and_one_just_over_does_not(count
     noise *= golden.norm() / noise.norm()
     for over, marks in ((0.98, ()), (1.02, ("UNDECIDABLE",))):
         healthy = (golden + over * share * noise).float()
-        compared = measure({"output": healthy}, {"output": healthy}, {"output": golden}, None)
+        compared = measured_outputs({"output": healthy}, {"output": healthy}, {"output": golden}, None)
         verdict = judge(compared[0], Tolerance(preset="floor"), references=compared[1])
         assert verdict.marks == marks and verdict.passed is (not marks), over
     assert "an error of 0.51 times the output would pass (up to 0.5 allowed)" in str(verdict.failures[0])

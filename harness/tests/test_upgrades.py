@@ -84,7 +84,7 @@ def test_what_is_not_there_is_one_line(tmp_path):
 
 
 def test_benign_changes_regress_nothing_and_a_shared_growth_is_seen(monkeypatch, npu):
-    monkeypatch.setattr(upgrades, "DTYPES", ("bfloat16",))
+    monkeypatch.setattr(upgrades, "SUBJECT_DTYPES", ("bfloat16",))
     small = [subject for subject in SUBJECTS if subject.name == "aimv2"]
     calm = list(upgrades.quiet(small, seeds=3))
     assert len(calm) == 8 and not any(baseline.REGRESSED in item.kinds for item in calm)

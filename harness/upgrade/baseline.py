@@ -122,7 +122,7 @@ class Baseline:
         }
 
 
-def key_of(stack: Mapping[str, Any], backend: str | None) -> str:
+def case_key(stack: Mapping[str, Any], backend: str | None) -> str:
     """What an entry is kept under: "Ascend910B4 (emulated)"."""
     return f"{stack.get('device')} ({backend})"
 
@@ -136,17 +136,17 @@ def path_of(folder: Path, case: str, dtype: str | None) -> Path:
     return folder / f"{stem_of(f'{case}-{dtype}')}.json"
 
 
-def read(folder: Path, case: str, dtype: str | None) -> Baseline | None:
+def read_baseline(folder: Path, case: str, dtype: str | None) -> Baseline | None:
     """The baseline of a case in a dtype; None where there is none. Files with the names of older versions are read
     where they are of that case.
 
     Raises: HarnessError as `load`, or where the file of that name is another case's.
     """
     path = path_of(folder, case, dtype)
-    stored = load(path)
+    stored = load_baseline(path)
     if stored is None:
         older = folder / f"{safe_of(f'{case}-{dtype}')}.json"
-        result = load(older) if older != path and len(older.name.encode()) <= 255 else None
+        result = load_baseline(older) if older != path and len(older.name.encode()) <= 255 else None
         return result if result is not None and (result.case, result.dtype) == (case, dtype) else None
     if (stored.case, stored.dtype) != (case, dtype):
         raise HarnessError(
@@ -156,7 +156,7 @@ def read(folder: Path, case: str, dtype: str | None) -> Baseline | None:
     return stored
 
 
-def write(folder: Path, kept: Baseline) -> Path:
+def write_baseline(folder: Path, kept: Baseline) -> Path:
     """Write a baseline whole or not at all. A file of an older version that holds the same case goes; one of another
     case takes its own name.
 
@@ -180,7 +180,7 @@ def write(folder: Path, kept: Baseline) -> Path:
 def _make_room(folder: Path, path: Path, kept: Baseline) -> None:
     """Give a file of another case, which an older version kept under this name, the name that is its own."""
     try:
-        there = load(path)
+        there = load_baseline(path)
     except HarnessError:
         return  # damaged: it is written anew
     if there is not None and (there.case, there.dtype) != (kept.case, kept.dtype):
@@ -191,7 +191,7 @@ def _make_room(folder: Path, path: Path, kept: Baseline) -> None:
 
 def _is_of(path: Path, kept: Baseline) -> bool:
     try:
-        there = load(path)
+        there = load_baseline(path)
     except HarnessError:
         return False
     return there is not None and (there.case, there.dtype) == (kept.case, kept.dtype)
@@ -204,7 +204,7 @@ def without_a_case(folder: Path, cases: Collection[tuple[str, str | None]], devi
     result = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:
-            stored = load(path)
+            stored = load_baseline(path)
         except HarnessError as error:
             result.append(str(error))
             continue
@@ -219,7 +219,7 @@ def without_a_case(folder: Path, cases: Collection[tuple[str, str | None]], devi
     return result
 
 
-def load(path: Path) -> Baseline | None:
+def load_baseline(path: Path) -> Baseline | None:
     """A stored baseline; None where there is none.
 
     Raises: HarnessError, in one sentence, when the file is damaged, of another schema, or holds a value that cannot be.
@@ -286,7 +286,7 @@ def _reasons_of(kept: Mapping[str, Any]) -> dict[str, Any]:
     return {"reasons": ["accepted so"] * len(criteria)} if isinstance(criteria, list) else {}
 
 
-def json_schema() -> dict[str, Any]:
+def baseline_schema() -> dict[str, Any]:
     """The JSON schema of a baseline."""
     row = Row.json_schema()
     kept = {"type": "object", "properties": {name: row["properties"][name] for name in KEPT}, "required": ["status"]}
@@ -303,7 +303,9 @@ def accepted(
     """The file with the entry of this device replaced: the rows of one case in one dtype."""
     rows = list(rows)
     entries = {} if stored is None else dict(stored.entries)
-    entries[key_of(stack, backend)] = Entry(accepted=when, stack=dict(stack), rows={seed_of(row): row for row in rows})
+    entries[case_key(stack, backend)] = Entry(
+        accepted=when, stack=dict(stack), rows={seed_of(row): row for row in rows}
+    )
     return Baseline(case=rows[0].case, dtype=rows[0].dtype, entries=entries)
 
 
@@ -322,7 +324,7 @@ def stack_name(stack: Mapping[str, Any], backend: str | None) -> str:
 
 def entry_of(stored: Baseline | None, stack: Mapping[str, Any], backend: str | None) -> Entry | None:
     """What was accepted on a device, of a file; None where there is nothing."""
-    return None if stored is None else stored.entries.get(key_of(stack, backend))
+    return None if stored is None else stored.entries.get(case_key(stack, backend))
 
 
 def absent(entry: Entry | None, rows: Iterable[Row]) -> list[str]:
@@ -482,7 +484,7 @@ def _short(digest: Any) -> str:
 def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     """Every row of one case in one dtype against its entry.
 
-    The errors of all seeds are paired with the accepted ones, those with the same inputs once. With `_SEEDS` or more the
+    The errors of all seeds are paired with the accepted ones, those with equal inputs once. With `_SEEDS` or more the
     change is judged together, by a one-sided paired t-test of log(error now / error then) at 1 % (Student 1908), and by
     its size: the geometric mean must pass `EFFECT`. So a small drift that all seeds share is seen, and one seed that is
     off by chance is not. A row whose error changed by more than `ALONE` counts by itself, or by more than the slack of
@@ -534,7 +536,7 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     return result
 
 
-def settled(rows: Iterable[Row], entry: Entry | None) -> list[Row]:
+def settled_entries(rows: Iterable[Row], entry: Entry | None) -> list[Row]:
     """The rows of one case in one dtype as their baseline leaves them, all seeds together: with what became of each,
     and a reason where it is worse.
 

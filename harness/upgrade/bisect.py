@@ -49,7 +49,7 @@ GRACE = 5.0  # seconds that a command is given to end by itself
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stack:
+class StackCommand:
     """One environment of the list."""
 
     name: str
@@ -81,7 +81,7 @@ class _Finding:
     report: Report | None = None  # with the rows that decide; None where there is nothing to compare
 
 
-def read_stacks(path: Path) -> list[Stack]:
+def read_stacks(path: Path) -> list[StackCommand]:
     """The stacks of a TOML file, in its order.
 
     Raises: HarnessError when it is not a list of two or more stacks, each with a name of its own and a command.
@@ -105,7 +105,7 @@ def read_stacks(path: Path) -> list[Stack]:
     return stacks
 
 
-def _stack(entry: Mapping[str, Any], shared: Mapping[str, Any], where: str) -> Stack:
+def _stack(entry: Mapping[str, Any], shared: Mapping[str, Any], where: str) -> StackCommand:
     only_known(entry, ("name", "command", "timeout"), where)
     name, command, timeout = (
         entry.get("name"),
@@ -144,10 +144,10 @@ def _stack(entry: Mapping[str, Any], shared: Mapping[str, Any], where: str) -> S
         raise HarnessError(
             f"{where} has the timeout {timeout!r} where seconds above 0 were expected; correct it, or leave it out"
         )
-    return Stack(name=name, command=command, timeout=timeout)
+    return StackCommand(name=name, command=command, timeout=timeout)
 
 
-def _execute(stack: Stack, folder: Path) -> Run:
+def _execute(stack: StackCommand, folder: Path) -> Run:
     """Run a stack's command in an emptied folder. What came of it is written last, so an interrupted run leaves nothing
     to believe.
     """
@@ -256,7 +256,7 @@ def halve(good: int, bad: int, verdict: Callable[[int], str]) -> tuple[int, int]
 class _Search:
     """A list of stacks, what was found of them, and the good end: the first that could run."""
 
-    def __init__(self, stacks: Sequence[Stack], *, case: str | None, what: str, state: Path, retry: bool):
+    def __init__(self, stacks: Sequence[StackCommand], *, case: str | None, what: str, state: Path, retry: bool):
         self.stacks, self.case, self.what, self.state, self.retry = stacks, case, what, state.resolve(), retry
         self.found: dict[int, _Finding] = {}
         self.good: Report | None = None  # the report of the good end, with the rows that decide

@@ -177,7 +177,7 @@ def compare_reports(before: Report, after: Report, *, subset: bool = False) -> U
     Raises: HarnessError where the reports were measured on other devices, an emulated one and a card say, or where two
     rows of a report have one name.
     """
-    keys = [baseline.key_of(item.stack, item.backend) for item in (before, after)]
+    keys = [baseline.case_key(item.stack, item.backend) for item in (before, after)]
     if keys[0] != keys[1]:
         raise HarnessError(
             f"the reports come from {shown(keys[0])} and {shown(keys[1])}; an upgrade is judged on one kind of device"

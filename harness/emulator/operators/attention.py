@@ -294,7 +294,9 @@ for name, signature in {
     f"pse_type:int stored:str seed:int offset:int {FOUND}",
     "aclnnFlashAttentionVarLenScore": f"q k v {MASKS} prefix:ints {_LENGTHS} {PLAIN} {FOUND}",
     "aclnnFlashAttentionVarLenScoreV2": f"q k v {MASKS} prefix:ints {_LENGTHS} {STARTS} {PLAIN} pse_type:int {FOUND}",
-    "aclnnFlashAttentionVarLenScoreV3": f"q {_KEYS} {MASKS} prefix:ints {_LENGTHS} {STARTS} {PLAIN} pse_type:int {FOUND}",
+    "aclnnFlashAttentionVarLenScoreV3": (
+        f"q {_KEYS} {MASKS} prefix:ints {_LENGTHS} {STARTS} {PLAIN} pse_type:int {FOUND}"
+    ),
     "aclnnFlashAttentionVarLenScoreV4": f"q k v {MASKS} prefix:ints {_LENGTHS} {PLAIN} stored:str {FOUND}",
     "aclnnFlashAttentionVarLenScoreV5": f"q {_KEYS} {MASKS} sink prefix:ints {_LENGTHS} {STARTS} {PLAIN} pse_type:int "
     f"stored:str {FOUND}",
