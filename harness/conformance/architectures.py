@@ -201,7 +201,12 @@ def _language(model_type: str, model_class: str, **changes) -> Architecture:
 
 def transformers_architectures() -> list[Architecture]:
     """The entries of transformers, by kind."""
-    encoder = [
+    return [*_encoders(), *_decoders(), *_state_space(), *_encoder_decoders(), *_vision(), *_audio(), *_multimodal()]
+
+
+def _encoders() -> list[Architecture]:
+    """Models that read a text."""
+    return [
         _transformer("bert", "encoder", "BertForMaskedLM"),
         _transformer("roberta", "encoder", "RobertaForMaskedLM", pad_token_id=1),
         _transformer("distilbert", "encoder", "DistilBertForMaskedLM"),
@@ -213,7 +218,11 @@ def transformers_architectures() -> list[Architecture]:
         _transformer("xlm-roberta", "encoder", "XLMRobertaForMaskedLM", pad_token_id=1),
         _transformer("fnet", "encoder", "FNetForMaskedLM"),
     ]
-    decoder = [
+
+
+def _decoders() -> list[Architecture]:
+    """Models that go on with a text."""
+    return [
         _language("gpt2", "GPT2LMHeadModel"),
         _language(
             "gpt_neo",
@@ -244,7 +253,11 @@ def transformers_architectures() -> list[Architecture]:
         _language("mpt", "MptForCausalLM"),
         _language("granite", "GraniteForCausalLM"),
     ]
-    state = [
+
+
+def _state_space() -> list[Architecture]:
+    """Models with a state in place of attention."""
+    return [
         _language("mamba", "MambaForCausalLM", kind="state-space", intermediate_size=128, time_step_rank=4),
         _language(
             "mamba2",
@@ -262,7 +275,11 @@ def transformers_architectures() -> list[Architecture]:
         ),
         _language("rwkv", "RwkvForCausalLM", kind="state-space", attention_hidden_size=64, context_length=64),
     ]
-    both = [
+
+
+def _encoder_decoders() -> list[Architecture]:
+    """Models that read one text and write another."""
+    return [
         _transformer("t5", "encoder-decoder", "T5ForConditionalGeneration", generates=True, decoder_start_token_id=1),
         _transformer(
             "bart", "encoder-decoder", "BartForConditionalGeneration", generates=True, forced_eos_token_id=None
@@ -283,7 +300,11 @@ def transformers_architectures() -> list[Architecture]:
         ),
         _transformer("m2m_100", "encoder-decoder", "M2M100ForConditionalGeneration", generates=True),
     ]
-    vision = [
+
+
+def _vision() -> list[Architecture]:
+    """Models of pictures."""
+    return [
         _transformer("vit", "vision", "ViTForImageClassification"),
         _transformer("deit", "vision", "DeiTForImageClassification"),
         _transformer("beit", "vision", "BeitForImageClassification", out_indices=None, out_features=None),
@@ -375,7 +396,11 @@ def transformers_architectures() -> list[Architecture]:
             decoder_intermediate_size=64,
         ),
     ]
-    audio = [
+
+
+def _audio() -> list[Architecture]:
+    """Models of sound."""
+    return [
         _transformer("wav2vec2", "audio", "Wav2Vec2ForCTC", mask_time_prob=0.0, **_CONVS),
         _transformer("hubert", "audio", "HubertForCTC", mask_time_prob=0.0, **_CONVS),
         _transformer("wavlm", "audio", "WavLMForCTC", mask_time_prob=0.0, **_CONVS),
@@ -406,7 +431,11 @@ def transformers_architectures() -> list[Architecture]:
             conv_channels=32,
         ),
     ]
-    several = [
+
+
+def _multimodal() -> list[Architecture]:
+    """Models of pictures or sound, and text."""
+    return [
         _transformer("clip", "multimodal", "CLIPModel"),
         _transformer("siglip", "multimodal", "SiglipModel", text_config={"projection_size": 64}),
         _transformer("blip", "multimodal", "BlipForConditionalGeneration", text_config={"encoder_hidden_size": 64}),
@@ -414,7 +443,6 @@ def transformers_architectures() -> list[Architecture]:
         _transformer("vilt", "multimodal", "ViltModel"),
         _transformer("altclip", "multimodal", "AltCLIPModel"),
     ]
-    return [*encoder, *decoder, *state, *both, *vision, *audio, *several]
 
 
 # -------- timm

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness import numerics
-from harness.locate.replay import FAILS, Replay, apart, copies, name_of, relative_difference
+from harness.locate.replay import FAILS, Replay, copies, largest_difference, name_of, relative_difference
 
 EXPLAINED = 0.1  # of the difference may be left by a cause that is named
 SENTINEL = 12345.0  # what memory is filled with to see whether an operator writes it
@@ -39,21 +39,24 @@ def rule_of(replay: Replay, result: list[Tensor], results: list[Tensor]) -> str:
     """One clause that names the rounding rule by which a sound device differs as it does, and what is left without it;
     "" where none explains it.
     """
-    rules, own = replay.rules, apart(result, results)
-    if rules is None or not 0 < own < math.inf or apart(result, replay.on_cpu(rules)) > EXPLAINED * own:
+    rules, own = replay.rules, largest_difference(result, results)
+    if rules is None or not 0 < own < math.inf or largest_difference(result, replay.on_cpu(rules)) > EXPLAINED * own:
         return ""
     for name in ("conv", "matmul"):
         operands = getattr(rules, name)
-        if operands != "float32" and apart(result, replay.on_cpu(replace(rules, **{name: "float32"}))) > own / 2:
+        if (
+            operands != "float32"
+            and largest_difference(result, replay.on_cpu(replace(rules, **{name: "float32"}))) > own / 2
+        ):
             if operands == "float16":
                 return (
                     f"{rules.card} computes float32 {'convolutions' if name == 'conv' else 'products'} in float16 "
                     "under its switches"
                 )
             with replay.device.in_float32(name) as switch:
-                left = apart(replay.on_device(), results)
+                left = largest_difference(replay.on_device(), results)
             return f"{operands} is on: with {switch} = False it is {left:.2e}"
-    if rules.gelu_tanh and apart(result, replay.on_cpu(replace(rules, gelu_tanh=False))) > own / 2:
+    if rules.gelu_tanh and largest_difference(result, replay.on_cpu(replace(rules, gelu_tanh=False))) > own / 2:
         unless = (
             ""
             if replay.device.stack.compatible_impl is None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from harness.locate.stray import Stray, called
-from harness.locate.trace import Cut, TensorKey, Trace, apart
+from harness.locate.trace import Cut, TensorKey, Trace, sketch_difference
 from harness.reference import roundoff
 
 GROWN, ROUNDINGS = 32, 64  # times the differences around it, or roundings, that a gradient may differ by
@@ -72,7 +72,7 @@ class _Flows:
             return math.nan
         if expected is None or actual is None or len(expected) != len(actual):
             return math.inf
-        result = [apart(*item) for item in zip(actual, expected)]
+        result = [sketch_difference(*item) for item in zip(actual, expected)]
         return max((item for item in result if not math.isnan(item)), default=math.nan)
 
     def _results(self, call: int) -> list[TensorKey]:
@@ -97,13 +97,15 @@ class _Flows:
         """The largest difference of the gradients that come to a call, and of its arguments and results."""
         flows = [self._differs(result) for result in self._results(call)]
         twin = self.there_of[call]
-        results = [apart(*item) for item in zip(self.there.seen[twin].results, self.here.seen[call].results)]
+        results = [
+            sketch_difference(*item) for item in zip(self.there.seen[twin].results, self.here.seen[call].results)
+        ]
         given = []
         for item in self.here.seen[call].given:
             origin, other = item.origin, self._twin(item.origin.key)
             if origin.call is not None and other is not None:
                 sketches = (self.there.seen[other[0]].results, self.here.seen[origin.call].results)
-                given += [apart(*(part[origin.number] for part in sketches))]
+                given += [sketch_difference(*(part[origin.number] for part in sketches))]
         return max((flow for flow in (*flows, *results, *given) if not math.isnan(flow)), default=0.0)
 
     def _blamed(self, key: TensorKey, users: list[int], differs: float, around: float) -> Stray:

@@ -23,11 +23,11 @@ from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, TRANSFORMED, St
 from harness.locate.replay import (
     FAILS,
     Replay,
-    apart,
     autocast_now,
     autocasting,
     copies_in_place,
     copy_strided,
+    largest_difference,
     mutates,
     name_of,
     on,
@@ -274,9 +274,15 @@ class Lockstep(TorchFunctionMode):
         if replay.autocast is not None:
             outcome, note = _as_the_cpu_casts(outcome, results)
             if note:
-                return self._add(func, results, own=apart(outcome, results), inherited=apart(made, results), note=note)
+                return self._add(
+                    func,
+                    results,
+                    own=largest_difference(outcome, results),
+                    inherited=largest_difference(made, results),
+                    note=note,
+                )
         try:
-            self._hold(replay, results, apart(made, results), outcome)
+            self._hold(replay, results, largest_difference(made, results), outcome)
         except FAILS as error:
             self._add(func, results, note=_not_again(error))
 
@@ -325,11 +331,11 @@ class Lockstep(TorchFunctionMode):
     def _hold(self, replay: Replay, results: list[Tensor], inherited: float, result: list[Tensor]) -> None:
         """Judge what the device made of the operator with the CPU's inputs: `result`."""
         func, first = replay.func, not any(step.bad for step in self.steps)
-        own = apart(result, results)
+        own = largest_difference(result, results)
         ratio, reasons = (None, ()) if is_explained(result, results, name_of(func)) else replay.judged(result, results)
         if reasons and self._overwritten(replay):
             result = replay.on_device()
-            own = apart(result, results)
+            own = largest_difference(result, results)
             ratio, reasons = (
                 (None, ()) if is_explained(result, results, name_of(func)) else replay.judged(result, results)
             )
@@ -346,7 +352,7 @@ class Lockstep(TorchFunctionMode):
         cause, lies = "", "" if reasons else self._lies(replay, results, own, inherited)
         if lies:
             result = replay.on_device_in_place()
-            own, (ratio, reasons) = apart(result, results), replay.judged(result, results)
+            own, (ratio, reasons) = largest_difference(result, results), replay.judged(result, results)
             cause = f"with copies of its arguments it passes: {lies}" if reasons else ""
         elif reasons and sum(step.bad for step in self.steps) < CAUSES:
             cause = cause_of(replay, result, results)

@@ -24,7 +24,17 @@ from torch.overrides import TorchFunctionMode
 from harness.devices import Device, unknown_rounding
 from harness.devices.device_errors import error_summary
 from harness.locate.finding import Step, ended, kind_of, raised
-from harness.locate.replay import FAILS, apart, autocast_now, autocasting, budget, copy_strided, judged, on, tensors_in
+from harness.locate.replay import (
+    FAILS,
+    autocast_now,
+    autocasting,
+    budget,
+    copy_strided,
+    judged,
+    largest_difference,
+    on,
+    tensors_in,
+)
 from harness.numerics.expected_error import overflow_of, rounding, rules_of
 from harness.reference import Draws, Float64Products, WideRequests, drawing, roundoff
 from harness.torch_private import tree_map
@@ -205,11 +215,11 @@ class Modules:
         """How far the device is from the CPU, relative L2, in units of the floor, and why that is no healthy
         device's.
         """
-        own, sound = apart(result, expected), apart(healthy, expected)
+        own, sound = largest_difference(result, expected), largest_difference(healthy, expected)
         floating = [tensor.dtype for tensor in expected if tensor.is_floating_point()]
         narrow = min(floating, key=lambda value: value.itemsize, default=torch.float32)
         if golden is not None and overflow_of(self.device.stack, narrow) is None:
-            sound = max(sound, apart(expected, golden))
+            sound = max(sound, largest_difference(expected, golden))
             ratio, reasons = judged(
                 self.device, result, expected, golden, healthy if self.rules is not None else None, narrow
             )

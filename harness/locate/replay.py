@@ -225,7 +225,7 @@ def autocasting(dtype: torch.dtype | None, kind: str) -> Iterator[None]:
         yield
 
 
-def apart(result: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def largest_difference(result: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest difference of several results; 0 of none."""
     return max((relative_difference(actual, item) for actual, item in zip(result, expected)), default=0.0)
 

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.locate.replay import FAILS, Replay, apart, gradients, name_of, span_of
+from harness.locate.replay import FAILS, Replay, gradients, largest_difference, name_of, span_of
 
 _PLACES = {
     "torch.nn.functional": torch.nn.functional,
@@ -72,14 +72,14 @@ stored = {{name: load(entry) for name, entry in json.loads(raw[8:start]).items()
 
 
 def call(device):
-    tensor = {{name: each.to(device, copy=True) for name, each in stored.items()}}
+    tensor = {{name: value.to(device, copy=True) for name, value in stored.items()}}
 {body}
 
 
-def tensors(found):
-    if isinstance(found, torch.Tensor):
-        return [found]
-    return [each for part in found for each in tensors(part)] if isinstance(found, (tuple, list)) else []
+def tensors(result):
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [tensor for part in result for tensor in tensors(part)] if isinstance(result, (tuple, list)) else []
 
 
 {switches}for number, (actual, expected) in enumerate(zip(tensors(call("{device}")), tensors(call("cpu")))):
@@ -141,7 +141,7 @@ def write_repro(
     (folder / "stack.json").write_text(json.dumps(stack, indent=1, default=str) + "\n", encoding="utf-8")
     printed = _run(replay, folder, faults, min(max(until - time.monotonic(), 10.0), _SECONDS))
     (folder / "printed.txt").write_text(printed, encoding="utf-8")
-    expected = apart(replay.on_device(), replay.on_cpu())
+    expected = largest_difference(replay.on_device(), replay.on_cpu())
     result = [float(item) for item in re.findall(r"rel_l2 (\S+),", printed)]
     shows = bool(result) and (
         abs(max(result) - expected) <= 0.1 * expected
@@ -211,97 +211,107 @@ def _is_wrong(replay: Replay) -> bool:
 # -------- the script
 
 
-def _script(replay: Replay, title: str) -> tuple[str, dict[str, Tensor]]:
-    """The text of repro.py and the tensors that it reads. Raises: ValueError for an argument that no script can
-    name.
-    """
-    stored: dict[str, Tensor] = {}
-    back = replay.func is gradients
+class _Writer:
+    """Values as the Python text that makes them, and the tensors that this text reads, by name."""
 
-    def leaf(value: Tensor) -> str:
-        return f"leaf({tensor(value)})" if back and value.is_floating_point() else tensor(value)
+    def __init__(self, leaves: bool):
+        self.stored: dict[str, Tensor] = {}
+        self._leaves = leaves  # whether tensors of fractions ask for gradients
 
-    def tensor(value: Tensor) -> str:
-        name = str(len(stored))
-        span = span_of(value.detach())
-        stored[name] = (value.detach() if span is None else span).clone()
-        if span is None:
-            return f'tensor["{name}"]'
-        return f'tensor["{name}"].as_strided({tuple(value.shape)}, {value.stride()})'
-
-    def said(value: Any) -> str:
+    def text_of(self, value: Any) -> str:
+        """Raises: ValueError for what no script can name."""
         if isinstance(value, Tensor):
-            return leaf(value)
+            text = self._tensor(value)
+            return f"leaf({text})" if self._leaves and value.is_floating_point() else text
         if isinstance(value, torch.device):
             return "device"
         if isinstance(value, torch.Size):
             return repr(tuple(value))
         if isinstance(value, (tuple, list)):
-            inner = "".join(f"{said(item)}, " for item in value)
+            inner = "".join(f"{self.text_of(item)}, " for item in value)
             return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
         if isinstance(value, dict):
-            return "{" + ", ".join(f"{name!r}: {said(item)}" for name, item in value.items()) + "}"
-        if isinstance(value, float) and not value - value == 0:
-            return f'float("{value}")'
-        if (
-            value is None
-            or value is ...
-            or isinstance(value, (bool, int, float, str, torch.dtype, torch.memory_format))
-        ):
-            said_by_torch = isinstance(value, (torch.dtype, torch.memory_format))
-            plain = str(value) if said_by_torch else repr(value)
-            return "..." if value is ... else plain
+            return "{" + ", ".join(f"{name!r}: {self.text_of(item)}" for name, item in value.items()) + "}"
         if isinstance(value, slice):
-            return f"slice({said(value.start)}, {said(value.stop)}, {said(value.step)})"
-        raise ValueError(f"no script can name {value!r}")
+            return f"slice({self.text_of(value.start)}, {self.text_of(value.stop)}, {self.text_of(value.step)})"
+        return _plain(value)
 
-    func, args, kwargs = replay.args[:3] if back else (replay.func, replay.args, replay.kwargs)
-    arguments = ", ".join([*map(said, args), *(f"{name}={said(item)}" for name, item in kwargs.items())])
-    call = f"{expression_of(func)}({arguments})"
-    if back:
-        lines = [
-            "leaves = []",
-            "",
-            "def leaf(each):",
-            "    leaves.append(each.detach().requires_grad_())",
-            "    return leaves[-1]",
-            "",
-            f"found = [each for each in tensors({call}) if each.requires_grad]",
-        ]
-        lines += [
-            "generator = torch.Generator().manual_seed(0)",
-            "flows = [torch.randn(each.shape, generator=generator).to(each.dtype).to(device) for each in found]",
-        ]
-        lines += [
-            "return [each for each in torch.autograd.grad(found, leaves, flows, allow_unused=True) if each is not None]"
-        ]
-    elif replay.writes and name_of(func) == "setitem":
-        lines = [
-            f"target = {said(args[0])}",
-            f"{expression_of(func)}(target, {', '.join(map(said, args[1:]))})",
-            "return target",
-        ]
-    else:
-        lines = [f"return {call}"]
-    device, stack = replay.device.torch_device, replay.device.stack
-    switches = [
-        f"torch.npu.{name}.allow_hf32 = {value}"
-        for name, value in (("conv", stack.conv_allow_hf32), ("matmul", stack.matmul_allow_hf32))
-        if value is not None
-    ]
+    def arguments_of(self, args: tuple, kwargs: dict) -> str:
+        return ", ".join([*map(self.text_of, args), *(f"{name}={self.text_of(item)}" for name, item in kwargs.items())])
+
+    def _tensor(self, value: Tensor) -> str:
+        name = str(len(self.stored))
+        span = span_of(value.detach())
+        self.stored[name] = (value.detach() if span is None else span).clone()
+        if span is None:
+            return f'tensor["{name}"]'
+        return f'tensor["{name}"].as_strided({tuple(value.shape)}, {value.stride()})'
+
+
+def _plain(value: Any) -> str:
+    """A value without parts as Python text. Raises: ValueError."""
+    if value is ...:
+        return "..."
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if isinstance(value, (torch.dtype, torch.memory_format)):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    raise ValueError(f"no script can name {value!r}")
+
+
+def _script(replay: Replay, title: str) -> tuple[str, dict[str, Tensor]]:
+    """The text of repro.py and the tensors that it reads. Raises: ValueError for an argument that no script can
+    name.
+    """
+    writer = _Writer(leaves=replay.func is gradients)
+    lines = _body(replay, writer)
+    dtypes = {str(tensor.dtype) for tensor in writer.stored.values()}
+    device = replay.device.torch_device
     text = _SCRIPT.format(
         title=" ".join(title.replace('"', "'").split()),
         imports="import torch_npu  # noqa: F401\n" if device.type == "npu" else "",
-        kinds={
-            code: kind
-            for code, kind in _KINDS.items()
-            if any(str(item.dtype) == f"torch.{kind}" for item in stored.values())
-        },
+        kinds={code: kind for code, kind in _KINDS.items() if f"torch.{kind}" in dtypes},
         body="\n".join(f"    {line}" if line else "" for line in lines),
-        switches="".join(f"{line}\n" for line in switches) if device.type == "npu" else "",
+        switches="".join(f"{line}\n" for line in _switches(replay)),
         device=device,
     )
-    return text, stored
+    return text, writer.stored
+
+
+def _body(replay: Replay, writer: _Writer) -> list[str]:
+    """The lines of the function that makes the call and returns what came of it."""
+    if replay.func is gradients:
+        func, args, kwargs = replay.args[:3]
+        call = f"{expression_of(func)}({writer.arguments_of(args, kwargs)})"
+        return [
+            "leaves = []",
+            "",
+            "def leaf(tensor):",
+            "    leaves.append(tensor.detach().requires_grad_())",
+            "    return leaves[-1]",
+            "",
+            f"results = [result for result in tensors({call}) if result.requires_grad]",
+            "generator = torch.Generator().manual_seed(0)",
+            "flows = [torch.randn(item.shape, generator=generator).to(item.dtype).to(device) for item in results]",
+            "grads = torch.autograd.grad(results, leaves, flows, allow_unused=True)",
+            "return [grad for grad in grads if grad is not None]",
+        ]
+    function = expression_of(replay.func)
+    if replay.writes and name_of(replay.func) == "setitem":
+        target, *others = map(writer.text_of, replay.args)
+        return [f"target = {target}", f"{function}(target, {', '.join(others)})", "return target"]
+    return [f"return {function}({writer.arguments_of(replay.args, replay.kwargs)})"]
+
+
+def _switches(replay: Replay) -> list[str]:
+    """The lines that set the switches of an NPU as they were."""
+    if replay.device.torch_device.type != "npu":
+        return []
+    stack = replay.device.stack
+    allowed = (("conv", stack.conv_allow_hf32), ("matmul", stack.matmul_allow_hf32))
+    return [f"torch.npu.{name}.allow_hf32 = {value}" for name, value in allowed if value is not None]
 
 
 def _run(replay: Replay, folder: Path, faults: Sequence[str], seconds: float) -> str:

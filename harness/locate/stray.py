@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from harness.locate.calls import Call
-from harness.locate.trace import Given, Seen, Sketch, TensorOrigin, Trace, apart
+from harness.locate.trace import Given, Seen, Sketch, TensorOrigin, Trace, sketch_difference
 from harness.reference import roundoff
 
 ROUNDINGS, GROWN = 16, 4.0  # that are no other value; times the difference that a tensor had before, the same
@@ -66,7 +66,7 @@ class _Walk:
         return self._returned()
 
     def _away(self, actual: Sketch | None, expected: Sketch | None) -> float:
-        away = apart(actual, expected)
+        away = sketch_difference(actual, expected)
         return 0.0 if math.isnan(away) else away
 
     def _expected(self, i: int) -> float:

@@ -94,7 +94,7 @@ def _signs(dtype: torch.dtype) -> Tensor:
     return torch.randint(0, 2, (PERIOD,), generator=generator).to(dtype) * 2 - 1
 
 
-def apart(actual: Sketch | None, expected: Sketch | None) -> float:
+def sketch_difference(actual: Sketch | None, expected: Sketch | None) -> float:
     """How far two tensors lie apart by their sketches, relative L2; NaN where a sketch is missing.
 
     Infinite where shapes or the counts of NaN and Inf differ.
