@@ -201,7 +201,16 @@ def _language(model_type: str, model_class: str, **changes) -> Architecture:
 
 def transformers_architectures() -> list[Architecture]:
     """The entries of transformers, by kind."""
-    return [*_encoders(), *_decoders(), *_state_space(), *_encoder_decoders(), *_vision(), *_audio(), *_multimodal()]
+    return [
+        *_encoders(),
+        *_decoders(),
+        *_state_space(),
+        *_encoder_decoders(),
+        *_vision(),
+        *_picture_features(),
+        *_audio(),
+        *_multimodal(),
+    ]
 
 
 def _encoders() -> list[Architecture]:
@@ -303,7 +312,7 @@ def _encoder_decoders() -> list[Architecture]:
 
 
 def _vision() -> list[Architecture]:
-    """Models of pictures."""
+    """Classifiers of pictures by attention alone."""
     return [
         _transformer("vit", "vision", "ViTForImageClassification"),
         _transformer("deit", "vision", "DeiTForImageClassification"),
@@ -322,6 +331,12 @@ def _vision() -> list[Architecture]:
             out_indices=None,
             out_features=None,
         ),
+    ]
+
+
+def _convolutional() -> list[Architecture]:
+    """Classifiers of pictures with convolutions."""
+    return [
         _transformer(
             "convnext",
             "vision",
@@ -372,6 +387,12 @@ def _vision() -> list[Architecture]:
             embedding_size=16,
             groups_width=8,
         ),
+    ]
+
+
+def _picture_features() -> list[Architecture]:
+    """Models that return features, places or pictures."""
+    return [
         _transformer("aimv2_vision_model", "vision", "Aimv2VisionModel"),
         _transformer("siglip_vision_model", "vision", "SiglipVisionModel"),
         _transformer(

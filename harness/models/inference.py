@@ -159,7 +159,7 @@ def bench_aimv2(
     Raises: DeviceError, CheckpointError as opening them does.
     """
     from harness.report import performance_text
-    from harness.timing import time_pair
+    from harness.run.timing import time_pair
 
     opened = open_device(device, timing=True)
     model, weights = open_model(model_dir)

@@ -268,7 +268,7 @@ class Session:
 
     def _time(self, case) -> None:
         """The performance table's rows for a case, once per model and dtype."""
-        from harness.timing import time_case
+        from harness.run.timing import time_case
 
         key = (case.model, case.checkpoint, case.weights_seed, case.dtype)
         if key in self._timed:

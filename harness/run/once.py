@@ -16,8 +16,8 @@ from harness.checkpoints.recognition import recognise
 from harness.devices import Device, open_device
 from harness.reference import Models, Reference, move, refer, run, tensors_of
 from harness.reference.randomness import Draws
+from harness.run.timing import time_case
 from harness.run.validation import inputs_of
-from harness.timing import time_case
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import timing
 from harness.commands import health
 from harness.commands.main import main
 from harness.models import inference
 from harness.models.aimv2 import PHOTO
 from harness.models.digits import DIGITS_FOLDER
+from harness.run import timing
 from harness.tests.checkpoints import model, write
 from harness.tests.environment import of_a_shell
 from harness.tests.needs import needs_torch_npu

@@ -22,9 +22,9 @@ from harness.errors import RunError
 from harness.judging.verdict import COMPILES, WORTH_SAYING
 from harness.locate import locate
 from harness.reference import Models
+from harness.run.timing import time_case, time_pair
 from harness.tests.environment import of_a_shell
 from harness.tests.needs import emulated_device, needs_torch_npu
-from harness.timing import time_case, time_pair
 
 ROOT = Path(__file__).parents[2]
 

@@ -30,13 +30,12 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "judging": {"measure"},
     "reference": {"numerics"},
     "case": {"checkpoints", "devices", "judging", "reference", "run"},  # the last for the former place of `validate`
-    "run": {"case", "checkpoints", "devices", "judging", "measure", "numerics", "reference", "timing"},
+    "run": {"case", "checkpoints", "devices", "judging", "measure", "numerics", "reference"},
     "locate": {"case", "devices", "judging", "numerics", "reference", "run"},
     "report": {"judging", "measure"},
     "upgrade": {"judging", "report"},
     "pairs": {"judging", "measure"},
-    "timing": {"devices", "reference"},
-    "models": {"checkpoints", "devices", "reference", "report", "timing"},
+    "models": {"checkpoints", "devices", "reference", "report", "run"},
     "conformance": {
         "case",
         "checkpoints",
@@ -75,7 +74,6 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
         "reference",
         "report",
         "run",
-        "timing",
         "upgrade",
     },
     "__main__": {"commands"},
