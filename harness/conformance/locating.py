@@ -57,7 +57,7 @@ class _Outcome:
     place: Place
     fault: str
     kind: str
-    named_operators: str  # "" where nothing was
+    named: str  # "" where nothing was
     cause: str
     exact: bool
     own: float  # the largest own difference of the module's operators, relative L2

@@ -330,10 +330,14 @@ def test_an_interrupt_while_a_command_is_started_leaves_no_process(tmp_path, mon
 
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
     stack = bisecting.StackCommand(name="a", command="trap '' HUP; exec sleep 300 # {report}")
-    with pytest.raises(KeyboardInterrupt):
-        bisecting._execute(stack, tmp_path / "a")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            bisecting._execute(stack, tmp_path / "a")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     waits(lambda: not alive(started[0]), seconds=20)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not (tmp_path / "a" / "result.json").exists()
 
 
