@@ -13,6 +13,8 @@ from torch import Tensor
 
 from harness.devices.device_errors import AGAIN, comes_late, error_summary, fault_in
 from harness.devices.fallback import AsUnwatched, Watch, Watched
+from harness.devices.kind import Kind
+from harness.devices.kinds import KINDS
 from harness.devices.stack import Stack, read_stack
 from harness.errors import DeviceError, HarnessError, RunError
 from harness.torch_private import in_threads
@@ -39,6 +41,11 @@ class Device:
     health: Health = field(default_factory=Health, compare=False, repr=False)
 
     @property
+    def kind(self) -> Kind:
+        """What the harness asks of such a device."""
+        return KINDS[self.backend]
+
+    @property
     def where(self) -> str:
         """As errors name it: "on npu:0 (Ascend910B4)"."""
         return f"on {self.torch_device} ({self.name})"
@@ -56,16 +63,12 @@ class Device:
     @property
     def generator(self) -> torch.Generator | None:
         """torch's own generator of random numbers on the device; None for the CPU."""
-        module = {"npu": getattr(torch, "npu", None), "cuda": torch.cuda}.get(self.torch_device.type)
-        return None if module is None else module.default_generators[self.torch_device.index or 0]
+        return self.kind.generator(self.torch_device.index or 0)
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given. Raises: what an operator raised that ran meanwhile."""
         with self.interruptible():
-            if self.torch_device.type == "npu":
-                torch.npu.synchronize(self.torch_device)
-            elif self.torch_device.type == "cuda":
-                torch.cuda.synchronize(self.torch_device)
+            self.kind.synchronize(self.torch_device)
 
     def check(self, at: str = "") -> None:
         """Have the device compute sums of numbers that it never saw, and compare them bit by bit.
@@ -156,7 +159,7 @@ class Device:
 
     def _told(self, text: str, cause: BaseException, at: str, place: str = "") -> RunError:
         """The error of a device as rows show it; `place` is where in the model it was raised."""
-        fault = fault_in(str(cause)) if self.torch_device.type == "npu" else None
+        fault = self.kind.fault_in(str(cause))
         told = f"{text}{_raised_in(place, cause)}"
         told = f"{told}; {fault.sentence}" if fault else told
         if self.ends(text, cause, at):
@@ -170,7 +173,7 @@ class Device:
         """
         if self.torch_device.type == "cpu":
             return False
-        fault = fault_in(str(cause)) if self.torch_device.type == "npu" else None
+        fault = self.kind.fault_in(str(cause))
         if not self.stopped and ((fault is not None and fault.lasts) or self._probe()):
             self._stop(at, said)
         return bool(self.stopped)
@@ -182,11 +185,7 @@ class Device:
         if kind == "cpu":
             yield seen
             return
-        seen.computed, to_host = 0, None
-        if kind == "npu":
-            from harness import emulator
-
-            to_host = emulator.bytes_to_host if emulator.installed() else None
+        seen.computed, to_host = 0, self.kind.count_copies()
         with in_threads(lambda: Watch(seen, to_host, kind)), AsUnwatched(seen):
             yield seen
 
@@ -197,21 +196,20 @@ class Device:
 
         Raises: KeyError for a device without such a switch.
         """
-        path, name = SWITCHES[self.torch_device.type, what]
-        owner = functools.reduce(getattr, path.split(".")[1:], torch)
-        before = getattr(owner, name)
-        setattr(owner, name, False)
+        switch = self.kind.switches[what]
+        owner = functools.reduce(getattr, switch.owner.split(".")[1:], torch)
+        before = getattr(owner, switch.name)
+        setattr(owner, switch.name, False)
         try:
-            yield f"{path}.{name}"
+            yield f"{switch.owner}.{switch.name}"
         finally:
-            setattr(owner, name, before)
+            setattr(owner, switch.name, before)
 
 
 SWITCHES = {
-    ("npu", "conv"): ("torch.npu.conv", "allow_hf32"),
-    ("npu", "matmul"): ("torch.npu.matmul", "allow_hf32"),
-    ("cuda", "conv"): ("torch.backends.cudnn", "allow_tf32"),
-    ("cuda", "matmul"): ("torch.backends.cuda.matmul", "allow_tf32"),
+    (kind.torch_type, what): (switch.owner, switch.name)
+    for kind in KINDS.values()
+    for what, switch in kind.switches.items()
 }  # what lets a device round the float32 operands of its products
 
 
@@ -222,10 +220,6 @@ def _raised_in(place: str, cause: BaseException) -> str:
     if comes_late(str(cause)):
         return f"; noticed in {place}, which may come after the operator that failed"
     return f"; raised in {place}"
-
-
-def first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _first(tensor: Tensor) -> str:

@@ -7,8 +7,6 @@ import functools
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -18,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.devices.cards import this_card
-from harness.devices.visible import VARIABLES
+from harness.devices.kind import quietly
 
 if TYPE_CHECKING:
-    from harness.devices.cards import Card
     from harness.devices.device import Device
 
 # Variables that change how a device or the CPU computes. CUBE_MATH_TYPE and ACL_PRECISION_MODE are none of them:
@@ -116,155 +112,14 @@ def read_stack(device: Device) -> Stack:
         platform=f"{platform.system()} {platform.machine()}",
         harness=harness_version(),
         cpu=cpu_name(),
-        cpu_capability=_quietly(lambda: torch.backends.cpu.get_cpu_capability()),
-        float32_matmul_precision=_quietly(lambda: torch.get_float32_matmul_precision()),
+        cpu_capability=quietly(lambda: torch.backends.cpu.get_cpu_capability()),
+        float32_matmul_precision=quietly(lambda: torch.get_float32_matmul_precision()),
         packages={name: result for name in PACKAGES if (result := _imported(name)) is not None},
         threads=torch.get_num_threads(),
         deterministic=torch.are_deterministic_algorithms_enabled(),
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     )
-    own: dict[str, Any] = {}
-    if device.torch_device.type == "npu":
-        own = _npu_stack(device)
-    elif device.backend == "cuda":
-        own = _cuda_stack(device.torch_device.index or 0)
-    return Stack(**(common | own))
-
-
-def _npu_stack(device: Device) -> dict[str, Any]:
-    import torch_npu
-
-    from harness.emulator.faults import planted
-
-    emulated = device.backend == "emulated"
-    cann = _cann_version()
-    card = None if emulated else this_card(device.torch_device.index or 0)
-    return dict(
-        device_count=torch.npu.device_count(),
-        torch_npu=torch_npu.__version__,
-        torch_npu_git=_quietly(lambda: torch_npu.version.git_version),
-        cann=f"{cann} (emulated)" if emulated and cann else cann or None,
-        driver=None if emulated else _driver(),
-        firmware=card.firmware if card is not None else None,
-        card=_played(device.torch_device.index or 0) if emulated else _named(card, device.torch_device.index or 0),
-        conv_allow_hf32=_quietly(lambda: bool(torch.npu.conv.allow_hf32)),
-        matmul_allow_hf32=_quietly(lambda: bool(torch.npu.matmul.allow_hf32)),
-        cube_math_type=_quietly(_cube_math_type),
-        precision_mode=_quietly(lambda: _option("ACL_PRECISION_MODE")),
-        inf_nan_mode=_quietly(lambda: bool(torch.npu.utils.is_support_inf_nan())),
-        jit_compile=_quietly(lambda: not torch.npu.is_jit_compile_false()),
-        compile_cache=_quietly(_compile_cache),
-        deterministic_level=_quietly(lambda: int(torch_npu._C._npu_get_deterministic_level())),
-        task_queue=_quietly(task_queue),
-        compatible_impl=_compatible_impl(),
-        allow_internal_format=_quietly(_internal_format),
-        faults=tuple(item.effect for item in planted()) if emulated else (),
-    )
-
-
-@functools.cache
-def task_queue() -> int:
-    """The mode of torch_npu's queue, which it reads once in a process: 0, 1 (its default) or 2."""
-    if os.environ.get("ASCEND_LAUNCH_BLOCKING") == "1":
-        return 0
-    return int(os.environ.get("TASK_QUEUE_ENABLE", "1"))
-
-
-def _compatible_impl() -> bool | None:
-    """Whether torch_npu follows torch's formulas, GELU's too; None where it has no such switch (before 2.9.0.post2)."""
-    if not hasattr(torch.npu, "use_compatible_impl"):
-        return None
-    return _quietly(lambda: bool(torch.npu.are_compatible_impl_enabled()))
-
-
-def _internal_format() -> bool | None:
-    option = _option("ALLOW_INTERNAL_FORMAT")
-    return None if option is None else option == "enable"
-
-
-def _option(name: str) -> str | None:
-    """One of torch_npu's options; None where it is not set or not known."""
-    import torch_npu
-
-    option = torch_npu._C._npu_getOption(name)
-    return option.decode() if option else None
-
-
-def _cube_math_type() -> int | None:
-    option = _option("CUBE_MATH_TYPE")
-    return None if option is None else int(option)
-
-
-def _compile_cache() -> str | None:
-    mode, folder = _option("ACL_OP_COMPILER_CACHE_MODE"), _option("ACL_OP_COMPILER_CACHE_DIR")
-    return f"{mode or 'default'} in {folder or 'its default folder'}" if mode or folder else None
-
-
-def _cann_version() -> str | None:
-    """CANN's version. torch_npu 2.5 and 2.6 have the function in `npu.utils` alone."""
-    import torch_npu
-
-    for owner in (torch_npu.npu.utils, torch_npu.utils):
-        result = _quietly(lambda owner=owner: owner.get_cann_version())
-        if result:
-            return result
-    return None
-
-
-def _played(index: int) -> str | None:
-    """The number of an emulated card on its machine, where a process sees some of several; else None."""
-    cards = os.environ.get(VARIABLES["emulated"], "").split(",")
-    return f"emulated card {cards[index]}" if index < len(cards) and cards[index] else None
-
-
-def _named(card: Card | None, index: int) -> str | None:
-    """The card in words; by the UUID of its driver where npu-smi does not tell."""
-    return str(card) if card is not None else _uuid(torch.npu, index)
-
-
-def _uuid(owner: Any, index: int) -> str | None:
-    """The UUID of a device as torch tells it; None where it has none, or one of zeros."""
-    result = _quietly(lambda: str(owner.get_device_properties(index).uuid))
-    return f"UUID {result}" if result and result.strip("0-") else None
-
-
-def _cuda_stack(index: int) -> dict[str, Any]:
-    return dict(
-        device_count=torch.cuda.device_count(),
-        card=_uuid(torch.cuda, index),
-        cuda=torch.version.cuda,
-        cudnn=str(torch.backends.cudnn.version()),
-        driver=_cuda_driver(),
-        conv_allow_tf32=torch.backends.cudnn.allow_tf32,
-        matmul_allow_tf32=torch.backends.cuda.matmul.allow_tf32,
-    )
-
-
-def _quietly(read):
-    """What `read` gives, None where this torch_npu does not say."""
-    try:
-        return read()
-    except Exception:  # noqa: BLE001  a version that cannot be read must not stop a run
-        return None
-
-
-def _driver() -> str | None:
-    """The NPU driver's version, as its installer left it."""
-    path = Path("/usr/local/Ascend/driver/version.info")
-    result = re.search(r"^Version=(\S+)", path.read_text(errors="replace"), re.MULTILINE) if path.exists() else None
-    return result[1] if result else None
-
-
-@functools.cache
-def _cuda_driver() -> str | None:
-    """The version of NVIDIA's driver, asked once in a process."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        lines = subprocess.run(words, capture_output=True, text=True, timeout=5).stdout.strip().splitlines()
-        return lines[0] if lines else None
-    return None
+    return Stack(**(common | device.kind.stack(device.torch_device.index or 0)))
 
 
 def harness_version() -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.devices.kinds import TORCH_TYPES
 from harness.locate.replay import mutates, name_of, tensors_in, trains
 from harness.reference import is_of_a_model, run
 from harness.torch_private import tree_leaves
@@ -26,9 +27,7 @@ KEEP = (
     "float",
     "half",
     "bfloat16",
-    "cpu",
-    "npu",
-    "cuda",
+    *TORCH_TYPES,
     "requires_grad_",
     "alias",
     "lift_fresh.default",
@@ -204,7 +203,7 @@ def _said(value: Any, name: str) -> str:
     if isinstance(value, float):
         return f"{name}{value:.5g}"
     if isinstance(value, str):
-        return "" if value.partition(":")[0] in ("cpu", "npu", "cuda") else f"{name}{value}"
+        return "" if value.partition(":")[0] in TORCH_TYPES else f"{name}{value}"
     if isinstance(value, (bool, int, complex, slice, torch.dtype)) or value is ...:
         return f"{name}{value}"
     return f"{name}{type(value).__name__}"

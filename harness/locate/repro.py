@@ -268,14 +268,14 @@ def _script(replay: Replay, title: str) -> tuple[str, dict[str, Tensor]]:
     writer = _Writer(leaves=replay.func is gradients)
     lines = _body(replay, writer)
     dtypes = {str(tensor.dtype) for tensor in writer.stored.values()}
-    device = replay.device.torch_device
+    kind = replay.device.kind
     text = _SCRIPT.format(
         title=" ".join(title.replace('"', "'").split()),
-        imports="import torch_npu  # noqa: F401\n" if device.type == "npu" else "",
+        imports=f"{kind.script_import}\n" if kind.script_import else "",
         kinds={code: kind for code, kind in _KINDS.items() if f"torch.{kind}" in dtypes},
         body="\n".join(f"    {line}" if line else "" for line in lines),
-        switches="".join(f"{line}\n" for line in _switches(replay)),
-        device=device,
+        switches="".join(f"{line}\n" for line in kind.script_switches(replay.device.stack)),
+        device=replay.device.torch_device,
     )
     return text, writer.stored
 
@@ -303,15 +303,6 @@ def _body(replay: Replay, writer: _Writer) -> list[str]:
         target, *others = map(writer.text_of, replay.args)
         return [f"target = {target}", f"{function}(target, {', '.join(others)})", "return target"]
     return [f"return {function}({writer.arguments_of(replay.args, replay.kwargs)})"]
-
-
-def _switches(replay: Replay) -> list[str]:
-    """The lines that set the switches of an NPU as they were."""
-    if replay.device.torch_device.type != "npu":
-        return []
-    stack = replay.device.stack
-    allowed = (("conv", stack.conv_allow_hf32), ("matmul", stack.matmul_allow_hf32))
-    return [f"torch.npu.{name}.allow_hf32 = {value}" for name, value in allowed if value is not None]
 
 
 def _run(replay: Replay, folder: Path, faults: Sequence[str], seconds: float) -> str:

@@ -20,7 +20,7 @@ def share_cards(config: pytest.Config, specs: Sequence[Any]) -> None:
     kind, index, cards = _cards(config)
     if kind is None or not cards or len(specs) < 2:
         return
-    from harness.devices.visible import VARIABLES
+    from harness.devices.kinds import KINDS
 
     device = options_of(config).device
     if index is not None:
@@ -34,7 +34,7 @@ def share_cards(config: pytest.Config, specs: Sequence[Any]) -> None:
             f"-n {len(cards)} at most, or -n auto"
         )
     for spec, card in zip(specs, cards):
-        spec.env[VARIABLES[kind]] = card
+        spec.env[KINDS[kind].cards_variable] = card
 
 
 def count_cards(config: pytest.Config) -> int | None:

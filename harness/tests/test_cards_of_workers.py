@@ -37,7 +37,7 @@ def test_the_visible_cards_are_those_of_the_caller(monkeypatch, named, devices, 
 def test_cards_of_a_real_machine_are_its_device_files(monkeypatch):
     monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
     files = ["/dev/davinci10", "/dev/davinci2", "/dev/davinci_manager"]
-    monkeypatch.setattr("harness.devices.visible.glob.glob", lambda pattern: files)
+    monkeypatch.setattr("harness.devices.npu.glob.glob", lambda pattern: files)
     assert visible_cards("npu") == ["2", "10"]
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "1, 3")
     assert visible_cards("npu") == ["1", "3"]

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from harness import emulator, open_device
-from harness.devices import opening
-from harness.devices.stack import task_queue
+from harness.devices import npu as npu_module
+from harness.devices.npu import task_queue
 from harness.emulator import build
 from harness.errors import DeviceError
 from harness.tests.environment import of_a_shell
@@ -78,13 +78,13 @@ def test_auto_sees_a_card_and_a_library(monkeypatch):
     monkeypatch.setattr(emulator, "installed", lambda: False)
     for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "LD_LIBRARY_PATH"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(opening.glob, "glob", lambda pattern: ["/dev/davinci0", "/dev/davinci1"])
-    assert opening._traces_of_ascend() == ["/dev/davinci0"]
-    monkeypatch.setattr(opening.glob, "glob", lambda pattern: [])
-    monkeypatch.setattr(opening, "_loads", lambda library: None)
-    assert opening._traces_of_ascend() == ["a loadable libascendcl.so"]
-    monkeypatch.setattr(opening, "_loads", lambda library: "no such file")
-    assert opening._traces_of_ascend() == []
+    monkeypatch.setattr(npu_module.glob, "glob", lambda pattern: ["/dev/davinci0", "/dev/davinci1"])
+    assert npu_module.traces_of_ascend() == ["/dev/davinci0"]
+    monkeypatch.setattr(npu_module.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(npu_module, "loads", lambda library: None)
+    assert npu_module.traces_of_ascend() == ["a loadable libascendcl.so"]
+    monkeypatch.setattr(npu_module, "loads", lambda library: "no such file")
+    assert npu_module.traces_of_ascend() == []
 
 
 def test_the_emulated_libraries_alone_are_no_card(emulated):
@@ -102,13 +102,13 @@ def test_a_child_of_an_emulated_process_is_emulated_too(emulated):
 
 def test_a_card_that_is_not_there_is_refused_with_those_that_are(emulated):
     with pytest.raises(DeviceError, match=r"npu:3 was asked for and torch_npu 9 finds 1 NPU \(npu:0\)"):
-        opening._answering(3, "npu", "it was asked for", "torch_npu 9")
+        npu_module.answering(3, "torch_npu 9")
 
 
 def test_no_card_is_refused(emulated, monkeypatch):
     monkeypatch.setattr(torch.npu, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="finds 0 NPUs .no card answers: is ASCEND_RT_VISIBLE_DEVICES set"):
-        opening._answering(0, "npu", "it was asked for", "torch_npu 9")
+        npu_module.answering(0, "torch_npu 9")
 
 
 def test_a_card_that_computes_wrongly_or_not_at_all_is_refused(emulated):
@@ -116,9 +116,9 @@ def test_a_card_that_computes_wrongly_or_not_at_all_is_refused(emulated):
         emulator.fault("aclnnAdd*", kind="offset", by=1.0),
         pytest.raises(DeviceError, match="npu:0 computes wrongly: the sum of two twos is"),
     ):
-        opening._answering(0, "npu", "it was asked for", "torch_npu 9")
+        npu_module.answering(0, "torch_npu 9")
     with emulator.fault("aclnnAdd*", kind="error"), pytest.raises(DeviceError, match="npu:0 does not answer"):
-        opening._answering(0, "npu", "it was asked for", "torch_npu 9")
+        npu_module.answering(0, "torch_npu 9")
 
 
 def test_a_planted_fault_is_no_reason_to_call_a_device_dead(emulated):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness import autoload, open_device
-from harness.devices import opening
+from harness.devices import npu
 from harness.tests.environment import of_a_shell
 from harness.tests.needs import needs_torch_npu
 
@@ -260,10 +260,10 @@ def test_a_card_that_is_open_restores_it(monkeypatch):
     monkeypatch.setattr(autoload, "_before", [None])
     monkeypatch.setenv(autoload.VARIABLE, "0")
     monkeypatch.setattr("harness.emulator.installed", lambda: False)
-    monkeypatch.setattr(opening, "_inherits_emulation", lambda: False)
-    monkeypatch.setattr(opening, "_loads", lambda library: None)
-    monkeypatch.setattr(opening, "_answering", lambda *arguments: "a card")
-    assert opening._open_npu(0, "it was asked for") == "a card" and autoload.VARIABLE not in os.environ
+    monkeypatch.setattr(npu, "inherits_emulation", lambda: False)
+    monkeypatch.setattr(npu, "loads", lambda library: None)
+    monkeypatch.setattr(npu, "answering", lambda *arguments: "a card")
+    assert npu.open_card(0) == "a card" and autoload.VARIABLE not in os.environ
 
 
 def test_a_script_may_import_torch_after_the_harness():

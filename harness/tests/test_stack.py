@@ -13,7 +13,8 @@ import torch
 
 from harness import open_device
 from harness.commands.main import main
-from harness.devices import cards, stack
+from harness.devices import cards, npu, stack
+from harness.devices.kind import uuid_of
 from harness.devices.stack import ENVIRONMENT, Stack
 from harness.report import build, write
 from harness.report.format import MISSING
@@ -298,7 +299,7 @@ def test_npu_smi_is_asked_about_the_whole_machine(monkeypatch, tmp_path):
 
 
 def test_a_cards_stack_names_it_and_the_gate_shows_another(monkeypatch, emulated, tmp_path, capsys):
-    monkeypatch.setattr(stack, "this_card", lambda index: cards.read_card(index, smi(A3), {cards.VISIBLE: "3"}))
+    monkeypatch.setattr(npu, "this_card", lambda index: cards.read_card(index, smi(A3), {cards.VISIBLE: "3"}))
     result = replace(emulated, backend="npu").stack
     assert result.card.startswith("NPU 1 chip 1, serial SN1, die ") and result.firmware == "7.7.1.1.231"
     other = result.to_dict() | {"card": "NPU 0 chip 0, serial SN0"}
@@ -315,8 +316,8 @@ def test_a_cards_stack_names_it_and_the_gate_shows_another(monkeypatch, emulated
 )
 def test_a_card_without_npu_smi_is_named_by_its_uuid(uuid, said):
     owner = types.SimpleNamespace(get_device_properties=lambda index: types.SimpleNamespace(uuid=uuid))
-    assert stack._uuid(owner, 0) == said
-    assert stack._uuid(types.SimpleNamespace(), 0) is None
+    assert uuid_of(owner, 0) == said
+    assert uuid_of(types.SimpleNamespace(), 0) is None
 
 
 @pytest.mark.parametrize(
@@ -353,4 +354,4 @@ def test_cann_says_its_version_in_every_torch_npu(monkeypatch, owners):
         utils=says if "top" in owners else nothing,
     )
     monkeypatch.setitem(sys.modules, "torch_npu", fake)
-    assert stack._cann_version() == ("8.2.RC1" if owners else None)
+    assert npu.cann_version() == ("8.2.RC1" if owners else None)
