@@ -36,7 +36,7 @@ PROGRAMS = (".pt2", ".pt", ".pth", ".ts", ".torchscript")  # suffixes of files t
 class Recognised:
     """A checkpoint and its kind; `fields` is what the file that tells it holds."""
 
-    kind: str  # one of KINDS
+    kind: str  # one of `_KINDS`
     path: Path  # a directory or a file; of a function "module:function"
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
