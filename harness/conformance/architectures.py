@@ -207,6 +207,7 @@ def transformers_architectures() -> list[Architecture]:
         *_state_space(),
         *_encoder_decoders(),
         *_vision(),
+        *_convolutional(),
         *_picture_features(),
         *_audio(),
         *_multimodal(),
