@@ -699,10 +699,11 @@ class Session:
         if self.rows and self.options.baseline != "off":
             well = self.accepted.accept() if self.options.baseline == "accept" else self.accepted.check_together()
             self.locating.together()
-        if self.rows or (self.collected and self._device is not None and not self._refused):
+        measures = not self.config.option.collectonly  # else the report of an earlier run stays
+        if measures and (self.rows or (self.collected and self._device is not None and not self._refused)):
             self._write(last=True)
         self.folder.end()
-        if session.exitstatus == pytest.ExitCode.OK and not self.config.option.collectonly:
+        if session.exitstatus == pytest.ExitCode.OK and measures:
             asked = (self.explicit and self.whole) or bool(self.collected)  # others may have tests of that name
             said = complaints(self.all_rows(), asked=asked)
             self.terminal.notes += [(text, True) for text in said]

@@ -119,6 +119,18 @@ def test_the_word_alone_makes_no_accuracy_test_of_theirs(project):
     assert status == 0 and "1 passed" in said and not (project / "reports").exists(), said
 
 
+def test_a_run_that_only_collects_leaves_the_report(project):
+    (project / "test_theirs.py").write_text(ACCURACY)
+    assert pytest_in(project, "--precision-device=cpu", "--precision-report=numbers")[0] == 0
+    before = (project / "numbers" / "precision.json").read_bytes()
+    status, said = pytest_in(
+        project, "--collect-only", "-k", "precision", "--precision-device=cpu", "--precision-report=numbers"
+    )
+    assert status == 0 and "test_theirs.py" in said and "outcome" not in said and " accuracy =" not in said, said
+    assert (project / "numbers" / "precision.json").read_bytes() == before
+    assert {path.name for path in (project / "numbers").iterdir()} == {"precision.json", "precision.md"}
+
+
 def test_an_option_of_their_own_goes_on_working(project):
     (project / "conftest.py").write_text(
         "def pytest_addoption(parser):\n    parser.addoption('--device', default='gpu7')\n    "
