@@ -10,14 +10,11 @@ nothing special.
 from __future__ import annotations
 
 import copy
-import sys
-import threading
 from collections import Counter
 from collections.abc import ItemsView, Iterator, ValuesView
 from typing import Any
 from weakref import WeakValueDictionary
 
-import numpy
 import torch
 from torch import Tensor, nn
 
@@ -106,7 +103,6 @@ class _Casts:
         self._recent: dict[int, tuple[nn.Parameter, tuple]] = {}
         self._alive: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()
         self._owner: Any = None
-        self._memory = _Memory()
 
     def wide(self, parameter: nn.Parameter, owner: object) -> nn.Parameter:
         """`parameter` in float64; the same object as long as somebody holds it."""
@@ -120,7 +116,7 @@ class _Casts:
             cast = self._written.get(number, cast)
         if cast is None:
             with torch.inference_mode(False), torch.no_grad():
-                cast = nn.Parameter(self._memory.widened(parameter.detach()), requires_grad=False)
+                cast = nn.Parameter(parameter.detach().double(), requires_grad=False)
             self._alive[number] = cast
         if number not in self._recent:
             self._recent[number] = cast, _mark(cast)
@@ -131,59 +127,6 @@ class _Casts:
             if _mark(cast) != mark or cast._version:
                 self._written[number] = cast
         self._recent.clear()
-
-
-class _Memory:
-    """Memory for float64 tensors that is used again when no tensor is in it any more.
-
-    Fresh memory costs a page fault every 4 KiB, a fifth of the time of a layer's forward.
-    """
-
-    MOST = 1 << 28  # bytes that are kept, 256 MiB
-
-    def __init__(self) -> None:
-        self._arrays: dict[int, list[numpy.ndarray]] = {}  # by number of elements
-        self._kept = 0
-        self._turn = threading.Lock()
-
-    def widened(self, tensor: Tensor) -> Tensor:
-        """`tensor` in float64, with its strides where they leave no gaps."""
-        count = tensor.numel()
-        with self._turn:  # of a model's threads; from from_numpy on the array is in use
-            array = self._unused(count) if count == _span(tensor) else None
-            if array is None:
-                return tensor.double()
-            wide = torch.from_numpy(array).as_strided(tensor.shape, tensor.stride())
-        wide.copy_(tensor)
-        return wide.data  # whose version is 0: nothing was written into it yet
-
-    def _unused(self, count: int) -> numpy.ndarray | None:
-        """An array of this size in which no tensor is; None where it would be more than is kept."""
-        arrays = self._arrays.setdefault(count, [])
-        for index in range(len(arrays)):
-            if sys.getrefcount(arrays[index]) == _ALONE:  # a tensor that is made of it holds it
-                return arrays[index]
-        if not count or self._kept + 8 * count > self.MOST:
-            return None
-        arrays.append(numpy.empty(count))
-        self._kept += 8 * count
-        return arrays[-1]
-
-
-def _span(tensor: Tensor) -> int:
-    """The elements from the first to the last of a tensor."""
-    if not tensor.numel():
-        return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-
-
-def _count_of_references() -> int:
-    """What sys.getrefcount gives of an array that a list alone holds; Python 3.14 counts no reference on the stack."""
-    arrays = [numpy.empty(1)]
-    return sys.getrefcount(arrays[0])
-
-
-_ALONE = _count_of_references()
 
 
 def _mark(cast: nn.Parameter) -> tuple:

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import gc
-import threading
 import warnings
 import weakref
 
@@ -230,60 +229,3 @@ def test_a_reference_in_float64_holds_few_weights_at_a_time(monkeypatch, twice):
         lambda: contextlib.nullcontext(model), x, what="m", draws=draws, twice=twice, forward=None, dtype=torch.float64
     )
     assert len(living) >= 8 and max(living) <= 2, living
-
-
-# -------- memory that is used again
-
-
-def test_memory_is_used_again_once_no_tensor_is_in_it():
-    memory = layers._Memory()
-    first = memory.widened(torch.arange(6.0))
-    place = first.data_ptr()
-    held = first[2:]  # a view alone keeps it
-    del first
-    other = memory.widened(torch.ones(6))
-    assert other.data_ptr() != place and held.tolist() == [2, 3, 4, 5]
-    del held
-    again = memory.widened(torch.zeros(6, dtype=torch.bfloat16))
-    assert again.data_ptr() == place and again.tolist() == [0] * 6 and other.tolist() == [1] * 6
-    assert again._version == 0 and again.dtype == torch.float64
-
-
-def test_what_is_in_use_is_not_written_by_other_threads():
-    memory, wrong = layers._Memory(), []
-
-    def work(number):
-        for _ in range(300):
-            if memory.widened(torch.full((64,), float(number))).ne(number).any():
-                wrong.append(number)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    assert wrong == []
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        torch.randn(3, 5).t(),
-        torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
-        torch.randn(()),
-        torch.empty(0, 4),
-        torch.randn(6, 6)[::2, ::3],
-        torch.randn(1, 4).expand(3, 4),
-    ],
-    ids=["transposed", "channels last", "a number", "nothing", "with gaps", "expanded"],
-)
-def test_a_wide_tensor_has_the_numbers_and_strides_of_double(tensor):
-    wide = layers._Memory().widened(tensor)
-    assert torch.equal(wide, tensor.double()) and wide.stride() == tensor.double().stride()
-
-
-@pytest.mark.parametrize(("count", "kept"), [(8, True), (9, False)])
-def test_so_much_memory_is_kept(monkeypatch, count, kept):
-    monkeypatch.setattr(layers._Memory, "MOST", 64)
-    memory = layers._Memory()
-    for number in range(3):
-        assert memory.widened(torch.full((count,), float(number))).tolist() == [number] * count
-    assert memory._kept == (64 if kept else 0)
