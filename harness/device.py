@@ -1,5 +1,5 @@
 """The names of `harness.devices` under the module's former name."""
 
-from harness.devices import SPECS, SWITCHES, Device, Stack, Watched, open_device, parse_spec
+from harness.devices import SPECS, Device, Stack, Watched, open_device, parse_spec
 
-__all__ = ["SPECS", "SWITCHES", "Device", "Stack", "Watched", "open_device", "parse_spec"]
+__all__ = ["SPECS", "Device", "Stack", "Watched", "open_device", "parse_spec"]

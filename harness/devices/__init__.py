@@ -4,7 +4,7 @@ A device that is asked for by name is a promise: absent or broken it is a Device
 takes a real NPU, and the emulated one only on a machine without any trace of CANN or of a card.
 """
 
-from harness.devices.device import SWITCHES, Device
+from harness.devices.device import Device
 from harness.devices.fallback import Watched
 from harness.devices.families import Family, family_of, lacks, unknown_rounding
 from harness.devices.opening import SPECS, open_device, parse_spec, without_broken_npu
@@ -12,7 +12,6 @@ from harness.devices.stack import Stack
 
 __all__ = [
     "SPECS",
-    "SWITCHES",
     "Device",
     "Family",
     "Stack",

@@ -206,13 +206,6 @@ class Device:
             setattr(owner, switch.name, before)
 
 
-SWITCHES = {
-    (kind.torch_type, what): (switch.owner, switch.name)
-    for kind in KINDS.values()
-    for what, switch in kind.switches.items()
-}  # what lets a device round the float32 operands of its products
-
-
 def _raised_in(place: str, cause: BaseException) -> str:
     """The place of an error in words: what a kernel does wrong may show at a later operator."""
     if not place:

@@ -17,10 +17,10 @@ class Emulated(Npu):
     plays = True
 
     def open(self, index: int, *, soc: str | None = None, devices: int | None = None, timing: bool = False) -> str:
-        if not timing:
-            launch_at_once()
         from harness import emulator
 
+        if not timing:
+            launch_at_once()
         if soc is not None and family_of(soc) is UNKNOWN:  # torch_npu refuses its name
             there = ", ".join(f"{family.name} ({family.members})" for family in FAMILIES)
             raise DeviceError(

@@ -55,13 +55,15 @@ def open_device(
 
 def parse_spec(spec: str) -> tuple[str, int]:
     """The kind and the index of a device: "npu:1" is ("npu", 1). Raises: ValueError for another word."""
-    match = re.fullmatch(r"(\w+)(?::(\d+))?", spec, re.ASCII)
-    name = match[1] if match else ""
-    alone = match is not None and match[2] is None
-    if not (name == AUTO and alone) and not (name in KINDS and (alone or KINDS[name].numbered)):
+    name, colon, number = spec.partition(":")
+    kind = KINDS.get(name)
+    if colon:
+        fits = kind is not None and kind.numbered and re.fullmatch("[0-9]+", number) is not None
+    else:
+        fits = kind is not None or name == AUTO
+    if not fits:
         raise ValueError(f"no device is called {spec!r}; there are {SPECS}")
-    assert match is not None
-    return name, int(match[2] or 0)
+    return name, int(number or 0)
 
 
 def is_hardware(spec: str) -> bool:

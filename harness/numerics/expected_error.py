@@ -294,18 +294,21 @@ class _Rounding(TorchDispatchMode):
         if wanted or not _fits_fused(self.rules, query, key, value, attn_mask, enable_gqa):
             mask = _of_floats(attn_mask, query.dtype)
             return operator("_scaled_dot_product_attention_math")(query, key, value, mask, **options)[0]
-        self.resting = True
-        try:
+        with self._at_rest():
             return self._saturated(_fused_attention(self.rules, query, key, value, attn_mask, is_causal, scale))
-        finally:
-            self.resting = False
 
     def _split(self, query, key, value, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
         hidden = _causal(query, key) if is_causal else None
         bias = None if mask is None else _of_floats(mask, query.dtype)
+        with self._at_rest():
+            return numerics.split_attention(query, key, value, scale=_scale(query, scale), bias=bias, hidden=hidden)
+
+    @contextlib.contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """The operators of a rule pass untouched."""
         self.resting = True
         try:
-            return numerics.split_attention(query, key, value, scale=_scale(query, scale), bias=bias, hidden=hidden)
+            yield
         finally:
             self.resting = False
 
