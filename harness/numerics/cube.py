@@ -13,7 +13,7 @@ from harness.numerics.vector import wide
 GROUPS = 4  # partial sums that stand for the cube's accumulation; a power of two
 WIDTH = 4  # products of float32 that the cube adds without a rounding between; see `matmul_by_groups`
 LONG, PART = 768, 512  # a float32 sum beyond LONG goes in parts of about PART; see `_in_order`
-_BLOCK = 1 << 20  # results that a long sum is made for at a time: 4 MiB
+_BLOCK = 1 << 21  # results that a long sum is made for at a time: 8 MiB
 
 
 def matmul(
@@ -144,10 +144,10 @@ def _added_in_order(left: Tensor, right: Tensor, total: Tensor) -> None:
     """left @ right, (M, K) by (K, N), into `total`."""
     parts = _parts(left.shape[1], round(left.shape[1] / PART))
     torch.mm(left[:, parts[0]], right[parts[0]], out=total)
-    term = torch.empty_like(total)
+    term, after = torch.empty_like(total), torch.empty_like(total)
     for count, part in enumerate(parts[1:], 2):
         torch.mm(left[:, part], right[part], out=term)
-        _add(total, term, part.stop - part.start, count)
+        _add(total, term, part.stop - part.start, count, after)
 
 
 def _parts(length: int, number: int) -> list[slice]:
@@ -155,14 +155,14 @@ def _parts(length: int, number: int) -> list[slice]:
     return [slice(*item) for item in zip(edges, edges[1:])]
 
 
-def _add(total: Tensor, term: Tensor, length: float, count: int) -> None:
+def _add(total: Tensor, term: Tensor, length: float, count: int, after: Tensor) -> None:
     """total += term, part number `count` of `length` products, with the error that the cube makes along it.
 
-    `term` is overwritten.
+    `term` and `after`, a tensor of the same shape, are overwritten.
     """
     roundings = length / WIDTH * (count - 0.5) / count
-    after = total + term
-    lost = term.sub_(after - total)
+    torch.add(total, term, out=after)
+    lost = term.sub_(torch.sub(after, total, out=total))
     torch.add(after, lost, alpha=1 - math.sqrt(roundings), out=total)
 
 
@@ -251,8 +251,9 @@ def _convolved_in_order(x: Tensor, weight: Tensor, bias: Tensor | None, length: 
         return torch.convolution(x[:, part], weight[part] if transposed else weight[:, part], added, *options)
 
     total = of(parts[0], bias)
+    after = torch.empty_like(total)
     for count, part in enumerate(parts[1:], 2):
-        _add(total, of(part, None), length * (part.stop - part.start) / channels, count)
+        _add(total, of(part, None), length * (part.stop - part.start) / channels, count, after)
     return total
 
 

@@ -38,7 +38,8 @@ class WideRequests(TorchDispatchMode):
         name = func.overloadpacket.__name__.rstrip("_")
         if name in LEFT:
             return func(*args, **kwargs)
-        args, kwargs = tree_map(_wide_dtype, args), tree_map(_wide_dtype, dict(kwargs))
+        args = tuple(_wide_dtype(arg) for arg in args)  # no operator takes a dtype within a list
+        kwargs = {key: _wide_dtype(value) for key, value in kwargs.items()}
         if name == "full" and kwargs.get("dtype") is None and isinstance(args[1], float):
             # Filled with float64's lowest number, as masks are, it has no float32 form to begin with.
             kwargs["dtype"] = WIDE.get(torch.get_default_dtype(), torch.get_default_dtype())
@@ -47,7 +48,7 @@ class WideRequests(TorchDispatchMode):
             return func(*args, **kwargs | {"dtype": WIDE[made.dtype]})
         if func._schema.is_mutable or not returns_new(func):
             return made
-        return tree_map(_widened, made)
+        return _widened(made) if isinstance(made, Tensor) else tree_map(_widened, made)
 
 
 def _wide_dtype(value: Any) -> Any:

@@ -55,7 +55,7 @@ class Writer:
     writing stays a small part of its own, whatever the number of rows.
     """
 
-    TURN = 40  # a file waits for this many times as long as it took,
+    TURN = 100  # a file waits for this many times as long as it took,
     AT_ONCE = 0.01  # seconds; unless it took no longer than this: some hundred rows
 
     def __init__(self, directory: Path, lang: str = "en"):
