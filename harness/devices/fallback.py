@@ -4,7 +4,7 @@ itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,7 +148,8 @@ class AsUnwatched(TorchFunctionMode):
 
     `ctc_loss` with lengths in tensors makes whole numbers of them and calls an operator that NPUs have; while a mode is
     active it calls one that takes tensors, which NPUs lack (aten/src/ATen/native/LossCTC.cpp,
-    `areAnyTensorSubclassLike`).
+    `areAnyTensorSubclassLike`). torch.nn's encoder layers and attention ask whether a mode like this one is active, and
+    call one fused operator where none is, which NPUs lack as well: they are told of subclasses of Tensor alone.
     """
 
     EXPORTS = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.tolist)
@@ -156,6 +157,16 @@ class AsUnwatched(TorchFunctionMode):
     def __init__(self, seen: Watched):
         super().__init__()
         self.seen = seen
+        self._asked: list[Any] = []  # torch's own `has_torch_function`, once for each time that this mode was entered
+
+    def __enter__(self) -> AsUnwatched:
+        self._asked.append(torch.overrides.has_torch_function)
+        torch.overrides.has_torch_function = _has_subclass
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        torch.overrides.has_torch_function = self._asked.pop()
+        super().__exit__(*exception)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -165,6 +176,12 @@ class AsUnwatched(TorchFunctionMode):
             args = (*args[:2], *map(_whole_numbers, args[2:4]), *args[4:])
             kwargs = {name: _whole_numbers(item) if name in _LENGTHS else item for name, item in kwargs.items()}
         return func(*args, **kwargs)
+
+
+def _has_subclass(relevant_args: Iterable[Any]) -> bool:
+    """As `torch.overrides.has_torch_function` where no mode is active."""
+    plain = (Tensor, torch.nn.Parameter)
+    return any(type(item) not in plain and hasattr(type(item), "__torch_function__") for item in relevant_args)
 
 
 _LENGTHS = ("input_lengths", "target_lengths")

@@ -160,6 +160,28 @@ def test_a_loss_with_lengths_in_tensors_is_measured_as_it_runs_unwatched(npu, re
         assert validate(case(Ctc, inputs), 1, npu).status == "FAIL"
 
 
+def test_an_encoder_whose_fused_operator_the_cpu_computes_is_told(npu):
+    """torch's encoder layers call one fused operator where no mode looks on, which NPUs lack."""
+
+    def encoder():
+        return nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2).eval()
+
+    def inputs(generator):
+        return torch.randn(2, 8, 32, generator=generator)
+
+    asked = torch.overrides.has_torch_function
+    verdict = validate(case(encoder, inputs), 1, npu)
+    assert verdict.status == "FAIL" and verdict.marks == ("FELL BACK",), verdict.reasons
+    assert "aten::_transformer_encoder_layer_fwd" in str(verdict.reasons[0])
+    assert torch.overrides.has_torch_function is asked
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        verdict = validate(case(encoder, inputs), 1, npu)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    assert verdict.passed and verdict.marks == (), verdict.reasons
+
+
 class Shy(nn.Module):
     """Raises while a mode looks on; `wrong` on a device that is not the CPU."""
 
