@@ -69,6 +69,7 @@ class Comparison:
     balance: float = math.nan  # share of elements above expected less the share below
     max_rel: Size = math.nan  # largest |difference| / (|expected| + 1e-7): CANN's MARE
     mean_rel: Size = math.nan  # its mean: CANN's MERE
+    wape: Size = math.nan  # mean |difference| / mean |expected|: weighted absolute percentage error, as a share
     max_scaled: Size = (
         math.nan
     )  # largest |difference| / (|expected| + rms of its row, or of all that is flat): outliers of any size
@@ -238,6 +239,7 @@ def _of_nothing(header: Comparison) -> Comparison:
         balance=0.0,
         max_rel=0.0,
         mean_rel=0.0,
+        wape=0.0,
         max_scaled=0.0,
         ulp_max=0.0,
         ulp_mean=0.0,
@@ -318,7 +320,7 @@ class _Sums:
         self.signed = self.above = self.relative = self.places = self.scaled_max = self.relative_max = (
             self.places_max
         ) = 0.0
-        self.gained, self.within = 0.0, 0
+        self.gained, self.within, self.size = 0.0, 0, 0.0
         self.close_excess = self.dynamo_excess = -math.inf
         self.token_diff2, self.worst_token_diff = -1.0, 0
         self.flips, self.flip_margin, self.flip_value = 0, 0.0, 0.0
@@ -396,6 +398,7 @@ class _Sums:
         """Differences against the size of what was expected. Changes both in place."""
         import torch
 
+        self.size += float(size.sum())
         for name, tolerance in (("close_excess", self.close[0]), ("dynamo_excess", self.dynamo)):
             excess = torch.add(magnitude, size, alpha=-tolerance)
             setattr(self, name, _largest(getattr(self, name), float(excess.max())))
@@ -494,6 +497,7 @@ class _Sums:
             balance=self.above / self.count,
             max_rel=self.relative_max,
             mean_rel=self.relative / self.count,
+            wape=_ratio(self.abs_diff, self.size),
             max_scaled=self.scaled_max,
             ulp_max=self.places_max * 2.0**self.mantissa,
             ulp_mean=self.places / self.count * 2.0**self.mantissa,

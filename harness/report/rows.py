@@ -61,6 +61,7 @@ class Numbers:
     balance: float | None = None
     max_rel: Size | None = None
     mean_rel: Size | None = None
+    wape: Size | None = None
     max_scaled: Size | None = None
     token_rel_l2: Size | None = None
     ulp_max: Size | None = None

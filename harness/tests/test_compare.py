@@ -159,6 +159,7 @@ def test_the_other_numbers_are_those_of_numpy(shape):
     assert comparison.balance == pytest.approx(numpy.sign(a - e).mean(), rel=1e-12)
     assert comparison.max_rel == pytest.approx((diff / (size + 1e-7)).max(), rel=1e-12)
     assert comparison.mean_rel == pytest.approx((diff / (size + 1e-7)).mean(), rel=1e-12)
+    assert comparison.wape == pytest.approx(diff.mean() / size.mean(), rel=1e-12)
     places = 2.0 ** (numpy.floor(numpy.log2(size)) - 23)
     assert comparison.ulp_max == pytest.approx((diff / places).max(), rel=1e-12)
     assert comparison.ulp_mean == pytest.approx((diff / places).mean(), rel=1e-12)

@@ -74,7 +74,7 @@ def test_the_defaults_are_unknown_numbers_and_no_elements():
     result = compare(torch.ones(2), torch.ones(3))
     unknown = (
         "max_diff mean_diff cos_sim cos_distance rel_l2 rms worst_actual worst_expected token_cos_sim rmse shift gain "
-        "balance max_rel mean_rel max_scaled"
+        "balance max_rel mean_rel wape max_scaled"
     )
     assert all(
         math.isnan(getattr(result, item))
@@ -100,7 +100,7 @@ def test_the_defaults_are_unknown_numbers_and_no_elements():
     empty = compare(torch.ones(0, 3), torch.ones(0, 3))
     numbers = (
         "max_diff mean_diff cos_distance rel_l2 rms rmse worst_actual worst_expected shift gain balance max_rel "
-        "mean_rel max_scaled ulp_max ulp_mean close_atol dynamo_atol"
+        "mean_rel wape max_scaled ulp_max ulp_mean close_atol dynamo_atol"
     )
     assert {getattr(empty, part) for part in numbers.split()} == {0.0} and (
         empty.cos_sim,
@@ -155,6 +155,7 @@ def measured(actual, expected, relative, absolute, compiler):
         balance=Fraction(sum((d > 0) - (d < 0) for d in diffs), count),
         max_rel=max(float(abs(x - y)) / (abs(float(y)) + 1e-7) for x, y in flat),
         mean_rel=sum(float(abs(x - y)) / (abs(float(y)) + 1e-7) for x, y in flat) / count,
+        wape=sum(map(abs, diffs)) / sum(abs(y) for _, y in flat),
         max_scaled=max(map(float, scaled)),
         token_rel_l2=math.sqrt(max(square) / (whole / len(e))),
         token_cos_sim=min(cosines),

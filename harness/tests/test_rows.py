@@ -73,6 +73,15 @@ def test_a_row_is_what_it_was_written_as():
         row.case = "other"
 
 
+def only(stored, written):
+    """Of what is written now the names that an older version stored: metrics came later."""
+    if isinstance(stored, dict):
+        return {name: only(item, written[name]) for name, item in stored.items()}
+    if isinstance(stored, list) and len(stored) == len(written):
+        return [only(*items) for items in zip(stored, written)]
+    return written
+
+
 @pytest.mark.parametrize("path", REPORTS, ids=name_of)
 def test_a_report_of_every_version_is_read_and_written_with_the_same_values(path):
     stored, report = json.loads(path.read_text(encoding="utf-8")), load(path)
@@ -83,7 +92,7 @@ def test_a_report_of_every_version_is_read_and_written_with_the_same_values(path
     )
     for before, after in zip(stored["rows"], again["rows"], strict=True):
         decided = before.pop("decisions")  # which have more names now
-        assert before == {name: after[name] for name in before}
+        assert before == only(before, after)
         assert decided is None or decided == {name: after["decisions"][name] for name in decided}
     assert render(report) and render(report, lang="zh", html=True)
     assert compare_reports(report, report).to_dict()["counts"]
