@@ -32,6 +32,7 @@ class Watched:
     on_host: list[str] = field(
         default_factory=list
     )  # operators that the model's own code ran on the CPU, on values from the device
+    operators: set[str] = field(default_factory=set)  # names of the operators on the device's tensors
     computed: int | None = None  # operators that ran on the device, but for copies and views; None where nobody counts
     blind: str = ""  # where the model raises only while it is watched; nothing was seen then
     # Tensors on the CPU whose values come from the device.
@@ -64,6 +65,7 @@ class Watch(TorchDispatchMode):
         made = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == self.kind
         if not there and not made:
             return self._on_host(func, name, tensors, args, kwargs)
+        self.seen.operators.add(name)
         key = _apart(name) if there else None
         if key is not None:
             return self._taken_apart(func, name, key, args, kwargs)

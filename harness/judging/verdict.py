@@ -54,6 +54,20 @@ class Reason:
         return f"{self.output}: {self.text}" if self.output else self.text
 
 
+@dataclass(frozen=True, kw_only=True)
+class SwitchCost:
+    """What a numeric switch of the device costs: errors are relative L2 errors to float64, times in milliseconds."""
+
+    switch: str  # "exact GELU"; "all of them"
+    before: Size  # the forecast's error as the switches are
+    after: Size  # and with this one set
+    remedy: str = ""  # the line of code that sets it
+    measured_before: Size | None = None  # the device's errors, where they were measured
+    measured_after: Size | None = None
+    before_ms: Size | None = None
+    after_ms: Size | None = None
+
+
 # A first run that compiles takes at least so many times the faster one, and so many milliseconds more.
 COMPILES, WORTH_SAYING = 3.0, 1000.0
 
@@ -78,6 +92,7 @@ class Evidence:
         default_factory=dict
     )  # what the device's second run differed by; empty where it did not
     threads: Count = 0  # of the CPU's runs
+    switches: tuple[SwitchCost, ...] = ()  # what they cost, in one row of a model and dtype
     parted: str = ""  # where generations part, in words
     stored: tuple[str, ...] = ()  # those of the CPU's runs that were read from a reference store
     card: str | None = None  # the physical card that ran it; processes of one run may have a card of their own

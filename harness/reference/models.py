@@ -52,6 +52,7 @@ class Models:
         self.draws: dict[Any, bool] = {}  # by model: whether it draws random numbers
         self.buffers: dict[Any, frozenset[str]] = {}  # by model in training mode: the buffers that it writes
         self.repeats: dict[Any, str] = {}  # by model and dtype: what is to be said of the reference's second run
+        self.priced: set[Any] = set()  # models and dtypes whose switches have been looked at (`harness.run.switches`)
         self.contents: dict[Any, str] = {}  # digests of what was built, by model
         # Where weights come from that have no checkpoint= of their own: `harness.reference.origin.source`.
         self.sources: dict[Any, str] = {}

@@ -15,6 +15,7 @@ from harness.report.format import MISSING, cosine, difference_text, number, shar
 from harness.report.located import found_blocks
 from harness.report.pictures import histogram_picture
 from harness.report.rows import Row
+from harness.report.switches import switch_blocks
 from harness.report.text import (
     conclusion_of,
     failed_first,
@@ -22,6 +23,7 @@ from harness.report.text import (
     measured_how,
     performance_blocks,
     result_of,
+    rows_of_models,
     stack_line,
     stack_table,
     title_of,
@@ -95,6 +97,7 @@ def page(report: Report, lang: str, folder: Path | None) -> str:
     if report.rows:
         parts += [_filter(report.rows, words), _rows(report, failed, words)]
     parts += _failures(failed, words, folder)
+    parts += _blocks(switch_blocks(rows_of_models(report.rows), words), folder)
     parts += _blocks(performance_blocks(report, words), folder)
     notes = measured_how(report.rows, words)
     parts += [_folded(words["how"], _blocks([Bullets(items=tuple(notes))], folder))] if notes else []

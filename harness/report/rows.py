@@ -22,7 +22,7 @@ from harness.judging.presets import PRESETS
 from harness.judging.references import References, bits
 from harness.judging.status import Mark, Status, leads_to, status_of
 from harness.judging.tolerance import LIMITS
-from harness.judging.verdict import Decisions, Evidence, Verdict  # fmt: skip
+from harness.judging.verdict import Decisions, Evidence, SwitchCost, Verdict  # fmt: skip
 from harness.measure import Comparison, Cosine, Count, Share, Size
 from harness.typed_json import Mismatch, fields_of, named, object_schema, read_fields, reader_of, shown, to_json
 
@@ -110,6 +110,7 @@ class Proof:
     conditioning: Size | None = None
     rerun: Mapping[str, Size] | None = None
     threads: Count | None = None
+    switches: tuple[SwitchCost, ...] | None = None
     parted: str | None = None
     stored: tuple[str, ...] | None = None
     card: str | None = None

@@ -18,6 +18,7 @@ from harness.report.document import Block, Bullets, Folded, Heading, Picture, Ta
 from harness.report.format import MISSING, cosine, counts, difference_text, number, share, times
 from harness.report.located import found_blocks
 from harness.report.rows import Located, Row
+from harness.report.switches import switch_blocks
 from harness.report.words import LANGUAGES, told
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def document(report: Report, lang: str = "en") -> list[Block]:
         *_not_passed(report, words),
         *_known(report, words),
         *_accuracy(report, words),
+        *switch_blocks(rows_of_models(report.rows), words),
         *performance_blocks(report, words),
         *_in_full(report, words),
         *_environment(report, words),
@@ -213,6 +215,11 @@ def _groups(rows: Sequence[Row]) -> list[_Group]:
         cases = groupby(of_test, key=lambda row: row.case)
         result += [_Group(title=case, rows=tuple(item), probes=False) for case, item in cases]
     return result
+
+
+def rows_of_models(rows: Sequence[Row]) -> list[Row]:
+    """All rows but the probes of single operators."""
+    return [row for group in _groups(rows) if not group.probes for row in group.rows]
 
 
 def _accuracy(report: Report, words: Mapping[str, str]) -> list[Block]:

@@ -103,6 +103,16 @@ EN = {
     "known": "Known failures",
     "until": "until {day}",
     "known_too": "{count} rows fail as known.",
+    "switches": "What the switches cost",
+    "switches_intro": (
+        "The error that a healthy device is expected to show (rel_l2 to float64) as its switches are, and with a "
+        "switch set; a switch that changes nothing here is left out."
+    ),
+    "switch": "switch",
+    "switch_before": "error now",
+    "switch_after": "with it",
+    "switch_measured": "measured with it",
+    "switch_remedy": "how to set it",
     "performance": "Performance",
     "performance_intro": (
         "Forward time in milliseconds, each forward ended by a synchronisation of the device; p99 needs 100 forwards."
@@ -203,6 +213,15 @@ ZH = {
     "known": "已知失败",
     "until": "有效期至 {day}",
     "known_too": "另有 {count} 行为已知失败。",
+    "switches": "各开关的精度代价",
+    "switches_intro": (
+        "正常设备应有的误差（对 float64 的 rel_l2）：当前开关下，以及设置某个开关之后；没有影响的开关不列出。"
+    ),
+    "switch": "开关",
+    "switch_before": "当前误差",
+    "switch_after": "设置后",
+    "switch_measured": "设置后实测",
+    "switch_remedy": "设置方法",
     "performance": "性能基准",
     "performance_intro": "前向时间（毫秒），每次前向后同步设备；p99 至少需要 100 次前向。",
     "performance_queue": "NPU 计时时 TASK_QUEUE_ENABLE={modes}（torch_npu 任务队列：0 为逐算子下发，1 为其默认值）。",

@@ -25,10 +25,20 @@ from harness.reference import (
     moved_by_one_rounding,
     named_tensors,
     refer,
+    seeded,
     weights_digest,
 )
 from harness.reference.isolated_process import CleanProcess, needs_clean
 from harness.reference.store import Key, code_digest, key_of
+
+
+def inputs_of(case: Case, seed: int | None) -> Any:
+    """The inputs of a seed on the CPU, in the case's dtype; generators that `inputs` draws from besides its own are
+    seeded too.
+    """
+    number = 0 if seed is None else seed
+    with seeded(number):
+        return move(case.inputs(torch.Generator().manual_seed(number)), device="cpu", dtype=case.torch_dtype)
 
 
 class ModelDraws(Exception):

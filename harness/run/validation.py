@@ -24,19 +24,18 @@ from harness.reference import (
     as_infinite,
     digest,
     inputs_digest,
-    move,
     named_tensors,
     refer,
     require_float32,
     roundoff,
-    seeded,
 )
 from harness.run.assumptions import assumption_of, hangs, naming
-from harness.run.cpu import CpuSide, ModelDraws, copy_of, golden_outputs
+from harness.run.cpu import CpuSide, ModelDraws, copy_of, golden_outputs, inputs_of
 from harness.run.device import DeviceRun, run_on_device
 from harness.run.judged import Healthy, Judge
 from harness.run.notes import UNMOVED, blind_text, drawn_text, few_text, host_text, pinned_text, ties_text
 from harness.run.repeats import conditioning_of, differences, largest_error, repeat_text
+from harness.run.switches import switch_costs
 
 
 def validate(
@@ -78,15 +77,6 @@ def validate(
         return _validate(case, seed, device, **how)
     except ModelDraws:  # it was not known that the model draws random numbers, and all sides have to draw the same
         return _validate(case, seed, device, **how)
-
-
-def inputs_of(case: Case, seed: int | None) -> Any:
-    """The inputs of a seed on the CPU, in the case's dtype; generators that `inputs` draws from besides its own are
-    seeded too.
-    """
-    number = 0 if seed is None else seed
-    with seeded(number):
-        return move(case.inputs(torch.Generator().manual_seed(number)), device="cpu", dtype=case.torch_dtype)
 
 
 def _validate(
@@ -131,8 +121,10 @@ def _validate(
     ]
     notes += [pinned_text(cpu), outcome.few, ties_text(verdict), UNMOVED if conditioning == 0 else ""]
     marks = (NONDETERMINISTIC,) if outcome.rerun else ()
+    forecast = judge.healthy.forecast
     evidence = replace(
         _evidence(cpu, refs, ran, outcome),
+        switches=switch_costs(cpu, stack, ran.seen.operators, forecast, refs.expected, refs.golden),
         forecast=None if rules is None else str(rules),
         conditioning=conditioning,
         card=stack.card,

@@ -1,0 +1,58 @@
+"""What the numeric switches of a device cost, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from harness.judging.verdict import SwitchCost
+from harness.report.document import Block, Heading, Table, Text
+from harness.report.format import MISSING, difference_text
+from harness.report.rows import Row
+from harness.report.words import told
+
+_FELT = 0.01  # of the error: a switch that changes less is not shown
+
+
+def shown_costs(costs: Sequence[SwitchCost]) -> list[SwitchCost]:
+    """The switches that change the error by more than a hundredth; "all of them" where two or more do."""
+    single, together = list(costs), []
+    if len(costs) > 1:
+        single, together = list(costs[:-1]), [costs[-1]]
+    changing = [cost for cost in single if abs(cost.after - cost.before) > _FELT * cost.before]
+    return changing + (together if len(changing) > 1 else [])
+
+
+def switch_table(rows: Iterable[Row], words: Mapping[str, str], *, named: bool = True) -> Table | None:
+    """A row for each switch that changes the error of a case; None where none does. `named`: with the case's name."""
+    body = []
+    measured = False
+    for row in rows:
+        for cost in shown_costs(row.switches or ()):
+            name = [row.case, row.dtype or MISSING] if named else []
+            numbers = [difference_text(cost.before), difference_text(cost.after)]
+            if cost.measured_after is not None:
+                measured = True
+                numbers.append(difference_text(cost.measured_after))
+            else:
+                numbers.append(MISSING)
+            body.append((*name, told(cost.switch, words), *numbers, told(cost.remedy, words)))
+    if not body:
+        return None
+    columns = [words["case"], "dtype"] if named else []
+    first = len(columns) + 1
+    columns += [words["switch"], words["switch_before"], words["switch_after"], words["switch_measured"]]
+    columns.append(words["switch_remedy"])
+    if not measured:
+        columns.pop(first + 2)
+        body = [(*line[: first + 2], *line[first + 3 :]) for line in body]
+    return Table(
+        columns=tuple(columns), rows=tuple(body), numbers_from=first, numbers_to=first + (3 if measured else 2)
+    )
+
+
+def switch_blocks(rows: Iterable[Row], words: Mapping[str, str]) -> list[Block]:
+    """The table under its heading; nothing where no switch changes a number."""
+    table = switch_table(rows, words)
+    if table is None:
+        return []
+    return [Heading(text=words["switches"]), Text(text=words["switches_intro"]), table]
