@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.checkpoints.conversion import read_checkpoint
 from harness.checkpoints.material import Asked, pictures
 from harness.checkpoints.recognition import Recognised
 from harness.errors import CheckpointError
@@ -26,8 +28,17 @@ def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]
     if asked.text is not None or asked.audio is not None:
         raise CheckpointError(f"{recognised.path} takes pictures: leave --precision-text and --precision-audio out")
     sizes = [recognised.fields.get("image_size"), (recognised.fields.get("model_args") or {}).get("img_size")]
-    side = next((size for size in sizes if isinstance(size, int)), SIDE)
+    side = next((size for size in sizes if isinstance(size, int)), None) or _learned_side(recognised.path)
     return dict(model=Load(recognised.path), inputs=Draw(side, asked), checkpoint=recognised.path)
+
+
+def _learned_side(path: Path) -> int:
+    """The size of the pictures that the positions were learned for; `SIDE` of a model without them."""
+    entries, _ = read_checkpoint(path)
+    shapes = {name.rpartition("preprocessor.")[2]: entry.shape for name, entry in entries.items()}
+    tokens = [shape[-2] for name, shape in shapes.items() if name.endswith(("pos_embed", "position_embedding.weight"))]
+    patches = [shape[-1] for name, shape in shapes.items() if len(shape) == 4]
+    return math.isqrt(tokens[0]) * patches[0] if tokens and patches else SIDE
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
 
 def _generates(kind: type, config: Any) -> bool:
     return bool(getattr(kind, "can_generate", lambda: False)()) and (
-        config.is_encoder_decoder or _name_in(kind, ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SPEECH_SEQ_2_SEQ"))
+        config.is_encoder_decoder or in_tables(kind, ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "SPEECH_SEQ_2_SEQ"))
     )
 
 
@@ -161,7 +161,8 @@ def _takes_text_alone(kind: type) -> bool:
     return kind.main_input_name == "input_ids" and "pixel_values" not in _parameters(kind)
 
 
-def _name_in(kind: type, tables: tuple[str, ...]) -> bool:
+def in_tables(kind: type, tables: tuple[str, ...]) -> bool:
+    """Whether a class is in one of these tables of transformers: "CAUSAL_LM", "MASKED_LM", …"""
     from transformers.models.auto import modeling_auto
 
     for table in tables:
@@ -184,7 +185,7 @@ def arguments(recognised: Recognised, part: str, asked: Asked, *, processors: Pa
         return given | dict(forward=generated, generates=("tokens", "logits"))
     if part == DECODE:
         return given | dict(forward=decoded, decisions="logits")
-    decides = _name_in(kind, DECIDING) and (getattr(config, "num_labels", 2) or 2) > 1
+    decides = in_tables(kind, DECIDING) and (getattr(config, "num_labels", 2) or 2) > 1
     return given | (dict(decisions="logits") if decides else {})
 
 
@@ -287,13 +288,13 @@ class Draw:
         result = []
         if self.takes_text and not has_tokenizer(self.place):
             result.append("there is no tokenizer beside the weights: the token ids are drawn by seed")
-        if self.takes_pictures and not self._has("image_processor"):
+        if self.takes_pictures and not self.has_processor("image_processor"):
             result.append("there is no image processor beside the weights: the pictures are noise, drawn by seed")
-        if self.takes_sound and not self._has("feature_extractor"):
+        if self.takes_sound and not self.has_processor("feature_extractor"):
             result.append("there is no feature extractor beside the weights: the sound is noise, drawn by seed")
         return tuple(result)
 
-    def _has(self, kind: str) -> bool:
+    def has_processor(self, kind: str) -> bool:
         """Whether the directory has a processor of a kind: "image_processor" or "feature_extractor"."""
         for name in ("preprocessor_config.json", "processor_config.json"):
             if (self.place / name).is_file():
@@ -329,7 +330,7 @@ class Draw:
     @property
     def _takes_decoder_ids(self) -> bool:
         """Whether the decoder is given tokens of its own: a classifier's are made of the encoder's."""
-        alone = _name_in(self.kind, ("SEQUENCE_CLASSIFICATION", "QUESTION_ANSWERING"))
+        alone = in_tables(self.kind, ("SEQUENCE_CLASSIFICATION", "QUESTION_ANSWERING"))
         return self.config.is_encoder_decoder and self.part != GENERATE and not alone
 
     def _require_no_places(self) -> None:
@@ -360,7 +361,7 @@ class Draw:
 
     @property
     def _decodes(self) -> bool:
-        return not self.config.is_encoder_decoder and _name_in(self.kind, ("CAUSAL_LM",))
+        return not self.config.is_encoder_decoder and in_tables(self.kind, ("CAUSAL_LM",))
 
     # -------- text
 
@@ -395,7 +396,7 @@ class Draw:
             raise CheckpointError(f"{self.place} has no tokenizer, so --precision-text cannot be read; add its files")
         else:
             given = self._random_ids(generator)
-        if _name_in(self.kind, ("MULTIPLE_CHOICE",)):  # (B, 2, N): each text beside another
+        if in_tables(self.kind, ("MULTIPLE_CHOICE",)):  # (B, 2, N): each text beside another
             given = {name: torch.stack([argument, argument.flip(0)], 1) for name, argument in given.items()}
         return {name: argument for name, argument in given.items() if name in self.names or self._takes_all}
 
@@ -453,7 +454,7 @@ class Draw:
     def _pictures(self, generator: torch.Generator) -> dict[str, Any]:
         vision = getattr(self.config, "vision_config", None) or self.config
         count = getattr(vision, "num_frames", None)
-        if self._has("image_processor"):
+        if self.has_processor("image_processor"):
             with loading(f"the image processor of {self.place}"):
                 processor = _loaded("AutoImageProcessor", self.place, self.asked)
                 drawn = frames(self.asked, generator, count) if count else pictures(self.asked, generator)
@@ -483,7 +484,7 @@ class Draw:
     # -------- sound
 
     def _sound(self, generator: torch.Generator) -> dict[str, Any]:
-        if self._has("feature_extractor"):
+        if self.has_processor("feature_extractor"):
             with loading(f"the feature extractor of {self.place}"):
                 extractor = _loaded("AutoFeatureExtractor", self.place, self.asked)
                 rate = extractor.sampling_rate

@@ -34,8 +34,8 @@ def add_preset(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--preset", metavar="NAME", help=f"floor, sharp, card, cann, dynamo, close or pair ({default})")
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """The checkpoint that a command runs, and what it is given."""
+def add_checkpoint(parser: argparse.ArgumentParser, *, parts: bool = True) -> None:
+    """The checkpoint that a command runs, and what it is given; with `parts` one part of it may be named."""
     parser.add_argument(
         "checkpoint",
         nargs="?",
@@ -43,7 +43,8 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         help="a directory of transformers, sentence-transformers, diffusers, timm, PEFT or AIMv2, a .pt2 or "
         "TorchScript file, or module:function",
     )
-    parser.add_argument("--part", help="of it: forward (default), decode, generate, or a component of a pipeline")
+    if parts:
+        parser.add_argument("--part", help="of it: forward (default), decode, generate, or a component of a pipeline")
     parser.add_argument("--text", metavar="FILE", help="a file with one text a line, or a text")
     parser.add_argument("--image", metavar="FILE", help="a picture that Pillow opens")
     parser.add_argument("--audio", metavar="FILE", help="a WAV recording")

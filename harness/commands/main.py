@@ -11,6 +11,7 @@ import sys
 from harness.commands import (
     bench,
     bisect,
+    card,
     compare,
     convert,
     doctor,
@@ -27,6 +28,7 @@ from harness.errors import HarnessError
 from harness.typed_json import shown
 
 _COMMANDS = (
+    card.COMMAND,
     infer.COMMAND,
     convert.COMMAND,
     bench.COMMAND,

@@ -39,6 +39,9 @@ class Cuda(Kind):
     def synchronize(self, device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
+    def memory(self) -> Any:
+        return torch.cuda
+
     def generator(self, index: int) -> torch.Generator:
         return torch.cuda.default_generators[index]
 

@@ -54,6 +54,12 @@ class Kind:
         """torch's own generator of random numbers on the device; None where there is none."""
         return None
 
+    def memory(self) -> Any:
+        """The module of torch that tells such a device's memory: `max_memory_allocated`, `reset_peak_memory_stats`,
+        `mem_get_info`; None where nothing tells it.
+        """
+        return None
+
     def stack(self, index: int) -> dict[str, Any]:
         """What such a device adds to the fields of the stack."""
         return {}

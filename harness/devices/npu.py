@@ -48,6 +48,9 @@ class Npu(Kind):
     def synchronize(self, device: torch.device) -> None:
         torch.npu.synchronize(device)
 
+    def memory(self) -> Any:
+        return torch.npu
+
     def generator(self, index: int) -> torch.Generator:
         return torch.npu.default_generators[index]
 

@@ -44,6 +44,10 @@ class Timed:
     avg_ms: float
     p50_ms: float
     p99_ms: float | None
+    p90_ms: float | None = None
+    min_ms: float | None = None
+    max_ms: float | None = None
+    first_ms: float | None = None  # the first forward, in which operators may be compiled
     task_queue: int | None = None
 
 

@@ -7,7 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,17 +17,24 @@ from harness.devices import Device
 from harness.reference import Models, move, run, run_cpu, tensors_of
 
 P99_NEEDS = 100  # forwards: below that the 99th percentile is the slowest of them, or made up
+P90_NEEDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Milliseconds of n forwards after a warm-up; p99 is None where n is too small to have one."""
+    """Milliseconds of n forwards after a warm-up. p90 and p99 are None where n is too small to have one, and
+    `first_ms`, the first forward of the warm-up, where there was no warm-up.
+    """
 
     n: int
     warmup: int
     avg_ms: float
     p50_ms: float
     p99_ms: float | None
+    p90_ms: float | None
+    min_ms: float
+    max_ms: float
+    first_ms: float | None
 
 
 def measure(
@@ -44,21 +51,26 @@ def measure(
     """
     if iterations < 1 or warmup < 0:
         raise ValueError(f"{iterations} iterations after {warmup} to warm up measure nothing; at least 1 and 0")
-    for _ in range(warmup):
-        forward()
-    times = []
-    for _ in range(iterations):
+
+    def timed() -> float:
         synchronize()
         begin = clock()
         forward()
         synchronize()
-        times.append((clock() - begin) * 1e3)
+        return (clock() - begin) * 1e3
+
+    warm = [timed() for _ in range(warmup)]
+    times = [timed() for _ in range(iterations)]
     return Timing(
         n=iterations,
         warmup=warmup,
         avg_ms=sum(times) / iterations,
         p50_ms=percentile(times, 0.50),
         p99_ms=percentile(times, 0.99) if iterations >= P99_NEEDS else None,
+        p90_ms=percentile(times, 0.90) if iterations >= P90_NEEDS else None,
+        min_ms=min(times),
+        max_ms=max(times),
+        first_ms=warm[0] if warm else None,
     )
 
 
@@ -78,11 +90,7 @@ def _row(
         "dtype": dtype,
         "batch_size": batch_size,
         "device": device,
-        "n": timing.n,
-        "warmup": timing.warmup,
-        "avg_ms": timing.avg_ms,
-        "p50_ms": timing.p50_ms,
-        "p99_ms": timing.p99_ms,
+        **asdict(timing),
         "task_queue": task_queue,
     }
 

@@ -36,6 +36,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "upgrade": {"judging", "report"},
     "pairs": {"judging", "measure"},
     "models": {"checkpoints", "devices", "reference", "report", "run"},
+    "card": {"case", "checkpoints", "devices", "judging", "measure", "models", "reference", "report", "run"},
     "conformance": {
         "case",
         "checkpoints",
@@ -52,6 +53,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
         "upgrade",
     },
     "commands": {
+        "card",
         "checkpoints",
         "devices",
         "emulator",

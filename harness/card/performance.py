@@ -1,0 +1,95 @@
+"""What a card says of speed and memory: measured on hardware alone, else the reason why it is missing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.card.facts import Fact
+from harness.case import Case
+from harness.devices import Device
+from harness.measure.generation import greedy
+from harness.reference import Models, move, run
+from harness.run.cpu import inputs_of
+from harness.run.timing import measure, time_case
+
+NEW_TOKENS = 16  # that a generation makes while it is timed
+_SYNTHETIC = {"emulated": "times_emulated", "cpu": "times_cpu"}
+
+
+def why_not(device: Device) -> str:
+    """Why a device's times and memory do not belong on a card; "" for hardware."""
+    return "" if device.kind.hardware else _SYNTHETIC.get(device.backend, "times_unknown")
+
+
+def forwards(
+    path: str | Path, device: Device, dtype: str, batches: Sequence[int], iterations: int, warmup: int, **asked: Any
+) -> Fact:
+    """The times of a forward by batch size, the CPU's beside the device's, and what that is in samples a second.
+
+    Each is a row of the performance table (`harness.report.Timed`) with `throughput`.
+    """
+    missing = why_not(device)
+    if missing:
+        return Fact(why=missing)
+    models, rows = Models(), []
+    for size in batches:
+        case = Case.from_checkpoint(path, dtype=dtype, batch=size, **asked)
+        timed = time_case(case, device, models, iterations=iterations, warmup=warmup)
+        rows += [row | {"batch_size": size, "throughput": size * 1e3 / row["avg_ms"]} for row in timed]
+    return Fact(value=rows)
+
+
+def generation(case: Case, device: Device, *, iterations: int, warmup: int) -> Fact:
+    """Time to the first token, time for each further one, and tokens a second of one batch, in milliseconds.
+
+    `case`: the one that runs a forward of a language model. The first token is the forward of the whole prompt; the
+    time of a further token is that of `NEW_TOKENS` tokens less that of one, over their number.
+    """
+    missing = why_not(device)
+    if missing:
+        return Fact(why=missing)
+    inputs = {name: value for name, value in inputs_of(case, 42).items() if name != "use_cache"}
+    moved = move(inputs, device=device.torch_device)
+
+    def once(model: Any, tokens: int) -> Callable[[], Any]:
+        forward = functools.partial(greedy, steps=tokens)
+        return lambda: run(model, moved, forward=forward, where=device.where)
+
+    with device.telling(case.name), Models().untouched(**case.built, device=device.torch_device) as model:
+        how: Mapping[str, Any] = dict(iterations=iterations, warmup=warmup)
+        first = measure(once(model, 1), device.synchronize, **how)
+        many = measure(once(model, NEW_TOKENS), device.synchronize, **how)
+    each = max(many.avg_ms - first.avg_ms, 0.0) / (NEW_TOKENS - 1)
+    ids = next(value for value in inputs.values() if isinstance(value, torch.Tensor))
+    batch, prompt = ids.shape[0], ids.shape[1]
+    return Fact(
+        value=dict(
+            batch_size=batch,
+            prompt_tokens=prompt,
+            new_tokens=NEW_TOKENS,
+            ttft_ms=first.avg_ms,
+            tpot_ms=each,
+            tokens_per_second=batch * NEW_TOKENS * 1e3 / many.avg_ms,
+            n=iterations,
+        )
+    )
+
+
+def peak_memory(case: Case, device: Device) -> Fact:
+    """Bytes that the device had allocated at most in one forward, weights included."""
+    missing, memory = why_not(device), device.kind.memory()
+    if missing or memory is None:
+        return Fact(why=missing or "memory_unknown")
+    inputs = inputs_of(case, 42)
+    with device.telling(case.name):
+        memory.reset_peak_memory_stats(device.torch_device)
+        with Models().untouched(**case.built, device=device.torch_device) as model:
+            moved = move(inputs, device=device.torch_device)
+            run(model, moved, forward=case.forward, where=device.where)
+            device.synchronize()
+        return Fact(value=int(memory.max_memory_allocated(device.torch_device)))

@@ -1,0 +1,190 @@
+"""README.md from what a card holds: the words of a language, the filters of the templates, the front matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.card.facts import required
+from harness.card.percent import is_one_number
+from harness.card.rendering import rendered, template_of
+from harness.card.words import LANGUAGES
+from harness.errors import HarnessError
+from harness.printable import visible
+from harness.report import Row
+from harness.report.document import escaped
+from harness.report.format import MISSING, cosine, difference_text, times
+from harness.report.switches import switch_table
+from harness.report.text import result_of
+from harness.report.words import LANGUAGES as REPORT_LANGUAGES
+from harness.report.words import told
+
+TAGS = ("NPU", "Ascend", "ascend-npu")
+_ENVIRONMENT = (  # of the stack, in this order, under the names that cards use
+    ("NPU", "device"), ("card", "card"), ("CANN", "cann"), ("driver", "driver"), ("firmware", "firmware"),
+    ("torch", "torch"), ("torch_npu", "torch_npu"), ("Python", "python"), ("numpy", "numpy"), ("OS", "platform"),
+    ("CPU", "cpu"), ("threads", "threads"), ("harness", "harness"),
+)  # fmt: skip
+FORECAST_ALLOWED = "forecast_ratio"  # of a row's limits
+
+
+def readme(card: Mapping[str, Any], lang: str, style: str) -> str:
+    """The README of a card as JSON holds it. Raises: HarnessError for an unknown language or template."""
+    if lang not in LANGUAGES:
+        raise HarnessError(f"no card is written in {lang!r}; there are {', '.join(LANGUAGES)}")
+    words = LANGUAGES[lang]
+    rows = [Row.from_dict(row) for row in card["accuracy"]["rows"]]
+    name, folder = template_of(style)
+    values = dict(
+        card=card,
+        w=words,
+        front_matter=front_matter(card, rows, lang),
+        warning=_warning(card, words),
+        environment=_environment(card),
+        groups=_groups(card, rows, words),
+        bad=[row for row in rows if row.is_bad],
+        reasons=[
+            f"{row.status} {row.name}: {told(reason, _report(lang))}"
+            for row in rows
+            if row.is_bad
+            for reason in row.reasons
+        ],
+        shown=lambda fact: shown(fact, words),
+        size=_size,
+        ms=lambda value: MISSING if value is None else f"{value:.1f}",
+        number=lambda value: MISSING if value is None else f"{value:.6g}",
+        percent=_percent,
+        told=lambda text: told(text, _report(lang)),
+        unit=words[_unit(card)],
+        cell=escaped,
+        limit=_percent(card["accuracy"]["limit"]),
+        random_weights=any(
+            (row.weights or "").startswith("seeded:") and (row.weights_from or "") in ("", "partly") for row in rows
+        ),
+        limits=[told(item, _report(lang)) for item in card["limits"]],
+        files=[(file, words.get(f"file_{file}", "")) for file in card["files"]],
+        switches=[f"{key}={value}" for key, value in card["notes"]["switches"].items()],
+    )
+    return rendered(name, values, folder)
+
+
+def _report(lang: str) -> Mapping[str, str]:
+    return REPORT_LANGUAGES[lang]
+
+
+def shown(fact: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    """A fact's value as text, or why there is none: never a blank."""
+    if fact["why"]:
+        return words["unknown"].format(why=words[fact["why"]])
+    value = fact["value"]
+    return escaped(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def front_matter(card: Mapping[str, Any], rows: list[Row], lang: str) -> str:
+    """The metadata of a model hub, as YAML between two lines of dashes."""
+    yaml = required("yaml")
+    known = {
+        name: card[name]["value"] for name in ("task", "licence", "base_model", "languages") if not card[name]["why"]
+    }
+    fields: dict[str, Any] = {"library_name": card["library"]}
+    fields |= {"pipeline_tag": known["task"]} if "task" in known else {}
+    fields |= {"license": known["licence"]} if "licence" in known else {}
+    fields |= {"base_model": known["base_model"]} if "base_model" in known else {}
+    fields |= {"language": known["languages"]} if "languages" in known else {}
+    fields["hardware"] = "NPU"
+    fields["tags"] = [*TAGS, *(["emulated"] if card["emulated"] else [])]
+    measured = [row for row in rows if row.rel_l2 is not None]
+    if measured:
+        worst = max(measured, key=lambda row: row.rel_l2 or 0.0)
+        fields["model-index"] = [
+            {
+                "name": card["name"],
+                "results": [
+                    {
+                        "task": {"type": known.get("task", "other")},
+                        "dataset": {"name": "seeded inputs", "type": "seeded"},
+                        "metrics": [
+                            {"type": "rel_l2", "name": "relative L2 to the CPU, worst row", "value": worst.rel_l2},
+                            {"type": "rows_passed", "value": f"{sum(not row.is_bad for row in rows)}/{len(rows)}"},
+                        ],
+                    }
+                ],
+            }
+        ]
+    text: str = yaml.safe_dump(fields, allow_unicode=True, sort_keys=False)
+    return f"---\n{text}---"
+
+
+def _warning(card: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    if card["emulated"]:
+        return words["emulated"].format(device=card["device"])
+    return words["cpu"] if card["backend"] == "cpu" else ""
+
+
+def _environment(card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    stack = card["environment"]
+    rows = [(title, str(stack[name])) for title, name in _ENVIRONMENT if name in stack]
+    packages = [(name, str(version)) for name, version in (stack.get("packages") or {}).items()]
+    variables = [(name, str(value)) for name, value in (stack.get("environment") or {}).items()]
+    return [(title, visible(value)) for title, value in [*rows, *packages, *variables]]
+
+
+def _groups(card: Mapping[str, Any], rows: list[Row], words: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows of each case and dtype: their table, the floor, every meaning of one percent, the switches."""
+    keys = list(dict.fromkeys((row.case, row.dtype) for row in rows))
+    meanings = {(item["case"], item["dtype"]): item["meanings"] for item in card["accuracy"]["percent"]}
+    result = []
+    for case, dtype in keys:
+        own = [row for row in rows if (row.case, row.dtype) == (case, dtype)]
+        table = switch_table(own, _report(words["lang"]), named=False)
+        result.append(
+            dict(
+                title=words["case_dtype"].format(case=escaped(case), dtype=dtype),
+                lines=[_line(row, words) for row in own],
+                floor=_floor(card, own, words),
+                meanings=meanings.get((case, dtype), []),
+                switches=None if table is None else (table.columns, [tuple(map(escaped, line)) for line in table.rows]),
+            )
+        )
+    return result
+
+
+def _line(row: Row, words: Mapping[str, str]) -> tuple[str, ...]:
+    similar = words["one_number"] if is_one_number(row) else cosine(row.cos_sim)
+    seed = MISSING if row.seed is None else str(row.seed)
+    return seed, difference_text(row.max_diff), difference_text(row.mean_diff), similar, result_of(row)
+
+
+def _floor(card: Mapping[str, Any], rows: list[Row], words: Mapping[str, str]) -> str:
+    measured = [row for row in rows if row.golden_rel_l2 is not None]
+    if not measured:
+        return ""
+    worst = max(measured, key=lambda row: row.golden_rel_l2 or 0.0)
+    limit = worst.allowed.get(FORECAST_ALLOWED)
+    return words["floor"].format(
+        device=card["device"],
+        golden=difference_text(worst.golden_rel_l2),
+        cpu=difference_text(worst.cpu_golden_rel_l2),
+        forecast=difference_text(worst.forecast_golden_rel_l2),
+        ratio=times(worst.forecast_ratio),
+        allowed=times(limit),
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def _percent(share: float | str | None) -> str:
+    if share is None or isinstance(share, str):
+        return MISSING if share is None else share
+    return f"{share * 100:.3g} %"
+
+
+def _unit(card: Mapping[str, Any]) -> str:
+    takes = card["takes"]
+    return next((f"unit_{name}" for name in ("image", "text", "audio") if takes[name]), "unit")

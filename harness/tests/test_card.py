@@ -1,0 +1,394 @@
+"""`python -m harness card`: the folder that is published for a checkpoint."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from harness import HarnessError
+from harness.card import facts, making, percent, performance, readme, rendering, words
+from harness.card.making import Order, make
+from harness.checkpoints.recognition import recognise
+from harness.commands.main import main
+from harness.devices import Device
+from harness.models.aimv2 import convert_checkpoint, load, preprocess
+from harness.report import Row
+from harness.report import load as load_report
+from harness.run.timing import P90_NEEDS, measure
+from harness.tests.checkpoints import model, write
+from harness.tests.needs import import_transformers, skip_without_torch_npu
+
+FRONT = """---
+license: other
+license_name: apple-amlr
+pipeline_tag: image-feature-extraction
+language: [en, zh]
+base_model: apple/aimv2
+---
+# A model
+
+@misc{some2024,
+  title = {A title},
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small AIMv2 in the layout of transformers, with a README."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    apple = write(folder / "apple", dict(model().state_dict()))
+    convert_checkpoint(apple, folder / "aimv2-small", to="transformers")
+    (folder / "aimv2-small" / "README.md").write_text(FRONT, encoding="utf-8")
+    return folder / "aimv2-small"
+
+
+@pytest.fixture(scope="module")
+def card(checkpoint, tmp_path_factory):
+    """Its card in Chinese, on the emulated device."""
+    skip_without_torch_npu()
+    folder = tmp_path_factory.mktemp("card") / "out"
+    how = dict(device="emulated", dtypes=("float32", "float16"), seeds=(42, 123), lang="zh")
+    return make(Order(path=str(checkpoint), output=folder, **how))
+
+
+def text_of(made):
+    return (made.folder / "README.md").read_text(encoding="utf-8")
+
+
+def script(folder, name, *arguments):
+    """A script of a card in a process of its own, on the CPU, where the harness is not found."""
+    code = "import sys, runpy; sys.modules['harness'] = None; sys.argv = sys.argv[1:]; sys.path.insert(0, ''); "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    environment = {"PATH": "/usr/bin:/bin", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    return subprocess.run(
+        [sys.executable, "-c", code, name, *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+
+
+# -------- the folder
+
+
+def test_the_folder_holds_what_the_origin_card_holds(card):
+    assert card.bad == [] and card.missing == () and len(card.rows) == 4
+    names = {str(path.relative_to(card.folder)) for path in card.folder.rglob("*") if path.is_file()}
+    assert names == {
+        "README.md",
+        "inference.py",
+        "convert_weights.py",
+        "modeling_aimv2_distilled.py",
+        "configuration_aimv2_distilled.py",
+        "requirements.txt",
+        "results/precision.json",
+        "results/precision.md",
+        "results/card.json",
+        "logs/inference.log",
+    }
+    assert all(f"| {name} |" in text_of(card) for name in names)  # the table of files is whole
+
+
+def test_the_readme_has_every_section_and_no_blank_field(card):
+    text = text_of(card)
+    sections = re.findall(r"^## (\d+)\. (.+)$", text, re.MULTILINE)
+    assert [number for number, _ in sections] == [str(number) for number in range(1, 14)]
+    assert [title for _, title in sections] == [
+        words.ZH[name]
+        for name in (
+            "introduction environment notes weights usage evidence accuracy performance memory files regenerate limits "
+            "citation"
+        ).split()
+    ]
+    assert not re.search(r"\|\s*\|\s*$", text, re.MULTILINE) and "None" not in text and "{" not in text.split("```")[0]
+    assert re.search(r"\| 42 \| \d\.\d\de-\d\d \| \d\.\d\de-\d\d \| [01]\.\d{9} \| ✅ PASS \|", text)
+    assert max(row.cos_sim for row in card.rows) <= 1
+
+
+def test_an_emulated_card_says_so_in_the_front_matter_and_in_the_first_line_below(card):
+    _, front, rest = text_of(card).split("---", 2)
+    yaml = pytest.importorskip("yaml")
+    fields = yaml.safe_load(front)
+    assert fields["tags"] == ["NPU", "Ascend", "ascend-npu", "emulated"] and fields["library_name"] == "pytorch"
+    assert (fields["license"], fields["pipeline_tag"], fields["base_model"]) == (
+        "apple-amlr",
+        "image-feature-extraction",
+        "apple/aimv2",
+    )
+    assert rest.strip().splitlines()[0].startswith("**EMULATED（模拟）")
+
+
+def test_no_emulated_time_is_on_the_card(card):
+    assert " ms" not in text_of(card) and words.ZH["times_emulated"] in text_of(card)
+    assert "forward" not in (card.folder / "logs" / "inference.log").read_text(encoding="utf-8")
+    stored = load_report(card.folder / "results" / "precision.json")
+    assert stored.performance == ()
+
+
+def test_no_folder_of_this_machine_is_published(card, checkpoint):
+    for path in card.folder.rglob("*"):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            assert str(checkpoint.parent) not in text and str(card.folder) not in text, path
+
+
+def test_the_tables_regenerate_from_the_stored_numbers(card):
+    stored = json.loads((card.folder / "results" / "card.json").read_text(encoding="utf-8"))
+    assert readme.readme(stored, "zh", "origin") == text_of(card)
+    rows = load_report(card.folder / "results" / "precision.json").rows
+    assert [row.to_dict() for row in rows] == stored["accuracy"]["rows"]
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("style", rendering.STYLES)
+def test_every_template_is_whole_in_both_languages(card, style, lang):
+    stored = json.loads((card.folder / "results" / "card.json").read_text(encoding="utf-8"))
+    text = readme.readme(stored, lang, style)
+    own = words.LANGUAGES[lang]
+    headings = "\n".join(re.findall(r"^##? .+$", text, re.MULTILINE))
+    for name in ("usage", "accuracy", "performance", "regenerate", "environment", "evidence"):
+        assert own[name] in headings
+    assert own["emulated"].format(device="Ascend910B4") in text and "None" not in text
+    if lang == "en":
+        assert not re.search(r"[\u4e00-\u9fff]", text)
+
+
+def test_both_languages_have_the_same_words():
+    assert words.EN.keys() == words.ZH.keys()
+    fields = re.compile(r"\{(\w+)\}")
+    for name, text in words.EN.items():
+        assert sorted(fields.findall(text)) == sorted(fields.findall(words.ZH[name])), name
+
+
+# -------- the scripts
+
+
+@pytest.mark.parametrize("layout", ["apple", "transformers", "timm"])
+def test_the_scripts_compute_what_the_model_here_computes(card, checkpoint, layout, tmp_path):
+    source = checkpoint
+    if layout != "transformers":
+        source = tmp_path / layout
+        convert_checkpoint(checkpoint, source, to=layout)
+    Image.effect_noise((90, 70), 60).convert("RGB").save(tmp_path / "picture.png")
+    done = script(
+        card.folder, "inference.py", "--model-dir", source, "--device", "cpu", "--image", tmp_path / "picture.png",
+        "--output", tmp_path / "out.safetensors",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = load(source, dtype=torch.float32)(preprocess(tmp_path / "picture.png", size=56))
+    assert torch.equal(load_file(tmp_path / "out.safetensors")["output"], expected)
+
+
+def test_weights_are_converted_bit_for_bit_and_wrong_keys_are_refused(card, checkpoint, tmp_path):
+    done = script(card.folder, "convert_weights.py", checkpoint, tmp_path / "converted")
+    assert done.returncode == 0, done.stderr
+    converted = load_file(tmp_path / "converted" / "model.safetensors")
+    expected = load(checkpoint, dtype=torch.float32).state_dict()
+    assert converted.keys() == expected.keys() and all(
+        torch.equal(converted[name], expected[name]) for name in expected
+    )
+    strange = write(tmp_path / "strange", {**load_file(checkpoint / "model.safetensors"), "more.weight": torch.ones(1)})
+    refused = script(card.folder, "convert_weights.py", strange, tmp_path / "other")
+    assert refused.returncode == 1 and "the key more.weight belongs to no AIMv2" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_inference_without_weights_ends_with_one_sentence(card, tmp_path):
+    done = script(card.folder, "inference.py", "--device", "cpu", "--model-dir", tmp_path / "absent")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "there is no checkpoint at" in done.stderr
+
+
+def test_a_script_that_does_not_run_is_not_offered(checkpoint, tmp_path, monkeypatch):
+    skip_without_torch_npu()
+    monkeypatch.setattr(making.scripts, "rendered", lambda name, values: "raise ValueError('broken')\n")
+    made = make(
+        Order(path=str(checkpoint), output=tmp_path / "out", device="emulated", dtypes=("float32",), seeds=(1,))
+    )
+    assert made.missing == ("inference.py does not run: ValueError: broken",)
+    assert not (made.folder / "inference.py").exists() and not (made.folder / "convert_weights.py").exists()
+    assert words.EN["script_failed"] in text_of(made)
+
+
+def test_a_script_that_imports_the_harness_is_not_offered(checkpoint, tmp_path, monkeypatch):
+    skip_without_torch_npu()
+    monkeypatch.setattr(making.scripts, "rendered", lambda name, values: "import harness.report\n")
+    made = make(
+        Order(path=str(checkpoint), output=tmp_path / "out", device="emulated", dtypes=("float32",), seeds=(1,))
+    )
+    assert made.missing == ("inference.py does not run: ImportError: this script must do without harness.report",)
+
+
+# -------- one percent
+
+
+def row(**numbers):
+    given = dict(test="t", case="c", dtype="float32", seed=1, shape=(2, 8), rel_l2=0.009, wape=0.02, mean_rel=0.5)
+    given |= dict(cos_distance=4e-5, max_rel=3.0, cos_sim=1 - 4e-5)
+    return Row(**given | numbers)
+
+
+def test_every_meaning_of_one_percent_is_of_the_worst_seed():
+    meanings = {item.key: item for item in percent.relative_errors([row(), row(rel_l2=0.011, wape=0.005)])}
+    assert list(meanings) == ["rel_l2", "wape", "mape", "cosine", "max_rel", "score"]
+    assert (meanings["rel_l2"].value, meanings["wape"].value, meanings["max_rel"].value) == (0.011, 0.02, 3.0)
+    assert meanings["score"].value is None and meanings["score"].within is None
+    assert meanings["cosine"].laxest and not meanings["rel_l2"].laxest
+    assert meanings["rel_l2"].asked and not meanings["cosine"].asked
+
+
+@pytest.mark.parametrize(("value", "within"), [(0.00999, True), (0.01, False), (0.01001, False), (math.nan, False)])
+def test_one_percent_ends_at_one_percent(value, within):
+    assert percent.relative_errors([row(rel_l2=value), row(rel_l2=0.0)])[0].within is within
+
+
+def test_a_cosine_over_one_number_is_no_meaning():
+    alone = row(shape=(1, 1))
+    assert percent.MEANINGS["cosine"].of(alone) is None and percent.MEANINGS["cosine"].of(row()) == 4e-5
+    assert readme._line(alone, words.EN)[3] == "not meaningful: one number"
+    assert readme._line(row(shape=(1, 2)), words.EN)[3] == "0.999960000"
+
+
+# -------- facts
+
+
+def test_facts_of_a_readme_and_of_none(checkpoint, tmp_path):
+    front, text = facts.readme_of(checkpoint)
+    assert facts.licence_of(checkpoint, front) == "apple-amlr" and front["language"] == ["en", "zh"]
+    assert facts.citation_of(text) == "@misc{some2024,\n  title = {A title},\n}"
+    assert facts.readme_of(tmp_path) == ({}, "") and facts.licence_of(tmp_path, {}) is None
+    (tmp_path / "LICENSE").touch()
+    assert facts.licence_of(tmp_path, {}) == "LICENSE"
+    (tmp_path / "README.md").write_text("---\n: [\n---\ntext", encoding="utf-8")
+    assert facts.readme_of(tmp_path) == ({}, "text")
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        ("BertForMaskedLM", "fill-mask"),
+        ("LlamaForCausalLM", "text-generation"),
+        ("ViTForImageClassification", "image-classification"),
+        ("WhisperForConditionalGeneration", "automatic-speech-recognition"),
+        ("BertModel", "feature-extraction"),
+        ("ViTModel", "image-feature-extraction"),
+    ],
+)
+def test_tasks_are_those_of_the_class(kind, task, tmp_path):
+    transformers = import_transformers()
+    cls = getattr(transformers, kind)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [kind], "model_type": "bert"}))
+    assert facts.task_of(recognise(tmp_path), cls, cls.main_input_name, {}) == task
+    assert facts.task_of(recognise(tmp_path), cls, cls.main_input_name, {"pipeline_tag": "other"}) == "other"
+
+
+def test_what_is_not_known_says_why():
+    unknown = {"value": None, "why": "licence_unknown"}
+    assert readme.shown(unknown, words.EN) == f"not given: {words.EN['licence_unknown']}"
+    assert readme.shown({"value": ["en", "zh"], "why": ""}, words.EN) == "en, zh"
+    assert all(key in words.EN for key in re.findall(r'"(\w+_(?:unknown|emulated|cpu))"', open(facts.__file__).read()))
+
+
+# -------- speed
+
+
+class Hardware:
+    """What `performance` asks of a device of hardware."""
+
+    hardware = True
+
+    @staticmethod
+    def memory():
+        return None
+
+
+def test_times_are_given_on_hardware_alone(monkeypatch, checkpoint):
+    on_cpu = Device(name="cpu", backend="cpu", torch_device=torch.device("cpu"), reason="")
+    how = dict(dtype="float32", batches=(1, 2), iterations=2, warmup=1)
+    assert performance.forwards(checkpoint, on_cpu, **how).why == "times_cpu"
+    monkeypatch.setattr(Device, "kind", property(lambda self: Hardware))
+    rows = performance.forwards(checkpoint, on_cpu, **how).value
+    assert [entry["batch_size"] for entry in rows] == [1, 2]
+    for entry in rows:
+        assert entry["throughput"] == pytest.approx(entry["batch_size"] * 1e3 / entry["avg_ms"])
+        assert entry["min_ms"] <= entry["p50_ms"] <= entry["max_ms"] and entry["first_ms"] > 0
+
+
+def test_percentiles_need_enough_forwards():
+    clock = iter(range(10_000))
+    few = measure(lambda: None, lambda: None, iterations=P90_NEEDS - 1, warmup=0, clock=lambda: next(clock))
+    enough = measure(lambda: None, lambda: None, iterations=P90_NEEDS, warmup=1, clock=lambda: next(clock))
+    assert few.p90_ms is None and few.first_ms is None
+    assert enough.p90_ms == 1000 and enough.first_ms == 1000 and (enough.min_ms, enough.max_ms) == (1000, 1000)
+
+
+# -------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "name a checkpoint"),
+        (["absent"], "no checkpoint at absent"),
+        (["CHECKPOINT", "--template", "none"], "--template none is neither one of origin, hub, vllm-ascend nor a file"),
+        (["CHECKPOINT", "--within", "1"], "a limit of 1.0 is no share between 0 and 1"),
+        (["CHECKPOINT", "--text", "hello", "--device", "cpu"], "takes pictures"),
+        (["CHECKPOINT", "--device", "cuda:7"], "cuda:7 was asked for"),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence_and_leaves_nothing(checkpoint, tmp_path, capsys, arguments, text):
+    arguments = [str(checkpoint) if item == "CHECKPOINT" else item for item in arguments]
+    assert main(["card", *arguments, "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert text in said and said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_there_is_left_alone(checkpoint, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["card", str(checkpoint), "--output", str(tmp_path)]) == 1
+    assert "exists already" in capsys.readouterr().err and (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_template_of_ones_own(card, tmp_path):
+    stored = json.loads((card.folder / "results" / "card.json").read_text(encoding="utf-8"))
+    own = tmp_path / "team.md.j2"
+    own.write_text("{{ front_matter }}\n# {{ card.name }}: {{ card.parameters }}\n", encoding="utf-8")
+    assert readme.readme(stored, "en", str(own)).endswith(f"# aimv2-small: {stored['parameters']}\n")
+    own.write_text("{{ card.absent.more }}", encoding="utf-8")
+    with pytest.raises(HarnessError, match=r"the template team\.md\.j2 cannot be rendered"):
+        readme.readme(stored, "en", str(own))
+    own.write_text("{% if %}", encoding="utf-8")
+    with pytest.raises(HarnessError, match=r"the template team\.md\.j2, line 1, is not one"):
+        rendering.compiled(str(own))
+
+
+def test_without_the_extra_it_says_what_to_install(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(HarnessError, match=r"a card needs jinja2, .*pip install 'npu-accuracy-harness\[card\]'"):
+        make(Order(path=str(checkpoint), output=tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# -------- rows that fail
+
+
+def test_a_failing_row_is_on_the_card_and_ends_the_command_with_1(checkpoint, tmp_path, capsys):
+    skip_without_torch_npu()
+    from harness import emulator
+
+    arguments = ["card", str(checkpoint), "--device", "emulated", "--dtype", "float32", "--seeds", "1"]
+    with emulator.fault("aclnnSilu", kind="scale", by=1.01):
+        assert main([*arguments, "--output", str(tmp_path / "out")]) == 1
+    assert "FAIL aimv2-small float32 seed 1: forecast_ratio" in capsys.readouterr().out
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "❌ FAIL" in text and "1 of 1 rows do not pass" in text and "harness locate aimv2-small" in text
