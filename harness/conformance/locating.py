@@ -99,7 +99,7 @@ class Bed:
             device,
             Models(),
         )
-        self.model = self.models.get(**self.case.built, device=torch.device("cpu"))  # its hooks are copied with it
+        self.model = self.models.base(**self.case.recipe)  # every copy is made of it, hooks and all
         with named_operators(self.model) as path:
             self.census = {
                 name: _Inside("nothing", "stale", path=path, module=name) for name, _ in self.model.named_modules()
@@ -108,6 +108,8 @@ class Bed:
 
     def located(self, *planted: Fault) -> Finding:
         """The finding of a run in which these are planted."""
+        for place in (torch.device("cpu"), self.device.torch_device):  # copies that were made with earlier hooks
+            self.models.drop(dtype=self.case.torch_dtype, device=place)
         for item in planted:
             faults.plant(item)
         try:

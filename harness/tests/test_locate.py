@@ -722,6 +722,17 @@ def test_the_command_locates_a_row_that_passes(user):
     assert status == 1 and "no cases at nowhere" in said
 
 
+def test_faults_are_planted_in_models_of_half_dtypes_too(npu):
+    """The hooks that tell the module are in every copy of the model, the one that was cast among them."""
+    from harness.conformance import locating
+    from harness.conformance.detection import SUBJECTS
+
+    bed = locating.Bed(next(item for item in SUBJECTS if item.name == "aimv2"), "float16", npu)
+    assert sum(bool(census.names) for census in bed.census.values()) > 10
+    result = list(locating.spread(bed, "nan", 2))
+    assert len(result) == 2 and all(item.exact and item.place.module for item in result), result
+
+
 def test_localisation_is_put_to_the_test(npu):
     from harness.conformance import locating
     from harness.conformance.detection import SUBJECTS
