@@ -127,7 +127,7 @@ def ticking(steps):
 
 
 def test_timings_are_those_of_the_clock():
-    steps = list(range(1, 101))
+    steps = [500, 7, *range(1, 101)]  # the first forwards warm up
     calls = []
     result = timing.measure(
         lambda: calls.append("f"), lambda: calls.append("s"), iterations=100, warmup=2, clock=ticking(steps)
@@ -135,9 +135,12 @@ def test_timings_are_those_of_the_clock():
     assert (
         result.avg_ms == pytest.approx(50.5)
         and result.p50_ms == pytest.approx(50)
+        and result.p90_ms == pytest.approx(90)
         and result.p99_ms == pytest.approx(99)
+        and (result.min_ms, result.max_ms) == (pytest.approx(1), pytest.approx(100))
+        and result.first_ms == pytest.approx(500)
     )
-    assert calls == ["f"] * 2 + ["s", "f", "s"] * 100
+    assert calls == ["s", "f", "s"] * 102
 
 
 def test_a_99th_percentile_needs_a_hundred_forwards():
