@@ -23,6 +23,9 @@ class Decisions:
     first: tuple[int, int, int] | None = None  # of the first that differs: its index, actual's decision, expected's
     k: Count | None = None  # largest logits that are looked at beside the largest
     topk: Share | None = None  # share of expected's k largest that are among actual's, over all decisions
+    # Kullback-Leibler divergence of actual's softmax from expected's, in nats: the mean, and of the worst row.
+    kl: Size | None = None
+    kl_max: Size | None = None
 
     @property
     def top1(self) -> float:

@@ -340,7 +340,7 @@ def _full_table(group: _Group, words: Mapping[str, str]) -> Table:
     decided = any(row.decisions for row in rows)
     columns = ["dtype", words["seed"], "rel_l2", "token cos_sim", words["to_golden"], words["cpu_to_golden"]]
     columns += [words["golden_ratio"], words["bits"], words["forecast_bits"]]
-    columns += [words["topk"], words["accuracy_device"], words["accuracy_cpu"]] if decided else []
+    columns += [words["topk"], words["kl"], words["accuracy_device"], words["accuracy_cpu"]] if decided else []
     body = []
     for row in rows:
         cells = [row.dtype or MISSING, MISSING if row.seed is None else str(row.seed)]
@@ -348,7 +348,9 @@ def _full_table(group: _Group, words: Mapping[str, str]) -> Table:
         cells += [difference_text(row.golden_rel_l2), difference_text(row.cpu_golden_rel_l2), times(row.golden_ratio)]
         cells += [number(row.effective_bits, "{:.1f}"), number(row.forecast_bits, "{:.1f}")]
         if decided:
-            cells += [share(getattr(row.decisions, name, None)) for name in ("topk", "accuracy", "expected_accuracy")]
+            made = row.decisions
+            cells += [share(getattr(made, "topk", None)), difference_text(getattr(made, "kl", None))]
+            cells += [share(getattr(made, name, None)) for name in ("accuracy", "expected_accuracy")]
         body.append((*cells, result_of(row)))
     return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=1)
 

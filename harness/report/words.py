@@ -77,6 +77,7 @@ EN = {
     "result": "result",
     "top1": "top-1 agreement",
     "topk": "top-5 agreement",
+    "kl": "KL (nats)",
     "accuracy_device": "accuracy device",
     "accuracy_cpu": "accuracy CPU",
     "weights_seeded": (
@@ -197,6 +198,7 @@ ZH = {
     "result": "结果",
     "top1": "top-1 一致率",
     "topk": "top-5 一致率",
+    "kl": "KL（奈特）",
     "accuracy_device": "设备准确率",
     "accuracy_cpu": "CPU 准确率",
     "weights_seeded": "{case} 的权重：随机，种子 {seed}；未提供检查点。数字说明计算是否一致，不代表训练后的模型。",

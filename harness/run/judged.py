@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -123,7 +124,7 @@ def _decide(case: Case, actual: dict[str, Tensor], expected: dict[str, Tensor]) 
     if left is None or left.shape != right.shape:
         return None  # a failure of its own
     scores = right.double()
-    overlap = _overlap(left.double(), scores)
+    overlap, pair = _overlap(left.double(), scores), (left, right)
     left, right = left.double().argmax(-1, keepdim=True), scores.argmax(-1, keepdim=True)
     same = ((left == right) | (scores.gather(-1, left) == scores.gather(-1, right))).reshape(-1)
     left, right = left.reshape(-1), right.reshape(-1)
@@ -136,6 +137,7 @@ def _decide(case: Case, actual: dict[str, Tensor], expected: dict[str, Tensor]) 
         count=right.numel(),
         agree=int(same.sum()),
         **overlap,
+        **_divergence(*pair),
         correct_actual=None if labels is None else int((left == labels).sum()),
         correct_expected=None if labels is None else int((right == labels).sum()),
         first=None if first is None else (first, int(left[first]), int(right[first])),
@@ -150,6 +152,30 @@ def _overlap(left: Tensor, right: Tensor) -> dict[str, Any]:
     first, second = left.topk(k).indices, right.topk(k).indices
     shared = (first[..., :, None] == second[..., None, :]).any(-1)
     return {"k": k, "topk": float(shared.double().mean())}
+
+
+_ROWS = 1 << 20  # numbers of the rows that are taken at a time
+
+
+def _divergence(actual: Tensor, expected: Tensor) -> dict[str, float]:
+    """KL(softmax(expected) || softmax(actual)) of each row of logits in nats, in float64: the mean, and the largest.
+
+    Source: Kullback and Leibler, "On Information and Sufficiency", 1951. Rounding leaves numbers just below zero.
+    """
+    width = expected.shape[-1] if expected.dim() else 0
+    if width < 2 or not expected.numel() or not expected.is_floating_point():
+        return {}
+    rows, total, largest = expected.numel() // width, 0.0, 0.0
+    step = max(_ROWS // width, 1)
+    for start in range(0, rows, step):
+        left, right = (
+            tensor.reshape(rows, width)[start : start + step].double().log_softmax(-1) for tensor in (actual, expected)
+        )
+        lost = torch.where(right.isneginf(), 0.0, right.exp() * (right - left)).sum(-1)
+        lost = lost.clamp_(min=0.0)  # NaN stays
+        total += float(lost.sum())
+        largest = max(largest, float(lost.max())) if not bool(lost.isnan().any()) else math.nan
+    return {"kl": total / rows, "kl_max": math.nan if math.isnan(total) else largest}
 
 
 def _unseen(

@@ -105,7 +105,7 @@ def test_a_baseline_of_every_version_is_read_and_written_with_the_same_values(pa
     after = read.to_dict()["entries"][device]
     assert before["stack"] == after["stack"] and (stored["case"], stored["dtype"]) == (read.case, read.dtype)
     for seed, row in before["rows"].items():
-        assert row == {name: after["rows"][seed][name] for name in row}
+        assert row == only(row, after["rows"][seed])
 
 
 def test_a_report_that_lacks_a_metric_of_a_later_version_is_judged_and_the_metric_is_not(tmp_path):
