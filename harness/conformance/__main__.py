@@ -1,5 +1,5 @@
 """python -m harness.conformance architectures | checkpoints | vendor | bits | symbols | detection | floor | upgrades |
-locating | dtypes.
+locating | dtypes | published.
 """
 
 import importlib
@@ -18,6 +18,7 @@ _COMMANDS = (
     "upgrades",
     "locating",
     "dtypes",
+    "published",
 )
 
 
