@@ -23,6 +23,7 @@ from harness.commands import (
     merge,
     ratchet,
     report,
+    score,
 )
 from harness.errors import HarnessError
 from harness.typed_json import shown
@@ -37,6 +38,7 @@ _COMMANDS = (
     compare.COMMAND,
     judge.COMMAND,
     gate.COMMAND,
+    score.COMMAND,
     bisect.COMMAND,
     locate.COMMAND,
     ratchet.COMMAND,

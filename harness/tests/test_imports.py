@@ -35,6 +35,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "report": {"judging", "measure"},
     "upgrade": {"judging", "report"},
     "pairs": {"judging", "measure"},
+    "scores": {"judging"},
     "models": {"checkpoints", "devices", "reference", "report", "run"},
     "card": {"case", "checkpoints", "devices", "judging", "measure", "models", "reference", "report", "run"},
     "conformance": {
@@ -64,6 +65,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
         "reference",
         "report",
         "run",
+        "scores",
         "upgrade",
     },
     "plugin": {
