@@ -307,35 +307,40 @@ def forecast_of(stack: Stack, names: Sequence[str]) -> dict[str, Any] | None:
 
 def verdicts_of(measured: Mapping[str, Any], forecast: Mapping[str, Any] | None) -> tuple[FactVerdict, ...]:
     """A verdict on every rule that was looked at."""
-    said = {} if forecast is None else facts_of(forecast)
+    forecast_facts = {} if forecast is None else facts_of(forecast)
     return tuple(
-        _verdict(rule, fact, said.get(rule), forecast is not None) for rule, fact in facts_of(measured).items()
+        _verdict(rule, fact, forecast_facts.get(rule), forecast is not None)
+        for rule, fact in facts_of(measured).items()
     )
 
 
-def _verdict(rule: str, fact: Fact, said: Fact | None, has_rules: bool) -> FactVerdict:
-    says = None if said is None or said.lacks else said.value
+def _verdict(rule: str, fact: Fact, expected: Fact | None, has_rules: bool) -> FactVerdict:
+    expected_value = None if expected is None or expected.lacks else expected.value
     if rule.endswith("different answers in 20 runs") and has_rules:
-        says, said = 1, Fact(value=1)
+        expected_value, expected = 1, Fact(value=1)
     if any(item in rule for item in UNRULED):
-        says = None
-    known = dict(rule=rule, says=says, measured=fact.value)
+        expected_value = None
+    known = dict(rule=rule, says=expected_value, measured=fact.value)
     if fact.lacks:
         return FactVerdict(**known, verdict=UNMEASURED, words=f"{rule} was not measured: {fact.lacks}")
-    if says is None:
+    if expected_value is None:
         return FactVerdict(**known, verdict=UNSAID, words=f"{rule}: {fact.value}; the forecast has no rule for it")
-    if _agree(fact, said):
-        return FactVerdict(**known, verdict=AGREES, words=f"{rule}: {fact.value}, and the forecast says {says}")
-    room = "" if said.within is None else f", give or take {said.within:g}"
-    return FactVerdict(**known, verdict=CONTRADICTS, words=f"{rule}: {fact.value} where the forecast says {says}{room}")
+    if _agree(fact, expected):
+        return FactVerdict(
+            **known, verdict=AGREES, words=f"{rule}: {fact.value}, and the forecast says {expected_value}"
+        )
+    room = "" if expected.within is None else f", give or take {expected.within:g}"
+    return FactVerdict(
+        **known, verdict=CONTRADICTS, words=f"{rule}: {fact.value} where the forecast says {expected_value}{room}"
+    )
 
 
-def _agree(fact: Fact, said: Fact) -> bool:
+def _agree(fact: Fact, expected: Fact) -> bool:
     """Whether a fact is the forecast's, or near enough; the forecast's own size decides how well it is known."""
-    if said.within is None or not all(isinstance(item.value, float) for item in (fact, said)):
-        return fact.value == said.value
-    more = fact.value - said.value
-    return more <= said.within and (fact.above or -more <= said.within)
+    if expected.within is None or not all(isinstance(item.value, float) for item in (fact, expected)):
+        return fact.value == expected.value
+    more = fact.value - expected.value
+    return more <= expected.within and (fact.above or -more <= expected.within)
 
 
 # -------- the file and the terminal

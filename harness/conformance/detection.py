@@ -415,7 +415,7 @@ def text(trials: list[Trial], skipped: Mapping[str, str] | None = None) -> str:
         lines.append(
             f"| {name} | {caught[0]} of {len(large)} | {caught[1]} of {len(small)} | {caught[2]} of {len(sound)} |"
         )
-    lines += ["", *_said(planted, sound)]
+    lines += ["", *_summary(planted, sound)]
     lines += [f"Left out: {name}, {why}." for name, why in (skipped or {}).items()]
     for title, key in (("kind", "kind"), ("model", "subject"), ("dtype", "dtype"), ("place", "place")):
         lines += [
@@ -475,20 +475,20 @@ def _float32_rows(planted: list[Trial]) -> dict[tuple, str]:
     }
 
 
-def _said(planted: list[Trial], sound: list[Trial]) -> list[str]:
+def _summary(planted: list[Trial], sound: list[Trial]) -> list[str]:
     """Sentences on float32 rows and on assumptions."""
     lines = []
     rows = _float32_rows(planted)
     missed = [fault for fault in planted if fault.dtype != "float32" and "floor" not in fault.alarms]
     there = [rows[item.planted] for item in missed if item.planted in rows]
     if there:
-        said = f"Of {len(missed)} faults that a row in a half dtype does not show, {len(there)} were planted"
-        lines += [f"{said} in the float32 row too, which `floor` fails in {there.count('FAIL')}.", ""]
+        sentence = f"Of {len(missed)} faults that a row in a half dtype does not show, {len(there)} were planted"
+        lines += [f"{sentence} in the float32 row too, which `floor` fails in {there.count('FAIL')}.", ""]
     alarms = [item for item in sound if "floor" in item.alarms]
     named = [alarm.assumption for alarm in alarms if alarm.assumption]
     if alarms:
-        said = f"{len(named)} of the {len(alarms)} false alarms of `floor` are rows that name the assumption"
-        lines += [f"{said} on which they hang:", ""]
+        sentence = f"{len(named)} of the {len(alarms)} false alarms of `floor` are rows that name the assumption"
+        lines += [f"{sentence} on which they hang:", ""]
         lines += [*(f"- it would pass if {what}: {named.count(what)}" for what in dict.fromkeys(named)), ""]
     caught = [fault for fault in planted if "floor" in fault.alarms]
     if caught:
@@ -499,8 +499,8 @@ def _said(planted: list[Trial], sound: list[Trial]) -> list[str]:
 
 def _benign_table(sound: list[Trial]) -> list[str]:
     """For each benign change how much of a limit of `floor` it takes at most, and where."""
-    said = "What was nearest to a limit of `floor`, as a share of that limit: above 1 it is a false alarm."
-    lines = ["## Benign changes", "", said, ""]
+    caption = "What was nearest to a limit of `floor`, as a share of that limit: above 1 it is a false alarm."
+    lines = ["## Benign changes", "", caption, ""]
     lines += ["| change | runs | alarms | share | limit | model | dtype |", "|---|---|---|---|---|---|---|"]
     for what in dict.fromkeys(item.what for item in sound):
         group = [item for item in sound if item.what == what]

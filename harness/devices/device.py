@@ -82,9 +82,9 @@ class Device:
         if self.torch_device.type == "cpu":
             return
         self.require_running()
-        said = self._probe()
-        if said:
-            self._stop(at, said)
+        problem = self._probe()
+        if problem:
+            self._stop(at, problem)
             raise DeviceError(self.stopped)
 
     def require_running(self) -> None:
@@ -92,12 +92,12 @@ class Device:
         if self.stopped:
             raise DeviceError(self.stopped)
 
-    def _stop(self, at: str, said: str) -> None:
+    def _stop(self, at: str, problem: str) -> None:
         """Remember that the device computes no more, once."""
         if not self.stopped:
-            fault = fault_in(said)
+            fault = fault_in(problem)
             advice = fault.sentence if fault else AGAIN
-            self.health.stopped = f"the device stopped computing at {at or 'this call'}: {said}; {advice}"
+            self.health.stopped = f"the device stopped computing at {at or 'this call'}: {problem}; {advice}"
 
     def _probe(self) -> str:
         """What is wrong with the answers of the device; "" where they are right."""
@@ -106,7 +106,7 @@ class Device:
         with faults.suspended():
             try:
                 generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "little"))
-                wrong = [said for size in _SIZES if (said := self._sum(size, generator))]
+                wrong = [problem for size in _SIZES if (problem := self._sum(size, generator))]
             except Exception as error:  # noqa: BLE001  whatever the device raises is the answer
                 self._raise_interrupt()
                 return error_summary(error)
@@ -166,7 +166,7 @@ class Device:
             told += "; nothing more is run on the device in this process"
         return RunError(told, place=place)
 
-    def ends(self, said: str, cause: BaseException, at: str) -> bool:
+    def ends(self, problem: str, cause: BaseException, at: str) -> bool:
         """Whether an error of the device, raised while `at` ran, is its end in this process.
 
         It is where the device computes no more, and where nothing that it computes counts (`DeviceFault.lasts`).
@@ -175,7 +175,7 @@ class Device:
             return False
         fault = self.kind.fault_in(str(cause))
         if not self.stopped and ((fault is not None and fault.lasts) or self._probe()):
-            self._stop(at, said)
+            self._stop(at, problem)
         return bool(self.stopped)
 
     @contextlib.contextmanager

@@ -99,8 +99,8 @@ def without_forecast(tolerance: Tolerance, why: str, dtype: str) -> Tolerance:
     own = {name: limit for name, limit in tolerance.limits().items() if name not in floored}
     preset = tolerance.preset if not needs and (tolerance.preset or own) else "pair"
     budget = pair_limits(MERE["HF32"]) if preset == "pair" and dtype == "float32" else {}
-    said = f"{why}; judged by {f'preset {preset}' if preset else 'the limits that need none'}"
-    said += " with the budget of HF32, which may be on" if budget else ""
+    text = f"{why}; judged by {f'preset {preset}' if preset else 'the limits that need none'}"
+    text += " with the budget of HF32, which may be on" if budget else ""
     return replace(
-        tolerance, **floored | budget | own, preset=preset, reason="; ".join(filter(None, (tolerance.reason, said)))
+        tolerance, **floored | budget | own, preset=preset, reason="; ".join(filter(None, (tolerance.reason, text)))
     )

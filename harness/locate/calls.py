@@ -108,9 +108,9 @@ class Parting:
 def _statistics(here: Call, there: Call) -> str:
     """What a norm computes with on either side, where one of them trains."""
     batch, running = "with the statistics of the batch, and updates the running ones", "with the running statistics"
-    said, other = (batch, running) if there.trains else (running, batch)
+    own, other = (batch, running) if there.trains else (running, batch)
     mode = "training" if there.trains else "evaluation"
-    return f"the device runs {there.name} in {mode} mode, {said}, where the CPU runs it {other}"
+    return f"the device runs {there.name} in {mode} mode, {own}, where the CPU runs it {other}"
 
 
 def _only(one: Call, other: Call) -> list[str]:
@@ -180,7 +180,7 @@ def call_of(
             return None
     leaves = [("", leaf) for leaf in tree_leaves(args)]
     leaves += [(f"{name}=", leaf) for name, value in kwargs.items() for leaf in tree_leaves(value)]
-    given = [_said(leaf, name + _weight(leaf, weights)) for name, leaf in leaves]
+    given = [_described(leaf, name + _weight(leaf, weights)) for name, leaf in leaves]
     return Call(
         operator=name_of(func), module=module, place=place(), given=tuple(sorted(filter(None, given))), wrote=wrote,
         trains=trains(func, args, kwargs), numbers=tuple(leaf for _, leaf in leaves if isinstance(leaf, float)),
@@ -192,7 +192,7 @@ def _weight(value: Any, weights: Mapping[Tensor, str] | None) -> str:
     return f"{weights[value]} " if weights and isinstance(value, Tensor) and value in weights else ""
 
 
-def _said(value: Any, name: str) -> str:
+def _described(value: Any, name: str) -> str:
     """An argument in words: a tensor by its dtype and shape, a fraction to five digits, since the last may hang on
     roundings.
     """

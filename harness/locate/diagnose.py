@@ -27,11 +27,11 @@ def cause_of(replay: Replay, result: list[Tensor], results: list[Tensor]) -> str
             continue
         for clue in CLUES:
             try:
-                said = next(clue(replay, number, actual, expected), None)
+                sentence = next(clue(replay, number, actual, expected), None)
             except FAILS:
                 continue
-            if said:
-                return said
+            if sentence:
+                return sentence
     return ""
 
 
@@ -219,7 +219,7 @@ def _without_its_bias(replay: Replay, number: int, actual: Tensor, expected: Ten
 def _mask(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     if replay.writes or not relative_difference(actual, expected) < math.inf:
         return
-    for said, change in (
+    for what, change in (
         ("turned around", torch.logical_not),
         ("shown in full", torch.ones_like),
         ("hiding nothing", torch.zeros_like),
@@ -230,7 +230,7 @@ def _mask(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iter
             lambda tensor: change(tensor) if isinstance(tensor, Tensor) and tensor.dtype == torch.bool else tensor
         )[number]
         if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
-            yield f"it computes as with the mask {said}"
+            yield f"it computes as with the mask {what}"
 
 
 def _of_repeated_indices(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
@@ -344,9 +344,9 @@ def _of_slices(replay: Replay, number: int, actual: Tensor, expected: Tensor) ->
             continue
         name = _axis_name(actual, axis)
         if len(wrong) <= MANY_SLICES:
-            said = _copied_slices(here, there, away, wrong, name)
-            if said:
-                yield said
+            sentence = _copied_slices(here, there, away, wrong, name)
+            if sentence:
+                yield sentence
         gains = (here * there).sum(1)[wrong] / size[wrong].square()
         gain = float(gains.median())
         left = (here[wrong] - gain * there[wrong]).norm()
@@ -396,9 +396,9 @@ def _in_places(replay: Replay, number: int, actual: Tensor, expected: Tensor) ->
             yield f"{count} of {actual.numel()} indices are off by one"
         return
     for axis, name in ((-2, "rows"), (1, "heads")) if actual.dim() == 4 else ((-2, "rows"),):
-        said = _swapped(actual, expected, axis, name) if actual.dim() >= 2 else ""
-        if said:
-            yield said
+        sentence = _swapped(actual, expected, axis, name) if actual.dim() >= 2 else ""
+        if sentence:
+            yield sentence
     energy = (actual.double() - expected.double()).square()
     zero = (actual == 0) & (expected != 0)
     if bool(zero.any()) and float(energy[zero].sum()) >= (1 - EXPLAINED**2) * float(energy.sum()):

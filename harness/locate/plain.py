@@ -148,17 +148,17 @@ class WatchedMemory:
 
     def after(self, before: tuple | None, results: list[Tensor], name: str) -> str:
         """What a call changed and must not, in words; "" for nothing."""
-        said = []
+        changes = []
         if before is not None:
             kept, written, versions = before
             grown = [item for item, then in versions if version(item) != then]
             allowed = written or grown
             for item in kept:
                 text = self._changed(item, [*allowed, *(results if written else ())])
-                said += [text] if text else []
+                changes += [text] if text else []
         for result in results:
             self._note(result, f"what {name} returned")
-        return "; ".join(said)
+        return "; ".join(changes)
 
     def _changed(self, kept: _Kept, allowed: list[Tensor]) -> str:
         now = _content(kept.like)

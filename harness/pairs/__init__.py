@@ -160,7 +160,7 @@ def _verdict(name: str, sides: list[Side], tolerance: Tolerance, coarser: bool) 
             headers.append(side.header(name))
         except Unreadable as error:
             failures.append(
-                Reason(criterion="output", text=f"{shown(str(side.path), LONG)}: {_said(name, side, error)}")
+                Reason(criterion="output", text=f"{shown(str(side.path), LONG)}: {_unreadable_text(name, side, error)}")
             )
     if failures:
         return Verdict(failures=tuple(failures), comparisons={})
@@ -180,7 +180,7 @@ def _verdict(name: str, sides: list[Side], tolerance: Tolerance, coarser: bool) 
         return Verdict(failures=(Reason(criterion="output", text=f"cannot be compared: {words(error)}"),))
 
 
-def _said(name: str, side: Side, error: Unreadable) -> str:
+def _unreadable_text(name: str, side: Side, error: Unreadable) -> str:
     return "the value there is no tensor" if name in side.valueless else str(error)
 
 

@@ -705,9 +705,9 @@ class Session:
         self.folder.end()
         if session.exitstatus == pytest.ExitCode.OK and measures:
             asked = (self.explicit and self.whole) or bool(self.collected)  # others may have tests of that name
-            said = complaints(self.all_rows(), asked=asked)
-            self.terminal.notes += [(text, True) for text in said]
-            if said or not well or self.idle_faults():
+            problems = complaints(self.all_rows(), asked=asked)
+            self.terminal.notes += [(text, True) for text in problems]
+            if problems or not well or self.idle_faults():
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def idle_faults(self) -> list[str]:

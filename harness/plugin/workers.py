@@ -109,7 +109,7 @@ class Workers:
         from harness import last_operator
         from harness.report.journal import stacks_in
 
-        last = "" if self._folder is None else last_operator.said_in(self._folder / f"{worker}.operator")
+        last = "" if self._folder is None else last_operator.description_in(self._folder / f"{worker}.operator")
         lines = self._text(f"{worker}.rows").splitlines()
         if isinstance(hung, dict):
             how = str(hung.get("text"))

@@ -141,8 +141,8 @@ def refer(
         rewritten = [f"parameter {name}" for name, now in versions(model).items() if before.get(name, now) != now]
         with lend() as other:
             differing = changes(model, other)
-        said = [item for item in rewritten[:4] if item not in differing.split(", ")]
-        changed = ", ".join(filter(None, [*said, differing]))
+        changed_parameters = [item for item in rewritten[:4] if item not in differing.split(", ")]
+        changed = ", ".join(filter(None, [*changed_parameters, differing]))
         return Reference(outputs=outputs, again=again, changed=changed, **result)
 
 

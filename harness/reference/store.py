@@ -341,7 +341,7 @@ _OF_EVERY_CLASS = {
     "__match_args__",
 }
 _OF_THIS_MACHINE = {"_name_or_path", "name_or_path", "_commit_hash", "transformers_version"}  # of transformers' configs
-_SAID_BY_THEMSELVES = (
+_SIMPLE_TYPES = (
     torch.dtype,
     torch.device,
     torch.layout,
@@ -389,7 +389,7 @@ class _Walk:
             return repr(PurePath(value).name if os.path.isabs(value) else value)
         if isinstance(value, PurePath):
             return repr(value.name if value.is_absolute() else value.as_posix())
-        if isinstance(value, _SAID_BY_THEMSELVES):
+        if isinstance(value, _SIMPLE_TYPES):
             return repr(value)
         if isinstance(value, Tensor) and id(value) in self._registered:
             return "registered"
@@ -425,7 +425,7 @@ class _Walk:
 
     def _apart(self, value: Any) -> str:
         """A value in a set, which has no order in which to number it."""
-        simple = isinstance(value, (str, PurePath, enum.Enum, tuple, *_SAID_BY_THEMSELVES))
+        simple = isinstance(value, (str, PurePath, enum.Enum, tuple, *_SIMPLE_TYPES))
         if simple:
             return self.word(value)
         return _title(value if callable(value) else type(value))
@@ -472,7 +472,7 @@ class _Walk:
                 if hasattr(value, name)
             }
         hidden = _OF_THIS_MACHINE | (_BOOKKEEPING if isinstance(value, nn.Module) else set())
-        said = []
+        words = []
         for name in sorted(key for key in held.keys() - hidden - {"__dict__", "__weakref__"} if not _is_cache(key)):
             # hooks are kept by a count of all hooks in the process
             content = (
@@ -480,24 +480,24 @@ class _Walk:
                 if name in ("_forward_hooks", "_forward_pre_hooks") and isinstance(value, nn.Module)
                 else held[name]
             )
-            said.append(f" {name}={self.word(content)}")
+            words.append(f" {name}={self.word(content)}")
         if isinstance(value, torch.jit.ScriptModule):
-            said.append(f" code={value.code!r}")
-        return "".join(said)
+            words.append(f" code={value.code!r}")
+        return "".join(words)
 
     def _class(self, kind: type) -> str:
         """A class: of a package its name and what was put into it, of one's own all its attributes and its bases."""
         package = self._package_of(kind)
         if package is not None:
             return f"class {_title(kind)} of {package}{self._patches(kind)}"
-        said = [f"class {kind.__qualname__}"]
-        said += [f" base {self.word(base)}" for base in kind.__bases__ if base is not object]
-        said += [
+        words = [f"class {kind.__qualname__}"]
+        words += [f" base {self.word(base)}" for base in kind.__bases__ if base is not object]
+        words += [
             f" {name}={self.word(variable)}"
             for name, variable in sorted(vars(kind).items())
             if name not in _OF_EVERY_CLASS and not _is_cache(name)
         ]
-        return "".join(said)
+        return "".join(words)
 
     def _package_of(self, kind: type) -> str | None:
         """The installed package, "timm 1.0", that a class comes from; None for one's own."""
@@ -512,7 +512,7 @@ class _Walk:
 
     def _patches(self, kind: type) -> str:
         """One's own functions in place of methods of a package's class or its bases, or of functions of their files."""
-        said = []
+        patches = []
         for item in kind.__mro__:
             module = sys.modules.get(item.__module__)
             beside = (
@@ -527,13 +527,13 @@ class _Walk:
                         and self._package_of(item)
                         and _is_own(value.__code__.co_filename)
                     ):
-                        said.append((name, value))
-        return "".join(f" {name}={self.word(value)}" for name, value in sorted(said, key=lambda pair: pair[0]))
+                        patches.append((name, value))
+        return "".join(f" {name}={self.word(value)}" for name, value in sorted(patches, key=lambda pair: pair[0]))
 
     def _function(self, function: types.FunctionType) -> str:
         code = function.__code__
         origin = self._origin(code.co_filename)
-        said = [
+        words = [
             f"function {function.__qualname__} of {origin}"
             if origin
             else f"function {function.__qualname__} {self._bytecode(code)}"
@@ -541,10 +541,10 @@ class _Walk:
         held = {"defaults": function.__defaults__, "kwdefaults": function.__kwdefaults__, **_closure(function)}
         if hasattr(function, "__wrapped__"):
             held["wrapped"] = function.__wrapped__
-        said += [f" {name}={self.word(item)}" for name, item in held.items() if item is not None]
+        words += [f" {name}={self.word(item)}" for name, item in held.items() if item is not None]
         if _installed(code.co_filename) is None:
-            said += [f" {name}={self.word(item)}" for name, item in _globals(function)]
-        return "".join(said)
+            words += [f" {name}={self.word(item)}" for name, item in _globals(function)]
+        return "".join(words)
 
     def _origin(self, filename: str) -> str:
         """Where code comes from, and its file's content noted; "" where it has none."""

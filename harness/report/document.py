@@ -128,11 +128,11 @@ def _cut(block: Block, count: int, left_out: str) -> str:
     more = _lines_of(block) - count
     if more <= 0:
         return _markdown(block)
-    said = left_out.format(count=more)
+    note = left_out.format(count=more)
     if isinstance(block, Table):
-        return f"{_markdown(replace(block, rows=block.rows[:count]))}\n\n{said}"
+        return f"{_markdown(replace(block, rows=block.rows[:count]))}\n\n{note}"
     assert isinstance(block, Bullets)
-    return "\n".join(filter(None, [_markdown(Bullets(items=block.items[:count])), f"- {said}"]))
+    return "\n".join(filter(None, [_markdown(Bullets(items=block.items[:count])), f"- {note}"]))
 
 
 def _with_short_lines(block: Block) -> Block:

@@ -90,8 +90,8 @@ def page(report: Report, lang: str, folder: Path | None) -> str:
     parts.append(f"<h1>{_text(title_of(report, words))}</h1>")
     if report.stack.get("device"):
         parts.append(f"<p>{_text(stack_line(report))}</p>")
-    said = conclusion_of(report, words)
-    parts += [f"<p>{_text(said)}</p>"] if said else []
+    conclusion = conclusion_of(report, words)
+    parts += [f"<p>{_text(conclusion)}</p>"] if conclusion else []
     if report.rows:
         parts += [_filter(report.rows, words), _rows(report, failed, words)]
     parts += _failures(failed, words, folder)

@@ -46,9 +46,9 @@ def judged_again(row: Row, preset: str | None = None) -> Verdict:
             "again with `pytest -k precision`"
         )
     verdict = judge(row.comparisons, _tolerance(row, preset), decisions=row.decisions, references=row.references)
-    said = [Reason(criterion=criterion, text=text) for criterion, text in zip(row.criteria, row.reasons)]
-    kept = tuple(reason for reason in said if reason.criterion in _KEPT)
-    worse = tuple(said) if row.status is Status.REGRESSED else ()
+    reasons = [Reason(criterion=criterion, text=text) for criterion, text in zip(row.criteria, row.reasons)]
+    kept = tuple(reason for reason in reasons if reason.criterion in _KEPT)
+    worse = tuple(reasons) if row.status is Status.REGRESSED else ()
     return replace(verdict, failures=(*kept, *verdict.failures), regressions=worse, marks=row.marks)
 
 
@@ -141,11 +141,11 @@ def pairs_text(result: Iterable[NamedVerdict], *, title: str, notes: Iterable[st
             (pair.name, numbers.dtype, "x".join(map(str, numbers.shape)) or "scalar", *cells, _result(pair.verdict))
         )
     text = _text(title, columns, rows, 3, [(pair.name, pair.verdict) for pair in result])
-    said: list[Block] = [Bullets(items=tuple(notes))] if (notes := tuple(notes)) else []
+    blocks: list[Block] = [Bullets(items=tuple(notes))] if (notes := tuple(notes)) else []
     first = next((pair for pair in result if not pair.verdict.passed), None)
     if first is not None:
-        said.append(Text(text=f"first that differs: {first.name}: {first.verdict.reasons[0]}"))
-    return f"{text}\n\n{to_markdown(said)}".rstrip("\n") if said else text
+        blocks.append(Text(text=f"first that differs: {first.name}: {first.verdict.reasons[0]}"))
+    return f"{text}\n\n{to_markdown(blocks)}".rstrip("\n") if blocks else text
 
 
 def upgrade_text(result: Any, *, title: str, every: bool = False) -> str:

@@ -260,10 +260,10 @@ def _judged(judge: Judge, cpu: CpuSide, rules: Rules | None, ran: DeviceRun) -> 
     if rerun and not verdict.failures:  # an error that comes and goes: the row is that of the worse run
         worse, worse_parting = judge(ran.again)
         if worse.failures:
-            said = tuple(
+            failures = tuple(
                 replace(failure, text=f"{failure.text}; the other of the two runs passes") for failure in worse.failures
             )
-            verdict, parting, outputs = replace(worse, failures=said), worse_parting, ran.again
+            verdict, parting, outputs = replace(worse, failures=failures), worse_parting, ran.again
     if rules is not None and hangs(verdict):
 
         def again(forecast: dict[str, Tensor]) -> Verdict:

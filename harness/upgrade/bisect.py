@@ -338,8 +338,8 @@ class _Search:
                 f"--case {self.case} is no case and no part of a test id of the good end; it has the cases {cases}"
             )
         if not _measured(rows):
-            said = "; ".join(dict.fromkeys(f"{row.status} {reason}" for row in rows for reason in row.reasons))
-            raise HarnessError(f"nothing was measured: {said[:300] or 'no rows'}")
+            reasons = "; ".join(dict.fromkeys(f"{row.status} {reason}" for row in rows for reason in row.reasons))
+            raise HarnessError(f"nothing was measured: {reasons[:300] or 'no rows'}")
         report = replace(report, rows=tuple(rows))
         if self.good is None:
             self.good = report
