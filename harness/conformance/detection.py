@@ -227,12 +227,12 @@ class Bench:
             }
         alarms = frozenset(name for name, verdict in verdicts.items() if not verdict.passed)
         nearest = max(checks_of(verdicts["floor"]), key=lambda value: _share(value.found, value.limit))
-        (name, held), *_ = references.items()
+        (name, reference), *_ = references.items()
         moved = compare(outputs[name], self.sound[name])
         if not benign and not moved.unequal:
             return None
-        damage = math.inf if moved.nonfinite_differ else moved.rel_l2 / max(held.floor("rel_l2"), 1e-30)
-        more = dict(damage=math.nan if benign else damage, size=held.slack + 1, alarms=alarms)
+        damage = math.inf if moved.nonfinite_differ else moved.rel_l2 / max(reference.floor("rel_l2"), 1e-30)
+        more = dict(damage=math.nan if benign else damage, size=reference.slack + 1, alarms=alarms)
         more |= dict(assumption=self.assumption(outputs, verdicts["floor"]))
         more |= dict(share=_share(nearest.found, nearest.limit), nearest=nearest.name)
         return Trial(subject=self.subject.name, dtype=self.dtype, what=what, kind=kind, place=place, **more)

@@ -85,11 +85,11 @@ def _is_filled(replay: Replay, number: int) -> bool:
     like = replay.on_cpu()[number]
     if not like.is_floating_point():
         return False
-    held = [torch.full(like.shape, SENTINEL, dtype=like.dtype, device=replay.device.torch_device) for _ in range(4)]
+    filled = [torch.full(like.shape, SENTINEL, dtype=like.dtype, device=replay.device.torch_device) for _ in range(4)]
     sentinel = torch.tensor(SENTINEL, dtype=like.dtype)
     args, kwargs = copies((replay.args, replay.kwargs), replay.device.torch_device)
     replay.device.synchronize()
-    del held
+    del filled
     again = replace(replay, args=args, kwargs=kwargs).on_device(lambda value: value)[number]
     return bool((again == sentinel).any()) and not bool((like == sentinel).any())
 

@@ -244,5 +244,5 @@ def _judged(read: list[Tensor], tolerance: Tolerance, coarser: bool) -> Verdict:
         text = f"the golden tensor is {dtype} {shapes[0]} where float64 {shapes[1]} was expected"
         failure = Reason(criterion="golden", text=text)
         return replace(judge(result, Tolerance(preset="pair")), failures=(failure,))
-    held = References(golden=compare(read[0], read[2]), cpu=compare(read[1], read[2]))
-    return judge(result, tolerance, references={"output": held})
+    references = References(golden=compare(read[0], read[2]), cpu=compare(read[1], read[2]))
+    return judge(result, tolerance, references={"output": references})

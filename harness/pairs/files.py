@@ -155,10 +155,10 @@ def _npy(file: Path, limit: int) -> Holder:
     size = regular(file)
     with open(file, "rb") as opened:
         header, claimed = _npy_header(opened, min(size, _allocated(file)))
-        held = size - opened.tell()
-    if claimed > held:
+        available = size - opened.tell()
+    if claimed > available:
         raise ValueError(
-            f"its header claims {size_text(claimed)} of data where the file holds {size_text(held)}; it was cut"
+            f"its header claims {size_text(claimed)} of data where the file holds {size_text(available)}; it was cut"
             " short, write it again"
         )
     return Holder(headers={"": header}, read=lambda _: _tensor(numpy.load(file, allow_pickle=False)), refused={})
@@ -196,10 +196,10 @@ def _npz(file: Path, limit: int) -> Holder:
             try:
                 with archive.open(member) as opened:
                     header, claimed = _npy_header(opened, member.compress_size)
-                    held = member.file_size - opened.tell()
-                if claimed > held:
+                    available = member.file_size - opened.tell()
+                if claimed > available:
                     raise ValueError(
-                        f"its header claims {size_text(claimed)} of data where the member holds {size_text(held)}"
+                        f"its header claims {size_text(claimed)} of data where the member holds {size_text(available)}"
                     )
                 headers[name] = header
             except Exception as error:  # noqa: BLE001  zlib, lzma and numpy each have their own
@@ -267,11 +267,11 @@ def _zipped(file: Path, limit: int) -> tuple[Pickled, bool]:
         looked = read_pickle(io.BytesIO(archive.read(pickle)))
     root = pickle.removesuffix("data.pkl")
     for key, claimed in looked.claims.items():
-        held = sizes.get(f"{root}data/{key}", 0)
-        if claimed > held:
+        available = sizes.get(f"{root}data/{key}", 0)
+        if claimed > available:
             raise ValueError(
-                f"its storage {named(key)} claims {size_text(claimed)} where the file holds {size_text(held)}; it is"
-                " damaged, write it again"
+                f"its storage {named(key)} claims {size_text(claimed)} where the file holds {size_text(available)}; it "
+                "is damaged, write it again"
             )
     mappable = str(file).isascii() or encodable(str(file)) == str(file)  # torch maps no name that is not UTF-8
     stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)

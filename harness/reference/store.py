@@ -463,22 +463,24 @@ class _Walk:
             "_thread",
         ):
             return ""
-        held = dict(getattr(value, "__dict__", {}))
+        attributes = dict(getattr(value, "__dict__", {}))
         for kind in type(value).__mro__:
             slots = kind.__dict__.get("__slots__", ())
-            held |= {
+            attributes |= {
                 name: getattr(value, name)
                 for name in ((slots,) if isinstance(slots, str) else slots)
                 if hasattr(value, name)
             }
         hidden = _OF_THIS_MACHINE | (_BOOKKEEPING if isinstance(value, nn.Module) else set())
         words = []
-        for name in sorted(key for key in held.keys() - hidden - {"__dict__", "__weakref__"} if not _is_cache(key)):
+        for name in sorted(
+            key for key in attributes.keys() - hidden - {"__dict__", "__weakref__"} if not _is_cache(key)
+        ):
             # hooks are kept by a count of all hooks in the process
             content = (
-                list(held[name].values())
+                list(attributes[name].values())
                 if name in ("_forward_hooks", "_forward_pre_hooks") and isinstance(value, nn.Module)
-                else held[name]
+                else attributes[name]
             )
             words.append(f" {name}={self.word(content)}")
         if isinstance(value, torch.jit.ScriptModule):
@@ -538,10 +540,10 @@ class _Walk:
             if origin
             else f"function {function.__qualname__} {self._bytecode(code)}"
         ]
-        held = {"defaults": function.__defaults__, "kwdefaults": function.__kwdefaults__, **_closure(function)}
+        values = {"defaults": function.__defaults__, "kwdefaults": function.__kwdefaults__, **_closure(function)}
         if hasattr(function, "__wrapped__"):
-            held["wrapped"] = function.__wrapped__
-        words += [f" {name}={self.word(item)}" for name, item in held.items() if item is not None]
+            values["wrapped"] = function.__wrapped__
+        words += [f" {name}={self.word(item)}" for name, item in values.items() if item is not None]
         if _installed(code.co_filename) is None:
             words += [f" {name}={self.word(item)}" for name, item in _globals(function)]
         return "".join(words)
@@ -580,12 +582,12 @@ def _title(value: Any) -> str:
 
 
 def _closure(function: types.FunctionType) -> dict[str, Any]:
-    held = {}
+    values = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # an empty cell
             if name != "__class__":
-                held[name] = cell.cell_contents
-    return held
+                values[name] = cell.cell_contents
+    return values
 
 
 def _globals(function: types.FunctionType) -> list[tuple[str, Any]]:

@@ -88,8 +88,8 @@ def verdicts_text(result: Iterable[tuple[Row, Verdict]], *, title: str) -> str:
             else [MISSING, MISSING]
         )
         cells += [cosine(numbers.cos_sim), difference_text(numbers.rel_l2)] if numbers else [MISSING, MISSING]
-        held = verdict.references.get(verdict.output)
-        cells.append(MISSING if held is None else times(held.ratios()["forecast_ratio"]))
+        references = verdict.references.get(verdict.output)
+        cells.append(MISSING if references is None else times(references.ratios()["forecast_ratio"]))
         identity = (row.test, row.dtype or MISSING, MISSING if row.seed is None else str(row.seed))
         rows.append((*identity, *cells, row.status, _result(verdict)))
     return _text(title, columns, rows, 3, [(row.test, verdict) for row, verdict in result])

@@ -290,27 +290,27 @@ class Row(Numbers, Ratios, Proof):
 
     def to_dict(self) -> dict[str, Any]:
         """As a file holds it: flat, JSON-able, every number at full precision."""
-        held = {
+        values = {
             item.name: to_json(getattr(self, item.name))
             for item in fields(self)
             if item.name not in ("comparisons", "references")
         }
-        held |= {
+        values |= {
             "status": self.status.value,
             "measured": {name: self._measured(name) for name in self.comparisons},
             "decisions": self._decided(),
         }
-        return {name: held[name] for name in _ORDER}
+        return {name: values[name] for name in _ORDER}
 
     def _measured(self, output: str) -> dict[str, Any]:
         """Everything that was measured of one output, so that it can be judged again."""
-        kept, held = {"comparison": _whole(self.comparisons[output])}, self.references.get(output)
-        if held is None:
-            return kept
-        kept |= {name: _whole(each) for name in SIDES if (each := getattr(held, name)) is not None}
-        beside = {item.name: getattr(held, item.name) for item in fields(References) if item.name not in SIDES}
+        stored, references = {"comparison": _whole(self.comparisons[output])}, self.references.get(output)
+        if references is None:
+            return stored
+        stored |= {name: _whole(each) for name in SIDES if (each := getattr(references, name)) is not None}
+        beside = {item.name: getattr(references, item.name) for item in fields(References) if item.name not in SIDES}
         rest: dict[str, Any] = to_json({name: item for name, item in beside.items() if name not in LATER or item})
-        return kept | rest
+        return stored | rest
 
     def _decided(self) -> dict[str, Any] | None:
         made = self.decisions
@@ -441,18 +441,18 @@ def _ratios(verdict: Verdict) -> dict[str, Any]:
     """The row's output against float64: the device, the CPU and the forecast, the device over the CPU, and over the
     floor.
     """
-    held = verdict.references.get(verdict.output)
-    if held is None:
+    references = verdict.references.get(verdict.output)
+    if references is None:
         return {}
     return {
-        "golden_rel_l2": held.golden.rel_l2,
-        "cpu_golden_rel_l2": held.cpu.rel_l2,
-        "forecast_golden_rel_l2": held.forecast.rel_l2 if held.forecast is not None else None,
-        "golden_ratio": held.golden.rel_l2 / held.cpu.rel_l2 if held.cpu.rel_l2 else None,
-        "effective_bits": bits(held.golden.rel_l2),
-        "forecast_bits": bits(held.floor("rel_l2")),
-        "unexplained": held.unexplained,
-        **held.ratios(),
+        "golden_rel_l2": references.golden.rel_l2,
+        "cpu_golden_rel_l2": references.cpu.rel_l2,
+        "forecast_golden_rel_l2": references.forecast.rel_l2 if references.forecast is not None else None,
+        "golden_ratio": references.golden.rel_l2 / references.cpu.rel_l2 if references.cpu.rel_l2 else None,
+        "effective_bits": bits(references.golden.rel_l2),
+        "forecast_bits": bits(references.floor("rel_l2")),
+        "unexplained": references.unexplained,
+        **references.ratios(),
     }
 
 
@@ -538,9 +538,9 @@ class Measured:
 
 
 def _whole(result: Comparison) -> dict[str, Any]:
-    held = {item.name: to_json(getattr(result, item.name)) for item in fields(Comparison) if item.name != "histogram"}
-    held = {name: value for name, value in held.items() if name not in WHERE_KNOWN or value}
-    return held | {"histogram": " ".join(f"{number}:{count}" for number, count in result.histogram)}
+    values = {item.name: to_json(getattr(result, item.name)) for item in fields(Comparison) if item.name != "histogram"}
+    values = {name: value for name, value in values.items() if name not in WHERE_KNOWN or value}
+    return values | {"histogram": " ".join(f"{number}:{count}" for number, count in result.histogram)}
 
 
 # What a Comparison must hold to be read: shapes, dtypes and counts. A number that an older version did not measure

@@ -320,14 +320,14 @@ class _Search:
         try:
             if run.status is None or not path.exists():
                 raise HarnessError("no report")
-            return self._held(load(path), run.seconds)
+            return self._compared(load(path), run.seconds)
         except (HarnessError, OSError) as error:
             why = str(error)
         return _Finding(
             verdict=CANNOT, why=f"{why}; {ended}; it said last: {_last_line(folder / 'log.txt')}", seconds=run.seconds
         )
 
-    def _held(self, report: Report, seconds: float) -> _Finding:
+    def _compared(self, report: Report, seconds: float) -> _Finding:
         """A report, held against the good end by the rows that decide; the first that holds such rows is the good
         end.
         """
