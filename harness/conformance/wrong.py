@@ -83,8 +83,10 @@ def _without_bias(func, x, weight, bias=None):
 
 
 def _without_a_quarter_of_the_bias(func, x, weight, bias=None):
-    kept = None if bias is None else torch.cat([torch.zeros_like(bias[: len(bias) // 4]), bias[len(bias) // 4 :]])
-    return func(x, weight, kept)
+    partial_bias = (
+        None if bias is None else torch.cat([torch.zeros_like(bias[: len(bias) // 4]), bias[len(bias) // 4 :]])
+    )
+    return func(x, weight, partial_bias)
 
 
 def _truncated(func, x, weight, bias=None):
@@ -142,8 +144,8 @@ def _last_row_of_its_four_largest(func, q, k, v, attn_mask=None, dropout_p=0.0, 
     if attn_mask is not None:
         hidden = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask < 0
         scores = scores.masked_fill(hidden[..., -1:, :], torch.finfo(scores.dtype).min)
-    kept = scores.softmax(-1).topk(min(4, scores.shape[-1]), -1)
-    sparse = torch.zeros_like(scores).scatter(-1, kept.indices, kept.values)
+    largest = scores.softmax(-1).topk(min(4, scores.shape[-1]), -1)
+    sparse = torch.zeros_like(scores).scatter(-1, largest.indices, largest.values)
     return torch.cat([result[..., :-1, :], sparse @ v], -2)
 
 

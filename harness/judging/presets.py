@@ -146,8 +146,8 @@ def _bits_text(references: References) -> str:
     errors = references.golden.rel_l2, references.floor("rel_l2")
     if not all(math.isfinite(item) for item in errors):
         return ""
-    kept, healthy = ("all" if error == 0 else f"{bits(error):.1f}" for error in errors)
-    return f"with {kept} effective bits where a healthy device keeps {healthy}"
+    measured, healthy = ("all" if error == 0 else f"{bits(error):.1f}" for error in errors)
+    return f"with {measured} effective bits where a healthy device keeps {healthy}"
 
 
 def _sharp(comparison: Comparison, references: References | None) -> list[Check]:

@@ -240,18 +240,18 @@ def _of_repeated_indices(replay: Replay, number: int, actual: Tensor, expected: 
     if written is None or not bool(differs.any()) or bool((differs & (written < 2)).any()):
         return
     count = int((written > 1).sum())
-    kept = "keeps another of the writes than the CPU"
+    behaviour = "keeps another of the writes than the CPU"
     for words, again in (("keeps the first write", _first_write), ("adds the writes up", _sum_of_writes)):
         with contextlib.suppress(*FAILS):
             result = again(replay)
             if result is not None and relative_difference(actual, result) <= EXPLAINED * relative_difference(
                 actual, expected
             ):
-                kept = words
+                behaviour = words
                 break
     yield (
         f"{count} elements are written more than once, since indices repeat: torch leaves open which write stays, "
-        f"and the device {kept}"
+        f"and the device {behaviour}"
     )
 
 

@@ -139,8 +139,8 @@ class Lockstep(TorchFunctionMode):
             return self._transformed(func, args, kwargs)
         given = tensors_in((args, kwargs))
         writes = mutates(func, kwargs)
-        kept = writes or trains(func, args, kwargs)
-        before = copies_in_place((args, kwargs), "cpu") if kept else (args, kwargs)
+        needs_copies = writes or trains(func, args, kwargs)
+        before = copies_in_place((args, kwargs), "cpu") if needs_copies else (args, kwargs)
         failed = self._keep(given) if writes else None
         state, versions = torch.get_rng_state(), [version(argument) for argument in given]
         traced = self.trace.before(func, given)

@@ -122,11 +122,11 @@ def write_repro(
     it runs under torch.autocast.
     """
     func = replay.args[0] if replay.func is gradients else replay.func
-    kept = all(
+    storable = all(
         str(tensor.dtype).removeprefix("torch.") in _KINDS.values() and tensor.layout == torch.strided
         for tensor in replay.tensors
     )
-    if expression_of(func) is None or not kept or replay.autocast is not None:
+    if expression_of(func) is None or not storable or replay.autocast is not None:
         return None
     before = sum(tensor.numel() for tensor in replay.tensors)
     until = time.monotonic() + seconds

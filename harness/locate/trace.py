@@ -66,10 +66,10 @@ def _sketch(flat: Tensor, shape: tuple[int, ...]) -> Sketch:
         signed[len(part) :] = 0.0
         torch.mul(part, _signs(wide)[: len(part)], out=signed[: len(part)])
         sums += signed.view(-1, LANES).sum(0, dtype=torch.float64).roll(number)
-    return Sketch(sums=_kept(sums), norm=math.sqrt(square), odd=odd, shape=shape)
+    return Sketch(sums=_stored(sums), norm=math.sqrt(square), odd=odd, shape=shape)
 
 
-def _kept(sums: Tensor) -> Tensor:
+def _stored(sums: Tensor) -> Tensor:
     """Sums in a row of a table: many small tensors that stay would leave the memory between them in pieces."""
     if not _rows:
         _rows.extend(torch.empty(_ROWS, LANES, dtype=torch.float64).unbind())

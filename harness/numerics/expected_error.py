@@ -483,8 +483,8 @@ def _dot(rules: Rules, left, right):
 @_rule("native_layer_norm")
 def _layer_norm(rules: Rules, x, shape, weight, bias, eps):
     y, mean, rstd = numerics.layer_norm(x, tuple(range(-len(shape), 0)), weight, bias, eps)
-    kept = x.dtype if weight is None else weight.dtype
-    return y.to(x.dtype).contiguous(), mean.to(kept), rstd.to(kept)
+    statistics_dtype = x.dtype if weight is None else weight.dtype
+    return y.to(x.dtype).contiguous(), mean.to(statistics_dtype), rstd.to(statistics_dtype)
 
 
 @_rule("cumsum", "cumsum_")

@@ -130,7 +130,7 @@ def _safetensors(file: Path, limit: int) -> Holder:
 def _safetensors_header(file: Path, size: int) -> tuple[dict[str, Any], list[str]]:
     twice: list[str] = []
 
-    def kept(pairs):
+    def dict_of(pairs):
         names = [name for name, _ in pairs]
         twice.extend({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ())
         return dict(pairs)
@@ -141,7 +141,7 @@ def _safetensors_header(file: Path, size: int) -> tuple[dict[str, Any], list[str
             raise ValueError(
                 f"its header claims {size_text(length)} where the file holds {size_text(size)}; write it again"
             )
-        entries = json.loads(opened.read(length).decode("utf-8"), object_pairs_hook=kept)
+        entries = json.loads(opened.read(length).decode("utf-8"), object_pairs_hook=dict_of)
     entries.pop("__metadata__", None)
     return entries, [name for name in twice if name in entries]
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_KEPT = 64 << 20  # bytes of small files that are kept in memory from their headers on, so that none is read twice
+_CACHE_LIMIT = (
+    64 << 20
+)  # bytes of small files that are kept in memory from their headers on, so that none is read twice
 
 
 class Unreadable(Exception):
@@ -50,7 +52,7 @@ class Side:
         self._whole: dict[str, str] = {}  # a file that cannot be opened: why, by the name that its tensors begin with
         self._opened: tuple[Path, Holder] | None = None
         self._small: dict[Path, Holder] = {}  # files that are in memory since their headers were read
-        self._room = _KEPT
+        self._room = _CACHE_LIMIT
         self._open_all()
 
     @property

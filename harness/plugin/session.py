@@ -74,7 +74,7 @@ class Session:
         self._workers = Workers(self.worker)
         self._workers.join(config)
         self._earlier = None  # the run that this one resumes
-        self.kept = 0  # rows of it that stand
+        self.resumed_rows = 0  # rows of it that stand
         self._code: str | None = None  # of the run, once its tests are collected
         self._limits = Limits(self.options.row_timeout)
         self._watchdog: Watchdog | None = None
@@ -182,7 +182,7 @@ class Session:
             return None
         if self.options.baseline == "require" and Mark.NEW in row.marks:  # it passed where that was allowed
             return None
-        self.kept += 1
+        self.resumed_rows += 1
         return row
 
     def measure(self, case, seed: int | None):

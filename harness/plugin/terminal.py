@@ -106,8 +106,8 @@ def terminal_summary(run: Any, reporter: Any) -> None:
         return
     from harness.report.format import counts
 
-    if run.kept:
-        terminal.tell(f"{run.kept} rows are of the run before, which this one resumes")
+    if run.resumed_rows:
+        terminal.tell(f"{run.resumed_rows} rows are of the run before, which this one resumes")
     report = run.report
     if report.backend == "emulated":
         terminal.tell("EMULATED: measured on an emulated device; it says nothing about hardware")

@@ -259,7 +259,7 @@ class CleanProcess:
     def _forget(self, gone: list[_Number]) -> None:
         if gone:
             self.run(_forget, gone)
-            self._sent = {name: kept for name, kept in self._sent.items() if name not in gone}
+            self._sent = {name: entry for name, entry in self._sent.items() if name not in gone}
 
     def _place(self, model: nn.Module, cast: torch.dtype | None) -> _Number:
         """The number of the model there, after it was sent if it is new or changed."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import CaseError
-from harness.reference.dtypes import kept
+from harness.reference.dtypes import excluded_from_cast
 from harness.reference.layers import has_layers, is_layered, layered
 from harness.reference.memory import Policy, SizeInMemory
 from harness.reference.origin import source, watch_origins
@@ -136,8 +136,10 @@ class Models:
             return base
         place = (device, dtype, wide)
         if place not in self._copies:
-            old = next((kept for name, kept in self._copies.items() if wide and name[2] and name[0] == device), None)
-            self._copies = {name: kept for name, kept in self._copies.items() if name[1] == dtype}
+            old = next(
+                (copied for name, copied in self._copies.items() if wide and name[2] and name[0] == device), None
+            )
+            self._copies = {name: copied for name, copied in self._copies.items() if name[1] == dtype}
             narrow = base
             if wide:
                 narrow = self.get(key, build, seed=seed, dtype=dtype, device=device, cast=cast, **how)
@@ -238,7 +240,7 @@ def _names(module: nn.Module) -> tuple[str, ...]:
 
 def is_in(model: nn.Module, dtype: torch.dtype) -> bool:
     """Whether all that a cast to `dtype` would change is in it already."""
-    stays = kept(model, dtype)
+    stays = excluded_from_cast(model, dtype)
     tensors = [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()]
     return all(tensor.dtype == dtype or id(tensor) in stays for tensor in tensors)
 
@@ -246,12 +248,12 @@ def is_in(model: nn.Module, dtype: torch.dtype) -> bool:
 def copy_module(model: nn.Module, *, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
     """A copy of `model` on `device` with its floating-point parameters and buffers in `dtype`; tied weights stay tied.
 
-    What `kept` names keeps its dtype, and with None everything does. Each tensor is copied once, straight to where it
-    goes. A part in TorchScript is copied whole before it is moved and cast, `kept` or not: it hands out no tensor to
-    replace.
+    What `excluded_from_cast` names keeps its dtype, and with None everything does. Each tensor is copied once, straight
+    to where it goes. A part in TorchScript is copied whole before it is moved and cast, excluded or not: it hands out
+    no tensor to replace.
     """
     moved: dict[int, Any] = {}
-    stays = frozenset() if dtype is None else kept(model, dtype)
+    stays = frozenset() if dtype is None else excluded_from_cast(model, dtype)
     for tensor in [*model.parameters(), *model.buffers()]:
         changes = dtype is not None and tensor.is_floating_point() and id(tensor) not in stays
         narrow = tensor.detach().to(dtype if changes else tensor.dtype)  # here: on its way it would be there twice

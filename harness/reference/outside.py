@@ -193,7 +193,7 @@ class _Seen:
 
     restores: list[Callable[[], None]] = field(default_factory=list)
     known: set[int] = field(default_factory=set)
-    kept: list[Any] = field(default_factory=list)  # so that no other object gets the identity of one
+    retained: list[Any] = field(default_factory=list)  # so that no other object gets the identity of one
 
     def look(self, place: Any) -> None:
         if isinstance(place, _Names):
@@ -224,7 +224,7 @@ class _Seen:
         else:
             return
         self.known.add(id(value))
-        self.kept.append(value)
+        self.retained.append(value)
         if len(content) > _MOST:
             return
         if type(content) in _MAPPINGS:

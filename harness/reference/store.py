@@ -207,7 +207,7 @@ class _Unusable(Exception):
 
 
 # safetensors names no others in every version from 0.4.3
-_KEPT_AS_THEY_ARE = {
+_SAFETENSORS_DTYPES = {
     getattr(torch, name) for name in "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64".split()
 }
 
@@ -222,22 +222,22 @@ def _packed(key: Key, outputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
         storage = tensor.untyped_storage().data_ptr()
         tensor = tensor.clone() if storage in storages else tensor  # safetensors refuses tensors that share memory
         storages.add(storage)
-        tensors[str(index)] = _as_kept(tensor)
+        tensors[str(index)] = _as_stored(tensor)
     listed = [{"name": name, "dtype": _name(item.dtype), "shape": list(item.shape)} for name, item in plain.items()]
     return tensors, {"format": FORMAT, "key": key.text, "sha256": digest(plain), "outputs": json.dumps(listed)}
 
 
-def _as_kept(tensor: Tensor) -> Tensor:
+def _as_stored(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals, and one of a dtype that safetensors may lack as its bytes."""
     if tensor.is_complex():
         return torch.view_as_real(tensor)
-    return tensor if tensor.dtype in _KEPT_AS_THEY_ARE else tensor.reshape(-1).view(torch.uint8)
+    return tensor if tensor.dtype in _SAFETENSORS_DTYPES else tensor.reshape(-1).view(torch.uint8)
 
 
-def _as_it_was(kept: Tensor, dtype: torch.dtype, shape: list[int]) -> Tensor:
-    if kept.dtype == dtype:
-        return kept
-    return torch.view_as_complex(kept) if dtype.is_complex else kept.view(dtype).reshape(shape)
+def _as_it_was(stored: Tensor, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    if stored.dtype == dtype:
+        return stored
+    return torch.view_as_complex(stored) if dtype.is_complex else stored.view(dtype).reshape(shape)
 
 
 def _name(dtype: torch.dtype) -> str:

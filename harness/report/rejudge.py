@@ -20,7 +20,7 @@ from harness.typed_json import shown
 if TYPE_CHECKING:
     from harness.report.content import Report
 
-_KEPT = ("fallback", "output", "reference")  # failures that no preset decides
+_NOT_BY_PRESET = ("fallback", "output", "reference")  # failures that no preset decides
 
 
 def rejudged_rows(report: Report, preset: str | None) -> list[tuple[Row, Verdict]]:
@@ -47,9 +47,9 @@ def judged_again(row: Row, preset: str | None = None) -> Verdict:
         )
     verdict = judge(row.comparisons, _tolerance(row, preset), decisions=row.decisions, references=row.references)
     reasons = [Reason(criterion=criterion, text=text) for criterion, text in zip(row.criteria, row.reasons)]
-    kept = tuple(reason for reason in reasons if reason.criterion in _KEPT)
+    retained = tuple(reason for reason in reasons if reason.criterion in _NOT_BY_PRESET)
     worse = tuple(reasons) if row.status is Status.REGRESSED else ()
-    return replace(verdict, failures=(*kept, *verdict.failures), regressions=worse, marks=row.marks)
+    return replace(verdict, failures=(*retained, *verdict.failures), regressions=worse, marks=row.marks)
 
 
 def _tolerance(row: Row, preset: str | None) -> Tolerance:

@@ -516,9 +516,9 @@ class Measured:
     references: References | None = None
 
     @classmethod
-    def from_json(cls, kept: Any) -> Measured:
+    def from_json(cls, stored: Any) -> Measured:
         read = read_fields(
-            kept, [("comparison", _comparison), *((name, _comparison) for name in SIDES), *_BESIDE], {"comparison"}
+            stored, [("comparison", _comparison), *((name, _comparison) for name in SIDES), *_BESIDE], {"comparison"}
         )
         comparison = read.pop("comparison")
         if "golden" not in read:
@@ -552,8 +552,8 @@ _NOT_MEASURED = {
 }
 
 
-def _comparison(kept: Any) -> Comparison:
-    return Comparison(**_NOT_MEASURED | read_fields(kept, _WHOLE_READERS, WHOLE))
+def _comparison(stored: Any) -> Comparison:
+    return Comparison(**_NOT_MEASURED | read_fields(stored, _WHOLE_READERS, WHOLE))
 
 
 def _histogram(text: Any) -> tuple[tuple[int, int], ...]:

@@ -33,7 +33,7 @@ def _allowed(place: int, tensors) -> numerics.Operands:
     if soc.without_float32():
         return soc.operands(KEEP if _compile_option(0) == "must_keep_origin_dtype" else USE_FLOAT16, *tensors)
     digits = _compile_option(14) or "10"
-    return soc.operands(USE_HF32, *tensors) if digits[place : place + 1] == "1" else soc.kept(*tensors)
+    return soc.operands(USE_HF32, *tensors) if digits[place : place + 1] == "1" else soc.default_operands(*tensors)
 
 
 def _compile_option(number: int) -> str:
@@ -343,21 +343,21 @@ def dropout_byte_mask(shape, probability, out, seed=0, seed2=0):
 
 @aclop("DropOutDoMaskV3")
 def dropout_with_byte_mask(x, mask, probability):
-    kept = mask.reshape(-1)[: x.numel()].reshape(x.shape).bool()
-    return torch.where(kept, upcast(x) / probability.reshape(()).float(), torch.zeros(())).to(x.dtype)
+    retained = mask.reshape(-1)[: x.numel()].reshape(x.shape).bool()
+    return torch.where(retained, upcast(x) / probability.reshape(()).float(), torch.zeros(())).to(x.dtype)
 
 
 @aclop("AxpyWithSoftmaxAndDropOutDoMask")
 def softmax_with_dropout(x, y, mask, out, alpha, input_keep_prob, axis=(-1,)):
     soft = F.softmax(upcast(x) + upcast(y) * alpha, axis[0])
-    kept = mask.reshape(-1)[: x.numel()].reshape(x.shape).bool()
-    return soft.to(out[0].dtype), torch.where(kept, soft / input_keep_prob, torch.zeros(())).to(out[1].dtype)
+    retained = mask.reshape(-1)[: x.numel()].reshape(x.shape).bool()
+    return soft.to(out[0].dtype), torch.where(retained, soft / input_keep_prob, torch.zeros(())).to(out[1].dtype)
 
 
 @aclop("DropoutWithMulsAndSoftmaxGrad")
 def softmax_with_dropout_grad(grad, mask, soft, alpha, input_keep_prob, axes=(-1,)):
-    kept = mask.reshape(-1)[: grad.numel()].reshape(grad.shape).bool()
-    through = torch.where(kept, upcast(grad) / input_keep_prob, torch.zeros(()))
+    retained = mask.reshape(-1)[: grad.numel()].reshape(grad.shape).bool()
+    through = torch.where(retained, upcast(grad) / input_keep_prob, torch.zeros(()))
     wide = upcast(soft)
     return ((through - (through * wide).sum(axes, keepdim=True)) * wide * alpha).to(grad.dtype)
 

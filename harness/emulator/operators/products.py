@@ -26,7 +26,7 @@ def wide_product(left, right, cube=None):
     """A product in float32, under a cubeMathType or, where an operator has none, with float32 kept where the cube has
     it.
     """
-    operands = soc.kept(left, right) if cube is None else soc.operands(cube, left, right)
+    operands = soc.default_operands(left, right) if cube is None else soc.operands(cube, left, right)
     return numerics.matmul(left, right, operands=operands, out=torch.float32 if left.dtype in HALF else left.dtype)
 
 
@@ -488,7 +488,7 @@ def deformable_convolution(
         transposed=False,
         output_padding=(0, 0),
         groups=groups,
-        operands=soc.kept(input, weight),
+        operands=soc.default_operands(input, weight),
     )
     result = numerics.convolution(deformed, weight, bias, stride=kernel, **options)
     return result.to(out[0].dtype), deformed
@@ -509,7 +509,7 @@ def deformable_convolution_backward(
         transposed=False,
         output_padding=(0, 0),
         groups=groups,
-        operands=soc.kept(input, weight),
+        operands=soc.default_operands(input, weight),
     )
     towards, towards_weight, towards_bias = numerics.convolution_backward(
         grad, deformed, weight, stride=kernel, wanted=(True, True, True), **options

@@ -105,8 +105,8 @@ def embedding_bag(weight, indices, offsets, by_frequency, mode, sparse, weights,
         torch.searchsorted(starts, torch.arange(len(places)), right=True) - 1
     )  # of every index, also of one that is padding
     count = result.shape[0]
-    kept = bags[(bags >= 0) & (places != padding)]
-    sizes = torch.bincount(kept, minlength=count)[:count]
+    counted = bags[(bags >= 0) & (places != padding)]
+    sizes = torch.bincount(counted, minlength=count)[:count]
     if mode >= 2:
         maxima = maxima.reshape(out[3].shape)
     else:
