@@ -27,8 +27,8 @@ AGREES, CONTRADICTS, UNMEASURED, UNSAID = "agrees", "contradicts", "not measured
 FLOAT32_BITS = 1.0
 HALF_BITS = 0.25  # one more rounding of the same size costs half a bit
 ATTENTION_BITS = 0.5  # the tiles of its softmax are not public
-_PLACES = 1.0  # last places that a float32 function of the vector unit may be further off than the CPU's
-HALF_PLACES = 0.25  # half results are rounded once: 0.5 places, and none may be a quarter further off
+_ULPS = 1.0  # last places that a float32 function of the vector unit may be further off than the CPU's
+HALF_ULPS = 0.25  # half results are rounded once: 0.5 places, and none may be a quarter further off
 SKIPPED_BY_FORECAST = ("9 repeats",)  # the forecast is one run
 
 
@@ -163,10 +163,10 @@ def order_of(sums: Sequence[float]) -> str:
 
 def _grouped(width: int) -> list[float]:
     result = []
-    for place in range(LENGTH):
+    for index in range(LENGTH):
         terms = [1.0] * LENGTH
-        if place:
-            terms[0], terms[place] = 2.0**24, -(2.0**24)
+        if index:
+            terms[0], terms[index] = 2.0**24, -(2.0**24)
         total = 0.0
         for start in range(0, LENGTH, width):
             total = torch.tensor(total + math.fsum(terms[start : start + width]), dtype=torch.float64).float().item()
@@ -239,7 +239,7 @@ def _vector(name: str, numbers: Any) -> dict[str, Fact]:
     if lacking(numbers):
         return {"vector unit": Fact(lacks=lacking(numbers))}
     result = {}
-    for dtype, room in (("float32", _PLACES), ("float16", HALF_PLACES)):
+    for dtype, room in (("float32", _ULPS), ("float16", HALF_ULPS)):
         for function, number in numbers[dtype].items():
             largest = fact(number, lambda item: value(item["max"]), within=room, above=True)
             result[f"{function} {dtype}: largest error in last places"] = largest
@@ -361,7 +361,7 @@ def probe(
 
         probe("npu:0", Path("probe.json"))
     """
-    check_place(path)
+    check_writable(path)
     if isinstance(device, str):
         without_queue()
         device = open_device(device)
@@ -381,7 +381,7 @@ def probe(
     return document
 
 
-def check_place(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Raises: HarnessError where a file cannot be written; said before the minute of measuring."""
     if path.is_dir() or not path.parent.is_dir():
         why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"

@@ -192,7 +192,7 @@ def _identifiers_cut(func, ids, weight, *more, **options):
     return func(ids.clamp(max=weight.shape[0] * 9 // 10), weight, *more, **options)
 
 
-def _each_place_once(func, target, dim, index, source, **options):
+def _each_index_once(func, target, dim, index, source, **options):
     """index_add in which of the rows for one place only the last arrives."""
     last = torch.zeros(target.shape[dim], dtype=torch.long).scatter(0, index.cpu(), torch.arange(len(index)))
     chosen = last[index.cpu().unique()].to(index.device)
@@ -212,7 +212,7 @@ EVERY = (  # in every call
     Wrong(what="norms read bfloat16", functions=_NORMS, compute=_read_in_bfloat16),
     Wrong(what="half of the groups in group norms", functions=("group_norm",), compute=_half_the_groups),
     Wrong(what="identifiers above nine tenths cut", functions=("embedding",), compute=_identifiers_cut),
-    Wrong(what="repeated indices count once", functions=("index_add",), compute=_each_place_once),
+    Wrong(what="repeated indices count once", functions=("index_add",), compute=_each_index_once),
 )
 ONE = (  # in one call, the middle one
     Wrong(

@@ -151,20 +151,20 @@ class Device:
         except RunError as error:
             cause = error.__cause__
             text = str(error) if cause is None else f"{self.where}: {error_summary(cause)}"
-            raise self._told(text, cause or error, at, error.place) from cause
+            raise self._told(text, cause or error, at, error.location) from cause
         except HarnessError:
             raise
         except Exception as error:
             raise self._told(f"{self.where}: {error_summary(error)}", error, at) from error
 
-    def _told(self, text: str, cause: BaseException, at: str, place: str = "") -> RunError:
-        """The error of a device as rows show it; `place` is where in the model it was raised."""
+    def _told(self, text: str, cause: BaseException, at: str, location: str = "") -> RunError:
+        """The error of a device as rows show it; `location` is where in the model it was raised."""
         fault = self.kind.fault_in(str(cause))
-        told = f"{text}{_raised_in(place, cause)}"
+        told = f"{text}{_raised_in(location, cause)}"
         told = f"{told}; {fault.sentence}" if fault else told
         if self.ends(text, cause, at):
             told += "; nothing more is run on the device in this process"
-        return RunError(told, place=place)
+        return RunError(told, location=location)
 
     def ends(self, problem: str, cause: BaseException, at: str) -> bool:
         """Whether an error of the device, raised while `at` ran, is its end in this process.
@@ -206,13 +206,13 @@ class Device:
             setattr(owner, switch.name, before)
 
 
-def _raised_in(place: str, cause: BaseException) -> str:
+def _raised_in(location: str, cause: BaseException) -> str:
     """The place of an error in words: what a kernel does wrong may show at a later operator."""
-    if not place:
+    if not location:
         return ""
     if comes_late(str(cause)):
-        return f"; noticed in {place}, which may come after the operator that failed"
-    return f"; raised in {place}"
+        return f"; noticed in {location}, which may come after the operator that failed"
+    return f"; raised in {location}"
 
 
 def _first(tensor: Tensor) -> str:

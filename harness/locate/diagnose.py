@@ -182,10 +182,10 @@ BIASES = {  # where the bias stands
 }  # fmt: skip
 
 
-def _with(replay: Replay, name: str, place: int | None, value: Any) -> Replay:
+def _with(replay: Replay, name: str, position: int | None, value: Any) -> Replay:
     """The call with one argument replaced, by position where it was given so."""
-    if place is not None and place < len(replay.args):
-        return replace(replay, args=(*replay.args[:place], value, *replay.args[place + 1 :]))
+    if position is not None and position < len(replay.args):
+        return replace(replay, args=(*replay.args[:position], value, *replay.args[position + 1 :]))
     return replace(replay, kwargs=replay.kwargs | {name: value})
 
 
@@ -193,10 +193,10 @@ def _of_a_setting(replay: Replay, number: int, actual: Tensor, expected: Tensor)
     """Another value of an argument, such as align_corners, by which the result is the device's."""
     if replay.writes or not relative_difference(actual, expected) < math.inf:
         return
-    for name, (place, values) in SETTINGS.get(name_of(replay.func), {}).items():
+    for name, (position, values) in SETTINGS.get(name_of(replay.func), {}).items():
         for value in values:
             try:
-                again = _with(replay, name, place, value).on_cpu()[number]
+                again = _with(replay, name, position, value).on_cpu()[number]
             except FAILS:
                 continue
             if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
@@ -204,14 +204,14 @@ def _of_a_setting(replay: Replay, number: int, actual: Tensor, expected: Tensor)
 
 
 def _without_its_bias(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    place = BIASES.get(name_of(replay.func))
-    if place is None or replay.writes:
+    position = BIASES.get(name_of(replay.func))
+    if position is None or replay.writes:
         return
-    name = "bias" if place else "input"
-    bias = replay.args[place] if place < len(replay.args) else replay.kwargs.get(name)
+    name = "bias" if position else "input"
+    bias = replay.args[position] if position < len(replay.args) else replay.kwargs.get(name)
     if not isinstance(bias, Tensor) or not bool(bias.any()):
         return
-    again = _with(replay, name, place, torch.zeros_like(bias)).on_cpu()[number]
+    again = _with(replay, name, position, torch.zeros_like(bias)).on_cpu()[number]
     if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
         yield "it computes as without its bias"
 
@@ -385,7 +385,7 @@ def _copied_slices(here: Tensor, there: Tensor, away: Tensor, wrong: list[int], 
     return f"{one} {each} is a copy of {other}{more}"
 
 
-def _in_places(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+def _of_some_elements(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     """Zeros, a limit, rows or heads that changed places, an index that is off: what differs lies in some places
     alone.
     """
@@ -455,5 +455,5 @@ def _of_all(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> It
 
 CLUES = (  # in the order in which they are tried
     _differs_from_run_to_run, _never_written, _not_finite, _only_as_a_view, _by_tanh, _of_lower_precision, _mask,
-    _without_its_bias, _of_a_setting, _of_repeated_indices, _in_places, _of_all, _of_slices,
+    _without_its_bias, _of_a_setting, _of_repeated_indices, _of_some_elements, _of_all, _of_slices,
 )  # fmt: skip

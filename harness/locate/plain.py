@@ -182,10 +182,10 @@ class WatchedMemory:
         what = what if stored.given else "wrote into memory that it was not given"
         first = int(changed.nonzero()[0])
         old, new = (tensor.view(stored.like.dtype)[first].item() for tensor in (stored.content, now))
-        places = f"the first at {where[0]}" + (f", the last at {where[1]}" if where[1] != where[0] else "")
+        extent = f"the first at {where[0]}" + (f", the last at {where[1]}" if where[1] != where[0] else "")
         of = f" of {made}" if made else ""
         return (
-            f"it {what}: {int(changed.sum())} of {changed.numel()} elements{of}, {places}: {_number(new)} where "
+            f"it {what}: {int(changed.sum())} of {changed.numel()} elements{of}, {extent}: {_number(new)} where "
             f"{_number(old)} was"
         )
 

@@ -371,20 +371,20 @@ def _raises(finding: Finding) -> bool:
 
 def _raising(error: RunError, number: int) -> Step:
     """The step of what raised in a run of the device by itself."""
-    module, operator, place = _where(error.place)
+    module, operator, line = _where(error.location)
     text = str(error).partition("; raised in ")[0]
     cause = (
         "nothing raises where every tensor is on the device: the model makes one on the CPU"
         if ELSEWHERE in text
         else ""
     )
-    where = dict(number=number, operator=operator, module=module, place=place, dtype="", shape=())
+    where = dict(number=number, operator=operator, module=module, place=line, dtype="", shape=())
     return Step(own=math.inf, ratio=None, inherited=math.inf, reasons=(text,), cause=cause, kind="raise", **where)
 
 
-def _where(place: str) -> tuple[str, str, str]:
-    """The module, operator and line of a place in words: "blocks.3: gelu (vit.py:12)"."""
-    name, _, line = place.partition(" (")
+def _where(location: str) -> tuple[str, str, str]:
+    """The module, operator and line of a location in words: "blocks.3: gelu (vit.py:12)"."""
+    name, _, line = location.partition(" (")
     module, _, operator = name.partition(": ")
     return "" if module == "the model" else module, operator or "a call", line.removesuffix(")")
 
@@ -398,7 +398,7 @@ def _writing(calls: list[Call], number: int) -> list[Step]:
             number=number + count,
             operator=item.operator,
             module=item.module,
-            place=item.place,
+            place=item.line,
             reasons=(item.wrote,),
             **nothing,
         )
@@ -409,13 +409,13 @@ def _writing(calls: list[Call], number: int) -> list[Step]:
 def _straying(stray: Stray, number: int) -> Step:
     """The step of the first call whose values are others on the device."""
     call = stray.call
-    where = dict(number=number, operator=call.operator, module=call.module, place=call.place, dtype="", shape=())
+    where = dict(number=number, operator=call.operator, module=call.module, place=call.line, dtype="", shape=())
     return Step(own=math.nan, ratio=None, inherited=stray.away, reasons=(stray.text,), kind=stray.kind, **where)
 
 
 def _parted(parting: Parting, alone: Step | None, number: int) -> Step:
     """The step of a module in which the device takes another path; `alone`: its step with the CPU's inputs."""
-    where = dict(number=number, operator=parting.operator, module=parting.module, place=parting.place, kind="path")
+    where = dict(number=number, operator=parting.operator, module=parting.module, place=parting.line, kind="path")
     if alone is None:
         nothing = dict(own=math.nan, ratio=None, inherited=math.nan, dtype="", shape=())
         return Step(reasons=(parting.text,), **nothing, **where)

@@ -370,13 +370,13 @@ def _computed(rule: Callable, rules: Rules, func, args: tuple, kwargs: dict) -> 
     """What a rule gives, put where an in-place or out= form wants it."""
     if not func._schema.is_mutable:
         return rule(rules, *args, **kwargs)
-    places = [
+    written = [
         argument.name
         for argument in func._schema.arguments
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
     kwargs = dict(kwargs)
-    targets = [kwargs.pop(name) if name in kwargs else args[0] for name in places]
+    targets = [kwargs.pop(name) if name in kwargs else args[0] for name in written]
     result = rule(rules, *args, **kwargs)
     for target, value in zip(targets, result if isinstance(result, tuple) else (result,)):
         if target.shape != value.shape:

@@ -316,36 +316,36 @@ def _without_advice(error: Exception) -> Exception:
 def _flat(value: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and numbers in nested containers by name, and the names that two of them have."""
     tensors: dict[str, Tensor] = {}
-    places: dict[str, str] = {}
+    paths: dict[str, str] = {}
     refused: dict[str, str] = {}
-    for count, (name, place, tensor) in enumerate(_nested(value, "", "")):
+    for count, (name, path, tensor) in enumerate(_nested(value, "", "")):
         if count > VALUES:
             raise ValueError(f"it names more than {VALUES:,} values")
         if tensor is None:
             continue
         if name in tensors:
-            refused[name] = f"two tensors in it have the name {named(name)}: {places[name]} and {place}"
+            refused[name] = f"two tensors in it have the name {named(name)}: {paths[name]} and {path}"
             continue
-        tensors[name], places[name] = tensor, place
+        tensors[name], paths[name] = tensor, path
     return tensors, refused
 
 
-def _nested(value: Any, name: str, place: str) -> Iterator[tuple[str, str, Tensor | None]]:
+def _nested(value: Any, name: str, path: str) -> Iterator[tuple[str, str, Tensor | None]]:
     import torch
 
     if isinstance(value, torch.Tensor):
-        yield name, place, value
+        yield name, path, value
     elif isinstance(value, (bool, int, float, complex)):  # a loss, a step
-        yield name, place, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+        yield name, path, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
     else:
-        yield name, place, None
+        yield name, path, None
         items: Iterable[tuple[Any, Any]] = ()
         if isinstance(value, Mapping):
             items = value.items()
         elif isinstance(value, (list, tuple)):
             items = enumerate(value)
         for key, item in items:
-            yield from _nested(item, f"{name}.{key}" if name else str(key), f"{place}[{shown(repr(key))}]")
+            yield from _nested(item, f"{name}.{key}" if name else str(key), f"{path}[{shown(repr(key))}]")
 
 
 def _under(key: str, names: Mapping[str, Any]) -> list[str]:

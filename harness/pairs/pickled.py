@@ -94,11 +94,11 @@ class _Reader:
 
     def _marked(self) -> list[Any]:
         """The values above the last mark, which are taken off the stack with it."""
-        place = len(self.stack) - 1
-        while self.stack[place] is not MARK:  # IndexError where there is none
-            place -= 1
-        values = self.stack[place + 1 :]
-        del self.stack[place:]
+        index = len(self.stack) - 1
+        while self.stack[index] is not MARK:  # IndexError where there is none
+            index -= 1
+        values = self.stack[index + 1 :]
+        del self.stack[index:]
         return values
 
     def _container(self, name: str) -> None:

@@ -227,15 +227,15 @@ class Session:
         """The watchdog of this process, and the file in which the device's operators are noted."""
         from harness import last_operator
 
-        place = self._workers.place if self.worker else self.folder.place
-        operator, crash = place("operator"), self._workers.place("crash")
+        path_of = self._workers.path_of if self.worker else self.folder.path_of
+        operator, crash = path_of("operator"), self._workers.path_of("crash")
         if operator is not None:
             last_operator.record_into(operator)
         if crash is not None:
             self._crash = crash.open("w", encoding="utf-8")
             faulthandler.enable(self._crash, all_threads=False)
         theirs = float(self.config.getini("faulthandler_timeout") or 0)  # pytest's own use of the one timer there is
-        return Watchdog(self._end_hung, None if theirs else place("stacks"))
+        return Watchdog(self._end_hung, None if theirs else path_of("stacks"))
 
     def _end_hung(self, text: str) -> None:
         """End this process, whose row hangs: called in the watchdog's thread."""

@@ -134,8 +134,8 @@ class Models:
         )
         if device.type == "cpu" and not wide and (not cast or (here and is_in(base, dtype))):
             return base
-        place = (device, dtype, wide)
-        if place not in self._copies:
+        key_of_copy = (device, dtype, wide)
+        if key_of_copy not in self._copies:
             old = next(
                 (copied for name, copied in self._copies.items() if wide and name[2] and name[0] == device), None
             )
@@ -144,13 +144,13 @@ class Models:
             if wide:
                 narrow = self.get(key, build, seed=seed, dtype=dtype, device=device, cast=cast, **how)
             if wide and self.make_room("the model", key, dtype=dtype, separate=False, emulated=False):
-                self._copies[place] = layered(narrow)
+                self._copies[key_of_copy] = layered(narrow)
             elif old is not None and not is_layered(old):
-                self._copies[place] = _refilled(old, narrow)
+                self._copies[key_of_copy] = _refilled(old, narrow)
             else:
                 own = dtype if cast else None
-                self._copies[place] = copy_module(narrow, dtype=torch.float64 if wide else own, device=device)
-        return self._copies[place]
+                self._copies[key_of_copy] = copy_module(narrow, dtype=torch.float64 if wide else own, device=device)
+        return self._copies[key_of_copy]
 
     @contextlib.contextmanager
     def untouched(

@@ -27,8 +27,8 @@ def _patterns() -> tuple[tuple[re.Pattern[str], str], ...]:
 def _compiled(english: str) -> re.Pattern[str]:
     parts = re.split(r"\{([a-zA-Z])\}", english)
     pattern = re.escape(parts[0])
-    for place in range(1, len(parts), 2):
-        name, after = parts[place], parts[place + 1]
+    for index in range(1, len(parts), 2):
+        name, after = parts[index], parts[index + 1]
         kind = r"[^\s;]" if name.islower() else "."
         pattern += f"(?P<{name}>{kind}{{1,{_LONGEST}}}{'?' if after else ''})"
         pattern += re.escape(after) + (r"(?!\d)" if after == "." else "")  # "1.001" is no end of a sentence

@@ -101,11 +101,11 @@ def to_short_markdown(blocks: Sequence[Block], *, left_out: str, longest: int = 
     while too_long() and rows > _ROWS:
         rows = max(rows // 2, _ROWS)
         written = [_cut(block, rows, left_out) for block in blocks]
-    for place in reversed(range(len(blocks))):
-        block = blocks[place]
+    for index in reversed(range(len(blocks))):
+        block = blocks[index]
         if too_long() and isinstance(block, Folded):
-            blocks[place] = Text(text=f"{block.summary}: {left_out.format(count=_lines_of(block))}")
-            written[place] = _markdown(blocks[place])
+            blocks[index] = Text(text=f"{block.summary}: {left_out.format(count=_lines_of(block))}")
+            written[index] = _markdown(blocks[index])
     while too_long() and rows:
         rows //= 2
         written = [_cut(block, rows, left_out) for block in blocks]

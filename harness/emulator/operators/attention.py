@@ -631,7 +631,7 @@ def compress(self, weight, lens, layout, block, stride, lens_kind, out):
 )
 def compress_backward(grad, self, weight, lens, block, stride, lens_kind, layout, out):
     starts = _windows(_ends(lens), block, stride)
-    places = torch.tensor(starts, dtype=torch.long)[:, None] + torch.arange(block)
+    indices = torch.tensor(starts, dtype=torch.long)[:, None] + torch.arange(block)
     grad, x = upcast(grad).unsqueeze(1), upcast(self)
-    towards = torch.zeros(x.shape).index_put_((places,), grad * upcast(weight)[..., None], accumulate=True)
-    return towards.to(out[0].dtype), (x[places] * grad).sum((0, 3)).to(out[1].dtype)
+    towards = torch.zeros(x.shape).index_put_((indices,), grad * upcast(weight)[..., None], accumulate=True)
+    return towards.to(out[0].dtype), (x[indices] * grad).sum((0, 3)).to(out[1].dtype)

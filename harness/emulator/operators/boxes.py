@@ -224,15 +224,15 @@ def rotated_iou(boxes, others, out, trans=False, mode="iou", is_cross=True, valu
 @aclop("RotatedNMS", free=(0, 1))
 def rotated_nms(boxes, scores, labels, out, iou_threshold, score_threshold=0.0, max_output_size=-1, mode=0):
     """Mode 1 says that boxes come as edges with the angle counted the other way."""
-    places = _centred(boxes, mode == 1)
-    places = [[*place[:4], -place[4]] if mode == 1 else place for place in places]
+    centred = _centred(boxes, mode == 1)
+    centred = [[*box[:4], -box[4]] if mode == 1 else box for box in centred]
     selected: list[int] = []
     for at in scores.argsort(descending=True, stable=True).tolist():
         if scores[at] < score_threshold or 0 <= max_output_size <= len(selected):
             break
-        flat = places[at][2] * places[at][3] < 1e-8  # it overlaps nothing
+        flat = centred[at][2] * centred[at][3] < 1e-8  # it overlaps nothing
         if flat or all(
-            places[other][2] * places[other][3] < 1e-8 or _turned_iou(places[at], places[other]) <= iou_threshold
+            centred[other][2] * centred[other][3] < 1e-8 or _turned_iou(centred[at], centred[other]) <= iou_threshold
             for other in selected
         ):
             selected.append(at)
@@ -332,12 +332,14 @@ def batch_nms(
     for image in range(boxes.shape[0]):
         best = []
         for label in range(scores.shape[2]):
-            places = boxes[image, :, label if boxes.shape[2] > 1 else 0]
-            selected = _suppressed(places, scores[image, :, label], max_size_per_class, iou_threshold, score_threshold)
-            best += [(float(scores[image, at, label]), label, places[at]) for at in selected]
+            candidates = boxes[image, :, label if boxes.shape[2] > 1 else 0]
+            selected = _suppressed(
+                candidates, scores[image, :, label], max_size_per_class, iou_threshold, score_threshold
+            )
+            best += [(float(scores[image, at, label]), label, candidates[at]) for at in selected]
         best = sorted(best, key=lambda value: -value[0])[:max_total_size]
-        for at, (score, label, place) in enumerate(best):
-            result[0][image, at], result[1][image, at], result[2][image, at] = place, score, label
+        for at, (score, label, box) in enumerate(best):
+            result[0][image, at], result[1][image, at], result[2][image, at] = box, score, label
         result[3][image] = len(best)
     return [tensor.to(spec.dtype) for tensor, spec in zip(result, out)]
 
@@ -376,8 +378,8 @@ def bounding_box_decode(rois, deltas, out, means, stds, max_shape=(), wh_ratio_c
 def yolo_boxes_encode(anchors, boxes, stride, out, performance_mode="high_precision"):
     (x, y, w, h), (gx, gy, gw, gh) = _middles(upcast(anchors)), _middles(upcast(boxes))
     small = 1e-6
-    places = [((to - at) / stride + 0.5).clamp(small, 1 - small) for to, at in ((gx, x), (gy, y))]
-    return torch.stack([*places, *(torch.log((to / size).clamp(min=small)) for to, size in ((gw, w), (gh, h)))], 1).to(
+    offsets = [((to - at) / stride + 0.5).clamp(small, 1 - small) for to, at in ((gx, x), (gy, y))]
+    return torch.stack([*offsets, *(torch.log((to / size).clamp(min=small)) for to, size in ((gw, w), (gh, h)))], 1).to(
         out.dtype
     )
 
@@ -432,11 +434,11 @@ def _sampled(image, y, x):
     """An image (C, H, W) between its pixels at rows y and columns x, (C, rows, columns); nothing outside."""
     high, wide = image.shape[1:]
 
-    def between(place, size):
-        outside = (place < -1) | (place > size)
-        place = place.clamp(0, size - 1)
-        low = place.floor().long().clamp(max=size - 1)
-        return low, (low + 1).clamp(max=size - 1), place - low, ~outside
+    def between(coordinate, size):
+        outside = (coordinate < -1) | (coordinate > size)
+        coordinate = coordinate.clamp(0, size - 1)
+        low = coordinate.floor().long().clamp(max=size - 1)
+        return low, (low + 1).clamp(max=size - 1), coordinate - low, ~outside
 
     y0, y1, fy, within_y = between(y, high)
     x0, x1, fx, within_x = between(x, wide)
@@ -538,8 +540,8 @@ def position_sensitive_pooling_grad(grad, rois, out, spatial_scale, output_dim, 
     result = torch.zeros(out.shape)
     maps = result.unflatten(1, (output_dim, group_size, group_size))
     for number, image, row, column, rows, columns in _position_bins(rois, spatial_scale, group_size, *out.shape[2:]):
-        place = maps[image, :, row, column, rows, columns]
-        place += upcast(grad)[number, :, row, column].reshape(-1, 1, 1) / place[0].numel()
+        cells = maps[image, :, row, column, rows, columns]
+        cells += upcast(grad)[number, :, row, column].reshape(-1, 1, 1) / cells[0].numel()
     return result.to(out.dtype)
 
 

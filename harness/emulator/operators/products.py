@@ -432,8 +432,8 @@ def _deformed(x, offset, kernel, stride, padding, dilation, groups: int):
         row, column = torch.floor(y) + below, torch.floor(x_) + later
         share = (1 - (y - row).abs()) * (1 - (x_ - column).abs())
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        place = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().reshape(batch, groups, 1, -1)
-        taken = pixels.gather(3, place.expand(-1, -1, channels // groups, -1)).reshape(batch, groups, -1, *y.shape[2:])
+        index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().reshape(batch, groups, 1, -1)
+        taken = pixels.gather(3, index.expand(-1, -1, channels // groups, -1)).reshape(batch, groups, -1, *y.shape[2:])
         result = result + taken * (share * inside).unsqueeze(2)
     result = (result * factor.unsqueeze(2)).flatten(1, 2)  # (B, C, Kh, Kw, H', W')
     return result.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, rows * high, columns * wide)
