@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from harness.judging.criteria import AT_LEAST, NEEDS_FLOOR
+from harness.judging.preset_names import NEED_FORECAST
 from harness.judging.presets import MERE, PRESETS, pair_limits
 
 
@@ -47,7 +48,7 @@ class Tolerance:
     unexplained_ratio: float | None = None  # at most; what the forecast leaves unexplained, over the scatter of sums
     # At most; the error that the floor lets pass, as a share of the output: see `UNDECIDED`.
     undecided: float | None = None
-    preset: str = ""  # "floor", "sharp", "card", "cann", "dynamo", "close" or "pair"
+    preset: str = ""  # one of `PRESET_NAMES`
     reason: str = ""  # where the limits come from; the report prints it
 
     def __post_init__(self) -> None:
@@ -93,7 +94,7 @@ def without_forecast(tolerance: Tolerance, why: str, dtype: str) -> Tolerance:
     prints.
     """
     floored = {name: None for name in tolerance.limits() if name in NEEDS_FLOOR}
-    needs = tolerance.preset in ("floor", "sharp")
+    needs = tolerance.preset in NEED_FORECAST
     if not needs and not floored:
         return tolerance
     own = {name: limit for name, limit in tolerance.limits().items() if name not in floored}
