@@ -27,7 +27,7 @@ from harness.measure import Comparison, Cosine, Count, Share, Size
 from harness.typed_json import Mismatch, fields_of, named, object_schema, read_fields, reader_of, shown, to_json
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}  # of |actual - expected|
-UNRECORDED = "unrecorded"  # the criterion of a reason in a file of before criteria were kept
+UNKNOWN_CRITERION = "unrecorded"  # the criterion of a reason in a file of before criteria were kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -630,7 +630,7 @@ def _reasons(result: Mapping[str, Any], status: Status) -> dict[str, tuple[str, 
             Status.ERROR: "run",
             Status.SKIPPED: "skip",
             Status.REGRESSED: "baseline",
-            Status.FAIL: UNRECORDED,
+            Status.FAIL: UNKNOWN_CRITERION,
         }.get(status)
         reasons = reasons or (("its reason was not recorded",) if leading else ())
         return {"reasons": reasons, "criteria": () if leading is None else (leading,) * len(reasons)}
