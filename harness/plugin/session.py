@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -302,7 +303,8 @@ class Session:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """With --precision-locate-case, that case's accuracy tests alone; with --precision-shard, a part of them."""
         choose_located(self.config, self.options, items)
-        choose_shard(self.config, self.options, items)
+        if self.options.shard is not None:
+            choose_shard(self.config, self.options.shard, self._shard_times, items)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed and not self.worker:
@@ -371,6 +373,13 @@ class Session:
         except HarnessError as error:
             raise pytest.UsageError(f"--precision-reference-store: {error}") from None
 
+    @cached_property
+    def _shard_times(self) -> dict[str, float]:
+        """The seconds of each test by the report of --precision-shard-times, read once. Raises: HarnessError."""
+        from harness.plugin.shards import seconds_of
+
+        return seconds_of(self.options.shard_times)
+
     def check_options(self) -> None:
         """Stop with one message where the user named a device or a directory that cannot be."""
         if self.options.report is not None:
@@ -384,11 +393,11 @@ class Session:
                 raise pytest.UsageError(f"--precision-device: {error}") from None
         if self.options.shard is not None:
             from harness.errors import HarnessError
-            from harness.plugin.shards import parse_shard, seconds_of
+            from harness.plugin.shards import parse_shard
 
             try:
                 parse_shard(self.options.shard)
-                seconds_of(self.options.shard_times)
+                _ = self._shard_times  # it is read here, where an error has its option beside it
             except (HarnessError, ValueError) as error:
                 raise pytest.UsageError(f"--precision-shard: {error}") from None
         if self.options.fault and self.options.baseline == "accept":
