@@ -22,7 +22,7 @@ from harness.devices.measurements import ADDED, BITS, LENGTH, SCHEMA, measure, p
 from harness.errors import HarnessError
 from harness.numerics.expected_error import rounding, rules_of
 
-AGREES, CONTRADICTS, UNMEASURED, UNSAID = "agrees", "contradicts", "not measured", "no rule"
+AGREES, CONTRADICTS, UNMEASURED, NO_RULE = "agrees", "contradicts", "not measured", "no rule"
 # a float32 sum may lose this much more or less than the forecast: its order is not public. `floor` leaves a factor of 2
 FLOAT32_BITS = 1.0
 HALF_BITS = 0.25  # one more rounding of the same size costs half a bit
@@ -324,7 +324,7 @@ def _verdict(rule: str, fact: Fact, expected: Fact | None, has_rules: bool) -> F
     if fact.lacks:
         return FactVerdict(**known, verdict=UNMEASURED, words=f"{rule} was not measured: {fact.lacks}")
     if expected_value is None:
-        return FactVerdict(**known, verdict=UNSAID, words=f"{rule}: {fact.value}; the forecast has no rule for it")
+        return FactVerdict(**known, verdict=NO_RULE, words=f"{rule}: {fact.value}; the forecast has no rule for it")
     if _agree(fact, expected):
         return FactVerdict(
             **known, verdict=AGREES, words=f"{rule}: {fact.value}, and the forecast says {expected_value}"
@@ -394,7 +394,7 @@ def derived_of(document: Mapping[str, Any]) -> dict[str, Any]:
     rules = rules_of(stack)
     verdicts = verdicts_of(document["measured"], forecast_of(stack, tuple(document["measured"])))
     counts = {
-        kind: sum(item.verdict == kind for item in verdicts) for kind in (AGREES, CONTRADICTS, UNMEASURED, UNSAID)
+        kind: sum(item.verdict == kind for item in verdicts) for kind in (AGREES, CONTRADICTS, UNMEASURED, NO_RULE)
     }
     return {
         "rules": None if rules is None else str(rules),
@@ -434,7 +434,7 @@ def text_of(document: Mapping[str, Any]) -> str:
         return "\n\n".join(
             [*parts, tabulate(rows, headers=("what", "measured"), tablefmt="simple", disable_numparse=True)]
         )
-    for kind in (CONTRADICTS, UNMEASURED, UNSAID):
+    for kind in (CONTRADICTS, UNMEASURED, NO_RULE):
         lines = [f"- {item['words']}" for item in verdicts if item["verdict"] == kind]
         if lines:
             parts.append("\n".join([f"{kind}:", *lines]))
