@@ -34,7 +34,7 @@ def _read(path: Path) -> str:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     record_into(Path(folder) / "last")
     ...     note("aten::silu")
-    ...     read(Path(folder) / "last")
+    ...     _read(Path(folder) / "last")
     'aten::silu'
     """
     try:
