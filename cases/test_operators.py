@@ -213,8 +213,8 @@ def masked(kind: str) -> Callable[..., Tensor]:
         if kind == "bool":
             return attend(q, k, v, attn_mask=distance <= 2)
         if kind == "padding":
-            kept = torch.arange(columns, device=q.device) < columns - 5
-            return attend(q, k, v, attn_mask=kept.expand(q.shape[0], 1, rows, columns))
+            visible = torch.arange(columns, device=q.device) < columns - 5
+            return attend(q, k, v, attn_mask=visible.expand(q.shape[0], 1, rows, columns))
         if kind == "additive -inf":
             return attend(
                 q,

@@ -34,12 +34,12 @@ class MemoryLimitError(HarnessError):
 class RunError(HarnessError):
     """A model raised while it ran; the exception that it raised is the cause of this one.
 
-    `place`: the module, operator and line that raised, "blocks.3: gelu (vit.py:12)"; "" where that is not known.
+    `location`: the module, operator and line that raised, "blocks.3: gelu (vit.py:12)"; "" where that is not known.
     """
 
-    def __init__(self, text: str, *, place: str = ""):
+    def __init__(self, text: str, *, location: str = ""):
         super().__init__(text)
-        self.place = place
+        self.location = location
 
 
 class TorchError(HarnessError):

@@ -34,7 +34,7 @@ def _read(path: Path) -> str:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     record_into(Path(folder) / "last")
     ...     note("aten::silu")
-    ...     read(Path(folder) / "last")
+    ...     _read(Path(folder) / "last")
     'aten::silu'
     """
     try:
@@ -43,7 +43,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def said_in(path: Path) -> str:
+def description_in(path: Path) -> str:
     """What a reason says of it: "; the last operator that the device was given: aten::silu", or ""."""
     name = _read(path)
     return f"; the last operator that the device was given: {name}" if name else ""

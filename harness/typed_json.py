@@ -42,13 +42,13 @@ class Mismatch(ValueError):
         return self
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Such as `measured.output.comparison.shape[1]`; "" for the value itself."""
         parts = [f"[{item}]" if isinstance(item, int) else f".{item}" for item in self.path]
         return shown("".join(parts).removeprefix("."))
 
     def __str__(self) -> str:
-        where = f"{self.place}: " if self.path else ""
+        where = f"{self.location}: " if self.path else ""
         return f"{where}{self.found} where {self.expected} was expected"
 
 

@@ -32,7 +32,7 @@ class Figure:
         return self.value / self.promise
 
     @property
-    def kept(self) -> bool:
+    def is_met(self) -> bool:
         return self.value <= self.promise
 
 

@@ -25,12 +25,12 @@ def main(wanted: list[str]) -> int:
             f"{figure.value:.3g} {figure.unit}",
             f"{figure.promise:.3g} {figure.unit}",
             f"{figure.ratio:.2f}",
-            "yes" if figure.kept else "NO",
+            "yes" if figure.is_met else "NO",
         )
         for figure in figures
     ]
     print(tabulate(rows, headers=("figure", "measured", "promise", "ratio", "kept"), disable_numparse=True))
-    return 0 if all(figure.kept for figure in figures) else 1
+    return 0 if all(figure.is_met for figure in figures) else 1
 
 
 if __name__ == "__main__":

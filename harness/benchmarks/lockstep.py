@@ -38,12 +38,12 @@ def subjects(dtype: str) -> list:
         dtype=dtype,
     )
     x = case.inputs(torch.Generator().manual_seed(1)).to(case.torch_dtype)
-    places = (torch.device("cpu"), device.torch_device)
-    here, there = (models.get(**case.built, device=item) for item in places)
+    devices = (torch.device("cpu"), device.torch_device)
+    here, there = (models.get(**case.built, device=item) for item in devices)
 
-    def forward(model, place):
+    def forward(model, target):
         with torch.no_grad():
-            model(x.to(place)).cpu()
+            model(x.to(target)).cpu()
 
     return [
         lambda: forward(here, "cpu"),

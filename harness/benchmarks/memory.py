@@ -109,12 +109,12 @@ def peak(kind: str, size: str, dtype: str) -> dict:
         )
         if process.stdout.readline().strip() != "ready":
             raise RuntimeError(f"the tiny {kind} case in {dtype} did not run")
-        before = _held(process.pid)
+        before = _memory_of(process.pid)
         process.stdin.write("go\n")
         process.stdin.flush()
         most = before
         while process.poll() is None:
-            most = max(most, _held(process.pid), key=sum)
+            most = max(most, _memory_of(process.pid), key=sum)
             time.sleep(0.02)
         result = json.loads(process.stdout.read().strip().splitlines()[-1])
     count = result["parameters"]
@@ -126,7 +126,7 @@ def peak(kind: str, size: str, dtype: str) -> dict:
     return {"bytes_a_parameter": own, **parts, **result, "libraries": sum(before)}
 
 
-def _held(pid: int) -> tuple[int, int]:
+def _memory_of(pid: int) -> tuple[int, int]:
     """Bytes that a process holds, and those of all its children together."""
     children = [int(part) for path in Path(f"/proc/{pid}/task").glob("*/children") for part in _text(path).split()]
     return _resident(pid), sum(_resident(child) for child in children)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.judging.preset_names import PRESETS_LISTED
+
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -31,7 +33,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_preset(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--preset", metavar="NAME", help=f"floor, sharp, card, cann, dynamo, close or pair ({default})")
+    parser.add_argument("--preset", metavar="NAME", help=f"{PRESETS_LISTED} ({default})")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, *, parts: bool = True) -> None:

@@ -45,11 +45,11 @@ def model_size(text: str, *, dtype: str | None = None, workers: int = 1, emulate
     there = "this system does not say how much memory is there"
     if memory is not None:
         there = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB are there now ({memory.source})"
-    said = f"{count:,} parameters, {workers} worker{'s' if workers > 1 else ''}; {there}"
+    summary = f"{count:,} parameters, {workers} worker{'s' if workers > 1 else ''}; {there}"
     notes = (
         "An estimate: the largest weight is taken for an embedding of 128,000 words; activations, and a checkpoint\n"
         "that is read into memory while the model is built, are not in it. A model of transformers has its CPU side\n"
         "in a second process."
     )
     table = tabulate(cells, headers=headers, tablefmt="simple", disable_numparse=True)
-    return f"{said}\n\n{table}\n\n{notes}", all(row.fits is not False for row in rows)
+    return f"{summary}\n\n{table}\n\n{notes}", all(row.fits is not False for row in rows)

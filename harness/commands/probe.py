@@ -22,13 +22,13 @@ from harness.devices.measurements import ADDED, BITS, LENGTH, SCHEMA, measure, p
 from harness.errors import HarnessError
 from harness.numerics.expected_error import rounding, rules_of
 
-AGREES, CONTRADICTS, UNMEASURED, UNSAID = "agrees", "contradicts", "not measured", "no rule"
+AGREES, CONTRADICTS, UNMEASURED, NO_RULE = "agrees", "contradicts", "not measured", "no rule"
 # a float32 sum may lose this much more or less than the forecast: its order is not public. `floor` leaves a factor of 2
 FLOAT32_BITS = 1.0
 HALF_BITS = 0.25  # one more rounding of the same size costs half a bit
 ATTENTION_BITS = 0.5  # the tiles of its softmax are not public
-_PLACES = 1.0  # last places that a float32 function of the vector unit may be further off than the CPU's
-HALF_PLACES = 0.25  # half results are rounded once: 0.5 places, and none may be a quarter further off
+_ULPS = 1.0  # last places that a float32 function of the vector unit may be further off than the CPU's
+HALF_ULPS = 0.25  # half results are rounded once: 0.5 places, and none may be a quarter further off
 SKIPPED_BY_FORECAST = ("9 repeats",)  # the forecast is one run
 
 
@@ -163,10 +163,10 @@ def order_of(sums: Sequence[float]) -> str:
 
 def _grouped(width: int) -> list[float]:
     result = []
-    for place in range(LENGTH):
+    for index in range(LENGTH):
         terms = [1.0] * LENGTH
-        if place:
-            terms[0], terms[place] = 2.0**24, -(2.0**24)
+        if index:
+            terms[0], terms[index] = 2.0**24, -(2.0**24)
         total = 0.0
         for start in range(0, LENGTH, width):
             total = torch.tensor(total + math.fsum(terms[start : start + width]), dtype=torch.float64).float().item()
@@ -239,7 +239,7 @@ def _vector(name: str, numbers: Any) -> dict[str, Fact]:
     if lacking(numbers):
         return {"vector unit": Fact(lacks=lacking(numbers))}
     result = {}
-    for dtype, room in (("float32", _PLACES), ("float16", HALF_PLACES)):
+    for dtype, room in (("float32", _ULPS), ("float16", HALF_ULPS)):
         for function, number in numbers[dtype].items():
             largest = fact(number, lambda item: value(item["max"]), within=room, above=True)
             result[f"{function} {dtype}: largest error in last places"] = largest
@@ -307,35 +307,40 @@ def forecast_of(stack: Stack, names: Sequence[str]) -> dict[str, Any] | None:
 
 def verdicts_of(measured: Mapping[str, Any], forecast: Mapping[str, Any] | None) -> tuple[FactVerdict, ...]:
     """A verdict on every rule that was looked at."""
-    said = {} if forecast is None else facts_of(forecast)
+    forecast_facts = {} if forecast is None else facts_of(forecast)
     return tuple(
-        _verdict(rule, fact, said.get(rule), forecast is not None) for rule, fact in facts_of(measured).items()
+        _verdict(rule, fact, forecast_facts.get(rule), forecast is not None)
+        for rule, fact in facts_of(measured).items()
     )
 
 
-def _verdict(rule: str, fact: Fact, said: Fact | None, has_rules: bool) -> FactVerdict:
-    says = None if said is None or said.lacks else said.value
+def _verdict(rule: str, fact: Fact, expected: Fact | None, has_rules: bool) -> FactVerdict:
+    expected_value = None if expected is None or expected.lacks else expected.value
     if rule.endswith("different answers in 20 runs") and has_rules:
-        says, said = 1, Fact(value=1)
+        expected_value, expected = 1, Fact(value=1)
     if any(item in rule for item in UNRULED):
-        says = None
-    known = dict(rule=rule, says=says, measured=fact.value)
+        expected_value = None
+    known = dict(rule=rule, says=expected_value, measured=fact.value)
     if fact.lacks:
         return FactVerdict(**known, verdict=UNMEASURED, words=f"{rule} was not measured: {fact.lacks}")
-    if says is None:
-        return FactVerdict(**known, verdict=UNSAID, words=f"{rule}: {fact.value}; the forecast has no rule for it")
-    if _agree(fact, said):
-        return FactVerdict(**known, verdict=AGREES, words=f"{rule}: {fact.value}, and the forecast says {says}")
-    room = "" if said.within is None else f", give or take {said.within:g}"
-    return FactVerdict(**known, verdict=CONTRADICTS, words=f"{rule}: {fact.value} where the forecast says {says}{room}")
+    if expected_value is None:
+        return FactVerdict(**known, verdict=NO_RULE, words=f"{rule}: {fact.value}; the forecast has no rule for it")
+    if _agree(fact, expected):
+        return FactVerdict(
+            **known, verdict=AGREES, words=f"{rule}: {fact.value}, and the forecast says {expected_value}"
+        )
+    room = "" if expected.within is None else f", give or take {expected.within:g}"
+    return FactVerdict(
+        **known, verdict=CONTRADICTS, words=f"{rule}: {fact.value} where the forecast says {expected_value}{room}"
+    )
 
 
-def _agree(fact: Fact, said: Fact) -> bool:
+def _agree(fact: Fact, expected: Fact) -> bool:
     """Whether a fact is the forecast's, or near enough; the forecast's own size decides how well it is known."""
-    if said.within is None or not all(isinstance(item.value, float) for item in (fact, said)):
-        return fact.value == said.value
-    more = fact.value - said.value
-    return more <= said.within and (fact.above or -more <= said.within)
+    if expected.within is None or not all(isinstance(item.value, float) for item in (fact, expected)):
+        return fact.value == expected.value
+    more = fact.value - expected.value
+    return more <= expected.within and (fact.above or -more <= expected.within)
 
 
 # -------- the file and the terminal
@@ -356,7 +361,7 @@ def probe(
 
         probe("npu:0", Path("probe.json"))
     """
-    check_place(path)
+    check_writable(path)
     if isinstance(device, str):
         without_queue()
         device = open_device(device)
@@ -376,7 +381,7 @@ def probe(
     return document
 
 
-def check_place(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Raises: HarnessError where a file cannot be written; said before the minute of measuring."""
     if path.is_dir() or not path.parent.is_dir():
         why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
@@ -389,7 +394,7 @@ def derived_of(document: Mapping[str, Any]) -> dict[str, Any]:
     rules = rules_of(stack)
     verdicts = verdicts_of(document["measured"], forecast_of(stack, tuple(document["measured"])))
     counts = {
-        kind: sum(item.verdict == kind for item in verdicts) for kind in (AGREES, CONTRADICTS, UNMEASURED, UNSAID)
+        kind: sum(item.verdict == kind for item in verdicts) for kind in (AGREES, CONTRADICTS, UNMEASURED, NO_RULE)
     }
     return {
         "rules": None if rules is None else str(rules),
@@ -429,7 +434,7 @@ def text_of(document: Mapping[str, Any]) -> str:
         return "\n\n".join(
             [*parts, tabulate(rows, headers=("what", "measured"), tablefmt="simple", disable_numparse=True)]
         )
-    for kind in (CONTRADICTS, UNMEASURED, UNSAID):
+    for kind in (CONTRADICTS, UNMEASURED, NO_RULE):
         lines = [f"- {item['words']}" for item in verdicts if item["verdict"] == kind]
         if lines:
             parts.append("\n".join([f"{kind}:", *lines]))

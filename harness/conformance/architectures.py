@@ -645,7 +645,7 @@ def compute(names: list[str], folder: Path, way: str) -> None:
         torch.npu.use_compatible_impl(True)
     declare_torchvision()
     for entry in _chosen(names):
-        target = _place(folder, way, entry)
+        target = _path_of(folder, way, entry)
         try:
             with device.watch() as seen:
                 result = run(entry, device.torch_device, torch.float64 if way == "golden" else None)
@@ -662,7 +662,7 @@ def compute(names: list[str], folder: Path, way: str) -> None:
 WAYS = ("cpu", "golden", "exact", "default")
 
 
-def _place(folder: Path, way: str, entry: Architecture) -> Path:
+def _path_of(folder: Path, way: str, entry: Architecture) -> Path:
     return folder / f"{way}-{entry.name.replace('/', '-')}.x"
 
 
@@ -671,7 +671,7 @@ def _result(entry: Architecture, folder: Path) -> Result:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    paths = {way: _place(folder, way, entry) for way in WAYS}
+    paths = {way: _path_of(folder, way, entry) for way in WAYS}
     problems = {
         way: path.with_suffix(".txt").read_text() for way, path in paths.items() if path.with_suffix(".txt").exists()
     }
@@ -721,7 +721,7 @@ def results(names: list[str]) -> list[Result]:
             if done.returncode:  # what it had computed before is kept
                 last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
                 for entry in _chosen(names):
-                    target = _place(Path(work), way, entry)
+                    target = _path_of(Path(work), way, entry)
                     if not target.with_suffix(".safetensors").exists() and not target.with_suffix(".txt").exists():
                         target.with_suffix(".txt").write_text(
                             f"{way}: the process ended with {done.returncode}: {last[:200]}"

@@ -44,8 +44,8 @@ def write(folder: Path, names: list[str]) -> list[Path]:
 def known() -> dict[str, Callable[[Path], None]]:
     """What writes each directory, by name: transformers first, then diffusers, then adapters and programs."""
     makers: dict[str, Callable[[Path], None]] = {}
-    for place, entry in enumerate(transformers_architectures()):
-        makers[entry.name] = lambda path, entry=entry, beside=place % 2 == 0: _save(entry, path, beside)
+    for index, entry in enumerate(transformers_architectures()):
+        makers[entry.name] = lambda path, entry=entry, beside=index % 2 == 0: _save(entry, path, beside)
     makers |= {f"diffusers-{name}": make for name, make in _components().items()}
     return makers | {"adapter": _adapter, "sentences": _sentences}
 

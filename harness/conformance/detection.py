@@ -49,7 +49,7 @@ from harness.reference import WideRequests, copy_module, move, run, tensors_of
 from harness.run.assumptions import assumption_of, hangs
 from harness.run.comparisons import measured_outputs
 
-_PLACES = {"early": 0.05, "middle": 0.5, "late": 0.95}  # of the operators of a forward
+_DEPTHS = {"early": 0.05, "middle": 0.5, "late": 0.95}  # of the operators of a forward
 FAULT_KINDS: list[tuple[str, dict[str, Any]]] = [
     ("hf32", {}), ("fp16", {}), ("mask", {}), ("index", {}),
     *[("scale", {"by": by}) for by in (2.0, 1.1, 1.01, 1.001)],
@@ -75,7 +75,7 @@ class Trial:
     dtype: str
     what: str  # the fault, or the benign change
     kind: str
-    place: str
+    depth: str
     damage: float  # in floors; infinite where an element is not finite; NaN for a benign change
     size: float  # from which `floor` promises to catch it, in floors
     alarms: frozenset[str] = field(default_factory=frozenset)
@@ -90,7 +90,7 @@ class Trial:
     @property
     def planted(self) -> tuple[str, str, str]:
         """What names the same fault in another dtype."""
-        return self.subject, self.what, self.place
+        return self.subject, self.what, self.depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ class Bench:
         )
 
     def trial(
-        self, outputs: dict[str, Tensor], *, what: str, kind: str, place: str, benign: bool = False
+        self, outputs: dict[str, Tensor], *, what: str, kind: str, depth: str, benign: bool = False
     ) -> Trial | None:
         """None where a fault left every bit as it was."""
         comparisons, references = self.measured(outputs)
@@ -227,15 +227,15 @@ class Bench:
             }
         alarms = frozenset(name for name, verdict in verdicts.items() if not verdict.passed)
         nearest = max(checks_of(verdicts["floor"]), key=lambda value: _share(value.found, value.limit))
-        (name, held), *_ = references.items()
+        (name, reference), *_ = references.items()
         moved = compare(outputs[name], self.sound[name])
         if not benign and not moved.unequal:
             return None
-        damage = math.inf if moved.nonfinite_differ else moved.rel_l2 / max(held.floor("rel_l2"), 1e-30)
-        more = dict(damage=math.nan if benign else damage, size=held.slack + 1, alarms=alarms)
+        damage = math.inf if moved.nonfinite_differ else moved.rel_l2 / max(reference.floor("rel_l2"), 1e-30)
+        more = dict(damage=math.nan if benign else damage, size=reference.slack + 1, alarms=alarms)
         more |= dict(assumption=self.assumption(outputs, verdicts["floor"]))
         more |= dict(share=_share(nearest.found, nearest.limit), nearest=nearest.name)
-        return Trial(subject=self.subject.name, dtype=self.dtype, what=what, kind=kind, place=place, **more)
+        return Trial(subject=self.subject.name, dtype=self.dtype, what=what, kind=kind, depth=depth, **more)
 
 
 def _share(result: float, limit: float) -> float:
@@ -273,12 +273,12 @@ def faulty(bench: Bench, faults: list[tuple[str, dict[str, Any]]] = FAULT_KINDS)
     names = _called(bench)
     for kind, settings in faults:
         idle: set[str] = set()  # operators in which this fault has nothing to change, such as a mask in a product
-        for place, share in _PLACES.items():
+        for depth, share in _DEPTHS.items():
             start = int(share * len(names))
             for position in sorted(range(len(names)), key=lambda value: abs(value - start))[:TRIES]:
                 if names[position] in idle:
                     continue
-                result = _planted(bench, names, position, kind, settings, place, idle)
+                result = _planted(bench, names, position, kind, settings, depth, idle)
                 if result is not None:
                     yield result
                     break
@@ -294,7 +294,7 @@ def miscomputed(bench: Bench, wrongs: tuple[Wrong, ...] = (*EVERY, *ONE)) -> Ite
                 outputs = bench.on_device()
         if not acted.hits:
             continue
-        result = bench.trial(outputs, what=wrong.what, kind="one call" if wrong in ONE else "every call", place="")
+        result = bench.trial(outputs, what=wrong.what, kind="one call" if wrong in ONE else "every call", depth="")
         if result is not None:
             yield result
 
@@ -303,7 +303,7 @@ def edited(bench: Bench) -> Iterator[Trial]:
     """The faults of the subject's first output, made in what a sound device returns."""
     (name, sound), *others = bench.sound.items()
     for what, edit in bench.subject.outputs.items():
-        result = bench.trial({name: edit(sound), **dict(others)}, what=what, kind="output", place="")
+        result = bench.trial({name: edit(sound), **dict(others)}, what=what, kind="output", depth="")
         if result is not None:
             yield result
 
@@ -314,7 +314,7 @@ def _planted(
     position: int,
     kind: str,
     settings: dict[str, Any],
-    place: str,
+    depth: str,
     idle: set[str] | None = None,
 ) -> Trial | None:
     """The fault in one call; None where it changes nothing. Operators with nothing to change join `idle`."""
@@ -327,14 +327,14 @@ def _planted(
             idle.add(name)
         return None
     options = ", ".join(f"{option} {value:g}" for option, value in settings.items())
-    return bench.trial(outputs, what=f"{name} {kind}{f' {options}' if options else ''}", kind=kind, place=place)
+    return bench.trial(outputs, what=f"{name} {kind}{f' {options}' if options else ''}", kind=kind, depth=depth)
 
 
 def benign(bench: Bench, changes: tuple[Benign, ...] = (*BENIGN, *UNSUPPORTED)) -> Iterator[Trial]:
     """Changes that a sound device may show; of `UNSUPPORTED` those that change a bit."""
 
     def trial(what: str, outputs: dict[str, Tensor]) -> Trial:
-        return bench.trial(outputs, what=what, kind="benign", place="", benign=True)
+        return bench.trial(outputs, what=what, kind="benign", depth="", benign=True)
 
     yield trial("as it is", bench.sound)
     yield trial("rerun", bench.on_device())
@@ -415,9 +415,9 @@ def text(trials: list[Trial], skipped: Mapping[str, str] | None = None) -> str:
         lines.append(
             f"| {name} | {caught[0]} of {len(large)} | {caught[1]} of {len(small)} | {caught[2]} of {len(sound)} |"
         )
-    lines += ["", *_said(planted, sound)]
+    lines += ["", *_summary(planted, sound)]
     lines += [f"Left out: {name}, {why}." for name, why in (skipped or {}).items()]
-    for title, key in (("kind", "kind"), ("model", "subject"), ("dtype", "dtype"), ("place", "place")):
+    for title, key in (("kind", "kind"), ("model", "subject"), ("dtype", "dtype"), ("place", "depth")):
         lines += [
             "",
             f"## Caught by {title}, above the size",
@@ -449,7 +449,7 @@ def _missed_table(planted: list[Trial]) -> list[str]:
     ]
     for item in listed:
         row = "" if item.dtype == "float32" else seen.get(item.planted, "not planted")
-        where = f"{item.subject} | {item.dtype} | {item.what} | {item.place}"
+        where = f"{item.subject} | {item.dtype} | {item.what} | {item.depth}"
         lines.append(f"| {where} | {item.damage:.2g} | {row} | {', '.join(sorted(item.alarms))} |")
     return [*lines, "", f"{len(missed) - len(listed)} more move the output by less than {LISTED:g} floors."]
 
@@ -475,20 +475,20 @@ def _float32_rows(planted: list[Trial]) -> dict[tuple, str]:
     }
 
 
-def _said(planted: list[Trial], sound: list[Trial]) -> list[str]:
+def _summary(planted: list[Trial], sound: list[Trial]) -> list[str]:
     """Sentences on float32 rows and on assumptions."""
     lines = []
     rows = _float32_rows(planted)
     missed = [fault for fault in planted if fault.dtype != "float32" and "floor" not in fault.alarms]
     there = [rows[item.planted] for item in missed if item.planted in rows]
     if there:
-        said = f"Of {len(missed)} faults that a row in a half dtype does not show, {len(there)} were planted"
-        lines += [f"{said} in the float32 row too, which `floor` fails in {there.count('FAIL')}.", ""]
+        sentence = f"Of {len(missed)} faults that a row in a half dtype does not show, {len(there)} were planted"
+        lines += [f"{sentence} in the float32 row too, which `floor` fails in {there.count('FAIL')}.", ""]
     alarms = [item for item in sound if "floor" in item.alarms]
     named = [alarm.assumption for alarm in alarms if alarm.assumption]
     if alarms:
-        said = f"{len(named)} of the {len(alarms)} false alarms of `floor` are rows that name the assumption"
-        lines += [f"{said} on which they hang:", ""]
+        sentence = f"{len(named)} of the {len(alarms)} false alarms of `floor` are rows that name the assumption"
+        lines += [f"{sentence} on which they hang:", ""]
         lines += [*(f"- it would pass if {what}: {named.count(what)}" for what in dict.fromkeys(named)), ""]
     caught = [fault for fault in planted if "floor" in fault.alarms]
     if caught:
@@ -499,8 +499,8 @@ def _said(planted: list[Trial], sound: list[Trial]) -> list[str]:
 
 def _benign_table(sound: list[Trial]) -> list[str]:
     """For each benign change how much of a limit of `floor` it takes at most, and where."""
-    said = "What was nearest to a limit of `floor`, as a share of that limit: above 1 it is a false alarm."
-    lines = ["## Benign changes", "", said, ""]
+    caption = "What was nearest to a limit of `floor`, as a share of that limit: above 1 it is a false alarm."
+    lines = ["## Benign changes", "", caption, ""]
     lines += ["| change | runs | alarms | share | limit | model | dtype |", "|---|---|---|---|---|---|---|"]
     for what in dict.fromkeys(item.what for item in sound):
         group = [item for item in sound if item.what == what]

@@ -85,11 +85,11 @@ def _read(checkout: Path, repository: str, operators: set[str]) -> list[Line]:
         if not re.search(r"/docs/aclnn[^/]*\.md$", file):
             continue
         names = [name for name in Path(file).stem.split("&") if name in operators and checks.get(name, ("", set()))[1]]
-        said = documented(_git(checkout, "show", f"HEAD:{file}")) if names else set()
+        dtypes = documented(_git(checkout, "show", f"HEAD:{file}")) if names else set()
         lines += [
-            Line(name, frozenset(said | checks[name][1]), repository, commit, f"{file} {checks[name][0]}")
+            Line(name, frozenset(dtypes | checks[name][1]), repository, commit, f"{file} {checks[name][0]}")
             for name in names
-            if said
+            if dtypes
         ]
     return lines
 

@@ -94,16 +94,16 @@ def text(result: list[Found], device: Device) -> str:
     ]
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for row in result:
-        held = row.verdict.references["output"]
-        ratios = held.ratios()
-        errors = [f"{part.rel_l2:.2e}" for part in (held.golden, held.cpu, held.forecast)]
+        references = row.verdict.references["output"]
+        ratios = references.ratios()
+        errors = [f"{part.rel_l2:.2e}" for part in (references.golden, references.cpu, references.forecast)]
         shares = [f"{ratios[name]:.3f}" for name in ("token_ratio", "outlier_ratio", "gain_ratio", "shift_ratio")]
         cells = [
             row.mode,
             str(row.seed),
             *errors,
-            f"{held.golden.rel_l2 / held.forecast.rel_l2:.3f}",
-            f"{held.unexplained:.1e}",
+            f"{references.golden.rel_l2 / references.forecast.rel_l2:.3f}",
+            f"{references.unexplained:.1e}",
             *shares,
             row.verdict.status,
         ]

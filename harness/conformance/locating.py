@@ -40,7 +40,7 @@ QUIET = ("Copy", "Fill", "Arange", "Zero", "One", "Eye")  # what moves or makes 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Target:
     """An operator of CANN inside a module; `depth` counts the modules before it."""
 
     module: str
@@ -54,7 +54,7 @@ class _Outcome:
 
     subject: str
     dtype: str
-    place: Place
+    target: Target
     fault: str
     kind: str
     named: str  # "" where nothing was
@@ -119,31 +119,34 @@ class Bed:
                 faults.remove(item)
 
 
-def places(bed: Bed, start: int = 0) -> list[Place]:
+def targets(bed: Bed, start: int = 0) -> list[Target]:
     """The places of a model, its operators in turn; however few are taken from the front, they lie spread over the
     depth. `start` shifts which come first."""
-    result: dict[str, list[Place]] = {}
+    result: dict[str, list[Target]] = {}
     for depth, (name, census) in enumerate(bed.census.items()):
         for operator in dict.fromkeys(census.names):
             if not any(word in operator for word in QUIET):
-                result.setdefault(operator, []).append(Place(module=name, operator=operator, depth=depth))
+                result.setdefault(operator, []).append(Target(module=name, operator=operator, depth=depth))
     groups = [_scattered(item, start) for item in result.values()]
     shift = start % max(len(groups), 1)
     return [
-        place for turn in itertools.zip_longest(*groups[shift:], *groups[:shift]) for place in turn if place is not None
+        target
+        for turn in itertools.zip_longest(*groups[shift:], *groups[:shift])
+        for target in turn
+        if target is not None
     ]
 
 
-def _scattered(group: Sequence[Place], start: int) -> list[Place]:
+def _scattered(group: Sequence[Target], start: int) -> list[Target]:
     """In the order of the golden section: each next one lies in a gap between those before it."""
     return [group[index] for index in sorted(range(len(group)), key=lambda index: (index - start) * GOLDEN % 1)]
 
 
 def trials(bed: Bed, count: int) -> Iterator[_Outcome]:
     """Faults of each kind and size at each of `count` places of a model."""
-    for place in places(bed)[:count]:
+    for target in targets(bed)[:count]:
         for kind, settings in FAULT_KINDS:
-            result = _tried(bed, place, kind, settings)
+            result = _tried(bed, target, kind, settings)
             if result is not None:
                 yield result
 
@@ -154,22 +157,22 @@ def spread(bed: Bed, kind: str, count: int) -> Iterator[_Outcome]:
     """
     sizes = itertools.cycle([settings for item, settings in FAULT_KINDS if item == kind])
     left, deaf = count, set()
-    for place in places(bed, _KINDS.index(kind)):
+    for target in targets(bed, _KINDS.index(kind)):
         if not left:
             return
-        result = None if place.operator in deaf else _tried(bed, place, kind, next(sizes))
+        result = None if target.operator in deaf else _tried(bed, target, kind, next(sizes))
         if result is None:
-            deaf.add(place.operator)
+            deaf.add(target.operator)
             continue
         left -= 1
         yield result
 
 
-def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> _Outcome | None:
+def _tried(bed: Bed, target: Target, kind: str, settings: dict[str, Any]) -> _Outcome | None:
     """None where the fault did not act, or changed no number."""
     heads = {"heads": 4} if "heads" in kind else {}
     with named_operators(bed.model) as path:
-        fault = _Inside(place.operator, kind, path=path, module=place.module, **settings, **heads)
+        fault = _Inside(target.operator, kind, path=path, module=target.module, **settings, **heads)
         finding = bed.located(fault)
     if not fault.hits or _numbers(finding) == _numbers(bed.healthy):
         return None
@@ -177,16 +180,16 @@ def _tried(bed: Bed, place: Place, kind: str, settings: dict[str, Any]) -> _Outc
     return _Outcome(
         subject=bed.case.name,
         dtype=bed.case.dtype,
-        place=place,
+        target=target,
         fault=str(fault),
         kind=kind,
         named="" if first is None else f"{first.module or 'the model'}: {first.operator}",
         cause="" if first is None else first.cause,
-        own=_own(finding, place.module),
-        sound=_own(bed.healthy, place.module),
+        own=_own(finding, target.module),
+        sound=_own(bed.healthy, target.module),
         exact=first is not None
-        and first.module == place.module
-        and (finding.replay is None or place.operator in _called(finding)),
+        and first.module == target.module
+        and (finding.replay is None or target.operator in _called(finding)),
     )
 
 
@@ -215,7 +218,7 @@ def _called(finding: Finding) -> list[str]:
 def text(result: Sequence[_Outcome], healthy: Iterable[Finding]) -> str:
     """The counts by kind and by model, what was not found, and the healthy runs."""
     exact = sum(item.exact for item in result)
-    spots = len({(item.subject, item.dtype, item.place.module, item.place.operator) for item in result})
+    spots = len({(item.subject, item.dtype, item.target.module, item.target.operator) for item in result})
     lost = sum(item.lost for item in result)
     lines = [
         "# Localisation", "",
@@ -243,7 +246,7 @@ def text(result: Sequence[_Outcome], healthy: Iterable[Finding]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {item.subject} | {item.dtype} | {item.place.module} | {item.fault} | {item.own:.2e} | "
+        f"| {item.subject} | {item.dtype} | {item.target.module} | {item.fault} | {item.own:.2e} | "
             f"{item.sound:.2e} | {item.named or 'nothing: the operator is within its floor'} |"
         for item in result if not item.exact
     ]  # fmt: skip
@@ -295,7 +298,7 @@ def _planted(dtype: str, kind: str, count: int, threads: int) -> tuple[list[_Out
 
 def _told(result: _Outcome) -> _Outcome:
     print(
-        f"{result.subject} {result.dtype} {result.place.module} {result.fault}: "
+        f"{result.subject} {result.dtype} {result.target.module} {result.fault}: "
         f"{'named' if result.exact else result.named or 'nothing named'}",
         file=sys.stderr,
         flush=True,

@@ -539,14 +539,14 @@ def text(played: Sequence[Played], calm: Sequence[Quiet], drift: Sequence[tuple[
     for item in played:
         release = RELEASES[item.name]
         counted = item.upgrade.counts()
-        said = ", ".join(
+        changes = ", ".join(
             f"{counted[kind]} {kind}" for kind in (*BAD, baseline.DRIFT, baseline.IMPROVED) if counted.get(kind)
         )
         where = list(dict.fromkeys(row.case for row in (item.caught or item.improved)))
         named = "; ".join(where[:4]) + (f" and {len(where) - 4} more" if len(where) > 4 else "")
         lines.append(
             f"| {item.name} | {release.what} | {release.source} | {len(item.moved)} | {len(item.caught)} | "
-            f"{len(item.improved)} | {said} | {named} |"
+            f"{len(item.improved)} | {changes} | {named} |"
         )
     if calm:
         loud = [item for item in calm if baseline.REGRESSED in item.kinds]
@@ -603,8 +603,8 @@ def main(argv: list[str]) -> int:
     idle = [item.name for item in played if not item.moved]
     missed = [item.name for item in played if item.moved and not (item.caught or item.improved)]
     if idle or missed:
-        said = [f"{', '.join(missed)}: a number changed and nothing said so"] if missed else []
+        problems = [f"{', '.join(missed)}: a number changed and nothing said so"] if missed else []
         raise HarnessError(
-            "; ".join([*said, *([f"{', '.join(idle)}: no number changed, so no case meets it"] if idle else [])])
+            "; ".join([*problems, *([f"{', '.join(idle)}: no number changed, so no case meets it"] if idle else [])])
         )
     return 0

@@ -83,8 +83,10 @@ def _without_bias(func, x, weight, bias=None):
 
 
 def _without_a_quarter_of_the_bias(func, x, weight, bias=None):
-    kept = None if bias is None else torch.cat([torch.zeros_like(bias[: len(bias) // 4]), bias[len(bias) // 4 :]])
-    return func(x, weight, kept)
+    partial_bias = (
+        None if bias is None else torch.cat([torch.zeros_like(bias[: len(bias) // 4]), bias[len(bias) // 4 :]])
+    )
+    return func(x, weight, partial_bias)
 
 
 def _truncated(func, x, weight, bias=None):
@@ -142,8 +144,8 @@ def _last_row_of_its_four_largest(func, q, k, v, attn_mask=None, dropout_p=0.0, 
     if attn_mask is not None:
         hidden = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask < 0
         scores = scores.masked_fill(hidden[..., -1:, :], torch.finfo(scores.dtype).min)
-    kept = scores.softmax(-1).topk(min(4, scores.shape[-1]), -1)
-    sparse = torch.zeros_like(scores).scatter(-1, kept.indices, kept.values)
+    largest = scores.softmax(-1).topk(min(4, scores.shape[-1]), -1)
+    sparse = torch.zeros_like(scores).scatter(-1, largest.indices, largest.values)
     return torch.cat([result[..., :-1, :], sparse @ v], -2)
 
 
@@ -190,7 +192,7 @@ def _identifiers_cut(func, ids, weight, *more, **options):
     return func(ids.clamp(max=weight.shape[0] * 9 // 10), weight, *more, **options)
 
 
-def _each_place_once(func, target, dim, index, source, **options):
+def _each_index_once(func, target, dim, index, source, **options):
     """index_add in which of the rows for one place only the last arrives."""
     last = torch.zeros(target.shape[dim], dtype=torch.long).scatter(0, index.cpu(), torch.arange(len(index)))
     chosen = last[index.cpu().unique()].to(index.device)
@@ -210,7 +212,7 @@ EVERY = (  # in every call
     Wrong(what="norms read bfloat16", functions=_NORMS, compute=_read_in_bfloat16),
     Wrong(what="half of the groups in group norms", functions=("group_norm",), compute=_half_the_groups),
     Wrong(what="identifiers above nine tenths cut", functions=("embedding",), compute=_identifiers_cut),
-    Wrong(what="repeated indices count once", functions=("index_add",), compute=_each_place_once),
+    Wrong(what="repeated indices count once", functions=("index_add",), compute=_each_index_once),
 )
 ONE = (  # in one call, the middle one
     Wrong(

@@ -41,10 +41,10 @@ def read_card(index: int, ask: Callable[..., str | None], environment: Mapping[s
 
     `ask(*words)` is what `npu-smi` prints for these words, None where it fails.
     """
-    place = _place_of(index, ask("info", "-m") or "", environment)
-    if place is None:
+    identifiers = _identifiers_of(index, ask("info", "-m") or "", environment)
+    if identifiers is None:
         return None
-    npu, chip = place
+    npu, chip = identifiers
     board = _fields(ask("info", "-t", "board", "-i", str(npu)))
     own = _fields(ask("info", "-t", "board", "-i", str(npu), "-c", str(chip)))
     die = own.get("VDie ID")
@@ -57,7 +57,7 @@ def read_card(index: int, ask: Callable[..., str | None], environment: Mapping[s
     )
 
 
-def _place_of(index: int, mapping: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
+def _identifiers_of(index: int, mapping: str, environment: Mapping[str, str]) -> tuple[int, int] | None:
     """NPU ID and Chip ID of `npu:<index>`, by the text of `npu-smi info -m`; None where the text does not say it.
 
     A chip without a number of its own, such as the Mcu, computes nothing. A table without a column "Chip Logic ID",

@@ -82,9 +82,9 @@ class Device:
         if self.torch_device.type == "cpu":
             return
         self.require_running()
-        said = self._probe()
-        if said:
-            self._stop(at, said)
+        problem = self._probe()
+        if problem:
+            self._stop(at, problem)
             raise DeviceError(self.stopped)
 
     def require_running(self) -> None:
@@ -92,12 +92,12 @@ class Device:
         if self.stopped:
             raise DeviceError(self.stopped)
 
-    def _stop(self, at: str, said: str) -> None:
+    def _stop(self, at: str, problem: str) -> None:
         """Remember that the device computes no more, once."""
         if not self.stopped:
-            fault = fault_in(said)
+            fault = fault_in(problem)
             advice = fault.sentence if fault else AGAIN
-            self.health.stopped = f"the device stopped computing at {at or 'this call'}: {said}; {advice}"
+            self.health.stopped = f"the device stopped computing at {at or 'this call'}: {problem}; {advice}"
 
     def _probe(self) -> str:
         """What is wrong with the answers of the device; "" where they are right."""
@@ -106,7 +106,7 @@ class Device:
         with faults.suspended():
             try:
                 generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "little"))
-                wrong = [said for size in _SIZES if (said := self._sum(size, generator))]
+                wrong = [problem for size in _SIZES if (problem := self._sum(size, generator))]
             except Exception as error:  # noqa: BLE001  whatever the device raises is the answer
                 self._raise_interrupt()
                 return error_summary(error)
@@ -151,22 +151,22 @@ class Device:
         except RunError as error:
             cause = error.__cause__
             text = str(error) if cause is None else f"{self.where}: {error_summary(cause)}"
-            raise self._told(text, cause or error, at, error.place) from cause
+            raise self._told(text, cause or error, at, error.location) from cause
         except HarnessError:
             raise
         except Exception as error:
             raise self._told(f"{self.where}: {error_summary(error)}", error, at) from error
 
-    def _told(self, text: str, cause: BaseException, at: str, place: str = "") -> RunError:
-        """The error of a device as rows show it; `place` is where in the model it was raised."""
+    def _told(self, text: str, cause: BaseException, at: str, location: str = "") -> RunError:
+        """The error of a device as rows show it; `location` is where in the model it was raised."""
         fault = self.kind.fault_in(str(cause))
-        told = f"{text}{_raised_in(place, cause)}"
+        told = f"{text}{_raised_in(location, cause)}"
         told = f"{told}; {fault.sentence}" if fault else told
         if self.ends(text, cause, at):
             told += "; nothing more is run on the device in this process"
-        return RunError(told, place=place)
+        return RunError(told, location=location)
 
-    def ends(self, said: str, cause: BaseException, at: str) -> bool:
+    def ends(self, problem: str, cause: BaseException, at: str) -> bool:
         """Whether an error of the device, raised while `at` ran, is its end in this process.
 
         It is where the device computes no more, and where nothing that it computes counts (`DeviceFault.lasts`).
@@ -175,7 +175,7 @@ class Device:
             return False
         fault = self.kind.fault_in(str(cause))
         if not self.stopped and ((fault is not None and fault.lasts) or self._probe()):
-            self._stop(at, said)
+            self._stop(at, problem)
         return bool(self.stopped)
 
     @contextlib.contextmanager
@@ -206,13 +206,13 @@ class Device:
             setattr(owner, switch.name, before)
 
 
-def _raised_in(place: str, cause: BaseException) -> str:
+def _raised_in(location: str, cause: BaseException) -> str:
     """The place of an error in words: what a kernel does wrong may show at a later operator."""
-    if not place:
+    if not location:
         return ""
     if comes_late(str(cause)):
-        return f"; noticed in {place}, which may come after the operator that failed"
-    return f"; raised in {place}"
+        return f"; noticed in {location}, which may come after the operator that failed"
+    return f"; raised in {location}"
 
 
 def _first(tensor: Tensor) -> str:

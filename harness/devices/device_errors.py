@@ -146,7 +146,7 @@ def error_summary(error: BaseException) -> str:
     lines = [line.strip()[:_LONGEST] for line in str(error).splitlines() if line.strip()] or [""]
     queued = QUEUED.search(lines[0])
     lines[0] = f"{queued[1]} failed in torch_npu's queue" if queued else lines[0]
-    said = next(
+    last = next(
         (line for line in lines[1:] if re.match(r"E[A-Z0-9]\d{4}\b", line) and "Inner Error!" not in line), lines[-1]
     )
-    return f"{type(error).__name__}: {lines[0]}" + (f" … {said}" if len(lines) > 1 else "")
+    return f"{type(error).__name__}: {lines[0]}" + (f" … {last}" if len(lines) > 1 else "")

@@ -236,8 +236,8 @@ def sums(device: torch.device) -> dict[str, Any]:
     def of(dtype: torch.dtype) -> list[float]:
         left, right = torch.ones(LENGTH, LENGTH), torch.ones(LENGTH, LENGTH)
         left[1:, 0], right[0, 1:] = 4096, 4096
-        for place in range(1, LENGTH):
-            left[place, place], right[place, place] = -4096, 4096
+        for index in range(1, LENGTH):
+            left[index, index], right[index, index] = -4096, 4096
         return (left.to(dtype).to(device) @ right.to(dtype).to(device)).float().cpu().diagonal().tolist()
 
     return {**by_dtype(of), "rounded": tried(lambda: _accumulated(device))}
@@ -361,9 +361,9 @@ def vector(device: torch.device) -> dict[str, Any]:
         x, exact = _wave(name, dtype)
         result = _FUNCTIONS[name](x.to(device)).cpu().double()
         normal = (exact.abs() > 1e-3) & (exact.abs() < 6e4)
-        place = 2.0 ** (exact[normal].abs().log2().floor() - (23 if dtype == torch.float32 else 10))
-        places = (result[normal] - exact[normal]).abs() / place
-        return {"max": round(float(places.max()), 3), "mean": round(float(places.mean()), 4)}
+        ulp = 2.0 ** (exact[normal].abs().log2().floor() - (23 if dtype == torch.float32 else 10))
+        ulps = (result[normal] - exact[normal]).abs() / ulp
+        return {"max": round(float(ulps.max()), 3), "mean": round(float(ulps.mean()), 4)}
 
     def row(name: str) -> float:
         x = drawn(512, 1024, seed=10)

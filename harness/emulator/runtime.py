@@ -298,9 +298,9 @@ def _without_autocast() -> AbstractContextManager:
     return contextlib.nullcontext() if off else torch.autocast("cpu", enabled=False)
 
 
-def _lying(spec, *places):
+def _lying(spec, *tensors):
     """A specification with the sizes, the strides and the start that tensors say."""
-    sizes, strides, start = (place.view().flatten().tolist() for place in places)
+    sizes, strides, start = (tensor.view().flatten().tolist() for tensor in tensors)
     return dataclasses.replace(spec, shape=tuple(sizes), strides=tuple(strides), offset=start[0])
 
 

@@ -33,7 +33,7 @@ def operands(cube: int, *tensors: torch.Tensor | None) -> Operands:
     return Operands(kind=rules.operands(cube), saturates=saturates(), half_results=bool(rules.float32))
 
 
-def kept(*tensors: torch.Tensor | None) -> Operands:
+def default_operands(*tensors: torch.Tensor | None) -> Operands:
     """What a product without a cubeMathType makes of these tensors: float32 is kept where the cube has it."""
     return operands(USE_FLOAT16 if _played[-1][1].float32 is False else KEEP, *tensors)
 

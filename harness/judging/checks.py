@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness.judging.criteria import FLOORED, NEEDS_FLOOR
+from harness.judging.preset_names import NEED_REFERENCES
 from harness.judging.presets import PRESETS, Check, check_of, undecided_checks
 from harness.judging.references import MANY, References, is_floating
 from harness.judging.status import Mark
@@ -183,7 +184,7 @@ def _failures(output: str, comparison: Comparison, references: References | None
 
 
 def _needs_references(tolerance: Tolerance) -> bool:
-    return tolerance.preset in ("floor", "sharp", "dynamo") or any(name in NEEDS_FLOOR for name in tolerance.limits())
+    return tolerance.preset in NEED_REFERENCES or any(name in NEEDS_FLOOR for name in tolerance.limits())
 
 
 def _checks(comparison: Comparison, references: References | None, tolerance: Tolerance) -> list[Check]:

@@ -63,7 +63,7 @@ def check_of(comparison: Comparison, name: str, limit: float, measured: float | 
         measured = getattr(comparison, name)
         measured = abs(measured) if name in ("gain", "shift") else measured
         measured = measured / (comparison.rms or 1.0) if name == "shift" else measured
-    places = {
+    indices = {
         "max_diff": comparison.worst_index,
         "max_diff_rms": comparison.worst_index,
         "outlier_ratio": comparison.worst_index,
@@ -72,10 +72,10 @@ def check_of(comparison: Comparison, name: str, limit: float, measured: float | 
         "token_ratio": comparison.worst_token_diff,
         "flip_margin": comparison.first_flip,
     }
-    place = places.get(name)
+    index = indices.get(name)
     kind = "token " if name.startswith("token") else ""
     kind = "row " if name == "flip_margin" else kind
-    return Check(name=name, found=measured, limit=limit, where="" if place is None else f"at {kind}{place}")
+    return Check(name=name, found=measured, limit=limit, where="" if index is None else f"at {kind}{index}")
 
 
 def _floor(comparison: Comparison, references: References | None) -> list[Check]:
@@ -146,8 +146,8 @@ def _bits_text(references: References) -> str:
     errors = references.golden.rel_l2, references.floor("rel_l2")
     if not all(math.isfinite(item) for item in errors):
         return ""
-    kept, healthy = ("all" if error == 0 else f"{bits(error):.1f}" for error in errors)
-    return f"with {kept} effective bits where a healthy device keeps {healthy}"
+    measured, healthy = ("all" if error == 0 else f"{bits(error):.1f}" for error in errors)
+    return f"with {measured} effective bits where a healthy device keeps {healthy}"
 
 
 def _sharp(comparison: Comparison, references: References | None) -> list[Check]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields, replace
 
 from harness.judging.criteria import AT_LEAST, NEEDS_FLOOR
+from harness.judging.preset_names import NEED_FORECAST
 from harness.judging.presets import MERE, PRESETS, pair_limits
 
 
@@ -47,7 +48,7 @@ class Tolerance:
     unexplained_ratio: float | None = None  # at most; what the forecast leaves unexplained, over the scatter of sums
     # At most; the error that the floor lets pass, as a share of the output: see `UNDECIDED`.
     undecided: float | None = None
-    preset: str = ""  # "floor", "sharp", "card", "cann", "dynamo", "close" or "pair"
+    preset: str = ""  # one of `PRESET_NAMES`
     reason: str = ""  # where the limits come from; the report prints it
 
     def __post_init__(self) -> None:
@@ -93,14 +94,14 @@ def without_forecast(tolerance: Tolerance, why: str, dtype: str) -> Tolerance:
     prints.
     """
     floored = {name: None for name in tolerance.limits() if name in NEEDS_FLOOR}
-    needs = tolerance.preset in ("floor", "sharp")
+    needs = tolerance.preset in NEED_FORECAST
     if not needs and not floored:
         return tolerance
     own = {name: limit for name, limit in tolerance.limits().items() if name not in floored}
     preset = tolerance.preset if not needs and (tolerance.preset or own) else "pair"
     budget = pair_limits(MERE["HF32"]) if preset == "pair" and dtype == "float32" else {}
-    said = f"{why}; judged by {f'preset {preset}' if preset else 'the limits that need none'}"
-    said += " with the budget of HF32, which may be on" if budget else ""
+    text = f"{why}; judged by {f'preset {preset}' if preset else 'the limits that need none'}"
+    text += " with the budget of HF32, which may be on" if budget else ""
     return replace(
-        tolerance, **floored | budget | own, preset=preset, reason="; ".join(filter(None, (tolerance.reason, said)))
+        tolerance, **floored | budget | own, preset=preset, reason="; ".join(filter(None, (tolerance.reason, text)))
     )

@@ -41,7 +41,7 @@ class Call:
 
     operator: str
     module: str
-    place: str
+    line: str
     given: tuple  # dtypes and shapes of its tensors, and its other arguments, in words
     wrote: str = ""  # what it changed and must not, in words
     trains: bool = False  # it takes the statistics of the batch, and updates the running ones
@@ -54,7 +54,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        return f"{self.operator} ({self.place})" if self.place else self.operator
+        return f"{self.operator} ({self.line})" if self.line else self.operator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +81,9 @@ class Parting:
         return self._own.operator
 
     @property
-    def place(self) -> str:
+    def line(self) -> str:
         """Its line."""
-        return self._own.place
+        return self._own.line
 
     @property
     def _own(self) -> Call:
@@ -100,7 +100,7 @@ class Parting:
             here, there = (
                 ", ".join(_only(*pair)) for pair in ((self.here[0], self.there[0]), (self.there[0], self.here[0]))
             )
-            where = f" ({self.there[0].place})" if self.there[0].place else ""
+            where = f" ({self.there[0].line})" if self.there[0].line else ""
             return f"the device runs {self.there[0].operator}{where} with {there} where the CPU runs it with {here}"
         return f"the device runs {_listed(self.there)} where the CPU runs {_listed(self.here)}"
 
@@ -108,9 +108,9 @@ class Parting:
 def _statistics(here: Call, there: Call) -> str:
     """What a norm computes with on either side, where one of them trains."""
     batch, running = "with the statistics of the batch, and updates the running ones", "with the running statistics"
-    said, other = (batch, running) if there.trains else (running, batch)
+    own, other = (batch, running) if there.trains else (running, batch)
     mode = "training" if there.trains else "evaluation"
-    return f"the device runs {there.name} in {mode} mode, {said}, where the CPU runs it {other}"
+    return f"the device runs {there.name} in {mode} mode, {own}, where the CPU runs it {other}"
 
 
 def _only(one: Call, other: Call) -> list[str]:
@@ -131,7 +131,7 @@ def _listed(calls: Sequence[Call]) -> str:
         return "nothing"
     names = []
     for number, call in enumerate(calls):
-        again = number > 0 and call.place == calls[number - 1].place
+        again = number > 0 and call.line == calls[number - 1].line
         names.append(call.operator if again else call.name)
     if len(names) <= ENOUGH:
         return ", ".join(names)
@@ -180,10 +180,11 @@ def call_of(
             return None
     leaves = [("", leaf) for leaf in tree_leaves(args)]
     leaves += [(f"{name}=", leaf) for name, value in kwargs.items() for leaf in tree_leaves(value)]
-    given = [_said(leaf, name + _weight(leaf, weights)) for name, leaf in leaves]
+    given = [_described(leaf, name + _weight(leaf, weights)) for name, leaf in leaves]
     return Call(
-        operator=name_of(func), module=module, place=place(), given=tuple(sorted(filter(None, given))), wrote=wrote,
-        trains=trains(func, args, kwargs), numbers=tuple(leaf for _, leaf in leaves if isinstance(leaf, float)),
+        operator=name_of(func), module=module, line=calling_line(), given=tuple(sorted(filter(None, given))),
+        wrote=wrote, trains=trains(func, args, kwargs),
+        numbers=tuple(leaf for _, leaf in leaves if isinstance(leaf, float)),
     )  # fmt: skip
 
 
@@ -192,7 +193,7 @@ def _weight(value: Any, weights: Mapping[Tensor, str] | None) -> str:
     return f"{weights[value]} " if weights and isinstance(value, Tensor) and value in weights else ""
 
 
-def _said(value: Any, name: str) -> str:
+def _described(value: Any, name: str) -> str:
     """An argument in words: a tensor by its dtype and shape, a fraction to five digits, since the last may hang on
     roundings.
     """
@@ -209,7 +210,7 @@ def _said(value: Any, name: str) -> str:
     return f"{name}{type(value).__name__}"
 
 
-def place() -> str:
+def calling_line() -> str:
     """The line of the model that called the operator; "" where torch's own modules did and nothing of the model stands
     between.
     """

@@ -27,11 +27,11 @@ def cause_of(replay: Replay, result: list[Tensor], results: list[Tensor]) -> str
             continue
         for clue in CLUES:
             try:
-                said = next(clue(replay, number, actual, expected), None)
+                sentence = next(clue(replay, number, actual, expected), None)
             except FAILS:
                 continue
-            if said:
-                return said
+            if sentence:
+                return sentence
     return ""
 
 
@@ -85,11 +85,11 @@ def _is_filled(replay: Replay, number: int) -> bool:
     like = replay.on_cpu()[number]
     if not like.is_floating_point():
         return False
-    held = [torch.full(like.shape, SENTINEL, dtype=like.dtype, device=replay.device.torch_device) for _ in range(4)]
+    filled = [torch.full(like.shape, SENTINEL, dtype=like.dtype, device=replay.device.torch_device) for _ in range(4)]
     sentinel = torch.tensor(SENTINEL, dtype=like.dtype)
     args, kwargs = copies((replay.args, replay.kwargs), replay.device.torch_device)
     replay.device.synchronize()
-    del held
+    del filled
     again = replace(replay, args=args, kwargs=kwargs).on_device(lambda value: value)[number]
     return bool((again == sentinel).any()) and not bool((like == sentinel).any())
 
@@ -182,10 +182,10 @@ BIASES = {  # where the bias stands
 }  # fmt: skip
 
 
-def _with(replay: Replay, name: str, place: int | None, value: Any) -> Replay:
+def _with(replay: Replay, name: str, position: int | None, value: Any) -> Replay:
     """The call with one argument replaced, by position where it was given so."""
-    if place is not None and place < len(replay.args):
-        return replace(replay, args=(*replay.args[:place], value, *replay.args[place + 1 :]))
+    if position is not None and position < len(replay.args):
+        return replace(replay, args=(*replay.args[:position], value, *replay.args[position + 1 :]))
     return replace(replay, kwargs=replay.kwargs | {name: value})
 
 
@@ -193,10 +193,10 @@ def _of_a_setting(replay: Replay, number: int, actual: Tensor, expected: Tensor)
     """Another value of an argument, such as align_corners, by which the result is the device's."""
     if replay.writes or not relative_difference(actual, expected) < math.inf:
         return
-    for name, (place, values) in SETTINGS.get(name_of(replay.func), {}).items():
+    for name, (position, values) in SETTINGS.get(name_of(replay.func), {}).items():
         for value in values:
             try:
-                again = _with(replay, name, place, value).on_cpu()[number]
+                again = _with(replay, name, position, value).on_cpu()[number]
             except FAILS:
                 continue
             if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
@@ -204,14 +204,14 @@ def _of_a_setting(replay: Replay, number: int, actual: Tensor, expected: Tensor)
 
 
 def _without_its_bias(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
-    place = BIASES.get(name_of(replay.func))
-    if place is None or replay.writes:
+    position = BIASES.get(name_of(replay.func))
+    if position is None or replay.writes:
         return
-    name = "bias" if place else "input"
-    bias = replay.args[place] if place < len(replay.args) else replay.kwargs.get(name)
+    name = "bias" if position else "input"
+    bias = replay.args[position] if position < len(replay.args) else replay.kwargs.get(name)
     if not isinstance(bias, Tensor) or not bool(bias.any()):
         return
-    again = _with(replay, name, place, torch.zeros_like(bias)).on_cpu()[number]
+    again = _with(replay, name, position, torch.zeros_like(bias)).on_cpu()[number]
     if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
         yield "it computes as without its bias"
 
@@ -219,7 +219,7 @@ def _without_its_bias(replay: Replay, number: int, actual: Tensor, expected: Ten
 def _mask(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     if replay.writes or not relative_difference(actual, expected) < math.inf:
         return
-    for said, change in (
+    for what, change in (
         ("turned around", torch.logical_not),
         ("shown in full", torch.ones_like),
         ("hiding nothing", torch.zeros_like),
@@ -230,7 +230,7 @@ def _mask(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iter
             lambda tensor: change(tensor) if isinstance(tensor, Tensor) and tensor.dtype == torch.bool else tensor
         )[number]
         if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
-            yield f"it computes as with the mask {said}"
+            yield f"it computes as with the mask {what}"
 
 
 def _of_repeated_indices(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
@@ -240,18 +240,18 @@ def _of_repeated_indices(replay: Replay, number: int, actual: Tensor, expected: 
     if written is None or not bool(differs.any()) or bool((differs & (written < 2)).any()):
         return
     count = int((written > 1).sum())
-    kept = "keeps another of the writes than the CPU"
+    behaviour = "keeps another of the writes than the CPU"
     for words, again in (("keeps the first write", _first_write), ("adds the writes up", _sum_of_writes)):
         with contextlib.suppress(*FAILS):
             result = again(replay)
             if result is not None and relative_difference(actual, result) <= EXPLAINED * relative_difference(
                 actual, expected
             ):
-                kept = words
+                behaviour = words
                 break
     yield (
         f"{count} elements are written more than once, since indices repeat: torch leaves open which write stays, "
-        f"and the device {kept}"
+        f"and the device {behaviour}"
     )
 
 
@@ -344,9 +344,9 @@ def _of_slices(replay: Replay, number: int, actual: Tensor, expected: Tensor) ->
             continue
         name = _axis_name(actual, axis)
         if len(wrong) <= MANY_SLICES:
-            said = _copied_slices(here, there, away, wrong, name)
-            if said:
-                yield said
+            sentence = _copied_slices(here, there, away, wrong, name)
+            if sentence:
+                yield sentence
         gains = (here * there).sum(1)[wrong] / size[wrong].square()
         gain = float(gains.median())
         left = (here[wrong] - gain * there[wrong]).norm()
@@ -385,7 +385,7 @@ def _copied_slices(here: Tensor, there: Tensor, away: Tensor, wrong: list[int], 
     return f"{one} {each} is a copy of {other}{more}"
 
 
-def _in_places(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+def _of_some_elements(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     """Zeros, a limit, rows or heads that changed places, an index that is off: what differs lies in some places
     alone.
     """
@@ -396,9 +396,9 @@ def _in_places(replay: Replay, number: int, actual: Tensor, expected: Tensor) ->
             yield f"{count} of {actual.numel()} indices are off by one"
         return
     for axis, name in ((-2, "rows"), (1, "heads")) if actual.dim() == 4 else ((-2, "rows"),):
-        said = _swapped(actual, expected, axis, name) if actual.dim() >= 2 else ""
-        if said:
-            yield said
+        sentence = _swapped(actual, expected, axis, name) if actual.dim() >= 2 else ""
+        if sentence:
+            yield sentence
     energy = (actual.double() - expected.double()).square()
     zero = (actual == 0) & (expected != 0)
     if bool(zero.any()) and float(energy[zero].sum()) >= (1 - EXPLAINED**2) * float(energy.sum()):
@@ -455,5 +455,5 @@ def _of_all(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> It
 
 CLUES = (  # in the order in which they are tried
     _differs_from_run_to_run, _never_written, _not_finite, _only_as_a_view, _by_tanh, _of_lower_precision, _mask,
-    _without_its_bias, _of_a_setting, _of_repeated_indices, _in_places, _of_all, _of_slices,
+    _without_its_bias, _of_a_setting, _of_repeated_indices, _of_some_elements, _of_all, _of_slices,
 )  # fmt: skip

@@ -181,9 +181,9 @@ class Finding:
             )
         if self.first is None:
             return self._of_nothing(what, over)
-        said = self._of_first(what, over)
+        text = self._of_first(what, over)
         error = self.row is not None and self.row.error and not self.came_back and self.first.kind != "operator"
-        return f"{said} {self._gone_error()}" if error else said
+        return f"{text} {self._gone_error()}" if error else text
 
     def _of_first(self, what: str, over: str) -> str:
         first = self.first
@@ -206,12 +206,12 @@ class Finding:
             )
         if first.kind == "module" and self.level != "modules":
             return f"{self._unexplained()} {first.name} is the first wrong module: {reason}.{over}"
-        said = f"{first.name} is the first wrong {what}: {reason}.{cause}"
+        text = f"{first.name} is the first wrong {what}: {reason}.{cause}"
         if first.kind == "module" or self.gone:
-            return said + over
+            return text + over
         if first.kind == "memory":
-            return f"{said} {self._sound()}{over}"
-        return f"{said}{self._of_others(len(more) - 1)}{self._left()}{over}"
+            return f"{text} {self._sound()}{over}"
+        return f"{text}{self._of_others(len(more) - 1)}{self._left()}{over}"
 
     def _of_others(self, others: int) -> str:
         if others:
@@ -237,11 +237,11 @@ class Finding:
         return f"a difference of {self.followed:.2e} of {of} {self.away:.2e}"
 
     def _sound(self) -> str:
-        said = f"None of the {self.operators} operators that the CPU runs is wrong with the CPU's inputs."
-        said = said if self.operators else "No operator was looked at by itself."
+        text = f"None of the {self.operators} operators that the CPU runs is wrong with the CPU's inputs."
+        text = text if self.operators else "No operator was looked at by itself."
         if not self.transformed:
-            return said
-        return f"{said} {self.transformed} calls were not looked at by themselves: {TRANSFORMED.partition(':')[0]}."
+            return text
+        return f"{text} {self.transformed} calls were not looked at by themselves: {TRANSFORMED.partition(':')[0]}."
 
     def _unexplained(self) -> str:
         """The sentence of a row whose error no operator explains, or of which that was not measured."""
@@ -259,10 +259,10 @@ class Finding:
 
     def _of_nothing(self, what: str, over: str) -> str:
         largest = max((step for step in self.steps if step.own == step.own), key=lambda value: value.own, default=None)
-        said = f"No {what} is wrong: each of {len(self.steps)} is within its floor with the CPU's inputs.{over}"
+        text = f"No {what} is wrong: each of {len(self.steps)} is within its floor with the CPU's inputs.{over}"
         if self.otherwise:
             return (
-                f"{said} But the model is another where torch_npu is: what it gives on the CPU of this process "
+                f"{text} But the model is another where torch_npu is: what it gives on the CPU of this process "
                 f"is {self.otherwise:.2e} away from what it gives in one without, "
                 "which the row is held against (transformers turns masks that are not boolean around)."
             )
@@ -281,14 +281,14 @@ class Finding:
             look = INSIDE if self.transformed else LOOK
             return f"{self._unexplained()}{paths}{COMES_AND_GOES if self.comes_and_goes else look}{over}"
         if self.fallen:
-            said += (
+            text += (
                 f" {len(self.fallen)} fell back to the CPU, the first is {self.fallen[0].name} "
                 f"({self.fallen[0].note.removeprefix(FALLS_BACK + ': ')})."
             )
         if largest is None or not largest.own:
-            return said
+            return text
         return (
-            f"{said} The largest own difference is {largest.own:.2e}, "
+            f"{text} The largest own difference is {largest.own:.2e}, "
             f"{largest.name}{f': {largest.cause}' if largest.cause else ''}."
         )
 

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from harness.devices import Device
 from harness.devices.device_errors import error_summary
-from harness.locate.calls import place
+from harness.locate.calls import calling_line
 from harness.locate.diagnose import cause_of, rule_of
 from harness.locate.finding import FALLS_BACK, GRADIENT, RANDOM, TRANSFORMED, Step, ended, kind_of, raised
 from harness.locate.replay import (
@@ -25,13 +25,13 @@ from harness.locate.replay import (
     Replay,
     autocast_now,
     autocasting,
-    copies_in_place,
+    copies_with_layout,
     copy_strided,
     largest_difference,
+    memory_layout,
     mutates,
     name_of,
     on,
-    place_in_memory,
     relative_difference,
     tensors_in,
     trains,
@@ -139,8 +139,8 @@ class Lockstep(TorchFunctionMode):
             return self._transformed(func, args, kwargs)
         given = tensors_in((args, kwargs))
         writes = mutates(func, kwargs)
-        kept = writes or trains(func, args, kwargs)
-        before = copies_in_place((args, kwargs), "cpu") if kept else (args, kwargs)
+        needs_copies = writes or trains(func, args, kwargs)
+        before = copies_with_layout((args, kwargs), "cpu") if needs_copies else (args, kwargs)
         failed = self._keep(given) if writes else None
         state, versions = torch.get_rng_state(), [version(argument) for argument in given]
         traced = self.trace.before(func, given)
@@ -351,7 +351,7 @@ class Lockstep(TorchFunctionMode):
                 break
         cause, lies = "", "" if reasons else self._lies(replay, results, own, inherited)
         if lies:
-            result = replay.on_device_in_place()
+            result = replay.on_device_with_layout()
             own, (ratio, reasons) = largest_difference(result, results), replay.judged(result, results)
             cause = f"with copies of its arguments it passes: {lies}" if reasons else ""
         elif reasons and sum(step.bad for step in self.steps) < CAUSES:
@@ -380,10 +380,10 @@ class Lockstep(TorchFunctionMode):
 
     def _lies(self, replay: Replay, results: list[Tensor], own: float, inherited: float) -> str:
         """How the arguments lie in memory, in words, where the device is wrong with them so and right with copies."""
-        lies = place_in_memory(replay.tensors)
+        lies = memory_layout(replay.tensors)
         if not lies or not inherited > _JUMP * max(own, roundoff(replay.narrow)):
             return ""
-        if is_explained(replay.on_device_in_place(), results, name_of(replay.func)):
+        if is_explained(replay.on_device_with_layout(), results, name_of(replay.func)):
             return ""
         again = replay.on_device()  # a fault that comes and goes hangs on no place
         return (
@@ -409,7 +409,7 @@ class Lockstep(TorchFunctionMode):
     def _add(self, func: Callable, results: list[Tensor], **more: Any) -> None:
         given = dict(own=math.nan, ratio=None, inherited=math.nan) | more
         self.inherited[len(self.trace.calls) - 1] = given["inherited"]
-        where = dict(operator=name_of(func), module=self.path[-1], place=place())
+        where = dict(operator=name_of(func), module=self.path[-1], place=calling_line())
         self.steps.append(Step(number=len(self.steps), **kind_of(results), **where, **given))
 
 

@@ -173,7 +173,7 @@ class Modules:
             return
         healthy = self._run(sides.healthy, name, given.healthy, given.state, self.rules)
         golden = self._golden(sides, name, given, expected)
-        own, ratio, reasons = self._held(result, expected, healthy, golden)
+        own, ratio, reasons = self._compared(result, expected, healthy, golden)
         if reasons:
             self.gone = ended(self.device, f"{name}, locating")
         if not self.gone:  # what it answered is no evidence about this module
@@ -209,7 +209,7 @@ class Modules:
             return None
         return [tensor.double() if tensor.is_floating_point() else tensor for tensor in result]
 
-    def _held(
+    def _compared(
         self, result: list[Tensor], expected: list[Tensor], healthy: list[Tensor], golden: list[Tensor] | None
     ) -> tuple[float, float | None, tuple[str, ...]]:
         """How far the device is from the CPU, relative L2, in units of the floor, and why that is no healthy

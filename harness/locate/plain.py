@@ -57,7 +57,7 @@ class Recorder(TorchFunctionMode):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Kept:
+class _StoredContent:
     """The content of a storage before a call, as elements of a tensor in it."""
 
     like: Tensor  # any tensor in the storage
@@ -122,17 +122,19 @@ class WatchedMemory:
         by_address: dict[int, list[Tensor]] = {}
         for argument in given:
             by_address.setdefault(self._address(argument), []).append(argument)
-        kept = []
+        contents = []
         for tensors in by_address.values():
             if tensors[0].untyped_storage().nbytes() > _LARGEST:
                 self.unwatched += 1
             else:
-                kept.append(_Kept(like=tensors[0].detach(), content=_content(tensors[0]), given=tuple(tensors)))
-        kept += self._beside(by_address)
+                contents.append(
+                    _StoredContent(like=tensors[0].detach(), content=_content(tensors[0]), given=tuple(tensors))
+                )
+        contents += self._beside(by_address)
         written = _written(func, args, kwargs)
-        return kept, written, [(argument, version(argument)) for argument in given]
+        return contents, written, [(argument, version(argument)) for argument in given]
 
-    def _beside(self, addresses: dict[int, Any]) -> list[_Kept]:
+    def _beside(self, addresses: dict[int, Any]) -> list[_StoredContent]:
         """Other live memory, the nearest: as much as `BESIDE` and `NEAREST`."""
         self.live = {address: ref for address, ref in self.live.items() if ref() is not None}
         others = [address for address in self.live if address not in addresses]
@@ -143,47 +145,47 @@ class WatchedMemory:
             if tensor is None or self._address(tensor) != address or tensor.untyped_storage().nbytes() > left:
                 break
             left -= tensor.untyped_storage().nbytes()
-            result.append(_Kept(like=tensor.detach(), content=_content(tensor), given=()))
+            result.append(_StoredContent(like=tensor.detach(), content=_content(tensor), given=()))
         return result
 
     def after(self, before: tuple | None, results: list[Tensor], name: str) -> str:
         """What a call changed and must not, in words; "" for nothing."""
-        said = []
+        changes = []
         if before is not None:
-            kept, written, versions = before
+            contents, written, versions = before
             grown = [item for item, then in versions if version(item) != then]
             allowed = written or grown
-            for item in kept:
+            for item in contents:
                 text = self._changed(item, [*allowed, *(results if written else ())])
-                said += [text] if text else []
+                changes += [text] if text else []
         for result in results:
             self._note(result, f"what {name} returned")
-        return "; ".join(said)
+        return "; ".join(changes)
 
-    def _changed(self, kept: _Kept, allowed: list[Tensor]) -> str:
-        now = _content(kept.like)
-        if now.shape != kept.content.shape or torch.equal(now, kept.content):
+    def _changed(self, stored: _StoredContent, allowed: list[Tensor]) -> str:
+        now = _content(stored.like)
+        if now.shape != stored.content.shape or torch.equal(now, stored.content):
             return ""
-        size = kept.like.element_size()
-        changed = (now != kept.content).view(-1, size).any(1)
-        changed &= ~self._elements(kept.like, allowed)
+        size = stored.like.element_size()
+        changed = (now != stored.content).view(-1, size).any(1)
+        changed &= ~self._elements(stored.like, allowed)
         if not bool(changed.any()):
             return ""
-        inside = bool((changed & self._elements(kept.like, kept.given)).any())
-        made, shape = self.made.get(self._address(kept.like), ("", ()))
+        inside = bool((changed & self._elements(stored.like, stored.given)).any())
+        made, shape = self.made.get(self._address(stored.like), ("", ()))
         whole = math.prod(shape) == changed.numel() and shape
         where = [
             tuple(int(part) for part in torch.unravel_index(item, shape)) if whole else int(item)
             for item in changed.nonzero().flatten()[[0, -1]]
         ]
         what = "wrote into its input, which it must not" if inside else "wrote into memory beside its input"
-        what = what if kept.given else "wrote into memory that it was not given"
+        what = what if stored.given else "wrote into memory that it was not given"
         first = int(changed.nonzero()[0])
-        old, new = (tensor.view(kept.like.dtype)[first].item() for tensor in (kept.content, now))
-        places = f"the first at {where[0]}" + (f", the last at {where[1]}" if where[1] != where[0] else "")
+        old, new = (tensor.view(stored.like.dtype)[first].item() for tensor in (stored.content, now))
+        extent = f"the first at {where[0]}" + (f", the last at {where[1]}" if where[1] != where[0] else "")
         of = f" of {made}" if made else ""
         return (
-            f"it {what}: {int(changed.sum())} of {changed.numel()} elements{of}, {places}: {_number(new)} where "
+            f"it {what}: {int(changed.sum())} of {changed.numel()} elements{of}, {extent}: {_number(new)} where "
             f"{_number(old)} was"
         )
 

@@ -68,7 +68,7 @@ def copies(value: Any, device: torch.device | str) -> Any:
     return tree_map(lambda item: copy_strided(item, device) if isinstance(item, Tensor) else item, value)
 
 
-def copies_in_place(value: Any, device: torch.device | str) -> Any:
+def copies_with_layout(value: Any, device: torch.device | str) -> Any:
     """Arguments copied to a device as they lie in memory here.
 
     Those that share memory share it there, and each starts as far from a multiple of `BOUNDARY` bytes as it does here.
@@ -114,7 +114,7 @@ def _base(tensors: Sequence[Tensor], device: torch.device | str) -> tuple[Tensor
     return tensors[0].detach().as_strided((max(ends) + 1 - begin,), (1,), begin).to(device, copy=True), begin
 
 
-def place_in_memory(tensors: Sequence[Tensor]) -> str:
+def memory_layout(tensors: Sequence[Tensor]) -> str:
     """How arguments lie in memory where that is not as copies of them do, in words; "" where it is."""
     strided = [tensor for tensor in tensors if tensor.layout == torch.strided and tensor.numel()]
     if len({_memory(item)[0] for item in strided}) < len(strided):
@@ -286,18 +286,20 @@ class Replay:
         with autocasting(self.autocast, kind):
             return tensors_in(other.func(*other.args, **other.kwargs)) or tensors_in(other.args)[:1]
 
-    def on_device(self, place: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
-        """The results of the device, brought to the CPU; `place` brings a tensor there."""
+    def on_device(self, transfer: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+        """The results of the device, brought to the CPU; `transfer` brings a tensor there."""
         there = self.device.torch_device
-        place = place or (lambda value: copy_strided(value, there))
+        transfer = transfer or (lambda value: copy_strided(value, there))
         with self.device.interruptible():
-            made = self.call(lambda value: place(value) if isinstance(value, Tensor) else on(there, value), there.type)
+            made = self.call(
+                lambda value: transfer(value) if isinstance(value, Tensor) else on(there, value), there.type
+            )
             return [tensor.cpu() for tensor in made]
 
-    def on_device_in_place(self) -> list[Tensor]:
+    def on_device_with_layout(self) -> list[Tensor]:
         """The results of the device for arguments that lie in memory as the model's do, brought to the CPU."""
         there = self.device.torch_device
-        args, kwargs = copies_in_place((self.args, self.kwargs), there)
+        args, kwargs = copies_with_layout((self.args, self.kwargs), there)
         return replace(self, args=args, kwargs=kwargs).on_device(lambda value: value)
 
     def on_cpu(self, rules: Rules | None = None) -> list[Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from harness.locate.replay import FAILS, Replay, gradients, largest_difference, name_of, span_of
 
-_PLACES = {
+_NAMESPACES = {
     "torch.nn.functional": torch.nn.functional,
     "torch": torch,
     "torch.Tensor": torch.Tensor,
@@ -103,7 +103,10 @@ class Repro:
 def expression_of(func: Callable) -> str | None:
     """How a script names a torch function; None where none of torch's modules holds it."""
     name = getattr(func, "__name__", "")
-    return next((f"{place}.{name}" for place, module in _PLACES.items() if getattr(module, name, None) == func), None)
+    return next(
+        (f"{namespace}.{name}" for namespace, module in _NAMESPACES.items() if getattr(module, name, None) == func),
+        None,
+    )
 
 
 def write_repro(
@@ -122,11 +125,11 @@ def write_repro(
     it runs under torch.autocast.
     """
     func = replay.args[0] if replay.func is gradients else replay.func
-    kept = all(
+    storable = all(
         str(tensor.dtype).removeprefix("torch.") in _KINDS.values() and tensor.layout == torch.strided
         for tensor in replay.tensors
     )
-    if expression_of(func) is None or not kept or replay.autocast is not None:
+    if expression_of(func) is None or not storable or replay.autocast is not None:
         return None
     before = sum(tensor.numel() for tensor in replay.tensors)
     until = time.monotonic() + seconds

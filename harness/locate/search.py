@@ -315,20 +315,20 @@ class _Search:
         modules = list(dict.fromkeys(item.module for item in parted))
         beside = self.beside()
         try:
-            held = {item.module: item for item in reversed(beside.look(lambda model: modules))}
+            by_module = {item.module: item for item in reversed(beside.look(lambda model: modules))}
         except HarnessError:
-            held = {}
-        wrong = [module for module in modules if module in held and held[module].bad]
+            by_module = {}
+        wrong = [module for module in modules if module in by_module and by_module[module].bad]
         if not wrong and "" in modules and not replace(finding, plain=away).explained:
             wrong = [""]  # what `forward` of the case calls outside of the model is no module's
-            held.pop("", None)
+            by_module.pop("", None)
         inner = [
             item
             for item in wrong
             if not any(other != item and (not item or other.startswith(f"{item}.")) for other in wrong)
         ]
         steps = [
-            _parted(next(part for part in parted if part.module == item), held.get(item), number + count)
+            _parted(next(part for part in parted if part.module == item), by_module.get(item), number + count)
             for count, item in enumerate(inner)
         ]
         return steps, len(modules) - len(wrong)
@@ -371,20 +371,20 @@ def _raises(finding: Finding) -> bool:
 
 def _raising(error: RunError, number: int) -> Step:
     """The step of what raised in a run of the device by itself."""
-    module, operator, place = _where(error.place)
+    module, operator, line = _where(error.location)
     text = str(error).partition("; raised in ")[0]
     cause = (
         "nothing raises where every tensor is on the device: the model makes one on the CPU"
         if ELSEWHERE in text
         else ""
     )
-    where = dict(number=number, operator=operator, module=module, place=place, dtype="", shape=())
+    where = dict(number=number, operator=operator, module=module, place=line, dtype="", shape=())
     return Step(own=math.inf, ratio=None, inherited=math.inf, reasons=(text,), cause=cause, kind="raise", **where)
 
 
-def _where(place: str) -> tuple[str, str, str]:
-    """The module, operator and line of a place in words: "blocks.3: gelu (vit.py:12)"."""
-    name, _, line = place.partition(" (")
+def _where(location: str) -> tuple[str, str, str]:
+    """The module, operator and line of a location in words: "blocks.3: gelu (vit.py:12)"."""
+    name, _, line = location.partition(" (")
     module, _, operator = name.partition(": ")
     return "" if module == "the model" else module, operator or "a call", line.removesuffix(")")
 
@@ -398,7 +398,7 @@ def _writing(calls: list[Call], number: int) -> list[Step]:
             number=number + count,
             operator=item.operator,
             module=item.module,
-            place=item.place,
+            place=item.line,
             reasons=(item.wrote,),
             **nothing,
         )
@@ -409,18 +409,18 @@ def _writing(calls: list[Call], number: int) -> list[Step]:
 def _straying(stray: Stray, number: int) -> Step:
     """The step of the first call whose values are others on the device."""
     call = stray.call
-    where = dict(number=number, operator=call.operator, module=call.module, place=call.place, dtype="", shape=())
+    where = dict(number=number, operator=call.operator, module=call.module, place=call.line, dtype="", shape=())
     return Step(own=math.nan, ratio=None, inherited=stray.away, reasons=(stray.text,), kind=stray.kind, **where)
 
 
-def _parted(parting: Parting, held: Step | None, number: int) -> Step:
-    """The step of a module in which the device takes another path; `held`: that module with the CPU's inputs."""
-    where = dict(number=number, operator=parting.operator, module=parting.module, place=parting.place, kind="path")
-    if held is None:
+def _parted(parting: Parting, alone: Step | None, number: int) -> Step:
+    """The step of a module in which the device takes another path; `alone`: its step with the CPU's inputs."""
+    where = dict(number=number, operator=parting.operator, module=parting.module, place=parting.line, kind="path")
+    if alone is None:
         nothing = dict(own=math.nan, ratio=None, inherited=math.nan, dtype="", shape=())
         return Step(reasons=(parting.text,), **nothing, **where)
     text = (
-        f"{parting.text}; with the CPU's inputs {parting.module or 'the model'} {held.reasons[0].removeprefix('it ')}"
+        f"{parting.text}; with the CPU's inputs {parting.module or 'the model'} {alone.reasons[0].removeprefix('it ')}"
     )
-    numbers = dict(own=held.own, ratio=held.ratio, inherited=held.inherited, dtype=held.dtype, shape=held.shape)
+    numbers = dict(own=alone.own, ratio=alone.ratio, inherited=alone.inherited, dtype=alone.dtype, shape=alone.shape)
     return Step(reasons=(text,), **numbers, **where)

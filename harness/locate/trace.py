@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.locate.calls import Call, call_of, place
+from harness.locate.calls import Call, call_of, calling_line
 from harness.locate.replay import FAILS, name_of, running_statistics, tensors_in, trains
 from harness.reference import version
 from harness.torch_private import WeakTensorKeyDictionary, custom_function, in_transform
@@ -66,10 +66,10 @@ def _sketch(flat: Tensor, shape: tuple[int, ...]) -> Sketch:
         signed[len(part) :] = 0.0
         torch.mul(part, _signs(wide)[: len(part)], out=signed[: len(part)])
         sums += signed.view(-1, LANES).sum(0, dtype=torch.float64).roll(number)
-    return Sketch(sums=_kept(sums), norm=math.sqrt(square), odd=odd, shape=shape)
+    return Sketch(sums=_stored(sums), norm=math.sqrt(square), odd=odd, shape=shape)
 
 
-def _kept(sums: Tensor) -> Tensor:
+def _stored(sums: Tensor) -> Tensor:
     """Sums in a row of a table: many small tensors that stay would leave the memory between them in pieces."""
     if not _rows:
         _rows.extend(torch.empty(_ROWS, LANES, dtype=torch.float64).unbind())
@@ -231,7 +231,7 @@ class Trace:
         """Where a result comes from; of a call that gives the numbers that it was given: where those come from."""
         if index is not None or not given:
             return TensorOrigin(call=index, number=number, since=self.time)
-        first, where = given[0], place()
+        first, where = given[0], calling_line()
         by = f"{name_of(func)} ({where})" if where else name_of(func)
         return TensorOrigin(
             call=first.origin.call, number=first.origin.number, name=first.origin.name, since=self.time,
@@ -261,7 +261,7 @@ class Trace:
             return
         for tensor in tensors_in((args, kwargs)):
             if tensor.requires_grad and tensor in self.origins:
-                call = Call(operator=name, module=module, place=place(), given=())
+                call = Call(operator=name, module=module, line=calling_line(), given=())
                 self.cuts.setdefault(self.origins[tensor].key, []).append(Cut(call=call, kind=name, number=index))
 
     def end(self, outputs: Iterable[Tensor]) -> None:

@@ -317,9 +317,7 @@ class _Sums:
             MANTISSA.get(dtype, 0),
             math.ldexp(1.0, SMALLEST.get(dtype, 0)),
         )  # of integers a place is 1
-        self.signed = self.above = self.relative = self.places = self.scaled_max = self.relative_max = (
-            self.places_max
-        ) = 0.0
+        self.signed = self.above = self.relative = self.ulps = self.scaled_max = self.relative_max = self.ulps_max = 0.0
         self.gained, self.within, self.size = 0.0, 0, 0.0
         self.close_excess = self.dynamo_excess = -math.inf
         self.token_diff2, self.worst_token_diff = -1.0, 0
@@ -416,10 +414,10 @@ class _Sums:
         torch.div(magnitude, torch.add(size, 1e-7), out=scale)
         self.relative += float(scale.sum())
         self.relative_max = _largest(self.relative_max, float(scale.max()))
-        place = size.view(torch.int64).bitwise_and_(_EXPONENT).view(torch.float64).clamp_(min=self.smallest)
-        places = magnitude.div_(place if self.mantissa else 1.0)
-        self.places += float(places.sum())
-        self.places_max = _largest(self.places_max, float(places.max()))
+        ulp = size.view(torch.int64).bitwise_and_(_EXPONENT).view(torch.float64).clamp_(min=self.smallest)
+        ulps = magnitude.div_(ulp if self.mantissa else 1.0)
+        self.ulps += float(ulps.sum())
+        self.ulps_max = _largest(self.ulps_max, float(ulps.max()))
 
     def _nonfinite(self, start: int, a: Tensor, e: Tensor, diff: Tensor) -> Tensor:
         """Count what is not finite and make shared infinities no difference. Zeroes them in `a` and `e`, in place."""
@@ -499,8 +497,8 @@ class _Sums:
             mean_rel=self.relative / self.count,
             wape=_ratio(self.abs_diff, self.size),
             max_scaled=self.scaled_max,
-            ulp_max=self.places_max * 2.0**self.mantissa,
-            ulp_mean=self.places / self.count * 2.0**self.mantissa,
+            ulp_max=self.ulps_max * 2.0**self.mantissa,
+            ulp_mean=self.ulps / self.count * 2.0**self.mantissa,
             close_atol=_largest(0.0, self.close_excess),
             dynamo_atol=_largest(0.0, self.dynamo_excess),
             matched=self.within / self.count,

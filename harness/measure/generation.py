@@ -90,8 +90,8 @@ def first_divergence(
         return None  # none differs, or one side ended: the shapes say so
     result = [
         _divergence(sequence, position, actual, expected, healthy, names)
-        for sequence, place in enumerate(parted)
-        if place == position
+        for sequence, index in enumerate(parted)
+        if index == position
     ]
     return max(result, key=lambda value: (not value.near_tie, abs(value.margin)))
 
@@ -137,11 +137,11 @@ def _known(
         else:
             before = [
                 (row, column)
-                for row, place in enumerate(parted)
-                for column in range(min(place + 1, golden[logits].shape[1], run[logits].shape[1]))
+                for row, index in enumerate(parted)
+                for column in range(min(index + 1, golden[logits].shape[1], run[logits].shape[1]))
             ]
             known += [
-                float((run[logits][place].double() - golden[logits][place].double()).abs().max()) for place in before
+                float((run[logits][index].double() - golden[logits][index].double()).abs().max()) for index in before
             ]
     return max(known, default=math.nan)
 
@@ -165,7 +165,7 @@ def shared_length(
     """The position of the first token at which any of the runs leaves `expected`; None where none does."""
     tokens = names[0]
     whole = expected[tokens].shape[1]
-    first = min((place for run in runs for place in _partings(run[tokens], expected[tokens])), default=whole)
+    first = min((position for run in runs for position in _partings(run[tokens], expected[tokens])), default=whole)
     return first if first < whole else None
 
 

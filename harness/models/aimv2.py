@@ -603,8 +603,8 @@ def _config(entries: Mapping[str, TensorEntry], layout: str, tower: str, fields:
             "P) was expected"
         )
     depth, hidden = _sizes(entries, layout, tower)
-    place = entries.get(_own(tower + "preprocessor.pos_embed", layout))
-    side = None if place is None or len(place.shape) < 2 else math.isqrt(place.shape[-2])
+    embedding = entries.get(_own(tower + "preprocessor.pos_embed", layout))
+    side = None if embedding is None or len(embedding.shape) < 2 else math.isqrt(embedding.shape[-2])
     pool = layout != "timm" and _own(tower + "head.cls_token", layout) in entries
     width, channels, size, _ = patch.shape
     sizes = dict(
@@ -677,10 +677,10 @@ def _text_shapes(entries: Mapping[str, TensorEntry], layout: str, image_width: i
     the error.
     """
     words = entries.get(_own("text_encoder.preprocessor.text_embedding.weight", layout))
-    places = entries.get(_own("text_encoder.preprocessor.positional_embedding", layout))
+    embedding = entries.get(_own("text_encoder.preprocessor.positional_embedding", layout))
     projection = entries.get(_own("text_projector.weight", layout))
     vocabulary, width = words.shape if words is not None and len(words.shape) == 2 else (49408, 768)
-    context = places.shape[0] if places is not None and places.shape else 77
+    context = embedding.shape[0] if embedding is not None and embedding.shape else 77
     joint = projection.shape[0] if projection is not None and projection.shape else 768
     depth, hidden = _sizes(entries, layout, "text_encoder.")
     block = {"norm_1": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width), "norm_2": (width,)}

@@ -165,9 +165,9 @@ def bench_aimv2(
     model, weights = open_model(model_dir)
     side = model.config.image_size or 224
     wanted, models, rows = getattr(torch, dtype), Models(), []
-    places = (torch.device("cpu"), opened.torch_device)
+    devices = (torch.device("cpu"), opened.torch_device)
     with opened.telling("aimv2, timing"):
-        copies = tuple(models.get("model", lambda: model, seed=0, dtype=wanted, device=place) for place in places)
+        copies = tuple(models.get("model", lambda: model, seed=0, dtype=wanted, device=target) for target in devices)
     for size in batch_sizes:
         pixels = torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(0)).to(wanted)
         rows += time_pair(

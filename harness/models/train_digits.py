@@ -32,8 +32,8 @@ def split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     digits = load_digits()
     grey, labels = torch.from_numpy(digits.images).to(torch.uint8), torch.from_numpy(digits.target).to(torch.uint8)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))
-    kept, held = order[HELD_OUT:], order[:HELD_OUT]
-    return grey[kept], labels[kept], grey[held].contiguous(), labels[held].contiguous()
+    training, held_out = order[HELD_OUT:], order[:HELD_OUT]
+    return grey[training], labels[training], grey[held_out].contiguous(), labels[held_out].contiguous()
 
 
 def train(grey: Tensor, labels: Tensor, model: nn.Module | None = None) -> nn.Module:
@@ -58,13 +58,13 @@ def train(grey: Tensor, labels: Tensor, model: nn.Module | None = None) -> nn.Mo
 
 def main(folder: Path = DIGITS_FOLDER) -> float:
     """Train, write weights and held-out digits into `folder`, and return the accuracy on the held-out ones."""
-    grey, labels, held_grey, held_labels = split()
+    grey, labels, held_out_grey, held_out_labels = split()
     model = train(grey, labels)
-    accuracy = _accuracy(model, held_grey, held_labels)
+    accuracy = _accuracy(model, held_out_grey, held_out_labels)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model.encoder.state_dict(), folder / "model.safetensors")
     save_file(model.classifier.state_dict(), folder / "classifier.safetensors")
-    save_file({"grey": held_grey, "labels": held_labels}, folder / "held_out.safetensors")
+    save_file({"grey": held_out_grey, "labels": held_out_labels}, folder / "held_out.safetensors")
     sizes = asdict(DIGITS_CONFIG)
     config = {
         "architectures": ["AIMv2Model"],
@@ -86,11 +86,11 @@ def main(folder: Path = DIGITS_FOLDER) -> float:
 
 def main_vision(folder: Path = vision.VISION_FOLDER) -> float:
     """Train the vision transformer, write its weights into `folder`, and return the accuracy on the held-out digits."""
-    grey, labels, held_grey, held_labels = split()
+    grey, labels, held_out_grey, held_out_labels = split()
     model = train(grey, labels, vision.build(SEED))
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), folder / "model.safetensors")
-    return _accuracy(model, held_grey, held_labels)
+    return _accuracy(model, held_out_grey, held_out_labels)
 
 
 def _accuracy(model: nn.Module, grey: Tensor, labels: Tensor) -> float:

@@ -34,6 +34,8 @@ from harness.numerics.rounding import (
     saturated,
 )
 from harness.numerics.vector import (
+    BatchMoments,
+    batch_moments,
     batch_norm,
     dot,
     effective_bits,
@@ -57,6 +59,7 @@ __all__ = [
     "LONG_PIECE",
     "OPERANDS",
     "SCORES",
+    "BatchMoments",
     "Family",
     "NoFloat32",
     "NoFloat64",
@@ -67,6 +70,7 @@ __all__ = [
     "VectorUnit",
     "attention",
     "attention_backward",
+    "batch_moments",
     "batch_norm",
     "convolution",
     "convolution_backward",

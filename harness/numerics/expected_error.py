@@ -370,13 +370,13 @@ def _computed(rule: Callable, rules: Rules, func, args: tuple, kwargs: dict) -> 
     """What a rule gives, put where an in-place or out= form wants it."""
     if not func._schema.is_mutable:
         return rule(rules, *args, **kwargs)
-    places = [
+    written = [
         argument.name
         for argument in func._schema.arguments
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
     kwargs = dict(kwargs)
-    targets = [kwargs.pop(name) if name in kwargs else args[0] for name in places]
+    targets = [kwargs.pop(name) if name in kwargs else args[0] for name in written]
     result = rule(rules, *args, **kwargs)
     for target, value in zip(targets, result if isinstance(result, tuple) else (result,)):
         if target.shape != value.shape:
@@ -483,8 +483,8 @@ def _dot(rules: Rules, left, right):
 @_rule("native_layer_norm")
 def _layer_norm(rules: Rules, x, shape, weight, bias, eps):
     y, mean, rstd = numerics.layer_norm(x, tuple(range(-len(shape), 0)), weight, bias, eps)
-    kept = x.dtype if weight is None else weight.dtype
-    return y.to(x.dtype).contiguous(), mean.to(kept), rstd.to(kept)
+    statistics_dtype = x.dtype if weight is None else weight.dtype
+    return y.to(x.dtype).contiguous(), mean.to(statistics_dtype), rstd.to(statistics_dtype)
 
 
 @_rule("cumsum", "cumsum_")

@@ -20,25 +20,25 @@ def attention(
     scale: float,
     hidden: Tensor | None = None,
     bias: Tensor | None = None,
-    kept: Tensor | None = None,
+    dropout_mask: Tensor | None = None,
     keep: float = 1.0,
     sink: Tensor | None = None,
     fast: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fused attention on (B, H, N, D): the result, and each row's maximum and sum, both (B, H, N, 1) in float32.
 
-    `hidden` is True where a key is hidden, broadcast to (B, H, N, S); `bias` is added to the scaled scores; `kept` is
-    True where dropout left a probability, which is then divided by `keep`; `sink` (H,) is one more score for each row,
-    without a value. Heads of k and v may be fewer, shared by groups of q's. Scores, softmax and sums are float32;
-    probabilities and the result are cast to q's dtype, ties away from zero. Stated, but for the tiles of the online
-    softmax: hicann/ops-transformer, flash_attention_score. With `fast`, the high performance of prompts, scores and
-    softmax of float16 are float16. Stated: prompt_flash_attention_base.h; after which steps they are rounded is
-    assumed.
+    `hidden` is True where a key is hidden, broadcast to (B, H, N, S); `bias` is added to the scaled scores;
+    `dropout_mask` is True where dropout left a probability, which is then divided by `keep`; `sink` (H,) is one more
+    score for each row, without a value. Heads of k and v may be fewer, shared by groups of q's. Scores, softmax and
+    sums are float32; probabilities and the result are cast to q's dtype, ties away from zero. Stated, but for the tiles
+    of the online softmax: hicann/ops-transformer, flash_attention_score. With `fast`, the high performance of prompts,
+    scores and softmax of float16 are float16. Stated: prompt_flash_attention_base.h; after which steps they are rounded
+    is assumed.
     """  # fmt: skip
     k, v = _shared(k, q), _shared(v, q)
     parts = []
     flat = [tensor.flatten(0, 1) for tensor in (q, k, v)]
-    masks = [_spread(tensor, q, k) for tensor in (hidden, bias, kept)]
+    masks = [_spread(tensor, q, k) for tensor in (hidden, bias, dropout_mask)]
     sink = None if sink is None else sink.float().repeat(q.shape[0])
     fast = fast and q.dtype == torch.float16
     for part in _parts(q, k):
@@ -83,7 +83,7 @@ def _half_scores(q: Tensor, k: Tensor, scale: float, hidden: Tensor | None, bias
     return scores if hidden is None else scores.masked_fill_(hidden, -math.inf)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden, bias, kept, sink, keep: float, fast: bool):
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden, bias, dropout_mask, sink, keep: float, fast: bool):
     scores = _scores(q, k, scale, hidden, bias) if not fast else _half_scores(q, k, scale, hidden, bias)
     top = scores.amax(-1, keepdim=True) if scores.shape[-1] else scores.new_full((*scores.shape[:-1], 1), -math.inf)
     top = top if sink is None else torch.maximum(top, sink[:, None, None])
@@ -92,8 +92,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden, bias, kept, s
     weights = weights.half().float() if fast else weights
     total = weights.sum(-1, keepdim=True)
     total = total if sink is None else total + torch.exp(sink[:, None, None] - finite)
-    if kept is not None:
-        weights = weights.mul_(kept) / keep if keep else weights.zero_()
+    if dropout_mask is not None:
+        weights = weights.mul_(dropout_mask) / keep if keep else weights.zero_()
     weights = round_half_away(weights, q.dtype).float() if q.dtype in HALF else weights
     result = torch.matmul(weights, v.float()) / torch.where(
         total == 0, 1.0, total
@@ -113,7 +113,7 @@ def attention_backward(
     scale: float,
     hidden: Tensor | None = None,
     bias: Tensor | None = None,
-    kept: Tensor | None = None,
+    dropout_mask: Tensor | None = None,
     keep: float = 1.0,
     sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -127,7 +127,7 @@ def attention_backward(
     """  # fmt: skip
     wide_k, wide_v = _shared(k, q), _shared(v, q)
     flat = [tensor.flatten(0, 1) for tensor in (grad, q, wide_k, wide_v, result, top, total)]
-    masks = [_spread(tensor, q, k) for tensor in (hidden, bias, kept)]
+    masks = [_spread(tensor, q, k) for tensor in (hidden, bias, dropout_mask)]
     parts = []
     for part in _parts(q, k):
         parts.append(
@@ -147,14 +147,14 @@ def attention_backward(
     return towards_q.to(q.dtype), towards_k.to(k.dtype), towards_v.to(v.dtype), towards_bias, towards_sink
 
 
-def _attend_backward(grad, q, k, v, result, top, total, scale: float, hidden, bias, kept, keep: float):
+def _attend_backward(grad, q, k, v, result, top, total, scale: float, hidden, bias, dropout_mask, keep: float):
     finite = torch.where(torch.isfinite(top), top, 0.0)
     weights = _scores(q, k, scale, hidden, bias).sub_(finite).exp_() / torch.where(total == 0, 1.0, total)
     grad = grad.float()
     towards_weights = torch.matmul(grad, v.float().transpose(1, 2))
     dropped = weights
-    if kept is not None:
-        factor = kept.float() / keep if keep else torch.zeros_like(weights)
+    if dropout_mask is not None:
+        factor = dropout_mask.float() / keep if keep else torch.zeros_like(weights)
         dropped, towards_weights = weights * factor, towards_weights * factor
     rows = (grad * result.float()).sum(-1, keepdim=True)
     towards_scores = weights * (towards_weights - rows)

@@ -234,9 +234,9 @@ class VectorUnit:
         y = y.view(x.shape)
         y = y if weight is None else y * weight.float()
         y = y if bias is None else y + bias.float()
-        kept = x.dtype if weight is None else weight.dtype
+        statistics_dtype = x.dtype if weight is None else weight.dtype
         axes = (*x.shape[:leading], *(1 for _ in shape))
-        return self.cast(y, x.dtype), mean.view(axes).to(kept), scale.view(axes).to(kept)
+        return self.cast(y, x.dtype), mean.view(axes).to(statistics_dtype), scale.view(axes).to(statistics_dtype)
 
     def group_norm(
         self,
@@ -253,8 +253,12 @@ class VectorUnit:
         y = y.view(batch, channels, -1)
         y = y if weight is None else y * weight.float()[:, None]
         y = y if bias is None else y + bias.float()[:, None]
-        kept = x.dtype if weight is None else weight.dtype
-        return self.cast(y, x.dtype).view(x.shape), mean[..., 0].to(kept), scale[..., 0].to(kept)
+        statistics_dtype = x.dtype if weight is None else weight.dtype
+        return (
+            self.cast(y, x.dtype).view(x.shape),
+            mean[..., 0].to(statistics_dtype),
+            scale[..., 0].to(statistics_dtype),
+        )
 
 
 def _off(x: Tensor, places: int, upwards: bool) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy
 import torch
@@ -115,6 +116,21 @@ def variance(x: Tensor, axes: Sequence[int] | None, correction: float, keep: boo
     return total / max(count - correction, 0), mean
 
 
+class BatchMoments(NamedTuple):
+    """The mean and the variance of a batch, (C,), the latter over the count and over the count less one."""
+
+    mean: Tensor
+    variance: Tensor
+    unbiased: Tensor
+
+
+def batch_moments(total: Tensor, squares: Tensor, count: int) -> BatchMoments:
+    """The moments of `count` numbers in each channel from their sums and their sums of squares, both (C,)."""
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp_(min=0)
+    return BatchMoments(mean, variance, variance * (count / max(count - 1, 1)))
+
+
 def batch_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -134,10 +150,9 @@ def batch_norm(
     upcast = x.float() if x.dtype in HALF else x
     axes = [axis for axis in range(x.dim()) if axis != 1]
     count = math.prod(x.shape[axis] for axis in axes)
-    mean = upcast.sum(axes) / count
-    spread = (upcast.square().sum(axes) / count - mean.square()).clamp_(min=0)
+    mean, spread, unbiased = batch_moments(upcast.sum(axes), upcast.square().sum(axes), count)
     rstd = 1.0 / torch.sqrt(spread + eps)
-    for running, batch in ((running_mean, mean), (running_var, spread * (count / max(count - 1, 1)))):
+    for running, batch in ((running_mean, mean), (running_var, unbiased)):
         if running is not None:
             running.mul_(1 - momentum).add_(batch.to(running.dtype), alpha=momentum)
     shape = (1, -1, *[1] * (x.dim() - 2))

@@ -160,7 +160,7 @@ def _verdict(name: str, sides: list[Side], tolerance: Tolerance, coarser: bool) 
             headers.append(side.header(name))
         except Unreadable as error:
             failures.append(
-                Reason(criterion="output", text=f"{shown(str(side.path), LONG)}: {_said(name, side, error)}")
+                Reason(criterion="output", text=f"{shown(str(side.path), LONG)}: {_unreadable_text(name, side, error)}")
             )
     if failures:
         return Verdict(failures=tuple(failures), comparisons={})
@@ -180,7 +180,7 @@ def _verdict(name: str, sides: list[Side], tolerance: Tolerance, coarser: bool) 
         return Verdict(failures=(Reason(criterion="output", text=f"cannot be compared: {words(error)}"),))
 
 
-def _said(name: str, side: Side, error: Unreadable) -> str:
+def _unreadable_text(name: str, side: Side, error: Unreadable) -> str:
     return "the value there is no tensor" if name in side.valueless else str(error)
 
 
@@ -244,5 +244,5 @@ def _judged(read: list[Tensor], tolerance: Tolerance, coarser: bool) -> Verdict:
         text = f"the golden tensor is {dtype} {shapes[0]} where float64 {shapes[1]} was expected"
         failure = Reason(criterion="golden", text=text)
         return replace(judge(result, Tolerance(preset="pair")), failures=(failure,))
-    held = References(golden=compare(read[0], read[2]), cpu=compare(read[1], read[2]))
-    return judge(result, tolerance, references={"output": held})
+    references = References(golden=compare(read[0], read[2]), cpu=compare(read[1], read[2]))
+    return judge(result, tolerance, references={"output": references})

@@ -46,8 +46,8 @@ def _alike(actual: Tensor, expected: Tensor) -> bool:
     import torch
 
     count = math.prod(expected.shape)
-    places = torch.arange(0, count, max(1, count // SAMPLE | 1))[: 2 * SAMPLE]
-    index = torch.unravel_index(places, expected.shape)
+    sample = torch.arange(0, count, max(1, count // SAMPLE | 1))[: 2 * SAMPLE]
+    index = torch.unravel_index(sample, expected.shape)
     kind = torch.complex128 if expected.is_complex() or actual.is_complex() else torch.float64
     first, second = (tensor[index].to(kind) for tensor in (actual, expected))
     both = torch.isfinite(first) & torch.isfinite(second)

@@ -130,7 +130,7 @@ def _safetensors(file: Path, limit: int) -> Holder:
 def _safetensors_header(file: Path, size: int) -> tuple[dict[str, Any], list[str]]:
     twice: list[str] = []
 
-    def kept(pairs):
+    def dict_of(pairs):
         names = [name for name, _ in pairs]
         twice.extend({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ())
         return dict(pairs)
@@ -141,7 +141,7 @@ def _safetensors_header(file: Path, size: int) -> tuple[dict[str, Any], list[str
             raise ValueError(
                 f"its header claims {size_text(length)} where the file holds {size_text(size)}; write it again"
             )
-        entries = json.loads(opened.read(length).decode("utf-8"), object_pairs_hook=kept)
+        entries = json.loads(opened.read(length).decode("utf-8"), object_pairs_hook=dict_of)
     entries.pop("__metadata__", None)
     return entries, [name for name in twice if name in entries]
 
@@ -155,10 +155,10 @@ def _npy(file: Path, limit: int) -> Holder:
     size = regular(file)
     with open(file, "rb") as opened:
         header, claimed = _npy_header(opened, min(size, _allocated(file)))
-        held = size - opened.tell()
-    if claimed > held:
+        available = size - opened.tell()
+    if claimed > available:
         raise ValueError(
-            f"its header claims {size_text(claimed)} of data where the file holds {size_text(held)}; it was cut"
+            f"its header claims {size_text(claimed)} of data where the file holds {size_text(available)}; it was cut"
             " short, write it again"
         )
     return Holder(headers={"": header}, read=lambda _: _tensor(numpy.load(file, allow_pickle=False)), refused={})
@@ -196,10 +196,10 @@ def _npz(file: Path, limit: int) -> Holder:
             try:
                 with archive.open(member) as opened:
                     header, claimed = _npy_header(opened, member.compress_size)
-                    held = member.file_size - opened.tell()
-                if claimed > held:
+                    available = member.file_size - opened.tell()
+                if claimed > available:
                     raise ValueError(
-                        f"its header claims {size_text(claimed)} of data where the member holds {size_text(held)}"
+                        f"its header claims {size_text(claimed)} of data where the member holds {size_text(available)}"
                     )
                 headers[name] = header
             except Exception as error:  # noqa: BLE001  zlib, lzma and numpy each have their own
@@ -267,11 +267,11 @@ def _zipped(file: Path, limit: int) -> tuple[Pickled, bool]:
         looked = read_pickle(io.BytesIO(archive.read(pickle)))
     root = pickle.removesuffix("data.pkl")
     for key, claimed in looked.claims.items():
-        held = sizes.get(f"{root}data/{key}", 0)
-        if claimed > held:
+        available = sizes.get(f"{root}data/{key}", 0)
+        if claimed > available:
             raise ValueError(
-                f"its storage {named(key)} claims {size_text(claimed)} where the file holds {size_text(held)}; it is"
-                " damaged, write it again"
+                f"its storage {named(key)} claims {size_text(claimed)} where the file holds {size_text(available)}; it "
+                "is damaged, write it again"
             )
     mappable = str(file).isascii() or encodable(str(file)) == str(file)  # torch maps no name that is not UTF-8
     stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
@@ -316,36 +316,36 @@ def _without_advice(error: Exception) -> Exception:
 def _flat(value: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and numbers in nested containers by name, and the names that two of them have."""
     tensors: dict[str, Tensor] = {}
-    places: dict[str, str] = {}
+    paths: dict[str, str] = {}
     refused: dict[str, str] = {}
-    for count, (name, place, tensor) in enumerate(_nested(value, "", "")):
+    for count, (name, path, tensor) in enumerate(_nested(value, "", "")):
         if count > VALUES:
             raise ValueError(f"it names more than {VALUES:,} values")
         if tensor is None:
             continue
         if name in tensors:
-            refused[name] = f"two tensors in it have the name {named(name)}: {places[name]} and {place}"
+            refused[name] = f"two tensors in it have the name {named(name)}: {paths[name]} and {path}"
             continue
-        tensors[name], places[name] = tensor, place
+        tensors[name], paths[name] = tensor, path
     return tensors, refused
 
 
-def _nested(value: Any, name: str, place: str) -> Iterator[tuple[str, str, Tensor | None]]:
+def _nested(value: Any, name: str, path: str) -> Iterator[tuple[str, str, Tensor | None]]:
     import torch
 
     if isinstance(value, torch.Tensor):
-        yield name, place, value
+        yield name, path, value
     elif isinstance(value, (bool, int, float, complex)):  # a loss, a step
-        yield name, place, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+        yield name, path, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
     else:
-        yield name, place, None
+        yield name, path, None
         items: Iterable[tuple[Any, Any]] = ()
         if isinstance(value, Mapping):
             items = value.items()
         elif isinstance(value, (list, tuple)):
             items = enumerate(value)
         for key, item in items:
-            yield from _nested(item, f"{name}.{key}" if name else str(key), f"{place}[{shown(repr(key))}]")
+            yield from _nested(item, f"{name}.{key}" if name else str(key), f"{path}[{shown(repr(key))}]")
 
 
 def _under(key: str, names: Mapping[str, Any]) -> list[str]:

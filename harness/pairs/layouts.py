@@ -56,10 +56,10 @@ def read_layout(folder: Path, files: Sequence[Path], lists: Sequence[Path]) -> L
     result = Layout()
     rest = list(files)
     for listed in sorted((item for item in lists if _is_list(item)), key=lambda item: natural(item.as_posix())):
-        place = listed.parent
-        inside = [argument for argument in rest if argument.parent == place / DATA]
-        rest = [argument for argument in rest if argument.parent != place / DATA]
-        _msprobe(result, folder, place, listed, inside)
+        directory = listed.parent
+        inside = [argument for argument in rest if argument.parent == directory / DATA]
+        rest = [argument for argument in rest if argument.parent != directory / DATA]
+        _msprobe(result, folder, directory, listed, inside)
     tagged = {argument: tags for argument in rest if (tags := _tags(argument)) is not None}
     _sglang(result, folder, tagged)
     result.items += [
@@ -82,8 +82,8 @@ def _is_list(file: Path) -> bool:
     return (file.parent / DATA).is_dir() or (b'"task"' in start and b'"dump_data_dir"' in start)
 
 
-def _msprobe(result: Layout, folder: Path, place: Path, listed: Path, files: Sequence[Path]) -> None:
-    prefix = _step_and_rank(folder, place)
+def _msprobe(result: Layout, folder: Path, directory: Path, listed: Path, files: Sequence[Path]) -> None:
+    prefix = _step_and_rank(folder, directory)
     by_name = {item.name: item for item in files}
     try:
         document = _read_json(listed)
@@ -93,9 +93,9 @@ def _msprobe(result: Layout, folder: Path, place: Path, listed: Path, files: Seq
         result.items.append(_unread(prefix, listed, error))
         entries, document = {}, None
     try:
-        parents = _parents(place / "construct.json")
+        parents = _parents(directory / "construct.json")
     except DAMAGED as error:
-        result.items.append(_unread(prefix, place / "construct.json", error))
+        result.items.append(_unread(prefix, directory / "construct.json", error))
         parents = {}
     if document is not None and not by_name and not any(entries.values()):
         task = named(document.get("task"))
@@ -130,13 +130,13 @@ def _stem(name: str) -> str:
     return name.rsplit(".", 1)[0] if name.lower().endswith(SUFFIXES) else name
 
 
-def _step_and_rank(folder: Path, place: Path) -> str:
+def _step_and_rank(folder: Path, directory: Path) -> str:
     """step0/rank0/; a process's number, which no two runs share, is left away where its step has one process alone."""
-    parts = list(place.relative_to(folder).parts)
+    parts = list(directory.relative_to(folder).parts)
     if (
         parts
         and re.fullmatch(r"proc[0-9]+", parts[-1])
-        and len([path for path in place.parent.iterdir() if path.name.startswith("proc")]) == 1
+        and len([path for path in directory.parent.iterdir() if path.name.startswith("proc")]) == 1
     ):
         parts[-1] = "proc"
     return "".join(f"{part}/" for part in parts)
@@ -185,15 +185,15 @@ def _executed(entries: dict[str, list[tuple[bool, str]]], parents: dict[str, str
     dump.json has a module's inputs and outputs at one place, so that its output would stand before the operators that
     made it.
     """
-    order = {name: place for place, name in enumerate(entries)}
+    order = {name: index for index, name in enumerate(entries)}
     inside: dict[str | None, list[str]] = {}
     for name in entries:
         inside.setdefault(_known_parent(name, parents, order), []).append(name)
     first = dict(order)
-    for name, place in order.items():  # a module begins where the first call inside it does
+    for name, index in order.items():  # a module begins where the first call inside it does
         parent, seen = _known_parent(name, parents, order), {name}
-        while parent is not None and parent not in seen and place < first[parent]:
-            first[parent] = place
+        while parent is not None and parent not in seen and index < first[parent]:
+            first[parent] = index
             seen.add(parent)
             parent = _known_parent(parent, parents, order)
     left, stack = set(entries), [(name, False) for name in sorted(inside.get(None, []), key=first.get, reverse=True)]
@@ -248,8 +248,8 @@ def _sglang(result: Layout, folder: Path, tagged: dict[Path, dict[str, str]]) ->
     for file in sorted(
         tagged, key=lambda path: (natural(path.parent.as_posix()), int(tagged[path]["dump_index"]), natural(path.name))
     ):
-        place = "" if alone else f"{file.parent.relative_to(folder).as_posix()}/".removeprefix("./")
-        name = place + _sglang_name(tagged[file])
+        prefix = "" if alone else f"{file.parent.relative_to(folder).as_posix()}/".removeprefix("./")
+        name = prefix + _sglang_name(tagged[file])
         count = counts[name] = counts.get(name, -1) + 1
         result.items.append(Item(name=f"{name} duplicate_index={count}" if count else name, file=file, value=True))
 

@@ -50,8 +50,8 @@ class Naming:
             if not any(name.startswith(prefix) for name in every)
         ]
         stripped = [Naming(prefixes=self.prefixes).mapped(name, first=True) for name in names[0]]
-        for place, (old, new) in enumerate(self.renames):
-            before = Naming(renames=self.renames[:place])
+        for index, (old, new) in enumerate(self.renames):
+            before = Naming(renames=self.renames[:index])
             if not any(re.search(old, before.mapped(name, first=True)) for name in stripped):
                 idle.append(f"--map {shlex.quote(old + '=' + new)} renames nothing: no name of A matches it")
         return idle

@@ -55,7 +55,7 @@ class _Reader:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.keys: dict[int, set] = {}  # by the identity of a dictionary: the keys that it was given
-        self.kept: list[Any] = []  # these dictionaries, so that no other object gets the identity of one
+        self.retained: list[Any] = []  # these dictionaries, so that no other object gets the identity of one
         self.claims: dict[str, int] = {}
         self.twice: list[str] = []
 
@@ -94,11 +94,11 @@ class _Reader:
 
     def _marked(self) -> list[Any]:
         """The values above the last mark, which are taken off the stack with it."""
-        place = len(self.stack) - 1
-        while self.stack[place] is not MARK:  # IndexError where there is none
-            place -= 1
-        values = self.stack[place + 1 :]
-        del self.stack[place:]
+        index = len(self.stack) - 1
+        while self.stack[index] is not MARK:  # IndexError where there is none
+            index -= 1
+        values = self.stack[index + 1 :]
+        del self.stack[index:]
         return values
 
     def _container(self, name: str) -> None:
@@ -129,7 +129,7 @@ class _Reader:
             del self.stack[-2:]
         owner = self.stack[-1]
         if id(owner) not in self.keys:
-            self.kept.append(owner)
+            self.retained.append(owner)
         seen = self.keys.setdefault(id(owner), set())
         for key in values[::2]:
             known = (type(key), key) if isinstance(key, (str, int, float, bytes)) else None

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_KEPT = 64 << 20  # bytes of small files that are kept in memory from their headers on, so that none is read twice
+_CACHE_LIMIT = (
+    64 << 20
+)  # bytes of small files that are kept in memory from their headers on, so that none is read twice
 
 
 class Unreadable(Exception):
@@ -50,7 +52,7 @@ class Side:
         self._whole: dict[str, str] = {}  # a file that cannot be opened: why, by the name that its tensors begin with
         self._opened: tuple[Path, Holder] | None = None
         self._small: dict[Path, Holder] = {}  # files that are in memory since their headers were read
-        self._room = _KEPT
+        self._room = _CACHE_LIMIT
         self._open_all()
 
     @property
@@ -203,15 +205,15 @@ def _files(folder: Path, broken: dict[str, str]) -> list[Path]:
         broken[Path(error.filename).relative_to(folder).as_posix()] = f"cannot list the folder: {words(error)}"
 
     result, seen = [], set()
-    for place, inner, names in os.walk(folder, onerror=unlisted, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen and os.path.islink(place):
+    for directory, inner, names in os.walk(folder, onerror=unlisted, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen and os.path.islink(directory):
             inner.clear()  # a link to where we have been: a circle
             continue
         seen.add(real)
-        inside = [Path(place, name) for name in names if Path(name).suffix.lower() in SUFFIXES or name in LISTS]
-        if not inside and not inner and Path(place).suffix.lower() in SUFFIXES and Path(place) != folder:
-            name = Path(place).relative_to(folder).with_suffix("").as_posix()
-            broken[name] = f"{shown(Path(place).name, 400)} is a folder without tensors where a file was expected"
+        inside = [Path(directory, name) for name in names if Path(name).suffix.lower() in SUFFIXES or name in LISTS]
+        if not inside and not inner and Path(directory).suffix.lower() in SUFFIXES and Path(directory) != folder:
+            name = Path(directory).relative_to(folder).with_suffix("").as_posix()
+            broken[name] = f"{shown(Path(directory).name, 400)} is a folder without tensors where a file was expected"
         result += inside
     return sorted(result)

@@ -131,14 +131,16 @@ def runs(config: pytest.Config) -> list[CheckpointRun]:
 
     options = options_of(config)
     try:
-        result = [checkpoint for given in _given(config) for checkpoint in checkpoints_in(_place(given, config))]
+        result = [
+            checkpoint for given in _given(config) for checkpoint in checkpoints_in(_relative_path(given, config))
+        ]
         asked = Asked(
             batch=options.batch_size,
             length=options.length,
             text=_file(options.text, config),
             image=_file(options.image, config),
             audio=_file(options.audio, config),
-            base=None if options.base is None else str(_place(options.base, config)),
+            base=None if options.base is None else str(_relative_path(options.base, config)),
             trust_remote_code=options.trust_remote_code,
         )
     except (CheckpointError, ValueError) as error:
@@ -188,11 +190,11 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _place(given: str, config: pytest.Config) -> str:
+def _relative_path(given: str, config: pytest.Config) -> str:
     """A path as it is from where pytest started; `module:function` stays as it is."""
     path = Path(config.invocation_params.dir, given)
     return os.path.relpath(path) if path.exists() else str(given)
 
 
 def _file(given: str | None, config: pytest.Config) -> str | None:
-    return None if given is None else _place(given, config)
+    return None if given is None else _relative_path(given, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -50,19 +51,17 @@ def guessed(nodeid: str) -> dict:
     return {"case": nodeid.partition("::")[0], "dtype": dtype, "seed": int(seed[1]) if seed else None}
 
 
-def choose_shard(config: pytest.Config, options: Any, items: list[pytest.Item]) -> None:
-    """With --precision-shard, the accuracy tests of that part alone, and all others."""
-    from harness.plugin.shards import parse_shard, parts, seconds_of
+def choose_shard(config: pytest.Config, shard: str, seconds: Mapping[str, float], items: list[pytest.Item]) -> None:
+    """With --precision-shard, the accuracy tests of that part alone, and all others; `seconds` as of `parts`."""
+    from harness.plugin.shards import parse_shard, parts
 
-    if options.shard is None:
-        return
-    number, count = parse_shard(options.shard)
+    number, count = parse_shard(shard)
     groups: dict[str, list[str]] = {}
     for item in items:
         if is_accuracy_test(item.nodeid) or uses_fixture(item):
             known = known_of(item)
             groups.setdefault(f"{function_of(item)} {known['case']} {known['dtype']}", []).append(item.nodeid)
-    shares = parts(groups, seconds_of(options.shard_times), count)
+    shares = parts(groups, seconds, count)
     chosen = set(shares.pop(number - 1))
     left_out = {nodeid for share in shares for nodeid in share} - chosen
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])

@@ -2,7 +2,7 @@
 
 It is idle until something of the harness is asked for: an option of it, `harness.plugin` in a conftest.py, the word
 `precision` in `-k`, or a test that uses the fixture. Until then it imports neither torch nor the rest of the harness,
-changes no environment variable, opens no device and writes no file.
+but for the names of the presets, changes no environment variable, opens no device and writes no file.
 """
 
 from __future__ import annotations

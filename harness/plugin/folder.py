@@ -139,7 +139,7 @@ class Folder:
     def _unwritable(self, error: OSError) -> pytest.UsageError:
         return pytest.UsageError(f"--precision-report {self.directory}: cannot write the report ({error})")
 
-    def place(self, name: str) -> Path | None:
+    def path_of(self, name: str) -> Path | None:
         """A file beside the journal, for what a process that dies leaves; None where there is no journal."""
         return None if self._journal is None else self._journal.beside(name)
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from harness.judging.preset_names import PRESETS_LISTED
+
 PREFIX = "--precision-"
 GROUP = "accuracy"
 
@@ -85,7 +87,7 @@ OPTIONS = (
         default=[],
         settings={"action": "append", "metavar": "OPERATOR:KIND[:SETTINGS]"},
     ),
-    _text("preset", "NAME", "judge every case by this preset: floor, sharp, card, cann, dynamo, close or pair"),
+    _text("preset", "NAME", f"judge every case by this preset: {PRESETS_LISTED}"),
     _path("reference-store", "DIR", "keep the CPU's outputs there and read them the next time"),
     _switch(
         "rerun-reference", "repeat the CPU's run with every seed; without it, with the first of each model and dtype"

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ class Session:
         self._workers = Workers(self.worker)
         self._workers.join(config)
         self._earlier = None  # the run that this one resumes
-        self.kept = 0  # rows of it that stand
+        self.resumed_rows = 0  # rows of it that stand
         self._code: str | None = None  # of the run, once its tests are collected
         self._limits = Limits(self.options.row_timeout)
         self._watchdog: Watchdog | None = None
@@ -182,7 +183,7 @@ class Session:
             return None
         if self.options.baseline == "require" and Mark.NEW in row.marks:  # it passed where that was allowed
             return None
-        self.kept += 1
+        self.resumed_rows += 1
         return row
 
     def measure(self, case, seed: int | None):
@@ -227,15 +228,15 @@ class Session:
         """The watchdog of this process, and the file in which the device's operators are noted."""
         from harness import last_operator
 
-        place = self._workers.place if self.worker else self.folder.place
-        operator, crash = place("operator"), self._workers.place("crash")
+        path_of = self._workers.path_of if self.worker else self.folder.path_of
+        operator, crash = path_of("operator"), self._workers.path_of("crash")
         if operator is not None:
             last_operator.record_into(operator)
         if crash is not None:
             self._crash = crash.open("w", encoding="utf-8")
             faulthandler.enable(self._crash, all_threads=False)
         theirs = float(self.config.getini("faulthandler_timeout") or 0)  # pytest's own use of the one timer there is
-        return Watchdog(self._end_hung, None if theirs else place("stacks"))
+        return Watchdog(self._end_hung, None if theirs else path_of("stacks"))
 
     def _end_hung(self, text: str) -> None:
         """End this process, whose row hangs: called in the watchdog's thread."""
@@ -302,7 +303,8 @@ class Session:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """With --precision-locate-case, that case's accuracy tests alone; with --precision-shard, a part of them."""
         choose_located(self.config, self.options, items)
-        choose_shard(self.config, self.options, items)
+        if self.options.shard is not None:
+            choose_shard(self.config, self.options.shard, self._shard_times, items)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed and not self.worker:
@@ -371,6 +373,13 @@ class Session:
         except HarnessError as error:
             raise pytest.UsageError(f"--precision-reference-store: {error}") from None
 
+    @cached_property
+    def _shard_times(self) -> dict[str, float]:
+        """The seconds of each test by the report of --precision-shard-times, read once. Raises: HarnessError."""
+        from harness.plugin.shards import seconds_of
+
+        return seconds_of(self.options.shard_times)
+
     def check_options(self) -> None:
         """Stop with one message where the user named a device or a directory that cannot be."""
         if self.options.report is not None:
@@ -384,11 +393,11 @@ class Session:
                 raise pytest.UsageError(f"--precision-device: {error}") from None
         if self.options.shard is not None:
             from harness.errors import HarnessError
-            from harness.plugin.shards import parse_shard, seconds_of
+            from harness.plugin.shards import parse_shard
 
             try:
                 parse_shard(self.options.shard)
-                seconds_of(self.options.shard_times)
+                _ = self._shard_times  # it is read here, where an error has its option beside it
             except (HarnessError, ValueError) as error:
                 raise pytest.UsageError(f"--precision-shard: {error}") from None
         if self.options.fault and self.options.baseline == "accept":
@@ -705,9 +714,9 @@ class Session:
         self.folder.end()
         if session.exitstatus == pytest.ExitCode.OK and measures:
             asked = (self.explicit and self.whole) or bool(self.collected)  # others may have tests of that name
-            said = complaints(self.all_rows(), asked=asked)
-            self.terminal.notes += [(text, True) for text in said]
-            if said or not well or self.idle_faults():
+            problems = complaints(self.all_rows(), asked=asked)
+            self.terminal.notes += [(text, True) for text in problems]
+            if problems or not well or self.idle_faults():
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def idle_faults(self) -> list[str]:

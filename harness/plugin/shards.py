@@ -33,9 +33,9 @@ def parts(groups: Mapping[str, Sequence[str]], seconds: Mapping[str, float], cou
     shares: list[list[str]] = [[] for _ in range(count)]
     totals = [0.0] * count
     for name in sorted(groups, key=lambda name: (-length[name], name)):
-        place = totals.index(min(totals))
-        shares[place] += groups[name]
-        totals[place] += length[name]
+        smallest = totals.index(min(totals))
+        shares[smallest] += groups[name]
+        totals[smallest] += length[name]
     return shares
 
 

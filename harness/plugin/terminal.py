@@ -22,7 +22,7 @@ class Terminal:
         self._config, self._lang, self._quiet = config, lang, quiet
         self.notes: list[tuple[str, bool]] = []  # for the end of the run: a line, and whether it is bad
         self._began = time.perf_counter()
-        self._said = -math.inf  # when the last progress line was written
+        self._last_progress = -math.inf  # when the last progress line was written
 
     @property
     def _reporter(self) -> Any:
@@ -38,9 +38,9 @@ class Terminal:
         now = time.perf_counter() - self._began
         if reporter is None or self._quiet or self._config.option.verbose < 0:
             return
-        if not reporter.isatty and now - self._said < LOG_EVERY:
+        if not reporter.isatty and now - self._last_progress < LOG_EVERY:
             return
-        self._said = now
+        self._last_progress = now
         line = f"[{now:5.1f} s] {visible(text)}"
         with self.uncaptured():
             if reporter.isatty:
@@ -106,8 +106,8 @@ def terminal_summary(run: Any, reporter: Any) -> None:
         return
     from harness.report.format import counts
 
-    if run.kept:
-        terminal.tell(f"{run.kept} rows are of the run before, which this one resumes")
+    if run.resumed_rows:
+        terminal.tell(f"{run.resumed_rows} rows are of the run before, which this one resumes")
     report = run.report
     if report.backend == "emulated":
         terminal.tell("EMULATED: measured on an emulated device; it says nothing about hardware")

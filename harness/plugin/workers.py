@@ -45,7 +45,7 @@ def _signal_of(node: Any) -> str:
     return f" by {name}" + ("; the system may have run out of memory" if name == "SIGKILL" else "")
 
 
-def _place_in(text: str) -> str:
+def _crash_location(text: str) -> str:
     """ " in forward (model.py:12) < …", from what `faulthandler` wrote at a crash; "" where it wrote nothing."""
     calls = re.findall(r'File "([^"]*)", line (\d+) in (\S+)', text.partition("\n\n")[2].partition("\n\n")[0])
     if not calls:
@@ -80,22 +80,22 @@ class Workers:
 
     def measured(self, row: Any) -> None:
         """In a worker: a row of the test that runs; it is sent at the test's end."""
-        place = self.place("rows")
-        if place is not None:
-            with place.open("a", encoding="utf-8") as file:
+        path = self.path_of("rows")
+        if path is not None:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row.to_dict()) + "\n")
 
     def begins(self) -> None:
         """In a worker: a test begins; the rows of the one before have arrived."""
-        place = self.place("rows")
-        if place is not None:
-            place.unlink(missing_ok=True)
+        path = self.path_of("rows")
+        if path is not None:
+            path.unlink(missing_ok=True)
 
     def hung(self, text: str) -> None:
         """In a worker: the row that runs takes too long, and the process ends for it."""
         self._write(f"{self.worker}.hung.json", {"text": text})
 
-    def place(self, name: str) -> Path | None:
+    def path_of(self, name: str) -> Path | None:
         """In a worker: a file of it for `name`; None where there is no folder."""
         return None if self.worker is None or self._folder is None else self._folder / f"{self.worker}.{name}"
 
@@ -109,14 +109,14 @@ class Workers:
         from harness import last_operator
         from harness.report.journal import stacks_in
 
-        last = "" if self._folder is None else last_operator.said_in(self._folder / f"{worker}.operator")
+        last = "" if self._folder is None else last_operator.description_in(self._folder / f"{worker}.operator")
         lines = self._text(f"{worker}.rows").splitlines()
         if isinstance(hung, dict):
             how = str(hung.get("text"))
         elif stacks:
             how = f"it did not end within its limit (--precision-row-timeout); {stacks_in(stacks)}"
         else:
-            how = f"its process crashed{_signal_of(node)}{_place_in(self._text(f'{worker}.crash'))}"
+            how = f"its process crashed{_signal_of(node)}{_crash_location(self._text(f'{worker}.crash'))}"
         return Death(
             text=how + last,
             mark=Mark.HUNG if hung or stacks else Mark.CRASHED,

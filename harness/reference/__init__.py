@@ -8,7 +8,7 @@ from harness.reference.autocast import watching_autocast
 from harness.reference.extremes import as_golden_has, as_infinite
 from harness.reference.float32 import require_float32
 from harness.reference.models import Models, copy_module
-from harness.reference.raised import is_of_a_model, place_of
+from harness.reference.raised import is_of_a_model, location_of
 from harness.reference.randomness import Drawn, Draws, drawing, seeded
 from harness.reference.runs import Float64Products, Reference, moved_by_one_rounding, refer, roundoff, run, run_cpu
 from harness.reference.tensors import content_digest, digest, fresh, inputs_digest, move, tensors_of, weights_digest
@@ -35,10 +35,10 @@ __all__ = [
     "fresh",
     "inputs_digest",
     "is_of_a_model",
+    "location_of",
     "move",
     "moved_by_one_rounding",
     "named_tensors",
-    "place_of",
     "refer",
     "require_float32",
     "roundoff",

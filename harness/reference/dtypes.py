@@ -10,7 +10,7 @@ from torch import nn
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def kept(model: nn.Module, dtype: torch.dtype) -> frozenset[int]:
+def excluded_from_cast(model: nn.Module, dtype: torch.dtype) -> frozenset[int]:
     """The ids of the parameters and buffers of `model` that keep their dtype where the model is cast to `dtype`.
 
     - Tensors in float64 of a model that has others too: they are so on purpose.
@@ -24,7 +24,7 @@ def kept(model: nn.Module, dtype: torch.dtype) -> frozenset[int]:
     if dtype in _HALF:
         for module in model.modules():
             if _is_pretrained(type(module)):
-                result |= _kept_by_transformers(module, dtype)
+                result |= _excluded_by_transformers(module, dtype)
     return frozenset(result)
 
 
@@ -34,7 +34,7 @@ def _is_pretrained(kind: type) -> bool:
     )
 
 
-def _kept_by_transformers(model: nn.Module, dtype: torch.dtype) -> set[int]:
+def _excluded_by_transformers(model: nn.Module, dtype: torch.dtype) -> set[int]:
     names = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     names |= set(getattr(model, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
     pattern = re.compile("|".join(rf"(?:^|\.){re.escape(item)}(?:$|\.)" for item in sorted(names))) if names else None

@@ -37,7 +37,7 @@ def require_float32() -> None:
             power = f"2^{math.log2(lost):.1f}" if 0 < lost < math.inf else f"{lost}"
             raise LossyReferenceError(
                 f"the CPU is refused as a reference: its float32 {what} lose {power} (relative L2 to float64), and at "
-                f"most 2^-18 was expected; {_said()}: unset the variable and take "
+                f"most 2^-18 was expected; {_settings_text()}: unset the variable and take "
                 f"torch.set_float32_matmul_precision('highest'), then run again"
             )
 
@@ -71,6 +71,6 @@ def _precision() -> str:
         return "mixed"
 
 
-def _said() -> str:
+def _settings_text() -> str:
     result = [f"{name} is {os.environ[name]}" if name in os.environ else f"{name} is not set" for name in _VARIABLES]
     return ", ".join([*result, f"torch's float32 matmul precision is {_precision()!r}"])

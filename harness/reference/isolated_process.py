@@ -241,7 +241,7 @@ class CleanProcess:
         """
         with self._lock:
             self.start()
-            number = self._place(model, cast)
+            number = self._number_of(model, cast)
             draws = draws or Draws(seed=0, dtype=how["dtype"], alike=False)
             result, written = self.run(
                 _forward, number, inputs, wide, layers, dict(what=what, draws=draws, twice=twice) | how
@@ -259,9 +259,9 @@ class CleanProcess:
     def _forget(self, gone: list[_Number]) -> None:
         if gone:
             self.run(_forget, gone)
-            self._sent = {name: kept for name, kept in self._sent.items() if name not in gone}
+            self._sent = {name: entry for name, entry in self._sent.items() if name not in gone}
 
-    def _place(self, model: nn.Module, cast: torch.dtype | None) -> _Number:
+    def _number_of(self, model: nn.Module, cast: torch.dtype | None) -> _Number:
         """The number of the model there, after it was sent if it is new or changed."""
         number, state = (id(model), cast), _state(model)
         gone = [number for number, (alive, _) in self._sent.items() if alive() is None]

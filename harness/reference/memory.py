@@ -90,10 +90,10 @@ def read_memory(root: Path = Path("/")) -> Memory | None:
     """
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
-        said = {
+        entries = {
             line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if ":" in line and len(line.split()) > 1
         }
-        memory = Memory(total=said["MemTotal"], available=said["MemAvailable"])
+        memory = Memory(total=entries["MemTotal"], available=entries["MemAvailable"])
     except (OSError, KeyError, ValueError):
         return None
     for folder, names in _cgroups(root):

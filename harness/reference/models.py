@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import CaseError
-from harness.reference.dtypes import kept
+from harness.reference.dtypes import excluded_from_cast
 from harness.reference.layers import has_layers, is_layered, layered
 from harness.reference.memory import Policy, SizeInMemory
 from harness.reference.origin import source, watch_origins
@@ -135,21 +135,23 @@ class Models:
         )
         if device.type == "cpu" and not wide and (not cast or (here and is_in(base, dtype))):
             return base
-        place = (device, dtype, wide)
-        if place not in self._copies:
-            old = next((kept for name, kept in self._copies.items() if wide and name[2] and name[0] == device), None)
-            self._copies = {name: kept for name, kept in self._copies.items() if name[1] == dtype}
+        key_of_copy = (device, dtype, wide)
+        if key_of_copy not in self._copies:
+            old = next(
+                (copied for name, copied in self._copies.items() if wide and name[2] and name[0] == device), None
+            )
+            self._copies = {name: copied for name, copied in self._copies.items() if name[1] == dtype}
             narrow = base
             if wide:
                 narrow = self.get(key, build, seed=seed, dtype=dtype, device=device, cast=cast, **how)
             if wide and self.make_room("the model", key, dtype=dtype, separate=False, emulated=False):
-                self._copies[place] = layered(narrow)
+                self._copies[key_of_copy] = layered(narrow)
             elif old is not None and not is_layered(old):
-                self._copies[place] = _refilled(old, narrow)
+                self._copies[key_of_copy] = _refilled(old, narrow)
             else:
                 own = dtype if cast else None
-                self._copies[place] = copy_module(narrow, dtype=torch.float64 if wide else own, device=device)
-        return self._copies[place]
+                self._copies[key_of_copy] = copy_module(narrow, dtype=torch.float64 if wide else own, device=device)
+        return self._copies[key_of_copy]
 
     @contextlib.contextmanager
     def untouched(
@@ -239,7 +241,7 @@ def _names(module: nn.Module) -> tuple[str, ...]:
 
 def is_in(model: nn.Module, dtype: torch.dtype) -> bool:
     """Whether all that a cast to `dtype` would change is in it already."""
-    stays = kept(model, dtype)
+    stays = excluded_from_cast(model, dtype)
     tensors = [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()]
     return all(tensor.dtype == dtype or id(tensor) in stays for tensor in tensors)
 
@@ -247,12 +249,12 @@ def is_in(model: nn.Module, dtype: torch.dtype) -> bool:
 def copy_module(model: nn.Module, *, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
     """A copy of `model` on `device` with its floating-point parameters and buffers in `dtype`; tied weights stay tied.
 
-    What `kept` names keeps its dtype, and with None everything does. Each tensor is copied once, straight to where it
-    goes. A part in TorchScript is copied whole before it is moved and cast, `kept` or not: it hands out no tensor to
-    replace.
+    What `excluded_from_cast` names keeps its dtype, and with None everything does. Each tensor is copied once, straight
+    to where it goes. A part in TorchScript is copied whole before it is moved and cast, excluded or not: it hands out
+    no tensor to replace.
     """
     moved: dict[int, Any] = {}
-    stays = frozenset() if dtype is None else kept(model, dtype)
+    stays = frozenset() if dtype is None else excluded_from_cast(model, dtype)
     for tensor in [*model.parameters(), *model.buffers()]:
         changes = dtype is not None and tensor.is_floating_point() and id(tensor) not in stays
         narrow = tensor.detach().to(dtype if changes else tensor.dtype)  # here: on its way it would be there twice

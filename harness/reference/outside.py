@@ -49,8 +49,8 @@ def put_back(model: nn.Module, forward: Callable | None = None) -> Iterator[None
     tensor(2.)
     """
     seen = _Seen()
-    for place in _places(model, forward):
-        seen.look(place)
+    for target in _writable_objects(model, forward):
+        seen.look(target)
     try:
         yield
     finally:
@@ -80,7 +80,7 @@ class _Names:
                 setattr(self.owner, name, value)
 
 
-def _places(model: nn.Module, forward: Callable | None) -> Iterator[Any]:
+def _writable_objects(model: nn.Module, forward: Callable | None) -> Iterator[Any]:
     """Namespaces, closed-over cells, default arguments and cached functions that a model's code can write into."""
     kinds = frozenset(kind for module in model.modules() for kind in type(module).__mro__ if _is_own(kind))
     for kind in kinds:
@@ -193,24 +193,24 @@ class _Seen:
 
     restores: list[Callable[[], None]] = field(default_factory=list)
     known: set[int] = field(default_factory=set)
-    kept: list[Any] = field(default_factory=list)  # so that no other object gets the identity of one
+    retained: list[Any] = field(default_factory=list)  # so that no other object gets the identity of one
 
-    def look(self, place: Any) -> None:
-        if isinstance(place, _Names):
-            names = place.names or frozenset(name for name in vars(place.owner) if not name.startswith("__"))
-            before = {name: place.get(name) for name in names}
-            self.restores.append(lambda: _names_back(place, before))
+    def look(self, target: Any) -> None:
+        if isinstance(target, _Names):
+            names = target.names or frozenset(name for name in vars(target.owner) if not name.startswith("__"))
+            before = {name: target.get(name) for name in names}
+            self.restores.append(lambda: _names_back(target, before))
             for value in before.values():
                 self.container(value, 0)
-        elif isinstance(place, types.CellType):
-            before = _contents(place)
-            self.restores.append(lambda: _cell_back(place, before))
+        elif isinstance(target, types.CellType):
+            before = _contents(target)
+            self.restores.append(lambda: _cell_back(target, before))
             self.container(before, 0)
-        elif _is_cached(place):
-            size = place.cache_info().currsize
-            self.restores.append(lambda: place.cache_clear() if place.cache_info().currsize != size else None)
+        elif _is_cached(target):
+            size = target.cache_info().currsize
+            self.restores.append(lambda: target.cache_clear() if target.cache_info().currsize != size else None)
         else:
-            for value in place:
+            for value in target:
                 self.container(value, 0)
 
     def container(self, value: Any, depth: int) -> None:
@@ -224,7 +224,7 @@ class _Seen:
         else:
             return
         self.known.add(id(value))
-        self.kept.append(value)
+        self.retained.append(value)
         if len(content) > _MOST:
             return
         if type(content) in _MAPPINGS:
@@ -251,12 +251,12 @@ def _is_object(value: Any) -> bool:
     return _is_own(type(value)) and isinstance(getattr(value, "__dict__", None), dict)
 
 
-def _names_back(place: _Names, before: dict[str, Any]) -> None:
-    names = before if place.names else {**dict.fromkeys(vars(place.owner), _ABSENT), **before}
+def _names_back(namespace: _Names, before: dict[str, Any]) -> None:
+    names = before if namespace.names else {**dict.fromkeys(vars(namespace.owner), _ABSENT), **before}
     for name in [name for name in names if not name.startswith("__")]:
-        old, now = before.get(name, _ABSENT), place.get(name)
+        old, now = before.get(name, _ABSENT), namespace.get(name)
         if now is not old and (_has_tensors(now) or _has_tensors(old)):
-            place.set(name, old)
+            namespace.set(name, old)
 
 
 def _cell_back(cell: types.CellType, before: Any) -> None:

@@ -38,7 +38,7 @@ SIGNS = {
 }  # fmt: skip
 
 
-def place_of(error: BaseException, model: nn.Module) -> str:
+def location_of(error: BaseException, model: nn.Module) -> str:
     """The module, operator and line at which `model` raised, "blocks.3.attn: softmax (vit.py:12)"; "" where it did not.
 
     The operator is the torch function that the innermost line calls. It is left out where that line raises by itself,
@@ -52,11 +52,11 @@ def place_of(error: BaseException, model: nn.Module) -> str:
     for frame, _, _ in steps:
         path = names.get(id(frame.f_locals.get("self")), path)
     lines = [(frame, line) for frame, _, line in steps if is_of_a_model(frame.f_code.co_filename)]
-    place = f" ({Path(lines[-1][0].f_code.co_filename).name}:{lines[-1][1]})" if lines else ""
+    line_text = f" ({Path(lines[-1][0].f_code.co_filename).name}:{lines[-1][1]})" if lines else ""
     operator = _operator(steps)
     if not operator and not lines:
         return ""
-    return f"{path or 'the model'}" + (f": {operator}" if operator else "") + place
+    return f"{path or 'the model'}" + (f": {operator}" if operator else "") + line_text
 
 
 def is_of_a_model(file: str) -> bool:

@@ -51,7 +51,7 @@ class Drawn:
 def seeded(seed: int, *generators: torch.Generator) -> Iterator[None]:
     """Seed the generators of Python, numpy and torch, and `generators`; afterwards all are as they were."""
     ours = (torch.default_generator, *generators)  # torch.manual_seed would import the compiler, which takes seconds
-    kept, python = [item.get_state() for item in ours], random.getstate()
+    states, python = [item.get_state() for item in ours], random.getstate()
     legacy = numpy.random.get_state()
     try:
         random.seed(seed)
@@ -61,7 +61,7 @@ def seeded(seed: int, *generators: torch.Generator) -> Iterator[None]:
         yield
     finally:
         random.setstate(python)
-        for item, state in zip(ours, kept):
+        for item, state in zip(ours, states):
             item.set_state(state)
         numpy.random.set_state(legacy)
 
@@ -221,8 +221,8 @@ def _dropped(
     x, chance, train = (*args, *[kwargs[name] for name in ("p", "train") if name in kwargs])
     if train is False:
         return func(x, chance, train)
-    kept = mode.uniform(x, None) < 1 - chance
-    return x * kept.to(x.dtype).div_(1 - chance if chance < 1 else 1.0), kept
+    mask = mode.uniform(x, None) < 1 - chance
+    return x * mask.to(x.dtype).div_(1 - chance if chance < 1 else 1.0), mask
 
 
 def _sampled(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch.Generator | None) -> Tensor:

@@ -16,7 +16,7 @@ from harness.errors import RunError
 from harness.numerics.expected_error import Rules, modes_of
 from harness.reference.autocast import watching_autocast
 from harness.reference.outside import put_back
-from harness.reference.raised import place_of
+from harness.reference.raised import location_of
 from harness.reference.randomness import Drawn, Draws, drawing
 from harness.reference.tensors import changed, digest, fresh, tensors_of
 from harness.reference.untouched import changes, versions
@@ -46,9 +46,9 @@ def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str, 
         text = lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"  # torch_npu ends with what CANN said
         if not gradients and "does not require grad" in text:
             text += "; Case(gradients=True) lets autograd run and the parameters ask for gradients"
-        place = place_of(error, model)
-        raised = f"; raised in {place}" if place else ""
-        raise RunError(f"{where}: {type(error).__name__}: {text}{raised}", place=place) from error
+        location = location_of(error, model)
+        raised = f"; raised in {location}" if location else ""
+        raise RunError(f"{where}: {type(error).__name__}: {text}{raised}", location=location) from error
 
 
 def run_cpu(
@@ -141,8 +141,8 @@ def refer(
         rewritten = [f"parameter {name}" for name, now in versions(model).items() if before.get(name, now) != now]
         with lend() as other:
             differing = changes(model, other)
-        said = [item for item in rewritten[:4] if item not in differing.split(", ")]
-        changed = ", ".join(filter(None, [*said, differing]))
+        changed_parameters = [item for item in rewritten[:4] if item not in differing.split(", ")]
+        changed = ", ".join(filter(None, [*changed_parameters, differing]))
         return Reference(outputs=outputs, again=again, changed=changed, **result)
 
 

@@ -207,7 +207,7 @@ class _Unusable(Exception):
 
 
 # safetensors names no others in every version from 0.4.3
-_KEPT_AS_THEY_ARE = {
+_SAFETENSORS_DTYPES = {
     getattr(torch, name) for name in "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64".split()
 }
 
@@ -222,22 +222,22 @@ def _packed(key: Key, outputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
         storage = tensor.untyped_storage().data_ptr()
         tensor = tensor.clone() if storage in storages else tensor  # safetensors refuses tensors that share memory
         storages.add(storage)
-        tensors[str(index)] = _as_kept(tensor)
+        tensors[str(index)] = _as_stored(tensor)
     listed = [{"name": name, "dtype": _name(item.dtype), "shape": list(item.shape)} for name, item in plain.items()]
     return tensors, {"format": FORMAT, "key": key.text, "sha256": digest(plain), "outputs": json.dumps(listed)}
 
 
-def _as_kept(tensor: Tensor) -> Tensor:
+def _as_stored(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals, and one of a dtype that safetensors may lack as its bytes."""
     if tensor.is_complex():
         return torch.view_as_real(tensor)
-    return tensor if tensor.dtype in _KEPT_AS_THEY_ARE else tensor.reshape(-1).view(torch.uint8)
+    return tensor if tensor.dtype in _SAFETENSORS_DTYPES else tensor.reshape(-1).view(torch.uint8)
 
 
-def _as_it_was(kept: Tensor, dtype: torch.dtype, shape: list[int]) -> Tensor:
-    if kept.dtype == dtype:
-        return kept
-    return torch.view_as_complex(kept) if dtype.is_complex else kept.view(dtype).reshape(shape)
+def _as_it_was(stored: Tensor, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    if stored.dtype == dtype:
+        return stored
+    return torch.view_as_complex(stored) if dtype.is_complex else stored.view(dtype).reshape(shape)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -341,7 +341,7 @@ _OF_EVERY_CLASS = {
     "__match_args__",
 }
 _OF_THIS_MACHINE = {"_name_or_path", "name_or_path", "_commit_hash", "transformers_version"}  # of transformers' configs
-_SAID_BY_THEMSELVES = (
+_SIMPLE_TYPES = (
     torch.dtype,
     torch.device,
     torch.layout,
@@ -389,7 +389,7 @@ class _Walk:
             return repr(PurePath(value).name if os.path.isabs(value) else value)
         if isinstance(value, PurePath):
             return repr(value.name if value.is_absolute() else value.as_posix())
-        if isinstance(value, _SAID_BY_THEMSELVES):
+        if isinstance(value, _SIMPLE_TYPES):
             return repr(value)
         if isinstance(value, Tensor) and id(value) in self._registered:
             return "registered"
@@ -425,7 +425,7 @@ class _Walk:
 
     def _apart(self, value: Any) -> str:
         """A value in a set, which has no order in which to number it."""
-        simple = isinstance(value, (str, PurePath, enum.Enum, tuple, *_SAID_BY_THEMSELVES))
+        simple = isinstance(value, (str, PurePath, enum.Enum, tuple, *_SIMPLE_TYPES))
         if simple:
             return self.word(value)
         return _title(value if callable(value) else type(value))
@@ -463,41 +463,43 @@ class _Walk:
             "_thread",
         ):
             return ""
-        held = dict(getattr(value, "__dict__", {}))
+        attributes = dict(getattr(value, "__dict__", {}))
         for kind in type(value).__mro__:
             slots = kind.__dict__.get("__slots__", ())
-            held |= {
+            attributes |= {
                 name: getattr(value, name)
                 for name in ((slots,) if isinstance(slots, str) else slots)
                 if hasattr(value, name)
             }
         hidden = _OF_THIS_MACHINE | (_BOOKKEEPING if isinstance(value, nn.Module) else set())
-        said = []
-        for name in sorted(key for key in held.keys() - hidden - {"__dict__", "__weakref__"} if not _is_cache(key)):
+        words = []
+        for name in sorted(
+            key for key in attributes.keys() - hidden - {"__dict__", "__weakref__"} if not _is_cache(key)
+        ):
             # hooks are kept by a count of all hooks in the process
             content = (
-                list(held[name].values())
+                list(attributes[name].values())
                 if name in ("_forward_hooks", "_forward_pre_hooks") and isinstance(value, nn.Module)
-                else held[name]
+                else attributes[name]
             )
-            said.append(f" {name}={self.word(content)}")
+            words.append(f" {name}={self.word(content)}")
         if isinstance(value, torch.jit.ScriptModule):
-            said.append(f" code={value.code!r}")
-        return "".join(said)
+            words.append(f" code={value.code!r}")
+        return "".join(words)
 
     def _class(self, kind: type) -> str:
         """A class: of a package its name and what was put into it, of one's own all its attributes and its bases."""
         package = self._package_of(kind)
         if package is not None:
             return f"class {_title(kind)} of {package}{self._patches(kind)}"
-        said = [f"class {kind.__qualname__}"]
-        said += [f" base {self.word(base)}" for base in kind.__bases__ if base is not object]
-        said += [
+        words = [f"class {kind.__qualname__}"]
+        words += [f" base {self.word(base)}" for base in kind.__bases__ if base is not object]
+        words += [
             f" {name}={self.word(variable)}"
             for name, variable in sorted(vars(kind).items())
             if name not in _OF_EVERY_CLASS and not _is_cache(name)
         ]
-        return "".join(said)
+        return "".join(words)
 
     def _package_of(self, kind: type) -> str | None:
         """The installed package, "timm 1.0", that a class comes from; None for one's own."""
@@ -512,7 +514,7 @@ class _Walk:
 
     def _patches(self, kind: type) -> str:
         """One's own functions in place of methods of a package's class or its bases, or of functions of their files."""
-        said = []
+        patches = []
         for item in kind.__mro__:
             module = sys.modules.get(item.__module__)
             beside = (
@@ -527,24 +529,24 @@ class _Walk:
                         and self._package_of(item)
                         and _is_own(value.__code__.co_filename)
                     ):
-                        said.append((name, value))
-        return "".join(f" {name}={self.word(value)}" for name, value in sorted(said, key=lambda pair: pair[0]))
+                        patches.append((name, value))
+        return "".join(f" {name}={self.word(value)}" for name, value in sorted(patches, key=lambda pair: pair[0]))
 
     def _function(self, function: types.FunctionType) -> str:
         code = function.__code__
         origin = self._origin(code.co_filename)
-        said = [
+        words = [
             f"function {function.__qualname__} of {origin}"
             if origin
             else f"function {function.__qualname__} {self._bytecode(code)}"
         ]
-        held = {"defaults": function.__defaults__, "kwdefaults": function.__kwdefaults__, **_closure(function)}
+        values = {"defaults": function.__defaults__, "kwdefaults": function.__kwdefaults__, **_closure(function)}
         if hasattr(function, "__wrapped__"):
-            held["wrapped"] = function.__wrapped__
-        said += [f" {name}={self.word(item)}" for name, item in held.items() if item is not None]
+            values["wrapped"] = function.__wrapped__
+        words += [f" {name}={self.word(item)}" for name, item in values.items() if item is not None]
         if _installed(code.co_filename) is None:
-            said += [f" {name}={self.word(item)}" for name, item in _globals(function)]
-        return "".join(said)
+            words += [f" {name}={self.word(item)}" for name, item in _globals(function)]
+        return "".join(words)
 
     def _origin(self, filename: str) -> str:
         """Where code comes from, and its file's content noted; "" where it has none."""
@@ -580,12 +582,12 @@ def _title(value: Any) -> str:
 
 
 def _closure(function: types.FunctionType) -> dict[str, Any]:
-    held = {}
+    values = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # an empty cell
             if name != "__class__":
-                held[name] = cell.cell_contents
-    return held
+                values[name] = cell.cell_contents
+    return values
 
 
 def _globals(function: types.FunctionType) -> list[tuple[str, Any]]:

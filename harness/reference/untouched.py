@@ -43,8 +43,8 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
         return _copied(model, memo)
     except (TypeError, RuntimeError, NotImplementedError, AttributeError, pickle.PicklingError) as error:
-        said = " ".join(str(error).split())
-        text = f"the model cannot be copied: {type(error).__name__}: {said[:200]}; every side runs a copy of its own"
+        message = " ".join(str(error).split())
+        text = f"the model cannot be copied: {type(error).__name__}: {message[:200]}; every side runs a copy of its own"
         raise CaseError(f"{text}: keep locks, files and streams out of its attributes") from error
 
 
@@ -128,14 +128,14 @@ def _changes(used: nn.Module, before: nn.Module) -> Iterator[str]:
         for name, value in module.__dict__.items():
             former = old.get(name, getattr(type(module), name, _ABSENT))
             if name not in _TABLES and not _equal(value, former):
-                yield f"attribute {at}{name}{_said(value, former)}"
+                yield f"attribute {at}{name}{_change_text(value, former)}"
 
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 _ABSENT = object()
 
 
-def _said(value: Any, old: Any) -> str:
+def _change_text(value: Any, old: Any) -> str:
     if old is _ABSENT:
         return " (it was not there)"
     if type(value) in _PLAIN and type(old) in _PLAIN:

@@ -11,7 +11,7 @@ import functools
 import re
 from pathlib import Path
 
-SAID = 2000  # characters of a text that are looked at: what is longer is what a program said
+LONGEST_TEXT = 2000  # characters of a text that are looked at: what is longer is what a program said
 _LONGEST = 400  # characters of what stands for {A}
 PATTERNS = Path(__file__).with_suffix(".txt")
 
@@ -27,8 +27,8 @@ def _patterns() -> tuple[tuple[re.Pattern[str], str], ...]:
 def _compiled(english: str) -> re.Pattern[str]:
     parts = re.split(r"\{([a-zA-Z])\}", english)
     pattern = re.escape(parts[0])
-    for place in range(1, len(parts), 2):
-        name, after = parts[place], parts[place + 1]
+    for index in range(1, len(parts), 2):
+        name, after = parts[index], parts[index + 1]
         kind = r"[^\s;]" if name.islower() else "."
         pattern += f"(?P<{name}>{kind}{{1,{_LONGEST}}}{'?' if after else ''})"
         pattern += re.escape(after) + (r"(?!\d)" if after == "." else "")  # "1.001" is no end of a sentence
@@ -47,9 +47,9 @@ def chinese(text: str) -> str:
     >>> chinese("max_diff 5.00e+00 at (0, 3) (up to 1.00e-02 allowed); a limit of 5.01e+00 would pass")
     'max_diff 5.00e+00 at (0, 3)（最多允许 1.00e-02）；上限为 5.01e+00 时可以通过'
     """
-    text, rest = text[:SAID], text[SAID:]
-    for pattern, said in _patterns():
-        text = pattern.sub(functools.partial(_filled, said), text)
+    text, rest = text[:LONGEST_TEXT], text[LONGEST_TEXT:]
+    for pattern, template in _patterns():
+        text = pattern.sub(functools.partial(_filled, template), text)
     text = re.sub(r"(?<=[\u4e00-\u9fff）])([.;,:])(?: |$)", lambda found: _MARKS[found[1]], text)
     return re.sub(r" (?=（)|(?<=[：；。，]) ", "", text) + rest
 
@@ -57,5 +57,5 @@ def chinese(text: str) -> str:
 _MARKS = {".": "。", ";": "；", ",": "，", ":": "："}
 
 
-def _filled(said: str, result: re.Match[str]) -> str:
-    return re.sub(r"\{([a-zA-Z])\}", lambda name: result[name[1]], said)
+def _filled(template: str, result: re.Match[str]) -> str:
+    return re.sub(r"\{([a-zA-Z])\}", lambda name: result[name[1]], template)

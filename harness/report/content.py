@@ -85,10 +85,10 @@ class Report:
 
     def head(self) -> dict[str, Any]:
         """All but the rows, as JSON holds it."""
-        held = {"schema": SCHEMA, "created": self.created, "backend": self.backend, "headline": self.headline}
-        held["outcome"] = self.outcome.value
-        held |= {} if self.shard is None else {"shard": self.shard}
-        head: dict[str, Any] = to_json(held | {"stack": self.stack, "performance": self.performance})
+        values = {"schema": SCHEMA, "created": self.created, "backend": self.backend, "headline": self.headline}
+        values["outcome"] = self.outcome.value
+        values |= {} if self.shard is None else {"shard": self.shard}
+        head: dict[str, Any] = to_json(values | {"stack": self.stack, "performance": self.performance})
         return head
 
     def to_dict(self) -> dict[str, Any]:

@@ -91,24 +91,29 @@ def to_short_markdown(blocks: Sequence[Block], *, left_out: str, longest: int = 
     >>> len(text) <= 400, text.splitlines()[-1].endswith("more")
     (True, True)
     """
-    blocks = [_with_short_lines(block) for block in blocks]
+    blocks = tuple(_with_short_lines(block) for block in blocks)
+    shown = list(blocks)
     rows = min(max(map(_lines_of, blocks), default=0), longest // SHORTEST)
-    written = [_cut(block, rows, left_out) for block in blocks]
+    uncut: dict[int, str] = {}
+
+    def render() -> list[str]:
+        return [_cut(block, rows, left_out, uncut) for block in shown]
 
     def too_long() -> bool:
         return sum(map(len, written)) + 2 * len(written) > longest
 
+    written = render()
     while too_long() and rows > _ROWS:
         rows = max(rows // 2, _ROWS)
-        written = [_cut(block, rows, left_out) for block in blocks]
-    for place in reversed(range(len(blocks))):
-        block = blocks[place]
+        written = render()
+    for index in reversed(range(len(blocks))):
+        block = blocks[index]
         if too_long() and isinstance(block, Folded):
-            blocks[place] = Text(text=f"{block.summary}: {left_out.format(count=_lines_of(block))}")
-            written[place] = _markdown(blocks[place])
+            shown[index] = Text(text=f"{block.summary}: {left_out.format(count=_lines_of(block))}")
+            written[index] = _markdown(shown[index])
     while too_long() and rows:
         rows //= 2
-        written = [_cut(block, rows, left_out) for block in blocks]
+        written = render()
     return "\n\n".join(written)[: longest - 1] + "\n"
 
 
@@ -121,18 +126,24 @@ def _lines_of(block: Block) -> int:
     return len(block.items) if isinstance(block, Bullets) else 0
 
 
-def _cut(block: Block, count: int, left_out: str) -> str:
-    """A block whose tables and lists have at most `count` rows or items, as markdown, and what is left out."""
+def _cut(block: Block, count: int, left_out: str, uncut: dict[int, str]) -> str:
+    """A block whose tables and lists have at most `count` rows or items, as markdown, and what is left out.
+
+    `uncut` keeps the text of what is not cut, by the identity of the block, for later calls: the blocks must outlive
+    it.
+    """
     if isinstance(block, Folded):
-        return _folded(block.summary, [_cut(item, count, left_out) for item in block.blocks])
+        return _folded(block.summary, [_cut(item, count, left_out, uncut) for item in block.blocks])
     more = _lines_of(block) - count
     if more <= 0:
-        return _markdown(block)
-    said = left_out.format(count=more)
+        if id(block) not in uncut:
+            uncut[id(block)] = _markdown(block)
+        return uncut[id(block)]
+    note = left_out.format(count=more)
     if isinstance(block, Table):
-        return f"{_markdown(replace(block, rows=block.rows[:count]))}\n\n{said}"
+        return f"{_markdown(replace(block, rows=block.rows[:count]))}\n\n{note}"
     assert isinstance(block, Bullets)
-    return "\n".join(filter(None, [_markdown(Bullets(items=block.items[:count])), f"- {said}"]))
+    return "\n".join(filter(None, [_markdown(Bullets(items=block.items[:count])), f"- {note}"]))
 
 
 def _with_short_lines(block: Block) -> Block:

@@ -131,11 +131,13 @@ def write_pairs(pairs: Sequence[NamedVerdict], path: Path) -> None:
     rows = [
         row(test=pair.name, case=pair.name, dtype=None, seed=None, verdict=pair.verdict).to_dict() for pair in pairs
     ]
-    kept = [
+    entries = [
         {name: value for name, value in item.items() if value is not None and name not in ("test", "dtype", "seed")}
         for item in rows
     ]
-    write_text(path, json.dumps({"schema": PAIRS, "pairs": kept}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        path, json.dumps({"schema": PAIRS, "pairs": entries}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def load(path: Path) -> Report:

@@ -138,11 +138,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                said = json.loads(line)
+                entry = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(said, dict):
-                yield said
+            if isinstance(entry, dict):
+                yield entry
 
 
 def stacks_in(text: str) -> str:
@@ -164,27 +164,27 @@ class _Told:
     stacks: str = ""  # of a process that hung
     environment: dict[str, Any] = field(default_factory=lambda: {"backend": None, "stack": {}})
 
-    def take(self, said: Mapping[str, Any], where: str) -> None:
+    def take(self, entry: Mapping[str, Any], where: str) -> None:
         """One line."""
-        if "created" in said:
-            self.created = str(said["created"])
-        elif "collected" in said:
-            self.tests |= {test: dict(named) for test, named in said["collected"].items()}
-        elif "environment" in said:
-            stack_of_report(said["environment"]["stack"])
-            self.environment = {name: said["environment"][name] for name in ("backend", "stack")}
-        elif "running" in said:
-            self.running.setdefault(said["running"], {}).update(said.get("named") or {})
-        elif "ended" in said:
-            self.running.pop(said["ended"], None)
-        elif "dropped" in said:
-            self.rows.pop(said["dropped"], None)
-            self.standing.pop(said["dropped"], None)
-        elif "standing" in said:
-            row = Row.from_dict(said["standing"], where)
+        if "created" in entry:
+            self.created = str(entry["created"])
+        elif "collected" in entry:
+            self.tests |= {test: dict(named) for test, named in entry["collected"].items()}
+        elif "environment" in entry:
+            stack_of_report(entry["environment"]["stack"])
+            self.environment = {name: entry["environment"][name] for name in ("backend", "stack")}
+        elif "running" in entry:
+            self.running.setdefault(entry["running"], {}).update(entry.get("named") or {})
+        elif "ended" in entry:
+            self.running.pop(entry["ended"], None)
+        elif "dropped" in entry:
+            self.rows.pop(entry["dropped"], None)
+            self.standing.pop(entry["dropped"], None)
+        elif "standing" in entry:
+            row = Row.from_dict(entry["standing"], where)
             self.standing[row.test] = row
-        elif "row" in said:
-            row = Row.from_dict(said["row"], where)
+        elif "row" in entry:
+            row = Row.from_dict(entry["row"], where)
             self.rows.setdefault(row.test, []).append(row)
 
     def of_test(self, test: str) -> list[Row]:
@@ -211,16 +211,16 @@ def read_journal(path: Path) -> Report:
     """
     stacks = path.with_name(BESIDE["stacks"])
     told = _Told(
-        last_operator=last_operator.said_in(path.with_name(BESIDE["operator"])),
+        last_operator=last_operator.description_in(path.with_name(BESIDE["operator"])),
         stacks=stacks_in(stacks.read_text(errors="replace")) if stacks.is_file() else "",
     )
-    for number, said in enumerate(_lines(path), 1):
-        if number == 1 and said.get("schema") != SCHEMA:
+    for number, entry in enumerate(_lines(path), 1):
+        if number == 1 and entry.get("schema") != SCHEMA:
             raise HarnessError(
-                f"{path} has schema {said.get('schema')!r} where {SCHEMA!r} was expected; run the tests again"
+                f"{path} has schema {entry.get('schema')!r} where {SCHEMA!r} was expected; run the tests again"
             )
         try:
-            told.take(said, f"{path}: line {number}")
+            told.take(entry, f"{path}: line {number}")
         except (Mismatch, AttributeError, KeyError, TypeError, ValueError) as raised:
             raise HarnessError(f"{path}: line {number} cannot be read ({raised}); run the tests again") from None
     tests = dict.fromkeys([*told.tests, *told.rows, *told.standing, *told.running])

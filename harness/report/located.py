@@ -17,7 +17,7 @@ RANKED = 10
 def located(finding: Any, repro: Any = None, picture: str | None = None) -> Located:
     """A finding as a row of the report holds it; `picture` is a file beside the report."""
     names = [field.name for field in fields(Ranked)]
-    kept = tuple(Ranked(**{name: getattr(item, name) for name in names}) for item in finding.ranking(RANKED))
+    ranking = tuple(Ranked(**{name: getattr(item, name) for name in names}) for item in finding.ranking(RANKED))
     shown = None
     if repro is not None:
         shown = Shown(
@@ -25,7 +25,12 @@ def located(finding: Any, repro: Any = None, picture: str | None = None) -> Loca
         )
     first = None if finding.first is None else finding.first.number
     return Located(
-        said=finding.sentences(), first=first, operators=len(finding.steps), ranking=kept, repro=shown, picture=picture
+        said=finding.sentences(),
+        first=first,
+        operators=len(finding.steps),
+        ranking=ranking,
+        repro=shown,
+        picture=picture,
     )
 
 
@@ -34,12 +39,12 @@ def unlocated(why: str) -> Located:
     return Located(said=why)
 
 
-def found_blocks(kept: Located, words: Mapping[str, str] = EN) -> list[Block]:
+def found_blocks(finding: Located, words: Mapping[str, str] = EN) -> list[Block]:
     """A finding as blocks: the sentences, then the operators with the largest own errors, those that are wrong
     first.
     """
     rows = []
-    for item in kept.ranking:
+    for item in finding.ranking:
         shape = "x".join(map(str, item.shape)) or "scalar"
         numbers = (difference_text(item.own), times(item.ratio), difference_text(item.inherited))
         why = told(item.cause or (item.reasons or [item.note or MISSING])[0], words)
@@ -47,8 +52,8 @@ def found_blocks(kept: Located, words: Mapping[str, str] = EN) -> list[Block]:
     columns = ("module", "operator", "line", "dtype", "shape", "own", "own_ratio", "inherited", "cause")
     named = tuple(words.get(f"located_{column}", column) for column in columns)
     table = Table(columns=named, rows=tuple(rows), numbers_from=5, numbers_to=8)
-    blocks: list[Block] = [Text(text=told(kept.said, words), strong=True), *([table] if rows else [])]
-    repro = kept.repro
+    blocks: list[Block] = [Text(text=told(finding.said, words), strong=True), *([table] if rows else [])]
+    repro = finding.repro
     if repro:
         printed = repro.printed.strip().replace("\n", "; ") if repro.shows else words["not_shown"]
         wanted, whole = repro.elements[1], repro.elements[0]
@@ -56,6 +61,6 @@ def found_blocks(kept: Located, words: Mapping[str, str] = EN) -> list[Block]:
     return blocks
 
 
-def found_text(kept: Located, words: Mapping[str, str] = EN) -> str:
+def found_text(finding: Located, words: Mapping[str, str] = EN) -> str:
     """A finding as markdown."""
-    return to_markdown(found_blocks(kept, words)).rstrip("\n")
+    return to_markdown(found_blocks(finding, words)).rstrip("\n")

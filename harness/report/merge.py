@@ -32,9 +32,9 @@ def merge(reports: Mapping[Path, Report], *, different_stacks: bool = False) -> 
     _check_parts(reports)
     differing = {path: _differences(first, report) for path, report in reports.items()}
     if any(differing.values()) and not different_stacks:
-        path, said = next((path, said) for path, said in differing.items() if said)
+        path, texts = next((path, texts) for path, texts in differing.items() if texts)
         raise HarnessError(
-            f"{path} was measured on another stack than {next(iter(reports))}: {'; '.join(said)}; "
+            f"{path} was measured on another stack than {next(iter(reports))}: {'; '.join(texts)}; "
             "--different-stacks merges them all the same"
         )
     performance = tuple(item for report in reports.values() for item in report.performance)
@@ -65,13 +65,13 @@ def _check_parts(reports: Mapping[Path, Report]) -> None:
 
 def _differences(first: Report, other: Report) -> list[str]:
     """What differs between the stacks of two reports, but for what each machine has of its own."""
-    said = [] if first.backend == other.backend else [f"backend {first.backend} and {other.backend}"]
+    differences = [] if first.backend == other.backend else [f"backend {first.backend} and {other.backend}"]
     names = dict.fromkeys([*first.stack, *other.stack])
     for name in names:
         values: Sequence[Any] = first.stack.get(name), other.stack.get(name)
         if name not in _OWN and values[0] != values[1]:
-            said.append(f"{name} {values[0]} and {values[1]}")
-    return said
+            differences.append(f"{name} {values[0]} and {values[1]}")
+    return differences
 
 
 def _some(names: Sequence[str]) -> str:

@@ -92,8 +92,8 @@ def page(report: Report, lang: str, folder: Path | None) -> str:
     parts.append(f"<h1>{_text(title_of(report, words))}</h1>")
     if report.stack.get("device"):
         parts.append(f"<p>{_text(stack_line(report))}</p>")
-    said = conclusion_of(report, words)
-    parts += [f"<p>{_text(said)}</p>"] if said else []
+    conclusion = conclusion_of(report, words)
+    parts += [f"<p>{_text(conclusion)}</p>"] if conclusion else []
     if report.rows:
         parts += [_filter(report.rows, words), _rows(report, failed, words)]
     parts += _failures(failed, words, folder)
@@ -139,8 +139,8 @@ def _filter(rows: Sequence[Row], words: Mapping[str, str]) -> str:
 
 def _rows(report: Report, failed: Sequence[Row], words: Mapping[str, str]) -> str:
     """Every row, those that did not pass on top with a link to their reasons."""
-    places = {id(row): place for place, row in enumerate(failed)}
-    rows = [*failed, *(row for row in report.rows if id(row) not in places)]
+    positions = {id(row): position for position, row in enumerate(failed)}
+    rows = [*failed, *(row for row in report.rows if id(row) not in positions)]
     decided = any(row.decisions for row in rows)
     texts = [words["result"], words["case"], "dtype"]
     numbers = [words["seed"], "max_diff", "mean_diff", "cos_sim", words["forecast_ratio"]]
@@ -148,7 +148,7 @@ def _rows(report: Report, failed: Sequence[Row], words: Mapping[str, str]) -> st
     more += [words["top1"]] if decided else []
     head = "".join(f"<th>{_text(text)}</th>" for text in texts) + _cells("th", numbers)
     head += (f"<th>{words['reason']}</th>" if failed else "") + _cells("th", more)
-    body = "\n".join(_row(row, places.get(id(row)), decided, bool(failed), words) for row in rows)
+    body = "\n".join(_row(row, positions.get(id(row)), decided, bool(failed), words) for row in rows)
     return f'<div class="box"><table id="rows"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
@@ -156,7 +156,7 @@ def _cells(tag: str, numbers: Iterable[str]) -> str:
     return "".join(f'<{tag} class="number">{_text(item)}</{tag}>' for item in numbers)
 
 
-def _row(row: Row, place: int | None, decided: bool, reasons: bool, words: Mapping[str, str]) -> str:
+def _row(row: Row, position: int | None, decided: bool, reasons: bool, words: Mapping[str, str]) -> str:
     dtype = row.dtype or MISSING
     numbers = [
         MISSING if row.seed is None else str(row.seed),
@@ -172,8 +172,8 @@ def _row(row: Row, place: int | None, decided: bool, reasons: bool, words: Mappi
     cells += _cells("td", numbers)
     why = (
         ""
-        if place is None
-        else f'<a href="#row{place}">{_text(shortened(line_of(row, words).partition(": ")[2], LINKED))}</a>'
+        if position is None
+        else f'<a href="#row{position}">{_text(shortened(line_of(row, words).partition(": ")[2], LINKED))}</a>'
     )
     cells += (f'<td class="text">{why}</td>' if reasons else "") + _cells("td", more)
     data = f'data-status="{row.status}" data-case="{_text(row.case)}" data-dtype="{_text(dtype)}"'
@@ -187,12 +187,12 @@ def _failures(failed: Sequence[Row], words: Mapping[str, str], folder: Path | No
     if not failed:
         return []
     parts = [f"<h2>{_text(words['not_passed'])}</h2>"]
-    for place, row in enumerate(failed):
-        parts.append(f'<section id="row{place}"><h3 class="{row.status}">{_text(f"{row.status} {row.name}")}</h3>')
+    for position, row in enumerate(failed):
+        parts.append(f'<section id="row{position}"><h3 class="{row.status}">{_text(f"{row.status} {row.name}")}</h3>')
         blocks: list[Block] = [Text(text=row.test), Bullets(items=tuple(told(reason, words) for reason in row.reasons))]
         if row.located is not None:
             blocks += found_blocks(row.located, words)
-        pictured = place < PICTURED
+        pictured = position < PICTURED
         if row.located is not None and row.located.picture and pictured:
             blocks.append(Picture(text=words["depth"], path=row.located.picture))
         parts += _blocks(blocks, folder)

@@ -63,8 +63,10 @@ def plot_history(reports: Sequence[Report], error_of: Callable[[Row], float], pa
     figure, axes = pyplot.subplots(
         down, _ACROSS, figsize=(4 * _ACROSS, 2.6 * down + 1), squeeze=False, layout="constrained"
     )
-    said = f"{len(chosen)} of {len(series)} cases, those that changed most: " if len(chosen) < len(series) else ""
-    figure.suptitle(f"{said}relative L2 error to float64 on {reports[-1].stack.get('device')} ({reports[-1].backend})")
+    selection = f"{len(chosen)} of {len(series)} cases, those that changed most: " if len(chosen) < len(series) else ""
+    figure.suptitle(
+        f"{selection}relative L2 error to float64 on {reports[-1].stack.get('device')} ({reports[-1].backend})"
+    )
     for axis, name in zip(axes.flat, chosen):
         _draw(axis, name, series[name], labels)
     for axis in axes.flat[len(chosen) :]:

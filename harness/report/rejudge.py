@@ -20,7 +20,7 @@ from harness.typed_json import shown
 if TYPE_CHECKING:
     from harness.report.content import Report
 
-_KEPT = ("fallback", "output", "reference")  # failures that no preset decides
+_NOT_BY_PRESET = ("fallback", "output", "reference")  # failures that no preset decides
 
 
 def rejudged_rows(report: Report, preset: str | None) -> list[tuple[Row, Verdict]]:
@@ -46,10 +46,10 @@ def judged_again(row: Row, preset: str | None = None) -> Verdict:
             "again with `pytest -k precision`"
         )
     verdict = judge(row.comparisons, _tolerance(row, preset), decisions=row.decisions, references=row.references)
-    said = [Reason(criterion=criterion, text=text) for criterion, text in zip(row.criteria, row.reasons)]
-    kept = tuple(reason for reason in said if reason.criterion in _KEPT)
-    worse = tuple(said) if row.status is Status.REGRESSED else ()
-    return replace(verdict, failures=(*kept, *verdict.failures), regressions=worse, marks=row.marks)
+    reasons = [Reason(criterion=criterion, text=text) for criterion, text in zip(row.criteria, row.reasons)]
+    retained = tuple(reason for reason in reasons if reason.criterion in _NOT_BY_PRESET)
+    worse = tuple(reasons) if row.status is Status.REGRESSED else ()
+    return replace(verdict, failures=(*retained, *verdict.failures), regressions=worse, marks=row.marks)
 
 
 def _tolerance(row: Row, preset: str | None) -> Tolerance:
@@ -88,8 +88,8 @@ def verdicts_text(result: Iterable[tuple[Row, Verdict]], *, title: str) -> str:
             else [MISSING, MISSING]
         )
         cells += [cosine(numbers.cos_sim), difference_text(numbers.rel_l2)] if numbers else [MISSING, MISSING]
-        held = verdict.references.get(verdict.output)
-        cells.append(MISSING if held is None else times(held.ratios()["forecast_ratio"]))
+        references = verdict.references.get(verdict.output)
+        cells.append(MISSING if references is None else times(references.ratios()["forecast_ratio"]))
         identity = (row.test, row.dtype or MISSING, MISSING if row.seed is None else str(row.seed))
         rows.append((*identity, *cells, row.status, _result(verdict)))
     return _text(title, columns, rows, 3, [(row.test, verdict) for row, verdict in result])
@@ -141,11 +141,11 @@ def pairs_text(result: Iterable[NamedVerdict], *, title: str, notes: Iterable[st
             (pair.name, numbers.dtype, "x".join(map(str, numbers.shape)) or "scalar", *cells, _result(pair.verdict))
         )
     text = _text(title, columns, rows, 3, [(pair.name, pair.verdict) for pair in result])
-    said: list[Block] = [Bullets(items=tuple(notes))] if (notes := tuple(notes)) else []
+    blocks: list[Block] = [Bullets(items=tuple(notes))] if (notes := tuple(notes)) else []
     first = next((pair for pair in result if not pair.verdict.passed), None)
     if first is not None:
-        said.append(Text(text=f"first that differs: {first.name}: {first.verdict.reasons[0]}"))
-    return f"{text}\n\n{to_markdown(said)}".rstrip("\n") if said else text
+        blocks.append(Text(text=f"first that differs: {first.name}: {first.verdict.reasons[0]}"))
+    return f"{text}\n\n{to_markdown(blocks)}".rstrip("\n") if blocks else text
 
 
 def upgrade_text(result: Any, *, title: str, every: bool = False) -> str:

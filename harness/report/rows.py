@@ -27,7 +27,7 @@ from harness.measure import Comparison, Cosine, Count, Share, Size
 from harness.typed_json import Mismatch, fields_of, named, object_schema, read_fields, reader_of, shown, to_json
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}  # of |actual - expected|
-UNRECORDED = "unrecorded"  # the criterion of a reason in a file of before criteria were kept
+UNKNOWN_CRITERION = "unrecorded"  # the criterion of a reason in a file of before criteria were kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,27 +292,27 @@ class Row(Numbers, Ratios, Proof):
 
     def to_dict(self) -> dict[str, Any]:
         """As a file holds it: flat, JSON-able, every number at full precision."""
-        held = {
+        values = {
             item.name: to_json(getattr(self, item.name))
             for item in fields(self)
             if item.name not in ("comparisons", "references")
         }
-        held |= {
+        values |= {
             "status": self.status.value,
             "measured": {name: self._measured(name) for name in self.comparisons},
             "decisions": self._decided(),
         }
-        return {name: held[name] for name in _ORDER}
+        return {name: values[name] for name in _ORDER}
 
     def _measured(self, output: str) -> dict[str, Any]:
         """Everything that was measured of one output, so that it can be judged again."""
-        kept, held = {"comparison": _whole(self.comparisons[output])}, self.references.get(output)
-        if held is None:
-            return kept
-        kept |= {name: _whole(each) for name in SIDES if (each := getattr(held, name)) is not None}
-        beside = {item.name: getattr(held, item.name) for item in fields(References) if item.name not in SIDES}
+        stored, references = {"comparison": _whole(self.comparisons[output])}, self.references.get(output)
+        if references is None:
+            return stored
+        stored |= {name: _whole(each) for name in SIDES if (each := getattr(references, name)) is not None}
+        beside = {item.name: getattr(references, item.name) for item in fields(References) if item.name not in SIDES}
         rest: dict[str, Any] = to_json({name: item for name, item in beside.items() if name not in LATER or item})
-        return kept | rest
+        return stored | rest
 
     def _decided(self) -> dict[str, Any] | None:
         made = self.decisions
@@ -443,18 +443,18 @@ def _ratios(verdict: Verdict) -> dict[str, Any]:
     """The row's output against float64: the device, the CPU and the forecast, the device over the CPU, and over the
     floor.
     """
-    held = verdict.references.get(verdict.output)
-    if held is None:
+    references = verdict.references.get(verdict.output)
+    if references is None:
         return {}
     return {
-        "golden_rel_l2": held.golden.rel_l2,
-        "cpu_golden_rel_l2": held.cpu.rel_l2,
-        "forecast_golden_rel_l2": held.forecast.rel_l2 if held.forecast is not None else None,
-        "golden_ratio": held.golden.rel_l2 / held.cpu.rel_l2 if held.cpu.rel_l2 else None,
-        "effective_bits": bits(held.golden.rel_l2),
-        "forecast_bits": bits(held.floor("rel_l2")),
-        "unexplained": held.unexplained,
-        **held.ratios(),
+        "golden_rel_l2": references.golden.rel_l2,
+        "cpu_golden_rel_l2": references.cpu.rel_l2,
+        "forecast_golden_rel_l2": references.forecast.rel_l2 if references.forecast is not None else None,
+        "golden_ratio": references.golden.rel_l2 / references.cpu.rel_l2 if references.cpu.rel_l2 else None,
+        "effective_bits": bits(references.golden.rel_l2),
+        "forecast_bits": bits(references.floor("rel_l2")),
+        "unexplained": references.unexplained,
+        **references.ratios(),
     }
 
 
@@ -518,9 +518,9 @@ class Measured:
     references: References | None = None
 
     @classmethod
-    def from_json(cls, kept: Any) -> Measured:
+    def from_json(cls, stored: Any) -> Measured:
         read = read_fields(
-            kept, [("comparison", _comparison), *((name, _comparison) for name in SIDES), *_BESIDE], {"comparison"}
+            stored, [("comparison", _comparison), *((name, _comparison) for name in SIDES), *_BESIDE], {"comparison"}
         )
         comparison = read.pop("comparison")
         if "golden" not in read:
@@ -540,9 +540,9 @@ class Measured:
 
 
 def _whole(result: Comparison) -> dict[str, Any]:
-    held = {item.name: to_json(getattr(result, item.name)) for item in fields(Comparison) if item.name != "histogram"}
-    held = {name: value for name, value in held.items() if name not in WHERE_KNOWN or value}
-    return held | {"histogram": " ".join(f"{number}:{count}" for number, count in result.histogram)}
+    values = {item.name: to_json(getattr(result, item.name)) for item in fields(Comparison) if item.name != "histogram"}
+    values = {name: value for name, value in values.items() if name not in WHERE_KNOWN or value}
+    return values | {"histogram": " ".join(f"{number}:{count}" for number, count in result.histogram)}
 
 
 # What a Comparison must hold to be read: shapes, dtypes and counts. A number that an older version did not measure
@@ -554,8 +554,8 @@ _NOT_MEASURED = {
 }
 
 
-def _comparison(kept: Any) -> Comparison:
-    return Comparison(**_NOT_MEASURED | read_fields(kept, _WHOLE_READERS, WHOLE))
+def _comparison(stored: Any) -> Comparison:
+    return Comparison(**_NOT_MEASURED | read_fields(stored, _WHOLE_READERS, WHOLE))
 
 
 def _histogram(text: Any) -> tuple[tuple[int, int], ...]:
@@ -632,7 +632,7 @@ def _reasons(result: Mapping[str, Any], status: Status) -> dict[str, tuple[str, 
             Status.ERROR: "run",
             Status.SKIPPED: "skip",
             Status.REGRESSED: "baseline",
-            Status.FAIL: UNRECORDED,
+            Status.FAIL: UNKNOWN_CRITERION,
         }.get(status)
         reasons = reasons or (("its reason was not recorded",) if leading else ())
         return {"reasons": reasons, "criteria": () if leading is None else (leading,) * len(reasons)}

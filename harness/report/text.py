@@ -66,10 +66,10 @@ def warnings_of(report: Report, words: Mapping[str, str]) -> list[str]:
     """What a reader must know before any number: that the device is emulated, that it is broken on purpose."""
     if report.backend != "emulated":
         return []
-    said = [words["emulated"].format(device=_device(report))]
+    warnings = [words["emulated"].format(device=_device(report))]
     if report.stack.get("faults"):
-        said.append(words["faults"].format(faults=told("; ".join(report.stack["faults"]), words)))
-    return said
+        warnings.append(words["faults"].format(faults=told("; ".join(report.stack["faults"]), words)))
+    return warnings
 
 
 def stack_line(report: Report) -> str:
@@ -101,8 +101,8 @@ def _headline(report: Report, words: Mapping[str, str]) -> list[Block]:
     blocks.append(Heading(level=1, text=title_of(report, words)))
     if report.stack.get("device"):
         blocks.append(Text(text=stack_line(report)))
-    said = conclusion_of(report, words)
-    return [*blocks, Text(text=said)] if said else blocks
+    conclusion = conclusion_of(report, words)
+    return [*blocks, Text(text=conclusion)] if conclusion else blocks
 
 
 def conclusion_of(report: Report, words: Mapping[str, str]) -> str:
@@ -329,8 +329,8 @@ def _cell(value: Any, name: str) -> str:
 def _in_full(report: Report, words: Mapping[str, str]) -> list[Block]:
     """How the rows were measured and judged, each thing once, and the other numbers of every row."""
     groups = [group for group in _groups(report.rows) if not group.probes]
-    said = measured_how(report.rows, words)
-    blocks: list[Block] = [Folded(summary=words["how"], blocks=(Bullets(items=tuple(said)),))] if said else []
+    sentences = measured_how(report.rows, words)
+    blocks: list[Block] = [Folded(summary=words["how"], blocks=(Bullets(items=tuple(sentences)),))] if sentences else []
     full = tuple(block for group in groups for block in (Heading(level=3, text=group.title), _full_table(group, words)))
     return [*blocks, Folded(summary=words["in_full"], blocks=full)] if full else blocks
 
@@ -359,12 +359,12 @@ def measured_how(rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
     """What the rows were judged by and compared with, and what a reader must know of them; a sentence that does not
     hold for all rows names its cases.
     """
-    said: dict[str, list[Row]] = {}
+    rows_of: dict[str, list[Row]] = {}
     for row in rows:
         for sentence in _sentences(row, words):
-            said.setdefault(sentence, []).append(row)
+            rows_of.setdefault(sentence, []).append(row)
     measured = [row for row in rows if row.reference or row.rel_l2 is not None]
-    lines = [sentence if len(of) >= len(measured) else f"{_named(of)}: {sentence}" for sentence, of in said.items()]
+    lines = [sentence if len(of) >= len(measured) else f"{_named(of)}: {sentence}" for sentence, of in rows_of.items()]
     stored = sum(len(row.stored or ()) for row in rows)
     if stored:
         lines.append(words["stored"].format(count=stored))
@@ -377,23 +377,23 @@ def measured_how(rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
 
 def _sentences(row: Row, words: Mapping[str, str]) -> list[str]:
     """What is said of one row, without its name."""
-    said = []
+    sentences = []
     if row.limits or row.preset:
         kind = "limits_why" if row.limits_reason else "limits"
-        said.append(words[kind].format(limits=_limits_text(row, words), reason=told(row.limits_reason, words)))
-    said += [words["reference"].format(reference=told(row.reference, words))] if row.reference else []
-    said += [words["forecast"].format(forecast=told(row.forecast, words))] if row.forecast else []
-    said += [words["no_golden"].format(why=told(row.no_golden, words))] if row.no_golden else []
+        sentences.append(words[kind].format(limits=_limits_text(row, words), reason=told(row.limits_reason, words)))
+    sentences += [words["reference"].format(reference=told(row.reference, words))] if row.reference else []
+    sentences += [words["forecast"].format(forecast=told(row.forecast, words))] if row.forecast else []
+    sentences += [words["no_golden"].format(why=told(row.no_golden, words))] if row.no_golden else []
     if Mark.UNFELT in row.marks:
         modes = dict.fromkeys(mode for reference in row.references.values() for mode in reference.modes)
-        said.append(words["unfelt"].format(modes=", ".join(modes)))
+        sentences.append(words["unfelt"].format(modes=", ".join(modes)))
     if row.baseline and row.baseline.kind in (Mark.DRIFT, Mark.IMPROVED):
-        said.append(told(row.baseline.text, words))
-    said += [told(item, words) for item in ((row.parted or ""), *(row.notes or ())) if item]
+        sentences.append(told(row.baseline.text, words))
+    sentences += [told(item, words) for item in ((row.parted or ""), *(row.notes or ())) if item]
     if row.rerun:
         rerun = {name: difference_text(row.rerun.get(name)) for name in ("max_diff", "rel_l2")}
-        said.append(words["rerun"].format(unequal=row.rerun.get("unequal", MISSING), **rerun))
-    return list(dict.fromkeys(said))
+        sentences.append(words["rerun"].format(unequal=row.rerun.get("unequal", MISSING), **rerun))
+    return list(dict.fromkeys(sentences))
 
 
 def _named(rows: Sequence[Row]) -> str:

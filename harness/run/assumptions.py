@@ -49,7 +49,7 @@ def naming(verdict: Verdict, assumption: str) -> Verdict:
     if not assumption:
         return verdict
     measures = "python -m harness doctor --probe FILE measures a vector unit"
-    said = f"it would pass if {assumption}, which no card has confirmed or denied yet: {measures}"
+    note = f"it would pass if {assumption}, which no card has confirmed or denied yet: {measures}"
     return replace(
-        verdict, failures=tuple(replace(failure, text=f"{failure.text}; {said}") for failure in verdict.failures)
+        verdict, failures=tuple(replace(failure, text=f"{failure.text}; {note}") for failure in verdict.failures)
     )

@@ -25,7 +25,7 @@ def cut_as_float16(
     Float64 says nothing of those places, so there the device's number stands where it is within a last place of the
     CPU's. And a reason for each output whose finite numbers float16 cannot hold: those are wrong on any device.
     """
-    held, reasons = {}, []
+    outputs, reasons = {}, []
     for output, wide in golden.items():
         narrow = expected.get(output)
         if (
@@ -34,12 +34,12 @@ def cut_as_float16(
             or narrow.dtype != torch.float16
             or narrow.shape != wide.shape
         ):
-            held[output] = wide
+            outputs[output] = wide
             continue
         cut, there = narrow.double(), actual.get(output, narrow).double()
         if there.shape == cut.shape:
             cut = torch.where((there - cut).abs() <= cut.abs() * torch.finfo(torch.float16).eps, there, cut)
-        held[output] = torch.where(wide.isfinite(), wide, cut)
+        outputs[output] = torch.where(wide.isfinite(), wide, cut)
         beyond = int((wide.isfinite() & (wide.abs() >= _LARGEST)).sum())
         if beyond:
             text = (
@@ -49,7 +49,7 @@ def cut_as_float16(
             reasons.append(
                 Reason(criterion="finite", text=text, output=output if len(golden) > 1 else "", found=beyond, allowed=0)
             )
-    return held, reasons
+    return outputs, reasons
 
 
 def measured_outputs(
@@ -72,8 +72,8 @@ def measured_outputs(
         name: _with_ties(comparison, [run[name] for run in healthy if name in run], expected[name])
         for name, comparison in comparisons.items()
     }
-    held = [name for name in shared if golden is not None and has_golden(name, expected, golden)]
-    return comparisons, {name: _hold(name, actual, expected, golden, forecast, modes, other, random) for name in held}
+    names = [name for name in shared if golden is not None and has_golden(name, expected, golden)]
+    return comparisons, {name: _hold(name, actual, expected, golden, forecast, modes, other, random) for name in names}
 
 
 def near_tied(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:

@@ -89,12 +89,12 @@ class CpuSide:
 
         Raises: ModelDraws when it drew random numbers and it was not known that the model draws.
         """
-        kept = (
+        uses_store = (
             stored
             and self.models.store is not None
             and not (self.case.subject in self.models.draws and self.draws.alike)
         )
-        key = self._key(role, rules) if kept else None
+        key = self._key(role, rules) if uses_store else None
         result = self.models.store.load(key) if key is not None else None
         if result is not None:
             self.stored.append(role)

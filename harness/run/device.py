@@ -96,5 +96,5 @@ def _unwatched(
     try:
         watched()
     except RunError:
-        return again, elapsed, Watched(blind=error.place or str(error))
+        return again, elapsed, Watched(blind=error.location or str(error))
     raise error

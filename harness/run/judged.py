@@ -104,9 +104,9 @@ def _until_they_part(names: tuple[str, str], actual, expected, golden, forecast)
     shared = shared_length([actual, *healthy], expected, names)
     if shared is None:
         return actual, expected, golden, forecast, None, ""
-    said = parted.text if parted is not None else f"healthy runs part at token {shared}: compared up to there"
+    note = parted.text if parted is not None else f"healthy runs part at token {shared}: compared up to there"
     cut = [None if item is None else until(item, shared, names) for item in (actual, expected, golden, forecast)]
-    return (*cut, parted, said)
+    return (*cut, parted, note)
 
 
 def _lacking(name: str, text: str) -> Reason:
@@ -188,21 +188,21 @@ def _unseen(
     ]
     if not pairs:
         return []
-    said = ""
+    what = ""
     if not any(bool(item.any()) for pair in pairs for item in pair):
-        said = "zero"
+        what = "zero"
     elif not any(bool(tensor.isfinite().any()) for pair in pairs for tensor in pair):
-        said = "Inf or NaN"
+        what = "Inf or NaN"
     elif all(_is_constant(*pair) for pair in pairs) and all(
         golden is not None and name in golden and torch.equal(golden[name].double(), tensor.double())
         for name, tensor in expected.items()
         if tensor.is_floating_point()
     ):
-        said = "the same number"
-    if not said:
+        what = "the same number"
+    if not what:
         return []
     text = (
-        f"every element of every output is {said} on both sides: nothing shows what computes it; give weights and "
+        f"every element of every output is {what} on both sides: nothing shows what computes it; give weights and "
         "inputs that do (a last layer of zeros hides all before it)"
     )
     return [Reason(criterion="empty", text=text)]

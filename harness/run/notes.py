@@ -23,11 +23,11 @@ def drawn_text(cpu: CpuSide) -> str:
 
 def ties_text(verdict: Verdict) -> str:
     """What is said of whole numbers that differ by near-ties."""
-    said = [
+    texts = [
         f"{name}: {item.unequal} of {item.numel} whole numbers differ, in healthy runs {item.unsettled:.2g} on average"
         for name, item in near_tied(verdict.comparisons).items()
     ]
-    return f"near-ties: {'; '.join(said)}" if said else ""
+    return f"near-ties: {'; '.join(texts)}" if texts else ""
 
 
 def few_text(verdict: Verdict) -> str:

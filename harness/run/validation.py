@@ -12,6 +12,7 @@ from harness.case import Case
 from harness.devices import Device, Stack, Watched, lacks, unknown_rounding
 from harness.errors import HarnessError
 from harness.judging.checks import hangs_on_slack, hangs_on_ties
+from harness.judging.preset_names import NEED_OTHER_TIES
 from harness.judging.status import FELL_BACK, NONDETERMINISTIC, Mark
 from harness.judging.tolerance import Tolerance, without_forecast
 from harness.judging.verdict import Evidence, Reason, Verdict, skipped
@@ -220,7 +221,7 @@ def _healthy(cpu: CpuSide, refs: _References, rules: Rules | None, tolerance: To
     forecast = cpu.run("forecast", rules=rules).outputs if rules is not None else None
     modes = () if rules is None else rules.modes
     other = None
-    if tolerance.preset == "sharp" and "HF32" in modes:
+    if tolerance.preset in NEED_OTHER_TIES and "HF32" in modes:
         ties = "even" if rules.ties == "away" else "away"
         other = cpu.run("forecast", rules=replace(rules, ties=ties)).outputs
     return Healthy(
@@ -252,10 +253,10 @@ def _judged(judge: Judge, cpu: CpuSide, rules: Rules | None, ran: DeviceRun) -> 
     if rerun and not verdict.failures:  # an error that comes and goes: the row is that of the worse run
         worse, worse_parting = judge(ran.again)
         if worse.failures:
-            said = tuple(
+            failures = tuple(
                 replace(failure, text=f"{failure.text}; the other of the two runs passes") for failure in worse.failures
             )
-            verdict, parting, outputs = replace(worse, failures=said), worse_parting, ran.again
+            verdict, parting, outputs = replace(worse, failures=failures), worse_parting, ran.again
     if rules is not None and hangs(verdict):
 
         def again(forecast: dict[str, Tensor]) -> Verdict:

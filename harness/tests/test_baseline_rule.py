@@ -538,7 +538,7 @@ def test_a_file_is_whole_and_readable_as_text(tmp_path):
     assert (
         entry["accepted"] == "2026-01-01"
         and entry["stack"] == STACK
-        and list(entry["rows"]["0"]) == list(baseline.KEPT)
+        and list(entry["rows"]["0"]) == list(baseline.STORED_FIELDS)
     )
     assert baseline.write_baseline(tmp_path / "a" / "b", kept("é漢", seed=5)) == path and list(
         baseline.read_baseline(path.parent, "é漢", "float32").entries["Ascend910B4 (npu)"].rows

@@ -70,12 +70,12 @@ def test_the_floor_raises_no_alarm_on_what_is_only_another_rounding(trials):
 def test_a_fault_that_a_half_dtype_hides_is_looked_up_in_the_float32_row():
     given = dict(subject="m", kind="scale", size=3.0)
     trials = [
-        Trial(what="a", place="late", dtype="float32", damage=9.0, alarms=frozenset({"floor"}), **given),
-        Trial(what="a", place="early", dtype="float32", damage=1.0, **given),
-        Trial(what="a", place="late", dtype="float16", damage=1.0, **given),
-        Trial(what="a", place="early", dtype="float16", damage=1.5, **given),
-        Trial(what="b", place="early", dtype="float16", damage=2.0, **given),
-        Trial(what="a", place="late", dtype="bfloat16", damage=9.0, alarms=frozenset({"floor"}), **given),
+        Trial(what="a", depth="late", dtype="float32", damage=9.0, alarms=frozenset({"floor"}), **given),
+        Trial(what="a", depth="early", dtype="float32", damage=1.0, **given),
+        Trial(what="a", depth="late", dtype="float16", damage=1.0, **given),
+        Trial(what="a", depth="early", dtype="float16", damage=1.5, **given),
+        Trial(what="b", depth="early", dtype="float16", damage=2.0, **given),
+        Trial(what="a", depth="late", dtype="bfloat16", damage=9.0, alarms=frozenset({"floor"}), **given),
     ]
     said = text(trials, {"n": "it is not installed"})
     assert "Of 3 faults that a row in a half dtype does not show, 2 were planted in the float32 row too" in said
@@ -88,7 +88,7 @@ def test_a_fault_that_a_half_dtype_hides_is_looked_up_in_the_float32_row():
 
 
 def test_false_alarms_that_name_their_assumption_are_told_from_others():
-    given = dict(subject="m", dtype="float16", kind="benign", place="", damage=math.nan, size=3.0)
+    given = dict(subject="m", dtype="float16", kind="benign", depth="", damage=math.nan, size=3.0)
     trials = [
         Trial(
             what="ties",
@@ -133,7 +133,7 @@ def test_a_fault_below_the_noise_of_hf32_is_seen_by_the_sharp_preset_alone():
 
 
 def test_the_report_counts_what_it_was_given():
-    given = dict(subject="m", dtype="float32", place="late", size=3.0)
+    given = dict(subject="m", dtype="float32", depth="late", size=3.0)
     trials = [
         Trial(what="a scale", kind="scale", damage=9.0, alarms=frozenset({"floor", "close"}), **given),
         Trial(what="b scale", kind="scale", damage=9.0, alarms=frozenset(), **given),

@@ -194,7 +194,7 @@ def test_a_path_of_the_cases_own_forward_is_named(npu):
 
 
 def call(operator, module="", *given):
-    return Call(operator=operator, module=module, place="m.py:1", given=given)
+    return Call(operator=operator, module=module, line="m.py:1", given=given)
 
 
 def test_runs_are_aligned_by_operator_module_and_arguments():

@@ -9,7 +9,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.judging.status import Mark
 from harness.report import Row
-from harness.report.rows import UNRECORDED
+from harness.report.rows import UNKNOWN_CRITERION
 from harness.tests.needs import needs_torch_npu, skip_without_torch_npu
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user  # noqa: F401
 from harness.upgrade.known_failures import complaint, entry_for, read_known, settled
@@ -160,7 +160,7 @@ def test_with_accepted_numbers_an_entry_excuses_what_was_accepted(entries):
         entry, failing("run", rel_l2=None, golden_rel_l2=None), accepted=failing("max_diff")
     )
     assert "fails by max_diff as well" in said(entry, failing("max_diff"), accepted=failing("fallback"))
-    for accepted in (failing(), failing(UNRECORDED)):  # it passed then, or an older version kept no criteria
+    for accepted in (failing(), failing(UNKNOWN_CRITERION)):  # it passed then, or an older version kept no criteria
         assert (
             said(entry, failing("max_diff"), accepted=accepted) is None
             and said(entry, failing("finite"), accepted=accepted) is not None

@@ -11,6 +11,7 @@ import pytest
 
 from harness.judging.checks import checks_of, judge
 from harness.judging.criteria import AT_LEAST, FLOORED
+from harness.judging.preset_names import NEED_FORECAST, NEED_OTHER_TIES, NEED_REFERENCES, PRESET_NAMES
 from harness.judging.presets import PRESETS
 from harness.judging.references import CONSTANT, References, slack
 from harness.judging.tolerance import LIMITS, Tolerance, without_forecast
@@ -256,6 +257,11 @@ def test_top1_has_two_sides():
         verdict = judge(numbers(), tolerance, decisions=Decisions(count=4, agree=agree))
         assert criteria(verdict) == expected
     assert criteria(judge(numbers(), tolerance, decisions=Decisions(count=0, agree=0))) == ["top1"]
+
+
+def test_every_preset_that_has_a_name_has_checks():
+    assert tuple(PRESETS) == PRESET_NAMES
+    assert set(NEED_OTHER_TIES) < set(NEED_FORECAST) < set(NEED_REFERENCES) < set(PRESET_NAMES)
 
 
 def test_every_limit_is_tried():

@@ -740,10 +740,10 @@ def test_localisation_is_put_to_the_test(npu):
     subject = next(item for item in SUBJECTS if item.name == "aimv2")
     bed = locating.Bed(subject, "float32", npu)
     result = [next(locating.spread(bed, kind, 1)) for kind in ("scale", "stale")] + list(locating.spread(bed, "nan", 2))
-    assert len({item.place.operator for item in result}) > 2 and len({item.place.depth for item in result}) > 2
+    assert len({item.target.operator for item in result}) > 2 and len({item.target.depth for item in result}) > 2
     assert all(item.exact for item in result), result
     assert not list(locating.spread(bed, "mask", 1))  # it has none
-    mean = next(place for place in locating.places(bed) if place.operator == "aclnnPowTensorScalar")
+    mean = next(target for target in locating.targets(bed) if target.operator == "aclnnPowTensorScalar")
     lost = locating._tried(bed, mean, "swap_heads", {})  # the addends of a mean in another order
     assert (
         not lost.exact

@@ -408,7 +408,7 @@ def test_small_files_are_kept_up_to_a_number_of_bytes(tmp_path, capsys, monkeypa
     real = side_module.open_tensors
     monkeypatch.setattr(side_module, "open_tensors", lambda file, limit: opened.append(file) or real(file, limit))
     for room, count in ((4 * (32 + 4096), 8), (32, 14)):  # with room for one, three of a side are read again
-        monkeypatch.setattr(side_module, "_KEPT", room)
+        monkeypatch.setattr(side_module, "_CACHE_LIMIT", room)
         opened.clear()
         assert compared(capsys, tmp_path / "a", tmp_path / "b")[0] == 0
         assert len(opened) == count

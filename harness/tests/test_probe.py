@@ -17,8 +17,8 @@ from harness.commands.main import main
 from harness.commands.probe import (
     AGREES,
     CONTRADICTS,
+    NO_RULE,
     UNMEASURED,
-    UNSAID,
     Fact,
     probe,
     read_probe,
@@ -222,7 +222,7 @@ def test_the_emulated_device_as_it_comes_agrees_with_every_rule(emulated, small,
     assert facts["conv operand: rounding"] == ("to nearest, ties away from zero",) * 2
     assert facts["gelu: formula for approximate='none'"] == ("tanh", "tanh")
     assert 12 < facts["patch convolution: effective bits, float32"][1] < 13.5
-    assert set(of(document, UNSAID)) == {
+    assert set(of(document, NO_RULE)) == {
         rule for rule in facts if rule.startswith("order of a ") or rule.endswith("bits of the batch")
     }
     assert text_of(document).startswith(
@@ -315,7 +315,7 @@ probe("emulated", Path(sys.argv[1]), wanted=("1 conv operand", "2 product operan
     [
         ("Ascend310P3", 10, 10, "tanh", "65504", UNMEASURED),
         ("Ascend950PR_9589", 10, 23, "erf", "inf", AGREES),
-        ("Ascend310B4", None, None, None, None, UNSAID),
+        ("Ascend310B4", None, None, None, None, NO_RULE),
     ],
 )
 def test_the_verdicts_follow_the_rules_of_the_family(tmp_path, soc, conv, product, gelu, overflow, bfloat16):
@@ -368,7 +368,7 @@ def test_a_card_that_answers_differently_contradicts(cheap):
     verdicts = {verdict.rule: verdict.verdict for verdict in verdicts_of({"9 repeats": numbers}, {})}
     assert verdicts == {
         "product float32: different answers in 20 runs": CONTRADICTS,
-        "product float32: a row alone has its bits of the batch": UNSAID,
+        "product float32: a row alone has its bits of the batch": NO_RULE,
         "convolution: different answers in 20 runs": AGREES,
         "convolution: a row alone has its bits of the batch": UNMEASURED,
     }

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from harness import Case, emulator, validate
 from harness.errors import RunError
 from harness.reference import run
-from harness.reference.raised import _calls, place_of
+from harness.reference.raised import _calls, location_of
 from harness.tests.needs import emulated_device, needs_torch_npu
 from harness.tests.test_plugin import stored, torch_npu_is_imported, user, write  # noqa: F401
 
@@ -80,14 +80,14 @@ def test_module_operator_and_line_are_named(kind):
     module, _, operator = where.partition(": ")
     operator = operator if NAMED else rf"(?:{operator})?"
     expected = rf"{re.escape(module)}(?:: {operator})? \(test_raised.py:\d+\)" if operator else rf"{module} \(.*\)"
-    assert re.fullmatch(expected, error.place) and (not NAMED or error.place.startswith(f"{where} ("))
-    assert str(error).startswith("on the moon: ") and str(error).endswith(f"; raised in {error.place}")
+    assert re.fullmatch(expected, error.location) and (not NAMED or error.location.startswith(f"{where} ("))
+    assert str(error).startswith("on the moon: ") and str(error).endswith(f"; raised in {error.location}")
 
 
 def test_what_no_model_raised_has_no_place():
-    assert place_of(ValueError("never raised"), nn.Identity()) == ""
+    assert location_of(ValueError("never raised"), nn.Identity()) == ""
     error = raised(lambda module, x: x.view(3, 3))
-    assert place_of(error.__cause__, nn.Identity()).startswith("the model: " if NAMED else "the model")
+    assert location_of(error.__cause__, nn.Identity()).startswith("the model: " if NAMED else "the model")
 
 
 def test_what_the_standard_library_raises_is_no_operator():
@@ -96,7 +96,7 @@ def test_what_the_standard_library_raises_is_no_operator():
 
         return json.loads("{")
 
-    place = raised(how).place
+    place = raised(how).location
     assert re.fullmatch(r"blocks.1(: loads)? \(test_raised.py:\d+\)", place)
 
 
@@ -125,7 +125,7 @@ def npu():
 def test_the_device_row_names_what_raised(npu):
     with emulator.fault("aclnnGelu*", "oom", nth=1), pytest.raises(RunError) as caught:
         validate(case(), 1, npu)
-    assert "; raised in 1: gelu" in str(caught.value) and caught.value.place.startswith("1: gelu")
+    assert "; raised in 1: gelu" in str(caught.value) and caught.value.location.startswith("1: gelu")
     assert "; out of memory: the card has less free memory" in str(caught.value)
 
 

@@ -648,7 +648,7 @@ def test_effective_bits_are_the_log_of_the_relative_error():
 # -------- attention
 
 
-def attended(q, k, v, scale, hidden=None, bias=None, kept=None, keep=1.0, sink=None):
+def attended(q, k, v, scale, hidden=None, bias=None, dropout_mask=None, keep=1.0, sink=None):
     """Attention of (B, H, N, D) in float64, a row at a time; the result, each row's maximum and sum."""
     (batch, heads, rows, _), group = q.shape, q.shape[1] // k.shape[1]
     result, tops, totals = (
@@ -665,8 +665,8 @@ def attended(q, k, v, scale, hidden=None, bias=None, kept=None, keep=1.0, sink=N
         weights = numpy.exp(scores - top) if numpy.isfinite(top) else numpy.zeros_like(scores)
         total = numpy.exp(everything - top).sum() if numpy.isfinite(top) else 0.0
         dropped = weights
-        if kept is not None:
-            dropped = weights * kept[b, h, n] / keep if keep else 0 * weights
+        if dropout_mask is not None:
+            dropped = weights * dropout_mask[b, h, n] / keep if keep else 0 * weights
         result[b, h, n] = dropped @ v[b, h // group] / total if total else 0
         tops[b, h, n], totals[b, h, n] = top, total
     return result, tops, totals
@@ -677,11 +677,13 @@ def masks(shape, seed=7):
     hidden = torch.rand(shape, generator=generator) < 0.3
     hidden[..., 0] = False
     return dict(
-        hidden=hidden, bias=torch.randn(shape, generator=generator), kept=torch.rand(shape, generator=generator) < 0.8
+        hidden=hidden,
+        bias=torch.randn(shape, generator=generator),
+        dropout_mask=torch.rand(shape, generator=generator) < 0.8,
     )
 
 
-OPTIONS = [(), ("hidden",), ("bias",), ("kept",), ("sink",), ("hidden", "bias", "kept", "sink")]
+OPTIONS = [(), ("hidden",), ("bias",), ("dropout_mask",), ("sink",), ("hidden", "bias", "dropout_mask", "sink")]
 
 
 def inputs(names, heads=2, dtype=torch.float32):
@@ -690,7 +692,7 @@ def inputs(names, heads=2, dtype=torch.float32):
         for seed, (count, length, width) in enumerate([(4, 5, 8), (heads, 6, 8), (heads, 6, 3)])
     )
     options = {name: mask for name, mask in masks((2, 4, 5, 6)).items() if name in names}
-    options |= {"keep": 0.8} if "kept" in names else {}
+    options |= {"keep": 0.8} if "dropout_mask" in names else {}
     return (q, k, v), options | ({"sink": torch.tensor([0.5, -1.0, 2.0, 0.0])} if "sink" in names else {})
 
 
@@ -747,7 +749,7 @@ def test_the_probabilities_of_attention_are_cast_with_ties_away(dtype):
     assert (torch.ones(1) / keep).item() == 1 + place / 2
     zeros, kept = torch.zeros(1, 1, 1, 4, dtype=dtype), torch.ones(1, 1, 1, 1, dtype=torch.bool)
     v = torch.tensor([[[[2.0, -4.0]]]], dtype=dtype)
-    result = attention(zeros, zeros, v, scale=1.0, kept=kept, keep=keep)[0]
+    result = attention(zeros, zeros, v, scale=1.0, dropout_mask=kept, keep=keep)[0]
     assert result.double().tolist() == [[[[2 * (1 + place), -4 * (1 + place)]]]]
 
 
@@ -788,7 +790,7 @@ def test_rows_that_see_no_key_give_zeros():
         tensors[2][:, :, 2:3].repeat_interleave(2, 1).expand(-1, -1, 4, -1)
     )
     assert (top[:, :, 0] == -math.inf).all() and not total[:, :, 0].any() and (total[:, :, 1:] == 1).all()
-    dropped = attention(*tensors, scale=0.4, kept=torch.ones(1, 1, 5, 6, dtype=torch.bool), keep=0.0)[0]
+    dropped = attention(*tensors, scale=0.4, dropout_mask=torch.ones(1, 1, 5, 6, dtype=torch.bool), keep=0.0)[0]
     assert not dropped.any()
     nothing = attention(tensors[0], *[tensor[:, :, :0] for tensor in tensors[1:]], scale=0.4)
     assert nothing[0].shape == (2, 4, 5, 3) and not nothing[0].any() and (nothing[1] == -math.inf).all()
@@ -799,7 +801,7 @@ def test_rows_that_see_no_key_give_zeros():
     ]
 
 
-def differentiated(grad, tensors, scale, hidden=None, bias=None, kept=None, keep=1.0, sink=None):
+def differentiated(grad, tensors, scale, hidden=None, bias=None, dropout_mask=None, keep=1.0, sink=None):
     """The gradients of attention by torch's own differentiation, in float64."""
     leaves = [tensor.double().requires_grad_() for tensor in tensors]
     q, k, v = leaves
@@ -809,7 +811,7 @@ def differentiated(grad, tensors, scale, hidden=None, bias=None, kept=None, keep
     scores = scores if hidden is None else scores.masked_fill(hidden, -math.inf)
     beside = scores if sink is None else torch.cat([scores, sink[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
     weights = beside.softmax(-1)[..., : scores.shape[-1]]
-    weights = weights if kept is None else weights * kept / keep
+    weights = weights if dropout_mask is None else weights * dropout_mask / keep
     (weights @ v.repeat_interleave(group, 1) * grad.double()).sum().backward()
     return [None if leaf is None else leaf.grad for leaf in (*leaves, bias, sink)]
 

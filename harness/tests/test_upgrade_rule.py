@@ -8,8 +8,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.judging.status import Mark
 from harness.report import Report, Row
-from harness.report.rows import UNRECORDED as UNKNOWN_CRITERION
-from harness.report.rows import Excuse
+from harness.report.rows import UNKNOWN_CRITERION, Excuse
 from harness.upgrade.transitions import BAD, EFFECTS, ORDER, Kind, compare_reports
 
 STACK = {"device": "Ascend910B4", "environment": {}, "packages": {}}

@@ -50,7 +50,7 @@ STUDENT = {  # one-sided 1 % points of Student's t by degrees of freedom (Fisher
     10**9: 2.326,
 }
 
-KEPT = (  # of a row
+STORED_FIELDS = (  # of a row
     "seed",
     "status",
     "marks",
@@ -100,7 +100,7 @@ class Entry:
         return {
             "accepted": self.accepted,
             "stack": to_json(self.stack),
-            "rows": {name: {item: row[item] for item in KEPT} for name, row in rows.items()},
+            "rows": {name: {item: row[item] for item in STORED_FIELDS} for name, row in rows.items()},
         }
 
 
@@ -156,18 +156,21 @@ def read_baseline(folder: Path, case: str, dtype: str | None) -> Baseline | None
     return stored
 
 
-def write_baseline(folder: Path, kept: Baseline) -> Path:
+def write_baseline(folder: Path, baseline: Baseline) -> Path:
     """Write a baseline whole or not at all. A file of an older version that holds the same case goes; one of another
     case takes its own name.
 
     Raises: HarnessError where the folder cannot be written.
     """
-    path, older = path_of(folder, kept.case, kept.dtype), folder / f"{safe_of(f'{kept.case}-{kept.dtype}')}.json"
+    path, older = (
+        path_of(folder, baseline.case, baseline.dtype),
+        folder / f"{safe_of(f'{baseline.case}-{baseline.dtype}')}.json",
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _make_room(folder, path, kept)
-        write_text(path, json.dumps(kept.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        if older != path and len(older.name.encode()) <= 255 and _is_of(older, kept):
+        _make_room(folder, path, baseline)
+        write_text(path, json.dumps(baseline.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        if older != path and len(older.name.encode()) <= 255 and _is_of(older, baseline):
             older.unlink()
     except OSError as error:
         raise HarnessError(
@@ -177,24 +180,24 @@ def write_baseline(folder: Path, kept: Baseline) -> Path:
     return path
 
 
-def _make_room(folder: Path, path: Path, kept: Baseline) -> None:
+def _make_room(folder: Path, path: Path, baseline: Baseline) -> None:
     """Give a file of another case, which an older version kept under this name, the name that is its own."""
     try:
         there = load_baseline(path)
     except HarnessError:
         return  # damaged: it is written anew
-    if there is not None and (there.case, there.dtype) != (kept.case, kept.dtype):
+    if there is not None and (there.case, there.dtype) != (baseline.case, baseline.dtype):
         own = path_of(folder, there.case, there.dtype)
         if own != path and not own.exists():
             path.rename(own)
 
 
-def _is_of(path: Path, kept: Baseline) -> bool:
+def _is_of(path: Path, baseline: Baseline) -> bool:
     try:
         there = load_baseline(path)
     except HarnessError:
         return False
-    return there is not None and (there.case, there.dtype) == (kept.case, kept.dtype)
+    return there is not None and (there.case, there.dtype) == (baseline.case, baseline.dtype)
 
 
 def without_a_case(folder: Path, cases: Collection[tuple[str, str | None]], device: str) -> list[str]:
@@ -271,8 +274,8 @@ def _entry(stored: Any, *, case: str, dtype: str | None) -> Entry:
     rows = {}
     for name, item in read["rows"].items():
         try:
-            kept = {"seed": None, "marks": [], "reasons": []} | reader_of(Mapping[str, Any])(item)
-            rows[name] = Row.from_json(kept | {"test": "", "case": case, "dtype": dtype} | _reasons_of(kept))
+            row = {"seed": None, "marks": [], "reasons": []} | reader_of(Mapping[str, Any])(item)
+            rows[name] = Row.from_json(row | {"test": "", "case": case, "dtype": dtype} | _reasons_of(row))
             if seed_of(rows[name]) != name:
                 raise Mismatch(f"seed {seed_of(rows[name])}", f"the seed {name} that it is kept under")
         except Mismatch as error:
@@ -280,18 +283,22 @@ def _entry(stored: Any, *, case: str, dtype: str | None) -> Entry:
     return Entry(**read | {"rows": rows})
 
 
-def _reasons_of(kept: Mapping[str, Any]) -> dict[str, Any]:
+def _reasons_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """The reasons of an accepted row, of which its criteria alone are kept."""
-    criteria = kept.get("criteria")
+    criteria = row.get("criteria")
     return {"reasons": ["accepted so"] * len(criteria)} if isinstance(criteria, list) else {}
 
 
 def baseline_schema() -> dict[str, Any]:
     """The JSON schema of a baseline."""
     row = Row.json_schema()
-    kept = {"type": "object", "properties": {name: row["properties"][name] for name in KEPT}, "required": ["status"]}
+    row_schema = {
+        "type": "object",
+        "properties": {name: row["properties"][name] for name in STORED_FIELDS},
+        "required": ["status"],
+    }
     entry = object_schema({"accepted": str, "stack": Mapping[str, Any]}, ["rows"])
-    entry["properties"]["rows"] = {"type": "object", "additionalProperties": kept}
+    entry["properties"]["rows"] = {"type": "object", "additionalProperties": row_schema}
     schema = object_schema({"case": str, "dtype": str | None}, ["schema", "case", "dtype", "entries"])
     schema["properties"] |= {"schema": {"const": SCHEMA}, "entries": {"type": "object", "additionalProperties": entry}}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA} | schema

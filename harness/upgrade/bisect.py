@@ -158,7 +158,7 @@ def _execute(stack: StackCommand, folder: Path) -> Run:
     command = stack.command.format(name=shlex.quote(stack.name), report=shlex.quote(str(report)))
     begin = time.monotonic()
     with open(folder / "log.txt", "wb") as log:
-        with _kept_for_later() as interrupts:  # one that is raised in Popen would leave the child behind
+        with _signals_deferred() as interrupts:  # one that is raised in Popen would leave the child behind
             process = subprocess.Popen(
                 ["sh", "-c", command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -196,7 +196,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _kept(folder: Path) -> Run | None:
+def _stored_run(folder: Path) -> Run | None:
     """The run that a folder holds, if it came to its end."""
     try:
         return Run(**json.loads((folder / "result.json").read_text(encoding="utf-8"))["run"])
@@ -211,7 +211,7 @@ def _last_line(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _kept_for_later() -> Iterator[list[int]]:
+def _signals_deferred() -> Iterator[list[int]]:
     """Signals that interrupt and come in the block are put into the list instead; what is ignored stays ignored."""
     arrived: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -266,14 +266,14 @@ class _Search:
         """The verdict on a stack: by what an earlier run left, else by a run."""
         stack = self.stacks[index]
         folder = self.state / stack.folder
-        run = _kept(folder)
-        kept = None if run is None else self._judged(run, folder)
-        if kept is not None and self.retry and kept.verdict in (CANNOT, OTHER):
-            kept = None
-        self.runs += kept is None
-        _say(f"{f'run {self.runs}' if kept is None else 'kept'}: {stack.name} … ", end="")
+        run = _stored_run(folder)
+        stored = None if run is None else self._judged(run, folder)
+        if stored is not None and self.retry and stored.verdict in (CANNOT, OTHER):
+            stored = None
+        self.runs += stored is None
+        _say(f"{f'run {self.runs}' if stored is None else 'kept'}: {stack.name} … ", end="")
         try:
-            result = self._judged(_execute(stack, folder), folder) if kept is None else kept
+            result = self._judged(_execute(stack, folder), folder) if stored is None else stored
             self.found[index] = result
             _say(f"{result.verdict}: {result.why}", end="")
         finally:
@@ -320,14 +320,14 @@ class _Search:
         try:
             if run.status is None or not path.exists():
                 raise HarnessError("no report")
-            return self._held(load(path), run.seconds)
+            return self._compared(load(path), run.seconds)
         except (HarnessError, OSError) as error:
             why = str(error)
         return _Finding(
             verdict=CANNOT, why=f"{why}; {ended}; it said last: {_last_line(folder / 'log.txt')}", seconds=run.seconds
         )
 
-    def _held(self, report: Report, seconds: float) -> _Finding:
+    def _compared(self, report: Report, seconds: float) -> _Finding:
         """A report, held against the good end by the rows that decide; the first that holds such rows is the good
         end.
         """
@@ -338,8 +338,8 @@ class _Search:
                 f"--case {self.case} is no case and no part of a test id of the good end; it has the cases {cases}"
             )
         if not _measured(rows):
-            said = "; ".join(dict.fromkeys(f"{row.status} {reason}" for row in rows for reason in row.reasons))
-            raise HarnessError(f"nothing was measured: {said[:300] or 'no rows'}")
+            reasons = "; ".join(dict.fromkeys(f"{row.status} {reason}" for row in rows for reason in row.reasons))
+            raise HarnessError(f"nothing was measured: {reasons[:300] or 'no rows'}")
         report = replace(report, rows=tuple(rows))
         if self.good is None:
             self.good = report

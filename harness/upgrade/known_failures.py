@@ -29,7 +29,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.judging.status import Mark
 from harness.judging.tolerance import NUMERIC
-from harness.report.rows import UNRECORDED, Row
+from harness.report.rows import UNKNOWN_CRITERION, Row
 from harness.upgrade.tables import only_known, read_toml
 
 KNOWN = Mark.KNOWN
@@ -168,7 +168,7 @@ def _allowed(entry: Known, accepted: Row | None) -> set[str]:
     """The criteria that a row may fail by."""
     if entry.criteria:
         return set(entry.criteria)
-    if accepted is None or accepted.status.is_fine or UNRECORDED in accepted.criteria:
+    if accepted is None or accepted.status.is_fine or UNKNOWN_CRITERION in accepted.criteria:
         return set(NUMERIC)
     then = set(accepted.criteria)
     return then | NUMERIC if then & NUMERIC else then

@@ -77,7 +77,7 @@ def _up(value: float) -> float:
 
 def ratchet_text(result: Sequence[Loose]) -> str:
     """The limits that could come down, as markdown."""
-    said = (
+    headline = (
         f"{len(result)} limits could come down to {ROOM:g} times the worst that was found"
         if result
         else "No limit could come down."
@@ -96,5 +96,5 @@ def ratchet_text(result: Sequence[Loose]) -> str:
     )
     columns = ("case", "dtype", "limit", "now", "worst found", "could be", "rows")
     return to_markdown(
-        [Text(text=said, strong=True), *([Table(columns=columns, rows=rows, numbers_from=3)] if rows else [])]
+        [Text(text=headline, strong=True), *([Table(columns=columns, rows=rows, numbers_from=3)] if rows else [])]
     ).rstrip("\n")

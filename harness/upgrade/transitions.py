@@ -14,8 +14,7 @@ from harness.errors import HarnessError
 from harness.judging.status import Mark, Status
 from harness.judging.tolerance import NUMERIC
 from harness.report import Report, Row
-from harness.report.rows import UNRECORDED as UNKNOWN_CRITERION
-from harness.report.rows import Change, by_key
+from harness.report.rows import UNKNOWN_CRITERION, Change, by_key
 from harness.typed_json import shown
 from harness.upgrade import baseline
 
@@ -54,7 +53,7 @@ BROKEN, MISSING, STILL, FIXED = Kind.BROKEN, Kind.MISSING, Kind.STILL, Kind.FIXE
 ORDER = tuple(Kind)
 BAD = tuple(item for item in Kind if item.is_bad)
 TABLES = ("environment", "packages")  # what of a stack is a table of its own
-_UNRECORDED = "not recorded"
+_NOT_RECORDED = "not recorded"
 EFFECTS = {  # names of a stack whose value changes numbers by itself, and what they change
     "conv_allow_hf32": "float32 operands of convolutions are rounded to HF32 or not",
     "matmul_allow_hf32": "float32 operands of products are rounded to HF32 or not",
@@ -255,15 +254,15 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[tuple
     """What the two stacks differ in: name, before, after. Variables and packages are named one by one.
 
     Older reports lack what later versions record. Where the other report has a value, the value before or after is
-    `_UNRECORDED`.
+    `_NOT_RECORDED`.
     """
     old, new = _flat(before), _flat(after)
     lacking = [{name for name in TABLES if name not in item} for item in (before, after)]
     result = []
     for name in dict.fromkeys((*old, *new)):
         pair = [_recorded(item, name, lacks) for item, lacks in ((old, lacking[0]), (new, lacking[1]))]
-        known = [item for item in pair if item not in (_UNRECORDED, None, (), [], "")]
-        if pair[0] != pair[1] and (_UNRECORDED not in pair or known):
+        known = [item for item in pair if item not in (_NOT_RECORDED, None, (), [], "")]
+        if pair[0] != pair[1] and (_NOT_RECORDED not in pair or known):
             result.append((name, *pair))
     return tuple(result)
 
@@ -272,7 +271,7 @@ def _recorded(stack: Mapping[str, Any], name: str, lacking: set[str]) -> Any:
     if name in stack:
         return stack[name]
     table = name.partition(".")[0]
-    return None if table in TABLES and table not in lacking else _UNRECORDED
+    return None if table in TABLES and table not in lacking else _NOT_RECORDED
 
 
 def _flat(stack: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,14 +26,14 @@ def of_products(*tensors: torch.Tensor | None) -> numerics.Operands:
     return _allowed(1, tensors)
 
 
-def _allowed(place: int, tensors) -> numerics.Operands:
+def _allowed(index: int, tensors) -> numerics.Operands:
     """Whether HF32 may be taken is a compile option of the older path, a digit for convolutions and one for
     products.
     """
     if soc.without_float32():
         return soc.operands(KEEP if _compile_option(0) == "must_keep_origin_dtype" else USE_FLOAT16, *tensors)
     digits = _compile_option(14) or "10"
-    return soc.operands(USE_HF32, *tensors) if digits[place : place + 1] == "1" else soc.kept(*tensors)
+    return soc.operands(USE_HF32, *tensors) if digits[index : index + 1] == "1" else soc.default_operands(*tensors)
 
 
 def _compile_option(number: int) -> str:
@@ -343,21 +343,21 @@ def dropout_byte_mask(shape, probability, out, seed=0, seed2=0):
 
 @aclop("DropOutDoMaskV3")
 def dropout_with_byte_mask(x, mask, probability):
-    kept = mask.reshape(-1)[: x.numel()].reshape(x.shape).bool()
-    return torch.where(kept, upcast(x) / probability.reshape(()).float(), torch.zeros(())).to(x.dtype)
+    retained = mask.reshape(-1)[: x.numel()].reshape(x.shape).bool()
+    return torch.where(retained, upcast(x) / probability.reshape(()).float(), torch.zeros(())).to(x.dtype)
 
 
 @aclop("AxpyWithSoftmaxAndDropOutDoMask")
 def softmax_with_dropout(x, y, mask, out, alpha, input_keep_prob, axis=(-1,)):
     soft = F.softmax(upcast(x) + upcast(y) * alpha, axis[0])
-    kept = mask.reshape(-1)[: x.numel()].reshape(x.shape).bool()
-    return soft.to(out[0].dtype), torch.where(kept, soft / input_keep_prob, torch.zeros(())).to(out[1].dtype)
+    retained = mask.reshape(-1)[: x.numel()].reshape(x.shape).bool()
+    return soft.to(out[0].dtype), torch.where(retained, soft / input_keep_prob, torch.zeros(())).to(out[1].dtype)
 
 
 @aclop("DropoutWithMulsAndSoftmaxGrad")
 def softmax_with_dropout_grad(grad, mask, soft, alpha, input_keep_prob, axes=(-1,)):
-    kept = mask.reshape(-1)[: grad.numel()].reshape(grad.shape).bool()
-    through = torch.where(kept, upcast(grad) / input_keep_prob, torch.zeros(()))
+    retained = mask.reshape(-1)[: grad.numel()].reshape(grad.shape).bool()
+    through = torch.where(retained, upcast(grad) / input_keep_prob, torch.zeros(()))
     wide = upcast(soft)
     return ((through - (through * wide).sum(axes, keepdim=True)) * wide * alpha).to(grad.dtype)
 
@@ -365,12 +365,12 @@ def softmax_with_dropout_grad(grad, mask, soft, alpha, input_keep_prob, axes=(-1
 @aclop("RandomChoiceWithMask")
 def random_choice(x, out, count, seed=0, seed2=0):
     """Up to `count` places of True, in a random order where there are more, and which of the rows hold one."""
-    places = x.nonzero()
-    if len(places) > count:
-        places = places[torch.randperm(len(places))[:count]]
+    indices = x.nonzero()
+    if len(indices) > count:
+        indices = indices[torch.randperm(len(indices))[:count]]
     rows = torch.zeros(count, x.dim(), dtype=out[0].dtype)
-    rows[: len(places)] = places.to(rows.dtype)
-    return rows, torch.arange(count) < len(places)
+    rows[: len(indices)] = indices.to(rows.dtype)
+    return rows, torch.arange(count) < len(indices)
 
 
 _WEIGHTS = (1, 2, 4, 8, 16, 32, 64, 128)  # of the bits of a byte, the first element in the lowest

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from harness import numerics
 from harness.emulator.operators.aclop import of_convolutions, of_products
 from harness.emulator.operators.chance import masked
-from harness.emulator.operators.common import upcast
+from harness.emulator.operators.common import all_but_channels, upcast
 from harness.emulator.table import aclop
 
 # -------- products, convolutions
@@ -31,6 +31,23 @@ def _spatial(values, data_format):
     return list(values[1:-1] if str(data_format).endswith("C") else values[2:])  # a caller passes its text as a bool
 
 
+def _before(pads):
+    """The padding before each spatial axis; pads are (before, after) for each."""
+    return [pads[at] for at in range(0, len(pads), 2)]
+
+
+def _geometry(strides, padding, dilations, groups, data_format, output_padding=None):
+    """What `numerics.convolution` takes besides its tensors; transposed with an `output_padding`."""
+    return dict(
+        stride=_spatial(strides, data_format),
+        padding=padding,
+        dilation=_spatial(dilations, data_format),
+        transposed=output_padding is not None,
+        output_padding=[0] * len(padding) if output_padding is None else output_padding,
+        groups=groups,
+    )
+
+
 def _padding(x, pads):
     """An input and the symmetric padding that is left to do: pads are (before, after) for each spatial axis."""
     pairs = [(pads[at], pads[at + 1]) for at in range(0, len(pads), 2)]
@@ -44,18 +61,8 @@ def convolution(
     x, filter, bias=None, offset=None, *, strides, pads, dilations, groups=1, data_format="NCHW", offset_x=0
 ):
     x, padding = _padding(x, pads)
-    return numerics.convolution(
-        x,
-        filter,
-        bias,
-        stride=_spatial(strides, data_format),
-        padding=padding,
-        dilation=_spatial(dilations, data_format),
-        transposed=False,
-        output_padding=[0] * len(padding),
-        groups=groups,
-        operands=of_convolutions(x, filter),
-    )
+    geometry = _geometry(strides, padding, dilations, groups, data_format)
+    return numerics.convolution(x, filter, bias, operands=of_convolutions(x, filter), **geometry)
 
 
 @aclop("Conv2DTranspose Conv3DTranspose")
@@ -78,7 +85,7 @@ def convolution_transpose(
     stride, dilation, padding = (
         _spatial(strides, data_format),
         _spatial(dilations, data_format),
-        [pads[at] for at in range(0, len(pads), 2)],
+        _before(pads),
     )
     lacking = [
         wanted - ((size - 1) * step - 2 * pad + spread * (kernel - 1) + 1)
@@ -86,35 +93,14 @@ def convolution_transpose(
             out.shape[2:], x.shape[2:], stride, padding, dilation, filter.shape[2:]
         )
     ]
-    return numerics.convolution(
-        x,
-        filter,
-        bias,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        transposed=True,
-        output_padding=lacking,
-        groups=groups,
-        operands=of_convolutions(x, filter),
-    )
+    geometry = _geometry(strides, padding, dilations, groups, data_format, lacking)
+    return numerics.convolution(x, filter, bias, operands=of_convolutions(x, filter), **geometry)
 
 
 def _backward(grad, x, filter, wanted, strides, pads, dilations, groups, data_format):
-    padding = [pads[at] for at in range(0, len(pads), 2)]
-    return numerics.convolution_backward(
-        grad,
-        x,
-        filter,
-        stride=_spatial(strides, data_format),
-        padding=padding,
-        dilation=_spatial(dilations, data_format),
-        transposed=False,
-        output_padding=[0] * len(padding),
-        groups=groups,
-        wanted=wanted,
-        operands=of_convolutions(grad, x, filter),
-    )
+    geometry = _geometry(strides, _before(pads), dilations, groups, data_format)
+    operands = of_convolutions(grad, x, filter)
+    return numerics.convolution_backward(grad, x, filter, wanted=wanted, operands=operands, **geometry)
 
 
 @aclop("Conv2DBackpropInput Conv3DBackpropInput")
@@ -141,8 +127,9 @@ def _channels(value, x):
     return value.float().reshape(1, -1, *(1,) * (x.dim() - 2))
 
 
-def _all_but_channels(x):
-    return [axis for axis in range(x.dim()) if axis != 1]
+def _normalized(x, mean, variance, epsilon):
+    """x of (N, C, …) less its channel's mean, over the root of its channel's variance."""
+    return (x.float() - _channels(mean, x)) * (_channels(variance, x) + epsilon).rsqrt()
 
 
 @aclop("BNTrainingReduce BN3DTrainingReduce")
@@ -150,38 +137,34 @@ def batch_norm_sums(x, out, epsilon=1e-4):
     wide = x.float()
     return [
         found.reshape(spec.shape)
-        for found, spec in zip((wide.sum(_all_but_channels(x)), (wide * wide).sum(_all_but_channels(x))), out)
+        for found, spec in zip((wide.sum(all_but_channels(x)), (wide * wide).sum(all_but_channels(x))), out)
     ]
 
 
 @aclop("BNTrainingUpdate BN3DTrainingUpdate")
 def batch_norm_update(x, total, squares, scale, offset, mean, variance, out, factor, epsilon, isRef=True):
-    count = x.numel() // x.shape[1]
-    batch_mean = total / count
-    batch_variance = (squares / count - batch_mean**2).clamp(min=0)
-    unbiased = batch_variance * (count / max(count - 1, 1))
-    normal = (x.float() - _channels(batch_mean, x)) * (_channels(batch_variance, x) + epsilon).rsqrt()
-    y = normal * _channels(scale, x) + _channels(offset, x)
+    batch = numerics.batch_moments(total, squares, x.numel() // x.shape[1])
+    y = _normalized(x, batch.mean, batch.variance, epsilon) * _channels(scale, x) + _channels(offset, x)
     results = (
         y,
-        mean * (1 - factor) + batch_mean * factor,
-        variance * (1 - factor) + unbiased * factor,
-        batch_mean,
-        batch_variance,
+        mean * (1 - factor) + batch.mean * factor,
+        variance * (1 - factor) + batch.unbiased * factor,
+        batch.mean,
+        batch.variance,
     )
     return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip(results, out)]
 
 
 @aclop("BNInfer")
 def batch_norm_infer(x, scale, offset, mean, variance, out, epsilon=1e-4):
-    normal = (x.float() - _channels(mean, x)) * (_channels(variance, x) + epsilon).rsqrt()
+    normal = _normalized(x, mean, variance, epsilon)
     return (normal * _channels(scale, x) + _channels(offset, x)).to(out.dtype)
 
 
 @aclop("BNTrainingUpdateGrad BN3DTrainingUpdateGrad")
 def batch_norm_update_grad(grad, x, mean, variance, out, epsilon=1e-4):
-    normal = (x.float() - _channels(mean, x)) * (_channels(variance, x) + epsilon).rsqrt()
-    results = ((grad.float() * normal).sum(_all_but_channels(x)), grad.float().sum(_all_but_channels(x)))
+    normal = _normalized(x, mean, variance, epsilon)
+    results = ((grad.float() * normal).sum(all_but_channels(x)), grad.float().sum(all_but_channels(x)))
     return [found.reshape(spec.shape).to(spec.dtype) for found, spec in zip(results, out)]
 
 
@@ -257,7 +240,7 @@ def prelu_grad(grad, x, weight, out):
         upcast(grad),
         upcast(grad) * (upcast(weight).reshape(()) if weight.numel() == 1 else _channels(weight, x)),
     )
-    dweight = negative.sum() if weight.numel() == 1 else negative.sum(_all_but_channels(x))
+    dweight = negative.sum() if weight.numel() == 1 else negative.sum(all_but_channels(x))
     return dx.to(out[0].dtype), dweight.reshape(out[1].shape).to(out[1].dtype)
 
 

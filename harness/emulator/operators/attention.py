@@ -86,7 +86,7 @@ def _bias(pse, kind: int, scale: float, queries: int, keys: int, batch: slice, s
     return pse * scale if kind == 1 else pse
 
 
-def _kept(mask, start: int, shape):
+def _dropout_mask(mask, start: int, shape):
     """Dropout's mask for one problem: bit i of byte i // 8, lowest first, is 1 where element i of (B, H, N, S) is
     kept.
     """
@@ -170,7 +170,7 @@ class _Problem:
             scale=given["scale"],
             hidden=_hidden(mask, queries, keys, given["before"], given["after"], given["sparse"], prefix, last, first),
             bias=_bias(given["pse"], given.get("pse_type", 1), given["scale"], queries, keys, batch, starts),
-            kept=_kept(given["drop"], start, (count, self.heads_of_q(), queries, keys)),
+            dropout_mask=_dropout_mask(given["drop"], start, (count, self.heads_of_q(), queries, keys)),
             keep=given["keep"],
             sink=given["sink"] if _given(given.get("sink")) else None,
         )
@@ -631,7 +631,7 @@ def compress(self, weight, lens, layout, block, stride, lens_kind, out):
 )
 def compress_backward(grad, self, weight, lens, block, stride, lens_kind, layout, out):
     starts = _windows(_ends(lens), block, stride)
-    places = torch.tensor(starts, dtype=torch.long)[:, None] + torch.arange(block)
+    indices = torch.tensor(starts, dtype=torch.long)[:, None] + torch.arange(block)
     grad, x = upcast(grad).unsqueeze(1), upcast(self)
-    towards = torch.zeros(x.shape).index_put_((places,), grad * upcast(weight)[..., None], accumulate=True)
-    return towards.to(out[0].dtype), (x[places] * grad).sum((0, 3)).to(out[1].dtype)
+    towards = torch.zeros(x.shape).index_put_((indices,), grad * upcast(weight)[..., None], accumulate=True)
+    return towards.to(out[0].dtype), (x[indices] * grad).sum((0, 3)).to(out[1].dtype)

@@ -167,13 +167,13 @@ def _clipped(corners, others):
     """The part of a convex polygon inside another, whose corners follow each other with the inside at the left."""
     for a, b in zip(others, others[1:] + others[:1]):
         sides = [(b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0]) for p in corners]
-        kept = []
+        inside = []
         for p, q, s, t in zip(corners, corners[1:] + corners[:1], sides, sides[1:] + sides[:1]):
             if s >= 0:
-                kept.append(p)
+                inside.append(p)
             if s * t < 0:
-                kept.append((p[0] + (q[0] - p[0]) * s / (s - t), p[1] + (q[1] - p[1]) * s / (s - t)))
-        corners = kept
+                inside.append((p[0] + (q[0] - p[0]) * s / (s - t), p[1] + (q[1] - p[1]) * s / (s - t)))
+        corners = inside
     return corners
 
 
@@ -224,19 +224,19 @@ def rotated_iou(boxes, others, out, trans=False, mode="iou", is_cross=True, valu
 @aclop("RotatedNMS", free=(0, 1))
 def rotated_nms(boxes, scores, labels, out, iou_threshold, score_threshold=0.0, max_output_size=-1, mode=0):
     """Mode 1 says that boxes come as edges with the angle counted the other way."""
-    places = _centred(boxes, mode == 1)
-    places = [[*place[:4], -place[4]] if mode == 1 else place for place in places]
-    kept: list[int] = []
+    centred = _centred(boxes, mode == 1)
+    centred = [[*box[:4], -box[4]] if mode == 1 else box for box in centred]
+    selected: list[int] = []
     for at in scores.argsort(descending=True, stable=True).tolist():
-        if scores[at] < score_threshold or 0 <= max_output_size <= len(kept):
+        if scores[at] < score_threshold or 0 <= max_output_size <= len(selected):
             break
-        flat = places[at][2] * places[at][3] < 1e-8  # it overlaps nothing
+        flat = centred[at][2] * centred[at][3] < 1e-8  # it overlaps nothing
         if flat or all(
-            places[other][2] * places[other][3] < 1e-8 or _turned_iou(places[at], places[other]) <= iou_threshold
-            for other in kept
+            centred[other][2] * centred[other][3] < 1e-8 or _turned_iou(centred[at], centred[other]) <= iou_threshold
+            for other in selected
         ):
-            kept.append(at)
-    return boxes[kept].to(out[0].dtype), torch.tensor(kept, dtype=out[1].dtype)
+            selected.append(at)
+    return boxes[selected].to(out[0].dtype), torch.tensor(selected, dtype=out[1].dtype)
 
 
 @aclop("RotatedBoxEncode")
@@ -282,31 +282,31 @@ def _overlap(one, others):
 
 def _suppressed(boxes, scores, most: int, iou_threshold: float, score_threshold: float) -> list[int]:
     """The boxes that stay, best first: none overlaps a better one by more than the threshold."""
-    kept: list[int] = []
+    selected: list[int] = []
     for at in scores.argsort(descending=True, stable=True).tolist():
-        if len(kept) == most or not scores[at] > score_threshold:
+        if len(selected) == most or not scores[at] > score_threshold:
             break
-        if not kept or bool((_overlap(boxes[at], boxes[kept]) <= iou_threshold).all()):
-            kept.append(at)
-    return kept
+        if not selected or bool((_overlap(boxes[at], boxes[selected]) <= iou_threshold).all()):
+            selected.append(at)
+    return selected
 
 
 @aclop("NonMaxSuppressionV4")
 def nms_v4(boxes, scores, most, iou_threshold, score_threshold, out, pad_to_max_output_size=False):
-    kept = _suppressed(upcast(boxes), upcast(scores), int(most), float(iou_threshold), float(score_threshold))
-    indices = F.pad(torch.tensor(kept, dtype=out[0].dtype), (0, out[0].shape[0] - len(kept)))
-    return indices, torch.full(out[1].shape, len(kept), dtype=out[1].dtype)
+    selected = _suppressed(upcast(boxes), upcast(scores), int(most), float(iou_threshold), float(score_threshold))
+    indices = F.pad(torch.tensor(selected, dtype=out[0].dtype), (0, out[0].shape[0] - len(selected)))
+    return indices, torch.full(out[1].shape, len(selected), dtype=out[1].dtype)
 
 
 @aclop("NMSWithMask")
 def nms_with_mask(boxes, out, iou_threshold):
     """Of boxes with scores (N, 5), best first: themselves, their numbers, and which of them stay."""
-    kept: list[int] = []
+    selected: list[int] = []
     for at in range(boxes.shape[0]):
-        if not kept or bool((_overlap(upcast(boxes)[at, :4], upcast(boxes)[kept, :4]) <= iou_threshold).all()):
-            kept.append(at)
+        if not selected or bool((_overlap(upcast(boxes)[at, :4], upcast(boxes)[selected, :4]) <= iou_threshold).all()):
+            selected.append(at)
     mask = torch.zeros(boxes.shape[0], dtype=out[2].dtype)
-    mask[kept] = 1
+    mask[selected] = 1
     return boxes, torch.arange(boxes.shape[0], dtype=out[1].dtype), mask
 
 
@@ -332,12 +332,14 @@ def batch_nms(
     for image in range(boxes.shape[0]):
         best = []
         for label in range(scores.shape[2]):
-            places = boxes[image, :, label if boxes.shape[2] > 1 else 0]
-            kept = _suppressed(places, scores[image, :, label], max_size_per_class, iou_threshold, score_threshold)
-            best += [(float(scores[image, at, label]), label, places[at]) for at in kept]
+            candidates = boxes[image, :, label if boxes.shape[2] > 1 else 0]
+            selected = _suppressed(
+                candidates, scores[image, :, label], max_size_per_class, iou_threshold, score_threshold
+            )
+            best += [(float(scores[image, at, label]), label, candidates[at]) for at in selected]
         best = sorted(best, key=lambda value: -value[0])[:max_total_size]
-        for at, (score, label, place) in enumerate(best):
-            result[0][image, at], result[1][image, at], result[2][image, at] = place, score, label
+        for at, (score, label, box) in enumerate(best):
+            result[0][image, at], result[1][image, at], result[2][image, at] = box, score, label
         result[3][image] = len(best)
     return [tensor.to(spec.dtype) for tensor, spec in zip(result, out)]
 
@@ -376,8 +378,8 @@ def bounding_box_decode(rois, deltas, out, means, stds, max_shape=(), wh_ratio_c
 def yolo_boxes_encode(anchors, boxes, stride, out, performance_mode="high_precision"):
     (x, y, w, h), (gx, gy, gw, gh) = _middles(upcast(anchors)), _middles(upcast(boxes))
     small = 1e-6
-    places = [((to - at) / stride + 0.5).clamp(small, 1 - small) for to, at in ((gx, x), (gy, y))]
-    return torch.stack([*places, *(torch.log((to / size).clamp(min=small)) for to, size in ((gw, w), (gh, h)))], 1).to(
+    offsets = [((to - at) / stride + 0.5).clamp(small, 1 - small) for to, at in ((gx, x), (gy, y))]
+    return torch.stack([*offsets, *(torch.log((to / size).clamp(min=small)) for to, size in ((gw, w), (gh, h)))], 1).to(
         out.dtype
     )
 
@@ -432,11 +434,11 @@ def _sampled(image, y, x):
     """An image (C, H, W) between its pixels at rows y and columns x, (C, rows, columns); nothing outside."""
     high, wide = image.shape[1:]
 
-    def between(place, size):
-        outside = (place < -1) | (place > size)
-        place = place.clamp(0, size - 1)
-        low = place.floor().long().clamp(max=size - 1)
-        return low, (low + 1).clamp(max=size - 1), place - low, ~outside
+    def between(coordinate, size):
+        outside = (coordinate < -1) | (coordinate > size)
+        coordinate = coordinate.clamp(0, size - 1)
+        low = coordinate.floor().long().clamp(max=size - 1)
+        return low, (low + 1).clamp(max=size - 1), coordinate - low, ~outside
 
     y0, y1, fy, within_y = between(y, high)
     x0, x1, fx, within_x = between(x, wide)
@@ -538,8 +540,8 @@ def position_sensitive_pooling_grad(grad, rois, out, spatial_scale, output_dim, 
     result = torch.zeros(out.shape)
     maps = result.unflatten(1, (output_dim, group_size, group_size))
     for number, image, row, column, rows, columns in _position_bins(rois, spatial_scale, group_size, *out.shape[2:]):
-        place = maps[image, :, row, column, rows, columns]
-        place += upcast(grad)[number, :, row, column].reshape(-1, 1, 1) / place[0].numel()
+        cells = maps[image, :, row, column, rows, columns]
+        cells += upcast(grad)[number, :, row, column].reshape(-1, 1, 1) / cells[0].numel()
     return result.to(out.dtype)
 
 

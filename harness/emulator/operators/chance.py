@@ -118,13 +118,13 @@ def logspace(start, end, steps, base, out):
     return torch.logspace(start, end, steps, base, dtype=out.dtype).reshape(out.shape)
 
 
-def _kept(count: int, chance: float, seed: int, offset: int, size: int) -> torch.Tensor:
+def _packed_mask(count: int, chance: float, seed: int, offset: int, size: int) -> torch.Tensor:
     """The mask for so many elements of which this share is dropped, in so many bytes; what is beyond the elements is
     kept.
     """
-    kept = torch.ones(size * 8, dtype=torch.uint8)
-    kept[:count].bernoulli_(1 - chance, generator=_generator(seed, offset))
-    return (kept.reshape(size, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    bits = torch.ones(size * 8, dtype=torch.uint8)
+    bits[:count].bernoulli_(1 - chance, generator=_generator(seed, offset))
+    return (bits.reshape(size, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
 
 
 def _unpacked(mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -150,7 +150,7 @@ def _elements(shape) -> int:
 
 @operator("aclnnDropoutGenMask", "shape:ints chance:double seed:int offset:int >out")
 def dropout_mask(shape, chance, seed, offset, out):
-    return _kept(_elements(shape), chance, seed, offset, _elements(out.shape)).reshape(out.shape)
+    return _packed_mask(_elements(shape), chance, seed, offset, _elements(out.shape)).reshape(out.shape)
 
 
 @operator("aclnnDropoutGenMaskV2", "shape:ints chance:double seed:int offset:int dtype:int32 >out")
@@ -183,7 +183,7 @@ def dropout_grad(grad, mask, scale, out):
 def dropout_mask_of_keeping(shape, keep, seed, seed1, offset, out):
     """By the chance to keep, with the two halves of a wide seed and of an offset."""
     mixed = int(seed) ^ int(seed1) << 32
-    return _kept(_elements(ints(shape)), 1 - float(keep), mixed, ints(offset)[-1], _elements(out.shape)).reshape(
+    return _packed_mask(_elements(ints(shape)), 1 - float(keep), mixed, ints(offset)[-1], _elements(out.shape)).reshape(
         out.shape
     )
 

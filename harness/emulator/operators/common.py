@@ -21,6 +21,11 @@ def common(self, other):
     return tuple(value.to(dtype) if isinstance(value, torch.Tensor) else value for value in (self, other))
 
 
+def all_but_channels(x):
+    """The axes of x, (N, C, …), but for that of its channels."""
+    return [axis for axis in range(x.dim()) if axis != 1]
+
+
 def axes(dims, self):
     return tuple(dims) if dims else tuple(range(self.dim()))
 

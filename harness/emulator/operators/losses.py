@@ -213,12 +213,13 @@ def cross_entropy_backward(grad, log_prob, target, weight, grad_z, log_sum, redu
     classes = log_prob.shape[-1]
     weight = torch.ones(classes, dtype=log_prob.dtype) if weight is None else weight
     target = target.long()
-    kept = target != ignore
-    target = torch.where(kept, target, 0)
-    seen = weight[target] * kept
+    not_ignored = target != ignore
+    target = torch.where(not_ignored, target, 0)
+    seen = weight[target] * not_ignored
     row = (grad / seen.sum() if reduction == "mean" else grad).expand(target.shape)
     wanted = (
-        F.one_hot(target, classes) * ((1 - smoothing) * seen)[:, None] + weight * (smoothing / classes) * kept[:, None]
+        F.one_hot(target, classes) * ((1 - smoothing) * seen)[:, None]
+        + weight * (smoothing / classes) * not_ignored[:, None]
     )
     return ((log_prob.exp() * wanted.sum(-1, keepdim=True) - wanted) * row[:, None]).to(out.dtype)
 

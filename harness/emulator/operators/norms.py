@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from harness import numerics
-from harness.emulator.operators.common import upcast
+from harness.emulator.operators.common import all_but_channels, upcast
 from harness.emulator.table import aclop, operator
 
 
@@ -144,10 +144,6 @@ def _columns(value, like):
     return None if value is None else upcast(value).reshape(-1, *[1] * (like.dim() - 2))
 
 
-def _but_channels(x):
-    return [axis for axis in range(x.dim()) if axis != 1]
-
-
 @operator(
     "aclnnBatchNorm",
     "self weight bias running_mean! running_var! training:bool momentum:double eps:double >y >mean >invstd",
@@ -206,14 +202,14 @@ def batch_norm_elements_backward(grad, self, mean, invstd, weight, sum_dy, sum_d
 @operator("aclnnBatchNormStats", "self eps:double >mean >invstd")
 def batch_norm_statistics(self, eps, out):
     x = upcast(self)
-    spread, mean = torch.var_mean(x, _but_channels(x), correction=0)
+    spread, mean = torch.var_mean(x, all_but_channels(x), correction=0)
     return _moved(mean, out[0]), _moved(1.0 / torch.sqrt(spread + eps), out[1])
 
 
 @operator("aclnnBatchNormReduce", "self >sum >square_sum")
 def batch_norm_sums(self, out):
     x = upcast(self)
-    return _moved(x.sum(_but_channels(x)), out[0]), _moved(x.square().sum(_but_channels(x)), out[1])
+    return _moved(x.sum(all_but_channels(x)), out[0]), _moved(x.square().sum(all_but_channels(x)), out[1])
 
 
 @operator(
@@ -223,7 +219,7 @@ def batch_norm_sums(self, out):
 )
 def batch_norm_sums_backward(grad, self, mean, invstd, weight, for_input, for_weight, for_bias, out):
     grad, x = upcast(grad), upcast(self)
-    axes = _but_channels(x)
+    axes = all_but_channels(x)
     sum_dy, sum_dy_xmu = grad.sum(axes), (grad * (x - _columns(mean, x))).sum(axes)
     return [_moved(item, spec) for item, spec in zip((sum_dy, sum_dy_xmu, sum_dy_xmu * upcast(invstd), sum_dy), out)]
 

@@ -30,7 +30,7 @@ def _adam(parameter, first, second, most, grad, *, done1, done2, lr, beta1, beta
     """A step of AdamW in float32: parameter, both moments, and the largest second moment where it is kept. `done` are
     beta's powers.
     """
-    kept = [parameter, first, second] + ([] if most is None else [most])
+    originals = [parameter, first, second] + ([] if most is None else [most])
     parameter, first, second, most, grad = (
         None if value is None else upcast(value) for value in (parameter, first, second, most, grad)
     )
@@ -40,7 +40,7 @@ def _adam(parameter, first, second, most, grad, *, done1, done2, lr, beta1, beta
     most = None if most is None else torch.maximum(most, second)
     scale = ((second if most is None else most) / (1 - done2)).sqrt() + eps
     parameter = parameter * (1 - lr * decay) - lr / (1 - done1) * first / scale
-    return [new.to(old.dtype) for new, old in zip((parameter, first, second, most), kept)]
+    return [new.to(old.dtype) for new, old in zip((parameter, first, second, most), originals)]
 
 
 @operator(

@@ -103,8 +103,8 @@ def _of_axes(cache, sections, interleaved: bool):
         return torch.cat([part[axis] for axis, part in enumerate(cache.split(tuple(sections), -1))], -1)
     mixed = cache[0].clone()
     for axis in (1, 2):
-        places = slice(axis, sections[1] * 3, 3)
-        mixed[..., places] = cache[axis][..., places]
+        indices = slice(axis, sections[1] * 3, 3)
+        mixed[..., indices] = cache[axis][..., indices]
     return mixed
 
 
@@ -294,6 +294,6 @@ def _paged(cache, rows, scale, offset, index):
         rows = rows / upcast(scale) if offset is None else rows / upcast(scale) + upcast(offset)
         rows = rows.round().clamp(-128, 127)
     chosen = index >= 0
-    places, size, updated = index[chosen], cache.shape[2], cache.clone()
-    updated[places // size, :, places % size] = rows[chosen].to(cache.dtype).reshape(len(places), -1, cache.shape[-1])
+    slots, size, updated = index[chosen], cache.shape[2], cache.clone()
+    updated[slots // size, :, slots % size] = rows[chosen].to(cache.dtype).reshape(len(slots), -1, cache.shape[-1])
     return updated

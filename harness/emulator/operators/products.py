@@ -26,7 +26,7 @@ def wide_product(left, right, cube=None):
     """A product in float32, under a cubeMathType or, where an operator has none, with float32 kept where the cube has
     it.
     """
-    operands = soc.kept(left, right) if cube is None else soc.operands(cube, left, right)
+    operands = soc.default_operands(left, right) if cube is None else soc.operands(cube, left, right)
     return numerics.matmul(left, right, operands=operands, out=torch.float32 if left.dtype in HALF else left.dtype)
 
 
@@ -432,8 +432,8 @@ def _deformed(x, offset, kernel, stride, padding, dilation, groups: int):
         row, column = torch.floor(y) + below, torch.floor(x_) + later
         share = (1 - (y - row).abs()) * (1 - (x_ - column).abs())
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        place = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().reshape(batch, groups, 1, -1)
-        taken = pixels.gather(3, place.expand(-1, -1, channels // groups, -1)).reshape(batch, groups, -1, *y.shape[2:])
+        index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long().reshape(batch, groups, 1, -1)
+        taken = pixels.gather(3, index.expand(-1, -1, channels // groups, -1)).reshape(batch, groups, -1, *y.shape[2:])
         result = result + taken * (share * inside).unsqueeze(2)
     result = (result * factor.unsqueeze(2)).flatten(1, 2)  # (B, C, Kh, Kw, H', W')
     return result.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels, rows * high, columns * wide)
@@ -488,7 +488,7 @@ def deformable_convolution(
         transposed=False,
         output_padding=(0, 0),
         groups=groups,
-        operands=soc.kept(input, weight),
+        operands=soc.default_operands(input, weight),
     )
     result = numerics.convolution(deformed, weight, bias, stride=kernel, **options)
     return result.to(out[0].dtype), deformed
@@ -509,7 +509,7 @@ def deformable_convolution_backward(
         transposed=False,
         output_padding=(0, 0),
         groups=groups,
-        operands=soc.kept(input, weight),
+        operands=soc.default_operands(input, weight),
     )
     towards, towards_weight, towards_bias = numerics.convolution_backward(
         grad, deformed, weight, stride=kernel, wanted=(True, True, True), **options

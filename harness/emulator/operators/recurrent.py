@@ -18,17 +18,17 @@ from harness.emulator.operators.common import upcast
 from harness.emulator.table import aclop, operator
 
 
-def product(left, right, of=soc.kept):
+def product(left, right, of=soc.default_operands):
     """A product in float32; `of` says what becomes of its float32 operands."""
     return numerics.matmul(left, right, operands=of(left, right), out=torch.float32)
 
 
-def over_time(x, weight, of=soc.kept):
+def over_time(x, weight, of=soc.default_operands):
     """(T, B, I) by (I, N), all steps in one product."""
     return product(x.flatten(0, 1), weight, of).unflatten(0, x.shape[:2])
 
 
-def gradient(x, grads, of=soc.kept):
+def gradient(x, grads, of=soc.default_operands):
     """Of a weight (I, N) that all steps share: x (T, B, I), grads (T, B, N)."""
     return product(x.flatten(0, 1).t(), grads.flatten(0, 1), of)
 
@@ -95,8 +95,8 @@ def cell_backward(grad_h, grad_c, c_before, i, j, f, o, tanh_c, order: str = "if
     return torch.cat([part[name] for name in order.replace("c", "j")], -1), total * f
 
 
-def lstm_layer(x, weights: Weights, h, c, kept=None, reverse: bool = False, order: str = "ifjo") -> Lstm:
-    """`kept` (T, B, 1 or H) is False where a sequence has ended: y is zero there and the states stay. Products never
+def lstm_layer(x, weights: Weights, h, c, mask=None, reverse: bool = False, order: str = "ifjo") -> Lstm:
+    """`mask` (T, B, 1 or H) is False where a sequence has ended: y is zero there and the states stay. Products never
     take HF32: stated.
     """
     dtype, result = x.dtype, {}
@@ -105,25 +105,36 @@ def lstm_layer(x, weights: Weights, h, c, kept=None, reverse: bool = False, orde
     for step in steps(x.shape[0], reverse):
         h_new, c_new, *activations, tanh_c = cell(gates[step] + product(h, weights.h), upcast(c), order)
         y = h_new
-        if kept is not None:
-            y, c_new = h_new * kept[step], torch.where(kept[step].bool(), c_new, upcast(c))
-            h_new, tanh_c = torch.where(kept[step].bool(), h_new, upcast(h)), torch.tanh(c_new)
+        if mask is not None:
+            y, c_new = h_new * mask[step], torch.where(mask[step].bool(), c_new, upcast(c))
+            h_new, tanh_c = torch.where(mask[step].bool(), h_new, upcast(h)), torch.tanh(c_new)
         result[step] = tuple(activation.to(dtype) for activation in (y, h_new, c_new, *activations, tanh_c))
         _, h, c = result[step][:3]
     return Lstm(*laid_out(result))
 
 
 def lstm_layer_backward(
-    grad_y, grad_h, grad_c, x, weights: Weights, h, c, saved: Lstm, kept=None, reverse=False, order="ifjo", of=soc.kept
+    grad_y,
+    grad_h,
+    grad_c,
+    x,
+    weights: Weights,
+    h,
+    c,
+    saved: Lstm,
+    mask=None,
+    reverse=False,
+    order="ifjo",
+    of=soc.default_operands,
 ):
     """The gradients towards x, both weights, the bias, and the first states, all in float32."""
     saved, grad_h, grad_c, result = Lstm(*map(upcast, saved)), upcast(grad_h), upcast(grad_c), {}
     h_before, c_before = before(saved.h, upcast(h), reverse), before(saved.c, upcast(c), reverse)
     for step in steps(x.shape[0], not reverse):
         through_h, through_c, passed_h, passed_c = upcast(grad_y[step]) + grad_h, grad_c, 0, 0
-        if kept is not None:
-            through_h, through_c = through_h * kept[step], through_c * kept[step]
-            passed_h, passed_c = grad_h * ~kept[step].bool(), grad_c * ~kept[step].bool()
+        if mask is not None:
+            through_h, through_c = through_h * mask[step], through_c * mask[step]
+            passed_h, passed_c = grad_h * ~mask[step].bool(), grad_c * ~mask[step].bool()
         gates, grad_c = cell_backward(through_h, through_c, c_before[step], *(item[step] for item in saved[3:]), order)
         result[step] = (gates,)
         grad_h, grad_c = product(gates, weights.h.t(), of) + passed_h, grad_c + passed_c
@@ -167,13 +178,13 @@ def last(states, reverse: bool):
     ">output >hy >cy >i:tensors >j:tensors >f:tensors >o:tensors >h:tensors >c:tensors >tanh_c:tensors",
 )
 def lstm(input, params, hx, batch_sizes, has_bias, layers, dropout, train, bidirectional, batch_first, out):
-    kept = alive(batch_sizes, input.shape[0])
-    x = time_first(input, batch_first) if kept is None else input.reshape(*kept.shape[:2], input.shape[1])
+    mask = alive(batch_sizes, input.shape[0])
+    x = time_first(input, batch_first) if mask is None else input.reshape(*mask.shape[:2], input.shape[1])
     weights, directions, result = groups_of(params, has_bias, summed), 2 if bidirectional else 1, []
     h, c = hx or [torch.zeros(out[1].shape, dtype=x.dtype)] * 2
     for first in range(0, layers * directions, directions):
         result += [
-            lstm_layer(x, weights[at], h[at], c[at], kept, reverse=at > first)
+            lstm_layer(x, weights[at], h[at], c[at], mask, reverse=at > first)
             for at in range(first, first + directions)
         ]
         x = torch.cat([item.y for item in result[first:]], -1)
@@ -221,10 +232,10 @@ def lstm_backward(
     wanted,
     out,
 ):
-    kept, dtype = alive(batch_sizes, input.shape[0]), input.dtype
-    x = time_first(input, batch_first) if kept is None else input.reshape(*kept.shape[:2], input.shape[1])
+    mask, dtype = alive(batch_sizes, input.shape[0]), input.dtype
+    x = time_first(input, batch_first) if mask is None else input.reshape(*mask.shape[:2], input.shape[1])
     weights, directions = groups_of(params, has_bias, summed), 2 if bidirectional else 1
-    y = h if kept is None else [item * kept for item in h]
+    y = h if mask is None else [item * mask for item in h]
     saved = [Lstm(*item) for item in zip(y, h, c, i, j, f, o, tanh_c)]
     h0, c0 = hx or [torch.zeros(out[1].shape, dtype=dtype)] * 2
     dh, dc = (torch.zeros(out[1].shape) if item is None else item for item in (dh, dc))
@@ -236,7 +247,7 @@ def lstm_backward(
         for at in range(first, first + directions):
             towards = share[at - first], dh[at], dc[at]
             grads = lstm_layer_backward(
-                *towards, below, weights[at], h0[at], c0[at], saved[at], kept, reverse=at > first
+                *towards, below, weights[at], h0[at], c0[at], saved[at], mask, reverse=at > first
             )
             result[at] = [grad.to(dtype) for grad in grads]
         dy = sum(upcast(result[at][0]) for at in range(first, first + directions)).to(dtype)
@@ -245,7 +256,7 @@ def lstm_backward(
     for at in sorted(result):
         _, weight_x, weight_h, bias = result[at][:4]
         params += [weight_x.t(), weight_h.t(), *([bias, bias] if has_bias else [])]
-    return [(dy if kept is not None else time_first(dy, batch_first)).reshape(out[0].shape), *ends, *params]
+    return [(dy if mask is not None else time_first(dy, batch_first)).reshape(out[0].shape), *ends, *params]
 
 
 @operator("aclnnThnnFusedLstmCell", "input_gates hidden_gates cx input_bias hidden_bias >hy >cy >storage")
@@ -280,7 +291,7 @@ class Gru(NamedTuple):
     hn: torch.Tensor
 
 
-def gru_layer(x, weights: Weights, h, reverse: bool = False, order: str = "rzn", of=soc.kept) -> Gru:
+def gru_layer(x, weights: Weights, h, reverse: bool = False, order: str = "rzn", of=soc.default_operands) -> Gru:
     """`weights.bias` is a pair here: the reset gate lies between the two products of the new gate."""
     dtype, result = x.dtype, {}
     bias = [0, 0] if weights.bias is None else [upcast(item) for item in weights.bias]
@@ -295,7 +306,9 @@ def gru_layer(x, weights: Weights, h, reverse: bool = False, order: str = "rzn",
     return Gru(*laid_out(result))
 
 
-def gru_layer_backward(grad_y, grad_h, x, weights: Weights, h, saved: Gru, reverse=False, order="rzn", of=soc.kept):
+def gru_layer_backward(
+    grad_y, grad_h, x, weights: Weights, h, saved: Gru, reverse=False, order="rzn", of=soc.default_operands
+):
     """The gradients towards x, both weights, both biases, and the first state, all in float32."""
     saved, grad_h, result = Gru(*map(upcast, saved)), upcast(grad_h), {}
     h_before = before(saved.h, upcast(h), reverse)

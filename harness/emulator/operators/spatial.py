@@ -111,9 +111,9 @@ def max_pool_masked(self, kernel, stride, padding, dilation, ceil, out):
     width = self.shape[-1]
     row = torch.div(indices // width - rows, dilation[0], rounding_mode="floor")
     column = torch.div(indices % width - columns, dilation[1], rounding_mode="floor")
-    places = (row * kernel[1] + column).to(torch.int16).flatten(-2).contiguous().view(torch.int8)
+    offsets = (row * kernel[1] + column).to(torch.int16).flatten(-2).contiguous().view(torch.int8)
     mask = torch.zeros(out[1].shape, dtype=torch.int8).flatten(-2)
-    mask[..., : places.shape[-1]] = places
+    mask[..., : offsets.shape[-1]] = offsets
     return result.to(out[0].dtype), mask.reshape(out[1].shape).to(out[1].dtype)
 
 
@@ -121,7 +121,7 @@ def max_pool_masked(self, kernel, stride, padding, dilation, ceil, out):
 def max_pool_masked_backward(grad, self, mask, kernel, stride, padding, dilation, ceil, out):
     kernel, stride, padding, dilation = _two(kernel), _two(stride, kernel), _two(padding), _two(dilation)
     count = grad.shape[-2] * grad.shape[-1]
-    places = (
+    offsets = (
         mask.contiguous()
         .flatten(-2)[..., : 2 * count]
         .contiguous()
@@ -130,7 +130,7 @@ def max_pool_masked_backward(grad, self, mask, kernel, stride, padding, dilation
         .unflatten(-1, grad.shape[-2:])
     )
     rows, columns = _corners(grad.shape, kernel, stride, padding)
-    indices = (rows + places // kernel[1] * dilation[0]) * self.shape[-1] + columns + places % kernel[1] * dilation[1]
+    indices = (rows + offsets // kernel[1] * dilation[0]) * self.shape[-1] + columns + offsets % kernel[1] * dilation[1]
     return aten.max_pool2d_with_indices_backward(
         upcast(grad), upcast(self), kernel, stride, padding, dilation, ceil, indices
     ).to(out.dtype)

@@ -57,18 +57,18 @@ def gather(self, dim, index):
 def index(self, indices, out):
     if not out.numel:
         return torch.empty(out.shape, dtype=out.dtype)
-    return self[_places(indices)]
+    return self[_torch_indices(indices)]
 
 
-def _places(indices):
+def _torch_indices(indices):
     """Indices as torch takes them; a slice over everything comes as an empty tensor with one axis."""
 
-    def place(index):
+    def torch_index(index):
         if index.shape == (0,):
             return slice(None)
         return index if index.dtype == torch.bool else index.long()
 
-    return tuple(place(item) for item in indices)
+    return tuple(torch_index(item) for item in indices)
 
 
 @operator("aclnnIndexPutImpl", "self! indices:tensors values accumulate:bool unsafe:bool")
@@ -77,11 +77,11 @@ def index_put(self, indices, values, accumulate, unsafe):
         return self.clone()
     if not accumulate or self.dtype == torch.bool:
         changed = self.clone()
-        changed[_places(indices)] = values.to(self.dtype)
+        changed[_torch_indices(indices)] = values.to(self.dtype)
         return changed
-    places = torch.arange(self.numel()).reshape(self.shape)[_places(indices)]
-    source = upcast(values).expand(places.shape).reshape(-1)
-    return upcast(self).reshape(-1).index_add(0, places.reshape(-1), source).reshape(self.shape).to(self.dtype)
+    positions = torch.arange(self.numel()).reshape(self.shape)[_torch_indices(indices)]
+    source = upcast(values).expand(positions.shape).reshape(-1)
+    return upcast(self).reshape(-1).index_add(0, positions.reshape(-1), source).reshape(self.shape).to(self.dtype)
 
 
 @operator("aclnnEmbeddingDenseBackward", "grad indices count:uint64 padding:uint64 by_frequency:bool >out")
@@ -98,15 +98,15 @@ def embedding_dense_backward(grad, indices, count, padding, by_frequency, out):
     ">sizes >maxima",
 )
 def embedding_bag(weight, indices, offsets, by_frequency, mode, sparse, weights, last, padding, out):
-    places, starts = indices.long(), offsets.long()
-    wide = (upcast(weight), places, starts, by_frequency, min(mode, 2), False, upcast(weights), last, padding)
+    identifiers, starts = indices.long(), offsets.long()
+    wide = (upcast(weight), identifiers, starts, by_frequency, min(mode, 2), False, upcast(weights), last, padding)
     result, _, _, maxima = torch.ops.aten._embedding_bag(*wide)
     bags = (
-        torch.searchsorted(starts, torch.arange(len(places)), right=True) - 1
+        torch.searchsorted(starts, torch.arange(len(identifiers)), right=True) - 1
     )  # of every index, also of one that is padding
     count = result.shape[0]
-    kept = bags[(bags >= 0) & (places != padding)]
-    sizes = torch.bincount(kept, minlength=count)[:count]
+    counted = bags[(bags >= 0) & (identifiers != padding)]
+    sizes = torch.bincount(counted, minlength=count)[:count]
     if mode >= 2:
         maxima = maxima.reshape(out[3].shape)
     else:
@@ -220,8 +220,8 @@ def inplace_scatter_reduce(self, dim, index, source, reduction, include_self):
 def scatter_update(data, indices, updates, axis):
     """Row i of updates goes into batch i of data from indices[i] on; pairs in indices name the batch, too."""
     changed, axis = data.clone(), axis % data.dim() - 1
-    places = indices.tolist() if indices.dim() == 2 else list(enumerate(indices.reshape(-1).tolist()))
-    for (batch, start), update in zip(places, updates):
+    starts = indices.tolist() if indices.dim() == 2 else list(enumerate(indices.reshape(-1).tolist()))
+    for (batch, start), update in zip(starts, updates):
         changed[batch].narrow(axis, start, update.shape[axis]).copy_(update)
     return changed
 
@@ -243,9 +243,9 @@ def scatter_list(selfs, indices, updates, mask, reduce, axis):
     for position, (target, update) in enumerate(zip(changed, updates)):
         if mask is not None and not mask.reshape(-1)[position]:
             continue
-        place = indices[position].reshape(-1).tolist()
-        length = place[1] if len(place) > 1 else update.shape[axis]
-        target.narrow(axis, place[0], length).copy_(update.narrow(axis, 0, length))
+        span = indices[position].reshape(-1).tolist()
+        length = span[1] if len(span) > 1 else update.shape[axis]
+        target.narrow(axis, span[0], length).copy_(update.narrow(axis, 0, length))
     return changed
 
 
@@ -259,7 +259,7 @@ def gather_slices(self, dim, index, batch_dims, mode, out):
     """Slices of self along dim, for each place in index; the first batch_dims axes are shared by both."""
     if batch_dims:
         return torch.stack(
-            [gather_slices(item, dim - 1, place, batch_dims - 1, mode, None) for item, place in zip(self, index)]
+            [gather_slices(item, dim - 1, part, batch_dims - 1, mode, None) for item, part in zip(self, index)]
         )
     return (
         self.index_select(dim, index.long().reshape(-1)).unflatten(dim, index.shape)
@@ -289,7 +289,7 @@ def repeat_interleave_evenly_along(self, repeats, dim, size):
 
 
 @operator("aclnnRepeatInterleaveTensor", "repeats size:int >out")
-def repeat_places(repeats, size, out):
+def repeat_indices(repeats, size, out):
     return torch.repeat_interleave(repeats.long()).to(out.dtype)
 
 
@@ -297,8 +297,8 @@ def repeat_places(repeats, size, out):
 def repeat_interleave_grad(grad, repeats, axis, out):
     counts = repeats.reshape(-1).long()
     counts = counts.expand(out.shape[axis]) if counts.numel() == 1 else counts
-    places = torch.repeat_interleave(counts)
-    return torch.zeros(out.shape, dtype=upcast(grad).dtype).index_add(axis, places, upcast(grad)).to(out.dtype)
+    indices = torch.repeat_interleave(counts)
+    return torch.zeros(out.shape, dtype=upcast(grad).dtype).index_add(axis, indices, upcast(grad)).to(out.dtype)
 
 
 @operator("aclnnRoll", "self shifts:ints dims:ints >out")
@@ -318,28 +318,28 @@ def split_with_sizes(self, sizes, dim):
 )
 def strided_slice(self, begin, end, strides, begin_mask, end_mask, ellipsis_mask, new_axis_mask, shrink_axis_mask):
     """Bit i of a mask says how entry i is meant: from the beginning, to the end, as `...`, as None, as one number."""
-    places, flipped, axis = [], [], 0
+    index, flipped, axis = [], [], 0
     named = sum(not (new_axis_mask | ellipsis_mask) >> item & 1 for item in range(len(begin)))
     for item, (first, last, step) in enumerate(zip(begin, end, strides)):
         if ellipsis_mask >> item & 1:
-            places.append(...)
+            index.append(...)
             axis += self.dim() - named
             continue
         if new_axis_mask >> item & 1:
-            places.append(None)
+            index.append(None)
             continue
         if shrink_axis_mask >> item & 1:
-            places.append(first)
+            index.append(first)
         else:
             span = slice(None if begin_mask >> item & 1 else first, None if end_mask >> item & 1 else last, step)
             numbers = range(*span.indices(self.shape[axis]))
             if step < 0:  # torch has no negative steps: the same elements upwards, turned round afterwards
-                before = sum(place is not Ellipsis and not isinstance(place, int) for place in places)
-                flipped.append(before + (self.dim() - named if ... in places else 0))
+                before = sum(entry is not Ellipsis and not isinstance(entry, int) for entry in index)
+                flipped.append(before + (self.dim() - named if ... in index else 0))
                 numbers = numbers[::-1]
-            places.append(slice(numbers.start, numbers.stop, numbers.step) if len(numbers) else slice(0, 0))
+            index.append(slice(numbers.start, numbers.stop, numbers.step) if len(numbers) else slice(0, 0))
         axis += 1
-    return self[tuple(places)].flip(flipped)
+    return self[tuple(index)].flip(flipped)
 
 
 @operator("aclnnUnfoldGrad", "grad sizes:ints dim:int size:int step:int >out")
@@ -374,14 +374,14 @@ def _asked(value, out):
 
 @operator("aclnnUnique", "self sorted:bool inverse:bool >out~ >places")
 def unique(self, sorted, inverse, out):
-    values, places = torch.unique(self, return_inverse=True)
-    return values, _asked(places, out[1])
+    values, positions = torch.unique(self, return_inverse=True)
+    return values, _asked(positions, out[1])
 
 
 @operator("aclnnUnique2", "self sorted:bool inverse:bool counts:bool >out~ >places >counts~")
 def unique_counted(self, sorted, inverse, counts, out):
-    values, places, numbers = torch.unique(self, return_inverse=True, return_counts=True)
-    return values, _asked(places, out[1]), _asked(numbers, out[2])
+    values, positions, numbers = torch.unique(self, return_inverse=True, return_counts=True)
+    return values, _asked(positions, out[1]), _asked(numbers, out[2])
 
 
 @operator("aclnnUniqueDim", "self sorted:bool inverse:bool dim:int >out~ >places >counts~")
@@ -392,8 +392,8 @@ def unique_along(self, sorted, inverse, dim):
 @operator("aclnnUniqueConsecutive", "self inverse:bool counts:bool dim:int >out~ >places >counts~")
 def unique_consecutive(self, inverse, counts, dim, out):
     dim = None if dim == NO_DIM else dim
-    values, places, numbers = torch.unique_consecutive(self, return_inverse=True, return_counts=True, dim=dim)
-    return values, _asked(places, out[1]), _asked(numbers, out[2])
+    values, positions, numbers = torch.unique_consecutive(self, return_inverse=True, return_counts=True, dim=dim)
+    return values, _asked(positions, out[1]), _asked(numbers, out[2])
 
 
 @operator("aclnnTril", "self diagonal:int >out")
