@@ -47,6 +47,9 @@ class Case:
     generates: tuple[str, str] | None = (
         None  # the outputs with generated tokens (B, T) and the logits that each was taken from (B, T, V)
     )
+    # Of a language model: the input with the token ids (B, T) of which `decisions` (B, T, V) predicts the next ones.
+    next_tokens: str | None = None
+    alone: tuple[str, str] | None = None  # the outputs of one sample alone, and of the same sample in its batch
     labels: Tensor | None = None  # the right decisions, one for each input
     fallbacks: tuple[
         str, ...
@@ -69,6 +72,14 @@ class Case:
         if self.generates is not None and len(self.generates) != 2:
             raise ValueError(
                 f"case {self.name}: generates={self.generates!r} must name two outputs: the tokens and their logits"
+            )
+        if self.next_tokens is not None and self.decisions is None:
+            raise ValueError(
+                f"case {self.name}: next_tokens need `decisions`, the name of the output that predicts them"
+            )
+        if self.alone is not None and len(self.alone) != 2:
+            raise ValueError(
+                f"case {self.name}: alone={self.alone!r} must name two outputs: of a sample alone, and in its batch"
             )
         if self.labels is not None and self.decisions is None:
             raise ValueError(f"case {self.name}: labels need `decisions`, the name of the output that holds the logits")

@@ -22,7 +22,7 @@ from harness.measure.generation import greedy
 
 KIND = "transformers"
 _STEPS = 8  # tokens that a generation makes
-FORWARD, DECODE, GENERATE = "forward", "decode", "generate"
+FORWARD, DECODE, BATCH, GENERATE = "forward", "decode", "batch", "generate"
 # The tables of transformers whose classes return `logits` with a decision along their last axis.
 DECIDING = (
     "CAUSAL_LM",
@@ -142,13 +142,16 @@ class Load:
 
 
 def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
-    """What is run of it: one forward, and of a model that generates a step from its cache and a greedy generation."""
+    """What is run of it: one forward; of a model that generates also a step from its cache, one sample alone and in its
+    batch, and a greedy generation.
+    """
     config = config_of(recognised.path, asked)
     kind = _class_of(recognised.path, config, asked)
     if not _generates(kind, config):
         return (FORWARD,)
     cached = _cache_name(kind) and not config.is_encoder_decoder and _takes_text_alone(kind)
-    return (FORWARD, *((DECODE,) if cached else ()), GENERATE)
+    several = asked.batch > 1 and not asked.own_files
+    return (FORWARD, *((DECODE,) if cached else ()), *((BATCH,) if cached and several else ()), GENERATE)
 
 
 def _generates(kind: type, config: Any) -> bool:
@@ -185,13 +188,23 @@ def arguments(recognised: Recognised, part: str, asked: Asked, *, processors: Pa
         return given | dict(forward=generated, generates=("tokens", "logits"))
     if part == DECODE:
         return given | dict(forward=decoded, decisions="logits")
+    if part == BATCH:
+        return given | dict(forward=alone_and_together, alone=("alone", "together"))
     decides = in_tables(kind, DECIDING) and (getattr(config, "num_labels", 2) or 2) > 1
+    reads = in_tables(kind, ("CAUSAL_LM",)) and _takes_text_alone(kind)
+    given |= dict(next_tokens="input_ids") if decides and reads else {}
     return given | (dict(decisions="logits") if decides else {})
 
 
 def generated(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Greedy generation of `_STEPS` tokens: the tokens (B, T) and the logits (B, T, V) that each was taken from."""
     return greedy(model, inputs, _STEPS)
+
+
+def alone_and_together(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The logits (1, T, V) of the first sample, run alone and in its batch."""
+    first = {name: value[:1] if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    return {"alone": model(**first).logits, "together": model(**inputs).logits[:1]}
 
 
 def decoded(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -252,7 +265,7 @@ class Draw:
         given |= self._decoder(generator) if self._takes_decoder_ids else {}
         self._refuse_other_files()
         self._require_all(given)
-        if self.part == FORWARD and "use_cache" in self.names:
+        if self.part in (FORWARD, BATCH) and "use_cache" in self.names:
             given["use_cache"] = False
         return given
 

@@ -26,6 +26,8 @@ class Decisions:
     # Kullback-Leibler divergence of actual's softmax from expected's, in nats: the mean, and of the worst row.
     kl: Size | None = None
     kl_max: Size | None = None
+    perplexity: Size | None = None  # of the tokens that come next, on the device; of language models alone
+    expected_perplexity: Size | None = None  # and on the CPU
 
     @property
     def top1(self) -> float:

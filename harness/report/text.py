@@ -341,6 +341,8 @@ def _full_table(group: _Group, words: Mapping[str, str]) -> Table:
     columns = ["dtype", words["seed"], "rel_l2", "token cos_sim", words["to_golden"], words["cpu_to_golden"]]
     columns += [words["golden_ratio"], words["bits"], words["forecast_bits"]]
     columns += [words["topk"], words["kl"], words["accuracy_device"], words["accuracy_cpu"]] if decided else []
+    reads = any(row.decisions and row.decisions.perplexity is not None for row in rows)
+    columns += [words["perplexity_device"], words["perplexity_cpu"]] if reads else []
     body = []
     for row in rows:
         cells = [row.dtype or MISSING, MISSING if row.seed is None else str(row.seed)]
@@ -351,6 +353,9 @@ def _full_table(group: _Group, words: Mapping[str, str]) -> Table:
             made = row.decisions
             cells += [share(getattr(made, "topk", None)), difference_text(getattr(made, "kl", None))]
             cells += [share(getattr(made, name, None)) for name in ("accuracy", "expected_accuracy")]
+        if reads:
+            names = ("perplexity", "expected_perplexity")
+            cells += [number(getattr(row.decisions, name, None), "{:.4g}") for name in names]
         body.append((*cells, result_of(row)))
     return Table(columns=(*columns, words["result"]), rows=tuple(body), numbers_from=1)
 

@@ -78,6 +78,8 @@ EN = {
     "top1": "top-1 agreement",
     "topk": "top-5 agreement",
     "kl": "KL (nats)",
+    "perplexity_device": "perplexity device",
+    "perplexity_cpu": "perplexity CPU",
     "accuracy_device": "accuracy device",
     "accuracy_cpu": "accuracy CPU",
     "weights_seeded": (
@@ -199,6 +201,8 @@ ZH = {
     "top1": "top-1 一致率",
     "topk": "top-5 一致率",
     "kl": "KL（奈特）",
+    "perplexity_device": "设备困惑度",
+    "perplexity_cpu": "CPU 困惑度",
     "accuracy_device": "设备准确率",
     "accuracy_cpu": "CPU 准确率",
     "weights_seeded": "{case} 的权重：随机，种子 {seed}；未提供检查点。数字说明计算是否一致，不代表训练后的模型。",

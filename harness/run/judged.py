@@ -48,6 +48,7 @@ class Judge:
     healthy: Healthy
     tolerance: Tolerance
     saturates: str  # the device on which float16 saturates, or ""
+    targets: Tensor | None = None  # the tokens that come next, -100 where none does: see `next_tokens`
 
     def with_healthy(self, **changes: Any) -> Judge:
         """A judge with other healthy runs: fields of `Healthy`."""
@@ -73,7 +74,7 @@ class Judge:
         comparisons, references = measured_outputs(
             actual, expected, golden, forecast, healthy.modes, healthy.other, random
         )
-        decisions = _decide(case, outputs, expected) if case.decisions is not None else None
+        decisions = _decide(case, outputs, expected, self.targets) if case.decisions is not None else None
         verdict = judge(comparisons, tolerance, decisions=decisions, references=references)
         result = [_lacking(name, "the device did not return it") for name in expected if name not in outputs]
         result += [_lacking(name, "the CPU did not return it") for name in outputs if name not in expected]
@@ -113,7 +114,9 @@ def _lacking(name: str, text: str) -> Reason:
     return Reason(criterion="output", text=f"output {name!r}: {text}")
 
 
-def _decide(case: Case, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> Decisions | None:
+def _decide(
+    case: Case, actual: dict[str, Tensor], expected: dict[str, Tensor], targets: Tensor | None = None
+) -> Decisions | None:
     """Top-1 decisions along the last axis of the output that the case names; None where the shapes differ.
 
     Where the CPU's largest values are equal, as rounded logits can be, each of them is its decision.
@@ -138,6 +141,7 @@ def _decide(case: Case, actual: dict[str, Tensor], expected: dict[str, Tensor]) 
         agree=int(same.sum()),
         **overlap,
         **_divergence(*pair),
+        **_perplexities(*pair, targets),
         correct_actual=None if labels is None else int((left == labels).sum()),
         correct_expected=None if labels is None else int((right == labels).sum()),
         first=None if first is None else (first, int(left[first]), int(right[first])),
@@ -176,6 +180,47 @@ def _divergence(actual: Tensor, expected: Tensor) -> dict[str, float]:
         total += float(lost.sum())
         largest = max(largest, float(lost.max())) if not bool(lost.isnan().any()) else math.nan
     return {"kl": total / rows, "kl_max": math.nan if math.isnan(total) else largest}
+
+
+NO_TOKEN = -100  # as torch and transformers mark a position without a target
+
+
+def next_tokens(case: Case, inputs: Any) -> Tensor | None:
+    """The tokens (B, T) that come after each of a case's, `NO_TOKEN` after the last and where the mask hides them.
+
+    Raises: CaseError where the inputs have no such ids.
+    """
+    if case.next_tokens is None:
+        return None
+    ids = inputs.get(case.next_tokens) if isinstance(inputs, Mapping) else None
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point():
+        raise CaseError(f"{case.name}: next_tokens={case.next_tokens!r} names no input of token ids (B, T)")
+    result = torch.full_like(ids, NO_TOKEN)
+    result[:, :-1] = ids[:, 1:]
+    mask = inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.shape == ids.shape:
+        hidden = ~(mask.bool() & torch.nn.functional.pad(mask[:, 1:].bool(), (0, 1)))
+        result[hidden] = NO_TOKEN
+    return result
+
+
+def _perplexities(actual: Tensor, expected: Tensor, targets: Tensor | None) -> dict[str, float]:
+    """exp of the mean negative log-likelihood of the targets, in float64; nothing where there are none."""
+    if targets is None or targets.shape != expected.shape[:-1] or not bool((targets != NO_TOKEN).any()):
+        return {}
+    there = targets != NO_TOKEN
+    losses = [
+        float(torch.nn.functional.cross_entropy(logits[there].double(), targets[there]))
+        for logits in (actual, expected)
+    ]
+    return dict(zip(("perplexity", "expected_perplexity"), map(_exp, losses)))
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _unseen(

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from harness.case import Case
 from harness.devices import Watched
+from harness.errors import CaseError
 from harness.judging.verdict import Verdict
+from harness.measure import compare
 from harness.run.comparisons import near_tied
 from harness.run.cpu import CpuSide
 
@@ -40,6 +47,39 @@ def few_text(verdict: Verdict) -> str:
         f"few elements: {least.scatter.runs} CPU runs with random roundings show an error made of about "
         f"{least.scatter.degrees:.0f} "
         f"independent ones, so a healthy device may lose {least.slack:.2g} floors"
+    )
+
+
+def alone_text(case: Case, actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """What is said of a sample that was run alone and in its batch: whether the bits are the same, and by how much
+    they differ. Raises: CaseError where the outputs that the case names are not there.
+    """
+    if case.alone is None:
+        return ""
+    pairs = []
+    for side in (actual, expected):
+        if any(name not in side for name in case.alone):
+            raise CaseError(f"{case.name}: alone={case.alone!r}, but the outputs are {', '.join(side)}")
+        pairs.append(tuple(side[name] for name in case.alone))
+    return f"batch invariance: a sample alone and in its batch {_sides(pairs)}"
+
+
+def _sides(pairs: Sequence[tuple[Tensor, Tensor]]) -> str:
+    on_device, on_cpu = (_apart(*pair) for pair in pairs)
+    if on_device == on_cpu:
+        return f"{on_device} on the device and on the CPU"
+    return f"{on_device} on the device, {on_cpu} on the CPU"
+
+
+def _apart(one: Tensor, other: Tensor) -> str:
+    if one.shape != other.shape:
+        return "have different shapes"
+    result = compare(one, other)
+    if not result.unequal:
+        return "have the same bits"
+    return (
+        f"differ in {result.unequal} of {result.numel} elements by at most {result.max_diff:.2e} "
+        f"(rel_l2 {result.rel_l2:.2e})"
     )
 
 

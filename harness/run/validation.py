@@ -33,8 +33,8 @@ from harness.reference import (
 from harness.run.assumptions import assumption_of, hangs, naming
 from harness.run.cpu import CpuSide, ModelDraws, copy_of, golden_outputs, inputs_of
 from harness.run.device import DeviceRun, run_on_device
-from harness.run.judged import Healthy, Judge
-from harness.run.notes import UNMOVED, blind_text, drawn_text, few_text, host_text, pinned_text, ties_text
+from harness.run.judged import Healthy, Judge, next_tokens
+from harness.run.notes import UNMOVED, alone_text, blind_text, drawn_text, few_text, host_text, pinned_text, ties_text
 from harness.run.repeats import conditioning_of, differences, largest_error, repeat_text
 from harness.run.switches import switch_costs
 
@@ -103,6 +103,7 @@ def _validate(
         healthy=_healthy(cpu, refs, rules, tolerance),
         tolerance=tolerance,
         saturates=device.name if refs.overflow is not None and refs.golden is not None else "",
+        targets=next_tokens(case, inputs),
     )
     outcome = _judged(judge, cpu, rules, ran)
     verdict = outcome.verdict
@@ -116,6 +117,7 @@ def _validate(
         *case.notes,
         models.notes.get(case.key, ""),
         refs.scatter,
+        alone_text(case, outcome.outputs, refs.expected),
         drawn_text(cpu),
         host_text(ran.seen),
         blind_text(ran.seen),

@@ -110,11 +110,18 @@ def test_a_directory_runs_without_a_line_of_python(folder, name, outputs):
 
 def test_a_language_model_has_a_forward_a_step_from_its_cache_and_a_generation(folder):
     path = folder("llama")
-    assert parts_of(path) == ("forward", "decode", "generate")
+    assert parts_of(path) == ("forward", "decode", "batch", "generate")
     result = {part: run(path, part=part) for part in parts_of(path)}
     assert all(item.passed for item in result.values())
+    lone = result.pop("batch")
+    assert {name: item.shape for name, item in lone.comparisons.items()} == dict.fromkeys(
+        ("alone", "together"), (1, 32, 128)
+    )
+    assert any("batch invariance: a sample alone and in its batch" in note for note in lone.evidence.notes)
     shapes = {part: item.comparisons["logits"].shape for part, item in result.items()}
     assert shapes == {"forward": (2, 32, 128), "decode": (2, 1, 128), "generate": (2, 8, 128)}
+    made = result["forward"].decisions
+    assert made.perplexity == pytest.approx(made.expected_perplexity, rel=1e-3) and made.perplexity > 1
     assert result["generate"].comparisons["tokens"].shape == (2, 8)
     assert result["forward"].decisions.count == 64 and result["decode"].decisions.count == 2
 

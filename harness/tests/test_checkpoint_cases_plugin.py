@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
     for name in ("llama", "bert"):
         known()[name](root / name)
-        for part in (None, *(("decode", "generate") if name == "llama" else ())):
+        for part in (None, *(("decode", "batch", "generate") if name == "llama" else ())):
             validate(Case.from_checkpoint(root / name, part=part), 1, open_device("cpu"), models=Models())
     return root
 
@@ -76,22 +76,22 @@ def test_nothing_is_collected_without_a_checkpoint(user):
 
 
 def test_a_checkpoint_is_a_row_for_each_part_and_seed_and_no_other_case_runs(user, folder):
-    run(user, f"--checkpoint={folder / 'llama'}").assert_outcomes(passed=7, deselected=1)
+    run(user, f"--checkpoint={folder / 'llama'}").assert_outcomes(passed=8, deselected=1)
     result = [(row["case"], row["dtype"], row["seed"], row["status"]) for row in rows(user)]
     seeds = (42, 123, 256, 789, 1024)
     expected = [("llama", "float32", seed, "PASS") for seed in seeds]
-    expected += [(f"llama-{part}", "float32", 42, "PASS") for part in ("decode", "generate")]
+    expected += [(f"llama-{part}", "float32", 42, "PASS") for part in ("decode", "batch", "generate")]
     assert result == expected
-    assert len({row["inputs_sha256"] for row in rows(user)}) == 6  # decode and generate draw like the first seed
+    assert len({row["inputs_sha256"] for row in rows(user)}) == 6  # the other parts draw like the first seed
 
 
 def test_a_folder_of_checkpoints_in_a_dtype_that_is_asked_for(user, folder):
     how = ("--precision-dtype=bfloat16", "--precision-batch-size=3", "--precision-companion=off")
     user.runpytest_inprocess(
         "--device=cpu", "-k", "precision and seed42 and not generate", f"--precision-checkpoint={folder}", *how
-    ).assert_outcomes(passed=3, deselected=10)
+    ).assert_outcomes(passed=4, deselected=10)
     result = {row["case"]: row for row in rows(user)}
-    assert result.keys() == {"bert", "llama", "llama-decode"}
+    assert result.keys() == {"bert", "llama", "llama-decode", "llama-batch"}
     assert {row["dtype"] for row in result.values()} == {"bfloat16"} and result["bert"]["shape"][0] == 3
 
 
