@@ -27,7 +27,7 @@ from harness.checkpoints.recognition import Recognised, recognise
 from harness.checkpoints.weights import weights_of
 from harness.devices import Device, open_device
 from harness.errors import CheckpointError, HarnessError
-from harness.judging.status import FELL_BACK
+from harness.judging.status import FELL_BACK, Status
 from harness.judging.verdict import Verdict
 from harness.judging.verdict import error as could_not_compare
 from harness.reference import Models
@@ -89,6 +89,11 @@ class Made:
     folder: Path
     rows: tuple[Row, ...]
     missing: tuple[str, ...] = ()  # what of the folder could not be offered, in sentences
+
+    @property
+    def passed(self) -> int:
+        """How many rows pass; a row that was not run does not."""
+        return sum(row.status is Status.PASS for row in self.rows)
 
     @property
     def bad(self) -> list[Row]:

@@ -10,6 +10,7 @@ from harness.card.percent import is_one_number
 from harness.card.rendering import rendered, template_of
 from harness.card.words import LANGUAGES
 from harness.errors import HarnessError
+from harness.judging.status import Status
 from harness.printable import visible
 from harness.report import Row
 from harness.report.document import escaped
@@ -42,11 +43,12 @@ def readme(card: Mapping[str, Any], lang: str, style: str) -> str:
         warning=_warning(card, words),
         environment=_environment(card),
         groups=_groups(card, rows, words),
+        conclusion=_conclusion(rows, words),
         bad=[row for row in rows if row.is_bad],
         reasons=[
             f"{row.status} {row.name}: {told(reason, _report(lang))}"
             for row in rows
-            if row.is_bad
+            if row.status is not Status.PASS
             for reason in row.reasons
         ],
         shown=lambda fact: shown(fact, words),
@@ -96,6 +98,7 @@ def front_matter(card: Mapping[str, Any], rows: list[Row], lang: str) -> str:
     measured = [row for row in rows if row.rel_l2 is not None]
     if measured:
         worst = max(measured, key=lambda row: row.rel_l2 or 0.0)
+        passed = sum(row.status is Status.PASS for row in rows)
         fields["model-index"] = [
             {
                 "name": card["name"],
@@ -105,7 +108,7 @@ def front_matter(card: Mapping[str, Any], rows: list[Row], lang: str) -> str:
                         "dataset": {"name": "seeded inputs", "type": "seeded"},
                         "metrics": [
                             {"type": "rel_l2", "name": "relative L2 to the CPU, worst row", "value": worst.rel_l2},
-                            {"type": "rows_passed", "value": f"{sum(not row.is_bad for row in rows)}/{len(rows)}"},
+                            {"type": "rows_passed", "value": f"{passed}/{len(rows)}"},
                         ],
                     }
                 ],
@@ -171,6 +174,16 @@ def _floor(card: Mapping[str, Any], rows: list[Row], words: Mapping[str, str]) -
     )
 
 
+def _conclusion(rows: list[Row], words: Mapping[str, str]) -> str:
+    """What the rows come to: a row that was not compared did not pass."""
+    passed = sum(row.status is Status.PASS for row in rows)
+    if passed == len(rows) > 0:
+        return words["all_pass"].format(count=passed)
+    skipped = sum(row.status is Status.SKIPPED for row in rows)
+    text = words["some_pass"].format(passed=passed, count=len(rows))
+    return text + (words["skipped"].format(count=skipped) if skipped else "")
+
+
 def _size(count: float) -> str:
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
@@ -182,7 +195,8 @@ def _size(count: float) -> str:
 def _percent(share: float | str | None) -> str:
     if share is None or isinstance(share, str):
         return MISSING if share is None else share
-    return f"{share * 100:.3g} %"
+    value = share * 100
+    return f"{value:,.0f} %" if value >= 1000 else f"{value:.3g} %"
 
 
 def _unit(card: Mapping[str, Any]) -> str:

@@ -57,13 +57,12 @@ def _run(arguments: argparse.Namespace) -> int:
         asked=asked_of(arguments),
     )
     made = make(order)
-    passed = len(made.rows) - len(made.bad)
-    print(f"{made.folder / 'README.md'}: {passed} of {len(made.rows)} rows pass")
+    print(f"{made.folder / 'README.md'}: {made.passed} of {len(made.rows)} rows pass")
     for text in made.missing:
         print(f"left out  {text}")
     for row in made.bad:
         print(f"{row.status} {row.name}: {'; '.join(row.reasons)}")
-    return 1 if made.bad or made.missing else 0
+    return 1 if made.bad or made.missing or not made.passed else 0
 
 
 COMMAND = Command(

@@ -258,6 +258,21 @@ def test_a_cosine_over_one_number_is_no_meaning():
     assert readme._line(row(shape=(1, 2)), words.EN)[3] == "0.999960000"
 
 
+def test_rows_that_were_not_run_do_not_pass():
+    ran, left_out = row(), row(criteria=("skip",), reasons=("Ascend310P3 has no bfloat16",), rel_l2=None)
+    assert readme._conclusion([ran, ran], words.EN) == "Conclusion: all 2 rows pass."
+    said = readme._conclusion([ran, left_out], words.EN)
+    assert said == "Conclusion: 1 of 2 rows pass. 1 were not run, for the reason given below."
+    assert readme._conclusion([], words.EN) == "Conclusion: 0 of 0 rows pass."
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.00667e-2, "0.00667 %"), (59.0, "5,900 %"), (None, "–"), ("nan", "nan"), (0.0, "0 %")]
+)
+def test_percent_is_written_in_full(share, text):
+    assert readme._percent(share) == text
+
+
 # -------- facts
 
 
@@ -391,4 +406,4 @@ def test_a_failing_row_is_on_the_card_and_ends_the_command_with_1(checkpoint, tm
         assert main([*arguments, "--output", str(tmp_path / "out")]) == 1
     assert "FAIL aimv2-small float32 seed 1: forecast_ratio" in capsys.readouterr().out
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "❌ FAIL" in text and "1 of 1 rows do not pass" in text and "harness locate aimv2-small" in text
+    assert "❌ FAIL" in text and "Conclusion: 0 of 1 rows pass." in text and "harness locate aimv2-small" in text
