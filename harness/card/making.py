@@ -17,7 +17,7 @@ from harness.card import facts, performance, scripts
 from harness.card.facts import Fact, fact
 from harness.card.percent import ASKED, LIMIT, MEANINGS, relative_errors
 from harness.card.readme import readme
-from harness.card.rendering import compiled
+from harness.card.rendering import compiled, plain
 from harness.case import Case
 from harness.checkpoints.building import parts_of, stored_dtypes
 from harness.checkpoints.conversion import appearing, checkpoint_digest
@@ -245,7 +245,7 @@ class _Run:
         first = [row for row in self.rows if row.case == self.first.name]
         return {
             "schema": SCHEMA,
-            "name": recognised.name,
+            "name": plain(recognised.name),
             "emulated": self.device.backend == "emulated",
             "backend": self.device.backend,
             "device": self.device.name,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pprint
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.card.facts import required
 from harness.errors import HarnessError
+from harness.report.document import escaped
 
 FOLDER = Path(__file__).parent / "templates"
 STYLES = ("origin", "hub", "vllm-ascend")
@@ -30,8 +32,22 @@ def environment(folder: Path | None = None, *, markdown: bool = True) -> Any:
         lstrip_blocks=markdown,
         keep_trailing_newline=True,
     )
-    result.filters["literal"] = _literal
+    result.filters |= {"literal": _literal, "cell": escaped, "fenced": _fenced}
     return result
+
+
+def plain(name: str) -> str:
+    """A name that is markup nowhere and code nowhere: letters, digits, dots, blanks, hyphens and underscores.
+
+    >>> plain("bert(1); import os")
+    'bert_1__ import os'
+    """
+    return re.sub(r"[^\w. -]", "_", name)
+
+
+def _fenced(text: str) -> str:
+    """Text in a block of code, which it cannot end."""
+    return str(text).replace("`" * 3, "'" * 3)
 
 
 def _literal(value: Any) -> str:

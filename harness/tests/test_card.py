@@ -407,3 +407,25 @@ def test_a_failing_row_is_on_the_card_and_ends_the_command_with_1(checkpoint, tm
     assert "FAIL aimv2-small float32 seed 1: forecast_ratio" in capsys.readouterr().out
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "❌ FAIL" in text and "Conclusion: 0 of 1 rows pass." in text and "harness locate aimv2-small" in text
+
+
+# -------- what names may hold
+
+
+def test_no_name_is_markup_or_code(checkpoint, tmp_path):
+    import shutil
+
+    skip_without_torch_npu()
+    folder = tmp_path / 'a"""; raise SystemExit("ran") #`<b>'
+    shutil.copytree(checkpoint, folder)
+    (folder / "README.md").write_text(
+        "---\nlicense: <script>x</script>|y\nlanguage: [en]\n---\n@misc{a,\n```\n<b>\n}\n", encoding="utf-8"
+    )
+    made = make(Order(path=str(folder), output=tmp_path / "out", device="emulated", dtypes=("float32",), seeds=(1,)))
+    text = text_of(made)
+    assert made.missing == () and "<script>" not in text.split("---", 2)[2] and "\n<b>\n" not in text.split("```")[0]
+    assert text.count("```") % 2 == 0
+    written = (made.folder / "inference.py").read_text(encoding="utf-8")
+    compile(written, "inference.py", "exec")
+    assert "raise SystemExit(" not in written.replace(repr(folder.name), "")
+    assert rendering.plain("模型 v1.0-a_b") == "模型 v1.0-a_b"
