@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
 from harness.judging.checks import judge
+from harness.judging.preset_names import NEED_REFERENCES
 from harness.judging.references import References, is_floating
 from harness.judging.tolerance import Tolerance
 from harness.judging.verdict import Reason, Verdict
@@ -210,7 +211,7 @@ def _shapes_differ(name: str, sides: list[Side], tolerance: Tolerance) -> Verdic
 
 
 def _exchanged(actual: Tensor, expected: Tensor, tolerance: Tolerance) -> str | None:
-    pair = tolerance if tolerance.preset not in ("floor", "dynamo") else Tolerance(preset="pair")
+    pair = tolerance if tolerance.preset not in NEED_REFERENCES else Tolerance(preset="pair")
 
     def passes(turned: Tensor, other: Tensor) -> bool:
         first, second, lost = at_coarser(turned, other)

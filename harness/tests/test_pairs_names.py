@@ -189,6 +189,17 @@ def test_exchanged_axes_are_hinted_at_and_fail(shape, tmp_path, capsys):
     assert status == 1 and "; equal after transposing axes 0 and 1" in last_line(text)
 
 
+@pytest.mark.parametrize("preset", ["floor", "sharp", "dynamo", "pair", "close"])
+def test_exchanged_axes_are_hinted_at_by_every_preset(preset, tmp_path, capsys):
+    x = seeded(4, 16, 32)
+    one, other, golden = (tmp_path / f"{name}.pt" for name in ("npu", "cpu", "golden"))
+    for path, tensor in ((one, x.transpose(0, 1).contiguous()), (other, x), (golden, x.double())):
+        torch.save(tensor, path)
+    for more in ((), ("--golden", golden)):
+        status, text = compared(capsys, one, other, *more, "--preset", preset)
+        assert status == 1 and "equal after transposing axes 0 and 1" in text
+
+
 def test_exchanged_axes_of_another_dtype_are_hinted_at(tmp_path, capsys):
     x = seeded(4, 16, 32)
     assert (
