@@ -145,10 +145,16 @@ def failed_first(rows: Iterable[Row]) -> list[Row]:
 
 def line_of(row: Row, words: Mapping[str, str]) -> str:
     """A row that did not pass in one line: its status, its name, its first reason, and where its error comes from."""
-    line = f"{row.status} {row.name}: {_first(told(row.reasons[0], words)) if row.reasons else MISSING}"
+    reason = told(_without_name(row.reasons[0], row), words) if row.reasons else MISSING
+    line = f"{row.status} {row.name}: {_first(reason)}"
     more = len(row.reasons) - 1
     line += f" (+{more})" if more > 0 else ""
     return f"{line} → {_first(told(row.located.said, words))}" if row.located else line
+
+
+def _without_name(text: str, row: Row) -> str:
+    """A sentence of a row without the row's name, where the name stands before the sentence already."""
+    return text.replace(f"{row.name}: ", "", 1)
 
 
 def _first(text: str) -> str:
@@ -389,7 +395,7 @@ def _sentences(row: Row, words: Mapping[str, str]) -> list[str]:
         modes = dict.fromkeys(mode for reference in row.references.values() for mode in reference.modes)
         said.append(words["unfelt"].format(modes=", ".join(modes)))
     if row.baseline and row.baseline.kind in (Mark.DRIFT, Mark.IMPROVED):
-        said.append(told(row.baseline.text, words))
+        said.append(told(_without_name(row.baseline.text, row), words))
     said += [told(item, words) for item in ((row.parted or ""), *(row.notes or ())) if item]
     if row.rerun:
         rerun = {name: difference_text(row.rerun.get(name)) for name in ("max_diff", "rel_l2")}
