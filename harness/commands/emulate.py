@@ -8,6 +8,10 @@ from harness.commands.base import Command
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
+    from harness.emulator.program import USAGE, add_options
+
+    parser.usage = USAGE
+    add_options(parser)
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="SCRIPT | -m MODULE, ARGS")
 
 
@@ -20,8 +24,8 @@ def _run(arguments: argparse.Namespace) -> int:
 COMMAND = Command(
     name="emulate",
     summary="Run a torch_npu program over the emulated CANN.",
-    example="python -m harness emulate train.py --epochs 1\n  python -m harness emulate -m package.module ARGS",
-    usage="python -m harness emulate [-h] (SCRIPT | -m MODULE) [ARGS ...]",
+    example="python -m harness emulate train.py --epochs 1\n"
+    "  python -m harness emulate --fault aclnnSilu:scale:by=1.001 -m package.module ARGS",
     add=_add,
     run=_run,
 )

@@ -21,7 +21,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from harness.report import load, write
-    from harness.report.format import counts
+    from harness.report.format import tally
     from harness.report.merge import merge
 
     reports = {path: load(path) for path in arguments.reports}
@@ -29,7 +29,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError("one report was given where two or more are merged; name each part")
     merged = merge(reports, different_stacks=arguments.different_stacks)
     _, markdown = write(merged, arguments.output, lang=arguments.lang)
-    print(f"{counts(merged.headline)} of {len(reports)} reports: {markdown}")
+    print(f"{tally(merged.rows)} of {len(reports)} reports: {markdown}")
     return 0
 
 

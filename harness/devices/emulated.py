@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness.devices.families import FAMILIES, UNKNOWN, family_of
@@ -40,6 +40,13 @@ class Emulated(Npu):
         from harness import emulator
 
         return emulator.bytes_to_host
+
+    def script_command(self, name: str, faults: Sequence[str] = ()) -> list[str]:
+        from harness import emulator
+
+        played = [] if name == emulator.Machine().name else ["--soc", name]
+        planted = [part for fault in faults for part in ("--fault", fault)]
+        return ["-m", "harness", "emulate", *played, *planted]
 
     def stack(self, index: int) -> dict[str, Any]:
         from harness.emulator.faults import planted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -71,6 +71,12 @@ class Kind:
     def count_copies(self) -> Callable[[], int] | None:
         """What tells how many bytes went from the device to the host; None where nothing counts them."""
         return None
+
+    def script_command(self, name: str, faults: Sequence[str] = ()) -> list[str]:
+        """What stands between `python` and a script that uses such a device. `name`: of the device; `faults`: those
+        that are planted in an emulated one.
+        """
+        return []
 
     def script_switches(self, stack: Stack) -> list[str]:
         """The lines of a script that set the switches as the stack has them."""

@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -116,6 +117,20 @@ class Fault:
         """Count one call on which something was changed."""
         with self._lock:
             self.hits += 1
+
+
+def idle_text(planted: Fault) -> str:
+    """What is said of a fault that never acted, with the operator of the nearest name where there is none of its
+    own.
+    """
+    from harness.emulator.table import OLDER, OPERATORS  # filled where an emulated CANN is installed
+
+    names = {*OPERATORS, *OLDER}
+    if not names or any(fnmatchcase(name, planted.pattern) for name in names):
+        return f"{planted} never acted: none of the operators that it names ran, or there was nothing to change"
+    nearest = get_close_matches(planted.pattern, sorted(names), n=1, cutoff=0.0)[0]
+    said = f"no operator of the emulated CANN is called {planted.pattern}; the nearest name is {nearest}"
+    return f"{planted} never acted: {said}"
 
 
 OPTIONS = ("by", "at", "size", "heads", "output", "code", "seconds", "nth", "probability", "seed")

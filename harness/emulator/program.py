@@ -125,7 +125,8 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 def _tell(planted: list[faults.Fault]) -> int:
     """Say how often each fault acted; one that never did is a failure, since the run then shows nothing about it."""
     for fault in planted:
-        print(f"harness emulate: planted fault {fault.effect}", file=sys.stderr)
+        text = f"planted fault {fault.effect}" if fault.hits else faults.idle_text(fault)
+        print(f"harness emulate: {text}", file=sys.stderr)
     return int(any(not fault.hits for fault in planted))
 
 

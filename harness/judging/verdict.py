@@ -73,7 +73,7 @@ class SwitchCost:
     after_ms: Size | None = None
 
 
-# A first run that compiles takes at least so many times the faster one, and so many milliseconds more.
+# A slow first run, as one that compiles, takes at least so many times the faster one, and so many milliseconds more.
 COMPILES, WORTH_SAYING = 3.0, 1000.0
 
 
@@ -109,15 +109,13 @@ class Evidence:
     notes: tuple[str, ...] = ()  # what else a reader must know of how it ran, in sentences
 
     @property
-    def compiled(self) -> str:
-        """In words, that the first run took so much longer that it must have compiled operators; "" where it did
-        not.
-        """
+    def slow_start(self) -> str:
+        """In words, that the first run took much longer than the second; "" where it did not."""
         first = self.first_run_ms
         if first is None or first < COMPILES * self.actual_ms or first - self.actual_ms < WORTH_SAYING:
             return ""
         seconds = f"the first run took {first / 1e3:.1f} s, the second {self.actual_ms / 1e3:.3g} s"
-        return f"{seconds}: the first compiles operators and is not timed"
+        return f"{seconds}; the first is not timed"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -47,7 +48,10 @@ _LEAST = 1  # elements of an axis that is made shorter
 MOST_TRIES = 200  # shorter calls that are tried
 _SECONDS = 300.0  # that a repro may run
 
-_SCRIPT = '''"""{title}"""
+_SCRIPT = '''"""{title}
+
+Run it in this folder: {command}
+"""
 
 import json
 import struct
@@ -96,6 +100,7 @@ class Repro:
 
     folder: Path
     printed: str  # or how it failed
+    command: str  # what runs it, in a shell
     shows: bool  # the printed difference is the one that was found, to a tenth
     elements: tuple[int, int]  # of the inputs, before and after they were made smaller
 
@@ -135,7 +140,7 @@ def write_repro(
     until = time.monotonic() + seconds
     replay = reduced(replay, until=time.monotonic() + seconds / 2)
     try:
-        text, stored = _script(replay, title)
+        text, stored = _script(replay, title, shlex.join(["python", *_command(replay, faults), "repro.py"]))
     except ValueError:
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,8 +157,17 @@ def write_repro(
         or (expected == float("inf") and max(result) > 1e30)
     )
     return Repro(
-        folder=folder, printed=printed, shows=shows, elements=(before, sum(tensor.numel() for tensor in replay.tensors))
+        folder=folder,
+        printed=printed,
+        command=shlex.join(["python", *_command(replay, faults), str(folder / "repro.py")]),
+        shows=shows,
+        elements=(before, sum(tensor.numel() for tensor in replay.tensors)),
     )
+
+
+def _command(replay: Replay, faults: Sequence[str]) -> list[str]:
+    """What stands between `python` and the script."""
+    return replay.device.kind.script_command(replay.device.name, faults)
 
 
 # -------- smaller
@@ -264,7 +278,7 @@ def _plain(value: Any) -> str:
     raise ValueError(f"no script can name {value!r}")
 
 
-def _script(replay: Replay, title: str) -> tuple[str, dict[str, Tensor]]:
+def _script(replay: Replay, title: str, command: str) -> tuple[str, dict[str, Tensor]]:
     """The text of repro.py and the tensors that it reads. Raises: ValueError for an argument that no script can
     name.
     """
@@ -274,6 +288,7 @@ def _script(replay: Replay, title: str) -> tuple[str, dict[str, Tensor]]:
     kind = replay.device.kind
     text = _SCRIPT.format(
         title=" ".join(title.replace('"', "'").split()),
+        command=command.replace("\\", "\\\\").replace('"""', '""\\"'),
         imports=f"{kind.script_import}\n" if kind.script_import else "",
         kinds={code: kind for code, kind in _KINDS.items() if f"torch.{kind}" in dtypes},
         body="\n".join(f"    {line}" if line else "" for line in lines),
@@ -311,10 +326,7 @@ def _body(replay: Replay, writer: _Writer) -> list[str]:
 def _run(replay: Replay, folder: Path, faults: Sequence[str], seconds: float) -> str:
     """What the repro prints in a process of its own, over the emulated CANN where this one is, or how it failed."""
     emulated = replay.device.backend == "emulated"
-    planted = [part for fault in faults for part in ("--fault", fault)]
-    command = (
-        [sys.executable, "-m", "harness", "emulate", *planted, "repro.py"] if emulated else [sys.executable, "repro.py"]
-    )
+    command = [sys.executable, *_command(replay, faults), "repro.py"]
     environment = {
         name: value
         for name, value in os.environ.items()

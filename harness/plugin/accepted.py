@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+REQUIRED = "accepted"  # the criterion of a row that fails since nothing was accepted for it
+
 
 class Accepted:
     """The accepted numbers and the known failures of one run; `run` has its rows."""
@@ -34,11 +36,14 @@ class Accepted:
             return verdict
         result = Row.of(verdict, test="", case=case.name, dtype=case.dtype, seed=seed)
         change = baseline.verdicts([result], self.entry(case.name, case.dtype, self._run.environment))[0]
-        failing = [baseline.REGRESSED, baseline.INCOMPARABLE]
-        if self._run.options.baseline == "require":
-            failing.append(baseline.NEW)
-        bad = (Reason(criterion="baseline", text=f"{change.kind}: {change.text}"),) if change.kind in failing else ()
-        return replace(verdict, marks=(*verdict.marks, change.kind), regressions=(*verdict.regressions, *bad))
+        verdict = replace(verdict, marks=(*verdict.marks, change.kind))
+        if change.kind in (baseline.REGRESSED, baseline.INCOMPARABLE):
+            worse = Reason(criterion="baseline", text=f"{change.kind}: {change.text}")
+            return replace(verdict, regressions=(*verdict.regressions, worse))
+        if change.kind == baseline.NEW and self._run.options.baseline == "require":
+            text = f"no accepted numbers, which --precision-baseline=require asks for: {change.text}"
+            return replace(verdict, failures=(*verdict.failures, Reason(criterion=REQUIRED, text=text)))
+        return verdict
 
     def entry(self, case: str, dtype: str, environment: dict):
         """The accepted rows of a case on this device; None where there are none. Raises: HarnessError for a damaged
@@ -69,7 +74,8 @@ class Accepted:
             return verdict, None
         device = baseline.case_key(**self._run.environment)
         entry = known.entry_for(self.known, case.name, case.dtype, seed, device)
-        if entry is None or verdict.regressions:  # worse than what was accepted is no known failure
+        required = any(reason.criterion == REQUIRED for reason in verdict.failures)
+        if entry is None or verdict.regressions or required:  # worse than what was accepted is no known failure
             return verdict, entry
         row = Row.of(verdict, test="", case=case.name, dtype=case.dtype, seed=seed)
         text = known.complaint(entry, row, accepted=self.row(row), today=datetime.date.today())
@@ -111,12 +117,13 @@ class Accepted:
                 groups.setdefault((row.case, row.dtype), []).append(row)
         return groups
 
-    def check_names(self, *, bad: bool) -> bool:
-        """Say which accepted rows no case of this run has; it is `bad` where the whole was run. Whether all is well."""
+    def check_names(self, *, whole: bool, bad: bool) -> bool:
+        """Say which accepted cases have no row; that is `bad` for a `whole` run. Whether all is well."""
         from harness.upgrade import baseline
 
         cases = {(row.case, row.dtype) for row in self._run.all_rows()}
-        result = baseline.without_a_case(self.baselines, cases, baseline.case_key(**self._run.environment))
+        device = baseline.case_key(**self._run.environment)
+        result = baseline.without_a_case(self.baselines, cases, device, whole=whole)
         self._run.terminal.notes += [(text, bad) for text in result]
         return not (result and bad)
 
@@ -134,7 +141,8 @@ class Accepted:
         from harness.errors import HarnessError
         from harness.upgrade import baseline
 
-        well = self.check_names(bad=self.selects_all())
+        whole = self.selects_all()
+        well = self.check_names(whole=whole, bad=whole)
         for (case, dtype), rows in self.groups().items():
             try:
                 entry = self.entry(case, dtype, self._run.environment)
@@ -164,29 +172,53 @@ class Accepted:
         return well
 
     def accept(self) -> bool:
-        """Write the rows of each case as its baseline, and the report beside them under the stack's name. Whether all
-        was accepted.
+        """Write the rows of each case as its baseline, and merge them into the accepted report of this stack. Whether
+        all was accepted.
         """
-        from harness import report
+        from harness.errors import HarnessError
         from harness.upgrade import baseline
 
-        collected = self._run.all_rows()
-        groups = self.groups()
-        accepted = [rows for name, rows in groups.items() if self._accept_case(*name, rows, collected)]
-        self.check_names(bad=False)
-        if accepted:
-            built = report.build(collected, performance=self._run.performance, **self._run.environment)
-            _, markdown = report.write(
-                built,
-                self._run.directory / "accepted" / baseline.stack_name(**self._run.environment),
-                lang=self._run.options.lang,
+        folder = self._run.directory / "accepted" / baseline.stack_name(**self._run.environment)
+        try:
+            stored = _stored_report(folder)
+        except HarnessError as error:
+            self._run.terminal.note(
+                f"nothing was accepted, since the accepted report cannot be read ({error}); restore it from version "
+                f"control, or delete {folder}",
+                bad=True,
             )
-            count = sum(map(len, accepted))
+            return False
+        collected, whole = self._run.all_rows(), self.selects_all()
+        groups = self.groups()
+        accepted = {
+            name: rows for name, rows in groups.items() if self._accept_case(*name, rows, collected, whole=whole)
+        }
+        self.check_names(whole=whole, bad=False)
+        if accepted:
+            markdown = self._write_report(folder, stored, collected, set(accepted), whole=whole)
+            count = sum(map(len, accepted.values()))
             self._run.terminal.note(f"accepted {count} rows into {self.baselines}; their report is {markdown}")
         return bool(accepted) and len(accepted) == len(groups)
 
-    def _accept_case(self, case, dtype, rows: list, collected: list) -> bool:
-        """Write the rows of one case in one dtype; whether that was done. `collected`: all rows of the run."""
+    def _write_report(self, folder: Path, stored, collected: list, accepted: set, *, whole: bool) -> Path:
+        """Write the accepted report: the rows of this run, merged into the `stored` ones. Returns the markdown."""
+        from harness import report
+        from harness.report.merge import differences, renewed
+
+        built = report.build(collected, performance=self._run.performance, **self._run.environment)
+        merged = built if stored is None else renewed(stored, built, accepted=accepted, whole=whole)
+        stayed = len({row.key for row in merged.rows} - {row.key for row in built.rows})
+        if stayed:
+            other = differences(stored, built)
+            other_stack = f", measured on another stack: {'; '.join(other)}" if other else ""
+            self._run.terminal.note(f"{stayed} rows of earlier runs stay in the accepted report{other_stack}")
+        _, markdown = report.write(merged, folder, lang=self._run.options.lang)
+        return markdown
+
+    def _accept_case(self, case, dtype, rows: list, collected: list, *, whole: bool) -> bool:
+        """Write the rows of one case in one dtype; whether that was done. `collected`: all rows of the run. Accepted
+        rows that did not run are dropped where the `whole` was run, or where they are of another stack.
+        """
         from harness.errors import HarnessError
         from harness.upgrade import baseline
 
@@ -204,16 +236,23 @@ class Accepted:
         except HarnessError as error:
             note(f"{error}; it is written anew")
             before = None
-        gone = baseline.absent(baseline.entry_of(before, **self._run.environment), rows)
-        if gone:
-            note(
-                f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are "
-                f"dropped: {', '.join(gone)}",
-                bad=True,
-            )
+        environment = self._run.environment
+        entry = baseline.entry_of(before, **environment)
+        gone = baseline.absent_rows(entry, rows)
+        names = ", ".join(f"seed {name}" for name in gone)
+        here = baseline.stack_name(**environment)
+        stays = bool(gone) and not whole and baseline.stack_name(entry.stack, environment["backend"]) == here
+        if stays:
+            note(f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and stay: {names}")
+        elif gone:
+            text = f"{case} {dtype}: {len(gone)} rows that were accepted before did not run and are dropped: {names}"
+            note(text, bad=True)
+        kept = gone if stays else {}
         when = time.strftime("%Y-%m-%d")
         try:
-            baseline.write_baseline(self.baselines, baseline.accepted(before, rows, when=when, **self._run.environment))
+            baseline.write_baseline(
+                self.baselines, baseline.accepted(before, rows, when=when, kept=kept, **environment)
+            )
         except HarnessError as error:
             note(str(error), bad=True)
             return False
@@ -234,10 +273,28 @@ class Accepted:
                 f"{self._run.directory / 'precision.json'}"
             )
 
+    def say_unexcused(self) -> None:
+        """Say of each row that did not pass, and of which an entry of the known failures names the case, why the entry
+        does not excuse it.
+        """
+        from harness.upgrade.baseline import case_key
+
+        device = case_key(**self._run.environment) if self._run.environment["stack"] else ""
+        for row in self._run.all_rows():
+            entries = [item for item in self.known if row.is_bad and item.case == row.case]
+            speaking = [item for item in entries if item.covers(row.case, row.dtype, row.seed, device)]
+            for entry in speaking or entries:
+                why = _why_unexcused(entry, row, device)
+                if why:
+                    text = f"{row.name}: the known failure {entry} ({entry.link}) does not excuse it: {why}"
+                    self._run.terminal.note(text, bad=True)
+
     def say_stale(self) -> None:
         """Name the known failures that no row of this run is."""
         from harness.upgrade.baseline import case_key
 
+        if not self.selects_all():
+            return  # the rows that they speak of were perhaps not selected
         rows, device = self._run.all_rows(), case_key(**self._run.environment)
         stale = [
             item for item in self.known if not any(item.covers(row.case, row.dtype, row.seed, device) for row in rows)
@@ -246,6 +303,50 @@ class Accepted:
             self._run.terminal.note(
                 f"{len(stale)} known failures are no rows of this run: {', '.join(map(str, stale))}"
             )
+
+
+def _why_unexcused(entry: Any, row: Any, device: str) -> str:
+    """Why an entry of a row's case does not excuse the row; "" where a reason of the row says it."""
+    from harness.judging.status import Mark
+
+    if "known" in row.criteria:
+        return ""
+    differing = [
+        f"its {name} is {given} and the row's is {found}"
+        for name, given, found in (("dtype", entry.dtype, row.dtype), ("device", entry.device, device))
+        if given not in (None, found)
+    ]
+    if entry.seeds and row.seed not in entry.seeds:
+        differing.append(f"its seeds are {', '.join(map(str, entry.seeds))} and the row's is {row.seed}")
+    if differing:
+        return "; ".join(differing)
+    if REQUIRED in row.criteria:
+        return "nothing was accepted for the row"
+    if Mark.INCOMPARABLE in row.marks:
+        return "the row cannot be compared with what was accepted"
+    if "baseline" in row.criteria:
+        return "the row is worse than what was accepted"
+    return "no entry excuses a process or a device that is lost, a time limit, or an error in the code of the test"
+
+
+def is_unlike_accepted(verdict) -> bool:
+    """Whether a row does not pass for the lack of numbers that it can be compared with alone: nothing shows an error
+    of the device.
+    """
+    from harness.judging.status import Mark
+
+    others = [reason for reason in verdict.failures if reason.criterion != REQUIRED]
+    if others or verdict.errors:
+        return False
+    return Mark.INCOMPARABLE in verdict.marks or bool(verdict.failures and not verdict.regressions)
+
+
+def _stored_report(folder: Path):
+    """The accepted report in a folder; None where there is none. Raises: HarnessError where it cannot be read."""
+    from harness import report
+
+    path = folder / report.JSON_NAME
+    return report.load(path) if path.exists() else None
 
 
 def _failed(case, dtype, rows: list, collected: list) -> int:

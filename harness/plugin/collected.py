@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from harness.plugin.checkpoints import run_of
 from harness.plugin.fixtures import uses_fixture
 from harness.plugin.names import SHORT_DTYPE, is_accuracy_test
+
+NEAREST = 5  # names that a message lists in place of all
 
 
 def known_of(item: pytest.Item) -> dict:
@@ -81,10 +84,12 @@ def choose_located(config: pytest.Config, options: Any, items: list[pytest.Item]
     ]
     chosen = [item for item in chosen if seed is None or known[id(item)]["seed"] == seed]
     if not chosen:
-        cases = ", ".join(sorted(set().union(*cases.values())))
+        names = sorted(set().union(*cases.values()))
+        nearest = get_close_matches(wanted, names, n=NEAREST, cutoff=0.0)
+        told = f"of {len(names)} cases the nearest are {', '.join(nearest)}" if nearest else "there are none"
         raise pytest.UsageError(
             f"no accuracy test is of the case {wanted!r}, or has it in its "
-            f"id{'' if seed is None else f', with seed {seed}'}; the cases are {cases or 'none'}"
+            f"id{'' if seed is None else f', with seed {seed}'}; {told}"
         )
     there = {id(item) for item in chosen}
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in there])

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 _SHOWN = 5  # rows that are named
 
 
-def complaints(rows: Sequence[Row], *, asked: bool) -> list[str]:
+def complaints(rows: Sequence[Row], *, asked: bool, ran: bool = True) -> list[str]:
     """One sentence for each reason why a run in which no test failed must fail; empty where there is none.
 
     `asked`: the run selected accuracy tests, or gave an option of the harness. Such a run must measure something.
+    `ran`: a test ran.
     """
     from harness.judging.status import Status
 
@@ -30,6 +31,8 @@ def complaints(rows: Sequence[Row], *, asked: bool) -> list[str]:
         return []
     if rows:
         return [f"nothing was measured: {_count(rows)} skipped"]
+    if not ran:
+        return ["no accuracy test matches; nothing was measured"]
     return ["nothing was measured: no test handed a case to the `precision` fixture"]
 
 

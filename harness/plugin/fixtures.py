@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from dataclasses import replace
 from pathlib import Path
@@ -61,16 +60,25 @@ def precision(request: pytest.FixtureRequest):
         with session.one_row(request.node, case, seed):
             try:
                 verdict = _check(session, request.node, case, seed)
-            except (Exception, pytest.fail.Exception):
-                with contextlib.suppress(
-                    HarnessError, pytest.fail.Exception
-                ):  # its row is kept; the first failure is the test's
+            except (Exception, pytest.fail.Exception) as first:
+                try:
                     _check_companion(session, request.node, case, seed)
+                except (HarnessError, pytest.fail.Exception) as second:  # the first failure is the test's
+                    if not isinstance(first, pytest.fail.Exception):
+                        _add_note(first, str(second))
+                        raise first from None
+                    pytest.fail(f"{first}\n{second}", pytrace=False)
                 raise
             _check_companion(session, request.node, case, seed)
             return verdict
 
     return check
+
+
+def _add_note(raised: BaseException, text: str) -> None:
+    """Let pytest show a text below an exception; Python 3.11 or later."""
+    if hasattr(raised, "add_note"):
+        raised.add_note(text)
 
 
 def _whole(case, seed) -> int | None:
@@ -122,6 +130,7 @@ def _check(session, item: pytest.Item, case, seed: int | None, verdict=None):
     not pass.
     """
     from harness.errors import DeviceError, HarnessError
+    from harness.judging.status import Mark
     from harness.judging.verdict import error, skipped
     from harness.upgrade.known_failures import KNOWN
 
@@ -153,7 +162,8 @@ def _check(session, item: pytest.Item, case, seed: int | None, verdict=None):
         item.stash.setdefault(SKIPPED, []).extend(str(reason) for reason in verdict.reasons)
         return verdict
     if not verdict.passed:
-        lines = [f"{verdict.status} {case.name} {case.dtype}{'' if seed is None else f' seed {seed}'}"]
+        beside = " (companion row)" if Mark.COMPANION in verdict.marks else ""
+        lines = [f"{verdict.status} {case.name} {case.dtype}{'' if seed is None else f' seed {seed}'}{beside}"]
         limits = (
             [f"  limits: {verdict.tolerance.reason}"]
             if verdict.tolerance is not None and verdict.tolerance.reason

@@ -22,6 +22,7 @@ class Folder:
         self._told = 0  # how many tests the journal knows
         self._unsaved = False  # whether the journal has more than the report
         self.notes: list[str] = []  # of an earlier run, for the terminal
+        self.earlier: Path | None = None  # the markdown of the run before, where this run put it aside
 
     def begin(self) -> None:
         """Take the folder for this run and put the report of an earlier run aside; again: nothing.
@@ -44,7 +45,7 @@ class Folder:
         try:
             if opened is not None and opened.left_over():
                 self._finish(opened.path)
-            retire(self.directory)
+            self.earlier = retire(self.directory)
         except OSError as error:
             raise pytest.UsageError(
                 f"--precision-report {self.directory}: cannot put the report of an earlier run aside "

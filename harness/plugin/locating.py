@@ -95,12 +95,13 @@ class Locating:
 
     def together(self) -> None:
         """Locate the rows that only all seeds together showed to be worse."""
-        from harness.judging.status import Status
+        from harness.judging.status import Mark, Status
 
         for row in self._run.all_rows():
             case = self.cases.get((row.case, row.dtype))
             if (
                 row.status is Status.REGRESSED
+                and Mark.INCOMPARABLE not in row.marks
                 and row.located is None
                 and case is not None
                 and self.wants(case, failed=True)

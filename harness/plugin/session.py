@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.plugin.accepted import Accepted
+from harness.plugin.accepted import Accepted, is_unlike_accepted
 from harness.plugin.collected import choose_located, choose_shard, function_of, guessed, known_of
 from harness.plugin.companion import Companions, superfluous
 from harness.plugin.exit_status import complaints
@@ -199,9 +199,11 @@ class Session:
         options = {"rerun_reference": self.options.rerun_reference, "preset": self.options.preset}
         with self._in_time(case, compiles=bool(compiles)):
             verdict = validate(case, seed, device, models=self.models, **options)
-        if verdict.evidence is not None and verdict.evidence.compiled:
-            self.terminal.say(f"{name}: {verdict.evidence.compiled}")
-            self.terminal.note(f"{name}: {verdict.evidence.compiled}")
+        slow = "" if verdict.evidence is None else verdict.evidence.slow_start
+        if slow:
+            why = " (jit_compile is on: the first run of a shape compiles its operators)" if compiles else ""
+            self.terminal.say(f"{name}: {slow}{why}")
+            self.terminal.note(f"{name}: {slow}{why}")
         self._read_stack()
         if verdict.skips:  # nothing ran
             return verdict
@@ -302,7 +304,11 @@ class Session:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """With --precision-locate-case, that case's accuracy tests alone; with --precision-shard, a part of them."""
-        choose_located(self.config, self.options, items)
+        try:
+            choose_located(self.config, self.options, items)
+        except pytest.UsageError:
+            items.clear()  # pytest ends its collection with what is left, and none of it is to be a row
+            raise
         if self.options.shard is not None:
             choose_shard(self.config, self.options.shard, self._shard_times, items)
 
@@ -550,7 +556,8 @@ class Session:
         item.stash[PROPERTIES] += [*numbers, (ROW, json.dumps({"row": stored, **more}))]
         item.stash[ROWS].append(result)
         self._workers.measured(result)
-        if not verdict.skips and self.locating.wants(case, failed=not verdict.passed and KNOWN not in verdict.marks):
+        failed = not verdict.passed and KNOWN not in verdict.marks and not is_unlike_accepted(verdict)
+        if not verdict.skips and self.locating.wants(case, failed=failed):
             self._keep(item.nodeid, result)
             with self._in_time(case, compiles=False, more=LOCATING * self.options.locate_budget):
                 result = replace(result, located=self.locating.locate(case, seed, result))
@@ -654,6 +661,7 @@ class Session:
 
         def build():
             more = {"performance": self.performance, "shard": self.options.shard}
+            more["idle_faults"] = self.idle_faults() if last else ()
             return report.build(self.all_rows(), **more, **self.environment)
 
         done = self.folder.write(build, last=last)
@@ -708,20 +716,27 @@ class Session:
         if self.rows and self.options.baseline != "off":
             well = self.accepted.accept() if self.options.baseline == "accept" else self.accepted.check_together()
             self.locating.together()
+        if self.rows:
+            self.accepted.say_unexcused()
         measures = not self.config.option.collectonly  # else the report of an earlier run stays
         if measures and (self.rows or (self.collected and self._device is not None and not self._refused)):
             self._write(last=True)
         self.folder.end()
-        if session.exitstatus == pytest.ExitCode.OK and measures:
+        if session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and measures:
             asked = (self.explicit and self.whole) or bool(self.collected)  # others may have tests of that name
-            problems = complaints(self.all_rows(), asked=asked)
+            ran = session.exitstatus != pytest.ExitCode.NO_TESTS_COLLECTED
+            problems = complaints(self.all_rows(), asked=asked, ran=ran)
             self.terminal.notes += [(text, True) for text in problems]
             if problems or not well or self.idle_faults():
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def idle_faults(self) -> list[str]:
-        """The planted faults that never acted: the run shows nothing about them."""
-        return [str(item) for item in self.planted if not self.worker and self.rows and str(item) not in self._acted]
+        """A sentence for each planted fault that never acted: the run shows nothing about it."""
+        from harness.emulator import faults
+
+        if self.worker or not self.rows:
+            return []
+        return [faults.idle_text(item) for item in self.planted if str(item) not in self._acted]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session):

@@ -103,8 +103,11 @@ def terminal_summary(run: Any, reporter: Any) -> None:
     reporter.section("accuracy")
     if run.written is None:
         terminal.tell_notes(run.folder.notes)
+        if run.folder.earlier is not None:
+            terminal.tell(f"this run wrote no report; that of the run before is {run.folder.earlier}")
         return
-    from harness.report.format import counts
+    from harness.report.format import tally
+    from harness.report.words import LANGUAGES
 
     if run.resumed_rows:
         terminal.tell(f"{run.resumed_rows} rows are of the run before, which this one resumes")
@@ -113,11 +116,8 @@ def terminal_summary(run: Any, reporter: Any) -> None:
         terminal.tell("EMULATED: measured on an emulated device; it says nothing about hardware")
     for item in report.stack.get("faults") or ():
         terminal.tell(f"FAULT PLANTED: {item}")
-    for idle_fault in run.idle_faults():
-        terminal.tell(
-            f"{idle_fault} never acted: none of the operators that it names ran, or there was nothing to change",
-            bad=True,
-        )
+    for text in report.idle_faults:
+        terminal.tell(text, bad=True)
     for row in report.rows:
         if row.located is not None:
             run.locating.print(reporter, row)
@@ -127,6 +127,7 @@ def terminal_summary(run: Any, reporter: Any) -> None:
             f"{run.options.locate_budget:g} s is spent; --precision-locate-budget"
         )
     terminal.tell_notes(run.folder.notes)
-    reporter.write_line(f"{counts(report.headline)} on {report.stack.get('device')} ({report.backend})")
+    where = dict(device=report.stack.get("device"), backend=report.backend)
+    reporter.write_line(LANGUAGES[run.options.lang]["counted"].format(counts=tally(report.rows), **where))
     reporter.write_line(f"report: {run.written[1]}")
     reporter.write_line(f"outcome: {report.outcome}")

@@ -45,7 +45,7 @@ def chinese(text: str) -> str:
     """A sentence of a report in Chinese, as far as its parts are known here.
 
     >>> chinese("max_diff 5.00e+00 at (0, 3) (up to 1.00e-02 allowed); a limit of 5.01e+00 would pass")
-    'max_diff 5.00e+00 at (0, 3)（最多允许 1.00e-02）；上限为 5.01e+00 时可以通过'
+    'max_diff 5.00e+00 位于 (0, 3)（最多允许 1.00e-02）；上限为 5.01e+00 时可以通过'
     """
     text, rest = text[:LONGEST_TEXT], text[LONGEST_TEXT:]
     for pattern, template in _patterns():

@@ -21,7 +21,7 @@ STOPPED = "the device stopped computing at "  # the reason of a row on a device 
 class _Outcome(str, Enum):
     """What a run came to, in one word; the gravest that is true of it."""
 
-    FAILURES = "failures"  # rows FAIL, or could not be compared
+    FAILURES = "failures"  # rows FAIL, or could not be compared, or a planted fault never acted
     REGRESSIONS = "regressions"  # rows are within their limits and worse than accepted
     INFRASTRUCTURE = "infrastructure"  # all else passed, and rows were lost with a process, a card or a host
     NOTHING = "nothing measured"
@@ -61,6 +61,7 @@ class Report:
     rows: tuple[Row, ...]
     performance: tuple[Timed, ...] = ()
     shard: str | None = None  # "1/4" where the run was of a part of the tests
+    idle_faults: tuple[str, ...] = ()  # a sentence for each planted fault that never acted
 
     @property
     def headline(self) -> dict[str, int]:
@@ -74,7 +75,7 @@ class Report:
     def outcome(self) -> _Outcome:
         """Whether a run that does not pass is worth a second look, a ticket, or another try on another card."""
         bad = [row for row in self.rows if row.is_bad]
-        if any(row.status is not Status.REGRESSED and not _is_lost(row) for row in bad):
+        if self.idle_faults or any(row.status is not Status.REGRESSED and not _is_lost(row) for row in bad):
             return _Outcome.FAILURES
         if any(row.status is Status.REGRESSED for row in bad):
             return _Outcome.REGRESSIONS
@@ -85,9 +86,15 @@ class Report:
 
     def head(self) -> dict[str, Any]:
         """All but the rows, as JSON holds it."""
-        values = {"schema": SCHEMA, "created": self.created, "backend": self.backend, "headline": self.headline}
+        values: dict[str, Any] = {
+            "schema": SCHEMA,
+            "created": self.created,
+            "backend": self.backend,
+            "headline": self.headline,
+        }
         values["outcome"] = self.outcome.value
         values |= {} if self.shard is None else {"shard": self.shard}
+        values |= {"idle_faults": self.idle_faults} if self.idle_faults else {}
         head: dict[str, Any] = to_json(values | {"stack": self.stack, "performance": self.performance})
         return head
 
@@ -118,10 +125,19 @@ def build(
     backend: str | None,
     performance: Sequence[Mapping[str, Any] | Timed] = (),
     shard: str | None = None,
+    idle_faults: Sequence[str] = (),
 ) -> Report:
     """The report of these rows, made now."""
     timed = tuple(item if isinstance(item, Timed) else Timed(**item) for item in performance)
-    return Report(created=now(), backend=backend, stack=stack, rows=tuple(rows), performance=timed, shard=shard)
+    return Report(
+        created=now(),
+        backend=backend,
+        stack=stack,
+        rows=tuple(rows),
+        performance=timed,
+        shard=shard,
+        idle_faults=tuple(idle_faults),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +166,7 @@ _KINDS = {
     "rows": tuple[Row, ...],
     "shard": str | None,
     "outcome": str | None,
+    "idle_faults": tuple[str, ...],
 }
 READERS = [(name, reader_of(kind)) for name, kind in _KINDS.items() if name not in ("stack", "rows")]
 READERS += [("stack", stack_of_report), ("rows", reader_of(tuple[Any, ...]))]
@@ -157,7 +174,7 @@ READERS += [("stack", stack_of_report), ("rows", reader_of(tuple[Any, ...]))]
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a report."""
-    schema = object_schema(_KINDS, [name for name in _KINDS if name not in ("outcome", "shard")])
+    schema = object_schema(_KINDS, [name for name in _KINDS if name not in ("outcome", "shard", "idle_faults")])
     schema["properties"] = {"schema": {"const": SCHEMA}} | schema["properties"]
     title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA}
     return title | schema

@@ -33,13 +33,14 @@ PREVIOUS = {name: name.replace(".", "-previous.") for name in (JSON_NAME, MARKDO
 PREVIOUS_JSON = PREVIOUS[JSON_NAME]
 
 
-def retire(directory: Path) -> None:
-    """Give the report in `directory` the name of an earlier run's: precision-previous.json and
-    precision-previous.md.
+def retire(directory: Path) -> Path | None:
+    """Give the report in `directory` the name of an earlier run's: precision-previous.json and precision-previous.md.
+    Returns the path of the markdown; None where there was no report.
     """
-    for name, previous in PREVIOUS.items():
-        if (directory / name).exists():
-            os.replace(directory / name, directory / previous)
+    there = [name for name in PREVIOUS if (directory / name).exists()]
+    for name in there:
+        os.replace(directory / name, directory / PREVIOUS[name])
+    return directory / PREVIOUS[MARKDOWN_NAME] if there else None
 
 
 def write(report: Report, directory: Path, *, lang: str = "en") -> tuple[Path, Path]:

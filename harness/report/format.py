@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.judging.status import STATUSES, Mark, Status
+
+if TYPE_CHECKING:
+    from harness.report.rows import Row
 
 MISSING = "–"
+_COUNTED = (Mark.KNOWN, Mark.NEW, Mark.IDENTICAL, Mark.DRIFT, Mark.IMPROVED, Mark.INCOMPARABLE)
 
 
 def counts(headline: Mapping[str, int]) -> str:
     """The counts that are not zero: "15 PASS, 3 FAIL"."""
     return ", ".join(f"{count} {status}" for status, count in headline.items() if count)
+
+
+def tally(rows: Iterable[Row], order: Iterable[Status] = STATUSES) -> str:
+    """How many rows ended in each status, and in brackets how many of these have a mark of a baseline or of a known
+    failure: "3 PASS (1 NEW, 2 IDENTICAL), 4 FAIL (2 KNOWN FAILURE)".
+    """
+    rows, parts = list(rows), []
+    for status in order:
+        of = [row for row in rows if row.status is status]
+        marks = [f"{count} {mark}" for mark in _COUNTED if (count := sum(mark in row.marks for row in of))]
+        parts += [f"{len(of)} {status}" + (f" ({', '.join(marks)})" if marks else "")] if of else []
+    return ", ".join(parts)
 
 
 def difference_text(value: Any) -> str:

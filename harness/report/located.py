@@ -16,13 +16,13 @@ RANKED = 10
 
 def located(finding: Any, repro: Any = None, picture: str | None = None) -> Located:
     """A finding as a row of the report holds it; `picture` is a file beside the report."""
-    names = [field.name for field in fields(Ranked)]
-    ranking = tuple(Ranked(**{name: getattr(item, name) for name in names}) for item in finding.ranking(RANKED))
+    ranked = [field.name for field in fields(Ranked)]
+    ranking = tuple(Ranked(**{name: getattr(item, name) for name in ranked}) for item in finding.ranking(RANKED))
     shown = None
     if repro is not None:
-        shown = Shown(
-            folder=str(repro.folder), printed=repro.printed, shows=repro.shows, elements=tuple(repro.elements)
-        )
+        names = [field.name for field in fields(Shown) if field.name not in ("folder", "elements")]
+        more = {name: getattr(repro, name) for name in names}
+        shown = Shown(folder=str(repro.folder), elements=tuple(repro.elements), **more)
     first = None if finding.first is None else finding.first.number
     return Located(
         said=finding.sentences(),
@@ -55,9 +55,11 @@ def found_blocks(finding: Located, words: Mapping[str, str] = EN) -> list[Block]
     blocks: list[Block] = [Text(text=told(finding.said, words), strong=True), *([table] if rows else [])]
     repro = finding.repro
     if repro:
-        printed = repro.printed.strip().replace("\n", "; ") if repro.shows else words["not_shown"]
+        printed = told(repro.printed.strip().replace("\n", "; "), words)
         wanted, whole = repro.elements[1], repro.elements[0]
-        blocks.append(Text(text=words["repro"].format(folder=repro.folder, few=wanted, all=whole, printed=printed)))
+        command = repro.command or f"{repro.folder}/repro.py"
+        sentence = words["repro" if repro.shows else "repro_not_shown"]
+        blocks.append(Text(text=sentence.format(command=command, few=wanted, all=whole, printed=printed)))
     return blocks
 
 

@@ -1,15 +1,18 @@
-"""The reports of several machines as one: nothing twice, nothing missing, one stack."""
+"""Reports as one: those of several machines, nothing twice, nothing missing, one stack; and an accepted report with the
+rows of a run.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
 from harness.report.content import NOT_RUN, Report
+from harness.report.rows import Row
 
 _OWN = ("card", "cpu", "device_count", "threads", "environment")  # what machines of one kind may have of their own
 _SHOWN = 5  # names in a sentence
@@ -30,7 +33,7 @@ def merge(reports: Mapping[Path, Report], *, different_stacks: bool = False) -> 
     if holes:
         raise HarnessError(f"{_some(holes)} did not run; run that part again, or leave its report out")
     _check_parts(reports)
-    differing = {path: _differences(first, report) for path, report in reports.items()}
+    differing = {path: differences(first, report) for path, report in reports.items()}
     if any(differing.values()) and not different_stacks:
         path, texts = next((path, texts) for path, texts in differing.items() if texts)
         raise HarnessError(
@@ -39,7 +42,41 @@ def merge(reports: Mapping[Path, Report], *, different_stacks: bool = False) -> 
         )
     performance = tuple(item for report in reports.values() for item in report.performance)
     created = max(report.created for report in reports.values())
-    return replace(first, created=created, rows=tuple(rows), performance=performance, shard=None)
+    idle = tuple(item for item in first.idle_faults if all(item in report.idle_faults for report in reports.values()))
+    rows_and_times = replace(first, rows=tuple(rows), performance=performance)
+    return replace(rows_and_times, created=created, shard=None, idle_faults=idle)
+
+
+def renewed(
+    stored: Report, run: Report, *, accepted: Collection[tuple[str, str | None]], whole: bool = False
+) -> Report:
+    """An accepted report with the rows of a run merged into it: a row of the run replaces that of its key, the others
+    stay. Of a `whole` run nothing else stays.
+
+    `accepted`: the cases, with their dtypes, of which the run's rows were accepted. A row of another case, or without
+    numbers, is added where there was none, and replaces none.
+    """
+    before = {row.key: row for row in stored.rows}
+
+    def replaces(row: Row) -> bool:
+        return (row.case, row.dtype) in accepted and row.rel_l2 is not None
+
+    new = [row if replaces(row) else before.get(row.key, row) for row in run.rows]
+    there = {row.key: row for row in new}
+    rows = new
+    if not whole:
+        rows = [there.pop(row.key, row) for row in stored.rows] + [row for row in new if row.key in there]
+    functions = {name: place for place, name in enumerate(dict.fromkeys(map(_function, rows)))}
+    rows = sorted(rows, key=lambda row: functions[_function(row)])  # those of one test function stand together
+    timed = {(item.case, item.dtype, item.batch_size, item.device) for item in run.performance}
+    old = [item for item in stored.performance if (item.case, item.dtype, item.batch_size, item.device) not in timed]
+    performance = (*([] if whole else old), *run.performance)
+    return replace(run, rows=tuple(rows), performance=performance)
+
+
+def _function(row: Row) -> str:
+    """The test function of a row: the id of its test without parameters."""
+    return row.test.partition("[")[0]
 
 
 def _check_parts(reports: Mapping[Path, Report]) -> None:
@@ -63,7 +100,7 @@ def _check_parts(reports: Mapping[Path, Report]) -> None:
         raise HarnessError(f"the part {_some(missing)} of the run is missing; name its report too")
 
 
-def _differences(first: Report, other: Report) -> list[str]:
+def differences(first: Report, other: Report) -> list[str]:
     """What differs between the stacks of two reports, but for what each machine has of its own."""
     differences = [] if first.backend == other.backend else [f"backend {first.backend} and {other.backend}"]
     names = dict.fromkeys([*first.stack, *other.stack])

@@ -174,6 +174,7 @@ class Shown:
     printed: str
     shows: bool
     elements: tuple[int, int]  # of the inputs, before and after they were made smaller
+    command: str = ""  # what runs it; "" in reports of older versions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.judging.criteria import AT_LEAST
 from harness.judging.status import STATUSES, Mark, Status
 from harness.report.document import Block, Bullets, Folded, Heading, Picture, Table, Text, shortened
-from harness.report.format import MISSING, cosine, counts, difference_text, number, share, times
+from harness.report.format import MISSING, cosine, difference_text, number, share, tally, times
 from harness.report.located import found_blocks
 from harness.report.rows import Located, Row
 from harness.report.switches import switch_blocks
@@ -57,9 +57,8 @@ def title_of(report: Report, words: Mapping[str, str]) -> str:
     """The title: what the rows came to, the grave ones first."""
     if report.performance and not report.rows:
         return words["performance"]
-    order = ("FAIL", "ERROR", "REGRESSED", "PASS", "SKIPPED")
-    there = {name: report.headline[name] for name in order} | report.headline
-    return words["title"].format(counts=counts(there) or words["none"])
+    order = (Status.FAIL, Status.ERROR, Status.REGRESSED, Status.PASS, Status.SKIPPED)
+    return words["title"].format(counts=tally(report.rows, order) or words["none"])
 
 
 def warnings_of(report: Report, words: Mapping[str, str]) -> list[str]:
@@ -115,7 +114,9 @@ def conclusion_of(report: Report, words: Mapping[str, str]) -> str:
     measured = [
         row for row in rows if row.rel_l2 is not None and math.isfinite(row.rel_l2) and Mark.KNOWN not in row.marks
     ]
-    if bad:
+    if report.idle_faults and not bad:
+        text = words["fault_idle"].format(faults=told("; ".join(report.idle_faults), words))
+    elif bad:
         text = words["some_fail"].format(bad=len(bad), total=len(rows), device=_device(report))
     elif measured:
         text = words["all_pass"].format(
@@ -126,8 +127,10 @@ def conclusion_of(report: Report, words: Mapping[str, str]) -> str:
         )
     else:
         text = words["nothing"]
-    text += " " + words["known_too"].format(count=known) if known else ""
-    return text + (" " + words["emulated_again"] if report.backend == "emulated" else "")
+    sentences = [text]
+    sentences += [words["known_too"].format(count=known)] if known else []
+    sentences += [words["emulated_again"]] if report.backend == "emulated" else []
+    return words["between"].join(sentences)
 
 
 # -------- what failed
@@ -142,10 +145,16 @@ def failed_first(rows: Iterable[Row]) -> list[Row]:
 
 def line_of(row: Row, words: Mapping[str, str]) -> str:
     """A row that did not pass in one line: its status, its name, its first reason, and where its error comes from."""
-    line = f"{row.status} {row.name}: {_first(told(row.reasons[0], words)) if row.reasons else MISSING}"
+    reason = told(_without_name(row.reasons[0], row), words) if row.reasons else MISSING
+    line = f"{row.status} {row.name}: {_first(reason)}"
     more = len(row.reasons) - 1
     line += f" (+{more})" if more > 0 else ""
     return f"{line} → {_first(told(row.located.said, words))}" if row.located else line
+
+
+def _without_name(text: str, row: Row) -> str:
+    """A sentence of a row without the row's name, where the name stands before the sentence already."""
+    return text.replace(f"{row.name}: ", "", 1)
 
 
 def _first(text: str) -> str:
@@ -393,7 +402,7 @@ def _sentences(row: Row, words: Mapping[str, str]) -> list[str]:
         modes = dict.fromkeys(mode for reference in row.references.values() for mode in reference.modes)
         sentences.append(words["unfelt"].format(modes=", ".join(modes)))
     if row.baseline and row.baseline.kind in (Mark.DRIFT, Mark.IMPROVED):
-        sentences.append(told(row.baseline.text, words))
+        sentences.append(told(_without_name(row.baseline.text, row), words))
     sentences += [told(item, words) for item in ((row.parted or ""), *(row.notes or ())) if item]
     if row.rerun:
         rerun = {name: difference_text(row.rerun.get(name)) for name in ("max_diff", "rel_l2")}

@@ -17,6 +17,8 @@ EN = {
         "FAULTS WERE PLANTED: {faults}. The device was broken on purpose; nothing here says anything about a sound one."
     ),
     "title": "Accuracy report: {counts}",
+    "between": " ",
+    "counted": "{counts} on {device} ({backend})",
     "none": "no rows",
     "environment": "Environment",
     "component": "component",
@@ -46,8 +48,11 @@ EN = {
     "all_reasons": "All reasons",
     "located_own_ratio": "own / floor",
     "located_inherited": "with what it inherits",
-    "repro": "Repro: {folder}/repro.py ({few} of {all} input elements): {printed}",
-    "not_shown": "which did not show it in a process of its own",
+    "repro": "Repro: {command} ({few} of {all} input elements). It printed: {printed}",
+    "repro_not_shown": (
+        "Repro: {command} ({few} of {all} input elements). It did not show the error in a process of its own. It "
+        "printed: {printed}"
+    ),
     "how": "How the rows were measured and judged",
     "in_full": "Other numbers of each row",
     "status": "status",
@@ -127,6 +132,7 @@ EN = {
     "performance_emulated": "The device is emulated: its times say nothing about hardware.",
     "all_pass": "All {total} rows pass on {device}: largest rel_l2 {rel_l2}, least cos_sim {cos_sim}, both in float64.",
     "some_fail": "{bad} of {total} rows did not pass on {device}.",
+    "fault_idle": "The run fails: {faults}. Its rows show nothing about this fault.",
     "nothing": "Nothing was compared.",
     "emulated_again": (
         "Measured on an emulated device: run pytest -k precision --device npu on an Ascend machine for "
@@ -141,8 +147,10 @@ ZH = {
         "EMULATED（模拟）：在模拟的 {device} 上测得（真实的 torch_npu，模拟的 CANN）。它说明测试框架与模型可以运"
         "行，以及昇腾卡的舍入误差预计有多大；不构成任何硬件上的证据。"
     ),
-    "faults": "植入了故障：{faults}。设备是故意弄坏的；这里的结果不能说明正常设备的任何情况。",
+    "faults": "注入了故障：{faults}。设备上人为注入故障；这里的结果不能说明正常设备的任何情况。",
     "title": "精度报告：{counts}",
+    "between": "",
+    "counted": "{device}（{backend}）：{counts}",
     "none": "没有结果",
     "environment": "环境",
     "component": "组件",
@@ -175,11 +183,13 @@ ZH = {
     "located_dtype": "dtype",
     "located_shape": "形状",
     "located_own": "自身误差",
-    "located_own_ratio": "自身误差 / 下限",
+    "located_own_ratio": "自身误差 / 误差基底",
     "located_inherited": "含继承的误差",
     "located_cause": "原因",
-    "repro": "复现脚本：{folder}/repro.py（{all} 个输入元素中的 {few} 个）：{printed}",
-    "not_shown": "在单独的进程中没有重现",
+    "repro": "复现脚本：{command}（{all} 个输入元素中的 {few} 个）。脚本的输出：{printed}",
+    "repro_not_shown": (
+        "复现脚本：{command}（{all} 个输入元素中的 {few} 个）。在单独的进程中没有重现该误差。脚本的输出：{printed}"
+    ),
     "how": "测量与判定方法",
     "in_full": "每一行的其他数值",
     "status": "状态",
@@ -193,7 +203,7 @@ ZH = {
     ),
     "no_golden": "NO GOLDEN：模型无法以 float64 运行（{why}）。",
     "stored": "{count} 次 CPU 运行的结果读自参考库。",
-    "conditioning": "条件数：每个输入移动一次舍入，输出最多移动 {times} 次舍入（{case}）。",
+    "conditioning": "条件数：输入各变化 1 个舍入单位时，输出最多变化 {times} 个舍入单位（{case}）。",
     "rerun": ("NONDETERMINISTIC：设备的第二次运行与第一次最多相差 {max_diff}，rel_l2 {rel_l2}，共 {unequal} 个元素。"),
     "unfelt": "SWITCH NOT FELT：开关允许 {modes}，设备却像没有开启一样计算；记录的开关与实际不符。",
     "seed": "seed",
@@ -214,7 +224,7 @@ ZH = {
     "reference": "参考：{reference}。",
     "marks": "NEW：还没有可供比较的已接受基线；用 --precision-baseline=accept 接受本次结果。",
     "not_passed": "未通过的行",
-    "located": "{test} 的来源",
+    "located": "{test} 的误差来源",
     "depth": "误差随深度的变化",
     "known": "已知失败",
     "until": "有效期至 {day}",
@@ -236,6 +246,7 @@ ZH = {
         "{device} 上 {total} 行全部通过：最大 rel_l2 为 {rel_l2}，最小 cos_sim 为 {cos_sim}，均以 float64 计算。"
     ),
     "some_fail": "{device} 上 {total} 行中有 {bad} 行未通过。",
+    "fault_idle": "本次运行失败：{faults}。各行结果不能说明该故障的任何情况。",
     "nothing": "没有进行任何比较。",
     "emulated_again": "以上在模拟设备上测得：请在昇腾机器上运行 pytest -k precision --device npu 以得到硬件上的证据。",
     "created": "生成时间",

@@ -9,6 +9,7 @@ import pytest
 from harness.tests.needs import skip_without_torch_npu
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user, write  # noqa: F401
 
+ACCEPT = "--baseline=accept"
 TWO = (
     CASE
     + """
@@ -107,11 +108,42 @@ def test_a_case_that_was_renamed_or_deleted_fails_a_whole_run(user, session):
     for names, more in (("one,two v2", ("-k", "precision")), ("one", ("cases",))):
         status, said = session(names, *more)
         assert status == 1 and words in said, said
-    for part in (("-k", "precision and seed1"), ("cases/test_them.py",)):
+    for part in (("-k", "precision and seed1"), ("cases/test_them.py",), ("-k", "precision and seed1", ACCEPT)):
         status, said = session("one,two v2", *part)
-        assert status == 0 and words in said, said
-    status, said = session("one", "--baseline=accept")
+        assert status == 0 and "it was renamed" not in said, said
+        assert "1 accepted case had no row in this part of the tests" in said
+    status, said = session("one", ACCEPT)
     assert status == 0 and words in said
+
+
+def test_accepting_a_part_of_the_tests_keeps_the_other_rows(user, session):
+    assert session("one,two", ACCEPT)[0] == 0
+    (report,) = (user.path / "reports" / "accepted").glob("*/precision.json")
+    before, one = json.loads(report.read_text()), user.path / "cases" / "baselines" / "one-float32.json"
+    headings = report.with_suffix(".md").read_text().count("### ")
+    status, said = session("one,two", "-k", "precision and seed1-0", ACCEPT)
+    assert status == 0 and "3 rows of earlier runs stay in the accepted report\n" in said
+    assert "one float32: 1 rows that were accepted before did not run and stay: seed 2" in said
+    after = json.loads(report.read_text())
+    names = [(row["case"], row["seed"]) for row in after["rows"]]
+    assert names == [(row["case"], row["seed"]) for row in before["rows"]] and len(names) == 4
+    assert report.with_suffix(".md").read_text().count("### ") == headings
+    (entry,) = json.loads(one.read_text())["entries"].values()
+    assert list(entry["rows"]) == ["1", "2"]
+    session("one,two,three", "-k", "precision and seed2-2", ACCEPT)
+    assert [row["case"] for row in json.loads(report.read_text())["rows"]].count("three") == 1
+    session("one", ACCEPT)  # all tests: what has no case any more is gone
+    assert {row["case"] for row in json.loads(report.read_text())["rows"]} == {"one"}
+
+
+def test_an_accepted_report_that_cannot_be_read_accepts_nothing(user, session):
+    assert session("one", ACCEPT)[0] == 0
+    (report,) = (user.path / "reports" / "accepted").glob("*/precision.json")
+    report.write_text("{")
+    status, said = session("two", "-k", "precision", ACCEPT)
+    assert status == 1 and report.read_text() == "{"
+    assert "nothing was accepted, since the accepted report cannot be read (" in said
+    assert not (user.path / "cases" / "baselines" / "two-float32.json").exists()
 
 
 def test_cases_whose_names_differ_by_odd_characters_are_accepted_apart(user, session):

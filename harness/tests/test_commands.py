@@ -241,6 +241,17 @@ def test_help_shows_an_example(capsys, command):
     assert f"python -m harness {command}" in capsys.readouterr().out
 
 
+def test_help_of_emulate_lists_its_options_without_torch():
+    code = (
+        "import sys; from harness.commands.main import main\ntry:\n    main(['emulate', '--help'])\nexcept "
+        "SystemExit:\n    pass\nsys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    for option in ("--fault", "--devices", "--memory", "--soc", "--cann", "-m"):
+        assert f"\n  {option} " in done.stdout, option
+
+
 def test_help_imports_no_torch():
     code = (
         "import sys; from harness.commands.main import main\ntry:\n    main(['infer', '--help'])\nexcept "

@@ -50,7 +50,14 @@ def test_an_error_below_two_floors_of_bfloat16_fails_in_float32(run):
     status, rows, said = run(["bfloat16"], by=1.0005)
     assert status == 1
     assert named(rows) == [("bfloat16", 1, "PASS", False), ("float32", 1, "FAIL", True), ("bfloat16", 2, "PASS", False)]
-    assert "FAIL small float32 seed 1" in said
+    assert "FAIL small float32 seed 1 (companion row)" in said
+
+
+def test_the_reasons_of_both_rows_are_shown_where_both_fail(run):
+    status, rows, said = run(["bfloat16"], by=1.5)
+    assert status == 1 and named(rows)[:2] == [("bfloat16", 1, "FAIL", False), ("float32", 1, "FAIL", True)]
+    shown = said.partition("FAIL small float32 seed 1 (companion row)")
+    assert "FAIL small bfloat16 seed 1" in shown[0] and rows[1]["reasons"][0] in shown[2].partition("\nFAILED")[0]
 
 
 def test_a_sound_case_passes_with_one_row_more(run):

@@ -364,12 +364,13 @@ def test_a_first_attempt_that_passes_is_not_marked(user):
 def test_a_row_without_accepted_numbers_fails_where_they_are_required(user):
     good = "@pytest.mark.parametrize('seed', [1, 2])\ndef test_precision(precision, seed): precision(GOOD, seed)\n"
     write(user, BAD + good)
-    assert run(user, "--baseline=require", "--locate=off").ret == 1
+    assert run(user, "--baseline=require").ret == 1
     rows = stored(user)["rows"]
-    assert [(row["status"], row["marks"]) for row in rows] == [("REGRESSED", ["NEW"])] * 2
-    assert rows[0]["reasons"] == [
-        "NEW: no baseline for good float32 seed 1; accept this run with --precision-baseline=accept"
-    ]
+    assert [(row["status"], row["marks"]) for row in rows] == [("FAIL", ["NEW"])] * 2
+    (reason,) = rows[0]["reasons"]
+    assert reason.startswith("no accepted numbers, which --precision-baseline=require asks for: no baseline for good")
+    assert reason.endswith(" float32 seed 1; accept this run with --precision-baseline=accept")
+    assert [row["located"] for row in rows] == [None] * 2  # no error is there to be located
     assert run(user, "--baseline=accept").ret == 0
     assert run(user, "--baseline=require").ret == 0
     assert [row["marks"] for row in stored(user)["rows"]] == [["IDENTICAL"]] * 2
@@ -378,7 +379,23 @@ def test_a_row_without_accepted_numbers_fails_where_they_are_required(user):
     assert (
         run(user, "--baseline=require", "--resume", "--locate=off").ret == 1
     )  # also where a run that passed is resumed
-    assert [row["status"] for row in stored(user)["rows"]] == ["REGRESSED"] * 2
+    assert [row["status"] for row in stored(user)["rows"]] == ["FAIL"] * 2
+
+
+def test_a_run_that_no_accuracy_test_matches_fails_and_names_the_report_of_the_run_before(user):
+    write(user, BAD + "def test_precision_good(precision): precision(GOOD, 2)\ndef test_other(): pass\n")
+    assert run(user).ret == 0
+    result = run(user, "-k", "precision and digit7")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "no accuracy test matches; nothing was measured",
+            "this run wrote no report; that of the run before is *precision-previous.md",
+        ]
+    )
+    folder = user.path / "reports"
+    assert not (folder / "precision.json").exists() and (folder / "precision-previous.json").exists()
+    assert user.runpytest_inprocess("-k", "digit7").ret == pytest.ExitCode.NO_TESTS_COLLECTED  # which asks for none
 
 
 # -------- the terminal in Chinese

@@ -258,6 +258,19 @@ def test_a_known_failure_that_expired_passes_or_fails_otherwise_is_a_failure(ses
     assert result.ret == 0 and "1 known failures are no rows of this run: small float32 seed 7" in result.stdout.str()
 
 
+def test_an_entry_that_does_not_excuse_a_row_says_why(session):
+    entry = ENTRY.replace('dtype = "float32"', 'dtype = "float16"')
+    result, _ = session(entry, "--locate=off")
+    words = (
+        "small float32 seed 1: the known failure small float16 (https://example.org/88) does not excuse it: its dtype"
+    )
+    assert result.ret == 1 and f"{words} is float16 and the row's is float32" in result.stdout.str()
+    result, _ = session(ENTRY, "--baseline=require", "--locate=off")
+    assert result.ret == 1 and "does not excuse it: nothing was accepted for the row" in result.stdout.str()
+    result, _ = session(ENTRY + "seeds = [7]\n", "-k", "precision and other")  # the others are not selected
+    assert result.ret == 0 and "are no rows of this run" not in result.stdout.str()
+
+
 def test_an_error_can_be_known_too(session, monkeypatch):
     monkeypatch.setenv("BROKEN", json.dumps({"kind": "error"}))
     result, rows = session("")

@@ -345,6 +345,8 @@ def test_a_repro_prints_the_error_in_a_process_of_its_own(npu, tmp_path):
         and made.elements[1] < 10 < made.elements[0] == 4 * 24 * 32 + 64 * 32 + 64
     )
     script = (tmp_path / "row" / "repro.py").read_text()
+    assert f"\n\nRun it in this folder: python -m harness emulate --fault {text} repro.py\n" in script
+    assert made.command == f"python -m harness emulate --fault {text} {tmp_path / 'row' / 'repro.py'}"
     assert "import harness" not in script and "pickle" not in script and "torch.nn.functional.linear(" in script
     assert sorted(path.name for path in (tmp_path / "row").iterdir()) == [
         "inputs.safetensors",
@@ -678,6 +680,8 @@ def test_a_failing_row_is_located_by_itself(user):
         "stack.json",
     }
     text = (user.path / "reports" / "precision.md").read_text()
+    command = f"python -m harness emulate --fault aclnnSilu:scale:by=1.1 {folder}/repro.py"
+    assert f"Repro: {command} (" in text and "input elements). It printed: result 0 (" in text
     assert "is the first wrong operator" in text and "![error over depth](repro/small-float32-seed1/depth.svg)" in text
     assert "located small float32 seed 1: 1: silu is the first wrong operator" in result.stdout.str()
 
@@ -717,7 +721,8 @@ def test_the_command_locates_a_row_that_passes(user):
     rows = json.loads((user.path / "reports" / "located" / "precision.json").read_text())["rows"]
     assert [row["seed"] for row in rows] == [2] and rows[0]["status"] == "PASS" and rows[0]["located"]["first"] is None
     status, said = command("large", "--cases", ".")
-    assert status == 1 and "no accuracy test is of the case 'large', or has it in its id; the cases are small" in said
+    assert status == 1 and "no accuracy test is of the case 'large', or has it in its id; of 1 cases" in said
+    assert " the nearest are small\n" in said and not (user.path / "reports" / "located" / "precision.json").exists()
     status, said = command("small", "--cases", "nowhere")
     assert status == 1 and "no cases at nowhere" in said
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import harness.report
-import harness.run.validation  # noqa: F401
+import harness.run.validation
 from harness import open_device
 from harness.errors import DeviceError
 from harness.tests.needs import needs_torch_npu
@@ -96,7 +96,7 @@ def test_every_seed_is_a_row_and_every_number_is_kept(user):
     write(user, FIVE_SEEDS)
     result = run(user, "-k", "precision")
     result.assert_outcomes(passed=5, deselected=1)
-    result.stdout.fnmatch_lines(["*5 PASS, 5 NEW on * (cpu)", "report: *precision.md"])
+    result.stdout.fnmatch_lines(["*5 PASS (5 NEW) on * (cpu)", "report: *precision.md"])
     report = stored(user)
     assert [row["seed"] for row in report["rows"]] == [1, 2, 3, 4, 5]
     assert report["headline"] == {"PASS": 5, "FAIL": 0, "REGRESSED": 0, "ERROR": 0, "SKIPPED": 0, "NEW": 5}
@@ -527,7 +527,21 @@ def test_a_fault_that_never_acted_fails_the_run(user):
     result = user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnGelu:nan", "-k", "precision")
     result.assert_outcomes(passed=5, deselected=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["aclnnGelu:nan never acted: none of the operators that it names ran*"])
+    result.stdout.fnmatch_lines(
+        [
+            "aclnnGelu:nan never acted: none of the operators that it names ran*",
+            "outcome: failures",
+        ]
+    )
+    user.runpytest_inprocess("--device", "emulated", "--fault", "aclnnSilo:scale:by=2", "-k", "precision")
+    report, text = stored(user), markdown(user)
+    sentence = (
+        "aclnnSilo:scale:by=2.0 never acted: no operator of the emulated CANN is called aclnnSilo; the nearest name is "
+        "aclnnSilu"
+    )
+    assert report["outcome"] == "failures" and report["idle_faults"] == [sentence]
+    assert f"The run fails: {sentence}." in text and "rows pass" not in text
+    assert harness.report.load(user.path / "reports").outcome == "failures"
 
 
 @needs_torch_npu

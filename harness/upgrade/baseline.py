@@ -200,26 +200,32 @@ def _is_of(path: Path, baseline: Baseline) -> bool:
     return there is not None and (there.case, there.dtype) == (baseline.case, baseline.dtype)
 
 
-def without_a_case(folder: Path, cases: Collection[tuple[str, str | None]], device: str) -> list[str]:
-    """The accepted rows of a device whose case is not among `cases`, a file each, in words: cases that were renamed or
-    deleted.
+def without_a_case(
+    folder: Path, cases: Collection[tuple[str, str | None]], device: str, *, whole: bool = True
+) -> list[str]:
+    """The accepted cases of a device that are not among `cases`, in words.
+
+    Of a `whole` run they were renamed or deleted, and each file has a line; of a part of the tests they are counted. A
+    file that cannot be read has a line in any run.
     """
-    result = []
+    damaged, gone = [], []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:
             stored = load_baseline(path)
         except HarnessError as error:
-            result.append(str(error))
+            damaged.append(str(error))
             continue
         if stored is None or (stored.case, stored.dtype) in cases or device not in stored.entries:
             continue
         rows = len(stored.entries[device].rows)
-        result.append(
+        gone.append(
             f"no case of this run is called {shown(stored.case)} {stored.dtype}, of which {rows} rows are "
             "accepted: it was renamed or deleted; "
             f"give the case its name again, or accept the new one and delete {path}"
         )
-    return result
+    if whole or not gone:
+        return [*damaged, *gone]
+    return [*damaged, f"{len(gone)} accepted case{'' if len(gone) == 1 else 's'} had no row in this part of the tests"]
 
 
 def load_baseline(path: Path) -> Baseline | None:
@@ -305,14 +311,24 @@ def baseline_schema() -> dict[str, Any]:
 
 
 def accepted(
-    stored: Baseline | None, rows: Iterable[Row], *, stack: Mapping[str, Any], backend: str | None, when: str
+    stored: Baseline | None,
+    rows: Iterable[Row],
+    *,
+    stack: Mapping[str, Any],
+    backend: str | None,
+    when: str,
+    kept: Mapping[str, Row] | None = None,
 ) -> Baseline:
-    """The file with the entry of this device replaced: the rows of one case in one dtype."""
+    """The file with the entry of this device replaced: the rows of one case in one dtype. `kept`: rows that were
+    accepted before and stay, by their names in the entry.
+    """
     rows = list(rows)
     entries = {} if stored is None else dict(stored.entries)
-    entries[case_key(stack, backend)] = Entry(
-        accepted=when, stack=dict(stack), rows={seed_of(row): row for row in rows}
-    )
+    named = {**(kept or {}), **{seed_of(row): row for row in rows}}
+    before = entries.get(case_key(stack, backend))
+    order = [*([] if before is None else before.rows), *named]  # as the file has it, so that its diff is short
+    ordered = {name: named[name] for name in order if name in named}
+    entries[case_key(stack, backend)] = Entry(accepted=when, stack=dict(stack), rows=ordered)
     return Baseline(case=rows[0].case, dtype=rows[0].dtype, entries=entries)
 
 
@@ -336,8 +352,13 @@ def entry_of(stored: Baseline | None, stack: Mapping[str, Any], backend: str | N
 
 def absent(entry: Entry | None, rows: Iterable[Row]) -> list[str]:
     """The accepted rows that are not among `rows`, in words."""
+    return [f"seed {seed}" for seed in absent_rows(entry, rows)]
+
+
+def absent_rows(entry: Entry | None, rows: Iterable[Row]) -> dict[str, Row]:
+    """The accepted rows that are not among `rows`, by their names in the entry."""
     ran = {seed_of(row) for row in rows}
-    return [] if entry is None else [f"seed {seed}" for seed in entry.rows if seed not in ran]
+    return {} if entry is None else {name: row for name, row in entry.rows.items() if name not in ran}
 
 
 def loosened(entry: Entry | None, rows: Iterable[Row]) -> list[str]:

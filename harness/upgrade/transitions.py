@@ -71,7 +71,7 @@ EFFECTS = {  # names of a stack whose value changes numbers by itself, and what 
     "cpu_capability": "the order of the CPU's sums",
     "threads": "the order of the CPU's sums",
     "card": "another piece of hardware",
-    "faults": "faults that were planted on purpose",
+    "faults": "the device was broken on purpose",
     "environment.PER_STREAM_QUEUE": "the order in which streams run",
     "environment.INF_NAN_MODE_ENABLE": "half overflows to Inf, or saturates",
     "environment.INF_NAN_MODE_FORCE_DISABLE": "half overflows to Inf, or saturates",
