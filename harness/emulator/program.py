@@ -125,8 +125,9 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 def _tell(planted: list[faults.Fault]) -> int:
     """Say how often each fault acted; one that never did is a failure, since the run then shows nothing about it."""
     for fault in planted:
-        text = f"planted fault {fault.effect}" if fault.hits else faults.idle_text(fault)
-        print(f"harness emulate: {text}", file=sys.stderr)
+        print(f"harness emulate: planted fault {fault.effect}", file=sys.stderr)
+        if not fault.hits:
+            print(f"harness emulate: {faults.idle_text(fault)}", file=sys.stderr)
     return int(any(not fault.hits for fault in planted))
 
 
