@@ -15,7 +15,7 @@ _LONGEST = 1 << 20  # bytes of a README that are read
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fact:
+class Stated:
     """Something that a card says, or why it does not: a key of `harness.card.words`."""
 
     value: Any = None
@@ -26,9 +26,9 @@ class Fact:
         return not self.why
 
 
-def fact(value: Any, why: str) -> Fact:
+def stated(value: Any, why: str) -> Stated:
     """The value, or where there is none the reason."""
-    return Fact(why=why) if value in (None, "", [], {}, ()) else Fact(value=value)
+    return Stated(why=why) if value in (None, "", [], {}, ()) else Stated(value=value)
 
 
 _TASKS = {  # the tables of transformers and the hub's pipeline tags of their classes

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from harness.card import facts, performance, scripts
-from harness.card.facts import Fact, fact
-from harness.card.percent import ASKED, LIMIT, MEANINGS, relative_errors
+from harness.card.facts import Stated, stated
+from harness.card.percent import ASKED, MEANINGS, ONE_PERCENT, relative_errors
 from harness.card.readme import readme
-from harness.card.rendering import compiled, plain
+from harness.card.rendering import compiled, plain_name
 from harness.case import Case
 from harness.checkpoints.building import parts_of, stored_dtypes
 from harness.checkpoints.conversion import appearing, checkpoint_digest
-from harness.checkpoints.libraries import quiet
+from harness.checkpoints.libraries import quiet_libraries
 from harness.checkpoints.material import Asked
 from harness.checkpoints.recognition import Recognised, recognise
 from harness.checkpoints.weights import weights_of
@@ -38,7 +38,7 @@ from harness.run.validation import validate
 from harness.typed_json import to_json
 
 SEEDS = (42, 123, 256, 789, 1024)
-SCHEMA = "precision-card/1"
+CARD_SCHEMA = "precision-card/1"
 _TOP = 5
 _SHOWN = 5  # first values of an output
 
@@ -58,7 +58,7 @@ class Order:
     lang: str = "en"
     template: str = "origin"
     meaning: str = ASKED
-    limit: float = LIMIT
+    limit: float = ONE_PERCENT
     batches: tuple[int, ...] = (1, 4)
     iterations: int = 100
     warmup: int = 10
@@ -83,7 +83,7 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class CardFolder:
     """A card that was written."""
 
     folder: Path
@@ -100,7 +100,7 @@ class Made:
         return [row for row in self.rows if row.is_bad]
 
 
-def make(order: Order) -> Made:
+def make(order: Order) -> CardFolder:
     """Measure a checkpoint and write its card into `order.output`, which must not exist.
 
     Nothing is left behind where it cannot be made.
@@ -113,11 +113,11 @@ def make(order: Order) -> Made:
     parts = parts_of(order.path, asked)
     with appearing(order.output) as folder, contextlib.ExitStack() as stack:
         device = open_device(order.device, timing=True)
-        stack.enter_context(quiet())
+        stack.enter_context(quiet_libraries())
         dtypes = order.dtypes or tuple(dict.fromkeys(["float32", stored_dtypes(order.path)[0]]))
         run = _Run(order=order, device=device, recognised=recognised, parts=parts, dtypes=dtypes)
         missing = run.write(folder)
-    return Made(folder=order.output, rows=tuple(run.rows), missing=tuple(missing))
+    return CardFolder(folder=order.output, rows=tuple(run.rows), missing=tuple(missing))
 
 
 class _Run:
@@ -210,29 +210,29 @@ class _Run:
         """
         (folder / "logs").mkdir()
         if self.recognised.kind == "function":
-            values["inference"] = Fact(why="script_function")
+            values["inference"] = Stated(why="script_function")
             return ["inference.py: the case is a function of yours"], []
         if len(self.parts) > 1 and self.parts[0] != "forward":
-            values["inference"] = Fact(why="script_pipeline")
+            values["inference"] = Stated(why="script_pipeline")
             return ["inference.py: a pipeline of several models has none"], []
         try:
             names = scripts.write_scripts(folder, self.recognised, self.first, values)
         except HarnessError as error:
-            values["inference"] = Fact(why="script_inputs")
+            values["inference"] = Stated(why="script_inputs")
             return [str(error)], []
         ran = scripts.run_script(folder, self.recognised.path, self.device, ["--dtype", self.dtypes[0]])
         (folder / "logs" / "inference.log").write_text(f"$ {ran.command}\n{ran.printed}", encoding="utf-8")
         if not ran.well:
             for name in names:
                 (folder / name).unlink()
-            values["inference"] = Fact(why="script_failed")
+            values["inference"] = Stated(why="script_failed")
             return [f"inference.py does not run: {_last_line(ran.printed)}"], ["logs/inference.log"]
-        values["inference"] = Fact(value=ran.printed)
+        values["inference"] = Stated(value=ran.printed)
         return [], ["logs/inference.log"]
 
     # -------- facts
 
-    def facts(self, once: Once, times: Fact) -> dict[str, Any]:
+    def facts(self, once: Once, times: Stated) -> dict[str, Any]:
         """All that a README says, by name."""
         recognised, order = self.recognised, self.order
         front, text = facts.readme_of(recognised.path) if recognised.path.is_dir() else ({}, "")
@@ -244,14 +244,14 @@ class _Run:
         stack = self.device.stack.to_dict()
         first = [row for row in self.rows if row.case == self.first.name]
         return {
-            "schema": SCHEMA,
-            "name": plain(recognised.name),
+            "schema": CARD_SCHEMA,
+            "name": plain_name(recognised.name),
             "emulated": self.device.backend == "emulated",
             "backend": self.device.backend,
             "device": self.device.name,
             "kind": recognised.kind,
             "library": facts.library_of(recognised),
-            "task": fact(task, "task_unknown"),
+            "task": stated(task, "task_unknown"),
             "model_class": type(model).__name__ if kind is None else kind.__name__,
             "architecture": _architecture(model),
             "parameters": sum(item.numel() for item in {id(item): item for item in model.parameters()}.values()),
@@ -259,10 +259,10 @@ class _Run:
             "stored_dtype": stored_dtypes(order.path)[0],
             "inputs": {name or "pixel_values": list(shape) for name, shape in once.shapes.items()},
             "outputs": {name: list(tensor.shape) for name, tensor in once.outputs.items()},
-            "licence": fact(facts.licence_of(recognised.path, front), "licence_unknown"),
-            "languages": fact(front.get("language"), "language_unknown"),
-            "base_model": fact(front.get("base_model") or _named(recognised), "base_unknown"),
-            "citation": fact(citation, "citation_unknown"),
+            "licence": stated(facts.licence_of(recognised.path, front), "licence_unknown"),
+            "languages": stated(front.get("language"), "language_unknown"),
+            "base_model": stated(front.get("base_model") or _named(recognised), "base_unknown"),
+            "citation": stated(citation, "citation_unknown"),
             "environment": {name: value for name, value in stack.items() if value not in (None, "", {}, [], ())},
             "notes": self._notes(),
             "weights": self._weights(),
@@ -316,7 +316,8 @@ class _Run:
 
     def _weights(self) -> dict[str, Any]:
         path = self.recognised.path
-        files = weights_of(path) if path.is_dir() else ([path] if path.is_file() else [])
+        files = weights_of(path) if path.is_dir() else [path]
+        files = [file for file in files if file.is_file()]  # a function has none
         return dict(
             files={file.name: file.stat().st_size for file in files},
             sha256=checkpoint_digest(path) if files and path.is_dir() else None,
@@ -347,9 +348,9 @@ class _Run:
             outputs.append(item)
         return dict(seed=self.order.seeds[0], dtype=self.dtypes[0], outputs=outputs)
 
-    def _generation(self) -> Fact:
+    def _generation(self) -> Stated:
         if "generate" not in self.parts:
-            return Fact(why="generates_nothing")
+            return Stated(why="generates_nothing")
         few = max(self.order.iterations // 10, 1)
         return performance.generation(self.first, self.device, iterations=few, warmup=min(self.order.warmup, 2))
 

@@ -41,7 +41,7 @@ MEANINGS = {
     "score": Meaning(name="task score", formula="1 − top-1 agreement", of=_score),
 }
 ASKED = "rel_l2"
-LIMIT = 0.01
+ONE_PERCENT = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Relative:
     laxest: bool  # whether it is the smallest of the six
 
 
-def relative_errors(rows: Sequence[Row], *, asked: str = ASKED, limit: float = LIMIT) -> list[Relative]:
+def relative_errors(rows: Sequence[Row], *, asked: str = ASKED, limit: float = ONE_PERCENT) -> list[Relative]:
     """All meanings of the worst row each. A NaN is the worst there is.
 
     >>> [item.within for item in relative_errors([])]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.card.facts import Fact
+from harness.card.facts import Stated
 from harness.case import Case
 from harness.devices import Device
 from harness.measure.generation import greedy
@@ -28,23 +28,23 @@ def why_not(device: Device) -> str:
 
 def forwards(
     path: str | Path, device: Device, dtype: str, batches: Sequence[int], iterations: int, warmup: int, **asked: Any
-) -> Fact:
+) -> Stated:
     """The times of a forward by batch size, the CPU's beside the device's, and what that is in samples a second.
 
     Each is a row of the performance table (`harness.report.Timed`) with `throughput`.
     """
     missing = why_not(device)
     if missing:
-        return Fact(why=missing)
+        return Stated(why=missing)
     models, rows = Models(), []
     for size in batches:
         case = Case.from_checkpoint(path, dtype=dtype, batch=size, **asked)
         timed = time_case(case, device, models, iterations=iterations, warmup=warmup)
         rows += [row | {"batch_size": size, "throughput": size * 1e3 / row["avg_ms"]} for row in timed]
-    return Fact(value=rows)
+    return Stated(value=rows)
 
 
-def generation(case: Case, device: Device, *, iterations: int, warmup: int) -> Fact:
+def generation(case: Case, device: Device, *, iterations: int, warmup: int) -> Stated:
     """Time to the first token, time for each further one, and tokens a second of one batch, in milliseconds.
 
     `case`: the one that runs a forward of a language model. The first token is the forward of the whole prompt; the
@@ -52,7 +52,7 @@ def generation(case: Case, device: Device, *, iterations: int, warmup: int) -> F
     """
     missing = why_not(device)
     if missing:
-        return Fact(why=missing)
+        return Stated(why=missing)
     inputs = {name: value for name, value in inputs_of(case, 42).items() if name != "use_cache"}
     moved = move(inputs, device=device.torch_device)
 
@@ -67,7 +67,7 @@ def generation(case: Case, device: Device, *, iterations: int, warmup: int) -> F
     each = max(many.avg_ms - first.avg_ms, 0.0) / (NEW_TOKENS - 1)
     ids = next(value for value in inputs.values() if isinstance(value, torch.Tensor))
     batch, prompt = ids.shape[0], ids.shape[1]
-    return Fact(
+    return Stated(
         value=dict(
             batch_size=batch,
             prompt_tokens=prompt,
@@ -80,11 +80,11 @@ def generation(case: Case, device: Device, *, iterations: int, warmup: int) -> F
     )
 
 
-def peak_memory(case: Case, device: Device) -> Fact:
+def peak_memory(case: Case, device: Device) -> Stated:
     """Bytes that the device had allocated at most in one forward, weights included."""
     missing, memory = why_not(device), device.kind.memory()
     if missing or memory is None:
-        return Fact(why=missing or "memory_unknown")
+        return Stated(why=missing or "memory_unknown")
     inputs = inputs_of(case, 42)
     with device.telling(case.name):
         memory.reset_peak_memory_stats(device.torch_device)
@@ -92,4 +92,4 @@ def peak_memory(case: Case, device: Device) -> Fact:
             moved = move(inputs, device=device.torch_device)
             run(model, moved, forward=case.forward, where=device.where)
             device.synchronize()
-        return Fact(value=int(memory.max_memory_allocated(device.torch_device)))
+        return Stated(value=int(memory.max_memory_allocated(device.torch_device)))

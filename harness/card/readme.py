@@ -8,7 +8,7 @@ from typing import Any
 from harness.card.facts import required
 from harness.card.percent import is_one_number
 from harness.card.rendering import rendered, template_of
-from harness.card.words import LANGUAGES
+from harness.card.words import CARD_LANGUAGES
 from harness.errors import HarnessError
 from harness.judging.status import Status
 from harness.printable import visible
@@ -17,8 +17,7 @@ from harness.report.document import escaped
 from harness.report.format import MISSING, cosine, difference_text, times
 from harness.report.switches import switch_table
 from harness.report.text import result_of
-from harness.report.words import LANGUAGES as REPORT_LANGUAGES
-from harness.report.words import told
+from harness.report.words import LANGUAGES, told
 
 TAGS = ("NPU", "Ascend", "ascend-npu")
 _ENVIRONMENT = (  # of the stack, in this order, under the names that cards use
@@ -31,9 +30,9 @@ FORECAST_ALLOWED = "forecast_ratio"  # of a row's limits
 
 def readme(card: Mapping[str, Any], lang: str, style: str) -> str:
     """The README of a card as JSON holds it. Raises: HarnessError for an unknown language or template."""
-    if lang not in LANGUAGES:
-        raise HarnessError(f"no card is written in {lang!r}; there are {', '.join(LANGUAGES)}")
-    words = LANGUAGES[lang]
+    if lang not in CARD_LANGUAGES:
+        raise HarnessError(f"no card is written in {lang!r}; there are {', '.join(CARD_LANGUAGES)}")
+    words = CARD_LANGUAGES[lang]
     rows = [Row.from_dict(row) for row in card["accuracy"]["rows"]]
     name, folder = template_of(style)
     values = dict(
@@ -51,7 +50,7 @@ def readme(card: Mapping[str, Any], lang: str, style: str) -> str:
             if row.status is not Status.PASS
             for reason in row.reasons
         ],
-        shown=lambda fact: shown(fact, words),
+        shown=lambda fact: shown_fact(fact, words),
         size=_size,
         ms=lambda value: MISSING if value is None else f"{value:.1f}",
         number=lambda value: MISSING if value is None else f"{value:.6g}",
@@ -71,10 +70,10 @@ def readme(card: Mapping[str, Any], lang: str, style: str) -> str:
 
 
 def _report(lang: str) -> Mapping[str, str]:
-    return REPORT_LANGUAGES[lang]
+    return LANGUAGES[lang]
 
 
-def shown(fact: Mapping[str, Any], words: Mapping[str, str]) -> str:
+def shown_fact(fact: Mapping[str, Any], words: Mapping[str, str]) -> str:
     """A fact's value as text, or why there is none: never a blank."""
     if fact["why"]:
         return words["unknown"].format(why=words[fact["why"]])

@@ -36,10 +36,10 @@ def environment(folder: Path | None = None, *, markdown: bool = True) -> Any:
     return result
 
 
-def plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name that is markup nowhere and code nowhere: letters, digits, dots, blanks, hyphens and underscores.
 
-    >>> plain("bert(1); import os")
+    >>> plain_name("bert(1); import os")
     'bert_1__ import os'
     """
     return re.sub(r"[^\w. -]", "_", name)

@@ -45,7 +45,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class DrawnInput:
     """An input tensor as inference.py draws it: whole numbers between two, or normal fractions."""
 
     name: str
@@ -55,7 +55,7 @@ class Drawn:
     largest: int | None = None
 
 
-def drawn_inputs(case: Case) -> tuple[list[Drawn], dict[str, Any], bool]:
+def drawn_inputs(case: Case) -> tuple[list[DrawnInput], dict[str, Any], bool]:
     """The case's input tensors, its arguments that are no tensors, and whether they are given by position."""
     inputs = inputs_of(case, 42)
     positional = not isinstance(inputs, Mapping)
@@ -74,17 +74,17 @@ def drawn_inputs(case: Case) -> tuple[list[Drawn], dict[str, Any], bool]:
     return drawn, given, positional
 
 
-def _drawn(name: str, value: Tensor) -> Drawn:
+def _drawn(name: str, value: Tensor) -> DrawnInput:
     how = dict(name=name, dtype=str(value.dtype).removeprefix("torch."), shape=tuple(value.shape))
     whole = not value.is_floating_point()
     if value.is_floating_point() and value.numel():
         whole = bool((value == value.round()).all()) and float(value.abs().max()) < 2**24
     if not whole or not value.numel():
-        return Drawn(**how)
+        return DrawnInput(**how)
     least, largest = int(value.min()), int(value.max())
     if name.endswith("mask") and (least, largest) == (0, 1):
         least = 1  # a drawn mask may hide all of a sequence
-    return Drawn(**how, least=least, largest=largest)
+    return DrawnInput(**how, least=least, largest=largest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def write_scripts(folder: Path, recognised: Recognised, case: Case, values: Mapp
     (folder / INFERENCE).write_text(rendered("inference.py.j2", context), encoding="utf-8")
     if recognised.kind == "AIMv2":
         for name in AIMV2:
-            shutil.copy(FOLDER / "aimv2" / name, folder / name)
+            shutil.copy(FOLDER / "aimv2" / f"{name}.j2", folder / name)
         names += AIMV2
     (folder / "requirements.txt").write_text(rendered("requirements.txt.j2", context), encoding="utf-8")
     return [*names, "requirements.txt"]

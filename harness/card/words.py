@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-EN = {
+ENGLISH = {
     "lang": "en",
     "title": "{name}: adaptation to Ascend NPUs",
     "emulated": (
@@ -153,7 +153,7 @@ EN = {
     "script_failed": "it did not run when it was tried; logs/inference.log says why",
 }
 
-ZH = {
+CHINESE = {
     "lang": "zh",
     "title": "{name} — 昇腾 NPU 适配",
     "emulated": (
@@ -292,4 +292,4 @@ ZH = {
     "script_failed": "尝试时没有运行成功；原因见 logs/inference.log",
 }
 
-LANGUAGES = {"en": EN, "zh": ZH}
+CARD_LANGUAGES = {"en": ENGLISH, "zh": CHINESE}

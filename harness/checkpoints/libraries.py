@@ -46,7 +46,7 @@ def loading(what: str) -> Iterator[None]:
     Raises: CheckpointError.
     """
     try:
-        with _without_pickles(), without_broken_npu(), quiet():
+        with _without_pickles(), without_broken_npu(), quiet_libraries():
             yield
     except HarnessError:
         raise
@@ -70,7 +70,7 @@ def _without_pickles() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """No bars and tables of transformers on standard error: what is wrong is said in one sentence."""
     logging = getattr(sys.modules.get("transformers"), "logging", None)
     if logging is None:

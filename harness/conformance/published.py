@@ -38,7 +38,7 @@ TABLE = Path(__file__).with_suffix(".csv")
 EXPLAINED, CONTRADICTED = "explained", "contradicted"
 NEEDS_WEIGHTS, MEANINGLESS = "needs weights", "not meaningful: a cosine over one number"
 FACTOR, FACTOR_OF_MAXIMA, BITS = 2.0, 4.0, 0.5
-SEEDS = (42, 123, 256, 789, 1024)
+_SEEDS = (42, 123, 256, 789, 1024)
 _ASCEND = Rules(conv="HF32")  # the default switches of the cards in the table
 _OPERATOR = "-"  # in the column of weights: computed here
 _ONE_NUMBER = "one number"
@@ -74,11 +74,11 @@ def published_rows() -> list[Published]:
         return [Published(**row | {"published": float(row["published"])}) for row in csv.DictReader(file)]
 
 
-def judged(row: Published, expected: float | None) -> str:
+def verdict_on(row: Published, expected: float | None) -> str:
     """Whether an expected number explains a published one.
 
     >>> row = published_rows()[0]
-    >>> judged(row, row.published * 1.9), judged(row, row.published * 2.1), judged(row, None)
+    >>> verdict_on(row, row.published * 1.9), verdict_on(row, row.published * 2.1), verdict_on(row, None)
     ('explained', 'contradicted', 'needs weights')
     """
     if row.weights == _ONE_NUMBER:
@@ -137,7 +137,7 @@ def _of_model(row: Published, folder: Path) -> float:
     rules = replace(_ASCEND, gelu_tanh=False) if row.activation == "exact GELU" else _ASCEND
     case = Case.from_checkpoint(folder, dtype=row.dtype, part=parts_of(folder)[0], batch=1)
     models, device, values = Models(), open_device("cpu"), []
-    for seed in SEEDS:
+    for seed in _SEEDS:
         inputs = inputs_of(case, seed)
         cpu = CpuSide(case, models, inputs, inputs_digest(inputs, case.name), device, seed)
         plain, expected = cpu.run("cpu").outputs, cpu.run("forecast", rules=rules).outputs
@@ -160,7 +160,7 @@ def measure(weights: Mapping[str, Path]) -> list[Outcome]:
             expected = _COMPUTED[row.metric](row)
         elif row.weights in weights:
             expected = _of_model(row, weights[row.weights])
-        result.append(Outcome(row=row, expected=expected, verdict=judged(row, expected)))
+        result.append(Outcome(row=row, expected=expected, verdict=verdict_on(row, expected)))
     return result
 
 

@@ -124,7 +124,8 @@ def judge_score(
     if failed is None:
         failed = drop > threshold
     needed = 0 if detectable <= effect else math.ceil(count * ((detectable / effect) ** 2 - 1))
-    decision = Decision.FAIL if failed else (Decision.UNDECIDED if needed else Decision.PASS)
+    decision = Decision.UNDECIDED if needed else Decision.PASS
+    decision = Decision.FAIL if failed else decision
     return ScoreVerdict(
         decision=decision,
         drop=drop,

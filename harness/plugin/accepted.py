@@ -203,13 +203,13 @@ class Accepted:
     def _write_report(self, folder: Path, stored, collected: list, accepted: set, *, whole: bool) -> Path:
         """Write the accepted report: the rows of this run, merged into the `stored` ones. Returns the markdown."""
         from harness import report
-        from harness.report.merge import differences, renewed
+        from harness.report.merge import renewed, stack_differences
 
         built = report.build(collected, performance=self._run.performance, **self._run.environment)
         merged = built if stored is None else renewed(stored, built, accepted=accepted, whole=whole)
         stayed = len({row.key for row in merged.rows} - {row.key for row in built.rows})
         if stayed:
-            other = differences(stored, built)
+            other = stack_differences(stored, built)
             other_stack = f", measured on another stack: {'; '.join(other)}" if other else ""
             self._run.terminal.note(f"{stayed} rows of earlier runs stay in the accepted report{other_stack}")
         _, markdown = report.write(merged, folder, lang=self._run.options.lang)

@@ -26,8 +26,10 @@ def tally(rows: Iterable[Row], order: Iterable[Status] = STATUSES) -> str:
     rows, parts = list(rows), []
     for status in order:
         of = [row for row in rows if row.status is status]
+        if not of:
+            continue
         marks = [f"{count} {mark}" for mark in _COUNTED if (count := sum(mark in row.marks for row in of))]
-        parts += [f"{len(of)} {status}" + (f" ({', '.join(marks)})" if marks else "")] if of else []
+        parts.append(f"{len(of)} {status}" + (f" ({', '.join(marks)})" if marks else ""))
     return ", ".join(parts)
 
 

@@ -33,7 +33,7 @@ def merge(reports: Mapping[Path, Report], *, different_stacks: bool = False) -> 
     if holes:
         raise HarnessError(f"{_some(holes)} did not run; run that part again, or leave its report out")
     _check_parts(reports)
-    differing = {path: differences(first, report) for path, report in reports.items()}
+    differing = {path: stack_differences(first, report) for path, report in reports.items()}
     if any(differing.values()) and not different_stacks:
         path, texts = next((path, texts) for path, texts in differing.items() if texts)
         raise HarnessError(
@@ -100,15 +100,15 @@ def _check_parts(reports: Mapping[Path, Report]) -> None:
         raise HarnessError(f"the part {_some(missing)} of the run is missing; name its report too")
 
 
-def differences(first: Report, other: Report) -> list[str]:
+def stack_differences(first: Report, other: Report) -> list[str]:
     """What differs between the stacks of two reports, but for what each machine has of its own."""
-    differences = [] if first.backend == other.backend else [f"backend {first.backend} and {other.backend}"]
+    result = [] if first.backend == other.backend else [f"backend {first.backend} and {other.backend}"]
     names = dict.fromkeys([*first.stack, *other.stack])
     for name in names:
         values: Sequence[Any] = first.stack.get(name), other.stack.get(name)
         if name not in _OWN and values[0] != values[1]:
-            differences.append(f"{name} {values[0]} and {values[1]}")
-    return differences
+            result.append(f"{name} {values[0]} and {values[1]}")
+    return result
 
 
 def _some(names: Sequence[str]) -> str:

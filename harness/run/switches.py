@@ -23,8 +23,10 @@ from harness.run.cpu import CpuSide, golden_outputs, inputs_of
 from harness.run.device import run_on_device
 from harness.run.repeats import largest_error
 
-ALL = "all of them"
-WORTH = 2.0  # times the CPU's own error, from which on the device's rules cost something that a switch may win back
+ALL_SWITCHES = "all of them"
+PRICED_FROM = (
+    2.0  # times the CPU's own error, from which on the device's rules cost something that a switch may win back
+)
 
 
 def switch_costs(
@@ -36,8 +38,8 @@ def switch_costs(
     golden: Mapping[str, Tensor] | None,
 ) -> tuple[SwitchCost, ...]:
     """The switches that change what a model computes, each with the expected error without and with it; the last is all
-    of them together, where there are several. Empty where the device's rules cost less than `WORTH` times what the CPU
-    itself loses.
+    of them together, where there are several. Empty where the device's rules cost less than `PRICED_FROM`
+    times what the CPU itself loses.
 
     `operators`: names of those that the model calls. Computed once for each model and dtype.
     """
@@ -46,7 +48,7 @@ def switch_costs(
         return ()
     cpu.models.priced.add(cpu.repeated)
     before, own = largest_error(dict(forecast), golden), largest_error(dict(expected), golden)
-    if before is None or own is None or not before > WORTH * own:
+    if before is None or own is None or not before > PRICED_FROM * own:
         return ()
     switches = usable(rules, operators)
     result = [_cost(cpu, rules, golden, before, (switch,), stack) for switch in switches]
@@ -80,7 +82,7 @@ def _cost(
     after = largest_error(other, golden)
     if after is None:
         return None
-    name = switches[0].name if len(switches) == 1 else ALL
+    name = switches[0].name if len(switches) == 1 else ALL_SWITCHES
     return SwitchCost(
         switch=name, before=before, after=after, remedy="; ".join(item.remedy(stack) for item in switches)
     )
@@ -105,10 +107,10 @@ def measured_costs(
         return largest_error(ran.outputs, golden), ran.milliseconds
 
     first, took = once(())
-    every = tuple(by_name[cost.switch] for cost in costs if cost.switch != ALL)
+    every = tuple(by_name[cost.switch] for cost in costs if cost.switch != ALL_SWITCHES)
     result = []
     for cost in costs:
-        chosen = every if cost.switch == ALL else (by_name[cost.switch],)
+        chosen = every if cost.switch == ALL_SWITCHES else (by_name[cost.switch],)
         try:
             error, milliseconds = once(chosen)
         except (HarnessError, KeyError, ImportError):

@@ -62,8 +62,8 @@ def _lm_eval(value: Mapping[str, Any]) -> dict[str, Score]:
     counts = value.get("n-samples") or {}
     result = {}
     for task, numbers in value["results"].items():
-        count = counts.get(task)
-        count = int(count["effective"] if isinstance(count, Mapping) else count) if count else 0
+        count = counts.get(task) or 0
+        count = int(count["effective"] if isinstance(count, Mapping) else count)
         for name, number in numbers.items():
             metric, comma, kind = name.partition(",")
             is_number = isinstance(number, (int, float)) and not isinstance(number, bool)

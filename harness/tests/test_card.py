@@ -103,7 +103,7 @@ def test_the_readme_has_every_section_and_no_blank_field(card):
     sections = re.findall(r"^## (\d+)\. (.+)$", text, re.MULTILINE)
     assert [number for number, _ in sections] == [str(number) for number in range(1, 14)]
     assert [title for _, title in sections] == [
-        words.ZH[name]
+        words.CHINESE[name]
         for name in (
             "introduction environment notes weights usage evidence accuracy performance memory files regenerate limits "
             "citation"
@@ -128,7 +128,7 @@ def test_an_emulated_card_says_so_in_the_front_matter_and_in_the_first_line_belo
 
 
 def test_no_emulated_time_is_on_the_card(card):
-    assert " ms" not in text_of(card) and words.ZH["times_emulated"] in text_of(card)
+    assert " ms" not in text_of(card) and words.CHINESE["times_emulated"] in text_of(card)
     assert "forward" not in (card.folder / "logs" / "inference.log").read_text(encoding="utf-8")
     stored = load_report(card.folder / "results" / "precision.json")
     assert stored.performance == ()
@@ -153,7 +153,7 @@ def test_the_tables_regenerate_from_the_stored_numbers(card):
 def test_every_template_is_whole_in_both_languages(card, style, lang):
     stored = json.loads((card.folder / "results" / "card.json").read_text(encoding="utf-8"))
     text = readme.readme(stored, lang, style)
-    own = words.LANGUAGES[lang]
+    own = words.CARD_LANGUAGES[lang]
     headings = "\n".join(re.findall(r"^##? .+$", text, re.MULTILINE))
     for name in ("usage", "accuracy", "performance", "regenerate", "environment", "evidence"):
         assert own[name] in headings
@@ -163,10 +163,10 @@ def test_every_template_is_whole_in_both_languages(card, style, lang):
 
 
 def test_both_languages_have_the_same_words():
-    assert words.EN.keys() == words.ZH.keys()
+    assert words.ENGLISH.keys() == words.CHINESE.keys()
     fields = re.compile(r"\{(\w+)\}")
-    for name, text in words.EN.items():
-        assert sorted(fields.findall(text)) == sorted(fields.findall(words.ZH[name])), name
+    for name, text in words.ENGLISH.items():
+        assert sorted(fields.findall(text)) == sorted(fields.findall(words.CHINESE[name])), name
 
 
 # -------- the scripts
@@ -216,7 +216,7 @@ def test_a_script_that_does_not_run_is_not_offered(checkpoint, tmp_path, monkeyp
     )
     assert made.missing == ("inference.py does not run: ValueError: broken",)
     assert not (made.folder / "inference.py").exists() and not (made.folder / "convert_weights.py").exists()
-    assert words.EN["script_failed"] in text_of(made)
+    assert words.ENGLISH["script_failed"] in text_of(made)
 
 
 def test_a_script_that_imports_the_harness_is_not_offered(checkpoint, tmp_path, monkeypatch):
@@ -254,16 +254,16 @@ def test_one_percent_ends_at_one_percent(value, within):
 def test_a_cosine_over_one_number_is_no_meaning():
     alone = row(shape=(1, 1))
     assert percent.MEANINGS["cosine"].of(alone) is None and percent.MEANINGS["cosine"].of(row()) == 4e-5
-    assert readme._line(alone, words.EN)[3] == "not meaningful: one number"
-    assert readme._line(row(shape=(1, 2)), words.EN)[3] == "0.999960000"
+    assert readme._line(alone, words.ENGLISH)[3] == "not meaningful: one number"
+    assert readme._line(row(shape=(1, 2)), words.ENGLISH)[3] == "0.999960000"
 
 
 def test_rows_that_were_not_run_do_not_pass():
     ran, left_out = row(), row(criteria=("skip",), reasons=("Ascend310P3 has no bfloat16",), rel_l2=None)
-    assert readme._conclusion([ran, ran], words.EN) == "Conclusion: all 2 rows pass."
-    said = readme._conclusion([ran, left_out], words.EN)
+    assert readme._conclusion([ran, ran], words.ENGLISH) == "Conclusion: all 2 rows pass."
+    said = readme._conclusion([ran, left_out], words.ENGLISH)
     assert said == "Conclusion: 1 of 2 rows pass. 1 were not run, for the reason given below."
-    assert readme._conclusion([], words.EN) == "Conclusion: 0 of 0 rows pass."
+    assert readme._conclusion([], words.ENGLISH) == "Conclusion: 0 of 0 rows pass."
 
 
 @pytest.mark.parametrize(
@@ -308,9 +308,11 @@ def test_tasks_are_those_of_the_class(kind, task, tmp_path):
 
 def test_what_is_not_known_says_why():
     unknown = {"value": None, "why": "licence_unknown"}
-    assert readme.shown(unknown, words.EN) == f"not given: {words.EN['licence_unknown']}"
-    assert readme.shown({"value": ["en", "zh"], "why": ""}, words.EN) == "en, zh"
-    assert all(key in words.EN for key in re.findall(r'"(\w+_(?:unknown|emulated|cpu))"', open(facts.__file__).read()))
+    assert readme.shown_fact(unknown, words.ENGLISH) == f"not given: {words.ENGLISH['licence_unknown']}"
+    assert readme.shown_fact({"value": ["en", "zh"], "why": ""}, words.ENGLISH) == "en, zh"
+    assert all(
+        key in words.ENGLISH for key in re.findall(r'"(\w+_(?:unknown|emulated|cpu))"', open(facts.__file__).read())
+    )
 
 
 # -------- speed
@@ -428,4 +430,4 @@ def test_no_name_is_markup_or_code(checkpoint, tmp_path):
     written = (made.folder / "inference.py").read_text(encoding="utf-8")
     compile(written, "inference.py", "exec")
     assert "raise SystemExit(" not in written.replace(repr(folder.name), "")
-    assert rendering.plain("模型 v1.0-a_b") == "模型 v1.0-a_b"
+    assert rendering.plain_name("模型 v1.0-a_b") == "模型 v1.0-a_b"

@@ -7,7 +7,14 @@ import pytest
 
 from harness import HarnessError
 from harness.conformance import published
-from harness.conformance.published import CONTRADICTED, EXPLAINED, MEANINGLESS, NEEDS_WEIGHTS, judged, published_rows
+from harness.conformance.published import (
+    CONTRADICTED,
+    EXPLAINED,
+    MEANINGLESS,
+    NEEDS_WEIGHTS,
+    published_rows,
+    verdict_on,
+)
 from harness.tests.checkpoints import model, write
 
 ROWS = published_rows()
@@ -23,21 +30,21 @@ def row(metric):
 def test_a_number_is_explained_within_its_factor_on_either_side(metric, factor):
     item = row(metric)
     inside, outside = 0.999 * factor, 1.001 * factor
-    assert judged(item, item.published * inside) == judged(item, item.published / inside) == EXPLAINED
-    assert judged(item, item.published * outside) == judged(item, item.published / outside) == CONTRADICTED
-    assert judged(item, 0.0) == judged(item, math.nan) == CONTRADICTED
-    assert judged(item, None) == NEEDS_WEIGHTS
+    assert verdict_on(item, item.published * inside) == verdict_on(item, item.published / inside) == EXPLAINED
+    assert verdict_on(item, item.published * outside) == verdict_on(item, item.published / outside) == CONTRADICTED
+    assert verdict_on(item, 0.0) == verdict_on(item, math.nan) == CONTRADICTED
+    assert verdict_on(item, None) == NEEDS_WEIGHTS
 
 
 def test_effective_bits_are_explained_within_half_a_bit():
     item = row("bits")
-    assert judged(item, item.published + 0.49) == judged(item, item.published - 0.49) == EXPLAINED
-    assert judged(item, item.published + 0.51) == judged(item, item.published - 0.51) == CONTRADICTED
+    assert verdict_on(item, item.published + 0.49) == verdict_on(item, item.published - 0.49) == EXPLAINED
+    assert verdict_on(item, item.published + 0.51) == verdict_on(item, item.published - 0.51) == CONTRADICTED
 
 
 def test_a_cosine_over_one_number_is_never_counted():
     item = next(item for item in ROWS if item.weights == "one number")
-    assert judged(item, None) == judged(item, 1.0) == MEANINGLESS
+    assert verdict_on(item, None) == verdict_on(item, 1.0) == MEANINGLESS
 
 
 def test_operators_are_computed_and_models_need_their_weights(capsys):

@@ -15,7 +15,7 @@ from harness.reference import Models
 from harness.report import Row, build, render
 from harness.report.switches import shown_costs
 from harness.run import switches
-from harness.run.switches import ALL, measured_costs, usable
+from harness.run.switches import ALL_SWITCHES, measured_costs, usable
 from harness.tests.needs import emulated_device
 
 NAMES = [switch.name for switch in NUMERIC_SWITCHES]
@@ -62,12 +62,12 @@ def test_every_switch_that_the_model_feels_is_priced(priced):
         "convolutions in float32",
         "exact GELU",
         "attention by matrix products",
-        ALL,
+        ALL_SWITCHES,
     ]  # products are float32 already
     forecast = max(reference.forecast.rel_l2 for reference in verdict.references.values())
     assert all(cost.before == pytest.approx(forecast, rel=1e-6) for cost in costs.values())
     assert costs["convolutions in float32"].after < 0.9 * forecast and costs["exact GELU"].after < 0.9 * forecast
-    assert costs[ALL].after < 3e-7 < 1e-5 < forecast
+    assert costs[ALL_SWITCHES].after < 3e-7 < 1e-5 < forecast
     assert costs["convolutions in float32"].remedy == "torch.npu.conv.allow_hf32 = False"
 
 
@@ -99,7 +99,7 @@ def test_a_model_without_anything_that_a_switch_touches_has_no_prices(emulated):
 
 @pytest.mark.parametrize(("times", "priced"), [(1.99, False), (2.01, True)])
 def test_prices_begin_at_twice_the_error_of_the_cpu(emulated, monkeypatch, times, priced):
-    """The forecast's error over the CPU's own: on either side of `WORTH`."""
+    """The forecast's error over the CPU's own: on either side of `PRICED_FROM`."""
     errors = iter([times, 1.0, *[0.5] * 9])
     monkeypatch.setattr(switches, "largest_error", lambda *_: next(errors))
     assert bool(validate(case(), 42, emulated).evidence.switches) is priced
@@ -120,8 +120,8 @@ def cost(name, before, after):
 
 def test_a_switch_that_changes_less_than_a_hundredth_is_not_shown():
     felt, unfelt = cost("one", 1.0, 0.98), cost("two", 1.0, 0.995)
-    assert shown_costs([felt, unfelt, cost(ALL, 1.0, 0.97)]) == [felt]
-    assert shown_costs([felt, felt, cost(ALL, 1.0, 0.5)]) == [felt, felt, cost(ALL, 1.0, 0.5)]
+    assert shown_costs([felt, unfelt, cost(ALL_SWITCHES, 1.0, 0.97)]) == [felt]
+    assert shown_costs([felt, felt, cost(ALL_SWITCHES, 1.0, 0.5)]) == [felt, felt, cost(ALL_SWITCHES, 1.0, 0.5)]
     assert shown_costs([unfelt]) == [] and shown_costs([]) == []
 
 
