@@ -354,7 +354,7 @@ def test_soc_is_an_option_of_pytest(tmp_path):
         return done.returncode, done.stdout + done.stderr
 
     status, said = run("--precision-soc=Ascend310P3")
-    assert status == 0 and "1 PASS, 1 SKIPPED" in said and "on Ascend310P3 (emulated)" in said, said
+    assert status == 0 and "1 PASS (1 NEW), 1 SKIPPED" in said and "on Ascend310P3 (emulated)" in said, said
     status, said = run("--precision-soc=Ascend1000")
     assert status == 4 and "no chip is called 'Ascend1000'" in said, said
     status, said = run("--precision-soc=Ascend310P3", "--precision-device=cpu")

@@ -735,7 +735,7 @@ def test_faults_are_planted_in_models_of_half_dtypes_too(npu):
     bed = locating.Bed(next(item for item in SUBJECTS if item.name == "aimv2"), "float16", npu)
     assert sum(bool(census.names) for census in bed.census.values()) > 10
     result = list(locating.spread(bed, "nan", 2))
-    assert len(result) == 2 and all(item.exact and item.place.module for item in result), result
+    assert len(result) == 2 and all(item.exact and item.target.module for item in result), result
 
 
 def test_localisation_is_put_to_the_test(npu):
