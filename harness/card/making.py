@@ -19,7 +19,7 @@ from harness.card.percent import ASKED, MEANINGS, ONE_PERCENT, relative_errors
 from harness.card.readme import readme
 from harness.card.rendering import compiled, plain_name
 from harness.case import Case
-from harness.checkpoints.building import parts_of, stored_dtypes
+from harness.checkpoints.building import SEEDS, parts_of, stored_dtypes
 from harness.checkpoints.conversion import appearing, checkpoint_digest
 from harness.checkpoints.libraries import quiet_libraries
 from harness.checkpoints.material import Asked
@@ -37,7 +37,6 @@ from harness.run.switches import measured_costs
 from harness.run.validation import validate
 from harness.typed_json import to_json
 
-SEEDS = (42, 123, 256, 789, 1024)
 CARD_SCHEMA = "precision-card/1"
 _TOP = 5
 _SHOWN = 5  # first values of an output
@@ -115,7 +114,7 @@ def make(order: Order) -> CardFolder:
         device = open_device(order.device, timing=True)
         stack.enter_context(quiet_libraries())
         dtypes = order.dtypes or tuple(dict.fromkeys(["float32", stored_dtypes(order.path)[0]]))
-        run = _Run(order=order, device=device, recognised=recognised, parts=parts, dtypes=dtypes)
+        run = _Run(order=order, asked=asked, device=device, recognised=recognised, parts=parts, dtypes=dtypes)
         missing = run.write(folder)
     return CardFolder(folder=order.output, rows=tuple(run.rows), missing=tuple(missing))
 
@@ -124,9 +123,16 @@ class _Run:
     """The measurements of one card."""
 
     def __init__(
-        self, *, order: Order, device: Device, recognised: Recognised, parts: Sequence[str], dtypes: Sequence[str]
+        self,
+        *,
+        order: Order,
+        asked: Asked,
+        device: Device,
+        recognised: Recognised,
+        parts: Sequence[str],
+        dtypes: Sequence[str],
     ):
-        self.order, self.device, self.recognised = order, device, recognised
+        self.order, self.asked, self.device, self.recognised = order, asked, device, recognised
         self.parts, self.dtypes = parts, dtypes
         self.models, self.rows = Models(), []
         self.first = self.case(parts[0], dtypes[0])
@@ -138,12 +144,11 @@ class _Run:
 
     def measure(self) -> None:
         """A row for each part, dtype and seed; the first part with all seeds."""
-        own_files = any(self.order.asked.get(name) for name in ("text", "image", "audio"))
         for part in self.parts:
             for dtype in self.dtypes:
                 case = self.case(part, dtype)
                 seeds = self.order.seeds if part == self.parts[0] else self.order.seeds[:1]
-                for seed in (None,) if own_files else seeds:
+                for seed in (None,) if self.asked.own_files else seeds:
                     self.rows.append(self._row(case, seed))
 
     def _row(self, case: Case, seed: int | None) -> Row:
@@ -329,7 +334,7 @@ class _Run:
             return None
         from harness.checkpoints.adapters import base_of
 
-        return f"../{base_of(self.recognised, Asked(**self.order.asked)).path.resolve().name}"
+        return f"../{base_of(self.recognised, self.asked).path.resolve().name}"
 
     def _evidence(self, once: Once, model: nn.Module) -> dict[str, Any]:
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}

@@ -15,6 +15,7 @@ from harness.checkpoints.weights import weights_of
 from harness.errors import CheckpointError
 
 FORWARD = "forward"  # the part of a checkpoint that is all of it
+SEEDS = (42, 123, 256, 789, 1024)  # of the first part; the others are run with the first of them
 MODULES = {  # kind: the module that knows it, with `parts` and `arguments`
     "transformers": "transformers_models",
     "sentence-transformers": "sentence_models",

@@ -37,7 +37,8 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from harness.card.making import SEEDS, Order, make
+    from harness.card.making import Order, make
+    from harness.checkpoints.building import SEEDS
 
     if arguments.checkpoint is None:
         raise HarnessError("name a checkpoint: python -m harness card DIR --output OUT")

@@ -17,7 +17,6 @@ from harness.plugin.options import options_of
 if TYPE_CHECKING:
     from harness.case import Case
 
-_SEEDS = (42, 123, 256, 789, 1024)  # of the first part; the others are run with the first of them
 ARGUMENT = "checkpoint"  # what the test's parameter is called
 
 
@@ -152,10 +151,10 @@ def runs(config: pytest.Config) -> list[CheckpointRun]:
 def _runs(path: str, name: str, asked: Any, dtypes: Sequence[str]) -> list[CheckpointRun]:
     from dataclasses import asdict
 
-    from harness.checkpoints.building import parts_of, stored_dtypes
+    from harness.checkpoints.building import SEEDS, parts_of, stored_dtypes
     from harness.errors import CheckpointError
 
-    seeds = (None,) if asked.own_files else _SEEDS
+    seeds = (None,) if asked.own_files else SEEDS
     options = tuple(asdict(asked).items())
     try:
         parts = parts_of(path, asked)
