@@ -1,14 +1,15 @@
-"""Checkpoints of sentence-transformers: the embedding of each text."""
+"""Checkpoints of sentence-transformers: the embedding of each text, and which texts are the nearest to it."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from harness.checkpoints.libraries import library, loading
 from harness.checkpoints.material import Asked, pictures, texts
@@ -17,16 +18,22 @@ from harness.checkpoints.weights import require_weights
 from harness.errors import CheckpointError
 
 KIND = "sentence-transformers"
+FORWARD, RETRIEVAL = "forward", "retrieval"
+_RETRIEVED = 24  # texts of a retrieval, each of which is searched for among the others
 
 
 def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
-    """One: the embedding."""
-    return ("forward",)
+    """The embeddings, and the order in which texts retrieve one another; of a user's own files the embeddings alone."""
+    return (FORWARD,) if asked.own_files else (FORWARD, RETRIEVAL)
 
 
 def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]:
-    """The arguments of the Case that embeds texts."""
-    return dict(model=Load(recognised.path, asked), inputs=Draw(recognised.path, asked), forward=embedding)
+    """The arguments of the Case that embeds texts, or that compares their embeddings with one another."""
+    model = Load(recognised.path, asked)
+    if part == RETRIEVAL:
+        draw = Draw(recognised.path, asked, texts=max(asked.batch, _RETRIEVED))
+        return dict(model=model, inputs=draw, forward=similarities, decisions="similarity")
+    return dict(model=model, inputs=Draw(recognised.path, asked), forward=embedding)
 
 
 @functools.lru_cache(maxsize=1)
@@ -58,17 +65,22 @@ class Load:
 
 @dataclass(frozen=True)
 class Draw:
-    """Texts, tokenized by the model's own first module. Raises: CheckpointError."""
+    """Texts, tokenized by the model's own first module; `texts` of them, None: as many as a batch has.
+
+    Raises: CheckpointError.
+    """
 
     path: Path
     asked: Asked
+    texts: int | None = None
 
     def __call__(self, generator: torch.Generator) -> dict[str, Any]:
         model = _loaded(self.path, self.asked)
         pictured = self.asked.image is not None
         if self.asked.audio is not None or (pictured and not _takes_pictures(model)):
             raise CheckpointError(f"{self.path} embeds texts: leave --precision-image and --precision-audio out")
-        lines = pictures(self.asked, generator) if pictured else texts(self.asked, generator)
+        asked = self.asked if self.texts is None else replace(self.asked, batch=self.texts)
+        lines = pictures(asked, generator) if pictured else texts(asked, generator)
         with loading(f"the tokenizer of {self.path}"):
             limit = model.max_seq_length
             if limit is None or limit > self.asked.length:
@@ -87,3 +99,15 @@ def embedding(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
     result = model(dict(inputs))
     names = ("sentence_embedding", "token_embeddings")
     return {name: result[name] for name in names if isinstance(result.get(name), Tensor)}
+
+
+def similarities(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The cosine similarity (B, B - 1) of each text to all the others, the nearest of which is what it retrieves.
+
+    The similarity of a text to itself, the diagonal of the (B, B) products, is left out: it would be the largest.
+    """
+    vectors = functional.normalize(model(dict(inputs))["sentence_embedding"], dim=-1)
+    products = vectors @ vectors.T
+    count = len(products)
+    others = products.flatten()[1:].view(count - 1, count + 1)[:, :-1]
+    return {"similarity": others.reshape(count, count - 1)}

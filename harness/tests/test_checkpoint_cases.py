@@ -13,6 +13,7 @@ from harness.checkpoints import material
 from harness.checkpoints.building import parts_of, stored_dtypes
 from harness.checkpoints.material import Asked
 from harness.checkpoints.recognition import checkpoints_in, recognise
+from harness.checkpoints.sentence_models import similarities
 from harness.conformance.checkpoints import known
 from harness.models.aimv2 import PHOTO
 from harness.reference import Models
@@ -232,6 +233,24 @@ def test_drawn_ids_avoid_those_with_a_meaning():
 def test_a_sentence_encoder_gives_embeddings(folder):
     verdict = run(folder("sentences"))
     assert verdict.passed and verdict.comparisons["sentence_embedding"].shape == (2, 32)
+
+
+@needs("sentence_transformers")
+def test_a_sentence_encoder_retrieves_texts_among_others(folder):
+    verdict = run(folder("sentences"), part="retrieval")
+    assert verdict.passed and verdict.comparisons["similarity"].shape == (24, 23)
+    assert verdict.decisions.count == verdict.decisions.agree == 24 and verdict.decisions.topk == 1
+    assert parts_of(folder("sentences")) == ("forward", "retrieval")
+    assert parts_of(folder("sentences"), Asked(text="one text of the user's own")) == ("forward",)
+
+
+def test_the_similarity_of_a_text_to_itself_is_left_out():
+    vectors = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    result = similarities(lambda inputs: {"sentence_embedding": inputs["x"]}, {"x": vectors})["similarity"]
+    for row in range(5):
+        others = [column for column in range(5) if column != row]
+        wanted = [torch.cosine_similarity(vectors[row], vectors[column], dim=0) for column in others]
+        torch.testing.assert_close(result[row], torch.stack(wanted))
 
 
 @needs("peft")
