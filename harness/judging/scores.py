@@ -54,8 +54,10 @@ class Score:
 
     @property
     def variance(self) -> float:
-        """Of the score: the square of its standard error."""
-        if self.error is not None:
+        """Of the score: the square of its standard error. Samples that are all alike have an error of zero, which says
+        nothing of the next one: they count as right-or-wrong answers.
+        """
+        if self.error:
             return self.error**2
         share = min(max(self.value, 0.5 / self.count), 1 - 0.5 / self.count)  # none of ten is no certainty
         return share * (1 - share) / self.count
@@ -69,7 +71,7 @@ class ScoreVerdict:
     drop: float  # of the score, as a share; below zero where the device is better
     threshold: float  # the largest drop that passes
     detectable: float  # the drop that is seen with the chance 1 - beta
-    needed: int  # samples more, of each side, until `effect` is detectable; 0 where it is
+    needed: int  # samples more, of each side, until `effect` is detectable; 0 where it is, or where none suffice
     paired: bool
     count: int  # samples that were compared
 
@@ -80,6 +82,11 @@ class ScoreVerdict:
         kind = "paired" if self.paired else "unpaired"
         if self.decision is Decision.FAIL:
             return f"{numbers} on {self.count} {kind} samples, up to {self.threshold * 100:.2f} is chance"
+        if self.decision is Decision.UNDECIDED and not self.needed:
+            return (
+                f"{numbers} on {self.count} {kind} samples, and the reference scores less than the effect that must be "
+                "seen, so no device could be that much worse: name a smaller effect, or look why the score is so low"
+            )
         if self.decision is Decision.UNDECIDED:
             return (
                 f"{numbers} on {self.count} {kind} samples, which show a drop of {self.detectable * 100:.2f} points "
@@ -96,7 +103,8 @@ def judge_score(
     """Judge the device's score against the reference's.
 
     FAIL: the drop is more than chance explains at the level `alpha`. UNDECIDED: it is not, and too few samples were
-    taken to see a drop of `effect` with the chance 1 - `beta`. PASS: neither.
+    taken to see a drop of `effect` with the chance 1 - `beta`, or the reference scores less than `effect`, so that there
+    is no such drop. PASS: neither.
 
     Raises: ValueError for a level or an effect that is no share, or for paired samples that are not the same ones.
 
@@ -124,7 +132,8 @@ def judge_score(
     if failed is None:
         failed = drop > threshold
     needed = 0 if detectable <= effect else math.ceil(count * ((detectable / effect) ** 2 - 1))
-    decision = Decision.UNDECIDED if needed else Decision.PASS
+    needed = 0 if reference.value < effect else needed
+    decision = Decision.UNDECIDED if needed or reference.value < effect else Decision.PASS
     decision = Decision.FAIL if failed else decision
     return ScoreVerdict(
         decision=decision,

@@ -1,9 +1,12 @@
 """Score files in, scores by dataset and metric out.
 
-- lm_eval: results_*.json with `results` and `n-samples`; samples_*.jsonl with a `doc_id` a line
-- evalscope: reports/MODEL/DATASET.json with `metrics` of `categories` of `subsets`
+- lm_eval: results_*.json with `results` and `n-samples`; samples_*.jsonl with a `doc_id` and a `filter` a line
+- evalscope: reports/MODEL/DATASET.json with `metrics` of `categories` of `subsets`, which have a `name`, and from
+  schema 2 on an `identity`; reviews/MODEL/DATASET_SUBSET.jsonl with an `index` and a `sample_score` a line
 - AISBench and OpenCompass: results/MODEL/DATASET.json with `accuracy` in percent, and `details` with `correct`
 - two columns, separated by commas, tabs or blanks: the id of a sample and its score
+
+A metric that is better the lower it is, and a share, is read as 1 - value and called so.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def read_scores(path: Path) -> dict[str, Score]:
 
 def _read(text: str, path: Path) -> dict[str, Score]:
     if path.suffix == ".jsonl":
-        return _lm_eval_samples([json.loads(line) for line in text.splitlines() if line.strip()], path)
+        return _lines([json.loads(line) for line in text.splitlines() if line.strip()], path)
     if not text.lstrip().startswith(("{", "[")):
         return {f"{path.stem} score": _columns(text)}
     value = json.loads(text)
@@ -62,6 +65,7 @@ def _lm_eval(value: Mapping[str, Any]) -> dict[str, Score]:
     counts = value.get("n-samples") or {}
     result = {}
     for task, numbers in value["results"].items():
+        directions = (value.get("higher_is_better") or {}).get(task) or {}
         count = counts.get(task) or 0
         count = int(count["effective"] if isinstance(count, Mapping) else count)
         for name, number in numbers.items():
@@ -71,40 +75,78 @@ def _lm_eval(value: Mapping[str, Any]) -> dict[str, Score]:
                 continue
             error = numbers.get(f"{metric}_stderr,{kind}")
             known = isinstance(error, (int, float)) and math.isfinite(error)
+            name, number = _upwards(name, number, directions.get(metric) is not False)
             result[f"{task} {name}"] = Score(value=number, count=count, error=float(error) if known else None)
     return result
 
 
-def _lm_eval_samples(lines: list[Mapping[str, Any]], path: Path) -> dict[str, Score]:
+def _upwards(name: str, share: float, higher_is_better: bool) -> tuple[str, float]:
+    """A share of which more is better, and its name."""
+    return (name, float(share)) if higher_is_better else (f"1 - {name}", 1 - float(share))
+
+
+def _lines(lines: list[Mapping[str, Any]], path: Path) -> dict[str, Score]:
+    if lines and all("sample_score" in line for line in lines):
+        return _evalscope_reviews(lines, path)
     task = re.sub(r"_\d{4}-\d\d-\d\dT.*$", "", path.stem.removeprefix("samples_"))
-    names = {
-        name
-        for line in lines
-        for name in line.get("metrics") or line
-        if _is_share(line.get(name)) and name not in ("doc_id", "filter", "idx")
+    return _by_metric(task, [(str(line["doc_id"]), _lm_eval_sample(line)) for line in lines])
+
+
+def _lm_eval_sample(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The shares of one line, by metric and filter, as results have them: "exact_match,strict-match"."""
+    names = line.get("metrics") or [name for name in line if name not in ("doc_id", "filter", "idx")]
+    filtered = f",{line['filter']}" if line.get("filter") else ""
+    return {f"{name}{filtered}": line[name] for name in names if _is_share(line.get(name))}
+
+
+def _evalscope_reviews(lines: list[Mapping[str, Any]], path: Path) -> dict[str, Score]:
+    samples = []
+    for line in lines:
+        score = line["sample_score"]
+        number = score.get("generation_index")
+        again = f" {number}" if number is not None else ""
+        shares = {name: item for name, item in (score["score"].get("value") or {}).items() if _is_share(item)}
+        samples.append((f"{line['index']}{again}", shares))
+    return _by_metric(path.stem, samples)
+
+
+def _by_metric(dataset: str, samples: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Score]:
+    names = {name for _, shares in samples for name in shares}
+    return {
+        f"{dataset} {name}": _of_samples((sample, shares[name]) for sample, shares in samples if name in shares)
+        for name in sorted(names)
     }
-    result = {}
-    for name in sorted(names):
-        result[f"{task} {name}"] = _of_samples((str(line["doc_id"]), line[name]) for line in lines)
-    return result
 
 
 def _evalscope(value: Mapping[str, Any]) -> dict[str, Score]:
     dataset = value.get("dataset_name") or value["name"]
     result = {}
     for metric in value["metrics"]:
+        meaning = metric.get("semantics") or {}
+        if meaning.get("kind") == "diagnostic" or not _is_share(metric["score"]):
+            continue
         subsets = [subset for category in metric.get("categories") or () for subset in category.get("subsets") or ()]
-        count = int(metric.get("num") or sum(int(subset["num"]) for subset in subsets))
-        result[f"{dataset} {metric['name']}"] = Score(value=float(metric["score"]), count=count)
+        count = int(
+            metric.get("num") or sum(int(subset["num"]) for subset in subsets if not subset.get("is_aggregate"))
+        )
+        upwards = meaning.get("direction") != "lower_is_better"
+        name, share = _upwards(metric.get("name") or _identity(metric["identity"]), metric["score"], upwards)
+        result[f"{dataset} {name}"] = Score(value=share, count=count)
     return result
 
 
+def _identity(identity: Mapping[str, Any]) -> str:
+    """A metric's name, how it was aggregated, and of what: "accuracy pass_at_k k=4"."""
+    dimensions = [f"{name}={value}" for name, value in sorted((identity.get("dimensions") or {}).items())]
+    return " ".join([identity["name"], identity["aggregation"], *dimensions])
+
+
 def _aisbench(value: Mapping[str, Any]) -> Score:
-    details = value.get("details")
-    items = list(details.values() if isinstance(details, Mapping) else details or ())
-    right = [_correct(item) for item in items if isinstance(item, Mapping) and "correct" in item]
+    details = value.get("details") or {}
+    items = details.items() if isinstance(details, Mapping) else enumerate(details)
+    right = [(str(name), _correct(item)) for name, item in items if isinstance(item, Mapping) and "correct" in item]
     if right:
-        return _of_samples((str(number), item) for number, item in enumerate(right))
+        return _of_samples(right)
     raise ValueError("it has an accuracy and no details, so the number of samples is not known; dump them")
 
 

@@ -47,6 +47,25 @@ def test_an_effect_that_could_not_be_seen_is_undecided(effect, decision):
     assert judge_score(same, same, effect=effect).decision is decision
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_samples_that_are_all_alike_are_no_certainty(share):
+    """Their standard error is zero in the file."""
+    few, many = (Score(value=share, count=count, error=0.0) for count in (40, 4000))
+    assert few.variance == pytest.approx(0.0125 * 0.9875 / 40)
+    assert judge_score(few, few, effect=0.03).decision is Decision.UNDECIDED
+    assert judge_score(many, many, effect=0.03).decision is (Decision.PASS if share else Decision.UNDECIDED)
+
+
+@pytest.mark.parametrize(("share", "decision"), [(0.0299, Decision.UNDECIDED), (0.0301, Decision.PASS)])
+def test_a_reference_below_the_effect_decides_nothing(share, decision):
+    """No device can be three points worse than one that scores less than three."""
+    low = Score(value=share, count=100_000)
+    verdict = judge_score(low, low)
+    assert verdict.decision is decision and not verdict.needed
+    assert ("no device could be that much worse" in verdict.text) == (decision is Decision.UNDECIDED)
+    assert judge_score(Score(value=0.0, count=100_000), low).decision is Decision.FAIL
+
+
 def test_so_many_samples_more_as_it_says_are_enough():
     same = Score(value=0.7, count=200)
     verdict = judge_score(same, same)
@@ -164,7 +183,7 @@ EVALSCOPE = {
 AISBENCH = {
     "accuracy": 75.0,
     "details": {"0": {"pred": "A", "correct": True}, "1": {"correct": [True, True]}, "2": {"correct": True},
-                "3": {"correct": False}},
+                "3": {"correct": False}, "type": "GEN"},
 }  # fmt: skip
 
 
@@ -181,6 +200,37 @@ def test_results_of_lm_eval(tmp_path):
     }
 
 
+def test_a_metric_that_is_better_the_lower_is_turned(tmp_path):
+    numbers = {"brier_score,none": 0.2, "brier_score_stderr,none": 0.005, "acc,none": 0.9}
+    value = {"results": {"t": numbers}, "n-samples": {"t": {"effective": 5000}}}
+    value["higher_is_better"] = {"t": {"brier_score": False, "acc": True}}
+    path = write(tmp_path / "results.json", value)
+    scores = read_scores(path)
+    assert scores["t 1 - brier_score,none"] == Score(value=0.8, count=5000, error=0.005)
+    assert scores["t acc,none"].value == 0.9 and len(scores) == 2
+    numbers["brier_score,none"] = 0.3
+    worse = read_scores(write(tmp_path / "worse.json", value))
+    name = "t 1 - brier_score,none"
+    assert judge_score(worse[name], scores[name]).decision is Decision.FAIL
+    assert judge_score(scores[name], worse[name]).decision is Decision.PASS
+
+
+def test_samples_of_lm_eval_by_filter(tmp_path):
+    """As lm_eval 0.4.13 writes them: a line for each document and filter."""
+    lines = [
+        {"doc_id": number, "filter": kind, "metrics": ["exact_match"], "exact_match": float(right), "doc_hash": "x"}
+        for number in range(3)
+        for kind, right in (("strict-match", number > 0), ("flexible-extract", True))
+    ]
+    text = "\n".join(map(json.dumps, lines))
+    scores = read_scores(write(tmp_path / "samples_gsm8k_2026-01-02T03-04-05.jsonl", text))
+    assert scores["gsm8k exact_match,strict-match"].samples == {"0": 0.0, "1": 1.0, "2": 1.0}
+    assert scores["gsm8k exact_match,flexible-extract"].value == 1 and len(scores) == 2
+    twice = write(tmp_path / "samples_twice.jsonl", text + "\n" + json.dumps(lines[0]))
+    with pytest.raises(HarnessError, match="the sample 0 is there twice"):
+        read_scores(twice)
+
+
 def test_samples_of_lm_eval(tmp_path):
     lines = "\n".join(json.dumps({"doc_id": number, "acc": number % 2, "target": "x"}) for number in range(4))
     scores = read_scores(write(tmp_path / "samples_arc_easy_2026-01-02T03-04-05.jsonl", lines))
@@ -192,8 +242,39 @@ def test_a_report_of_evalscope_and_results_of_aisbench(tmp_path):
     assert read_scores(write(tmp_path / "gsm8k.json", EVALSCOPE)) == {
         "gsm8k AverageAccuracy": Score(value=0.7, count=1319)
     }
+    subsets = [*EVALSCOPE["metrics"][0]["categories"][0]["subsets"], {"num": 7, "score": 1, "is_aggregate": True}]
+    metrics = [
+        {"score": 0.7, "categories": [{"subsets": subsets}], "semantics": {"direction": "higher_is_better"}}
+        | {"identity": {"name": "accuracy", "aggregation": "pass_at_k", "dimensions": {"k": 4}}},
+        {"score": 0.1, "num": 9, "semantics": {"direction": "lower_is_better", "kind": "quality"}}
+        | {"identity": {"name": "wer", "aggregation": "mean", "dimensions": {}}},
+        {"score": 0.5, "num": 9, "semantics": {"kind": "diagnostic"}, "identity": {"name": "a", "aggregation": "b"}},
+    ]
+    current = {"schema_version": 2, "dataset_name": "gsm8k", "metrics": metrics}
+    assert read_scores(write(tmp_path / "gsm8k.json", current)) == {
+        "gsm8k accuracy pass_at_k k=4": Score(value=0.7, count=1319),
+        "gsm8k 1 - wer mean": Score(value=0.9, count=9),
+    }
     (score,) = read_scores(write(tmp_path / "ceval.json", AISBENCH)).values()
     assert (score.value, score.count) == (0.75, 4) and score.samples["3"] == 0.0
+    partly = AISBENCH | {"details": {**AISBENCH["details"], "1": {"pred": "not judged"}}}
+    (score,) = read_scores(write(tmp_path / "ceval.json", partly)).values()
+    assert dict(score.samples) == {"0": 1.0, "2": 1.0, "3": 0.0}  # by their own ids, not by their order
+
+
+def test_reviews_of_evalscope(tmp_path):
+    lines = [
+        {"index": number, "sample_score": {"sample_id": number, "score": {"value": {"acc": float(number > 0)}}}}
+        for number in range(4)
+    ]
+    lines[3]["sample_score"]["score"] = {"value": {}, "status": "judge_failed"}
+    path = write(tmp_path / "gsm8k_main.jsonl", "\n".join(map(json.dumps, lines)))
+    assert read_scores(path)["gsm8k_main acc"].samples == {"0": 0.0, "1": 1.0, "2": 1.0}
+    for number, line in enumerate(lines):
+        line |= {"index": 0}
+        line["sample_score"]["generation_index"] = number
+    path = write(tmp_path / "gsm8k_main.jsonl", "\n".join(map(json.dumps, lines)))
+    assert list(read_scores(path)["gsm8k_main acc"].samples) == ["0 0", "0 1", "0 2"]
 
 
 @pytest.mark.parametrize("text", ["id,score\na,1\nb,0\n", "a\t1\nb\t0\n", "# comment\na 1.0\nb 0.0\n"])
