@@ -103,8 +103,8 @@ def judge_score(
     """Judge the device's score against the reference's.
 
     FAIL: the drop is more than chance explains at the level `alpha`. UNDECIDED: it is not, and too few samples were
-    taken to see a drop of `effect` with the chance 1 - `beta`, or the reference scores less than `effect`, so that there
-    is no such drop. PASS: neither.
+    taken to see a drop of `effect` with the chance 1 - `beta`, or the reference scores less than `effect`, so that
+    there is no such drop. PASS: neither.
 
     Raises: ValueError for a level or an effect that is no share, or for paired samples that are not the same ones.
 
