@@ -47,7 +47,7 @@ PROCESSORS = {  # the Auto classes of what prepares inputs, in words
     "AutoProcessor": "processor",
 }
 BY_FUNCTION = "which cannot be drawn here; write a function that returns a Case and give it as module:function"
-CACHES = ("past_key_values", "cache", "cache_params")  # what versions of transformers call the cache
+CACHES = ("cache", "past_key_values", "cache_params")  # what versions of transformers call it, the newest first
 _LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_text_len")
 
 
