@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from harness.commands.base import Command, add_device
+from harness.commands.calibrate import read_measurements, take_measurements
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -15,9 +15,9 @@ def _add(parser: argparse.ArgumentParser) -> None:
         "--probe",
         type=Path,
         metavar="FILE",
-        help="take the ten measurements of a card (about a minute) and write them there as JSON",
+        help="as calibrate --output",
     )
-    parser.add_argument("--read-probe", type=Path, metavar="FILE", help="say what such a file of another machine means")
+    parser.add_argument("--read-probe", type=Path, metavar="FILE", help="as calibrate --read")
     parser.add_argument(
         "--model-size", metavar="N", help="what a case with N parameters (7B, 350M) needs of host and device"
     )
@@ -28,8 +28,10 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.probe is not None or arguments.read_probe is not None:
-        return _probe(arguments)
+    if arguments.read_probe is not None:
+        return read_measurements(arguments.read_probe)
+    if arguments.probe is not None:
+        return take_measurements(arguments.device, arguments.probe)
     if arguments.model_size is not None:
         from harness.commands.model_size import model_size
 
@@ -46,24 +48,10 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if healthy else 1
 
 
-def _probe(arguments) -> int:
-    from harness.commands.probe import probe, read_probe, text_of
-
-    if arguments.read_probe is not None:
-        print(text_of(read_probe(arguments.read_probe)))
-        return 0
-    document = probe(arguments.device, arguments.probe, say=lambda text: print(text, file=sys.stderr))
-    print(text_of(document))
-    print(f"\nwritten to {arguments.probe}")
-    return 0 if document["stopped"] is None else 1
-
-
 COMMAND = Command(
     name="doctor",
-    summary="Print the stack, check that its versions fit, and that the device answers; or measure how it rounds, sums "
-    "and overflows.",
-    example="python -m harness doctor --device npu\n  python -m harness doctor --device npu --probe probe.json\n  "
-    "python -m harness doctor --read-probe probe.json\n"
+    summary="Print the stack, check that its versions fit, and that the device answers, or whether a model fits.",
+    example="python -m harness doctor --device npu\n"
     "  python -m harness doctor --model-size 7B --dtype float16 --workers 2",
     add=_add,
     run=_run,

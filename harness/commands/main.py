@@ -11,6 +11,7 @@ import sys
 from harness.commands import (
     bench,
     bisect,
+    calibrate,
     card,
     compare,
     convert,
@@ -42,6 +43,7 @@ _COMMANDS = (
     bisect.COMMAND,
     locate.COMMAND,
     ratchet.COMMAND,
+    calibrate.COMMAND,
     doctor.COMMAND,
     emulate.COMMAND,
 )

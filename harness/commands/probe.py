@@ -1,4 +1,4 @@
-"""What the measurements of a card say of the forecast's rules. python -m harness doctor --probe FILE
+"""What the measurements of a card say of the forecast's rules. python -m harness calibrate
 
 What the forecast says is measured as well: the same measurements run on the CPU under its rounding rules. So a rule
 that changes, or that a family of cards has for itself, needs no second statement here.
@@ -412,7 +412,7 @@ def read_probe(path: Path) -> dict[str, Any]:
             raise HarnessError(f"{result}; read it with the version that wrote it")
         return document | derived_of(document)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        advice = "write one with `python -m harness doctor --device npu --probe FILE`"
+        advice = "write one with `python -m harness calibrate --device npu --output FILE`"
         raise HarnessError(f"{path} is no probe ({type(error).__name__}: {error}); {advice}") from None
 
 

@@ -48,7 +48,7 @@ def naming(verdict: Verdict, assumption: str) -> Verdict:
     """The verdict whose reasons name the assumption that it hangs on, if there is one."""
     if not assumption:
         return verdict
-    measures = "python -m harness doctor --probe FILE measures a vector unit"
+    measures = "python -m harness calibrate --output FILE measures a vector unit"
     note = f"it would pass if {assumption}, which no card has confirmed or denied yet: {measures}"
     return replace(
         verdict, failures=tuple(replace(failure, text=f"{failure.text}; {note}") for failure in verdict.failures)

@@ -134,7 +134,7 @@ def test_torch_is_not_needed_for_help():
     """The command line answers at once because nothing that it imports imports torch."""
     commands = [
         f"commands/{path.stem}" for path in (HARNESS / "commands").glob("*.py") if path.stem != "probe"
-    ]  # the work of `doctor --probe`
+    ]  # the work of `calibrate`
     for name in ("__init__", "__main__", *commands, "errors", "versions", "measure/__init__", "measure/comparison"):
         for node in ast.parse((HARNESS / f"{name}.py").read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []

@@ -1,4 +1,4 @@
-"""doctor --probe: the measurements show what a device rounds, and the verdicts follow the rules in force."""
+"""calibrate: the measurements show what a device rounds, and the verdicts follow the rules in force."""
 
 import json
 import math
@@ -477,13 +477,16 @@ def test_measurements_that_run_alone_over_the_emulated_cann_say_so(emulated):
         assert getattr(read, name) == getattr(whole, name), name
 
 
-def test_doctor_writes_a_probe_and_reads_it_again(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("command", "write", "read"), [("calibrate", "--output", "--read"), ("doctor", "--probe", "--read-probe")]
+)
+def test_a_probe_is_written_and_read_again(monkeypatch, tmp_path, capsys, command, write, read):
     monkeypatch.setattr(measurements, "MEASUREMENTS", MEASUREMENTS[4:5])
     path = tmp_path / "probe.json"
-    assert main(["doctor", "--device", "cpu", "--probe", str(path)]) == 0
+    assert main([command, "--device", "cpu", write, str(path)]) == 0
     out, err = capsys.readouterr()
     assert "product operand: mantissa bits" in out and f"written to {path}" in out and "2 product operand" in err
-    assert main(["doctor", "--read-probe", str(path)]) == 0
+    assert main([command, read, str(path)]) == 0
     assert "product operand: mantissa bits" in capsys.readouterr().out
 
 
