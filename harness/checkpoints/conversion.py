@@ -510,7 +510,7 @@ def _bytes_of(output: Output, files: _Files) -> Iterator[bytes]:
         position += part.size
 
 
-def read_config(source: Path) -> dict | None:
+def config_beside(source: Path) -> dict | None:
     """The config.json beside a checkpoint; None where there is none.
 
     Raises: CheckpointError when it is not a JSON object.

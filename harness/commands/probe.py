@@ -361,7 +361,7 @@ def probe(
 
         probe("npu:0", Path("probe.json"))
     """
-    check_writable(path)
+    _check_writable(path)
     if isinstance(device, str):
         without_queue()
         device = open_device(device)
@@ -381,7 +381,7 @@ def probe(
     return document
 
 
-def check_writable(path: Path) -> None:
+def _check_writable(path: Path) -> None:
     """Raises: HarnessError where a file cannot be written; said before the minute of measuring."""
     if path.is_dir() or not path.parent.is_dir():
         why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"

@@ -568,7 +568,7 @@ def _outputs(result) -> dict:
     return {f"{name}.{inner}": tensor for name, value in items for inner, tensor in _outputs(value).items()}
 
 
-def run(entry: Architecture, device, dtype=None) -> dict:
+def run_architecture(entry: Architecture, device, dtype=None) -> dict:
     """What an architecture computes on a device: outputs, gradients of one training step, generated tokens, on the
     CPU.
     """
@@ -648,7 +648,7 @@ def compute(names: list[str], folder: Path, way: str) -> None:
         target = _path_of(folder, way, entry)
         try:
             with device.watch() as seen:
-                result = run(entry, device.torch_device, torch.float64 if way == "golden" else None)
+                result = run_architecture(entry, device.torch_device, torch.float64 if way == "golden" else None)
             save_file(result, target.with_suffix(".tmp"), metadata={"fell_back": " ".join(seen.fell_back)})
             target.with_suffix(".tmp").rename(target.with_suffix(".safetensors"))
         except Exception as error:  # noqa: BLE001  one entry that does not run must not end the table

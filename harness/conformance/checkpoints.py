@@ -26,7 +26,7 @@ _TEXT = ("encoder", "decoder", "state-space", "encoder-decoder")
 STAGES = ("out_features", "out_indices", "stage_names")  # of a config before it was made small
 
 
-def write(folder: Path, names: list[str]) -> list[Path]:
+def write_directories(folder: Path, names: list[str]) -> list[Path]:
     """Write the named directories, or all; returns their paths. Raises: ValueError for an unknown name."""
     with without_broken_npu():
         import transformers
@@ -168,6 +168,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="of the directories; default: all")
     arguments = parser.parse_args(argv)
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    result = write(arguments.folder, arguments.names)
+    result = write_directories(arguments.folder, arguments.names)
     print(f"{len(result)} checkpoints in {arguments.folder}", file=sys.stderr)
     return 0

@@ -56,7 +56,7 @@ class File:
         return sum(item.outcome == outcome for item in self.outcomes)
 
 
-def run(folder: Path, jobs: int, work: Path) -> Iterator[File]:
+def run_files(folder: Path, jobs: int, work: Path) -> Iterator[File]:
     """Run every test file of a folder, each in a process forked from this one, `jobs` at a time; what they print goes
     to `work`.
 
@@ -244,7 +244,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as work:
         logs = arguments.logs or Path(work)
         logs.mkdir(parents=True, exist_ok=True)
-        for item in run(arguments.folder.resolve(), arguments.jobs, logs.resolve()):
+        for item in run_files(arguments.folder.resolve(), arguments.jobs, logs.resolve()):
             files.append(item)
             print(
                 f"{item.name}: "

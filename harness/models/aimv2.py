@@ -35,9 +35,9 @@ from harness.checkpoints.conversion import (
     Rule,
     TensorEntry,
     appearing,
+    config_beside,
     from_model,
     read_checkpoint,
-    read_config,
     to_model,
     write_checkpoint,
     write_config,
@@ -558,7 +558,7 @@ def _read(path: Path) -> _Checkpoint:
     entries, twice = read_checkpoint(path)
     layout = layout_of(entries)
     tower = "image_encoder." if any(key.startswith(TOWERS.get(layout, ("/",))[0]) for key in entries) else ""
-    fields = read_config(path)
+    fields = config_beside(path)
     config = _config(entries, layout, tower, _vision_fields(fields), path)
     with torch.device("meta"):
         shapes = {tower + name: tuple(value.shape) for name, value in AIMv2(config).state_dict().items()}

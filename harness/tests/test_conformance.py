@@ -97,9 +97,9 @@ def test_architectures_of_every_kind_agree_with_the_cpu():
 @pytest_transformers
 def test_an_architecture_with_a_fault_does_not_agree(npu):
     entry = next(architecture for architecture in architectures.architectures() if architecture.name == "llama")
-    expected = architectures.run(entry, torch.device("cpu"))
+    expected = architectures.run_architecture(entry, torch.device("cpu"))
     with emulator.fault("aclnnSilu", kind="scale", by=1.001) as planted:
-        result = architectures.run(entry, npu)
+        result = architectures.run_architecture(entry, npu)
     assert planted.hits > 0 and architectures.difference(result, expected, "forward/")[1] > 1e-5
     del result["loss"], result["gradient/lm_head.weight"]
     assert architectures.difference(result, expected, "gradient/") == (float("inf"), float("inf"))
@@ -155,7 +155,7 @@ def test_the_vendors_tests_are_counted_by_what_became_of_them(tmp_path):
 
 def test_a_folder_without_tests_is_one_line(tmp_path):
     with pytest.raises(HarnessError, match="holds no test_"):
-        next(vendor.run(tmp_path, 1, tmp_path))
+        next(vendor.run_files(tmp_path, 1, tmp_path))
 
 
 def test_the_operators_with_a_known_table_of_dtypes_are_counted(capsys):
