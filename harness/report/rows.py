@@ -265,7 +265,9 @@ class Row(Numbers, Ratios, Proof):
 
     @property
     def name(self) -> str:
-        """What tells it from other rows: "mine float32 seed 42"."""
+        """What tells it from other rows: "mine float32 seed 42"; of a row whose case is not known, its test."""
+        if self._is_of_unknown_case:
+            return self.test
         parts = (self.case, self.dtype, None if self.seed is None else f"seed {self.seed}")
         return " ".join(str(part) for part in parts if part is not None)
 
@@ -274,10 +276,12 @@ class Row(Numbers, Ratios, Proof):
         """Case, dtype and seed, by which rows are told apart; of a row whose case is not known, its test in place of
         the case.
         """
-        unknown = (
-            self.case == self.test.partition("::")[0]
-        )  # an error that came before the case is filed under the test's file
-        return self.test if unknown else self.case, self.dtype, self.seed
+        return self.test if self._is_of_unknown_case else self.case, self.dtype, self.seed
+
+    @property
+    def _is_of_unknown_case(self) -> bool:
+        """Whether an error came before the case was known: such a row is filed under the test's file."""
+        return self.case == self.test.partition("::")[0]
 
     @property
     def error(self) -> float:

@@ -54,6 +54,12 @@ def test_the_fields_of_a_row_have_the_types_of_what_they_are_taken_from():
     assert RATIOS[-len(FLOORED) :] == FLOORED
 
 
+def test_a_row_whose_case_is_not_known_is_called_by_its_test():
+    assert a_row().name == "mine float32 seed 1"
+    early = Row.of(error("it did not run"), test="cases/test_it.py::test_precision[7]", case="cases/test_it.py")
+    assert early.name == early.key[0] == "cases/test_it.py::test_precision[7]"
+
+
 def test_a_row_is_what_it_was_written_as():
     row = a_row(marks=(Mark.NEW,))
     again = Row.from_dict(json.loads(json.dumps(row.to_dict())))
