@@ -56,7 +56,8 @@ def test_the_fields_of_a_row_have_the_types_of_what_they_are_taken_from():
 
 def test_a_row_whose_case_is_not_known_is_called_by_its_test():
     assert a_row().name == "mine float32 seed 1"
-    early = Row.of(error("it did not run"), test="cases/test_it.py::test_precision[7]", case="cases/test_it.py")
+    unknown = dict(test="cases/test_it.py::test_precision[7]", case="cases/test_it.py", dtype=None, seed=None)
+    early = Row.of(error("it did not run"), **unknown)
     assert early.name == early.key[0] == "cases/test_it.py::test_precision[7]"
 
 
