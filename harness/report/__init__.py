@@ -5,7 +5,7 @@ write(report, Path("reports"), lang="en")        # precision.json and precision.
 rerender(Path("reports/precision.json"), lang="zh", output=Path("report.html"))
 """
 
-from harness.report.content import SCHEMA, Report, Timed, build, json_schema, stack_of_report
+from harness.report.content import SCHEMA, Report, Timed, build, device_key, json_schema, stack_of_report
 from harness.report.files import (
     JSON_NAME,
     MARKDOWN_NAME,
@@ -37,6 +37,7 @@ __all__ = [
     "Timed",
     "Writer",
     "build",
+    "device_key",
     "json_schema",
     "jsonable",
     "load",

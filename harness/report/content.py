@@ -113,6 +113,13 @@ def _is_lost(row: Row) -> bool:
     return row.status is Status.ERROR and lost
 
 
+def device_key(stack: Mapping[str, Any], backend: str | None) -> str:
+    """The kind of device that numbers were measured on, on which alone they are compared with others: "Ascend910B4
+    (emulated)".
+    """
+    return f"{stack.get('device')} ({backend})"
+
+
 def now() -> str:
     """The time as reports hold it: UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

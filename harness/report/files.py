@@ -21,6 +21,7 @@ from harness.report import journal as journals
 from harness.report import layout
 from harness.report.content import READERS, SCHEMA, Report, build
 from harness.report.document import to_short_markdown
+from harness.report.history import Snapshot, in_order
 from harness.report.page import page
 from harness.report.rejudge import NamedVerdict
 from harness.report.rows import Row, row
@@ -210,14 +211,21 @@ def _report_of(path: Path, data: bytes) -> Report:
     return Report(rows=rows, **{name: value for name, value in read.items() if name not in _DERIVED})
 
 
-def render(report: Report, *, lang: str = "en", html: bool = False, folder: Path | None = None) -> str:
+def render(
+    report: Report,
+    *,
+    lang: str = "en",
+    html: bool = False,
+    folder: Path | None = None,
+    history: Sequence[Snapshot] = (),
+) -> str:
     """The report as markdown, which is never longer than a comment on GitHub may be, or as one HTML page, which then
-    holds the pictures in `folder`.
+    holds the pictures in `folder` and charts of its `history`.
     """
     if lang not in LANGUAGES:
         raise ValueError(f"no report language is called {lang!r}; there are {', '.join(LANGUAGES)}")
     if html:
-        return page(report, lang, folder)
+        return page(report, lang, folder, history)
     return to_short_markdown(document(report, lang), left_out=LANGUAGES[lang]["left_out"])
 
 
@@ -226,11 +234,31 @@ def performance_text(rows: Sequence[Mapping[str, Any]], *, backend: str, stack: 
     return render(build([], stack=stack, backend=backend, performance=rows)).rstrip("\n")
 
 
-def rerender(path: Path, *, lang: str = "en", output: Path | None = None) -> str | None:
-    """Render a stored report again: returns markdown, or writes `output`, as HTML where its name ends in .html."""
+def rerender(path: Path, *, lang: str = "en", output: Path | None = None, history: Sequence[Path] = ()) -> str | None:
+    """Render a stored report again: returns markdown, or writes `output`, as HTML where its name ends in .html.
+
+    `history`: other reports of the device, in any order, with whose errors those of this one are charted in the HTML;
+    the report itself may be among them.
+
+    Raises: ValueError for a history without HTML; HarnessError as `load`, or where a report of the history was
+    measured on another device or backend.
+    """
     html = output is not None and output.suffix.lower() in (".html", ".htm")
-    text = render(load(path), lang=lang, html=html, folder=path if path.is_dir() else path.parent)
+    if history and not html:
+        raise ValueError("--history draws charts, which markdown cannot hold; add --output report.html")
+    with without_collector():
+        report = load(path)
+        older = {str(item): Snapshot.of(load(item)) for item in history if not _same_file(item, path)}
+        snapshots = in_order(Snapshot.of(report), older) if history else []
+        folder = path if path.is_dir() else path.parent
+        text = render(report, lang=lang, html=html, folder=folder, history=snapshots)
     if output is None:
         return text.rstrip("\n")
     write_text(output, text)
     return None
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    """Whether two paths name one report, each by its file or its folder."""
+    first, second = (item / JSON_NAME if item.is_dir() else item for item in (path, other))
+    return first.resolve() == second.resolve()
