@@ -427,6 +427,9 @@ def to_json(value: Any) -> Any:
     """`value` for JSON: dataclasses become objects, tuples lists, a number that is not finite "nan", "inf" or
     "-inf".
     """
+    kind = type(value)
+    if value is None or kind is int or kind is bool or (kind is float and math.isfinite(value)):
+        return value  # as most values of a row
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, float):
@@ -436,7 +439,7 @@ def to_json(value: Any) -> Any:
         return "nan" if math.isnan(value) else signed
     if isinstance(value, str):
         return encodable(value)
-    if value is None or isinstance(value, int):
+    if isinstance(value, int):
         return value
     if isinstance(value, datetime.date):
         return value.isoformat()
