@@ -445,12 +445,16 @@ def to_json(value: Any) -> Any:
         return value.isoformat()
     if dataclasses.is_dataclass(value):
         own = getattr(value, "to_dict", None)  # a class that stores itself in another form
-        return (
-            own() if own else {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        )
+        return own() if own else {name: to_json(getattr(value, name)) for name in names_of(kind)}
     if isinstance(value, Mapping):
         return {encodable(str(name)): to_json(item) for name, item in value.items()}
     return [to_json(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+@functools.cache
+def names_of(kind: type) -> tuple[str, ...]:
+    """The names of a dataclass's fields."""
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 # -------- JSON schema

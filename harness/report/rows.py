@@ -29,6 +29,7 @@ from harness.typed_json import (
     Mismatch,
     fields_of,
     named,
+    names_of,
     object_schema,
     parse_json,
     read_fields,
@@ -305,9 +306,7 @@ class Row(Numbers, Ratios, Proof):
     def to_dict(self) -> dict[str, Any]:
         """As a file holds it: flat, JSON-able, every number at full precision."""
         values = {
-            item.name: to_json(getattr(self, item.name))
-            for item in fields(self)
-            if item.name not in ("comparisons", "references")
+            name: to_json(getattr(self, name)) for name in names_of(Row) if name not in ("comparisons", "references")
         }
         values |= {
             "status": self.status.value,
@@ -322,7 +321,7 @@ class Row(Numbers, Ratios, Proof):
         if references is None:
             return stored
         stored |= {name: _whole(each) for name in SIDES if (each := getattr(references, name)) is not None}
-        beside = {item.name: getattr(references, item.name) for item in fields(References) if item.name not in SIDES}
+        beside = {name: getattr(references, name) for name in names_of(References) if name not in SIDES}
         rest: dict[str, Any] = to_json({name: item for name, item in beside.items() if name not in LATER or item})
         return stored | rest
 
@@ -553,7 +552,7 @@ class Measured:
 
 
 def _whole(result: Comparison) -> dict[str, Any]:
-    values = {item.name: to_json(getattr(result, item.name)) for item in fields(Comparison) if item.name != "histogram"}
+    values = {name: to_json(getattr(result, name)) for name in names_of(Comparison) if name != "histogram"}
     values = {name: value for name, value in values.items() if name not in WHERE_KNOWN or value}
     return values | {"histogram": " ".join(f"{number}:{count}" for number, count in result.histogram)}
 
