@@ -34,7 +34,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.schema:
         return _print_schema(arguments.schema)
     if arguments.json is None:
-        raise ValueError("name a report to render, such as reports/precision.json, or give --schema")
+        before = " before --history" if arguments.history else ""
+        raise ValueError(f"name a report to render, such as reports/precision.json,{before} or give --schema")
     text = rerender(arguments.json, lang=arguments.lang, output=arguments.output, history=arguments.history)
     if text is not None:
         print(text)
