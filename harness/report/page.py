@@ -196,8 +196,8 @@ def _failures(failed: Sequence[Row], words: Mapping[str, str], folder: Path | No
         if row.located is not None and row.located.picture and pictured:
             blocks.append(Picture(text=words["depth"], path=row.located.picture))
         parts += _blocks(blocks, folder)
-        shown = row.comparisons.get(row.output or "")
-        drawn = histogram_picture(shown.histogram) if shown is not None and pictured else ""
+        shown = row.comparisons.get(row.output or "") if pictured else None
+        drawn = "" if shown is None else histogram_picture(shown.histogram)
         parts += [_image(drawn.encode(), words["histogram"])] if drawn else []
         parts.append("</section>")
     return parts

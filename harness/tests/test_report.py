@@ -19,11 +19,12 @@ from harness.judging.verdict import NOTHING, Evidence, error, skipped
 from harness.locate.finding import COMES_AND_GOES, INSIDE, LOOK
 from harness.numerics.expected_error import Rules
 from harness.report import Row, build, load, render, rerender, row, upgrade_text, write
+from harness.report import rows as rows_module
 from harness.report.chinese import chinese
 from harness.report.content import NOT_RUN
 from harness.report.document import Bullets, Table, Text, to_markdown
 from harness.report.journal import DIED
-from harness.report.page import BLOCK
+from harness.report.page import BLOCK, PICTURED
 from harness.report.rows import Excuse, Located
 from harness.run.notes import UNMOVED
 from harness.run.validation import DRAWN_THERE
@@ -386,6 +387,14 @@ def test_what_a_gate_says_of_thousands_of_rows_fits_in_the_summary_of_a_step():
     text = upgrade_text(result, title="gate", every=True)
     assert result.counts() == {"NEW FAILURE": 20_000} and "20000 NEW FAILURE" in text
     assert 10_000 < len(text.encode()) < STEP_SUMMARY
+
+
+def test_a_page_reads_what_was_measured_for_its_pictures_alone(tmp_path, monkeypatch):
+    write(report(*(replace(row_of(verdict(5.0)), seed=seed) for seed in range(PICTURED + 5))), tmp_path)
+    stored, read = load(tmp_path), []
+    read_one = rows_module._MEASURED
+    monkeypatch.setattr(rows_module, "_MEASURED", lambda value: read.append(value) or read_one(value))
+    assert render(stored, html=True).count("data:image/svg") == PICTURED == len(read)
 
 
 def test_rows_are_laid_out_by_hundreds_in_columns_of_given_widths():
