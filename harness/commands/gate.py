@@ -35,6 +35,13 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from harness.report import without_collector
+
+    with without_collector():
+        return _gate(arguments)
+
+
+def _gate(arguments: argparse.Namespace) -> int:
     import json
 
     from harness.report import jsonable, load, stacks_title, upgrade_text, write_text

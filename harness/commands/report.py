@@ -15,6 +15,15 @@ def _add(parser: argparse.ArgumentParser) -> None:
         choices=("report", "baseline"),
         help="print the JSON schema of a report, or of a baseline, in place of a report",
     )
+    parser.add_argument(
+        "--history",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="other reports of the same device, or their folders: the HTML shows the errors of each case over all of "
+        "them as small charts",
+    )
     parser.add_argument("--lang", choices=("en", "zh"), default="en")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output; .html gives HTML")
 
@@ -25,8 +34,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.schema:
         return _print_schema(arguments.schema)
     if arguments.json is None:
-        raise ValueError("name a report to render, such as reports/precision.json, or give --schema")
-    text = rerender(arguments.json, lang=arguments.lang, output=arguments.output)
+        before = " before --history" if arguments.history else ""
+        raise ValueError(f"name a report to render, such as reports/precision.json,{before} or give --schema")
+    text = rerender(arguments.json, lang=arguments.lang, output=arguments.output, history=arguments.history)
     if text is not None:
         print(text)
     return 0

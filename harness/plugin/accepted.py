@@ -58,7 +58,7 @@ class Accepted:
         from harness.upgrade import baseline
         from harness.upgrade import known_failures as known
 
-        device = baseline.case_key(**environment) if environment["stack"] else ""
+        device = baseline.device_key(**environment) if environment["stack"] else ""
         return known.entry_for(self.known, case.name, case.dtype, seed, device) is not None
 
     def settle(self, case, seed: int | None, verdict):
@@ -72,7 +72,7 @@ class Accepted:
 
         if verdict.skips:  # it neither fails as known nor passes
             return verdict, None
-        device = baseline.case_key(**self._run.environment)
+        device = baseline.device_key(**self._run.environment)
         entry = known.entry_for(self.known, case.name, case.dtype, seed, device)
         required = any(reason.criterion == REQUIRED for reason in verdict.failures)
         if entry is None or verdict.regressions or required:  # worse than what was accepted is no known failure
@@ -122,7 +122,7 @@ class Accepted:
         from harness.upgrade import baseline
 
         cases = {(row.case, row.dtype) for row in self._run.all_rows()}
-        device = baseline.case_key(**self._run.environment)
+        device = baseline.device_key(**self._run.environment)
         result = baseline.without_a_case(self.baselines, cases, device, whole=whole)
         self._run.terminal.notes += [(text, bad) for text in result]
         return not (result and bad)
@@ -277,9 +277,9 @@ class Accepted:
         """Say of each row that did not pass, and of which an entry of the known failures names the case, why the entry
         does not excuse it.
         """
-        from harness.upgrade.baseline import case_key
+        from harness.report import device_key
 
-        device = case_key(**self._run.environment) if self._run.environment["stack"] else ""
+        device = device_key(**self._run.environment) if self._run.environment["stack"] else ""
         for row in self._run.all_rows():
             entries = [item for item in self.known if row.is_bad and item.case == row.case]
             speaking = [item for item in entries if item.covers(row.case, row.dtype, row.seed, device)]
@@ -291,11 +291,11 @@ class Accepted:
 
     def say_stale(self) -> None:
         """Name the known failures that no row of this run is."""
-        from harness.upgrade.baseline import case_key
+        from harness.report import device_key
 
         if not self.selects_all():
             return  # the rows that they speak of were perhaps not selected
-        rows, device = self._run.all_rows(), case_key(**self._run.environment)
+        rows, device = self._run.all_rows(), device_key(**self._run.environment)
         stale = [
             item for item in self.known if not any(item.covers(row.case, row.dtype, row.seed, device) for row in rows)
         ]

@@ -5,7 +5,7 @@ write(report, Path("reports"), lang="en")        # precision.json and precision.
 rerender(Path("reports/precision.json"), lang="zh", output=Path("report.html"))
 """
 
-from harness.report.content import SCHEMA, Report, Timed, build, json_schema, stack_of_report
+from harness.report.content import SCHEMA, Report, Timed, build, device_key, json_schema, stack_of_report
 from harness.report.files import (
     JSON_NAME,
     MARKDOWN_NAME,
@@ -18,6 +18,7 @@ from harness.report.files import (
     retire,
     safe_of,
     stem_of,
+    without_collector,
     write,
     write_pairs,
     write_text,
@@ -36,6 +37,7 @@ __all__ = [
     "Timed",
     "Writer",
     "build",
+    "device_key",
     "json_schema",
     "jsonable",
     "load",
@@ -52,6 +54,7 @@ __all__ = [
     "stem_of",
     "upgrade_text",
     "verdicts_text",
+    "without_collector",
     "write",
     "write_pairs",
     "write_text",

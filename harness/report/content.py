@@ -113,6 +113,13 @@ def _is_lost(row: Row) -> bool:
     return row.status is Status.ERROR and lost
 
 
+def device_key(stack: Mapping[str, Any], backend: str | None) -> str:
+    """The kind of device that numbers were measured on, on which alone they are compared with others: "Ascend910B4
+    (emulated)".
+    """
+    return f"{stack.get('device')} ({backend})"
+
+
 def now() -> str:
     """The time as reports hold it: UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -167,14 +174,16 @@ _KINDS = {
     "shard": str | None,
     "outcome": str | None,
     "idle_faults": tuple[str, ...],
+    "rows_sha256": str | None,
 }
+_LATER = ("outcome", "shard", "idle_faults", "rows_sha256")  # which not every report holds
 READERS = [(name, reader_of(kind)) for name, kind in _KINDS.items() if name not in ("stack", "rows")]
 READERS += [("stack", stack_of_report), ("rows", reader_of(tuple[Any, ...]))]
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a report."""
-    schema = object_schema(_KINDS, [name for name in _KINDS if name not in ("outcome", "shard", "idle_faults")])
+    schema = object_schema(_KINDS, [name for name in _KINDS if name not in _LATER])
     schema["properties"] = {"schema": {"const": SCHEMA}} | schema["properties"]
     title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA}
     return title | schema

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
+import itertools
 import json
 import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
 from harness.report import journal as journals
+from harness.report import layout
 from harness.report.content import READERS, SCHEMA, Report, build
 from harness.report.document import to_short_markdown
+from harness.report.history import Snapshot, in_order
 from harness.report.page import page
 from harness.report.rejudge import NamedVerdict
 from harness.report.rows import Row, row
 from harness.report.text import document
 from harness.report.words import LANGUAGES
-from harness.typed_json import Mismatch, named, read_fields, read_json
+from harness.typed_json import Mismatch, named, parse_json, read_fields
 
 PAIRS = "precision-pairs/1"
-_DERIVED = ("headline", "outcome", "rows")  # of a stored report: what its rows say
+_DERIVED = ("headline", "outcome", "rows", layout.DIGEST)  # of a stored report: what its rows say
 JSON_NAME = "precision.json"
 MARKDOWN_NAME = "precision.md"
 PREVIOUS = {name: name.replace(".", "-previous.") for name in (JSON_NAME, MARKDOWN_NAME)}  # of the run before
@@ -85,13 +91,11 @@ class Writer:
         self._due[name] = ended + (self.TURN * took if took > self.AT_ONCE else 0.0)
 
     def _json(self, report: Report) -> str:
-        head = json.dumps(report.head(), indent=1, ensure_ascii=False, allow_nan=False)
-        rows = ",\n".join(map(self._line, report.rows))
-        return f'{head.removesuffix("}").rstrip()},\n "rows": [\n{rows}\n ]\n}}\n'
+        return layout.text_of(report.head(), map(self._line, report.rows))
 
     def _line(self, row: Row) -> str:
         if id(row) not in self._lines:
-            self._lines[id(row)] = row, json.dumps(row.to_dict(), ensure_ascii=False, allow_nan=False)
+            self._lines[id(row)] = row, layout.line_of(row)
         return self._lines[id(row)][1]
 
 
@@ -141,6 +145,20 @@ def write_pairs(pairs: Sequence[NamedVerdict], path: Path) -> None:
     )
 
 
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Within it nothing looks for cyclic garbage. Reading a large report makes millions of values of which none is
+    garbage, and looking through them again and again would take as long as all the rest.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def load(path: Path) -> Report:
     """Read a stored report, also one of an older version; of a folder, the report in it.
 
@@ -152,9 +170,10 @@ def load(path: Path) -> Report:
     path = path / JSON_NAME if path.is_dir() else path
     journal = path.with_name(journals.NAME)
     try:
-        if path.name == JSON_NAME and journal.is_file():
-            return journals.read_journal(journal)
-        stored = read_json(path)
+        with without_collector():
+            if path.name == JSON_NAME and journal.is_file():
+                return journals.read_journal(journal)
+            return _report_of(path, path.read_bytes())
     except FileNotFoundError:
         raise HarnessError(f"no report at {path}; `pytest -k precision` writes reports/{JSON_NAME}") from None
     except OSError as error:
@@ -165,6 +184,12 @@ def load(path: Path) -> Report:
         raise HarnessError(
             f"{path} is not a report: it is not JSON ({error}); `pytest -k precision` writes one"
         ) from None
+
+
+def _report_of(path: Path, data: bytes) -> Report:
+    """The report that a file holds. Raises: ValueError where it is not JSON in UTF-8; HarnessError."""
+    known = layout.unchanged(data)
+    stored = parse_json(data.decode("utf-8")) if known is None else known.head | {"rows": known.rows}
     result = stored.get("schema") if isinstance(stored, dict) else None
     if result != SCHEMA:
         raise HarnessError(
@@ -178,18 +203,29 @@ def load(path: Path) -> Report:
         read = read_fields(stored, READERS, set())
     except Mismatch as error:
         raise HarnessError(f"{path}: {error}; write it again with `pytest -k precision`") from None
-    rows = tuple(Row.from_dict(item, f"{path}: row {number}") for number, item in enumerate(stored["rows"], 1))
+    measured = itertools.repeat(None) if known is None else (partial(layout.value_of, line) for line in known.measured)
+    rows = tuple(
+        Row.from_dict(item, f"{path}: row {number}", measured=later)
+        for number, (item, later) in enumerate(zip(stored["rows"], measured), 1)
+    )
     return Report(rows=rows, **{name: value for name, value in read.items() if name not in _DERIVED})
 
 
-def render(report: Report, *, lang: str = "en", html: bool = False, folder: Path | None = None) -> str:
+def render(
+    report: Report,
+    *,
+    lang: str = "en",
+    html: bool = False,
+    folder: Path | None = None,
+    history: Sequence[Snapshot] = (),
+) -> str:
     """The report as markdown, which is never longer than a comment on GitHub may be, or as one HTML page, which then
-    holds the pictures in `folder`.
+    holds the pictures in `folder` and charts of its `history`.
     """
     if lang not in LANGUAGES:
         raise ValueError(f"no report language is called {lang!r}; there are {', '.join(LANGUAGES)}")
     if html:
-        return page(report, lang, folder)
+        return page(report, lang, folder, history)
     return to_short_markdown(document(report, lang), left_out=LANGUAGES[lang]["left_out"])
 
 
@@ -198,11 +234,31 @@ def performance_text(rows: Sequence[Mapping[str, Any]], *, backend: str, stack: 
     return render(build([], stack=stack, backend=backend, performance=rows)).rstrip("\n")
 
 
-def rerender(path: Path, *, lang: str = "en", output: Path | None = None) -> str | None:
-    """Render a stored report again: returns markdown, or writes `output`, as HTML where its name ends in .html."""
+def rerender(path: Path, *, lang: str = "en", output: Path | None = None, history: Sequence[Path] = ()) -> str | None:
+    """Render a stored report again: returns markdown, or writes `output`, as HTML where its name ends in .html.
+
+    `history`: other reports of the device, in any order, with whose errors those of this one are charted in the HTML;
+    the report itself may be among them.
+
+    Raises: ValueError for a history without HTML; HarnessError as `load`, or where a report of the history was
+    measured on another device or backend.
+    """
     html = output is not None and output.suffix.lower() in (".html", ".htm")
-    text = render(load(path), lang=lang, html=html, folder=path if path.is_dir() else path.parent)
+    if history and not html:
+        raise ValueError("--history draws charts, which markdown cannot hold; add --output report.html")
+    with without_collector():
+        report = load(path)
+        older = {str(item): Snapshot.of(load(item)) for item in history if not _same_file(item, path)}
+        snapshots = in_order(Snapshot.of(report), older) if history else []
+        folder = path if path.is_dir() else path.parent
+        text = render(report, lang=lang, html=html, folder=folder, history=snapshots)
     if output is None:
         return text.rstrip("\n")
     write_text(output, text)
     return None
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    """Whether two paths name one report, each by its file or its folder."""
+    first, second = (item / JSON_NAME if item.is_dir() else item for item in (path, other))
+    return first.resolve() == second.resolve()

@@ -11,7 +11,7 @@ import datetime
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -24,7 +24,19 @@ from harness.judging.status import Mark, Status, leads_to, status_of
 from harness.judging.tolerance import LIMITS
 from harness.judging.verdict import Decisions, Evidence, SwitchCost, Verdict  # fmt: skip
 from harness.measure import Comparison, Cosine, Count, Share, Size
-from harness.typed_json import Mismatch, fields_of, named, object_schema, read_fields, reader_of, shown, to_json
+from harness.typed_json import (
+    Fields,
+    Mismatch,
+    fields_of,
+    named,
+    names_of,
+    object_schema,
+    parse_json,
+    read_fields,
+    reader_of,
+    shown,
+    to_json,
+)
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}  # of |actual - expected|
 UNKNOWN_CRITERION = "unrecorded"  # the criterion of a reason in a file of before criteria were kept
@@ -298,9 +310,7 @@ class Row(Numbers, Ratios, Proof):
     def to_dict(self) -> dict[str, Any]:
         """As a file holds it: flat, JSON-able, every number at full precision."""
         values = {
-            item.name: to_json(getattr(self, item.name))
-            for item in fields(self)
-            if item.name not in ("comparisons", "references")
+            name: to_json(getattr(self, name)) for name in names_of(Row) if name not in ("comparisons", "references")
         }
         values |= {
             "status": self.status.value,
@@ -315,7 +325,7 @@ class Row(Numbers, Ratios, Proof):
         if references is None:
             return stored
         stored |= {name: _whole(each) for name in SIDES if (each := getattr(references, name)) is not None}
-        beside = {item.name: getattr(references, item.name) for item in fields(References) if item.name not in SIDES}
+        beside = {name: getattr(references, name) for name in names_of(References) if name not in SIDES}
         rest: dict[str, Any] = to_json({name: item for name, item in beside.items() if name not in LATER or item})
         return stored | rest
 
@@ -328,30 +338,31 @@ class Row(Numbers, Ratios, Proof):
         return decided
 
     @classmethod
-    def from_dict(cls, stored: Any, where: str = "") -> Row:
-        """The row that a file holds; `where` names the file and the row's place in it.
+    def from_dict(cls, stored: Any, where: str = "", *, measured: Callable[[], str] | None = None) -> Row:
+        """The row that a file holds; `where` names the file and the row's place in it. `measured`: gives the JSON text
+        of that value, where it is to be read when `comparisons` or `references` are first used.
 
         Raises: HarnessError, in one sentence, for a value of another type or outside its bounds, a status or a mark
-        that is not known, or a status that the reasons do not lead to.
+        that is not known, or a status that the reasons do not lead to; of that text at its first use.
         """
+        test = stored.get("test") if isinstance(stored, dict) else None
+        later = None if measured is None else _Unread(measured, where=where, test=test)
         try:
-            row = cls.from_json(stored)
+            row = cls.from_json(stored, later)
             if Mark.KNOWN in row.marks and (row.known is None or row.status.is_fine):
                 raise Mismatch(f"the mark {Mark.KNOWN}", "a row that fails, with its entry in `known`,").within("marks")
             return row
         except Mismatch as error:
-            raise HarnessError(
-                f"{where or 'a row'}{_called(stored)}: {error}; write the file again with `pytest -k precision`"
-            ) from None
+            raise _refused(where, test, error) from None
 
     @classmethod
-    def from_json(cls, stored: Any) -> Row:
+    def from_json(cls, stored: Any, later: _Unread | None = None) -> Row:
         """As `from_dict`. Raises: Mismatch."""
-        result = read_fields(stored, _READERS, NEEDED)
+        result = READ(stored)
         status = result.pop("status")
         measured = result.pop("measured", {})
-        comparisons = {name: item.comparison for name, item in measured.items()}
-        references = {name: item.references for name, item in measured.items() if item.references is not None}
+        comparisons = _part_of(measured, "comparison") if later is None else _UnreadPart(later, "comparison")
+        references = _part_of(measured, "references") if later is None else _UnreadPart(later, "references")
         result |= _reasons(result, status)
         row = cls(**result, comparisons=comparisons, references=references)
         if row.status is not status:
@@ -545,7 +556,7 @@ class Measured:
 
 
 def _whole(result: Comparison) -> dict[str, Any]:
-    values = {item.name: to_json(getattr(result, item.name)) for item in fields(Comparison) if item.name != "histogram"}
+    values = {name: to_json(getattr(result, name)) for name in names_of(Comparison) if name != "histogram"}
     values = {name: value for name, value in values.items() if name not in WHERE_KNOWN or value}
     return values | {"histogram": " ".join(f"{number}:{count}" for number, count in result.histogram)}
 
@@ -560,7 +571,7 @@ _NOT_MEASURED = {
 
 
 def _comparison(stored: Any) -> Comparison:
-    return Comparison(**_NOT_MEASURED | read_fields(stored, _WHOLE_READERS, WHOLE))
+    return Comparison(**_NOT_MEASURED | _READ_WHOLE(stored))
 
 
 def _histogram(text: Any) -> tuple[tuple[int, int], ...]:
@@ -612,20 +623,26 @@ def _decisions(value: Any) -> Decisions | None:
     )
 
 
+_MEASURED = reader_of(Mapping[str, Measured])
 _KINDS = {name: kind for name, kind in fields_of(Row).items() if name not in ("comparisons", "references")}
 _OWN = {
     "limits": _limits,
     "preset": _preset,
     "decisions": _decisions,
     "baseline": _change,
-    "measured": reader_of(Mapping[str, Measured]),
+    "measured": _MEASURED,
 }
-_READERS = [
-    (name, _OWN.get(name) or reader_of(kind)) for name, kind in (_KINDS | {"status": Status, "measured": None}).items()
-]
-_WHOLE_READERS = [
-    (name, _histogram if name == "histogram" else reader_of(kind)) for name, kind in fields_of(Comparison).items()
-]
+READ = Fields(
+    (
+        (name, _OWN.get(name) or reader_of(kind))
+        for name, kind in (_KINDS | {"status": Status, "measured": None}).items()
+    ),
+    NEEDED,
+)
+_READ_WHOLE = Fields(
+    ((name, _histogram if name == "histogram" else reader_of(kind)) for name, kind in fields_of(Comparison).items()),
+    WHOLE,
+)
 _BESIDE = [(name, reader_of(kind)) for name, kind in fields_of(References).items() if name not in SIDES]
 
 
@@ -646,10 +663,61 @@ def _reasons(result: Mapping[str, Any], status: Status) -> dict[str, tuple[str, 
     return {"reasons": reasons, "criteria": criteria}
 
 
-def _called(stored: Any) -> str:
-    """The name of a stored row, as far as it has one."""
-    test = stored.get("test") if isinstance(stored, dict) else None
-    return f" ({named(test)})" if isinstance(test, str) and test else ""
+def _refused(where: str, test: Any, error: Exception) -> HarnessError:
+    """That a stored row cannot be read, in one sentence; `test` names it, where it is a name."""
+    called = f" ({named(test)})" if isinstance(test, str) and test else ""
+    return HarnessError(f"{where or 'a row'}{called}: {error}; write the file again with `pytest -k precision`")
+
+
+def _part_of(measured: Mapping[str, Measured], part: str) -> dict[str, Any]:
+    """The comparisons or the references of the outputs that have them, by name."""
+    there = {name: getattr(item, part) for name, item in measured.items()}
+    return {name: item for name, item in there.items() if item is not None}
+
+
+class _Unread:
+    """The JSON text of what was measured of a row's outputs, which is read when it is first used."""
+
+    def __init__(self, text: Callable[[], str], *, where: str, test: Any):
+        self.text, self._where, self._test = text, where, test
+
+    @functools.cached_property
+    def outputs(self) -> Mapping[str, Measured]:
+        """By name of the output. Raises: HarnessError."""
+        try:
+            measured: Mapping[str, Measured] = _MEASURED(parse_json(self.text()))
+        except Mismatch as error:
+            raise _refused(self._where, self._test, error.within("measured")) from None
+        except ValueError as error:
+            raise _refused(self._where, self._test, error) from None
+        return measured
+
+
+class _UnreadPart(Mapping[str, Any]):
+    """The comparisons or the references of the outputs, by name."""
+
+    def __init__(self, unread: _Unread, part: str):
+        self._unread, self._part = unread, part
+
+    @functools.cached_property
+    def _values(self) -> dict[str, Any]:
+        return _part_of(self._unread.outputs, self._part)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, _UnreadPart) and self._part == other._part and self._unread.text() == other._unread.text():
+            return True
+        return super().__eq__(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 jsonable = to_json

@@ -139,6 +139,15 @@ EN = {
         "evidence about a card."
     ),
     "created": "created",
+    "history": "History",
+    "history_intro": (
+        "rel_l2 and cos_distance of each case in each report: the largest over its rows, on a logarithmic axis of each "
+        "chart's own. Reports stand in the order in which they were made; a point in the colour of failures is of rows "
+        "that fail there, a gap of rows that did not run, a vertical line where versions changed. The cases that fail "
+        "come first, then those whose error changed most."
+    ),
+    "history_some": "{shown} of {total} are shown.",
+    "newest": "newest",
 }
 
 ZH = {
@@ -250,6 +259,14 @@ ZH = {
     "nothing": "没有进行任何比较。",
     "emulated_again": "以上在模拟设备上测得：请在昇腾机器上运行 pytest -k precision --device npu 以得到硬件上的证据。",
     "created": "生成时间",
+    "history": "历史",
+    "history_intro": (
+        "每个用例在各份报告中的 rel_l2 与 cos_distance：取各行中的最大值，每张图各用自己的对数坐标。"
+        "报告按生成时间排列；失败颜色的点表示该次有行未通过，断开处表示该次没有运行，竖线处版本有变化。"
+        "未通过的用例在前，其后按误差变化由大到小排列。"
+    ),
+    "history_some": "共 {total} 个用例，显示其中 {shown} 个。",
+    "newest": "最新",
 }
 
 LANGUAGES = {"en": EN, "zh": ZH}

@@ -88,6 +88,13 @@ def mutated(text: str, count: int, seed: int = 0) -> Iterator[str]:
         yield json.dumps(changed)
 
 
+def damaged(text: str, count: int, seed: int = 0) -> Iterator[str]:
+    """`count` texts that differ from `text` in their characters, and else are laid out as it is."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        yield _by_characters(text, draw)
+
+
 def _by_values(document: Any, draw: random.Random) -> None:
     """Change one value, name or item somewhere in a document, in place."""
     holder = document

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from harness.errors import HarnessError
-from harness.report import Row
+from harness.report import Row, device_key
 from harness.report.rows import Numbers
 from harness.upgrade import baseline
 
@@ -94,7 +94,7 @@ def test_emulated_numbers_never_meet_a_card_nor_another_model():
     stored = baseline.accepted(stored, [row(error=2e-4)], stack=STACK, backend="npu", when="2026-01-02")
     assert sorted(stored.entries) == ["Ascend910B4 (emulated)", "Ascend910B4 (npu)"]
     assert stored.entries["Ascend910B4 (emulated)"].rows["42"].rel_l2 == 1e-4
-    assert baseline.case_key(STACK | {"device": "Ascend910B2"}, "npu") not in stored.entries
+    assert device_key(STACK | {"device": "Ascend910B2"}, "npu") not in stored.entries
 
 
 def test_a_file_comes_back_as_it_was_and_a_damaged_or_newer_one_is_refused(tmp_path):

@@ -18,14 +18,17 @@ from harness.judging.status import Mark
 from harness.judging.verdict import NOTHING, Evidence, error, skipped
 from harness.locate.finding import COMES_AND_GOES, INSIDE, LOOK
 from harness.numerics.expected_error import Rules
-from harness.report import Row, build, load, render, rerender, row, write
+from harness.report import Row, build, load, render, rerender, row, upgrade_text, write
+from harness.report import rows as rows_module
 from harness.report.chinese import chinese
 from harness.report.content import NOT_RUN
 from harness.report.document import Bullets, Table, Text, to_markdown
 from harness.report.journal import DIED
+from harness.report.page import BLOCK, PICTURED
 from harness.report.rows import Excuse, Located
 from harness.run.notes import UNMOVED
 from harness.run.validation import DRAWN_THERE
+from harness.upgrade.transitions import compare_reports
 
 STACK = {
     "device": "Ascend910B4",
@@ -369,8 +372,41 @@ def test_no_report_is_longer_than_a_comment_may_be(kind, count):
     began = time.perf_counter()
     text = render(report(*rows))
     assert len(text) < 65_536 and time.perf_counter() - began < 20
+    assert len(render(report(*rows), lang="zh").encode()) < STEP_SUMMARY
     assert text.splitlines()[2].startswith(f"# Accuracy report: {count} FAIL")
     assert count == 1 or "more" in text
+
+
+STEP_SUMMARY = 1 << 20  # bytes of the summary of a step that GitHub takes, all that the step writes there together
+
+
+def test_what_a_gate_says_of_thousands_of_rows_fits_in_the_summary_of_a_step():
+    good, bad = row_of(verdict(), case="模型" * 40), row_of(verdict(5.0), case="模型" * 40)
+    before, after = (report(*(replace(one, seed=seed) for seed in range(20_000))) for one in (good, bad))
+    result = compare_reports(before, after)
+    text = upgrade_text(result, title="gate", every=True)
+    assert result.counts() == {"NEW FAILURE": 20_000} and "20000 NEW FAILURE" in text
+    assert 10_000 < len(text.encode()) < STEP_SUMMARY
+
+
+def test_a_page_reads_what_was_measured_for_its_pictures_alone(tmp_path, monkeypatch):
+    write(report(*(replace(row_of(verdict(5.0)), seed=seed) for seed in range(PICTURED + 5))), tmp_path)
+    stored, read = load(tmp_path), []
+    read_one = rows_module._MEASURED
+    monkeypatch.setattr(rows_module, "_MEASURED", lambda value: read.append(value) or read_one(value))
+    assert render(stored, html=True).count("data:image/svg") == PICTURED == len(read)
+
+
+def test_rows_are_laid_out_by_hundreds_in_columns_of_given_widths():
+    rows = [replace(row_of(verdict(5.0 * (seed == 7))), seed=seed) for seed in range(2 * BLOCK + 1)]
+    for lang in ("en", "zh"):
+        page = render(report(*rows), html=True, lang=lang)
+        bodies = re.findall(r"<tbody>(.*?)</tbody>", page, re.S)
+        assert [body.count("<tr data-status") for body in bodies[:3]] == [BLOCK, BLOCK, 1]
+        columns = re.search(r"grid-template-columns: (.*?) }", page)[1].split()
+        assert {len(re.findall("<td", line)) for line in bodies[0].strip().splitlines()} == {len(columns)}
+        assert len(re.findall("<th[ >]", page.partition("<tbody>")[0])) == len(columns)
+        assert float(columns[1].removesuffix("ch")) >= 0.9 * len("x-large")
 
 
 def test_a_page_of_thousands_of_rows_is_made_in_seconds(tmp_path):

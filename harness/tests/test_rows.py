@@ -2,7 +2,12 @@
 one sentence.
 """
 
+import contextlib
+import hashlib
+import itertools
 import json
+import re
+from collections import Counter
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
@@ -16,11 +21,23 @@ from harness.judging.criteria import FLOORED
 from harness.judging.status import Mark, Status, leads_to, status_of
 from harness.judging.verdict import Evidence, error, skipped
 from harness.measure import Comparison
-from harness.report import Report, Row, json_schema, load, rejudged_rows, render, upgrade_text, verdicts_text
+from harness.report import (
+    Report,
+    Row,
+    json_schema,
+    layout,
+    load,
+    rejudged_rows,
+    render,
+    upgrade_text,
+    verdicts_text,
+    write,
+)
+from harness.report import rows as rows_module
 from harness.report.plot import _series
 from harness.report.rows import NUMBERS, RATIOS, Change, Numbers, Proof
-from harness.tests.mutations import mutated
-from harness.typed_json import fields_of, parse_json
+from harness.tests.mutations import damaged, mutated
+from harness.typed_json import Mismatch, fields_of, parse_json, read_fields
 from harness.upgrade import baseline
 from harness.upgrade.ratchet import loose
 from harness.upgrade.transitions import compare_reports
@@ -244,6 +261,86 @@ def test_half_of_a_character_is_written_as_its_escape(tmp_path):
     assert parse_json('{"a\\udcff": ["\\ud83d\\ude00", "\\ud83d"]}') == {"a\\udcff": ["😀", "\\ud83d"]}
 
 
+# -------- a file that is as it was written
+
+
+def written(tmp_path, *rows):
+    """The file of a report whose rows have numbers to read; and those rows, read from the sample."""
+    report = load(NEWEST)
+    rows = rows or tuple(row for row in report.rows if row.comparisons)
+    return write(replace(report, rows=rows), tmp_path)[0], rows
+
+
+def test_a_file_as_it_was_written_is_read_without_what_was_measured(tmp_path, monkeypatch):
+    path, rows = written(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(rows_module, "_MEASURED", lambda value: pytest.fail("it was read at once"))
+        report = load(path)
+        assert [row.rel_l2 for row in report.rows] == [row.rel_l2 for row in rows]
+        assert compare_reports(report, load(path)).passed
+    assert len(rows) > 3 and any(row.references for row in rows)
+    for row, again in zip(rows, report.rows, strict=True):
+        assert again.comparisons == row.comparisons and again.references == row.references
+        assert dict(again.comparisons) == dict(row.comparisons) and again.to_dict() == row.to_dict()
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert stored["rows"] == [json.loads(json.dumps(row.to_dict())) for row in rows]
+
+
+def test_a_file_without_rows_is_as_it_was_written(tmp_path):
+    path, _ = write(replace(load(NEWEST), rows=()), tmp_path)
+    assert layout.unchanged(path.read_bytes()).rows == [] and load(path).rows == ()
+
+
+DAMAGE = {
+    "a number": ('"nan_actual": 0', '"nan_actual": -1', "where zero or more was expected"),
+    "a word": ('"expected_dtype": "float32"', '"expected_dtype": 3', "expected_dtype: 3 where text was expected"),
+    "a name twice": ('"comparison": {', '"comparison": {"shape": [], ', "holds 'shape' twice"),
+    "the end": (" ]\n}\n", "", "it is not JSON"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_file_that_was_changed_is_read_and_checked_whole(tmp_path, damage):
+    """With its old digest at once, with a digest that was made to fit when what is wrong is used; in the same words."""
+    before, after, words = DAMAGE[damage]
+    path, _ = written(tmp_path)
+    text = path.read_text(encoding="utf-8")
+    changed = after.join(text.rsplit(before, 1))
+    assert changed != text
+    path.write_text(changed, encoding="utf-8")
+    with pytest.raises(HarnessError, match=words) as at_once:
+        load(path)
+    rows = changed[changed.index(' "rows": [\n') + 11 : -5]
+    path.write_text(re.sub(r'(?<="rows_sha256": ")\w+', hashlib.sha256(rows.encode()).hexdigest(), changed))
+    with pytest.raises(HarnessError, match=words) as later:
+        rejudged_rows(load(path), None)
+    if damage not in ("a name twice", "the end"):
+        assert str(later.value) == str(at_once.value)
+
+
+def test_many_fields_are_read_as_one_by_one():
+    """`Fields` against `read_fields`, whose plain loop says what is right."""
+    quick, results = rows_module.READ, Counter()
+    stored = next(row for row in json.loads(NEWEST.read_text(encoding="utf-8"))["rows"] if row["status"] == "PASS")
+    del stored["measured"]
+    for text in mutated(json.dumps(stored), 4000):
+        with contextlib.suppress(ValueError):
+            changed = parse_json(text)
+            outcomes = [outcome_of(lambda: read_fields(changed, quick.readers.items(), quick.needed))]
+            outcomes += [outcome_of(lambda: quick(changed)) for _ in range(2)]
+            assert repr(outcomes[0]) == repr(outcomes[1]) == repr(outcomes[2])
+            results[type(outcomes[0])] += 1
+    assert results[str] > 500 and results[dict] > 500
+
+
+def outcome_of(read):
+    """What is read, or the words of the refusal."""
+    try:
+        return read()
+    except Mismatch as error:
+        return str(error)
+
+
 # -------- the schema
 
 
@@ -326,7 +423,9 @@ def show(report: Report, sound: Report) -> None:
 def test_a_damaged_report_is_read_or_refused_in_one_line(tmp_path):
     sound, path = small(), tmp_path / "precision.json"
     refused, read, tracebacks = 0, 0, []
-    for number, text in enumerate(mutated(json.dumps(sound.to_dict()), 5000)):
+    whole, _ = write(sound, tmp_path)
+    texts = itertools.chain(mutated(json.dumps(sound.to_dict()), 4500), damaged(whole.read_text(encoding="utf-8"), 500))
+    for number, text in enumerate(texts):
         path.write_text(text, encoding="utf-8")
         try:
             report = load(path)

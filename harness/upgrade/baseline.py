@@ -18,7 +18,7 @@ from harness.errors import HarnessError
 from harness.judging.criteria import AT_LEAST
 from harness.judging.references import MANY, ROUNDOFF, slack
 from harness.judging.status import CHANGES, Mark, Status
-from harness.report import safe_of, stem_of, write_text
+from harness.report import device_key, safe_of, stem_of, write_text
 from harness.report.rows import Change, Row
 from harness.typed_json import Mismatch, named, object_schema, read_fields, read_json, reader_of, shown, to_json
 
@@ -120,11 +120,6 @@ class Baseline:
             "dtype": self.dtype,
             "entries": {name: entry.to_dict() for name, entry in sorted(self.entries.items())},
         }
-
-
-def case_key(stack: Mapping[str, Any], backend: str | None) -> str:
-    """What an entry is kept under: "Ascend910B4 (emulated)"."""
-    return f"{stack.get('device')} ({backend})"
 
 
 def path_of(folder: Path, case: str, dtype: str | None) -> Path:
@@ -325,10 +320,10 @@ def accepted(
     rows = list(rows)
     entries = {} if stored is None else dict(stored.entries)
     named = {**(kept or {}), **{seed_of(row): row for row in rows}}
-    before = entries.get(case_key(stack, backend))
+    before = entries.get(device_key(stack, backend))
     order = [*([] if before is None else before.rows), *named]  # as the file has it, so that its diff is short
     ordered = {name: named[name] for name in order if name in named}
-    entries[case_key(stack, backend)] = Entry(accepted=when, stack=dict(stack), rows=ordered)
+    entries[device_key(stack, backend)] = Entry(accepted=when, stack=dict(stack), rows=ordered)
     return Baseline(case=rows[0].case, dtype=rows[0].dtype, entries=entries)
 
 
@@ -347,7 +342,7 @@ def stack_name(stack: Mapping[str, Any], backend: str | None) -> str:
 
 def entry_of(stored: Baseline | None, stack: Mapping[str, Any], backend: str | None) -> Entry | None:
     """What was accepted on a device, of a file; None where there is nothing."""
-    return None if stored is None else stored.entries.get(case_key(stack, backend))
+    return None if stored is None else stored.entries.get(device_key(stack, backend))
 
 
 def absent(entry: Entry | None, rows: Iterable[Row]) -> list[str]:

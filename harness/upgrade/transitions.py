@@ -13,7 +13,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.judging.status import Mark, Status
 from harness.judging.tolerance import NUMERIC
-from harness.report import Report, Row
+from harness.report import Report, Row, device_key
 from harness.report.rows import UNKNOWN_CRITERION, Change, by_key
 from harness.typed_json import shown
 from harness.upgrade import baseline
@@ -176,7 +176,7 @@ def compare_reports(before: Report, after: Report, *, subset: bool = False) -> U
     Raises: HarnessError where the reports were measured on other devices, an emulated one and a card say, or where two
     rows of a report have one name.
     """
-    keys = [baseline.case_key(item.stack, item.backend) for item in (before, after)]
+    keys = [device_key(item.stack, item.backend) for item in (before, after)]
     if keys[0] != keys[1]:
         raise HarnessError(
             f"the reports come from {shown(keys[0])} and {shown(keys[1])}; an upgrade is judged on one kind of device"
