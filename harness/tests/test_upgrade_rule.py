@@ -9,7 +9,7 @@ from harness.errors import HarnessError
 from harness.judging.status import Mark
 from harness.report import Report, Row
 from harness.report.rows import UNKNOWN_CRITERION, Excuse
-from harness.upgrade.transitions import BAD, EFFECTS, ORDER, Kind, compare_reports
+from harness.upgrade.transitions import BAD, EFFECTS, ORDER, TransitionKind, compare_reports
 
 STACK = {"device": "Ascend910B4", "environment": {}, "packages": {}}
 GRAVITY = (
@@ -70,9 +70,17 @@ def became(before, after):
 
 
 def test_kinds_have_an_order_and_the_first_four_are_bad():
-    assert tuple(item.value for item in ORDER) == GRAVITY == tuple(str(item) for item in Kind)
-    assert tuple(item.value for item in BAD) == GRAVITY[:4] == tuple(item.value for item in Kind if item.is_bad)
-    assert {item.value for item in Kind if item.is_compared} == {"REGRESSED", "DRIFT", "IMPROVED", "FIXED", "IDENTICAL"}
+    assert tuple(item.value for item in ORDER) == GRAVITY == tuple(str(item) for item in TransitionKind)
+    assert (
+        tuple(item.value for item in BAD) == GRAVITY[:4] == tuple(item.value for item in TransitionKind if item.is_bad)
+    )
+    assert {item.value for item in TransitionKind if item.is_compared} == {
+        "REGRESSED",
+        "DRIFT",
+        "IMPROVED",
+        "FIXED",
+        "IDENTICAL",
+    }
 
 
 KINDS = [  # before, after, what became of it, a part of what is said

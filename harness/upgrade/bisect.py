@@ -42,7 +42,7 @@ from harness.report.document import Table, Text, to_markdown
 from harness.report.format import MISSING
 from harness.upgrade.tables import only_known, read_toml
 from harness.upgrade.transitions import BAD as WORSE
-from harness.upgrade.transitions import Kind, Upgrade, compare_reports
+from harness.upgrade.transitions import TransitionKind, Upgrade, compare_reports
 
 GOOD, BAD, CANNOT, OTHER, UNTRIED = "good", "bad", "cannot run", "other device", "not needed"
 GRACE = 5.0  # seconds that a command is given to end by itself
@@ -371,7 +371,7 @@ def _measured(rows: Sequence[Row]) -> bool:
 def _changed(result: Upgrade, before: Report, after: Report) -> bool:
     """Whether anything is not as before, to the bit; of a row that fails on both sides the transition does not say."""
     old, new = ({(row.case, row.dtype, row.seed): row.actual_sha256 for row in item.rows} for item in (before, after))
-    unchanged = (Kind.IDENTICAL, Kind.STILL, Kind.KNOWN, Kind.SKIPPED)
+    unchanged = (TransitionKind.IDENTICAL, TransitionKind.STILL, TransitionKind.KNOWN, TransitionKind.SKIPPED)
     moved = any(old[name] != new[name] for name in old.keys() & new.keys())
     return moved or any(transition.kind not in unchanged for transition in result.transitions)
 

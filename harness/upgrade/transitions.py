@@ -19,7 +19,7 @@ from harness.typed_json import shown
 from harness.upgrade import baseline
 
 
-class Kind(str, Enum):
+class TransitionKind(str, Enum):
     """What became of a row, the gravest first; the order is that of a report."""
 
     BROKEN = "NEW FAILURE"  # it fails and did not, or fails in a way in which it did not
@@ -41,17 +41,33 @@ class Kind(str, Enum):
     @property
     def is_bad(self) -> bool:
         """Whether it fails the gate."""
-        return self in (Kind.BROKEN, Kind.REGRESSED, Kind.INCOMPARABLE, Kind.MISSING)
+        return self in (
+            TransitionKind.BROKEN,
+            TransitionKind.REGRESSED,
+            TransitionKind.INCOMPARABLE,
+            TransitionKind.MISSING,
+        )
 
     @property
     def is_compared(self) -> bool:
         """Whether its numbers were held against those of before."""
-        return self in (Kind.REGRESSED, Kind.DRIFT, Kind.IMPROVED, Kind.FIXED, Kind.IDENTICAL)
+        return self in (
+            TransitionKind.REGRESSED,
+            TransitionKind.DRIFT,
+            TransitionKind.IMPROVED,
+            TransitionKind.FIXED,
+            TransitionKind.IDENTICAL,
+        )
 
 
-BROKEN, MISSING, STILL, FIXED = Kind.BROKEN, Kind.MISSING, Kind.STILL, Kind.FIXED
-ORDER = tuple(Kind)
-BAD = tuple(item for item in Kind if item.is_bad)
+BROKEN, MISSING, STILL, FIXED = (
+    TransitionKind.BROKEN,
+    TransitionKind.MISSING,
+    TransitionKind.STILL,
+    TransitionKind.FIXED,
+)
+ORDER = tuple(TransitionKind)
+BAD = tuple(item for item in TransitionKind if item.is_bad)
 TABLES = ("environment", "packages")  # what of a stack is a table of its own
 _NOT_RECORDED = "not recorded"
 EFFECTS = {  # names of a stack whose value changes numbers by itself, and what they change
@@ -102,7 +118,7 @@ Rows = dict[tuple[str, str | None, int | None], Row]  # by `Row.key`
 class Transition:
     """One row, before and after."""
 
-    kind: Kind
+    kind: TransitionKind
     case: str
     dtype: str | None
     seed: int | None
@@ -312,54 +328,54 @@ def _transition(old: Row | None, new: Row | None, change: Change | None) -> Tran
     )
 
 
-def _kind(old: Row | None, new: Row | None, change: Change | None) -> tuple[Kind, str]:
+def _kind(old: Row | None, new: Row | None, change: Change | None) -> tuple[TransitionKind, str]:
     """What became of a row, and one sentence on it. `change` is that of its numbers, where it has some now."""
     if new is None:
         return (
-            Kind.MISSING,
+            TransitionKind.MISSING,
             "it ran before and is not there now; run it, take it out on purpose, or compare a subset with --subset",
         )
     if old is None:
         return _kind_of_new(new)
     if new.status is Status.SKIPPED:
         if old.status is Status.SKIPPED:
-            return Kind.SKIPPED, f"it was skipped on both sides: {_why(new)}"
-        return Kind.MISSING, f"{old.status} before, and its numbers are gone: it was skipped ({_why(new)})"
+            return TransitionKind.SKIPPED, f"it was skipped on both sides: {_why(new)}"
+        return TransitionKind.MISSING, f"{old.status} before, and its numbers are gone: it was skipped ({_why(new)})"
     if not new.status.is_fine:
         return _kind_of_failing(old, new, change)
     assert change is not None, "a row that passes has numbers"
     if not old.status.is_fine and change.kind is not Mark.REGRESSED and not _is_another(old, new):
-        return Kind.FIXED, f"{old.status} before: {_why(old)}"
+        return TransitionKind.FIXED, f"{old.status} before: {_why(old)}"
     if old.status is Status.SKIPPED:
-        return Kind.NEW, f"{new.status}, and it was skipped before"
-    return Kind(change.kind.value), change.text
+        return TransitionKind.NEW, f"{new.status}, and it was skipped before"
+    return TransitionKind(change.kind.value), change.text
 
 
-def _kind_of_new(new: Row) -> tuple[Kind, str]:
+def _kind_of_new(new: Row) -> tuple[TransitionKind, str]:
     """Of a row that was not there."""
     if new.status.is_fine:
-        return Kind.NEW, f"it is new, {new.status}"
+        return TransitionKind.NEW, f"it is new, {new.status}"
     if Mark.KNOWN in new.marks:
-        return Kind.KNOWN, f"it is new; {_known(new)}"
-    return Kind.BROKEN, f"it is new, and {new.status}: {_why(new)}"
+        return TransitionKind.KNOWN, f"it is new; {_known(new)}"
+    return TransitionKind.BROKEN, f"it is new, and {new.status}: {_why(new)}"
 
 
-def _kind_of_failing(old: Row, new: Row, change: Change | None) -> tuple[Kind, str]:
+def _kind_of_failing(old: Row, new: Row, change: Change | None) -> tuple[TransitionKind, str]:
     """Of a row that fails now and was there before."""
     if old.status.is_fine:
         if Mark.KNOWN in new.marks:
-            return Kind.KNOWN, _known(new)
-        return (Kind.REGRESSED if new.status is Status.REGRESSED else Kind.BROKEN), _why(new)
+            return TransitionKind.KNOWN, _known(new)
+        return (TransitionKind.REGRESSED if new.status is Status.REGRESSED else TransitionKind.BROKEN), _why(new)
     worse = _worse(old, new)
     if worse:
-        return Kind.BROKEN, f"{old.status} before, and {worse}: {_why(new)}"
+        return TransitionKind.BROKEN, f"{old.status} before, and {worse}: {_why(new)}"
     if change is not None and _is_another(old, new):
-        return Kind.INCOMPARABLE, f"{old.status} before and now, of something else: {change.text}"
+        return TransitionKind.INCOMPARABLE, f"{old.status} before and now, of something else: {change.text}"
     if change is not None and change.kind is Mark.REGRESSED:
-        return Kind.REGRESSED, f"{old.status} before, and worse now: {change.text}"
+        return TransitionKind.REGRESSED, f"{old.status} before, and worse now: {change.text}"
     if Mark.KNOWN in new.marks:
-        return Kind.KNOWN, _known(new)
-    return Kind.STILL, f"{old.status} before: {_why(new)}"
+        return TransitionKind.KNOWN, _known(new)
+    return TransitionKind.STILL, f"{old.status} before: {_why(new)}"
 
 
 def _worse(old: Row, new: Row) -> str:
