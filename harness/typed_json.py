@@ -187,7 +187,7 @@ def _record(kind: type) -> Callable[[Any], Any]:
     if from_json is not None:
         return from_json
     readers = [(name, reader_of(field)) for name, field in fields_of(kind).items()]
-    read_all = Fields(readers, {field.name for field in dataclasses.fields(kind) if _has_no_default(field)})
+    read_all = FieldReader(readers, {field.name for field in dataclasses.fields(kind) if _has_no_default(field)})
 
     def read(value: Any) -> Any:
         return kind(**read_all(value))
@@ -250,7 +250,7 @@ class _Plan:
         )
 
 
-class Fields:
+class FieldReader:
     """Reads the fields of objects as `read_fields` does, and faster where many objects are alike.
 
     Most values are numbers and text that are taken as they are, if their types are right: all types of an object are

@@ -21,7 +21,7 @@ from harness.report import journal as journals
 from harness.report import layout
 from harness.report.content import READERS, SCHEMA, Report, build
 from harness.report.document import to_short_markdown
-from harness.report.history import Snapshot, in_order
+from harness.report.history import Snapshot, by_date
 from harness.report.page import page
 from harness.report.rejudge import NamedVerdict
 from harness.report.rows import Row, row
@@ -91,11 +91,11 @@ class Writer:
         self._due[name] = ended + (self.TURN * took if took > self.AT_ONCE else 0.0)
 
     def _json(self, report: Report) -> str:
-        return layout.text_of(report.head(), map(self._line, report.rows))
+        return layout.file_text(report.head(), map(self._line, report.rows))
 
     def _line(self, row: Row) -> str:
         if id(row) not in self._lines:
-            self._lines[id(row)] = row, layout.line_of(row)
+            self._lines[id(row)] = row, layout.row_text(row)
         return self._lines[id(row)][1]
 
 
@@ -249,7 +249,7 @@ def rerender(path: Path, *, lang: str = "en", output: Path | None = None, histor
     with without_collector():
         report = load(path)
         older = {str(item): Snapshot.of(load(item)) for item in history if not _same_file(item, path)}
-        snapshots = in_order(Snapshot.of(report), older) if history else []
+        snapshots = by_date(Snapshot.of(report), older) if history else []
         folder = path if path.is_dir() else path.parent
         text = render(report, lang=lang, html=html, folder=folder, history=snapshots)
     if output is None:

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 MOST = 200  # cases that a page shows: those that fail, then those that changed most
 WIDTH, HEIGHT, EDGE = 240, 48, 6  # of a chart, in pixels
-LEAST = 1.5  # largest over smallest value of an axis, at least
+LEAST_SPAN = 1.5  # largest over smallest value of an axis, at least
 MOST_NUMBERS = 10  # on an axis
-METRICS = ("rel_l2", "cos_distance")  # of a row, that are followed
+CHARTED = ("rel_l2", "cos_distance")  # of a row, that are followed
 VERSIONS = ("cann", "torch_npu", "torch", "driver")  # of a stack, that tell two reports apart
 
-Key = tuple[str, str]  # case and dtype
+CaseKey = tuple[str, str]  # case and dtype
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class ChartPoint:
     """One case in one dtype in one report: the largest of each metric over its rows, and the gravest status."""
 
     values: Mapping[str, float]  # by metric; one that no row has is left out, one that a row has as NaN is NaN
@@ -53,11 +53,11 @@ class Snapshot:
     device: str  # "Ascend910B4 (npu)"
     versions: Mapping[str, str]
     counts: str  # "18 PASS, 2 FAIL"
-    points: Mapping[Key, Point]
+    points: Mapping[CaseKey, ChartPoint]
 
     @classmethod
     def of(cls, report: Report) -> Snapshot:
-        rows: dict[Key, list[Row]] = {}
+        rows: dict[CaseKey, list[Row]] = {}
         for row in report.rows:
             rows.setdefault((row.case, row.dtype or MISSING), []).append(row)
         return cls(
@@ -77,16 +77,16 @@ class Snapshot:
 GRAVEST = (Status.FAIL, Status.ERROR, Status.REGRESSED, Status.PASS, Status.SKIPPED)  # first
 
 
-def _point(rows: Sequence[Row]) -> Point:
+def _point(rows: Sequence[Row]) -> ChartPoint:
     values = {}
-    for metric in METRICS:
+    for metric in CHARTED:
         there = [value for row in rows if (value := getattr(row, metric)) is not None]
         if there:
             values[metric] = math.nan if any(map(math.isnan, there)) else max(there)
-    return Point(values=values, status=min((row.status for row in rows), key=GRAVEST.index))
+    return ChartPoint(values=values, status=min((row.status for row in rows), key=GRAVEST.index))
 
 
-def in_order(report: Snapshot, older: Mapping[str, Snapshot]) -> list[Snapshot]:
+def by_date(report: Snapshot, older: Mapping[str, Snapshot]) -> list[Snapshot]:
     """The report and those of its history, by name, in the order in which they were made.
 
     Raises: HarnessError where one was measured on another device or backend than the report.
@@ -113,7 +113,7 @@ def history_section(history: Sequence[Snapshot], words: Mapping[str, str]) -> st
         intro += words["between"] + words["history_some"].format(shown=len(chosen), total=len(series))
     texts = (words["case"], "dtype", words["result"])
     head = "".join(f"<th>{in_html(text)}</th>" for text in texts)
-    head += "".join(f'<th>{metric}{_axis(history)}</th><th class="number">{words["newest"]}</th>' for metric in METRICS)
+    head += "".join(f'<th>{metric}{_axis(history)}</th><th class="number">{words["newest"]}</th>' for metric in CHARTED)
     lines = "\n".join(_line(key, series[key], history) for key in chosen)
     return (
         f"<h2>{words['history']}</h2><p>{in_html(intro)}</p>{_reports(history, words)}"
@@ -121,7 +121,7 @@ def history_section(history: Sequence[Snapshot], words: Mapping[str, str]) -> st
     )
 
 
-def _interest(points: Sequence[Point | None]) -> tuple[bool, float]:
+def _interest(points: Sequence[ChartPoint | None]) -> tuple[bool, float]:
     """What a case is shown before others by: whether it fails in the newest report, and how much its error changed."""
     known = [point.values.get("rel_l2") for point in points if point is not None]
     errors = [math.log(error) for error in known if error is not None and 0 < error < math.inf]
@@ -141,17 +141,17 @@ def _reports(history: Sequence[Snapshot], words: Mapping[str, str]) -> str:
     return f'<div class="box"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _line(key: Key, points: Sequence[Point | None], history: Sequence[Snapshot]) -> str:
+def _line(key: CaseKey, points: Sequence[ChartPoint | None], history: Sequence[Snapshot]) -> str:
     newest = points[-1]
     status = MISSING if newest is None else newest.status.value
     cells = [f"<td>{in_html(key[0])}</td><td>{in_html(key[1])}</td>", f'<td class="status {status}">{status}</td>']
-    for metric in METRICS:
+    for metric in CHARTED:
         now = MISSING if newest is None else newest.text(metric)
         cells.append(f'<td>{sparkline(metric, points, history)}</td><td class="number">{now}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def sparkline(metric: str, points: Sequence[Point | None], history: Sequence[Snapshot]) -> str:
+def sparkline(metric: str, points: Sequence[ChartPoint | None], history: Sequence[Snapshot]) -> str:
     """A metric of one case over the reports, on a logarithmic axis of its own, as SVG. A report without the row, or
     without the number, leaves a gap; a value that is not finite stands at the top, zero at the bottom.
     """
@@ -175,12 +175,12 @@ def sparkline(metric: str, points: Sequence[Point | None], history: Sequence[Sna
 
 
 def _scale(values: Sequence[float]) -> Callable[[float], float]:
-    """The vertical place of a value, in pixels from the top. The axis spans the values, and `LEAST` at least, so that a
+    """How far from the top a value is drawn, in pixels. The axis spans the values, and `LEAST_SPAN` at least, so that a
     change by chance looks as small as it is.
     """
     logs = [math.log(value) for value in values if 0 < value < math.inf]
     low, high = (min(logs), max(logs)) if logs else (0.0, 0.0)
-    middle, half = (low + high) / 2, max(high - low, math.log(LEAST)) / 2
+    middle, half = (low + high) / 2, max(high - low, math.log(LEAST_SPAN)) / 2
 
     def height(value: float) -> float:
         if not value < math.inf:  # NaN too

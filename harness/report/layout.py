@@ -34,15 +34,15 @@ _BEGIN, _END = b'\n "rows": [\n', b"\n ]\n}\n"
 _MEASURED = ' "measured": '
 
 
-def line_of(row: Row) -> str:
+def row_text(row: Row) -> str:
     """A row as the file holds it."""
     stored = row.to_dict()
     measured = _json(stored.pop("measured"))
     return f"{_json(stored)[:-1]},\n{_MEASURED}{measured}}}"
 
 
-def text_of(head: Mapping[str, Any], lines: Iterable[str]) -> str:
-    """The whole file: the report without its rows, and each row as `line_of` gives it."""
+def file_text(head: Mapping[str, Any], lines: Iterable[str]) -> str:
+    """The whole file: the report without its rows, and each row as `row_text` gives it."""
     rows = ",\n".join(lines)
     digest = hashlib.sha256(rows.encode()).hexdigest()
     begin = json.dumps({**head, DIGEST: digest}, indent=1, ensure_ascii=False, allow_nan=False)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 BLOCK = 100  # rows that are laid out together
 HIGH = 28  # pixels of a row, about
-WIDEST = 44  # characters of a column; longer texts take several lines
+WIDEST, WIDEST_REASON = 26, 44  # characters of a column; longer texts take several lines
 LETTER = 0.9  # of a digit's width: that of other characters, about
 SORTED = 2  # characters that the sign of the order takes
 CHOICES = 500  # cases among which a reader chooses; more are found by their text
@@ -140,7 +140,8 @@ def _rows(report: Report, failed: Sequence[Row], words: Mapping[str, str]) -> tu
         )
         lines.append(f"<tr {data}>{''.join(cell.html('td') for cell in cells)}</tr>")
     shares = [1 if cell.kind == "number" else LETTER for cell in head]
-    columns = " ".join(f"{share * min(width, WIDEST) + 2:.1f}ch" for width, share in zip(widths, shares))
+    most = [WIDEST_REASON if cell.text == words["reason"] else WIDEST for cell in head]
+    columns = " ".join(f"{share * min(width, limit) + 2:.1f}ch" for width, limit, share in zip(widths, most, shares))
     style = f"#rows tr {{ grid-template-columns: {columns} }}\n"
     style += f"#rows tbody {{ contain-intrinsic-block-size: {HIGH * min(BLOCK, len(rows))}px }}\n"
     blocks = [lines[start : start + BLOCK] for start in range(0, len(lines), BLOCK)]
@@ -159,7 +160,9 @@ def _number(text: str) -> _Cell:
 
 def _width(text: str) -> int:
     """The columns of a terminal that a text takes: two for each Chinese character."""
-    return len(text) if text.isascii() else sum(2 if east_asian_width(item) in "WF" else 1 for item in text)
+    if text.isascii():
+        return len(text)
+    return len(text) + sum(east_asian_width(item) in "WF" for item in text)
 
 
 def _cells(row: Row, position: int | None, decided: bool, reasons: bool, words: Mapping[str, str]) -> list[_Cell]:

@@ -25,7 +25,7 @@ from harness.judging.tolerance import LIMITS
 from harness.judging.verdict import Decisions, Evidence, SwitchCost, Verdict  # fmt: skip
 from harness.measure import Comparison, Cosine, Count, Share, Size
 from harness.typed_json import (
-    Fields,
+    FieldReader,
     Mismatch,
     fields_of,
     named,
@@ -358,7 +358,7 @@ class Row(Numbers, Ratios, Proof):
     @classmethod
     def from_json(cls, stored: Any, later: _Unread | None = None) -> Row:
         """As `from_dict`. Raises: Mismatch."""
-        result = READ(stored)
+        result = READ_ROW(stored)
         status = result.pop("status")
         measured = result.pop("measured", {})
         comparisons = _part_of(measured, "comparison") if later is None else _UnreadPart(later, "comparison")
@@ -632,14 +632,14 @@ _OWN = {
     "baseline": _change,
     "measured": _MEASURED,
 }
-READ = Fields(
+READ_ROW = FieldReader(
     (
         (name, _OWN.get(name) or reader_of(kind))
         for name, kind in (_KINDS | {"status": Status, "measured": None}).items()
     ),
     NEEDED,
 )
-_READ_WHOLE = Fields(
+_READ_WHOLE = FieldReader(
     ((name, _histogram if name == "histogram" else reader_of(kind)) for name, kind in fields_of(Comparison).items()),
     WHOLE,
 )

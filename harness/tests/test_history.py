@@ -10,7 +10,7 @@ import pytest
 from harness.commands.main import main
 from harness.judging.verdict import error
 from harness.report import build, write
-from harness.report.history import EDGE, HEIGHT, LEAST, METRICS, MOST, WIDTH, Snapshot, history_section, sparkline
+from harness.report.history import CHARTED, EDGE, HEIGHT, LEAST_SPAN, MOST, WIDTH, Snapshot, history_section, sparkline
 from harness.report.words import LANGUAGES
 from harness.tests.test_report import STACK, row_of, verdict
 
@@ -46,7 +46,7 @@ def circles(svg):
 def test_the_points_are_the_largest_values_of_the_reports():
     errors = [(1e-4, 3e-4), (2e-4, 1e-4), (3e-2, 1e-3)]
     history = snapshots(*(report(day, *(row(e, seed=n) for n, e in enumerate(es))) for day, es in enumerate(errors, 1)))
-    for metric, power in zip(METRICS, (1, 2)):
+    for metric, power in zip(CHARTED, (1, 2)):
         points, largest = circles(chart_of(history, metric=metric)), [max(es) ** power for es in errors]
         assert [point[0] for point in points] == [EDGE, WIDTH / 2, WIDTH - EDGE]
         assert [re.search(rf"{metric} (\S+), PASS", point[2])[1] for point in points] == [f"{e:.2e}" for e in largest]
@@ -56,7 +56,7 @@ def test_the_points_are_the_largest_values_of_the_reports():
             assert y == pytest.approx(HEIGHT - EDGE - share * (HEIGHT - 2 * EDGE), abs=0.06)
 
 
-@pytest.mark.parametrize(("factor", "fills"), [(LEAST * 1.001, True), (LEAST * 0.99, False)])
+@pytest.mark.parametrize(("factor", "fills"), [(LEAST_SPAN * 1.001, True), (LEAST_SPAN * 0.99, False)])
 def test_a_small_change_looks_small(factor, fills):
     history = snapshots(report(1, row(1e-4)), report(2, row(factor * 1e-4)))
     heights = [point[1] for point in circles(chart_of(history))]

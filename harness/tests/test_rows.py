@@ -319,8 +319,8 @@ def test_a_file_that_was_changed_is_read_and_checked_whole(tmp_path, damage):
 
 
 def test_many_fields_are_read_as_one_by_one():
-    """`Fields` against `read_fields`, whose plain loop says what is right."""
-    quick, results = rows_module.READ, Counter()
+    """`FieldReader` against `read_fields`, whose plain loop says what is right."""
+    quick, results = rows_module.READ_ROW, Counter()
     stored = next(row for row in json.loads(NEWEST.read_text(encoding="utf-8"))["rows"] if row["status"] == "PASS")
     del stored["measured"]
     for text in mutated(json.dumps(stored), 4000):
