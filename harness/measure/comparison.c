@@ -1,9 +1,9 @@
 /* What comparison.py measures between two contiguous tensors, in one pass.
 
    A tensor is cut into parts: some whole rows each, or a piece of one row where a row is longer than a part. Threads
-   take the parts one by one (`harness_work`), and what each part gave is put together in the order of the parts (`harness_advance`), so
-   that no number depends on how many threads there are. A part is read in blocks that stay in the processor's first
-   cache: converted to double, then read by several short loops. Sums are made in vectors.
+   take the parts one by one (`harness_work`), and what each part gave is put together in the order of the parts
+   (`harness_advance`), so that no number depends on how many threads there are. A part is read in blocks that stay in
+   the processor's first cache: converted to double, then read by several short loops. Sums are made in vectors.
 
    comparison.py says what each number is; its torch code is the reference that tests hold this file against. */
 
@@ -33,7 +33,7 @@ typedef int32_t bins __attribute__((vector_size(4 * LANES), may_alias));
 enum { FLOAT32, FLOAT64, FLOAT16, BFLOAT16, UINT8, INT8, INT16, INT32 };
 enum { SURVEY, FILL, MAIN, WIDE, END };
 
-/* The names and the order of these fields are those of the classes in compiled.py; each takes 8 bytes. */
+/* The names and the order of these fields are those of the classes in compiled_comparison.py; each takes 8 bytes. */
 typedef struct {
     double diff2, actual2, expected2, dot;           /* sums of one row */
     double actual_top, expected_top, expected_there; /* largest elements; expected where actual has its largest */

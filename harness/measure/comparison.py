@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from harness.measure.compiled import BINS, COUNTED, STEP, Limits, Shape, measured
+from harness.measure.compiled import STEP
+from harness.measure.compiled_comparison import BINS, COUNTED, Limits, Shape, measured
 from harness.typed_json import Bounds
 from harness.versions import require_torch
 

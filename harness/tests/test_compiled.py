@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from harness import compare, compiling
-from harness.measure import comparison, compiled
+from harness.measure import comparison, compiled, slices
 from harness.measure.compiled import STEP
+from harness.measure.compiled_comparison import Part, _Job, _Row
+from harness.measure.compiled_slices import CompiledSums
+from harness.measure.compiled_slices import _Job as _SlicesJob
 from harness.tests.test_commands import ROOT
 
 INF, NAN = math.inf, math.nan
@@ -248,6 +251,53 @@ def test_parts_of_any_size_give_the_same(monkeypatch, shape, step):
     agree(actual, expected), agree(expected, actual)
 
 
+# -------- slices
+
+
+def summed(sums, rows, width):
+    step = max(sums.batch // width, 1)
+    parts = [sums.rows(start, min(start + step, rows)) for start in range(0, rows, step)]
+    return torch.cat(parts, 1), sums.columns(), *sums.magnitudes()
+
+
+@needs_compiler
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 1), (9, 1), (40, 3), (300, 64), (30, 1100), (20, 5003), (2000, 96)], ids=str)
+def test_sums_of_slices_are_those_of_torch(monkeypatch, shape, runs):
+    monkeypatch.setattr(CompiledSums, "batch", 1 << 16)
+    golden = seeded(*shape, dtype=torch.float64) * torch.exp(3 * seeded(*shape, seed=7, dtype=torch.float64))
+    golden.view(-1)[::7] = 0.0
+    flat = [golden, *((golden + 1e-3 * seeded(*shape, seed=n)).to(FLOATS[n]) for n in range(runs))]
+    planted = {3: INF, 11: NAN, 12: 1e-310, 13: 5e-324, 14: 1e300, 15: -1e-300, 16: 2.0, 17: -0.25}
+    for at, value in planted.items():
+        flat[at % 2].view(-1)[at % golden.numel()] = value
+    wanted = shape[1] >= 1024
+    blocks = [torch.zeros(len(flat), shape[0], 16, dtype=torch.float64) for _ in range(2)]
+    first, second = (
+        CompiledSums.of(flat, True, blocks[0] if wanted else None),
+        slices._TorchSums(flat, True, blocks[1] if wanted else None),
+    )
+    results = [(*summed(sums, *shape), part) for sums, part in zip((first, second), blocks)]
+    for ours, torchs in zip(*results):
+        assert torch.equal(ours, torchs) if ours.dtype == torch.int64 else torch.allclose(ours, torchs, rtol=1e-12)
+    assert int(results[0][3].sum()) == golden.numel() and (not wanted or bool(blocks[0].any()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(3 * STEP + 5,), (400, 1100), (5, 64, 300)], ids=str)
+def test_no_slice_depends_on_the_threads(shape):
+    actual, expected = pair(*shape)
+    golden = seeded(*shape, dtype=torch.float64)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(slices.worst_slices(actual, golden, [expected, expected.half()]))
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] == results[1] == results[2] and len(results[0]) > 1
+
+
 # -------- where nothing can be compiled
 
 
@@ -280,11 +330,11 @@ def test_it_is_compiled_once_into_the_cache_for_this_processor(tmp_path):
     assert alone(tmp_path) == ["False", "0.5", "1"]
     folder = tmp_path / "npu-accuracy-harness"
     (made,) = folder.iterdir()
-    assert [path.name for path in made.iterdir()] == ["comparison.so"]
-    time = (made / "comparison.so").stat().st_mtime_ns
+    assert [path.name for path in made.iterdir()] == ["measure.so"]
+    time = (made / "measure.so").stat().st_mtime_ns
     assert alone(tmp_path, CC="/nowhere") == ["False", "0.5", "1"]
     assert [path.name for path in folder.iterdir()] == [made.name]
-    assert (made / "comparison.so").stat().st_mtime_ns == time
+    assert (made / "measure.so").stat().st_mtime_ns == time
 
 
 def test_the_key_of_the_cache_names_the_processor(monkeypatch, tmp_path):
@@ -296,8 +346,8 @@ def test_the_key_of_the_cache_names_the_processor(monkeypatch, tmp_path):
     assert names[0] == names[1] != names[2] and "fpu avx2" in names[0]
 
 
-def test_a_library_of_another_layout_is_refused(monkeypatch):
-    if compiled.library() is None:
-        pytest.skip("nothing can be compiled here")
-    monkeypatch.setattr(compiled, "_Row", ctypes.c_int64)
-    assert compiled.library.__wrapped__() is None
+@needs_compiler
+def test_the_structures_are_those_of_the_compiled_code():
+    code = compiled.library()
+    assert [code.harness_sizes(number) for number in range(3)] == [ctypes.sizeof(kind) for kind in (_Job, Part, _Row)]
+    assert code.harness_slices_size() == ctypes.sizeof(_SlicesJob)
