@@ -1,7 +1,9 @@
-"""How far two tensors are apart: one pass over chunks, in float64, in bounded memory.
+"""How far two tensors are apart: one pass in float64, in bounded memory.
 
 This module measures and never judges. `actual` is what the device under test gave, `expected` what it is held against.
-torch is imported inside, so that importing the package costs nothing.
+The pass is compiled code, comparison.c. Where nothing can be compiled, and for dtypes that it does not read, the same
+numbers are computed by torch, chunk by chunk; that code says what each number is, and tests hold the compiled code
+against it. torch is imported inside, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -161,7 +163,7 @@ _EXPONENT = 0x7FF << 52  # the bits of a float64 that hold it
 def compare(actual: Tensor, expected: Tensor) -> Comparison:
     """Measure how far `actual` is from `expected`, both of any dtype and on any device.
 
-    Both are brought to the CPU and read once, in float64, `CHUNK` elements at a time. Complex numbers are compared as
+    Both are brought to the CPU and read in float64, a few thousand elements at a time. Complex numbers are compared as
     pairs (a last axis of 2 is added), bools as 0 and 1. An infinity that both sides share counts as no difference, and
     so does a shared fill value, such as the -1e9 of masked logits: it would outweigh all that the model computed.
     The cosine distance is (‖a-e‖² - (‖a‖-‖e‖)²) / (2 ‖a‖ ‖e‖), equal to 1 - cos in exact arithmetic.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ STEP = 1 << 16  # elements that a thread takes at a time
 _SOURCES = [Path(__file__).with_name(name) for name in ("comparison.c", "slices.c", "reading.h")]
 _LIBRARY = "measure.so"
 _FLAGS = (
-    "-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-strict-aliasing",
+    "-O3", "-std=gnu11", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-strict-aliasing",
     "-w", "-shared", "-fPIC",
 )  # fmt: skip
 _KINDS = {  # by dtype, as reading.h numbers them
@@ -66,9 +66,17 @@ def kind_of(tensor: Tensor) -> int:
     return _KINDS.get(str(tensor.dtype).removeprefix("torch."), -1)
 
 
-def readable(tensor: Tensor) -> Tensor:
-    """The tensor with its elements in order, as the compiled code reads them."""
-    return tensor.detach().resolve_neg().contiguous()
+def readable(tensors: Sequence[Tensor]) -> list[Tensor] | None:
+    """The tensors with their elements in order in memory; None where the compiled code cannot read one of them."""
+    import torch
+
+    result = []
+    for tensor in tensors:
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+        if not plain or tensor.device.type != "cpu" or kind_of(tensor) < 0:
+            return None
+        result.append(tensor.detach().resolve_neg().contiguous())
+    return result if all(tensor.data_ptr() for tensor in result) else None
 
 
 def in_threads(work: Callable[[], object], parts: int, again: Callable[[], bool]) -> None:

@@ -87,12 +87,10 @@ class Limits:
 def measured(actual: Tensor, expected: Tensor, shape: Shape, limits: Limits) -> tuple[Part, list[int]] | None:
     """The numbers and the histogram of two CPU tensors of one shape that is not empty; None where torch must do it."""
     kinds = [kind_of(tensor) for tensor in (actual, expected)]
-    code = compiled.library()
-    if code is None or -1 in kinds or len({kind >= INTEGERS for kind in kinds}) > 1:
+    code, read = compiled.library(), readable((actual, expected))
+    if code is None or read is None or len({kind >= INTEGERS for kind in kinds}) > 1:
         return None
-    actual, expected = readable(actual), readable(expected)
-    if not actual.data_ptr() or not expected.data_ptr():  # of no memory of its own
-        return None
+    actual, expected = read
     count = actual.numel()
     step = max(shape.step // shape.width, 1) * shape.width if shape.width <= shape.step else shape.step
     number = -(-count // step) if shape.width <= shape.step else count // shape.width * -(-shape.width // step)

@@ -35,7 +35,7 @@ class CompiledSums:
     def __init__(self, code: ctypes.CDLL, flat: Sequence[Tensor], columns: bool, blocks: Tensor | None):
         import torch
 
-        self._code, self._flat, self._blocks = code, [readable(tensor) for tensor in flat], blocks
+        self._code, self._flat, self._blocks = code, flat, blocks
         rows, width = flat[0].shape
         most = min(rows, max(self.batch // width, 1))  # rows that are read at a time
         parts = max(min(_PARTS, most // _ROWS, most * width // STEP), 1)
@@ -58,13 +58,10 @@ class CompiledSums:
     @classmethod
     def of(cls, flat: Sequence[Tensor], columns: bool, blocks: Tensor | None) -> CompiledSums | None:
         """None where torch must do it."""
-        import torch
-
-        code = compiled.library()
-        known = all(kind_of(item) >= 0 and item.device.type == "cpu" and item.layout == torch.strided for item in flat)
-        if code is None or not known or len(flat) > _RUNS or not all(item.data_ptr() for item in flat):
+        code, read = compiled.library(), readable(flat)
+        if code is None or read is None or len(flat) > _RUNS:
             return None
-        return cls(code, flat, columns, blocks)
+        return cls(code, read, columns, blocks)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """The sums of these rows, (matrices, rows)."""

@@ -1,5 +1,5 @@
-/* What slices.py sums of several contiguous matrices of one shape, in one pass: the squares of the first, golden, and of
-   the differences of the others from it. An element that is not finite in one of them counts as zero in all.
+/* What slices.py sums of several contiguous matrices of one shape, in one pass: the squares of the first, golden, and
+   of the differences of the others from it. An element that is not finite in one of them counts as zero in all.
 
    The rows are divided into a fixed number of parts, each with sums of its own, and threads take the parts one by one:
    no number depends on how many threads there are. */
@@ -18,7 +18,7 @@ typedef struct {
     int64_t kinds[RUNS];
     double *sums;   /* of each row: (runs, stop - start) */
     double *blocks; /* of each of `BLOCKS` blocks of a row: (runs, rows of all, BLOCKS); NULL: not wanted */
-    double *own;    /* of each part: its columns (runs, width), where wanted, and its tables (TABLES, RANGE, runs + 1) */
+    double *own;    /* of each part: columns (runs, width), where wanted, and tables (TABLES, RANGE, runs + 1) */
     int64_t number, width, all, start, stop; /* runs, elements of a row, rows of all, the rows that are read now */
     int64_t columns, stride, parts, next;    /* whether columns are summed; doubles of a part's own; parts */
 } Slices;

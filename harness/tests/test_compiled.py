@@ -116,6 +116,14 @@ def test_every_shape_and_dtype(shape, dtype):
 
 
 @needs_compiler
+@pytest.mark.parametrize("noise", [1e-6, 0.011, 0.019, 1.0, -2.0])
+@pytest.mark.parametrize("shape", [(50,), (30, 40), (3, 2500), (2, STEP + 5)], ids=str)
+def test_every_distance(shape, noise):
+    agree(*pair(*shape, noise=noise))
+    assert (agree(*pair(*shape, dtype=torch.float64, noise=noise))["cos_distance"] > 0.01) == (abs(noise) > 0.015)
+
+
+@needs_compiler
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("sides", ["actual", "expected", "both", "opposite"])
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (40, 64), (3, 3000), (2, STEP + 9), (2 * STEP + 1,)], ids=str)
