@@ -24,8 +24,8 @@ STEP = 1 << 16  # elements that a thread takes at a time
 _SOURCES = [Path(__file__).with_name(name) for name in ("comparison.c", "slices.c", "reading.h")]
 _LIBRARY = "measure.so"
 _FLAGS = (
-    "-O3", "-std=gnu11", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-strict-aliasing",
-    "-w", "-shared", "-fPIC",
+    "-O3", "-std=gnu11", "-fno-fast-math", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
+    "-fno-strict-aliasing", "-w", "-shared", "-fPIC",
 )  # fmt: skip
 _KINDS = {  # by dtype, as reading.h numbers them
     "float32": 0, "float64": 1, "float16": 2, "bfloat16": 3,
