@@ -347,8 +347,12 @@ static void weigh(const Job *job, Part *part, Room *room, int64_t n, int finite)
     }
     ADD_MOST(close_excess, largest(close), close_nan)
     ADD_MOST(dynamo_excess, largest(dynamo), dynamo_nan)
-    for (int64_t i = 0; i < n; i++)
-        room->tables[i % TABLES][room->bins[i]]++;
+    int64_t i = 0;
+    for (; i + TABLES <= n; i += TABLES)
+        for (int table = 0; table < TABLES; table++)
+            room->tables[table][room->bins[i + table]]++;
+    for (; i < n; i++)
+        room->tables[0][room->bins[i]]++;
 }
 
 static void add_tables(Room *room, int64_t *histogram)
