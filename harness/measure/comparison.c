@@ -411,11 +411,8 @@ static void measure_scaled(const Job *job, Part *part, Room *room, int64_t start
         n = stop - start < BLOCK ? stop - start : BLOCK;
         load(room->actual, job->actual, job->actual_kind, start, n);
         load(room->expected, job->expected, job->expected_kind, start, n);
-        Part unused = {.first_differ = -1};
-        if (!subtract(&unused, room, n))
-            add_nonfinite(&unused, room, start, n);
-        if (job->filled)
-            clear_fill(job, room, n);
+        for (int64_t i = 0; i < n; i++)
+            room->diff[i] = room->actual[i] - room->expected[i]; /* 0 or NaN where both share a fill or an infinity */
         double top = scaled(room->diff, room->expected, n, scale);
         part->scaled_max = top > part->scaled_max ? top : part->scaled_max;
     }
