@@ -7,7 +7,8 @@ HarnessError
 ├── MemoryLimitError a case needs more host memory than there is
 ├── RunError         a model raised while it ran
 ├── UnstableReferenceError  two runs on the CPU return other numbers
-└── TorchError       the installed torch is older than the harness needs
+├── TorchError       the installed torch is older than the harness needs
+└── CompilerError    a C source of the harness cannot be compiled here
 """
 
 
@@ -44,6 +45,10 @@ class RunError(HarnessError):
 
 class TorchError(HarnessError):
     """The installed torch is older than the harness needs, or there is none."""
+
+
+class CompilerError(HarnessError):
+    """A C source of the harness cannot be compiled here."""
 
 
 class LossyReferenceError(HarnessError):

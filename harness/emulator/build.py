@@ -4,18 +4,15 @@ cache.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import shutil
 import struct
-import subprocess
 import sys
-import tempfile
 from importlib import metadata, util
 from pathlib import Path
 
-from harness.errors import DeviceError
+from harness import compiling
+from harness.errors import CompilerError, DeviceError
 
 CORE = "libascendcl.so"
 EMPTY = (
@@ -38,45 +35,20 @@ def build(version: str) -> Path:
     """The directory that holds the libraries and a CANN home for the installed wheel, compiled if that was not done
     yet.
 
-    Several processes may build at once: each compiles aside, and the first to finish gives the directory its name.
-
     Raises: DeviceError without a C compiler, or when it fails.
     """
     names = f"{version} {_torch()} {os.uname().machine} {EMPTY}".encode()
-    key = hashlib.sha256(b"".join(path.read_bytes() for path in (SOURCE, _KEYS, WAITS)) + names).hexdigest()[:16]
-    ready = _cache() / f"cann-{version}-{key}"
-    if (ready / MARKER).exists():
-        return ready
-    with tempfile.TemporaryDirectory(dir=ready.parent, prefix=".building-") as aside:
-        made = Path(aside) / "made"
-        made.mkdir()
-        _write_names(made)
-        _compile(made)
-        _write_home(made)
-        try:
-            made.rename(ready)
-        except OSError:
-            if not (ready / MARKER).exists():  # nobody else was first
-                raise
-    return ready
+    key = compiling.key(*(path.read_bytes() for path in (SOURCE, _KEYS, WAITS)), names)
+    try:
+        return compiling.built(f"cann-{version}-{key}", MARKER, _make)
+    except CompilerError as error:
+        raise DeviceError(f"the emulated CANN cannot be built: {error}") from None
 
 
-def _cache() -> Path:
-    """A directory of the user's that can be written; a temporary one where there is none."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for candidate in (
-        base / "npu-accuracy-harness",
-        Path(tempfile.gettempdir()) / f"npu-accuracy-harness-{os.getuid()}",
-    ):
-        try:
-            candidate.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if candidate.stat().st_uid == os.getuid() and os.access(candidate, os.W_OK):
-                return candidate
-        except OSError:
-            continue
-    raise DeviceError(
-        f"no directory for the emulated CANN can be written: tried {base}; set XDG_CACHE_HOME to one that can"
-    )
+def _make(made: Path) -> None:
+    _write_names(made)
+    _compile(made)
+    _write_home(made)
 
 
 def is_emulated_home(path: str | os.PathLike) -> bool:
@@ -208,23 +180,8 @@ def _torch() -> str:
 # -------- compiling
 
 
-def compiler() -> list[str]:
-    """The command of a C compiler: $CC, cc, gcc, clang, else the one that the ziglang package brings.
-
-    Raises: DeviceError when there is none.
-    """
-    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
-        if name and shutil.which(name):
-            return [name]
-    if util.find_spec("ziglang"):  # without a target it asks the cc that is not there what this machine is
-        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{os.uname().machine}-linux-gnu.2.17"]
-    raise DeviceError(
-        "no C compiler for the emulated CANN: looked for cc, gcc, clang and the ziglang package; pip install ziglang"
-    )
-
-
 def _compile(made: Path) -> None:
-    command = [*compiler(), "-shared", "-fPIC", "-O1", "-w"]
+    command = [*compiling.compiler(), "-shared", "-fPIC", "-O1", "-w"]
     core = [
         f"-Wl,-soname,{CORE}",
         "-I",
@@ -237,10 +194,10 @@ def _compile(made: Path) -> None:
         "-lpthread",
         "-ldl",
     ]
-    _run([*command, *core])
+    compiling.run([*command, *core])
     (made / "empty.c").write_text("")
     for name in EMPTY:
-        _run(
+        compiling.run(
             [
                 *command,
                 f"-Wl,-soname,{name}",
@@ -253,17 +210,6 @@ def _compile(made: Path) -> None:
                 "-lascendcl",
             ]
         )
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = (
-            [line for line in done.stderr.splitlines() if "error" in line.lower()]
-            or done.stderr.splitlines()
-            or ["no message"]
-        )
-        raise DeviceError(f"the C compiler {command[0]} could not build the emulated CANN: {lines[0].strip()}")
 
 
 def wheel_version() -> str:

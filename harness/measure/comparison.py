@@ -1,7 +1,9 @@
-"""How far two tensors are apart: one pass over chunks, in float64, in bounded memory.
+"""How far two tensors are apart: one pass in float64, in bounded memory.
 
 This module measures and never judges. `actual` is what the device under test gave, `expected` what it is held against.
-torch is imported inside, so that importing the package costs nothing.
+The pass is compiled code, comparison.c. Where nothing can be compiled, and for dtypes that it does not read, the same
+numbers are computed by torch, chunk by chunk; that code says what each number is, and tests hold the compiled code
+against it. torch is imported inside, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
+from harness.measure.compiled import STEP
+from harness.measure.compiled_comparison import BINS, COUNTED, Limits, Shape, measured
 from harness.typed_json import Bounds
 from harness.versions import require_torch
 
@@ -159,7 +163,7 @@ _EXPONENT = 0x7FF << 52  # the bits of a float64 that hold it
 def compare(actual: Tensor, expected: Tensor) -> Comparison:
     """Measure how far `actual` is from `expected`, both of any dtype and on any device.
 
-    Both are brought to the CPU and read once, in float64, `CHUNK` elements at a time. Complex numbers are compared as
+    Both are brought to the CPU and read in float64, a few thousand elements at a time. Complex numbers are compared as
     pairs (a last axis of 2 is added), bools as 0 and 1. An infinity that both sides share counts as no difference, and
     so does a shared fill value, such as the -1e9 of masked logits: it would outweigh all that the model computed.
     The cosine distance is (‖a-e‖² - (‖a‖-‖e‖)²) / (2 ‖a‖ ‖e‖), equal to 1 - cos in exact arithmetic.
@@ -208,14 +212,11 @@ def _measure(actual: Tensor, expected: Tensor, header: Comparison) -> Comparison
         return _of_nothing(header)
     tokens = len(shape) > 1 and shape[-1] > 1
     width = shape[-1] if tokens else min(actual.numel(), CHUNK)
-    fill = _fill(expected)
-    sums = _Sums(
-        tokens=tokens,
-        dtype=header.dtype,
-        rows=tokens or width == actual.numel() > 1,
-        rms=_rms(expected, fill),
-        fill=fill,
-    )
+    sums = _Sums(tokens=tokens, dtype=header.dtype, rows=tokens or width == actual.numel() > 1)
+    if sums.compiled(actual, expected, width if tokens else actual.numel()):
+        return sums.complete(header, shape)
+    sums.fill = _fill(expected)
+    sums.rms = _rms(expected, sums.fill)
     for start, left, right in _chunks(actual, expected, width):
         sums.add(start, left, right)
     return sums.complete(header, shape)
@@ -306,8 +307,10 @@ def _chunks(actual: Tensor, expected: Tensor, width: int) -> Iterator[tuple[int,
 class _Sums:
     """What is carried from chunk to chunk."""
 
-    def __init__(self, tokens: bool, dtype: str, rows: bool, rms: float, fill: float | None = None):
-        self.tokens, self.rows, self.rms, self.fill = tokens, rows, rms, fill
+    def __init__(self, tokens: bool, dtype: str, rows: bool):
+        self.tokens, self.rows = tokens, rows
+        self.rms = 0.0
+        self.fill: float | None = None
         self.first_differ: tuple[int, float, float] | None = (
             None  # of what is not finite on one side only: its index and the two values
         )
@@ -317,13 +320,15 @@ class _Sums:
             MANTISSA.get(dtype, 0),
             math.ldexp(1.0, SMALLEST.get(dtype, 0)),
         )  # of integers a place is 1
-        self.signed = self.above = self.relative = self.ulps = self.scaled_max = self.relative_max = self.ulps_max = 0.0
+        self.shifted = self.above = self.relative = self.ulps = self.scaled_max = self.relative_max = self.ulps_max = (
+            0.0
+        )
         self.gained, self.within, self.size = 0.0, 0, 0.0
         self.close_excess = self.dynamo_excess = -math.inf
         self.token_diff2, self.worst_token_diff = -1.0, 0
         self.flips, self.flip_margin, self.flip_value = 0, 0.0, 0.0
         self.first_flip: int | None = None  # the row
-        self.histogram: Tensor | None = None
+        self.histogram: list[int] | None = None
         self.count = self.width = 0
         self.abs_diff = self.diff2 = self.actual2 = self.expected2 = self.dot = 0.0
         self.max_diff, self.worst = -1.0, 0
@@ -331,6 +336,29 @@ class _Sums:
         self.token_distance, self.worst_token = -1.0, 0
         self.nan_actual = self.nan_expected = self.inf_actual = self.inf_expected = 0
         self.nonfinite_differ = self.unequal = 0
+
+    def compiled(self, actual: Tensor, expected: Tensor, width: int) -> bool:
+        """Take in all of two tensors by the compiled pass, rows of `width`; False where there is none for them."""
+        limits = Limits(
+            close_relative=self.close[0],
+            close_absolute=self.close[1],
+            dynamo_relative=self.dynamo,
+            mantissa=self.mantissa,
+            smallest=self.smallest,
+        )
+        shape = Shape(width=width, tokens=self.tokens, rows=self.rows, step=min(STEP, CHUNK))
+        result = measured(actual, expected, shape, limits)
+        if result is None:
+            return False
+        part, self.histogram = result
+        self.count, self.width = actual.numel(), width
+        for name in COUNTED:
+            setattr(self, name, getattr(part, name))
+        self.worst_values = part.worst_actual, part.worst_expected
+        if part.first_differ >= 0:
+            self.first_differ = part.first_differ, part.differ_actual, part.differ_expected
+        self.first_flip = part.first_flip if part.first_flip >= 0 else None
+        return True
 
     def add(self, start: int, actual: Tensor, expected: Tensor) -> None:
         """Take in one chunk, (rows, width) each; `start` is the flat index of its first element."""
@@ -349,7 +377,7 @@ class _Sums:
             diff2 = torch.linalg.vecdot(diff, diff)
         actual2, expected2, dot = torch.linalg.vecdot(a, a), torch.linalg.vecdot(e, e), torch.linalg.vecdot(a, e)
         self.gained += float(torch.linalg.vecdot(diff, e).sum())
-        self.signed += float(diff.sum())
+        self.shifted += float(diff.sum())
         self.above += float(torch.sign(diff).sum())
         magnitude = diff.abs_()
         self.abs_diff += float(magnitude.sum())
@@ -368,8 +396,8 @@ class _Sums:
         import torch
 
         bits = magnitude.float().view(torch.int32).view(-1) >> 21
-        counts = torch.bincount(bits, minlength=1024)
-        self.histogram = counts if self.histogram is None else self.histogram + counts
+        counts = torch.bincount(bits, minlength=BINS).tolist()
+        self.histogram = counts if self.histogram is None else [sum(pair) for pair in zip(self.histogram, counts)]
 
     def _find_flips(self, start: int, actual: Tensor, expected: Tensor) -> None:
         import torch
@@ -490,7 +518,7 @@ class _Sums:
             nonfinite_differ=self.nonfinite_differ,
             unequal=self.unequal,
             rmse=_root(self.diff2 / self.count),
-            shift=self.signed / self.count,
+            shift=self.shifted / self.count,
             gain=_ratio(self.gained, self.expected2) if self.gained >= 0 else -_ratio(-self.gained, self.expected2),
             balance=self.above / self.count,
             max_rel=self.relative_max,
@@ -506,7 +534,7 @@ class _Sums:
             flip_margin=self.flip_margin,
             flip_value=self.flip_value,
             first_flip=None if self.first_flip is None else _unravel(self.first_flip, shape[:-1]),
-            histogram=tuple((number, count) for number, count in enumerate(self.histogram.tolist()) if count),
+            histogram=tuple((number, count) for number, count in enumerate(self.histogram) if count),
         )
         if not self.tokens:
             return result

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness.measure.comparison import CHUNK, Count, Size
+from harness.measure.compiled_slices import CompiledSums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,35 +65,99 @@ def worst_slices(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> t
         or any(tensor.shape != shape for tensor in (actual, *healthy))
     ):
         return ()
-    if len(shape) < 2:  # its blocks are the rows of a matrix
-        width = golden.numel() // BLOCKS
-        if width < _BLOCK:
-            return _of_magnitudes(actual, golden, healthy)
-        cut = [tensor.reshape(-1)[: width * BLOCKS].view(BLOCKS, width) for tensor in (actual, golden, *healthy)]
-        parts = _Parts(cut[1].shape)
-        parts.read(cut[0], cut[1], cut[2:])
-        rows = parts.worst(parts.rows, width, lambda block: f"block {block} of {BLOCKS}")
-        return (*rows, *_of_magnitudes(actual, golden, healthy))
     with torch.no_grad():
-        parts = _Parts(shape)
-        parts.read(actual, golden, healthy)
-        return parts.all()
+        return _of_flat(actual, golden, healthy) if len(shape) < 2 else _of_rows(actual, golden, healthy)
 
 
-def _of_magnitudes(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> tuple[Slice, ...]:
-    parts = _Parts((1, golden.numel()))
-    parts.read(actual.reshape(1, -1), golden.reshape(1, -1), [run.reshape(1, -1) for run in healthy])
-    return parts.worst_magnitude()
+def _of_rows(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> tuple[Slice, ...]:
+    parts = _Parts(tuple(golden.shape))
+    parts.read(actual, golden, healthy)
+    return parts.all()
+
+
+def _of_flat(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> tuple[Slice, ...]:
+    """Of one vector: its blocks are the rows of a matrix."""
+    actual, golden, *healthy = (tensor.reshape(-1) for tensor in (actual, golden, *healthy))
+    count = golden.numel()
+    width = count // BLOCKS
+    if width < _BLOCK:
+        return _of_matrix(1, count, actual, golden, healthy).worst_magnitude()
+    end = width * BLOCKS
+    parts = _of_matrix(BLOCKS, width, actual[:end], golden[:end], [run[:end] for run in healthy])
+    rows = parts.worst(parts.rows, width, lambda block: f"block {block} of {BLOCKS}")
+    if end < count:
+        rest = _of_matrix(1, count - end, actual[end:], golden[end:], [run[end:] for run in healthy])
+        parts.magnitudes += rest.magnitudes
+        parts.numbers += rest.numbers
+    return (*rows, *parts.worst_magnitude())
+
+
+def _of_matrix(rows: int, width: int, actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> _Parts:
+    """The parts of a vector in rows: neither their columns nor their blocks mean anything."""
+    parts = _Parts((rows, width), columns=False)
+    parts.read(actual, golden, healthy)
+    return parts
+
+
+class _TorchSums:
+    """The sums of several matrices of one shape, golden first, some rows at a time."""
+
+    def __init__(self, flat: list[Tensor], columns: bool, blocks: Tensor | None):
+        import torch
+
+        width = flat[0].shape[1]
+        self.batch = CHUNK  # elements of the rows that are read at a time
+        self._flat, self._blocks = flat, blocks
+        self._columns = torch.zeros(len(flat), width if columns else 0, dtype=torch.float64)
+        self._magnitudes = torch.zeros(len(flat), _RANGE, dtype=torch.float64)
+        self._numbers = torch.zeros(_RANGE, dtype=torch.int64)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """The sums of these rows, (matrices, rows)."""
+        import torch
+
+        wide = [item[start:stop].double() for item in self._flat]
+        squares = self._squares(wide)
+        if self._blocks is not None:
+            block = squares.shape[2] // BLOCKS
+            cut = squares[:, :, : block * BLOCKS].reshape(len(wide), -1, BLOCKS, block)
+            self._blocks[:, start:stop] = cut.sum(3)
+        if self._columns.numel():
+            self._columns += squares.sum(1)
+        exponents = torch.frexp(wide[0]).exponent.clamp_(-_SHIFT, _SHIFT - 1).add_(_SHIFT).long().reshape(-1)
+        self._magnitudes.index_add_(1, exponents, squares.view(len(wide), -1))
+        self._numbers += torch.bincount(exponents, minlength=_RANGE)
+        return squares.sum(2)
+
+    @staticmethod
+    def _squares(wide: list[Tensor]) -> Tensor:
+        """Squares of golden and of the differences, zero where an element is not finite."""
+        import torch
+
+        squares = torch.stack([wide[0], *(item - wide[0] for item in wide[1:])])
+        bad = ~torch.isfinite(squares).all(0)
+        if bool(bad.any()):
+            squares[:, bad] = 0.0
+        return squares.square_()
+
+    def columns(self) -> Tensor:
+        """The sums of every column of the rows that were read, (matrices, width)."""
+        return self._columns
+
+    def magnitudes(self) -> tuple[Tensor, Tensor]:
+        """The sums by the exponent of golden, (matrices, exponents), and the numbers of elements."""
+        return self._magnitudes, self._numbers
 
 
 class _Parts:
     """Sums of squares by part, of golden and of each run's difference from it, in this order along the first axis."""
 
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self, shape: tuple[int, ...], columns: bool = True):
         self.shape = shape
         self.width = shape[-1]
         self.count = math.prod(shape[:-1])
-        self.blocked = self.width >= BLOCKS * _BLOCK and self.count > 1
+        self.columns = columns and self.count >= _LEAST
+        self.blocked = columns and self.width >= BLOCKS * _BLOCK and self.count > 1
         self.rows: Tensor
         self.axes: list[Tensor]
         self.blocks: Tensor
@@ -106,42 +171,23 @@ class _Parts:
         kinds = 2 + len(healthy)
         keeps_rows = self.width >= _LEAST
         self.rows = torch.zeros(kinds, self.count if keeps_rows else 0, dtype=torch.float64)
-        self.axes = [torch.zeros(kinds, size, dtype=torch.float64) for size in self.shape]
-        self.magnitudes = torch.zeros(kinds, _RANGE, dtype=torch.float64)
-        self.numbers = torch.zeros(_RANGE, dtype=torch.int64)
-        block = self.width // BLOCKS
+        self.axes = [torch.zeros(kinds, size, dtype=torch.float64) for size in self.shape[:-1]]
         self.blocks = torch.zeros(kinds, self.count if self.blocked else 0, BLOCKS, dtype=torch.float64)
         flat = [tensor.detach().reshape(self.count, self.width) for tensor in (golden, actual, *healthy)]
-        step = max(CHUNK // self.width, 1)
+        wanted = flat, self.columns, self.blocks if self.blocked else None
+        sums = CompiledSums.of(*wanted) or _TorchSums(*wanted)
+        step = max(sums.batch // self.width, 1)
         for start in range(0, self.count, step):
-            wide = [item[start : start + step].double() for item in flat]
-            squares = self._squares(wide)
-            sums = squares.sum(2)
-            stop = start + sums.shape[1]
+            stop = min(start + step, self.count)
+            rows = sums.rows(start, stop)
             if keeps_rows:
-                self.rows[:, start:stop] = sums
-            if self.blocked:
-                cut = squares[:, :, : block * BLOCKS].reshape(kinds, -1, BLOCKS, block)
-                self.blocks[:, start:stop] = cut.sum(3)
-            self.axes[-1] += squares.sum(1)
+                self.rows[:, start:stop] = rows
             index = torch.arange(start, stop)
             for axis in range(len(self.shape) - 2, -1, -1):
-                self.axes[axis].index_add_(1, index % self.shape[axis], sums)
+                self.axes[axis].index_add_(1, index % self.shape[axis], rows)
                 index = index // self.shape[axis]
-            exponents = torch.frexp(wide[0]).exponent.clamp_(-_SHIFT, _SHIFT - 1).add_(_SHIFT).long().reshape(-1)
-            self.magnitudes.index_add_(1, exponents, squares.view(kinds, -1))
-            self.numbers += torch.bincount(exponents, minlength=_RANGE)
-
-    @staticmethod
-    def _squares(wide: list[Tensor]) -> Tensor:
-        """Squares of golden and of the differences, zero where an element is not finite."""
-        import torch
-
-        squares = torch.stack([wide[0], *(item - wide[0] for item in wide[1:])])
-        bad = ~torch.isfinite(squares).all(0)
-        if bool(bad.any()):
-            squares[:, bad] = 0.0
-        return squares.square_()
+        self.axes.append(sums.columns() if self.columns else torch.zeros(kinds, 0, dtype=torch.float64))
+        self.magnitudes, self.numbers = sums.magnitudes()
 
     def all(self) -> tuple[Slice, ...]:
         """The worst part of each kind."""

@@ -1,8 +1,8 @@
 """Two files or folders of tensors, paired by name and judged: python -m harness compare A B.
 
 Every name on either side is a row. What is missing, unreadable, of another shape or of another dtype is a FAIL, and so
-is to have found nothing. Shapes and dtypes come from headers, before any data; one pair is in memory at a time; nothing
-that is read can run code.
+is to have found nothing. Shapes and dtypes come from headers, before any data; one pair is in memory at a time, and the
+next where it is small; nothing that is read can run code.
 
     side.py      the tensors under one path         layouts.py  folders that msprobe and SGLang dump
     files.py     formats: headers, then data        pickled.py  what a pickle would make, without making it
@@ -11,6 +11,8 @@ that is read can run code.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LONG = 4000  # characters of a name that are shown
+AHEAD = 64 << 20  # bytes in memory of a pair that is read while the one before it is compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +99,10 @@ def compare_paths(
     if not names:
         raise HarnessError(f"neither {actual} nor {expected} holds a tensor; files of {', '.join(SUFFIXES)} are read")
     empty = sides[0].valueless & sides[1].valueless
+    compared = [name for name in names if name not in empty]
     pairs = tuple(
-        Pair(name=shown(name, LONG), verdict=_verdict(name, sides, tolerance, options.coarser))
-        for name in names
-        if name not in empty
+        Pair(name=shown(name, LONG), verdict=verdict)
+        for name, verdict in zip(compared, _verdicts(compared, sides, tolerance, options.coarser))
     )
     if not pairs:
         raise HarnessError(f"no value in {actual} and {expected} holds a tensor: nothing was compared")
@@ -154,7 +157,28 @@ def _empty_notes(empty: set[str]) -> list[str]:
     ]
 
 
-def _verdict(name: str, sides: list[Side], tolerance: Tolerance, coarser: bool) -> Verdict:
+def _verdicts(names: list[str], sides: list[Side], tolerance: Tolerance, coarser: bool) -> Iterator[Verdict]:
+    """The verdict on each pair. While one is compared, a thread reads the next, if that takes at most `AHEAD` bytes.
+
+    Only one of the two threads reads at a time, since a side keeps the file open that it read from.
+    """
+    with ThreadPoolExecutor(1) as reader:
+        ahead: Future[Verdict | list[Tensor]] | None = None
+        for number, name in enumerate(names):
+            read = _read(name, sides, tolerance) if ahead is None else ahead.result()
+            ahead = None
+            if number + 1 < len(names) and _memory(names[number + 1], sides) <= AHEAD:
+                ahead = reader.submit(_read, names[number + 1], sides, tolerance)
+            yield read if isinstance(read, Verdict) else _compared(read, tolerance, coarser)
+
+
+def _memory(name: str, sides: list[Side]) -> int:
+    """The bytes that a pair takes when it is read."""
+    return sum(side.tensors[name].header.memory for side in sides if name in side.tensors)
+
+
+def _read(name: str, sides: list[Side], tolerance: Tolerance) -> Verdict | list[Tensor]:
+    """The tensors of a name, or the verdict where they cannot be compared."""
     headers, failures = [], []
     for side in sides:
         try:
@@ -167,14 +191,16 @@ def _verdict(name: str, sides: list[Side], tolerance: Tolerance, coarser: bool) 
         return Verdict(failures=tuple(failures), comparisons={})
     if headers[0].shape != headers[1].shape:
         return _shapes_differ(name, sides, tolerance)
-    read: list[Tensor] = []
+    result: list[Tensor] = []
     for side in sides:
         try:
-            read.append(side.read(name))
+            result.append(side.read(name))
         except Unreadable as error:
             failures.append(Reason(criterion="output", text=f"{shown(str(side.path), LONG)}: {error}"))
-    if failures:
-        return Verdict(failures=tuple(failures), comparisons={})
+    return Verdict(failures=tuple(failures), comparisons={}) if failures else result
+
+
+def _compared(read: list[Tensor], tolerance: Tolerance, coarser: bool) -> Verdict:
     try:
         return _judged(read, tolerance, coarser)
     except (RuntimeError, NotImplementedError, TypeError) as error:  # a layout that has no elements to look at

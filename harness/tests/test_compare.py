@@ -8,6 +8,7 @@ import torch
 
 from harness import compare
 from harness.measure.comparison import CHUNK, edge
+from harness.tests.needs import compiled_and_by_torch  # noqa: F401  each test runs both ways
 
 
 def seeded(*shape, seed=0, dtype=torch.float32):

@@ -12,6 +12,7 @@ from harness import compare
 from harness.measure import comparison, slices
 from harness.measure.comparison import CLOSE, DYNAMO, Cosine, Count, Share, Size, edge
 from harness.measure.slices import Slice, worst_slices
+from harness.tests.needs import compiled_and_by_torch  # noqa: F401  each test runs both ways
 
 DTYPES = {  # mantissa bits, smallest normal exponent, the tolerances of torch.testing and of the compiler's benchmarks
     "float16": (10, -14, (1e-3, 1e-5), 1e-2),

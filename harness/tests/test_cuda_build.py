@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness import compiling
 from harness.emulator import build
 from harness.tests import planted_keys
 from harness.tests.execute import ROOT, emulated
@@ -296,7 +297,7 @@ def stub(tmp_path):
     path = tmp_path / "libc10_cuda.so"
     (tmp_path / "empty.c").write_text("")
     flags = ["-shared", "-fPIC", "-w", "-Wl,-soname,libc10_cuda.so", "-o", str(path)]
-    build._run([*build.compiler(), *flags, str(tmp_path / "empty.c")])
+    compiling.run([*compiling.compiler(), *flags, str(tmp_path / "empty.c")])
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import compare, emulator
+from harness import compare, compiling, emulator
 from harness.emulator import build
 from harness.errors import DeviceError, HarnessError
 from harness.models.aimv2 import AIMv2Config
@@ -403,12 +403,15 @@ def test_a_home_that_was_made_here_is_told_from_a_real_one(npu, tmp_path):
     assert not emulator.is_emulated_home(tmp_path)
 
 
-def test_no_compiler_is_a_message_that_says_what_to_do(monkeypatch):
+def test_no_compiler_is_a_message_that_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(build.util, "find_spec", lambda name: None)
-    with pytest.raises(DeviceError, match="looked for cc, gcc, clang and the ziglang package; pip install ziglang"):
-        build.compiler()
+    monkeypatch.setattr(compiling.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(build, "_write_names", lambda made: None)
+    monkeypatch.setattr(build.compiling, "built", lambda name, marker, make: make(tmp_path))
+    wanted = "the emulated CANN cannot be built: no C compiler: looked for cc, gcc, clang and the ziglang package; pip"
+    with pytest.raises(DeviceError, match=wanted):
+        build.build("2.13.0")
 
 
 def test_two_processes_build_at_once(tmp_path):

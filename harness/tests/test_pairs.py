@@ -4,12 +4,14 @@ passes.
 
 import json
 import math
+import threading
 
 import numpy
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from harness import pairs
 from harness.commands.main import main
 
 SHAPE = (200, 1000)
@@ -274,3 +276,29 @@ def test_a_damaged_report_is_not_judged(tmp_path, capsys):
         path.write_text(json.dumps(kept))
         assert main(["judge", str(path)]) == 1
         assert capsys.readouterr().err.count("\n") == 1
+
+
+# -------- the next pair
+
+
+@pytest.mark.parametrize(("room", "ahead"), [(2 * 4 * 6, True), (2 * 4 * 6 - 1, False)])
+def test_the_next_pair_is_read_while_one_is_compared_where_it_is_small(monkeypatch, tmp_path, capsys, room, ahead):
+    for side in ("a", "b"):
+        save_file({name: seeded(2, 3) + number for number, name in enumerate("xyz")}, tmp_path / f"{side}.safetensors")
+    second, read, results = threading.Event(), pairs.Side.read, []
+
+    def reading(side, name):
+        if name == "y" and side.path.stem == "b":
+            second.set()
+        return read(side, name)
+
+    def comparing(tensors, tolerance, coarser):
+        results.append(second.wait(10 if ahead else 0.2))
+        return compared(tensors, tolerance, coarser)
+
+    compared = pairs._compared
+    monkeypatch.setattr(pairs, "AHEAD", room)
+    monkeypatch.setattr(pairs.Side, "read", reading)
+    monkeypatch.setattr(pairs, "_compared", comparing)
+    assert main(["compare", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]) == 0
+    assert results == [ahead, True, True] and "3" in capsys.readouterr().out

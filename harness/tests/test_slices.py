@@ -13,6 +13,7 @@ from harness.measure import worst_slices
 from harness.report.rejudge import judged_again
 from harness.report.rows import Row
 from harness.run.comparisons import measured_outputs
+from harness.tests.needs import compiled_and_by_torch  # noqa: F401  each test runs both ways
 
 
 def drawn(*shape, seed=0):
