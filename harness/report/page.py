@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 BLOCK = 100  # rows that are laid out together
 HIGH = 28  # pixels of a row, about
 WIDEST, WIDEST_REASON = 26, 44  # characters of a column; longer texts take several lines
-LETTER = 0.9  # of a digit's width: that of other characters, about
+LETTER, BOLD = 0.9, 1.15  # of a digit's width: that of other characters, and of a status's, about
 SORTED = 2  # characters that the sign of the order takes
 CHOICES = 500  # cases among which a reader chooses; more are found by their text
 PICTURED = 40  # rows that did not pass whose pictures are in the page
@@ -139,7 +139,7 @@ def _rows(report: Report, failed: Sequence[Row], words: Mapping[str, str]) -> tu
             f'data-status="{row.status}" data-case="{in_html(row.case)}" data-dtype="{in_html(row.dtype or MISSING)}"'
         )
         lines.append(f"<tr {data}>{''.join(cell.html('td') for cell in cells)}</tr>")
-    shares = [1 if cell.kind == "number" else LETTER for cell in head]
+    shares = [BOLD, *(1 if cell.kind == "number" else LETTER for cell in head[1:])]
     most = [WIDEST_REASON if cell.text == words["reason"] else WIDEST for cell in head]
     columns = " ".join(f"{share * min(width, limit) + 2:.1f}ch" for width, limit, share in zip(widths, most, shares))
     style = f"#rows tr {{ grid-template-columns: {columns} }}\n"
