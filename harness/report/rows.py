@@ -118,6 +118,7 @@ class Proof:
     weights_from: str | None = None
     code_sha256: str | None = None
     notes: tuple[str, ...] | None = None
+    host: str | None = None  # that ran it, where the rows of a run are spread over several
 
 
 NUMBERS = tuple(
@@ -499,6 +500,7 @@ _ORDER = (  # of the names of a row in JSON
     "limits_reason",
     "decisions",
     *(item.name for item in fields(Evidence)),
+    "host",
 )
 NEEDED = {
     "test",
