@@ -231,6 +231,7 @@ def _death(error: Exception) -> str:
 _DEATHS = {
     "node has died": "its node died",
     "node was terminated": "its node died",
+    "temporarily unavailable": "its node does not answer",
     "out of memory": "its node ran out of memory and Ray ended it",
 }
 

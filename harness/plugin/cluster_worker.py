@@ -84,13 +84,14 @@ class Worker:
         arguments += [f"--precision-report={folder}/report", f"--basetemp={folder}/tmp"]
         return replace(start, folder=folder, workerinput=workerinput, arguments=tuple(arguments))
 
-    def where(self) -> dict[str, str]:
-        """The node by Ray's number, and the cards that Ray gave to this worker, "" where it gave none."""
+    def where(self) -> dict[str, Any]:
+        """The node by Ray's number, the cards that Ray gave to this worker ("" where it gave none), and its Python."""
         import ray
 
         context = ray.get_runtime_context()
         cards = context.get_accelerator_ids().get(self._start.resource, [])
-        return {"node": context.get_node_id(), "cards": ",".join(map(str, cards))}
+        python = {"sysplatform": sys.platform, "version_info": tuple(sys.version_info), "executable": sys.executable}
+        return {"node": context.get_node_id(), "cards": ",".join(map(str, cards)), "python": python}
 
     def run(self, test: str, following: str | None, facts: Mapping[Any, Any]) -> list[tuple]:
         """Begin a test, after which `following` is the next one here; `facts`: as of `Told`. The first events of it."""

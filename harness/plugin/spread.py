@@ -42,6 +42,7 @@ class Member:
     test: str = ""  # that runs
     named: Mapping[str, Any] = field(default_factory=dict)  # case, dtype and seed of its row
     location: tuple[str, int | None, str] | None = None
+    workerinfo: Mapping[str, Any] = field(default_factory=dict)  # what pytest's terminal says of a failure's process
 
     @property
     def gateway(self) -> Any:
@@ -164,6 +165,7 @@ class Spread:
                 member.host = self.cluster.host(answer["node"])
                 cards = f" {self.cluster.need.resource} {answer['cards']}" if answer["cards"] else ""
                 member.label = f"{member.host}{cards}"
+                member.workerinfo = {"id": member.label, **answer["python"]}
                 answer = []
             for kind, *values in answer:
                 if member.name in self._members:
