@@ -68,11 +68,13 @@ def need_of(kind: str, nodes: Sequence[Mapping[str, float]]) -> Need:
 class Cluster:
     """The Ray cluster at an address, with the code of this run sent to it, or there already in a job of Ray's.
 
+    `root` is the folder of the code, `report` that of the report.
+
     Raises: pytest.UsageError where ray is not installed, the cluster does not answer, or no node has what `device`
     needs.
     """
 
-    def __init__(self, address: str, *, device: str, root: Path, leave_out: Sequence[Path] = ()):
+    def __init__(self, address: str, *, device: str, root: Path, report: Path):
         self._ray = _import_ray()
         self.address = address
         kind, _, number = device.partition(":")
@@ -80,7 +82,7 @@ class Cluster:
             raise _refusal(f"--precision-device={device} names one card; write {kind}, and each worker takes one")
         _await_answer(address)
         self.sends = IN_JOB not in os.environ
-        code = {"working_dir": str(root), "excludes": _excluded(root, leave_out)}
+        code = {"working_dir": str(root), "excludes": _excluded(root, report)}
         try:
             how = dict(log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
             self._ray.init(address, runtime_env=code if self.sends else None, **how)
@@ -203,14 +205,11 @@ def _without(resource: str, address: str, hosts: Sequence[str]) -> str:
     )
 
 
-def _excluded(root: Path, leave_out: Sequence[Path]) -> list[str]:
-    """What is not sent: as .gitignore writes it, from the root."""
-    inside = [path.resolve().relative_to(root.resolve()) for path in leave_out if _is_below(path, root)]
-    return [*LEFT_OUT, *(f"/{path.as_posix()}" for path in inside)]
-
-
-def _is_below(path: Path, root: Path) -> bool:
-    return root.resolve() in path.resolve().parents
+def _excluded(root: Path, report: Path) -> list[str]:
+    """What is not sent, as .gitignore writes it: environments, and what runs write into the folder `report`."""
+    inside = root.resolve() in report.resolve().parents
+    place = report.resolve().relative_to(root.resolve()).as_posix() if inside else ""
+    return [*LEFT_OUT, *(f"/{place}/{name}" for name in ("precision*", "repro") if inside)]
 
 
 def _host_of(node: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ class Spread:
         self._run, self._config = run, run.config
         _refuse_others(self._config)
         root = self._config.rootpath
-        self.cluster = Cluster(run.options.ray, device=run.options.device, root=root, leave_out=[run.directory])
+        self.cluster = Cluster(run.options.ray, device=run.options.device, root=root, report=run.directory)
         self._members: dict[str, Member] = {}
         self._awaited: dict[Any, Member] = {}  # the answers that are to come
         self._started = 0

@@ -222,7 +222,7 @@ def test_other_ways_of_running_are_refused(user, arguments, words):
 
 def refused(monkeypatch, address, words, tmp_path, device="cpu"):
     with pytest.raises(pytest.UsageError, match=words):
-        Cluster(address, device=device, root=tmp_path)
+        Cluster(address, device=device, root=tmp_path, report=tmp_path)
 
 
 def test_without_ray_the_words_to_install_it_are_said(monkeypatch, tmp_path):
@@ -290,4 +290,6 @@ def test_what_a_lost_worker_had_left_runs_elsewhere_first_the_row_it_died_with()
 
 
 def test_the_report_and_environments_are_not_sent(tmp_path):
-    assert cluster._excluded(tmp_path, [tmp_path / "reports", tmp_path.parent]) == [*cluster.LEFT_OUT, "/reports"]
+    own = [*cluster.LEFT_OUT, "/reports/precision*", "/reports/repro"]
+    assert cluster._excluded(tmp_path, tmp_path / "reports") == own
+    assert cluster._excluded(tmp_path, tmp_path.parent) == [*cluster.LEFT_OUT]
