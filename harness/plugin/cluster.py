@@ -127,7 +127,7 @@ class Cluster:
         try:
             return self._ray.get(reference, timeout=seconds)
         except self._ray.exceptions.RayError as error:
-            raise LostWorker(_death(error)) from None
+            raise _death(error) from None
 
     def kill(self, actor: Any) -> None:
         """End an actor, and with it its process of pytest; its card is free then."""
@@ -150,7 +150,11 @@ class Cluster:
 
 
 class LostWorker(Exception):
-    """A worker, or its node, is no more; the message says how as far as Ray knows."""
+    """A worker is no more; the message says how as far as Ray knows. `with_node`: its node is no more either."""
+
+    def __init__(self, text: str, *, with_node: bool):
+        super().__init__(text)
+        self.with_node = with_node
 
 
 def _import_ray() -> Any:
@@ -218,20 +222,17 @@ def _host_of(node: Mapping[str, Any]) -> str:
     return str(named if named and named != node["NodeManagerAddress"] else node["NodeManagerHostname"])
 
 
-def _death(error: Exception) -> str:
-    """How a worker died, on one line, as far as Ray knows."""
+def _death(error: Exception) -> LostWorker:
+    """How a worker died, as far as Ray knows."""
     text = _one_line(error)
-    for told, short in _DEATHS.items():
-        if told in text:
-            return short
-    return text
+    short = next((short for told, short in _NODE_DIED.items() if told in text), None)
+    return LostWorker(short or text, with_node=short is not None)
 
 
-_DEATHS = {
+_NODE_DIED = {  # what Ray's messages say of a node, in short
     "node has died": "its node died",
     "node was terminated": "its node died",
     "temporarily unavailable": "its node does not answer",
-    "out of memory": "its node ran out of memory and Ray ended it",
 }
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from harness.plugin.workers import Workers
 
 ENDING = 30.0  # seconds that a process may take for its end
+VISIBLE_CARDS = ("ASCEND_RT_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 LOG_LINES = 12  # of what a process printed that could not start
 
 
@@ -35,7 +36,7 @@ class Start:
     local_root: str  # the same on the machine that asked
     below: str  # the folder of the run, below the root
     report: str  # the folder of the report on the machine that asked
-    environment: Mapping[str, str]  # that changes numbers, as it is on the machine that asked
+    environment: Mapping[str, str]  # what changes numbers or says what runs, as on the machine that asked
     earlier: str | None  # the report that --precision-resume reads
     resource: str
     amount: int
@@ -142,7 +143,9 @@ def _resources_here() -> Mapping[str, float]:
 
 def _environment(start: Start) -> dict[str, str]:
     """The process's variables: the node's, without what Ray sets for its own workers, and the run's."""
-    ours = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "PYTHONBREAKPOINT")}
+    empty = {name for name in VISIBLE_CARDS if os.environ.get(name) == ""}  # older versions hide all other cards so
+    left_out = {"OMP_NUM_THREADS", "PYTHONBREAKPOINT", *empty}
+    ours = {name: value for name, value in os.environ.items() if name not in left_out}
     given = start.workerinput or {}
     xdist = {"WORKER": start.name, "WORKER_COUNT": str(given.get("workercount", 1)), "TESTRUNUID": start.name}
     return ours | dict(start.environment) | {f"PYTEST_XDIST_{name}": value for name, value in xdist.items()}

@@ -19,7 +19,7 @@ import pytest
 
 from harness.judging.status import Mark
 from harness.plugin.cluster import Cluster, LostWorker
-from harness.plugin.cluster_worker import Start
+from harness.plugin.cluster_worker import VISIBLE_CARDS, Start
 from harness.plugin.names import row_name
 from harness.plugin.row_queue import Queued, RowQueue
 from harness.plugin.workers import Death
@@ -27,7 +27,6 @@ from harness.plugin.workers import Death
 TICK = 1.0  # seconds between progress lines
 PATIENCE = 300.0  # seconds that a run waits for a node where none is left that has what a worker takes
 ENDING = 60.0  # seconds that all workers together may take for their end
-HERE_ONLY = ("ASCEND_RT_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")  # of the variables that change numbers
 
 
 @dataclass(kw_only=True, eq=False)
@@ -143,8 +142,8 @@ class Spread:
             report=str(run.directory),
             environment={
                 variable: os.environ[variable]
-                for variable in ENVIRONMENT
-                if variable in os.environ and variable not in HERE_ONLY
+                for variable in (*ENVIRONMENT, "MODEL_DIR")
+                if variable in os.environ and variable not in VISIBLE_CARDS
             },
             earlier=_earlier(run),
             resource=self.cluster.need.resource,
@@ -159,7 +158,7 @@ class Spread:
             try:
                 answer = self.cluster.answer(reference)
             except LostWorker as error:
-                self._lost(member, str(error))
+                self._lost(member, str(error), with_node=error.with_node)
                 continue
             if isinstance(answer, dict):
                 member.host = self.cluster.host(answer["node"])
@@ -305,14 +304,15 @@ class Spread:
         if not self._members:
             raise pytest.UsageError(f"--precision-ray: no worker is left. {self._not_started[-1]}")
 
-    def _lost(self, member: Member, how: str, death: Death | None = None) -> None:
+    def _lost(self, member: Member, how: str, death: Death | None = None, *, with_node: bool = False) -> None:
         """A worker is no more: another one takes its place where there is room, and its test runs once more."""
-        if not member.is_ready:
+        if not member.is_ready and not with_node:
             self._drop(member, f"it did not start: {how}")
             return
         del self._members[member.name]
         self.cluster.kill(member.actor)
         self._add()
+        self._run.terminal.note(f"the worker on {member.label or 'a node'} died: {how}")
         death = death or Death(text=how, mark=Mark.CRASHED, named=member.named, rows=[])
         began = member.location is not None
         deaths = self._deaths.setdefault(member.test, [])

@@ -118,7 +118,6 @@ class Proof:
     weights_from: str | None = None
     code_sha256: str | None = None
     notes: tuple[str, ...] | None = None
-    host: str | None = None  # that ran it, where the rows of a run are spread over several
 
 
 NUMBERS = tuple(
@@ -217,6 +216,7 @@ class Row(Numbers, Ratios, Proof):
     allowed: Mapping[str, Size] = field(default_factory=dict)  # every limit that judged, the preset's included
     limits_reason: str = ""
     decisions: Decisions | None = None
+    host: str | None = None  # that ran it, where the rows of a run are spread over several
 
     @classmethod
     def of(
