@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 ANSWER = 60.0  # seconds within which a cluster must answer
+STOPPING = 5.0  # seconds that a worker may take to put its folder away
 REACH = 10.0  # seconds within which a machine must take a connection
 CARDS = {"npu": "NPU", "cuda": "GPU"}  # what Ray calls the cards of a kind of device
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # is set in what `ray job submit` starts
@@ -112,7 +114,8 @@ class Cluster:
         """An actor of `harness.plugin.cluster_worker.Worker`, which Ray starts where its card is free."""
         from harness.plugin.cluster_worker import Worker
 
-        return self._ray.remote(Worker).options(**self.need.options).remote(given)
+        # Two calls at a time: `stop` while another waits for events.
+        return self._ray.remote(Worker).options(max_concurrency=2, **self.need.options).remote(given)
 
     def wait(self, references: Sequence[Any], seconds: float) -> list[Any]:
         """Those of the answers that are there, after `seconds` at most."""
@@ -129,8 +132,11 @@ class Cluster:
         except self._ray.exceptions.RayError as error:
             raise _death(error) from None
 
-    def kill(self, actor: Any) -> None:
-        """End an actor, and with it its process of pytest; its card is free then."""
+    def kill(self, actor: Any, *, is_placed: bool) -> None:
+        """End an actor, and with it its process of pytest; its card is free then. `is_placed`: Ray has started it."""
+        if is_placed:
+            with contextlib.suppress(LostWorker):
+                self.answer(actor.stop.remote(), STOPPING)
         self._ray.kill(actor, no_restart=True)
 
     def host(self, node: str) -> str:

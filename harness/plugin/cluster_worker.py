@@ -122,6 +122,12 @@ class Worker:
         self._workers.close()
         return result
 
+    def stop(self) -> None:
+        """End the process at once; called while `events` waits."""
+        self._process.kill()
+        self._process.wait()
+        self._workers.close()
+
     def _death(self) -> tuple:
         status = self._process.wait()
         if self._test:

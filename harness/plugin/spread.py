@@ -113,7 +113,7 @@ class Spread:
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
         for member in self._members.values():
-            self.cluster.kill(member.actor)
+            self.cluster.kill(member.actor, is_placed=bool(member.label))
         self._members.clear()
         self.cluster.close()
 
@@ -298,7 +298,7 @@ class Spread:
     def _drop(self, member: Member, why: str) -> None:
         """Do without a worker; another one there would do no better."""
         del self._members[member.name]
-        self.cluster.kill(member.actor)
+        self.cluster.kill(member.actor, is_placed=bool(member.label))
         self._not_started.append(f"{member.label or 'a node'}: {why}")
         self._run.terminal.note(f"no worker on {member.label or 'a node'}: {why}", bad=True)
         if not self._members:
@@ -310,7 +310,7 @@ class Spread:
             self._drop(member, f"it did not start: {how}")
             return
         del self._members[member.name]
-        self.cluster.kill(member.actor)
+        self.cluster.kill(member.actor, is_placed=bool(member.label))
         self._add()
         self._run.terminal.note(f"the worker on {member.label or 'a node'} died: {how}")
         death = death or Death(text=how, mark=Mark.CRASHED, named=member.named, rows=[])

@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from harness.plugin import cluster
 from harness.plugin.cluster import Cluster, need_of
 from harness.plugin.row_queue import Queued, RowQueue
+from harness.plugin.spread import PATIENCE, Spread
 from harness.tests.environment import of_a_shell
 from harness.tests.needs import needs_torch_npu, skip_without_ray
 from harness.tests.test_plugin import CASE, ROOT, stored, user, write  # noqa: F401
@@ -287,6 +289,43 @@ def test_what_a_lost_worker_had_left_runs_elsewhere_first_the_row_it_died_with()
     assert taken(queue, "w3", "two", ("one", "two")) == ("a1", "a2")
     queue.lost("w3", again="a1", host="two")
     assert taken(queue, "w4", "two", ("two",)) == ("a1", "a2")  # there is no other host
+
+
+# -------- workers that do not fit, and clusters that shrink
+
+
+@pytest.mark.parametrize(
+    "tests, more, words",
+    [
+        (["a"], {}, ""),
+        (["a"], {"stack": {"torch": "2.5", "card": "other"}}, "torch 2.13 and 2.5"),
+        (["a"], {"code": "other"}, "its code is another"),
+        (["b"], {}, "it collected 1 tests and not the same 1"),
+    ],
+    ids=["alike", "another torch", "other code", "other tests"],
+)
+def test_a_worker_unlike_the_first_is_known_by_its_tests_its_code_and_its_stack(tests, more, words):
+    first = {"backend": "npu", "stack": {"torch": "2.13", "card": "one"}, "code": "this"}
+    spread = Spread.__new__(Spread)
+    spread._tests, spread._environment = {"a": None}, first
+    assert spread._differences(dict.fromkeys(tests), first | more) == words
+
+
+def test_a_run_waits_for_a_node_and_not_for_ever(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("harness.plugin.spread.time.monotonic", lambda: clock[0])
+    spread = Spread.__new__(Spread)
+    spread._members, spread._left, spread._alone_since = {}, {"a"}, None
+    spread.cluster = SimpleNamespace(has_room=False, need=need_of("npu", [{"NPU": 1.0}]))
+    spread._check_room()
+    clock[0] += PATIENCE
+    spread._check_room()
+    clock[0] += 1.0
+    with pytest.raises(pytest.UsageError, match="no node of the cluster has NPU any more, for 300 s; 1 tests did not"):
+        spread._check_room()
+    spread.cluster.has_room = True
+    spread._check_room()
+    assert spread._alone_since is None
 
 
 def test_the_report_and_environments_are_not_sent(tmp_path):
