@@ -516,10 +516,14 @@ class Session:
             try:
                 yield
             except (KeyboardInterrupt, SystemExit, pytest.exit.Exception) as raised:
-                text = f"it was running when the session ended ({type(raised).__name__})"
-                self._standing[item.nodeid] = self._unmeasured(item.nodeid, "error", text, **named)
-                self.folder.row(self._standing[item.nodeid], final=False)
+                self.was_running(item.nodeid, named, raised)
                 raise
+
+    def was_running(self, test: str, named: Mapping, raised: BaseException) -> None:
+        """A row that ran when `raised` ended the session; `named`: its case, dtype and seed where more is known."""
+        text = f"it was running when the session ended ({type(raised).__name__})"
+        self._standing[test] = self._unmeasured(test, "error", text, **named)
+        self.folder.row(self._standing[test], final=False)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logstart(self, nodeid: str) -> None:

@@ -95,14 +95,24 @@ class Spread:
             raise session.Interrupted(failed)
         self._left = set(self._tests)
         self._give_to_idle()
+        try:
+            self._run_all(session)
+        except BaseException as raised:
+            for member in self._members.values():
+                if member.test in self._run.collected:
+                    self._run.was_running(member.test, member.named, raised)
+            raise
+        self._end()
+        return True
+
+    def _run_all(self, session: pytest.Session) -> None:
+        """Every test. Raises: as pytest's own loop does where the run is to stop."""
         while self._left:
             self._step()
             if session.shouldfail:
                 raise session.Failed(session.shouldfail)
             if session.shouldstop:
                 raise session.Interrupted(session.shouldstop)
-        self._end()
-        return True
 
     def pytest_report_teststatus(self, report: pytest.TestReport) -> Any:
         """A test whose worker died, and that runs again."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from harness.plugin import cluster
 from harness.plugin.cluster import Cluster, need_of
 from harness.plugin.row_queue import Queued, RowQueue
 from harness.plugin.spread import PATIENCE, Spread
+from harness.report.content import NOT_RUN
 from harness.tests.environment import of_a_shell
 from harness.tests.needs import needs_torch_npu, skip_without_ray
 from harness.tests.test_plugin import CASE, ROOT, stored, user, write  # noqa: F401
@@ -160,6 +162,20 @@ def test_a_row_whose_worker_dies_twice_is_an_error_and_a_hung_one_is_not_tried_a
     assert places and places[1] != places[2]
     assert "it did not end within 3 s (--precision-row-timeout); thread MainThread: " in hung["reasons"][0]
     assert stored(user)["outcome"] == "infrastructure" and "1 rerun" in done.stdout
+
+
+def test_a_run_that_is_ended_names_the_rows_that_ran(user, three, tmp_path):
+    (tmp_path / "slow").touch()
+    write(user, ROWS.replace("{slow}", str(tmp_path / "slow")).replace("sleep(2", "sleep(600"))
+    journal = user.path / "reports" / "precision.journal"
+    with subprocess.Popen(command(f"--ray={three.address}"), cwd=user.path, env=environment()) as process:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and not (journal.exists() and '"running"' in journal.read_text()):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 2
+    reasons = [row["reasons"][0] for row in stored(user)["rows"]]
+    assert "it was running when the session ended (KeyboardInterrupt)" in reasons and NOT_RUN in reasons
 
 
 def test_a_node_that_dies_costs_its_row_which_runs_again_elsewhere(user, three, tmp_path):
