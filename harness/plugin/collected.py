@@ -18,17 +18,25 @@ NEAREST = 5  # names that a message lists in place of all
 
 def known_of(item: pytest.Item) -> dict:
     """Case, dtype and seed of a collected test, from its parameters."""
-    from harness.case import Case
-
     run = run_of(item)
     if run is not None:
         return {"case": run.case_name, "dtype": run.dtype, "seed": run.seed}
-    parameters = getattr(getattr(item, "callspec", None), "params", {})
-    case = next((value for value in parameters.values() if isinstance(value, Case)), None)
+    case = case_of(item)
     if case is None:
         return guessed(item.nodeid)
-    seed = parameters.get("seed")
+    seed = _parameters(item).get("seed")
     return {"case": case.name, "dtype": case.dtype, "seed": seed if type(seed) is int and 0 <= seed < 2**63 else None}
+
+
+def case_of(item: pytest.Item) -> Any:
+    """The case among the parameters of a test; None where there is none."""
+    from harness.case import Case
+
+    return next((value for value in _parameters(item).values() if isinstance(value, Case)), None)
+
+
+def _parameters(item: pytest.Item) -> Mapping[str, Any]:
+    return getattr(getattr(item, "callspec", None), "params", {})
 
 
 def function_of(item: pytest.Item) -> str:

@@ -48,7 +48,10 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
     early_config.stash[EXPLICIT] = asked
     if _only_informs(early_config.known_args_namespace):
         return
-    if asked or "--isolate" in args:
+    from harness.plugin.cluster import is_spread
+
+    spread = is_spread(early_config, early_config.known_args_namespace, args)
+    if (asked or "--isolate" in args) and not spread:
         from harness.plugin.isolation import isolate
 
         isolate(early_config, early_config.known_args_namespace, args)
@@ -58,6 +61,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
 
     autoload.hold()
     _require_torch()
+    if spread:
+        return  # the workers open theirs; there may be none here
     if any(word.split("=")[0] in ("--device", "--devices", "--soc") for word in args):
         return  # a short name, which a conftest.py adds: the device is opened in pytest_configure
     known = early_config.known_args_namespace

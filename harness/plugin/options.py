@@ -105,6 +105,7 @@ OPTIONS = (
     _path("baselines", "DIR", "where accepted numbers are (default: cases/baselines/)"),
     _text("shard", "K/N", "run the K-th of N parts of the accuracy tests, about equally long; merge makes one report"),
     _path("shard-times", "JSON", "the report of an earlier run, by whose times the parts are made"),
+    _text("ray", "ADDRESS", "spread the rows over the Ray cluster at this address (auto, HOST:PORT, ray://HOST:PORT)"),
     _choice(
         "locate",
         ("auto", "off", "modules", "operators"),

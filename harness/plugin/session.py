@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from harness.plugin.accepted import Accepted, is_unlike_accepted
+from harness.plugin.cluster import is_spread
 from harness.plugin.collected import choose_located, choose_shard, function_of, guessed, known_of
 from harness.plugin.companion import Companions, superfluous
 from harness.plugin.exit_status import complaints
@@ -27,9 +29,10 @@ from harness.plugin.names import dtype_id, is_accuracy_test, row_name
 from harness.plugin.opening import Opening
 from harness.plugin.options import options_of
 from harness.plugin.terminal import Terminal, header, terminal_summary
+from harness.plugin.told import Told
 from harness.plugin.turns import Turns
 from harness.plugin.watchdog import Limits, Watchdog
-from harness.plugin.workers import Workers
+from harness.plugin.workers import Workers, status_of
 
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
 HUNG_STATUS = 1  # the exit status of a process that ends because its row hangs
@@ -81,12 +84,15 @@ class Session:
         self._watchdog: Watchdog | None = None
         self._running: tuple[str, dict] = ("", {})  # the test that runs, and its row
         self._crash = None  # the file into which a worker's crash is written: open as long as the process lives
-        self._uncollected: dict[str, str] = {}  # files that could not be collected, and why
+        self.uncollected: dict[str, str] = {}  # files that could not be collected, and why
         self._pid = os.getpid()
         self._forked = mmap.mmap(-1, 1)  # shared with processes that a test forks: whether one of them asked for a row
         self._ended_attempts: set[str] = set()  # tests whose attempt ended and whose next one did not begin
         self._attempts: dict[str, int] = {}  # attempts of a test that failed and were followed by another, by test id
         self._late: list = []  # rows that were asked for after their test had ended
+        self._why_again: dict[str, str] = {}  # why a test ran again on a cluster, by test id
+        self._told = Told()
+        self.spread = None  # with --precision-ray: what hands the rows to the cluster
 
     # -------- the device and the run
 
@@ -100,6 +106,9 @@ class Session:
         self.accepted.read_known_failures()
         if not self.worker:
             self.check_options()  # here, since under pytest-xdist this process collects nothing
+        if is_spread(self.config, self.config.option) and not self.config.option.collectonly:
+            self._begin_spread()
+            return
         if not explicit:
             return
         named = self.options.device != "auto" or bool(self.options.fault)
@@ -107,6 +116,15 @@ class Session:
             self._open_or_stop()
         else:
             self.open_for_collection()
+
+    def _begin_spread(self) -> None:
+        """Hand the rows to the Ray cluster. Raises: pytest.UsageError where that cannot be."""
+        from harness.emulator import faults
+        from harness.plugin.spread import Spread
+
+        self.planted = [faults.parse(item) for item in self.options.fault]  # the workers plant them
+        self.spread = Spread(self)
+        self.config.pluginmanager.register(self.spread, "precision-spread")
 
     def open_for_collection(self) -> None:
         """Open the device before files of tests are imported; an error is for the accuracy tests that are collected."""
@@ -129,7 +147,10 @@ class Session:
 
     def header(self) -> list[str]:
         """The device, for pytest's header; nothing before it is open, or a second time."""
-        lines = [] if self._introduced else header(self.opening, self.options.device)
+        if self.spread is not None:
+            lines = [] if self._introduced else [f"accuracy: rows run on {self.spread.cluster.describe()}"]
+        else:
+            lines = [] if self._introduced else header(self.opening, self.options.device)
         self._introduced = self._introduced or bool(lines)
         return lines
 
@@ -152,7 +173,7 @@ class Session:
             self._watchdog.close()
         self._workers.close()
         self.folder.end()
-        if not self.planted:
+        if not self.planted or self.spread is not None:
             return
         from harness.emulator import faults
 
@@ -192,6 +213,7 @@ class Session:
 
         device = self.device
         self._open_models()
+        self._told.take_over(case, self.models)
         name = row_name(case.name, case.dtype, seed)
         compiles = self.environment["stack"].get("jit_compile")
         first = " (jit_compile is on: the first run of a shape compiles)" if compiles else ""
@@ -314,7 +336,7 @@ class Session:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed and not self.worker:
-            self._uncollected[report.nodeid] = _reason(report)
+            self.uncollected[report.nodeid] = _reason(report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -354,7 +376,7 @@ class Session:
         """A row for each file that could not be collected, where it holds accuracy tests or the command line asks for
         such tests.
         """
-        for nodeid, text in self._uncollected.items():
+        for nodeid, text in self.uncollected.items():
             if self.explicit or "precision" in _source(self.config.rootpath / nodeid.partition("::")[0]):
                 self.collected[nodeid] = {"case": nodeid or str(self.config.rootpath), "dtype": None, "seed": None}
                 self.rows[nodeid] = [self._unmeasured(nodeid, "error", f"not collected: {text}")]
@@ -434,13 +456,41 @@ class Session:
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node, ids) -> None:
         told = self._workers.collected()
-        for nodeid in ids:
-            if nodeid in told or (is_accuracy_test(nodeid) and not told):
-                self.collected.setdefault(nodeid, told.get(nodeid) or guessed(nodeid))
+        named = [nodeid for nodeid in ids if nodeid in told or (is_accuracy_test(nodeid) and not told)]
+        self.collected_elsewhere({nodeid: told.get(nodeid) or guessed(nodeid) for nodeid in named})
+
+    def collected_elsewhere(self, tests: Mapping[str, dict]) -> None:
+        """The accuracy tests that workers collected, by id, with case, dtype and seed, and the files that they could
+        not collect.
+        """
+        self._keep_uncollected()
+        self.collected = dict(tests) | self.collected
         if self.collected:
             self.folder.check()
             self.folder.begin()
             self.folder.collected(self.collected)
+
+    def measured_on(self) -> dict:
+        """In a worker, once the tests are collected: where it measures, and the digest of the code.
+
+        Raises: pytest.UsageError where its device cannot run.
+        """
+        from harness.report import jsonable
+
+        self._open_or_stop()
+        return {**jsonable(self.environment), "code": self._code}
+
+    def hears_rows(self, listener: Callable[[Mapping], None]) -> None:
+        """In a worker: `listener` is told case, dtype and seed of each row that begins."""
+        self._workers.listener = listener
+
+    def begins_with(self, told: Told) -> None:
+        """In a worker of a cluster: what other workers measured of the models of the next test."""
+        self._told = told
+
+    def learned(self) -> dict:
+        """In a worker of a cluster: what is known of the models of the last test, as `Told.facts`."""
+        return {} if self.models is None else self._told.learned(self.models)
 
     # -------- tests
 
@@ -466,10 +516,14 @@ class Session:
             try:
                 yield
             except (KeyboardInterrupt, SystemExit, pytest.exit.Exception) as raised:
-                text = f"it was running when the session ended ({type(raised).__name__})"
-                self._standing[item.nodeid] = self._unmeasured(item.nodeid, "error", text, **named)
-                self.folder.row(self._standing[item.nodeid], final=False)
+                self.was_running(item.nodeid, named, raised)
                 raise
+
+    def was_running(self, test: str, named: Mapping, raised: BaseException) -> None:
+        """A row that ran when `raised` ended the session; `named`: its case, dtype and seed where more is known."""
+        text = f"it was running when the session ended ({type(raised).__name__})"
+        self._standing[test] = self._unmeasured(test, "error", text, **named)
+        self.folder.row(self._standing[test], final=False)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -578,7 +632,11 @@ class Session:
         ]  # junit has the numbers
         self.collected.setdefault(report.nodeid, guessed(report.nodeid))
         self._acted |= {text for item in brought for text in item["acted"]}
-        if report.outcome == "rerun":  # pytest-rerunfailures makes another attempt, whose rows count
+        if (
+            report.outcome == "rerun"
+        ):  # another attempt comes, whose rows count: pytest-rerunfailures', or a new worker's
+            if report.when == "???":
+                self._why_again[report.nodeid] = str(report.longrepr)
             self._attempts[report.nodeid] = self._attempts.get(report.nodeid, 0) + 1
             self.rows.pop(report.nodeid, None)
             self._standing.pop(report.nodeid, None)
@@ -596,7 +654,9 @@ class Session:
             there = self._brought.setdefault(report.nodeid, set())  # later phases, and subtests, bring the same again
             new = [item for text, item in zip(texts, brought) if text not in there]
             there.update(texts)
-            rows += [self._marked(Row.from_dict(item["row"], f"the row of {report.nodeid}")) for item in new]
+            host = getattr(getattr(report, "node", None), "host", None)  # of a worker in a cluster
+            made = [Row.from_dict(item["row"], f"the row of {report.nodeid}") for item in new]
+            rows += [self._marked(replace(row, host=host)) for row in made]
             self.environment = brought[-1]["environment"]
             self.folder.environment(self.environment)
         failing = [row for row in rows if not row.status.is_fine]
@@ -618,7 +678,9 @@ class Session:
         from harness.report import Row
         from harness.report.located import unlocated
 
-        death = self._workers.death_of(report.node, report.nodeid)
+        death = getattr(report, "death", None)  # a worker's in a cluster
+        if death is None:
+            death = self._workers.death_of(report.node.gateway.id, report.nodeid, status_of(report.node))
         rows = [self._marked(Row.from_dict(row, f"a row of {report.nodeid}")) for row in death.rows]
         if rows and rows[-1].key == tuple(death.named.get(name) for name in ("case", "dtype", "seed")):
             return [*rows[:-1], replace(rows[-1], located=unlocated(f"It could not be located: {death.text}"))]
@@ -629,7 +691,10 @@ class Session:
         """The row with the mark RERUN where it is not of the test's first attempt."""
         from harness.judging.status import Mark
 
-        return replace(row, marks=(*row.marks, Mark.RERUN)) if self._attempts.get(row.test) else row
+        if not self._attempts.get(row.test):
+            return row
+        notes = (*(row.notes or ()), *filter(None, [self._why_again.get(row.test)]))
+        return replace(row, marks=(*row.marks, Mark.RERUN), notes=notes or None)
 
     def _unmeasured(self, nodeid: str, kind: str, text: str, **named):
         """The row of a test that brought no numbers; `named`: its case, dtype and seed where more is known than at
@@ -670,9 +735,12 @@ class Session:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node, error) -> None:
+        self.take_output(getattr(node, "workeroutput", {}))
+
+    def take_output(self, output: Mapping[str, str]) -> None:
+        """What a worker brings at its end."""
         from harness.report import Row
 
-        output = getattr(node, "workeroutput", {})
         self.performance += json.loads(output.get("precision_performance", "[]"))
         self._late += [
             Row.from_dict(row, "a late row of a worker") for row in json.loads(output.get("precision_late", "[]"))

@@ -1,5 +1,5 @@
-"""What pytest-xdist's workers tell the process that started them, which collects nothing: the case of each test, and
-the row that runs.
+"""What workers tell the process that started them, which collects nothing: the case of each test, and the row that
+runs. They are pytest-xdist's, or processes of a Ray cluster.
 
 They share a temporary folder. A worker that is killed has no other way to say which case it ran.
 """
@@ -11,7 +11,7 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,19 @@ class Death:
     rows: list[dict]  # of the same test, that were measured before
 
 
-def _signal_of(node: Any) -> str:
-    """ " by SIGSEGV", from the exit status of a worker's process; "" where it is not known."""
+def status_of(node: Any) -> int | None:
+    """The exit status of the process of one of pytest-xdist's workers; None where it is not known."""
     process = getattr(getattr(node.gateway, "_io", None), "popen", None)
     try:
-        status = process.wait(timeout=5)
+        status: int = process.wait(timeout=5)
     except Exception:  # noqa: BLE001  execnet's own matter; the row stands without it
+        return None
+    return status
+
+
+def _signal_of(status: int | None) -> str:
+    """ " by SIGSEGV", from the exit status of a process; "" where it is not known."""
+    if status is None:
         return ""
     if status >= 0:
         return f" with exit status {status}"
@@ -59,6 +66,7 @@ class Workers:
     def __init__(self, worker: str | None):
         self.worker = worker
         self._folder: Path | None = None
+        self.listener: Callable[[Mapping[str, Any]], None] | None = None  # in a worker: hears of each row that begins
 
     def join(self, config: Any) -> None:
         """In a worker: the folder that it was given."""
@@ -77,6 +85,8 @@ class Workers:
     def running(self, test: str, named: Mapping[str, Any]) -> None:
         """In a worker: the row that begins."""
         self._write(f"{self.worker}.json", {"test": test, **named})
+        if self.listener is not None:
+            self.listener(named)
 
     def measured(self, row: Any) -> None:
         """In a worker: a row of the test that runs; it is sent at the test's end."""
@@ -99,9 +109,8 @@ class Workers:
         """In a worker: a file of it for `name`; None where there is no folder."""
         return None if self.worker is None or self._folder is None else self._folder / f"{self.worker}.{name}"
 
-    def death_of(self, node: Any, test: str) -> Death:
-        """How the worker `node` died while it ran `test`, as far as it left word."""
-        worker = node.gateway.id
+    def death_of(self, worker: str, test: str, status: int | None) -> Death:
+        """How a worker died while it ran `test`, as far as it left word; `status`: of its process, where known."""
         row = self._read(f"{worker}.json")
         row = row if isinstance(row, dict) and row.pop("test", None) == test else {}
         hung = self._read(f"{worker}.hung.json")
@@ -116,7 +125,7 @@ class Workers:
         elif stacks:
             how = f"it did not end within its limit (--precision-row-timeout); {stacks_in(stacks)}"
         else:
-            how = f"its process crashed{_signal_of(node)}{_crash_location(self._text(f'{worker}.crash'))}"
+            how = f"its process crashed{_signal_of(status)}{_crash_location(self._text(f'{worker}.crash'))}"
         return Death(
             text=how + last,
             mark=Mark.HUNG if hung or stacks else Mark.CRASHED,

@@ -9,6 +9,7 @@ import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,14 @@ from harness.reference.tensors import tensor_kind, weights_digest
 from harness.reference.untouched import deep_copy, untouched, versions
 
 LARGE = 64 << 20  # bytes of a model from which on its memory is worth a collection, which takes 0.2 s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What is measured of a model in a dtype once, with the first inputs that it gets."""
+
+    conditioning: float | None
+    repeats: str  # what is to be said of the reference's second run
 
 
 class Models:
@@ -58,6 +67,18 @@ class Models:
         self.sources: dict[Any, str] = {}
         self.pinned: dict[Any, str] = {}  # by model: why its float64 runs leave float32 where it asks for it by name
         self.notes: dict[Any, str] = {}  # by model: what was changed of it as it was handed over, in words
+
+    def learned(self, subject: tuple, dtype: str) -> Learned | None:
+        """What was measured of a model in a dtype; None before that. `subject`: `Case.subject`."""
+        if (*subject, dtype) not in self.repeats:
+            return None
+        return Learned(conditioning=self.conditioning.get(subject), repeats=self.repeats[(*subject, dtype)])
+
+    def learn(self, subject: tuple, dtype: str, learned: Learned) -> None:
+        """Take over what another process measured of a model in a dtype; what is known here stays."""
+        self.conditioning.setdefault(subject, learned.conditioning)
+        self.repeats.setdefault((*subject, dtype), learned.repeats)
+        self.priced.add((*subject, dtype))
 
     def base(
         self, key: Any, build: Callable[[], nn.Module], *, seed: int, training: bool = False, gradients: bool = False

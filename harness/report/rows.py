@@ -228,6 +228,7 @@ class Row(Numbers, Ratios, Proof):
     allowed: Mapping[str, Size] = field(default_factory=dict)  # every limit that judged, the preset's included
     limits_reason: str = ""
     decisions: Decisions | None = None
+    host: str | None = None  # that ran it, where the rows of a run are spread over several
 
     @classmethod
     def of(
@@ -514,6 +515,7 @@ _ORDER = (  # of the names of a row in JSON
     "limits_reason",
     "decisions",
     *(item.name for item in fields(Evidence)),
+    "host",
 )
 NEEDED = {
     "test",

@@ -404,6 +404,8 @@ def _sentences(row: Row, words: Mapping[str, str]) -> list[str]:
     if row.baseline and row.baseline.kind in (Mark.DRIFT, Mark.IMPROVED):
         sentences.append(told(_without_name(row.baseline.text, row), words))
     sentences += [told(item, words) for item in ((row.parted or ""), *(row.notes or ())) if item]
+    if row.host:
+        sentences.append(words["ran_on"].format(where=", ".join(filter(None, (row.host, row.card)))))
     if row.rerun:
         rerun = {name: difference_text(row.rerun.get(name)) for name in ("max_diff", "rel_l2")}
         sentences.append(words["rerun"].format(unequal=row.rerun.get("unequal", MISSING), **rerun))

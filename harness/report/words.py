@@ -67,6 +67,7 @@ EN = {
     ),
     "no_golden": "NO GOLDEN: the model does not run in float64 ({why}).",
     "stored": "{count} of the CPU's runs were read from the reference store.",
+    "ran_on": "Ran on {where}.",
     "conditioning": (
         "Conditioning: moving every input by one rounding moves the output by {times} roundings at most ({case})."
     ),
@@ -212,6 +213,7 @@ ZH = {
     ),
     "no_golden": "NO GOLDEN：模型无法以 float64 运行（{why}）。",
     "stored": "{count} 次 CPU 运行的结果读自参考库。",
+    "ran_on": "在 {where} 上运行。",
     "conditioning": "条件数：输入各变化 1 个舍入单位时，输出最多变化 {times} 个舍入单位（{case}）。",
     "rerun": ("NONDETERMINISTIC：设备的第二次运行与第一次最多相差 {max_diff}，rel_l2 {rel_l2}，共 {unequal} 个元素。"),
     "unfelt": "SWITCH NOT FELT：开关允许 {modes}，设备却像没有开启一样计算；记录的开关与实际不符。",

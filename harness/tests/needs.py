@@ -50,6 +50,12 @@ def import_transformers():
     return transformers
 
 
+def skip_without_ray() -> None:
+    """Skip a test that needs a Ray cluster where ray is not installed, and nobody said that it must be."""
+    if util.find_spec("ray") is None and os.environ.get("PRECISION_TESTS_SKIP_NOTHING") != "1":
+        pytest.skip("ray is not installed: pip install -e '.[ray]'")
+
+
 needs_torch_npu = pytest.mark.skipif(lacks_torch_npu(), reason=REASON)
 
 
