@@ -18,6 +18,11 @@ def share_cards(config: pytest.Config, specs: Sequence[Any]) -> None:
     Raises: pytest.UsageError where there are more workers than cards, or the device names one card.
     """
     kind, index, cards = _cards(config)
+    if len(specs) > 1 and options_of(config).across_cards is not None:
+        raise pytest.UsageError(
+            f"--precision-across-cards runs each row on all cards in one process, and -n starts {len(specs)}, each of "
+            "which sees one card; leave -n out, or write -n 1"
+        )
     if kind is None or not cards or len(specs) < 2:
         return
     from harness.devices.kinds import KINDS
@@ -38,7 +43,11 @@ def share_cards(config: pytest.Config, specs: Sequence[Any]) -> None:
 
 
 def count_cards(config: pytest.Config) -> int | None:
-    """As many workers as cards, for -n auto; None where the device is none of several cards."""
+    """As many workers as cards, for -n auto; None where the device is none of several cards. One where each row runs on
+    all cards.
+    """
+    if options_of(config).across_cards is not None:
+        return 1
     kind, _, cards = _cards(config)
     return None if kind is None or not cards else len(cards)
 
@@ -65,3 +74,37 @@ def _cards(config: pytest.Config) -> tuple[str | None, int | None, list[str]]:
         return None, None, []  # each process plays a machine of its own
     named = index if ":" in options.device else None
     return kind, named, visible_cards(kind, options.devices)
+
+
+def cards_for_rows(device: Any, options: Any) -> Any:
+    """The cards on which every row is to run, as `harness.run.across.Across`; None without --precision-across-cards.
+
+    Raises: pytest.UsageError where there is one card alone, or one does not answer.
+    """
+    from harness.devices.several import cards_of_process
+    from harness.errors import DeviceError
+    from harness.run.across import Across
+
+    if options.across_cards is None:
+        return None
+    try:
+        cards = cards_of_process(device, devices=options.devices)
+    except DeviceError as error:
+        raise pytest.UsageError(f"--precision-across-cards: {error}") from None
+    return Across(cards=tuple(cards), times=options.across_cards)
+
+
+def check_across(options: Any) -> None:
+    """Raises: pytest.UsageError where the options do not let every row run on all cards."""
+    if options.across_cards is None:
+        return
+    if options.across_cards < 2:
+        raise pytest.UsageError(
+            f"--precision-across-cards={options.across_cards}: a card runs each row twice at least, so that reruns on "
+            "one card can be told from other cards; write 2 or more, or no number for 10"
+        )
+    if ":" in options.device or options.device == "cpu":
+        raise pytest.UsageError(
+            f"--precision-across-cards runs each row on all visible cards, and --precision-device={options.device} "
+            "names one device; write npu, cuda, or emulated with --devices=8"
+        )

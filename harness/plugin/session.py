@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness.plugin.accepted import Accepted, is_unlike_accepted
+from harness.plugin.cards import cards_for_rows, check_across
 from harness.plugin.collected import choose_located, choose_shard, function_of, guessed, known_of
 from harness.plugin.companion import Companions, superfluous
 from harness.plugin.exit_status import complaints
@@ -65,6 +66,7 @@ class Session:
         self.locating = Locating(self)
         self.terminal = Terminal(config, lang=self.options.lang, quiet=bool(self.worker))
         self.models = None
+        self._across = None  # the cards on which every row runs, once the device is open
         self._store = None
         self._timed: set = set()
         self.deselected = False  # whether an accuracy test was
@@ -124,6 +126,7 @@ class Session:
             self.open_for_collection()
             self._device = self.opening.device
             self._plant()
+            self._across = cards_for_rows(self._device, self.options)
             self._read_stack()
         return self._device
 
@@ -183,6 +186,8 @@ class Session:
             return None
         if self.options.baseline == "require" and Mark.NEW in row.marks:  # it passed where that was allowed
             return None
+        if self._across is not None and len(row.cards or ()) < len(self._across.cards):  # it ran on fewer cards
+            return None
         self.resumed_rows += 1
         return row
 
@@ -197,6 +202,7 @@ class Session:
         first = " (jit_compile is on: the first run of a shape compiles)" if compiles else ""
         self.terminal.say(f"{name}: CPU, then {device.torch_device}{first}")
         options = {"rerun_reference": self.options.rerun_reference, "preset": self.options.preset}
+        options["across"] = self._across
         with self._in_time(case, compiles=bool(compiles)):
             verdict = validate(case, seed, device, models=self.models, **options)
         slow = "" if verdict.evidence is None else verdict.evidence.slow_start
@@ -397,6 +403,7 @@ class Session:
                 parse_spec(self.options.device)
             except ValueError as error:
                 raise pytest.UsageError(f"--precision-device: {error}") from None
+        check_across(self.options)
         if self.options.shard is not None:
             from harness.errors import HarnessError
             from harness.plugin.shards import parse_shard
@@ -541,6 +548,7 @@ class Session:
         comes from.
         """
         from harness.report import Row, jsonable
+        from harness.run.across import CRITERION as ACROSS_CARDS
         from harness.upgrade.known_failures import KNOWN
 
         result = Row.of(verdict, test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, known=known)
@@ -556,7 +564,10 @@ class Session:
         item.stash[PROPERTIES] += [*numbers, (ROW, json.dumps({"row": stored, **more}))]
         item.stash[ROWS].append(result)
         self._workers.measured(result)
-        failed = not verdict.passed and KNOWN not in verdict.marks and not is_unlike_accepted(verdict)
+        of_cards = all(
+            reason.criterion == ACROSS_CARDS for reason in verdict.reasons
+        )  # not of the card that is located
+        failed = not (verdict.passed or of_cards or KNOWN in verdict.marks or is_unlike_accepted(verdict))
         if not verdict.skips and self.locating.wants(case, failed=failed):
             self._keep(item.nodeid, result)
             with self._in_time(case, compiles=False, more=LOCATING * self.options.locate_budget):

@@ -24,7 +24,7 @@ from harness.report.words import LANGUAGES
 from harness.typed_json import Mismatch, named, read_fields, read_json
 
 PAIRS = "precision-pairs/1"
-_DERIVED = ("headline", "outcome", "rows")  # of a stored report: what its rows say
+_DERIVED = ("headline", "outcome", "rows", "cards")  # of a stored report: what its rows say
 JSON_NAME = "precision.json"
 MARKDOWN_NAME = "precision.md"
 PREVIOUS = {name: name.replace(".", "-previous.") for name in (JSON_NAME, MARKDOWN_NAME)}  # of the run before

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.printable import visible
+from harness.report.cards import card_blocks
 from harness.report.document import Block, Bullets, Heading, Picture, Table, Text, shortened
 from harness.report.format import MISSING, cosine, difference_text, number, share, times
 from harness.report.located import found_blocks
@@ -97,6 +98,7 @@ def page(report: Report, lang: str, folder: Path | None) -> str:
     if report.rows:
         parts += [_filter(report.rows, words), _rows(report, failed, words)]
     parts += _failures(failed, words, folder)
+    parts += _blocks(card_blocks(report, words), folder)
     parts += _blocks(switch_blocks(rows_of_models(report.rows), words), folder)
     parts += _blocks(performance_blocks(report, words), folder)
     notes = measured_how(report.rows, words)
