@@ -44,12 +44,20 @@ def cards_of_process(first: Device, *, devices: int | None = None) -> list[CardD
             device = replace(
                 first, name=name, torch_device=torch.device(first.torch_device.type, index), health=Health()
             )
-        result.append(CardDevice(device=device, name=_named(device, index, numbers)))
+        result.append(CardDevice(device=device, name=_named(device, numbers)))
     return result
 
 
-def _named(device: Device, index: int, numbers: list[str]) -> str:
+def card_name(device: Device, *, devices: int | None = None) -> str:
+    """What reports call the card of a device: "card 3", with its serial number where that is known. `devices` as of
+    `cards_of_process`.
+    """
+    return _named(device, visible_cards(device.backend, devices))
+
+
+def _named(device: Device, numbers: list[str]) -> str:
     """The number that the machine gives a card, and which piece of hardware it is where that is known."""
+    index = device.torch_device.index or 0
     number = f"card {numbers[index] if index < len(numbers) else index}"
     identity = device.stack.card
     return number if identity is None or device.backend == "emulated" else f"{number} ({identity})"

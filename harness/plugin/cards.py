@@ -17,7 +17,7 @@ def share_cards(config: pytest.Config, specs: Sequence[Any]) -> None:
 
     Raises: pytest.UsageError where there are more workers than cards, or the device names one card.
     """
-    kind, index, cards = _cards(config)
+    kind, index, cards = _shared(config)
     if len(specs) > 1 and options_of(config).across_cards is not None:
         raise pytest.UsageError(
             f"--precision-across-cards runs each row on all cards in one process, and -n starts {len(specs)}, each of "
@@ -48,11 +48,19 @@ def count_cards(config: pytest.Config) -> int | None:
     """
     if options_of(config).across_cards is not None:
         return 1
-    kind, _, cards = _cards(config)
+    kind, _, cards = _shared(config)
     return None if kind is None or not cards else len(cards)
 
 
-def _cards(config: pytest.Config) -> tuple[str | None, int | None, list[str]]:
+def _shared(config: pytest.Config) -> tuple[str | None, int | None, list[str]]:
+    """As `visible_of`; nothing where each process plays an emulated machine of its own."""
+    if options_of(config).devices is None:
+        kind, index, cards = visible_of(config)
+        return (None, None, []) if kind == "emulated" else (kind, index, cards)
+    return visible_of(config)
+
+
+def visible_of(config: pytest.Config) -> tuple[str | None, int | None, list[str]]:
     """The kind of a run's cards, the number that its device names, and the visible ones; None for other devices."""
     if os.environ.get("PYTEST_XDIST_WORKER"):
         return None, None, []
@@ -70,8 +78,8 @@ def _cards(config: pytest.Config) -> tuple[str | None, int | None, list[str]]:
         return None, None, []  # which is said when the device is opened
     if kind == "auto":
         kind = "npu" if is_hardware("auto") else "emulated"
-    if kind == "cpu" or (kind == "emulated" and options.devices is None):
-        return None, None, []  # each process plays a machine of its own
+    if kind == "cpu":
+        return None, None, []
     named = index if ":" in options.device else None
     return kind, named, visible_cards(kind, options.devices)
 

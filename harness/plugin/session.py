@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,14 +25,16 @@ from harness.plugin.fixtures import EXCUSED, PROPERTIES, ROWS, SKIPPED, uses_fix
 from harness.plugin.folder import Folder
 from harness.plugin.locating import Locating
 from harness.plugin.names import dtype_id, is_accuracy_test, row_name
-from harness.plugin.opening import Opening
+from harness.plugin.opening import Opening, refusal
 from harness.plugin.options import options_of
+from harness.plugin.quarantine import Quarantine
 from harness.plugin.terminal import Terminal, header, terminal_summary
 from harness.plugin.turns import Turns
 from harness.plugin.watchdog import Limits, Watchdog
 from harness.plugin.workers import Workers
 
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
+REQUEUED = "requeued"  # the outcome of a report on a test that another worker will run
 HUNG_STATUS = 1  # the exit status of a process that ends because its row hangs
 LOCATING = 3  # times the budget of locating that a row may take longer where its error is located
 FORKED = "precision() was called in a process that the test forked, whose rows reach no report; call it in the test"
@@ -76,6 +78,9 @@ class Session:
         self._companions = Companions()
         self._workers = Workers(self.worker)
         self._workers.join(config)
+        self._has_card = bool(getattr(config, "workerinput", {}).get("precision_has_card"))
+        self.quarantine = Quarantine(config, self._workers)
+        self._quarantined: dict[str, object] = {}  # cards that answer no more in a run on all cards, by their text
         self._earlier = None  # the run that this one resumes
         self.resumed_rows = 0  # rows of it that stand
         self._code: str | None = None  # of the run, once its tests are collected
@@ -437,6 +442,34 @@ class Session:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node) -> None:
         self._workers.configure(node)
+        self.quarantine.started(node)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodeready(self, node) -> None:
+        self.quarantine.ready(node)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport, sched) -> None:
+        """A test that a worker gave back, since its device computes no more, is for another one."""
+        if self._workers.ended(report.node).test == crashitem:
+            with suppress(NotImplementedError):  # of --dist=loadfile and others: the row is an error that says so
+                sched.mark_test_pending(crashitem)
+                report.outcome = REQUEUED
+        self.quarantine.settle(report.node)
+
+    def pytest_report_teststatus(self, report: pytest.TestReport):
+        return ("", "", "") if report.outcome == REQUEUED else None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+        """In a worker whose card computes no more: give the test back, and end."""
+        if not self._has_card or item.nodeid not in self.collected or refusal():
+            return
+        unopened = self.opening.error is not None
+        if unopened or self.is_stopped:
+            seen = str(self.opening.error) if unopened else self._device.stopped
+            self._workers.gives_back(item.nodeid, seen, unopened=unopened)
+            os._exit(HUNG_STATUS)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node, ids) -> None:
@@ -556,6 +589,7 @@ class Session:
         more = {
             "environment": jsonable(self.environment),
             "acted": [str(element) for element in self.planted if element.hits],
+            "quarantined": jsonable(self._stopped_cards(result)),
         }
         numbers = [
             (name, value) for name, value in stored.items() if isinstance(value, (int, float, str)) and name != "test"
@@ -574,9 +608,26 @@ class Session:
                 result = replace(result, located=self.locating.locate(case, seed, result))
             item.stash[PROPERTIES][-1] = ROW, json.dumps({"row": result.to_dict(), **more})
 
+    def _stopped_cards(self, row) -> list:
+        """The cards that stopped in this row: in a run on all cards any of them, else the one of this process where it
+        is lost.
+        """
+        from harness.devices.several import card_name
+        from harness.report.cards import Quarantined
+
+        stopped = [] if self._across is None else [card for card in self._across.cards if card.device.stopped]
+        new = {card.name: (card.device.stopped, "the other cards go on") for card in stopped}
+        if not stopped and self._device is not None and self._device.lost:
+            name = card_name(self._device, devices=self.options.devices)
+            new[name] = self._device.stopped, "it got no more rows"
+        new = {name: how for name, how in new.items() if name not in self._quarantined}
+        for name, (seen, then) in new.items():
+            self._quarantined[name] = Quarantined(card=name, after=row.name, seen=seen, then=then)
+        return [self._quarantined[name] for name in new]
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if self.worker:
+        if self.worker or report.outcome == REQUEUED:
             return
         from harness.report import Row
 
@@ -608,8 +659,10 @@ class Session:
             new = [item for text, item in zip(texts, brought) if text not in there]
             there.update(texts)
             rows += [self._marked(Row.from_dict(item["row"], f"the row of {report.nodeid}")) for item in new]
-            self.environment = brought[-1]["environment"]
-            self.folder.environment(self.environment)
+            if brought[-1]["environment"]["stack"] or not self.environment["stack"]:  # a worker may be without a card
+                self.environment = brought[-1]["environment"]
+                self.folder.environment(self.environment)
+            self._note_quarantined(brought)
         failing = [row for row in rows if not row.status.is_fine]
         if report.when == "???":  # pytest-xdist's word for a test whose worker died
             rows += self._of_the_dead(report)
@@ -623,6 +676,13 @@ class Session:
             self.folder.ended(report.nodeid)
         if report.when == "teardown" or report.failed:
             self._write()
+
+    def _note_quarantined(self, brought: list[dict]) -> None:
+        """Remember the cards that answer no more, of a run on all cards."""
+        from harness.report.cards import Quarantined
+
+        for item in brought:
+            self._quarantined |= {each["card"]: Quarantined(**each) for each in item.get("quarantined", [])}
 
     def _of_the_dead(self, report: pytest.TestReport) -> list:
         """The rows of a test whose worker died: those that were measured before, and that of the death."""
@@ -673,6 +733,7 @@ class Session:
         def build():
             more = {"performance": self.performance, "shard": self.options.shard}
             more["idle_faults"] = self.idle_faults() if last else ()
+            more["quarantined"] = tuple((self._quarantined | self.quarantine.cards).values())
             return report.build(self.all_rows(), **more, **self.environment)
 
         done = self.folder.write(build, last=last)
@@ -683,6 +744,7 @@ class Session:
     def pytest_testnodedown(self, node, error) -> None:
         from harness.report import Row
 
+        self.quarantine.down(node, error)
         output = getattr(node, "workeroutput", {})
         self.performance += json.loads(output.get("precision_performance", "[]"))
         self._late += [

@@ -41,12 +41,11 @@ class Quarantined:
     card: str  # "card 3"
     after: str  # the row after which it did not answer; "" where it never did
     seen: str  # what was seen
-    instead: str = ""  # who took its rows: "card 5", "the other cards", or "" where no card was left
+    then: str  # what became of its rows
 
     def __str__(self) -> str:
         after = f" after {self.after}" if self.after else ""
-        rows = f"its rows went to {self.instead}" if self.instead else "no card was left, and its rows did not run"
-        return f"{self.card} was quarantined{after}: {self.seen}; {rows}"
+        return f"{self.card} was quarantined{after}: {self.seen}; {self.then}"
 
 
 def totals_of(rows: Iterable[Row]) -> tuple[CardTotals, ...]:
