@@ -36,6 +36,7 @@ from harness.plugin.workers import Workers
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
 REQUEUED = "requeued"  # the outcome of a report on a test that another worker will run
 HUNG_STATUS = 1  # the exit status of a process that ends because its row hangs
+SHARED = 1 << 30  # bytes of the CPU's outputs that workers share where no --precision-reference-store is named
 LOCATING = 3  # times the budget of locating that a row may take longer where its error is located
 FORKED = "precision() was called in a process that the test forked, whose rows reach no report; call it in the test"
 
@@ -383,12 +384,15 @@ class Session:
         from harness.errors import HarnessError
         from harness.reference.store import Store
 
-        if self.options.reference_store is None:
+        shared = self._workers.references
+        if self.options.reference_store is None and shared is None:
             return
         try:
-            self._store = Store(self.options.reference_store)
+            named = self.options.reference_store
+            self._store = Store(shared, limit=SHARED) if named is None else Store(named)
         except HarnessError as error:
-            raise pytest.UsageError(f"--precision-reference-store: {error}") from None
+            if self.options.reference_store is not None:
+                raise pytest.UsageError(f"--precision-reference-store: {error}") from None
 
     @cached_property
     def _shard_times(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ They share a temporary folder. A worker that is killed has no other way to say w
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -127,6 +128,12 @@ class Workers:
     def path_of(self, name: str) -> Path | None:
         """In a worker: a file of it for `name`; None where there is no folder."""
         return None if self.worker is None or self._folder is None else self._folder / f"{self.worker}.{name}"
+
+    @property
+    def references(self) -> Path | None:
+        """In one of several workers: the folder in which they share what the CPU computed, until the run ends."""
+        several = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1
+        return self._folder / "references" if self.worker is not None and self._folder is not None and several else None
 
     def death_of(self, node: Any, test: str) -> Death:
         """How the worker `node` died while it ran `test`, as far as it left word."""
