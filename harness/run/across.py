@@ -24,11 +24,14 @@ from harness.judging.verdict import CardRuns, Reason
 from harness.measure import compare
 from harness.reference import digest
 from harness.run.cpu import CpuSide
-from harness.run.device import outputs_of_run, outputs_of_runs
+from harness.run.device import DeviceRun, outputs_of_run, outputs_of_runs
 from harness.run.judged import Judge
 from harness.torch_private import TorchDispatchMode, in_threads, tree_leaves
 
 CRITERION = "cards"  # of the reasons
+ROUNDS = 10  # times as many runs again on every card, where one of them does not repeat its bits and the others do,
+ENOUGH = 3  # until it did not so often: by chance all three were on one of eight cards once in 64 times
+CONFIRMING = 60.0  # seconds that this may take
 LOOKS = 10  # runs of an odd card in which its first wrong operator is looked for, and
 LOOKING = 30.0  # seconds that this may take
 ADVICE = "rerun on the other cards, and look at the card's health (npu-smi info -t health -i CARD)"
@@ -89,14 +92,24 @@ class _OneCard:
     def bits(self) -> Bits:
         return Bits(digests=tuple(self.digests), spread=self.spread)
 
+    @property
+    def unlike_usual(self) -> int:
+        """Its runs that have not the digest that most of them have."""
+        return len(self.digests) - self.digests.count(self.bits.usual)
 
-def compare_cards(cpu: CpuSide, across: Across, at: str, names: frozenset[str], judge: Judge) -> CardsOutcome:
+
+def compare_cards(
+    cpu: CpuSide, across: Across, at: str, names: frozenset[str], judge: Judge, own: DeviceRun
+) -> CardsOutcome:
     """Run a row `across.times` times on each card that answers and compare the bits; `at` and `names` as of
-    `run_on_device`, `judge` judges the runs of cards that differ where nothing else says which of them is wrong.
+    `run_on_device`, `judge` judges the runs of cards that differ where nothing else says which of them is wrong, `own`
+    are the two runs that the first card made already.
     """
     known, subject = cpu.models.scattered, cpu.case.subject
     ran = [_ran(cpu, card, at, names, across.times) for card in across.answering]
     runs = [item for item in ran if not item.error]
+    if runs and runs[0].card is across.cards[0]:
+        _add_own(cpu, runs[0], at, names, own)
     failed = tuple(
         Reason(criterion=CRITERION, text=f"{item.card.name} raised what no other did: {item.error}; {ADVICE}")
         for item in ran
@@ -110,7 +123,7 @@ def compare_cards(cpu: CpuSide, across: Across, at: str, names: frozenset[str], 
         return CardsOutcome(cards=broken, reasons=(*failed, alone))
     found = _odd(runs, scatters=subject in known)
     if found.cards and not found.scattered and all(not runs[place].bits.repeats for place in found.cards):
-        _run_again(cpu, [item for place, item in enumerate(runs) if place not in found.cards], at, names, across.times)
+        _confirm(cpu, runs, found.cards, at, names, ROUNDS * across.times)
         found = _odd(runs, scatters=False)  # what comes and goes on the others too is no card's
     if found.scattered:
         known.add(subject)
@@ -154,11 +167,34 @@ def _ran(cpu: CpuSide, card: CardDevice, at: str, names: frozenset[str], times: 
     return result
 
 
-def _run_again(cpu: CpuSide, runs: Sequence[_OneCard], at: str, names: frozenset[str], times: int) -> None:
-    """So many runs more on each of these cards, which agree: whether what came and went on another one does so here."""
-    for item in runs:
-        for outputs in outputs_of_runs(cpu, item.card.device, at, names, times):
-            item.add(outputs)
+def _add_own(cpu: CpuSide, item: _OneCard, at: str, names: frozenset[str], own: DeviceRun) -> None:
+    """Count the two runs that a card made before. The first was watched, and has its own bits where a composite
+    operator takes another way then: it counts where another watched run has the bits of all others.
+    """
+    item.add(own.outputs)
+    if item.bits.repeats and digest(own.again) not in item.outputs:
+        watched = outputs_of_run(cpu, item.card.device, at, names, item.card.device.watch)
+        if digest(watched) in item.outputs:
+            item.add(own.again)
+
+
+def _confirm(
+    cpu: CpuSide, runs: Sequence[_OneCard], suspects: Sequence[int], at: str, names: frozenset[str], rounds: int
+) -> None:
+    """Run every card again in turn, so many times at most, to see whether what came and went on one comes and goes on
+    the others too: until it does, or until it came `ENOUGH` times on a suspect, or `CONFIRMING` seconds are over.
+    """
+    until = time.monotonic() + CONFIRMING
+    others = [item for place, item in enumerate(runs) if place not in suspects]
+    for _ in range(rounds):
+        for item in runs:
+            try:
+                item.add(outputs_of_run(cpu, item.card.device, at, names))
+            except RunError:  # the next row says so
+                return
+        again = all(runs[place].unlike_usual >= ENOUGH for place in suspects)
+        if again or time.monotonic() > until or not all(item.bits.repeats for item in others):
+            return
 
 
 # -------- how far, and in words

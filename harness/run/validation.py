@@ -112,7 +112,7 @@ def _validate(
         targets=next_tokens(case, inputs),
     )
     outcome = _judged(judge, cpu, rules, ran)
-    cards = NO_CARDS if across is None else compare_cards(cpu, across, at, named, judge)
+    cards = NO_CARDS if across is None else compare_cards(cpu, across, at, named, judge, ran)
     verdict = outcome.verdict
     if verdict.failures and ran.drawn.there and not case.own_random:
         verdict = replace(verdict, failures=(Reason(criterion="random", text=DRAWN_THERE), *verdict.failures))

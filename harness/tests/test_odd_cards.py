@@ -134,14 +134,18 @@ def test_a_card_that_is_wrong_always_or_once_is_named_with_its_operator():
         "row(3, 'aclnnLayerNorm:offset:by=1e-6,card=6,nth=4')\n"
         "row(4, 'aclnnSilu:noise:by=1e-5,card=0')\n"
     )
-    assert healthy[0] == "PASS" and not healthy[2] and [item[1:4] for item in healthy[3]] == [[5, 0, False]] * 8
+    assert (
+        healthy[0] == "PASS"
+        and not healthy[2]
+        and [item[1:4] for item in healthy[3]] == [[6, 0, False], *[[5, 0, False]] * 7]
+    )
     status, _, (reason,), told = always
     assert status == "FAIL" and [item[0] for item in told if item[3]] == ["card 3"]
     assert "card 3 is the odd one: in 5 of 5 runs its bits are not those of the 7 other cards" in reason
     assert "the first operator that differs is aten::silu" in reason and "rel_l2" in reason and "max_diff" in reason
     status, _, (reason,), told = once
-    assert status == "FAIL" and "card 6 is the odd one: in 1 of 5 runs" in reason
-    assert [item[1] for item in told] == [10, 10, 10, 10, 10, 10, 5, 10]  # the others ran again, and agree
+    assert status == "FAIL" and "card 6 is the odd one: in 1 of 55 runs" in reason
+    assert [item[1] for item in told] == [56, *[55] * 7]  # all ran again and agree; the first has a run of its own
     assert first[0] == "FAIL" and [item[0] for item in first[3] if item[3]] == ["card 0"]
 
 
@@ -211,8 +215,9 @@ def test_one_wrong_call_in_fifty_is_found_and_the_report_has_a_table_of_cards(us
     assert failing[0]["located"] is None  # the card whose rows are located is a healthy one
     assert [item["card"] for item in report["cards"]] == [f"card {number}" for number in range(8)]
     third = report["cards"][3]
-    assert (third["rows"], third["differing_rows"], third["odd_rows"], third["runs"]) == (5, 1, 1, 50)
+    assert (third["rows"], third["differing_rows"], third["odd_rows"], third["runs"]) == (5, 1, 1, 50 + 100)
     markdown = (user.path / "reports" / "precision.md").read_text()
+    assert third["differing_runs"] == 3  # and twice in the runs that confirm it
     assert "## 每一行在每张卡上" in markdown and "| card 3 |" in markdown and "是异常卡" in markdown
     from harness.report import load, rerender
 
@@ -225,7 +230,7 @@ def test_one_wrong_call_in_fifty_is_found_and_the_report_has_a_table_of_cards(us
 def test_healthy_cards_are_not_accused(user):
     write(user, ROWS)
     done = child_run(user, "--across-cards=4")
-    assert done.returncode == 0 and "8 cards agree in every bit of 5 rows (160 runs)" in done.stdout, done.stdout
+    assert done.returncode == 0 and "8 cards agree in every bit of 5 rows (165 runs)" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(
