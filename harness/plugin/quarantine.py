@@ -14,7 +14,7 @@ import pytest
 from harness.plugin.cards import visible_of
 from harness.plugin.opening import NO_DEVICE
 from harness.plugin.options import options_of
-from harness.plugin.workers import Workers
+from harness.plugin.workers import Ended, Workers
 from harness.report.content import STOPPED
 
 IDLE = "PRECISION_IDLE"  # the environment variable of a worker that gets no rows
@@ -58,9 +58,14 @@ class Quarantine:
         """A worker ended, by an `error` where that is not None: ask its card, and prepare who replaces it."""
         self._nodes = [item for item in self._nodes if item is not node]
         card = self._card_of(node)
-        if error is None or card is None or card in self._out:
+        if error is None or card is None:
             return
         ended = self._workers.ended(node)
+        if options_of(self._config).across_cards is not None:
+            self._leave_out(node.gateway.spec.env, ended)
+            return
+        if card in self._out:
+            return
         problem = ended.seen if ended.unopened else self._ask(card)
         if not problem:
             return
@@ -68,6 +73,25 @@ class Quarantine:
         first = ended.seen.removeprefix(f"{STOPPED}{ended.row}: ")  # the row is named beside it
         seen = first if ended.unopened else f"{_short(first)}; asked in another process: {_short(problem)}"
         self._replace(node.gateway.spec.env, card, ended.row, seen)
+
+    def _leave_out(self, environment: dict[str, str], ended: Ended) -> None:
+        """In a run of every row on all cards: let the process that comes see the cards that answer."""
+        from harness.report.cards import Quarantined
+
+        problems = {card: self._ask(card) for card in self._visible if card not in self._out}
+        new = {card: problem for card, problem in problems.items() if problem}
+        self._out |= new.keys()
+        left = [card for card in self._visible if card not in self._out]
+        then = (
+            "the other cards go on" if len(left) > 1 else "too few cards were left, and the rows after it did not run"
+        )
+        for card, problem in new.items():
+            named, seen = f"card {card}", f"{_short(ended.seen)}; asked in another process: {_short(problem)}"
+            self.cards[named] = Quarantined(card=named, after=ended.row, seen=seen, then=then)
+        if len(left) > 1:
+            environment[self._variable] = ",".join(left)
+        elif new:
+            environment[NO_DEVICE] = f"not run: one card is left of {len(self._visible)}, and rows run on several"
 
     def settle(self, node: Any) -> None:
         """The tests of a worker that ended are shared out: where those that live take no more, another one must."""

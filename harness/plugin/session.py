@@ -612,6 +612,11 @@ class Session:
                 result = replace(result, located=self.locating.locate(case, seed, result))
             item.stash[PROPERTIES][-1] = ROW, json.dumps({"row": result.to_dict(), **more})
 
+    def _all_quarantined(self) -> tuple:
+        """The cards that answer no more, each once: as its worker saw it, or better as it answered another process."""
+        numbered = {name.partition(" (")[0]: card for name, card in self._quarantined.items()}
+        return tuple((numbered | self.quarantine.cards).values())
+
     def _stopped_cards(self, row) -> list:
         """The cards that stopped in this row: in a run on all cards any of them, else the one of this process where it
         is lost.
@@ -737,7 +742,7 @@ class Session:
         def build():
             more = {"performance": self.performance, "shard": self.options.shard}
             more["idle_faults"] = self.idle_faults() if last else ()
-            more["quarantined"] = tuple((self._quarantined | self.quarantine.cards).values())
+            more["quarantined"] = self._all_quarantined()
             return report.build(self.all_rows(), **more, **self.environment)
 
         done = self.folder.write(build, last=last)

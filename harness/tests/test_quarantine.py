@@ -100,6 +100,17 @@ def test_a_closed_queue_costs_one_row_and_no_card(user):
 
 
 @needs_torch_npu
+def test_rows_on_all_cards_go_on_without_a_lost_one(user):
+    write(user, ROWS.replace("time.sleep(0.5)", "pass"))
+    words = ("--devices=4", "-n", "1", "--across-cards=2")
+    _, text = run_of(user, *words, "--fault", "aclnnSilu:lost:card=0,nth=3", "--fault", "aclnnSilu:lost:card=2,nth=3")
+    assert statuses(user).count("PASS") >= 6, text
+    assert {card["card"] for card in stored(user)["quarantined"]} == {"card 0", "card 2"}
+    last = max(stored(user)["rows"], key=lambda row: row["seed"])
+    assert [card["card"] for card in last["cards"]] == ["card 1", "card 3"]
+
+
+@needs_torch_npu
 def test_in_one_process_a_lost_card_is_named_too(user):
     write(user, ROWS.replace("time.sleep(0.5)", "pass"))
     _, text = run_of(user, "--fault", LOST)
