@@ -36,6 +36,12 @@ class Cuda(Kind):
             return []
         return [str(number) for number, line in enumerate(answer.splitlines()) if line.startswith("GPU ")]
 
+    def answer(self, index: int) -> str:
+        return answering(index)
+
+    def as_current(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+        return torch.cuda.device(device)
+
     def synchronize(self, device: torch.device) -> None:
         torch.cuda.synchronize(device)
 

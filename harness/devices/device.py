@@ -56,6 +56,12 @@ class Device:
         return self.health.stopped
 
     @property
+    def lost(self) -> bool:
+        """Whether it stopped by a fault that stays with the card, so that another process may meet it again."""
+        fault = self.kind.fault_in(self.stopped)
+        return fault is not None and fault.lasts
+
+    @property
     def stack(self) -> Stack:
         """The stack as it is now: switches may change between two runs."""
         return read_stack(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,6 +47,16 @@ class Kind:
         be told.
         """
         return []
+
+    def answer(self, index: int) -> str:
+        """The name of a further device of a process that has one open, after it computed something. Raises:
+        DeviceError.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is one device")
+
+    def as_current(self, device: torch.device) -> AbstractContextManager[Any]:
+        """A block in which what names no number, as in `torch.zeros(2, device="npu")`, is on this device."""
+        return nullcontext()
 
     def synchronize(self, device: torch.device) -> None:
         """Wait until the device has done what it was given. Raises: what an operator raised meanwhile."""

@@ -8,6 +8,7 @@ import glob
 import os
 import re
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,13 @@ class Npu(Kind):
     def all_cards(self, devices: int | None = None) -> list[str]:
         numbers = [re.search(r"davinci(\d+)$", path) for path in glob.glob("/dev/davinci[0-9]*")]
         return [str(number) for number in sorted(int(match[1]) for match in numbers if match)]
+
+    def answer(self, index: int) -> str:
+        return answering(index, "torch_npu")
+
+    def as_current(self, device: torch.device) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = torch.npu.device(device)
+        return context
 
     def synchronize(self, device: torch.device) -> None:
         torch.npu.synchronize(device)

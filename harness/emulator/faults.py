@@ -2,7 +2,8 @@
 
 A fault names operators by a pattern and says what goes wrong there: with what they read, with what they answer, or with
 the call itself. KINDS says it for each kind. As text, for a command line: "aclnnMatmul:hf32",
-"aclnnSilu:scale:by=1.001,nth=3".
+"aclnnSilu:scale:by=1.001,nth=3". On a machine with several cards `card` names the one that is broken:
+"aclnnSilu:scale:by=1.001,card=3,every=50".
 """
 
 from __future__ import annotations
@@ -52,11 +53,14 @@ KINDS = {
     "hang": "it takes `seconds` more; by default a day",
     "crash": "the process dies of a segmentation fault",
     "oom": "it asks for a workspace that no device has",
+    "lost": "it returns an error as of a card that is lost, and from then on so does every operator on that card, in "
+    "other processes that play this machine too",
 }
 ON_INPUTS = ("hf32", "fp16", "bf16", "int8", "no_bias", "mask", "index")
 ROUNDED = ("hf32", "fp16", "bf16")  # kinds that round every floating input, those in a list too
 LAST = ("int8", "no_bias")  # kinds that change the last fitting input alone
-ON_CALL = ("unwritten", "missing", "error", "hang", "crash", "oom")
+ON_CALL = ("unwritten", "missing", "error", "hang", "crash", "oom", "lost")
+LOST = 507899  # ACL_ERROR_RT_DRV_INTERNAL_ERROR: the driver no longer reaches the card
 WORKSPACE = 1 << 50  # bytes that no device has
 
 
@@ -77,6 +81,8 @@ class Fault:
     code: int = 507011
     seconds: float = 86400.0
     nth: int | None = None  # only the nth call that matches, counted from 1; None: every one
+    every: int | None = None  # the calls that match whose number is a multiple of it; None: every one
+    card: int | None = None  # only on this card of the machine, counted from 0; None: on every one
     probability: float = 1.0  # of each call that matches, drawn from `seed`
     seed: int = 0
     calls: int = 0  # that matched
@@ -90,6 +96,10 @@ class Fault:
             raise ValueError(f"the probability of a fault lies between 0 and 1, not at {self.probability}")
         if self.nth is not None and self.nth < 1:
             raise ValueError(f"calls are counted from 1, so nth={self.nth} never comes")
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"calls are counted from 1, so every={self.every} never comes")
+        if self.card is not None and self.card < 0:
+            raise ValueError(f"cards are counted from 0, so there is no card={self.card}")
         if self.size < 1 or self.at < 0:
             raise ValueError(f"a fault lies at 0 or later and is at least 1 wide, not at={self.at}, size={self.size}")
         self._chance = random.Random(self.seed)
@@ -104,14 +114,15 @@ class Fault:
         """The fault and how often it acted, for a report."""
         return f"{self} (acted on {self.hits} of the {self.calls} calls that it matches)"
 
-    def matches(self, name: str) -> bool:
-        """Whether it acts on this call, which is counted."""
-        if not fnmatchcase(name, self.pattern):
+    def matches(self, name: str, card: int = 0) -> bool:
+        """Whether it acts on this call on a card of the machine; a call that it could act on is counted."""
+        if not fnmatchcase(name, self.pattern) or self.card not in (None, card):
             return False
         with self._lock:
             self.calls += 1
             drawn = self._chance.random() < self.probability
-            return drawn if self.nth is None else drawn and self.calls == self.nth
+            its_turn = self.nth in (None, self.calls) and (self.every is None or self.calls % self.every == 0)
+            return drawn and its_turn
 
     def acted(self) -> None:
         """Count one call on which something was changed."""
@@ -133,7 +144,7 @@ def idle_text(planted: Fault) -> str:
     return f"{planted} never acted: {said}"
 
 
-OPTIONS = ("by", "at", "size", "heads", "output", "code", "seconds", "nth", "probability", "seed")
+OPTIONS = ("by", "at", "size", "heads", "output", "code", "seconds", "nth", "every", "card", "probability", "seed")
 _TYPES = {"by": float, "seconds": float, "probability": float}
 
 
@@ -188,8 +199,10 @@ class ActiveFaults:
     def before(self) -> None:
         """What happens instead of the computation. Raises: RuntimeError for a planted error."""
         for item in self.faults:
-            if item.kind in ("hang", "error", "crash"):
+            if item.kind in ("hang", "error", "crash", "lost"):
                 item.acted()
+                if item.kind == "lost":
+                    raise LostCard
                 if item.kind == "hang":
                     time.sleep(item.seconds)
                 elif item.kind == "crash":
@@ -223,16 +236,23 @@ class PlantedError(RuntimeError):
         self.code = code
 
 
+class LostCard(PlantedError):
+    """The card on which the operator ran is lost."""
+
+    def __init__(self) -> None:
+        super().__init__(LOST)
+
+
 NONE = ActiveFaults([])
 _planted: list[Fault] = []
 _suspended: list[None] = []  # one for each block in which faults wait
 
 
-def for_call(name: str) -> ActiveFaults:
-    """The faults that act on this call of an operator."""
+def for_call(name: str, card: int = 0) -> ActiveFaults:
+    """The faults that act on this call of an operator on a card of the machine."""
     if not _planted or _suspended:
         return NONE
-    return ActiveFaults([item for item in _planted if item.matches(name)])
+    return ActiveFaults([item for item in _planted if item.matches(name, card)])
 
 
 # -------- inputs

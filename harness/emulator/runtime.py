@@ -11,8 +11,10 @@ import dataclasses
 import itertools
 import os
 import sys
+import tempfile
 import threading
 import time
+import uuid
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
@@ -26,6 +28,8 @@ from harness.errors import DeviceError
 from harness.versions import require_torch
 
 MACHINE = "EMULATED_CANN_MACHINE"  # the environment variable that says which machine a child process plays
+LOST = "EMULATED_CANN_LOST"  # and the one that names the file of the machine's lost cards, there once a card is lost
+VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 STATUS_FAILED = 561000  # ACLNN_ERR_INNER
 STATUS_BAD_ARGUMENT = 161002  # ACLNN_ERR_PARAM_INVALID
 STATUS_NO_MEMORY = 207001  # ACL_ERROR_RT_MEMORY_ALLOCATION
@@ -87,7 +91,16 @@ class _Runtime:
         self.callbacks: list[Any] = []  # C holds their addresses, so they must live
         self.calls: dict[int, _Call] = {}
         self.numbers = itertools.count(1)
+        shown = [part.strip() for part in os.environ.get(VISIBLE, "").split(",")]
+        self.cards = [int(part) for part in shown if part.isdigit()] or list(range(machine.devices))
+        self.lost = _lost_cards()
         self._connect()
+
+    def card(self) -> int:
+        """The number on the machine of the card on which this thread works."""
+        device = ctypes.c_int(0)
+        self.core.aclrtGetDevice(ctypes.byref(device))
+        return self.cards[device.value] if device.value < len(self.cards) else device.value
 
     def _connect(self) -> None:
         from harness.emulator.operators import OPERATORS
@@ -121,11 +134,12 @@ class _Runtime:
 
         def capture(*values):
             try:
-                struck = faults.for_call(operator.name)
+                card = self.card()
+                struck = faults.for_call(operator.name, card)
                 refusal = struck.refusal(operator.name)
                 if refusal is not None:
                     return self._fail(operator.name, refusal)
-                call = _Call(operator, values[:-2], struck)
+                call = _Call(operator, values[:-2], struck, card)
                 refusal = self.soc.refusal(operator.name, call.dtypes)
                 if refusal is not None:
                     self._fail(operator.name, f"{operator.name}: {refusal}")
@@ -147,23 +161,22 @@ class _Runtime:
         call = self.calls.pop(number, None)
         if call is None:
             return self._fail("aclnn", "an operator was executed twice, or without GetWorkspaceSize")
-        return self._guarded(call.operator.name, call.run)
+        return self._guarded(call.operator.name, call.run, call.card)
 
     def _older(self, type, input_count, inputs, output_count, outputs, attributes, decides) -> int:
         """What aclopCompileAndExecute does: computes a call that describes itself."""
-        name = type.decode()
-        return self._guarded(
-            name, lambda: self._run_older(name, (input_count, inputs), (output_count, outputs), attributes, decides)
-        )
+        name, card = type.decode(), self.card()
+        struck = faults.for_call(name, card)
+        came = (input_count, inputs), (output_count, outputs)
+        return self._guarded(name, lambda: self._run_older(name, struck, *came, attributes, decides), card)
 
-    def _run_older(self, name: str, inputs, outputs, attributes, decides) -> int:
+    def _run_older(self, name: str, struck, inputs, outputs, attributes, decides) -> int:
         from harness.emulator import values
         from harness.emulator.operators import OLDER
 
         entry = OLDER.get(name)
         if entry is None:
             return self._fail(name, f"aclop {name} (the older operator path) is not emulated")
-        struck = faults.for_call(name)
         refusal = struck.refusal(name)
         if refusal is not None:
             return self._fail(name, refusal)
@@ -191,10 +204,18 @@ class _Runtime:
         _compute(entry, struck, came, rooms, **keywords)
         return 0
 
-    def _guarded(self, name: str, run) -> int:
-        """The status of a run; nothing may be raised through C."""
+    def _guarded(self, name: str, run, card: int) -> int:
+        """The status of a run on a card; nothing may be raised through C."""
+        if card in self.lost:
+            self._fail(name, f"{name}: error code {faults.LOST} (card {card} is lost)")
+            return faults.LOST
         try:
             return run() or 0
+        except faults.LostCard as error:
+            self.lost.add(card)
+            _record_lost(card)
+            self._fail(name, f"{name}: {error}")
+            return error.code
         except faults.PlantedError as error:
             self._fail(name, f"{name}: {error}")
             return error.code
@@ -238,10 +259,10 @@ class Room:
 class _Call:
     """One call of one operator: its arguments as they were when it was made."""
 
-    def __init__(self, operator, values, struck):
+    def __init__(self, operator, values, struck, card: int):
         from harness.emulator.values import read
 
-        self.operator, self.struck = operator, struck
+        self.operator, self.struck, self.card = operator, struck, card
         self.values = [read(argument.type, value) for argument, value in zip(operator.arguments, values)]
 
     @property
@@ -416,9 +437,34 @@ def share_with_children() -> None:
     paths = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path and path != folder]
     os.environ["LD_LIBRARY_PATH"] = os.pathsep.join([folder, *paths])
     os.environ[MACHINE] = _installed.machine.to_text()
+    if LOST not in os.environ:
+        os.environ[LOST] = os.path.join(tempfile.gettempdir(), f"emulated-cann-lost-{uuid.uuid4().hex}")
+        atexit.register(_forget_lost, os.environ[LOST], os.getpid())
     if not _is_installed():
         own = str(Path(__file__).parents[2])  # last, for a child that would not find this package otherwise
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), own]))
+
+
+def _forget_lost(path: str, process: int) -> None:
+    """Remove the file of lost cards, in the process that named it."""
+    if os.getpid() == process:
+        Path(path).unlink(missing_ok=True)
+
+
+def _lost_cards() -> set[int]:
+    """The cards of this machine that are lost, in this process or in one that plays it beside it."""
+    path = os.environ.get(LOST)
+    if path is None or not os.path.exists(path):
+        return set()
+    return {int(line) for line in Path(path).read_text(encoding="utf-8").split()}
+
+
+def _record_lost(card: int) -> None:
+    """Tell the processes that will play this machine that a card of it is lost."""
+    path = os.environ.get(LOST)
+    if path is not None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{card}\n")
 
 
 def _is_installed() -> bool:

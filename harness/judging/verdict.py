@@ -73,6 +73,23 @@ class SwitchCost:
     after_ms: Size | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CardRuns:
+    """One card's runs of a row that every card computes: how many are unlike those of most cards, and by how much."""
+
+    card: str  # "card 3", with its serial number where that is known
+    runs: Count
+    differing: Count  # runs whose bits are not those of most cards; 0 of all cards where there are no such bits
+    odd: bool = False  # whether the card is named as the one that is wrong
+    output: str = ""  # the output that is furthest off, in the first run that differs
+    elements: Count = 0  # of that output that differ
+    size: Count = 0  # elements that it has
+    max_diff: Size | None = None
+    rel_l2: Size | None = None
+    operator: str = ""  # the first operator whose bits differ; "" where none was seen
+    error: str = ""  # what the card raised in place of a run
+
+
 # A slow first run, as one that compiles, takes at least so many times the faster one, and so many milliseconds more.
 COMPILES, WORTH_SAYING = 3.0, 1000.0
 
@@ -106,6 +123,7 @@ class Evidence:
     code_sha256: str | None = (
         None  # of the files of one's own in the run, the harness's among them; None outside of one
     )
+    cards: tuple[CardRuns, ...] = ()  # of a row that every visible card computed
     notes: tuple[str, ...] = ()  # what else a reader must know of how it ran, in sentences
 
     @property

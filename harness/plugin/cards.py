@@ -17,7 +17,12 @@ def share_cards(config: pytest.Config, specs: Sequence[Any]) -> None:
 
     Raises: pytest.UsageError where there are more workers than cards, or the device names one card.
     """
-    kind, index, cards = _cards(config)
+    kind, index, cards = _shared(config)
+    if len(specs) > 1 and options_of(config).across_cards is not None:
+        raise pytest.UsageError(
+            f"--precision-across-cards runs each row on all cards in one process, and -n starts {len(specs)}, each of "
+            "which sees one card; leave -n out, or write -n 1"
+        )
     if kind is None or not cards or len(specs) < 2:
         return
     from harness.devices.kinds import KINDS
@@ -38,12 +43,24 @@ def share_cards(config: pytest.Config, specs: Sequence[Any]) -> None:
 
 
 def count_cards(config: pytest.Config) -> int | None:
-    """As many workers as cards, for -n auto; None where the device is none of several cards."""
-    kind, _, cards = _cards(config)
+    """As many workers as cards, for -n auto; None where the device is none of several cards. One where each row runs on
+    all cards.
+    """
+    if options_of(config).across_cards is not None:
+        return 1
+    kind, _, cards = _shared(config)
     return None if kind is None or not cards else len(cards)
 
 
-def _cards(config: pytest.Config) -> tuple[str | None, int | None, list[str]]:
+def _shared(config: pytest.Config) -> tuple[str | None, int | None, list[str]]:
+    """As `visible_of`; nothing where each process plays an emulated machine of its own."""
+    if options_of(config).devices is None:
+        kind, index, cards = visible_of(config)
+        return (None, None, []) if kind == "emulated" else (kind, index, cards)
+    return visible_of(config)
+
+
+def visible_of(config: pytest.Config) -> tuple[str | None, int | None, list[str]]:
     """The kind of a run's cards, the number that its device names, and the visible ones; None for other devices."""
     if os.environ.get("PYTEST_XDIST_WORKER"):
         return None, None, []
@@ -61,7 +78,41 @@ def _cards(config: pytest.Config) -> tuple[str | None, int | None, list[str]]:
         return None, None, []  # which is said when the device is opened
     if kind == "auto":
         kind = "npu" if is_hardware("auto") else "emulated"
-    if kind == "cpu" or (kind == "emulated" and options.devices is None):
-        return None, None, []  # each process plays a machine of its own
+    if kind == "cpu":
+        return None, None, []
     named = index if ":" in options.device else None
     return kind, named, visible_cards(kind, options.devices)
+
+
+def cards_for_rows(device: Any, options: Any) -> Any:
+    """The cards on which every row is to run, as `harness.run.across.Across`; None without --precision-across-cards.
+
+    Raises: pytest.UsageError where there is one card alone, or one does not answer.
+    """
+    from harness.devices.several import cards_of_process
+    from harness.errors import DeviceError
+    from harness.run.across import Across
+
+    if options.across_cards is None:
+        return None
+    try:
+        cards = cards_of_process(device, devices=options.devices)
+    except DeviceError as error:
+        raise pytest.UsageError(f"--precision-across-cards: {error}") from None
+    return Across(cards=tuple(cards), times=options.across_cards)
+
+
+def check_across(options: Any) -> None:
+    """Raises: pytest.UsageError where the options do not let every row run on all cards."""
+    if options.across_cards is None:
+        return
+    if options.across_cards < 2:
+        raise pytest.UsageError(
+            f"--precision-across-cards={options.across_cards}: a card runs each row twice at least, so that reruns on "
+            "one card can be told from other cards; write 2 or more, or no number for 10"
+        )
+    if ":" in options.device or options.device == "cpu":
+        raise pytest.UsageError(
+            f"--precision-across-cards runs each row on all visible cards, and --precision-device={options.device} "
+            "names one device; write npu, cuda, or emulated with --devices=8"
+        )

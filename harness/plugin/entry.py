@@ -166,10 +166,12 @@ def _has_option(config: pytest.Config) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config, specs) -> None:
-    if config.pluginmanager.has_plugin(SESSION):
+    session = config.pluginmanager.get_plugin(SESSION)
+    if session is not None:
         from harness.plugin.cards import share_cards
 
         share_cards(config, specs)
+        session.quarantine.begin()
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)

@@ -10,6 +10,12 @@ import warnings
 import pytest
 
 DEVICE = pytest.StashKey["Opening"]()
+NO_DEVICE = "PRECISION_NO_DEVICE"  # the environment variable that tells a worker why it must not open its card
+
+
+def refusal() -> str:
+    """Why this process must not open a device; "" where it may."""
+    return os.environ.get(NO_DEVICE, "")
 
 
 class Opening:
@@ -31,6 +37,9 @@ class Opening:
         from harness.errors import DeviceError
 
         if self.is_open or self.error is not None:
+            return
+        if refusal():
+            self.error = DeviceError(refusal())
             return
         autoload.hold()
         _share_cores()

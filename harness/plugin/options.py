@@ -15,6 +15,7 @@ import pytest
 from harness.judging.preset_names import PRESETS_LISTED
 
 PREFIX = "--precision-"
+ACROSS = 10  # runs of a row on each card, where --precision-across-cards names no number
 GROUP = "accuracy"
 
 
@@ -79,6 +80,12 @@ OPTIONS = (
     _text("device", "DEVICE", "auto (default), npu[:n], emulated, cuda[:n] or cpu", default="auto"),
     _text("soc", "NAME", "the chip that the emulated device plays, such as Ascend310P3 (default Ascend910B4)"),
     _number("devices", int, "N", "how many cards the emulated machine has; with -n each worker takes one of them"),
+    Option(
+        name="across-cards",
+        help="run every row on all visible cards, N times on each (10 where N is not given): a card whose bits are "
+        "not those of most cards fails its row",
+        settings={"type": int, "nargs": "?", "const": ACROSS, "metavar": "N"},
+    ),
     _path("report", "DIR", "where the report goes (default: reports/)"),
     _choice("lang", ("en", "zh"), "language of the markdown report"),
     Option(

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from harness.plugin.accepted import Accepted, is_unlike_accepted
+from harness.plugin.cards import cards_for_rows, check_across
 from harness.plugin.cluster import is_spread
 from harness.plugin.collected import choose_located, choose_shard, function_of, guessed, known_of
 from harness.plugin.companion import Companions, superfluous
@@ -26,8 +27,9 @@ from harness.plugin.fixtures import EXCUSED, PROPERTIES, ROWS, SKIPPED, uses_fix
 from harness.plugin.folder import Folder
 from harness.plugin.locating import Locating
 from harness.plugin.names import dtype_id, is_accuracy_test, row_name
-from harness.plugin.opening import Opening
+from harness.plugin.opening import Opening, refusal
 from harness.plugin.options import options_of
+from harness.plugin.quarantine import Quarantine
 from harness.plugin.terminal import Terminal, header, terminal_summary
 from harness.plugin.told import Told
 from harness.plugin.turns import Turns
@@ -35,7 +37,9 @@ from harness.plugin.watchdog import Limits, Watchdog
 from harness.plugin.workers import Workers, status_of
 
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
+REQUEUED = "requeued"  # the outcome of a report on a test that another worker will run
 HUNG_STATUS = 1  # the exit status of a process that ends because its row hangs
+SHARED = 1 << 30  # bytes of the CPU's outputs that workers share where no --precision-reference-store is named
 LOCATING = 3  # times the budget of locating that a row may take longer where its error is located
 FORKED = "precision() was called in a process that the test forked, whose rows reach no report; call it in the test"
 
@@ -68,6 +72,7 @@ class Session:
         self.locating = Locating(self)
         self.terminal = Terminal(config, lang=self.options.lang, quiet=bool(self.worker))
         self.models = None
+        self._across = None  # the cards on which every row runs, once the device is open
         self._store = None
         self._timed: set = set()
         self.deselected = False  # whether an accuracy test was
@@ -77,6 +82,9 @@ class Session:
         self._companions = Companions()
         self._workers = Workers(self.worker)
         self._workers.join(config)
+        self._has_card = bool(getattr(config, "workerinput", {}).get("precision_has_card"))
+        self.quarantine = Quarantine(config, self._workers)
+        self._quarantined: dict[str, object] = {}  # cards that answer no more in a run on all cards, by their text
         self._earlier = None  # the run that this one resumes
         self.resumed_rows = 0  # rows of it that stand
         self._code: str | None = None  # of the run, once its tests are collected
@@ -142,6 +150,7 @@ class Session:
             self.open_for_collection()
             self._device = self.opening.device
             self._plant()
+            self._across = cards_for_rows(self._device, self.options)
             self._read_stack()
         return self._device
 
@@ -204,6 +213,8 @@ class Session:
             return None
         if self.options.baseline == "require" and Mark.NEW in row.marks:  # it passed where that was allowed
             return None
+        if self._across is not None and len(row.cards or ()) < len(self._across.cards):  # it ran on fewer cards
+            return None
         self.resumed_rows += 1
         return row
 
@@ -219,6 +230,7 @@ class Session:
         first = " (jit_compile is on: the first run of a shape compiles)" if compiles else ""
         self.terminal.say(f"{name}: CPU, then {device.torch_device}{first}")
         options = {"rerun_reference": self.options.rerun_reference, "preset": self.options.preset}
+        options["across"] = self._across
         with self._in_time(case, compiles=bool(compiles)):
             verdict = validate(case, seed, device, models=self.models, **options)
         slow = "" if verdict.evidence is None else verdict.evidence.slow_start
@@ -394,12 +406,15 @@ class Session:
         from harness.errors import HarnessError
         from harness.reference.store import Store
 
-        if self.options.reference_store is None:
+        shared = self._workers.references
+        if self.options.reference_store is None and shared is None:
             return
         try:
-            self._store = Store(self.options.reference_store)
+            named = self.options.reference_store
+            self._store = Store(shared, limit=SHARED) if named is None else Store(named)
         except HarnessError as error:
-            raise pytest.UsageError(f"--precision-reference-store: {error}") from None
+            if self.options.reference_store is not None:
+                raise pytest.UsageError(f"--precision-reference-store: {error}") from None
 
     @cached_property
     def _shard_times(self) -> dict[str, float]:
@@ -419,6 +434,7 @@ class Session:
                 parse_spec(self.options.device)
             except ValueError as error:
                 raise pytest.UsageError(f"--precision-device: {error}") from None
+        check_across(self.options)
         if self.options.shard is not None:
             from harness.errors import HarnessError
             from harness.plugin.shards import parse_shard
@@ -452,6 +468,34 @@ class Session:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node) -> None:
         self._workers.configure(node)
+        self.quarantine.started(node)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodeready(self, node) -> None:
+        self.quarantine.ready(node)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport, sched) -> None:
+        """A test that a worker gave back, since its device computes no more, is for another one."""
+        if self._workers.ended(report.node).test == crashitem:
+            with suppress(NotImplementedError):  # of --dist=loadfile and others: the row is an error that says so
+                sched.mark_test_pending(crashitem)
+                report.outcome = REQUEUED
+        self.quarantine.settle(report.node)
+
+    def pytest_report_teststatus(self, report: pytest.TestReport):
+        return ("", "", "") if report.outcome == REQUEUED else None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> None:
+        """In a worker whose card computes no more: give the test back, and end."""
+        if not self._has_card or item.nodeid not in self.collected or refusal():
+            return
+        unopened = self.opening.error is not None
+        if unopened or self.is_stopped:
+            seen = str(self.opening.error) if unopened else self._device.stopped
+            self._workers.gives_back(item.nodeid, seen, unopened=unopened)
+            os._exit(HUNG_STATUS)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node, ids) -> None:
@@ -595,6 +639,7 @@ class Session:
         comes from.
         """
         from harness.report import Row, jsonable
+        from harness.run.across import CRITERION as ACROSS_CARDS
         from harness.upgrade.known_failures import KNOWN
 
         result = Row.of(verdict, test=item.nodeid, case=case.name, dtype=case.dtype, seed=seed, known=known)
@@ -602,6 +647,7 @@ class Session:
         more = {
             "environment": jsonable(self.environment),
             "acted": [str(element) for element in self.planted if element.hits],
+            "quarantined": jsonable(self._stopped_cards(result)),
         }
         numbers = [
             (name, value) for name, value in stored.items() if isinstance(value, (int, float, str)) and name != "test"
@@ -610,16 +656,41 @@ class Session:
         item.stash[PROPERTIES] += [*numbers, (ROW, json.dumps({"row": stored, **more}))]
         item.stash[ROWS].append(result)
         self._workers.measured(result)
-        failed = not verdict.passed and KNOWN not in verdict.marks and not is_unlike_accepted(verdict)
+        of_cards = all(
+            reason.criterion == ACROSS_CARDS for reason in verdict.reasons
+        )  # not of the card that is located
+        failed = not (verdict.passed or of_cards or KNOWN in verdict.marks or is_unlike_accepted(verdict))
         if not verdict.skips and self.locating.wants(case, failed=failed):
             self._keep(item.nodeid, result)
             with self._in_time(case, compiles=False, more=LOCATING * self.options.locate_budget):
                 result = replace(result, located=self.locating.locate(case, seed, result))
             item.stash[PROPERTIES][-1] = ROW, json.dumps({"row": result.to_dict(), **more})
 
+    def _all_quarantined(self) -> tuple:
+        """The cards that answer no more, each once: as its worker saw it, or better as it answered another process."""
+        numbered = {name.partition(" (")[0]: card for name, card in self._quarantined.items()}
+        return tuple((numbered | self.quarantine.cards).values())
+
+    def _stopped_cards(self, row) -> list:
+        """The cards that stopped in this row: in a run on all cards any of them, else the one of this process where it
+        is lost.
+        """
+        from harness.devices.several import card_name
+        from harness.report.cards import Quarantined
+
+        stopped = [] if self._across is None else [card for card in self._across.cards if card.device.stopped]
+        new = {card.name: (card.device.stopped, "the other cards go on") for card in stopped}
+        if not stopped and self._device is not None and self._device.lost:
+            name = card_name(self._device, devices=self.options.devices)
+            new[name] = self._device.stopped, "it got no more rows"
+        new = {name: how for name, how in new.items() if name not in self._quarantined}
+        for name, (seen, then) in new.items():
+            self._quarantined[name] = Quarantined(card=name, after=row.name, seen=seen, then=then)
+        return [self._quarantined[name] for name in new]
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if self.worker:
+        if self.worker or report.outcome == REQUEUED:
             return
         from harness.report import Row
 
@@ -657,8 +728,10 @@ class Session:
             host = getattr(getattr(report, "node", None), "host", None)  # of a worker in a cluster
             made = [Row.from_dict(item["row"], f"the row of {report.nodeid}") for item in new]
             rows += [self._marked(replace(row, host=host)) for row in made]
-            self.environment = brought[-1]["environment"]
-            self.folder.environment(self.environment)
+            if brought[-1]["environment"]["stack"] or not self.environment["stack"]:  # a worker may be without a card
+                self.environment = brought[-1]["environment"]
+                self.folder.environment(self.environment)
+            self._note_quarantined(brought)
         failing = [row for row in rows if not row.status.is_fine]
         if report.when == "???":  # pytest-xdist's word for a test whose worker died
             rows += self._of_the_dead(report)
@@ -672,6 +745,13 @@ class Session:
             self.folder.ended(report.nodeid)
         if report.when == "teardown" or report.failed:
             self._write()
+
+    def _note_quarantined(self, brought: list[dict]) -> None:
+        """Remember the cards that answer no more, of a run on all cards."""
+        from harness.report.cards import Quarantined
+
+        for item in brought:
+            self._quarantined |= {each["card"]: Quarantined(**each) for each in item.get("quarantined", [])}
 
     def _of_the_dead(self, report: pytest.TestReport) -> list:
         """The rows of a test whose worker died: those that were measured before, and that of the death."""
@@ -727,6 +807,7 @@ class Session:
         def build():
             more = {"performance": self.performance, "shard": self.options.shard}
             more["idle_faults"] = self.idle_faults() if last else ()
+            more["quarantined"] = self._all_quarantined()
             return report.build(self.all_rows(), **more, **self.environment)
 
         done = self.folder.write(build, last=last)
@@ -735,6 +816,7 @@ class Session:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node, error) -> None:
+        self.quarantine.down(node, error)
         self.take_output(getattr(node, "workeroutput", {}))
 
     def take_output(self, output: Mapping[str, str]) -> None:

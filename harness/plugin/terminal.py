@@ -127,6 +127,14 @@ def terminal_summary(run: Any, reporter: Any) -> None:
             f"{run.options.locate_budget:g} s is spent; --precision-locate-budget"
         )
     terminal.tell_notes(run.folder.notes)
+    from harness.report.cards import cards_line
+
+    for card in report.quarantined:
+        terminal.tell(f"QUARANTINED: {card}", bad=True)
+    cards = cards_line(report.cards, LANGUAGES[run.options.lang])
+    if cards:
+        bad = any(item.odd_rows for item in report.cards)
+        reporter.write_line(cards, red=bad)
     where = dict(device=report.stack.get("device"), backend=report.backend)
     reporter.write_line(LANGUAGES[run.options.lang]["counted"].format(counts=tally(report.rows), **where))
     reporter.write_line(f"report: {run.written[1]}")

@@ -7,6 +7,7 @@ They share a temporary folder. A worker that is killed has no other way to say w
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ from typing import Any
 
 from harness.judging.status import Mark
 from harness.plugin.watchdog import FRAMES
+from harness.report.content import UNRUN
 
 COLLECTED = "collected.json"
 
@@ -30,6 +32,16 @@ class Death:
     mark: Mark
     named: Mapping[str, Any]  # case, dtype and seed of the row that ran
     rows: list[dict]  # of the same test, that were measured before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """What is known of a worker that ended with an error."""
+
+    row: str  # the last row that it ran, "mine float32 seed 42"; "" where it ran none
+    seen: str  # how it ended, or what its device did
+    unopened: bool = False  # whether it could not open its device
+    test: str = ""  # the test that it gave back, since its device computed no more; "" where it died in one
 
 
 def status_of(node: Any) -> int | None:
@@ -50,6 +62,10 @@ def _signal_of(status: int | None) -> str:
         return f" with exit status {status}"
     name = signal.Signals(-status).name
     return f" by {name}" + ("; the system may have run out of memory" if name == "SIGKILL" else "")
+
+
+def _seed_text(seed: int | None) -> str | None:
+    return None if seed is None else f"seed {seed}"
 
 
 def _crash_location(text: str) -> str:
@@ -105,33 +121,61 @@ class Workers:
         """In a worker: the row that runs takes too long, and the process ends for it."""
         self._write(f"{self.worker}.hung.json", {"text": text})
 
+    def gives_back(self, test: str, seen: str, *, unopened: bool) -> None:
+        """In a worker: its device computes no more, the process ends, and `test` is for another one."""
+        self._write(f"{self.worker}.back.json", {"test": test, "seen": seen, "unopened": unopened})
+
+    def ended(self, node: Any) -> Ended:
+        """How the worker `node` ended, as far as it left word."""
+        row = self._read(f"{node.gateway.id}.json")
+        named = [] if not isinstance(row, dict) else [row.get("case"), row.get("dtype"), _seed_text(row.get("seed"))]
+        name = " ".join(str(part) for part in named if part is not None)
+        back = self._read(f"{node.gateway.id}.back.json")
+        if isinstance(back, dict):
+            return Ended(row=name, **back)
+        return Ended(
+            row=name,
+            seen=self._how(node.gateway.id, status_of(node)) if name else "its process ended before its first row",
+        )
+
     def path_of(self, name: str) -> Path | None:
         """In a worker: a file of it for `name`; None where there is no folder."""
         return None if self.worker is None or self._folder is None else self._folder / f"{self.worker}.{name}"
+
+    @property
+    def references(self) -> Path | None:
+        """In one of several workers: the folder in which they share what the CPU computed, until the run ends."""
+        several = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1
+        return self._folder / "references" if self.worker is not None and self._folder is not None and several else None
 
     def death_of(self, worker: str, test: str, status: int | None) -> Death:
         """How a worker died while it ran `test`, as far as it left word; `status`: of its process, where known."""
         row = self._read(f"{worker}.json")
         row = row if isinstance(row, dict) and row.pop("test", None) == test else {}
-        hung = self._read(f"{worker}.hung.json")
-        stacks = self._text(f"{worker}.stacks")
+        hung = self._read(f"{worker}.hung.json") or self._text(f"{worker}.stacks")
         from harness import last_operator
-        from harness.report.journal import stacks_in
 
         last = "" if self._folder is None else last_operator.description_in(self._folder / f"{worker}.operator")
         lines = self._text(f"{worker}.rows").splitlines()
-        if isinstance(hung, dict):
-            how = str(hung.get("text"))
-        elif stacks:
-            how = f"it did not end within its limit (--precision-row-timeout); {stacks_in(stacks)}"
-        else:
-            how = f"its process crashed{_signal_of(status)}{_crash_location(self._text(f'{worker}.crash'))}"
+        back = self._read(f"{worker}.back.json")
+        text = f"{UNRUN}{back['seen']}" if isinstance(back, dict) else self._how(worker, status) + last
         return Death(
-            text=how + last,
-            mark=Mark.HUNG if hung or stacks else Mark.CRASHED,
+            text=text,
+            mark=Mark.HUNG if hung else Mark.CRASHED,
             named=row,
             rows=[json.loads(line) for line in lines if line.endswith("}")],
         )
+
+    def _how(self, worker: str, status: int | None) -> str:
+        """How a worker died in its row, in words; `status`: of its process, where known."""
+        from harness.report.journal import stacks_in
+
+        hung, stacks = self._read(f"{worker}.hung.json"), self._text(f"{worker}.stacks")
+        if isinstance(hung, dict):
+            return str(hung.get("text"))
+        if stacks:
+            return f"it did not end within its limit (--precision-row-timeout); {stacks_in(stacks)}"
+        return f"its process crashed{_signal_of(status)}{_crash_location(self._text(f'{worker}.crash'))}"
 
     def _text(self, name: str) -> str:
         try:

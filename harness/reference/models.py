@@ -66,6 +66,7 @@ class Models:
         # Where weights come from that have no checkpoint= of their own: `harness.reference.origin.source`.
         self.sources: dict[Any, str] = {}
         self.pinned: dict[Any, str] = {}  # by model: why its float64 runs leave float32 where it asks for it by name
+        self.scattered: set[Any] = set()  # models whose reruns on one card differed, seen on several cards
         self.notes: dict[Any, str] = {}  # by model: what was changed of it as it was handed over, in words
 
     def learned(self, subject: tuple, dtype: str) -> Learned | None:

@@ -9,12 +9,14 @@ from enum import Enum
 from typing import Any
 
 from harness.judging.status import Mark, Status
+from harness.report.cards import CardTotals, Quarantined, totals_of
 from harness.report.rows import Row
 from harness.typed_json import object_schema, reader_of, to_json
 
 SCHEMA = "precision-report/1"
 
-NOT_RUN = "not run: the session ended before it"  # the reason of a row that a run did not reach
+UNRUN = "not run: "  # how the reason of a row begins that a run did not reach
+NOT_RUN = f"{UNRUN}the session ended before it"
 STOPPED = "the device stopped computing at "  # the reason of a row on a device that no longer computes holds it
 
 
@@ -62,6 +64,12 @@ class Report:
     performance: tuple[Timed, ...] = ()
     shard: str | None = None  # "1/4" where the run was of a part of the tests
     idle_faults: tuple[str, ...] = ()  # a sentence for each planted fault that never acted
+    quarantined: tuple[Quarantined, ...] = ()  # cards that no longer answered
+
+    @property
+    def cards(self) -> tuple[CardTotals, ...]:
+        """The cards of rows that every card computed; empty without --precision-across-cards."""
+        return totals_of(self.rows)
 
     @property
     def headline(self) -> dict[str, int]:
@@ -75,7 +83,9 @@ class Report:
     def outcome(self) -> _Outcome:
         """Whether a run that does not pass is worth a second look, a ticket, or another try on another card."""
         bad = [row for row in self.rows if row.is_bad]
-        if self.idle_faults or any(row.status is not Status.REGRESSED and not _is_lost(row) for row in bad):
+        ended = {item.after for item in self.quarantined}
+        failing = [row for row in bad if not (_is_lost(row) or (row.status is Status.ERROR and row.name in ended))]
+        if self.idle_faults or any(row.status is not Status.REGRESSED for row in failing):
             return _Outcome.FAILURES
         if any(row.status is Status.REGRESSED for row in bad):
             return _Outcome.REGRESSIONS
@@ -95,6 +105,8 @@ class Report:
         values["outcome"] = self.outcome.value
         values |= {} if self.shard is None else {"shard": self.shard}
         values |= {"idle_faults": self.idle_faults} if self.idle_faults else {}
+        values |= {"quarantined": self.quarantined} if self.quarantined else {}
+        values |= {"cards": self.cards} if self.cards else {}
         head: dict[str, Any] = to_json(values | {"stack": self.stack, "performance": self.performance})
         return head
 
@@ -109,7 +121,7 @@ class Report:
 def _is_lost(row: Row) -> bool:
     """Whether a row is an ERROR because its process, its card or its host was lost."""
     dead = Mark.CRASHED in row.marks or Mark.HUNG in row.marks
-    lost = dead or any(reason == NOT_RUN or STOPPED in reason for reason in row.reasons)
+    lost = dead or any(UNRUN in reason or STOPPED in reason for reason in row.reasons)
     return row.status is Status.ERROR and lost
 
 
@@ -133,6 +145,7 @@ def build(
     performance: Sequence[Mapping[str, Any] | Timed] = (),
     shard: str | None = None,
     idle_faults: Sequence[str] = (),
+    quarantined: Sequence[Quarantined] = (),
 ) -> Report:
     """The report of these rows, made now."""
     timed = tuple(item if isinstance(item, Timed) else Timed(**item) for item in performance)
@@ -144,6 +157,7 @@ def build(
         performance=timed,
         shard=shard,
         idle_faults=tuple(idle_faults),
+        quarantined=tuple(quarantined),
     )
 
 
@@ -175,8 +189,10 @@ _KINDS = {
     "outcome": str | None,
     "idle_faults": tuple[str, ...],
     "rows_sha256": str | None,
+    "quarantined": tuple[Quarantined, ...],
+    "cards": tuple[CardTotals, ...],
 }
-_LATER = ("outcome", "shard", "idle_faults", "rows_sha256")  # which not every report holds
+_LATER = ("outcome", "shard", "idle_faults", "rows_sha256", "quarantined", "cards")  # names that a report need not hold
 READERS = [(name, reader_of(kind)) for name, kind in _KINDS.items() if name not in ("stack", "rows")]
 READERS += [("stack", stack_of_report), ("rows", reader_of(tuple[Any, ...]))]
 

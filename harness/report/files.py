@@ -30,7 +30,7 @@ from harness.report.words import LANGUAGES
 from harness.typed_json import Mismatch, named, parse_json, read_fields
 
 PAIRS = "precision-pairs/1"
-_DERIVED = ("headline", "outcome", "rows", layout.DIGEST)  # of a stored report: what its rows say
+_DERIVED = ("headline", "outcome", "rows", layout.DIGEST, "cards")  # of a stored report: what its rows say
 JSON_NAME = "precision.json"
 MARKDOWN_NAME = "precision.md"
 PREVIOUS = {name: name.replace(".", "-previous.") for name in (JSON_NAME, MARKDOWN_NAME)}  # of the run before

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.report.content import NOT_RUN, Report
+from harness.report.content import UNRUN, Report
 from harness.report.rows import Row
 
 _OWN = ("card", "cpu", "device_count", "threads", "environment")  # what machines of one kind may have of their own
@@ -29,7 +29,7 @@ def merge(reports: Mapping[Path, Report], *, different_stacks: bool = False) -> 
     twice = [" ".join(map(str, key)) for key, count in Counter(row.key for row in rows).items() if count > 1]
     if twice:
         raise HarnessError(f"{_some(twice)} in more than one report; name each part of a run once")
-    holes = [row.name for row in rows if NOT_RUN in row.reasons]
+    holes = [row.name for row in rows if any(UNRUN in reason for reason in row.reasons)]
     if holes:
         raise HarnessError(f"{_some(holes)} did not run; run that part again, or leave its report out")
     _check_parts(reports)
@@ -43,7 +43,8 @@ def merge(reports: Mapping[Path, Report], *, different_stacks: bool = False) -> 
     performance = tuple(item for report in reports.values() for item in report.performance)
     created = max(report.created for report in reports.values())
     idle = tuple(item for item in first.idle_faults if all(item in report.idle_faults for report in reports.values()))
-    rows_and_times = replace(first, rows=tuple(rows), performance=performance)
+    quarantined = tuple(item for report in reports.values() for item in report.quarantined)
+    rows_and_times = replace(first, rows=tuple(rows), performance=performance, quarantined=quarantined)
     return replace(rows_and_times, created=created, shard=None, idle_faults=idle)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
 
 from harness.report.browser import SCRIPT, STYLE, in_html
+from harness.report.cards import card_blocks
 from harness.report.document import Block, Bullets, Heading, Picture, Table, Text, shortened
 from harness.report.format import MISSING, cosine, difference_text, number, share, times
 from harness.report.history import Snapshot, history_section
@@ -65,6 +66,7 @@ def page(report: Report, lang: str, folder: Path | None, history: Sequence[Snaps
         parts += [_filter(report.rows, words), rows]
     parts += [history_section(history, words)] if history else []
     parts += _failures(failed, words, folder)
+    parts += _blocks(card_blocks(report, words), folder)
     parts += _blocks(switch_blocks(rows_of_models(report.rows), words), folder)
     parts += _blocks(performance_blocks(report, words), folder)
     notes = measured_how(report.rows, words)

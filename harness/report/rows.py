@@ -22,7 +22,7 @@ from harness.judging.presets import PRESETS
 from harness.judging.references import References, bits
 from harness.judging.status import Mark, Status, leads_to, status_of
 from harness.judging.tolerance import LIMITS
-from harness.judging.verdict import Decisions, Evidence, SwitchCost, Verdict  # fmt: skip
+from harness.judging.verdict import CardRuns, Decisions, Evidence, SwitchCost, Verdict  # fmt: skip
 from harness.measure import Comparison, Cosine, Count, Share, Size
 from harness.typed_json import (
     FieldReader,
@@ -129,6 +129,7 @@ class Proof:
     weights_sha256: str | None = None
     weights_from: str | None = None
     code_sha256: str | None = None
+    cards: tuple[CardRuns, ...] | None = None
     notes: tuple[str, ...] | None = None
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.judging.criteria import AT_LEAST
 from harness.judging.status import STATUSES, Mark, Status
+from harness.report.cards import card_blocks, cards_line
 from harness.report.document import Block, Bullets, Folded, Heading, Picture, Table, Text, shortened
 from harness.report.format import MISSING, cosine, difference_text, number, share, tally, times
 from harness.report.located import found_blocks
@@ -39,6 +40,7 @@ def document(report: Report, lang: str = "en") -> list[Block]:
         *_not_passed(report, words),
         *_known(report, words),
         *_accuracy(report, words),
+        *card_blocks(report, words),
         *switch_blocks(rows_of_models(report.rows), words),
         *performance_blocks(report, words),
         *_in_full(report, words),
@@ -129,6 +131,7 @@ def conclusion_of(report: Report, words: Mapping[str, str]) -> str:
         text = words["nothing"]
     sentences = [text]
     sentences += [words["known_too"].format(count=known)] if known else []
+    sentences += [f"{cards_line(report.cards, words)}{words['full_stop']}"] if report.cards else []
     sentences += [words["emulated_again"]] if report.backend == "emulated" else []
     return words["between"].join(sentences)
 

@@ -18,6 +18,7 @@ EN = {
     ),
     "title": "Accuracy report: {counts}",
     "between": " ",
+    "full_stop": ".",
     "counted": "{counts} on {device} ({backend})",
     "none": "no rows",
     "environment": "Environment",
@@ -122,6 +123,25 @@ EN = {
     "switch_after": "with it",
     "switch_measured": "measured with it",
     "switch_remedy": "how to set it",
+    "cards": "Every row on every card",
+    "cards_intro": (
+        "Each row ran several times on every card. A row differs on a card where a run of it has other bits than most "
+        "cards have; the card is named as the odd one where that is not what reruns of the model do on all cards."
+    ),
+    "cards_card": "card",
+    "cards_rows": "rows",
+    "cards_rows_differ": "rows that differ",
+    "cards_share": "share",
+    "cards_runs": "runs",
+    "cards_runs_differ": "runs that differ",
+    "cards_rows_odd": "rows as the odd one",
+    "cards_agree": "{cards} cards agree in every bit of {rows} rows ({runs} runs)",
+    "cards_differ": "Of {cards} cards {named}",
+    "cards_between": "; ",
+    "card_differs": (
+        "{card} differs in {rows} of {of} rows ({runs} of {of_runs} runs) and is the odd one in {odd} of them"
+    ),
+    "quarantined": "Quarantined cards",
     "performance": "Performance",
     "performance_intro": (
         "Forward time in milliseconds, each forward ended by a synchronisation of the device; p99 needs 100 forwards."
@@ -160,6 +180,7 @@ ZH = {
     "faults": "注入了故障：{faults}。设备上人为注入故障；这里的结果不能说明正常设备的任何情况。",
     "title": "精度报告：{counts}",
     "between": "",
+    "full_stop": "。",
     "counted": "{device}（{backend}）：{counts}",
     "none": "没有结果",
     "environment": "环境",
@@ -249,6 +270,25 @@ ZH = {
     "switch_after": "设置后",
     "switch_measured": "设置后实测",
     "switch_remedy": "设置方法",
+    "cards": "每一行在每张卡上",
+    "cards_intro": (
+        "每一行在每张卡上运行多次。某张卡上有一次运行的比特与多数卡不同，该行在这张卡上就算不一致；"
+        "如果这种差异不是模型在所有卡上重复运行时都会出现的，则判定该卡异常。"
+    ),
+    "cards_card": "卡",
+    "cards_rows": "行数",
+    "cards_rows_differ": "不一致的行",
+    "cards_share": "比例",
+    "cards_runs": "运行次数",
+    "cards_runs_differ": "不一致的运行",
+    "cards_rows_odd": "判定异常的行",
+    "cards_agree": "{cards} 张卡在 {rows} 行（{runs} 次运行）中每个比特都一致",
+    "cards_differ": "{cards} 张卡中：{named}",
+    "cards_between": "；",
+    "card_differs": (
+        "{card} 在 {of} 行中有 {rows} 行不一致（{of_runs} 次运行中有 {runs} 次），其中 {odd} 行判定该卡异常"
+    ),
+    "quarantined": "被隔离的卡",
     "performance": "性能基准",
     "performance_intro": "前向时间（毫秒），每次前向后同步设备；p99 至少需要 100 次前向。",
     "performance_queue": "NPU 计时时 TASK_QUEUE_ENABLE={modes}（torch_npu 任务队列：0 为逐算子下发，1 为其默认值）。",

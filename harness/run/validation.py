@@ -30,6 +30,7 @@ from harness.reference import (
     require_float32,
     roundoff,
 )
+from harness.run.across import NO_CARDS, Across, compare_cards
 from harness.run.assumptions import assumption_of, hangs, naming
 from harness.run.cpu import CpuSide, ModelDraws, copy_of, golden_outputs, inputs_of
 from harness.run.device import DeviceRun, run_on_device
@@ -47,6 +48,7 @@ def validate(
     models: Models | None = None,
     rerun_reference: bool = False,
     preset: str | None = None,
+    across: Across | None = None,
 ) -> Verdict:
     """Run `case` with the inputs of `seed` on the CPU and on `device`, compare every output, judge.
 
@@ -54,7 +56,8 @@ def validate(
     device's rounding rules; the first of these twice with the first inputs of a model in a dtype, and with
     `rerun_reference` always. Every run gets an untouched copy of the model, and generators that are seeded alike
     (`harness.reference.randomness`). `preset` judges instead of the case's own tolerance. Pass one `Models` to many
-    calls and the weights are built once.
+    calls and the weights are built once. With `across` the row is run on all of its cards as well, and fails where one
+    of them has other bits than most.
 
     A case in a dtype that the SoC lacks is SKIPPED, one whose reference does not repeat is an ERROR. Where it is not
     known how the SoC rounds there is no forecast, and a preset that needs one gives way to one that does not, see
@@ -74,6 +77,7 @@ def validate(
     models = models if models is not None else Models()
     inputs = inputs_of(case, seed)
     how = dict(models=models, inputs=inputs, at=at, rerun_reference=rerun_reference, preset=preset)
+    how |= dict(across=across)
     try:
         return _validate(case, seed, device, **how)
     except ModelDraws:  # it was not known that the model draws random numbers, and all sides have to draw the same
@@ -90,11 +94,13 @@ def _validate(
     at: str,
     rerun_reference: bool,
     preset: str | None,
+    across: Across | None,
 ) -> Verdict:
     inputs_sha256 = inputs_digest(inputs, f"{case.name}: inputs()")
     cpu = CpuSide(case, models, inputs, inputs_sha256, device, 0 if seed is None else seed)
     refs = _references(cpu, device, rerun_reference)
-    ran = run_on_device(cpu, device, at, named_tensors(refs.expected))
+    named = named_tensors(refs.expected)
+    ran = run_on_device(cpu, device, at, named)
     stack = device.stack  # read after the run: models change switches
     tolerance = _tolerance(case, stack, preset)
     rules = rules_of(stack)
@@ -106,6 +112,7 @@ def _validate(
         targets=next_tokens(case, inputs),
     )
     outcome = _judged(judge, cpu, rules, ran)
+    cards = NO_CARDS if across is None else compare_cards(cpu, across, at, named, judge, ran)
     verdict = outcome.verdict
     if verdict.failures and ran.drawn.there and not case.own_random:
         verdict = replace(verdict, failures=(Reason(criterion="random", text=DRAWN_THERE), *verdict.failures))
@@ -123,7 +130,7 @@ def _validate(
         blind_text(ran.seen),
     ]
     notes += [pinned_text(cpu), outcome.few, ties_text(verdict), UNMOVED if conditioning == 0 else ""]
-    marks = (NONDETERMINISTIC,) if outcome.rerun else ()
+    marks = (NONDETERMINISTIC,) if outcome.rerun else cards.marks
     forecast = judge.healthy.forecast
     evidence = replace(
         _evidence(cpu, refs, ran, outcome),
@@ -131,9 +138,11 @@ def _validate(
         forecast=None if rules is None else str(rules),
         conditioning=conditioning,
         card=stack.card,
+        cards=cards.cards,
         notes=tuple(filter(None, notes)),
     )
-    verdict = replace(verdict, marks=(*verdict.marks, *marks), evidence=evidence)
+    failures = (*verdict.failures, *cards.reasons)
+    verdict = replace(verdict, failures=failures, marks=(*verdict.marks, *marks), evidence=evidence)
     return _with_what_was_seen(verdict, ran.seen, case.fallbacks)
 
 

@@ -5,6 +5,7 @@ The constants are restated here, so that none can change unseen.
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -629,3 +630,44 @@ def test_an_older_file_may_have_the_longest_name_that_a_file_can(tmp_path, lengt
     assert (baseline.read_baseline(tmp_path, case, "float32") is not None) is fits
     path = baseline.write_baseline(tmp_path, kept(case))
     assert list(tmp_path.iterdir()) == [path] and baseline.read_baseline(tmp_path, case, "float32").case == case
+
+
+# -------- another card
+
+
+@pytest.mark.parametrize("ratio, kind", [(1.01, "DRIFT"), (9.0, "REGRESSED"), (0.1, "IMPROVED")])
+def test_a_change_on_another_card_names_both(ratio, kind):
+    then = row(card="NPU 0 chip 0, serial A")
+    (change,) = baseline.verdicts([row(0, ratio, "now", card="NPU 3 chip 0, serial B")], entry([then]))
+    assert change.kind == kind
+    said = "; accepted on NPU 0 chip 0, serial A, measured on NPU 3 chip 0, serial B, so the card may be what changed"
+    assert change.text.endswith(said)
+
+
+@pytest.mark.parametrize(
+    "now, then",
+    [
+        (dict(card="A"), dict(card="A")),
+        (dict(card=None), dict(card="A")),
+        (dict(card="B"), dict(card=None)),
+        (dict(card="B", actual_sha256="then 0", rel_l2=1.0, golden_rel_l2=1.0), dict(card="A")),
+    ],
+    ids=["the same card", "unknown now", "unknown then", "the same bits"],
+)
+def test_one_card_or_the_same_bits_are_not_spoken_of(now, then):
+    (change,) = baseline.verdicts([row(0, 1.01, "now", **now)], entry([row(**then)]))
+    assert "accepted on" not in change.text
+
+
+def test_a_baseline_of_an_older_version_has_the_card_of_its_stack():
+    older = replace(entry([row()]), stack={"card": "NPU 0 chip 0"})
+    (change,) = baseline.verdicts([row(0, 9.0, "now", card="NPU 1 chip 0")], older)
+    assert "accepted on NPU 0 chip 0, measured on NPU 1 chip 0" in change.text
+
+
+def test_the_card_of_each_row_is_accepted_with_it(tmp_path):
+    rows = [row(seed, card=f"emulated card {seed}") for seed in (0, 1)]
+    accepted = baseline.accepted(None, rows, stack=STACK, backend="npu", when="2026-11-27")
+    baseline.write_baseline(tmp_path, accepted)
+    read = baseline.read_baseline(tmp_path, "m", "float32").entries["Ascend910B4 (npu)"]
+    assert {name: item.card for name, item in read.rows.items()} == {"0": "emulated card 0", "1": "emulated card 1"}

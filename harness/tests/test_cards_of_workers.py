@@ -86,3 +86,35 @@ def test_rows_say_on_which_card_they_ran(user):
     done = subprocess.run(command, cwd=user.path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {row["card"] for row in stored(user)["rows"]} == {"emulated card 0", "emulated card 2"}
+
+
+TWINS = (
+    CASE
+    + """
+import time
+
+@pytest.mark.parametrize("name", ["first", "second", "third", "fourth"])
+def test_precision(precision, name):
+    time.sleep(0 if name == "first" else 20)
+    precision(case(name), 1)
+"""
+)
+
+
+@needs_torch_npu
+@pytest.mark.parametrize("workers, read", [("2", 3), ("1", 0)], ids=["shared by several", "one alone"])
+def test_what_the_cpu_computed_is_read_by_the_other_workers(user, workers, read):
+    """Four cases with one content: the first worker computes, and what the others read is removed with the run."""
+    source = TWINS if workers == "2" else TWINS.replace("20)", "0)")
+    write(user, source)
+    own = ("ASCEND", "LD_LIBRARY_PATH", "EMULATED")  # of the machine that this process plays
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    environment["TMPDIR"] = str(user.path / "temporary")
+    (user.path / "temporary").mkdir()
+    words = ("--device=emulated", "-n", workers, "-k", "precision")
+    command = [sys.executable, "-m", "pytest", *words]
+    done = subprocess.run(command, cwd=user.path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = stored(user)["rows"]
+    assert sum(bool(row["stored"]) for row in rows) == read, [row["stored"] for row in rows]
+    assert not list((user.path / "temporary").glob("accuracy-workers-*"))

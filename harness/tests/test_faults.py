@@ -189,6 +189,47 @@ def test_a_fault_chooses_by_pattern_by_call_and_by_chance(npu):
         assert [broken() for _ in range(40)] != drawn[0]
 
 
+def test_a_fault_comes_again_and_again_and_on_one_card():
+    def acts(text, cards):
+        planted = faults.parse(text)
+        return [planted.matches("aclnnSilu", card) for card in cards], planted.calls
+
+    assert acts("aclnnSilu:nan:every=3", [0] * 7) == ([False, False, True, False, False, True, False], 7)
+    assert acts("aclnnSilu:nan:card=1", [0, 1, 2, 1]) == ([False, True, False, True], 2)
+    assert acts("aclnnSilu:nan:card=1,every=2", [1, 0, 1, 0, 1]) == ([False, False, True, False, False], 3)
+
+
+SUMS = """
+import torch
+def sums(card):
+    try:
+        return (torch.ones(2, device=f"npu:{card}") + 1).sum().item()
+    except RuntimeError as error:
+        return "lost" if "507899" in str(error) else str(error)
+"""
+CARDS = f"""
+import subprocess, sys
+from harness.emulator import faults
+{SUMS}
+print(*(torch.nn.functional.silu(torch.ones(1, device=f"npu:{{card}}")).item() > 1 for card in range(3)))
+try:
+    torch.relu(torch.ones(2, device="npu:2"))
+except RuntimeError:
+    pass
+with faults.suspended():
+    print(sums(1), sums(2))
+code = {SUMS + "print(sums(1), sums(2))"!r}
+print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip())
+"""
+
+
+@needs_torch_npu
+def test_one_card_is_wrong_and_a_lost_one_answers_no_process():
+    planted = ("--fault", "aclnnSilu:scale:by=2,card=1", "--fault", "aclnnRelu:lost:card=2")
+    done = emulated(CARDS, "--devices", "3", *planted)
+    assert done.stdout.splitlines() == ["False True False", "4.0 lost", "4.0 lost"], done.stdout + done.stderr
+
+
 def test_several_faults_act_together(npu):
     x = torch.ones(4, device=npu)
     with emulator.fault("aclnnMuls", kind="scale", by=3.0), emulator.fault("aclnn*", kind="offset", by=1.0):
@@ -247,6 +288,8 @@ def test_a_program_is_told_what_its_faults_did_and_one_that_never_acted_fails_it
         ("aclnnSilu:scale:size", "size='' is no number"),
         ("aclnnSilu:scale:to=2", "a fault has no setting 'to'; there are by, "),
         ("aclnnSilu:nan:nth=0", "calls are counted from 1"),
+        ("aclnnSilu:nan:every=0", "every=0 never comes"),
+        ("aclnnSilu:nan:card=-1", "there is no card=-1"),
         ("aclnnSilu:nan:probability=2", "lies between 0 and 1"),
         ("aclnnSilu:tile:size=0", "at least 1 wide"),
     ],
@@ -279,6 +322,7 @@ def test_every_kind_is_tested_here():
         "oom",
         "crash",
         "hang",
+        "lost",
     }
     assert tested == set(faults.KINDS)
 

@@ -338,3 +338,23 @@ def test_what_of_a_stack_changes_numbers_by_itself_is_said():
     )
     assert len(result.stack) == 4 and result.to_dict()["stack"][0] == list(result.stack[0])
     assert all(text for text in EFFECTS.values())
+
+
+# -------- cards
+
+
+def test_the_cards_of_workers_are_those_of_the_rows_and_not_that_of_the_last_one():
+    """Two runs on the same two cards, of which the last row ran on one and then on the other."""
+    stacks = [{**STACK, "card": card} for card in ("card 0", "card 1")]
+    old = [row(0, card="card 1"), row(1, card="card 0")]
+    new = [row(0, 1.01, "now", card="card 0"), row(1, card="card 1")]
+    result = upgrade(old, new, old=stacks[0], new=stacks[1])
+    assert not result.stack and not result.effects
+    texts = {item.seed: item.text for item in result.transitions}
+    assert "accepted on card 1, measured on card 0" in texts[0] and "measured on" not in texts[1]
+
+
+def test_another_card_is_a_difference_of_the_stacks_beside_its_rows():
+    result = upgrade([row(card="card 0")], [row(0, 1.01, "now", card="card 3")])
+    assert result.stack == (("card", "card 0", "card 3"),) and result.effects == ("card: another piece of hardware",)
+    assert "so the card may be what changed" in result.transitions[0].text

@@ -83,6 +83,7 @@ STORED_FIELDS = (  # of a row
     "rms",
     "token_rel_l2",
     "parted",
+    "card",
 )
 
 
@@ -556,7 +557,18 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
         if worse:
             text = f"{rows[index].name}: {'; '.join(worse)}; {ADVICE}"
             result[index] = Change(kind=REGRESSED, text=text, ratio=item.ratio)
-    return result
+    return [_with_card(row, item, entry) for row, item in zip(rows, result)]
+
+
+def _with_card(row: Row, change: Change, entry: Entry) -> Change:
+    """A change of bits with the two cards, where the row was accepted on another one than that which measured it."""
+    if change.kind not in (DRIFT, REGRESSED, IMPROVED):
+        return change
+    then = entry.rows[seed_of(row)].card or entry.stack.get("card")  # files of older versions name one for all rows
+    if not then or not row.card or then == row.card:
+        return change
+    text = f"{change.text}; accepted on {then}, measured on {row.card}, so the card may be what changed"
+    return replace(change, text=text)
 
 
 def settled_entries(rows: Iterable[Row], entry: Entry | None) -> list[Row]:

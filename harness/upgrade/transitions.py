@@ -211,11 +211,17 @@ def compare_reports(before: Report, after: Report, *, subset: bool = False) -> U
     result.sort(key=lambda value: ORDER.index(value.kind))
     return Upgrade(
         transitions=tuple(result),
-        stack=_changed(before.stack, after.stack),
+        stack=_changed(_with_cards(before), _with_cards(after)),
         complaints=tuple(complaints),
         remarks=_times(before, after),
         left_out=left_out,
     )
+
+
+def _with_cards(report: Report) -> dict[str, Any]:
+    """The stack with the cards of all rows in place of the one that its last row ran on: workers have a card each."""
+    cards = sorted({row.card for row in report.rows if row.card})
+    return dict(report.stack) | ({"card": ", ".join(cards)} if cards else {})
 
 
 def _times(before: Report, after: Report) -> tuple[str, ...]:
