@@ -29,7 +29,7 @@ def compiler() -> list[str]:
     raise CompilerError("no C compiler: looked for cc, gcc, clang and the ziglang package; pip install ziglang")
 
 
-def run(command: list[str]) -> None:
+def run_compiler(command: list[str]) -> None:
     """Run a compiler.
 
     Raises: CompilerError with its first error.

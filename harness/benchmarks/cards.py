@@ -14,11 +14,11 @@ from pathlib import Path
 
 from harness.benchmarks import Figure
 
-CARDS = (1, 2, 4, 8)
+CARD_COUNTS = (1, 2, 4, 8)
 _EACH = 12  # rows for each card
 _FORWARD = 1.0  # seconds that a forward takes on a card
 _FORWARDS = 2  # of a row on its device
-PROMISE = 1.25
+_PROMISE = 1.25
 
 _TESTS = """
 import os, time
@@ -75,11 +75,11 @@ def measure() -> list[Figure]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "test_rows.py").write_text(_TESTS)
-        rows_a_minute(1, folder, _EACH * max(CARDS), fault=None)  # the store is filled
-        for cards in CARDS:
+        rows_a_minute(1, folder, _EACH * max(CARD_COUNTS), fault=None)  # the store is filled
+        for cards in CARD_COUNTS:
             fault = f"aclnnSilu:hang:seconds={_FORWARD}"
             rate = rows_a_minute(cards, folder, _EACH * cards, fault=fault)
             most = 60 * cards / (_FORWARD * _FORWARDS)
             what = f"{cards} card{'s' if cards > 1 else ''}: {rate:.0f} rows a minute, time / the device's time"
-            result.append(Figure(name=what, value=most / rate, promise=PROMISE))
+            result.append(Figure(name=what, value=most / rate, promise=_PROMISE))
     return result

@@ -252,7 +252,7 @@ class _Census(Fault):
         super().__init__("*", "stale")
         self.names: list[str] = []
 
-    def matches(self, name: str) -> bool:
+    def matches(self, name: str, card: int = 0) -> bool:
         self.names.append(name)
         return False
 

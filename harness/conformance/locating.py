@@ -82,11 +82,11 @@ class _Inside(Fault):
         self.path, self.module = path, module
         self.names: list[str] = []
 
-    def matches(self, name: str) -> bool:
+    def matches(self, name: str, card: int = 0) -> bool:
         if self.path[-1] != self.module:
             return False
         self.names.append(name)
-        return super().matches(name)
+        return super().matches(name, card)
 
 
 class Bed:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from harness.devices.kinds import KINDS
 
-LIMIT = 120.0  # seconds in which a card opens and answers; a healthy one takes some ten
+ANSWER_LIMIT = 120.0  # seconds in which a card opens and answers; a healthy one takes some ten
 _PRINTED = "harness.devices.asking: "  # how the line begins that says what is wrong
 
 
@@ -24,7 +24,7 @@ def problem_of(
     *,
     devices: int | None = None,
     soc: str | None = None,
-    limit: float = LIMIT,
+    limit: float = ANSWER_LIMIT,
     command: Sequence[str] = (sys.executable, "-m", "harness.devices.asking"),
 ) -> str:
     """What is wrong with a card of a kind, "npu", "emulated" or "cuda", as another process sees it; "" where it

@@ -194,10 +194,10 @@ def _compile(made: Path) -> None:
         "-lpthread",
         "-ldl",
     ]
-    compiling.run([*command, *core])
+    compiling.run_compiler([*command, *core])
     (made / "empty.c").write_text("")
     for name in EMPTY:
-        compiling.run(
+        compiling.run_compiler(
             [
                 *command,
                 f"-Wl,-soname,{name}",

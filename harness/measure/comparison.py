@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from harness.measure.compiled import STEP
-from harness.measure.compiled_comparison import BINS, COUNTED, Limits, Shape, measured
+from harness.measure.compiled import PART
+from harness.measure.compiled_comparison import BINS, COUNTED, CloseLimits, Shape, compared
 from harness.typed_json import Bounds
 from harness.versions import require_torch
 
@@ -339,15 +339,15 @@ class _Sums:
 
     def compiled(self, actual: Tensor, expected: Tensor, width: int) -> bool:
         """Take in all of two tensors by the compiled pass, rows of `width`; False where there is none for them."""
-        limits = Limits(
+        limits = CloseLimits(
             close_relative=self.close[0],
             close_absolute=self.close[1],
             dynamo_relative=self.dynamo,
             mantissa=self.mantissa,
             smallest=self.smallest,
         )
-        shape = Shape(width=width, tokens=self.tokens, rows=self.rows, step=min(STEP, CHUNK))
-        result = measured(actual, expected, shape, limits)
+        shape = Shape(width=width, tokens=self.tokens, rows=self.rows, step=min(PART, CHUNK))
+        result = compared(actual, expected, shape, limits)
         if result is None:
             return False
         part, self.histogram = result

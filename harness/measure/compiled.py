@@ -19,8 +19,8 @@ from harness.errors import CompilerError
 if TYPE_CHECKING:
     from torch import Tensor
 
-VARIABLE = "HARNESS_COMPARE"  # "torch" in this environment variable: nothing is compiled
-STEP = 1 << 16  # elements that a thread takes at a time
+COMPARE_VARIABLE = "HARNESS_COMPARE"  # "torch" in this environment variable: nothing is compiled
+PART = 1 << 16  # elements that a thread takes at a time
 _SOURCES = [Path(__file__).with_name(name) for name in ("comparison.c", "slices.c", "reading.h")]
 _LIBRARY = "measure.so"
 _FLAGS = (
@@ -35,9 +35,9 @@ INTEGERS = 4  # the first kind that is none of floating point
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled code; None where there is no compiler, it fails, or `VARIABLE` says torch."""
-    if os.environ.get(VARIABLE) == "torch" or os.name != "posix":
+def compiled_code() -> ctypes.CDLL | None:
+    """The compiled code; None where there is no compiler, it fails, or `COMPARE_VARIABLE` says torch."""
+    if os.environ.get(COMPARE_VARIABLE) == "torch" or os.name != "posix":
         return None
     try:
         sources = [path.read_bytes() for path in _SOURCES]
@@ -55,13 +55,13 @@ def _make(folder: Path) -> None:
     sources = [str(path) for path in _SOURCES if path.suffix == ".c"]
     command = [*compiling.compiler(), *_FLAGS, *sources, "-o", str(aside), "-lm"]
     try:
-        compiling.run([*command, "-march=native"])
+        compiling.run_compiler([*command, "-march=native"])
     except CompilerError:  # a compiler that does not know this processor
-        compiling.run(command)
+        compiling.run_compiler(command)
     aside.rename(folder / _LIBRARY)
 
 
-def kind_of(tensor: Tensor) -> int:
+def code_of(tensor: Tensor) -> int:
     """The number of a tensor's dtype in the compiled code, -1 where it has none."""
     return _KINDS.get(str(tensor.dtype).removeprefix("torch."), -1)
 
@@ -73,13 +73,13 @@ def readable(tensors: Sequence[Tensor]) -> list[Tensor] | None:
     result = []
     for tensor in tensors:
         plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-        if not plain or tensor.device.type != "cpu" or kind_of(tensor) < 0:
+        if not plain or tensor.device.type != "cpu" or code_of(tensor) < 0:
             return None
         result.append(tensor.detach().resolve_neg().contiguous())
     return result if all(tensor.data_ptr() for tensor in result) else None
 
 
-def in_threads(work: Callable[[], object], parts: int, again: Callable[[], bool]) -> None:
+def share_out(work: Callable[[], object], parts: int, again: Callable[[], bool]) -> None:
     """Call `work`, which takes up to `parts` parts, in torch's number of threads at once, until `again` returns False.
 
     ctypes lets the interpreter go on while the compiled code runs.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.measure import compiled
-from harness.measure.compiled import INTEGERS, STEP, in_threads, kind_of, readable
+from harness.measure.compiled import INTEGERS, PART, code_of, readable, share_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,11 +70,11 @@ class Shape:
     width: int  # elements of a row; all of them where there are no rows
     tokens: bool  # whether rows are measured by themselves
     rows: bool  # whether the largest element of each row is looked for
-    step: int = STEP  # elements of a part
+    step: int = PART  # elements of a part
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class CloseLimits:
     """What differences are read against; see `comparison.CLOSE` and the tables beside it."""
 
     close_relative: float
@@ -84,10 +84,10 @@ class Limits:
     smallest: float
 
 
-def measured(actual: Tensor, expected: Tensor, shape: Shape, limits: Limits) -> tuple[Part, list[int]] | None:
+def compared(actual: Tensor, expected: Tensor, shape: Shape, limits: CloseLimits) -> tuple[Part, list[int]] | None:
     """The numbers and the histogram of two CPU tensors of one shape that is not empty; None where torch must do it."""
-    kinds = [kind_of(tensor) for tensor in (actual, expected)]
-    code, read = compiled.library(), readable((actual, expected))
+    kinds = [code_of(tensor) for tensor in (actual, expected)]
+    code, read = compiled.compiled_code(), readable((actual, expected))
     if code is None or read is None or len({kind >= INTEGERS for kind in kinds}) > 1:
         return None
     actual, expected = read
@@ -118,5 +118,5 @@ def measured(actual: Tensor, expected: Tensor, shape: Shape, limits: Limits) -> 
         code.harness_compare(ctypes.byref(job))
     else:
         pointer = ctypes.byref(job)
-        in_threads(lambda: code.harness_work(pointer), number, lambda: bool(code.harness_advance(pointer)))
+        share_out(lambda: code.harness_work(pointer), number, lambda: bool(code.harness_advance(pointer)))
     return parts[number], list(histogram)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.measure import compiled
-from harness.measure.compiled import STEP, in_threads, kind_of, readable
+from harness.measure.compiled import PART, code_of, readable, share_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,13 +38,13 @@ class CompiledSums:
         self._code, self._flat, self._blocks = code, flat, blocks
         rows, width = flat[0].shape
         most = min(rows, max(self.batch // width, 1))  # rows that are read at a time
-        parts = max(min(_PARTS, most // _ROWS, most * width // STEP), 1)
+        parts = max(min(_PARTS, most // _ROWS, most * width // PART), 1)
         self._columns = len(flat) * width if columns else 0
         stride = self._columns + _TABLES * _RANGE * (len(flat) + 1)
         self._own = torch.zeros(parts, stride, dtype=torch.float64)
         self._job = _Job(
             runs=(ctypes.c_void_p * _RUNS)(*(tensor.data_ptr() for tensor in self._flat)),
-            kinds=(ctypes.c_int64 * _RUNS)(*map(kind_of, flat)),
+            kinds=(ctypes.c_int64 * _RUNS)(*map(code_of, flat)),
             blocks=None if blocks is None else blocks.data_ptr(),
             own=self._own.data_ptr(),
             number=len(flat),
@@ -58,7 +58,7 @@ class CompiledSums:
     @classmethod
     def of(cls, flat: Sequence[Tensor], columns: bool, blocks: Tensor | None) -> CompiledSums | None:
         """None where torch must do it."""
-        code, read = compiled.library(), readable(flat)
+        code, read = compiled.compiled_code(), readable(flat)
         if code is None or read is None or len(flat) > _RUNS:
             return None
         return cls(code, read, columns, blocks)
@@ -70,7 +70,7 @@ class CompiledSums:
         result = torch.empty(len(self._flat), stop - start, dtype=torch.float64)
         self._job.sums, self._job.start, self._job.stop, self._job.next = result.data_ptr(), start, stop, 0
         pointer = ctypes.byref(self._job)
-        in_threads(lambda: self._code.harness_slices(pointer), self._job.parts, lambda: False)
+        share_out(lambda: self._code.harness_slices(pointer), self._job.parts, lambda: False)
         return result
 
     def columns(self) -> Tensor:

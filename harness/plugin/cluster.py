@@ -18,7 +18,7 @@ import pytest
 ANSWER = 60.0  # seconds within which a cluster must answer
 STOPPING = 5.0  # seconds that a worker may take to put its folder away
 REACH = 10.0  # seconds within which a machine must take a connection
-CARDS = {"npu": "NPU", "cuda": "GPU"}  # what Ray calls the cards of a kind of device
+RESOURCES = {"npu": "NPU", "cuda": "GPU"}  # what Ray calls the cards of a kind of device
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # is set in what `ray job submit` starts
 LEFT_OUT = (".git", ".venv", "venv", "__pycache__")  # of the code that is sent
 _PROBE = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
@@ -34,7 +34,7 @@ PROCESS = "precision-cluster-process"  # the plugin of pytest in a worker's proc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Need:
+class WorkerNeed:
     """What each worker takes of the cluster, and how many workers that makes."""
 
     resource: str  # "NPU", "GPU" or "CPU"
@@ -50,7 +50,7 @@ class Need:
         return {"num_cpus": 0, **cards}
 
 
-def need_of(kind: str, nodes: Sequence[Mapping[str, float]]) -> Need:
+def need_of(kind: str, nodes: Sequence[Mapping[str, float]]) -> WorkerNeed:
     """What workers of a kind of device take, on nodes with these resources.
 
     A card each; devices without cards: as many CPUs as the smallest node that has some, so that nodes of one size have
@@ -59,12 +59,12 @@ def need_of(kind: str, nodes: Sequence[Mapping[str, float]]) -> Need:
     >>> need_of("npu", [{"CPU": 64.0, "NPU": 8.0}, {"CPU": 4.0}]).workers
     8
     >>> need_of("cpu", [{"CPU": 64.0}, {"CPU": 32.0}, {}])
-    Need(resource='CPU', amount=32, workers=3)
+    WorkerNeed(resource='CPU', amount=32, workers=3)
     """
-    resource = CARDS.get(kind, "CPU")
+    resource = RESOURCES.get(kind, "CPU")
     there = [int(node.get(resource, 0)) for node in nodes]
-    amount = 1 if kind in CARDS else min((count for count in there if count), default=1)
-    return Need(resource=resource, amount=amount, workers=sum(count // amount for count in there))
+    amount = 1 if kind in RESOURCES else min((count for count in there if count), default=1)
+    return WorkerNeed(resource=resource, amount=amount, workers=sum(count // amount for count in there))
 
 
 class Cluster:
@@ -80,7 +80,7 @@ class Cluster:
         self._ray = _import_ray()
         self.address = address
         kind, _, number = device.partition(":")
-        if number and kind in CARDS:
+        if number and kind in RESOURCES:
             raise _refusal(f"--precision-device={device} names one card; write {kind}, and each worker takes one")
         _await_answer(address)
         self.sends = IN_JOB not in os.environ

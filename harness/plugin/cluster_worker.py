@@ -21,7 +21,7 @@ from typing import Any
 
 from harness.plugin.workers import Workers
 
-ENDING = 30.0  # seconds that a process may take for its end
+PROCESS_ENDING = 30.0  # seconds that a process may take for its end
 VISIBLE_CARDS = ("ASCEND_RT_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 LOG_LINES = 12  # of what a process printed that could not start
 
@@ -118,7 +118,7 @@ class Worker:
         while not result or result[-1][0] not in ("finished", "died", "failed"):
             result += self.events()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(ENDING)
+            self._process.wait(PROCESS_ENDING)
         self._workers.close()
         return result
 

@@ -46,12 +46,12 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
     _check_paths(early_config, parser, args)
     asked = is_given(args) or _names_accuracy_tests(early_config.known_args_namespace.keyword)
     early_config.stash[EXPLICIT] = asked
-    if _only_informs(early_config.known_args_namespace):
+    if _only_informs(early_config.known_args_namespace) or not (asked or "--isolate" in args):
         return
     from harness.plugin.cluster import is_spread
 
     spread = is_spread(early_config, early_config.known_args_namespace, args)
-    if (asked or "--isolate" in args) and not spread:
+    if not spread:
         from harness.plugin.isolation import isolate
 
         isolate(early_config, early_config.known_args_namespace, args)

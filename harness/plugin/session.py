@@ -34,12 +34,14 @@ from harness.plugin.terminal import Terminal, header, terminal_summary
 from harness.plugin.told import Told
 from harness.plugin.turns import Turns
 from harness.plugin.watchdog import Limits, Watchdog
-from harness.plugin.workers import Workers, status_of
+from harness.plugin.workers import Workers, exit_status_of
 
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
 REQUEUED = "requeued"  # the outcome of a report on a test that another worker will run
 HUNG_STATUS = 1  # the exit status of a process that ends because its row hangs
-SHARED = 1 << 30  # bytes of the CPU's outputs that workers share where no --precision-reference-store is named
+SHARED_REFERENCES = (
+    1 << 30
+)  # bytes of the CPU's outputs that workers share where no --precision-reference-store is named
 LOCATING = 3  # times the budget of locating that a row may take longer where its error is located
 FORKED = "precision() was called in a process that the test forked, whose rows reach no report; call it in the test"
 
@@ -411,7 +413,7 @@ class Session:
             return
         try:
             named = self.options.reference_store
-            self._store = Store(shared, limit=SHARED) if named is None else Store(named)
+            self._store = Store(shared, limit=SHARED_REFERENCES) if named is None else Store(named)
         except HarnessError as error:
             if self.options.reference_store is not None:
                 raise pytest.UsageError(f"--precision-reference-store: {error}") from None
@@ -760,7 +762,7 @@ class Session:
 
         death = getattr(report, "death", None)  # a worker's in a cluster
         if death is None:
-            death = self._workers.death_of(report.node.gateway.id, report.nodeid, status_of(report.node))
+            death = self._workers.death_of(report.node.gateway.id, report.nodeid, exit_status_of(report.node))
         rows = [self._marked(Row.from_dict(row, f"a row of {report.nodeid}")) for row in death.rows]
         if rows and rows[-1].key == tuple(death.named.get(name) for name in ("case", "dtype", "seed")):
             return [*rows[:-1], replace(rows[-1], located=unlocated(f"It could not be located: {death.text}"))]

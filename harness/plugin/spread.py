@@ -26,7 +26,7 @@ from harness.plugin.workers import Death
 
 TICK = 1.0  # seconds between progress lines
 PATIENCE = 300.0  # seconds that a run waits for a node where none is left that has what a worker takes
-ENDING = 60.0  # seconds that all workers together may take for their end
+WORKERS_ENDING = 60.0  # seconds that all workers together may take for their end
 
 
 @dataclass(kw_only=True, eq=False)
@@ -190,7 +190,7 @@ class Spread:
         if self._queue is None or not self._left:
             return
         ready = [member for member in self._members.values() if member.is_ready]
-        hosts = {member.host for member in ready}
+        hosts = {member.host for member in self._members.values() if member.host}  # of workers that start, too
         for member in ready:
             turn = None if member.test else self._queue.take(member.name, member.host, hosts=hosts)
             if turn is not None:
@@ -214,7 +214,7 @@ class Spread:
     def _end(self) -> None:
         """End all workers in order."""
         ending = {member.actor.end.remote(): member for member in self._members.values() if member.is_ready}
-        until = time.monotonic() + ENDING
+        until = time.monotonic() + WORKERS_ENDING
         for reference, member in ending.items():
             try:
                 if not self.cluster.wait([reference], max(until - time.monotonic(), 0.0)):

@@ -44,7 +44,7 @@ class Ended:
     test: str = ""  # the test that it gave back, since its device computed no more; "" where it died in one
 
 
-def status_of(node: Any) -> int | None:
+def exit_status_of(node: Any) -> int | None:
     """The exit status of the process of one of pytest-xdist's workers; None where it is not known."""
     process = getattr(getattr(node.gateway, "_io", None), "popen", None)
     try:
@@ -135,7 +135,7 @@ class Workers:
             return Ended(row=name, **back)
         return Ended(
             row=name,
-            seen=self._how(node.gateway.id, status_of(node)) if name else "its process ended before its first row",
+            seen=self._how(node.gateway.id, exit_status_of(node)) if name else "its process ended before its first row",
         )
 
     def path_of(self, name: str) -> Path | None:

@@ -535,11 +535,10 @@ class _Walk:
     def _function(self, function: types.FunctionType) -> str:
         code = function.__code__
         origin = self._origin(code.co_filename)
-        words = [
-            f"function {function.__qualname__} of {origin}"
-            if origin
-            else f"function {function.__qualname__} {self._bytecode(code)}"
-        ]
+        words = [f"function {function.__qualname__}"]
+        words += [f" of {origin} line {code.co_firstlineno}"] if origin else []
+        if not origin or "<lambda>" in function.__qualname__:  # of which a line may hold several
+            words.append(f" {self._bytecode(code)}")
         values = {"defaults": function.__defaults__, "kwdefaults": function.__kwdefaults__, **_closure(function)}
         if hasattr(function, "__wrapped__"):
             values["wrapped"] = function.__wrapped__

@@ -30,11 +30,11 @@ from harness.torch_private import TorchDispatchMode, in_threads, tree_leaves
 
 CRITERION = "cards"  # of the reasons
 ROUNDS = 10  # times as many runs again on every card, where one of them does not repeat its bits and the others do,
-ENOUGH = 3  # until it did not so often: by chance all three were on one of eight cards once in 64 times
+CONFIRMED = 3  # until it did not so often: by chance all three were on one of eight cards once in 64 times
 CONFIRMING = 60.0  # seconds that this may take
 LOOKS = 10  # runs of an odd card in which its first wrong operator is looked for, and
 LOOKING = 30.0  # seconds that this may take
-ADVICE = "rerun on the other cards, and look at the card's health (npu-smi info -t health -i CARD)"
+LOOK_AT_CARD = "rerun on the other cards, and look at the card's health (npu-smi info -t health -i CARD)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def compare_cards(
     if runs and runs[0].card is across.cards[0]:
         _add_own(cpu, runs[0], at, names, own)
     failed = tuple(
-        Reason(criterion=CRITERION, text=f"{item.card.name} raised what no other did: {item.error}; {ADVICE}")
+        Reason(criterion=CRITERION, text=f"{item.card.name} raised what no other did: {item.error}; {LOOK_AT_CARD}")
         for item in ran
         if item.error
     )
@@ -182,7 +182,7 @@ def _confirm(
     cpu: CpuSide, runs: Sequence[_OneCard], suspects: Sequence[int], at: str, names: frozenset[str], rounds: int
 ) -> None:
     """Run every card again in turn, so many times at most, to see whether what came and went on one comes and goes on
-    the others too: until it does, or until it came `ENOUGH` times on a suspect, or `CONFIRMING` seconds are over.
+    the others too: until it does, or until it came `CONFIRMED` times on a suspect, or `CONFIRMING` seconds are over.
     """
     until = time.monotonic() + CONFIRMING
     others = [item for place, item in enumerate(runs) if place not in suspects]
@@ -192,7 +192,7 @@ def _confirm(
                 item.add(outputs_of_run(cpu, item.card.device, at, names))
             except RunError:  # the next row says so
                 return
-        again = all(runs[place].unlike_usual >= ENOUGH for place in suspects)
+        again = all(runs[place].unlike_usual >= CONFIRMED for place in suspects)
         if again or time.monotonic() > until or not all(item.bits.repeats for item in others):
             return
 
@@ -269,7 +269,7 @@ def _reason(card: CardRuns, others: Sequence[_OneCard], *, scattered: bool) -> R
             f"in {card.differing} of {card.runs} runs its bits are not those of the {len(others)} other cards, which "
             "agree in every bit"
         )
-    return Reason(criterion=CRITERION, text=f"{card.card} is the odd one: {how}; {_by(card)}; {ADVICE}")
+    return Reason(criterion=CRITERION, text=f"{card.card} is the odd one: {how}; {_by(card)}; {LOOK_AT_CARD}")
 
 
 def _split(
@@ -286,7 +286,7 @@ def _split(
         told[failing[0]] = replace(odd, odd=True)
         first = str(judge(runs[failing[0]].first)[0].failures[0])
         how = f"{names} differ, and it alone is outside of its limits ({first})"
-        text = f"{odd.card} is the odd one: {how}; {by}; {ADVICE}"
+        text = f"{odd.card} is the odd one: {how}; {by}; {LOOK_AT_CARD}"
     else:
         all_or_none = "all are" if failing else "none is"
         some = "some are" if failing and len(failing) < len(runs) else all_or_none

@@ -74,6 +74,6 @@ def compiled_and_by_torch(request, monkeypatch):
     from harness.measure import compiled
 
     if request.param == "torch":
-        monkeypatch.setattr(compiled, "library", lambda: None)
-    elif compiled.library() is None:
+        monkeypatch.setattr(compiled, "compiled_code", lambda: None)
+    elif compiled.compiled_code() is None:
         pytest.skip("nothing can be compiled here")

@@ -297,7 +297,7 @@ def stub(tmp_path):
     path = tmp_path / "libc10_cuda.so"
     (tmp_path / "empty.c").write_text("")
     flags = ["-shared", "-fPIC", "-w", "-Wl,-soname,libc10_cuda.so", "-o", str(path)]
-    compiling.run([*compiling.compiler(), *flags, str(tmp_path / "empty.c")])
+    compiling.run_compiler([*compiling.compiler(), *flags, str(tmp_path / "empty.c")])
     return path
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
+from harness import Case, open_device, validate
 from harness.errors import CaseError, HarnessError
-from harness.reference import copy_module, weights_digest
+from harness.reference import Models, copy_module, weights_digest
 from harness.reference import store as store_module
 from harness.reference.store import Store, StoreWarning, code_digest, key_of
 
@@ -287,6 +288,50 @@ def load(tmp_path, monkeypatch):
         return module
 
     return load
+
+
+LAMBDAS = """
+import torch
+from torch import nn
+
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+ONES = {"sin": lambda x: x.sin(), "cos": lambda x: x.cos(), "half": lambda x: x * 0.5,
+        "third": lambda x: x * 0.25}
+if torch.ones(1) > 0:
+    def twice(x):
+        return x * 2
+    first = twice
+    def twice(x):
+        return x + x.abs()
+"""
+
+
+def test_functions_of_one_name_in_one_file_have_digests_of_their_own(load):
+    """Lambdas on one line and on two lines, and functions that are defined twice."""
+    module = load(LAMBDAS)
+    functions = [*module.ONES.values(), module.first, module.twice]
+    digests = [code_digest(module.Applied(function)) for function in functions]
+    assert len(set(digests)) == len(functions) == 6
+    again = load(LAMBDAS)
+    assert digests == [code_digest(again.Applied(item)) for item in (*again.ONES.values(), again.first, again.twice)]
+
+
+def test_a_reference_is_not_read_for_another_lambda(load, tmp_path):
+    module, models = load(LAMBDAS), Models(store=Store(tmp_path / "store"))
+    device = open_device("cpu")
+    for name in ("sin", "cos"):
+        case = Case(
+            name=name, model=lambda: module.Applied(module.ONES[name]), inputs=lambda g: torch.rand(4, generator=g)
+        )
+        verdict = validate(case, 1, device, models=models)
+        assert verdict.passed and verdict.comparison.max_diff == 0, name
 
 
 def test_the_digest_of_code_changes_with_whatever_computes(load):
