@@ -100,7 +100,7 @@ class Cluster:
         self._with_room = sum(node.get(self.need.resource, 0) >= self.need.amount for node in counted)
         if not self.need.workers:
             self.close()
-            raise _refusal(_without(self.need.resource, address, list(self.hosts.values())))
+            raise _refusal(_without(self.need.resource, address, sorted(self.hosts.values())))
 
     def describe(self) -> str:
         """The cluster in words: "the Ray cluster at auto: 3 hosts, 24 workers with 1 NPU each"."""

@@ -39,9 +39,7 @@ from harness.plugin.workers import Workers, exit_status_of
 ROW = "precision_row"  # the property that carries a whole row and where it was measured, as JSON
 REQUEUED = "requeued"  # the outcome of a report on a test that another worker will run
 HUNG_STATUS = 1  # the exit status of a process that ends because its row hangs
-SHARED_REFERENCES = (
-    1 << 30
-)  # bytes of the CPU's outputs that workers share where no --precision-reference-store is named
+SHARED_REFERENCES = 1 << 30  # bytes of the CPU's outputs that workers share without --precision-reference-store
 LOCATING = 3  # times the budget of locating that a row may take longer where its error is located
 FORKED = "precision() was called in a process that the test forked, whose rows reach no report; call it in the test"
 

@@ -40,14 +40,14 @@ needs_compiler = pytest.mark.skipif(compiled.compiled_code() is None, reason="no
 
 def by_torch(actual, expected):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "measured", lambda *arguments: None)
+        patch.setattr(comparison, "compared", lambda *arguments: None)
         return compare(actual, expected)
 
 
 def by_compiled(actual, expected):
-    results, measured = [], comparison.measured
+    results, compared = [], comparison.compared
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "measured", lambda *arguments: results.append(measured(*arguments)) or results[-1])
+        patch.setattr(comparison, "compared", lambda *arguments: results.append(compared(*arguments)) or results[-1])
         result = compare(actual, expected)
     assert results and results[0] is not None, "the compiled code was not called"
     return result
