@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
-from harness.measure.compiled import PART
+from harness.measure.compiled import PART_SIZE
 from harness.measure.compiled_comparison import BINS, COUNTED, CloseLimits, Shape, compared
 from harness.typed_json import Bounds
 from harness.versions import require_torch
@@ -346,7 +346,7 @@ class _Sums:
             mantissa=self.mantissa,
             smallest=self.smallest,
         )
-        shape = Shape(width=width, tokens=self.tokens, rows=self.rows, step=min(PART, CHUNK))
+        shape = Shape(width=width, tokens=self.tokens, rows=self.rows, step=min(PART_SIZE, CHUNK))
         result = compared(actual, expected, shape, limits)
         if result is None:
             return False

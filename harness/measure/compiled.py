@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COMPARE_VARIABLE = "HARNESS_COMPARE"  # "torch" in this environment variable: nothing is compiled
-PART = 1 << 16  # elements that a thread takes at a time
+PART_SIZE = 1 << 16  # elements that a thread takes at a time
 _SOURCES = [Path(__file__).with_name(name) for name in ("comparison.c", "slices.c", "reading.h")]
 _LIBRARY = "measure.so"
 _FLAGS = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.measure import compiled
-from harness.measure.compiled import INTEGERS, PART, code_of, readable, share_out
+from harness.measure.compiled import INTEGERS, PART_SIZE, code_of, readable, share_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ class Shape:
     width: int  # elements of a row; all of them where there are no rows
     tokens: bool  # whether rows are measured by themselves
     rows: bool  # whether the largest element of each row is looked for
-    step: int = PART  # elements of a part
+    step: int = PART_SIZE  # elements of a part
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.measure import compiled
-from harness.measure.compiled import PART, code_of, readable, share_out
+from harness.measure.compiled import PART_SIZE, code_of, readable, share_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class CompiledSums:
         self._code, self._flat, self._blocks = code, flat, blocks
         rows, width = flat[0].shape
         most = min(rows, max(self.batch // width, 1))  # rows that are read at a time
-        parts = max(min(_PARTS, most // _ROWS, most * width // PART), 1)
+        parts = max(min(_PARTS, most // _ROWS, most * width // PART_SIZE), 1)
         self._columns = len(flat) * width if columns else 0
         stride = self._columns + _TABLES * _RANGE * (len(flat) + 1)
         self._own = torch.zeros(parts, stride, dtype=torch.float64)

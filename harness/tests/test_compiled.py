@@ -12,7 +12,7 @@ import torch
 
 from harness import compare, compiling
 from harness.measure import comparison, compiled, slices
-from harness.measure.compiled import PART
+from harness.measure.compiled import PART_SIZE
 from harness.measure.compiled_comparison import Part, _Job, _Row
 from harness.measure.compiled_slices import CompiledSums
 from harness.measure.compiled_slices import _Job as _SlicesJob
@@ -83,7 +83,7 @@ SHAPES = [
     (),
     (1,),
     (7,),
-    (PART,),
+    (PART_SIZE,),
     (comparison.CHUNK,),
     (comparison.CHUNK + 3,),
     (1, 3),
@@ -95,7 +95,7 @@ SHAPES = [
     (3, 1024),
     (5, 1025),
     (7, 4099),
-    (2, PART + 5),
+    (2, PART_SIZE + 5),
     (1, comparison.CHUNK + 77),
     (20000, 2),
     (9000, 3),
@@ -117,7 +117,7 @@ def test_every_shape_and_dtype(shape, dtype):
 
 @needs_compiler
 @pytest.mark.parametrize("noise", [1e-6, 0.011, 0.019, 1.0, -2.0])
-@pytest.mark.parametrize("shape", [(50,), (30, 40), (3, 2500), (2, PART + 5)], ids=str)
+@pytest.mark.parametrize("shape", [(50,), (30, 40), (3, 2500), (2, PART_SIZE + 5)], ids=str)
 def test_every_distance(shape, noise):
     agree(*pair(*shape, noise=noise))
     assert (agree(*pair(*shape, dtype=torch.float64, noise=noise))["cos_distance"] > 0.01) == (abs(noise) > 0.015)
@@ -126,7 +126,9 @@ def test_every_distance(shape, noise):
 @needs_compiler
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @pytest.mark.parametrize("sides", ["actual", "expected", "both", "opposite"])
-@pytest.mark.parametrize("shape", [(7,), (3, 5), (40, 64), (3, 3000), (2, PART + 9), (2 * PART + 1,)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(7,), (3, 5), (40, 64), (3, 3000), (2, PART_SIZE + 9), (2 * PART_SIZE + 1,)], ids=str
+)
 def test_what_is_not_finite(shape, sides, value):
     actual, expected = pair(*shape)
     for at in (actual.numel() // 3, actual.numel() // 2, actual.numel() - 1):
@@ -142,7 +144,7 @@ def test_what_is_not_finite(shape, sides, value):
 
 @needs_compiler
 @pytest.mark.parametrize("fill", [-1e9, 6e4, -INF])
-@pytest.mark.parametrize("shape", [(64,), (8, 64), (4, 5000), (2, PART + 40), (3 * PART,)], ids=str)
+@pytest.mark.parametrize("shape", [(64,), (8, 64), (4, 5000), (2, PART_SIZE + 40), (3 * PART_SIZE,)], ids=str)
 def test_fill_values(shape, fill):
     actual, expected = pair(*shape)
     places = torch.arange(expected.numel()).view(shape) % 5 == 0
@@ -159,7 +161,7 @@ def test_fill_values(shape, fill):
 def test_what_is_nearly_a_fill_value(value, count):
     expected = torch.cat([torch.linspace(-1, 1, 30), torch.full((count,), value)])
     agree(expected * 1.001, expected), agree(expected.clone(), expected)
-    wide = torch.cat([torch.linspace(-1, 1, 2 * PART), torch.full((count,), value)])
+    wide = torch.cat([torch.linspace(-1, 1, 2 * PART_SIZE), torch.full((count,), value)])
     agree(wide * 1.001, wide), agree(wide.clone(), wide)
 
 
@@ -237,7 +239,7 @@ def test_what_has_no_kind_of_its_own_is_compared_by_torch_or_as_pairs(dtype):
 
 
 @needs_compiler
-@pytest.mark.parametrize("shape", [(2 * PART + 9,), (300, 1000), (2, 3 * PART), (5, PART - 1)], ids=str)
+@pytest.mark.parametrize("shape", [(2 * PART_SIZE + 9,), (300, 1000), (2, 3 * PART_SIZE), (5, PART_SIZE - 1)], ids=str)
 def test_no_number_depends_on_the_threads(shape):
     actual, expected = pair(*shape)
     before, results = torch.get_num_threads(), []
@@ -254,7 +256,7 @@ def test_no_number_depends_on_the_threads(shape):
 @pytest.mark.parametrize("step", [1, 2, 7, 64])
 @pytest.mark.parametrize("shape", [(50,), (12, 7), (3, 100), (200, 2)], ids=str)
 def test_parts_of_any_size_give_the_same(monkeypatch, shape, step):
-    monkeypatch.setattr(comparison, "PART", step)
+    monkeypatch.setattr(comparison, "PART_SIZE", step)
     actual, expected = pair(*shape)
     agree(actual, expected)
     actual.view(-1)[[3, 40]] = torch.tensor([NAN, INF])
@@ -275,7 +277,7 @@ def summed(sums, rows, width):
 @pytest.mark.parametrize("shape", [(1, 1), (9, 1), (40, 3), (300, 64), (30, 1100), (20, 5003), (2000, 96)], ids=str)
 def test_sums_of_slices_are_those_of_torch(monkeypatch, shape, runs):
     monkeypatch.setattr(CompiledSums, "batch", 1 << 16)
-    monkeypatch.setattr("harness.measure.compiled_slices.PART", 1 << 10)
+    monkeypatch.setattr("harness.measure.compiled_slices.PART_SIZE", 1 << 10)
     golden = seeded(*shape, dtype=torch.float64) * torch.exp(3 * seeded(*shape, seed=7, dtype=torch.float64))
     golden.view(-1)[::7] = 0.0
     flat = [golden, *((golden + 1e-3 * seeded(*shape, seed=n)).to(FLOATS[n]) for n in range(runs))]
@@ -295,7 +297,7 @@ def test_sums_of_slices_are_those_of_torch(monkeypatch, shape, runs):
 
 
 @needs_compiler
-@pytest.mark.parametrize("shape", [(3 * PART + 5,), (400, 1100), (5, 64, 300)], ids=str)
+@pytest.mark.parametrize("shape", [(3 * PART_SIZE + 5,), (400, 1100), (5, 64, 300)], ids=str)
 def test_no_slice_depends_on_the_threads(shape):
     actual, expected = pair(*shape)
     golden = seeded(*shape, dtype=torch.float64)
