@@ -137,7 +137,9 @@ def _keep_reruns_here(config: Any) -> None:
     plugin = sys.modules.get("pytest_rerunfailures")
     if plugin is None or not hasattr(plugin, "XDistHooks") or not config.pluginmanager.hasplugin("xdist"):
         return
-    there = SimpleNamespace(config=SimpleNamespace(failures_db=plugin.ServerStatusDB()), workerinput=config.workerinput)
+    server = plugin.ServerStatusDB()
+    server.sock.listen()  # its thread does so too, and may come to it after the first connection
+    there = SimpleNamespace(config=SimpleNamespace(failures_db=server), workerinput=config.workerinput)
     plugin.XDistHooks().pytest_configure_node(there)
 
 
