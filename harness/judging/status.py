@@ -62,6 +62,7 @@ class Mark(_Word):
 
 CHANGES = (Mark.IDENTICAL, Mark.DRIFT, Mark.REGRESSED, Mark.IMPROVED, Mark.NEW, Mark.INCOMPARABLE)
 STATUSES = tuple(Status)
+GRAVEST = (Status.FAIL, Status.ERROR, Status.REGRESSED, Status.PASS, Status.SKIPPED)  # the gravest first
 NEW, NONDETERMINISTIC, NEAR_TIE, UNFELT, FELL_BACK = (
     Mark.NEW,
     Mark.NONDETERMINISTIC,

@@ -55,10 +55,10 @@ class Accepted:
 
     def knows(self, case, seed: int | None, environment: dict) -> bool:
         """Whether an entry of the known failures speaks of a row."""
-        from harness.upgrade import baseline
+        from harness.report import device_key
         from harness.upgrade import known_failures as known
 
-        device = baseline.device_key(**environment) if environment["stack"] else ""
+        device = device_key(**environment) if environment["stack"] else ""
         return known.entry_for(self.known, case.name, case.dtype, seed, device) is not None
 
     def settle(self, case, seed: int | None, verdict):
@@ -66,13 +66,12 @@ class Accepted:
         failed where it may not.
         """
         from harness.judging.verdict import Reason
-        from harness.report import Row
-        from harness.upgrade import baseline
+        from harness.report import Row, device_key
         from harness.upgrade import known_failures as known
 
         if verdict.skips:  # it neither fails as known nor passes
             return verdict, None
-        device = baseline.device_key(**self._run.environment)
+        device = device_key(**self._run.environment)
         entry = known.entry_for(self.known, case.name, case.dtype, seed, device)
         required = any(reason.criterion == REQUIRED for reason in verdict.failures)
         if entry is None or verdict.regressions or required:  # worse than what was accepted is no known failure
@@ -119,10 +118,11 @@ class Accepted:
 
     def check_names(self, *, whole: bool, bad: bool) -> bool:
         """Say which accepted cases have no row; that is `bad` for a `whole` run. Whether all is well."""
+        from harness.report import device_key
         from harness.upgrade import baseline
 
         cases = {(row.case, row.dtype) for row in self._run.all_rows()}
-        device = baseline.device_key(**self._run.environment)
+        device = device_key(**self._run.environment)
         result = baseline.without_a_case(self.baselines, cases, device, whole=whole)
         self._run.terminal.notes += [(text, bad) for text in result]
         return not (result and bad)

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.judging.status import Status
+from harness.judging.status import GRAVEST, Status
 from harness.report.browser import in_html
 from harness.report.content import device_key
 from harness.report.format import MISSING, difference_text, tally
@@ -72,9 +72,6 @@ class Snapshot:
     def label(self) -> str:
         """The versions on one line: "cann 8.5.1, torch_npu 2.9.0"."""
         return ", ".join(f"{name} {version}" for name, version in self.versions.items()) or MISSING
-
-
-GRAVEST = (Status.FAIL, Status.ERROR, Status.REGRESSED, Status.PASS, Status.SKIPPED)  # first
 
 
 def _point(rows: Sequence[Row]) -> ChartPoint:

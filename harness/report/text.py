@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from harness.judging.criteria import AT_LEAST
-from harness.judging.status import STATUSES, Mark, Status
+from harness.judging.status import GRAVEST, STATUSES, Mark, Status
 from harness.report.cards import card_blocks, cards_line
 from harness.report.document import Block, Bullets, Folded, Heading, Picture, Table, Text, shortened
 from harness.report.format import MISSING, cosine, difference_text, number, share, tally, times
@@ -59,8 +59,7 @@ def title_of(report: Report, words: Mapping[str, str]) -> str:
     """The title: what the rows came to, the grave ones first."""
     if report.performance and not report.rows:
         return words["performance"]
-    order = (Status.FAIL, Status.ERROR, Status.REGRESSED, Status.PASS, Status.SKIPPED)
-    return words["title"].format(counts=tally(report.rows, order) or words["none"])
+    return words["title"].format(counts=tally(report.rows, GRAVEST) or words["none"])
 
 
 def warnings_of(report: Report, words: Mapping[str, str]) -> list[str]:

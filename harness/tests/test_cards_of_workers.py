@@ -1,13 +1,10 @@
 """Each worker of pytest-xdist has a card of its own."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from harness.devices.visible import visible_cards
 from harness.plugin.cards import share_cards
+from harness.tests.environment import pytest_of_a_shell
 from harness.tests.needs import needs_torch_npu
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user, write  # noqa: F401
 
@@ -78,12 +75,7 @@ def test_each_worker_is_shown_its_card(user, monkeypatch):
 @needs_torch_npu
 def test_rows_say_on_which_card_they_ran(user):
     write(user, SIX)
-    words = ("--device=emulated", "--devices=3", "-n", "auto", "-k", "precision")
-    own = ("ASCEND", "LD_LIBRARY_PATH", "EMULATED")  # of the machine that this process plays
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    environment["ASCEND_RT_VISIBLE_DEVICES"] = "0,2"
-    command = [sys.executable, "-m", "pytest", *words]
-    done = subprocess.run(command, cwd=user.path, env=environment, capture_output=True, text=True, timeout=300)
+    done = pytest_of_a_shell(user.path, "--devices=3", "-n", "auto", ASCEND_RT_VISIBLE_DEVICES="0,2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {row["card"] for row in stored(user)["rows"]} == {"emulated card 0", "emulated card 2"}
 
@@ -107,13 +99,8 @@ def test_what_the_cpu_computed_is_read_by_the_other_workers(user, workers, read)
     """Four cases with one content: the first worker computes, and what the others read is removed with the run."""
     source = TWINS if workers == "2" else TWINS.replace("20)", "0)")
     write(user, source)
-    own = ("ASCEND", "LD_LIBRARY_PATH", "EMULATED")  # of the machine that this process plays
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    environment["TMPDIR"] = str(user.path / "temporary")
     (user.path / "temporary").mkdir()
-    words = ("--device=emulated", "-n", workers, "-k", "precision")
-    command = [sys.executable, "-m", "pytest", *words]
-    done = subprocess.run(command, cwd=user.path, env=environment, capture_output=True, text=True, timeout=300)
+    done = pytest_of_a_shell(user.path, "-n", workers, TMPDIR=str(user.path / "temporary"))
     assert done.returncode == 0, done.stdout + done.stderr
     rows = stored(user)["rows"]
     assert sum(bool(row["stored"]) for row in rows) == read, [row["stored"] for row in rows]

@@ -1,7 +1,6 @@
 """Every row on every card: one card of eight that is wrong is named, and healthy or nondeterministic ones are not."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pytest
 from harness.judging.cards import FURTHER, Bits, odd_cards
 from harness.report.cards import totals_of
 from harness.report.rows import Row
-from harness.tests.environment import of_a_shell
+from harness.tests.environment import of_a_shell, pytest_of_a_shell
 from harness.tests.needs import needs_torch_npu
 from harness.tests.test_plugin import CASE, run, stored, torch_npu_is_imported, user, write  # noqa: F401
 
@@ -196,10 +195,7 @@ def test_precision(precision, seed):
 
 
 def child_run(user, *arguments):
-    command = [sys.executable, "-m", "pytest", "-k", "precision", "--device=emulated", "--devices=8", *arguments]
-    own = ("ASCEND", "LD_LIBRARY_PATH", "EMULATED")  # of the machine that this process plays
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    return subprocess.run(command, cwd=user.path, env=environment, capture_output=True, text=True, timeout=300)
+    return pytest_of_a_shell(user.path, "--devices=8", *arguments)
 
 
 @needs_torch_npu

@@ -1,7 +1,6 @@
 """A card that no longer answers gets no more rows: those that remain go to other cards, or are errors at once."""
 
 import os
-import subprocess
 import sys
 import time
 
@@ -11,6 +10,7 @@ from harness.devices.asking import problem_of
 from harness.report import Row, build, load
 from harness.report.cards import Quarantined
 from harness.report.content import NOT_RUN, UNRUN
+from harness.tests.environment import pytest_of_a_shell
 from harness.tests.needs import needs_torch_npu
 from harness.tests.test_plugin import CASE, run, stored, torch_npu_is_imported, user, write  # noqa: F401
 
@@ -30,10 +30,7 @@ LOST = "aclnnSilu:lost:card=0,nth=3"  # two calls a row
 
 def run_of(user, *arguments, **environment):
     """A run on emulated cards in a process of its own."""
-    own = ("ASCEND", "LD_LIBRARY_PATH", "EMULATED", "TASK_QUEUE")  # of the machine that this process plays
-    shell = {name: value for name, value in os.environ.items() if not name.startswith(own)} | environment
-    command = [sys.executable, "-m", "pytest", "-k", "precision", "--device=emulated", *arguments]
-    done = subprocess.run(command, cwd=user.path, env=shell, capture_output=True, text=True, timeout=300)
+    done = pytest_of_a_shell(user.path, *arguments, **environment)
     return done.returncode, done.stdout + done.stderr
 
 
