@@ -7,8 +7,8 @@
     def npu():
         return emulated_device().torch_device  a fixture
 
-CI sets PRECISION_TESTS_SKIP_NOTHING=1, under which nothing is skipped for this reason: it installs the `emulated`
-extra.
+CI sets PRECISION_TESTS_SKIP_NOTHING=1, under which nothing is skipped for such a reason: it installs the extras
+`emulated` and `test`, which bring a compiler too.
 """
 
 import os
@@ -16,12 +16,30 @@ from importlib import metadata, util
 
 import pytest
 
+NOT_COMPILED = "nothing can be compiled here"
 REASON = "torch_npu is not installed: pip install -e '.[emulated]'"
 
 
+def may_skip() -> bool:
+    """Whether a test may be left out for what the machine lacks; where nobody said that all of it must be there."""
+    return os.environ.get("PRECISION_TESTS_SKIP_NOTHING") != "1"
+
+
+def lacks(library: str) -> bool:
+    """Whether the tests of an optional library are skipped."""
+    return may_skip() and util.find_spec(library) is None
+
+
 def lacks_torch_npu() -> bool:
-    """Whether tests of the emulated device are skipped: torch_npu is not there, and nobody said that it must be."""
-    return util.find_spec("torch_npu") is None and os.environ.get("PRECISION_TESTS_SKIP_NOTHING") != "1"
+    """Whether the tests of the emulated device are skipped."""
+    return lacks("torch_npu")
+
+
+def lacks_compiled_code() -> bool:
+    """Whether the tests of the compiled code are skipped, since nothing can be compiled here."""
+    from harness.measure import compiled
+
+    return may_skip() and compiled.compiled_code() is None
 
 
 def skip_without_torch_npu() -> None:
@@ -51,8 +69,8 @@ def import_transformers():
 
 
 def skip_without_ray() -> None:
-    """Skip a test that needs a Ray cluster where ray is not installed, and nobody said that it must be."""
-    if util.find_spec("ray") is None and os.environ.get("PRECISION_TESTS_SKIP_NOTHING") != "1":
+    """Skip a test that needs a Ray cluster where ray is not installed."""
+    if lacks("ray"):
         pytest.skip("ray is not installed: pip install -e '.[ray]'")
 
 
@@ -75,5 +93,7 @@ def compiled_and_by_torch(request, monkeypatch):
 
     if request.param == "torch":
         monkeypatch.setattr(compiled, "compiled_code", lambda: None)
-    elif compiled.compiled_code() is None:
-        pytest.skip("nothing can be compiled here")
+    elif lacks_compiled_code():
+        pytest.skip(NOT_COMPILED)
+    else:
+        assert compiled.compiled_code() is not None, "nothing can be compiled here, and nothing may be skipped"

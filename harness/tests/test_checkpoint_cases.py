@@ -1,6 +1,5 @@
 """Any checkpoint is a case: recognised by its files, built by its library, given inputs that a seed draws."""
 
-import importlib.util
 import json
 import shutil
 
@@ -18,7 +17,7 @@ from harness.conformance.checkpoints import known
 from harness.models.aimv2 import PHOTO
 from harness.reference import Models
 from harness.tests import checkpoints
-from harness.tests.needs import emulated_device, import_transformers
+from harness.tests.needs import emulated_device, import_transformers, lacks
 
 MODELS = Models()  # one for all tests: the last model is kept
 
@@ -46,7 +45,7 @@ def run(path, *, seed=42, device="cpu", **asked):
 
 
 def needs(library):
-    return pytest.mark.skipif(importlib.util.find_spec(library) is None, reason=f"{library} is not installed")
+    return pytest.mark.skipif(lacks(library), reason=f"{library} is not installed")
 
 
 # -------- recognised by its files

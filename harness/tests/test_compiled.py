@@ -16,6 +16,7 @@ from harness.measure.compiled import PART_SIZE
 from harness.measure.compiled_comparison import Part, _Job, _Row
 from harness.measure.compiled_slices import CompiledSums
 from harness.measure.compiled_slices import _Job as _SlicesJob
+from harness.tests.needs import NOT_COMPILED, lacks_compiled_code
 from harness.tests.test_commands import ROOT
 
 INF, NAN = math.inf, math.nan
@@ -35,7 +36,7 @@ SUMS = {  # numbers that the order of a summation changes, and the number that t
     "ulp_mean": "ulp_mean",
 }
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-needs_compiler = pytest.mark.skipif(compiled.compiled_code() is None, reason="nothing can be compiled here")
+needs_compiler = pytest.mark.skipif(lacks_compiled_code(), reason=NOT_COMPILED)
 
 
 def by_torch(actual, expected):
