@@ -19,7 +19,7 @@ from harness.card.percent import ASKED, MEANINGS, ONE_PERCENT, relative_errors
 from harness.card.readme import readme
 from harness.card.rendering import compiled, plain_name
 from harness.case import Case
-from harness.checkpoints.building import SEEDS, parts_of, stored_dtypes
+from harness.checkpoints.building import SEEDS, parts_of, stored_dtypes, usual_dtypes
 from harness.checkpoints.conversion import appearing, checkpoint_digest
 from harness.checkpoints.libraries import quiet_libraries
 from harness.checkpoints.material import Asked
@@ -113,7 +113,7 @@ def make(order: Order) -> CardFolder:
     with appearing(order.output) as folder, contextlib.ExitStack() as stack:
         device = open_device(order.device, timing=True)
         stack.enter_context(quiet_libraries())
-        dtypes = order.dtypes or tuple(dict.fromkeys(["float32", stored_dtypes(order.path)[0]]))
+        dtypes = order.dtypes or usual_dtypes(order.path)
         run = _Run(order=order, asked=asked, device=device, recognised=recognised, parts=parts, dtypes=dtypes)
         missing = run.write(folder)
     return CardFolder(folder=order.output, rows=tuple(run.rows), missing=tuple(missing))

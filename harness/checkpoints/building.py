@@ -11,7 +11,7 @@ from typing import Any
 from harness.checkpoints.conversion import read_header
 from harness.checkpoints.material import Asked
 from harness.checkpoints.recognition import Recognised, recognise
-from harness.checkpoints.weights import weights_of
+from harness.checkpoints.weights import DTYPES, fits_in_float32, weights_of
 from harness.errors import CheckpointError
 
 FORWARD = "forward"  # the part of a checkpoint that is all of it
@@ -27,7 +27,7 @@ MODULES = {  # kind: the module that knows it, with `parts` and `arguments`
     "TorchScript": "programs",
     "function": "functions",
 }
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of the format, that a Case may have
+_WITHOUT_WEIGHTS = ("function", "torch.export", "TorchScript")  # kinds whose weights are no safetensors files
 
 
 def parts_of(path: str | Path, asked: Asked | None = None) -> tuple[str, ...]:
@@ -59,12 +59,21 @@ def stored_dtypes(path: str | Path) -> tuple[str, ...]:
     """The dtypes that the weights are stored in and a Case may have, the commonest first; float32 where none is."""
     result = recognise(path)
     counts: dict[str, int] = {}
-    if result.kind not in ("function", "torch.export", "TorchScript"):
+    if result.kind not in _WITHOUT_WEIGHTS:
         for file in weights_of(result.path):
             for entry in read_header(file).values():
                 counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.size
-    known = [_DTYPES[count] for count in sorted(counts, key=counts.get, reverse=True) if count in _DTYPES]
-    return tuple(known) or ("float32",)
+    known = [DTYPES[name] for name in sorted(counts, key=counts.get, reverse=True) if name in DTYPES]
+    return tuple(dtype for dtype in known if dtype != "float64") or ("float32",)
+
+
+def usual_dtypes(path: str | Path) -> tuple[str, ...]:
+    """The dtypes in which a checkpoint is run where none is asked for: float32, where the machine has room for it, and
+    the one that most of its weights are stored in.
+    """
+    stored, result = stored_dtypes(path)[0], recognise(path)
+    has_room = result.kind in _WITHOUT_WEIGHTS or fits_in_float32(result.path)
+    return tuple(dict.fromkeys(["float32", stored] if has_room else [stored]))
 
 
 def _module(recognised: Recognised) -> ModuleType:

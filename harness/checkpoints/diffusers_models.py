@@ -16,7 +16,7 @@ from harness.checkpoints import transformers_models
 from harness.checkpoints.libraries import library, loading
 from harness.checkpoints.material import Asked
 from harness.checkpoints.recognition import Recognised, read_config, recognise
-from harness.checkpoints.weights import require_weights, weights_of
+from harness.checkpoints.weights import require_room, require_weights, weights_of
 from harness.errors import CheckpointError
 
 KIND = "diffusers"
@@ -84,6 +84,7 @@ class Load:
 
     def __call__(self, dtype: torch.dtype) -> nn.Module:
         require_weights(self.path)
+        require_room(self.path, dtype)
         kind = _class_of(Recognised(kind=KIND, path=self.path, fields=read_config(self.path / "config.json")))
         with loading(f"{kind.__name__} of {self.path}"):
             return kind.from_pretrained(

@@ -16,7 +16,7 @@ from harness.checkpoints.conversion import read_checkpoint
 from harness.checkpoints.libraries import PERMISSION, keys_left_out, library, loading, shapes_that_differ
 from harness.checkpoints.material import Asked, frames, ids, pictures, ragged_mask, sounds, texts
 from harness.checkpoints.recognition import Recognised, read_config
-from harness.checkpoints.weights import require_weights
+from harness.checkpoints.weights import require_room, require_weights
 from harness.errors import CheckpointError
 from harness.measure.generation import greedy
 
@@ -121,6 +121,7 @@ class Load:
 
     def __call__(self, dtype: torch.dtype) -> nn.Module:
         require_weights(self.path)  # half a checkpoint is told before anything is built
+        require_room(self.path, dtype)
         entries, _ = read_checkpoint(self.path)
         kind = _class_of(self.path, config_of(self.path, self.asked), self.asked)
         with loading(f"{kind.__name__} of {self.path}"):

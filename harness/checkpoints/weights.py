@@ -1,12 +1,18 @@
-"""The weight files of any checkpoint: whether they are all there."""
+"""The weight files of any checkpoint: whether they are all there, and whether the host has room for them."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from harness.checkpoints.conversion import INDEX, PICKLES, read_header
+import torch
+
+from harness.checkpoints.conversion import INDEX, PICKLES, read_header, weight_files
 from harness.checkpoints.recognition import read_config
-from harness.errors import CheckpointError
+from harness.errors import CheckpointError, MemoryLimitError
+from harness.reference.memory import BYTES, GIB, Policy, SizeInMemory, needed
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of the format: torch's name
 
 
 def weights_of(path: Path) -> list[Path]:
@@ -39,3 +45,61 @@ def require_weights(path: Path) -> None:
             )
     for item in result:
         read_header(item)
+
+
+def size_of_weights(path: Path) -> SizeInMemory:
+    """The floating-point weights of a checkpoint by the headers of its files, as if all lay in mapped files."""
+    elements: dict[str, int] = {}
+    largest = 0
+    for file in _files(path):
+        for entry in read_header(file).values():
+            if entry.dtype in DTYPES:
+                count = math.prod(entry.shape)
+                elements[DTYPES[entry.dtype]] = elements.get(DTYPES[entry.dtype], 0) + count
+                largest = max(largest, count)
+    total = sum(elements.values())
+    commonest = max(elements, key=elements.get, default="float32")
+    return SizeInMemory(parameters=total, largest=largest, mapped=total, built_in=commonest)
+
+
+def _files(path: Path) -> list[Path]:
+    """The files that a library reads: those that an index names, where the directory has one."""
+    try:
+        return weight_files(path)
+    except CheckpointError:  # several files without an index, as the parts of a pipeline are
+        return weights_of(path)
+
+
+def require_room(path: Path, dtype: torch.dtype) -> None:
+    """Refuse to load weights in a dtype in which they do not fit into this machine's memory, before any is read.
+
+    Weights that are loaded in the dtype in which they are stored stay the pages of their file and need no room.
+
+    Raises: MemoryLimitError.
+    """
+    size, name = size_of_weights(path), str(dtype).removeprefix("torch.")
+    room = Policy.here().room
+    need = 0 if name == size.built_in else size.parameters * BYTES.get(name, 0)
+    if room is None or need <= room:
+        return
+    raise MemoryLimitError(
+        f"{path}: {size.parameters:,} weights in {name} need {need / GIB:.1f} GiB of host memory, and "
+        f"{room / GIB:.1f} GiB are left; use {size.built_in}, in which they are stored and are read where they lie, "
+        "or a machine with more memory"
+    )
+
+
+def fits_in_float32(path: Path) -> bool:
+    """Whether a case of the checkpoint in float32 has room in the memory that this machine has in all.
+
+    Asked when tests are collected: every worker of a run gets the same answer, whatever is in use just then.
+    """
+    stored = size_of_weights(path)
+    policy = Policy.here()
+    if policy.memory is None:
+        return True
+    is_float32 = stored.built_in == "float32"
+    size = SizeInMemory(
+        parameters=stored.parameters, largest=stored.largest, mapped=stored.parameters if is_float32 else 0
+    )
+    return needed(size, "float32", layers=True, separate=True).host <= policy.memory.total // policy.workers

@@ -19,7 +19,9 @@ def _add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--read-probe", type=Path, metavar="FILE", help="as calibrate --read")
     parser.add_argument(
-        "--model-size", metavar="N", help="what a case with N parameters (7B, 350M) needs of host and device"
+        "--model-size",
+        metavar="N",
+        help="what a case with N parameters (7B, 350M), or with the checkpoint at N, needs of host and device",
     )
     parser.add_argument("--dtype", help="with --model-size: that dtype alone (default: float32, float16, bfloat16)")
     parser.add_argument(

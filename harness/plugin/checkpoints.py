@@ -151,14 +151,14 @@ def runs(config: pytest.Config) -> list[CheckpointRun]:
 def _runs(path: str, name: str, asked: Any, dtypes: Sequence[str]) -> list[CheckpointRun]:
     from dataclasses import asdict
 
-    from harness.checkpoints.building import SEEDS, parts_of, stored_dtypes
+    from harness.checkpoints.building import SEEDS, parts_of, usual_dtypes
     from harness.errors import CheckpointError
 
     seeds = (None,) if asked.own_files else SEEDS
     options = tuple(asdict(asked).items())
     try:
         parts = parts_of(path, asked)
-        wanted = dtypes or list(dict.fromkeys(["float32", stored_dtypes(path)[0]]))
+        wanted = dtypes or usual_dtypes(path)
     except CheckpointError as error:
         how = dict(part="forward", dtype=(dtypes or ["float32"])[0], seed=seeds[0])
         return [CheckpointRun(path=path, name=name, problem=str(error), **how)]

@@ -38,6 +38,7 @@ from harness import errors, torch_private
 from harness.errors import CaseError, HarnessError, RunError
 from harness.reference import Draws, Reference, copy_module, refer, untouched
 from harness.reference.layers import layered
+from harness.reference.mapped import FilePart, mapped, parts_of
 from harness.reference.models import LARGE, is_in, keep_large_blocks, release_memory
 from harness.reference.untouched import versions
 
@@ -348,7 +349,8 @@ def _settings() -> dict[str, Any]:
 
 
 def _pack(value: Any, what: str) -> list:
-    """`value` as one header and the memory of its tensors, which is not copied. `what` is its name in an error.
+    """`value` as one header and the memory of its tensors, which is not copied. `what` is its name in an error. What
+    lies in a file that is mapped into memory is not sent: the other side maps the file.
 
     Raises: CaseError when it cannot be pickled.
     """
@@ -363,8 +365,10 @@ def _pack(value: Any, what: str) -> list:
             f"{what} cannot be pickled for the process without torch_npu: {error}; "
             "define every class at the top level of a module, and keep files, locks and generators out"
         ) from error
-    memory = [_memory(storage) for storage in pickler.storages]
-    return [pickle.dumps((_paths(), pickler.homes, [view.nbytes for view in memory], stream.getvalue())), *memory]
+    parts = parts_of(pickler.storages)
+    where = [storage.nbytes() if part is None else part for storage, part in zip(pickler.storages, parts)]
+    memory = [_memory(storage) for storage, part in zip(pickler.storages, parts) if part is None]
+    return [pickle.dumps((_paths(), pickler.homes, where, stream.getvalue())), *memory]
 
 
 def _memory(storage: torch.UntypedStorage) -> memoryview:
@@ -380,10 +384,14 @@ def _send(connection: socket.socket, packed: list) -> None:
 def _receive(connection: socket.socket) -> tuple:
     """What the other side packed. Raises: EOFError when its end is closed."""
     (length,) = struct.unpack("!Q", _fill(connection, bytearray(8)))
-    paths, homes, sizes, stream = pickle.loads(_fill(connection, bytearray(length)))
-    storages = [torch.UntypedStorage(size) for size in sizes]
-    for storage in storages:
-        _fill(connection, _memory(storage))
+    paths, homes, where, stream = pickle.loads(_fill(connection, bytearray(length)))
+    storages: list[torch.UntypedStorage | FilePart] = []
+    for item in where:
+        if isinstance(item, FilePart):
+            storages.append(item)
+            continue
+        storages.append(torch.UntypedStorage(item))
+        _fill(connection, _memory(storages[-1]))
     return paths, homes, storages, stream
 
 
@@ -399,6 +407,8 @@ def _fill(connection: socket.socket, buffer):
 
 def _unpack(received: tuple) -> Any:
     paths, homes, storages, stream = received
+    files: dict[str, torch.UntypedStorage] = {}
+    storages = [mapped(item, files) if isinstance(item, FilePart) else item for item in storages]
     if _serving:
         sys.path[:] = paths
         _homes.update(homes)

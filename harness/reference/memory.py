@@ -6,7 +6,7 @@ needed(Size.of(7_000_000_000), "float16", layers=True, separate=True).host / 7e9
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import MemoryLimitError
@@ -23,15 +23,20 @@ _LIBRARIES = {False: 0.8 * GIB, True: 1.4 * GIB}  # of one process, and with the
 
 @dataclass(frozen=True, kw_only=True)
 class SizeInMemory:
-    """Elements of floating point in a model, and in its largest parameter, which is cast as one."""
+    """Elements of floating point in a model, and in its largest parameter, which is cast as one.
+
+    `mapped`: those that lie in mapped files, as `safetensors` loads what is not cast. `built_in`: the dtype of most.
+    """
 
     parameters: int
     largest: int
+    mapped: int = 0
+    built_in: str = "float32"
 
     @property
     def bytes(self) -> int:
-        """Of the model as it is built, in float32."""
-        return self.parameters * BUILT
+        """Of the model as it is built, without what lies in mapped files."""
+        return (self.parameters - self.mapped) * BYTES.get(self.built_in, BUILT)
 
     @classmethod
     def of(cls, parameters: int) -> SizeInMemory:
@@ -58,17 +63,20 @@ def needed(size: SizeInMemory, dtype: str, *, layers: bool, separate: bool, emul
 
     `layers`: float64 layer by layer; `separate`: the CPU's side is in the process without torch_npu; `emulated`: the
     device's memory is the host's. The model as it was built stays; a copy in the dtype stands beside it, unless it is
-    the same; a whole float64 copy is there with both.
+    the same; a whole float64 copy is there with both. Weights in mapped files take nothing, here and in the other
+    process, unless they are cast.
 
     Raises: ValueError for a dtype that is not in BYTES.
     """
     if dtype not in BYTES:
         raise ValueError(f"memory is known for {', '.join(BYTES)}, not for {dtype!r}")
     narrow = BYTES[dtype]
-    each = BUILT + (narrow if separate or narrow != BUILT else 0)
-    wide = 0 if layers else WIDE
-    sending = narrow if separate and narrow != BUILT else 0  # the copy that is sent stands here until it is there
-    host = size.parameters * (each + max(wide, sending)) + size.largest * _LARGEST
+    cast = size.built_in != dtype
+    copied = size.parameters if cast else size.parameters - size.mapped  # a mapped file is mapped there again
+    copy = copied * narrow if cast or separate else 0
+    sending = copy if cast and separate else 0  # the copy that is sent stands here until it is there
+    wide = 0 if layers else size.parameters * WIDE
+    host = size.bytes + copy + max(wide, sending) + size.largest * _LARGEST
     device = size.parameters * narrow
     return Need(built=size.bytes, host=host + (device if emulated else 0), device=device)
 
@@ -223,6 +231,7 @@ class Estimate:
 
     dtype: str
     separate: bool
+    mapped: bool  # the weights stay in the files of a checkpoint that stores them in this dtype
     host: int  # all processes, the libraries among it
     bytes_a_parameter: float  # of one process, without the libraries
     device: int  # weights on the device of one process
@@ -232,7 +241,8 @@ class Estimate:
 def estimates(
     parameters: int, dtypes: tuple[str, ...], *, workers: int, memory: Memory | None, emulated: bool = False
 ) -> list[Estimate]:
-    """What cases with a language model of that size need, by dtype, without and with the process without torch_npu.
+    """What cases with a language model of that size need, by dtype: of a model that is built in float32, without and
+    with the process without torch_npu, and of a checkpoint that stores its weights in that dtype.
 
     Raises: ValueError for a dtype that is not in BYTES, or for less than one parameter or worker.
     """
@@ -240,17 +250,32 @@ def estimates(
         raise ValueError(
             f"a model has at least one parameter and a run at least one worker, not {parameters} and {workers}"
         )
-    size, policy, result = SizeInMemory.of(parameters), Policy(memory=memory, workers=workers), []
+    built = SizeInMemory.of(parameters)
+    result = []
     for dtype in dtypes:
-        for separate in (False, True):
-            layers = policy.layers(size, dtype, separate=separate)
-            need = needed(size, dtype, layers=layers, separate=separate, emulated=emulated)
-            host = int(workers * (need.host + _LIBRARIES[separate]))
-            fits = None if memory is None else host <= min(memory.available, memory.total)
-            each = need.host / parameters
-            row = dict(host=host, bytes_a_parameter=each, device=need.device, fits=fits)
-            result.append(Estimate(dtype=dtype, separate=separate, **row))
+        stored = replace(built, mapped=parameters, built_in=dtype)
+        for size, separate in ((built, False), (built, True), (stored, True)):
+            how = dict(separate=separate, workers=workers, memory=memory, emulated=emulated)
+            result.append(estimate(size, dtype, **how))
     return result
+
+
+def estimate(
+    size: SizeInMemory, dtype: str, *, separate: bool, workers: int, memory: Memory | None, emulated: bool = False
+) -> Estimate:
+    """What cases with a model of that size need in one dtype. Raises: ValueError for a dtype that is not in BYTES."""
+    layers = Policy(memory=memory, workers=workers).layers(size, dtype, separate=separate)
+    need = needed(size, dtype, layers=layers, separate=separate, emulated=emulated)
+    host = int(workers * (need.host + _LIBRARIES[separate]))
+    return Estimate(
+        dtype=dtype,
+        separate=separate,
+        mapped=size.mapped > 0 and size.built_in == dtype,
+        host=host,
+        bytes_a_parameter=need.host / size.parameters,
+        device=need.device,
+        fits=None if memory is None else host <= min(memory.available, memory.total),
+    )
 
 
 def count_of(text: str) -> int:

@@ -8,6 +8,7 @@ import functools
 import gc
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from harness.errors import CaseError
 from harness.reference.dtypes import excluded_from_cast
 from harness.reference.layers import has_layers, is_layered, layered
+from harness.reference.mapped import mapped_elements
 from harness.reference.memory import Policy, SizeInMemory
 from harness.reference.origin import source, watch_origins
 from harness.reference.randomness import seeded
@@ -299,8 +301,16 @@ def scripted(model: nn.Module) -> list[nn.Module]:
 def size_of(model: nn.Module) -> SizeInMemory:
     """The elements of floating point of a model, parameters and buffers, tied ones once, and of its largest tensor."""
     tensors = [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.is_floating_point()]
-    counts = [tensor.numel() for tensor in tensors]
-    return SizeInMemory(parameters=sum(counts), largest=max(counts, default=0))
+    elements: Counter[torch.dtype] = Counter()
+    for tensor in tensors:
+        elements[tensor.dtype] += tensor.numel()
+    is_large = sum(tensor.nbytes for tensor in tensors) > LARGE
+    return SizeInMemory(
+        parameters=elements.total(),
+        largest=max((tensor.numel() for tensor in tensors), default=0),
+        mapped=mapped_elements(tensors) if is_large else 0,
+        built_in=str(max(elements, key=elements.get, default=torch.float32)).removeprefix("torch."),
+    )
 
 
 def release_memory() -> None:

@@ -35,8 +35,9 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     "checkpoints": {
         "devices",
         "measure",
-        "models",
-    },  # the latter for AIMv2, whose layouts are rules of `checkpoints.conversion`
+        "models",  # for AIMv2, whose layouts are rules of `checkpoints.conversion`
+        "reference",  # for what fits into memory
+    },
     "judging": {"measure"},
     "reference": {"numerics"},
     "case": {"checkpoints", "devices", "judging", "reference", "run"},  # the last for the former place of `validate`
