@@ -3,7 +3,8 @@
 Counted is the peak of this process and the one without torch_npu together, in a fresh interpreter for every row,
 sampled while `validate` builds the model and runs it with two seeds. Not counted are the libraries (what both hold
 after a tiny case) and the memory of the emulated device. Other sizes and dtypes: `python -m harness.benchmarks.memory
-llama-1.1B float16`.
+llama-1.1B float16`; a checkpoint, with 16 tokens: `python -m harness.benchmarks.memory DIR bfloat16`, where pages of
+mapped files count as resident and not as `own`.
 """
 
 import json
@@ -20,9 +21,13 @@ _DTYPES = ("float32", "float16", "bfloat16")
 SUBJECT = """
 import json, sys, time
 import torch
+from pathlib import Path
 from torch import nn
 from harness import Case, open_device, validate
+from harness.checkpoints.weights import size_of_weights
 from harness.reference import Models
+from harness.run.cpu import CpuSide
+import harness.run.validation as validation
 
 NAMES = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size".split()
 SIZES = {
@@ -65,22 +70,44 @@ def logits(model, ids):
 def ids(generator):
     return torch.randint(0, 2048, (1, 16), generator=generator)
 
-counted = {}
+def checkpoint(path):
+    counted["parameters"] = size_of_weights(Path(path)).parameters
+    return Case.from_checkpoint(path, dtype=dtype, batch=1, length=16)
+
+def timed(owner, name, label):
+    function = getattr(owner, name)
+    def wrapped(*args, **kwargs):
+        begin = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            part = label(args)
+            parts[part] = parts.get(part, 0.0) + time.perf_counter() - begin
+    setattr(owner, name, wrapped)
+
+counted, parts = {}, {}
 if __name__ == "__main__":
     kind, size, dtype = sys.argv[1:]
     device, models = open_device("emulated"), Models()
-    case = lambda size: Case(name=size, model=Built(kind, size), inputs=ids, dtype=dtype, forward=logits)
+    built = "llama" if kind == "checkpoint" else kind
+    case = lambda size: Case(name=size, model=Built(built, size), inputs=ids, dtype=dtype, forward=logits)
     validate(case("tiny"), 0, device, models=models)
     torch.npu.reset_peak_memory_stats()
     print("ready", flush=True)
     sys.stdin.readline()
-    began, large = time.perf_counter(), case(size)
-    verdicts = [validate(large, seed, device, models=models) for seed in (0, 1)]
+    timed(CpuSide, "run", lambda args: args[1])
+    timed(validation, "run_on_device", lambda args: "device")
+    timed(Models, "base", lambda args: "build")
+    timed(Models, "content", lambda args: "digest")
+    began, large = time.perf_counter(), checkpoint(size) if kind == "checkpoint" else case(size)
+    seeds = (0,) if kind == "checkpoint" else (0, 1)
+    verdicts = [validate(large, seed, device, models=models) for seed in seeds]
     seconds = time.perf_counter() - began
     said = dict(counted, device=torch.npu.max_memory_allocated(), seconds=seconds)
     said["status"] = [each.status for each in verdicts]
     said["expected"] = [each.evidence.expected_sha256[:12] for each in verdicts]
-    said["golden"] = [each.references["output"].cpu.rel_l2 for each in verdicts]
+    said["golden"] = [next(iter(each.references.values())).cpu.rel_l2 for each in verdicts]
+    said["seconds_of"] = {part: round(taken, 1) for part, taken in parts.items()}
     print(json.dumps(said), flush=True)
 """
 
@@ -109,38 +136,34 @@ def peak(kind: str, size: str, dtype: str) -> dict:
         )
         if process.stdout.readline().strip() != "ready":
             raise RuntimeError(f"the tiny {kind} case in {dtype} did not run")
-        before = _memory_of(process.pid)
+        before, own_before = _memory_of(process.pid), sum(_memory_of(process.pid, "RssAnon"))
         process.stdin.write("go\n")
         process.stdin.flush()
-        most = before
+        most, own = before, own_before
         while process.poll() is None:
             most = max(most, _memory_of(process.pid), key=sum)
+            own = max(own, sum(_memory_of(process.pid, "RssAnon")))
             time.sleep(0.02)
         result = json.loads(process.stdout.read().strip().splitlines()[-1])
     count = result["parameters"]
-    own = (sum(most) - sum(before) - result["device"]) / count
     parts = {
         "own_process": (most[0] - before[0] - result["device"]) / count,
         "other_processes": (most[1] - before[1]) / count,
     }
-    return {"bytes_a_parameter": own, **parts, **result, "libraries": sum(before)}
+    total = (sum(most) - sum(before) - result["device"]) / count
+    sizes = {"libraries": sum(before), "resident": sum(most), "own": own}
+    return {"bytes_a_parameter": total, **parts, **result, **sizes}
 
 
-def _memory_of(pid: int) -> tuple[int, int]:
-    """Bytes that a process holds, and those of all its children together."""
+def _memory_of(pid: int, field: str = "VmRSS") -> tuple[int, int]:
+    """Bytes that a process holds, and those of all its children together; `field`: of /proc/PID/status."""
     children = [int(part) for path in Path(f"/proc/{pid}/task").glob("*/children") for part in _text(path).split()]
-    return _resident(pid), sum(_resident(child) for child in children)
+    return _bytes(pid, field), sum(_bytes(child, field) for child in children)
 
 
-def _resident(pid: int) -> int:
-    return next(
-        (
-            int(line.split()[1]) * 1024
-            for line in _text(Path(f"/proc/{pid}/status")).splitlines()
-            if line.startswith("VmRSS:")
-        ),
-        0,
-    )
+def _bytes(pid: int, field: str) -> int:
+    lines = _text(Path(f"/proc/{pid}/status")).splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
 
 
 def _text(path: Path) -> str:
@@ -150,5 +173,13 @@ def _text(path: Path) -> str:
         return ""
 
 
+def _asked(subject: str) -> tuple[str, str]:
+    """The kind and the size that a command line names."""
+    if Path(subject).is_dir():
+        return "checkpoint", str(Path(subject).resolve())
+    kind, _, size = subject.partition("-")
+    return kind, size
+
+
 if __name__ == "__main__":
-    print(json.dumps(peak(*sys.argv[1].split("-"), sys.argv[2])))
+    print(json.dumps(peak(*_asked(sys.argv[1]), sys.argv[2])))
