@@ -1,6 +1,6 @@
 """How far two tensors are apart: numbers, and no verdict."""
 
-from harness.measure.comparison import CLOSE, DYNAMO, Comparison, Cosine, Count, Share, Size, compare
+from harness.measure.comparison import CLOSE, DYNAMO, Comparison, Cosine, Count, Share, Size, compare, compare_all
 from harness.measure.scatter import RUNS, Scatter, scatter_of
 from harness.measure.slices import Slice, worst_slices
 
@@ -16,6 +16,7 @@ __all__ = [
     "Size",
     "Slice",
     "compare",
+    "compare_all",
     "scatter_of",
     "worst_slices",
 ]

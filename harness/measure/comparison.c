@@ -5,6 +5,9 @@
    (`harness_advance`), so that no number depends on how many threads there are. A part is read in blocks that stay in
    the processor's first cache: converted to double, then read by several short loops. Sums are made in vectors.
 
+   Several pairs of tensors of one shape are measured together, part by part: what they share comes from memory once and
+   from the cache afterwards, and `expected` that several pairs have is surveyed once.
+
    comparison.py says what each number is; its torch code is the reference that tests hold this file against. */
 
 #include "reading.h"
@@ -40,9 +43,16 @@ typedef struct {
     Part *parts; /* one a part, and behind them their total */
     int64_t *histogram;
     int64_t actual_kind, expected_kind, count, width, step, number; /* elements of all, a row and a part; parts */
-    int64_t tokens, rows, filled, places, stage, next;
+    int64_t tokens, rows, filled, places, brief; /* brief: the sums of squares and the largest difference alone */
+    int64_t same, stage, closed; /* an earlier job with the same expected, -1: none; whether no part is left to do */
     double fill, rms, close_relative, close_absolute, dynamo_relative, smallest;
 } Job;
+
+#define JOBS 8 /* at most */
+typedef struct { /* jobs that are done together: of tensors of one shape, cut into the same parts */
+    Job *jobs[JOBS];
+    int64_t count, number, stage, next; /* jobs; parts; the stage that is done now, and its next part */
+} Work;
 
 typedef struct { /* what a thread works in; a vector more than a block, for the zeros behind the last element */
     double actual[BLOCK + 8], expected[BLOCK + 8], diff[BLOCK + 8];
@@ -51,7 +61,10 @@ typedef struct { /* what a thread works in; a vector more than a block, for the 
     uint32_t tables[TABLES][BINS];
 } __attribute__((aligned(64))) Room;
 
-int64_t harness_sizes(int64_t which) { return which == 0 ? sizeof(Job) : which == 1 ? sizeof(Part) : sizeof(Row); }
+int64_t harness_sizes(int64_t which)
+{
+    return which == 0 ? sizeof(Job) : which == 1 ? sizeof(Part) : which == 2 ? sizeof(Row) : sizeof(Work);
+}
 
 /* -------- expected alone: its range, its size, its fill value */
 
@@ -381,7 +394,8 @@ static void measure(const Job *job, Part *part, Room *room, int64_t start, int64
     if (job->filled)
         clear_fill(job, room, n);
     add_sums(part, room, start, n);
-    weigh(job, part, room, n, finite);
+    if (!job->brief)
+        weigh(job, part, room, n, finite);
     for (int64_t r = 0; r < count; r++) {
         double sums[4];
         row_sums(d + r * width, a + r * width, e + r * width, width, sums);
@@ -390,14 +404,15 @@ static void measure(const Job *job, Part *part, Room *room, int64_t start, int64
     for (int64_t r = 0; row && r < count; r++) /* one */
         row->diff2 += room->diff2[r], row->actual2 += room->actual2[r], row->expected2 += room->expected2[r],
             row->dot += room->dot[r];
-    for (int64_t r = 0; !row && r < count; r++)
+    for (int64_t r = 0; !row && !job->brief && r < count; r++)
         room->distance[r] = cos_distance(room->diff2[r], room->actual2[r], room->expected2[r], room->dot[r]);
     for (int64_t r = 0; !row && r < count; r++) {
         part->diff2 += room->diff2[r], part->actual2 += room->actual2[r];
         part->expected2 += room->expected2[r], part->dot += room->dot[r];
-        add_token(part, room->diff2[r], room->distance[r], start / width + r);
+        if (!job->brief)
+            add_token(part, room->diff2[r], room->distance[r], start / width + r);
     }
-    for (int64_t r = 0; (!row || !job->tokens) && r < count; r++) {
+    for (int64_t r = 0; (!row || !job->tokens) && !job->brief && r < count; r++) {
         double top = scaled(d + r * width, e + r * width, width, scale_of(job, room->expected2[r]));
         most = top > most ? top : most;
     }
@@ -473,32 +488,44 @@ static void measure_part(const Job *job, Part *part, Room *room, int64_t start, 
     }
 }
 
-/* Take parts until none is left. Several threads may call it at once. */
-void harness_work(Job *job)
+static void work_part(Job *job, int64_t number, Room *room, int64_t *histogram)
+{
+    Part *part = job->parts + number;
+    int64_t start = start_of(job, number), stop = number + 1 < job->number ? start_of(job, number + 1) : job->count;
+    if (job->stage == SURVEY) {
+        clear(part);
+        survey(job, start, stop, part, room);
+    } else if (job->stage == FILL) {
+        if (look_for_fill(job, start, stop, part, room))
+            __atomic_store_n(&job->closed, 1, __ATOMIC_RELAXED); /* nobody need look on */
+    } else if (job->stage == MAIN) {
+        clear(part);
+        measure_part(job, part, room, start, stop);
+        if (!job->brief)
+            add_tables(room, histogram);
+    } else {
+        measure_scaled(job, part, room, start, stop, part->scale);
+    }
+}
+
+/* Take parts of this stage until none is left. Several threads may call it at once. */
+void harness_work(Work *work)
 {
     Room room;
-    int64_t histogram[BINS] = {0};
+    int64_t histograms[JOBS][BINS];
+    memset(histograms, 0, work->count * sizeof *histograms);
     memset(room.tables, 0, sizeof room.tables);
-    for (int64_t number; (number = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->number;) {
-        Part *part = job->parts + number;
-        int64_t start = start_of(job, number), stop = number + 1 < job->number ? start_of(job, number + 1) : job->count;
-        if (job->stage == SURVEY) {
-            clear(part);
-            survey(job, start, stop, part, &room);
-        } else if (job->stage == FILL) {
-            if (look_for_fill(job, start, stop, part, &room))
-                __atomic_store_n(&job->next, job->number, __ATOMIC_RELAXED); /* nobody need look on */
-        } else if (job->stage == MAIN) {
-            clear(part);
-            measure_part(job, part, &room, start, stop);
-            add_tables(&room, histogram);
-        } else {
-            measure_scaled(job, part, &room, start, stop, part->scale);
+    for (int64_t number; (number = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED)) < work->number;)
+        for (int64_t i = 0; i < work->count; i++) {
+            Job *job = work->jobs[i];
+            int shared = job->same >= 0 && job->stage < MAIN;
+            if (job->stage == work->stage && !shared && !__atomic_load_n(&job->closed, __ATOMIC_RELAXED))
+                work_part(job, number, &room, histograms[i]);
         }
-    }
-    for (int64_t bin = 0; bin < BINS; bin++)
-        if (histogram[bin])
-            __atomic_fetch_add(job->histogram + bin, histogram[bin], __ATOMIC_RELAXED);
+    for (int64_t i = 0; i < work->count; i++)
+        for (int64_t bin = 0; bin < BINS; bin++)
+            if (histograms[i][bin])
+                __atomic_fetch_add(work->jobs[i]->histogram + bin, histograms[i][bin], __ATOMIC_RELAXED);
 }
 
 static double root_mean(double square, int64_t count) { return count ? sqrt(square / (double)count) : 0; }
@@ -582,7 +609,7 @@ static int64_t end_main(Job *job)
         for (int64_t number = first; number < first + many; number++)
             job->parts[number].scale = scale_of(job, row.expected2);
     }
-    return job->tokens ? WIDE : END;
+    return job->tokens && !job->brief ? WIDE : END;
 }
 
 static int64_t end_wide(Job *job)
@@ -595,22 +622,39 @@ static int64_t end_wide(Job *job)
     return END;
 }
 
-/* Put together what the parts gave, once every thread is back, and say whether `harness_work` has more to do. */
-int64_t harness_advance(Job *job)
+static void advance(Job *job)
 {
     int64_t stage = job->stage;
     job->stage = stage == SURVEY ? end_survey(job) : stage == FILL ? end_fill(job) : stage == MAIN ? end_main(job)
                                                                                                     : end_wide(job);
-    job->next = 0;
+    job->closed = 0;
     if (job->stage == END && isnan(job->parts[job->number].abs_diff))
         job->parts[job->number].scaled_max = NAN;
-    return job->stage != END;
+}
+
+/* Put together what the parts gave, once every thread is back, and say whether `harness_work` has more to do. A job that
+   is ahead waits for the others, so that all are in the same stage. */
+int64_t harness_advance(Work *work)
+{
+    int64_t least = END;
+    for (int64_t i = 0; i < work->count; i++) {
+        Job *job = work->jobs[i];
+        if (job->stage == work->stage && job->same >= 0 && job->stage < MAIN) {
+            const Job *first = work->jobs[job->same];
+            job->stage = first->stage, job->rms = first->rms, job->fill = first->fill, job->filled = first->filled;
+        } else if (job->stage == work->stage) {
+            advance(job);
+        }
+        least = job->stage < least ? job->stage : least;
+    }
+    work->stage = least, work->next = 0;
+    return least != END;
 }
 
 /* All of it in this thread. */
-void harness_compare(Job *job)
+void harness_compare(Work *work)
 {
     do
-        harness_work(job);
-    while (harness_advance(job));
+        harness_work(work);
+    while (harness_advance(work));
 }

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from harness.measure.compiled import PART_SIZE
-from harness.measure.compiled_comparison import BINS, COUNTED, CloseLimits, Shape, compared
+from harness.measure.compiled_comparison import BINS, COUNTED, TOGETHER, CloseLimits, Prepared, Shape, read_together
 from harness.typed_json import Bounds
 from harness.versions import require_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import torch
     from torch import Tensor
@@ -178,16 +178,79 @@ def compare(actual: Tensor, expected: Tensor) -> Comparison:
             *(tensor if tensor.is_complex() else tensor.to(torch.complex128) for tensor in (actual, expected))
         )
         return replace(comparison, dtype=_name(actual.dtype), expected_dtype=_name(expected.dtype))
-    header = Comparison(
+    if actual.shape != expected.shape:
+        return _header(actual, expected)
+    with torch.no_grad():
+        return _measure(_on_cpu(actual), _on_cpu(expected), _header(actual, expected))
+
+
+def compare_all(
+    pairs: Sequence[tuple[Tensor, Tensor]], errors: Sequence[tuple[Tensor, Tensor]] = ()
+) -> tuple[list[Comparison], list[float]]:
+    """`compare` of each of `pairs`, and its `rel_l2` alone of each of `errors`: the same numbers, bit for bit.
+
+    Pairs of one shape that the compiled pass reads are read together: a tensor that several of them share comes from
+    memory once. The others are compared one after the other.
+
+    Example: a row's outputs against the CPU's and float64, and how far they are from the forecast.
+
+    >>> import torch
+    >>> actual, golden = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5], dtype=torch.float64)
+    >>> (against, same), (error,) = compare_all([(actual, golden), (actual, actual)], [(actual, golden)])
+    >>> against.max_diff, same.max_diff, error == against.rel_l2
+    (0.5, 0.0, True)
+    """
+    require_torch()
+    every = [*((pair, False) for pair in pairs), *((pair, True) for pair in errors)]
+    here: dict[int, Tensor] = {}  # by tensor: on the CPU, with its elements in order
+    prepared = [_prepared(*pair, brief, here) for pair, brief in every]
+    groups: dict[tuple[int, int, int], list[Prepared]] = {}
+    for item in prepared:
+        if item is not None:
+            groups.setdefault(item[1].cut, []).append(item[1])
+    for group in groups.values():
+        for start in range(0, len(group), TOGETHER):
+            read_together(group[start : start + TOGETHER])
+    comparisons = [
+        compare(*pair) if item is None else item[0].of_pass(item[1], _header(*pair))
+        for pair, item in zip(pairs, prepared)
+    ]
+    sizes = [
+        compare(*pair).rel_l2 if item is None else _error_of(item[1])
+        for pair, item in zip(errors, prepared[len(pairs) :])
+    ]
+    return comparisons, sizes
+
+
+def _error_of(read: Prepared) -> float:
+    part = read.total
+    return _relative_l2(part.diff2, part.expected2, part.max_diff)
+
+
+def _prepared(actual: Tensor, expected: Tensor, brief: bool, here: dict[int, Tensor]) -> tuple[_Sums, Prepared] | None:
+    """A pair for the compiled pass; None for one that is compared by itself."""
+    import torch
+
+    if actual.is_complex() != expected.is_complex() or actual.shape != expected.shape or not actual.numel():
+        return None
+    with torch.no_grad():
+        for tensor in (actual, expected):
+            if id(tensor) not in here:
+                here[id(tensor)] = _on_cpu(tensor).contiguous()
+    left, right = here[id(actual)], here[id(expected)]
+    sums, width = _sums_of(left, _name(actual.dtype))
+    ready = sums.prepared(left, right, width, brief)
+    return None if ready is None else (sums, ready)
+
+
+def _header(actual: Tensor, expected: Tensor) -> Comparison:
+    """Shapes and dtypes, and no number."""
+    return Comparison(
         shape=tuple(actual.shape),
         expected_shape=tuple(expected.shape),
         dtype=_name(actual.dtype),
         expected_dtype=_name(expected.dtype),
     )
-    if actual.shape != expected.shape:
-        return header
-    with torch.no_grad():
-        return _measure(_on_cpu(actual), _on_cpu(expected), header)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -207,19 +270,26 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 def _measure(actual: Tensor, expected: Tensor, header: Comparison) -> Comparison:
     """The shapes and dtypes of `header` with the numbers of two CPU tensors of one shape."""
-    shape = tuple(actual.shape)
     if not actual.numel():
         return _of_nothing(header)
-    tokens = len(shape) > 1 and shape[-1] > 1
-    width = shape[-1] if tokens else min(actual.numel(), CHUNK)
-    sums = _Sums(tokens=tokens, dtype=header.dtype, rows=tokens or width == actual.numel() > 1)
-    if sums.compiled(actual, expected, width if tokens else actual.numel()):
-        return sums.complete(header, shape)
+    sums, width = _sums_of(actual, header.dtype)
+    ready = sums.prepared(actual, expected, width)
+    if ready is not None:
+        read_together([ready])
+        return sums.of_pass(ready, header)
     sums.fill = _fill(expected)
     sums.rms = _rms(expected, sums.fill)
-    for start, left, right in _chunks(actual, expected, width):
+    for start, left, right in _chunks(actual, expected, width if sums.tokens else min(width, CHUNK)):
         sums.add(start, left, right)
-    return sums.complete(header, shape)
+    return sums.complete(header, tuple(actual.shape))
+
+
+def _sums_of(actual: Tensor, dtype: str) -> tuple[_Sums, int]:
+    """What sums up tensors like `actual`, and the elements of a row: all of them where rows mean nothing."""
+    shape, count = tuple(actual.shape), actual.numel()
+    tokens = len(shape) > 1 and shape[-1] > 1
+    rows = tokens or 1 < count <= CHUNK
+    return _Sums(tokens=tokens, dtype=dtype, rows=rows), shape[-1] if tokens else count
 
 
 def _of_nothing(header: Comparison) -> Comparison:
@@ -337,8 +407,8 @@ class _Sums:
         self.nan_actual = self.nan_expected = self.inf_actual = self.inf_expected = 0
         self.nonfinite_differ = self.unequal = 0
 
-    def compiled(self, actual: Tensor, expected: Tensor, width: int) -> bool:
-        """Take in all of two tensors by the compiled pass, rows of `width`; False where there is none for them."""
+    def prepared(self, actual: Tensor, expected: Tensor, width: int, brief: bool = False) -> Prepared | None:
+        """Two tensors, rows of `width`, for the compiled pass; None where there is none for them."""
         limits = CloseLimits(
             close_relative=self.close[0],
             close_absolute=self.close[1],
@@ -347,18 +417,19 @@ class _Sums:
             smallest=self.smallest,
         )
         shape = Shape(width=width, tokens=self.tokens, rows=self.rows, step=min(PART_SIZE, CHUNK))
-        result = compared(actual, expected, shape, limits)
-        if result is None:
-            return False
-        part, self.histogram = result
-        self.count, self.width = actual.numel(), width
+        return Prepared.of(actual, expected, shape, limits, brief)
+
+    def of_pass(self, read: Prepared, header: Comparison) -> Comparison:
+        """The shapes and dtypes of `header` with the numbers of what the compiled pass read."""
+        part, self.histogram = read.total, read.histogram
+        self.count, self.width, _ = read.cut
         for name in COUNTED:
             setattr(self, name, getattr(part, name))
         self.worst_values = part.worst_actual, part.worst_expected
         if part.first_differ >= 0:
             self.first_differ = part.first_differ, part.differ_actual, part.differ_expected
         self.first_flip = part.first_flip if part.first_flip >= 0 else None
-        return True
+        return self.complete(header, read.shape)
 
     def add(self, start: int, actual: Tensor, expected: Tensor) -> None:
         """Take in one chunk, (rows, width) each; `start` is the flat index of its first element."""
@@ -493,9 +564,7 @@ class _Sums:
         """The shapes and dtypes of `header` with the numbers of what was added; places are in `shape`."""
         assert self.histogram is not None, "nothing was added"
         distance = _cos_distance(self.diff2, self.actual2, self.expected2, self.dot)
-        if (
-            self.diff2 == 0 and self.max_diff > 0
-        ):  # the squares of float64 numbers below 1e-162 are zero: nothing can be said
+        if _is_lost(self.diff2, self.max_diff):
             self.diff2 = distance = math.nan
         if self.first_differ is not None:
             self.worst, *values = self.first_differ
@@ -506,7 +575,7 @@ class _Sums:
             mean_diff=self.abs_diff / self.count,
             cos_sim=1.0 - distance,
             cos_distance=distance,
-            rel_l2=_ratio(_root(self.diff2), _root(self.expected2)),
+            rel_l2=_relative_l2(self.diff2, self.expected2, self.max_diff),
             rms=_root(self.expected2 / self.count),
             worst_index=_unravel(self.worst, shape),
             worst_actual=self.worst_values[0],
@@ -545,6 +614,17 @@ class _Sums:
             token_rel_l2=_ratio(_root(self.token_diff2), _root(self.expected2 * self.width / self.count)),
             worst_token_diff=_unravel(self.worst_token_diff, shape[:-1]),
         )
+
+
+def _is_lost(diff2: float, max_diff: float) -> bool:
+    """Whether the squares of differences are zero and the differences are not: those of float64 numbers below 1e-162,
+    of which nothing can be said.
+    """
+    return diff2 == 0 and max_diff > 0
+
+
+def _relative_l2(diff2: float, expected2: float, max_diff: float) -> float:
+    return math.nan if _is_lost(diff2, max_diff) else _ratio(_root(diff2), _root(expected2))
 
 
 def _largest(one: float, other: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +59,16 @@ class _Job(ctypes.Structure):
     _fields_ = [
         *_fields(ctypes.c_void_p, "actual expected parts histogram"),
         *_fields(_I, "actual_kind expected_kind count width step number"),
-        *_fields(_I, "tokens rows filled places stage next"),
+        *_fields(_I, "tokens rows filled places brief same stage closed"),
         *_fields(_D, "fill rms close_relative close_absolute dynamo_relative smallest"),
     ]
+
+
+TOGETHER = 8  # pairs at most that are read in one pass
+
+
+class _Work(ctypes.Structure):
+    _fields_ = [("jobs", ctypes.c_void_p * TOGETHER), *_fields(_I, "count number stage next")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,39 +92,86 @@ class CloseLimits:
     smallest: float
 
 
-def compared(actual: Tensor, expected: Tensor, shape: Shape, limits: CloseLimits) -> tuple[Part, list[int]] | None:
-    """The numbers and the histogram of two CPU tensors of one shape that is not empty; None where torch must do it."""
-    kinds = [code_of(tensor) for tensor in (actual, expected)]
-    code, read = compiled.compiled_code(), readable((actual, expected))
-    if code is None or read is None or len({kind >= INTEGERS for kind in kinds}) > 1:
-        return None
-    actual, expected = read
-    count = actual.numel()
-    step = max(shape.step // shape.width, 1) * shape.width if shape.width <= shape.step else shape.step
-    number = -(-count // step) if shape.width <= shape.step else count // shape.width * -(-shape.width // step)
-    parts, histogram = (Part * (number + 1))(), (ctypes.c_int64 * BINS)()
-    job = _Job(
-        actual=actual.data_ptr(),
-        expected=expected.data_ptr(),
-        parts=ctypes.addressof(parts),
-        histogram=ctypes.addressof(histogram),
-        actual_kind=kinds[0],
-        expected_kind=kinds[1],
-        count=count,
-        width=shape.width,
-        step=step,
-        number=number,
-        tokens=shape.tokens,
-        rows=shape.rows,
-        places=limits.mantissa > 0,
-        close_relative=limits.close_relative,
-        close_absolute=limits.close_absolute,
-        dynamo_relative=limits.dynamo_relative,
-        smallest=limits.smallest,
-    )
-    if number == 1:
-        code.harness_compare(ctypes.byref(job))
+class Prepared:
+    """A pair of CPU tensors of one shape that is not empty, ready for the compiled pass.
+
+    `brief`: the sums of squares and the largest difference alone.
+    """
+
+    def __init__(self, tensors: list[Tensor], shape: Shape, limits: CloseLimits, brief: bool):
+        self._tensors = actual, expected = tensors  # alive while they are read
+        count = actual.numel()
+        whole = shape.width <= shape.step  # rows in a part; otherwise a part is a piece of a row
+        step = max(shape.step // shape.width, 1) * shape.width if whole else shape.step
+        self.number = -(-count // step) if whole else count // shape.width * -(-shape.width // step)
+        self._parts, self._histogram = (Part * (self.number + 1))(), (ctypes.c_int64 * BINS)()
+        self.job = _Job(
+            actual=actual.data_ptr(),
+            expected=expected.data_ptr(),
+            parts=ctypes.addressof(self._parts),
+            histogram=ctypes.addressof(self._histogram),
+            actual_kind=code_of(actual),
+            expected_kind=code_of(expected),
+            count=count,
+            width=shape.width,
+            step=step,
+            number=self.number,
+            tokens=shape.tokens and not brief,
+            rows=shape.rows and not brief,
+            places=limits.mantissa > 0,
+            brief=brief,
+            same=-1,
+            close_relative=limits.close_relative,
+            close_absolute=limits.close_absolute,
+            dynamo_relative=limits.dynamo_relative,
+            smallest=limits.smallest,
+        )
+
+    @classmethod
+    def of(
+        cls, actual: Tensor, expected: Tensor, shape: Shape, limits: CloseLimits, brief: bool = False
+    ) -> Prepared | None:
+        """None where torch must do it."""
+        kinds = [code_of(tensor) for tensor in (actual, expected)]
+        read = readable((actual, expected))
+        if compiled.compiled_code() is None or read is None or len({kind >= INTEGERS for kind in kinds}) > 1:
+            return None
+        return cls(read, shape, limits, brief)
+
+    @property
+    def cut(self) -> tuple[int, int, int]:
+        """What pairs that are read together have alike: elements of all, of a row and of a part."""
+        return self.job.count, self.job.width, self.job.step
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensors."""
+        return tuple(self._tensors[0].shape)
+
+    @property
+    def total(self) -> Part:
+        """What was measured, once it was read."""
+        return self._parts[self.number]
+
+    @property
+    def histogram(self) -> list[int]:
+        """Elements by bin of their difference, once it was read."""
+        return list(self._histogram)
+
+
+def read_together(pairs: Sequence[Prepared]) -> None:
+    """Read up to `TOGETHER` pairs that are cut alike in one pass: each tensor comes from memory once."""
+    code = compiled.compiled_code()
+    assert code is not None, "pairs are prepared for compiled code alone"
+    jobs = [pair.job for pair in pairs]
+    surveyed: dict[tuple[int, int], int] = {}
+    for index, job in enumerate(jobs):
+        first = surveyed.setdefault((job.expected, job.expected_kind), index)
+        job.same = first if first < index else -1
+    pointers = (ctypes.c_void_p * TOGETHER)(*(ctypes.addressof(job) for job in jobs))
+    work = _Work(jobs=pointers, count=len(jobs), number=jobs[0].number)
+    pointer = ctypes.byref(work)
+    if work.number == 1:
+        code.harness_compare(pointer)
     else:
-        pointer = ctypes.byref(job)
-        share_out(lambda: code.harness_work(pointer), number, lambda: bool(code.harness_advance(pointer)))
-    return parts[number], list(histogram)
+        share_out(lambda: code.harness_work(pointer), work.number, lambda: bool(code.harness_advance(pointer)))

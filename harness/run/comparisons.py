@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.judging.checks import near_ties
 from harness.judging.references import MANY, References, is_floating
 from harness.judging.verdict import Reason
-from harness.measure import Comparison, compare, scatter_of, worst_slices
+from harness.measure import Comparison, compare, compare_all, scatter_of, worst_slices
 
 _LARGEST = 65520.0  # from here on float16 rounds to Inf
 
@@ -65,15 +65,15 @@ def measured_outputs(
 
     `other`: a forecast with other ties. `random`: a CPU run, and the same run with random roundings, several times.
     """
-    shared = [name for name in expected if name in actual]
-    comparisons = {name: compare(actual[name], expected[name]) for name in shared}
-    healthy = [item for item in (golden, forecast, *random[1:]) if item is not None] if random else []
-    comparisons = {
-        name: _with_ties(comparison, [run[name] for run in healthy if name in run], expected[name])
-        for name, comparison in comparisons.items()
-    }
-    names = [name for name in shared if golden is not None and has_golden(name, expected, golden)]
-    return comparisons, {name: _hold(name, actual, expected, golden, forecast, modes, other, random) for name in names}
+    runs = _Runs(actual=actual, expected=expected, golden=golden, forecast=forecast, other=other, random=random)
+    comparisons, references = {}, {}
+    for name in expected:
+        if name not in actual:
+            continue
+        comparisons[name], reference = runs.measured(name, modes)
+        if reference is not None:
+            references[name] = reference
+    return comparisons, references
 
 
 def near_tied(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
@@ -85,13 +85,6 @@ def near_tied(comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
     }
 
 
-def _with_ties(comparison: Comparison, healthy: list[Tensor], expected: Tensor) -> Comparison:
-    """A comparison of whole numbers with what is known of their near-ties; any other as it is."""
-    pairs = [compare(run, expected) for run in healthy if not is_floating(comparison.expected_dtype)]
-    counts = [pair.unequal for pair in pairs if pair.comparable]
-    return replace(comparison, unsettled=sum(counts) / len(counts)) if counts else comparison
-
-
 def has_golden(name: str, expected: dict[str, Tensor], golden: dict[str, Tensor]) -> bool:
     return (
         name in golden
@@ -100,20 +93,57 @@ def has_golden(name: str, expected: dict[str, Tensor], golden: dict[str, Tensor]
     )
 
 
-def _hold(name: str, actual, expected, golden, forecast, modes: tuple[str, ...], other, random) -> References:
-    predicted = None if forecast is None or name not in forecast else forecast[name]
-    references = References(
-        golden=compare(actual[name], golden[name]),
-        cpu=compare(expected[name], golden[name]),
-        forecast=None if predicted is None else compare(predicted, golden[name]),
-        unexplained=None if predicted is None else compare(actual[name], predicted).rel_l2,
-        ties=None if predicted is None or other is None else compare(other[name], predicted).rel_l2,
-        modes=modes,
-        slices=worst_slices(actual[name], golden[name], [expected[name], *([] if predicted is None else [predicted])]),
-    )
-    if references.golden.numel >= MANY:
-        return references
-    still, *moved = (item[name] for item in random if name in item) if random else (None,)
-    scatter = scatter_of(moved, still) if moved else None
-    shown = scatter is not None and scatter.explains(references.cpu.rel_l2)
-    return replace(references, scatter=scatter) if shown else references
+@dataclass(frozen=True, kw_only=True)
+class _Runs:
+    """The outputs of all runs by name; see `measured_outputs`."""
+
+    actual: dict[str, Tensor]
+    expected: dict[str, Tensor]
+    golden: dict[str, Tensor] | None
+    forecast: dict[str, Tensor] | None
+    other: dict[str, Tensor] | None
+    random: Sequence[dict[str, Tensor]]
+
+    def measured(self, name: str, modes: tuple[str, ...]) -> tuple[Comparison, References | None]:
+        """One output of the device against the CPU's, and both against float64 where there is one, in one pass."""
+        actual, expected = self.actual[name], self.expected[name]
+        if self.golden is None or not has_golden(name, self.expected, self.golden):
+            return self._with_ties(compare(actual, expected), name), None
+        golden = self.golden[name]
+        predicted = None if self.forecast is None else self.forecast.get(name)
+        pairs, errors = [(actual, expected), (actual, golden), (expected, golden)], []
+        if predicted is not None:
+            pairs.append((predicted, golden))
+            errors.append((actual, predicted))
+            if self.other is not None:
+                errors.append((self.other[name], predicted))
+        comparisons, sizes = compare_all(pairs, errors)
+        healthy = [expected, *([] if predicted is None else [predicted])]
+        references = References(
+            golden=comparisons[1],
+            cpu=comparisons[2],
+            forecast=None if predicted is None else comparisons[3],
+            unexplained=None if predicted is None else sizes[0],
+            ties=sizes[1] if len(sizes) > 1 else None,
+            modes=modes,
+            slices=worst_slices(actual, golden, healthy),
+        )
+        return self._with_ties(comparisons[0], name), self._with_scatter(references, name)
+
+    def _with_ties(self, comparison: Comparison, name: str) -> Comparison:
+        """A comparison of whole numbers with what is known of their near-ties; any other as it is."""
+        if not self.random or is_floating(comparison.expected_dtype):
+            return comparison
+        healthy = [run for run in (self.golden, self.forecast, *self.random[1:]) if run is not None and name in run]
+        pairs = [compare(run[name], self.expected[name]) for run in healthy]
+        counts = [pair.unequal for pair in pairs if pair.comparable]
+        return replace(comparison, unsettled=sum(counts) / len(counts)) if counts else comparison
+
+    def _with_scatter(self, references: References, name: str) -> References:
+        """What is measured of few elements with how far healthy runs scatter, where that explains the CPU's error."""
+        if references.golden.numel >= MANY:
+            return references
+        still, *moved = (run[name] for run in self.random if name in run) if self.random else (None,)
+        scatter = scatter_of(moved, still) if moved else None
+        shown = scatter is not None and scatter.explains(references.cpu.rel_l2)
+        return replace(references, scatter=scatter) if shown else references

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from harness import compare, compiling
-from harness.measure import comparison, compiled, slices
+from harness.measure import compare_all, comparison, compiled, compiled_comparison, slices
 from harness.measure.compiled import PART_SIZE
-from harness.measure.compiled_comparison import Part, _Job, _Row
+from harness.measure.compiled_comparison import TOGETHER, Part, _Job, _Row, _Work
 from harness.measure.compiled_slices import CompiledSums
 from harness.measure.compiled_slices import _Job as _SlicesJob
 from harness.tests.needs import NOT_COMPILED, lacks_compiled_code
@@ -41,16 +41,21 @@ needs_compiler = pytest.mark.skipif(lacks_compiled_code(), reason=NOT_COMPILED)
 
 def by_torch(actual, expected):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "compared", lambda *arguments: None)
+        patch.setattr(comparison.Prepared, "of", lambda *arguments: None)
         return compare(actual, expected)
 
 
 def by_compiled(actual, expected):
-    results, compared = [], comparison.compared
+    read = []
+
+    def read_together(pairs):
+        read.extend(pairs)
+        compiled_comparison.read_together(pairs)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "compared", lambda *arguments: results.append(compared(*arguments)) or results[-1])
+        patch.setattr(comparison, "read_together", read_together)
         result = compare(actual, expected)
-    assert results and results[0] is not None, "the compiled code was not called"
+    assert len(read) == 1, "the compiled code was not called"
     return result
 
 
@@ -363,5 +368,127 @@ def test_the_key_of_the_cache_names_the_processor(monkeypatch, tmp_path):
 @needs_compiler
 def test_the_structures_are_those_of_the_compiled_code():
     code = compiled.compiled_code()
-    assert [code.harness_sizes(number) for number in range(3)] == [ctypes.sizeof(kind) for kind in (_Job, Part, _Row)]
+    kinds = (_Job, Part, _Row, _Work)
+    assert [code.harness_sizes(number) for number in range(len(kinds))] == [ctypes.sizeof(kind) for kind in kinds]
     assert code.harness_slices_size() == ctypes.sizeof(_SlicesJob)
+
+
+# -------- several pairs in one pass
+
+
+def one_by_one(pairs, errors):
+    return [compare(*pair) for pair in pairs], [compare(*pair).rel_l2 for pair in errors]
+
+
+def same(first, second):
+    """Whether two comparisons hold the same numbers, bit for bit; NaN is one."""
+    return repr(asdict(first)) == repr(asdict(second))
+
+
+def outputs_of_a_row(*shape, dtype=torch.float32):
+    """What the device, the CPU, float64 and the forecast give."""
+    golden = seeded(*shape, dtype=torch.float64)
+    device, cpu, forecast = (
+        (golden + 1e-3 * seeded(*shape, seed=seed, dtype=torch.float64)).to(dtype) for seed in (1, 2, 3)
+    )
+    return device, cpu, golden, forecast
+
+
+def pairs_of_a_row(device, cpu, golden, forecast):
+    return [(device, cpu), (device, golden), (cpu, golden), (forecast, golden)], [(device, forecast)]
+
+
+def joint_is_separate(pairs, errors):
+    for (comparisons, sizes), (expected, expected_sizes) in [(compare_all(pairs, errors), one_by_one(pairs, errors))]:
+        assert len(comparisons) == len(expected) and all(map(same, comparisons, expected))
+        assert repr(sizes) == repr(expected_sizes)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", [(7,), (3, 5), (40, 5000), (2, 3, 70_001), (300_000,)], ids=str)
+def test_pairs_that_are_read_together_give_the_same_bits(shape, dtype):
+    joint_is_separate(*pairs_of_a_row(*outputs_of_a_row(*shape, dtype=dtype)))
+
+
+@needs_compiler
+def test_a_pass_reads_what_pairs_share_together(monkeypatch):
+    groups = []
+
+    def noting(pairs):
+        groups.append([(item.job.same, item.job.brief) for item in pairs])
+        compiled_comparison.read_together(pairs)
+        groups[-1] = [(item.job.same, item.job.brief) for item in pairs]
+
+    monkeypatch.setattr(comparison, "read_together", noting)
+    compare_all(*pairs_of_a_row(*outputs_of_a_row(4, 100)))
+    assert groups == [[(-1, 0), (-1, 0), (1, 0), (1, 0), (-1, 1)]]  # golden is surveyed once, of three pairs
+
+
+@needs_compiler
+def test_more_pairs_than_fit_in_one_pass_take_several(monkeypatch):
+    outputs = [seeded(6, 50, seed=seed) for seed in range(TOGETHER + 2)]
+    pairs = [(output, outputs[0]) for output in outputs[1:]]
+    sizes, read = [], compiled_comparison.read_together
+    monkeypatch.setattr(comparison, "read_together", lambda group: sizes.append(len(group)) or read(group))
+    joint_is_separate(pairs, [])
+    assert sizes[:2] == [TOGETHER, 1]
+
+
+@needs_compiler
+def test_fills_infinities_and_nans_of_one_pair_are_not_those_of_another():
+    """One is filled, one holds an infinity on both sides, one a NaN: each pair waits for the others' stages."""
+    device, cpu, golden, forecast = outputs_of_a_row(64, 3000)
+    filled = golden.clone()
+    filled[:, 100:200] = -1e9
+    cpu[3, 7], golden[3, 7], forecast[5, 5] = INF, INF, NAN
+    pairs = [(device, cpu), (filled.float(), filled), (cpu, golden), (forecast, golden), (device, filled)]
+    joint_is_separate(pairs, [(device, forecast), (filled.float(), filled), (cpu, golden)])
+
+
+@needs_compiler
+def test_pairs_of_other_shapes_dtypes_and_kinds_stand_beside_one_another():
+    torch.manual_seed(0)
+    whole, mixed = torch.arange(12).view(3, 4), torch.randn(3, 4)
+    complexes = torch.randn(3, 4, dtype=torch.complex64)
+    pairs = [
+        (whole, whole + 1),  # int64: torch does it
+        (mixed, mixed.double() + 1e-3),
+        (mixed, mixed[:2]),  # shapes that differ
+        (complexes, complexes * (1 + 1e-5)),
+        (mixed, complexes),
+        (torch.empty(0, 3), torch.empty(0, 3)),
+        (mixed.t(), mixed.t() + 1e-3),
+        (mixed > 0, mixed > 0.1),
+        (torch.tensor(1.0), torch.tensor(1.5)),
+    ]
+    joint_is_separate(pairs, [pair for pair in pairs if pair[0].shape == pair[1].shape])
+
+
+@needs_compiler
+def test_an_error_alone_says_what_the_whole_comparison_does():
+    """Also of squares that vanish, of nothing expected, and of nothing at all."""
+    tiny = torch.full((3, 4), 1e-200, dtype=torch.float64)
+    zeros = torch.zeros(3, 4, dtype=torch.float64)
+    pairs = [(tiny, 2 * tiny), (zeros, zeros), (tiny + 1, zeros), (zeros, tiny + 1), (tiny * NAN, tiny)]
+    _, sizes = compare_all([], pairs)
+    assert repr(sizes) == repr([compare(*pair).rel_l2 for pair in pairs])
+    assert math.isnan(sizes[0]) and sizes[1:4] == [0.0, INF, 1.0] and math.isnan(sizes[4])
+
+
+@needs_compiler
+def test_threads_change_no_bit_of_pairs_that_are_read_together():
+    pairs, errors = pairs_of_a_row(*outputs_of_a_row(100, 9000))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(repr(compare_all(pairs, errors)))
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] == results[1]
+
+
+def test_without_compiled_code_pairs_are_compared_one_by_one(monkeypatch):
+    monkeypatch.setattr(comparison.Prepared, "of", lambda *arguments: None)
+    joint_is_separate(*pairs_of_a_row(*outputs_of_a_row(4, 100)))
