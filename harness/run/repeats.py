@@ -74,7 +74,8 @@ def conditioning_of(cpu: CpuSide, golden: dict[str, Tensor] | None) -> float | N
 
 def differences(again: dict[str, Tensor], first: dict[str, Tensor]) -> dict[str, float]:
     """What two runs of the same thing differ by, the output that differs most; empty where every bit is the same."""
-    result = [compare(again[name], first[name]) for name in first if name in again]
+    pairs = [(again[name], first[name]) for name in first if name in again]
+    result = [compare(*pair) for pair in pairs if not _equal(*pair)]
     differing = [
         item for item in result if not item.comparable or item.nonfinite_differ or item.unequal > item.nan_expected
     ]
@@ -82,3 +83,8 @@ def differences(again: dict[str, Tensor], first: dict[str, Tensor]) -> dict[str,
         return {}
     worst = max(differing, key=lambda value: value.rel_l2 if value.rel_l2 == value.rel_l2 else math.inf)
     return {"max_diff": worst.max_diff, "rel_l2": worst.rel_l2, "unequal": worst.unequal}
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal throughout; a tenth of a comparison's time, and most runs repeat."""
+    return one.dtype == other.dtype and one.layout == torch.strided == other.layout and torch.equal(one, other)

@@ -170,3 +170,14 @@ def test_the_share_of_the_largest_logits_that_both_have_is_counted():
     )
     verdict = validate(given, 42, broken)
     assert (verdict.decisions.k, verdict.decisions.topk, verdict.decisions.top1) == (5, 0.9, 1.0)
+
+
+def test_differences_look_closer_where_something_differs():
+    from harness.run.repeats import differences
+
+    nan, plain = torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 2.0])
+    assert differences({"a": plain.clone(), "b": nan.clone()}, {"a": plain, "b": nan}) == {}
+    assert differences({"a": plain.half()}, {"a": plain}) == {}  # other dtypes, the same numbers
+    assert differences({"a": plain + 1}, {"a": plain, "b": nan})["unequal"] == 2
+    assert differences({"a": plain[:1]}, {"a": plain})
+    assert differences({"a": nan}, {"a": plain})["unequal"] == 1
