@@ -11,10 +11,10 @@ from harness.card.rendering import rendered, template_of
 from harness.card.words import CARD_LANGUAGES
 from harness.errors import HarnessError
 from harness.judging.status import Status
-from harness.printable import visible
 from harness.report import Row
 from harness.report.document import escaped
 from harness.report.format import MISSING, cosine, difference_text, times
+from harness.report.printable import visible
 from harness.report.switches import switch_table
 from harness.report.text import result_of
 from harness.report.words import LANGUAGES, told

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from html import escape
 
-from harness.printable import visible
+from harness.report.printable import visible
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --back: #fff; --line: #d0d7de; --soft: #f6f8fa; --link: #0550ae;

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from harness.printable import visible
+from harness.report.printable import visible
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from harness.measure.comparison import edge
-from harness.printable import visible
+from harness.report.printable import visible
 
 WIDTH, HEIGHT, MARGIN = 900, 240, 46  # of a picture, in pixels
 
