@@ -70,6 +70,31 @@ def test_every_page_is_reached_from_the_readme_which_is_short():
     assert {*PAGES} <= seen
 
 
+def files_named(page):
+    """(file, folder) of every file in code in a page's tables; a name without a folder is of the last one before it."""
+    for line in page.read_text().splitlines():
+        folder = ROOT
+        for name in re.findall(r"`([\w./*-]+)`", line) if line.startswith("|") else ():
+            if name.endswith("/") and (ROOT / name).is_dir():
+                folder = ROOT / name
+            elif re.search(r"\.(py|c|h|csv|txt|toml)$", name):
+                folder = (ROOT / name).parent if name.startswith("harness/") else folder
+                yield (name if name.startswith("harness/") else str(folder.relative_to(ROOT) / name)).removeprefix("./")
+
+
+def test_the_files_that_contributors_are_sent_to_exist():
+    names = list(files_named(ROOT / ".github" / "CONTRIBUTING.md"))
+    assert len(names) > 50 and [name for name in names if not [*ROOT.glob(name)]] == []
+
+
+def test_a_file_that_is_no_more_is_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "| `harness/report/` | rows (`rows.py`), judged again (`again.py`) |\n| `harness/no/gone.py` | x |\n"
+    )
+    assert list(files_named(page)) == ["harness/report/rows.py", "harness/report/again.py", "harness/no/gone.py"]
+
+
 class MyModel(nn.Module):
     """What the blocks call a model of one's own."""
 

@@ -20,12 +20,12 @@ from harness.locate.finding import COMES_AND_GOES, INSIDE, LOOK
 from harness.numerics.expected_error import Rules
 from harness.report import Row, build, load, render, rerender, row, upgrade_text, write
 from harness.report import rows as rows_module
-from harness.report.chinese import chinese
 from harness.report.content import NOT_RUN
 from harness.report.document import Bullets, Table, Text, to_markdown
 from harness.report.journal import DIED
 from harness.report.page import BLOCK, PICTURED
 from harness.report.rows import Excuse, Located
+from harness.report.sentences import in_language
 from harness.run.notes import UNMOVED
 from harness.run.validation import DRAWN_THERE
 from harness.upgrade.transitions import compare_reports
@@ -240,7 +240,7 @@ def test_no_english_is_left_in_a_chinese_report(html):
 )
 def test_a_long_text_is_said_in_chinese_at_once(text):
     began = time.perf_counter()
-    chinese(text)
+    in_language(text, "zh")
     assert time.perf_counter() - began < 2
 
 
