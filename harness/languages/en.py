@@ -40,6 +40,12 @@ REPORT = {
     "probes_intro": "Probes of single operators; those that passed are counted, precision.json has each.",
     "more_rows": "and {counts}: see the tables and precision.json",
     "left_out": "{count} more, left out for length; precision.json and the HTML report have all",
+    "more_reasons": " (and {count} more reasons)",
+    "one_more_reason": " (and 1 more reason)",
+    "unlocated": (
+        "Failing rows of other cases that were not located: {count}. The time for that was over, or they cannot be run "
+        "again. --precision-locate-budget=SECONDS gives more time."
+    ),
     "all_reasons": "All reasons",
     "located_module": "module",
     "located_operator": "operator",
@@ -59,7 +65,6 @@ REPORT = {
     "in_full": "Other numbers of each row",
     "status": "status",
     "filter": "filter",
-    "reason": "reason",
     "histogram": "elements by their difference",
     "bits": "effective bits",
     "forecast_bits": "bits forecast",

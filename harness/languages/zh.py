@@ -36,6 +36,12 @@ REPORT = {
     "probes_intro": "单算子测试；通过的只计数，每一行见 precision.json。",
     "more_rows": "另有 {counts}：见下表与 precision.json",
     "left_out": "另有 {count} 项因篇幅省略；precision.json 与 HTML 报告中有全部内容",
+    "more_reasons": "（另有 {count} 条原因）",
+    "one_more_reason": "（另有 1 条原因）",
+    "unlocated": (
+        "另有 {count} 个其他用例的未通过行没有定位：定位时间已用完，或无法重新运行。"
+        "--precision-locate-budget=秒数 可以给出更多时间。"
+    ),
     "all_reasons": "全部原因",
     "located_module": "模块",
     "located_operator": "算子",
@@ -54,7 +60,6 @@ REPORT = {
     "in_full": "每一行的其他数值",
     "status": "状态",
     "filter": "筛选",
-    "reason": "原因",
     "histogram": "按误差大小统计的元素数",
     "bits": "有效位数",
     "forecast_bits": "预测位数",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from harness.devices.names import SPECS_LISTED
 from harness.judging.preset_names import PRESETS_LISTED
 from harness.languages import NAMES
 
@@ -78,7 +79,7 @@ def _number(name: str, kind: type, metavar: str, help: str, default: float | Non
 
 
 OPTIONS = (
-    _text("device", "DEVICE", "auto (default), npu[:n], emulated, cuda[:n] or cpu", default="auto"),
+    _text("device", "DEVICE", SPECS_LISTED, default="auto"),
     _text("soc", "NAME", "the chip that the emulated device plays, such as Ascend310P3 (default Ascend910B4)"),
     _number("devices", int, "N", "how many cards the emulated machine has; with -n each worker takes one of them"),
     Option(

@@ -35,6 +35,10 @@ thead th { background: var(--soft); position: sticky; top: 0 }
 #rows thead { position: sticky; top: 0; z-index: 1 }
 #rows tr { display: grid; align-items: stretch }
 #rows td, #rows th { white-space: normal }
+#rows .with-reason td:not(.reason) { border-bottom: 0; padding-bottom: 0 }
+#rows td.reason { grid-column: 1 / -1; max-width: min(78rem, 96vw); padding-top: 0 }
+#rows td.reason a { text-decoration: none }
+#rows td.reason a:hover, #rows td.reason a:focus { text-decoration: underline }
 #rows tbody { content-visibility: auto }
 #rows [hidden] { display: none }
 #rows th[aria-sort]:not([aria-sort=none])::after { content: " \\25B2" }
