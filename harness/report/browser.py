@@ -30,6 +30,8 @@ h1 { font-size: 1.5rem; margin: .5rem 0 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px }
 th, td { border-bottom: 1px solid var(--line); padding: .2rem .6rem; text-align: left; white-space: nowrap }
 td.number, th.number { text-align: right }
+td:last-child:not(.number) { white-space: normal; min-width: 16rem }
+#rows td:last-child { min-width: 0 }
 thead th { background: var(--soft); position: sticky; top: 0 }
 #rows, #rows thead, #rows tbody { display: block; width: max-content; min-width: 100% }
 #rows thead { position: sticky; top: 0; z-index: 1 }

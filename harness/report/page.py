@@ -202,7 +202,7 @@ def _failures(failed: Sequence[Row], words: Mapping[str, str], folder: Path | No
             blocks.append(Picture(text=words["depth"], path=row.located.picture))
         parts += _blocks(blocks, folder)
         shown = row.comparisons.get(row.output or "") if pictured else None
-        drawn = "" if shown is None else histogram_picture(shown.histogram)
+        drawn = "" if shown is None else histogram_picture(shown.histogram, words)
         parts += [_image(drawn.encode(), words["histogram"])] if drawn else []
         parts.append("</section>")
     return parts

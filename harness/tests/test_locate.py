@@ -23,6 +23,7 @@ from harness.reference import roundoff
 from harness.report.located import found_text, located
 from harness.report.pictures import depth_picture
 from harness.report.rows import Located
+from harness.report.words import LANGUAGES
 from harness.tests.needs import emulated_device, needs_torch_npu
 from harness.tests.test_clean import TRAP, emulated
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user, write  # noqa: F401
@@ -638,6 +639,8 @@ def test_a_finding_is_a_table_and_a_picture(npu):
     )
     picture = depth_picture(location)
     assert picture.count("<circle") == 1 and "blocks.2.out linear" in picture and picture.startswith("<svg")
+    chinese = depth_picture(location, LANGUAGES["zh"])
+    assert "个算子" in chinese and "operators" not in chinese and "operators" in picture
     assert "<circle" not in depth_picture(replace(location, steps=())) and math.isfinite(location.steps[0].own)
 
 

@@ -539,3 +539,10 @@ def test_the_outcome_is_the_gravest_thing_that_is_true(tmp_path, rows, word):
     write(report, tmp_path)
     assert json.loads((tmp_path / "precision.json").read_text())["outcome"] == word
     assert load(tmp_path).outcome == word
+
+
+def test_pictures_of_a_page_are_in_its_language():
+    for lang, caption in (("en", "elements by"), ("zh", "元素个数")):
+        page = render(report(row_of(verdict(5.0))), html=True, lang=lang)
+        (drawn,) = (base64.b64decode(item).decode() for item in re.findall(r"svg\+xml;base64,([^\"]*)", page))
+        assert caption in drawn
