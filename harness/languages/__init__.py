@@ -12,7 +12,8 @@ from importlib import import_module
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent
-NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("[a-z][a-z].py")))
+_OTHERS = {path.stem for path in _FOLDER.glob("[a-z][a-z].py")} - {"en"}
+NAMES = ("en", *sorted(_OTHERS))  # the first is what nobody chose
 
 
 def words_of(part: str) -> dict[str, Mapping[str, str]]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from harness.commands import health
 from harness.commands.main import main
 from harness.models import inference
-from harness.models.aimv2 import PHOTO
+from harness.models.aimv2 import LAYOUTS, PHOTO
 from harness.models.digits import DIGITS_FOLDER
 from harness.run import timing
 from harness.tests.checkpoints import model, write
@@ -111,6 +111,8 @@ def test_convert_and_back_by_command(capsys, checkpoint, tmp_path):
     first, second = load_file(checkpoint / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     assert "exists already" in fails(capsys, "convert", checkpoint, tmp_path / "back", "--to", "apple")
+    expected = f"no layout is called 'none'; there are {', '.join(LAYOUTS)}"
+    assert expected in fails(capsys, "convert", checkpoint, tmp_path / "new", "--to", "none")
     assert "no such model" in fails(capsys, "convert", tmp_path / "absent", tmp_path / "new", "--to", "apple")
     assert not (tmp_path / "new").exists()
 

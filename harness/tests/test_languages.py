@@ -9,6 +9,7 @@ import pytest
 
 from harness import languages
 from harness.languages import NAMES, sentences_of, words_of
+from harness.plugin.options import OPTIONS
 from harness.report.sentences import in_language
 
 HARNESS = Path(languages.__file__).parents[1]
@@ -39,6 +40,12 @@ def test_a_language_is_its_files_alone(tmp_path, monkeypatch):
     assert words_of("REPORT")["xx"]["title"] == words_of("REPORT")["en"]["title"]
     assert in_language("(up to 1.00e-02 allowed)", "xx") == "(up to 1.00e-02 allowed)"
     assert in_language("(up to 1.00e-02 allowed)", "zh") == "（最多允许 1.00e-02）"
+
+
+def test_the_language_that_nobody_chose_is_english():
+    (asked,) = [option for option in OPTIONS if option.name == "lang"]
+    assert NAMES[0] == "en" == asked.default and asked.settings["choices"] == NAMES
+    assert list(NAMES[1:]) == sorted(NAMES[1:])
 
 
 def test_no_other_code_names_a_language():
