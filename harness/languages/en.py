@@ -121,7 +121,7 @@ REPORT = {
     "depth": "error over depth",
     "known": "Known failures",
     "until": "until {day}",
-    "known_too": "{count} rows fail as known.",
+    "known_too": "Rows that fail as known: {count}.",
     "switches": "What the switches cost",
     "switches_intro": (
         "The error that a healthy device is expected to show (rel_l2 to float64) as its switches are, and with a "

@@ -97,7 +97,7 @@ REPORT = {
     "depth": "误差随深度的变化",
     "known": "已知失败",
     "until": "有效期至 {day}",
-    "known_too": "另有 {count} 行为已知失败。",
+    "known_too": "已知失败：{count} 行。",
     "switches": "各开关的精度代价",
     "switches_intro": (
         "正常设备应有的误差（对 float64 的 rel_l2）：当前开关下，以及设置某个开关之后；没有影响的开关不列出。"

@@ -111,7 +111,7 @@ def conclusion_of(report: Report, words: Mapping[str, str]) -> str:
     if report.performance and not rows:
         return ""
     bad = [row for row in rows if row.is_bad]
-    known = sum(Mark.KNOWN in row.marks for row in rows)
+    excused = [row for row in rows if Mark.KNOWN in row.marks]
     measured = [
         row for row in rows if row.rel_l2 is not None and math.isfinite(row.rel_l2) and Mark.KNOWN not in row.marks
     ]
@@ -127,9 +127,9 @@ def conclusion_of(report: Report, words: Mapping[str, str]) -> str:
             cos_sim=cosine(min((row.cos_sim for row in measured if row.cos_sim is not None), default=None)),
         )
     else:
-        text = words["nothing"]
-    sentences = [text]
-    sentences += [words["known_too"].format(count=known)] if known else []
+        text = "" if any(row.rel_l2 is not None for row in excused) else words["nothing"]
+    sentences = [text] if text else []
+    sentences += [words["known_too"].format(count=len(excused))] if excused else []
     sentences += [f"{cards_line(report.cards, words)}{words['full_stop']}"] if report.cards else []
     sentences += [words["emulated_again"]] if report.backend == "emulated" else []
     return words["between"].join(sentences)
