@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from harness import Case
-from harness.commands.main import main
+from harness.commands.main import COMMANDS, main
+from harness.conformance import __main__ as conformance
+from harness.judging.preset_names import PRESET_NAMES
 from harness.plugin.options import OPTIONS
 from harness.tests.test_commands import ROOT
 from harness.upgrade.tables import tomllib
@@ -129,6 +131,20 @@ def test_the_options_of_pytest_are_those_there_are():
     table = page[page.index("## Options of pytest") : page.index("## Commands")]
     told = set(re.findall(r"`--([a-z-]+)", table)) - {"NAME", "junitxml"} - {"precision-"}
     assert told == {option.name for option in OPTIONS} - HIDDEN
+
+
+def test_the_commands_are_those_there_are():
+    page = (ROOT / "harness" / "docs" / "commands.md").read_text()
+    table = page[page.index("| command | what it does |") :]
+    assert set(re.findall(r"^\| `([a-z]+)` \|", table, re.M)) == {command.name for command in COMMANDS}
+    measuring = table[table.index("`python -m harness.conformance") :]
+    assert {*re.findall(r"`([a-z]+)`", measuring), "architectures"} >= set(conformance.COMMANDS)
+
+
+def test_the_presets_are_those_there_are():
+    for page in (ROOT / "harness" / "docs" / "judging.md", ROOT / "harness" / "docs" / "zh" / "judging.md"):
+        rows = re.findall(r"^\| `([a-z]+)`.*\|.*\|.*\|$", page.read_text(), re.M)
+        assert tuple(rows) == PRESET_NAMES, page
 
 
 HIDDEN = {"locate-case", "locate-seed", "locate-backward"}  # what `python -m harness locate` hands to pytest
