@@ -9,8 +9,19 @@ from tabulate import tabulate
 _NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
 
 
+_HELP = f"""usage: python -m harness.benchmarks [-h] [NAME …]
+
+Measures the promises on speed and size; NAME is one of {", ".join(_NAMES)}, by default all.
+
+example:
+  python -m harness.benchmarks compare convert"""
+
+
 def main(wanted: list[str]) -> int:
     """Run benchmarks by name, or all; 1 when a promise is not kept, 2 for a name that there is not."""
+    if {"-h", "--help"} & set(wanted):
+        print(_HELP)
+        return 0
     unknown = sorted(set(wanted) - set(_NAMES))
     if unknown:
         print(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(_NAMES)}", file=sys.stderr)

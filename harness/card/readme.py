@@ -8,13 +8,13 @@ from typing import Any
 from harness.card.facts import required
 from harness.card.percent import is_one_number
 from harness.card.rendering import rendered, template_of
-from harness.card.words import CARD_LANGUAGES
 from harness.errors import HarnessError
 from harness.judging.status import Status
-from harness.printable import visible
+from harness.languages import words_of
 from harness.report import Row
 from harness.report.document import escaped
 from harness.report.format import MISSING, cosine, difference_text, times
+from harness.report.printable import visible
 from harness.report.switches import switch_table
 from harness.report.text import result_of
 from harness.report.words import LANGUAGES, told
@@ -30,9 +30,10 @@ FORECAST_ALLOWED = "forecast_ratio"  # of a row's limits
 
 def readme(card: Mapping[str, Any], lang: str, style: str) -> str:
     """The README of a card as JSON holds it. Raises: HarnessError for an unknown language or template."""
-    if lang not in CARD_LANGUAGES:
-        raise HarnessError(f"no card is written in {lang!r}; there are {', '.join(CARD_LANGUAGES)}")
-    words = CARD_LANGUAGES[lang]
+    languages = words_of("CARD")
+    if lang not in languages:
+        raise HarnessError(f"no card is written in {lang!r}; there are {', '.join(languages)}")
+    words = languages[lang]
     rows = [Row.from_dict(row) for row in card["accuracy"]["rows"]]
     name, folder = template_of(style)
     values = dict(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.devices.names import SPECS_LISTED
 from harness.judging.preset_names import PRESETS_LISTED
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -28,7 +29,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="auto",
-        help="auto (default), npu[:n], emulated, cuda[:n] or cpu; a named one that cannot run is an error",
+        help=f"{SPECS_LISTED}; a named one that cannot run is an error",
     )
 
 

@@ -13,7 +13,12 @@ def _add(parser: argparse.ArgumentParser) -> None:
         "source", type=Path, metavar="SRC", help="a .safetensors file, or a directory with one or with shards"
     )
     parser.add_argument("destination", type=Path, metavar="DST", help="a new directory")
-    parser.add_argument("--to", required=True, choices=("apple", "transformers", "timm"), help="the layout to write")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="LAYOUT",
+        help="the layout to write, such as apple; an unknown one is answered with all that there are",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:

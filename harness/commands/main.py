@@ -29,7 +29,7 @@ from harness.commands import (
 from harness.errors import HarnessError
 from harness.typed_json import shown
 
-_COMMANDS = (
+COMMANDS = (
     card.COMMAND,
     infer.COMMAND,
     convert.COMMAND,
@@ -79,9 +79,11 @@ def _parser() -> argparse.ArgumentParser:
         description=(
             "Accuracy validation of torch models on Ascend NPUs. The accuracy cases run by `pytest -k precision`."
         ),
+        epilog=f"example:\n  {card.COMMAND.example}\n  python -m harness COMMAND --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in _COMMANDS:
+    for command in COMMANDS:
         added = commands.add_parser(
             command.name,
             help=command.summary,

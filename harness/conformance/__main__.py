@@ -7,7 +7,7 @@ import sys
 
 from harness.errors import HarnessError
 
-_COMMANDS = (
+COMMANDS = (
     "architectures",
     "checkpoints",
     "vendor",
@@ -20,11 +20,21 @@ _COMMANDS = (
     "dtypes",
     "published",
 )
+_USAGE = f"""usage: python -m harness.conformance {" | ".join(COMMANDS)} [-h] …
+
+Measures how far the emulated CANN and the criteria carry.
+
+example:
+  python -m harness.conformance detection --models digits --dtypes float32
+  python -m harness.conformance COMMAND --help"""
 
 
 def main() -> int:
-    if len(sys.argv) < 2 or sys.argv[1] not in _COMMANDS:
-        print(f"usage: python -m harness.conformance {' | '.join(_COMMANDS)} [-h] …", file=sys.stderr)
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(_USAGE)
+        return 0
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        print(_USAGE.partition("\n")[0], file=sys.stderr)
         return 2
     try:
         return importlib.import_module(f"harness.conformance.{sys.argv[1]}").main(sys.argv[2:])

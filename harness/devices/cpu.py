@@ -11,3 +11,6 @@ class Cpu(Kind):
 
     def open(self, index: int, *, soc: str | None = None, devices: int | None = None, timing: bool = False) -> str:
         return cpu_name()
+
+
+KIND = Cpu()

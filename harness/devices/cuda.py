@@ -16,7 +16,6 @@ from harness.errors import DeviceError
 
 class Cuda(Kind):
     name = torch_type = "cuda"
-    numbered = True
     hardware = True
     cards_variable = "CUDA_VISIBLE_DEVICES"
     switches = {  # noqa: RUF012
@@ -61,6 +60,9 @@ class Cuda(Kind):
             conv_allow_tf32=torch.backends.cudnn.allow_tf32,
             matmul_allow_tf32=torch.backends.cuda.matmul.allow_tf32,
         )
+
+
+KIND = Cuda()
 
 
 def answering(index: int) -> str:

@@ -13,7 +13,7 @@ from harness.errors import DeviceError
 
 class Emulated(Npu):
     name = "emulated"
-    numbered = hardware = False
+    hardware = False
     plays = True
 
     def open(self, index: int, *, soc: str | None = None, devices: int | None = None, timing: bool = False) -> str:
@@ -62,3 +62,6 @@ class Emulated(Npu):
         """The number of an emulated card on its machine, where a process sees some of several; else None."""
         cards = os.environ.get(self.cards_variable or "", "").split(",")
         return f"emulated card {cards[index]}" if index < len(cards) and cards[index] else None
+
+
+KIND = Emulated()

@@ -1,4 +1,4 @@
-"""What the harness asks of a kind of device. A kind is a module with a subclass of `Kind`, and a line in `kinds.py`."""
+"""What the harness asks of a kind of device, which is a module with `KIND`, of a subclass of `Kind`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ class Kind:
 
     name = ""
     torch_type = ""  # of its torch.device
-    numbered = False  # whether one of several may be asked for, as in npu:1
     cards_variable: str | None = None  # the environment variable that shows a process some of the cards
     switches: Mapping[str, Switch] = {}
     hardware = False  # whether it is a card

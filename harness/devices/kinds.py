@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from harness.devices.cpu import Cpu
-from harness.devices.cuda import Cuda
-from harness.devices.emulated import Emulated
-from harness.devices.kind import Kind
-from harness.devices.npu import Npu
+from importlib import import_module
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Npu(), Emulated(), Cuda(), Cpu())}
+from harness.devices.kind import Kind
+from harness.devices.names import NUMBERED
+
+KINDS: dict[str, Kind] = {name: import_module(f"harness.devices.{name}").KIND for name in NUMBERED}
 TORCH_TYPES = frozenset(kind.torch_type for kind in KINDS.values())

@@ -28,7 +28,6 @@ SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh (from CANN 8.5: /u
 
 class Npu(Kind):
     name = torch_type = "npu"
-    numbered = True
     hardware = True
     cards_variable = "ASCEND_RT_VISIBLE_DEVICES"
     switches = {  # noqa: RUF012
@@ -77,6 +76,9 @@ class Npu(Kind):
     def script_switches(self, stack: Stack) -> list[str]:
         allowed = (("conv", stack.conv_allow_hf32), ("matmul", stack.matmul_allow_hf32))
         return [f"torch.npu.{name}.allow_hf32 = {value}" for name, value in allowed if value is not None]
+
+
+KIND = Npu()
 
 
 # -------- opening

@@ -12,12 +12,9 @@ import torch
 
 from harness.devices.device import Device
 from harness.devices.kinds import KINDS
+from harness.devices.names import AUTO, NUMBERED, SPECS
 from harness.devices.npu import inherits_emulation, traces_of_ascend
 from harness.errors import DeviceError
-
-AUTO = "auto"
-_NAMES = [AUTO, *(f"{name}[:n]" if kind.numbered else name for name, kind in KINDS.items())]
-SPECS = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 
 
 def open_device(
@@ -56,11 +53,10 @@ def open_device(
 def parse_spec(spec: str) -> tuple[str, int]:
     """The kind and the index of a device: "npu:1" is ("npu", 1). Raises: ValueError for another word."""
     name, colon, number = spec.partition(":")
-    kind = KINDS.get(name)
     if colon:
-        fits = kind is not None and kind.numbered and re.fullmatch("[0-9]+", number) is not None
+        fits = NUMBERED.get(name, False) and re.fullmatch("[0-9]+", number) is not None
     else:
-        fits = kind is not None or name == AUTO
+        fits = name in NUMBERED or name == AUTO
     if not fits:
         raise ValueError(f"no device is called {spec!r}; there are {SPECS}")
     return name, int(number or 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-AT_LEAST = ("cos_sim", "token_cos_sim", "matched", "top1")
+from harness.measure.comparison import AT_LEAST as METRICS_AT_LEAST
+
+AT_LEAST = (*METRICS_AT_LEAST, "top1")
 FLOORED = (
     "forecast_ratio",
     "token_ratio",

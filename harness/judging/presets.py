@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from harness.judging.criteria import AT_LEAST
 from harness.judging.references import PART, ROUNDOFF, References, bits, slack
-from harness.measure import CLOSE, DYNAMO, Comparison
+from harness.measure import CLOSE, DYNAMO, WORST, Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +58,19 @@ def _enough(result: float, down: bool = False) -> str:
     return f"; a limit of {math.ceil(result / step) * step:.2e} would pass"
 
 
+# Criteria that are no metric: the metric whose worst element or token they name.
+_WORST_OF = {"max_diff_rms": "max_diff", "outlier_ratio": "max_diff", "token_ratio": "token_rel_l2"}
+
+
 def check_of(comparison: Comparison, name: str, limit: float, measured: float | None = None) -> Check:
     if measured is None:
         measured = getattr(comparison, name)
         measured = abs(measured) if name in ("gain", "shift") else measured
         measured = measured / (comparison.rms or 1.0) if name == "shift" else measured
-    indices = {
-        "max_diff": comparison.worst_index,
-        "max_diff_rms": comparison.worst_index,
-        "outlier_ratio": comparison.worst_index,
-        "token_cos_sim": comparison.worst_token,
-        "token_rel_l2": comparison.worst_token_diff,
-        "token_ratio": comparison.worst_token_diff,
-        "flip_margin": comparison.first_flip,
-    }
-    index = indices.get(name)
-    kind = "token " if name.startswith("token") else ""
-    kind = "row " if name == "flip_margin" else kind
-    return Check(name=name, found=measured, limit=limit, where="" if index is None else f"at {kind}{index}")
+    place, kind = WORST.get(_WORST_OF.get(name, name), ("", ""))
+    index = getattr(comparison, place) if place else None
+    where = "" if index is None else " ".join(filter(None, ("at", kind, str(index))))
+    return Check(name=name, found=measured, limit=limit, where=where)
 
 
 def _floor(comparison: Comparison, references: References | None) -> list[Check]:

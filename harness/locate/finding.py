@@ -174,11 +174,10 @@ class Finding:
             looked = f"while {len(self.steps)} {self.level} were looked at and none of them raised, so none is named"
             return f"The device stopped computing {looked}: {self.gone}."
         if not self.steps:
-            return (
-                f"Nothing was looked at.{over}"
-                if self.unseen
-                else f"Nothing was looked at: the model calls no {what} of its own."
+            none = (
+                f"{why} before the first of {self.unseen}" if self.unseen else f"the model calls no {what} of its own"
             )
+            return f"Nothing was looked at: {none}."
         if self.first is None:
             return self._of_nothing(what, over)
         text = self._of_first(what, over)

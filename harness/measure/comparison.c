@@ -18,7 +18,7 @@
 
 enum { SURVEY, FILL, MAIN, WIDE, END };
 
-/* The names and the order of these fields are those of the classes in compiled_comparison.py; each takes 8 bytes. */
+/* compiled_comparison.py reads these structures here; each field takes 8 bytes. */
 typedef struct {
     double diff2, actual2, expected2, dot;           /* sums of one row */
     double actual_top, expected_top, expected_there; /* largest elements; expected where actual has its largest */

@@ -9,11 +9,11 @@ against it. torch is imported inside, so that importing the package costs nothin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated
 
 from harness.measure.compiled import PART_SIZE
-from harness.measure.compiled_comparison import BINS, COUNTED, TOGETHER, CloseLimits, Prepared, Shape, read_together
+from harness.measure.compiled_comparison import BINS, TOGETHER, CloseLimits, Prepared, Shape, read_together
 from harness.typed_json import Bounds
 from harness.versions import require_torch
 
@@ -40,22 +40,27 @@ class Comparison:
 
     Differences are in output units. Where the shapes differ nothing could be measured and the numbers are NaN;
     a NaN on either side makes them NaN, and an infinity that the other side lacks makes max_diff infinite.
+
+    The metadata of a field says what a limit on it needs to know: `at_least`, where it must be at least its limit and
+    not at most; `where`, the field that holds where its worst is, and `of`, what lies there if not an element.
     """
 
     shape: Axes  # of actual
     expected_shape: Axes
     dtype: str  # of actual: "float32", …
     expected_dtype: str
-    max_diff: Size = math.nan  # largest |actual - expected|
+    max_diff: Size = field(default=math.nan, metadata={"where": "worst_index"})  # largest |actual - expected|
     mean_diff: Size = math.nan  # mean |actual - expected|
-    cos_sim: Cosine = math.nan  # cosine of the two flattened tensors, at most 1
+    # Cosine of the two flattened tensors, at most 1.
+    cos_sim: Cosine = field(default=math.nan, metadata={"at_least": True})
     cos_distance: Size = math.nan  # 1 - cosine, without the cancellation of that subtraction
     rel_l2: Size = math.nan  # ‖actual - expected‖ / ‖expected‖
     rms: Size = math.nan  # root mean square of expected: the scale that differences are read against
     worst_index: Axes | None = None  # of max_diff, or of the first element that is not finite on one side only
     worst_actual: float = math.nan  # the two values there
     worst_expected: float = math.nan
-    token_cos_sim: Cosine = math.nan  # least cosine of a token, a vector along the last axis; NaN below two axes
+    # Least cosine of a token, a vector along the last axis; NaN below two axes.
+    token_cos_sim: Cosine = field(default=math.nan, metadata={"at_least": True, "where": "worst_token", "of": "token"})
     worst_token: Axes | None = None
     nan_actual: Count = 0  # elements that are NaN
     nan_expected: Count = 0
@@ -77,16 +82,18 @@ class Comparison:
     max_scaled: Size = (
         math.nan
     )  # largest |difference| / (|expected| + rms of its row, or of all that is flat): outliers of any size
-    token_rel_l2: Size = math.nan  # largest ‖difference‖ of a row, over the root mean square ‖expected‖ of the rows
+    # Largest ‖difference‖ of a row, over the root mean square ‖expected‖ of the rows.
+    token_rel_l2: Size = field(default=math.nan, metadata={"where": "worst_token_diff", "of": "token"})
     worst_token_diff: Axes | None = None  # the row of it
     ulp_max: Size = math.nan  # largest difference in units of the last place of expected, in actual's dtype
     ulp_mean: Size = math.nan
     close_atol: Size = math.nan  # the absolute tolerance that every element needs beside torch.testing's relative one
-    matched: Share = math.nan  # share of elements within torch.testing's two tolerances
+    # Share of elements within torch.testing's two tolerances.
+    matched: Share = field(default=math.nan, metadata={"at_least": True})
     dynamo_atol: Size = math.nan  # as close_atol, beside the relative tolerance of PyTorch's compiler benchmarks
     flips: Count = 0  # rows whose largest element is another one
     # The largest gap, in expected, between its largest element and the one that actual has as such.
-    flip_margin: Size = 0.0
+    flip_margin: Size = field(default=0.0, metadata={"where": "first_flip", "of": "row"})
     first_flip: Axes | None = None  # the row with that gap
     flip_value: float = 0.0  # its largest element in expected
     histogram: tuple[tuple[int, int], ...] = ()  # (bin, elements) of |difference|, `_STEPS` bins an octave; see `edge`
@@ -125,6 +132,13 @@ class Comparison:
         """Largest difference in units of the root mean square of expected."""
         return _ratio(self.max_diff, self.rms)
 
+
+AT_LEAST = tuple(item.name for item in fields(Comparison) if item.metadata.get("at_least"))
+WORST = {  # by metric: the field that holds where its worst is, and what lies there
+    item.name: (item.metadata["where"], item.metadata.get("of", ""))
+    for item in fields(Comparison)
+    if item.metadata.get("where")
+}
 
 LAST = 1018  # the last bin but one of finite float32 numbers; larger differences are in those after it
 _STEPS = 4  # bins of the histogram to a factor of two: they are the leading bits of a float32
@@ -423,8 +437,9 @@ class _Sums:
         """The shapes and dtypes of `header` with the numbers of what the compiled pass read."""
         part, self.histogram = read.total, read.histogram
         self.count, self.width, _ = read.cut
-        for name in COUNTED:
-            setattr(self, name, getattr(part, name))
+        for name, *_ in part._fields_:
+            if name in vars(self) and name not in ("first_differ", "first_flip"):  # -1 where there is none
+                setattr(self, name, getattr(part, name))
         self.worst_values = part.worst_actual, part.worst_expected
         if part.first_differ >= 0:
             self.first_differ = part.first_differ, part.differ_actual, part.differ_expected

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.measure import compiled
@@ -16,59 +18,49 @@ if TYPE_CHECKING:
 BINS = 1024  # of the histogram
 
 
-def _fields(kind: Any, names: str) -> list[tuple[str, Any]]:
-    return [(name, kind) for name in names.split()]
+_SOURCE = Path(__file__).with_name("comparison.c")
+_TYPES: dict[str, Any] = {"double": ctypes.c_double, "int64_t": ctypes.c_int64}
 
 
-_D, _I = ctypes.c_double, ctypes.c_int64
+def _fields_of(name: str) -> list[tuple[str, Any]]:
+    """The fields of one of the structures of comparison.c, in its order."""
+    source = re.sub(r"/\*.*?\*/", "", _SOURCE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    body = re.search(rf"typedef struct {{([^}}]*)}} {name};", source)
+    assert body is not None, f"comparison.c declares no structure {name}"
+    result = []
+    for declaration in body[1].split(";"):
+        kind, _, names = declaration.strip().removeprefix("const ").partition(" ")
+        for field in filter(None, (item.strip() for item in names.split(","))):
+            pointer = field.startswith("*")
+            result.append((field.lstrip("*"), ctypes.c_void_p if pointer else _TYPES[kind]))
+    return result
 
 
 class _Row(ctypes.Structure):
-    _fields_ = [
-        *_fields(_D, "diff2 actual2 expected2 dot actual_top expected_top expected_there"),
-        *_fields(_I, "actual_at expected_at"),
-    ]
+    _fields_ = _fields_of("Row")
+
+
+_TYPES["Row"] = _Row
 
 
 class Part(ctypes.Structure):
     """What was measured of some elements; comparison.c says what each field is."""
 
-    _fields_ = [
-        *_fields(_D, "low high square rest"),
-        *_fields(_I, "finite filled"),
-        *_fields(_D, "diff2 actual2 expected2 dot gained shifted abs_diff size relative ulps"),
-        *_fields(_D, "max_diff worst_actual worst_expected differ_actual differ_expected"),
-        *_fields(_D, "close_excess dynamo_excess scaled_max relative_max ulps_max"),
-        *_fields(_D, "token_diff2 token_distance flip_margin flip_value"),
-        *_fields(_I, "worst first_differ worst_token_diff worst_token first_flip"),
-        *_fields(_I, "above unequal within flips nan_actual nan_expected inf_actual inf_expected nonfinite_differ"),
-        ("scale", _D),
-        ("row", _Row),
-    ]
-
-
-COUNTED = (  # the fields of a part that `_Sums` in comparison.py has by the same name
-    *"diff2 actual2 expected2 dot gained shifted abs_diff size relative ulps max_diff worst".split(),
-    *"close_excess dynamo_excess scaled_max relative_max ulps_max".split(),
-    *"token_diff2 token_distance worst_token_diff worst_token flips flip_margin flip_value".split(),
-    *"above unequal within nan_actual nan_expected inf_actual inf_expected nonfinite_differ".split(),
-)
+    _fields_ = _fields_of("Part")
 
 
 class _Job(ctypes.Structure):
-    _fields_ = [
-        *_fields(ctypes.c_void_p, "actual expected parts histogram"),
-        *_fields(_I, "actual_kind expected_kind count width step number"),
-        *_fields(_I, "tokens rows filled places brief same stage closed"),
-        *_fields(_D, "fill rms close_relative close_absolute dynamo_relative smallest"),
-    ]
+    _fields_ = _fields_of("Job")
 
 
 TOGETHER = 8  # pairs at most that are read in one pass
 
 
 class _Work(ctypes.Structure):
-    _fields_ = [("jobs", ctypes.c_void_p * TOGETHER), *_fields(_I, "count number stage next")]
+    _fields_ = [
+        ("jobs", ctypes.c_void_p * TOGETHER),
+        *((name, ctypes.c_int64) for name in "count number stage next".split()),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

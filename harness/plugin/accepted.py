@@ -80,7 +80,8 @@ class Accepted:
         text = known.complaint(entry, row, accepted=self.row(row), today=datetime.date.today())
         if text is None:
             return replace(verdict, marks=(*verdict.marks, known.KNOWN)), entry
-        return replace(verdict, failures=(*verdict.failures, Reason(criterion="known", text=text))), entry
+        why = Reason(criterion="known", text=text)  # the first, since without it the row would be excused
+        return replace(verdict, failures=(why, *verdict.failures)), entry
 
     def row(self, row):
         """A row as it was accepted, where this run is held against what was; None where there is none."""

@@ -59,6 +59,7 @@ class Locating:
         from harness.report import stem_of, write_text
         from harness.report.located import located
         from harness.report.pictures import depth_picture
+        from harness.report.words import LANGUAGES
 
         level = self._run.options.locate
         self._run.terminal.say(
@@ -89,7 +90,7 @@ class Locating:
                 )
         if finding.level == "operators" and finding.steps:
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "depth.svg", depth_picture(finding))
+            write_text(folder / "depth.svg", depth_picture(finding, LANGUAGES[self._run.options.lang]))
             picture = f"repro/{name}/depth.svg"
         return located(finding, repro, picture)
 

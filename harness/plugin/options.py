@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from harness.devices.names import SPECS_LISTED
 from harness.judging.preset_names import PRESETS_LISTED
+from harness.languages import NAMES
 
 PREFIX = "--precision-"
 ACROSS = 10  # runs of a row on each card, where --precision-across-cards names no number
@@ -77,7 +79,7 @@ def _number(name: str, kind: type, metavar: str, help: str, default: float | Non
 
 
 OPTIONS = (
-    _text("device", "DEVICE", "auto (default), npu[:n], emulated, cuda[:n] or cpu", default="auto"),
+    _text("device", "DEVICE", SPECS_LISTED, default="auto"),
     _text("soc", "NAME", "the chip that the emulated device plays, such as Ascend310P3 (default Ascend910B4)"),
     _number("devices", int, "N", "how many cards the emulated machine has; with -n each worker takes one of them"),
     Option(
@@ -87,7 +89,7 @@ OPTIONS = (
         settings={"type": int, "nargs": "?", "const": ACROSS, "metavar": "N"},
     ),
     _path("report", "DIR", "where the report goes (default: reports/)"),
-    _choice("lang", ("en", "zh"), "language of the markdown report"),
+    _choice("lang", NAMES, "language of the markdown report"),
     Option(
         name="fault",
         help="break the emulated device on purpose, such as 'aclnnMatmul:hf32'; the report says so",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.printable import visible
+from harness.report.printable import visible
 
 LOG_EVERY = 10.0  # seconds between progress lines where output is not a terminal
 

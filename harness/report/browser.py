@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from html import escape
 
-from harness.printable import visible
+from harness.report.printable import visible
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --back: #fff; --line: #d0d7de; --soft: #f6f8fa; --link: #0550ae;
@@ -30,11 +30,17 @@ h1 { font-size: 1.5rem; margin: .5rem 0 }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px }
 th, td { border-bottom: 1px solid var(--line); padding: .2rem .6rem; text-align: left; white-space: nowrap }
 td.number, th.number { text-align: right }
+td:last-child:not(.number) { white-space: normal; min-width: 16rem }
+#rows td:last-child { min-width: 0 }
 thead th { background: var(--soft); position: sticky; top: 0 }
 #rows, #rows thead, #rows tbody { display: block; width: max-content; min-width: 100% }
 #rows thead { position: sticky; top: 0; z-index: 1 }
 #rows tr { display: grid; align-items: stretch }
 #rows td, #rows th { white-space: normal }
+#rows .with-reason td:not(.reason) { border-bottom: 0; padding-bottom: 0 }
+#rows td.reason { grid-column: 1 / -1; max-width: min(78rem, 96vw); padding-top: 0 }
+#rows td.reason a { text-decoration: none }
+#rows td.reason a:hover, #rows td.reason a:focus { text-decoration: underline }
 #rows tbody { content-visibility: auto }
 #rows [hidden] { display: none }
 #rows th[aria-sort]:not([aria-sort=none])::after { content: " \\25B2" }

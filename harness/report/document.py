@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from harness.printable import visible
+from harness.report.printable import visible
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -71,6 +71,7 @@ class Folded:
 
     summary: str
     blocks: tuple[Block, ...]
+    left_out_last: bool = False  # after all others of its kind
 
 
 Block = Heading | Text | Bullets | Table | Picture | Folded
@@ -106,9 +107,9 @@ def to_short_markdown(blocks: Sequence[Block], *, left_out: str, longest: int = 
     while too_long() and rows > _ROWS:
         rows = max(rows // 2, _ROWS)
         written = render()
-    for index in reversed(range(len(blocks))):
-        block = blocks[index]
-        if too_long() and isinstance(block, Folded):
+    folded = [(index, block) for index, block in enumerate(blocks) if isinstance(block, Folded)]
+    for index, block in sorted(folded, key=lambda item: (item[1].left_out_last, -item[0])):
+        if too_long():
             shown[index] = Text(text=f"{block.summary}: {left_out.format(count=_lines_of(block))}")
             written[index] = _markdown(shown[index])
     while too_long() and rows:

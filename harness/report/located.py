@@ -50,7 +50,7 @@ def found_blocks(finding: Located, words: Mapping[str, str] = EN) -> list[Block]
         why = told(item.cause or (item.reasons or [item.note or MISSING])[0], words)
         rows.append((item.module or MISSING, item.operator, item.place, item.dtype, shape, *numbers, why))
     columns = ("module", "operator", "line", "dtype", "shape", "own", "own_ratio", "inherited", "cause")
-    named = tuple(words.get(f"located_{column}", column) for column in columns)
+    named = tuple(words[f"located_{column}"] for column in columns)
     table = Table(columns=named, rows=tuple(rows), numbers_from=5, numbers_to=8)
     blocks: list[Block] = [Text(text=told(finding.said, words), strong=True), *([table] if rows else [])]
     repro = finding.repro

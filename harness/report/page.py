@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from harness.report.content import Report
 
 BLOCK = 100  # rows that are laid out together
-HIGH = 28  # pixels of a row, about
-WIDEST, WIDEST_REASON = 26, 44  # characters of a column; longer texts take several lines
+HIGH = 28  # pixels of a line of a row, about
+WIDEST, WIDEST_RESULT = 34, 17  # characters of a column; longer texts take several lines
 LETTER, BOLD = 0.9, 1.15  # of a digit's width: that of other characters, and of a status's, about
 SORTED = 2  # characters that the sign of the order takes
 CHOICES = 500  # cases among which a reader chooses; more are found by their text
 PICTURED = 40  # rows that did not pass whose pictures are in the page
-LINKED = 160  # characters of a reason in the table of rows
+LINKED = 300  # characters of a reason in the table of rows
 _LARGEST = 1 << 20  # bytes of a picture's file
 
 
@@ -122,7 +122,7 @@ class _Cell:
 
 
 def _rows(report: Report, failed: Sequence[Row], words: Mapping[str, str]) -> tuple[str, str]:
-    """The table of every row, those that did not pass on top with a link to their reasons; and its columns' style."""
+    """The table of every row, those that did not pass on top and their reason below each; and its columns' style."""
     positions = {id(row): position for position, row in enumerate(failed)}
     rows = [*failed, *(row for row in report.rows if id(row) not in positions)]
     decided = any(row.decisions for row in rows)
@@ -130,22 +130,23 @@ def _rows(report: Report, failed: Sequence[Row], words: Mapping[str, str]) -> tu
     numbers = [words["seed"], "max_diff", "mean_diff", "cos_sim", words["forecast_ratio"]]
     more = [words["bits"], "rel_l2", words["to_golden"], words["cpu_to_golden"]]
     more += [words["top1"]] if decided else []
-    head = [*map(_cell, texts), *map(_number, numbers), *([_cell(words["reason"])] if failed else ())]
-    head += map(_number, more)
+    head = [*map(_cell, texts), *map(_number, numbers + more)]
     widths = [max(map(_width, cell.text.split())) + SORTED for cell in head]
     lines = []
     for row in rows:
-        cells = _cells(row, positions.get(id(row)), decided, bool(failed), words)
+        cells = _cells(row, positions.get(id(row)), decided, words)
         widths = [max(width, _width(cell.text)) for width, cell in zip(widths, cells)]
         data = (
             f'data-status="{row.status}" data-case="{in_html(row.case)}" data-dtype="{in_html(row.dtype or MISSING)}"'
         )
+        data += ' class="with-reason"' if id(row) in positions else ""
         lines.append(f"<tr {data}>{''.join(cell.html('td') for cell in cells)}</tr>")
     shares = [BOLD, *(1 if cell.kind == "number" else LETTER for cell in head[1:])]
-    most = [WIDEST_REASON if cell.text == words["reason"] else WIDEST for cell in head]
+    most = [WIDEST_RESULT, *[WIDEST] * (len(head) - 1)]
     columns = " ".join(f"{share * min(width, limit) + 2:.1f}ch" for width, limit, share in zip(widths, most, shares))
     style = f"#rows tr {{ grid-template-columns: {columns} }}\n"
-    style += f"#rows tbody {{ contain-intrinsic-block-size: {HIGH * min(BLOCK, len(rows))}px }}\n"
+    high = HIGH * (min(BLOCK, len(rows)) + min(BLOCK, len(failed)))  # a reason takes a line
+    style += f"#rows tbody {{ contain-intrinsic-block-size: {high}px }}\n"
     blocks = [lines[start : start + BLOCK] for start in range(0, len(lines), BLOCK)]
     bodies = "\n".join(f"<tbody>\n{chr(10).join(block)}\n</tbody>" for block in blocks)
     titles = "".join(cell.html("th") for cell in head)
@@ -167,7 +168,7 @@ def _width(text: str) -> int:
     return len(text) + sum(east_asian_width(item) in "WF" for item in text)
 
 
-def _cells(row: Row, position: int | None, decided: bool, reasons: bool, words: Mapping[str, str]) -> list[_Cell]:
+def _cells(row: Row, position: int | None, decided: bool, words: Mapping[str, str]) -> list[_Cell]:
     numbers = [MISSING if row.seed is None else str(row.seed)]
     numbers += [difference_text(row.max_diff), difference_text(row.mean_diff)]
     numbers += [cosine(row.cos_sim), times(row.forecast_ratio)]
@@ -177,12 +178,11 @@ def _cells(row: Row, position: int | None, decided: bool, reasons: bool, words: 
     result = result_of(row).removeprefix(f"{row.status.sign} ")  # words and a colour; not every font has the signs
     cells = [_Cell(text=result, kind=f"status {row.status}"), _cell(row.case), _cell(row.dtype or MISSING)]
     cells += map(_number, numbers)
-    if position is not None:
+    cells += map(_number, more)
+    if position is not None:  # a line of its own below the numbers
         reason = shortened(line_of(row, words).partition(": ")[2], LINKED)
-        cells.append(_Cell(text=reason, link=f"#row{position}"))
-    elif reasons:
-        cells.append(_cell(""))
-    return [*cells, *map(_number, more)]
+        cells.append(_Cell(text=reason, kind="reason", link=f"#row{position}"))
+    return cells
 
 
 # -------- what failed
@@ -202,7 +202,7 @@ def _failures(failed: Sequence[Row], words: Mapping[str, str], folder: Path | No
             blocks.append(Picture(text=words["depth"], path=row.located.picture))
         parts += _blocks(blocks, folder)
         shown = row.comparisons.get(row.output or "") if pictured else None
-        drawn = "" if shown is None else histogram_picture(shown.histogram)
+        drawn = "" if shown is None else histogram_picture(shown.histogram, words)
         parts += [_image(drawn.encode(), words["histogram"])] if drawn else []
         parts.append("</section>")
     return parts

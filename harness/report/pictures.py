@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from harness.measure.comparison import edge
-from harness.printable import visible
+from harness.report.printable import visible
+from harness.report.words import EN
 
 WIDTH, HEIGHT, MARGIN = 900, 240, 46  # of a picture, in pixels
 
 
-def depth_picture(finding: Any) -> str:
+def depth_picture(finding: Any, words: Mapping[str, str] = EN) -> str:
     """The error over the operators of a forward, as SVG: with the CPU's inputs (own) and with the device's (what it
-    inherits included).
+    inherits included). `words`: those of the report's language.
     """
     series = {"own": [step.own for step in finding.steps], "inherited": [step.inherited for step in finding.steps]}
     values = [value for item in series.values() for value in item if 0 < value < math.inf]
@@ -57,14 +58,15 @@ def depth_picture(finding: Any) -> str:
                 f"{escape(visible(f'{step.number}: {step.module} {step.operator}'))}</title></circle>"
             )
     parts.append(
-        f'<text x="{MARGIN}" y="16">relative L2 difference to the CPU over {len(finding.steps)} operators: <tspan '
-        'fill="#1f77b4">with what is inherited</tspan>, '
-        f'<tspan fill="#ff7f0e">own</tspan>, <tspan fill="red">wrong</tspan></text></svg>'
+        f'<text x="{MARGIN}" y="16">{escape(words["depth_caption"].format(count=len(finding.steps)))} '
+        f'<tspan fill="#1f77b4">{escape(words["located_inherited"])}</tspan>, '
+        f'<tspan fill="#ff7f0e">{escape(words["located_own"])}</tspan>, '
+        f'<tspan fill="red">{escape(words["depth_wrong"])}</tspan></text></svg>'
     )
     return "\n".join(parts) + "\n"
 
 
-def histogram_picture(histogram: Sequence[tuple[int, int]]) -> str:
+def histogram_picture(histogram: Sequence[tuple[int, int]], words: Mapping[str, str] = EN) -> str:
     """How many elements differ by how much: bars over |difference| on a logarithmic axis, their heights logarithmic
     too, since few elements matter as much as many. `histogram`: (bin, elements), as `Comparison.histogram`; "" where
     no element differs.
@@ -91,6 +93,6 @@ def histogram_picture(histogram: Sequence[tuple[int, int]]) -> str:
     parts.append(
         f'<text x="{MARGIN}" y="{base + 16}">{edge(first):.1e}</text>'
         f'<text x="{WIDTH - MARGIN}" y="{base + 16}" text-anchor="end">{edge(last + 1):.1e}</text>'
-        f'<text x="{MARGIN}" y="16">elements by |difference|, both axes logarithmic</text></svg>'
+        f'<text x="{MARGIN}" y="16">{escape(words["histogram_caption"])}</text></svg>'
     )
     return "".join(parts)

@@ -303,8 +303,10 @@ class Row(Numbers, Ratios, Proof):
         result = self.rel_l2 if self.golden_rel_l2 is None else self.golden_rel_l2
         return math.nan if result is None else result
 
-    def because(self, criterion: str, text: str) -> Row:
-        """The same row with one more reason."""
+    def because(self, criterion: str, text: str, *, first: bool = False) -> Row:
+        """The same row with one more reason, `first` or after the others."""
+        if first:
+            return replace(self, reasons=(text, *self.reasons), criteria=(criterion, *self.criteria))
         return replace(self, reasons=(*self.reasons, text), criteria=(*self.criteria, criterion))
 
     # -------- to and from JSON

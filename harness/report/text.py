@@ -111,7 +111,7 @@ def conclusion_of(report: Report, words: Mapping[str, str]) -> str:
     if report.performance and not rows:
         return ""
     bad = [row for row in rows if row.is_bad]
-    known = sum(Mark.KNOWN in row.marks for row in rows)
+    excused = [row for row in rows if Mark.KNOWN in row.marks]
     measured = [
         row for row in rows if row.rel_l2 is not None and math.isfinite(row.rel_l2) and Mark.KNOWN not in row.marks
     ]
@@ -127,9 +127,9 @@ def conclusion_of(report: Report, words: Mapping[str, str]) -> str:
             cos_sim=cosine(min((row.cos_sim for row in measured if row.cos_sim is not None), default=None)),
         )
     else:
-        text = words["nothing"]
-    sentences = [text]
-    sentences += [words["known_too"].format(count=known)] if known else []
+        text = "" if any(row.rel_l2 is not None for row in excused) else words["nothing"]
+    sentences = [text] if text else []
+    sentences += [words["known_too"].format(count=len(excused))] if excused else []
     sentences += [f"{cards_line(report.cards, words)}{words['full_stop']}"] if report.cards else []
     sentences += [words["emulated_again"]] if report.backend == "emulated" else []
     return words["between"].join(sentences)
@@ -150,7 +150,8 @@ def line_of(row: Row, words: Mapping[str, str]) -> str:
     reason = told(_without_name(row.reasons[0], row), words) if row.reasons else MISSING
     line = f"{row.status} {row.name}: {_first(reason)}"
     more = len(row.reasons) - 1
-    line += f" (+{more})" if more > 0 else ""
+    if more > 0:
+        line += words["one_more_reason" if more == 1 else "more_reasons"].format(count=more)
     return f"{line} → {_first(told(row.located.said, words))}" if row.located else line
 
 
@@ -164,6 +165,15 @@ def _first(text: str) -> str:
     return shortened(re.split(r"\. |; |[。；]", text, maxsplit=1)[0], _FIRST)
 
 
+def unlocated_count(rows: Sequence[Row]) -> int:
+    """Of rows that did not pass, how many were compared, not located, and are of no case that was located in another
+    row; 0 where none was located, as with --precision-locate=off.
+    """
+    located = {(row.case, row.dtype) for row in rows if row.located}
+    compared = [row for row in rows if row.is_bad and row.comparisons]
+    return sum((row.case, row.dtype) not in located for row in compared) if located else 0
+
+
 def _not_passed(report: Report, words: Mapping[str, str]) -> list[Block]:
     rows = failed_first(report.rows)
     if not rows:
@@ -173,6 +183,8 @@ def _not_passed(report: Report, words: Mapping[str, str]) -> list[Block]:
         rest = Counter(row.status for row in rows[FAILED_SHOWN:])
         items.append(words["more_rows"].format(counts=", ".join(f"{n} {status}" for status, n in rest.items())))
     blocks: list[Block] = [Heading(text=words["not_passed"]), Bullets(items=tuple(items))]
+    left = unlocated_count(rows)
+    blocks += [Text(text=words["unlocated"].format(count=left))] if left else []
     several = [row for row in rows[:FAILED_SHOWN] if len(row.reasons) > 1 or _first(row.reasons[0]) != row.reasons[0]]
     if several:
         reasons = tuple(f"{row.status} {row.test}: {told(reason, words)}" for row in several for reason in row.reasons)
@@ -457,7 +469,7 @@ def _weights(rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
 
 def _environment(report: Report, words: Mapping[str, str]) -> list[Block]:
     table = stack_table(report, words)
-    return [Folded(summary=words["environment"], blocks=(table,))]
+    return [Folded(summary=words["environment"], blocks=(table,), left_out_last=True)]
 
 
 def stack_table(report: Report, words: Mapping[str, str]) -> Table:

@@ -13,11 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from harness import HarnessError
-from harness.card import facts, making, percent, performance, readme, rendering, words
+from harness.card import facts, making, percent, performance, readme, rendering
 from harness.card.making import Order, make
 from harness.checkpoints.recognition import recognise
 from harness.commands.main import main
 from harness.devices import Device
+from harness.languages import words_of
 from harness.models.aimv2 import convert_checkpoint, load, preprocess
 from harness.report import Row
 from harness.report import load as load_report
@@ -25,6 +26,7 @@ from harness.run.timing import P90_NEEDS, measure
 from harness.tests.checkpoints import model, write
 from harness.tests.needs import import_transformers, skip_without_torch_npu
 
+WORDS = words_of("CARD")
 FRONT = """---
 license: other
 license_name: apple-amlr
@@ -104,7 +106,7 @@ def test_the_readme_has_every_section_and_no_blank_field(card):
     sections = re.findall(r"^## (\d+)\. (.+)$", text, re.MULTILINE)
     assert [number for number, _ in sections] == [str(number) for number in range(1, 14)]
     assert [title for _, title in sections] == [
-        words.CHINESE[name]
+        WORDS["zh"][name]
         for name in (
             "introduction environment notes weights usage evidence accuracy performance memory files regenerate limits "
             "citation"
@@ -128,7 +130,7 @@ def test_an_emulated_card_says_so_in_the_front_matter_and_in_the_first_line_belo
 
 
 def test_no_emulated_time_is_on_the_card(card):
-    assert " ms" not in text_of(card) and words.CHINESE["times_emulated"] in text_of(card)
+    assert " ms" not in text_of(card) and WORDS["zh"]["times_emulated"] in text_of(card)
     assert "forward" not in (card.folder / "logs" / "inference.log").read_text(encoding="utf-8")
     stored = load_report(card.folder / "results" / "precision.json")
     assert stored.performance == ()
@@ -153,20 +155,13 @@ def test_the_tables_regenerate_from_the_stored_numbers(card):
 def test_every_template_is_whole_in_both_languages(card, style, lang):
     stored = json.loads((card.folder / "results" / "card.json").read_text(encoding="utf-8"))
     text = readme.readme(stored, lang, style)
-    own = words.CARD_LANGUAGES[lang]
+    own = WORDS[lang]
     headings = "\n".join(re.findall(r"^##? .+$", text, re.MULTILINE))
     for name in ("usage", "accuracy", "performance", "regenerate", "environment", "evidence"):
         assert own[name] in headings
     assert own["emulated"].format(device="Ascend910B4") in text and "None" not in text
     if lang == "en":
         assert not re.search(r"[\u4e00-\u9fff]", text)
-
-
-def test_both_languages_have_the_same_words():
-    assert words.ENGLISH.keys() == words.CHINESE.keys()
-    fields = re.compile(r"\{(\w+)\}")
-    for name, text in words.ENGLISH.items():
-        assert sorted(fields.findall(text)) == sorted(fields.findall(words.CHINESE[name])), name
 
 
 # -------- the scripts
@@ -216,7 +211,7 @@ def test_a_script_that_does_not_run_is_not_offered(checkpoint, tmp_path, monkeyp
     )
     assert made.missing == ("inference.py does not run: ValueError: broken",)
     assert not (made.folder / "inference.py").exists() and not (made.folder / "convert_weights.py").exists()
-    assert words.ENGLISH["script_failed"] in text_of(made)
+    assert WORDS["en"]["script_failed"] in text_of(made)
 
 
 def test_a_script_that_imports_the_harness_is_not_offered(checkpoint, tmp_path, monkeypatch):
@@ -254,16 +249,16 @@ def test_one_percent_ends_at_one_percent(value, within):
 def test_a_cosine_over_one_number_is_no_meaning():
     alone = row(shape=(1, 1))
     assert percent.MEANINGS["cosine"].of(alone) is None and percent.MEANINGS["cosine"].of(row()) == 4e-5
-    assert readme._line(alone, words.ENGLISH)[3] == "not meaningful: one number"
-    assert readme._line(row(shape=(1, 2)), words.ENGLISH)[3] == "0.999960000"
+    assert readme._line(alone, WORDS["en"])[3] == "not meaningful: one number"
+    assert readme._line(row(shape=(1, 2)), WORDS["en"])[3] == "0.999960000"
 
 
 def test_rows_that_were_not_run_do_not_pass():
     ran, left_out = row(), row(criteria=("skip",), reasons=("Ascend310P3 has no bfloat16",), rel_l2=None)
-    assert readme._conclusion([ran, ran], words.ENGLISH) == "Conclusion: all 2 rows pass."
-    said = readme._conclusion([ran, left_out], words.ENGLISH)
+    assert readme._conclusion([ran, ran], WORDS["en"]) == "Conclusion: all 2 rows pass."
+    said = readme._conclusion([ran, left_out], WORDS["en"])
     assert said == "Conclusion: 1 of 2 rows pass. 1 were not run, for the reason given below."
-    assert readme._conclusion([], words.ENGLISH) == "Conclusion: 0 of 0 rows pass."
+    assert readme._conclusion([], WORDS["en"]) == "Conclusion: 0 of 0 rows pass."
 
 
 @pytest.mark.parametrize(
@@ -308,10 +303,10 @@ def test_tasks_are_those_of_the_class(kind, task, tmp_path):
 
 def test_what_is_not_known_says_why():
     unknown = {"value": None, "why": "licence_unknown"}
-    assert readme.shown_fact(unknown, words.ENGLISH) == f"not given: {words.ENGLISH['licence_unknown']}"
-    assert readme.shown_fact({"value": ["en", "zh"], "why": ""}, words.ENGLISH) == "en, zh"
+    assert readme.shown_fact(unknown, WORDS["en"]) == f"not given: {WORDS['en']['licence_unknown']}"
+    assert readme.shown_fact({"value": ["en", "zh"], "why": ""}, WORDS["en"]) == "en, zh"
     assert all(
-        key in words.ENGLISH for key in re.findall(r'"(\w+_(?:unknown|emulated|cpu))"', open(facts.__file__).read())
+        key in WORDS["en"] for key in re.findall(r'"(\w+_(?:unknown|emulated|cpu))"', open(facts.__file__).read())
     )
 
 

@@ -2,6 +2,7 @@
 error.
 """
 
+import re
 import subprocess
 import sys
 import time
@@ -12,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from harness.commands import health
-from harness.commands.main import main
+from harness.commands.main import COMMANDS, main
 from harness.models import inference
-from harness.models.aimv2 import PHOTO
+from harness.models.aimv2 import LAYOUTS, PHOTO
 from harness.models.digits import DIGITS_FOLDER
 from harness.run import timing
 from harness.tests.checkpoints import model, write
@@ -111,6 +112,8 @@ def test_convert_and_back_by_command(capsys, checkpoint, tmp_path):
     first, second = load_file(checkpoint / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     assert "exists already" in fails(capsys, "convert", checkpoint, tmp_path / "back", "--to", "apple")
+    expected = f"no layout is called 'none'; there are {', '.join(LAYOUTS)}"
+    assert expected in fails(capsys, "convert", checkpoint, tmp_path / "new", "--to", "none")
     assert "no such model" in fails(capsys, "convert", tmp_path / "absent", tmp_path / "new", "--to", "apple")
     assert not (tmp_path / "new").exists()
 
@@ -233,12 +236,30 @@ def test_numpy_2_beside_an_old_cann_is_warned_of():
 # -------- help
 
 
-@pytest.mark.parametrize("command", ["infer", "convert", "bench", "report", "doctor", "emulate"])
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
 def test_help_shows_an_example(capsys, command):
     with pytest.raises(SystemExit) as exit:
         main([command, "--help"])
     assert exit.value.code == 0
-    assert f"python -m harness {command}" in capsys.readouterr().out
+    assert re.search(rf"^example:\n +python -m harness {command} ", capsys.readouterr().out, re.M)
+
+
+def test_help_of_all_shows_an_example_and_every_command(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert exit.value.code == 0 and "example:\n  python -m harness card " in text
+    assert [name for name in re.findall(r"^    ([a-z]+)\b", text, re.M)] == [command.name for command in COMMANDS]
+
+
+@pytest.mark.parametrize("module", ["harness.conformance", "harness.benchmarks"])
+def test_help_of_the_measuring_parts_shows_an_example_without_torch(module):
+    code = (
+        f"import runpy, sys; sys.argv = ['x', '--help']\ntry:\n    runpy.run_module('{module}', run_name='__main__')\n"
+        "except SystemExit as ended:\n    print(ended.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert f"example:\n  python -m {module} " in done.stdout and done.stdout.endswith("\n0 False\n")
 
 
 def test_help_of_emulate_lists_its_options_without_torch():

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from harness import Case
-from harness.commands.main import main
+from harness.commands.main import COMMANDS, main
+from harness.conformance import __main__ as conformance
+from harness.judging.preset_names import PRESET_NAMES
 from harness.plugin.options import OPTIONS
 from harness.tests.test_commands import ROOT
 from harness.upgrade.tables import tomllib
@@ -70,6 +72,31 @@ def test_every_page_is_reached_from_the_readme_which_is_short():
     assert {*PAGES} <= seen
 
 
+def files_named(page):
+    """(file, folder) of every file in code in a page's tables; a name without a folder is of the last one before it."""
+    for line in page.read_text().splitlines():
+        folder = ROOT
+        for name in re.findall(r"`([\w./*-]+)`", line) if line.startswith("|") else ():
+            if name.endswith("/") and (ROOT / name).is_dir():
+                folder = ROOT / name
+            elif re.search(r"\.(py|c|h|csv|txt|toml)$", name):
+                folder = (ROOT / name).parent if name.startswith("harness/") else folder
+                yield (name if name.startswith("harness/") else str(folder.relative_to(ROOT) / name)).removeprefix("./")
+
+
+def test_the_files_that_contributors_are_sent_to_exist():
+    names = list(files_named(ROOT / ".github" / "CONTRIBUTING.md"))
+    assert len(names) > 50 and [name for name in names if not [*ROOT.glob(name)]] == []
+
+
+def test_a_file_that_is_no_more_is_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "| `harness/report/` | rows (`rows.py`), judged again (`again.py`) |\n| `harness/no/gone.py` | x |\n"
+    )
+    assert list(files_named(page)) == ["harness/report/rows.py", "harness/report/again.py", "harness/no/gone.py"]
+
+
 class MyModel(nn.Module):
     """What the blocks call a model of one's own."""
 
@@ -104,6 +131,20 @@ def test_the_options_of_pytest_are_those_there_are():
     table = page[page.index("## Options of pytest") : page.index("## Commands")]
     told = set(re.findall(r"`--([a-z-]+)", table)) - {"NAME", "junitxml"} - {"precision-"}
     assert told == {option.name for option in OPTIONS} - HIDDEN
+
+
+def test_the_commands_are_those_there_are():
+    page = (ROOT / "harness" / "docs" / "commands.md").read_text()
+    table = page[page.index("| command | what it does |") :]
+    assert set(re.findall(r"^\| `([a-z]+)` \|", table, re.M)) == {command.name for command in COMMANDS}
+    measuring = table[table.index("`python -m harness.conformance") :]
+    assert {*re.findall(r"`([a-z]+)`", measuring), "architectures"} >= set(conformance.COMMANDS)
+
+
+def test_the_presets_are_those_there_are():
+    for page in (ROOT / "harness" / "docs" / "judging.md", ROOT / "harness" / "docs" / "zh" / "judging.md"):
+        rows = re.findall(r"^\| `([a-z]+)`.*\|.*\|.*\|$", page.read_text(), re.M)
+        assert tuple(rows) == PRESET_NAMES, page
 
 
 HIDDEN = {"locate-case", "locate-seed", "locate-backward"}  # what `python -m harness locate` hands to pytest

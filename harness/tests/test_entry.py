@@ -16,8 +16,12 @@ from harness.tests.environment import of_a_shell
 from harness.tests.needs import needs_torch_npu
 
 ROOT = Path(__file__).parents[2]
-LIGHT = {"harness", "harness.autoload", "harness.plugin", "harness.judging", "harness.judging.preset_names"} | {
-    f"harness.plugin.{name}" for name in ("entry", "fixtures", "names", "opening", "options")
+LIGHT = {"harness", "harness.autoload", "harness.languages"} | {
+    f"harness.{name}"
+    for name in (
+        *("devices", "devices.names", "judging", "judging.preset_names"),
+        *("plugin", "plugin.entry", "plugin.fixtures", "plugin.names", "plugin.opening", "plugin.options"),
+    )
 }
 
 IDLE = f"""

@@ -3,13 +3,19 @@
 import datetime
 import json
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 
+from harness import Tolerance, compare, judge
 from harness.errors import HarnessError
 from harness.judging.status import Mark
-from harness.report import Row
+from harness.judging.verdict import error
+from harness.report import Row, build
 from harness.report.rows import UNKNOWN_CRITERION
+from harness.report.text import conclusion_of
+from harness.report.words import LANGUAGES
 from harness.tests.needs import needs_torch_npu, skip_without_torch_npu
 from harness.tests.test_plugin import CASE, stored, torch_npu_is_imported, user  # noqa: F401
 from harness.upgrade.known_failures import complaint, entry_for, read_known, settled
@@ -134,7 +140,7 @@ def test_without_criteria_and_accepted_numbers_an_entry_excuses_numbers_alone(en
     result = said(entry, row)
     assert result is None if words is None else words in result
     after = settled(entry, row, accepted=None, today=TODAY)
-    assert (Mark.KNOWN in after.marks) == (words is None) and (after.criteria[-1] == "known") == (words is not None)
+    assert (Mark.KNOWN in after.marks) == (words is None) and (after.criteria[:1] == ("known",)) == (words is not None)
 
 
 def test_an_entry_that_gives_its_error_excuses_half_as_much_again(entries):
@@ -236,7 +242,7 @@ def test_a_known_failure_is_shown_and_does_not_fail(user, session):
     assert (
         "## Known failures" in text and "the kernel drops the tail (https://example.org/88), until 2999-12-31" in text
     )
-    assert "Rows that did not pass" not in text and "3 rows fail as known." in text
+    assert "Rows that did not pass" not in text and "Rows that fail as known: 3." in text
     result, _ = session(ENTRY, "-n", "2")
     assert result.ret == 0
     result.assert_outcomes(passed=3, xfailed=3)
@@ -246,9 +252,9 @@ def test_a_known_failure_that_expired_passes_or_fails_otherwise_is_a_failure(ses
     result, rows = session(ENTRY.replace("2999", "2020"))
     assert result.ret == 1
     result.assert_outcomes(passed=3, failed=3)
-    assert "expired on 2020-12-31" in rows["small", 1]["reasons"][-1] and rows["small", 1]["criteria"][-1] == "known"
+    assert "expired on 2020-12-31" in rows["small", 1]["reasons"][0] and rows["small", 1]["criteria"][0] == "known"
     result, rows = session(ENTRY + 'criteria = ["cos_sim"]\n')
-    assert result.ret == 1 and "this one fails by max_diff as well" in rows["small", 1]["reasons"][-1]
+    assert result.ret == 1 and "this one fails by max_diff as well" in rows["small", 1]["reasons"][0]
     monkeypatch.delenv("BROKEN")
     result, rows = session(ENTRY)
     assert (
@@ -256,6 +262,17 @@ def test_a_known_failure_that_expired_passes_or_fails_otherwise_is_a_failure(ses
     )
     result, rows = session(ENTRY + "seeds = [7]\n")
     assert result.ret == 0 and "1 known failures are no rows of this run: small float32 seed 7" in result.stdout.str()
+
+
+def test_a_report_of_known_failures_alone_says_that_they_were_compared():
+    expected = torch.ones(2, 2)
+    failed = judge(compare(expected + 1, expected), Tolerance(max_diff=0.1))
+    known = Row.of(replace(failed, marks=(Mark.KNOWN,)), test="t", case="c", dtype="float32", seed=1)
+    for lang, words in (("en", "Rows that fail as known: 1."), ("zh", "1 行")):
+        text = conclusion_of(build([known], stack={}, backend="npu"), LANGUAGES[lang])
+        assert words in text and LANGUAGES[lang]["nothing"] not in text
+    dead = Row.of(replace(error("gone"), marks=(Mark.KNOWN,)), test="t", case="c", dtype="float32", seed=1)
+    assert "Nothing was compared." in conclusion_of(build([dead], stack={}, backend="npu"), LANGUAGES["en"])
 
 
 def test_an_entry_that_does_not_excuse_a_row_says_why(session):

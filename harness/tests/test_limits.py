@@ -12,11 +12,11 @@ import pytest
 from harness.judging.checks import checks_of, judge
 from harness.judging.criteria import AT_LEAST, FLOORED
 from harness.judging.preset_names import NEED_FORECAST, NEED_OTHER_TIES, NEED_REFERENCES, PRESET_NAMES
-from harness.judging.presets import PRESETS
+from harness.judging.presets import PRESETS, check_of
 from harness.judging.references import CONSTANT, References, slack
 from harness.judging.tolerance import LIMITS, Tolerance, without_forecast
 from harness.judging.verdict import Decisions
-from harness.measure import Comparison
+from harness.measure import WORST, Comparison
 from harness.measure.slices import Slice
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -354,3 +354,22 @@ def test_what_the_forecast_leaves_unexplained_may_be_twice_the_scatter_of_two_or
     assert "unexplained_ratio" in criteria(judge(numbers(), Tolerance(preset="sharp"), references={"output": blank}))
     blank = references(unexplained=None, forecast=None)
     assert criteria(judge(numbers(), Tolerance(preset="sharp"), references={"output": blank})) == []
+
+
+def test_a_limit_says_where_the_worst_is_as_its_metric_declares():
+    comparison = numbers(worst_index=(0, 7), worst_token=(3,), worst_token_diff=(4,), first_flip=(5,))
+    told = {
+        name: check_of(comparison, name, 0.0, 1.0).where
+        for name in ("max_diff", "max_diff_rms", "outlier_ratio", "token_cos_sim", "token_rel_l2", "token_ratio")
+    }
+    assert told == {
+        "max_diff": "at (0, 7)",
+        "max_diff_rms": "at (0, 7)",
+        "outlier_ratio": "at (0, 7)",
+        "token_cos_sim": "at token (3,)",
+        "token_rel_l2": "at token (4,)",
+        "token_ratio": "at token (4,)",
+    }
+    assert check_of(comparison, "flip_margin", 0.0).where == "at row (5,)"
+    assert check_of(comparison, "mean_diff", 0.0).where == ""
+    assert {name for name, (place, _) in WORST.items() if not hasattr(comparison, place)} == set()

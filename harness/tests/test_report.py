@@ -20,12 +20,14 @@ from harness.locate.finding import COMES_AND_GOES, INSIDE, LOOK
 from harness.numerics.expected_error import Rules
 from harness.report import Row, build, load, render, rerender, row, upgrade_text, write
 from harness.report import rows as rows_module
-from harness.report.chinese import chinese
 from harness.report.content import NOT_RUN
-from harness.report.document import Bullets, Table, Text, to_markdown
+from harness.report.document import Bullets, Folded, Table, Text, to_markdown, to_short_markdown
 from harness.report.journal import DIED
 from harness.report.page import BLOCK, PICTURED
 from harness.report.rows import Excuse, Located
+from harness.report.sentences import in_language
+from harness.report.text import document, line_of, unlocated_count
+from harness.report.words import EN, LANGUAGES
 from harness.run.notes import UNMOVED
 from harness.run.validation import DRAWN_THERE
 from harness.upgrade.transitions import compare_reports
@@ -240,7 +242,7 @@ def test_no_english_is_left_in_a_chinese_report(html):
 )
 def test_a_long_text_is_said_in_chinese_at_once(text):
     began = time.perf_counter()
-    chinese(text)
+    in_language(text, "zh")
     assert time.perf_counter() - began < 2
 
 
@@ -404,9 +406,57 @@ def test_rows_are_laid_out_by_hundreds_in_columns_of_given_widths():
         bodies = re.findall(r"<tbody>(.*?)</tbody>", page, re.S)
         assert [body.count("<tr data-status") for body in bodies[:3]] == [BLOCK, BLOCK, 1]
         columns = re.search(r"grid-template-columns: (.*?) }", page)[1].split()
-        assert {len(re.findall("<td", line)) for line in bodies[0].strip().splitlines()} == {len(columns)}
+        for line in bodies[0].strip().splitlines():
+            below = line.count('<td class="reason">')  # a line of its own, and no column
+            assert line.count("<td") == len(columns) + below and below == line.count('class="with-reason"')
+        assert bodies[0].count('<td class="reason">') == 1
         assert len(re.findall("<th[ >]", page.partition("<tbody>")[0])) == len(columns)
         assert float(columns[1].removesuffix("ch")) >= 0.9 * len("x-large")
+
+
+def test_many_marks_take_lines_and_no_width():
+    marks = (Mark.NONDETERMINISTIC, Mark.NEAR_TIE, Mark.NEW)
+    for passed in (row_of(verdict()), replace(row_of(verdict()), marks=marks)):
+        page = render(report(passed, row_of(verdict(5.0), seed=1)), html=True)
+        width = float(re.search(r"grid-template-columns: ([0-9.]+)ch", page)[1])
+        assert width <= 1.15 * 17 + 2 and 17 >= len(Mark.NONDETERMINISTIC)
+
+
+def test_the_stack_is_left_out_after_all_else_that_is_folded():
+    def folded(summary, **more):
+        return Folded(summary=summary, blocks=(Bullets(items=tuple("x" * 50 for _ in range(5))),), **more)
+
+    blocks = [folded("reasons"), folded("stack", left_out_last=True), folded("numbers")]
+    whole = to_markdown(blocks)
+    texts = [
+        to_short_markdown(blocks, left_out="{count} out", longest=longest) for longest in (len(whole) + 10, 800, 500)
+    ]
+    left = [[name for name in ("reasons", "stack", "numbers") if f"{name}: 5 out" in text] for text in texts]
+    assert left == [[], ["numbers"], ["reasons", "numbers"]]
+    assert render(report(row_of(verdict()))).rstrip().endswith("</details>")  # the stack is the last of a report
+    (last,) = document(report(row_of(verdict())))[-1:]
+    assert last.summary == "Environment" and last.left_out_last
+
+
+def test_a_row_says_in_words_how_many_reasons_it_has():
+    expected = torch.ones(4, 4)
+    one, two, three = (
+        judge(compare(expected + 1, expected), Tolerance(reason="因为", **dict.fromkeys(names, 0.1)))
+        for names in (("max_diff",), ("max_diff", "rel_l2"), ("max_diff", "rel_l2", "mean_diff"))
+    )
+    lines = [line_of(row_of(item), EN) for item in (one, two, three)]
+    assert "more" not in lines[0] and lines[1].endswith(" (and 1 more reason)")
+    assert lines[2].endswith(" (and 2 more reasons)")
+    assert line_of(row_of(three), LANGUAGES["zh"]).endswith("（另有 2 条原因）")
+
+
+def test_failing_rows_that_were_not_located_are_counted():
+    located = replace(row_of(verdict(5.0)), located=Located(said="there"))
+    same, other = row_of(verdict(5.0), seed=1), row_of(verdict(5.0), case="other", seed=2)
+    assert unlocated_count([located, same, other, row_of(error("gone"), case="third", seed=3)]) == 1
+    assert unlocated_count([same, other]) == 0  # where none was located, nobody asked for it
+    assert "Failing rows of other cases that were not located: 1." in render(report(located, same, other))
+    assert "not located" not in render(report(located, same))
 
 
 def test_a_page_of_thousands_of_rows_is_made_in_seconds(tmp_path):
@@ -489,3 +539,10 @@ def test_the_outcome_is_the_gravest_thing_that_is_true(tmp_path, rows, word):
     write(report, tmp_path)
     assert json.loads((tmp_path / "precision.json").read_text())["outcome"] == word
     assert load(tmp_path).outcome == word
+
+
+def test_pictures_of_a_page_are_in_its_language():
+    for lang, caption in (("en", "elements by"), ("zh", "元素个数")):
+        page = render(report(row_of(verdict(5.0))), html=True, lang=lang)
+        (drawn,) = (base64.b64decode(item).decode() for item in re.findall(r"svg\+xml;base64,([^\"]*)", page))
+        assert caption in drawn

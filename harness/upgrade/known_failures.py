@@ -182,8 +182,8 @@ def _largest(entry: Known, accepted: Row | None) -> float | None:
 
 
 def settled(entry: Known, row: Row, *, accepted: Row | None, today: datetime.date) -> Row:
-    """A row as the entry that speaks of it leaves it: marked where it fails as known, with one more reason where it may
-    not.
+    """A row as the entry that speaks of it leaves it: marked where it fails as known, with one more reason, the first,
+    where it may not.
     """
     text = complaint(entry, row, accepted=accepted, today=today)
-    return replace(row, marks=(*row.marks, KNOWN)) if text is None else row.because("known", text)
+    return replace(row, marks=(*row.marks, KNOWN)) if text is None else row.because("known", text, first=True)

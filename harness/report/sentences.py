@@ -1,27 +1,26 @@
-"""The sentences of reasons, findings, notes and references in Chinese.
+"""The sentences of reasons, findings, notes and references in the language of a report.
 
 Rows keep their sentences in English, as JSON holds them; a Chinese report says them in Chinese by the patterns of
-chinese.txt: English | Chinese, one a line. There {a} … {f} stand for one word each, {A} … {F} for any text, and a
-pattern may be part of a sentence. Names, numbers, statuses, marks, code and what torch or CANN say stay as they are.
+`languages/zh.txt`: English | Chinese, one a line. There {a} … {f} stand for one word each, {A} … {F} for any text, and
+a pattern may be part of a sentence. Names, numbers, statuses, marks, code and what torch or CANN say stay as they are.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from pathlib import Path
+
+from harness.languages import sentences_of
 
 LONGEST_TEXT = 2000  # characters of a text that are looked at: what is longer is what a program said
 _LONGEST = 400  # characters of what stands for {A}
-PATTERNS = Path(__file__).with_suffix(".txt")
 
 
 @functools.cache
-def _patterns() -> tuple[tuple[re.Pattern[str], str], ...]:
+def _patterns(language: str) -> tuple[tuple[re.Pattern[str], str], ...]:
     """The patterns, the longest first, since one may be part of another."""
-    pairs = [line.split(" | ", 1) for line in PATTERNS.read_text(encoding="utf-8").splitlines()]
-    pairs.sort(key=lambda pair: -len(pair[0]))
-    return tuple((_compiled(english), chinese.strip()) for english, chinese in pairs)
+    pairs = sorted(sentences_of(language), key=lambda pair: -len(pair[0]))
+    return tuple((_compiled(english), other) for english, other in pairs)
 
 
 def _compiled(english: str) -> re.Pattern[str]:
@@ -41,14 +40,16 @@ def _compiled(english: str) -> re.Pattern[str]:
 
 
 @functools.lru_cache(maxsize=10_000)
-def chinese(text: str) -> str:
-    """A sentence of a report in Chinese, as far as its parts are known here.
+def in_language(text: str, language: str) -> str:
+    """A sentence of a row in the language of a report, as far as its parts are known there.
 
-    >>> chinese("max_diff 5.00e+00 at (0, 3) (up to 1.00e-02 allowed); a limit of 5.01e+00 would pass")
+    >>> in_language("max_diff 5.00e+00 at (0, 3) (up to 1.00e-02 allowed); a limit of 5.01e+00 would pass", "zh")
     'max_diff 5.00e+00 位于 (0, 3)（最多允许 1.00e-02）；上限为 5.01e+00 时可以通过'
     """
+    if not _patterns(language):
+        return text
     text, rest = text[:LONGEST_TEXT], text[LONGEST_TEXT:]
-    for pattern, template in _patterns():
+    for pattern, template in _patterns(language):
         text = pattern.sub(functools.partial(_filled, template), text)
     text = re.sub(r"(?<=[\u4e00-\u9fff）])([.;,:])(?: |$)", lambda found: _MARKS[found[1]], text)
     return re.sub(r" (?=（)|(?<=[：；。，]) ", "", text) + rest
