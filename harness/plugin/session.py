@@ -660,12 +660,22 @@ class Session:
         of_cards = all(
             reason.criterion == ACROSS_CARDS for reason in verdict.reasons
         )  # not of the card that is located
-        failed = not (verdict.passed or of_cards or KNOWN in verdict.marks or is_unlike_accepted(verdict))
+        settled = verdict.passed or of_cards or KNOWN in verdict.marks or is_unlike_accepted(verdict)
+        failed = not (settled or self._is_raised_elsewhere(result))
         if not verdict.skips and self.locating.wants(case, failed=failed):
             self._keep(item.nodeid, result)
             with self._in_time(case, compiles=False, more=LOCATING * self.options.locate_budget):
                 result = replace(result, located=self.locating.locate(case, seed, result))
             item.stash[PROPERTIES][-1] = ROW, json.dumps({"row": result.to_dict(), **more})
+
+    def _is_raised_elsewhere(self, row) -> bool:
+        """Whether a row is the error of a case's own functions or of the CPU's side: there is nothing to locate on the
+        device, and the reason says where it was raised.
+        """
+        from harness.judging.status import Status
+
+        where = None if self._device is None else self._device.where
+        return row.status is Status.ERROR and not any(where is not None and where in text for text in row.reasons)
 
     def _all_quarantined(self) -> tuple:
         """The cards that answer no more, each once: as its worker saw it, or better as it answered another process."""
