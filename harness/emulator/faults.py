@@ -112,7 +112,7 @@ class Fault:
     @property
     def effect(self) -> str:
         """The fault and how often it acted, for a report."""
-        return f"{self} (acted on {self.hits} of the {self.calls} calls that it matches)"
+        return effect_text(str(self), hits=self.hits, calls=self.calls)
 
     def matches(self, name: str, card: int = 0) -> bool:
         """Whether it acts on this call on a card of the machine; a call that it could act on is counted."""
@@ -128,6 +128,11 @@ class Fault:
         """Count one call on which something was changed."""
         with self._lock:
             self.hits += 1
+
+
+def effect_text(name: str, *, hits: int, calls: int) -> str:
+    """What is said of a planted fault: its name and how often it acted."""
+    return f"{name} (acted on {hits} of the {calls} calls that it matches)"
 
 
 def idle_text(planted: Fault) -> str:

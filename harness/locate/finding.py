@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -251,9 +252,11 @@ class Finding:
         return f"{self._sound()} Together they give {self._share()}: its error is elsewhere.{shown}"
 
     def _gone_error(self) -> str:
+        places = re.search(r"; ((?:raised|noticed) in [^;]+)", self.row.error)
+        where = f", {places.group(1)}," if places else ""
         return (
-            "The row's error did not come back: nothing raised, neither operator by operator nor in a run of its "
-            "own; the row's reason says where it was raised."
+            f"The row's error{where} did not come back: nothing raised, neither operator by operator nor in a run of "
+            "its own."
         )
 
     def _of_nothing(self, what: str, over: str) -> str:

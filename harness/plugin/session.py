@@ -65,7 +65,7 @@ class Session:
         self._standing: dict[str, object] = {}  # rows of tests that have not ended, by test id
         self._brought: dict[str, set[str]] = {}  # the rows that reports have brought, as JSON, by test id
         self.planted: list = []  # faults, on the emulated device
-        self._acted: set[str] = set()  # those that did, here or in a worker, as text
+        self._acted: dict[str, dict[str, list[int]]] = {}  # by worker and fault: on how many of how many calls
         self._device = None  # once its faults are planted
         self._introduced = False  # whether pytest's header named the device
         self.accepted = Accepted(self, self.options.baselines or config.rootpath / "cases" / "baselines")
@@ -630,7 +630,7 @@ class Session:
         """Attach a row of an earlier run to its test."""
         from harness.report import jsonable
 
-        text = json.dumps({"row": row.to_dict(), "environment": jsonable(self.environment), "acted": []})
+        text = json.dumps({"row": row.to_dict(), "environment": jsonable(self.environment), "acted": {}})
         item.stash[PROPERTIES].append((ROW, text))
         item.stash[ROWS].append(row)
 
@@ -646,7 +646,8 @@ class Session:
         stored = result.to_dict()
         more = {
             "environment": jsonable(self.environment),
-            "acted": [str(element) for element in self.planted if element.hits],
+            "worker": self.worker,
+            "acted": {str(item): [item.hits, item.calls] for item in self.planted},
             "quarantined": jsonable(self._stopped_cards(result)),
         }
         numbers = [
@@ -659,12 +660,22 @@ class Session:
         of_cards = all(
             reason.criterion == ACROSS_CARDS for reason in verdict.reasons
         )  # not of the card that is located
-        failed = not (verdict.passed or of_cards or KNOWN in verdict.marks or is_unlike_accepted(verdict))
+        settled = verdict.passed or of_cards or KNOWN in verdict.marks or is_unlike_accepted(verdict)
+        failed = not (settled or self._is_raised_elsewhere(result))
         if not verdict.skips and self.locating.wants(case, failed=failed):
             self._keep(item.nodeid, result)
             with self._in_time(case, compiles=False, more=LOCATING * self.options.locate_budget):
                 result = replace(result, located=self.locating.locate(case, seed, result))
             item.stash[PROPERTIES][-1] = ROW, json.dumps({"row": result.to_dict(), **more})
+
+    def _is_raised_elsewhere(self, row) -> bool:
+        """Whether a row is the error of a case's own functions or of the CPU's side: there is nothing to locate on the
+        device, and the reason says where it was raised.
+        """
+        from harness.judging.status import Status
+
+        where = None if self._device is None else self._device.where
+        return row.status is Status.ERROR and not any(where is not None and where in text for text in row.reasons)
 
     def _all_quarantined(self) -> tuple:
         """The cards that answer no more, each once: as its worker saw it, or better as it answered another process."""
@@ -702,7 +713,8 @@ class Session:
             user_property for user_property in report.user_properties if user_property[0] != ROW
         ]  # junit has the numbers
         self.collected.setdefault(report.nodeid, guessed(report.nodeid))
-        self._acted |= {text for item in brought for text in item["acted"]}
+        for item in brought:
+            self._acted.setdefault(item.get("worker") or "", {}).update(item["acted"])
         if (
             report.outcome == "rerun"
         ):  # another attempt comes, whose rows count: pytest-rerunfailures', or a new worker's
@@ -730,6 +742,8 @@ class Session:
             rows += [self._marked(replace(row, host=host)) for row in made]
             if brought[-1]["environment"]["stack"] or not self.environment["stack"]:  # a worker may be without a card
                 self.environment = brought[-1]["environment"]
+                if self.planted:  # a row that raised left the stack unread, and a worker counts its own calls alone
+                    self.environment["stack"]["faults"] = self._effects()
                 self.folder.environment(self.environment)
             self._note_quarantined(brought)
         failing = [row for row in rows if not row.status.is_fine]
@@ -880,13 +894,27 @@ class Session:
             if problems or not well or self.idle_faults():
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
+    def _effects(self) -> list[str]:
+        """The planted faults and how often they acted, in all processes together."""
+        from harness.emulator import faults
+
+        counts = {
+            str(item): [counted[str(item)] for counted in self._acted.values() if str(item) in counted]
+            for item in self.planted
+        }
+        return [
+            faults.effect_text(name, hits=sum(hits for hits, _ in pairs), calls=sum(calls for _, calls in pairs))
+            for name, pairs in counts.items()
+        ]
+
     def idle_faults(self) -> list[str]:
         """A sentence for each planted fault that never acted: the run shows nothing about it."""
         from harness.emulator import faults
 
         if self.worker or not self.rows:
             return []
-        return [faults.idle_text(item) for item in self.planted if str(item) not in self._acted]
+        acted = {name for counted in self._acted.values() for name, (hits, _) in counted.items() if hits}
+        return [faults.idle_text(item) for item in self.planted if str(item) not in acted]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session):

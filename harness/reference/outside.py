@@ -30,9 +30,10 @@ _LIBRARIES = ("torch", "torch_npu", "builtins", "numpy", "typing", "collections"
 def put_back(model: nn.Module, forward: Callable | None = None) -> Iterator[None]:
     """Whatever tensors the block puts into places outside of `model`, or takes from there, it finds them as they were.
 
-    Places are the attributes of the model's classes, the global names that their methods, hooks and `forward` use, and
-    the functions of the same package that these call, what such functions close over, their default arguments, and
-    `functools.lru_cache`. Only what holds tensors is put back: a flag that something was done once stays.
+    Places are the attributes of the model's classes, the global names that their methods, hooks, `forward` and the
+    functions among the modules' attributes use, and the functions of the same package that these call, what such
+    functions close over, their default arguments, and `functools.lru_cache`. Only what holds tensors is put back: a
+    flag that something was done once stays.
 
     Example: a class that makes its table in the first run makes it anew in each.
 
@@ -92,6 +93,7 @@ def _writable_objects(model: nn.Module, forward: Callable | None) -> Iterator[An
             if hasattr(type(variable), "__deepcopy__") and _is_object(variable)
         ]
     more = [item for module in model.modules() for table in _HOOKS for item in getattr(module, table, {}).values()]
+    more += [item for module in model.modules() for item in _functions_of(module)]
     more += [] if forward is None else [forward]
     for function in {*_reached_by(kinds), *_reached(filter(None, map(_plain, more)))}:
         if _is_cached(function):
@@ -103,6 +105,16 @@ def _writable_objects(model: nn.Module, forward: Callable | None) -> Iterator[An
         yield from function.__closure__ or ()
         if function.__defaults__ or function.__kwdefaults__:
             yield [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+
+
+def _functions_of(module: nn.Module) -> Iterator[Any]:
+    """The functions that a module was given, such as `self.act = swiglu`, also in a list, tuple or dict."""
+    for variable in vars(module).values():
+        inside: Iterable[Any] = variable.values() if type(variable) in _MAPPINGS else (variable,)
+        if type(variable) in (*_SEQUENCES, tuple):
+            inside = variable if len(variable) <= _MOST else ()
+        functions = (item for item in inside if isinstance(item, _FUNCTIONS))
+        yield from (item for item in functions if _is_own(_plain(item) or type(item)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -140,11 +152,13 @@ def _home(function: Any) -> str:
     return _home_of(getattr(function, "__module__", None) or "")
 
 
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial, type(_home_of))  # the last is a cached one's
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-def _is_own(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] not in _LIBRARIES
+def _is_own(kind: Any) -> bool:
+    """Whether a class or a function is of no library that keeps no state of a model."""
+    return (kind.__module__ or "").partition(".")[0] not in _LIBRARIES
 
 
 def _is_cached(value: Any) -> bool:

@@ -38,6 +38,7 @@ from harness.typed_json import (
     to_json,
 )
 
+WEIGHTS_FROM = ("", "loaded", "partly", "built", "none")  # how `weights_from` begins: the values of reference's Origin
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}  # of |actual - expected|
 UNKNOWN_CRITERION = "unrecorded"  # the criterion of a reason in a file of before criteria were kept
 
@@ -369,6 +370,11 @@ class Row(Numbers, Ratios, Proof):
         references = _part_of(measured, "references") if later is None else _UnreadPart(later, "references")
         result |= _reasons(result, status)
         row = cls(**result, comparisons=comparisons, references=references)
+        origin = (row.weights_from or "").partition(":")[0]
+        if origin not in WEIGHTS_FROM:
+            known = ", ".join(filter(None, WEIGHTS_FROM))
+            expected = f"one of {known}, and a path after a colon or none,"
+            raise Mismatch(repr(shown(origin)), expected).within("weights_from")
         if row.status is not status:
             raise Mismatch(status.value, f"{row.status}, to which its reasons and numbers lead,").within("status")
         return row

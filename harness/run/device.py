@@ -151,7 +151,7 @@ def _unwatched(
     try:
         first = once(move(fresh(inputs), device=device.torch_device))
     except RunError:
-        raise error from None
+        raise error from error.__cause__
     try:
         watched()
     except RunError:

@@ -671,3 +671,25 @@ def test_the_card_of_each_row_is_accepted_with_it(tmp_path):
     baseline.write_baseline(tmp_path, accepted)
     read = baseline.read_baseline(tmp_path, "m", "float32").entries["Ascend910B4 (npu)"]
     assert {name: item.card for name, item in read.rows.items()} == {"0": "emulated card 0", "1": "emulated card 1"}
+
+
+@pytest.mark.parametrize(
+    ("digest", "ratio"), [("then", 1.0), ("now", 1.1), ("now", 0.1)], ids=["bits", "drift", "better"]
+)
+def test_a_row_that_newly_leaves_the_device_is_not_comparable_whatever_its_numbers(digest, ratio):
+    away = dict(marks=(Mark.ON_HOST,))
+    kind = became([row(1, ratio, digest)], [row(1)])
+    assert kind[0] in ("IDENTICAL", "DRIFT", "IMPROVED")
+    assert became([row(1, ratio, digest, **away)], [row(1)]) == ["NOT COMPARABLE"]
+    assert became([row(1, ratio, digest, **away)], [row(1, **away)]) == kind  # it was accepted so
+    assert became([row(1, ratio, digest)], [row(1, **away)]) == kind  # and is on the device now
+    fails = dict(reasons=("x",), criteria=("max_diff",), **away)
+    assert became([row(1, ratio, digest, **fails)], [row(1)]) == kind  # it has a reason of its own
+    assert became([row(1, **away), row(2)], [row(1), row(2)]) == ["NOT COMPARABLE", "IDENTICAL"]
+
+
+def test_a_row_that_newly_leaves_the_device_says_so():
+    assert baseline.change_of(row(1, marks=(Mark.ON_HOST,)), entry([row(1)])).text == (
+        "m float32 seed 1: the model's own code computes on the CPU what it did not when it was accepted, so its "
+        "numbers say less of the device; run the accepted code, or --precision-baseline=accept"
+    )

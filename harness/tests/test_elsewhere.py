@@ -328,11 +328,22 @@ def gelu():
     return nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 8))
 
 
-def test_an_error_that_does_not_come_back_is_said_so(npu):
-    location = locate(case(gelu), 1, npu, row=Symptom(error="on npu:0: OutOfMemoryError"))
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        ("on npu:0: OutOfMemoryError", "The row's error"),
+        ("on npu:0: it failed; raised in 1: gelu; use less", "The row's error, raised in 1: gelu,"),
+        (
+            "a fault; noticed in 2: linear (m.py:3), which may",
+            "The row's error, noticed in 2: linear (m.py:3), which may,",
+        ),
+    ],
+)
+def test_an_error_that_does_not_come_back_is_said_so(npu, error, named):
+    location = locate(case(gelu), 1, npu, row=Symptom(error=error))
     assert location.first is None
     assert location.sentences().startswith(
-        "The row's error did not come back: nothing raised, neither operator by operator nor in a run of its own"
+        f"{named} did not come back: nothing raised, neither operator by operator nor in a run of its own"
     )
     assert "GELU" not in location.sentences()
 

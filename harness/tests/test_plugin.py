@@ -553,6 +553,20 @@ def test_faults_act_in_workers_too(user):
     assert "never acted" not in result.stdout.str() and "FAULTS WERE PLANTED" in markdown(user)
 
 
+@needs_torch_npu
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+def test_what_a_fault_did_is_counted_in_rows_that_raised_and_in_all_workers(user, workers):
+    if workers:
+        pytest.importorskip("xdist")
+    write(user, FIVE_SEEDS)
+    arguments = ("--device", "emulated", "--fault", "aclnnSilu:error", "--locate", "off", "-k", "precision", *workers)
+    result = user.runpytest_subprocess(*arguments)
+    result.assert_outcomes(failed=5, **({} if workers else {"deselected": 1}))
+    # A row that raises under the watch runs once more without it.
+    result.stdout.fnmatch_lines(["FAULT PLANTED: aclnnSilu:error (acted on 10 of the 10 calls that it matches)"])
+    assert all(row["reasons"][0].count("raised in") == 1 for row in stored(user)["rows"])
+
+
 def test_faults_that_cannot_be_planted_stop_the_session(user):
     write(user, FIVE_SEEDS)
     for arguments, words in (

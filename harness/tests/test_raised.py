@@ -13,7 +13,7 @@ from harness.errors import RunError
 from harness.reference import run
 from harness.reference.raised import _calls, location_of
 from harness.tests.needs import emulated_device, needs_torch_npu
-from harness.tests.test_plugin import stored, torch_npu_is_imported, user, write  # noqa: F401
+from harness.tests.test_plugin import markdown, stored, torch_npu_is_imported, user, write  # noqa: F401
 
 NAMED = sys.version_info >= (3, 11)  # from which on Python tells which call of a line raised
 
@@ -240,6 +240,24 @@ CASE = Case(name="block", model=model, inputs=inputs)
 def test_precision(precision):
     precision(CASE, 1)
 """
+
+
+@needs_torch_npu
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("torch.autograd.grad(self.fc(x).sum(), x)", "Case(gradients=True)"),
+        ("torch.fft.rfft(self.fc(x).half())", "Half"),
+        ("self.missing(x)", "missing"),
+    ],
+    ids=["gradients", "a dtype of the CPU", "an attribute"],
+)
+def test_an_error_of_the_cpus_side_is_not_looked_for_on_the_device(user, line, word):
+    write(user, ERRORS.replace("return torch.exp(self.fc(x))", f"return {line}"))
+    user.runpytest_inprocess("--device", "emulated")
+    row = stored(user)["rows"][0]
+    assert row["status"] == "ERROR" and "on the CPU" in row["reasons"][0] and word in row["reasons"][0]
+    assert row["located"] is None and "located" not in markdown(user)
 
 
 @needs_torch_npu

@@ -21,6 +21,7 @@ from harness.judging.criteria import FLOORED
 from harness.judging.status import Mark, Status, leads_to, status_of
 from harness.judging.verdict import Evidence, error, skipped
 from harness.measure import Comparison
+from harness.reference.origin import Origin
 from harness.report import (
     Report,
     Row,
@@ -215,6 +216,7 @@ def test_words_of_the_report_are_text_everywhere():
         ({"baseline": {"kind": "RERUN", "text": ""}}, "baseline.kind: RERUN says nothing of a baseline"),
         ({"measured": {"output": {"golden": {}}}}, "measured.output.comparison: nothing where a value was expected"),
         ({"test": 1}, "test: 1 where text was expected"),
+        ({"weights_from": "inf"}, "weights_from: 'inf' where one of loaded, partly, built, none, and a path after"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_in_one_sentence(tmp_path, change, words):
@@ -230,6 +232,16 @@ def test_a_value_that_cannot_be_is_refused_in_one_sentence(tmp_path, change, wor
         and "\n" not in said
         and said.endswith("write the file again with `pytest -k precision`")
     )
+
+
+@pytest.mark.parametrize("origin", Origin)
+def test_every_origin_of_weights_is_read_and_has_its_words(origin):
+    stored = a_row().to_dict() | {"weights": "seeded:0", "weights_from": f"{origin.value}:a/b" if origin.value else ""}
+    row = Row.from_dict(stored)
+    for lang in ("en", "zh"):
+        assert ("a/b" in render(replace(load(NEWEST), rows=(row,)), lang=lang)) == (
+            origin.value in ("loaded", "partly")
+        )
 
 
 def test_a_cosine_beyond_one_by_rounding_alone_is_read():

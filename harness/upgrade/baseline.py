@@ -411,6 +411,12 @@ def change_of(row: Row, entry: Entry | None) -> Change:
             "--precision-baseline=accept"
         )
         return Change(kind=INCOMPARABLE, text=text)
+    if row.status is Status.PASS and Mark.ON_HOST in row.marks and Mark.ON_HOST not in then.marks:
+        text = (
+            f"{name}: the model's own code computes on the CPU what it did not when it was accepted, so its numbers "
+            "say less of the device; run the accepted code, or --precision-baseline=accept"
+        )
+        return Change(kind=INCOMPARABLE, text=text)
     now, before = error_of(row), error_of(then)
     if row.actual_sha256 == then.actual_sha256:
         return _of_same_bits(row, then)
