@@ -731,7 +731,8 @@ class Session:
             if brought[-1]["environment"]["stack"] or not self.environment["stack"]:  # a worker may be without a card
                 self.environment = brought[-1]["environment"]
                 self.folder.environment(self.environment)
-            self._note_quarantined(brought)
+            if self.spread is None:  # which has asked the card, and names its host
+                self._note_quarantined(brought)
         failing = [row for row in rows if not row.status.is_fine]
         if report.when == "???":  # pytest-xdist's word for a test whose worker died
             rows += self._of_the_dead(report)
