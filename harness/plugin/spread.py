@@ -1,8 +1,9 @@
 """--precision-ray: the rows of a run on the workers of a Ray cluster, booked here as if they had run here.
 
 This process collects nothing and opens no device. A worker that dies costs the test that it runs, which another worker
-runs once more; when that one dies too, its row is an ERROR with the mark CRASHED. A worker whose device computes no more
-ends. Then, and after a death, its card is asked in another process, and one that does not answer gets no more rows.
+runs once more; when that one dies too, its row is an ERROR with the mark CRASHED. A worker whose device computes no
+more ends. Then, and after a death, its card is asked in another process, and one that does not answer gets no more
+rows.
 """
 
 from __future__ import annotations
