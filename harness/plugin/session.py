@@ -29,6 +29,7 @@ from harness.plugin.locating import Locating
 from harness.plugin.names import dtype_id, is_accuracy_test, row_name
 from harness.plugin.opening import Opening, refusal
 from harness.plugin.options import options_of
+from harness.plugin.planted import PlantedCounts, counts_of
 from harness.plugin.quarantine import Quarantine
 from harness.plugin.terminal import Terminal, header, terminal_summary
 from harness.plugin.told import Told
@@ -65,7 +66,7 @@ class Session:
         self._standing: dict[str, object] = {}  # rows of tests that have not ended, by test id
         self._brought: dict[str, set[str]] = {}  # the rows that reports have brought, as JSON, by test id
         self.planted: list = []  # faults, on the emulated device
-        self._acted: set[str] = set()  # those that did, here or in a worker, as text
+        self.counts = PlantedCounts()  # how often they acted, here or in workers
         self._device = None  # once its faults are planted
         self._introduced = False  # whether pytest's header named the device
         self.accepted = Accepted(self, self.options.baselines or config.rootpath / "cases" / "baselines")
@@ -175,6 +176,7 @@ class Session:
             )
         self.planted = [faults.parse(item) for item in self.options.fault]
         for item in self.planted:
+            item.when_first = lambda: self._workers.fault_acts(counts_of(self.planted))
             faults.plant(item)
 
     def pytest_unconfigure(self) -> None:
@@ -630,7 +632,7 @@ class Session:
         """Attach a row of an earlier run to its test."""
         from harness.report import jsonable
 
-        text = json.dumps({"row": row.to_dict(), "environment": jsonable(self.environment), "acted": []})
+        text = json.dumps({"row": row.to_dict(), "environment": jsonable(self.environment), "acted": {}})
         item.stash[PROPERTIES].append((ROW, text))
         item.stash[ROWS].append(row)
 
@@ -646,7 +648,8 @@ class Session:
         stored = result.to_dict()
         more = {
             "environment": jsonable(self.environment),
-            "acted": [str(element) for element in self.planted if element.hits],
+            "acted": counts_of(self.planted),
+            "process": self.worker or "",
             "quarantined": jsonable(self._stopped_cards(result)),
         }
         numbers = [
@@ -702,7 +705,8 @@ class Session:
             user_property for user_property in report.user_properties if user_property[0] != ROW
         ]  # junit has the numbers
         self.collected.setdefault(report.nodeid, guessed(report.nodeid))
-        self._acted |= {text for item in brought for text in item["acted"]}
+        for item in brought:
+            self.counts.take(item.get("process", ""), item["acted"])
         if (
             report.outcome == "rerun"
         ):  # another attempt comes, whose rows count: pytest-rerunfailures', or a new worker's
@@ -762,6 +766,7 @@ class Session:
         death = getattr(report, "death", None)  # a worker's in a cluster
         if death is None:
             death = self._workers.death_of(report.node.gateway.id, report.nodeid, exit_status_of(report.node))
+        self.counts.take(death.worker, death.acts)
         rows = [self._marked(Row.from_dict(row, f"a row of {report.nodeid}")) for row in death.rows]
         if rows and rows[-1].key == tuple(death.named.get(name) for name in ("case", "dtype", "seed")):
             return [*rows[:-1], replace(rows[-1], located=unlocated(f"It could not be located: {death.text}"))]
@@ -809,11 +814,23 @@ class Session:
             more = {"performance": self.performance, "shard": self.options.shard}
             more["idle_faults"] = self.idle_faults() if last else ()
             more["quarantined"] = self._all_quarantined()
-            return report.build(self.all_rows(), **more, **self.environment)
+            return report.build(self.all_rows(), **more, **self._environment_now())
 
         done = self.folder.write(build, last=last)
         if done is not None:
             self.written, self.report = done
+
+    def _environment_now(self) -> dict:
+        """Where the rows were measured, with the planted faults as all processes count them."""
+        from harness.emulator import faults
+
+        stack = self.environment["stack"]
+        if not stack.get("faults") or not self.planted:
+            return self.environment
+        ours = {str(item): self.counts.total(str(item)) for item in self.planted}
+        effects = [faults.effect_text(text, calls=calls, hits=hits) for text, (calls, hits) in ours.items()]
+        others = [text for text in stack["faults"] if not text.startswith(tuple(f"{name} (" for name in ours))]
+        return self.environment | {"stack": stack | {"faults": [*effects, *others]}}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node, error) -> None:
@@ -887,7 +904,8 @@ class Session:
 
         if self.worker or not self.rows:
             return []
-        return [faults.idle_text(item) for item in self.planted if str(item) not in self._acted]
+        self.counts.take("", counts_of(self.planted))  # of this process, whose row may hang
+        return [faults.idle_text(item) for item in self.planted if not self.counts.total(str(item))[1]]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session):

@@ -328,6 +328,7 @@ class Spread:
         self._drop(member, f"it did not start: {text}")
 
     def _on_died(self, member: Member, death: Death, problem: str) -> None:
+        self._run.counts.take(death.worker, death.acts)
         self._lost(member, death.text, death, problem=problem)
 
     # -------- deaths
