@@ -146,7 +146,7 @@ class Cluster:
         return self.hosts.get(node, node[:8])
 
     def has_room(self, out: Mapping[str, int]) -> bool:
-        """Whether a node that is alive has what a worker takes; `out`: workers on a node whose cards are quarantined."""
+        """Whether a living node has what a worker takes; `out`: workers with quarantined cards, by node."""
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
         need = self.need
         return any(
