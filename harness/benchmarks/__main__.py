@@ -1,5 +1,7 @@
 """python -m harness.benchmarks [NAME …]"""
 
+import argparse
+import ast
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -9,8 +11,22 @@ from tabulate import tabulate
 _NAMES = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
 
 
-def main(wanted: list[str]) -> int:
+def _sentence(name: str) -> str:
+    """What a benchmark measures: the first sentence of its module."""
+    text = ast.get_docstring(ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))) or ""
+    return " ".join(text.partition(".\n")[0].split()).rstrip(".")
+
+
+def main(arguments: list[str]) -> int:
     """Run benchmarks by name, or all; 1 when a promise is not kept, 2 for a name that there is not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.benchmarks",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run benchmarks by name, or all, for example: python -m harness.benchmarks compare reports",
+        epilog="\n".join(f"{name}: {_sentence(name)}" for name in _NAMES),
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    wanted = parser.parse_args(arguments).names
     unknown = sorted(set(wanted) - set(_NAMES))
     if unknown:
         print(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(_NAMES)}", file=sys.stderr)
