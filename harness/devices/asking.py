@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from harness.devices.kinds import KINDS
 
@@ -25,19 +25,21 @@ def problem_of(
     devices: int | None = None,
     soc: str | None = None,
     limit: float = ANSWER_LIMIT,
+    environment: Mapping[str, str] = os.environ,
     command: Sequence[str] = (sys.executable, "-m", "harness.devices.asking"),
 ) -> str:
     """What is wrong with a card of a kind, "npu", "emulated" or "cuda", as another process sees it; "" where it
     answers.
 
-    `card`: its number as the variable of its kind takes it; `devices` and `soc` as in `open_device`. A process that
-    does not end within `limit` seconds is killed and not waited for.
+    `card`: its number as the variable of its kind takes it; `devices` and `soc` as in `open_device`; `environment`: the
+    variables of that process, but for the card. One that does not end within `limit` seconds is killed and not waited
+    for.
     """
     played = [("--devices", devices), ("--soc", soc)]
     words = [name, *(word for option, value in played if value is not None for word in (option, str(value)))]
-    environment = os.environ | {KINDS[name].cards_variable or "": card}
+    variables = {**environment, KINDS[name].cards_variable or "": card}
     asked = subprocess.Popen(
-        [*command, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*command, *words], env=variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     try:
         said, _ = asked.communicate(timeout=limit)

@@ -14,6 +14,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -87,6 +88,7 @@ class Fault:
     seed: int = 0
     calls: int = 0  # that matched
     hits: int = 0  # on which it acted
+    when_first: Callable[[], None] | None = field(default=None, repr=False)  # is called when it first acts
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self):
@@ -112,7 +114,7 @@ class Fault:
     @property
     def effect(self) -> str:
         """The fault and how often it acted, for a report."""
-        return effect_text(str(self), hits=self.hits, calls=self.calls)
+        return effect_text(str(self), calls=self.calls, hits=self.hits)
 
     def matches(self, name: str, card: int = 0) -> bool:
         """Whether it acts on this call on a card of the machine; a call that it could act on is counted."""
@@ -125,14 +127,21 @@ class Fault:
             return drawn and its_turn
 
     def acted(self) -> None:
-        """Count one call on which something was changed."""
+        """Count one call on which something is changed, before a crash or a hang ends the process."""
         with self._lock:
             self.hits += 1
+            is_first = self.hits == 1
+        if is_first and self.when_first is not None:
+            self.when_first()
 
 
-def effect_text(name: str, *, hits: int, calls: int) -> str:
-    """What is said of a planted fault: its name and how often it acted."""
-    return f"{name} (acted on {hits} of the {calls} calls that it matches)"
+def effect_text(fault: str, *, calls: int, hits: int) -> str:
+    """A fault and how often it acted, for a report.
+
+    >>> effect_text("aclnnSilu:nan", calls=4, hits=2)
+    'aclnnSilu:nan (acted on 2 of the 4 calls that it matches)'
+    """
+    return f"{fault} (acted on {hits} of the {calls} calls that it matches)"
 
 
 def idle_text(planted: Fault) -> str:

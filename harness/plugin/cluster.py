@@ -145,10 +145,13 @@ class Cluster:
             self.hosts |= {item["NodeID"]: _host_of(item) for item in self._ray.nodes()}
         return self.hosts.get(node, node[:8])
 
-    @property
-    def has_room(self) -> bool:
-        """Whether a node that is alive has what a worker takes."""
-        return self._ray.cluster_resources().get(self.need.resource, 0) >= self.need.amount
+    def has_room(self, out: Mapping[str, int]) -> bool:
+        """Whether a living node has what a worker takes; `out`: workers with quarantined cards, by node."""
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        need = self.need
+        return any(
+            node["Resources"].get(need.resource, 0) // need.amount > out.get(node["NodeID"], 0) for node in nodes
+        )
 
     def close(self) -> None:
         """Leave the cluster."""

@@ -86,7 +86,11 @@ class Process:
             session.config.hook.pytest_runtest_protocol(item=items[self._test], nextitem=items.get(following))
             self._send_files()
             self._tell("learned", self._test, run.learned())
+            if run.is_stopped:  # told before the test ends, so that no test comes after it
+                self._tell("stopped", run.device.stopped)
             self._tell("ended", self._test)
+            if run.is_stopped:
+                break
         return True
 
     def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:

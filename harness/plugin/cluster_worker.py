@@ -41,6 +41,8 @@ class Start:
     resource: str
     amount: int
     most: int  # workers of the run
+    devices: int | None  # cards of an emulated machine
+    soc: str | None  # and their family
     # Filled on the node:
     folder: str = ""  # of the process
     workerinput: Mapping[str, Any] | None = None
@@ -54,6 +56,8 @@ class Worker:
         given = SimpleNamespace(workerinput={})
         self._workers.configure(given)
         self._test = ""
+        self._backend = ""  # of its device, once that is open
+        self._stopped = ""  # what its device did that computes no more
         root = Path(start.root or os.getcwd())
         directory = root / start.below
         if not directory.is_dir():
@@ -63,10 +67,11 @@ class Worker:
         self._log = self._folder / f"{start.name}.log"
         self._pipe, theirs = Pipe()
         with self._log.open("wb") as log:
+            self._environment = _environment(self._start)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "harness.plugin.cluster_process", str(theirs.fileno())],
                 cwd=directory,
-                env=_environment(self._start),
+                env=self._environment,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -101,7 +106,9 @@ class Worker:
         return self.events()
 
     def events(self) -> list[tuple]:
-        """What happened since the last call: at least one event."""
+        """What happened since the last call: at least one event. Where its device stopped, the last one is what the
+        card answers to another process.
+        """
         result = []
         try:
             result.append(self._pipe.recv())
@@ -109,13 +116,34 @@ class Worker:
                 result.append(self._pipe.recv())
         except (EOFError, OSError):
             result.append(self._death())
+        for kind, *values in list(result):
+            if kind == "ready":
+                self._backend = values[-1].get("backend") or ""
+            elif kind == "stopped":
+                (self._stopped,) = values
+            elif kind == "finished" and self._stopped:
+                result.append(("answered", self._stopped, self._ask()))
         return result
+
+    def _ask(self) -> str:
+        """What is wrong with the card, once its process is gone; "" where it answers, or the device is no card."""
+        from harness.devices.asking import problem_of
+        from harness.devices.kinds import KINDS
+
+        variable = KINDS[self._backend].cards_variable if self._backend in KINDS else None
+        if variable is None:
+            return ""
+        self._process.kill()
+        self._process.wait()
+        played = dict(devices=self._start.devices, soc=self._start.soc) if self._backend == "emulated" else {}
+        card = self._environment.get(variable) or "0"
+        return problem_of(self._backend, card, environment=self._environment, **played)
 
     def end(self) -> list[tuple]:
         """End the process in order: its last events."""
         self._pipe.send(None)
         result: list[tuple] = []
-        while not result or result[-1][0] not in ("finished", "died", "failed"):
+        while not result or result[-1][0] not in ("finished", "answered", "died", "failed"):
             result += self.events()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(PROCESS_ENDING)
@@ -131,7 +159,7 @@ class Worker:
     def _death(self) -> tuple:
         status = self._process.wait()
         if self._test:
-            event: tuple = ("died", self._workers.death_of(self._start.name, self._test, status))
+            event: tuple = ("died", self._workers.death_of(self._start.name, self._test, status), self._ask())
         else:
             lines = self._log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:]
             event = "failed", " ".join(" ".join(lines).split()) or f"its process ended with status {status}"
@@ -149,9 +177,12 @@ def _resources_here() -> Mapping[str, float]:
 
 def _environment(start: Start) -> dict[str, str]:
     """The process's variables: the node's, without what Ray sets for its own workers, and the run's."""
+    from harness.emulator.runtime import LOST
+
     empty = {name for name in VISIBLE_CARDS if os.environ.get(name) == ""}  # older versions hide all other cards so
     left_out = {"OMP_NUM_THREADS", "PYTHONBREAKPOINT", *empty}
     ours = {name: value for name, value in os.environ.items() if name not in left_out}
+    ours |= {LOST: f"{start.folder}/lost-cards"}  # of the machine that this worker plays, where it plays one
     given = start.workerinput or {}
     xdist = {"WORKER": start.name, "WORKER_COUNT": str(given.get("workercount", 1)), "TESTRUNUID": start.name}
     return ours | dict(start.environment) | {f"PYTEST_XDIST_{name}": value for name, value in xdist.items()}

@@ -15,10 +15,11 @@ from harness.plugin.cards import visible_of
 from harness.plugin.opening import NO_DEVICE
 from harness.plugin.options import options_of
 from harness.plugin.workers import Ended, Workers
-from harness.report.content import STOPPED
+from harness.report.content import STOPPED, UNRUN
 
 IDLE = "PRECISION_IDLE"  # the environment variable of a worker that gets no rows
 _LONGEST = 200  # characters of what was seen
+_NO_CARD = "no card was left, and the rows after it did not run"
 
 
 class Quarantine:
@@ -71,7 +72,7 @@ class Quarantine:
             return
         self._out.add(card)
         first = ended.seen.removeprefix(f"{STOPPED}{ended.row}: ")  # the row is named beside it
-        seen = first if ended.unopened else f"{_short(first)}; asked in another process: {_short(problem)}"
+        seen = first if ended.unopened else _seen(first, problem)
         self._replace(node.gateway.spec.env, card, ended.row, seen)
 
     def _leave_out(self, environment: dict[str, str], ended: Ended) -> None:
@@ -86,12 +87,29 @@ class Quarantine:
             "the other cards go on" if len(left) > 1 else "too few cards were left, and the rows after it did not run"
         )
         for card, problem in new.items():
-            named, seen = f"card {card}", f"{_short(ended.seen)}; asked in another process: {_short(problem)}"
+            named, seen = f"card {card}", _seen(ended.seen, problem)
             self.cards[named] = Quarantined(card=named, after=ended.row, seen=seen, then=then)
         if len(left) > 1:
             environment[self._variable] = ",".join(left)
         elif new:
             environment[NO_DEVICE] = f"not run: one card is left of {len(self._visible)}, and rows run on several"
+
+    def add(self, card: str, row: str, seen: str, problem: str, *, is_last: bool) -> None:
+        """A card of a cluster is quarantined: what its process saw in `row`, and what it answers to another one.
+
+        `is_last`: no other card is left for the rows that remain.
+        """
+        from harness.report.cards import Quarantined
+
+        then = _NO_CARD if is_last else "its rows went to the other cards"
+        seen = _seen(seen.removeprefix(f"{STOPPED}{row}: "), problem)
+        self.cards[card] = Quarantined(card=card, after=row, seen=seen, then=then)
+
+    def unrun(self, card: str) -> str:
+        """The reason of the rows that remain after the last card of a cluster."""
+        after = f" after {self.cards[card].after}" if self.cards[card].after else ""
+        which = f"the only card ({card})" if len(self.cards) == 1 else f"the last of the cards ({card})"
+        return f"{UNRUN}{which} was quarantined{after}: {_short(self.cards[card].seen)}"
 
     def settle(self, node: Any) -> None:
         """The tests of a worker that ended are shared out: where those that live take no more, another one must."""
@@ -120,7 +138,7 @@ class Quarantine:
             then = f"its rows went to card {free[0]}"
             environment[self._variable] = free[0]
         else:
-            then = "no card was left, and the rows after it did not run"
+            then = _NO_CARD
             only = f"the only card ({named})" if len(self._visible) == 1 else f"the last of the cards ({named})"
             after = f" after {row}" if row else ""
             environment[NO_DEVICE] = f"not run: {only} was quarantined{after}: {_short(seen)}"
@@ -142,6 +160,11 @@ class Quarantine:
         if self._kind != "emulated":
             return problem_of(self._kind, card)
         return problem_of(self._kind, card, devices=options.devices, soc=options.soc)
+
+
+def _seen(first: str, problem: str) -> str:
+    """What was seen of a card: in its row, and by the process that asked it."""
+    return f"{_short(first)}; asked in another process: {_short(problem)}"
 
 
 def _short(text: str) -> str:

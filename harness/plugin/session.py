@@ -29,6 +29,7 @@ from harness.plugin.locating import Locating
 from harness.plugin.names import dtype_id, is_accuracy_test, row_name
 from harness.plugin.opening import Opening, refusal
 from harness.plugin.options import options_of
+from harness.plugin.planted import PlantedCounts, counts_of
 from harness.plugin.quarantine import Quarantine
 from harness.plugin.terminal import Terminal, header, terminal_summary
 from harness.plugin.told import Told
@@ -65,7 +66,7 @@ class Session:
         self._standing: dict[str, object] = {}  # rows of tests that have not ended, by test id
         self._brought: dict[str, set[str]] = {}  # the rows that reports have brought, as JSON, by test id
         self.planted: list = []  # faults, on the emulated device
-        self._acted: dict[str, dict[str, list[int]]] = {}  # by worker and fault: on how many of how many calls
+        self.counts = PlantedCounts()  # how often they acted, here or in workers
         self._device = None  # once its faults are planted
         self._introduced = False  # whether pytest's header named the device
         self.accepted = Accepted(self, self.options.baselines or config.rootpath / "cases" / "baselines")
@@ -175,6 +176,7 @@ class Session:
             )
         self.planted = [faults.parse(item) for item in self.options.fault]
         for item in self.planted:
+            item.when_first = lambda: self._workers.fault_acts(counts_of(self.planted))
             faults.plant(item)
 
     def pytest_unconfigure(self) -> None:
@@ -646,8 +648,8 @@ class Session:
         stored = result.to_dict()
         more = {
             "environment": jsonable(self.environment),
-            "worker": self.worker,
-            "acted": {str(item): [item.hits, item.calls] for item in self.planted},
+            "acted": counts_of(self.planted),
+            "process": self.worker or "",
             "quarantined": jsonable(self._stopped_cards(result)),
         }
         numbers = [
@@ -714,7 +716,7 @@ class Session:
         ]  # junit has the numbers
         self.collected.setdefault(report.nodeid, guessed(report.nodeid))
         for item in brought:
-            self._acted.setdefault(item.get("worker") or "", {}).update(item["acted"])
+            self.counts.take(item.get("process", ""), item["acted"])
         if (
             report.outcome == "rerun"
         ):  # another attempt comes, whose rows count: pytest-rerunfailures', or a new worker's
@@ -742,10 +744,9 @@ class Session:
             rows += [self._marked(replace(row, host=host)) for row in made]
             if brought[-1]["environment"]["stack"] or not self.environment["stack"]:  # a worker may be without a card
                 self.environment = brought[-1]["environment"]
-                if self.planted:  # a row that raised left the stack unread, and a worker counts its own calls alone
-                    self.environment["stack"]["faults"] = self._effects()
                 self.folder.environment(self.environment)
-            self._note_quarantined(brought)
+            if self.spread is None:  # which has asked the card, and names its host
+                self._note_quarantined(brought)
         failing = [row for row in rows if not row.status.is_fine]
         if report.when == "???":  # pytest-xdist's word for a test whose worker died
             rows += self._of_the_dead(report)
@@ -775,6 +776,7 @@ class Session:
         death = getattr(report, "death", None)  # a worker's in a cluster
         if death is None:
             death = self._workers.death_of(report.node.gateway.id, report.nodeid, exit_status_of(report.node))
+        self.counts.take(death.worker, death.acts)
         rows = [self._marked(Row.from_dict(row, f"a row of {report.nodeid}")) for row in death.rows]
         if rows and rows[-1].key == tuple(death.named.get(name) for name in ("case", "dtype", "seed")):
             return [*rows[:-1], replace(rows[-1], located=unlocated(f"It could not be located: {death.text}"))]
@@ -822,11 +824,25 @@ class Session:
             more = {"performance": self.performance, "shard": self.options.shard}
             more["idle_faults"] = self.idle_faults() if last else ()
             more["quarantined"] = self._all_quarantined()
-            return report.build(self.all_rows(), **more, **self.environment)
+            return report.build(self.all_rows(), **more, **self._environment_now())
 
         done = self.folder.write(build, last=last)
         if done is not None:
             self.written, self.report = done
+
+    def _environment_now(self) -> dict:
+        """Where the rows were measured, with the planted faults as all processes count them."""
+        from harness.emulator import faults
+
+        stack = self.environment["stack"]
+        if not stack or not self.planted:
+            return self.environment
+        ours = {str(item): self.counts.total(str(item)) for item in self.planted}
+        effects = [faults.effect_text(text, calls=calls, hits=hits) for text, (calls, hits) in ours.items()]
+        others = [
+            text for text in stack.get("faults") or () if not text.startswith(tuple(f"{name} (" for name in ours))
+        ]
+        return self.environment | {"stack": stack | {"faults": [*effects, *others]}}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node, error) -> None:
@@ -894,27 +910,14 @@ class Session:
             if problems or not well or self.idle_faults():
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def _effects(self) -> list[str]:
-        """The planted faults and how often they acted, in all processes together."""
-        from harness.emulator import faults
-
-        counts = {
-            str(item): [counted[str(item)] for counted in self._acted.values() if str(item) in counted]
-            for item in self.planted
-        }
-        return [
-            faults.effect_text(name, hits=sum(hits for hits, _ in pairs), calls=sum(calls for _, calls in pairs))
-            for name, pairs in counts.items()
-        ]
-
     def idle_faults(self) -> list[str]:
         """A sentence for each planted fault that never acted: the run shows nothing about it."""
         from harness.emulator import faults
 
         if self.worker or not self.rows:
             return []
-        acted = {name for counted in self._acted.values() for name, (hits, _) in counted.items() if hits}
-        return [faults.idle_text(item) for item in self.planted if str(item) not in acted]
+        self.counts.take("", counts_of(self.planted))  # of this process, whose row may hang
+        return [faults.idle_text(item) for item in self.planted if not self.counts.total(str(item))[1]]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session):

@@ -1,7 +1,9 @@
 """--precision-ray: the rows of a run on the workers of a Ray cluster, booked here as if they had run here.
 
 This process collects nothing and opens no device. A worker that dies costs the test that it runs, which another worker
-runs once more; when that one dies too, its row is an ERROR with the mark CRASHED.
+runs once more; when that one dies too, its row is an ERROR with the mark CRASHED. A worker whose device computes no
+more ends. Then, and after a death, its card is asked in another process, and one that does not answer gets no more
+rows.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ class Member:
     actor: Any
     host: str = ""
     label: str = ""  # host and cards, for the terminal
+    node: str = ""  # Ray's number of the host
+    cards: str = ""  # of the host, by Ray's numbers
     is_ready: bool = False
+    is_stopped: bool = False  # its device computes no more
     test: str = ""  # that runs
     named: Mapping[str, Any] = field(default_factory=dict)  # case, dtype and seed of its row
     location: tuple[str, int | None, str] | None = None
@@ -72,6 +77,7 @@ class Spread:
         self._deaths: dict[str, list[str]] = {}  # of the workers of a test, in words
         self._counts: Counter[str] = Counter()  # tests that ended, by host
         self._environment: dict[str, Any] | None = None
+        self._quarantined: list[Member] = []  # workers that keep a card which answers no more, so that none gets it
         self._alone_since: float | None = None  # when the cluster was first seen without room
 
     # -------- pytest
@@ -107,7 +113,7 @@ class Spread:
 
     def _run_all(self, session: pytest.Session) -> None:
         """Every test. Raises: as pytest's own loop does where the run is to stop."""
-        while self._left:
+        while self._left or any(member.is_stopped for member in self._members.values()):  # whose cards are asked
             self._step()
             if session.shouldfail:
                 raise session.Failed(session.shouldfail)
@@ -122,9 +128,10 @@ class Spread:
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
-        for member in self._members.values():
+        for member in [*self._members.values(), *self._quarantined]:
             self.cluster.kill(member.actor, is_placed=bool(member.label))
         self._members.clear()
+        self._quarantined.clear()
         self.cluster.close()
 
     # -------- workers
@@ -159,6 +166,8 @@ class Spread:
             resource=self.cluster.need.resource,
             amount=self.cluster.need.amount,
             most=self.cluster.need.workers,
+            devices=run.options.devices,
+            soc=run.options.soc,
         )
 
     def _step(self) -> None:
@@ -171,7 +180,8 @@ class Spread:
                 self._lost(member, str(error), with_node=error.with_node)
                 continue
             if isinstance(answer, dict):
-                member.host = self.cluster.host(answer["node"])
+                member.node, member.cards = answer["node"], answer["cards"]
+                member.host = self.cluster.host(member.node)
                 cards = f" {self.cluster.need.resource} {answer['cards']}" if answer["cards"] else ""
                 member.label = f"{member.host}{cards}"
                 member.workerinfo = {"id": member.label, **answer["python"]}
@@ -201,7 +211,8 @@ class Spread:
 
     def _check_room(self) -> None:
         """Raises: pytest.UsageError where no node has been there for long that could run what is left."""
-        if any(member.is_ready for member in self._members.values()) or self.cluster.has_room:
+        out = Counter(member.node for member in self._quarantined)
+        if any(member.is_ready for member in self._members.values()) or self.cluster.has_room(out):
             self._alone_since = None
             return
         self._alone_since = self._alone_since or time.monotonic()
@@ -293,15 +304,32 @@ class Spread:
         member.test, member.location = "", None
 
     def _on_finished(self, member: Member, output: Mapping[str, str]) -> None:
-        """A process ended although more was to run."""
+        """A process ended although more was to run: by itself, or since its device stopped."""
         self._run.take_output(output)
-        self._lost(member, "its process ended early")
+        if not member.is_stopped:
+            self._lost(member, "its process ended early")
+
+    def _on_stopped(self, member: Member, how: str) -> None:
+        """Its device computes no more: it gets no test after this one, and its process ends."""
+        member.is_ready, member.is_stopped = False, True
+
+    def _on_answered(self, member: Member, seen: str, problem: str) -> None:
+        """What the card of a device that stopped answers to another process, "" where nothing is wrong with it."""
+        del self._members[member.name]
+        assert self._queue is not None, "it ran a test"
+        self._queue.lost(member.name)
+        if problem:
+            self._put_out(member, seen, problem)
+            return
+        self.cluster.kill(member.actor, is_placed=True)
+        self._add()
 
     def _on_failed(self, member: Member, text: str) -> None:
         self._drop(member, f"it did not start: {text}")
 
-    def _on_died(self, member: Member, death: Death) -> None:
-        self._lost(member, death.text, death)
+    def _on_died(self, member: Member, death: Death, problem: str) -> None:
+        self._run.counts.take(death.worker, death.acts)
+        self._lost(member, death.text, death, problem=problem)
 
     # -------- deaths
 
@@ -314,14 +342,20 @@ class Spread:
         if not self._members:
             raise pytest.UsageError(f"--precision-ray: no worker is left. {self._not_started[-1]}")
 
-    def _lost(self, member: Member, how: str, death: Death | None = None, *, with_node: bool = False) -> None:
-        """A worker is no more: another one takes its place where there is room, and its test runs once more."""
-        if not member.is_ready and not with_node:
+    def _lost(
+        self, member: Member, how: str, death: Death | None = None, *, with_node: bool = False, problem: str = ""
+    ) -> None:
+        """A worker is no more: another one takes its place where there is room, and its test runs once more.
+
+        `problem`: what is wrong with its card.
+        """
+        if not member.is_ready and not member.is_stopped and not with_node:
             self._drop(member, f"it did not start: {how}")
             return
         del self._members[member.name]
-        self.cluster.kill(member.actor, is_placed=bool(member.label))
-        self._add()
+        if not problem:
+            self.cluster.kill(member.actor, is_placed=bool(member.label))
+            self._add()
         self._run.terminal.note(f"the worker on {member.label or 'a node'} died: {how}")
         death = death or Death(text=how, mark=Mark.CRASHED, named=member.named, rows=[])
         began = member.location is not None
@@ -338,10 +372,29 @@ class Spread:
             self._left.discard(member.test)
         elif began:
             self._report(member, "rerun", f"It ran again, since its first worker died {deaths[0]}.")
+        if problem:
+            self._put_out(member, how, problem)
 
-    def _report(self, member: Member, outcome: Any, text: str, death: Death | None = None) -> None:
-        """What became of a test whose worker died, as pytest-xdist reports it."""
-        how = dict(keywords={}, outcome=outcome, longrepr=text, when="???")
+    def _put_out(self, member: Member, seen: str, problem: str) -> None:
+        """No worker gets the card of this one any more; where none is left, the tests that remain are errors."""
+        self._quarantined.append(member)
+        left = any(not other.is_stopped for other in self._members.values())
+        card = f"card {member.cards or '0'} of {member.host}"
+        self._run.quarantine.add(card, _row_of(member), seen, problem, is_last=not left)
+        if left:
+            return
+        text = self._run.quarantine.unrun(card)
+        for test in [test for test in self._tests if test in self._left]:
+            member.test, member.location = test, (test.partition("::")[0], None, test)
+            for when, outcome in (("call", "failed"), ("teardown", "passed")):
+                self._report(member, outcome, text if when == "call" else "", when=when)
+        self._left.clear()
+
+    def _report(
+        self, member: Member, outcome: Any, text: str, death: Death | None = None, *, when: Any = "???"
+    ) -> None:
+        """What became of a test whose worker died, as pytest-xdist reports it; `when`: of a test that did not run."""
+        how = dict(keywords={}, outcome=outcome, longrepr=text or None, when=when)
         report = pytest.TestReport(nodeid=member.test, location=member.location, **how)
         report.node, report.death = member, death
         self._config.hook.pytest_runtest_logreport(report=report)
@@ -360,10 +413,13 @@ class Spread:
 
 def _short(member: Member) -> str:
     """What a worker runs, as far as it is known."""
+    return _row_of(member) or member.test
+
+
+def _row_of(member: Member) -> str:
+    """The last row of a worker; "" where it is not known."""
     named = member.named
-    if not named:
-        return member.test
-    return row_name(named["case"], named["dtype"], named["seed"])
+    return row_name(named["case"], named["dtype"], named["seed"]) if named else ""
 
 
 def _earlier(run: Any) -> str | None:

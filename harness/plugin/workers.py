@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Death:
     mark: Mark
     named: Mapping[str, Any]  # case, dtype and seed of the row that ran
     rows: list[dict]  # of the same test, that were measured before
+    worker: str = ""  # whose process it was
+    acts: Mapping[str, Any] = field(default_factory=dict)  # of planted faults, as of `harness.plugin.planted.counts_of`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,10 @@ class Workers:
         """In a worker: the row that runs takes too long, and the process ends for it."""
         self._write(f"{self.worker}.hung.json", {"text": text})
 
+    def fault_acts(self, counts: Mapping[str, Any]) -> None:
+        """In a worker: a planted fault acts for the first time, which may end the process."""
+        self._write(f"{self.worker}.acts.json", counts)
+
     def gives_back(self, test: str, seen: str, *, unopened: bool) -> None:
         """In a worker: its device computes no more, the process ends, and `test` is for another one."""
         self._write(f"{self.worker}.back.json", {"test": test, "seen": seen, "unopened": unopened})
@@ -159,11 +165,14 @@ class Workers:
         lines = self._text(f"{worker}.rows").splitlines()
         back = self._read(f"{worker}.back.json")
         text = f"{UNRUN}{back['seen']}" if isinstance(back, dict) else self._how(worker, status) + last
+        acts = self._read(f"{worker}.acts.json")
         return Death(
             text=text,
             mark=Mark.HUNG if hung else Mark.CRASHED,
             named=row,
             rows=[json.loads(line) for line in lines if line.endswith("}")],
+            worker=worker,
+            acts=acts if isinstance(acts, dict) else {},
         )
 
     def _how(self, worker: str, status: int | None) -> str:

@@ -79,6 +79,28 @@ class TestHung:
 )
 
 
+ODD_INPUTS = (
+    CASE
+    + """
+class Odd(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+    def forward(self, x):
+        return self.linear(torch.sin(x) if x.max() > 9 else x)
+
+def given(generator):
+    return torch.rand(2, 4, generator=generator) + 10 * (generator.initial_seed() == 1)
+
+CASES = [case(name, model=Odd, inputs=given, weights_seed=number) for number, name in enumerate("abc")]
+
+@pytest.mark.parametrize("seed", range(1, 10))
+def test_precision(precision, seed):
+    precision(CASES[seed % 3], seed)
+"""
+)
+
+
 def environment():
     """Of a user's shell, with this checkout, and with one thread: nodes of one machine share its cores."""
     return of_a_shell("PYTEST_XDIST", PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
@@ -105,9 +127,9 @@ def command(*arguments):
     return [sys.executable, "-m", "pytest", "--device=cpu", *arguments]
 
 
-def pytest_run(user, *arguments):
-    """A run as its user starts it."""
-    how = dict(cwd=user.path, env=environment(), capture_output=True, text=True, timeout=300)
+def pytest_run(user, *arguments, **variables):
+    """A run as its user starts it; `variables` are added to its environment."""
+    how = dict(cwd=user.path, env=environment() | variables, capture_output=True, text=True, timeout=300)
     return subprocess.run(command(*arguments), **how)
 
 
@@ -162,6 +184,32 @@ def test_a_row_whose_worker_dies_twice_is_an_error_and_a_hung_one_is_not_tried_a
     assert places and places[1] != places[2]
     assert "it did not end within 3 s (--precision-row-timeout); thread MainThread: " in hung["reasons"][0]
     assert stored(user)["outcome"] == "infrastructure" and "1 rerun" in done.stdout
+
+
+@needs_torch_npu
+def test_a_closed_queue_costs_one_row_and_its_worker_gets_another_process(user, three):
+    write(user, ODD_INPUTS)
+    words = ("--device=emulated", "--locate=off", "--fault=aclnnSin:error", f"--ray={three.address}")
+    done = pytest_run(user, *words, TASK_QUEUE_ENABLE="1")
+    rows = {row["seed"]: row for row in stored(user)["rows"]}
+    assert [seed for seed, row in rows.items() if row["status"] != "PASS"] == [1], done.stdout + done.stderr
+    assert "aclnnSin failed in torch_npu's queue" in rows[1]["reasons"][0] and len(rows) == 9
+    assert "quarantined" not in stored(user)
+
+
+@needs_torch_npu
+def test_lost_cards_are_quarantined_by_host_and_without_one_the_rest_is_not_run(user, three):
+    write(user, ODD_INPUTS.replace("== 1", "> 0"))  # so that each worker loses its card in its first row
+    words = ("--device=emulated", "--locate=off", "--fault=aclnnSin:lost", f"--ray={three.address}")
+    done = pytest_run(user, *words)
+    report = stored(user)
+    reasons = [row["reasons"][0] for row in report["rows"]]
+    unrun = [reason for reason in reasons if reason.startswith("not run: ")]
+    assert len(reasons) == 9 and len(unrun) == 6, done.stdout + done.stderr
+    assert {card["card"] for card in report["quarantined"]} == {f"card 0 of {name}" for name in NODES}
+    assert all("asked in another process: npu:0 does not answer" in card["seen"] for card in report["quarantined"])
+    assert all("the last of the cards (card 0 of " in reason for reason in unrun)
+    assert report["outcome"] == "infrastructure" and done.returncode == 1
 
 
 def test_a_run_that_is_ended_names_the_rows_that_ran(user, three, tmp_path):
@@ -331,17 +379,24 @@ def test_a_run_waits_for_a_node_and_not_for_ever(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("harness.plugin.spread.time.monotonic", lambda: clock[0])
     spread = Spread.__new__(Spread)
-    spread._members, spread._left, spread._alone_since = {}, {"a"}, None
-    spread.cluster = SimpleNamespace(has_room=False, need=need_of("npu", [{"NPU": 1.0}]))
+    spread._members, spread._left, spread._alone_since, spread._quarantined = {}, {"a"}, None, []
+    spread.cluster = SimpleNamespace(has_room=lambda out: False, need=need_of("npu", [{"NPU": 1.0}]))
     spread._check_room()
     clock[0] += PATIENCE
     spread._check_room()
     clock[0] += 1.0
     with pytest.raises(pytest.UsageError, match="no node of the cluster has NPU any more, for 300 s; 1 tests did not"):
         spread._check_room()
-    spread.cluster.has_room = True
+    spread.cluster.has_room = lambda out: True
     spread._check_room()
     assert spread._alone_since is None
+
+
+def test_a_node_whose_cards_are_quarantined_has_no_room():
+    nodes = [{"Alive": alive, "NodeID": str(alive), "Resources": {"NPU": 2.0}} for alive in (True, False)]
+    there = Cluster.__new__(Cluster)
+    there._ray, there.need = SimpleNamespace(nodes=lambda: nodes), need_of("npu", [{"NPU": 2.0}])
+    assert there.has_room({}) and there.has_room({"True": 1, "False": 9}) and not there.has_room({"True": 2})
 
 
 def test_the_report_and_environments_are_not_sent(tmp_path):

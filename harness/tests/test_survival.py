@@ -21,6 +21,7 @@ from harness.plugin.watchdog import COMPILING, FIRST, LEAST, STARTING, TIMES, Li
 from harness.report import Row, Writer, build, load
 from harness.report.content import NOT_RUN
 from harness.report.journal import DIED, NAME, Busy, Journal, read_journal
+from harness.tests.environment import pytest_of_a_shell
 from harness.tests.needs import needs_torch_npu
 from harness.tests.test_plugin import CASE, run, stored, torch_npu_is_imported, user, write  # noqa: F401
 
@@ -71,6 +72,27 @@ def rows_of(user):
 
 
 # -------- a row that ends its process, or does not end
+
+
+@needs_torch_npu
+@pytest.mark.parametrize(
+    "kind, arguments, outcome",
+    [
+        ("crash", ("--isolate",), "infrastructure"),
+        ("hang", ("--isolate", "--row-timeout=5"), "infrastructure"),
+        ("hang", ("--row-timeout=5",), "infrastructure"),
+        ("scale:by=1.5", ("--isolate",), "failures"),
+    ],
+    ids=["a crash", "a hang", "a hang of its own process", "a wrong number"],
+)
+def test_a_planted_fault_that_ends_its_process_is_counted(user, kind, arguments, outcome):
+    write(user, CASE + "\ndef test_precision(precision):\n    precision(case(), 1)\n")
+    words = ("--locate=off", f"--fault=aclnnSilu:{kind}", *arguments)
+    done = pytest_of_a_shell(user.path, *words)
+    report = stored(user)
+    acted = report["stack"]["faults"]
+    assert "idle_faults" not in report and report["outcome"] == outcome, done.stdout + done.stderr
+    assert len(acted) == 1 and re.fullmatch(rf"aclnnSilu:{kind} \(acted on (\d) of the \1 calls.*", acted[0]), acted
 
 
 def test_a_crash_a_kill_and_a_hang_cost_one_row_each(user):
