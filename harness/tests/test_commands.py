@@ -249,7 +249,7 @@ def test_help_of_all_shows_an_example_and_every_command(capsys):
         main(["--help"])
     text = capsys.readouterr().out
     assert exit.value.code == 0 and "example:\n  python -m harness card " in text
-    assert [name for name in re.findall(r"^    ([a-z]+)\b", text, re.M)] == [command.name for command in COMMANDS]
+    assert re.findall(r"^    ([a-z]+)\b", text, re.M) == [command.name for command in COMMANDS]
 
 
 @pytest.mark.parametrize("module", ["harness.conformance", "harness.benchmarks"])
