@@ -549,3 +549,11 @@ def test_pictures_of_a_page_are_in_its_language():
         page = render(report(row_of(verdict(5.0))), html=True, lang=lang)
         (drawn,) = (base64.b64decode(item).decode() for item in re.findall(r"svg\+xml;base64,([^\"]*)", page))
         assert caption in drawn
+
+
+def test_the_gate_shows_what_changed_without_signs_of_python():
+    faulty = STACK | {"faults": ("aclnnSilu:hf32", "aclnnGelu:hf32"), "environment": {"A": "1", "B": "2"}}
+    one = build([row_of(verdict())], stack=STACK, backend="emulated")
+    other = build([row_of(verdict())], stack=faulty, backend="emulated")
+    text = upgrade_text(compare_reports(one, other), title="gate")
+    assert "| aclnnSilu:hf32, aclnnGelu:hf32 " in text and "['" not in text
