@@ -52,8 +52,8 @@ class CompilerError(HarnessError):
 
 
 class LossyReferenceError(HarnessError):
-    """The CPU loses more in float32 products than float32 does, so it cannot be what a device is held against."""
+    """The CPU loses more in float32 products than float32 does, so it cannot be the reference of a device."""
 
 
 class UnstableReferenceError(HarnessError):
-    """Two runs of a case on the CPU return other numbers, so they cannot be what a device is held against."""
+    """Two runs of a case on the CPU return other numbers, so they cannot be the reference of a device."""

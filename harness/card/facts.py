@@ -16,7 +16,7 @@ _LONGEST = 1 << 20  # bytes of a README that are read
 
 @dataclass(frozen=True, kw_only=True)
 class Stated:
-    """Something that a card says, or why it does not: a key of `CARD` in a module of `harness.languages`."""
+    """Something that a card says, or why it does not: a key of the words of cards in `harness.languages`."""
 
     value: Any = None
     why: str = ""

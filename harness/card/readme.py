@@ -30,7 +30,7 @@ FORECAST_ALLOWED = "forecast_ratio"  # of a row's limits
 
 def readme(card: Mapping[str, Any], lang: str, style: str) -> str:
     """The README of a card as JSON holds it. Raises: HarnessError for an unknown language or template."""
-    languages = words_of("CARD")
+    languages = words_of("card")
     if lang not in languages:
         raise HarnessError(f"no card is written in {lang!r}; there are {', '.join(languages)}")
     words = languages[lang]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from harness.commands.base import DTYPES, Command, add_checkpoint, add_device, asked_of
 from harness.errors import HarnessError
-from harness.languages import NAMES
+from harness.languages import LANGUAGE_NAMES
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser, parts=False)
     parser.add_argument("--output", type=Path, required=True, metavar="OUT", help="a new directory, which is filled")
-    parser.add_argument("--lang", choices=NAMES, default="en", help="of README.md (default en)")
+    parser.add_argument("--lang", choices=LANGUAGE_NAMES, default="en", help="of README.md (default en)")
     parser.add_argument(
         "--template",
         default="origin",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from harness.commands.base import Command
-from harness.languages import NAMES
+from harness.languages import LANGUAGE_NAMES
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
         "reports", type=Path, nargs="+", metavar="JSON", help="the parts, or the folders that hold them"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="where the one report goes")
-    parser.add_argument("--lang", choices=NAMES, default="en")
+    parser.add_argument("--lang", choices=LANGUAGE_NAMES, default="en")
     parser.add_argument(
         "--different-stacks", action="store_true", help="merge reports of different stacks too, under the first one's"
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from harness.commands.base import Command
-from harness.languages import NAMES
+from harness.languages import LANGUAGE_NAMES
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
         help="other reports of the same device, or their folders: the HTML shows the errors of each case over all of "
         "them as small charts",
     )
-    parser.add_argument("--lang", choices=NAMES, default="en")
+    parser.add_argument("--lang", choices=LANGUAGE_NAMES, default="en")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output; .html gives HTML")
 
 

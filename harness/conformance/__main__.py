@@ -7,7 +7,7 @@ import sys
 
 from harness.errors import HarnessError
 
-COMMANDS = (
+PARTS = (
     "architectures",
     "checkpoints",
     "vendor",
@@ -20,7 +20,7 @@ COMMANDS = (
     "dtypes",
     "published",
 )
-_USAGE = f"""usage: python -m harness.conformance {" | ".join(COMMANDS)} [-h] …
+_USAGE = f"""usage: python -m harness.conformance {" | ".join(PARTS)} [-h] …
 
 Measures how far the emulated CANN and the criteria carry.
 
@@ -33,7 +33,7 @@ def main() -> int:
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(_USAGE)
         return 0
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+    if len(sys.argv) < 2 or sys.argv[1] not in PARTS:
         print(_USAGE.partition("\n")[0], file=sys.stderr)
         return 2
     try:

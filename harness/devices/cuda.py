@@ -24,7 +24,7 @@ class Cuda(Kind):
     }
 
     def open(self, index: int, *, soc: str | None = None, devices: int | None = None, timing: bool = False) -> str:
-        return answering(index)
+        return _answering(index)
 
     def all_cards(self, devices: int | None = None) -> list[str]:
         if shutil.which("nvidia-smi") is None:
@@ -36,7 +36,7 @@ class Cuda(Kind):
         return [str(number) for number, line in enumerate(answer.splitlines()) if line.startswith("GPU ")]
 
     def answer(self, index: int) -> str:
-        return answering(index)
+        return _answering(index)
 
     def as_current(self, device: torch.device) -> contextlib.AbstractContextManager[Any]:
         return torch.cuda.device(device)
@@ -65,7 +65,7 @@ class Cuda(Kind):
 KIND = Cuda()
 
 
-def answering(index: int) -> str:
+def _answering(index: int) -> str:
     """The name of the CUDA device of this index. Raises: DeviceError where there is none."""
     if not torch.cuda.is_available():
         built = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.measure.comparison import AT_LEAST as METRICS_AT_LEAST
+from harness.measure.comparison import METRICS_AT_LEAST
 
 AT_LEAST = (*METRICS_AT_LEAST, "top1")
 FLOORED = (

@@ -11,7 +11,7 @@ from harness.measure import Comparison, Scatter, Size, Slice
 
 @dataclass(frozen=True, kw_only=True)
 class References:
-    """What one output was held against besides the CPU in its dtype: float64 with the same weights, and a forecast."""
+    """What one output was compared with besides the CPU in its dtype: float64 with the same weights, and a forecast."""
 
     golden: Comparison  # the device to float64
     cpu: Comparison  # the CPU in the same dtype to float64

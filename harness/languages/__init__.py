@@ -1,6 +1,6 @@
 """The languages of reports and cards: each is a module of this folder, named by its two letters, and NAME.txt.
 
-The module holds `REPORT` and `CARD`, the words of a report and of a card, with the keys of `en.py`. What rows say is
+The module holds `WORDS`, those of a report and those of a card, with the keys of `en.py`. What rows say is
 English, as their JSON holds it; NAME.txt says it in the language by patterns (`harness.report.sentences`). A language
 without that file leaves those sentences in English.
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 _OTHERS = {path.stem for path in _FOLDER.glob("[a-z][a-z].py")} - {"en"}
-NAMES = ("en", *sorted(_OTHERS))  # the first is what nobody chose
+LANGUAGE_NAMES = ("en", *sorted(_OTHERS))  # the first is the default
 
 
 def words_of(part: str) -> dict[str, Mapping[str, str]]:
-    """The words of every language, by its name, for a part of what is written: "REPORT" or "CARD"."""
-    return {name: getattr(import_module(f"{__name__}.{name}"), part) for name in NAMES}
+    """The words of every language, by its name, for what is written: a "report" or a "card"."""
+    return {name: import_module(f"{__name__}.{name}").WORDS[part] for name in LANGUAGE_NAMES}
 
 
 def sentences_of(name: str) -> list[tuple[str, str]]:

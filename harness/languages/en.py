@@ -1,6 +1,6 @@
 """English: the words of a report, and of a card: headings, sentences, and why a field has no value."""
 
-REPORT = {
+_REPORT = {
     "lang": "en",
     "emulated": (
         "EMULATED: measured on an emulated {device} (the real torch_npu over an emulated CANN). It shows "
@@ -180,7 +180,7 @@ REPORT = {
     "newest": "newest",
 }
 
-CARD = {
+_CARD = {
     "lang": "en",
     "title": "{name}: adaptation to Ascend NPUs",
     "emulated": (
@@ -330,3 +330,5 @@ CARD = {
     "script_inputs": "its inputs cannot be drawn by a script",
     "script_failed": "it did not run when it was tried; logs/inference.log says why",
 }
+
+WORDS = {"report": _REPORT, "card": _CARD}

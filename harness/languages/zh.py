@@ -1,6 +1,6 @@
 """Chinese: the words of a report, and of a card; zh.txt holds the sentences of rows."""
 
-REPORT = {
+_REPORT = {
     "lang": "zh",
     "emulated": (
         "EMULATED（模拟）：在模拟的 {device} 上测得（真实的 torch_npu，模拟的 CANN）。它说明测试框架与模型可以运"
@@ -148,7 +148,7 @@ REPORT = {
     "newest": "最新",
 }
 
-CARD = {
+_CARD = {
     "lang": "zh",
     "title": "{name} — 昇腾 NPU 适配",
     "emulated": (
@@ -286,3 +286,5 @@ CARD = {
     "script_inputs": "脚本无法生成其输入",
     "script_failed": "尝试时没有运行成功；原因见 logs/inference.log",
 }
+
+WORDS = {"report": _REPORT, "card": _CARD}

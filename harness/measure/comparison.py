@@ -133,7 +133,7 @@ class Comparison:
         return _ratio(self.max_diff, self.rms)
 
 
-AT_LEAST = tuple(item.name for item in fields(Comparison) if item.metadata.get("at_least"))
+METRICS_AT_LEAST = tuple(item.name for item in fields(Comparison) if item.metadata.get("at_least"))
 WORST = {  # by metric: the field that holds where its worst is, and what lies there
     item.name: (item.metadata["where"], item.metadata.get("of", ""))
     for item in fields(Comparison)

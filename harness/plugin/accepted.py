@@ -84,7 +84,7 @@ class Accepted:
         return replace(verdict, failures=(why, *verdict.failures)), entry
 
     def row(self, row):
-        """A row as it was accepted, where this run is held against what was; None where there is none."""
+        """A row as it was accepted, where this run is compared with it; None where there is none."""
         from harness.errors import HarnessError
         from harness.upgrade import baseline
 

@@ -14,7 +14,7 @@ import pytest
 
 from harness.devices.names import SPECS_LISTED
 from harness.judging.preset_names import PRESETS_LISTED
-from harness.languages import NAMES
+from harness.languages import LANGUAGE_NAMES
 
 PREFIX = "--precision-"
 ACROSS = 10  # runs of a row on each card, where --precision-across-cards names no number
@@ -89,7 +89,7 @@ OPTIONS = (
         settings={"type": int, "nargs": "?", "const": ACROSS, "metavar": "N"},
     ),
     _path("report", "DIR", "where the report goes (default: reports/)"),
-    _choice("lang", NAMES, "language of the markdown report"),
+    _choice("lang", LANGUAGE_NAMES, "language of the markdown report"),
     Option(
         name="fault",
         help="break the emulated device on purpose, such as 'aclnnMatmul:hf32'; the report says so",

@@ -1,4 +1,4 @@
-"""What the device is held against: the same weights and inputs on the CPU in the same dtype, in float64, and as a
+"""What the device is compared with: the same weights and inputs on the CPU in the same dtype, in float64, and as a
 forecast.
 
 Weights are built once and copied; the CPU's runs are repeatable for a given number of threads.

@@ -194,7 +194,9 @@ def _transition(each: Any) -> tuple[str, ...]:
 def _shown(value: Any) -> str:
     if value is None:
         return MISSING
-    return ", ".join(f"{name}={item}" for name, item in value.items()) if isinstance(value, Mapping) else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={item}" for name, item in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _result(verdict: Verdict) -> str:

@@ -29,7 +29,8 @@ def _compiled(english: str) -> re.Pattern[str]:
     for index in range(1, len(parts), 2):
         name, after = parts[index], parts[index + 1]
         kind = r"[^\s;]" if name.islower() else "."
-        pattern += f"(?P<{name}>{kind}{{1,{_LONGEST}}}{'?' if after else ''})"
+        end = "" if after or name.isupper() else "(?<![,:])"  # a word ends before the comma that follows it
+        pattern += f"(?P<{name}>{kind}{{1,{_LONGEST}}}{'?' if after else ''}){end}"
         pattern += re.escape(after) + (r"(?!\d)" if after == "." else "")  # "1.001" is no end of a sentence
     if english[0] == "{":
         before = r"(?:^|(?<=[;:.→(] ))"

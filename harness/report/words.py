@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from harness.languages import words_of
 from harness.report.sentences import in_language
 
-LANGUAGES = words_of("REPORT")
+LANGUAGES = words_of("report")
 EN = LANGUAGES["en"]
 
 

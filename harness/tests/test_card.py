@@ -26,7 +26,7 @@ from harness.run.timing import P90_NEEDS, measure
 from harness.tests.checkpoints import model, write
 from harness.tests.needs import import_transformers, skip_without_torch_npu
 
-WORDS = words_of("CARD")
+WORDS = words_of("card")
 FRONT = """---
 license: other
 license_name: apple-amlr

@@ -205,6 +205,9 @@ def sentences_of_rows():
         NOT_RUN, DIED, NOTHING.text, UNMOVED, DRAWN_THERE, COMES_AND_GOES, LOOK, INSIDE,
         "forecast_ratio 9.74e+00 with 10.6 effective bits where a healthy device keeps 13.9 (up to 2.00e+00 allowed)",
         "slice_ratio 9.69e+00 at index 7 of axis 1, off by 0.00079 of its own norm (up to 7.50e+00 allowed)",
+        "slice_ratio 5.60e+00 at values between 2^-3 and 2^-2, off by 0.011 of its own norm (up to 4.50e+00 allowed)",
+        "slice_ratio 4.10e+01 at block 12 of 16 of row (1,), off by 0.01 of its own norm (up to 3.00e+00 allowed)",
+        "Nothing was looked at: the time was over before the first of 414.",
         "Ascend310P3 has no bfloat16",
         "FELL BACK: computed by the CPU in place of the device: aten::i0; there CPU was compared with CPU",
         "no baseline for x float32 seed 1; accept this run with --precision-baseline=accept",
@@ -546,3 +549,11 @@ def test_pictures_of_a_page_are_in_its_language():
         page = render(report(row_of(verdict(5.0))), html=True, lang=lang)
         (drawn,) = (base64.b64decode(item).decode() for item in re.findall(r"svg\+xml;base64,([^\"]*)", page))
         assert caption in drawn
+
+
+def test_the_gate_shows_what_changed_without_signs_of_python():
+    faulty = STACK | {"faults": ("aclnnSilu:hf32", "aclnnGelu:hf32"), "environment": {"A": "1", "B": "2"}}
+    one = build([row_of(verdict())], stack=STACK, backend="emulated")
+    other = build([row_of(verdict())], stack=faulty, backend="emulated")
+    text = upgrade_text(compare_reports(one, other), title="gate")
+    assert "| aclnnSilu:hf32, aclnnGelu:hf32 " in text and "['" not in text

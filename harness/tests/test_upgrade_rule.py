@@ -232,7 +232,7 @@ def test_something_must_be_compared_and_nothing_may_be_bad():
     ):
         result = upgrade(before, after)
         assert result.passed is passed
-        nothing = "no numbers were held against numbers of before: nothing shows that they are right"
+        nothing = "no row was compared with numbers of before: nothing shows that they are right"
         assert (nothing in result.notes) is not any(transition.kind.is_compared for transition in result.transitions)
 
 

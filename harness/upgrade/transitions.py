@@ -50,7 +50,7 @@ class TransitionKind(str, Enum):
 
     @property
     def is_compared(self) -> bool:
-        """Whether its numbers were held against those of before."""
+        """Whether its numbers were compared with those of before."""
         return self in (
             TransitionKind.REGRESSED,
             TransitionKind.DRIFT,
@@ -165,7 +165,7 @@ class Upgrade:
                 f"{rows if self.left_out else 'it holds every row of the older report'}"
             )
         if not any(transition.kind.is_compared for transition in self.transitions):
-            result.append("no numbers were held against numbers of before: nothing shows that they are right")
+            result.append("no row was compared with numbers of before: nothing shows that they are right")
         return tuple(result)
 
     def counts(self) -> dict[str, int]:
@@ -225,7 +225,7 @@ def _with_cards(report: Report) -> dict[str, Any]:
 
 
 def _times(before: Report, after: Report) -> tuple[str, ...]:
-    """That a report was held against itself, or the older against the newer, in words."""
+    """That a report was compared with itself, or the older with the newer, in words."""
     if before == after:
         return ("both reports are the same run: that its numbers agree says nothing of another stack",)
     if after.created < before.created:  # both in UTC, as ISO 8601
