@@ -130,9 +130,10 @@ class Fault:
             self.hits += 1
 
 
-def effect_text(name: str, *, hits: int, calls: int) -> str:
-    """What is said of a planted fault: its name and how often it acted."""
-    return f"{name} (acted on {hits} of the {calls} calls that it matches)"
+def effect_text(name: str, *, hits: int, calls: int, lost: bool = False) -> str:
+    """What is said of a planted fault: its name and how often it acted; `lost`: a process died with its counts."""
+    more = "; what it did in a process that died is not known" if lost else ""
+    return f"{name} (acted on {hits} of the {calls} calls that it matches{more})"
 
 
 def idle_text(planted: Fault) -> str:

@@ -742,8 +742,6 @@ class Session:
             rows += [self._marked(replace(row, host=host)) for row in made]
             if brought[-1]["environment"]["stack"] or not self.environment["stack"]:  # a worker may be without a card
                 self.environment = brought[-1]["environment"]
-                if self.planted:  # a row that raised left the stack unread, and a worker counts its own calls alone
-                    self.environment["stack"]["faults"] = self._effects()
                 self.folder.environment(self.environment)
             self._note_quarantined(brought)
         failing = [row for row in rows if not row.status.is_fine]
@@ -822,7 +820,10 @@ class Session:
             more = {"performance": self.performance, "shard": self.options.shard}
             more["idle_faults"] = self.idle_faults() if last else ()
             more["quarantined"] = self._all_quarantined()
-            return report.build(self.all_rows(), **more, **self.environment)
+            environment = dict(self.environment)
+            if self.options.fault:  # a row that raised left the stack unread, and a worker counts its own calls alone
+                environment["stack"] = environment["stack"] | {"faults": self._effects()}
+            return report.build(self.all_rows(), **more, **environment)
 
         done = self.folder.write(build, last=last)
         if done is not None:
@@ -895,23 +896,29 @@ class Session:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _effects(self) -> list[str]:
-        """The planted faults and how often they acted, in all processes together."""
+        """The faults that were asked for and how often they acted, in all processes together."""
         from harness.emulator import faults
 
-        counts = {
-            str(item): [counted[str(item)] for counted in self._acted.values() if str(item) in counted]
-            for item in self.planted
-        }
-        return [
-            faults.effect_text(name, hits=sum(hits for hits, _ in pairs), calls=sum(calls for _, calls in pairs))
-            for name, pairs in counts.items()
-        ]
+        result = []
+        for name in (str(faults.parse(item)) for item in self.options.fault):
+            pairs = [counted[name] for counted in self._acted.values() if name in counted]
+            hits, calls = (sum(numbers) for numbers in zip((0, 0), *pairs))
+            result.append(faults.effect_text(name, hits=hits, calls=calls, lost=self._has_dead()))
+        return result
+
+    def _has_dead(self) -> bool:
+        """Whether a process died in a row, and with it what its planted faults did."""
+        from harness.judging.status import Mark
+
+        return any(mark in row.marks for row in self.all_rows() for mark in (Mark.CRASHED, Mark.HUNG))
 
     def idle_faults(self) -> list[str]:
-        """A sentence for each planted fault that never acted: the run shows nothing about it."""
+        """A sentence for each planted fault that never acted: the run shows nothing about it. None where a process
+        died: nobody knows what the fault did there.
+        """
         from harness.emulator import faults
 
-        if self.worker or not self.rows:
+        if self.worker or not self.rows or not self.planted or self._has_dead():
             return []
         acted = {name for counted in self._acted.values() for name, (hits, _) in counted.items() if hits}
         return [faults.idle_text(item) for item in self.planted if str(item) not in acted]
