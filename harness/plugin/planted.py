@@ -20,6 +20,8 @@ class PlantedCounts:
     >>> counts.take("gw1", {"aclnnSilu:nan": (2, 0)})
     >>> counts.total("aclnnSilu:nan"), counts.total("aclnnExp:nan")
     ((8, 2), (0, 0))
+    >>> counts.has_idle("aclnnSilu:nan"), counts.has_idle("aclnnExp:nan")  # of the second no process told anything
+    (False, False)
     """
 
     def __init__(self) -> None:
@@ -35,3 +37,7 @@ class PlantedCounts:
         """The calls that a fault matches in all processes, and those on which it acted."""
         told = [counts for (_, name), counts in self._counts.items() if name == fault]
         return sum(calls for calls, _ in told), sum(hits for _, hits in told)
+
+    def has_idle(self, fault: str) -> bool:
+        """Whether a fault was planted in some process, and acted in none."""
+        return any(name == fault for _, name in self._counts) and not self.total(fault)[1]

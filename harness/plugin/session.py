@@ -834,10 +834,11 @@ class Session:
         """Where the rows were measured, with the planted faults as all processes count them."""
         from harness.emulator import faults
 
-        stack = self.environment["stack"]
-        if not stack or not self.planted:
+        stack = self.environment["stack"] or {}  # a row that raised left it unread
+        if not self.options.fault:
             return self.environment
-        ours = {str(item): self.counts.total(str(item)) for item in self.planted}
+        names = [str(faults.parse(item)) for item in self.options.fault]
+        ours = {name: self.counts.total(name) for name in names}
         effects = [faults.effect_text(text, calls=calls, hits=hits) for text, (calls, hits) in ours.items()]
         others = [
             text for text in stack.get("faults") or () if not text.startswith(tuple(f"{name} (" for name in ours))
@@ -917,7 +918,8 @@ class Session:
         if self.worker or not self.rows:
             return []
         self.counts.take("", counts_of(self.planted))  # of this process, whose row may hang
-        return [faults.idle_text(item) for item in self.planted if not self.counts.total(str(item))[1]]
+        asked = [faults.parse(item) for item in self.options.fault]
+        return [faults.idle_text(item) for item in asked if self.counts.has_idle(str(item))]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from harness.report.rows import Row
 
 MISSING = "–"
-_COUNTED = (Mark.KNOWN, Mark.NEW, Mark.IDENTICAL, Mark.DRIFT, Mark.IMPROVED, Mark.INCOMPARABLE)
+_COUNTED = (Mark.KNOWN, Mark.NEW, Mark.IDENTICAL, Mark.DRIFT, Mark.IMPROVED, Mark.INCOMPARABLE, Mark.ON_HOST)
 
 
 def counts(headline: Mapping[str, int]) -> str:
@@ -20,8 +20,8 @@ def counts(headline: Mapping[str, int]) -> str:
 
 
 def tally(rows: Iterable[Row], order: Iterable[Status] = STATUSES) -> str:
-    """How many rows ended in each status, and in brackets how many of these have a mark of a baseline or of a known
-    failure: "3 PASS (1 NEW, 2 IDENTICAL), 4 FAIL (2 KNOWN FAILURE)".
+    """How many rows ended in each status, and in brackets how many of these have a mark of a baseline, of a known
+    failure, or of numbers that passed through the host: "3 PASS (1 NEW, 2 IDENTICAL), 4 FAIL (2 KNOWN FAILURE)".
     """
     rows, parts = list(rows), []
     for status in order:

@@ -567,6 +567,19 @@ def test_what_a_fault_did_is_counted_in_rows_that_raised_and_in_all_workers(user
     assert all(row["reasons"][0].count("raised in") == 1 for row in stored(user)["rows"])
 
 
+@needs_torch_npu
+def test_a_fault_that_ends_its_process_is_not_said_to_have_done_nothing(user):
+    pytest.importorskip("xdist")
+    write(user, FIVE_SEEDS)
+    fault = ("--fault", "aclnnSilu:crash", "--fault", "aclnnGelu:nan", "--locate", "off")
+    result = user.runpytest_subprocess("--device", "emulated", *fault, "-n", "1", "-k", "seed1")
+    result.assert_outcomes(failed=1)
+    assert [row["marks"] for row in stored(user)["rows"]] == [["CRASHED"]]
+    counts = {"aclnnSilu:crash": "1 of the 1 calls", "aclnnGelu:nan": "0 of the 0 calls"}
+    assert stored(user)["stack"]["faults"] == [f"{name} (acted on {of} that it matches)" for name, of in counts.items()]
+    assert [text.partition(" ")[0] for text in stored(user)["idle_faults"]] == ["aclnnGelu:nan"]
+
+
 def test_faults_that_cannot_be_planted_stop_the_session(user):
     write(user, FIVE_SEEDS)
     for arguments, words in (
