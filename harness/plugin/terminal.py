@@ -136,6 +136,7 @@ def terminal_summary(run: Any, reporter: Any) -> None:
         bad = any(item.odd_rows for item in report.cards)
         reporter.write_line(cards, red=bad)
     where = dict(device=report.stack.get("device"), backend=report.backend)
-    reporter.write_line(LANGUAGES[run.options.lang]["counted"].format(counts=tally(report.rows), **where))
+    counted = LANGUAGES[run.options.lang]["counted"] if where["device"] else "{counts}"  # none was opened here
+    reporter.write_line(counted.format(counts=tally(report.rows), **where))
     reporter.write_line(f"report: {run.written[1]}")
     reporter.write_line(f"outcome: {report.outcome}")

@@ -12,6 +12,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.judging.status import Mark
 from harness.report import Row
+from harness.report.format import tally
 from harness.report.rows import Numbers
 from harness.upgrade import baseline
 
@@ -693,3 +694,8 @@ def test_a_row_that_newly_leaves_the_device_says_so():
         "m float32 seed 1: the model's own code computes on the CPU what it did not when it was accepted, so its "
         "numbers say less of the device; run the accepted code, or --precision-baseline=accept"
     )
+
+
+def test_the_headline_counts_the_rows_that_computed_on_the_host():
+    rows = [row(1), row(2, marks=(Mark.ON_HOST,)), row(3, marks=(Mark.ON_HOST, Mark.NEW))]
+    assert tally(rows) == "3 PASS (1 NEW, 2 ON HOST)"
