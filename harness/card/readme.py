@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.card.facts import required
@@ -18,6 +18,7 @@ from harness.report.format import MISSING, cosine, difference_text, times
 from harness.report.switches import switch_table
 from harness.report.text import result_of
 from harness.report.words import LANGUAGES, told
+from harness.run.switches import PRICED_FROM
 
 TAGS = ("NPU", "Ascend", "ascend-npu")
 _ENVIRONMENT = (  # of the stack, in this order, under the names that cards use
@@ -28,15 +29,17 @@ _ENVIRONMENT = (  # of the stack, in this order, under the names that cards use
 FORECAST_ALLOWED = "forecast_ratio"  # of a row's limits
 
 
-def readme(card: Mapping[str, Any], lang: str, style: str) -> str:
-    """The README of a card as JSON holds it. Raises: HarnessError for an unknown language or template."""
+def readme(card: Mapping[str, Any], rows: Sequence[Row], lang: str, style: str) -> str:
+    """The README of a card as results/card.json holds it and of its rows, which results/precision.json holds.
+
+    Raises: HarnessError for an unknown language or template.
+    """
     if lang not in CARD_LANGUAGES:
         raise HarnessError(f"no card is written in {lang!r}; there are {', '.join(CARD_LANGUAGES)}")
     words = CARD_LANGUAGES[lang]
-    rows = [Row.from_dict(row) for row in card["accuracy"]["rows"]]
     name, folder = template_of(style)
     values = dict(
-        card=card,
+        card={**card, "accuracy": {**card["accuracy"], "rows": [row.to_dict() for row in rows]}},
         w=words,
         front_matter=front_matter(card, rows, lang),
         warning=_warning(card, words),
@@ -81,7 +84,7 @@ def shown_fact(fact: Mapping[str, Any], words: Mapping[str, str]) -> str:
     return escaped(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
-def front_matter(card: Mapping[str, Any], rows: list[Row], lang: str) -> str:
+def front_matter(card: Mapping[str, Any], rows: Sequence[Row], lang: str) -> str:
     """The metadata of a model hub, as YAML between two lines of dashes."""
     yaml = required("yaml")
     known = {
@@ -131,7 +134,7 @@ def _environment(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(title, visible(value)) for title, value in [*rows, *packages, *variables]]
 
 
-def _groups(card: Mapping[str, Any], rows: list[Row], words: Mapping[str, str]) -> list[dict[str, Any]]:
+def _groups(card: Mapping[str, Any], rows: Sequence[Row], words: Mapping[str, str]) -> list[dict[str, Any]]:
     """The rows of each case and dtype: their table, the floor, every meaning of one percent, the switches."""
     keys = list(dict.fromkeys((row.case, row.dtype) for row in rows))
     meanings = {(item["case"], item["dtype"]): item["meanings"] for item in card["accuracy"]["percent"]}
@@ -146,9 +149,23 @@ def _groups(card: Mapping[str, Any], rows: list[Row], words: Mapping[str, str]) 
                 floor=_floor(card, own, words),
                 meanings=meanings.get((case, dtype), []),
                 switches=None if table is None else (table.columns, [tuple(map(escaped, line)) for line in table.rows]),
+                no_switches="" if table is not None else _no_switches(own, words),
             )
         )
     return result
+
+
+def _no_switches(rows: Sequence[Row], words: Mapping[str, str]) -> str:
+    """Why there is no table of switches; "" where the numbers do not tell."""
+    if any(row.switches for row in rows):
+        return words["nothing_felt"]
+    errors = [
+        (row.forecast_golden_rel_l2, row.cpu_golden_rel_l2)
+        for row in rows
+        if row.forecast_golden_rel_l2 is not None and row.cpu_golden_rel_l2 is not None
+    ]
+    cheap = bool(errors) and all(forecast <= PRICED_FROM * cpu for forecast, cpu in errors)
+    return words["nothing_priced"] if cheap else ""
 
 
 def _line(row: Row, words: Mapping[str, str]) -> tuple[str, ...]:
@@ -173,7 +190,7 @@ def _floor(card: Mapping[str, Any], rows: list[Row], words: Mapping[str, str]) -
     )
 
 
-def _conclusion(rows: list[Row], words: Mapping[str, str]) -> str:
+def _conclusion(rows: Sequence[Row], words: Mapping[str, str]) -> str:
     """What the rows come to: a row that was not compared did not pass."""
     passed = sum(row.status is Status.PASS for row in rows)
     if passed == len(rows) > 0:

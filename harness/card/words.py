@@ -80,6 +80,9 @@ ENGLISH = {
     "case_dtype": "{case}, {dtype}",
     "result": "result",
     "one_number": "not meaningful: one number",
+    "no_decisions": "no decisions among the outputs",
+    "nothing_priced": "No numeric switch is priced here: the expected error is at most twice the CPU's own.",
+    "nothing_felt": "No numeric switch changes the expected error by more than a hundredth of it.",
     "floor": (
         "Error to float64: {device} {golden}, CPU {cpu}; a healthy device is expected to show {forecast}. "
         "Measured over expected: {ratio} (up to {allowed} passes)."
@@ -93,9 +96,9 @@ ENGLISH = {
     "asked": "the one that was asked for",
     "laxest": "the laxest",
     "switch_intro": "What the numeric switches cost (rel_l2 to float64, expected by the rounding rules):",
-    "all_pass": "Conclusion: all {count} rows pass.",
+    "all_pass": "Conclusion: all rows pass ({count}).",
     "some_pass": "Conclusion: {passed} of {count} rows pass.",
-    "skipped": " {count} were not run, for the reason given below.",
+    "skipped": " Not run: {count}, for the reason given below.",
     "reasons": "Why:",
     "locate": "`python -m harness locate {name}` names the operator that an error comes from.",
     "batch": "batch size",
@@ -117,8 +120,8 @@ ENGLISH = {
     "what": "what it is",
     "regenerate_intro": "With npu-accuracy-harness installed and the checkpoint in the working directory:",
     "tables_too": (
-        "The tables are made from results/precision.json alone: "
-        "`python -m harness report results/precision.json --lang {lang}`."
+        "`python -m harness report results/precision.json --lang {lang}` makes the accuracy report again from the "
+        "stored rows, without a run."
     ),
     "no_limits": "No limit is known beyond the tables above.",
     "random_weights": (
@@ -132,9 +135,9 @@ ENGLISH = {
     "file_modeling_aimv2_distilled.py": "definition of the model",
     "file_configuration_aimv2_distilled.py": "configuration of the model",
     "file_requirements.txt": "versions of the packages",
-    "file_results/precision.json": "every number of the accuracy and performance tables",
+    "file_results/precision.json": "the rows: every number of the accuracy and performance tables",
     "file_results/precision.md": "the accuracy report",
-    "file_results/card.json": "what this document was made from",
+    "file_results/card.json": "what this document was made from, besides results/precision.json",
     "file_logs/inference.log": "the output of inference.py",
     # -------- why a field has no value
     "task_unknown": "neither the README of the checkpoint nor its class tells it",
@@ -145,6 +148,8 @@ ENGLISH = {
     "times_emulated": "the device is emulated, and its times say nothing about hardware; run with --device npu",
     "times_cpu": "there was no NPU; run with --device npu",
     "times_unknown": "the device is no hardware",
+    "memory_emulated": "the device is emulated, and its memory says nothing about hardware; run with --device npu",
+    "memory_cpu": "there was no NPU; run with --device npu",
     "memory_unknown": "nothing tells the memory of this device",
     "generates_nothing": "the model generates no text",
     "script_function": "the case is a function of yours, which no script can build",
@@ -225,6 +230,9 @@ CHINESE = {
     "case_dtype": "{case}，{dtype}",
     "result": "结果",
     "one_number": "无意义：只有一个数",
+    "no_decisions": "输出中没有判定结果",
+    "nothing_priced": "此处没有给出数值开关的代价：预计误差不超过 CPU 自身误差的两倍。",
+    "nothing_felt": "没有数值开关使预计误差的变化超过其百分之一。",
     "floor": (
         "对 float64 的误差：{device} {golden}，CPU {cpu}；正常设备预计为 {forecast}。"
         "实测 / 预计：{ratio}（不超过 {allowed} 即通过）。"
@@ -260,7 +268,7 @@ CHINESE = {
     "what": "说明",
     "regenerate_intro": "安装 npu-accuracy-harness，检查点位于当前目录：",
     "tables_too": (
-        "表格均由 results/precision.json 生成：`python -m harness report results/precision.json --lang {lang}`。"
+        "`python -m harness report results/precision.json --lang {lang}` 由保存的各行重新生成精度报告，无需再次运行。"
     ),
     "no_limits": "除上表之外没有已知限制。",
     "random_weights": "部分或全部权重是随机的：数字说明计算是否一致，不代表训练后的模型。",
@@ -273,7 +281,7 @@ CHINESE = {
     "file_requirements.txt": "依赖版本",
     "file_results/precision.json": "精度表与性能表的全部数字",
     "file_results/precision.md": "精度报告",
-    "file_results/card.json": "生成本文档的数据",
+    "file_results/card.json": "生成本文档的其余数据",
     "file_logs/inference.log": "inference.py 的输出",
     # -------- 为什么没有值
     "task_unknown": "检查点的 README 与模型类都没有说明",
@@ -284,6 +292,8 @@ CHINESE = {
     "times_emulated": "设备是模拟的，其时间与硬件无关；请用 --device npu 运行",
     "times_cpu": "没有 NPU；请用 --device npu 运行",
     "times_unknown": "该设备不是硬件",
+    "memory_emulated": "设备是模拟的，其显存与硬件无关；请用 --device npu 运行",
+    "memory_cpu": "没有 NPU；请用 --device npu 运行",
     "memory_unknown": "无法得知该设备的显存",
     "generates_nothing": "该模型不生成文本",
     "script_function": "用例是自己的函数，脚本无法构建",

@@ -18,6 +18,8 @@ from harness.card.making import Order, make
 from harness.checkpoints.recognition import recognise
 from harness.commands.main import main
 from harness.devices import Device
+from harness.errors import CheckpointError
+from harness.judging.verdict import SwitchCost
 from harness.models.aimv2 import convert_checkpoint, load, preprocess
 from harness.report import Row
 from harness.report import load as load_report
@@ -57,6 +59,12 @@ def card(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("card") / "out"
     how = dict(device="emulated", dtypes=("float32", "float16"), seeds=(42, 123), lang="zh")
     return make(Order(path=str(checkpoint), output=folder, **how))
+
+
+def stored_in(made):
+    """What results/card.json and results/precision.json hold: the card and its rows."""
+    stored = json.loads((made.folder / "results" / "card.json").read_text(encoding="utf-8"))
+    return stored, load_report(made.folder / "results" / "precision.json").rows
 
 
 def text_of(made):
@@ -129,6 +137,8 @@ def test_an_emulated_card_says_so_in_the_front_matter_and_in_the_first_line_belo
 
 def test_no_emulated_time_is_on_the_card(card):
     assert " ms" not in text_of(card) and words.CHINESE["times_emulated"] in text_of(card)
+    assert words.CHINESE["memory_emulated"] in text_of(card).split("## 9.")[1].split("## 10.")[0]
+    assert f"| {words.CHINESE['no_decisions']} | – |" in text_of(card)  # AIMv2 gives features
     assert "forward" not in (card.folder / "logs" / "inference.log").read_text(encoding="utf-8")
     stored = load_report(card.folder / "results" / "precision.json")
     assert stored.performance == ()
@@ -142,17 +152,15 @@ def test_no_folder_of_this_machine_is_published(card, checkpoint):
 
 
 def test_the_tables_regenerate_from_the_stored_numbers(card):
-    stored = json.loads((card.folder / "results" / "card.json").read_text(encoding="utf-8"))
-    assert readme.readme(stored, "zh", "origin") == text_of(card)
-    rows = load_report(card.folder / "results" / "precision.json").rows
-    assert [row.to_dict() for row in rows] == stored["accuracy"]["rows"]
+    stored, rows = stored_in(card)
+    assert readme.readme(stored, rows, "zh", "origin") == text_of(card)
+    assert len(rows) == len(card.rows) and "rows" not in stored["accuracy"]  # they are in precision.json alone
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 @pytest.mark.parametrize("style", rendering.STYLES)
 def test_every_template_is_whole_in_both_languages(card, style, lang):
-    stored = json.loads((card.folder / "results" / "card.json").read_text(encoding="utf-8"))
-    text = readme.readme(stored, lang, style)
+    text = readme.readme(*stored_in(card), lang, style)
     own = words.CARD_LANGUAGES[lang]
     headings = "\n".join(re.findall(r"^##? .+$", text, re.MULTILINE))
     for name in ("usage", "accuracy", "performance", "regenerate", "environment", "evidence"):
@@ -258,11 +266,21 @@ def test_a_cosine_over_one_number_is_no_meaning():
     assert readme._line(row(shape=(1, 2)), words.ENGLISH)[3] == "0.999960000"
 
 
+@pytest.mark.parametrize(("forecast", "priced"), [(2.0e-7, True), (2.01e-7, False)])
+def test_a_card_without_a_table_of_switches_says_why(forecast, priced):
+    one = row(forecast_golden_rel_l2=forecast, cpu_golden_rel_l2=1e-7)
+    assert readme._no_switches([one], words.ENGLISH) == (words.ENGLISH["nothing_priced"] if priced else "")
+    unfelt = SwitchCost(switch="exact GELU", before=1e-3, after=1e-3, remedy="do it")
+    felt_none = readme._no_switches([one, row(switches=(unfelt,))], words.ENGLISH)
+    assert felt_none == words.ENGLISH["nothing_felt"]
+    assert readme._no_switches([row()], words.ENGLISH) == ""
+
+
 def test_rows_that_were_not_run_do_not_pass():
     ran, left_out = row(), row(criteria=("skip",), reasons=("Ascend310P3 has no bfloat16",), rel_l2=None)
-    assert readme._conclusion([ran, ran], words.ENGLISH) == "Conclusion: all 2 rows pass."
+    assert readme._conclusion([ran, ran], words.ENGLISH) == "Conclusion: all rows pass (2)."
     said = readme._conclusion([ran, left_out], words.ENGLISH)
-    assert said == "Conclusion: 1 of 2 rows pass. 1 were not run, for the reason given below."
+    assert said == "Conclusion: 1 of 2 rows pass. Not run: 1, for the reason given below."
     assert readme._conclusion([], words.ENGLISH) == "Conclusion: 0 of 0 rows pass."
 
 
@@ -358,16 +376,54 @@ def test_percentiles_need_enough_forwards():
         (["absent"], "no checkpoint at absent"),
         (["CHECKPOINT", "--template", "none"], "--template none is neither one of origin, hub, vllm-ascend nor a file"),
         (["CHECKPOINT", "--within", "1"], "a limit of 1.0 is no share between 0 and 1"),
-        (["CHECKPOINT", "--text", "hello", "--device", "cpu"], "takes pictures"),
+        (["CHECKPOINT", "--text", "hello"], "takes pictures: leave --text and --audio out"),
+        (["HALF"], "holds a config and no weights; copy its .safetensors files too"),
         (["CHECKPOINT", "--device", "cuda:7"], "cuda:7 was asked for"),
     ],
 )
 def test_bad_input_is_told_in_one_sentence_and_leaves_nothing(checkpoint, tmp_path, capsys, arguments, text):
-    arguments = [str(checkpoint) if item == "CHECKPOINT" else item for item in arguments]
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "config.json").write_text((checkpoint / "config.json").read_text())
+    named = {"CHECKPOINT": str(checkpoint), "HALF": str(half)}
+    arguments = [named.get(item, item) for item in arguments]
     assert main(["card", *arguments, "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert text in said and said.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [half]
+
+
+@pytest.mark.parametrize("more", [{}, {"text": "hello"}], ids=["half a checkpoint", "a text"])
+def test_what_cannot_run_is_refused_before_a_device_is_opened(checkpoint, tmp_path, monkeypatch, more):
+    opened = []
+    monkeypatch.setattr(making, "open_device", lambda *given, **how: opened.append(given))
+    path = checkpoint
+    if not more:
+        path = tmp_path / "half"
+        path.mkdir()
+        (path / "config.json").write_text((checkpoint / "config.json").read_text())
+    with pytest.raises(CheckpointError):
+        make(Order(path=str(path), output=tmp_path / "out", asked=more))
+    assert opened == [] and not (tmp_path / "out").exists()
+
+
+def test_the_command_that_makes_a_card_again_holds_all_that_was_asked_for(tmp_path):
+    picture = tmp_path / "a picture.png"
+    picture.touch()
+    order = Order(
+        path="/models/bert",
+        output=tmp_path,
+        limit=0.001,
+        batches=(2, 8),
+        iterations=20,
+        warmup=1,
+        asked=dict(length=64, trust_remote_code=True, text="two words", image=str(picture), audio=None),
+    )
+    assert order.command == (
+        "python -m harness card bert --lang en --within 0.001 --batch-size 2 8 --iters 20 --warmup 1 --length 64 "
+        "--trust-remote-code --text 'two words' --image 'a picture.png' --output OUT"
+    )
+    assert Order(path="bert", output=tmp_path).command == "python -m harness card bert --lang en --output OUT"
 
 
 def test_an_output_that_is_there_is_left_alone(checkpoint, tmp_path, capsys):
@@ -377,13 +433,16 @@ def test_an_output_that_is_there_is_left_alone(checkpoint, tmp_path, capsys):
 
 
 def test_a_template_of_ones_own(card, tmp_path):
-    stored = json.loads((card.folder / "results" / "card.json").read_text(encoding="utf-8"))
+    stored, rows = stored_in(card)
     own = tmp_path / "team.md.j2"
-    own.write_text("{{ front_matter }}\n# {{ card.name }}: {{ card.parameters }}\n", encoding="utf-8")
-    assert readme.readme(stored, "en", str(own)).endswith(f"# aimv2-small: {stored['parameters']}\n")
+    own.write_text(
+        "{{ front_matter }}\n# {{ card.name }}: {{ card.parameters }}, {{ card.accuracy.rows[0].seed }}\n",
+        encoding="utf-8",
+    )
+    assert readme.readme(stored, rows, "en", str(own)).endswith(f"# aimv2-small: {stored['parameters']}, 42\n")
     own.write_text("{{ card.absent.more }}", encoding="utf-8")
     with pytest.raises(HarnessError, match=r"the template team\.md\.j2 cannot be rendered"):
-        readme.readme(stored, "en", str(own))
+        readme.readme(stored, rows, "en", str(own))
     own.write_text("{% if %}", encoding="utf-8")
     with pytest.raises(HarnessError, match=r"the template team\.md\.j2, line 1, is not one"):
         rendering.compiled(str(own))
