@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pandas  # noqa: F401
@@ -110,6 +111,30 @@ def test_a_checkpoint_that_cannot_be_run_is_an_error_row_with_its_name(user, fol
     (row,) = rows(user)
     assert (row["case"], row["status"]) == ("broken", "ERROR")
     assert "BertForNothing, which transformers" in row["reasons"][0]
+
+
+def test_half_a_checkpoint_is_one_error_row(user, tmp_path):
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    run(user, f"--checkpoint={half}").assert_outcomes(failed=1, deselected=1)
+    (row,) = rows(user)
+    assert (row["case"], row["status"]) == ("half", "ERROR")
+    assert "half holds a config and no weights; copy its .safetensors files too" in row["reasons"][0]
+
+
+def test_weights_that_do_not_fit_are_told_in_one_sentence_without_a_traceback(user, folder, tmp_path):
+    narrow = tmp_path / "narrow"
+    shutil.copytree(folder / "bert", narrow)
+    config = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
+    result = run(user, f"--checkpoint={narrow}", "-k", "precision and seed42")
+    result.assert_outcomes(failed=1, deselected=5)
+    (row,) = rows(user)
+    assert row["status"] == "ERROR" and row["located"] is None
+    said = result.stdout.str()
+    assert "CheckpointError: " in said and "weights have other shapes than its config says" in said
+    assert "checkpoints/libraries.py" not in said and "It could not be located" not in said
 
 
 def test_a_path_at_which_nothing_is_stops_the_run(user, tmp_path):
