@@ -19,12 +19,12 @@ from harness.card.percent import ASKED, MEANINGS, ONE_PERCENT, relative_errors
 from harness.card.readme import readme
 from harness.card.rendering import compiled, plain_name
 from harness.case import Case
-from harness.checkpoints.building import SEEDS, parts_of, stored_dtypes
+from harness.checkpoints.building import SEEDS, parts_of, require_whole, stored_dtypes
 from harness.checkpoints.conversion import appearing, checkpoint_digest
 from harness.checkpoints.libraries import quiet_libraries
 from harness.checkpoints.material import Asked
 from harness.checkpoints.recognition import Recognised, recognise
-from harness.checkpoints.weights import require_weights, weights_of
+from harness.checkpoints.weights import weights_of
 from harness.devices import Device, open_device
 from harness.errors import CheckpointError, HarnessError
 from harness.judging.status import FELL_BACK, Status
@@ -33,6 +33,7 @@ from harness.judging.verdict import error as could_not_compare
 from harness.reference import Models
 from harness.report import Row, build, write
 from harness.run.cpu import inputs_of
+from harness.run.notes import BATCH_INVARIANCE
 from harness.run.once import Once, run_once
 from harness.run.switches import measured_costs
 from harness.run.validation import validate
@@ -128,7 +129,7 @@ def make(order: Order) -> CardFolder:
     recognised = recognise(order.path)
     asked = Asked(**order.asked)
     parts = parts_of(order.path, asked)
-    _require_all(order, recognised, parts[0])
+    _require_all(order, parts[0])
     with appearing(order.output) as folder, contextlib.ExitStack() as stack:
         device = open_device(order.device, timing=True)
         stack.enter_context(quiet_libraries())
@@ -138,13 +139,12 @@ def make(order: Order) -> CardFolder:
     return CardFolder(folder=order.output, rows=tuple(run.rows), missing=tuple(missing))
 
 
-def _require_all(order: Order, recognised: Recognised, part: str) -> None:
+def _require_all(order: Order, part: str) -> None:
     """Refuse half a checkpoint, and inputs that cannot be drawn, before a device is opened.
 
     Raises: HarnessError.
     """
-    if recognised.path.is_dir():
-        require_weights(recognised.path)
+    require_whole(order.path)
     with quiet_libraries():
         inputs_of(Case.from_checkpoint(order.path, part=part, **order.asked), order.seeds[0])
 
@@ -165,6 +165,7 @@ class _Run:
         self.order, self.asked, self.device, self.recognised = order, asked, device, recognised
         self.parts, self.dtypes = parts, dtypes
         self.models, self.rows = Models(), []
+        self.part_of: dict[str, str] = {}  # by name of the case
         self.first = self.case(parts[0], dtypes[0])
 
     def case(self, part: str, dtype: str) -> Case:
@@ -177,6 +178,7 @@ class _Run:
         for part in self.parts:
             for dtype in self.dtypes:
                 case = self.case(part, dtype)
+                self.part_of[case.name] = part
                 seeds = self.order.seeds if part == self.parts[0] else self.order.seeds[:1]
                 for seed in (None,) if self.asked.own_files else seeds:
                     self.rows.append(self._row(case, seed))
@@ -316,12 +318,15 @@ class _Run:
                 "limit": order.limit,
                 "asked": order.meaning,
                 "reference": first[0].reference if first else None,
+                "parts": self.part_of,
             },
             "performance": times,
             "generation": self._generation(),
             "memory": performance.peak_memory(self.first, self.device),
             "regenerate": order.command,
-            "limits": sorted({note for row in self.rows for note in row.notes or ()}),
+            "limits": sorted(
+                {note for row in self.rows for note in row.notes or () if not note.startswith(BATCH_INVARIANCE)}
+            ),
         }
 
     def _percent(self) -> list[tuple[str, str, list]]:

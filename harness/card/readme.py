@@ -14,10 +14,11 @@ from harness.judging.status import Status
 from harness.printable import visible
 from harness.report import Row
 from harness.report.document import escaped
-from harness.report.format import MISSING, cosine, difference_text, times
+from harness.report.format import MISSING, cosine, difference_text, share, times
 from harness.report.switches import switch_table
 from harness.report.text import result_of
 from harness.report.words import LANGUAGES, told
+from harness.run.notes import BATCH_INVARIANCE
 from harness.run.switches import PRICED_FROM
 
 TAGS = ("NPU", "Ascend", "ascend-npu")
@@ -144,7 +145,8 @@ def _groups(card: Mapping[str, Any], rows: Sequence[Row], words: Mapping[str, st
         table = switch_table(own, _report(words["lang"]), named=False)
         result.append(
             dict(
-                title=words["case_dtype"].format(case=escaped(case), dtype=dtype),
+                title=_title(case, dtype, card["accuracy"]["parts"].get(case, ""), words),
+                measured=_decided(card, own, words) + _invariance(own, words),
                 lines=[_line(row, words) for row in own],
                 floor=_floor(card, own, words),
                 meanings=meanings.get((case, dtype), []),
@@ -153,6 +155,35 @@ def _groups(card: Mapping[str, Any], rows: Sequence[Row], words: Mapping[str, st
             )
         )
     return result
+
+
+def _title(case: str, dtype: str | None, part: str, words: Mapping[str, str]) -> str:
+    """What the rows of a case and dtype are of; a part that is not all of the checkpoint is explained."""
+    title = words["case_dtype"].format(case=escaped(case), dtype=dtype)
+    explained = words.get(f"part_{part}")
+    return title if explained is None else words["case_part"].format(title=title, part=explained)
+
+
+def _decided(card: Mapping[str, Any], rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
+    """What the decisions and the perplexity of the worst row come to; nothing where there are none."""
+    made = [row.decisions for row in rows if row.decisions is not None and row.decisions.count]
+    result = []
+    if made:
+        worst = max(made, key=lambda item: (1 - item.top1, item.kl or 0.0))
+        numbers = dict(top1=share(worst.top1), topk=share(worst.topk), kl=difference_text(worst.kl))
+        result.append(words["decided"].format(k=worst.k, **numbers))
+    reads = [item for item in made if item.perplexity is not None and item.expected_perplexity is not None]
+    if reads:
+        worst = max(reads, key=lambda item: abs(item.perplexity - item.expected_perplexity))
+        numbers = dict(actual=f"{worst.perplexity:.6g}", expected=f"{worst.expected_perplexity:.6g}")
+        result.append(words["perplexity"].format(device=card["device"], **numbers))
+    return result
+
+
+def _invariance(rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
+    """What the rows say of one sample alone and in its batch."""
+    notes = [note for row in rows for note in row.notes or () if note.startswith(BATCH_INVARIANCE)]
+    return [told(note, _report(words["lang"])) for note in dict.fromkeys(notes)]
 
 
 def _no_switches(rows: Sequence[Row], words: Mapping[str, str]) -> str:

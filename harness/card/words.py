@@ -78,6 +78,13 @@ ENGLISH = {
     "script_ran": "What inference.py printed when it was run for this card:",
     "accuracy_intro": "CPU and {device} with the same weights and inputs, element by element, computed in float64.",
     "case_dtype": "{case}, {dtype}",
+    "case_part": "{title}: {part}",
+    "part_decode": "the last token alone, from the cache of those before it",
+    "part_batch": "one sample alone and in its batch",
+    "part_generate": "a greedy generation",
+    "part_retrieval": "the similarity of texts to one another",
+    "decided": "Worst decisions: top-1 agreement {top1}, top-{k} agreement {topk}, KL divergence {kl} nats.",
+    "perplexity": "Perplexity: {device} {actual}, CPU {expected}.",
     "result": "result",
     "one_number": "not meaningful: one number",
     "no_decisions": "no decisions among the outputs",
@@ -85,7 +92,7 @@ ENGLISH = {
     "nothing_felt": "No numeric switch changes the expected error by more than a hundredth of it.",
     "floor": (
         "Error to float64: {device} {golden}, CPU {cpu}; a healthy device is expected to show {forecast}. "
-        "Measured over expected: {ratio} (up to {allowed} passes)."
+        "Measured over the largest error of healthy runs (the CPU's is one): {ratio} (up to {allowed} passes)."
     ),
     "percent_intro": 'Every current meaning of "the error is below {limit}", of the worst seed:',
     "meaning": "meaning",
@@ -228,6 +235,13 @@ CHINESE = {
     "script_ran": "为本文运行 inference.py 时的输出：",
     "accuracy_intro": "CPU 与 {device} 使用相同的权重和输入，逐元素对比，以 float64 计算。",
     "case_dtype": "{case}，{dtype}",
+    "case_part": "{title}：{part}",
+    "part_decode": "利用缓存单独计算最后一个 token",
+    "part_batch": "同一样本单独运行与在批次中运行",
+    "part_generate": "贪心生成",
+    "part_retrieval": "文本之间的相似度",
+    "decided": "最差的判定结果：top-1 一致率 {top1}，top-{k} 一致率 {topk}，KL 散度 {kl} nat。",
+    "perplexity": "困惑度：{device} {actual}，CPU {expected}。",
     "result": "结果",
     "one_number": "无意义：只有一个数",
     "no_decisions": "输出中没有判定结果",
@@ -235,7 +249,7 @@ CHINESE = {
     "nothing_felt": "没有数值开关使预计误差的变化超过其百分之一。",
     "floor": (
         "对 float64 的误差：{device} {golden}，CPU {cpu}；正常设备预计为 {forecast}。"
-        "实测 / 预计：{ratio}（不超过 {allowed} 即通过）。"
+        "实测与正常运行（CPU 是其一）的最大误差之比：{ratio}（不超过 {allowed} 即通过）。"
     ),
     "percent_intro": "“误差 < {limit}”的各种现行含义，取最差的种子：",
     "meaning": "含义",

@@ -16,10 +16,12 @@ from harness import HarnessError
 from harness.card import facts, making, percent, performance, readme, rendering, words
 from harness.card.making import Order, make
 from harness.checkpoints.recognition import recognise
+from harness.checkpoints.sentence_models import RETRIEVAL
+from harness.checkpoints.transformers_models import BATCH, DECODE, GENERATE
 from harness.commands.main import main
 from harness.devices import Device
 from harness.errors import CheckpointError
-from harness.judging.verdict import SwitchCost
+from harness.judging.verdict import Decisions, SwitchCost
 from harness.models.aimv2 import convert_checkpoint, load, preprocess
 from harness.report import Row
 from harness.report import load as load_report
@@ -264,6 +266,28 @@ def test_a_cosine_over_one_number_is_no_meaning():
     assert percent.MEANINGS["cosine"].of(alone) is None and percent.MEANINGS["cosine"].of(row()) == 4e-5
     assert readme._line(alone, words.ENGLISH)[3] == "not meaningful: one number"
     assert readme._line(row(shape=(1, 2)), words.ENGLISH)[3] == "0.999960000"
+
+
+def test_decisions_and_the_batch_are_told_below_the_rows():
+    """The worst row's; one sentence each."""
+    card = {"device": "Ascend910B4"}
+    fine = Decisions(count=10, agree=10, k=5, topk=1.0, kl=1e-9, perplexity=90.0, expected_perplexity=90.0)
+    worse = Decisions(count=10, agree=9, k=5, topk=0.98, kl=2e-3, perplexity=90.25, expected_perplexity=90.0)
+    assert readme._decided(card, [row(decisions=fine), row(decisions=worse), row()], words.ENGLISH) == [
+        "Worst decisions: top-1 agreement 90.00%, top-5 agreement 98.00%, KL divergence 2.00e-03 nats.",
+        "Perplexity: Ascend910B4 90.25, CPU 90.",
+    ]
+    assert readme._decided(card, [row()], words.ENGLISH) == []
+    note = "batch invariance: a sample alone and in its batch have the same bits on the device and on the CPU"
+    assert readme._invariance([row(notes=("another", note))], words.ENGLISH) == [note]
+    assert "批次不变性" in readme._invariance([row(notes=(note,))], words.CHINESE)[0]
+
+
+def test_a_part_of_a_checkpoint_is_explained():
+    assert readme._title("gpt2", "float32", "forward", words.ENGLISH) == "gpt2, float32"
+    assert readme._title("gpt2-decode", "float32", "decode", words.ENGLISH).startswith("gpt2-decode, float32: the last")
+    known = {name.removeprefix("part_") for name in words.ENGLISH if name.startswith("part_")}
+    assert known == {DECODE, BATCH, GENERATE, RETRIEVAL}
 
 
 @pytest.mark.parametrize(("forecast", "priced"), [(2.0e-7, True), (2.01e-7, False)])
