@@ -133,7 +133,7 @@ def runs(config: pytest.Config) -> list[CheckpointRun]:
     """A row for each part, dtype and seed of the checkpoints that a run's options name; a checkpoint that cannot be run
     is one row, which says why.
 
-    Raises: pytest.UsageError for a path at which there is nothing.
+    Raises: pytest.Collector.CollectError, which pytest shows without a traceback, for a folder without a checkpoint.
     """
     from harness.checkpoints.material import Asked
     from harness.checkpoints.recognition import checkpoints_in
@@ -154,7 +154,7 @@ def runs(config: pytest.Config) -> list[CheckpointRun]:
             trust_remote_code=options.trust_remote_code,
         )
     except (CheckpointError, ValueError) as error:
-        raise pytest.UsageError(f"--precision-checkpoint: {error}") from None
+        raise pytest.Collector.CollectError(f"--precision-checkpoint: {error}") from None
     names = _names([str(item) for item in result])
     return [run for item in result for run in _runs(str(item), names[str(item)], asked, options.dtype)]
 

@@ -143,6 +143,15 @@ def test_a_path_at_which_nothing_is_stops_the_run(user, tmp_path):
     assert "no checkpoint at" in result.stdout.str() + result.stderr.str()
 
 
+def test_a_folder_without_a_checkpoint_stops_the_run_with_one_sentence(user, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run(user, f"--checkpoint={tmp_path / 'empty'}")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    said = result.stdout.str()
+    assert "--precision-checkpoint: " in said and "holds no checkpoint, and neither do its folders" in said
+    assert "plugin/checkpoints.py" not in said and "_hookexec" not in said
+
+
 def test_model_dir_names_a_checkpoint_that_is_no_aimv2(user, folder, monkeypatch):
     monkeypatch.setenv("MODEL_DIR", str(folder / "bert"))
     run(user, "test_checkpoints.py").assert_outcomes(passed=5)
