@@ -151,6 +151,7 @@ def _groups(card: Mapping[str, Any], rows: Sequence[Row], words: Mapping[str, st
                 floor=_floor(card, own, words),
                 meanings=meanings.get((case, dtype), []),
                 switches=None if table is None else (table.columns, [tuple(map(escaped, line)) for line in table.rows]),
+                switch_intro=_switch_intro(card, own, words),
                 no_switches="" if table is not None else _no_switches(own, words),
             )
         )
@@ -184,6 +185,12 @@ def _invariance(rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
     """What the rows say of one sample alone and in its batch."""
     notes = [note for row in rows for note in row.notes or () if note.startswith(BATCH_INVARIANCE)]
     return [told(note, _report(words["lang"])) for note in dict.fromkeys(notes)]
+
+
+def _switch_intro(card: Mapping[str, Any], rows: Sequence[Row], words: Mapping[str, str]) -> str:
+    """What the table of switches is of: the one row of a case and dtype that prices them."""
+    seed = next((row.seed for row in rows if row.switches), None)
+    return words["switch_intro"].format(seed=MISSING if seed is None else seed, device=card["device"])
 
 
 def _no_switches(rows: Sequence[Row], words: Mapping[str, str]) -> str:

@@ -173,6 +173,9 @@ def test_every_template_is_whole_in_both_languages(card, style, lang):
 
 
 def test_both_languages_have_the_same_words():
+    assert {key: item.name for key, item in percent.MEANINGS.items()} == {
+        key: words.ENGLISH[f"meaning_{key}"] for key in percent.MEANINGS
+    }
     assert words.ENGLISH.keys() == words.CHINESE.keys()
     fields = re.compile(r"\{(\w+)\}")
     for name, text in words.ENGLISH.items():
