@@ -37,7 +37,7 @@ class Locating:
         return True
 
     def locate(self, case, seed: int | None, row):
-        """Where a row's error comes from, as the report holds it; None where its checkpoint cannot be loaded, so that no
+        """Where a row's error comes from, as the report holds it; None where its checkpoint cannot be loaded: no
         operator ran.
         """
         from harness.errors import CheckpointError
