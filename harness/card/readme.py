@@ -146,7 +146,7 @@ def _groups(card: Mapping[str, Any], rows: Sequence[Row], words: Mapping[str, st
         result.append(
             dict(
                 title=_title(case, dtype, card["accuracy"]["parts"].get(case, ""), words),
-                measured=_decided(card, own, words) + _invariance(own, words),
+                measured=_outputs(own, words) + _decided(card, own, words) + _invariance(own, words),
                 lines=[_line(row, words) for row in own],
                 floor=_floor(card, own, words),
                 meanings=meanings.get((case, dtype), []),
@@ -163,6 +163,15 @@ def _title(case: str, dtype: str | None, part: str, words: Mapping[str, str]) ->
     title = words["case_dtype"].format(case=escaped(case), dtype=dtype)
     explained = words.get(f"part_{part}")
     return title if explained is None else words["case_part"].format(title=title, part=explained)
+
+
+def _outputs(rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
+    """Whose numbers stand for the rows, where there are several outputs."""
+    several = [row for row in rows if len(row.outputs) > 1]
+    if not several:
+        return []
+    names = ", ".join(dict.fromkeys(row.output or "" for row in several))
+    return [words["of_outputs"].format(count=max(len(row.outputs) for row in several), names=names)]
 
 
 def _decided(card: Mapping[str, Any], rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:

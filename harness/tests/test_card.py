@@ -25,6 +25,7 @@ from harness.judging.verdict import Decisions, SwitchCost
 from harness.models.aimv2 import convert_checkpoint, load, preprocess
 from harness.report import Row
 from harness.report import load as load_report
+from harness.report.rows import Numbers
 from harness.run.timing import P90_NEEDS, measure
 from harness.tests.checkpoints import model, write
 from harness.tests.needs import import_transformers, skip_without_torch_npu
@@ -284,6 +285,14 @@ def test_decisions_and_the_batch_are_told_below_the_rows():
     note = "batch invariance: a sample alone and in its batch have the same bits on the device and on the CPU"
     assert readme._invariance([row(notes=("another", note))], words.ENGLISH) == [note]
     assert "批次不变性" in readme._invariance([row(notes=(note,))], words.CHINESE)[0]
+
+
+def test_the_output_that_stands_for_a_row_is_named():
+    numbers = {"text_embeds": Numbers(), "image_embeds": Numbers()}
+    several = row(output="text_embeds", outputs=numbers)
+    (said,) = readme._outputs([several, row(output="image_embeds", outputs=numbers)], words.ENGLISH)
+    assert said.startswith("Of 2 outputs each row shows the one that is furthest off, here text_embeds, image_embeds;")
+    assert readme._outputs([row(output="output")], words.ENGLISH) == []
 
 
 def test_a_part_of_a_checkpoint_is_explained():
