@@ -9,4 +9,4 @@ from harness.plugin.checkpoints import CheckpointRun, is_asked, pytest_generate_
 if is_asked():
 
     def test_precision(precision, checkpoint: CheckpointRun):
-        precision(checkpoint.case(), checkpoint.seed)
+        checkpoint.run(precision)

@@ -37,7 +37,9 @@ __all__ = [
     "Together",
     "TorchDispatchMode",
     "WeakTensorKeyDictionary",
+    "added_mask",
     "adopt_parametrized",
+    "attention_by_products",
     "call_kernel",
     "custom_function",
     "has_kernel",
@@ -114,6 +116,22 @@ def returns_new(func: Any) -> bool:
 def operator(name: str) -> Any | None:
     """torch.ops.aten's operator of a name, all its overloads; None in a torch that has none."""
     return getattr(torch.ops.aten, name, None)
+
+
+def attention_by_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any
+) -> torch.Tensor:
+    """scaled_dot_product_attention by matrix products; `mask` is of bools or is added to the scores."""
+    return operator("_scaled_dot_product_attention_math")(query, key, value, added_mask(mask, query.dtype), **options)[
+        0
+    ]
+
+
+def added_mask(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """A mask of bools as what is added to the scores: the operator that takes no bools would add True as 1."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -torch.inf)
 
 
 def has_kernel(name: str, key: str) -> bool:

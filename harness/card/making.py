@@ -19,7 +19,7 @@ from harness.card.percent import ASKED, MEANINGS, ONE_PERCENT, relative_errors
 from harness.card.readme import readme
 from harness.card.rendering import compiled, plain_name
 from harness.case import Case
-from harness.checkpoints.building import SEEDS, parts_of, stored_dtypes, usual_dtypes
+from harness.checkpoints.building import SEEDS, parts_of, require_whole, stored_dtypes, usual_dtypes
 from harness.checkpoints.conversion import appearing, checkpoint_digest
 from harness.checkpoints.libraries import quiet_libraries
 from harness.checkpoints.material import Asked
@@ -32,12 +32,15 @@ from harness.judging.verdict import Verdict
 from harness.judging.verdict import error as could_not_compare
 from harness.reference import Models
 from harness.report import Row, build, write
+from harness.run.cpu import inputs_of
+from harness.run.notes import BATCH_INVARIANCE
 from harness.run.once import Once, run_once
 from harness.run.switches import measured_costs
 from harness.run.validation import validate
 from harness.typed_json import to_json
 
 CARD_SCHEMA = "precision-card/1"
+BATCHES, ITERATIONS, WARMUP = (1, 4), 100, 10  # of the times
 _TOP = 5
 _SHOWN = 5  # first values of an output
 
@@ -58,9 +61,9 @@ class Order:
     template: str = "origin"
     meaning: str = ASKED
     limit: float = ONE_PERCENT
-    batches: tuple[int, ...] = (1, 4)
-    iterations: int = 100
-    warmup: int = 10
+    batches: tuple[int, ...] = BATCHES
+    iterations: int = ITERATIONS
+    warmup: int = WARMUP
     asked: Mapping[str, Any] = field(default_factory=dict)  # what `Case.from_checkpoint` takes
 
     def __post_init__(self):
@@ -78,7 +81,23 @@ class Order:
         words += [] if self.seeds == SEEDS else [f"--seeds {' '.join(map(str, self.seeds))}"]
         words += [] if self.template == "origin" else [f"--template {shlex.quote(self.template)}"]
         words += [] if self.meaning == ASKED else [f"--one-percent {self.meaning}"]
-        return " ".join([*words, "--output OUT"])
+        words += [] if self.limit == ONE_PERCENT else [f"--within {self.limit:g}"]
+        words += [] if self.batches == BATCHES else [f"--batch-size {' '.join(map(str, self.batches))}"]
+        words += [] if self.iterations == ITERATIONS else [f"--iters {self.iterations}"]
+        words += [] if self.warmup == WARMUP else [f"--warmup {self.warmup}"]
+        return " ".join([*words, *self._asked_words(), "--output OUT"])
+
+    def _asked_words(self) -> list[str]:
+        """What was asked of the inputs and of the loading, as options; a file by its name alone."""
+        result = []
+        for name, value in self.asked.items():
+            option = f"--{name.replace('_', '-')}"
+            if value is True:
+                result.append(option)
+            elif value != getattr(Asked(), name):
+                is_file = isinstance(value, str) and Path(value).exists()
+                result.append(f"{option} {shlex.quote(Path(value).name if is_file else str(value))}")
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +129,7 @@ def make(order: Order) -> CardFolder:
     recognised = recognise(order.path)
     asked = Asked(**order.asked)
     parts = parts_of(order.path, asked)
+    _require_all(order, parts[0])
     with appearing(order.output) as folder, contextlib.ExitStack() as stack:
         device = open_device(order.device, timing=True)
         stack.enter_context(quiet_libraries())
@@ -117,6 +137,16 @@ def make(order: Order) -> CardFolder:
         run = _Run(order=order, asked=asked, device=device, recognised=recognised, parts=parts, dtypes=dtypes)
         missing = run.write(folder)
     return CardFolder(folder=order.output, rows=tuple(run.rows), missing=tuple(missing))
+
+
+def _require_all(order: Order, part: str) -> None:
+    """Refuse half a checkpoint, and inputs that cannot be drawn, before a device is opened.
+
+    Raises: HarnessError.
+    """
+    require_whole(order.path)
+    with quiet_libraries():
+        inputs_of(Case.from_checkpoint(order.path, part=part, **order.asked), order.seeds[0])
 
 
 class _Run:
@@ -135,6 +165,7 @@ class _Run:
         self.order, self.asked, self.device, self.recognised = order, asked, device, recognised
         self.parts, self.dtypes = parts, dtypes
         self.models, self.rows = Models(), []
+        self.part_of: dict[str, str] = {}  # by name of the case
         self.first = self.case(parts[0], dtypes[0])
 
     def case(self, part: str, dtype: str) -> Case:
@@ -147,6 +178,7 @@ class _Run:
         for part in self.parts:
             for dtype in self.dtypes:
                 case = self.case(part, dtype)
+                self.part_of[case.name] = part
                 seeds = self.order.seeds if part == self.parts[0] else self.order.seeds[:1]
                 for seed in (None,) if self.asked.own_files else seeds:
                     self.rows.append(self._row(case, seed))
@@ -206,7 +238,8 @@ class _Run:
         card = to_json(values)
         text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False)
         (folder / "results" / "card.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(readme(card, self.order.lang, self.order.template), encoding="utf-8")
+        text = readme(card, self.rows, self.order.lang, self.order.template)
+        (folder / "README.md").write_text(text, encoding="utf-8")
         return missing
 
     def _scripts(self, folder: Path, values: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -278,7 +311,6 @@ class _Run:
             "requirements": _requirements(recognised, stack),
             "evidence": self._evidence(once, model),
             "accuracy": {
-                "rows": [row.to_dict() for row in self.rows],
                 "percent": [
                     {"case": case, "dtype": dtype, "meanings": [asdict(item) for item in meanings]}
                     for case, dtype, meanings in self._percent()
@@ -286,12 +318,15 @@ class _Run:
                 "limit": order.limit,
                 "asked": order.meaning,
                 "reference": first[0].reference if first else None,
+                "parts": self.part_of,
             },
             "performance": times,
             "generation": self._generation(),
             "memory": performance.peak_memory(self.first, self.device),
             "regenerate": order.command,
-            "limits": sorted({note for row in self.rows for note in row.notes or ()}),
+            "limits": sorted(
+                {note for row in self.rows for note in row.notes or () if not note.startswith(BATCH_INVARIANCE)}
+            ),
         }
 
     def _percent(self) -> list[tuple[str, str, list]]:

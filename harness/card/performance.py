@@ -18,12 +18,14 @@ from harness.run.cpu import inputs_of
 from harness.run.timing import measure, time_case
 
 NEW_TOKENS = 16  # that a generation makes while it is timed
-_SYNTHETIC = {"emulated": "times_emulated", "cpu": "times_cpu"}
+_SYNTHETIC = ("emulated", "cpu")  # backends that are no hardware
 
 
-def why_not(device: Device) -> str:
-    """Why a device's times and memory do not belong on a card; "" for hardware."""
-    return "" if device.kind.hardware else _SYNTHETIC.get(device.backend, "times_unknown")
+def why_not(device: Device, what: str) -> str:
+    """Why a device's "times" or "memory" do not belong on a card; "" for hardware."""
+    if device.kind.hardware:
+        return ""
+    return f"{what}_{device.backend}" if device.backend in _SYNTHETIC else f"{what}_unknown"
 
 
 def forwards(
@@ -33,7 +35,7 @@ def forwards(
 
     Each is a row of the performance table (`harness.report.Timed`) with `throughput`.
     """
-    missing = why_not(device)
+    missing = why_not(device, "times")
     if missing:
         return Stated(why=missing)
     models, rows = Models(), []
@@ -50,7 +52,7 @@ def generation(case: Case, device: Device, *, iterations: int, warmup: int) -> S
     `case`: the one that runs a forward of a language model. The first token is the forward of the whole prompt; the
     time of a further token is that of `NEW_TOKENS` tokens less that of one, over their number.
     """
-    missing = why_not(device)
+    missing = why_not(device, "times")
     if missing:
         return Stated(why=missing)
     inputs = {name: value for name, value in inputs_of(case, 42).items() if name != "use_cache"}
@@ -82,7 +84,7 @@ def generation(case: Case, device: Device, *, iterations: int, warmup: int) -> S
 
 def peak_memory(case: Case, device: Device) -> Stated:
     """Bytes that the device had allocated at most in one forward, weights included."""
-    missing, memory = why_not(device), device.kind.memory()
+    missing, memory = why_not(device, "memory"), device.kind.memory()
     if missing or memory is None:
         return Stated(why=missing or "memory_unknown")
     inputs = inputs_of(case, 42)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.card.facts import required
@@ -13,11 +13,13 @@ from harness.judging.status import Status
 from harness.languages import words_of
 from harness.report import Row
 from harness.report.document import escaped
-from harness.report.format import MISSING, cosine, difference_text, times
+from harness.report.format import MISSING, cosine, difference_text, share, times
 from harness.report.printable import visible
 from harness.report.switches import switch_table
 from harness.report.text import result_of
 from harness.report.words import LANGUAGES, told
+from harness.run.notes import BATCH_INVARIANCE
+from harness.run.switches import PRICED_FROM
 
 TAGS = ("NPU", "Ascend", "ascend-npu")
 _ENVIRONMENT = (  # of the stack, in this order, under the names that cards use
@@ -28,16 +30,18 @@ _ENVIRONMENT = (  # of the stack, in this order, under the names that cards use
 FORECAST_ALLOWED = "forecast_ratio"  # of a row's limits
 
 
-def readme(card: Mapping[str, Any], lang: str, style: str) -> str:
-    """The README of a card as JSON holds it. Raises: HarnessError for an unknown language or template."""
+def readme(card: Mapping[str, Any], rows: Sequence[Row], lang: str, style: str) -> str:
+    """The README of a card as results/card.json holds it and of its rows, which results/precision.json holds.
+
+    Raises: HarnessError for an unknown language or template.
+    """
     languages = words_of("card")
     if lang not in languages:
         raise HarnessError(f"no card is written in {lang!r}; there are {', '.join(languages)}")
     words = languages[lang]
-    rows = [Row.from_dict(row) for row in card["accuracy"]["rows"]]
     name, folder = template_of(style)
     values = dict(
-        card=card,
+        card={**card, "accuracy": {**card["accuracy"], "rows": [row.to_dict() for row in rows]}},
         w=words,
         front_matter=front_matter(card, rows, lang),
         warning=_warning(card, words),
@@ -82,7 +86,7 @@ def shown_fact(fact: Mapping[str, Any], words: Mapping[str, str]) -> str:
     return escaped(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
-def front_matter(card: Mapping[str, Any], rows: list[Row], lang: str) -> str:
+def front_matter(card: Mapping[str, Any], rows: Sequence[Row], lang: str) -> str:
     """The metadata of a model hub, as YAML between two lines of dashes."""
     yaml = required("yaml")
     known = {
@@ -132,7 +136,7 @@ def _environment(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(title, visible(value)) for title, value in [*rows, *packages, *variables]]
 
 
-def _groups(card: Mapping[str, Any], rows: list[Row], words: Mapping[str, str]) -> list[dict[str, Any]]:
+def _groups(card: Mapping[str, Any], rows: Sequence[Row], words: Mapping[str, str]) -> list[dict[str, Any]]:
     """The rows of each case and dtype: their table, the floor, every meaning of one percent, the switches."""
     keys = list(dict.fromkeys((row.case, row.dtype) for row in rows))
     meanings = {(item["case"], item["dtype"]): item["meanings"] for item in card["accuracy"]["percent"]}
@@ -142,14 +146,74 @@ def _groups(card: Mapping[str, Any], rows: list[Row], words: Mapping[str, str]) 
         table = switch_table(own, _report(words["lang"]), named=False)
         result.append(
             dict(
-                title=words["case_dtype"].format(case=escaped(case), dtype=dtype),
+                title=_title(case, dtype, card["accuracy"]["parts"].get(case, ""), words),
+                measured=_outputs(own, words) + _decided(card, own, words) + _invariance(own, words),
                 lines=[_line(row, words) for row in own],
                 floor=_floor(card, own, words),
                 meanings=meanings.get((case, dtype), []),
                 switches=None if table is None else (table.columns, [tuple(map(escaped, line)) for line in table.rows]),
+                switch_intro=_switch_intro(card, own, words),
+                no_switches="" if table is not None else _no_switches(own, words),
             )
         )
     return result
+
+
+def _title(case: str, dtype: str | None, part: str, words: Mapping[str, str]) -> str:
+    """What the rows of a case and dtype are of; a part that is not all of the checkpoint is explained."""
+    title = words["case_dtype"].format(case=escaped(case), dtype=dtype)
+    explained = words.get(f"part_{part}")
+    return title if explained is None else words["case_part"].format(title=title, part=explained)
+
+
+def _outputs(rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
+    """Whose numbers stand for the rows, where there are several outputs."""
+    several = [row for row in rows if len(row.outputs) > 1]
+    if not several:
+        return []
+    names = ", ".join(dict.fromkeys(row.output or "" for row in several))
+    return [words["of_outputs"].format(count=max(len(row.outputs) for row in several), names=names)]
+
+
+def _decided(card: Mapping[str, Any], rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
+    """What the decisions and the perplexity of the worst row come to; nothing where there are none."""
+    made = [row.decisions for row in rows if row.decisions is not None and row.decisions.count]
+    result = []
+    if made:
+        worst = max(made, key=lambda item: (1 - item.top1, item.kl or 0.0))
+        numbers = dict(top1=share(worst.top1), topk=share(worst.topk), kl=difference_text(worst.kl))
+        result.append(words["decided"].format(k=worst.k, **numbers))
+    reads = [item for item in made if item.perplexity is not None and item.expected_perplexity is not None]
+    if reads:
+        worst = max(reads, key=lambda item: abs(item.perplexity - item.expected_perplexity))
+        numbers = dict(actual=f"{worst.perplexity:.6g}", expected=f"{worst.expected_perplexity:.6g}")
+        result.append(words["perplexity"].format(device=card["device"], **numbers))
+    return result
+
+
+def _invariance(rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
+    """What the rows say of one sample alone and in its batch."""
+    notes = [note for row in rows for note in row.notes or () if note.startswith(BATCH_INVARIANCE)]
+    return [told(note, _report(words["lang"])) for note in dict.fromkeys(notes)]
+
+
+def _switch_intro(card: Mapping[str, Any], rows: Sequence[Row], words: Mapping[str, str]) -> str:
+    """What the table of switches is of: the one row of a case and dtype that prices them."""
+    seed = next((row.seed for row in rows if row.switches), None)
+    return words["switch_intro"].format(seed=MISSING if seed is None else seed, device=card["device"])
+
+
+def _no_switches(rows: Sequence[Row], words: Mapping[str, str]) -> str:
+    """Why there is no table of switches; "" where the numbers do not tell."""
+    if any(row.switches for row in rows):
+        return words["nothing_felt"]
+    errors = [
+        (row.forecast_golden_rel_l2, row.cpu_golden_rel_l2)
+        for row in rows
+        if row.forecast_golden_rel_l2 is not None and row.cpu_golden_rel_l2 is not None
+    ]
+    cheap = bool(errors) and all(forecast <= PRICED_FROM * cpu for forecast, cpu in errors)
+    return words["nothing_priced"] if cheap else ""
 
 
 def _line(row: Row, words: Mapping[str, str]) -> tuple[str, ...]:
@@ -174,7 +238,7 @@ def _floor(card: Mapping[str, Any], rows: list[Row], words: Mapping[str, str]) -
     )
 
 
-def _conclusion(rows: list[Row], words: Mapping[str, str]) -> str:
+def _conclusion(rows: Sequence[Row], words: Mapping[str, str]) -> str:
     """What the rows come to: a row that was not compared did not pass."""
     passed = sum(row.status is Status.PASS for row in rows)
     if passed == len(rows) > 0:

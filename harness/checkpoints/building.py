@@ -11,7 +11,7 @@ from typing import Any
 from harness.checkpoints.conversion import read_header
 from harness.checkpoints.material import Asked
 from harness.checkpoints.recognition import Recognised, recognise
-from harness.checkpoints.weights import DTYPES, fits_in_float32, weights_of
+from harness.checkpoints.weights import DTYPES, fits_in_float32, require_weights, weights_of
 from harness.errors import CheckpointError
 
 FORWARD = "forward"  # the part of a checkpoint that is all of it
@@ -38,6 +38,13 @@ def parts_of(path: str | Path, asked: Asked | None = None) -> tuple[str, ...]:
     """
     result = recognise(path)
     return _module(result).parts(result, asked or Asked())
+
+
+def require_whole(path: str | Path) -> None:
+    """Refuse half a checkpoint before anything is built. Raises: CheckpointError."""
+    result = recognise(path)
+    if result.path.is_dir():
+        require_weights(result.path)
 
 
 def case_arguments(path: str | Path, *, part: str | None = None, asked: Asked | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from harness.devices import without_broken_npu
 from harness.errors import CheckpointError, HarnessError
 
-PERMISSION = "--precision-trust-remote-code (--trust-remote-code of a command, trust_remote_code=True in Python)"
+PERMISSION = "--precision-trust-remote-code (trust_remote_code=True in Python)"
 _LONGEST = 300  # characters of what a library says
 EXTRA = "pip install 'npu-accuracy-harness[models]'"
 
@@ -51,6 +52,11 @@ def loading(what: str) -> Iterator[None]:
     except HarnessError:
         raise
     except Exception as error:
+        if "torchvision" in str(error).lower() and not _has_torchvision():
+            raise CheckpointError(
+                f"{what} needs torchvision, which is not installed here or does not fit this torch; install the one "
+                "that fits"
+            ) from error
         raise CheckpointError(f"{what}: {_advised(_line(error))}") from error
 
 
@@ -71,20 +77,25 @@ def _without_pickles() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No bars and tables of transformers on standard error: what is wrong is said in one sentence."""
-    logging = getattr(sys.modules.get("transformers"), "logging", None)
-    if logging is None:
-        yield
-        return
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    """No bars and tables of transformers on standard error, and no word of names that one library still takes from
+    another: what is wrong is said in one sentence.
+    """
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", category)
+        logging = getattr(sys.modules.get("transformers"), "logging", None)
+        if logging is None:
+            yield
+            return
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
 
 
 def _line(error: Exception) -> str:
@@ -95,10 +106,17 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def _has_torchvision() -> bool:
+    """Whether torchvision can be imported: one that was built for another torch cannot."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
 def _advised(text: str) -> str:
     """The text with what to do, where that is known."""
-    if "torchvision" in text.lower():
-        return f"{text}; install the torchvision that fits this torch"
     if "trust_remote_code" in text:
         return f"{text}; read its code, then add {PERMISSION}"
     if "weights_only" in text.lower() or "Weights only" in text:

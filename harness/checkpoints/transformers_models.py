@@ -375,7 +375,8 @@ class Draw:
 
     @property
     def _decodes(self) -> bool:
-        return not self.config.is_encoder_decoder and in_tables(self.kind, ("CAUSAL_LM",))
+        """Whether its tokens go on where the text ends, so that the padding is on the left."""
+        return not self.config.is_encoder_decoder and _generates(self.kind, self.config)
 
     # -------- text
 
@@ -488,6 +489,8 @@ class Draw:
         """Texts and pictures through one processor, with the token that stands for a picture where there is one."""
         with loading(f"the processor of {self.place}"):
             processor = self.processor("ProcessorMixin")
+            if self._decodes and getattr(processor, "tokenizer", None) is not None:
+                processor.tokenizer.padding_side = "left"
             lines, drawn = texts(self.asked, generator), pictures(self.asked, generator)
             lines = (lines * len(drawn))[: len(drawn)] if len(lines) < len(drawn) else lines[: len(drawn)]
             mark = getattr(processor, "image_token", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from harness.devices.names import SPECS_LISTED
 from harness.judging.preset_names import PRESETS_LISTED
 
 DTYPES = ("float32", "float16", "bfloat16")
+_ASKED = ("text", "image", "audio", "length", "base", "trust_remote_code")  # of what a checkpoint is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,17 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, parts: bool = True) -> No
 
 def asked_of(arguments: argparse.Namespace) -> dict:
     """What `Case.from_checkpoint` takes of these arguments."""
-    names = ("text", "image", "audio", "length", "base", "trust_remote_code")
-    return {name: getattr(arguments, name) for name in names}
+    return {name: getattr(arguments, name) for name in _ASKED}
+
+
+def without_prefix(text: str, arguments: argparse.Namespace) -> str:
+    """A message about a checkpoint with a command's own options, where it names those of pytest.
+
+    >>> without_prefix("leave --precision-text out", argparse.Namespace(text="a text"))
+    'leave --text out'
+    """
+    names = "|".join(name.replace("_", "-") for name in _ASKED if hasattr(arguments, name))
+    return re.sub(rf"--precision-(?=(?:{names})\b)", "--", text) if names else text
 
 
 def add_model_dir(parser: argparse.ArgumentParser) -> None:

@@ -31,14 +31,14 @@ def _add(parser: argparse.ArgumentParser) -> None:
         help="which relative error is marked as the one that was asked for; all are shown (default rel_l2)",
     )
     parser.add_argument("--within", type=float, default=0.01, metavar="SHARE", help="the limit on it (default 0.01)")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 4], metavar="B", help="that are timed")
-    parser.add_argument("--iters", type=int, default=100, help="timed forwards (default 100, which p99 needs)")
-    parser.add_argument("--warmup", type=int, default=10, help="untimed forwards before them (default 10)")
+    parser.add_argument("--batch-size", type=int, nargs="+", metavar="B", help="that are timed (default 1 4)")
+    parser.add_argument("--iters", type=int, help="timed forwards (default 100, which p99 needs)")
+    parser.add_argument("--warmup", type=int, help="untimed forwards before them (default 10)")
     add_device(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from harness.card.making import Order, make
+    from harness.card.making import BATCHES, ITERATIONS, WARMUP, Order, make
     from harness.checkpoints.building import SEEDS
 
     if arguments.checkpoint is None:
@@ -53,9 +53,9 @@ def _run(arguments: argparse.Namespace) -> int:
         template=arguments.template,
         meaning=arguments.one_percent,
         limit=arguments.within,
-        batches=tuple(arguments.batch_size),
-        iterations=arguments.iters,
-        warmup=arguments.warmup,
+        batches=tuple(arguments.batch_size or BATCHES),
+        iterations=ITERATIONS if arguments.iters is None else arguments.iters,
+        warmup=WARMUP if arguments.warmup is None else arguments.warmup,
         asked=asked_of(arguments),
     )
     made = make(order)

@@ -26,6 +26,7 @@ from harness.commands import (
     report,
     score,
 )
+from harness.commands.base import without_prefix
 from harness.errors import HarnessError
 from harness.typed_json import shown
 
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except (HarnessError, ValueError, OSError) as error:
-        print(f"harness {arguments.command}: {_one_line(error)}", file=sys.stderr)
+        print(f"harness {arguments.command}: {without_prefix(_one_line(error), arguments)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"harness {arguments.command}: interrupted", file=sys.stderr)

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from harness.torch_private import operator
+from harness.torch_private import attention_by_products
 
 if TYPE_CHECKING:
     from harness.devices.device import Device
@@ -60,7 +60,7 @@ def _attention_by_products(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ):
     options = dict(dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
-    return operator("_scaled_dot_product_attention_math")(query, key, value, attn_mask, **options)[0]
+    return attention_by_products(query, key, value, attn_mask, **options)
 
 
 def _in_float32(what: str) -> Callable[[Device], AbstractContextManager]:

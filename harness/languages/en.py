@@ -252,28 +252,51 @@ _CARD = {
     "dtype": "dtype",
     "first_values": "first values",
     "not_finite": "not finite",
-    "top": "Largest values of {name} for the first input: {top}.",
+    "top": "Largest values of {name}, first row: {top}.",
     "script_ran": "What inference.py printed when it was run for this card:",
     "accuracy_intro": "CPU and {device} with the same weights and inputs, element by element, computed in float64.",
     "case_dtype": "{case}, {dtype}",
+    "case_part": "{title}: {part}",
+    "part_decode": "the last token alone, from the cache of those before it",
+    "part_batch": "one sample alone and in its batch",
+    "part_generate": "a greedy generation",
+    "part_retrieval": "the similarity of texts to one another",
+    "decided": "Worst decisions: top-1 agreement {top1}, top-{k} agreement {topk}, KL divergence {kl} nats.",
+    "perplexity": "Perplexity: {device} {actual}, CPU {expected}.",
     "result": "result",
+    "of_outputs": (
+        "Of {count} outputs each row shows the one that is furthest off, here {names}; results/precision.json has all."
+    ),
     "one_number": "not meaningful: one number",
+    "no_decisions": "no decisions among the outputs",
+    "nothing_priced": "No numeric switch is priced here: the expected error is at most twice the CPU's own.",
+    "nothing_felt": "No numeric switch changes the expected error by more than a hundredth of it.",
     "floor": (
         "Error to float64: {device} {golden}, CPU {cpu}; a healthy device is expected to show {forecast}. "
-        "Measured over expected: {ratio} (up to {allowed} passes)."
+        "Measured over the largest error of healthy runs (the CPU's is one): {ratio} (up to {allowed} passes)."
     ),
     "percent_intro": 'Every current meaning of "the error is below {limit}", of the worst seed:',
     "meaning": "meaning",
     "formula": "formula",
+    "share": "value",
+    "meaning_rel_l2": "relative L2",
+    "meaning_wape": "mean |Δ| / mean |x|",
+    "meaning_mape": "MAPE",
+    "meaning_cosine": "1 − cos",
+    "meaning_max_rel": "max relative",
+    "meaning_score": "task score",
     "below": "below {limit}",
     "yes": "yes",
     "no": "no",
     "asked": "the one that was asked for",
     "laxest": "the laxest",
-    "switch_intro": "What the numeric switches cost (rel_l2 to float64, expected by the rounding rules):",
-    "all_pass": "Conclusion: all {count} rows pass.",
+    "switch_intro": (
+        "What the numeric switches cost (rel_l2 to float64 with seed {seed}, expected by the rounding rules; measured "
+        "on {device} where there is a column of it):"
+    ),
+    "all_pass": "Conclusion: all rows pass ({count}).",
     "some_pass": "Conclusion: {passed} of {count} rows pass.",
-    "skipped": " {count} were not run, for the reason given below.",
+    "skipped": " Not run: {count}, for the reason given below.",
     "reasons": "Why:",
     "locate": "`python -m harness locate {name}` names the operator that an error comes from.",
     "batch": "batch size",
@@ -295,8 +318,8 @@ _CARD = {
     "what": "what it is",
     "regenerate_intro": "With npu-accuracy-harness installed and the checkpoint in the working directory:",
     "tables_too": (
-        "The tables are made from results/precision.json alone: "
-        "`python -m harness report results/precision.json --lang {lang}`."
+        "`python -m harness report results/precision.json --lang {lang}` makes the accuracy report again from the "
+        "stored rows, without a run."
     ),
     "no_limits": "No limit is known beyond the tables above.",
     "random_weights": (
@@ -310,9 +333,9 @@ _CARD = {
     "file_modeling_aimv2_distilled.py": "definition of the model",
     "file_configuration_aimv2_distilled.py": "configuration of the model",
     "file_requirements.txt": "versions of the packages",
-    "file_results/precision.json": "every number of the accuracy and performance tables",
+    "file_results/precision.json": "the rows: every number of the accuracy and performance tables",
     "file_results/precision.md": "the accuracy report",
-    "file_results/card.json": "what this document was made from",
+    "file_results/card.json": "what this document was made from, besides results/precision.json",
     "file_logs/inference.log": "the output of inference.py",
     # -------- why a field has no value
     "task_unknown": "neither the README of the checkpoint nor its class tells it",
@@ -323,6 +346,8 @@ _CARD = {
     "times_emulated": "the device is emulated, and its times say nothing about hardware; run with --device npu",
     "times_cpu": "there was no NPU; run with --device npu",
     "times_unknown": "the device is no hardware",
+    "memory_emulated": "the device is emulated, and its memory says nothing about hardware; run with --device npu",
+    "memory_cpu": "there was no NPU; run with --device npu",
     "memory_unknown": "nothing tells the memory of this device",
     "generates_nothing": "the model generates no text",
     "script_function": "the case is a function of yours, which no script can build",

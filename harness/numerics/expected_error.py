@@ -25,7 +25,17 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from harness import numerics
-from harness.torch_private import Together, TorchDispatchMode, has_kernel, operator, returns_new, tree_leaves, tree_map
+from harness.torch_private import (
+    Together,
+    TorchDispatchMode,
+    added_mask,
+    attention_by_products,
+    has_kernel,
+    operator,
+    returns_new,
+    tree_leaves,
+    tree_map,
+)
 
 if TYPE_CHECKING:
     from harness.devices import Stack
@@ -292,14 +302,13 @@ class _Rounding(TorchDispatchMode):
             return self._split(query, key, value, attn_mask, is_causal, scale)
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
         if wanted or not _fits_fused(self.rules, query, key, value, attn_mask, enable_gqa):
-            mask = _of_floats(attn_mask, query.dtype)
-            return operator("_scaled_dot_product_attention_math")(query, key, value, mask, **options)[0]
+            return attention_by_products(query, key, value, attn_mask, **options)
         with self._at_rest():
             return self._saturated(_fused_attention(self.rules, query, key, value, attn_mask, is_causal, scale))
 
     def _split(self, query, key, value, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
         hidden = _causal(query, key) if is_causal else None
-        bias = None if mask is None else _of_floats(mask, query.dtype)
+        bias = added_mask(mask, query.dtype)
         with self._at_rest():
             return numerics.split_attention(query, key, value, scale=_scale(query, scale), bias=bias, hidden=hidden)
 
@@ -651,13 +660,6 @@ def _fits_split(query: Tensor, key: Tensor, value: Tensor) -> bool:
     if any(head.dim() != 4 or head.dtype != torch.float32 or not head.numel() for head in heads):
         return False
     return all(head.shape[1] == query.shape[1] and head.shape[-1] % 4 == 0 for head in heads)
-
-
-def _of_floats(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask of bools as what is added to the scores: the operator that takes no bools would add True as 1."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), -math.inf)
 
 
 def _causal(query: Tensor, key: Tensor) -> Tensor:

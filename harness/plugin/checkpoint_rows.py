@@ -10,4 +10,4 @@ __all__ = ["pytest_generate_tests"]
 if is_asked():
 
     def test_precision(precision, checkpoint: CheckpointRun):
-        precision(checkpoint.case(), checkpoint.seed)
+        checkpoint.run(precision)

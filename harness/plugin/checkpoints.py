@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,17 @@ class CheckpointRun:
         try:
             how = dict(part=self.part, dtype=self.dtype, name=self.case_name)
             return Case.from_checkpoint(self.path, **how, **dict(self.options))
+        except CheckpointError as error:
+            pytest.fail(f"CheckpointError: {error}", pytrace=False)
+
+    def run(self, precision: Callable[..., Any]) -> None:
+        """Measure the row by the fixture `precision`; fails the test with one sentence, without a traceback, where the
+        checkpoint cannot be run.
+        """
+        from harness.errors import CheckpointError
+
+        try:
+            precision(self.case(), self.seed)
         except CheckpointError as error:
             pytest.fail(f"CheckpointError: {error}", pytrace=False)
 
@@ -122,7 +133,7 @@ def runs(config: pytest.Config) -> list[CheckpointRun]:
     """A row for each part, dtype and seed of the checkpoints that a run's options name; a checkpoint that cannot be run
     is one row, which says why.
 
-    Raises: pytest.UsageError for a path at which there is nothing.
+    Raises: pytest.Collector.CollectError, which pytest shows without a traceback, for a folder without a checkpoint.
     """
     from harness.checkpoints.material import Asked
     from harness.checkpoints.recognition import checkpoints_in
@@ -143,7 +154,7 @@ def runs(config: pytest.Config) -> list[CheckpointRun]:
             trust_remote_code=options.trust_remote_code,
         )
     except (CheckpointError, ValueError) as error:
-        raise pytest.UsageError(f"--precision-checkpoint: {error}") from None
+        raise pytest.Collector.CollectError(f"--precision-checkpoint: {error}") from None
     names = _names([str(item) for item in result])
     return [run for item in result for run in _runs(str(item), names[str(item)], asked, options.dtype)]
 
@@ -151,13 +162,14 @@ def runs(config: pytest.Config) -> list[CheckpointRun]:
 def _runs(path: str, name: str, asked: Any, dtypes: Sequence[str]) -> list[CheckpointRun]:
     from dataclasses import asdict
 
-    from harness.checkpoints.building import SEEDS, parts_of, usual_dtypes
+    from harness.checkpoints.building import SEEDS, parts_of, require_whole, usual_dtypes
     from harness.errors import CheckpointError
 
     seeds = (None,) if asked.own_files else SEEDS
     options = tuple(asdict(asked).items())
     try:
         parts = parts_of(path, asked)
+        require_whole(path)
         wanted = dtypes or usual_dtypes(path)
     except CheckpointError as error:
         how = dict(part="forward", dtype=(dtypes or ["float32"])[0], seed=seeds[0])

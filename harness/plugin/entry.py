@@ -92,7 +92,8 @@ def _check_paths(config: pytest.Config, parser: pytest.Parser, args: list[str]) 
         unknown = set(parser.parse_known_and_unknown_args(args)[1])
         names += [option.short for option in OPTIONS if option.is_path and option.short in unknown]
     values = {value for name, value in zip(args, args[1:]) if name in names}
-    if set(known.file_or_dir) - values or known.rootdir or known.inifilename:
+    others = [word for word in known.file_or_dir if word not in values and (directory / word.split("::")[0]).exists()]
+    if others or known.rootdir or known.inifilename:
         return  # pytest knows its root directory by these
     check_paths(args, names=names, directory=directory)
 

@@ -37,12 +37,18 @@ class Locating:
         return True
 
     def locate(self, case, seed: int | None, row):
-        """Where a row's error comes from, as the report holds it."""
+        """Where a row's error comes from, as the report holds it; None where its checkpoint cannot be loaded: no
+        operator ran.
+        """
+        from harness.errors import CheckpointError
+
         began, counted = time.monotonic(), [(item, item.calls, item.hits) for item in self._run.planted]
         every = self._run.options.locate_case is not None
         try:
             limit = math.inf if every else self._run.options.locate_budget - self.spent
             return self._located(case, seed, limit, row)
+        except CheckpointError:
+            return None
         except Exception as error:  # noqa: BLE001  a row that failed must not be lost because its cause was not found
             from harness.report.located import unlocated
 

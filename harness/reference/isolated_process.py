@@ -46,6 +46,7 @@ WHERE = "in the process without torch_npu"
 PARENTS_MAIN = (
     "__parents_main__"  # what the child calls the parent's __main__, so that a guarded script does not run there
 )
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error"}  # the device's side says what there is to say; a user's own value stays
 _GRACE = 5  # seconds that a process is given to end by itself
 
 # Nothing may be imported before torch_npu is taken away: transformers asks for it once, when it is imported.
@@ -171,7 +172,7 @@ class CleanProcess:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "ASCEND_RT_VISIBLE_DEVICES": ""}
+        environment = _QUIET | os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "ASCEND_RT_VISIBLE_DEVICES": ""}
         command = [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(_paths())]
         try:
             process = subprocess.Popen(

@@ -11,15 +11,28 @@ from harness.report.rows import Row
 from harness.report.words import told
 
 _FELT = 0.01  # of the error: a switch that changes less is not shown
+AGREE = 0.2  # of the expected error: what is measured further away is shown in any case
 
 
 def shown_costs(costs: Sequence[SwitchCost]) -> list[SwitchCost]:
-    """The switches that change the error by more than a hundredth; "all of them" where two or more do."""
+    """The switches that change the error by more than a hundredth, as expected or as measured; "all of them" where two
+    or more do, or where the measured error of all together is not the expected one.
+    """
     single, together = list(costs), []
     if len(costs) > 1:
         single, together = list(costs[:-1]), [costs[-1]]
-    changing = [cost for cost in single if abs(cost.after - cost.before) > _FELT * cost.before]
-    return changing + (together if len(changing) > 1 else [])
+    changing = [cost for cost in single if _felt(cost.before, cost.after) or _unlike(cost)]
+    return changing + (together if len(changing) > 1 or any(map(_unlike, together)) else [])
+
+
+def _felt(before: float, after: float) -> bool:
+    return abs(after - before) > _FELT * before
+
+
+def _unlike(cost: SwitchCost) -> bool:
+    """Whether the device does not give with the switch what the forecast says, within `AGREE`."""
+    measured = cost.measured_after
+    return measured is not None and not abs(measured - cost.after) <= AGREE * cost.after
 
 
 def switch_table(rows: Iterable[Row], words: Mapping[str, str], *, named: bool = True) -> Table | None:

@@ -14,6 +14,7 @@ from harness.measure import compare
 from harness.run.comparisons import near_tied
 from harness.run.cpu import CpuSide
 
+BATCH_INVARIANCE = "batch invariance"  # what the note on a sample alone and in its batch begins with
 UNMOVED = (
     "no bit of the output changes when every input moves by one rounding: see that the model uses its inputs, and that "
     "`forward` returns what this run computed"
@@ -61,7 +62,7 @@ def alone_text(case: Case, actual: Mapping[str, Tensor], expected: Mapping[str, 
         if any(name not in side for name in case.alone):
             raise CaseError(f"{case.name}: alone={case.alone!r}, but the outputs are {', '.join(side)}")
         pairs.append(tuple(side[name] for name in case.alone))
-    return f"batch invariance: a sample alone and in its batch {_sides(pairs)}"
+    return f"{BATCH_INVARIANCE}: a sample alone and in its batch {_sides(pairs)}"
 
 
 def _sides(pairs: Sequence[tuple[Tensor, Tensor]]) -> str:

@@ -16,12 +16,17 @@ from harness import HarnessError
 from harness.card import facts, making, percent, performance, readme, rendering
 from harness.card.making import Order, make
 from harness.checkpoints.recognition import recognise
+from harness.checkpoints.sentence_models import RETRIEVAL
+from harness.checkpoints.transformers_models import BATCH, DECODE, GENERATE
 from harness.commands.main import main
 from harness.devices import Device
+from harness.errors import CheckpointError
+from harness.judging.verdict import Decisions, SwitchCost
 from harness.languages import words_of
 from harness.models.aimv2 import convert_checkpoint, load, preprocess
 from harness.report import Row
 from harness.report import load as load_report
+from harness.report.rows import Numbers
 from harness.run.timing import P90_NEEDS, measure
 from harness.tests.checkpoints import model, write
 from harness.tests.needs import import_transformers, skip_without_torch_npu
@@ -59,6 +64,12 @@ def card(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("card") / "out"
     how = dict(device="emulated", dtypes=("float32", "float16"), seeds=(42, 123), lang="zh")
     return make(Order(path=str(checkpoint), output=folder, **how))
+
+
+def stored_in(made):
+    """What results/card.json and results/precision.json hold: the card and its rows."""
+    stored = json.loads((made.folder / "results" / "card.json").read_text(encoding="utf-8"))
+    return stored, load_report(made.folder / "results" / "precision.json").rows
 
 
 def text_of(made):
@@ -131,6 +142,8 @@ def test_an_emulated_card_says_so_in_the_front_matter_and_in_the_first_line_belo
 
 def test_no_emulated_time_is_on_the_card(card):
     assert " ms" not in text_of(card) and WORDS["zh"]["times_emulated"] in text_of(card)
+    assert WORDS["zh"]["memory_emulated"] in text_of(card).split("## 9.")[1].split("## 10.")[0]
+    assert f"| {WORDS['zh']['no_decisions']} | – |" in text_of(card)  # AIMv2 gives features
     assert "forward" not in (card.folder / "logs" / "inference.log").read_text(encoding="utf-8")
     stored = load_report(card.folder / "results" / "precision.json")
     assert stored.performance == ()
@@ -144,17 +157,15 @@ def test_no_folder_of_this_machine_is_published(card, checkpoint):
 
 
 def test_the_tables_regenerate_from_the_stored_numbers(card):
-    stored = json.loads((card.folder / "results" / "card.json").read_text(encoding="utf-8"))
-    assert readme.readme(stored, "zh", "origin") == text_of(card)
-    rows = load_report(card.folder / "results" / "precision.json").rows
-    assert [row.to_dict() for row in rows] == stored["accuracy"]["rows"]
+    stored, rows = stored_in(card)
+    assert readme.readme(stored, rows, "zh", "origin") == text_of(card)
+    assert len(rows) == len(card.rows) and "rows" not in stored["accuracy"]  # they are in precision.json alone
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 @pytest.mark.parametrize("style", rendering.STYLES)
 def test_every_template_is_whole_in_both_languages(card, style, lang):
-    stored = json.loads((card.folder / "results" / "card.json").read_text(encoding="utf-8"))
-    text = readme.readme(stored, lang, style)
+    text = readme.readme(*stored_in(card), lang, style)
     own = WORDS[lang]
     headings = "\n".join(re.findall(r"^##? .+$", text, re.MULTILINE))
     for name in ("usage", "accuracy", "performance", "regenerate", "environment", "evidence"):
@@ -162,6 +173,12 @@ def test_every_template_is_whole_in_both_languages(card, style, lang):
     assert own["emulated"].format(device="Ascend910B4") in text and "None" not in text
     if lang == "en":
         assert not re.search(r"[\u4e00-\u9fff]", text)
+
+
+def test_the_meanings_of_one_percent_are_named_in_english_as_in_the_table():
+    assert {key: item.name for key, item in percent.MEANINGS.items()} == {
+        key: WORDS["en"][f"meaning_{key}"] for key in percent.MEANINGS
+    }
 
 
 # -------- the scripts
@@ -253,11 +270,51 @@ def test_a_cosine_over_one_number_is_no_meaning():
     assert readme._line(row(shape=(1, 2)), WORDS["en"])[3] == "0.999960000"
 
 
+def test_decisions_and_the_batch_are_told_below_the_rows():
+    """The worst row's; one sentence each."""
+    card = {"device": "Ascend910B4"}
+    fine = Decisions(count=10, agree=10, k=5, topk=1.0, kl=1e-9, perplexity=90.0, expected_perplexity=90.0)
+    worse = Decisions(count=10, agree=9, k=5, topk=0.98, kl=2e-3, perplexity=90.25, expected_perplexity=90.0)
+    assert readme._decided(card, [row(decisions=fine), row(decisions=worse), row()], WORDS["en"]) == [
+        "Worst decisions: top-1 agreement 90.00%, top-5 agreement 98.00%, KL divergence 2.00e-03 nats.",
+        "Perplexity: Ascend910B4 90.25, CPU 90.",
+    ]
+    assert readme._decided(card, [row()], WORDS["en"]) == []
+    note = "batch invariance: a sample alone and in its batch have the same bits on the device and on the CPU"
+    assert readme._invariance([row(notes=("another", note))], WORDS["en"]) == [note]
+    assert "批次不变性" in readme._invariance([row(notes=(note,))], WORDS["zh"])[0]
+
+
+def test_the_output_that_stands_for_a_row_is_named():
+    numbers = {"text_embeds": Numbers(), "image_embeds": Numbers()}
+    several = row(output="text_embeds", outputs=numbers)
+    (said,) = readme._outputs([several, row(output="image_embeds", outputs=numbers)], WORDS["en"])
+    assert said.startswith("Of 2 outputs each row shows the one that is furthest off, here text_embeds, image_embeds;")
+    assert readme._outputs([row(output="output")], WORDS["en"]) == []
+
+
+def test_a_part_of_a_checkpoint_is_explained():
+    assert readme._title("gpt2", "float32", "forward", WORDS["en"]) == "gpt2, float32"
+    assert readme._title("gpt2-decode", "float32", "decode", WORDS["en"]).startswith("gpt2-decode, float32: the last")
+    known = {name.removeprefix("part_") for name in WORDS["en"] if name.startswith("part_")}
+    assert known == {DECODE, BATCH, GENERATE, RETRIEVAL}
+
+
+@pytest.mark.parametrize(("forecast", "priced"), [(2.0e-7, True), (2.01e-7, False)])
+def test_a_card_without_a_table_of_switches_says_why(forecast, priced):
+    one = row(forecast_golden_rel_l2=forecast, cpu_golden_rel_l2=1e-7)
+    assert readme._no_switches([one], WORDS["en"]) == (WORDS["en"]["nothing_priced"] if priced else "")
+    unfelt = SwitchCost(switch="exact GELU", before=1e-3, after=1e-3, remedy="do it")
+    felt_none = readme._no_switches([one, row(switches=(unfelt,))], WORDS["en"])
+    assert felt_none == WORDS["en"]["nothing_felt"]
+    assert readme._no_switches([row()], WORDS["en"]) == ""
+
+
 def test_rows_that_were_not_run_do_not_pass():
     ran, left_out = row(), row(criteria=("skip",), reasons=("Ascend310P3 has no bfloat16",), rel_l2=None)
-    assert readme._conclusion([ran, ran], WORDS["en"]) == "Conclusion: all 2 rows pass."
+    assert readme._conclusion([ran, ran], WORDS["en"]) == "Conclusion: all rows pass (2)."
     said = readme._conclusion([ran, left_out], WORDS["en"])
-    assert said == "Conclusion: 1 of 2 rows pass. 1 were not run, for the reason given below."
+    assert said == "Conclusion: 1 of 2 rows pass. Not run: 1, for the reason given below."
     assert readme._conclusion([], WORDS["en"]) == "Conclusion: 0 of 0 rows pass."
 
 
@@ -353,16 +410,54 @@ def test_percentiles_need_enough_forwards():
         (["absent"], "no checkpoint at absent"),
         (["CHECKPOINT", "--template", "none"], "--template none is neither one of origin, hub, vllm-ascend nor a file"),
         (["CHECKPOINT", "--within", "1"], "a limit of 1.0 is no share between 0 and 1"),
-        (["CHECKPOINT", "--text", "hello", "--device", "cpu"], "takes pictures"),
+        (["CHECKPOINT", "--text", "hello"], "takes pictures: leave --text and --audio out"),
+        (["HALF"], "holds a config and no weights; copy its .safetensors files too"),
         (["CHECKPOINT", "--device", "cuda:7"], "cuda:7 was asked for"),
     ],
 )
 def test_bad_input_is_told_in_one_sentence_and_leaves_nothing(checkpoint, tmp_path, capsys, arguments, text):
-    arguments = [str(checkpoint) if item == "CHECKPOINT" else item for item in arguments]
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "config.json").write_text((checkpoint / "config.json").read_text())
+    named = {"CHECKPOINT": str(checkpoint), "HALF": str(half)}
+    arguments = [named.get(item, item) for item in arguments]
     assert main(["card", *arguments, "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert text in said and said.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [half]
+
+
+@pytest.mark.parametrize("more", [{}, {"text": "hello"}], ids=["half a checkpoint", "a text"])
+def test_what_cannot_run_is_refused_before_a_device_is_opened(checkpoint, tmp_path, monkeypatch, more):
+    opened = []
+    monkeypatch.setattr(making, "open_device", lambda *given, **how: opened.append(given))
+    path = checkpoint
+    if not more:
+        path = tmp_path / "half"
+        path.mkdir()
+        (path / "config.json").write_text((checkpoint / "config.json").read_text())
+    with pytest.raises(CheckpointError):
+        make(Order(path=str(path), output=tmp_path / "out", asked=more))
+    assert opened == [] and not (tmp_path / "out").exists()
+
+
+def test_the_command_that_makes_a_card_again_holds_all_that_was_asked_for(tmp_path):
+    picture = tmp_path / "a picture.png"
+    picture.touch()
+    order = Order(
+        path="/models/bert",
+        output=tmp_path,
+        limit=0.001,
+        batches=(2, 8),
+        iterations=20,
+        warmup=1,
+        asked=dict(length=64, trust_remote_code=True, text="two words", image=str(picture), audio=None),
+    )
+    assert order.command == (
+        "python -m harness card bert --lang en --within 0.001 --batch-size 2 8 --iters 20 --warmup 1 --length 64 "
+        "--trust-remote-code --text 'two words' --image 'a picture.png' --output OUT"
+    )
+    assert Order(path="bert", output=tmp_path).command == "python -m harness card bert --lang en --output OUT"
 
 
 def test_an_output_that_is_there_is_left_alone(checkpoint, tmp_path, capsys):
@@ -372,13 +467,16 @@ def test_an_output_that_is_there_is_left_alone(checkpoint, tmp_path, capsys):
 
 
 def test_a_template_of_ones_own(card, tmp_path):
-    stored = json.loads((card.folder / "results" / "card.json").read_text(encoding="utf-8"))
+    stored, rows = stored_in(card)
     own = tmp_path / "team.md.j2"
-    own.write_text("{{ front_matter }}\n# {{ card.name }}: {{ card.parameters }}\n", encoding="utf-8")
-    assert readme.readme(stored, "en", str(own)).endswith(f"# aimv2-small: {stored['parameters']}\n")
+    own.write_text(
+        "{{ front_matter }}\n# {{ card.name }}: {{ card.parameters }}, {{ card.accuracy.rows[0].seed }}\n",
+        encoding="utf-8",
+    )
+    assert readme.readme(stored, rows, "en", str(own)).endswith(f"# aimv2-small: {stored['parameters']}, 42\n")
     own.write_text("{{ card.absent.more }}", encoding="utf-8")
     with pytest.raises(HarnessError, match=r"the template team\.md\.j2 cannot be rendered"):
-        readme.readme(stored, "en", str(own))
+        readme.readme(stored, rows, "en", str(own))
     own.write_text("{% if %}", encoding="utf-8")
     with pytest.raises(HarnessError, match=r"the template team\.md\.j2, line 1, is not one"):
         rendering.compiled(str(own))

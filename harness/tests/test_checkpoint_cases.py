@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 from harness import Case, open_device, validate
 from harness.checkpoints import material
 from harness.checkpoints.building import parts_of, stored_dtypes
+from harness.checkpoints.libraries import quiet_libraries
 from harness.checkpoints.material import Asked
 from harness.checkpoints.recognition import checkpoints_in, recognise
 from harness.checkpoints.sentence_models import similarities
+from harness.checkpoints.transformers_models import has_tokenizer
 from harness.conformance.checkpoints import known
 from harness.models.aimv2 import PHOTO
 from harness.reference import Models
@@ -189,6 +192,25 @@ def test_ids_are_drawn_where_there_is_no_tokenizer_and_the_report_says_so(folder
     assert given["attention_mask"].sum() == 2 * 32 - 8
     assert case.notes[0] in run(folder("roberta")).evidence.notes
     assert Case.from_checkpoint(folder("bert")).notes == ()
+
+
+@pytest.mark.parametrize(("name", "left"), [("llama", True), ("blip", True), ("bert", False), ("t5", False)])
+def test_what_goes_on_where_a_text_ends_is_padded_on_the_left(folder, tmp_path, name, left):
+    """BLIP describes a picture: it decodes though it is no CAUSAL_LM of transformers."""
+    (tmp_path / "texts.txt").write_text("the\nthe best of times\n")
+    texts = {"text": str(tmp_path / "texts.txt")} if has_tokenizer(folder(name)) else {}
+    mask = Case.from_checkpoint(folder(name), **texts).inputs(torch.Generator().manual_seed(1))["attention_mask"]
+    assert mask.min() == 0 and bool((mask[:, 0] == 0).any()) is left and bool((mask[:, -1] == 0).any()) is not left
+
+
+def test_libraries_are_quiet_about_names_that_they_take_from_one_another():
+    """A user can do nothing about them; what else is told is told."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with quiet_libraries():
+            warnings.warn("will be removed in v6", FutureWarning, stacklevel=1)
+            warnings.warn("the weights are odd", UserWarning, stacklevel=1)
+    assert [str(item.message) for item in told] == ["the weights are odd"]
 
 
 def test_pictures_go_through_the_image_processor(folder, transformers):

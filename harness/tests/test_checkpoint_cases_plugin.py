@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pandas  # noqa: F401
@@ -112,10 +113,43 @@ def test_a_checkpoint_that_cannot_be_run_is_an_error_row_with_its_name(user, fol
     assert "BertForNothing, which transformers" in row["reasons"][0]
 
 
+def test_half_a_checkpoint_is_one_error_row(user, tmp_path):
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    run(user, f"--checkpoint={half}").assert_outcomes(failed=1, deselected=1)
+    (row,) = rows(user)
+    assert (row["case"], row["status"]) == ("half", "ERROR")
+    assert "half holds a config and no weights; copy its .safetensors files too" in row["reasons"][0]
+
+
+def test_weights_that_do_not_fit_are_told_in_one_sentence_without_a_traceback(user, folder, tmp_path):
+    narrow = tmp_path / "narrow"
+    shutil.copytree(folder / "bert", narrow)
+    config = json.loads((narrow / "config.json").read_text())
+    (narrow / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 1}))
+    result = run(user, f"--checkpoint={narrow}", "-k", "precision and seed42")
+    result.assert_outcomes(failed=1, deselected=5)
+    (row,) = rows(user)
+    assert row["status"] == "ERROR" and row["located"] is None
+    said = result.stdout.str()
+    assert "CheckpointError: " in said and "weights have other shapes than its config says" in said
+    assert "checkpoints/libraries.py" not in said and "It could not be located" not in said
+
+
 def test_a_path_at_which_nothing_is_stops_the_run(user, tmp_path):
     result = run(user, f"--checkpoint={tmp_path / 'absent'}")
     assert result.ret != 0
     assert "no checkpoint at" in result.stdout.str() + result.stderr.str()
+
+
+def test_a_folder_without_a_checkpoint_stops_the_run_with_one_sentence(user, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = run(user, f"--checkpoint={tmp_path / 'empty'}")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    said = result.stdout.str()
+    assert "--precision-checkpoint: " in said and "holds no checkpoint, and neither do its folders" in said
+    assert "plugin/checkpoints.py" not in said and "_hookexec" not in said
 
 
 def test_model_dir_names_a_checkpoint_that_is_no_aimv2(user, folder, monkeypatch):

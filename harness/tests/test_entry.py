@@ -188,6 +188,8 @@ def test_a_path_after_a_space_works_or_says_what_to_write(project, tmp_path, opt
     assert status == 0 and (outside / "precision.json").exists(), said  # it was not there before
     status, said = pytest_in(project, device, option, str(outside))
     assert status == 4 and f"write {option}={outside}" in said and said.count("ERROR") == 1, said
+    status, said = pytest_in(project, device, option, str(outside), "--lang", "zh")  # "zh" is no path of tests either
+    assert status == 4 and f"write {option}={outside}" in said and said.count("ERROR") == 1, said
     for arguments in (
         [f"{option}={outside}"],
         [option, str(outside), "test_model.py"],

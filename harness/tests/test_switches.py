@@ -1,6 +1,7 @@
 """What the numeric switches cost: the forecast's price of each, and what the device gives when it is set."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,6 +83,29 @@ def test_the_device_gives_what_the_forecast_says_within_a_fifth(priced, emulated
     assert torch.npu.conv.allow_hf32 is not False  # as it was
 
 
+class Masked(nn.Module):
+    """Attention under a mask of booleans, as transformers gives it of padded texts, and a GELU."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.act = nn.Linear(64, 64), nn.GELU()
+
+    def forward(self, tokens):  # (B, N, 64) to the same
+        heads = self.up(tokens).unflatten(2, (4, 16)).transpose(1, 2)
+        seen = torch.ones(tokens.shape[1], device=tokens.device).cumsum(0) <= tokens.shape[1] // 2
+        mixed = F.scaled_dot_product_attention(4 * heads, heads, heads, attn_mask=seen[None, None, None])
+        return self.act(mixed.transpose(1, 2).flatten(2))
+
+
+def test_attention_under_a_mask_of_booleans_is_measured_as_it_is_expected(emulated):
+    models = Models()
+    subject = case(Masked, inputs=lambda generator: torch.randn(2, 16, 64, generator=generator))
+    expected = validate(subject, 42, emulated, models=models).evidence.switches
+    assert {"attention by matrix products", ALL_SWITCHES} <= {cost.switch for cost in expected}
+    for cost in measured_costs(subject, 42, emulated, expected, models):
+        assert cost.measured_after == pytest.approx(cost.after, rel=0.2), cost.switch
+
+
 def test_one_row_of_a_model_and_dtype_says_it(priced, emulated):
     subject, models, verdict = priced
     assert verdict.evidence.switches
@@ -123,6 +147,14 @@ def test_a_switch_that_changes_less_than_a_hundredth_is_not_shown():
     assert shown_costs([felt, unfelt, cost(ALL_SWITCHES, 1.0, 0.97)]) == [felt]
     assert shown_costs([felt, felt, cost(ALL_SWITCHES, 1.0, 0.5)]) == [felt, felt, cost(ALL_SWITCHES, 1.0, 0.5)]
     assert shown_costs([unfelt]) == [] and shown_costs([]) == []
+
+
+@pytest.mark.parametrize(("off", "shown"), [(1.19, False), (1.21, True), (math.nan, True)])
+def test_a_switch_whose_measured_error_is_not_the_expected_one_is_shown(off, shown):
+    measured = replace(cost("two", 1.0, 0.995), measured_before=1.0, measured_after=0.995 * off)
+    assert shown_costs([measured]) == ([measured] if shown else [])
+    together = replace(measured, switch=ALL_SWITCHES)
+    assert shown_costs([cost("two", 1.0, 0.995), together]) == ([together] if shown else [])
 
 
 @pytest.mark.parametrize("html", [False, True])
