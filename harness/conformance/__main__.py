@@ -1,25 +1,11 @@
-"""python -m harness.conformance architectures | checkpoints | vendor | bits | symbols | detection | floor | upgrades |
-locating | dtypes | published.
-"""
+"""python -m harness.conformance PART …: the parts are those of `harness.conformance.options`."""
 
 import importlib
 import sys
 
+from harness.conformance.options import PARTS, parser_of
 from harness.errors import HarnessError
 
-PARTS = (
-    "architectures",
-    "checkpoints",
-    "vendor",
-    "bits",
-    "symbols",
-    "detection",
-    "floor",
-    "upgrades",
-    "locating",
-    "dtypes",
-    "published",
-)
 _USAGE = f"""usage: python -m harness.conformance {" | ".join(PARTS)} [-h] …
 
 Measures how far the emulated CANN and the criteria carry.
@@ -33,6 +19,8 @@ def main() -> int:
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(_USAGE)
         return 0
+    if {"-h", "--help"} & set(sys.argv[2:]) and sys.argv[1] in PARTS:
+        parser_of(sys.argv[1]).parse_args(["--help"])
     if len(sys.argv) < 2 or sys.argv[1] not in PARTS:
         print(_USAGE.partition("\n")[0], file=sys.stderr)
         return 2

@@ -11,7 +11,6 @@ where one is.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import inspect
 import math
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.conformance import summary_of
+from harness.conformance.options import parser_of
 
 _SMALL = {  # what a configuration may call its sizes, and how large they are here
     "hidden_size": 64,
@@ -757,13 +756,7 @@ def _table(rows: list[Result]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.conformance architectures", description=summary_of(__doc__)
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="architectures; default: all")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there, too")
-    parser.add_argument("--compute", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    arguments = parser_of("architectures").parse_args(argv)
     if arguments.compute:
         compute(arguments.names, Path(arguments.compute[1]), arguments.compute[0])
         return 0

@@ -9,7 +9,6 @@ product tells which arithmetic a device really used, whatever its switches say.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from harness.conformance import summary_of
+from harness.conformance.options import parser_of
 from harness.devices import open_device
 from harness.numerics import effective_bits
 
@@ -100,9 +99,7 @@ def _table(result: list[tuple[str, dict[str, float]]]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance bits", description=summary_of(__doc__))
-    parser.add_argument("--device", default="emulated", help="emulated (default), npu[:n], cuda[:n] or cpu")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of("bits").parse_args(argv)
     device = open_device(arguments.device)
     print(f"{device.name} ({device.backend})\n")
     print(_table(list(rows(device.torch_device))))

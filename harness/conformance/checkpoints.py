@@ -10,7 +10,6 @@ programs. Nothing of it is committed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 from harness.checkpoints.libraries import library
 from harness.checkpoints.material import TEXT_LANGUAGES, sentences
 from harness.conformance.architectures import made, transformers_architectures
+from harness.conformance.options import parser_of
 from harness.devices import without_broken_npu
 
 _TEXT = ("encoder", "decoder", "state-space", "encoder-decoder")
@@ -162,11 +162,7 @@ def _sentences(path: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    summary = " ".join((__doc__ or "").partition("\n\n")[0].split())
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance checkpoints", description=summary)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the directories go")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="of the directories; default: all")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of("checkpoints").parse_args(argv)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     result = write_directories(arguments.folder, arguments.names)
     print(f"{len(result)} checkpoints in {arguments.folder}", file=sys.stderr)

@@ -13,7 +13,6 @@ dtype does not show may show in the float32 row.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import itertools
@@ -24,14 +23,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness import emulator
-from harness.conformance import summary_of
+from harness.conformance.options import parser_of
 from harness.conformance.subjects import MORE, SUBJECT_DTYPES, SUBJECTS, Subject
 from harness.conformance.wrong import EVERY, ONE, Wrong, planted
 from harness.devices import Device, open_device
@@ -513,14 +511,7 @@ def _benign_table(sound: list[Trial]) -> list[str]:
 
 def main(argv: list[str]) -> int:
     names = [item.name for item in (*SUBJECTS, *MORE)]
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance detection", description=summary_of(__doc__))
-    models = f"of {', '.join(names)}; default: all that can run here"
-    parser.add_argument("--models", nargs="+", metavar="MODEL", help=models)
-    parser.add_argument("--dtypes", nargs="+", default=list(SUBJECT_DTYPES), choices=SUBJECT_DTYPES)
-    parser.add_argument("--seeds", type=int, default=2, help="sets of inputs for the benign changes (default 2)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default 2)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the report there; else it is printed")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of("detection").parse_args(argv)
     skipped = {} if arguments.models else {name: why for name in names if (why := subject(name).lacking())}
     for name, why in skipped.items():
         print(f"conformance detection: {name} is left out: {why}", file=sys.stderr)

@@ -11,13 +11,12 @@ line is one that neither names. Lists for the Ascend 950 alone are left out.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import re
 import subprocess
 from pathlib import Path
 
-from harness.conformance import summary_of
+from harness.conformance.options import parser_of
 from harness.emulator import build
 from harness.emulator.known_dtypes import CODES, TABLE, Line, known
 from harness.errors import HarnessError
@@ -114,16 +113,7 @@ def _write(lines: list[Line]) -> None:
 def main(argv: list[str]) -> int:
     from harness.emulator.operators import OPERATORS
 
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance dtypes", description=summary_of(__doc__))
-    parser.add_argument(
-        "--read",
-        nargs="+",
-        type=Path,
-        metavar="CHECKOUT",
-        help="write the table anew from git checkouts of ops-math, ops-nn …",
-    )
-    parser.add_argument("--names", action="store_true", help="list the operators without a known table as well")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of("dtypes").parse_args(argv)
     if arguments.read:
         lines: dict[str, Line] = {}
         for checkout in arguments.read:

@@ -6,15 +6,13 @@ python -m harness.conformance floor [--device emulated] [--output FILE]
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from harness.case import Case
-from harness.conformance import summary_of
+from harness.conformance.options import parser_of
 from harness.devices import Device, open_device
 from harness.judging.verdict import Verdict
 from harness.models.aimv2 import AIMv2Config, build
@@ -112,9 +110,7 @@ def text(result: list[Found], device: Device) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance floor", description=summary_of(__doc__))
-    parser.add_argument("--device", default="emulated", help="emulated (default) or npu[:n]")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there; else it is printed")
+    parser = parser_of("floor")
     arguments = parser.parse_args(argv)
     device = open_device(arguments.device)
     if device.torch_device.type != "npu":

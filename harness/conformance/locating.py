@@ -9,7 +9,6 @@ places of the full-size AIMv2-large, `--jobs` kinds at a time.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import math
@@ -24,8 +23,8 @@ from typing import Any
 import torch
 
 from harness.case import Case
-from harness.conformance import summary_of
 from harness.conformance.detection import FAULT_KINDS, SUBJECTS, Subject
+from harness.conformance.options import parser_of
 from harness.devices import Device, open_device
 from harness.emulator import faults
 from harness.emulator.faults import Fault
@@ -33,7 +32,6 @@ from harness.errors import HarnessError
 from harness.locate import Finding, locate, named_operators
 from harness.reference import Models, roundoff
 
-_DTYPES = ("float32", "float16")
 _KINDS = list(dict.fromkeys(kind for kind, _ in FAULT_KINDS))
 GOLDEN = (math.sqrt(5) - 1) / 2
 QUIET = ("Copy", "Fill", "Arange", "Zero", "One", "Eye")  # what moves or makes numbers and computes none
@@ -308,41 +306,17 @@ def _told(result: _Outcome) -> _Outcome:
 
 def main(argv: list[str]) -> int:
     names = [item.name for item in SUBJECTS]
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance locating", description=summary_of(__doc__))
-    parser.add_argument(
-        "--models", nargs="*", default=names, metavar="MODEL", help=f"of {', '.join(names)}; default: all"
-    )
-    parser.add_argument("--dtypes", nargs="+", default=list(_DTYPES), choices=("float32", "float16", "bfloat16"))
-    parser.add_argument(
-        "--kinds",
-        nargs="+",
-        default=_KINDS,
-        choices=_KINDS,
-        metavar="KIND",
-        help=f"planted in the full-size model, of {', '.join(_KINDS)}; default: all",
-    )
-    parser.add_argument(
-        "--places", type=int, default=8, help="of each model and dtype, every kind of fault at each (default 8)"
-    )
-    parser.add_argument(
-        "--large",
-        type=int,
-        default=0,
-        metavar="N",
-        help="so many places of the full-size AIMv2-large for each kind (default 0)",
-    )
-    parser.add_argument("--jobs", type=int, default=2, help="kinds at a time in the full-size model (default 2)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there; else it is printed")
-    arguments = parser.parse_args(argv)
-    unknown = [model for model in arguments.models if model not in names]
-    if unknown:
-        raise HarnessError(f"no model is called {', '.join(unknown)}; there are {', '.join(names)}")
+    arguments = parser_of("locating").parse_args(argv)
+    models = names if arguments.models is None else arguments.models
+    kinds = arguments.kinds or _KINDS
+    for what, given, known in (("model", models, names), ("kind of fault", kinds, _KINDS)):
+        unknown = [item for item in given if item not in known]
+        if unknown:
+            raise HarnessError(f"no {what} is called {', '.join(unknown)}; there are {', '.join(known)}")
     result: list[_Outcome] = []
     healthy: dict[tuple[str, str], Finding] = {}
     threads = torch.get_num_threads()
-    for subject, dtype in itertools.product(
-        [item for item in SUBJECTS if item.name in arguments.models], arguments.dtypes
-    ):
+    for subject, dtype in itertools.product([item for item in SUBJECTS if item.name in models], arguments.dtypes):
         torch.set_num_threads(1)
         bed = Bed(subject, dtype, open_device("emulated"))
         healthy[subject.name, dtype] = bed.healthy
@@ -354,7 +328,7 @@ def main(argv: list[str]) -> int:
             given = [
                 (dtype, kind, arguments.large, max(threads // arguments.jobs, 1))
                 for dtype in arguments.dtypes
-                for kind in arguments.kinds
+                for kind in kinds
             ]
             for work in as_completed([pool.submit(_planted, *argument) for argument in given]):
                 outcomes, run = work.result()

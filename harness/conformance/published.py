@@ -10,7 +10,6 @@ one (within half a bit of effective bits, 4 of a maximum, which hangs on single 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 import statistics
@@ -25,7 +24,7 @@ from torch import Tensor
 from harness import numerics
 from harness.case import Case
 from harness.checkpoints.building import SEEDS, parts_of
-from harness.conformance import summary_of
+from harness.conformance.options import parser_of
 from harness.devices import open_device
 from harness.errors import HarnessError
 from harness.measure import compare
@@ -186,20 +185,8 @@ def text(result: list[Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _named(given: str) -> tuple[str, Path]:
-    name, equals, folder = given.partition("=")
-    if not equals or not name or not Path(folder).is_dir():
-        raise argparse.ArgumentTypeError(f"{given!r} is no NAME=DIR of a checkpoint that is there")
-    return name, Path(folder)
-
-
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.conformance published", description=summary_of(__doc__ or "")
-    )
-    parser.add_argument("--weights", type=_named, nargs="+", default=[], metavar="NAME=DIR", help="checkpoints")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there; else it is printed")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of("published").parse_args(argv)
     result = measure(dict(arguments.weights))
     if arguments.output is None:
         print(text(result), end="")

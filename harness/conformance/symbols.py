@@ -5,13 +5,12 @@ python -m harness.conformance symbols [WHEEL.whl | DIRECTORY …] [--names]
 
 from __future__ import annotations
 
-import argparse
 import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.conformance import summary_of
+from harness.conformance.options import parser_of
 from harness.emulator import build
 from harness.errors import HarnessError
 
@@ -100,16 +99,7 @@ def _table(surveys: list[Survey]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance symbols", description=summary_of(__doc__))
-    parser.add_argument(
-        "wheels",
-        nargs="*",
-        type=Path,
-        metavar="WHEEL",
-        help="a wheel file or a directory; default: the installed torch_npu",
-    )
-    parser.add_argument("--names", action="store_true", help="list the names as well")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of("symbols").parse_args(argv)
     result = [survey(read_wheel(path), _version(path)) for path in arguments.wheels] or [
         survey(build.wheel_libraries(), build.wheel_version())
     ]

@@ -9,7 +9,6 @@ operator's meaning changed, through pytest, held against that baseline and, repo
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import os
@@ -27,8 +26,8 @@ import pytest
 import torch
 
 from harness import numerics
-from harness.conformance import summary_of
 from harness.conformance.detection import BENIGN, SUBJECT_DTYPES, SUBJECTS, Bench, Benign, Subject
+from harness.conformance.options import parser_of
 from harness.devices import open_device
 from harness.emulator.table import changed
 from harness.errors import HarnessError
@@ -576,25 +575,17 @@ def text(played: Sequence[Played], calm: Sequence[Quiet], drift: Sequence[tuple[
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness.conformance upgrades", description=summary_of(__doc__))
-    parser.add_argument(
-        "cases", type=Path, metavar="CASES", help="a file of accuracy cases, such as cases/test_operators.py"
-    )
-    parser.add_argument(
-        "--only", nargs="*", default=list(RELEASES), metavar="RELEASE", help=f"of {', '.join(RELEASES)}; default: all"
-    )
-    parser.add_argument("--jobs", type=int, default=2, help="releases at a time (default 2)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there; else it is printed")
-    arguments = parser.parse_args(argv)
-    unknown = [item for item in arguments.only if item not in RELEASES]
+    arguments = parser_of("upgrades").parse_args(argv)
+    only = list(RELEASES) if arguments.only is None else arguments.only
+    unknown = [item for item in only if item not in RELEASES]
     if unknown:
         raise HarnessError(f"no release is called {', '.join(unknown)}; there are {', '.join(RELEASES)}")
     if not arguments.cases.exists():
         raise HarnessError(f"no cases at {arguments.cases}; name a file of accuracy cases")
     with tempfile.TemporaryDirectory() as work:
-        played = list(play(arguments.cases, arguments.only, Path(work), arguments.jobs))
+        played = list(play(arguments.cases, only, Path(work), arguments.jobs))
     torch.set_num_threads(1)
-    whole = SUBJECTS if len(arguments.only) == len(RELEASES) else ()
+    whole = SUBJECTS if len(only) == len(RELEASES) else ()
     result = text(played, list(quiet(whole)), smallest_drift(whole))
     if arguments.output:
         arguments.output.write_text(result + "\n", encoding="utf-8")

@@ -9,7 +9,6 @@ expecttest scipy hypothesis pyyaml.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import emulator
-from harness.conformance import summary_of
+from harness.conformance.options import parser_of
 from harness.errors import HarnessError
 
 PASSED, FAILED, NOT_EMULATED, NOT_APPLICABLE = "passed", "failed", "not emulated", "not applicable"
@@ -227,19 +226,7 @@ def _table(files: list[File]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m harness emulate -m harness.conformance vendor", description=summary_of(__doc__)
-    )
-    parser.add_argument(
-        "folder",
-        type=Path,
-        metavar="FOLDER",
-        help="test/test_base_ops of a checkout of Ascend/op-plugin, or one file of it",
-    )
-    parser.add_argument("--jobs", type=int, default=2, help="files at a time (default 2)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the table there")
-    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep what each file printed there")
-    arguments = parser.parse_args(argv)
+    arguments = parser_of("vendor").parse_args(argv)
     files = []
     with tempfile.TemporaryDirectory() as work:
         logs = arguments.logs or Path(work)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from harness.commands import health
 from harness.commands.main import COMMANDS, main
+from harness.conformance.options import PARTS, parser_of
 from harness.models import inference
 from harness.models.aimv2 import LAYOUTS, PHOTO
 from harness.models.digits import DIGITS_FOLDER
@@ -252,14 +253,29 @@ def test_help_of_all_shows_an_example_and_every_command(capsys):
     assert re.findall(r"^    ([a-z]+)\b", text, re.M) == [command.name for command in COMMANDS]
 
 
-@pytest.mark.parametrize("module", ["harness.conformance", "harness.benchmarks"])
-def test_help_of_the_measuring_parts_shows_an_example_without_torch(module):
+def printed_help(module, *words):
+    """What `python -m MODULE … --help` prints, its exit status, and whether it imported torch."""
     code = (
-        f"import runpy, sys; sys.argv = ['x', '--help']\ntry:\n    runpy.run_module('{module}', run_name='__main__')\n"
+        f"import runpy, sys; sys.argv = {['x', *words, '--help']!r}\n"
+        f"try:\n    runpy.run_module('{module}', run_name='__main__')\n"
         "except SystemExit as ended:\n    print(ended.code, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert f"example:\n  python -m {module} " in done.stdout and done.stdout.endswith("\n0 False\n")
+    assert done.stdout.endswith("\n0 False\n"), done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("module", ["harness.conformance", "harness.benchmarks"])
+def test_help_of_the_measuring_parts_shows_an_example_without_torch(module):
+    assert f"example:\n  python -m {module} " in printed_help(module)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_help_of_a_part_of_conformance_shows_an_example_that_it_takes_without_torch(part):
+    command = PARTS[part].command
+    text = printed_help("harness.conformance", part)
+    assert text.startswith(f"usage: {command} {part} ") and f"\nexample:\n  {command} {part} " in text
+    parser_of(part).parse_args(PARTS[part].example.split())
 
 
 def test_help_of_emulate_lists_its_options_without_torch():
