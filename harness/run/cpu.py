@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -35,10 +36,26 @@ from harness.reference.store import Key, code_digest, key_of
 def inputs_of(case: Case, seed: int | None) -> Any:
     """The inputs of a seed on the CPU, in the case's dtype; generators that `inputs` draws from besides its own are
     seeded too.
+
+    Raises: CaseError where `inputs` cannot be called with a generator.
     """
     number = 0 if seed is None else seed
+    generator = torch.Generator().manual_seed(number)
+    _require_call(case, generator)
     with seeded(number):
-        return move(case.inputs(torch.Generator().manual_seed(number)), device="cpu", dtype=case.torch_dtype)
+        return move(case.inputs(generator), device="cpu", dtype=case.torch_dtype)
+
+
+def _require_call(case: Case, generator: torch.Generator) -> None:
+    try:
+        inspect.signature(case.inputs).bind(generator)
+    except TypeError as error:
+        raise CaseError(
+            f"{case.name}: inputs is called with one argument, a torch.Generator, and does not take it ({error}); "
+            "write inputs=lambda generator: torch.randn(…, generator=generator)"
+        ) from None
+    except ValueError:  # of code without a signature
+        return
 
 
 class ModelDraws(Exception):

@@ -15,6 +15,7 @@ from torch import nn
 
 from harness.devices import Device
 from harness.reference import Models, move, run, run_cpu, tensors_of
+from harness.run.cpu import inputs_of
 
 P99_NEEDS = 100  # forwards: below that the 99th percentile is the slowest of them, or made up
 P90_NEEDS = 10
@@ -135,7 +136,7 @@ def time_pair(
 
 def time_case(case, device: Device, models: Models, *, iterations: int = 20, warmup: int = 3) -> list[dict]:
     """The rows of a case on its own inputs, for `pytest --bench`."""
-    inputs = move(case.inputs(torch.Generator().manual_seed(0)), device="cpu", dtype=case.torch_dtype)
+    inputs = inputs_of(case, 0)
     options = dict(forward=case.forward, iterations=iterations, warmup=warmup, batch_size=_batch_size(inputs))
     with models.untouched(**case.built, device=torch.device("cpu")) as here, contextlib.ExitStack() as lent:
         with device.telling(f"{case.name} {case.dtype}, timing"):

@@ -181,3 +181,18 @@ def test_differences_look_closer_where_something_differs():
     assert differences({"a": plain + 1}, {"a": plain, "b": nan})["unequal"] == 2
     assert differences({"a": plain[:1]}, {"a": plain})
     assert differences({"a": nan}, {"a": plain})["unequal"] == 1
+
+
+@pytest.mark.parametrize("inputs", [lambda: torch.ones(2, 4), lambda generator, more: torch.ones(2, 4)])
+def test_inputs_that_cannot_be_called_with_a_generator_are_refused_with_what_to_write(inputs):
+    wrong = replace(case(), inputs=inputs)
+    with pytest.raises(CaseError, match=r"inputs is called with one argument, a torch.Generator, .*; write inputs="):
+        validate(wrong, 42, open_device("cpu"))
+
+
+def test_inputs_may_take_more_than_a_generator_where_it_has_a_default():
+    assert validate(
+        replace(case(), inputs=lambda generator, size=8: torch.randn(2, size, generator=generator)),
+        42,
+        open_device("cpu"),
+    )
