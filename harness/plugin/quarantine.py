@@ -28,6 +28,7 @@ class Quarantine:
     def __init__(self, config: pytest.Config, workers: Workers):
         self._config, self._workers = config, workers
         self.cards: dict[str, Any] = {}  # what reports hold of those that are quarantined, by name
+        self.answered: set[str] = set()  # by name: those that answered another process after one had stopped on them
         self._out: set[str] = set()  # their numbers
         self._nodes: list[Any] = []  # workers that live
         self._kind: str | None = None
@@ -69,6 +70,7 @@ class Quarantine:
             return
         problem = ended.seen if ended.unopened else self._ask(card)
         if not problem:
+            self.answered.add(f"card {card}")
             return
         self._out.add(card)
         first = ended.seen.removeprefix(f"{STOPPED}{ended.row}: ")  # the row is named beside it
@@ -93,6 +95,14 @@ class Quarantine:
             environment[self._variable] = ",".join(left)
         elif new:
             environment[NO_DEVICE] = f"not run: one card is left of {len(self._visible)}, and rows run on several"
+
+    def all_cards(self, told: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What reports hold of cards that answer no more, each once: as they answered another process, or as the worker
+        that stopped on them `told`. A card that answered another process gets rows, and is none of them.
+        """
+        numbered = {name.partition(" (")[0]: card for name, card in told.items()}
+        lasting = {name: card for name, card in numbered.items() if name not in self.answered}
+        return tuple((lasting | self.cards).values())
 
     def add(self, card: str, row: str, seen: str, problem: str, *, is_last: bool) -> None:
         """A card of a cluster is quarantined: what its process saw in `row`, and what it answers to another one.

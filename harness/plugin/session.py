@@ -679,11 +679,6 @@ class Session:
         where = None if self._device is None else self._device.where
         return row.status is Status.ERROR and not any(where is not None and where in text for text in row.reasons)
 
-    def _all_quarantined(self) -> tuple:
-        """The cards that answer no more, each once: as its worker saw it, or better as it answered another process."""
-        numbered = {name.partition(" (")[0]: card for name, card in self._quarantined.items()}
-        return tuple((numbered | self.quarantine.cards).values())
-
     def _stopped_cards(self, row) -> list:
         """The cards that stopped in this row: in a run on all cards any of them, else the one of this process where it
         is lost.
@@ -823,7 +818,7 @@ class Session:
         def build():
             more = {"performance": self.performance, "shard": self.options.shard}
             more["idle_faults"] = self.idle_faults() if last else ()
-            more["quarantined"] = self._all_quarantined()
+            more["quarantined"] = self.quarantine.all_cards(self._quarantined)
             return report.build(self.all_rows(), **more, **self._environment_now())
 
         done = self.folder.write(build, last=last)

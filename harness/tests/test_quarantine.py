@@ -7,6 +7,7 @@ import time
 import pytest
 
 from harness.devices.asking import problem_of
+from harness.plugin.quarantine import Quarantine
 from harness.report import Row, build, load
 from harness.report.cards import Quarantined
 from harness.report.content import NOT_RUN, UNRUN
@@ -167,3 +168,17 @@ def test_rows_that_were_lost_with_a_card_are_no_failures():
     assert outcome("RunError: odd", "RunError: odd", quarantined=[card]) == "failures"
     assert outcome(f"DeviceError: {UNRUN}the only card is gone", NOT_RUN) == "infrastructure"
     assert str(card) == "card 3 was quarantined after c float32 seed 0: it is lost; its rows went to card 1"
+
+
+def test_a_card_that_answered_another_process_is_not_reported_as_quarantined():
+    """Its worker saw a lost device, and told so before the card was asked."""
+
+    def told(card):
+        return Quarantined(card=card, after="small float32 seed 1", seen="lost", then="it got no more rows")
+
+    known = Quarantine(config=None, workers=None)
+    workers = {"card 0 (serial 7)": told("card 0 (serial 7)"), "card 1": told("card 1"), "card 2": told("card 2")}
+    assert known.all_cards(workers) == tuple(workers.values())
+    known.answered |= {"card 0", "card 1"}
+    known.cards["card 1"] = told("card 1 later")  # it answered once, and not the next time
+    assert [card.card for card in known.all_cards(workers)] == ["card 2", "card 1 later"]
