@@ -143,7 +143,8 @@ class Prepared:
     @property
     def total(self) -> Part:
         """What was measured, once it was read."""
-        return self._parts[self.number]
+        part: Part = self._parts[self.number]
+        return part
 
     @property
     def histogram(self) -> list[int]:
