@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from harness.devices import Stack
 from harness.judging.references import is_floating
 from harness.judging.tolerance import Tolerance
+from harness.versions import require_torch
+
+require_torch()  # before a name that an older torch lacks is an ImportError
 
 FLOOR = Tolerance(preset="floor")
 

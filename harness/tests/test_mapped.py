@@ -203,6 +203,8 @@ def test_sizes_come_from_the_headers(stored):
 
 
 def test_weights_are_refused_before_they_are_cast_where_there_is_no_room(stored, monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+    monkeypatch.setattr(memory, "resident", lambda: 0)
     for available in (4032, None):
         there(monkeypatch, available)
         require_room(stored, torch.float32)
@@ -214,6 +216,7 @@ def test_weights_are_refused_before_they_are_cast_where_there_is_no_room(stored,
 
 def test_float32_is_run_by_default_where_it_has_room(stored, monkeypatch):
     """8 bytes a weight, 4 of them in the process without torch_npu, and 16 for each element of the largest."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
     need = 1008 * 8 + 1000 * 16
     for total, fits in ((need, True), (need - 1, False)):
         there(monkeypatch, total, total)

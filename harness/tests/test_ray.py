@@ -150,9 +150,9 @@ def test_the_report_is_that_of_one_machine(user, three, tmp_path):
     assert "3 hosts, 3 workers with 1 CPU each" in spread.stdout and "tests by host: " in spread.stdout
     rows, others = stored(user, "one")["rows"], stored(user, "spread")["rows"]
     assert [row["test"] for row in rows] == [row["test"] for row in others] and len(rows) == 15
-    located = [(row["located"], other["located"]) for row, other in zip(rows, others) if row["case"] == "wrong"]
-    assert any(item for item, _ in located) and any(item for _, item in located)
-    differing = [unlike(row, other) - {"located", "marks", "baseline"} for row, other in zip(rows, others)]
+    wrong = [(row["status"], other["status"]) for row, other in zip(rows, others) if row["case"] == "wrong"]
+    assert wrong == [("ERROR", "ERROR")] * 3
+    differing = [unlike(row, other) - {"marks", "baseline"} for row, other in zip(rows, others)]
     assert differing == [set()] * len(rows)
     assert {mark for row in others if row["case"] != "wrong" for mark in row["marks"]} == {"IDENTICAL"}
     assert {row["host"] for row in rows} == {None} and len({row["host"] for row in others}) > 1

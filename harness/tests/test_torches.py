@@ -104,7 +104,7 @@ def test_what_needs_torch_refuses_an_older_one_before_it_imports_it(old_torch, c
     assert status == 0 and out.startswith(SENTENCE), err
 
 
-@pytest.mark.parametrize("module", ["case", "devices", "locate", "numerics.expected_error", "run.validation"])
+@pytest.mark.parametrize("module", ["case", "devices.device", "locate", "numerics.expected_error", "run.validation"])
 def test_a_module_that_is_imported_by_its_own_name_refuses_an_older_torch_too(tmp_path, module):
     code = f"import torch; torch.__version__ = '2.4.1'; import harness.{module}"
     status, out, err = answer(tmp_path, "-c", REFUSED.format(code=code))
