@@ -39,14 +39,7 @@ ALLOWED = {  # module or package: what of the harness it may import, at the top 
     },
     "judging": {"measure"},
     "reference": {"numerics"},
-    "case": {
-        "checkpoints",
-        "devices",
-        "judging",
-        "reference",
-        "run",
-        "versions",
-    },  # the last for the former place of `validate`
+    "case": {"checkpoints", "devices", "judging", "reference", "run"},  # the last for the former place of `validate`
     "run": {"case", "checkpoints", "devices", "judging", "measure", "numerics", "reference"},
     "locate": {"case", "devices", "judging", "numerics", "reference", "run"},
     "report": {"judging", "languages", "measure"},
