@@ -9,7 +9,7 @@ import gc
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from harness.errors import CaseError
 from harness.reference.dtypes import excluded_from_cast
 from harness.reference.layers import has_layers, is_layered, layered
 from harness.reference.mapped import mapped_elements
-from harness.reference.memory import Policy, SizeInMemory
+from harness.reference.memory import BUILT, Policy, SizeInMemory
 from harness.reference.origin import source, watch_origins
 from harness.reference.randomness import seeded
 from harness.reference.tensors import tensor_kind, weights_digest
@@ -110,10 +110,11 @@ class Models:
 
     def _free(self) -> None:
         """Give the last model's memory back before the next one is built: two full-size models may not fit."""
-        large = any(size_of(model).bytes > LARGE for model in self._built.values())
+        large = any(size_of(model).parameters * BUILT > LARGE for model in self._built.values())
+        devices = {device.type for device, _, _ in self._copies}
         self._built, self._copies, self._plans = {}, {}, {}
         if large:
-            release_memory()
+            release_memory(devices)
             if self.clean is not None:
                 self.clean.forget_gone()
 
@@ -313,9 +314,17 @@ def size_of(model: nn.Module) -> SizeInMemory:
     )
 
 
-def release_memory() -> None:
-    """Give the memory of models that nobody holds any more back to the system, where the C library can."""
+def release_memory(devices: Iterable[str] = ()) -> None:
+    """Give the memory of models that nobody holds any more back to the system, where the C library can.
+
+    `devices`: the types of those on which they were ("npu"): torch keeps freed memory there for the next tensors, and
+    that of the emulated device is the host's.
+    """
     gc.collect()  # a module that is part of a cycle would stay beside the one that comes
+    for device in devices:
+        empty_cache = getattr(getattr(torch, device, None), "empty_cache", None)
+        if empty_cache is not None:
+            empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

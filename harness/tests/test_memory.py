@@ -31,8 +31,10 @@ from harness.reference.memory import (
     read_memory,
     room,
 )
+from harness.tests.needs import needs_torch_npu
 
 CPU = torch.device("cpu")
+LARGE_BYTES = 64 << 20  # `harness.reference.models.LARGE`
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -355,3 +357,18 @@ def test_doctor_says_what_fits_and_what_does_not(monkeypatch):
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("float16")] == ["yes", "NO", "yes"]
     with pytest.raises(ValueError, match="not for 'int4'"):
         model_size("7B", dtype="int4")
+
+
+@needs_torch_npu
+def test_the_devices_memory_of_a_large_model_is_given_back_before_the_next_is_built():
+    """From one byte above LARGE on; that of a small model stays for the next."""
+    device, models = open_device("emulated").torch_device, Models()
+    for rows, stays in ((LARGE_BYTES // 4096, True), (LARGE_BYTES // 4096 + 1, False)):
+        torch.npu.empty_cache()
+        before = torch.npu.memory_reserved()
+        how = dict(seed=0, dtype=torch.float32)
+        models.get(f"first {rows}", lambda rows=rows: nn.Linear(1024, rows, bias=False), device=device, **how)
+        assert torch.npu.memory_reserved() - before >= rows * 4096
+        models.base("second", lambda: nn.Linear(4, 4), seed=0)
+        assert (torch.npu.memory_reserved() - before >= rows * 4096) is stays
+        models = Models()
