@@ -39,7 +39,7 @@ from harness.errors import CaseError, HarnessError, RunError
 from harness.reference import Draws, Reference, copy_module, refer, untouched
 from harness.reference.layers import layered
 from harness.reference.mapped import FilePart, mapped, parts_of
-from harness.reference.models import LARGE, is_in, keep_large_blocks, release_memory
+from harness.reference.models import LARGE, is_in, keep_large_blocks, release_memory, release_where_tight
 from harness.reference.untouched import versions
 
 WHERE = "in the process without torch_npu"
@@ -709,6 +709,7 @@ def _forward(number: _Number, inputs: Any, wide: bool, layers: bool, how: dict[s
         _writing.add(number)
     outputs = {name: _alone(tensor) for name, tensor in result.outputs.items()}
     again = None if result.again is None else {name: _alone(tensor) for name, tensor in result.again.items()}
+    release_where_tight()  # the device's copy of the model may come next
     return replace(result, outputs=outputs, again=again, words=f"{result.words}, {WHERE}"), written
 
 

@@ -20,7 +20,7 @@ from harness.errors import CaseError
 from harness.reference.dtypes import excluded_from_cast
 from harness.reference.layers import has_layers, is_layered, layered
 from harness.reference.mapped import mapped_elements
-from harness.reference.memory import BUILT, Policy, SizeInMemory
+from harness.reference.memory import BUILT, Policy, SizeInMemory, read_memory, resident
 from harness.reference.origin import source, watch_origins
 from harness.reference.randomness import seeded
 from harness.reference.tensors import tensor_kind, weights_digest
@@ -328,6 +328,17 @@ def release_memory(devices: Iterable[str] = ()) -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def release_where_tight() -> bool:
+    """`release_memory`, where less memory is left than this process holds: `keep_large_blocks` may hold gigabytes of
+    freed blocks. Whether it was so.
+    """
+    memory = read_memory()
+    is_tight = memory is not None and memory.available < resident()
+    if is_tight:
+        release_memory()
+    return is_tight
 
 
 @functools.cache

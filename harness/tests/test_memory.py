@@ -15,7 +15,7 @@ import harness.run.validation  # noqa: F401
 from harness import Case, open_device, validate
 from harness.commands.model_size import model_size
 from harness.errors import DeviceError, MemoryLimitError
-from harness.reference import Models, copy_module, memory, run_cpu
+from harness.reference import Models, copy_module, memory, models, run_cpu
 from harness.reference.isolated_process import CleanProcess
 from harness.reference.layers import is_layered
 from harness.reference.memory import (
@@ -372,3 +372,14 @@ def test_the_devices_memory_of_a_large_model_is_given_back_before_the_next_is_bu
         models.base("second", lambda: nn.Linear(4, 4), seed=0)
         assert (torch.npu.memory_reserved() - before >= rows * 4096) is stays
         models = Models()
+
+
+def test_freed_blocks_are_given_back_where_less_is_left_than_the_process_holds(monkeypatch):
+    monkeypatch.setattr(models, "resident", lambda: 5 * GIB)
+    released = []
+    monkeypatch.setattr(models, "release_memory", lambda: released.append(True))
+    for available, tight in ((5 * GIB, False), (5 * GIB - 1, True), (None, False)):
+        there = None if available is None else Memory(total=64 * GIB, available=available)
+        monkeypatch.setattr(models, "read_memory", lambda there=there: there)
+        assert models.release_where_tight() is tight and bool(released) is tight
+        released.clear()
