@@ -10,7 +10,7 @@ import torch
 from harness.checkpoints.conversion import INDEX, PICKLES, read_header, weight_files
 from harness.checkpoints.recognition import read_config
 from harness.errors import CheckpointError, MemoryLimitError
-from harness.reference.memory import BYTES, GIB, Policy, SizeInMemory, needed
+from harness.reference.memory import GIB, Policy, SizeInMemory, needed
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of the format: torch's name
 
@@ -79,7 +79,7 @@ def require_room(path: Path, dtype: torch.dtype) -> None:
     """
     size, name = size_of_weights(path), str(dtype).removeprefix("torch.")
     room = Policy.here().room
-    need = 0 if name == size.built_in else size.parameters * BYTES.get(name, 0)
+    need = size.loaded_in(name).bytes
     if room is None or need <= room:
         return
     raise MemoryLimitError(
@@ -94,12 +94,7 @@ def fits_in_float32(path: Path) -> bool:
 
     Asked when tests are collected: every worker of a run gets the same answer, whatever is in use just then.
     """
-    stored = size_of_weights(path)
-    policy = Policy.here()
+    size, policy = size_of_weights(path).loaded_in("float32"), Policy.here()
     if policy.memory is None:
         return True
-    is_float32 = stored.built_in == "float32"
-    size = SizeInMemory(
-        parameters=stored.parameters, largest=stored.largest, mapped=stored.parameters if is_float32 else 0
-    )
     return needed(size, "float32", layers=True, separate=True).host <= policy.memory.total // policy.workers

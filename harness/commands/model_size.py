@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from tabulate import tabulate
@@ -55,13 +54,8 @@ def _of_checkpoint(
         raise ValueError(f"a run has at least one worker, not {workers}")
     require_weights(path)
     stored = size_of_weights(path)
-    rows = []
-    for dtype in dtypes:
-        mapped = stored.parameters if dtype == stored.built_in else 0
-        size = replace(stored, mapped=mapped, built_in=dtype)
-        how = dict(separate=True, workers=workers, memory=memory, emulated=emulated)
-        rows.append(estimate(size, dtype, **how))
-    return stored.parameters, rows
+    how = dict(separate=True, workers=workers, memory=memory, emulated=emulated)
+    return stored.parameters, [estimate(stored.loaded_in(dtype), dtype, **how) for dtype in dtypes]
 
 
 def _table(rows: list[Estimate]) -> str:

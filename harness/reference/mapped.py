@@ -41,7 +41,6 @@ class _Mapping:
     end: int
     offset: int
     path: str
-    device: int
     inode: int
 
 
@@ -51,8 +50,7 @@ def _mappings(root: Path = Path("/")) -> list[_Mapping]:
         lines = (root / "proc/self/maps").read_text(errors="replace").splitlines()
     except OSError:
         return []
-    heads = [head for line in lines if (head := _HEAD.fullmatch(line)) is not None]
-    entries = [entry for head in heads if (entry := _mapping(head)) is not None]
+    entries = [_mapping(head) for line in lines if (head := _HEAD.fullmatch(line)) is not None]
     return sorted(entries, key=lambda entry: entry.begin)
 
 
@@ -74,17 +72,11 @@ def _at(entries: list[_Mapping], address: int, size: int) -> _Mapping | None:
     return entries[index] if index >= 0 and address + size <= entries[index].end else None
 
 
-def _mapping(head: re.Match) -> _Mapping | None:
-    """What a line that begins a mapping says; None where its file is no more under its name."""
+def _mapping(head: re.Match) -> _Mapping:
+    """What a line that begins a mapping says."""
     begin, end, _, offset, _, _, inode, path = head.groups()
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    if status.st_ino != int(inode):
-        return None
-    where = dict(path=path, device=status.st_dev, inode=status.st_ino)
-    return _Mapping(begin=int(begin, 16), end=int(end, 16), offset=int(offset, 16), **where)
+    where = dict(begin=int(begin, 16), end=int(end, 16), offset=int(offset, 16))
+    return _Mapping(path=path, inode=int(inode), **where)
 
 
 def parts_of(storages: Iterable[torch.UntypedStorage]) -> list[FilePart | None]:
@@ -106,9 +98,16 @@ def _is_large(storage: torch.UntypedStorage) -> bool:
     return storage.device.type == "cpu" and storage.nbytes() >= LEAST
 
 
-def _part(entry: _Mapping, storage: torch.UntypedStorage) -> FilePart:
+def _part(entry: _Mapping, storage: torch.UntypedStorage) -> FilePart | None:
+    """The part of the file that a storage in its mapping is; None where the file is no more under its name."""
+    try:
+        status = os.stat(entry.path)
+    except OSError:
+        return None
+    if status.st_ino != entry.inode:
+        return None
     offset = entry.offset + storage.data_ptr() - entry.begin
-    where = dict(path=entry.path, device=entry.device, inode=entry.inode)
+    where = dict(path=entry.path, device=status.st_dev, inode=status.st_ino)
     return FilePart(offset=offset, size=storage.nbytes(), **where)
 
 

@@ -38,6 +38,10 @@ class SizeInMemory:
         """Of the model as it is built, without what lies in mapped files."""
         return (self.parameters - self.mapped) * BYTES.get(self.built_in, BUILT)
 
+    def loaded_in(self, dtype: str) -> SizeInMemory:
+        """Of a checkpoint of this size that is loaded in a dtype: in its own it stays in its files."""
+        return replace(self, mapped=self.mapped if dtype == self.built_in else 0, built_in=dtype)
+
     @classmethod
     def of(cls, parameters: int) -> SizeInMemory:
         """A language model of which only the number of parameters is known.
