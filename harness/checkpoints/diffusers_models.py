@@ -87,9 +87,12 @@ class Load:
         require_room(self.path, dtype)
         kind = _class_of(Recognised(kind=KIND, path=self.path, fields=read_config(self.path / "config.json")))
         with loading(f"{kind.__name__} of {self.path}"):
-            return kind.from_pretrained(
+            model = kind.from_pretrained(
                 self.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
             ).eval()
+        if dtype not in {parameter.dtype for parameter in model.parameters()} and not model._keep_in_fp32_modules:
+            return model.to(dtype)  # diffusers 0.42 leaves some classes in float32 where low_cpu_mem_usage is off
+        return model
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from harness.checkpoints.libraries import library, loading
 from harness.checkpoints.material import Asked, pictures, texts
+from harness.checkpoints.padding import NOTE, without_padding
 from harness.checkpoints.recognition import Recognised
 from harness.checkpoints.weights import require_weights
 from harness.errors import CheckpointError
@@ -33,7 +34,7 @@ def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]
     if part == RETRIEVAL:
         draw = Draw(recognised.path, asked, texts=max(asked.batch, _RETRIEVED))
         return dict(model=model, inputs=draw, forward=similarities, decisions="similarity")
-    return dict(model=model, inputs=Draw(recognised.path, asked), forward=embedding)
+    return dict(model=model, inputs=Draw(recognised.path, asked), forward=embedding, notes=(NOTE,))
 
 
 @functools.lru_cache(maxsize=1)
@@ -98,7 +99,7 @@ def embedding(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
     """The embeddings (B, D) of texts, and those of their tokens (B, N, D) where the model gives them."""
     result = model(dict(inputs))
     names = ("sentence_embedding", "token_embeddings")
-    return {name: result[name] for name in names if isinstance(result.get(name), Tensor)}
+    return without_padding({name: result[name] for name in names if isinstance(result.get(name), Tensor)}, inputs)
 
 
 def similarities(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from harness.checkpoints.conversion import read_checkpoint
 from harness.checkpoints.libraries import PERMISSION, keys_left_out, library, loading, shapes_that_differ
 from harness.checkpoints.material import Asked, frames, ids, pictures, ragged_mask, sounds, texts
+from harness.checkpoints.padding import NOTE, tokens_alone, without_padding
 from harness.checkpoints.recognition import Recognised, read_config
 from harness.checkpoints.weights import require_room, require_weights
 from harness.errors import CheckpointError
@@ -194,6 +195,7 @@ def arguments(recognised: Recognised, part: str, asked: Asked, *, processors: Pa
     decides = in_tables(kind, DECIDING) and (getattr(config, "num_labels", 2) or 2) > 1
     reads = in_tables(kind, ("CAUSAL_LM",)) and _takes_text_alone(kind)
     given |= dict(next_tokens="input_ids") if decides and reads else {}
+    given |= dict(forward=tokens_alone) if draw.pads else {}
     return given | (dict(decisions="logits") if decides else {})
 
 
@@ -205,7 +207,8 @@ def generated(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 def alone_and_together(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The logits (1, T, V) of the first sample, run alone and in its batch."""
     first = {name: value[:1] if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    return {"alone": model(**first).logits, "together": model(**inputs).logits[:1]}
+    alone, together = (without_padding({"logits": model(**given).logits}, given) for given in (first, inputs))
+    return {"alone": alone["logits"], "together": together["logits"][:1]}
 
 
 def decoded(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -218,7 +221,8 @@ def decoded(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         "use_cache": True,
         _cache_name(kind): cache,
     }
-    return {"logits": model(**last).logits}
+    mask = {name: input_[:, -1:] for name, input_ in last.items() if name == "attention_mask"}
+    return without_padding({"logits": model(**last).logits}, mask)
 
 
 def _last(name: str, value: Any) -> Any:
@@ -286,6 +290,11 @@ class Draw:
         return "input_ids" in self.names and many and (self.main == "input_ids" or hasattr(self.config, "text_config"))
 
     @property
+    def pads(self) -> bool:
+        """Whether the texts of a batch are filled up to one length, which a mask shows."""
+        return self.takes_text and "attention_mask" in self.names
+
+    @property
     def takes_pictures(self) -> bool:
         pictured = hasattr(self.config, "vision_config") or hasattr(self.config, "image_size")
         return "pixel_values" in self.names and (self.main == "pixel_values" or pictured)
@@ -306,6 +315,8 @@ class Draw:
             result.append("there is no image processor beside the weights: the pictures are noise, drawn by seed")
         if self.takes_sound and not self.has_processor("feature_extractor"):
             result.append("there is no feature extractor beside the weights: the sound is noise, drawn by seed")
+        if self.pads and self.part != GENERATE:
+            result.append(NOTE)
         return tuple(result)
 
     def has_processor(self, kind: str) -> bool:

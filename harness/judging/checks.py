@@ -90,6 +90,11 @@ def hangs_on_ties(verdict: Verdict) -> bool:
     )
 
 
+def hangs_on_choice(verdict: Verdict) -> bool:
+    """Whether a verdict fails only since a generated token differs, while its logits are as a healthy device's."""
+    return bool(verdict.failures) and all(failure.criterion == "token" for failure in verdict.failures)
+
+
 MOST_TIES = 0.5  # share of an output: no near-ties if more differ
 
 

@@ -233,6 +233,26 @@ def _mask(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iter
             yield f"it computes as with the mask {what}"
 
 
+def _of_rows_without_keys(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
+    """Rows of attention whose mask hides every key, which no attention defines."""
+    if name_of(replay.func) != "scaled_dot_product_attention":
+        return
+    mask = replay.args[3] if len(replay.args) > 3 else replay.kwargs.get("attn_mask")
+    if not isinstance(mask, Tensor):
+        return
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+    blind = ~seen.any(-1, keepdim=True).expand(*expected.shape[:-1], 1)
+    differs = relative_difference(actual, expected)
+    if not bool(blind.any()) or bool(blind.all()):
+        return
+    if relative_difference(actual.where(~blind, expected), expected) <= EXPLAINED * min(differs, 1.0):
+        rows = int(blind.sum())
+        yield (
+            f"it differs only in rows whose mask hides every key, {rows} of {blind.numel()}, such as padding: no "
+            "attention defines these; leave them out of what the case returns"
+        )
+
+
 def _of_repeated_indices(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     """Elements that several indices name: torch leaves open which write stays."""
     written = _times_written(replay, expected)
@@ -454,6 +474,7 @@ def _of_all(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> It
 
 
 CLUES = (  # in the order in which they are tried
-    _differs_from_run_to_run, _never_written, _not_finite, _only_as_a_view, _by_tanh, _of_lower_precision, _mask,
-    _without_its_bias, _of_a_setting, _of_repeated_indices, _of_some_elements, _of_all, _of_slices,
+    _differs_from_run_to_run, _never_written, _of_rows_without_keys, _not_finite, _only_as_a_view, _by_tanh,
+    _of_lower_precision, _mask, _without_its_bias, _of_a_setting, _of_repeated_indices, _of_some_elements, _of_all,
+    _of_slices,
 )  # fmt: skip

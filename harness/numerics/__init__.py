@@ -20,7 +20,7 @@ from harness.numerics.cube import (
 )
 from harness.numerics.cuda import group_norm_of_half, running_sum_in_half, split_attention, split_product
 from harness.numerics.families import Family, NoFloat32, cube_type, family_of
-from harness.numerics.fused import SCORES, attention, attention_backward
+from harness.numerics.fused import LEAST, SCORES, attention, attention_backward
 from harness.numerics.otherwise import ARITHMETIC, FUNCTIONS, Vector, VectorUnit
 from harness.numerics.random_rounding import RandomRoundings, move_at_random
 from harness.numerics.rounding import (
@@ -56,6 +56,7 @@ __all__ = [
     "FUNCTIONS",
     "GROUPS",
     "HALF",
+    "LEAST",
     "LONG_PIECE",
     "OPERANDS",
     "SCORES",

@@ -10,6 +10,7 @@ from torch import Tensor
 from harness.numerics.rounding import HALF, round_half_away
 
 SCORES = 1 << 26  # attention scores held at a time: 256 MiB
+LEAST = torch.finfo(torch.float32).min  # 0xFF7FFFFF, negativeIntScalar of the kernels of fused attention
 
 
 def attention(
@@ -24,6 +25,7 @@ def attention(
     keep: float = 1.0,
     sink: Tensor | None = None,
     fast: bool = False,
+    hidden_score: float = -math.inf,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fused attention on (B, H, N, D): the result, and each row's maximum and sum, both (B, H, N, 1) in float32.
 
@@ -34,6 +36,10 @@ def attention(
     of the online softmax: hicann/ops-transformer, flash_attention_score. With `fast`, the high performance of prompts,
     scores and softmax of float16 are float16. Stated: prompt_flash_attention_base.h; after which steps they are rounded
     is assumed.
+
+    `hidden_score` is what stands for a hidden key's score. With -inf a row whose keys are all hidden gives zeros; with
+    `LEAST`, which the kernel writes, it gives the mean of v. Stated: ops-transformer, flash_attention_score, which
+    replaces such rows only in its mode AA_INVALID_LINE_HIGH_PRECISION.
     """  # fmt: skip
     k, v = _shared(k, q), _shared(v, q)
     parts = []
@@ -49,6 +55,7 @@ def attention(
                 *[None if mask is None else mask[part] for mask in (*masks, sink)],
                 keep,
                 fast,
+                hidden_score,
             )
         )
     return tuple(torch.cat(item).unflatten(0, q.shape[:2]) for item in zip(*parts))
@@ -68,23 +75,37 @@ def _parts(q: Tensor, k: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, q.shape[0] * q.shape[1], step)] or [slice(0, 0)]
 
 
-def _scores(q: Tensor, k: Tensor, scale: float, hidden: Tensor | None, bias: Tensor | None) -> Tensor:
+def _scores(q: Tensor, k: Tensor, scale: float, hidden: Tensor | None, bias: Tensor | None, least: float) -> Tensor:
     scores = torch.matmul(q.float(), k.float().transpose(1, 2)).mul_(scale)
     if bias is not None:
         scores += bias.float()
     if hidden is not None:
-        scores.masked_fill_(hidden, -math.inf)
+        scores.masked_fill_(hidden, least)
     return scores
 
 
-def _half_scores(q: Tensor, k: Tensor, scale: float, hidden: Tensor | None, bias: Tensor | None) -> Tensor:
+def _half_scores(
+    q: Tensor, k: Tensor, scale: float, hidden: Tensor | None, bias: Tensor | None, least: float
+) -> Tensor:
     scores = torch.matmul(q.float(), k.float().transpose(1, 2)).half() * scale
     scores = (scores if bias is None else scores + bias.half()).float()
-    return scores if hidden is None else scores.masked_fill_(hidden, -math.inf)
+    return scores if hidden is None else scores.masked_fill_(hidden, least)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden, bias, dropout_mask, sink, keep: float, fast: bool):
-    scores = _scores(q, k, scale, hidden, bias) if not fast else _half_scores(q, k, scale, hidden, bias)
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    hidden: Tensor | None,
+    bias: Tensor | None,
+    dropout_mask: Tensor | None,
+    sink: Tensor | None,
+    keep: float,
+    fast: bool,
+    least: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    scores = (_half_scores if fast else _scores)(q, k, scale, hidden, bias, least)
     top = scores.amax(-1, keepdim=True) if scores.shape[-1] else scores.new_full((*scores.shape[:-1], 1), -math.inf)
     top = top if sink is None else torch.maximum(top, sink[:, None, None])
     finite = torch.where(torch.isfinite(top), top, 0.0)
@@ -116,6 +137,7 @@ def attention_backward(
     dropout_mask: Tensor | None = None,
     keep: float = 1.0,
     sink: Tensor | None = None,
+    hidden_score: float = -math.inf,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """The gradients of `attention` towards q, k, v, bias (B, H, N, S) and sink (H,); the last two in float32, None
     without the input.
@@ -132,7 +154,11 @@ def attention_backward(
     for part in _parts(q, k):
         parts.append(
             _attend_backward(
-                *[item[part] for item in flat], scale, *[None if mask is None else mask[part] for mask in masks], keep
+                *[item[part] for item in flat],
+                scale,
+                *[None if mask is None else mask[part] for mask in masks],
+                keep,
+                hidden_score,
             )
         )
     joined = [None if item[0] is None else torch.cat(item).unflatten(0, q.shape[:2]) for item in zip(*parts)]
@@ -147,9 +173,11 @@ def attention_backward(
     return towards_q.to(q.dtype), towards_k.to(k.dtype), towards_v.to(v.dtype), towards_bias, towards_sink
 
 
-def _attend_backward(grad, q, k, v, result, top, total, scale: float, hidden, bias, dropout_mask, keep: float):
+def _attend_backward(
+    grad, q, k, v, result, top, total, scale: float, hidden, bias, dropout_mask, keep: float, least: float
+):
     finite = torch.where(torch.isfinite(top), top, 0.0)
-    weights = _scores(q, k, scale, hidden, bias).sub_(finite).exp_() / torch.where(total == 0, 1.0, total)
+    weights = _scores(q, k, scale, hidden, bias, least).sub_(finite).exp_() / torch.where(total == 0, 1.0, total)
     grad = grad.float()
     towards_weights = torch.matmul(grad, v.float().transpose(1, 2))
     dropped = weights

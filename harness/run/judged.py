@@ -67,10 +67,10 @@ class Judge:
         parted, parting = None, ""
         random = healthy.random
         if case.generates is not None:
-            random = ()  # of other lengths
             actual, expected, golden, forecast, parted, parting = _until_they_part(
-                case.generates, actual, expected, golden, forecast
+                case.generates, actual, expected, golden, forecast, random[1:]
             )
+            random = ()  # of other lengths
         comparisons, references = measured_outputs(
             actual, expected, golden, forecast, healthy.modes, healthy.other, random
         )
@@ -96,12 +96,12 @@ def _without_undecided(verdict: Verdict) -> Verdict:
     )
 
 
-def _until_they_part(names: tuple[str, str], actual, expected, golden, forecast):
+def _until_they_part(names: tuple[str, str], actual, expected, golden, forecast, random):
     """The outputs up to the first token that any run chose otherwise, the device's first, or None, and where that is in
-    words.
+    words. `random` are runs with random roundings, which say better how well the logits are known.
     """
     healthy = [item for item in (golden, forecast) if item is not None]
-    parted = first_divergence(actual, expected, healthy if golden is not None else [], names)
+    parted = first_divergence(actual, expected, [*healthy, *random] if golden is not None else [], names)
     shared = shared_length([actual, *healthy], expected, names)
     if shared is None:
         return actual, expected, golden, forecast, None, ""
@@ -119,13 +119,19 @@ def _decide(
 ) -> Decisions | None:
     """Top-1 decisions along the last axis of the output that the case names; None where the shapes differ.
 
-    Where the CPU's largest values are equal, as rounded logits can be, each of them is its decision.
+    Where the CPU's largest values are equal, as rounded logits can be, each of them is its decision. Rows that are zero
+    on both sides, as those of padding are, decide nothing and are not counted.
     """
     if case.decisions not in expected:
         raise CaseError(f"{case.name}: decisions={case.decisions!r}, but the outputs are {', '.join(expected)}")
     left, right = actual.get(case.decisions), expected[case.decisions]
     if left is None or left.shape != right.shape:
         return None  # a failure of its own
+    perplexities, places = _perplexities(left, right, targets), None
+    if case.labels is None and right.dim() > 1:
+        there = (left != 0).any(-1) | (right != 0).any(-1)
+        if bool(there.any()):
+            left, right, places = left[there], right[there], there.reshape(-1).nonzero().reshape(-1)
     scores = right.double()
     overlap, pair = _overlap(left.double(), scores), (left, right)
     left, right = left.double().argmax(-1, keepdim=True), scores.argmax(-1, keepdim=True)
@@ -141,11 +147,16 @@ def _decide(
         agree=int(same.sum()),
         **overlap,
         **_divergence(*pair),
-        **_perplexities(*pair, targets),
+        **perplexities,
         correct_actual=None if labels is None else int((left == labels).sum()),
         correct_expected=None if labels is None else int((right == labels).sum()),
-        first=None if first is None else (first, int(left[first]), int(right[first])),
+        first=None if first is None else (_place(places, first), int(left[first]), int(right[first])),
     )
+
+
+def _place(places: Tensor | None, row: int) -> int:
+    """Where a counted row stands among all rows."""
+    return row if places is None else int(places[row])
 
 
 def _overlap(left: Tensor, right: Tensor) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.case import Case
 from harness.devices import Device, Stack, Watched, lacks, unknown_rounding
 from harness.errors import HarnessError
-from harness.judging.checks import hangs_on_slack, hangs_on_ties
+from harness.judging.checks import hangs_on_choice, hangs_on_slack, hangs_on_ties
 from harness.judging.preset_names import NEED_OTHER_TIES
 from harness.judging.status import FELL_BACK, NONDETERMINISTIC, Mark
 from harness.judging.tolerance import Tolerance, without_forecast
@@ -255,7 +255,7 @@ def _judged(judge: Judge, cpu: CpuSide, rules: Rules | None, ran: DeviceRun) -> 
     outputs = ran.outputs
     verdict, parting = judge(outputs)
     few = ""
-    if hangs_on_slack(verdict) or hangs_on_ties(verdict):
+    if hangs_on_slack(verdict) or hangs_on_ties(verdict) or hangs_on_choice(verdict):
         still = judge.healthy.forecast or judge.healthy.expected
         judge = judge.with_healthy(random=(still, *cpu.at_random(rules)))
         verdict, parting = judge(outputs)

@@ -10,9 +10,10 @@ from torch import nn
 
 from harness import Case, open_device, validate
 from harness.checkpoints import material
-from harness.checkpoints.building import parts_of, stored_dtypes
+from harness.checkpoints.building import case_arguments, parts_of, stored_dtypes
 from harness.checkpoints.libraries import quiet_libraries
 from harness.checkpoints.material import Asked
+from harness.checkpoints.padding import NOTE
 from harness.checkpoints.recognition import checkpoints_in, recognise
 from harness.checkpoints.sentence_models import similarities
 from harness.checkpoints.transformers_models import has_tokenizer
@@ -187,11 +188,11 @@ def test_lines_of_a_file_are_texts(folder, tmp_path):
 def test_ids_are_drawn_where_there_is_no_tokenizer_and_the_report_says_so(folder):
     case = Case.from_checkpoint(folder("roberta"))
     given = case.inputs(torch.Generator().manual_seed(1))
-    assert case.notes == ("there is no tokenizer beside the weights: the token ids are drawn by seed",)
+    assert case.notes == ("there is no tokenizer beside the weights: the token ids are drawn by seed", NOTE)
     assert given["input_ids"].min() > 2 and given["input_ids"].max() < 128
     assert given["attention_mask"].sum() == 2 * 32 - 8
     assert case.notes[0] in run(folder("roberta")).evidence.notes
-    assert Case.from_checkpoint(folder("bert")).notes == ()
+    assert Case.from_checkpoint(folder("bert")).notes == (NOTE,)
 
 
 @pytest.mark.parametrize(("name", "left"), [("llama", True), ("blip", True), ("bert", False), ("t5", False)])
@@ -282,6 +283,17 @@ def test_an_adapter_runs_on_the_base_beside_it(folder):
     outputs = [Case.from_checkpoint(path).model(torch.float32) for path in (adapter, base)]
     given = drawn(base)
     assert not torch.allclose(*(model(**given)["logits"] for model in outputs))
+
+
+@needs("diffusers")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "name", ["diffusers-SD3Transformer2DModel", "diffusers-UNet2DModel", "diffusers-DiTTransformer2DModel"]
+)
+def test_a_component_of_diffusers_is_built_in_the_dtype_that_is_asked_for(folder, name, dtype):
+    emulated_device()
+    model = case_arguments(folder(name))["model"](dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
 
 @needs("diffusers")

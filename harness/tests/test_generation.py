@@ -6,7 +6,10 @@ from torch import nn
 
 from harness import Case, emulator, validate
 from harness.errors import CaseError
+from harness.judging.checks import hangs_on_choice
+from harness.judging.tolerance import Tolerance
 from harness.measure.generation import first_divergence, shared_length, until
+from harness.run.judged import Healthy, Judge
 from harness.tests.needs import emulated_device
 
 NAMES = ("tokens", "logits")
@@ -151,3 +154,30 @@ def test_a_fault_in_the_logits_is_no_near_tie(npu):
         verdict = validate(case(Tiny, "float32"), 1, npu)
     assert verdict.status == "FAIL" and any("no near-tie" in str(reason) for reason in verdict.reasons)
     assert verdict.comparisons["tokens"].unequal == 0  # what is behind it is not compared
+
+
+def test_a_token_alone_that_differs_is_judged_by_more_healthy_runs(npu):
+    """The logits are as a healthy device's, and the margin is just beyond twice what two runs happened to lose."""
+
+    def drawn(runs, *, tie):
+        expected = generation([[0] * 6] * 2, tie=tie)
+        actual = generation([[0, 1, 0, 0, 0, 0], [0] * 6], tie=tie)
+        golden = expected | {"logits": expected["logits"] + 1e-4}
+        random = [expected | {"logits": golden["logits"] + error} for error in runs]
+        healthy = Healthy(expected=expected, golden=golden, forecast=expected, other=None, wide=None, modes=())
+        judge = Judge(
+            case=Case(name="m", model=Tiny, inputs=lambda generator: None, generates=NAMES),
+            healthy=healthy,
+            tolerance=Tolerance(preset="floor"),
+            saturates="",
+        )
+        first, _ = judge(actual)
+        again, _ = judge.with_healthy(random=(expected, *random))(actual)
+        return first, again
+
+    first, again = drawn([1.6e-4, 1.2e-4], tie=3.1e-4)
+    assert hangs_on_choice(first) and not hangs_on_choice(again) and "NEAR TIE" in again.marks
+    first, again = drawn([1.5e-4, 1.2e-4], tie=3.1e-4)
+    assert hangs_on_choice(first) and hangs_on_choice(again)
+    first, again = drawn([], tie=1.9e-4)
+    assert "NEAR TIE" in first.marks and not hangs_on_choice(first)

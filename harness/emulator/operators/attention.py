@@ -68,6 +68,17 @@ def _hidden(mask, queries: int, keys: int, before: int, after: int, sparse: int,
     return causal
 
 
+def _hidden_score(given: dict) -> float:
+    """What the kernel writes as the score of a hidden key; it shows in rows whose keys are all hidden.
+
+    Those are zeros where inner_precise asks for it (2 and 3), and where the kernel can tell from its sparse mode that
+    there are such rows; from a mask of the caller's it cannot. Stated: op-plugin's page of npu_fusion_attention,
+    inner_precise; ops-transformer, AdjustSoftMaxRes.
+    """
+    corrected = given.get("inner", 0) in (2, 3) or given.get("sparse", 0) % 10 not in (0, 1, 5)
+    return -math.inf if corrected else numerics.LEAST
+
+
 def _bias(pse, kind: int, scale: float, queries: int, keys: int, batch: slice, starts):
     """What is added to the scaled scores: (Q Kᵀ + pse) · scale for 1, scale · Q Kᵀ + pse for 0, made of slopes for 2
     and 3.
@@ -173,6 +184,7 @@ class _Problem:
             dropout_mask=_dropout_mask(given["drop"], start, (count, self.heads_of_q(), queries, keys)),
             keep=given["keep"],
             sink=given["sink"] if _given(given.get("sink")) else None,
+            hidden_score=_hidden_score(given),
         )
 
     def joined(self, parts, few=False):
@@ -434,6 +446,7 @@ def _one(given, q, k, v, index: int, batch: int):
     sink = given["sink"] if _given(given.get("sink")) else None
     fast = "sparse" in given and queries > 1 and given["inner"] % 2 == 1  # prompts know a mode of high performance
     options = dict(scale=given["scale"], hidden=hidden, bias=bias, sink=sink, fast=fast)
+    options |= dict(hidden_score=_hidden_score(given))
     y, top, total = numerics.attention(*[tensor.unsqueeze(0) for tensor in (q, k, v)], **options)
     lse = torch.where(total == 0, math.inf, top + total.log())
     return y[0], lse[0]

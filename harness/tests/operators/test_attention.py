@@ -124,6 +124,38 @@ def test_a_sparse_mode_hides_what_its_document_says(npu, sparse, mask, before, a
     matches(npu, fused, lambda q, k, v: exact(q, k, v, hidden, scale=0.3), qkv((2, 4, 5, 8), (2, 4, 7, 8)))
 
 
+@pytest.mark.parametrize(("inner", "rows"), [(0, "mean"), (1, "mean"), (2, "zero"), (3, "zero")])
+def test_a_row_that_sees_no_key_is_zero_where_inner_precise_asks_for_it(npu, inner, rows):
+    import torch_npu
+
+    mask = torch.zeros(2, 1, 5, 7, dtype=torch.bool)
+    mask[1, :, 3] = True
+
+    def fused(q, k, v):
+        options = dict(scale=0.3, atten_mask=mask.to(npu), inner_precise=inner)
+        return torch_npu.npu_fusion_attention(q, k, v, 4, "BNSD", **options)[0]
+
+    q, k, v = [tensor.detach() for tensor in qkv((2, 4, 5, 8), (2, 4, 7, 8))]
+    scores = (q @ k.transpose(-1, -2) * 0.3).masked_fill(mask, -math.inf)
+    expected = scores.softmax(-1).nan_to_num(1 / 7 if rows == "mean" else 0.0) @ v
+    actual = fused(*[tensor.to(npu) for tensor in (q, k, v)]).cpu()
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_see_no_key_are_zero_in_torch_own_attention_and_where_the_mode_tells_them(npu):
+    import torch_npu
+
+    q, k, v = qkv((1, 4, 7, 8), (1, 4, 5, 8))
+    mask = torch.ones(1, 1, 7, 5, dtype=torch.bool)
+    mask[..., :2, :] = False
+    there = [tensor.to(npu) for tensor in (q, k, v)]
+    result = torch.nn.functional.scaled_dot_product_attention(*there, attn_mask=mask.to(npu)).cpu()
+    assert not result[:, :, :2].any() and result[:, :, 2:].all()
+    options = dict(scale=0.3, sparse_mode=3, atten_mask=COMPRESSED.to(npu))  # the first two rows end before any key
+    result = torch_npu.npu_fusion_attention(*there, 4, "BNSD", **options)[0].cpu()
+    assert not result[:, :, :2].any() and result[:, :, 2:].all()
+
+
 @pytest.mark.parametrize("layout", ["", "TND"])
 @pytest.mark.parametrize("sparse", [0, 3])
 def test_ragged_sequences_are_attended_one_by_one(npu, sparse, layout):
