@@ -59,11 +59,15 @@ class Reason:
         return f"{self.output}: {self.text}" if self.output else self.text
 
 
+ALL_SWITCHES = "all of them"
+FELT = 0.01  # of the error: a switch that changes less is not shown
+
+
 @dataclass(frozen=True, kw_only=True)
 class SwitchCost:
     """What a numeric switch of the device costs: errors are relative L2 errors to float64, times in milliseconds."""
 
-    switch: str  # "exact GELU"; "all of them"
+    switch: str  # "exact GELU"; `ALL_SWITCHES`
     before: Size  # the forecast's error as the switches are
     after: Size  # and with this one set
     remedy: str = ""  # the line of code that sets it
@@ -71,6 +75,11 @@ class SwitchCost:
     measured_after: Size | None = None
     before_ms: Size | None = None
     after_ms: Size | None = None
+
+    @property
+    def felt(self) -> bool:
+        """Whether the switch changes the expected error by more than a hundredth."""
+        return abs(self.after - self.before) > FELT * self.before
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from harness.judging.verdict import SwitchCost
+from harness.judging.verdict import ALL_SWITCHES, SwitchCost
 from harness.report.document import Block, Heading, Table, Text
 from harness.report.format import MISSING, difference_text
 from harness.report.rows import Row
 from harness.report.words import told
 
-_FELT = 0.01  # of the error: a switch that changes less is not shown
 AGREE = 0.2  # of the expected error: what is measured further away is shown in any case
 
 
@@ -18,15 +17,10 @@ def shown_costs(costs: Sequence[SwitchCost]) -> list[SwitchCost]:
     """The switches that change the error by more than a hundredth, as expected or as measured; "all of them" where two
     or more do, or where the measured error of all together is not the expected one.
     """
-    single, together = list(costs), []
-    if len(costs) > 1:
-        single, together = list(costs[:-1]), [costs[-1]]
-    changing = [cost for cost in single if _felt(cost.before, cost.after) or _unlike(cost)]
+    single = [cost for cost in costs if cost.switch != ALL_SWITCHES]
+    together = [cost for cost in costs if cost.switch == ALL_SWITCHES]
+    changing = [cost for cost in single if cost.felt or _unlike(cost)]
     return changing + (together if len(changing) > 1 or any(map(_unlike, together)) else [])
-
-
-def _felt(before: float, after: float) -> bool:
-    return abs(after - before) > _FELT * before
 
 
 def _unlike(cost: SwitchCost) -> bool:

@@ -16,14 +16,13 @@ from harness.case import Case
 from harness.devices import Device, Stack
 from harness.devices.switches import NUMERIC_SWITCHES, NumericSwitch, all_set
 from harness.errors import HarnessError
-from harness.judging.verdict import SwitchCost
+from harness.judging.verdict import ALL_SWITCHES, SwitchCost
 from harness.numerics.expected_error import Rules, rules_of
 from harness.reference import Models, inputs_digest
 from harness.run.cpu import CpuSide, golden_outputs, inputs_of
 from harness.run.device import run_on_device
 from harness.run.repeats import largest_error
 
-ALL_SWITCHES = "all of them"
 PRICED_FROM = (
     2.0  # times the CPU's own error, from which on the device's rules cost something that a switch may win back
 )
@@ -38,7 +37,7 @@ def switch_costs(
     golden: Mapping[str, Tensor] | None,
 ) -> tuple[SwitchCost, ...]:
     """The switches that change what a model computes, each with the expected error without and with it; the last is all
-    of them together, where there are several. Empty where the device's rules cost less than `PRICED_FROM`
+    of them together, where several change the error. Empty where the device's rules cost less than `PRICED_FROM`
     times what the CPU itself loses.
 
     `operators`: names of those that the model calls. Computed once for each model and dtype.
@@ -52,9 +51,11 @@ def switch_costs(
         return ()
     switches = usable(rules, operators)
     result = [_cost(cpu, rules, golden, before, (switch,), stack) for switch in switches]
-    if len(switches) > 1:
-        result.append(_cost(cpu, rules, golden, before, switches, stack))
-    return tuple(item for item in result if item is not None)
+    known = [item for item in result if item is not None]
+    if sum(item.felt for item in known) > 1:
+        together = _cost(cpu, rules, golden, before, switches, stack)
+        known += [] if together is None else [together]
+    return tuple(known)
 
 
 def usable(rules: Rules, operators: set[str]) -> tuple[NumericSwitch, ...]:
