@@ -114,32 +114,34 @@ def _divergence(
         expected=ours,
         margin=float(here[ours] - here[theirs]),
         error=float((there - here).abs().max()),
-        healthy=_known(sequence, position, [expected, *healthy[1:]], healthy[0], names) if healthy else math.nan,
+        healthy=_known(sequence, position, expected, healthy, names) if healthy else math.nan,
     )
 
 
 def _known(
-    sequence: int, position: int, runs: list[Mapping[str, Tensor]], golden: Mapping[str, Tensor], names: tuple[str, str]
+    sequence: int,
+    position: int,
+    expected: Mapping[str, Tensor],
+    healthy: list[Mapping[str, Tensor]],
+    names: tuple[str, str],
 ) -> float:
-    """The largest error of healthy logits at a place; where a run parted from float64 before, at the places where it
-    had not.
+    """The largest error of healthy logits at a place; where a run parted from float64 before or one of both ended, at
+    the places where they had not.
     """
     tokens, logits = names
+    golden, *others = healthy
     known = []
-    for run in runs:
+    for run in (expected, *others):
         parted = _partings(run[tokens], golden[tokens])
-        if parted[sequence] >= position:
+        length = min(golden[logits].shape[1], run[logits].shape[1])
+        if position <= parted[sequence] and position < length:
             known.append(
                 float(
                     (run[logits][sequence, position].double() - golden[logits][sequence, position].double()).abs().max()
                 )
             )
         else:
-            before = [
-                (row, column)
-                for row, index in enumerate(parted)
-                for column in range(min(index + 1, golden[logits].shape[1], run[logits].shape[1]))
-            ]
+            before = [(row, column) for row, index in enumerate(parted) for column in range(min(index + 1, length))]
             known += [
                 float((run[logits][index].double() - golden[logits][index].double()).abs().max()) for index in before
             ]

@@ -128,7 +128,7 @@ def _decide(
     if left is None or left.shape != right.shape:
         return None  # a failure of its own
     perplexities, places = _perplexities(left, right, targets), None
-    if case.labels is None and right.dim() > 1:
+    if case.labels is None:
         there = (left != 0).any(-1) | (right != 0).any(-1)
         if bool(there.any()):
             left, right, places = left[there], right[there], there.reshape(-1).nonzero().reshape(-1)
@@ -177,9 +177,9 @@ def _divergence(actual: Tensor, expected: Tensor) -> dict[str, float]:
 
     Source: Kullback and Leibler, "On Information and Sufficiency", 1951. Rounding leaves numbers just below zero.
     """
-    width = expected.shape[-1] if expected.dim() else 0
-    if width < 2 or not expected.numel() or not expected.is_floating_point():
+    if not expected.dim() or expected.shape[-1] < 2 or not expected.numel() or not expected.is_floating_point():
         return {}
+    width = expected.shape[-1]
     rows, total, largest = expected.numel() // width, 0.0, 0.0
     step = max(_ROWS // width, 1)
     for start in range(0, rows, step):
@@ -291,4 +291,4 @@ def _zeroed(
 
 
 def _is_constant(actual: Tensor, expected: Tensor) -> bool:
-    return expected.numel() > 1 and torch.equal(actual, expected) and bool((expected == expected.reshape(-1)[0]).all())
+    return expected.numel() > 1 and torch.equal(actual, expected) and bool(expected.min() == expected.max())
