@@ -140,7 +140,7 @@ WORST = {  # by metric: the field that holds where its worst is, and what lies t
     if item.metadata.get("where")
 }
 
-LAST = 1018  # the last bin but one of finite float32 numbers; larger differences are in those after it
+LAST = 1019  # the last bin of finite float32 numbers; larger differences are in the one after it
 _STEPS = 4  # bins of the histogram to a factor of two: they are the leading bits of a float32
 
 

@@ -84,7 +84,7 @@ def scatter_of(moved: Sequence[Tensor], still: Tensor) -> Scatter | None:
     pairs = products[tuple(torch.triu_indices(len(moved), len(moved), 1))]
     shared = float(pairs.square().mean())
     most = float(still.numel())
-    degrees = most if shared == 0 else min(max(whole**2 / shared, 1.0), most)
+    degrees = most if shared == 0 else min(whole**2 / shared, most)  # at least 1, by Cauchy and Schwarz
     compared = [compare(item, still) for item in moved]
     sizes = {name: math.sqrt(fmean(float(getattr(item, name)) ** 2 for item in compared)) for name in METRICS}
     return Scatter(runs=len(moved), degrees=degrees, **sizes)

@@ -227,6 +227,14 @@ def test_places_count_through_all_axes_and_chunks(monkeypatch, chunk):
         (2,),
         (0,),
     ), "the first of equals"
+    rows = torch.tensor([[3.0, 1.0, 0.0], [9.0, 4.0, 2.0], [9.0, 4.0, 2.0], [3.0, 1.0, 0.0], [9.0, 4.0, 2.0]])
+    equals = compare(rows.flip(1).contiguous(), rows)
+    assert (equals.worst_index, equals.worst_token, equals.worst_token_diff, equals.first_flip) == (
+        (1, 0),
+        (0,),  # which is turned furthest: the cosine is 1/10, that of the others 52/101
+        (1,),
+        (1,),
+    ), "the first of equals in any chunks"
 
 
 def test_rows_of_one_element_are_no_tokens():
@@ -422,6 +430,9 @@ def test_quantiles_are_upper_edges_of_bins_that_hold_the_share():
         and three.quantile(0.3) == edge(1019)
         and three.quantile(0.5) == three.max_diff
     )
+    beyond = compare(torch.tensor([3.39e38, 1e300], dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    assert beyond.histogram == ((1019, 1), (1020, 1)), "no float32 number is as large as the second"
+    assert beyond.quantile(0.5) == 2.0**128 and beyond.quantile(0.51) == 1e300
 
 
 def test_layouts_and_kinds_of_tensors_are_read_as_what_they_hold():

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from harness.judging.checks import checks_of, judge
+from harness.judging.checks import checks_of, hangs_on_slack, judge
 from harness.judging.criteria import AT_LEAST, FLOORED
 from harness.judging.preset_names import NEED_FORECAST, NEED_OTHER_TIES, NEED_REFERENCES, PRESET_NAMES
 from harness.judging.presets import PRESETS, check_of
@@ -94,6 +94,46 @@ def test_the_limits_in_floors(preset, count, dtype):
     expected |= {"flip_margin": 2 * times * max(FLOOR, HALF[dtype] * RMS)}
     expected |= {"unexplained_ratio": times} if preset == "sharp" else {}
     assert limits_of(preset, dtype, count, held=held) == expected
+
+
+FEW = 10  # elements: the slack is 10, and of many elements it is 2
+ON_SLACK = {  # by what the device errs, the most that the slack of many elements lets pass
+    "rel_l2": 2 * FLOOR,
+    "token_rel_l2": 1.5 * 2 * FLOOR,
+    "max_scaled": 2 * 2 * FLOOR,
+    "gain": 2 * (FLOOR + CONSTANT),
+    "shift": 2 * (FLOOR + CONSTANT) * RMS,
+    "flip_margin": 2 * 2 * FLOOR,
+}
+ON_SLACK_OF_NOTHING = {"rmse": 2 * FLOOR, "max_diff": 1.5 * 2 * FLOOR}  # where nothing but zeros was expected
+
+
+@pytest.mark.parametrize("name", [*ON_SLACK, *ON_SLACK_OF_NOTHING])
+def test_a_verdict_on_few_elements_hangs_on_their_slack_by_each_measure(name):
+    """From the limit for many elements on, and up to five times that, the limit for few."""
+    limit = (ON_SLACK | ON_SLACK_OF_NOTHING)[name]
+    nothing = {"rms": 0.0} if name in ON_SLACK_OF_NOTHING else {}
+    for times, passes, hangs in ((1 - 1e-9, True, False), (1 + 1e-9, True, True), (5 - 1e-9, True, True)):
+        held = references(FEW, device={name: times * limit} | nothing)
+        verdict = judge(numbers(FEW), Tolerance(preset="floor"), references={"output": held})
+        assert (verdict.passed, hangs_on_slack(verdict)) == (passes, hangs), times
+    held = references(FEW, device={name: 5 * limit * (1 + 1e-9)} | nothing)
+    verdict = judge(numbers(FEW), Tolerance(preset="floor"), references={"output": held})
+    assert not verdict.passed and not hangs_on_slack(verdict)
+
+
+def test_of_several_outputs_one_with_few_elements_is_enough_to_hang_on():
+    error = {"rel_l2": 3 * FLOOR}
+    few, many = references(FEW, device=error), references(1000)
+    verdict = judge({"a": numbers(FEW), "b": numbers()}, Tolerance(preset="floor"), references={"a": few, "b": many})
+    assert verdict.passed and hangs_on_slack(verdict)
+    assert not hangs_on_slack(replace(verdict, tolerance=None))
+
+
+@pytest.mark.parametrize(("gain", "fails"), [(1.0, False), (-0.5, False), (1 + 1e-9, True), (-0.5 - 1e-9, True)])
+def test_a_factor_of_two_either_way_is_the_most_that_a_cosine_alone_lets_pass(gain, fails):
+    verdict = judge(numbers(gain=gain), Tolerance(cos_sim=0.999))
+    assert [failure.criterion for failure in verdict.failures] == (["scale"] if fails else [])
 
 
 def test_a_flat_output_has_no_tokens():

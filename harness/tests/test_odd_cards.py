@@ -70,6 +70,7 @@ def test_a_card_further_off_than_reruns_lie_apart_is_named(times, named):
     cards = [bits(text, spread=1e-6) for text in ("abc", "def", "ghi", "jkl")]
     found = odd(*cards, distance=lambda one, two: times * 1e-6 if 2 in (one, two) else 1e-6)
     assert found.scattered and found.cards == named
+    assert FURTHER == 3.0
 
 
 @pytest.mark.parametrize("times, split", [(FURTHER - 0.01, False), (FURTHER + 0.01, True)])

@@ -129,6 +129,17 @@ def test_the_degrees_of_freedom_are_the_independent_errors(independent):
     assert result.rel_l2 == pytest.approx(1e-3 * math.sqrt(independent / 10), rel=0.1)
 
 
+def test_the_degrees_of_freedom_lie_between_one_and_the_number_of_elements():
+    still, eye = torch.ones(4).double(), torch.eye(4).double()
+    assert scatter_of([still + eye[0], still - 3 * eye[0], still + 2 * eye[0]], still).degrees == pytest.approx(
+        (14 / 3) ** 2 / ((9 + 4 + 36) / 3)
+    )
+    assert scatter_of([still + eye[0]] * 3, still).degrees == 1.0
+    assert scatter_of([still + eye[0], still + eye[1]], still).degrees == 4.0  # none of the error is shared
+    near = [still + eye[0] + 0.1 * eye[1], still + eye[1]]
+    assert scatter_of(near, still).degrees == 4.0  # 1.005² / 0.1² would be more than there are elements
+
+
 def test_fewer_degrees_have_more_slack_and_none_less_than_twice():
     slacks = [replace(SCATTER, degrees=degrees).slack for degrees in (1, 2, 4, 10, 100, 1e6)]
     assert slacks == sorted(slacks, reverse=True) and slacks[-1] == pytest.approx(LARGER, rel=1e-2)

@@ -144,6 +144,13 @@ def test_what_is_no_score(given):
 def test_other_samples_are_refused():
     with pytest.raises(ValueError, match="1 samples are on one side only, such as 10; score the same samples"):
         judge_score(answers(11), answers(10))
+    with pytest.raises(ValueError, match="5 samples are on one side only, such as 10, 11, 12; score"):
+        judge_score(answers(10), answers(15))
+
+
+def test_of_unpaired_samples_the_fewer_ones_count():
+    few, many = Score(value=0.7, count=50), Score(value=0.7, count=5000)
+    assert judge_score(few, many).count == judge_score(many, few).count == 50
 
 
 def test_no_score_is_certain():
