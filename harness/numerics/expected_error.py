@@ -391,7 +391,8 @@ def _computed(rule: Callable, rules: Rules, func, args: tuple, kwargs: dict) -> 
         if target.shape != value.shape:
             target.resize_(value.shape)
         target.copy_(value)
-    return targets[0] if len(targets) == 1 else tuple(targets)
+    first, *others = targets
+    return (first, *others) if others else first
 
 
 # -------- the rules

@@ -72,7 +72,7 @@ def _spread(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
 
 def _parts(q: Tensor, k: Tensor) -> list[slice]:
     step = max(SCORES // max(q.shape[2] * k.shape[2], 1), 1)
-    return [slice(start, start + step) for start in range(0, q.shape[0] * q.shape[1], step)] or [slice(0, 0)]
+    return [slice(start, start + step) for start in range(0, q.shape[0] * q.shape[1], step)] or [slice(None)]
 
 
 def _scores(q: Tensor, k: Tensor, scale: float, hidden: Tensor | None, bias: Tensor | None, least: float) -> Tensor:
@@ -115,7 +115,7 @@ def _attend(
     total = total if sink is None else total + torch.exp(sink[:, None, None] - finite)
     if dropout_mask is not None:
         weights = weights.mul_(dropout_mask) / keep if keep else weights.zero_()
-    weights = round_half_away(weights, q.dtype).float() if q.dtype in HALF else weights
+    weights = round_half_away(weights, q.dtype).float()
     result = torch.matmul(weights, v.float()) / torch.where(
         total == 0, 1.0, total
     )  # a row that sees no key gives zeros

@@ -14,7 +14,18 @@ from torch.nn import functional as F
 
 from harness import numerics
 from harness.devices import Stack
-from harness.numerics.expected_error import Rules, _dropped, _is_ours, alternatives, overflow_of, rounding, rules_of
+from harness.numerics.expected_error import (
+    DROPPED,
+    Rules,
+    _dropped,
+    _fits_fused,
+    _fits_split,
+    _is_ours,
+    alternatives,
+    overflow_of,
+    rounding,
+    rules_of,
+)
 from harness.tests.test_restated import BIG, entering, tanh_gelu
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -398,6 +409,18 @@ def test_gelu_and_its_gradient_take_the_tanh_formula_whatever_is_asked_for():
     assert result.dtype == torch.bfloat16 and torch.equal(result, direct)
 
 
+@pytest.mark.parametrize("tanh", [True, False])
+def test_a_vector_unit_that_computes_otherwise_takes_the_formula_of_gelu_by_the_rules(tanh):
+    x, rules = seeded(2000), Rules(gelu_tanh=tanh, vector=numerics.Vector(places=1))
+    by_tanh, exact = (F.gelu(x.double(), approximate=kind) for kind in ("tanh", "none"))
+    right, wrong = (by_tanh, exact) if tanh else (exact, by_tanh)
+    assert bits(forecast(rules, F.gelu, x), right) > 19 > 13 > bits(forecast(rules, F.gelu, x), wrong)
+    assert bits(forecast(rules, F.gelu, x, approximate="tanh"), by_tanh) > 19
+    for function in (F.silu, torch.exp, torch.tanh, lambda x: x.softmax(-1), lambda x: F.layer_norm(x, (2000,))):
+        result = forecast(rules, function, x)
+        assert bits(result, function(x.double())) > 19 and not torch.equal(result, forecast(Rules(), function, x))
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_elementwise_functions_norms_and_resampling_round_half_results_once(dtype):
     x = seeded(8, 96, dtype=dtype)
@@ -442,7 +465,181 @@ def test_norms_keep_their_statistics_in_the_dtype_of_their_weights():
         assert forecast(Rules(), torch.pow, base, exponent).dtype == torch.pow(base, exponent).dtype
 
 
+# -------- running sums, spreads, batch norm
+
+
+def stepped(x, axis, step, half_sums=False):
+    """A running sum or product along an axis, one number at a time in float32 or, with `half_sums`, in x's dtype."""
+    kind = x.dtype if half_sums else torch.float32
+    total, result = None, []
+    for item in x.unbind(axis):
+        total = item.to(kind) if total is None else step(total, item.to(kind))
+        result.append(total)
+    return torch.stack(result, axis).to(x.dtype)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize(
+    ("name", "step"), [("cumsum", torch.add), ("cumprod", torch.mul)], ids=["running sum", "running product"]
+)
+def test_a_running_sum_or_product_is_rounded_at_each_step_in_float32(name, step, axis):
+    function = getattr(torch, name)
+    for dtype in (torch.float32, *HALVES):
+        x = seeded(40, 3, dtype=dtype)
+        assert torch.equal(forecast(Rules(), function, x, axis), stepped(x, axis, step))
+        in_place = forecast(Rules(), lambda x, axis: getattr(x.clone(), name + "_")(axis), x, axis)
+        assert torch.equal(in_place, stepped(x, axis, step))
+        for asked in (torch.float32, *HALVES):
+            result = forecast(Rules(), function, x, axis, dtype=asked)
+            assert result.dtype == asked and torch.equal(result, stepped(x.to(asked), axis, step))
+        wide = forecast(Rules(), function, x, axis, dtype=torch.float64)
+        assert wide.dtype == torch.float64 and torch.equal(wide, function(x.double(), axis))
+        whole = forecast(Rules(), function, x, axis, dtype=torch.int64)
+        assert whole.dtype == torch.int64 and torch.equal(whole, function(x.long(), axis))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_running_sum_is_kept_in_half_where_the_rules_say_so_and_half_is_returned(dtype):
+    """Of two numbers there is one order of a sum."""
+    rules, x = Rules(half_sums=True), seeded(60, 2, dtype=dtype)
+    rounded = stepped(x, 1, torch.add, half_sums=True)
+    for asked in (None, dtype):
+        assert torch.equal(forecast(rules, torch.cumsum, x, 1, dtype=asked), rounded)
+    wide = forecast(rules, torch.cumsum, x, 1, dtype=torch.float32)
+    assert torch.equal(wide, stepped(x.float(), 1, torch.add)) and not torch.equal(wide, rounded.float())
+    assert torch.equal(forecast(rules, torch.cumsum, x.float(), 1, dtype=dtype), rounded)
+    long = seeded(3, 40, dtype=dtype)
+    assert not torch.equal(forecast(rules, torch.cumsum, long, 1), forecast(Rules(), torch.cumsum, long, 1))
+    assert torch.equal(forecast(rules, torch.cumprod, long, 1), stepped(long, 1, torch.mul))
+    assert (
+        forecast(rules, torch.cumsum, x[:0], 0).shape == (0, 2) and forecast(rules, torch.cumsum, x[0, 0], 0) == x[0, 0]
+    )
+
+
+SPREADS = {  # arguments of torch.var and its like
+    "all": ((), {}),
+    "all, biased": ((False,), {}),
+    "an axis": ((1,), {}),
+    "axes": (([0, 2],), {}),
+    "kept": ((-1,), dict(keepdim=True)),
+    "axes, biased": (([1], False), {}),
+    "biased and kept": ((0, False, True), {}),
+    "correction": ((1,), dict(correction=0)),
+    "all, correction": ((), dict(correction=2)),
+    "correction and kept": (([0, 1],), dict(correction=3, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("name", ["var", "std", "var_mean", "std_mean"])
+@pytest.mark.parametrize("given", SPREADS)
+def test_spreads_are_two_passes_of_float32_sums_rounded_once(given, name):
+    args, options = SPREADS[given]
+    function = getattr(torch, name)
+    for dtype in (torch.float32, *HALVES):
+        x = seeded(5, 6, 7, dtype=dtype) + 3
+        results, exacts = forecast(Rules(), function, x, *args, **options), function(x.double(), *args, **options)
+        results, exacts = (item if isinstance(item, tuple) else (item,) for item in (results, exacts))
+        assert len(results) == len(exacts) == 1 + name.endswith("mean")
+        for result, exact in zip(results, exacts):
+            assert result.dtype == dtype and result.shape == exact.shape
+            assert is_once(result, exact) if dtype in HALVES else bits(result, exact) > 21
+
+
+def test_two_results_are_written_into_two_places():
+    x, places = seeded(5, 6), (torch.empty(0), torch.empty(5))
+    result = forecast(Rules(), lambda x: aten.var_mean.correction_out(x, [1], out0=places[0], out1=places[1]), x)
+    assert result[0] is places[0] and result[1] is places[1] and len(result) == 2
+    exacts = torch.var_mean(x.double(), 1)
+    assert all(place.shape == (5,) and bits(place, exact) > 21 for place, exact in zip(places, exacts))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, *HALVES), ids=str)
+def test_batch_norm_learns_from_the_batch_and_else_goes_by_what_it_learnt(dtype):
+    x = seeded(6, 3, 5, dtype=dtype)
+    weight, bias = seeded(3, seed=1, dtype=dtype), seeded(3, seed=2, dtype=dtype)
+    means = [torch.zeros(3, dtype=dtype), torch.ones(3, dtype=dtype)]
+    wide, kept = [item.double() for item in means], [item.clone() for item in means]
+    options = dict(momentum=0.25, eps=0.5)
+    result = forecast(Rules(), F.batch_norm, x, *means, weight, bias, True, **options)
+    exact = F.batch_norm(x.double(), *wide, weight.double(), bias.double(), True, **options)
+    least = {torch.float32: 20.0, torch.float16: 9.5, torch.bfloat16: 6.5}[dtype]
+    assert result.dtype == dtype and bits(result, exact) > least
+    assert all(bits(mean, right) > least for mean, right in zip(means, wide))
+    result = forecast(Rules(), F.batch_norm, x, *kept, weight, bias, False, **options)
+    assert torch.equal(result, F.batch_norm(x, *kept, weight, bias, False, **options))
+    assert kept[0].eq(0).all() and kept[1].eq(1).all()
+
+
 # -------- attention
+
+WAYS = {  # of computing attention
+    "fused": Rules(),
+    "by its products": Rules(fused_attention=False),
+    "split": Rules(fused_attention=False, split_attention=True),
+    "as the CPU does": Rules(saturates=True, overflow_alone=True),
+    "in tiles": Rules(vector=numerics.Vector(tile=4)),
+}
+MASK = (torch.arange(42) % 5 != 1).view(6, 7)
+CALLS = {
+    "plain": {},
+    "causal": dict(is_causal=True),
+    "scaled": dict(scale=0.3),
+    "causal and scaled": dict(is_causal=True, scale=0.3),
+    "heads that are shared": dict(enable_gqa=True),
+    "shared, causal and scaled": dict(enable_gqa=True, is_causal=True, scale=0.3),
+    "mask of bools": dict(attn_mask=MASK),
+    "mask of floats": dict(attn_mask=torch.linspace(-2, 2, 42).view(6, 7)),
+    "shared, mask of floats": dict(enable_gqa=True, attn_mask=torch.linspace(-2, 2, 42).view(6, 7), scale=0.3),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("way", WAYS)
+def test_attention_is_what_is_asked_for_in_every_way_of_computing_it(way, call):
+    options = CALLS[call]
+    tensors = qkv(2, 4, 6, 32, heads=2 if "enable_gqa" in options else 4)
+    wide = {name: item.double() if name == "attn_mask" and item.dtype != torch.bool else item
+            for name, item in options.items()}  # fmt: skip
+    exact = F.scaled_dot_product_attention(*[tensor.double() for tensor in tensors], **wide)
+    result = forecast(WAYS[way], F.scaled_dot_product_attention, *tensors, **options)
+    assert result.dtype == torch.float32 and bits(result, exact) > 19
+    with torch.inference_mode(), rounding(WAYS[way]):
+        assert bits(F.scaled_dot_product_attention(*tensors, **options), exact) > 19
+
+
+def test_which_attention_fits_in_one_operator():
+    def fits(*shapes, rules=Rules(), mask=None, shared=False, dtype=torch.float32):
+        tensors = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
+        return _fits_fused(rules, *tensors, mask, shared)
+
+    q, k = (2, 4, 6, 32), (2, 4, 7, 32)
+    assert fits(q, k, k) is True and fits(q, k, k, mask=MASK) is True
+    assert fits(q, k, k, mask=MASK.float()) is False and fits(q, k, k, rules=Rules(fused_attention=False)) is False
+    assert fits(q, k, (2, 4, 7, 32, 1)) is fits(q, (2, 4, 7), k) is fits(q, (1, 4, 7, 32), (1, 4, 7, 32)) is False
+    few = (2, 2, 7, 32)
+    assert fits(q, few, few) is fits(q, k, few) is fits(q, few, k) is False and fits(q, few, few, shared=True) is True
+    narrow = [(2, 4, 6, 30)] * 3
+    assert fits(*narrow) is False and fits(*narrow, dtype=torch.float16) is True
+    for width, fused in ((256, True), (260, False)):
+        for place in range(3):
+            shapes = [(1, 1, 1, width if place == part else 32) for part in range(3)]
+            assert fits(*shapes, rules=Rules(narrow_attention=True)) is fused and fits(*shapes) is True
+    for heads, width, fused in ((2048, 512, True), (2049, 512, False), (2048, 516, False)):
+        assert fits(*[(1, heads, 1, width)] * 3) is fused
+    assert fits((1, 1, 1, 32), (1, 2049, 1, 32), (1, 1, 1, 32), shared=True) is False
+
+
+def test_which_attention_fits_the_kernel_of_split_products():
+    def fits(*shapes, dtypes=(torch.float32,) * 3):
+        return _fits_split(*[torch.empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes)])
+
+    q, k = (2, 4, 6, 32), (2, 4, 7, 32)
+    assert fits(q, k, k) is fits(q, (2, 4, 7, 4), (2, 4, 7, 4)) is True
+    for other in ((4, 7, 32), (2, 4, 0, 32), (2, 2, 7, 32), (2, 4, 7, 30), (2, 4, 7, 31)):
+        assert fits(other, k, k) is fits(q, other, k) is fits(q, k, other) is False
+    for place in range(3):
+        dtypes = [torch.float16 if part == place else torch.float32 for part in range(3)]
+        assert fits(q, k, k, dtypes=dtypes) is False
 
 
 def qkv(*shape, keys=None, values=None, heads=None, dtype=torch.float32):
@@ -656,6 +853,13 @@ def test_the_assumptions_that_matter_in_a_dtype(dtype, said):
     assert all("two last places" in what or other in changed for what, other in others)
     again = Rules(vector=others[0][1].vector)  # a card that does so already is not made otherwise by it
     assert [what for what, _ in alternatives(again, dtype)] == [what for what, _ in others[1:]]
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("HF32", 11), ("HF32 of 10 bits", 10), ("TF32", 10), ("float16", 10)])
+def test_what_a_kind_drops_is_what_it_does_not_keep_of_23_bits(kind, kept):
+    assert DROPPED[kind] == 23 - kept and {*DROPPED, "float32"} == {*numerics.OPERANDS}
+    least = 1 + 2.0**-kept
+    assert numerics.Operands(kind=kind).entering(torch.tensor([least, 1 + 2.0 ** -(kept + 2)])).tolist() == [least, 1.0]
 
 
 @pytest.mark.parametrize(

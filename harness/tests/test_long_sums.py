@@ -77,6 +77,16 @@ def test_a_long_product_is_the_same_in_batches_and_in_blocks(shape, monkeypatch)
     assert error(matmul(x, w), exact) == pytest.approx(error(whole, exact), rel=0.5)
 
 
+@pytest.mark.parametrize(("block", "columns", "rows"), [(24, 8, [3, 3, 2]), (7, 8, [1] * 8), (5, 0, [5, 3])])
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["a matrix", "a batch"])
+def test_a_long_product_is_made_for_so_many_results_at_a_time(monkeypatch, batch, block, columns, rows):
+    sizes, added = [], cube._added_in_order
+    monkeypatch.setattr(cube, "_BLOCK", block)
+    monkeypatch.setattr(cube, "_added_in_order", lambda left, *rest: sizes.append(len(left)) or added(left, *rest))
+    result = matmul(seeded(*batch, 8, 2048), seeded(*batch, 2048, columns, seed=1))
+    assert sizes == rows * math.prod(batch) and result.shape == (*batch, 8, columns)
+
+
 def test_a_long_product_whose_sums_are_exact_is_exact():
     """A lookup by a matrix of ones and zeros, and whole numbers: no addition rounds, so nothing is put back."""
     picked = F.one_hot(torch.randint(0, 2048, (16,), generator=torch.Generator().manual_seed(2)), 2048).float()

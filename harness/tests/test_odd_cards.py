@@ -68,7 +68,12 @@ def test_reruns_that_differ_on_several_cards_accuse_none():
 @pytest.mark.parametrize("times, named", [(FURTHER - 0.01, ()), (FURTHER + 0.01, (2,))], ids=["as reruns", "further"])
 def test_a_card_further_off_than_reruns_lie_apart_is_named(times, named):
     cards = [bits(text, spread=1e-6) for text in ("abc", "def", "ghi", "jkl")]
-    found = odd(*cards, distance=lambda one, two: times * 1e-6 if 2 in (one, two) else 1e-6)
+
+    def distance(one, two):
+        assert one != two, "a card is compared with others alone"
+        return times * 1e-6 if 2 in (one, two) else 1e-6
+
+    found = odd(*cards, distance=distance)
     assert found.scattered and found.cards == named
     assert FURTHER == 3.0
 

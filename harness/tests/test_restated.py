@@ -21,11 +21,13 @@ from harness.numerics import (
     attention_backward,
     convolution,
     convolution_backward,
+    cube,
     cube_type,
     cuts_in_pieces,
     dot,
     effective_bits,
     family_of,
+    fused,
     gelu,
     layer_norm,
     matmul,
@@ -266,6 +268,35 @@ def test_a_product_has_as_many_parts_as_asked_and_one_where_it_is_short():
     for inner, groups in ((15, 4), (7, 2), (100, 1)):  # fewer than four elements a part: one product of torch's
         a, b = seeded(5, inner), seeded(inner, 6, seed=1)
         assert torch.equal(matmul(a, b, groups=groups), torch.matmul(a, b))
+
+
+@pytest.mark.parametrize(
+    ("inner", "groups", "sizes"),
+    [(16, 4, [4] * 4), (15, 4, []), (8, 2, [4, 4]), (7, 2, []), (18, 4, [4, 5, 4, 5]), (100, 1, [])],
+)
+def test_a_product_has_parts_from_four_elements_each_on(monkeypatch, inner, groups, sizes):
+    """The sums of a host that adds a part to the others term by term do not tell: here it is what the parts are."""
+    asked, parts = [], cube._parts
+    monkeypatch.setattr(cube, "_parts", lambda *given: asked.extend(parts(*given)) or parts(*given))
+    matmul(torch.ones(1, inner), torch.ones(inner, 1), groups=groups)
+    assert [part.stop - part.start for part in asked] == sizes
+
+
+@pytest.mark.parametrize("repeated", [(2, 1), (1, 3), (1, 1), (2, 3)])
+def test_a_batch_of_matrices_that_is_partly_one_repeated_is_no_single_one(repeated):
+    """(2, 3, 16, 4) from matrices that are stored once for the axes of size one."""
+    right = seeded(*repeated, 16, 4).expand(2, 3, 16, 4)
+    for left in (seeded(2, 3, 5, 16, seed=1), seeded(5, 16, seed=1)):
+        result = matmul(left, right)
+        assert result.shape == (2, 3, 5, 4)
+        assert torch.allclose(result.double(), left.double() @ right.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_terms_of_a_convolutions_sum():
+    """(out, in, kernel) of a plain one; (in, out, kernel) of a transposed one, whose strides spread them."""
+    weight = torch.empty(8, 4, 5, 6)
+    assert cube._terms(weight, (2, 3), False) == 4 * 5 * 6
+    assert cube._terms(weight, (2, 3), True) == 8 * 5 * 6 // (2 * 3)
 
 
 @pytest.mark.parametrize("kind", OPERANDS)
@@ -748,9 +779,29 @@ def test_the_probabilities_of_attention_are_cast_with_ties_away(dtype):
     keep = float(numpy.float32(1) / numpy.float32(1 + place / 2))
     assert (torch.ones(1) / keep).item() == 1 + place / 2
     zeros, kept = torch.zeros(1, 1, 1, 4, dtype=dtype), torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    v = torch.tensor([[[[2.0, -4.0]]]], dtype=dtype)
+    v = torch.tensor([[[[2.0, -4.0, 1.5, -1.5]]]], dtype=dtype)  # 1.5 (1 + place) is a tie again
     result = attention(zeros, zeros, v, scale=1.0, dropout_mask=kept, keep=keep)[0]
-    assert result.double().tolist() == [[[[2 * (1 + place), -4 * (1 + place)]]]]
+    assert result.double().tolist() == [[[[2 * (1 + place), -4 * (1 + place), 1.5 + 2 * place, -1.5 - 2 * place]]]]
+
+
+@pytest.mark.parametrize(
+    ("scores", "rows", "keys", "heads", "parts"),
+    [
+        (100, 5, 4, 12, [5, 5, 2]),
+        (99, 4, 5, 12, [4, 4, 4]),
+        (19, 5, 4, 3, [1, 1, 1]),  # one head at least
+        (3, 1, 1, 7, [3, 3, 1]),
+        (3, 0, 5, 7, [3, 3, 1]),
+        (100, 5, 4, 0, [0]),
+    ],
+)
+def test_attention_holds_as_many_scores_at_a_time_as_it_may(monkeypatch, scores, rows, keys, heads, parts):
+    monkeypatch.setattr(fused, "SCORES", scores)
+    sizes, attend = [], fused._attend
+    monkeypatch.setattr(fused, "_attend", lambda q, *rest: sizes.append(len(q)) or attend(q, *rest))
+    q, k = torch.ones(1, heads, rows, 2), torch.ones(1, heads, keys, 2)
+    result, top, _ = attention(q, k, k, scale=1.0)
+    assert sizes == parts and result.shape == q.shape and top.shape == (1, heads, rows, 1)
 
 
 def test_fast_attention_rounds_scores_and_softmax_to_float16():
