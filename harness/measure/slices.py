@@ -77,7 +77,6 @@ def _of_rows(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> tuple
 
 def _of_flat(actual: Tensor, golden: Tensor, healthy: Sequence[Tensor]) -> tuple[Slice, ...]:
     """Of one vector: its blocks are the rows of a matrix."""
-    actual, golden, *healthy = (tensor.reshape(-1) for tensor in (actual, golden, *healthy))
     count = golden.numel()
     width = count // BLOCKS
     if width < _BLOCK:

@@ -10,7 +10,7 @@ import torch
 
 from harness import compare
 from harness.measure import comparison, slices
-from harness.measure.comparison import CLOSE, DYNAMO, Cosine, Count, Share, Size, edge
+from harness.measure.comparison import CLOSE, DYNAMO, METRICS_AT_LEAST, WORST, Cosine, Count, Share, Size, edge
 from harness.measure.slices import Slice, worst_slices
 from harness.tests.needs import compiled_and_by_torch  # noqa: F401  each test runs both ways
 
@@ -108,6 +108,16 @@ def test_the_defaults_are_unknown_numbers_and_no_elements():
         empty.matched,
         empty.numel,
     ) == (1.0, 1.0, 0)
+
+
+def test_what_a_limit_must_know_of_each_metric():
+    assert METRICS_AT_LEAST == ("cos_sim", "token_cos_sim", "matched")
+    assert WORST == {
+        "max_diff": ("worst_index", ""),
+        "token_cos_sim": ("worst_token", "token"),
+        "token_rel_l2": ("worst_token_diff", "token"),
+        "flip_margin": ("first_flip", "row"),
+    }
 
 
 def test_a_torch_that_is_too_old_is_refused(monkeypatch):
@@ -525,6 +535,16 @@ def test_the_worst_parts_are_those_of_the_definition(monkeypatch, shape, chunk):
         ]
         for item, right in zip(result, expected):
             assert (item.error, item.healthy) == (pytest.approx(right[0], rel=1e-9), pytest.approx(right[1], rel=1e-9))
+
+
+@pytest.mark.parametrize(
+    ("shape", "columns", "blocked"), [((8, 1024), True, True), ((7, 1023), False, False), ((1, 1024), False, False)]
+)
+def test_columns_and_blocks_are_summed_where_they_may_be_parts(shape, columns, blocked):
+    parts = slices._Parts(shape)
+    assert (parts.columns, parts.blocked) == (columns, blocked)
+    vector = slices._Parts(shape, columns=False)  # a vector in rows, of which neither means anything
+    assert not vector.columns and not vector.blocked
 
 
 def test_a_flat_tensor_has_sixteen_blocks_of_sixty_four_or_more():

@@ -254,6 +254,15 @@ def test_without_float64_no_token_is_a_near_tie():
     assert verdict.failures[0].criterion == "token" and verdict.marks == ()
 
 
+def test_the_first_of_the_random_runs_is_the_cpus_own_and_says_nothing():
+    expected = generation([[0] * 6] * 2)
+    actual = generation([[0, 1, 0, 0, 0, 0], [0] * 6])
+    far, near = (expected | {"logits": expected["logits"] + error} for error in (1.0, 1e-7))
+    for runs, passes in (((far, near), False), ((near, far), True), ((near, near), False)):
+        verdict, _ = verdict_on(actual, expected, near, random=runs)
+        assert (Mark.NEAR_TIE in verdict.marks) is passes
+
+
 def test_outputs_that_are_no_generation_are_one_line():
     with pytest.raises(CaseError, match="but the outputs are other"):
         first_divergence({"other": torch.ones(2)}, {"other": torch.ones(2)}, [], NAMES)

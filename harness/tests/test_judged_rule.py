@@ -162,6 +162,13 @@ def test_the_worst_row_counts_wherever_it_stands(monkeypatch, rows_at_a_time):
     assert judged._divergence(both, both) == {"kl": 0.0, "kl_max": 0.0}  # two classes are the fewest
 
 
+def test_rounding_makes_no_divergence_negative():
+    """A constant beside all logits changes no distribution, and what is left of it is rounding of either sign."""
+    expected = drawn(300, 7)
+    found = [judged._divergence(row + 0.7, row) for row in expected.split(1)]
+    assert all(0 <= value < 1e-14 for numbers in found for value in numbers.values())
+
+
 # -------- the tokens that come next
 
 
@@ -221,6 +228,7 @@ INFINITE, MIXED = torch.tensor([INF, NAN, -INF, INF]), torch.tensor([INF, NAN, 1
         ({"x": ONES}, {"x": ONES}, {"x": ONES.double()}, "the same number"),
         ({"x": ONES}, {"x": ONES}, {"x": ONES.double() + 1e-9}, ""),  # it was rounded: something computed it
         ({"x": ONES}, {"x": ONES}, None, ""),
+        ({"x": ONES, "y": ONES}, {"x": ONES, "y": ONES}, {"x": ONES.double(), "y": ONES.double() - 1e-9}, ""),
         ({"x": ONES}, {"x": ONES}, {}, ""),
         ({"x": ONES, "n": COUNTS}, {"x": ONES, "n": COUNTS}, {"x": ONES.double()}, "the same number"),
         ({"x": ONES, "y": drawn(4)}, {"x": ONES, "y": drawn(4)}, {"x": ONES.double(), "y": drawn(4)}, ""),

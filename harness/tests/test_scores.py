@@ -100,6 +100,22 @@ def test_paired_samples_are_judged_by_those_that_differ():
     assert unpaired.decision is Decision.PASS and not unpaired.paired
 
 
+def test_samples_that_are_better_count_in_the_sign_test():
+    """6 worse and 1 better is 8 of 128; a normal test would fail it, 0.005 to 0.0044."""
+    device, reference = answers(1000, range(6)), answers(1000, [999])
+    assert judge_score(device, reference).decision is Decision.PASS
+    verdict = judge_score(answers(1000, range(7)), reference)  # 9 of 256
+    assert verdict.decision is Decision.FAIL and verdict.needed == 0
+
+
+def test_paired_samples_are_compared_by_their_own_numbers():
+    """A file may state a score that was rounded, or that is of other samples too."""
+    samples = {str(number): float(number % 3 > 0) for number in range(300)}
+    sides = [Score(value=value, count=1000, samples=samples) for value in (0.6, 0.7)]
+    verdict = judge_score(*sides)
+    assert (verdict.drop, verdict.count, verdict.decision) == (0.0, 300, Decision.PASS)
+
+
 def test_the_sign_test_is_the_binomial_one():
     assert _sign_test(5, 0) == 1 / 32 and _sign_test(0, 0) == 1 and _sign_test(0, 5) == 1
     assert _sign_test(8, 2) == pytest.approx((45 + 10 + 1) / 1024)
