@@ -247,7 +247,14 @@ def test_accepted_rows_without_a_case_are_named(tmp_path):
         == []
         == baseline.without_a_case(tmp_path / "none", set(), device)
     )
+    part = lambda cases: baseline.without_a_case(tmp_path, cases, device, whole=False)
+    both = {("m", "float32"), ("gone", "float16")}
+    assert part({("m", "float32")}) == ["1 accepted case had no row in this part of the tests"]
+    assert part(set()) == ["2 accepted cases had no row in this part of the tests"] and part(both) == []
     (tmp_path / "m-float32.json").write_text("{")
+    for text in (*part({("gone", "float16")}), part(set())[0]):
+        assert "is damaged" in text
+    assert part(set())[1:] == ["1 accepted case had no row in this part of the tests"]
     assert "is damaged" in baseline.without_a_case(tmp_path, {("gone", "float16")}, device)[0]
 
 

@@ -78,7 +78,7 @@ SUMS = dict(cpu_golden_rel_l2=0.5)  # the accepted error, 1, is twice the CPU's
     ],
 )
 def test_the_factor_from_which_a_change_counts_by_itself(factor, now, then):
-    for ratio, kind in sides(factor):
+    for ratio, kind in [*sides(factor), (factor, "DRIFT"), (1 / factor, "DRIFT")]:
         assert changed([ratio], now, then) == [kind], ratio
 
 
@@ -435,7 +435,7 @@ def test_a_row_that_was_not_accepted_is_new():
 
 def test_a_row_that_is_worse_has_a_reason_and_its_mark_says_so():
     now = [row(0, 9.0, "now", marks=(Mark.NEW, Mark.FELL_BACK)), row(1, 1.0, "then", marks=(Mark.NEW,))]
-    worse, same = baseline.settled_entries(now, entry([row(0), row(1)]))
+    worse, same = baseline.settled_entries(iter(now), entry([row(0), row(1)]))
     assert (
         worse.status == "REGRESSED"
         and worse.criteria == ("baseline",)
