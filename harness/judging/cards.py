@@ -8,10 +8,9 @@ cards, sooner or later: then a card is odd only where it lies further from the o
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, mode
 
 FURTHER = 3.0  # times the largest spread of reruns that an odd card lies from the others, where reruns differ
 
@@ -26,7 +25,7 @@ class Bits:
     @property
     def usual(self) -> str:
         """The digest that most of its runs have."""
-        return Counter(self.digests).most_common(1)[0][0]
+        return mode(self.digests)
 
     @property
     def repeats(self) -> bool:
@@ -53,9 +52,9 @@ def odd_cards(cards: Sequence[Bits], distance: Callable[[int, int], float], *, s
     >>> odd_cards([same, other, same], lambda i, j: 0.0).cards
     (1,)
     """
-    votes = Counter(card.usual for card in cards)
-    digest, count = votes.most_common(1)[0]
-    majority = digest if 2 * count > len(cards) else None
+    votes = [card.usual for card in cards]
+    usual = mode(votes)
+    majority = usual if 2 * votes.count(usual) > len(cards) else None
     moving = [place for place, card in enumerate(cards) if not card.repeats]
     away = [place for place, card in enumerate(cards) if card.usual != majority]
     if len(moving) > 1 or (moving and scatters):

@@ -131,7 +131,7 @@ def judge_score(
     threshold, detectable = sure * error, (sure + seen) * error
     if failed is None:
         failed = drop > threshold
-    needed = 0 if detectable <= effect else math.ceil(count * ((detectable / effect) ** 2 - 1))
+    needed = max(math.ceil(count * ((detectable / effect) ** 2 - 1)), 0)
     needed = 0 if reference.value < effect else needed
     decision = Decision.UNDECIDED if needed or reference.value < effect else Decision.PASS
     decision = Decision.FAIL if failed else decision

@@ -170,6 +170,7 @@ def test_of_unpaired_samples_the_fewer_ones_count():
 
 
 def test_no_score_is_certain():
+    assert Score(value=1.0, count=1).variance == 0.25  # one answer says nothing
     assert Score(value=1.0, count=100).variance == pytest.approx(0.005 * 0.995 / 100)
     assert Score(value=0.5, count=100).variance == pytest.approx(0.0025)
     assert NormalDist().inv_cdf(0.95) == pytest.approx(1.6448536)
