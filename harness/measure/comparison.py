@@ -416,7 +416,7 @@ class _Sums:
         self.count = self.width = 0
         self.abs_diff = self.diff2 = self.actual2 = self.expected2 = self.dot = 0.0
         self.max_diff, self.worst = -1.0, 0
-        self.worst_values = (math.nan, math.nan)
+        self.worst_values: tuple[float, float]  # of the worst element, from the first chunk on
         self.token_distance, self.worst_token = -1.0, 0
         self.nan_actual = self.nan_expected = self.inf_actual = self.inf_expected = 0
         self.nonfinite_differ = self.unequal = 0
