@@ -400,10 +400,8 @@ class _Sums:
         )
         self.close = CLOSE.get(dtype, (0.0, 0.0))
         self.dynamo = DYNAMO.get(dtype, 0.0)
-        self.mantissa, self.smallest = (
-            MANTISSA.get(dtype, 0),
-            math.ldexp(1.0, SMALLEST.get(dtype, 0)),
-        )  # of integers a place is 1
+        self.mantissa = MANTISSA.get(dtype, 0)  # of integers there is none, and a place is 1
+        self.smallest = math.ldexp(1.0, SMALLEST[dtype]) if dtype in SMALLEST else math.nan
         self.shifted = self.above = self.relative = self.ulps = self.scaled_max = self.relative_max = self.ulps_max = (
             0.0
         )

@@ -194,7 +194,7 @@ class _Parts:
         worst = list(self.worst(self.rows, self.width, lambda row: f"row {self._unravel(row)}"))
         for axis, size in enumerate(self.shape):
             if (axis, len(self.shape)) != (0, 2):  # those are the rows
-                worst += self.worst(self.axes[axis], total // max(size, 1), f"index {{}} of axis {axis}".format)
+                worst += self.worst(self.axes[axis], total // size, f"index {{}} of axis {axis}".format)
         if self.blocked:
             blocks = self.blocks.flatten(1)
 

@@ -72,7 +72,7 @@ def round_half_away(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     dropped = 13 if dtype == torch.float16 else 16  # mantissa bits that the narrow type lacks
     bits = tensor.contiguous().view(torch.int32)
     tie = (bits & ((1 << dropped) - 1)) == (1 << (dropped - 1))
-    return torch.where(tie & torch.isfinite(tensor), bits + 1, bits).view(torch.float32).to(dtype)
+    return (bits + (tie & torch.isfinite(tensor))).view(torch.float32).to(dtype)
 
 
 def saturated(tensor: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def running_product(x: Tensor, dim: int) -> Tensor:
 def _running(step: numpy.ufunc, otherwise: Callable, x: Tensor, dim: int) -> Tensor:
     if x.dtype not in (torch.float32, *HALF) or x.dim() == 0 or x.numel() == 0:
         return otherwise(x, dim)
-    steps = step.accumulate(x.detach().float().numpy(), axis=dim, dtype=numpy.float32)
+    steps = step.accumulate(x.detach().float().numpy(), axis=dim)
     return torch.from_numpy(steps).to(x.dtype)
 
 

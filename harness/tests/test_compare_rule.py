@@ -545,6 +545,8 @@ def test_columns_and_blocks_are_summed_where_they_may_be_parts(shape, columns, b
     assert (parts.columns, parts.blocked) == (columns, blocked)
     vector = slices._Parts(shape, columns=False)  # a vector in rows, of which neither means anything
     assert not vector.columns and not vector.blocked
+    numbers = seeded(16 * 64)
+    assert not slices._of_matrix(16, 64, numbers, numbers, [numbers]).columns
 
 
 def test_a_flat_tensor_has_sixteen_blocks_of_sixty_four_or_more():

@@ -712,6 +712,10 @@ def test_attention_that_learns_or_drops_is_made_of_its_products():
     with rounding(Rules(matmul="TF32")):
         learning = F.scaled_dot_product_attention(*tensors)
     assert 8 < bits(learning.detach(), exact) < 15 and learning.requires_grad
+    for place in range(3):  # one that learns is enough
+        some = [item.detach().requires_grad_(part == place) for part, item in enumerate(tensors)]
+        with rounding(Rules(matmul="TF32")):
+            assert 8 < bits(F.scaled_dot_product_attention(*some).detach(), exact) < 15
     assert is_fused([tensor.detach() for tensor in tensors])
     with torch.no_grad(), rounding(Rules(matmul="TF32")):
         assert bits(F.scaled_dot_product_attention(*tensors), exact) > 19
@@ -851,6 +855,12 @@ def test_the_assumptions_that_matter_in_a_dtype(dtype, said):
     assert all(other != rules and replace(other, vector=rules.vector) == rules for _, other in others)
     changed = [other for what, other in others if "two last places" not in what]
     assert all("two last places" in what or other in changed for what, other in others)
+    vectors = {  # by a word of what a card would do
+        "two last places": numerics.Vector(places=2, upwards=True),
+        "in float16": numerics.Vector(half=True, half_places=1),
+        "ties away": numerics.Vector(ties_away=True),
+    }
+    assert [other.vector for _, other in others] == [vectors[word] for word in said]
     again = Rules(vector=others[0][1].vector)  # a card that does so already is not made otherwise by it
     assert [what for what, _ in alternatives(again, dtype)] == [what for what, _ in others[1:]]
 

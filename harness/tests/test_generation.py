@@ -245,6 +245,17 @@ def test_generations_are_compared_up_to_where_any_run_parts():
     assert verdict.comparisons["tokens"].shape == (2, 6) and parting == ""
 
 
+@pytest.mark.parametrize("token", [0, 1])
+def test_random_runs_say_nothing_of_a_generations_scatter(token):
+    """They may part elsewhere, so that they are no runs of the same computation."""
+    expected = generation([[0] * 6] * 2)
+    actual = generation([[0, 0, 0, token, 0, 0], [0] * 6])
+    known = expected | {"logits": expected["logits"] + 1e-4}
+    other = generation([[1] * 6] * 2) | {"logits": expected["logits"] - 2e-4}
+    verdict, _ = verdict_on(actual, expected, known, random=(expected, known, other))
+    assert verdict.references["logits"].scatter is None and verdict.comparisons["tokens"].unsettled == 0.0
+
+
 def test_without_float64_no_token_is_a_near_tie():
     """Neither a forecast nor random runs say how far the logits are from what is right."""
     expected = generation([[0] * 6] * 2)

@@ -96,6 +96,24 @@ def test_the_limits_in_floors(preset, count, dtype):
     assert limits_of(preset, dtype, count, held=held) == expected
 
 
+def test_the_limits_of_a_dtype_that_no_table_names():
+    other = "float8_e4m3fn"  # nothing is known of its last place
+    flipped = references(1000, other, device={"flip_value": 1e6})
+    assert limits_of("floor", other, held=flipped)["flip_margin"] == 2 * 2 * FLOOR
+    assert limits_of("dynamo", other, found={"dynamo_atol": 1e-3}) == {}
+    beyond = limits_of("dynamo", other, found={"dynamo_atol": below(1e-3, 1)})
+    assert beyond == {"rmse": pytest.approx(2 * FLOOR + 1e-4, rel=1e-12)}
+    assert limits_of("close", other) == {"close_atol": 0.0}
+    assert limits_of("pair", other) == limits_of("pair", "float32")
+    assert limits_of("pair", other, found={"flip_value": 1e6})["flip_margin"] == 0.0
+    error = {"gain": FLOOR / 16 + CONSTANT, "rel_l2": FLOOR}
+    assert references(1000, other, device=error).ratios()["gain_ratio"] == 1.0
+    nothing = numbers(1000, other)
+    assert references(1000, other, device={"rel_l2": 1e-9}, cpu=nothing, forecast=None).ratios()["forecast_ratio"] == (
+        math.inf
+    )
+
+
 FEW = 10  # elements: the slack is 10, and of many elements it is 2
 ON_SLACK = {  # by what the device errs, the most that the slack of many elements lets pass
     "rel_l2": 2 * FLOOR,

@@ -8,9 +8,10 @@ from torch import nn
 
 from harness import Case, validate
 from harness.emulator.table import changed
-from harness.judging.checks import hangs_on_ties, judge, near_ties
+from harness.judging.checks import hangs_on_choice, hangs_on_ties, judge, near_ties
 from harness.judging.status import Mark
 from harness.judging.tolerance import Tolerance
+from harness.judging.verdict import Reason, Verdict
 from harness.measure import Comparison
 from harness.report.rejudge import judged_again
 from harness.report.rows import Row
@@ -119,6 +120,14 @@ def test_ties_are_looked_for_where_whole_numbers_alone_differ_and_not_in_most():
         Tolerance(preset="pair"),
     )
     assert {failure.criterion for failure in wrong.failures} == {"equal", "shape"} and not hangs_on_ties(wrong)
+
+
+@pytest.mark.parametrize(
+    ("criteria", "hangs"), [([], False), (["token"], True), (["token", "token"], True), (["token", "equal"], False)]
+)
+def test_a_verdict_hangs_on_a_choice_where_tokens_alone_differ(criteria, hangs):
+    failures = tuple(Reason(criterion=criterion, text="") for criterion in criteria)
+    assert hangs_on_choice(Verdict(failures=failures)) is hangs
 
 
 def test_a_stored_row_is_judged_by_the_near_ties_that_were_known():

@@ -10,8 +10,11 @@ from harness.numerics import (
     NoFloat64,
     Operands,
     attention,
+    attention_backward,
     convolution,
+    cube,
     effective_bits,
+    fused,
     gelu,
     matmul,
     matmul_by_groups,
@@ -22,6 +25,7 @@ from harness.numerics import (
     saturated,
     silu,
 )  # fmt: skip
+from harness.numerics.vector import batch_moments
 
 HF32 = Operands(kind="HF32")
 
@@ -158,6 +162,45 @@ def test_attention_in_parts_is_attention(monkeypatch):
     whole = attention(q, k, v, scale=0.25)[0]
     monkeypatch.setattr("harness.numerics.fused.SCORES", 100)
     assert torch.equal(attention(q, k, v, scale=0.25)[0], whole)
+
+
+def test_what_dropout_left_is_divided_by_nothing_unless_asked():
+    q, k, v = (seeded(1, 2, 3, 4, seed=n) for n in range(3))
+    options = dict(scale=0.5, dropout_mask=torch.arange(18).view(1, 2, 3, 3) % 4 > 0)
+    saved = attention(q, k, v, **options)
+    weights = (q.double() @ k.double().mT * 0.5).softmax(-1) * options["dropout_mask"]
+    torch.testing.assert_close(saved[0].double(), weights @ v.double(), rtol=1e-5, atol=1e-6)
+    grad = seeded(1, 2, 3, 4, seed=5)
+    towards_v = attention_backward(grad, q, k, v, *saved, **options)[2]
+    torch.testing.assert_close(towards_v.double(), weights.mT @ grad.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_that_sees_no_key_sends_no_gradient():
+    q, k, v = (seeded(1, 1, 3, 4, seed=n) for n in range(3))
+    hidden = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
+    hidden[..., 1, :] = True
+    saved = attention(q, k, v, scale=0.5, hidden=hidden)
+    grads = attention_backward(seeded(1, 1, 3, 4, seed=5), q, k, v, *saved, scale=0.5, hidden=hidden)[:3]
+    assert all(bool(grad.isfinite().all()) for grad in grads) and not grads[0][0, 0, 1].any()
+    rows = [0, 2]
+    seen = attention(q[:, :, rows], k, v, scale=0.5)
+    alone = attention_backward(seeded(1, 1, 3, 4, seed=5)[:, :, rows], q[:, :, rows], k, v, *seen, scale=0.5)[:3]
+    torch.testing.assert_close(grads[0][:, :, rows], alone[0])
+    torch.testing.assert_close(grads[1:], alone[1:])
+
+
+def test_moments_of_a_batch_from_its_sums():
+    """Of (1, 2, 3) and (5, 5, 5), and of sums whose rounding would make a variance negative."""
+    moments = batch_moments(torch.tensor([6.0, 15.0, 3.0]), torch.tensor([14.0, 75.0, 2.9]), 3)
+    assert moments.mean.tolist() == [2.0, 5.0, 1.0]
+    torch.testing.assert_close(moments.variance, torch.tensor([2 / 3, 0.0, 0.0]))
+    torch.testing.assert_close(moments.unbiased, torch.tensor([1.0, 0.0, 0.0]))
+    one = batch_moments(torch.tensor([2.0]), torch.tensor([4.0]), 1)
+    assert (one.mean.item(), one.variance.item(), one.unbiased.item()) == (2.0, 0.0, 0.0)
+
+
+def test_what_is_computed_at_a_time_takes_as_much_memory_as_it_says():
+    assert (fused.SCORES * 4, cube._BLOCK * 4) == (256 * 2**20, 8 * 2**20)
 
 
 def test_activations_and_norms_round_once():
