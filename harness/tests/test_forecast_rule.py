@@ -626,7 +626,10 @@ def test_which_attention_fits_in_one_operator():
             assert fits(*shapes, rules=Rules(narrow_attention=True)) is fused and fits(*shapes) is True
     for heads, width, fused in ((2048, 512, True), (2049, 512, False), (2048, 516, False)):
         assert fits(*[(1, heads, 1, width)] * 3) is fused
-    assert fits((1, 1, 1, 32), (1, 2049, 1, 32), (1, 1, 1, 32), shared=True) is False
+    one, many = (1, 1, 1, 32), (1, 2049, 1, 32)
+    assert fits(one, many, one, shared=True) is fits(many, one, one, shared=True) is False
+    for shape in ((2049, 1, 1, 32), (1, 1, 2049, 32)):  # batches and rows have no such limit
+        assert fits(shape, shape, shape) is True
 
 
 def test_which_attention_fits_the_kernel_of_split_products():
