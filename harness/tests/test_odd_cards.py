@@ -62,6 +62,7 @@ def test_reruns_that_differ_on_several_cards_accuse_none():
     found = odd("aab", "aca", "aaa", "aaa")
     assert found.scattered and not found.cards
     assert not odd("aab", "aaa", "aaa", scatters=True).cards  # known of the model from an earlier row
+    assert not odd("abc", "def", "ggg", "hhh").cards  # without a majority, one that repeats itself is not odd for it
     assert odd("aab", "aca", "ddd", "aaa", "aaa").cards == (2,)  # it repeats itself, with other bits
 
 

@@ -108,6 +108,14 @@ def test_samples_that_are_better_count_in_the_sign_test():
     assert verdict.decision is Decision.FAIL and verdict.needed == 0
 
 
+def test_the_error_of_paired_shares_is_that_of_their_mean_difference():
+    """Differences of 0.5 and -0.3 in turn: 0.1 on average, each 0.4 away from it."""
+    before = {str(number): 0.5 for number in range(100)}
+    after = {name: 0.0 if int(name) % 2 else 0.8 for name in before}
+    sides = [Score(value=sum(side.values()) / 100, count=100, samples=side) for side in (after, before)]
+    assert judge_score(*sides).threshold == pytest.approx(1.6448536 * 0.4 / math.sqrt(100))
+
+
 def test_paired_samples_are_compared_by_their_own_numbers():
     """A file may state a score that was rounded, or that is of other samples too."""
     samples = {str(number): float(number % 3 > 0) for number in range(300)}
@@ -150,6 +158,7 @@ def test_levels_are_shares(name, value):
         dict(value=math.nan, count=1),
         dict(value=0.5, count=0),
         dict(value=0.5, count=9, error=-1),
+        dict(value=0.5, count=9, error=math.inf),
     ],
 )
 def test_what_is_no_score(given):
