@@ -162,7 +162,7 @@ class Session:
         else:
             lines = [] if self._introduced else header(self.opening, self.options.device)
         self._introduced = self._introduced or bool(lines)
-        return lines
+        return [self.terminal.in_language(line) for line in lines]
 
     def _plant(self) -> None:
         """Plant the faults that were asked for. Raises: DeviceError where the device is not an emulated one."""
@@ -292,10 +292,9 @@ class Session:
         self._write(last=True)
         self.folder.end()
         with self.terminal.uncaptured():
-            sys.__stderr__.write(
-                f"\n{row.name} {text}\nThe run ends with it; --precision-isolate goes on with the rows after it.\n"
-                f"report: {self.directory / 'precision.md'}\n"
-            )
+            then = "The run ends with it; --precision-isolate goes on with the rows after it."
+            told, after = (self.terminal.in_language(line) for line in (text, then))
+            sys.__stderr__.write(f"\n{row.name} {told}\n{after}\nreport: {self.directory / 'precision.md'}\n")
         os._exit(HUNG_STATUS)
 
     def _keep(self, nodeid: str, row) -> None:

@@ -218,5 +218,7 @@ def content_digest(tensor: Tensor, *, strict: bool = True) -> str:
     except (RuntimeError, TypeError, NotImplementedError) as error:
         if not strict:
             return f"{tensor.dtype} {tuple(tensor.shape)}"
-        kind = f"a {type(tensor).__name__} of {tuple(tensor.shape)} on {tensor.device}"
-        raise CaseError(f"{kind} has no content that can be read ({error})") from None
+        raise CaseError(
+            f"a {type(tensor).__name__} of {tuple(tensor.shape)} on {tensor.device} has no content that can be read "
+            f"({error})"
+        ) from None

@@ -33,10 +33,10 @@ def _compiled(english: str) -> re.Pattern[str]:
         pattern += f"(?P<{name}>{kind}{{1,{_LONGEST}}}{'?' if after else ''}){end}"
         pattern += re.escape(after) + (r"(?!\d)" if after == "." else "")  # "1.001" is no end of a sentence
     if english[0] == "{":
-        before = r"(?:^|(?<=[;:.→(] ))"
+        before = r"(?:^|(?<=[;:.→(。；：，] )|(?<=[。；：，（]))"
     else:
-        before = r"(?<![\w.])" if english[0].isalnum() else ""
-    after = r"(?!\w)" if english[-1].isalnum() or english[-1] == "}" else ""
+        before = r"(?<![A-Za-z0-9_.])" if english[0].isalnum() else ""
+    after = r"(?![A-Za-z0-9_])" if english[-1].isalnum() or english[-1] == "}" else ""
     return re.compile(before + pattern + after)
 
 
@@ -53,7 +53,8 @@ def in_language(text: str, language: str) -> str:
     for pattern, template in _patterns(language):
         text = pattern.sub(functools.partial(_filled, template), text)
     text = re.sub(r"(?<=[\u4e00-\u9fff）])([.;,:])(?: |$)", lambda found: _MARKS[found[1]], text)
-    return re.sub(r" (?=（)|(?<=[：；。，]) ", "", text) + rest
+    text = re.sub(r"([.;,:]) (?=[\u4e00-\u9fff])", lambda found: _MARKS[found[1]], text)
+    return re.sub(r" (?=（)|(?<=[：；。，]) |(?<=[\u4e00-\u9fff）]) (?=[\u4e00-\u9fff])", "", text) + rest
 
 
 _MARKS = {".": "。", ";": "；", ",": "，", ":": "："}

@@ -172,9 +172,9 @@ ALLOWED = re.compile(
 
 
 def english_left(text):
-    """Runs of three or more English words in a text."""
+    """Runs of three or more English words in a text, with no Chinese between them."""
     result = []
-    for line in text.splitlines():
+    for line in re.split(r"[\n\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]+", text):
         words = re.split(r"[^\x21-\x7e]+", line)
         run = []
         for word in [*words, ""]:
