@@ -38,7 +38,7 @@ SET_UP = {
     "AttributeError": "as a ValueError",
     "KeyError": "as a ValueError",
     "Mismatch": "as a ValueError",
-    "DeviceError": "a device that does not open: pytest's usage error; those of rows are in devices/device_errors.py",
+    "NotImplementedError": "a mistake of the harness",
     "CompilerError": "the compiled code is left out, and the run goes on",
 }
 
@@ -68,10 +68,6 @@ ELSEWHERE = {
     "upgrade/known_failures.py:_entry": "raised before the first row",
     "upgrade/tables.py": "raised before the first row",
     "emulator/faults.py:KINDS": "the help of faults",
-    # devices that do not open: the usage error of pytest or of a command
-    "devices/cuda.py": "a device that does not open",
-    "devices/kind.py": "a device that does not open",
-    "devices/several.py": "a device that does not open",
     # what is no sentence
     "judging/tolerance.py:Tolerance.__post_init__": "a limit that cannot be: a ValueError",
     "measure/comparison.py:Count": "a stored number that cannot be: a ValueError",
