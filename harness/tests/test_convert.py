@@ -317,5 +317,5 @@ def test_layouts_are_told_by_keys():
         layout_of(["trunk.x", "blocks.0.x"])
     with pytest.raises(CheckpointError, match="no AIMv2 checkpoint: its 2 keys .bert.a, bert.b"):
         layout_of(["bert.a", "bert.b"])
-    with pytest.raises(CheckpointError, match="early version of transformers' conversion script"):
+    with pytest.raises(CheckpointError, match="early version of the conversion script of transformers"):
         layout_of(["embeddings.patch_embed.weight", "encoder.layers.0.ffn.fc1.weight"])

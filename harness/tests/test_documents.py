@@ -11,6 +11,7 @@ from harness import Case
 from harness.commands.main import COMMANDS, main
 from harness.conformance import __main__ as conformance
 from harness.judging.preset_names import PRESET_NAMES
+from harness.models.aimv2_layouts import layout_names
 from harness.plugin.options import OPTIONS
 from harness.tests.test_commands import ROOT
 from harness.upgrade.tables import tomllib
@@ -145,6 +146,12 @@ def test_the_presets_are_those_there_are():
     for page in (ROOT / "harness" / "docs" / "judging.md", ROOT / "harness" / "docs" / "zh" / "judging.md"):
         rows = re.findall(r"^\| `([a-z]+)`.*\|.*\|.*\|$", page.read_text(), re.M)
         assert tuple(rows) == PRESET_NAMES, page
+
+
+@pytest.mark.parametrize("page", ["commands.md", "models.md"])
+def test_the_layouts_are_those_there_are(page):
+    text = (ROOT / "harness" / "docs" / page).read_text()
+    assert re.findall(r"^\|.*AIMv2.* layout:? (.*? or \w+) \|", text, re.M) == [layout_names()]
 
 
 HIDDEN = {"locate-case", "locate-seed", "locate-backward"}  # what `python -m harness locate` hands to pytest
