@@ -18,7 +18,7 @@ import torch
 from tabulate import tabulate
 
 from harness.devices import Device, Stack, measurements, open_device
-from harness.devices.measurements import ADDED, BITS, LENGTH, SCHEMA, measure, plain, ties_of, without_queue
+from harness.devices.measurements import ADDED, BITS, LENGTH, PROBE_SCHEMA, measure, plain, ties_of, without_queue
 from harness.errors import HarnessError
 from harness.numerics.expected_error import rounding, rules_of
 
@@ -370,7 +370,7 @@ def probe(
         result = measure(device.torch_device, wanted, say=say)
     say("what the forecast says")
     document = {
-        "schema": SCHEMA,
+        "schema": PROBE_SCHEMA,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "emulated": stack.backend == "emulated",
         "stack": plain(stack.to_dict()),
@@ -407,8 +407,8 @@ def read_probe(path: Path) -> dict[str, Any]:
     """A probe as its owner sent it, with the verdicts of this version. Raises: HarnessError when the file is none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] != SCHEMA:
-            result = f"{path} is of schema {document['schema']} where {SCHEMA} was expected"
+        if document["schema"] != PROBE_SCHEMA:
+            result = f"{path} is of schema {document['schema']} where {PROBE_SCHEMA} was expected"
             raise HarnessError(f"{result}; read it with the version that wrote it")
         return document | derived_of(document)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from harness import emulator
 from harness.conformance.options import parser_of
 from harness.conformance.subjects import MORE, SUBJECT_DTYPES, SUBJECTS, Subject
-from harness.conformance.wrong import EVERY, ONE, Wrong, planted
+from harness.conformance.wrong import EVERY, ONE, Wrong, computing_wrongly
 from harness.devices import Device, open_device
 from harness.emulator.faults import Fault
 from harness.errors import HarnessError
@@ -285,10 +285,10 @@ def faulty(bench: Bench, faults: list[tuple[str, dict[str, Any]]] = FAULT_KINDS)
 def miscomputed(bench: Bench, wrongs: tuple[Wrong, ...] = (*EVERY, *ONE)) -> Iterator[Trial]:
     """Each wrong computation that the model has calls for: those of `ONE` in the middle one of these calls."""
     for wrong in wrongs:
-        with planted(wrong) as acted:
+        with computing_wrongly(wrong) as acted:
             outputs = bench.on_device()
         if wrong in ONE and acted.calls > 1:
-            with planted(replace(wrong, nth=(acted.calls + 1) // 2)) as acted:
+            with computing_wrongly(replace(wrong, nth=(acted.calls + 1) // 2)) as acted:
                 outputs = bench.on_device()
         if not acted.hits:
             continue

@@ -22,7 +22,7 @@ from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_
 from harness.run.comparisons import cut_as_float16, measured_outputs
 from harness.torch_private import tree_leaves, tree_map
 
-FLOOR, PAIR = Tolerance(preset="floor"), Tolerance(preset="pair")
+_FLOOR, PAIR = Tolerance(preset="floor"), Tolerance(preset="pair")
 FAILS = (
     RuntimeError,
     NotImplementedError,
@@ -384,9 +384,9 @@ def judged(
         wide, _ = cut_as_float16(wide, expected, actual, device.name)
     comparisons, references = measured_outputs(actual, expected, wide, predicted, () if rules is None else rules.modes)
     floating = {name for name, tensor in expected.items() if tensor.is_floating_point() or tensor.is_complex()}
-    tolerance = FLOOR if floating <= references.keys() else PAIR
+    tolerance = _FLOOR if floating <= references.keys() else PAIR
     if unknown is not None:
-        tolerance = without_forecast(FLOOR, unknown, str(narrow).removeprefix("torch."))
+        tolerance = without_forecast(_FLOOR, unknown, str(narrow).removeprefix("torch."))
     verdict = judge(comparisons, tolerance, references=references)
     ratios = [reference.ratios()["forecast_ratio"] for reference in references.values()] if unknown is None else []
     return max(ratios, default=None), tuple(str(failure) for failure in verdict.failures)

@@ -29,9 +29,9 @@ from harness.torch_private import (
     Together,
     TorchDispatchMode,
     added_mask,
+    aten_operator,
     attention_by_products,
     has_kernel,
-    operator,
     returns_new,
     tree_leaves,
     tree_map,
@@ -407,7 +407,7 @@ def _rule(*names: str) -> Callable:
     """
 
     def enter(compute: Callable) -> Callable:
-        RULES.update({known: compute for name in names if (known := operator(name)) is not None})
+        RULES.update({known: compute for name in names if (known := aten_operator(name)) is not None})
         return compute
 
     return enter
@@ -529,7 +529,7 @@ def _enter_spread(name: str, results: Callable) -> None:
         computed = tuple(result.to(x.dtype) for result in results(*_spread(x, *args, **options)))
         return computed if len(computed) > 1 else computed[0]
 
-    RULES[operator(name)] = compute
+    RULES[aten_operator(name)] = compute
 
 
 _enter_spread("var", lambda var, mean: (var,))
@@ -565,7 +565,7 @@ def _power(rules: Rules, x, exponent):
 
 def _enter_wide(name: str) -> None:
     """Elementwise operators and resampling round half results once; the CPU rounds on the way in these."""
-    resample = operator(name)
+    resample = aten_operator(name)
     if resample is None:
         return
 
@@ -609,7 +609,7 @@ def _otherwise(vector: numerics.Vector) -> dict[Any, Callable]:
     table = {name: _by_unit(vector, method) for name, method in OTHERWISE.items() if method in vector.operators}
     table |= {name: _by_unit(vector, "elementwise", name) for name in numerics.FUNCTIONS if name in vector.operators}
     table |= {name: _by_unit(vector, "arithmetic", name) for name in numerics.ARITHMETIC if name in vector.operators}
-    return {known: rule for name, rule in table.items() if (known := operator(name)) is not None}
+    return {known: rule for name, rule in table.items() if (known := aten_operator(name)) is not None}
 
 
 def _by_unit(vector: numerics.Vector, method: str, *first: str) -> Callable:
@@ -624,7 +624,7 @@ def _by_unit(vector: numerics.Vector, method: str, *first: str) -> Callable:
     return rule
 
 
-HEADS, WIDEST = 2048, 512  # N_LIMIT and D_LIMIT of ScaledDotProductAttentionKernelNpuOpApi.cpp
+HEADS, _WIDEST = 2048, 512  # N_LIMIT and D_LIMIT of ScaledDotProductAttentionKernelNpuOpApi.cpp
 NARROW = 256  # the widest head where compatible_impl is on
 
 
@@ -647,7 +647,7 @@ def _fits_fused(
         rules.narrow_attention and max(widths) > NARROW
     ):
         return False
-    if query.shape[1] > HEADS or key.shape[1] > HEADS or query.shape[-1] > WIDEST:
+    if query.shape[1] > HEADS or key.shape[1] > HEADS or query.shape[-1] > _WIDEST:
         return False
     return mask is None or mask.dtype == torch.bool
 

@@ -27,7 +27,7 @@ from harness.plugin.fixtures import EXCUSED, PROPERTIES, ROWS, SKIPPED, uses_fix
 from harness.plugin.folder import Folder
 from harness.plugin.locating import Locating
 from harness.plugin.names import dtype_id, is_accuracy_test, row_name
-from harness.plugin.opening import Opening, refusal
+from harness.plugin.opening import Opening, reason_not_to_open
 from harness.plugin.options import options_of
 from harness.plugin.planted import PlantedCounts, counts_of
 from harness.plugin.quarantine import Quarantine
@@ -490,7 +490,7 @@ class Session:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
         """In a worker whose card computes no more: give the test back, and end."""
-        if not self._has_card or item.nodeid not in self.collected or refusal():
+        if not self._has_card or item.nodeid not in self.collected or reason_not_to_open():
             return
         unopened = self.opening.error is not None
         if unopened or self.is_stopped:
