@@ -1,4 +1,4 @@
-"""README.md from what a card holds: the words of a language, the filters of the templates, the front matter."""
+"""README.md from what a model card holds: the words of a language, the filters of the templates, the front matter."""
 
 from __future__ import annotations
 

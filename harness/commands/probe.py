@@ -1,7 +1,7 @@
-"""What the measurements of a card say of the forecast's rules. python -m harness calibrate
+"""What the measurements of a device say of the forecast's rules. python -m harness calibrate
 
 What the forecast says is measured as well: the same measurements run on the CPU under its rounding rules. So a rule
-that changes, or that a family of cards has for itself, needs no second statement here.
+that changes, or that a family of chips has for itself, needs no second statement here.
 """
 
 from __future__ import annotations
@@ -421,7 +421,7 @@ def text_of(document: Mapping[str, Any]) -> str:
     stack, verdicts = document["stack"], document["verdicts"]
     parts = []
     if document["emulated"]:
-        parts.append("EMULATED: these numbers come from the emulated CANN; they confirm nothing of a card.")
+        parts.append("EMULATED: these numbers come from the emulated CANN; they confirm nothing of an NPU.")
     rules = document["rules"] or "it has no rules for this device"
     parts.append(f"{stack['device']} ({stack['backend']}); the forecast: {rules}")
     parts.append(

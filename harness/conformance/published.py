@@ -1,4 +1,4 @@
-"""Numbers that others published of real cards, beside what the rounding rules here expect.
+"""Numbers that others published of real devices, beside what the rounding rules here expect.
 
     python -m harness.conformance published [--weights NAME=DIR …] [--output FILE]
 
@@ -37,7 +37,7 @@ _TABLE = Path(__file__).with_suffix(".csv")
 EXPLAINED, CONTRADICTED = "explained", "contradicted"
 NEEDS_WEIGHTS, MEANINGLESS = "needs weights", "not meaningful: a cosine over one number"
 FACTOR, FACTOR_OF_MAXIMA, _BITS = 2.0, 4.0, 0.5
-_ASCEND = Rules(conv="HF32")  # the default switches of the cards in the table
+_ASCEND = Rules(conv="HF32")  # the default switches of the NPUs in the table
 _OPERATOR = "-"  # in the column of weights: computed here
 _ONE_NUMBER = "one number"
 
@@ -168,7 +168,7 @@ def text(result: list[Outcome]) -> str:
     explained = sum(item.verdict == EXPLAINED for item in counted)
     missing = sum(item.verdict == NEEDS_WEIGHTS for item in result)
     lines = [
-        "# Published numbers of real cards",
+        "# Published numbers of real devices",
         "",
         f"{explained} of {len(counted)} explained; {missing} need the weights and are not counted.",
         "",

@@ -49,7 +49,7 @@ class File:
 
     name: str
     outcomes: tuple[_Outcome, ...]
-    fell_back: tuple[str, ...] = field(default=())  # operators that the CPU computed, as on a card
+    fell_back: tuple[str, ...] = field(default=())  # operators that the CPU computed, as on an NPU
 
     def count(self, outcome: str) -> int:
         return sum(item.outcome == outcome for item in self.outcomes)
@@ -214,7 +214,7 @@ def _table(files: list[File]) -> str:
     lines = [
         (f"{total[PASSED]} of {runnable} tests that can run on a 910B pass "
             f"({total[PASSED] / max(runnable, 1):.1%}); {total[NOT_APPLICABLE]} do not apply."),
-        "", f"| file | {' | '.join(OUTCOMES)} | fell back, as on a card |", "|---|---|---|---|---|---|",
+        "", f"| file | {' | '.join(OUTCOMES)} | fell back, as on an NPU |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     lines += [
         f"| {item.name} | {' | '.join(str(item.count(outcome)) for outcome in OUTCOMES)} | "

@@ -1,7 +1,7 @@
-"""The ten measurements that show how a card rounds, sums and overflows: numbers as they come, without a verdict.
+"""The ten measurements that show how a device rounds, sums and overflows: numbers as they come, without a verdict.
 
-Needs torch, and torch_npu for an NPU; nothing else of the harness, so that this file alone runs on any machine with a
-card:
+Needs torch, and torch_npu for an NPU; nothing else of the harness, so that this file alone runs on any machine with an
+NPU:
 
     python measurements.py npu:0 > probe.json        # "cpu" shows what exact float32 answers
 
@@ -86,7 +86,7 @@ def _raised(numbers: Any) -> bool:
 
 
 def tried(take: Callable[[], Any]) -> Any:
-    """What `take` gives, or what it raises as {"raised": text}: an operator that a card refuses is a result."""
+    """What `take` gives, or what it raises as {"raised": text}: an operator that a device refuses is a result."""
     try:
         return take()
     except Exception as error:  # noqa: BLE001  the exception is what was measured

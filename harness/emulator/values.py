@@ -44,7 +44,7 @@ class Spec:
 
     @property
     def blocked(self) -> bool:
-        """Whether it lies in one of the card's own layouts."""
+        """Whether it lies in one of the NPU's own layouts."""
         return layouts.blocked(self.format)
 
     def view(self) -> torch.Tensor:

@@ -50,7 +50,7 @@ def rule_of(replay: Replay, result: list[Tensor], results: list[Tensor]) -> str:
         ):
             if operands == "float16":
                 return (
-                    f"{rules.card} computes float32 {'convolutions' if name == 'conv' else 'products'} in float16 "
+                    f"{rules.family} computes float32 {'convolutions' if name == 'conv' else 'products'} in float16 "
                     "under its switches"
                 )
             with replay.device.in_float32(name) as switch:

@@ -170,7 +170,7 @@ def matmul_by_groups(left: Tensor, right: Tensor, group: int) -> Tensor:
     """left @ right, (M, K) by (K, N) in float32, with one float32 rounding after each `group` of K, exact inside: the
     cube, literally.
 
-    Fitted: with 4 a float32 product of K = 64 has the 23.9 effective bits that were measured on a card (Jittor pull
+    Fitted: with 4 a float32 product of K = 64 has the 23.9 effective bits that were measured on an NPU (Jittor pull
     request 18025); HF32 takes 8 k a cycle and halves 16 (asc-devkit, Cube instruction table). It costs K / group
     products, so `matmul` sums a few parts of K instead, and makes a long sum lose as much as this one.
     """

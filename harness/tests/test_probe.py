@@ -228,7 +228,7 @@ def test_the_emulated_device_as_it_comes_agrees_with_every_rule(emulated, small,
         rule for rule in facts if rule.startswith("order of a ") or rule.endswith("bits of the batch")
     }
     assert text_of(document).startswith(
-        "EMULATED: these numbers come from the emulated CANN; they confirm nothing of a card."
+        "EMULATED: these numbers come from the emulated CANN; they confirm nothing of an NPU."
     )
 
 

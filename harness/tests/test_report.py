@@ -216,7 +216,7 @@ def sentences_of_rows():
         "None of the 12 operators that the CPU runs is wrong with the CPU's inputs.",
         "The first call that shows it is a: b.",
         "Together they give a difference of 1.0e-3 of the row's 2.0e-2: its error is elsewhere.",
-        str(Rules(card="Ascend A2")),
+        str(Rules(family="Ascend A2")),
     ]  # fmt: skip
     return [row_of(item, seed=seed) for seed, item in enumerate(verdicts)] + [
         replace(row_of(error(text), seed=100 + seed), notes=(text,), located=Located(said=text), forecast=text)

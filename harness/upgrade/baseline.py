@@ -2,7 +2,7 @@
 comparable. Pure: rows in, rows out.
 
 A baseline file holds one case in one dtype, and in it an entry for each device and backend, so that emulated numbers
-never meet a card's.
+never meet an NPU's.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ harness bisect STACKS.toml
     [[stack]]                                                             # two or more, the oldest first
     name = "2.9.0"
     [[stack]]
-    name = "2.10.0 on the other card"
+    name = "2.10.0 on the other NPU"
     command = "ssh card1 ./run.sh > {report}/precision.json"
 
 A command runs in `sh`, in the current directory, and writes precision.json into {report}, an empty folder. Both
