@@ -39,6 +39,7 @@ __all__ = [
     "WeakTensorKeyDictionary",
     "added_mask",
     "adopt_parametrized",
+    "aten_operator",
     "attention_by_products",
     "call_kernel",
     "custom_function",
@@ -47,8 +48,7 @@ __all__ = [
     "in_transform",
     "missing",
     "mkldnn_enabled",
-    "operator",
-    "operator_names",
+    "registered_names",
     "returns_new",
     "set_deterministic",
     "set_mkldnn_enabled",
@@ -97,7 +97,7 @@ def missing() -> dict[str, str]:
     lacking |= {
         f"ops.aten.{name}": "an operator"
         for name, since in PRIVATE_OPERATORS.items()
-        if version >= since and operator(name) is None
+        if version >= since and aten_operator(name) is None
     }
     return lacking
 
@@ -113,7 +113,7 @@ def returns_new(func: Any) -> bool:
     return all(item.alias_info is None for item in func._schema.returns)
 
 
-def operator(name: str) -> Any | None:
+def aten_operator(name: str) -> Any | None:
     """torch.ops.aten's operator of a name, all its overloads; None in a torch that has none."""
     return getattr(torch.ops.aten, name, None)
 
@@ -122,9 +122,9 @@ def attention_by_products(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **options: Any
 ) -> torch.Tensor:
     """scaled_dot_product_attention by matrix products; `mask` is of bools or is added to the scores."""
-    return operator("_scaled_dot_product_attention_math")(query, key, value, added_mask(mask, query.dtype), **options)[
-        0
-    ]
+    return aten_operator("_scaled_dot_product_attention_math")(
+        query, key, value, added_mask(mask, query.dtype), **options
+    )[0]
 
 
 def added_mask(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -162,7 +162,7 @@ def custom_function(tensor: torch.Tensor) -> str:
     return getattr(made, "__qualname__", "")
 
 
-def operator_names() -> list[str]:
+def registered_names() -> list[str]:
     """Every operator that is registered, with its overload: "aten::mul.Tensor"."""
     return torch._C._dispatch_get_all_op_names()
 

@@ -17,25 +17,25 @@ from time import process_time
 
 from harness.benchmarks import Figure
 
-ROWS, FEWER = 20_000, 5_000
+_ROWS, FEWER = 20_000, 5_000
 _SEEDS = range(9)
 
 
 def measure() -> list[Figure]:
     rows, stack = _real_rows()
     with TemporaryDirectory() as folder:
-        few, many = (_measured(rows, stack, count, Path(folder, str(count))) for count in (FEWER, ROWS))
+        few, many = (_measured(rows, stack, count, Path(folder, str(count))) for count in (FEWER, _ROWS))
     figures = [
-        Figure(name="bytes a row in precision.json", value=many.json_bytes / ROWS, promise=11_000, unit="B"),
-        Figure(name=f"size of the HTML of {ROWS:,} rows", value=many.html_bytes / 2**20, promise=16, unit="MiB"),
-        Figure(name=f"gate two reports of {ROWS:,} rows", value=many.gate, promise=5.0, unit="s"),
+        Figure(name="bytes a row in precision.json", value=many.json_bytes / _ROWS, promise=11_000, unit="B"),
+        Figure(name=f"size of the HTML of {_ROWS:,} rows", value=many.html_bytes / 2**20, promise=16, unit="MiB"),
+        Figure(name=f"gate two reports of {_ROWS:,} rows", value=many.gate, promise=5.0, unit="s"),
         Figure(name="gate / json reads both", value=many.gate / (2 * many.json), promise=1.25),
         Figure(name="HTML of a report / json reads it", value=many.html / many.json, promise=2.5),
         Figure(name="journal, JSON and markdown / json reads it", value=many.write / many.json, promise=10.0),
     ]
     for name in ("write", "gate", "html"):
-        ratio = getattr(many, name) / (getattr(few, name) * ROWS / FEWER)
-        figures.append(Figure(name=f"{name}: a row of {ROWS:,} / a row of {FEWER:,}", value=ratio, promise=1.25))
+        ratio = getattr(many, name) / (getattr(few, name) * _ROWS / FEWER)
+        figures.append(Figure(name=f"{name}: a row of {_ROWS:,} / a row of {FEWER:,}", value=ratio, promise=1.25))
     return figures
 
 

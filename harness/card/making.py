@@ -1,4 +1,4 @@
-"""A card, measured and written: `make` runs the checkpoint and fills a folder that can be published as it is."""
+"""A model card, measured and written: `make` runs the checkpoint and fills a folder that can be published as it is."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _SHOWN = 5  # first values of an output
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What card is asked for.
+    """What model card is asked for.
 
     Raises: ValueError for a meaning of "1 %" that there is none of.
     """
@@ -102,7 +102,7 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class CardFolder:
-    """A card that was written."""
+    """A model card that was written."""
 
     folder: Path
     rows: tuple[Row, ...]
@@ -150,7 +150,7 @@ def _require_all(order: Order, part: str) -> None:
 
 
 class _Run:
-    """The measurements of one card."""
+    """The measurements of one model card."""
 
     def __init__(
         self,

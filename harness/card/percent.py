@@ -10,7 +10,7 @@ from harness.report import Row
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meaning:
+class ErrorMeaning:
     """One meaning of a relative error. `of` gives it of a row as a share, None where the row has none."""
 
     name: str
@@ -33,12 +33,14 @@ def is_one_number(row: Row) -> bool:
 
 
 MEANINGS = {
-    "rel_l2": Meaning(name="relative L2", formula="‖NPU − CPU‖ / ‖CPU‖", of=lambda row: row.rel_l2),
-    "wape": Meaning(name="mean |Δ| / mean |x|", formula="Σ|NPU − CPU| / Σ|CPU|", of=lambda row: row.wape),
-    "mape": Meaning(name="MAPE", formula="mean(|NPU − CPU| / (|CPU| + 1e-7))", of=lambda row: row.mean_rel),
-    "cosine": Meaning(name="1 − cos", formula="1 − ⟨NPU, CPU⟩ / (‖NPU‖ ‖CPU‖)", of=_cosine),
-    "max_rel": Meaning(name="max relative", formula="max(|NPU − CPU| / (|CPU| + 1e-7))", of=lambda row: row.max_rel),
-    "score": Meaning(name="task score", formula="1 − top-1 agreement", of=_score),
+    "rel_l2": ErrorMeaning(name="relative L2", formula="‖NPU − CPU‖ / ‖CPU‖", of=lambda row: row.rel_l2),
+    "wape": ErrorMeaning(name="mean |Δ| / mean |x|", formula="Σ|NPU − CPU| / Σ|CPU|", of=lambda row: row.wape),
+    "mape": ErrorMeaning(name="MAPE", formula="mean(|NPU − CPU| / (|CPU| + 1e-7))", of=lambda row: row.mean_rel),
+    "cosine": ErrorMeaning(name="1 − cos", formula="1 − ⟨NPU, CPU⟩ / (‖NPU‖ ‖CPU‖)", of=_cosine),
+    "max_rel": ErrorMeaning(
+        name="max relative", formula="max(|NPU − CPU| / (|CPU| + 1e-7))", of=lambda row: row.max_rel
+    ),
+    "score": ErrorMeaning(name="task score", formula="1 − top-1 agreement", of=_score),
 }
 ASKED = "rel_l2"
 ONE_PERCENT = 0.01

@@ -1,4 +1,4 @@
-"""README.md from what a card holds: the words of a language, the filters of the templates, the front matter."""
+"""README.md from what a model card holds: the words of a language, the filters of the templates, the front matter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.judging.status import Status
 from harness.languages import words_of
 from harness.report import Row
 from harness.report.document import escaped
-from harness.report.format import MISSING, cosine, difference_text, share, times
+from harness.report.format import NO_VALUE, cosine, difference_text, share, times
 from harness.report.printable import visible
 from harness.report.switches import switch_table
 from harness.report.text import result_of
@@ -57,8 +57,8 @@ def readme(card: Mapping[str, Any], rows: Sequence[Row], lang: str, style: str) 
         ],
         shown=lambda fact: shown_fact(fact, words),
         size=_size,
-        ms=lambda value: MISSING if value is None else f"{value:.1f}",
-        number=lambda value: MISSING if value is None else f"{value:.6g}",
+        ms=lambda value: NO_VALUE if value is None else f"{value:.1f}",
+        number=lambda value: NO_VALUE if value is None else f"{value:.6g}",
         percent=_percent,
         told=lambda text: told(text, _report(lang)),
         unit=words[_unit(card)],
@@ -200,7 +200,7 @@ def _invariance(rows: Sequence[Row], words: Mapping[str, str]) -> list[str]:
 def _switch_intro(card: Mapping[str, Any], rows: Sequence[Row], words: Mapping[str, str]) -> str:
     """What the table of switches is of: the one row of a case and dtype that prices them."""
     seed = next((row.seed for row in rows if row.switches), None)
-    return words["switch_intro"].format(seed=MISSING if seed is None else seed, device=card["device"])
+    return words["switch_intro"].format(seed=NO_VALUE if seed is None else seed, device=card["device"])
 
 
 def _no_switches(rows: Sequence[Row], words: Mapping[str, str]) -> str:
@@ -218,7 +218,7 @@ def _no_switches(rows: Sequence[Row], words: Mapping[str, str]) -> str:
 
 def _line(row: Row, words: Mapping[str, str]) -> tuple[str, ...]:
     similar = words["one_number"] if is_one_number(row) else cosine(row.cos_sim)
-    seed = MISSING if row.seed is None else str(row.seed)
+    seed = NO_VALUE if row.seed is None else str(row.seed)
     return seed, difference_text(row.max_diff), difference_text(row.mean_diff), similar, result_of(row)
 
 
@@ -258,7 +258,7 @@ def _size(count: float) -> str:
 
 def _percent(share: float | str | None) -> str:
     if share is None or isinstance(share, str):
-        return MISSING if share is None else share
+        return NO_VALUE if share is None else share
     value = share * 100
     return f"{value:,.0f} %" if value >= 1000 else f"{value:.3g} %"
 

@@ -1,4 +1,4 @@
-"""The scripts of a card's repository, and their run in a fresh process before they are offered."""
+"""The scripts of a model card's repository, and their run in a fresh process before they are offered."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from harness.checkpoints.recognition import Recognised, recognise
 from harness.checkpoints.weights import require_weights
 from harness.errors import CheckpointError
 
-KIND = "PEFT"
+_KIND = "PEFT"
 
 
 def base_of(recognised: Recognised, asked: Asked) -> Recognised:
@@ -62,8 +62,8 @@ class Load:
     asked: Asked
 
     def __call__(self, dtype: torch.dtype) -> nn.Module:
-        library("transformers", KIND)
-        peft = library("peft", KIND)
+        library("transformers", _KIND)
+        peft = library("peft", _KIND)
         require_weights(self.path)
         model = transformers_models.Load(self.base, self.asked)(dtype)
         with loading(f"the adapter of {self.path}"):

@@ -1,4 +1,4 @@
-"""Checkpoints of AIMv2 in the layouts of Apple, transformers and timm, by the model that is here."""
+"""Checkpoints of AIMv2 in any of its layouts, by the model that is here."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 from harness.checkpoints.conversion import read_header
 from harness.checkpoints.material import Asked
 from harness.checkpoints.recognition import Recognised, recognise
-from harness.checkpoints.weights import DTYPES, fits_in_float32, require_weights, weights_of
+from harness.checkpoints.weights import DTYPE_NAMES, fits_in_float32, require_weights, weights_of
 from harness.errors import CheckpointError
 
 FORWARD = "forward"  # the part of a checkpoint that is all of it
@@ -70,7 +70,7 @@ def stored_dtypes(path: str | Path) -> tuple[str, ...]:
         for file in weights_of(result.path):
             for entry in read_header(file).values():
                 counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.size
-    known = [DTYPES[name] for name in sorted(counts, key=counts.get, reverse=True) if name in DTYPES]
+    known = [DTYPE_NAMES[name] for name in sorted(counts, key=counts.get, reverse=True) if name in DTYPE_NAMES]
     return tuple(dtype for dtype in known if dtype != "float64") or ("float32",)
 
 

@@ -19,7 +19,7 @@ from harness.checkpoints.recognition import Recognised, read_config, recognise
 from harness.checkpoints.weights import require_room, require_weights, weights_of
 from harness.errors import CheckpointError
 
-KIND = "diffusers"
+_KIND = "diffusers"
 TOKENS = 8  # of a prompt's embedding
 LATENT = 32  # the edge of a latent picture where the config has none, and the most that is drawn
 _LIBRARIES = ("diffusers", "transformers")  # whose components can be run
@@ -66,7 +66,7 @@ def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]
 
 def _class_of(recognised: Recognised) -> type:
     """The class of a component. Raises: CheckpointError for one that diffusers lacks."""
-    diffusers, name = library("diffusers", KIND), recognised.fields["_class_name"]
+    diffusers, name = library("diffusers", _KIND), recognised.fields["_class_name"]
     kind = getattr(diffusers, name, None)
     if kind is None:
         raise CheckpointError(
@@ -85,7 +85,7 @@ class Load:
     def __call__(self, dtype: torch.dtype) -> nn.Module:
         require_weights(self.path)
         require_room(self.path, dtype)
-        kind = _class_of(Recognised(kind=KIND, path=self.path, fields=read_config(self.path / "config.json")))
+        kind = _class_of(Recognised(kind=_KIND, path=self.path, fields=read_config(self.path / "config.json")))
         with loading(f"{kind.__name__} of {self.path}"):
             model = kind.from_pretrained(
                 self.path, torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False

@@ -1,7 +1,7 @@
 """Outputs at positions of padding, which no model defines: they are set to zero on all sides.
 
 Where a mask hides every key from a query, attention has nothing to average: torch's CPU kernels return zeros, the
-kernel of Ascend cards the mean of all values unless `inner_precise` is 2, cuDNN something else again. Such queries are
+kernel of Ascend NPUs the mean of all values unless `inner_precise` is 2, cuDNN something else again. Such queries are
 the padding before a short text, and padding behind one in a model with a sliding window. What a model returns there is
 read by nobody.
 """

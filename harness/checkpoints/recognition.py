@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.checkpoints.conversion import CONFIG, PICKLES
 from harness.errors import CheckpointError
+from harness.models.aimv2_layouts import is_tower_config
 
 _KINDS = (
     "sentence-transformers",
@@ -126,7 +127,7 @@ def _directory(path: Path) -> Recognised:
 def _kind_of_config(path: Path, fields: dict[str, Any]) -> str:
     if "_class_name" in fields:
         return "diffusers"
-    if _is_aimv2(fields):
+    if is_tower_config(fields):
         return "AIMv2"
     if "architecture" in fields or "pretrained_cfg" in fields:
         return "timm"
@@ -138,14 +139,6 @@ def _kind_of_config(path: Path, fields: dict[str, Any]) -> str:
         f"{path / CONFIG} names no model: it has none of architectures, model_type, _class_name and architecture; "
         "save the model by its library's save_pretrained"
     )
-
-
-def _is_aimv2(fields: dict[str, Any]) -> bool:
-    """Whether a config is that of an image tower of AIMv2 in one of its three layouts."""
-    classes = fields.get("architectures") or []
-    if classes:
-        return classes[0] in ("AIMv2Model", "Aimv2VisionModel")
-    return str(fields.get("architecture", "")).startswith("aimv2_")
 
 
 def _without_config(path: Path) -> Recognised:

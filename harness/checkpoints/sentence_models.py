@@ -18,14 +18,14 @@ from harness.checkpoints.recognition import Recognised
 from harness.checkpoints.weights import require_weights
 from harness.errors import CheckpointError
 
-KIND = "sentence-transformers"
-FORWARD, RETRIEVAL = "forward", "retrieval"
+_KIND = "sentence-transformers"
+_FORWARD, RETRIEVAL = "forward", "retrieval"
 _RETRIEVED = 24  # texts of a retrieval, each of which is searched for among the others
 
 
 def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
     """The embeddings, and the order in which texts retrieve one another; of a user's own files the embeddings alone."""
-    return (FORWARD,) if asked.own_files else (FORWARD, RETRIEVAL)
+    return (_FORWARD,) if asked.own_files else (_FORWARD, RETRIEVAL)
 
 
 def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def arguments(recognised: Recognised, part: str, asked: Asked) -> dict[str, Any]
 @functools.lru_cache(maxsize=1)
 def _loaded(path: Path, asked: Asked) -> nn.Module:
     """The model in float32: its first module tokenizes, so the inputs need it too."""
-    library("transformers", KIND)
-    sentence_transformers = library("sentence_transformers", KIND)
+    library("transformers", _KIND)
+    sentence_transformers = library("sentence_transformers", _KIND)
     require_weights(path)
     with loading(f"the sentence-transformers model of {path}"):
         return sentence_transformers.SentenceTransformer(

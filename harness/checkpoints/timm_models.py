@@ -15,7 +15,7 @@ from harness.checkpoints.recognition import Recognised
 from harness.checkpoints.weights import require_weights
 from harness.errors import CheckpointError
 
-KIND = "timm"
+_KIND = "timm"
 
 
 def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ class Load:
     path: Path
 
     def __call__(self) -> nn.Module:
-        timm = library("timm", KIND)
+        timm = library("timm", _KIND)
         require_weights(self.path)
         with loading(f"the timm model of {self.path}"):
             return timm.create_model(f"local-dir:{self.path}", pretrained=True).eval()
@@ -54,7 +54,7 @@ class Draw:
     asked: Asked
 
     def __call__(self, generator: torch.Generator) -> Tensor:
-        data = library("timm", KIND).data
+        data = library("timm", _KIND).data
         with loading(f"the transform of {self.found.path}"):
             settings = data.resolve_data_config(pretrained_cfg=dict(self.found.fields.get("pretrained_cfg") or {}))
             transform = data.create_transform(**settings, is_training=False)

@@ -21,9 +21,9 @@ from harness.checkpoints.weights import require_room, require_weights
 from harness.errors import CheckpointError
 from harness.measure.generation import greedy
 
-KIND = "transformers"
+_KIND = "transformers"
 _STEPS = 8  # tokens that a generation makes
-FORWARD, DECODE, BATCH, GENERATE = "forward", "decode", "batch", "generate"
+_FORWARD, DECODE, BATCH, GENERATE = "forward", "decode", "batch", "generate"
 # The tables of transformers whose classes return `logits` with a decision along their last axis.
 DECIDING = (
     "CAUSAL_LM",
@@ -57,7 +57,7 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_len
 
 def config_of(path: Path, asked: Asked) -> Any:
     """The configuration of a directory. Raises: CheckpointError."""
-    transformers = library("transformers", KIND)
+    transformers = library("transformers", _KIND)
     fields = read_config(path / "config.json")
     kind = fields.get("model_type")
     if not asked.trust_remote_code and fields.get("auto_map") and kind not in transformers.CONFIG_MAPPING:
@@ -86,7 +86,7 @@ def _class_of(path: Path, config: Any, asked: Asked) -> type:
 
     Raises: CheckpointError for a class that transformers lacks, and for code without permission.
     """
-    transformers = library("transformers", KIND)
+    transformers = library("transformers", _KIND)
     names = list(config.architectures or [])
     own = getattr(config, "auto_map", None) or {}
     with loading(f"the class of {path}"):
@@ -150,10 +150,10 @@ def parts(recognised: Recognised, asked: Asked) -> tuple[str, ...]:
     config = config_of(recognised.path, asked)
     kind = _class_of(recognised.path, config, asked)
     if not _generates(kind, config):
-        return (FORWARD,)
+        return (_FORWARD,)
     cached = _cache_name(kind) and not config.is_encoder_decoder and _takes_text_alone(kind)
     several = asked.batch > 1 and not asked.own_files
-    return (FORWARD, *((DECODE,) if cached else ()), *((BATCH,) if cached and several else ()), GENERATE)
+    return (_FORWARD, *((DECODE,) if cached else ()), *((BATCH,) if cached and several else ()), GENERATE)
 
 
 def _generates(kind: type, config: Any) -> bool:
@@ -270,7 +270,7 @@ class Draw:
         given |= self._decoder(generator) if self._takes_decoder_ids else {}
         self._refuse_other_files()
         self._require_all(given)
-        if self.part in (FORWARD, BATCH) and "use_cache" in self.names:
+        if self.part in (_FORWARD, BATCH) and "use_cache" in self.names:
             given["use_cache"] = False
         return given
 
@@ -552,7 +552,7 @@ def has_tokenizer(path: Path) -> bool:
 @functools.lru_cache(maxsize=8)
 def _loaded(kind: str, path: Path, asked: Asked) -> Any:
     """A processor of a directory, by one of transformers' Auto classes. Raises: CheckpointError."""
-    transformers = library("transformers", KIND)
+    transformers = library("transformers", _KIND)
     with loading(f"the {PROCESSORS[kind]} of {path}"):
         return getattr(transformers, kind).from_pretrained(
             path, trust_remote_code=asked.trust_remote_code, local_files_only=True

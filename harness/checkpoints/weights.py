@@ -12,7 +12,7 @@ from harness.checkpoints.recognition import read_config
 from harness.errors import CheckpointError, MemoryLimitError
 from harness.reference.memory import GIB, Policy, SizeInMemory, needed
 
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of the format: torch's name
+DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # of the format: torch's name
 
 
 def weights_of(path: Path) -> list[Path]:
@@ -53,9 +53,9 @@ def size_of_weights(path: Path) -> SizeInMemory:
     largest = 0
     for file in _files(path):
         for entry in read_header(file).values():
-            if entry.dtype in DTYPES:
+            if entry.dtype in DTYPE_NAMES:
                 count = math.prod(entry.shape)
-                elements[DTYPES[entry.dtype]] = elements.get(DTYPES[entry.dtype], 0) + count
+                elements[DTYPE_NAMES[entry.dtype]] = elements.get(DTYPE_NAMES[entry.dtype], 0) + count
                 largest = max(largest, count)
     total = sum(elements.values())
     commonest = max(elements, key=elements.get, default="float32")

@@ -44,7 +44,7 @@ def read_measurements(path: Path) -> int:
 
 COMMAND = Command(
     name="calibrate",
-    summary="Measure in about a minute how a card rounds, sums and overflows, beside the rules of the forecast.",
+    summary="Measure in about a minute how an NPU rounds, sums and overflows, beside the rules of the forecast.",
     example="python -m harness calibrate --device npu --output probe.json\n  "
     "python -m harness calibrate --read probe.json",
     add=_add,

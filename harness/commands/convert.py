@@ -9,6 +9,8 @@ from harness.commands.base import Command
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
+    from harness.models.aimv2_layouts import layout_names
+
     parser.add_argument(
         "source", type=Path, metavar="SRC", help="a .safetensors file, or a directory with one or with shards"
     )
@@ -17,7 +19,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         metavar="LAYOUT",
-        help="the layout to write, such as apple; an unknown one is answered with all that there are",
+        help=f"the layout to write: {layout_names()}",
     )
 
 

@@ -8,10 +8,10 @@ from harness.commands.base import Command
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    from harness.emulator.program import USAGE, add_options
+    from harness.emulator.program import USAGE, add_machine_options
 
     parser.usage = USAGE
-    add_options(parser)
+    add_machine_options(parser)
     parser.add_argument("program", nargs=argparse.REMAINDER, metavar="SCRIPT | -m MODULE, ARGS")
 
 

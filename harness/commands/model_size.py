@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from harness.commands.base import DTYPES
 from harness.reference import memory as host_memory
 from harness.reference.memory import GIB, Estimate, Memory, count_of, estimate, estimates
 
-DTYPES = ("float32", "float16", "bfloat16")
 _FITS = {True: "yes", False: "NO", None: "unknown"}
 _NOTES = (
     "An estimate: {largest}activations are not in it.\n"

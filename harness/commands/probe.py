@@ -1,7 +1,7 @@
-"""What the measurements of a card say of the forecast's rules. python -m harness calibrate
+"""What the measurements of a device say of the forecast's rules. python -m harness calibrate
 
 What the forecast says is measured as well: the same measurements run on the CPU under its rounding rules. So a rule
-that changes, or that a family of cards has for itself, needs no second statement here.
+that changes, or that a family of chips has for itself, needs no second statement here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from tabulate import tabulate
 
 from harness.devices import Device, Stack, measurements, open_device
-from harness.devices.measurements import ADDED, BITS, LENGTH, SCHEMA, measure, plain, ties_of, without_queue
+from harness.devices.measurements import ADDED, BITS, LENGTH, PROBE_SCHEMA, measure, plain, ties_of, without_queue
 from harness.errors import HarnessError
 from harness.numerics.expected_error import rounding, rules_of
 
@@ -370,7 +370,7 @@ def probe(
         result = measure(device.torch_device, wanted, say=say)
     say("what the forecast says")
     document = {
-        "schema": SCHEMA,
+        "schema": PROBE_SCHEMA,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "emulated": stack.backend == "emulated",
         "stack": plain(stack.to_dict()),
@@ -407,8 +407,8 @@ def read_probe(path: Path) -> dict[str, Any]:
     """A probe as its owner sent it, with the verdicts of this version. Raises: HarnessError when the file is none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if document["schema"] != SCHEMA:
-            result = f"{path} is of schema {document['schema']} where {SCHEMA} was expected"
+        if document["schema"] != PROBE_SCHEMA:
+            result = f"{path} is of schema {document['schema']} where {PROBE_SCHEMA} was expected"
             raise HarnessError(f"{result}; read it with the version that wrote it")
         return document | derived_of(document)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
@@ -421,7 +421,7 @@ def text_of(document: Mapping[str, Any]) -> str:
     stack, verdicts = document["stack"], document["verdicts"]
     parts = []
     if document["emulated"]:
-        parts.append("EMULATED: these numbers come from the emulated CANN; they confirm nothing of a card.")
+        parts.append("EMULATED: these numbers come from the emulated CANN; they confirm nothing of an NPU.")
     rules = document["rules"] or "it has no rules for this device"
     parts.append(f"{stack['device']} ({stack['backend']}); the forecast: {rules}")
     parts.append(

@@ -76,7 +76,7 @@ _SMALL = {  # what a configuration may call its sizes, and how large they are he
     "sliding_window": 16,
 }
 NO_DROPOUT = ("dropout", "drop_rate", "droppath", "drop_path", "layerdrop", "pdrop")
-SEQUENCE, BATCH = 12, 2
+SEQUENCE, _BATCH = 12, 2
 SPREAD = 1.0  # the least standard deviation of a row of weights, times the root of its length
 
 
@@ -137,7 +137,7 @@ def _inputs(model, generator) -> dict:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     vision = getattr(config, "vision_config", config)
     vocabulary = getattr(text, "vocab_size", 128)
-    ids = lambda: torch.randint(3, vocabulary, (BATCH, SEQUENCE), generator=generator)  # noqa: E731
+    ids = lambda: torch.randint(3, vocabulary, (_BATCH, SEQUENCE), generator=generator)  # noqa: E731
     main, given = model.main_input_name, {}
     if (
         "input_ids" in names
@@ -146,7 +146,7 @@ def _inputs(model, generator) -> dict:
     ):
         given["input_ids"] = ids()
         if "attention_mask" in names:
-            mask = torch.ones(BATCH, SEQUENCE, dtype=torch.long)
+            mask = torch.ones(_BATCH, SEQUENCE, dtype=torch.long)
             mask[0, -3:] = 0  # a shorter first sequence
             given["attention_mask"] = mask
     if "pixel_values" in names and (
@@ -155,14 +155,14 @@ def _inputs(model, generator) -> dict:
         size = getattr(vision, "image_size", None) or 32
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         given["pixel_values"] = torch.randn(
-            BATCH, getattr(vision, "num_channels", 3), height, width, generator=generator
+            _BATCH, getattr(vision, "num_channels", 3), height, width, generator=generator
         )
     if main == "input_values":
-        given["input_values"] = torch.randn(BATCH, *_AUDIO.get(config.model_type, (800,)), generator=generator)
+        given["input_values"] = torch.randn(_BATCH, *_AUDIO.get(config.model_type, (800,)), generator=generator)
     if main == "input_features":
-        given["input_features"] = torch.randn(BATCH, *_AUDIO.get(config.model_type, (80, 128)), generator=generator)
+        given["input_features"] = torch.randn(_BATCH, *_AUDIO.get(config.model_type, (80, 128)), generator=generator)
     if "decoder_input_ids" in names and getattr(config, "is_encoder_decoder", False):
-        given["decoder_input_ids"] = torch.randint(3, 128, (BATCH, 6), generator=generator)
+        given["decoder_input_ids"] = torch.randint(3, 128, (_BATCH, 6), generator=generator)
     return given
 
 
@@ -171,7 +171,7 @@ def _masked_picture(model, generator) -> dict:
 
     return {
         **_inputs(model, generator),
-        "noise": torch.rand(BATCH, (model.config.image_size // model.config.patch_size) ** 2, generator=generator),
+        "noise": torch.rand(_BATCH, (model.config.image_size // model.config.patch_size) ** 2, generator=generator),
     }
 
 
@@ -518,7 +518,7 @@ def _timm(name: str, changes: dict) -> Architecture:
     def inputs(model, generator) -> dict:
         import torch
 
-        return {"x": torch.randn(BATCH, *model.default_cfg["input_size"], generator=generator)}
+        return {"x": torch.randn(_BATCH, *model.default_cfg["input_size"], generator=generator)}
 
     kind = next((kind for kind, names in TIMM_KINDS.items() if name.startswith(names)), "convolutional")
     return Architecture(name=f"timm/{name}", kind=kind, build=build, inputs=inputs)

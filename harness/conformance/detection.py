@@ -7,7 +7,7 @@ A fault's size is its damage: how far it moves the output, ‖faulty - sound‖ 
 sound device is expected to lose. `floor` promises to catch what moves the output by more than its slack and one: 3
 floors for a thousand elements and more, of fewer what their scatter allows and one.
 Faults are planted in one operator, in the calls that a model makes, or in its output. A benign change is another
-rounding, or an assumption of the forecast made otherwise that no card has confirmed. A fault that the row of a half
+rounding, or an assumption of the forecast made otherwise that no NPU has confirmed. A fault that the row of a half
 dtype does not show may show in the float32 row.
 """
 
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from harness import emulator
 from harness.conformance.options import parser_of
 from harness.conformance.subjects import MORE, SUBJECT_DTYPES, SUBJECTS, Subject
-from harness.conformance.wrong import EVERY, ONE, Wrong, planted
+from harness.conformance.wrong import EVERY, ONE, Wrong, computing_wrongly
 from harness.devices import Device, open_device
 from harness.emulator.faults import Fault
 from harness.errors import HarnessError
@@ -77,7 +77,7 @@ class Trial:
     damage: float  # in floors; infinite where an element is not finite; NaN for a benign change
     size: float  # from which `floor` promises to catch it, in floors
     alarms: frozenset[str] = field(default_factory=frozenset)
-    assumption: str = ""  # what a card would have to do otherwise for `floor` to pass, as the row says
+    assumption: str = ""  # what an NPU would have to do otherwise for `floor` to pass, as the row says
     share: float = math.nan  # of a limit of `floor` that was used up, where most of it was
     nearest: str = ""  # the name of that limit
 
@@ -110,7 +110,7 @@ BENIGN = (
     Benign(what="ties to even", rules={"ties": "even"}),
     *(Benign(what=f"{count} threads", threads=count) for count in (2, 3)),
 )
-UNSUPPORTED = (  # assumptions of the forecast that no measurement of a card supports, each made otherwise
+UNSUPPORTED = (  # assumptions of the forecast that no measurement of an NPU supports, each made otherwise
     _vector("vector functions off by up to a last place", places=1),
     _vector("vector functions off by up to two last places", places=2),
     _vector("vector functions too large by a last place", places=1, upwards=True),
@@ -285,10 +285,10 @@ def faulty(bench: Bench, faults: list[tuple[str, dict[str, Any]]] = FAULT_KINDS)
 def miscomputed(bench: Bench, wrongs: tuple[Wrong, ...] = (*EVERY, *ONE)) -> Iterator[Trial]:
     """Each wrong computation that the model has calls for: those of `ONE` in the middle one of these calls."""
     for wrong in wrongs:
-        with planted(wrong) as acted:
+        with computing_wrongly(wrong) as acted:
             outputs = bench.on_device()
         if wrong in ONE and acted.calls > 1:
-            with planted(replace(wrong, nth=(acted.calls + 1) // 2)) as acted:
+            with computing_wrongly(replace(wrong, nth=(acted.calls + 1) // 2)) as acted:
                 outputs = bench.on_device()
         if not acted.hits:
             continue

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness.conformance.options import parser_of
 from harness.emulator import build
-from harness.emulator.known_dtypes import CODES, TABLE, Line, known
+from harness.emulator.known_dtypes import CODES, TABLE, Line, known_lines
 from harness.errors import HarnessError
 
 REPOSITORY = "https://gitcode.com/cann/"
@@ -120,8 +120,8 @@ def main(argv: list[str]) -> int:
             for line in _read(checkout, REPOSITORY + checkout.name, set(OPERATORS)):
                 lines.setdefault(line.operator, line)
         _write(list(lines.values()))
-        known.cache_clear()
-    names, table = [name for name in build.operator_names() if name in OPERATORS], known()
+        known_lines.cache_clear()
+    names, table = [name for name in build.operator_names() if name in OPERATORS], known_lines()
     print(f"operators with a known table of dtypes: {sum(name in table for name in names)} of {len(names)}")
     if arguments.names:
         print(f"without: {', '.join(name for name in names if name not in table) or 'none'}")

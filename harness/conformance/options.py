@@ -12,12 +12,12 @@ from pathlib import Path
 
 from harness.conformance import summary_of
 
-DTYPES = ("float32", "float16", "bfloat16")
+_DTYPES = ("float32", "float16", "bfloat16")
 _COMMAND = "python -m harness.conformance"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class _Part:
     """One part: what it is started by, an example, and the arguments that it adds to a parser."""
 
     example: str
@@ -65,7 +65,7 @@ def _checkpoints(parser: argparse.ArgumentParser) -> None:
 
 def _detection(parser: argparse.ArgumentParser) -> None:
     _models(parser, "all that can run here")
-    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
+    parser.add_argument("--dtypes", nargs="+", default=list(_DTYPES), choices=_DTYPES)
     parser.add_argument("--seeds", type=int, default=2, help="sets of inputs for the benign changes (default 2)")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default 2)")
     _output(parser, "write the report there; else it is printed")
@@ -84,7 +84,7 @@ def _floor(parser: argparse.ArgumentParser) -> None:
 
 def _locating(parser: argparse.ArgumentParser) -> None:
     _models(parser, "all", least="*")  # none: the full-size model alone
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "float16"], choices=DTYPES)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float16"], choices=_DTYPES)
     what = "of faults, planted in the full-size model; default: all"
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help=what)
     what = "of each model and dtype, every kind of fault at each (default 8)"
@@ -131,19 +131,19 @@ def _vendor(parser: argparse.ArgumentParser) -> None:
 
 
 PARTS = {
-    "architectures": Part(example="llama vit", add=_architectures),
-    "checkpoints": Part(example="/tmp/checkpoints bert llama", add=_checkpoints),
-    "vendor": Part(
+    "architectures": _Part(example="llama vit", add=_architectures),
+    "checkpoints": _Part(example="/tmp/checkpoints bert llama", add=_checkpoints),
+    "vendor": _Part(
         example="op-plugin/test/test_base_ops",
         add=_vendor,
         command="python -m harness emulate -m harness.conformance",
     ),
-    "bits": Part(example="--device emulated", add=_bits),
-    "symbols": Part(example="--names", add=_symbols),
-    "detection": Part(example="--models digits --dtypes float32", add=_detection),
-    "floor": Part(example="--device emulated", add=_floor),
-    "upgrades": Part(example="cases/test_operators.py", add=_upgrades),
-    "locating": Part(example="--models digits --dtypes float32 --places 2", add=_locating),
-    "dtypes": Part(example="--names", add=_dtypes),
-    "published": Part(example="--output published.md", add=_published),
+    "bits": _Part(example="--device emulated", add=_bits),
+    "symbols": _Part(example="--names", add=_symbols),
+    "detection": _Part(example="--models digits --dtypes float32", add=_detection),
+    "floor": _Part(example="--device emulated", add=_floor),
+    "upgrades": _Part(example="cases/test_operators.py", add=_upgrades),
+    "locating": _Part(example="--models digits --dtypes float32 --places 2", add=_locating),
+    "dtypes": _Part(example="--names", add=_dtypes),
+    "published": _Part(example="--output published.md", add=_published),
 }

@@ -1,4 +1,4 @@
-"""Numbers that others published of real cards, beside what the rounding rules here expect.
+"""Numbers that others published of real devices, beside what the rounding rules here expect.
 
     python -m harness.conformance published [--weights NAME=DIR …] [--output FILE]
 
@@ -33,11 +33,11 @@ from harness.reference import Models, inputs_digest
 from harness.report import write_text
 from harness.run.cpu import CpuSide, inputs_of
 
-TABLE = Path(__file__).with_suffix(".csv")
+_TABLE = Path(__file__).with_suffix(".csv")
 EXPLAINED, CONTRADICTED = "explained", "contradicted"
 NEEDS_WEIGHTS, MEANINGLESS = "needs weights", "not meaningful: a cosine over one number"
-FACTOR, FACTOR_OF_MAXIMA, BITS = 2.0, 4.0, 0.5
-_ASCEND = Rules(conv="HF32")  # the default switches of the cards in the table
+FACTOR, FACTOR_OF_MAXIMA, _BITS = 2.0, 4.0, 0.5
+_ASCEND = Rules(conv="HF32")  # the default switches of the NPUs in the table
 _OPERATOR = "-"  # in the column of weights: computed here
 _ONE_NUMBER = "one number"
 
@@ -68,7 +68,7 @@ class Outcome:
 
 def published_rows() -> list[Published]:
     """The table."""
-    with TABLE.open(encoding="utf-8", newline="") as file:
+    with _TABLE.open(encoding="utf-8", newline="") as file:
         return [Published(**row | {"published": float(row["published"])}) for row in csv.DictReader(file)]
 
 
@@ -84,7 +84,7 @@ def verdict_on(row: Published, expected: float | None) -> str:
     if expected is None:
         return NEEDS_WEIGHTS
     if row.metric == "bits":
-        return EXPLAINED if abs(expected - row.published) <= BITS else CONTRADICTED
+        return EXPLAINED if abs(expected - row.published) <= _BITS else CONTRADICTED
     factor = FACTOR_OF_MAXIMA if row.metric == "max_diff" else FACTOR
     if not (expected > 0 and row.published > 0):
         return CONTRADICTED
@@ -168,7 +168,7 @@ def text(result: list[Outcome]) -> str:
     explained = sum(item.verdict == EXPLAINED for item in counted)
     missing = sum(item.verdict == NEEDS_WEIGHTS for item in result)
     lines = [
-        "# Published numbers of real cards",
+        "# Published numbers of real devices",
         "",
         f"{explained} of {len(counted)} explained; {missing} need the weights and are not counted.",
         "",

@@ -405,7 +405,7 @@ class Played:
         ]
 
 
-def play(cases: Path, names: Sequence[str], work: Path, jobs: int) -> Iterator[Played]:
+def play_releases(cases: Path, names: Sequence[str], work: Path, jobs: int) -> Iterator[Played]:
     """Accept the cases as they are, then play each release and hold it against them."""
     _pytest(cases, work / "before", work / "baselines", "--baseline=accept")
     before = load(work / "before" / "precision.json")
@@ -583,7 +583,7 @@ def main(argv: list[str]) -> int:
     if not arguments.cases.exists():
         raise HarnessError(f"no cases at {arguments.cases}; name a file of accuracy cases")
     with tempfile.TemporaryDirectory() as work:
-        played = list(play(arguments.cases, only, Path(work), arguments.jobs))
+        played = list(play_releases(arguments.cases, only, Path(work), arguments.jobs))
     torch.set_num_threads(1)
     whole = SUBJECTS if len(only) == len(RELEASES) else ()
     result = text(played, list(quiet(whole)), smallest_drift(whole))

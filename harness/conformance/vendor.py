@@ -21,7 +21,6 @@ import traceback
 import unittest
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from harness.errors import HarnessError
 PASSED, FAILED, NOT_EMULATED, NOT_APPLICABLE = "passed", "failed", "not emulated", "not applicable"
 OUTCOMES = (PASSED, FAILED, NOT_EMULATED, NOT_APPLICABLE)
 _LIMIT = 600  # seconds for one file
+_SHARED = "torch_npu.testing"  # what nearly every file imports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class File:
 
     name: str
     outcomes: tuple[_Outcome, ...]
-    fell_back: tuple[str, ...] = field(default=())  # operators that the CPU computed, as on a card
+    fell_back: tuple[str, ...] = field(default=())  # operators that the CPU computed, as on an NPU
 
     def count(self, outcome: str) -> int:
         return sum(item.outcome == outcome for item in self.outcomes)
@@ -59,7 +59,8 @@ def run_files(folder: Path, jobs: int, work: Path) -> Iterator[File]:
     """Run every test file of a folder, each in a process forked from this one, `jobs` at a time; what they print goes
     to `work`.
 
-    Raises: HarnessError when the folder holds none, or this process does not run over the emulated CANN.
+    Raises: HarnessError when the folder holds none, this process does not run over the emulated CANN, or the packages
+    that the tests import are not installed.
     """
     one = [folder] if folder.is_file() else []
     paths = sorted(folder.glob("test_*.py")) if folder.is_dir() else one
@@ -73,7 +74,8 @@ def run_files(folder: Path, jobs: int, work: Path) -> Iterator[File]:
             "the vendor's tests need the emulated CANN underneath: python -m harness emulate -m "
             "harness.conformance vendor FOLDER"
         )
-    _warm()
+    if any(_SHARED in path.read_text(encoding="utf-8", errors="replace") for path in paths):
+        _warm()
     waiting, running = list(paths), {}
     while waiting or running:
         while waiting and len(running) < jobs:
@@ -91,11 +93,17 @@ def run_files(folder: Path, jobs: int, work: Path) -> Iterator[File]:
 
 
 def _warm() -> None:
-    """Import here what every file imports; nothing of it may start a thread or touch the device, since the process
-    forks.
+    """Import here what nearly every file imports; nothing of it may start a thread or touch the device, since this
+    process forks.
+
+    Raises: HarnessError where something that they need is not installed.
     """
-    with suppress(ImportError):  # of what the vendor's tests need besides; each file then says what it lacks
+    try:
         import torch_npu.testing.testcase  # noqa: F401
+    except ImportError as error:
+        raise HarnessError(
+            f"the vendor's tests cannot be imported: {error}; they need: pip install expecttest scipy hypothesis pyyaml"
+        ) from error
 
 
 def _start(path: Path, work: Path) -> int:
@@ -206,7 +214,7 @@ def _table(files: list[File]) -> str:
     lines = [
         (f"{total[PASSED]} of {runnable} tests that can run on a 910B pass "
             f"({total[PASSED] / max(runnable, 1):.1%}); {total[NOT_APPLICABLE]} do not apply."),
-        "", f"| file | {' | '.join(OUTCOMES)} | fell back, as on a card |", "|---|---|---|---|---|---|",
+        "", f"| file | {' | '.join(OUTCOMES)} | fell back, as on an NPU |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     lines += [
         f"| {item.name} | {' | '.join(str(item.count(outcome)) for outcome in OUTCOMES)} | "

@@ -54,7 +54,7 @@ class _Planted(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def planted(wrong: Wrong) -> Iterator[Acted]:
+def computing_wrongly(wrong: Wrong) -> Iterator[Acted]:
     """Compute wrongly while the block runs."""
     acted = Acted()
     with _Planted(wrong, acted):

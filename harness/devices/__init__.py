@@ -1,7 +1,7 @@
 """Which device, and where a run happens: every word about torch_npu, CANN and CUDA.
 
 A device that is asked for by name is a promise: absent or broken it is a DeviceError, never another device. `auto`
-takes a real NPU, and the emulated one only on a machine without any trace of CANN or of a card. The names are imported
+takes a real NPU, and the emulated one only on a machine without any trace of CANN or of an NPU. The names are imported
 when they are used: torch takes seconds, and `names`, which `--help` reads, needs none.
 """
 

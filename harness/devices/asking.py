@@ -1,4 +1,4 @@
-"""Whether a card answers, asked in a process of its own: one that is lost may hang whoever opens it.
+"""Whether an accelerator card answers, asked in a process of its own: one that is lost may hang whoever opens it.
 
 python -m harness.devices.asking DEVICE opens the device and has it compute sums that it never saw.
 """

@@ -1,4 +1,4 @@
-"""The physical card behind a device: its NPU and chip number, serial number, die and firmware, as npu-smi tells them.
+"""The accelerator card behind a device: NPU and chip number, serial number, die and firmware, as npu-smi tells them.
 
 torch numbers the chips that a process sees: ASCEND_RT_VISIBLE_DEVICES hides and reorders them, a container numbers
 its own from 0, and a card of the A3 has two dies. npu-smi asks for the number of the card (NPU ID) and of the chip on
@@ -21,7 +21,7 @@ _UNKNOWN = ("", "NA", "N/A", "-")  # what npu-smi prints where it knows nothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
+class AcceleratorCard:
     """Which piece of hardware computes. `str()` says it in one line. None where npu-smi does not tell."""
 
     npu: int  # the card's number, "NPU ID"
@@ -36,7 +36,7 @@ class Card:
         return ", ".join(named)
 
 
-def read_card(index: int, ask: Callable[..., str | None], environment: Mapping[str, str]) -> Card | None:
+def read_card(index: int, ask: Callable[..., str | None], environment: Mapping[str, str]) -> AcceleratorCard | None:
     """The card of the torch device `npu:<index>`; None where npu-smi does not tell which it is.
 
     `ask(*words)` is what `npu-smi` prints for these words, None where it fails.
@@ -48,7 +48,7 @@ def read_card(index: int, ask: Callable[..., str | None], environment: Mapping[s
     board = _fields(ask("info", "-t", "board", "-i", str(npu)))
     own = _fields(ask("info", "-t", "board", "-i", str(npu), "-c", str(chip)))
     die = own.get("VDie ID")
-    return Card(
+    return AcceleratorCard(
         npu=npu,
         chip=chip,
         serial=board.get("Serial Number") or own.get("Serial Number"),
@@ -106,12 +106,12 @@ def _fields(text: str | None) -> dict[str, str]:
 
 
 @functools.cache
-def card_of(index: int, visible: str | None) -> Card | None:
+def card_of(index: int, visible: str | None) -> AcceleratorCard | None:
     """The card of `npu:<index>` of this machine, asked once in a process, since npu-smi takes about a second a call."""
     return read_card(index, Smi(), {} if visible is None else {VISIBLE: visible})
 
 
-def this_card(index: int) -> Card | None:
+def this_card(index: int) -> AcceleratorCard | None:
     """The card of `npu:<index>` as this process sees it; None without npu-smi, or without the right to ask."""
     return card_of(index, os.environ.get(VISIBLE))
 

@@ -19,7 +19,7 @@ from harness.torch_private import (
     WeakTensorKeyDictionary,
     call_kernel,
     has_kernel,
-    operator_names,
+    registered_names,
     tree_leaves,
 )
 
@@ -267,7 +267,7 @@ def _has_kernel(name: str) -> bool:
     base = name.partition(".")[0].removesuffix("_")
     forms = [
         operator_name
-        for operator_name in operator_names()
+        for operator_name in registered_names()
         if operator_name.startswith(base + ".") and operator_name.endswith("out")
     ]
     return not forms or any(

@@ -31,7 +31,7 @@ class Kind:
     torch_type = ""  # of its torch.device
     cards_variable: str | None = None  # the environment variable that shows a process some of the cards
     switches: Mapping[str, Switch] = {}
-    hardware = False  # whether it is a card
+    hardware = False  # whether it is an accelerator card, and neither emulated nor the CPU
     plays = False  # whether it plays a chip, and so takes `soc` and `devices`
     script_import = ""  # the line that a script needs before it uses such a device
 

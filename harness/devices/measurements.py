@@ -1,7 +1,7 @@
-"""The ten measurements that show how a card rounds, sums and overflows: numbers as they come, without a verdict.
+"""The ten measurements that show how a device rounds, sums and overflows: numbers as they come, without a verdict.
 
-Needs torch, and torch_npu for an NPU; nothing else of the harness, so that this file alone runs on any machine with a
-card:
+Needs torch, and torch_npu for an NPU; nothing else of the harness, so that this file alone runs on any machine with an
+NPU:
 
     python measurements.py npu:0 > probe.json        # "cpu" shows what exact float32 answers
 
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SCHEMA = "npu-probe/1"
+PROBE_SCHEMA = "npu-probe/1"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 INNER = (64, 1024, 8192)  # lengths K of the sums of products
 _KEYS = (64, 513, 2048)  # of attention
@@ -86,7 +86,7 @@ def _raised(numbers: Any) -> bool:
 
 
 def tried(take: Callable[[], Any]) -> Any:
-    """What `take` gives, or what it raises as {"raised": text}: an operator that a card refuses is a result."""
+    """What `take` gives, or what it raises as {"raised": text}: an operator that a device refuses is a result."""
     try:
         return take()
     except Exception as error:  # noqa: BLE001  the exception is what was measured
@@ -162,7 +162,7 @@ def ties_of(bits: int) -> list[float]:
 
 
 @functools.cache
-def operands() -> tuple[float, ...]:
+def cube_operands() -> tuple[float, ...]:
     """The float32 numbers that go through the cube: one bit each, ties of 7 to 13 bits with both signs, large and
     small ones.
     """
@@ -174,7 +174,7 @@ def operands() -> tuple[float, ...]:
 
 def _pairs(returned: Tensor) -> dict[str, list[str]]:
     """Operand and result, both as hexadecimal floats, which keep every bit."""
-    given = torch.tensor(operands(), dtype=torch.float32).double().tolist()
+    given = torch.tensor(cube_operands(), dtype=torch.float32).double().tolist()
     return {
         "given": [argument.hex() for argument in given],
         "returned": [number.hex() for number in returned.double().flatten().tolist()],
@@ -182,12 +182,12 @@ def _pairs(returned: Tensor) -> dict[str, list[str]]:
 
 
 def _operands() -> Tensor:
-    return torch.tensor(operands(), dtype=torch.float32)
+    return torch.tensor(cube_operands(), dtype=torch.float32)
 
 
 def conv_operand(device: torch.device) -> dict[str, list[str]]:
     """A convolution with one weight of 1: each picture holds one number, and gives it back as the cube took it."""
-    x = torch.zeros(len(operands()), 16, 4, 4)
+    x = torch.zeros(len(cube_operands()), 16, 4, 4)
     x[:, 0, 1, 1] = _operands()
     weight = torch.zeros(16, 16, 2, 2)
     weight[0, 0, 0, 0] = 1
@@ -196,7 +196,7 @@ def conv_operand(device: torch.device) -> dict[str, list[str]]:
 
 def conv_weight(device: torch.device) -> dict[str, list[str]]:
     """The same with the numbers as weights and a picture of one 1."""
-    weight = torch.zeros(len(operands()), 16, 2, 2)
+    weight = torch.zeros(len(cube_operands()), 16, 2, 2)
     weight[:, 0, 0, 0] = _operands()
     x = torch.zeros(1, 16, 4, 4)
     x[0, 0, 1, 1] = 1
@@ -205,20 +205,20 @@ def conv_weight(device: torch.device) -> dict[str, list[str]]:
 
 def conv_bias(device: torch.device) -> dict[str, list[str]]:
     """The same with the numbers as bias of a convolution of zeros."""
-    x, weight = torch.zeros(1, 16, 4, 4), torch.zeros(len(operands()), 16, 2, 2)
+    x, weight = torch.zeros(1, 16, 4, 4), torch.zeros(len(cube_operands()), 16, 2, 2)
     return _pairs(F.conv2d(x.to(device), weight.to(device), _operands().to(device)).cpu()[0, :, 1, 1])
 
 
 def product_operand(device: torch.device) -> dict[str, list[str]]:
     """A product with the identity, the numbers on its left."""
-    left = torch.zeros(len(operands()), 64)
+    left = torch.zeros(len(cube_operands()), 64)
     left[:, 0] = _operands()
     return _pairs((left.to(device) @ torch.eye(64).to(device)).cpu()[:, 0])
 
 
 def product_weight(device: torch.device) -> dict[str, list[str]]:
     """A product with the identity, the numbers on its right."""
-    right = torch.zeros(64, len(operands()))
+    right = torch.zeros(64, len(cube_operands()))
     right[0] = _operands()
     return _pairs((torch.eye(64).to(device) @ right.to(device)).cpu()[0])
 
@@ -518,7 +518,7 @@ def main(where: str) -> None:
         stack = stack_of(device)
         result = measure(device, say=lambda text: print(text, file=sys.stderr))
     emulated = {"emulated": stack["backend"] == "emulated"}
-    print(json.dumps({"schema": SCHEMA, **emulated, "stack": stack, **result}, indent=1, allow_nan=False))
+    print(json.dumps({"schema": PROBE_SCHEMA, **emulated, "stack": stack, **result}, indent=1, allow_nan=False))
 
 
 if __name__ == "__main__":

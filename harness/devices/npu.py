@@ -1,4 +1,4 @@
-"""Ascend NPUs: every word about torch_npu and CANN on a card."""
+"""Ascend NPUs: every word about torch_npu and CANN on an NPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness import autoload
-from harness.devices.cards import Card, this_card
+from harness.devices.cards import AcceleratorCard, this_card
 from harness.devices.device_errors import DeviceFault, error_summary, fault_in
 from harness.devices.kind import Kind, Switch, quietly, uuid_of
 from harness.errors import DeviceError
@@ -92,7 +92,7 @@ def launch_at_once() -> None:
 
 
 def traces_of_ascend() -> list[str]:
-    """What on this machine says that CANN or a card is there."""
+    """What on this machine says that CANN or an NPU is there."""
     from harness import emulator
 
     if emulator.installed():
@@ -195,7 +195,7 @@ def _first_line(error: Exception) -> str:
 
 
 def stack_of_torch_npu() -> dict[str, Any]:
-    """What torch_npu tells of itself and of its switches, on a card or over the emulated CANN."""
+    """What torch_npu tells of itself and of its switches, on an NPU or over the emulated CANN."""
     import torch_npu
 
     return dict(
@@ -265,8 +265,8 @@ def cann_version() -> str | None:
     return None
 
 
-def _named(card: Card | None, index: int) -> str | None:
-    """The card in words; by the UUID of its driver where npu-smi does not tell."""
+def _named(card: AcceleratorCard | None, index: int) -> str | None:
+    """The accelerator card in words; by the UUID of its driver where npu-smi does not tell."""
     return str(card) if card is not None else uuid_of(torch.npu, index)
 
 

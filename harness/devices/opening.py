@@ -1,4 +1,4 @@
-"""Which device: a name is a promise, and `auto` emulates only where there is no trace of CANN or of a card."""
+"""Which device: a name is a promise, and `auto` emulates only where there is no trace of CANN or of an NPU."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def parse_spec(spec: str) -> tuple[str, int]:
 
 
 def is_hardware(spec: str) -> bool:
-    """Whether a device is a card, as far as can be told without opening it: one that is named, or `auto` beside traces
-    of CANN. False for a word that is no device.
+    """Whether a device is hardware, as far as can be told without opening it: one that is named, or `auto` where there
+    are traces of CANN. False for a word that is no device.
     """
     try:
         name, _ = parse_spec(spec)

@@ -1,4 +1,4 @@
-"""All cards that a process sees, as devices of it."""
+"""All accelerator cards that a process sees, as devices of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.errors import DeviceError
 
 @dataclass(frozen=True, kw_only=True)
 class CardDevice:
-    """A card: the device by which a process uses it, and what reports call it."""
+    """An accelerator card: the device by which a process uses it, and what reports call it."""
 
     device: Device
     name: str  # "card 3", or with its serial number "card 3 (NPU 3 chip 0, serial 1023)"

@@ -48,7 +48,7 @@ class Stack:
     device: str
     backend: str  # "npu", "emulated", "cuda" or "cpu"
     device_count: int | None = None
-    card: str | None = None  # the physical one: NPU, chip, serial number and die; of CUDA its UUID
+    card: str | None = None  # the accelerator card: NPU, chip, serial number and die; of CUDA its UUID
     harness: str | None = None
     torch: str = ""
     torch_npu: str | None = None

@@ -1,4 +1,4 @@
-"""The cards that this process may use, by their numbers in the variable that shows them to it."""
+"""The accelerator cards that this process may use, by their numbers in the variable that shows them to it."""
 
 from __future__ import annotations
 

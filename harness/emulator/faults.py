@@ -108,7 +108,7 @@ class Fault:
 
     def __str__(self) -> str:
         default = {item.name: item.default for item in fields(self)}
-        options = [f"{name}={getattr(self, name)}" for name in OPTIONS if getattr(self, name) != default[name]]
+        options = [f"{name}={getattr(self, name)}" for name in FAULT_OPTIONS if getattr(self, name) != default[name]]
         return ":".join([self.pattern, self.kind, *([",".join(options)] if options else [])])
 
     @property
@@ -158,7 +158,20 @@ def idle_text(planted: Fault) -> str:
     return f"{planted} never acted: {said}"
 
 
-OPTIONS = ("by", "at", "size", "heads", "output", "code", "seconds", "nth", "every", "card", "probability", "seed")
+FAULT_OPTIONS = (
+    "by",
+    "at",
+    "size",
+    "heads",
+    "output",
+    "code",
+    "seconds",
+    "nth",
+    "every",
+    "card",
+    "probability",
+    "seed",
+)
 _TYPES = {"by": float, "seconds": float, "probability": float}
 
 
@@ -176,8 +189,8 @@ def parse(text: str) -> Fault:
     settings = {}
     for part in filter(None, options.split(",")):
         name, _, value = part.partition("=")
-        if name not in OPTIONS:
-            raise ValueError(f"{text!r}: a fault has no setting {name!r}; there are {', '.join(OPTIONS)}")
+        if name not in FAULT_OPTIONS:
+            raise ValueError(f"{text!r}: a fault has no setting {name!r}; there are {', '.join(FAULT_OPTIONS)}")
         try:
             settings[name] = _TYPES.get(name, int)(value)
         except ValueError:

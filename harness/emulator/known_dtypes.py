@@ -41,7 +41,7 @@ class Line(NamedTuple):
 
 
 @functools.cache
-def known() -> dict[str, Line]:
+def known_lines() -> dict[str, Line]:
     """The table, by operator."""
     with TABLE.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -55,7 +55,7 @@ def known() -> dict[str, Line]:
 
 @functools.cache
 def _not_taken(operator: str) -> frozenset[torch.dtype]:
-    line = known().get(operator)
+    line = known_lines().get(operator)
     return REFUSED - {CODES[name] for name in line.dtypes} if line else frozenset()
 
 
@@ -64,6 +64,6 @@ def refusal(operator: str, dtypes: set[torch.dtype]) -> str | None:
     refused = sorted(_CANNS[dtype] for dtype in dtypes & _not_taken(operator))
     if not refused:
         return None
-    line = known()[operator]
+    line = known_lines()[operator]
     listed = ",".join(f"DT_{name}" for name in CODES if name in line.dtypes)
     return f"a tensor is not implemented for DT_{refused[0]}, should be in dtype support list [{listed}]"

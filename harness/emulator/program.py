@@ -33,7 +33,7 @@ def bytes_in(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which machine is played, and what is broken on it."""
     plain = Machine()
     parser.add_argument(
@@ -88,7 +88,7 @@ def emulate(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m harness emulate", usage=USAGE, add_help=False, exit_on_error=False, allow_abbrev=False
     )
-    add_options(parser)
+    add_machine_options(parser)
     try:
         options, unknown = parser.parse_known_args(own)
         if unknown:

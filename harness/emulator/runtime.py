@@ -28,8 +28,10 @@ from harness.errors import DeviceError
 from harness.versions import require_torch
 
 MACHINE = "EMULATED_CANN_MACHINE"  # the environment variable that says which machine a child process plays
-LOST = "EMULATED_CANN_LOST"  # and the one that names the file of the machine's lost cards, there once a card is lost
-VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
+LOST_FILE = (
+    "EMULATED_CANN_LOST"  # and the one that names the file of the machine's lost cards, there once a card is lost
+)
+_VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 STATUS_FAILED = 561000  # ACLNN_ERR_INNER
 STATUS_BAD_ARGUMENT = 161002  # ACLNN_ERR_PARAM_INVALID
 STATUS_NO_MEMORY = 207001  # ACL_ERROR_RT_MEMORY_ALLOCATION
@@ -91,7 +93,7 @@ class _Runtime:
         self.callbacks: list[Any] = []  # C holds their addresses, so they must live
         self.calls: dict[int, _Call] = {}
         self.numbers = itertools.count(1)
-        shown = [part.strip() for part in os.environ.get(VISIBLE, "").split(",")]
+        shown = [part.strip() for part in os.environ.get(_VISIBLE, "").split(",")]
         self.cards = [int(part) for part in shown if part.isdigit()] or list(range(machine.devices))
         self.lost = _lost_cards()
         self._connect()
@@ -140,7 +142,7 @@ class _Runtime:
                 if refusal is not None:
                     return self._fail(operator.name, refusal)
                 call = _Call(operator, values[:-2], struck, card)
-                refusal = self.soc.refusal(operator.name, call.dtypes)
+                refusal = self.soc.soc_refusal(operator.name, call.dtypes)
                 if refusal is not None:
                     self._fail(operator.name, f"{operator.name}: {refusal}")
                     return STATUS_BAD_ARGUMENT
@@ -187,7 +189,7 @@ class _Runtime:
             [values.description(item) for item in (ctypes.c_void_p * count).from_address(at)] if count else []
             for count, at in (inputs, outputs)
         )
-        refusal = self.soc.refusal(name, _dtypes([*came, *wanted]))
+        refusal = self.soc.soc_refusal(name, _dtypes([*came, *wanted]))
         if refusal is not None:
             self._fail(name, f"{name}: {refusal}")
             return STATUS_BAD_ARGUMENT
@@ -437,9 +439,9 @@ def share_with_children() -> None:
     paths = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path and path != folder]
     os.environ["LD_LIBRARY_PATH"] = os.pathsep.join([folder, *paths])
     os.environ[MACHINE] = _installed.machine.to_text()
-    if LOST not in os.environ:
-        os.environ[LOST] = os.path.join(tempfile.gettempdir(), f"emulated-cann-lost-{uuid.uuid4().hex}")
-        atexit.register(_forget_lost, os.environ[LOST], os.getpid())
+    if LOST_FILE not in os.environ:
+        os.environ[LOST_FILE] = os.path.join(tempfile.gettempdir(), f"emulated-cann-lost-{uuid.uuid4().hex}")
+        atexit.register(_forget_lost, os.environ[LOST_FILE], os.getpid())
     if not _is_installed():
         own = str(Path(__file__).parents[2])  # last, for a child that would not find this package otherwise
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), own]))
@@ -453,7 +455,7 @@ def _forget_lost(path: str, process: int) -> None:
 
 def _lost_cards() -> set[int]:
     """The cards of this machine that are lost, in this process or in one that plays it beside it."""
-    path = os.environ.get(LOST)
+    path = os.environ.get(LOST_FILE)
     if path is None or not os.path.exists(path):
         return set()
     return {int(line) for line in Path(path).read_text(encoding="utf-8").split()}
@@ -461,7 +463,7 @@ def _lost_cards() -> set[int]:
 
 def _record_lost(card: int) -> None:
     """Tell the processes that will play this machine that a card of it is lost."""
-    path = os.environ.get(LOST)
+    path = os.environ.get(LOST_FILE)
     if path is not None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(f"{card}\n")

@@ -43,7 +43,7 @@ def without_float32() -> bool:
     return _played[-1][1].float32 is False
 
 
-def refusal(operator: str, dtypes: set[torch.dtype]) -> str | None:
+def soc_refusal(operator: str, dtypes: set[torch.dtype]) -> str | None:
     """Why the SoC does not take these dtypes in an operator, as CANN says it; None where it takes them, or nothing is
     known.
     """

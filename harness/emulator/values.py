@@ -44,7 +44,7 @@ class Spec:
 
     @property
     def blocked(self) -> bool:
-        """Whether it lies in one of the card's own layouts."""
+        """Whether it lies in one of the NPU's own layouts."""
         return layouts.blocked(self.format)
 
     def view(self) -> torch.Tensor:
@@ -181,7 +181,7 @@ def _list(read):
     return lambda pointer: None if not pointer else [read(item) for item in _array(pointer, "q")]
 
 
-READERS = {
+_READERS = {
     "tensor": tensor,
     "scalar": scalar,
     "ints": lambda pointer: _array(pointer, "q"),
@@ -195,5 +195,5 @@ READERS = {
 
 def read(kind: str, value: Any) -> Any:
     """One C argument as Python has it: a Spec, a number, a tuple, a string."""
-    reader = READERS.get(kind)
+    reader = _READERS.get(kind)
     return value if reader is None else reader(value)

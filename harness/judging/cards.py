@@ -1,5 +1,5 @@
-"""Which of several cards that computed the same row is the odd one: by the bits of their runs, and where healthy reruns
-differ, by how far they lie apart. Pure.
+"""Which of several accelerator cards that computed the same row is the odd one: by the bits of their runs, and where
+healthy reruns differ, by how far they lie apart. Pure.
 
 A device that computes rightly repeats its bits, and so does another one of its kind. So one card whose bits are not
 those of most cards is wrong, however small its error is. A model whose reruns differ on one card shows that on most

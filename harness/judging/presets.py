@@ -152,7 +152,7 @@ def _sharp(comparison: Comparison, references: References | None) -> list[Check]
     HF32 rounds each operand in one way, so the error that it makes is known element by element and hides nothing
     smaller; how ties go is not public, so what hangs on them is measured and allowed. In float16 and bfloat16, where
     each order of sums takes another path, and behind many HF32 layers it adds little. It believes the vendor's words on
-    rounding; no card has confirmed them.
+    rounding; no NPU has confirmed them.
     """
     assert references is not None  # without them `judge` does not come here
     unexplained = references.ratios()["unexplained_ratio"]

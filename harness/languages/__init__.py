@@ -1,6 +1,6 @@
-"""The languages of reports and cards: each is a module of this folder, named by its two letters, and NAME.txt.
+"""The languages of reports and model cards: each is a module of this folder, named by its two letters, and NAME.txt.
 
-The module holds `WORDS`, those of a report and those of a card, with the keys of `en.py`. What rows say is
+The module holds `WORDS`, those of a report and those of a model card, with the keys of `en.py`. What rows say is
 English, as their JSON holds it; NAME.txt says it in the language by patterns (`harness.report.sentences`). A language
 without that file leaves those sentences in English.
 """

@@ -1,4 +1,4 @@
-"""English: the words of a report, and of a card: headings, sentences, and why a field has no value."""
+"""English: the words of a report, and of a model card: headings, sentences, and why a field has no value."""
 
 _REPORT = {
     "lang": "en",

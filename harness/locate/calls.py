@@ -18,7 +18,7 @@ from harness.reference import is_of_a_model, run
 from harness.torch_private import tree_leaves
 
 # Calls that keep the numbers that they are given: a path with more or fewer of them is the same path.
-KEEP = (
+_KEEP = (
     "contiguous",
     "clone",
     "detach",
@@ -174,7 +174,7 @@ def call_of(
     """
     if not results and not mutates(func, kwargs) and not wrote:
         return None
-    if name_of(func) in KEEP and not wrote:
+    if name_of(func) in _KEEP and not wrote:
         given = [tensor.dtype for tensor in tensors_in((args, kwargs))[:1]]
         if given == [result.dtype for result in results]:
             return None

@@ -16,7 +16,7 @@ from torch import Tensor
 from harness import numerics
 from harness.locate.replay import FAILS, Replay, copies, largest_difference, name_of, relative_difference
 
-EXPLAINED = 0.1  # of the difference may be left by a cause that is named
+_EXPLAINED = 0.1  # of the difference may be left by a cause that is named
 SENTINEL = 12345.0  # what memory is filled with to see whether an operator writes it
 
 
@@ -40,7 +40,7 @@ def rule_of(replay: Replay, result: list[Tensor], results: list[Tensor]) -> str:
     "" where none explains it.
     """
     rules, own = replay.rules, largest_difference(result, results)
-    if rules is None or not 0 < own < math.inf or largest_difference(result, replay.on_cpu(rules)) > EXPLAINED * own:
+    if rules is None or not 0 < own < math.inf or largest_difference(result, replay.on_cpu(rules)) > _EXPLAINED * own:
         return ""
     for name in ("conv", "matmul"):
         operands = getattr(rules, name)
@@ -50,7 +50,7 @@ def rule_of(replay: Replay, result: list[Tensor], results: list[Tensor]) -> str:
         ):
             if operands == "float16":
                 return (
-                    f"{rules.card} computes float32 {'convolutions' if name == 'conv' else 'products'} in float16 "
+                    f"{rules.family} computes float32 {'convolutions' if name == 'conv' else 'products'} in float16 "
                     "under its switches"
                 )
             with replay.device.in_float32(name) as switch:
@@ -130,7 +130,7 @@ def _only_as_a_view(replay: Replay, number: int, actual: Tensor, expected: Tenso
 def _by_tanh(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iterator[str]:
     if name_of(replay.func) == "gelu":
         again = replace(replay, kwargs=replay.kwargs | {"approximate": "tanh"}).on_cpu()[number]
-        if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
+        if relative_difference(actual, again) <= _EXPLAINED * relative_difference(actual, expected):
             yield "it computes GELU by its tanh formula"
 
 
@@ -151,11 +151,11 @@ def _of_lower_precision(replay: Replay, number: int, actual: Tensor, expected: T
         again = replay.call(
             lambda tensor: rounded(tensor) if isinstance(tensor, Tensor) and tensor.is_floating_point() else tensor
         )[number]
-        if relative_difference(actual, again.to(expected.dtype)) <= EXPLAINED * away:
+        if relative_difference(actual, again.to(expected.dtype)) <= _EXPLAINED * away:
             yield f"it computes as if its operands were rounded to {name}"
-        if relative_difference(actual, rounded(again.to(expected.dtype))) <= EXPLAINED * away:
+        if relative_difference(actual, rounded(again.to(expected.dtype))) <= _EXPLAINED * away:
             yield f"it computes as if its operands and its result were rounded to {name}"
-        if relative_difference(actual, rounded(expected)) <= EXPLAINED * away:
+        if relative_difference(actual, rounded(expected)) <= _EXPLAINED * away:
             yield f"its result is rounded to {name}"
 
 
@@ -199,7 +199,7 @@ def _of_a_setting(replay: Replay, number: int, actual: Tensor, expected: Tensor)
                 again = _with(replay, name, position, value).on_cpu()[number]
             except FAILS:
                 continue
-            if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
+            if relative_difference(actual, again) <= _EXPLAINED * relative_difference(actual, expected):
                 yield f"it computes as with {name}={value}"
 
 
@@ -212,7 +212,7 @@ def _without_its_bias(replay: Replay, number: int, actual: Tensor, expected: Ten
     if not isinstance(bias, Tensor) or not bool(bias.any()):
         return
     again = _with(replay, name, position, torch.zeros_like(bias)).on_cpu()[number]
-    if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
+    if relative_difference(actual, again) <= _EXPLAINED * relative_difference(actual, expected):
         yield "it computes as without its bias"
 
 
@@ -229,7 +229,7 @@ def _mask(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> Iter
         again = replay.call(
             lambda tensor: change(tensor) if isinstance(tensor, Tensor) and tensor.dtype == torch.bool else tensor
         )[number]
-        if relative_difference(actual, again) <= EXPLAINED * relative_difference(actual, expected):
+        if relative_difference(actual, again) <= _EXPLAINED * relative_difference(actual, expected):
             yield f"it computes as with the mask {what}"
 
 
@@ -245,7 +245,7 @@ def _of_rows_without_keys(replay: Replay, number: int, actual: Tensor, expected:
     differs = relative_difference(actual, expected)
     if not bool(blind.any()) or bool(blind.all()):
         return
-    if relative_difference(actual.where(~blind, expected), expected) <= EXPLAINED * min(differs, 1.0):
+    if relative_difference(actual.where(~blind, expected), expected) <= _EXPLAINED * min(differs, 1.0):
         rows = int(blind.sum())
         yield (
             f"it differs only in rows whose mask hides every key, {rows} of {blind.numel()}, such as padding: no "
@@ -264,7 +264,7 @@ def _of_repeated_indices(replay: Replay, number: int, actual: Tensor, expected: 
     for words, again in (("keeps the first write", _first_write), ("adds the writes up", _sum_of_writes)):
         with contextlib.suppress(*FAILS):
             result = again(replay)
-            if result is not None and relative_difference(actual, result) <= EXPLAINED * relative_difference(
+            if result is not None and relative_difference(actual, result) <= _EXPLAINED * relative_difference(
                 actual, expected
             ):
                 behaviour = words
@@ -359,7 +359,7 @@ def _of_slices(replay: Replay, number: int, actual: Tensor, expected: Tensor) ->
     for axis in range(actual.dim()):
         here, there = (tensor.double().movedim(axis, 0).flatten(1) for tensor in (actual, expected))
         away, size = (here - there).norm(dim=1), there.norm(dim=1)
-        wrong = (away > EXPLAINED * away.max()).nonzero().flatten().tolist()
+        wrong = (away > _EXPLAINED * away.max()).nonzero().flatten().tolist()
         if not 0 < len(wrong) < len(size) or here.shape[1] < 2:
             continue
         name = _axis_name(actual, axis)
@@ -371,8 +371,8 @@ def _of_slices(replay: Replay, number: int, actual: Tensor, expected: Tensor) ->
         gain = float(gains.median())
         left = (here[wrong] - gain * there[wrong]).norm()
         if (
-            float(left) <= EXPLAINED * float(away[wrong].norm())
-            and abs(gain) > EXPLAINED
+            float(left) <= _EXPLAINED * float(away[wrong].norm())
+            and abs(gain) > _EXPLAINED
             and wrong == list(range(wrong[0], wrong[-1] + 1))
         ):
             yield f"{name} {wrong[0]} to {wrong[-1]} of {len(size)} are multiplied by {gain:.6g}"
@@ -396,7 +396,7 @@ def _copied_slices(here: Tensor, there: Tensor, away: Tensor, wrong: list[int], 
     for each in wrong:
         apart = (there - here[each]).norm(dim=1)
         other = int(apart.argmin())
-        if other == each or float(apart[other]) > EXPLAINED * float(away[each]):
+        if other == each or float(apart[other]) > _EXPLAINED * float(away[each]):
             return ""
         pairs.append((each, other))
     each, other = pairs[0]
@@ -421,7 +421,7 @@ def _of_some_elements(replay: Replay, number: int, actual: Tensor, expected: Ten
             yield sentence
     energy = (actual.double() - expected.double()).square()
     zero = (actual == 0) & (expected != 0)
-    if bool(zero.any()) and float(energy[zero].sum()) >= (1 - EXPLAINED**2) * float(energy.sum()):
+    if bool(zero.any()) and float(energy[zero].sum()) >= (1 - _EXPLAINED**2) * float(energy.sum()):
         where = zero.nonzero()
         yield (
             f"{len(where)} of {actual.numel()} elements are zero, from {tuple(where[0].tolist())} to "
@@ -429,7 +429,7 @@ def _of_some_elements(replay: Replay, number: int, actual: Tensor, expected: Ten
         )
     top = actual.abs().max()
     cut = (actual.abs() == top) & (expected.abs() > top)
-    if int(cut.sum()) > 1 and float(energy[cut].sum()) >= (1 - EXPLAINED**2) * float(energy.sum()):
+    if int(cut.sum()) > 1 and float(energy[cut].sum()) >= (1 - _EXPLAINED**2) * float(energy.sum()):
         yield f"{int(cut.sum())} elements are cut to {float(top):.6g}"
     if 0 < count <= max(actual.numel() // 1000, 4) and count < actual.numel():
         where = tuple(differs.nonzero()[0].tolist())
@@ -448,12 +448,12 @@ def _swapped(actual: Tensor, expected: Tensor, axis: int, name: str) -> str:
         for tensor in (actual, expected)
     ]
     away = (slices[0] - slices[1]).norm(dim=1)
-    moved = (away > EXPLAINED * away.max()).nonzero().flatten().tolist()
+    moved = (away > _EXPLAINED * away.max()).nonzero().flatten().tolist()
     if len(moved) != 2:
         return ""
     first, second = moved
     left = max(float((slices[0][one] - slices[1][other]).norm()) for one, other in ((first, second), (second, first)))
-    fits = left <= EXPLAINED * float(away.max())
+    fits = left <= _EXPLAINED * float(away.max())
     return f"{name} {first} and {second} stand in each other's place" if fits else ""
 
 
@@ -466,10 +466,10 @@ def _of_all(replay: Replay, number: int, actual: Tensor, expected: Tensor) -> It
         return
     left = float((there - here).norm())
     gain = float(there @ here / (here @ here))
-    if float((there - gain * here).norm()) <= EXPLAINED * 3 * left:
+    if float((there - gain * here).norm()) <= _EXPLAINED * 3 * left:
         yield f"all of it is multiplied by {gain:.6g}"
     shift = float((there - here).mean())
-    if float((there - here - shift).norm()) <= EXPLAINED * 3 * left:
+    if float((there - here - shift).norm()) <= _EXPLAINED * 3 * left:
         yield f"{shift:+.6g} is added to all of it"
 
 

@@ -15,7 +15,7 @@ from harness.locate.stray import Stray, called
 from harness.locate.trace import Cut, TensorKey, Trace, sketch_difference
 from harness.reference import roundoff
 
-GROWN, ROUNDINGS = 32, 64  # times the differences around it, or roundings, that a gradient may differ by
+_GROWN, _ROUNDINGS = 32, 64  # times the differences around it, or roundings, that a gradient may differ by
 _SHARE = 0.1  # of the row's difference that it must differ by
 
 
@@ -44,7 +44,7 @@ class _Flows:
             if not users or not all(user in self.there_of for user in users) or not self._is_used_alike(key):
                 continue
             differs, around = self._differs(key), max(self._around(user) for user in users)
-            least = max(GROWN * around, ROUNDINGS * self.unit, _SHARE * min(self.away, 1.0))
+            least = max(_GROWN * around, _ROUNDINGS * self.unit, _SHARE * min(self.away, 1.0))
             if differs > least:
                 return self._blamed(key, users, differs, around)
         return None

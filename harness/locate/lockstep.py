@@ -42,11 +42,11 @@ from harness.torch_private import WeakTensorKeyDictionary, in_transform, tree_ma
 
 # The unit of what a difference to the CPU may be, relative, before more is measured: a rounding of half, two of
 # float32; in float32 products sixteen, for the order of their sums. Half of it may lie in the norm, all of it in a row,
-# a thirty-second in what all elements share, `ALONE` of it in one element. That is what the limits of the preset
+# a thirty-second in what all elements share, `_ALONE` of it in one element. That is what the limits of the preset
 # `floor` leave room for beside the CPU's own error (`References.ratios`); in one row or element of an operator that the
 # CPU computes exactly, up to twice that.
 SCATTER = {torch.float32: 2 * 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-PRODUCT, ALONE, ALONE_IN_PRODUCTS = 16 * 2.0**-24, 2, 6
+PRODUCT, _ALONE, ALONE_IN_PRODUCTS = 16 * 2.0**-24, 2, 6
 _PRODUCTS = (
     "linear",
     "bilinear",
@@ -506,7 +506,7 @@ def _is_scattered(actual: Tensor, expected: Tensor, own: float, operator: str) -
         if bool((torch.linalg.vector_norm(away, dim=-1) > unit * rows).any()):
             return False
         scale = (rows / math.sqrt(expected.shape[-1])).clamp(min=scale / 10)[..., None]
-    if bool((away.abs() > (ALONE_IN_PRODUCTS if product else ALONE) * unit * (expected.abs() + scale)).any()):
+    if bool((away.abs() > (ALONE_IN_PRODUCTS if product else _ALONE) * unit * (expected.abs() + scale)).any()):
         return False
     shift, gain = (
         float(away.mean()) * math.sqrt(expected.numel()) / size,

@@ -39,7 +39,7 @@ from harness.numerics.expected_error import overflow_of, rounding, rules_of
 from harness.reference import Draws, Float64Products, WideRequests, drawing, roundoff
 from harness.torch_private import tree_map
 
-SLACK, DEEP = 3.0, 16  # times its floor that a module may lose; roundings that its depth may add to it
+_SLACK, DEEP = 3.0, 16  # times its floor that a module may lose; roundings that its depth may add to it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +226,8 @@ class Modules:
             bad, floor = bool(reasons), sound
         else:
             floor = sound + (DEEP * roundoff(narrow) if floating else 0.0)
-            floor = floor if self.known or not floating else max(floor, budget(narrow) / SLACK)
-            ratio, bad = own / floor if floor else None, not own <= SLACK * floor
+            floor = floor if self.known or not floating else max(floor, budget(narrow) / _SLACK)
+            ratio, bad = own / floor if floor else None, not own <= _SLACK * floor
         text = f"it differs from the CPU by {own:.2e} where a healthy device would by {floor:.2e}"
         return own, ratio, (text,) if bad else ()
 

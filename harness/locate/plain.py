@@ -25,7 +25,7 @@ from harness.reference import version
 from harness.torch_private import in_transform
 
 _LARGEST = 256 << 20  # bytes of one storage up to which its content is compared
-BESIDE, NEAREST = (
+_BESIDE, _NEAREST = (
     1 << 20,
     8,
 )  # bytes and tensors, the nearest, that a call is not given and that are compared all the same
@@ -139,8 +139,8 @@ class WatchedMemory:
         self.live = {address: ref for address, ref in self.live.items() if ref() is not None}
         others = [address for address in self.live if address not in addresses]
         others.sort(key=lambda address: min((abs(address - item) for item in addresses), default=0))
-        result, left = [], BESIDE
-        for address in others[:NEAREST] if addresses else ():
+        result, left = [], _BESIDE
+        for address in others[:_NEAREST] if addresses else ():
             tensor = self.live[address]()
             if tensor is None or self._address(tensor) != address or tensor.untyped_storage().nbytes() > left:
                 break

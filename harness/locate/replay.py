@@ -17,11 +17,12 @@ from harness.devices import Device, unknown_rounding
 from harness.judging.checks import judge
 from harness.judging.presets import MERE
 from harness.judging.tolerance import Tolerance, without_forecast
+from harness.locate.choices import settled
 from harness.numerics.expected_error import Rules, overflow_of, rounding, rules_of
 from harness.run.comparisons import cut_as_float16, measured_outputs
 from harness.torch_private import tree_leaves, tree_map
 
-FLOOR, PAIR = Tolerance(preset="floor"), Tolerance(preset="pair")
+_FLOOR, PAIR = Tolerance(preset="floor"), Tolerance(preset="pair")
 FAILS = (
     RuntimeError,
     NotImplementedError,
@@ -332,11 +333,12 @@ class Replay:
         preset `floor`.
 
         Where there is no float64, or where it is not known how the SoC rounds, the preset `pair` judges, and there is
-        no floor.
+        no floor. Of indices among equal numbers any is right.
         """
         stack, golden = self.device.stack, self.golden()
         rules, overflow = rules_of(stack), overflow_of(stack, self.narrow)
         results = self.on_cpu(overflow) if results is None or overflow is not None else results
+        result = settled(name_of(self.func), self.args, self.kwargs, result, results)
         forecast = None if rules is None or golden is None else self.on_cpu(rules)
         return judged(self.device, result, results, golden, forecast, self.narrow)
 
@@ -382,9 +384,9 @@ def judged(
         wide, _ = cut_as_float16(wide, expected, actual, device.name)
     comparisons, references = measured_outputs(actual, expected, wide, predicted, () if rules is None else rules.modes)
     floating = {name for name, tensor in expected.items() if tensor.is_floating_point() or tensor.is_complex()}
-    tolerance = FLOOR if floating <= references.keys() else PAIR
+    tolerance = _FLOOR if floating <= references.keys() else PAIR
     if unknown is not None:
-        tolerance = without_forecast(FLOOR, unknown, str(narrow).removeprefix("torch."))
+        tolerance = without_forecast(_FLOOR, unknown, str(narrow).removeprefix("torch."))
     verdict = judge(comparisons, tolerance, references=references)
     ratios = [reference.ratios()["forecast_ratio"] for reference in references.values()] if unknown is None else []
     return max(ratios, default=None), tuple(str(failure) for failure in verdict.failures)

@@ -218,7 +218,7 @@ def _cut(replay: Replay, length: int, part: slice) -> Replay | None:
 
 def _is_wrong(replay: Replay) -> bool:
     try:
-        results = replay.on_cpu()  # first: what the CPU refuses, an index out of range say, a card may not survive
+        results = replay.on_cpu()  # first: what the CPU refuses, an index out of range say, a device may not survive
         result = replay.on_device()
         return bool(results) and bool(replay.judged(result, results)[1])
     except FAILS:

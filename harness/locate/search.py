@@ -47,7 +47,7 @@ def locate(
     What the device raises is a reason of the operator that raised. Where it computes no more, the search ends there.
     With `backward` each operator's gradients are held against each other too, for a seeded gradient that flows into its
     results. After `limit` seconds no further operator is looked at; what the first call of an operator takes longer
-    than the next does not count, since a card may compile there.
+    than the next does not count, since a device may compile there.
 
     Raises: ValueError for another level; LossyReferenceError, CaseError, RunError and DeviceError as `validate` does.
     """

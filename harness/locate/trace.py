@@ -22,7 +22,7 @@ from harness.reference import version
 from harness.torch_private import WeakTensorKeyDictionary, custom_function, in_transform
 
 READS = ("item", "tolist", "float", "int", "bool", "index", "complex")  # calls that give Python's numbers
-LANES, PERIOD = 256, 1 << 20  # sums of a sketch; elements after which the signs repeat, in another order of the sums
+_LANES, PERIOD = 256, 1 << 20  # sums of a sketch; elements after which the signs repeat, in another order of the sums
 _ROWS = 2048  # sketches whose sums lie in one table
 
 
@@ -52,7 +52,7 @@ def sketch_of(tensor: Tensor) -> Sketch | None:
 def _sketch(flat: Tensor, shape: tuple[int, ...]) -> Sketch:
     flat = torch.view_as_real(flat.resolve_conj()).reshape(-1) if flat.is_complex() else flat
     wide = torch.float64 if flat.dtype == torch.float64 or not flat.is_floating_point() else torch.float32
-    sums, square, odd = torch.zeros(LANES, dtype=torch.float64), 0.0, 0
+    sums, square, odd = torch.zeros(_LANES, dtype=torch.float64), 0.0, 0
     for number, part in enumerate(flat.split(PERIOD)):
         part = part.to(wide)
         norm = float(torch.linalg.vector_norm(part, dtype=torch.float64))
@@ -62,17 +62,17 @@ def _sketch(flat: Tensor, shape: tuple[int, ...]) -> Sketch:
             part = torch.where(finite, part, 0.0)
             norm = float(torch.linalg.vector_norm(part, dtype=torch.float64))
         square += norm**2
-        signed = _room(wide, threading.get_ident())[: len(part) + -len(part) % LANES]
+        signed = _room(wide, threading.get_ident())[: len(part) + -len(part) % _LANES]
         signed[len(part) :] = 0.0
         torch.mul(part, _signs(wide)[: len(part)], out=signed[: len(part)])
-        sums += signed.view(-1, LANES).sum(0, dtype=torch.float64).roll(number)
+        sums += signed.view(-1, _LANES).sum(0, dtype=torch.float64).roll(number)
     return Sketch(sums=_stored(sums), norm=math.sqrt(square), odd=odd, shape=shape)
 
 
 def _stored(sums: Tensor) -> Tensor:
     """Sums in a row of a table: many small tensors that stay would leave the memory between them in pieces."""
     if not _rows:
-        _rows.extend(torch.empty(_ROWS, LANES, dtype=torch.float64).unbind())
+        _rows.extend(torch.empty(_ROWS, _LANES, dtype=torch.float64).unbind())
     return _rows.pop().copy_(sums)
 
 

@@ -113,7 +113,7 @@ class Comparison:
         for number, count in self.histogram:
             seen += count
             if seen >= wanted:
-                highest = self.max_diff if number > LAST else min(edge(number + 1), self.max_diff)
+                highest = self.max_diff if number > _LAST else min(edge(number + 1), self.max_diff)
                 return 0.0 if number == 0 else highest
         return math.nan
 
@@ -140,7 +140,7 @@ WORST = {  # by metric: the field that holds where its worst is, and what lies t
     if item.metadata.get("where")
 }
 
-LAST = 1019  # the last bin of finite float32 numbers; larger differences are in the one after it
+_LAST = 1019  # the last bin of finite float32 numbers; larger differences are in the one after it
 _STEPS = 4  # bins of the histogram to a factor of two: they are the leading bits of a float32
 
 

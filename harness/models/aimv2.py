@@ -1,4 +1,6 @@
-"""Apple's AIMv2 vision encoder in plain torch: config, layers, model, checkpoint layouts, load(), preprocess().
+"""Apple's AIMv2 vision encoder in plain torch: config, layers, model, preprocess(), load(), convert_checkpoint().
+
+The layouts of checkpoints are declared in `aimv2_layouts.py`.
 
 Notable:
 - parameter names are those of Apple's own checkpoints (`preprocessor.`, `trunk.`, `head.`; query, key and value fused);
@@ -29,10 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.checkpoints.conversion import (
-    Fuse,
     Joined,
-    Rename,
-    Rule,
     TensorEntry,
     appearing,
     config_beside,
@@ -43,6 +42,7 @@ from harness.checkpoints.conversion import (
     write_config,
 )
 from harness.errors import CheckpointError, HarnessError
+from harness.models.aimv2_layouts import LAYOUTS, Layout
 
 # -------- config
 
@@ -71,6 +71,11 @@ class AIMv2Config:
     def tokens(self) -> int | None:
         """N for the square picture, None at native resolution."""
         return None if self.image_size is None else (self.image_size // self.patch) ** 2
+
+    @property
+    def size_name(self) -> str:
+        """What names of checkpoints call this width: "large", …; "d64" where no released variant has it."""
+        return next((name for name, (width, *_) in _SIZES.items() if width == self.width), f"d{self.width}").lower()
 
 
 _SIZES = {  # name: width, depth, heads, hidden
@@ -376,125 +381,43 @@ def _square(picture: Image.Image, size: int) -> Image.Image:
 
 # -------- checkpoints
 
-TRUNK = {  # Apple's names of one transformer, vision or text, to those of transformers
-    "trunk.blocks.{i}.norm_1.weight": "encoder.layers.{i}.rms_norm1.weight",
-    "trunk.blocks.{i}.attn.proj.weight": "encoder.layers.{i}.attention.out_proj.weight",
-    "trunk.blocks.{i}.norm_2.weight": "encoder.layers.{i}.rms_norm2.weight",
-    "trunk.blocks.{i}.mlp.fc1.weight": "encoder.layers.{i}.ffn.gate_proj.weight",
-    "trunk.blocks.{i}.mlp.fc3.weight": "encoder.layers.{i}.ffn.up_proj.weight",
-    "trunk.blocks.{i}.mlp.fc2.weight": "encoder.layers.{i}.ffn.down_proj.weight",
-    "trunk.post_trunk_norm.weight": "rms_norm.weight",
-}
-VISION = TRUNK | {
-    "preprocessor.patchifier.proj.weight": "embeddings.patch_embed.weight",
-    "preprocessor.patchifier.proj.bias": "embeddings.patch_embed.bias",
-    "preprocessor.patchifier.norm.weight": "embeddings.rms_norm.weight",
-    "head.cls_token": "head.cls_token",
-    "head.k.weight": "head.k_proj.weight",
-    "head.v.weight": "head.v_proj.weight",
-    "head.linear.weight": "head.output_proj.weight",
-    "head.linear.bias": "head.output_proj.bias",
-}
-_TEXT = TRUNK | {
-    "preprocessor.text_embedding.weight": "embeddings.token_embedding.weight",
-    "preprocessor.positional_embedding": "embeddings.position_embedding.weight",
-}
-_TIMM = {
-    "preprocessor.patchifier.proj.weight": "patch_embed.proj.weight",
-    "preprocessor.patchifier.proj.bias": "patch_embed.proj.bias",
-    "preprocessor.patchifier.norm.weight": "patch_embed.norm.weight",
-    "preprocessor.pos_embed": "pos_embed",
-    "trunk.blocks.{i}.norm_1.weight": "blocks.{i}.norm1.weight",
-    "trunk.blocks.{i}.attn.qkv.weight": "blocks.{i}.attn.qkv.weight",
-    "trunk.blocks.{i}.attn.proj.weight": "blocks.{i}.attn.proj.weight",
-    "trunk.blocks.{i}.norm_2.weight": "blocks.{i}.norm2.weight",
-    "trunk.blocks.{i}.mlp.fc1.weight": "blocks.{i}.mlp.fc1_g.weight",
-    "trunk.blocks.{i}.mlp.fc3.weight": "blocks.{i}.mlp.fc1_x.weight",
-    "trunk.blocks.{i}.mlp.fc2.weight": "blocks.{i}.mlp.fc2.weight",
-    "trunk.post_trunk_norm.weight": "norm.weight",
-}
-LIT = {
-    "image_projector.weight": "visual_projection.weight",
-    "text_projector.weight": "text_projection.weight",
-    "log_logit_scale": "logit_scale",
-}
-TOWERS = {"apple": ("image_encoder.", "text_encoder."), "transformers": ("vision_model.", "text_model.")}
-
-
-def _split_rules(names: dict[str, str], own: str = "", model: str = "") -> list[Rule]:
-    """The rules of one transformer between transformers' layout and Apple's, with the prefixes that a tower gives
-    them.
-    """
-    layer = own + "encoder.layers.{i}.attention."
-    return [
-        *(Rename(own + theirs, model + ours) for ours, theirs in names.items()),
-        Fuse(tuple(f"{layer}{part}_proj.weight" for part in "qkv"), model + "trunk.blocks.{i}.attn.qkv.weight"),
-        Rename(own + "embeddings.position_embedding.weight", model + "preprocessor.pos_embed", added=1),
-    ]
-
-
-def _same(names: Iterable[str], prefix: str = "") -> list[Rule]:
-    return [
-        Rename(prefix + name, prefix + name)
-        for name in (*names, "trunk.blocks.{i}.attn.qkv.weight", "preprocessor.pos_embed")
-    ]
-
-
-LAYOUTS: dict[str, list[Rule]] = {  # between each layout's keys and Apple's, which are the model's
-    "apple": [
-        *_same(VISION),
-        *_same(VISION, "image_encoder."),
-        *_same(_TEXT, "text_encoder."),
-        *(Rename(name, name) for name in LIT),
-    ],
-    "transformers": [
-        *_split_rules(VISION),
-        *_split_rules(VISION, "vision_model.", "image_encoder."),
-        *_split_rules(_TEXT, "text_model.", "text_encoder."),
-        *(Rename(theirs, ours) for ours, theirs in LIT.items()),
-    ],
-    "timm": [Rename(theirs, ours) for ours, theirs in _TIMM.items()],
-}
-_FIRST_WORDS = {
-    "apple": ("preprocessor.", "trunk.", "image_encoder.", "text_encoder."),
-    "transformers": ("embeddings.", "encoder.", "vision_model.", "text_model."),
-    "timm": ("patch_embed.", "blocks."),
-}
-
 
 def layout_of(keys: Iterable[str]) -> str:
-    """The layout of a checkpoint, by its keys alone: "apple", "transformers" or "timm".
+    """The layout of a checkpoint, by its keys alone: a name in `LAYOUTS`, such as "apple".
 
     Raises: CheckpointError when the keys are those of none, of several, or of an early conversion script.
     """
     keys = list(keys)
-    result = {name: sum(key.startswith(words) for key in keys) for name, words in _FIRST_WORDS.items()}
-    result = {name: count for name, count in result.items() if count}
-    if len(result) == 1:
-        layout = next(iter(result))
-        early = [key for key in keys if re.search(r"\.attention\.proj_out\.|\.ffn\.fc[12]\.", key)]
-        if layout == "transformers" and early:
+    counts = {
+        name: count
+        for name, layout in LAYOUTS.items()
+        if (count := sum(key.startswith((*layout.first_words, *layout.towers)) for key in keys))
+    }
+    if len(counts) == 1:
+        layout = LAYOUTS[next(iter(counts))]
+        early = [key for key in keys if layout.early_keys and re.search(layout.early_keys, key)]
+        if early:
             raise CheckpointError(
-                f"{len(early)} keys such as {min(early)} are of an early version of transformers' conversion script; "
+                f"{len(early)} keys such as {min(early)} are of an early version of the conversion script of "
+                f"{layout.name}; "
                 "convert the original checkpoint again"
             )
-        return layout
-    if result:
-        counts = ", ".join(f"{count} of {name}" for name, count in result.items())
+        return layout.name
+    if counts:
+        told = ", ".join(f"{count} of {name}" for name, count in counts.items())
         raise CheckpointError(
-            f"the checkpoint mixes layouts ({counts} among {len(keys)} keys); give a checkpoint in one layout"
+            f"the checkpoint mixes layouts ({told} among {len(keys)} keys); give a checkpoint in one layout"
         )
     some = ", ".join(sorted(keys)[:3]) or "none"
+    *names, last = (f"{layout.name} ({', '.join(layout.first_words)})" for layout in LAYOUTS.values())
     raise CheckpointError(
-        f"this is no AIMv2 checkpoint: its {len(keys)} keys ({some}, …) are in none of the layouts apple "
-        "(preprocessor., trunk.), "
-        "transformers (embeddings., encoder.) and timm (patch_embed., blocks.)"
+        f"this is no AIMv2 checkpoint: its {len(keys)} keys ({some}, …) are in none of the layouts "
+        f"{', '.join(names)} and {last}"
     )
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None) -> AIMv2:
-    """The AIMv2 of a checkpoint: a safetensors file, or a directory with one or with shards, in any of the three
-    layouts.
+    """The AIMv2 of a checkpoint: a safetensors file, or a directory with one or with shards, in any of `LAYOUTS`.
 
     Of a lit checkpoint it is the image tower. Heads and eps come from the config.json beside it; without one the sizes
     must be those of a released variant. `dtype` None keeps the checkpoint's, which must then be one for all its
@@ -546,7 +469,7 @@ def _tensor(joined: Joined, dtype: torch.dtype) -> Tensor:
 class _Checkpoint:
     """A checkpoint whose every key was accounted for."""
 
-    layout: str
+    layout: Layout
     tower: str  # prefix of the image tower's tensors: "image_encoder." in lit, else ""
     config: AIMv2Config
     fields: dict | None  # config.json as it was found
@@ -556,8 +479,8 @@ class _Checkpoint:
 def _read(path: Path) -> _Checkpoint:
     """Read a checkpoint and check every key against the model that its sizes and its config describe."""
     entries, twice = read_checkpoint(path)
-    layout = layout_of(entries)
-    tower = "image_encoder." if any(key.startswith(TOWERS.get(layout, ("/",))[0]) for key in entries) else ""
+    layout = LAYOUTS[layout_of(entries)]
+    tower = "image_encoder." if layout.has_lit(entries) else ""
     fields = config_beside(path)
     config = _config(entries, layout, tower, _vision_fields(fields), path)
     with torch.device("meta"):
@@ -565,19 +488,19 @@ def _read(path: Path) -> _Checkpoint:
     if tower:
         shapes |= _text_shapes(entries, layout, config.width)
     try:
-        tensors = to_model(entries, shapes, LAYOUTS[layout], layout, twice)
+        tensors = to_model(entries, shapes, layout.rules, layout.name, twice)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return _Checkpoint(layout, tower, config, fields, tensors)
 
 
-def _own(name: str, layout: str, part: int = 0) -> str:
-    """The layout's key for one of the model's names, the first part of a fused one."""
-    rule = next(rule for rule in LAYOUTS[layout] if rule.model == name)
-    return rule.owns()[part]
+def _own(name: str, layout: Layout) -> str:
+    """The layout's key for one of the model's names, the first part of a fused one; "" where it has none."""
+    rule = layout.rule_of(name)
+    return rule.owns()[0] if rule else ""
 
 
-def _sizes(entries: Mapping[str, TensorEntry], layout: str, prefix: str) -> tuple[int, int]:
+def _sizes(entries: Mapping[str, TensorEntry], layout: Layout, prefix: str) -> tuple[int, int]:
     """Depth and hidden size of the tower with this prefix."""
     pattern = re.compile(
         re.escape(_own(prefix + "trunk.blocks.{i}.mlp.fc1.weight", layout)).replace(r"\{i\}", r"(\d+)")
@@ -591,7 +514,7 @@ def _sizes(entries: Mapping[str, TensorEntry], layout: str, prefix: str) -> tupl
     return len(blocks), max(set(hidden), key=hidden.count, default=0)
 
 
-def _config(entries: Mapping[str, TensorEntry], layout: str, tower: str, fields: dict, path: Path) -> AIMv2Config:
+def _config(entries: Mapping[str, TensorEntry], layout: Layout, tower: str, fields: dict, path: Path) -> AIMv2Config:
     """The model's config: sizes from the shapes, heads and eps from config.json, or from the released variant of these
     sizes.
     """
@@ -605,7 +528,7 @@ def _config(entries: Mapping[str, TensorEntry], layout: str, tower: str, fields:
     depth, hidden = _sizes(entries, layout, tower)
     embedding = entries.get(_own(tower + "preprocessor.pos_embed", layout))
     side = None if embedding is None or len(embedding.shape) < 2 else math.isqrt(embedding.shape[-2])
-    pool = layout != "timm" and _own(tower + "head.cls_token", layout) in entries
+    pool = _own(tower + "head.cls_token", layout) in entries
     width, channels, size, _ = patch.shape
     sizes = dict(
         width=width,
@@ -672,7 +595,7 @@ def _vision_fields(fields: dict | None) -> dict:
     return result if isinstance(result, dict) else {}
 
 
-def _text_shapes(entries: Mapping[str, TensorEntry], layout: str, image_width: int) -> dict[str, tuple[int, ...]]:
+def _text_shapes(entries: Mapping[str, TensorEntry], layout: Layout, image_width: int) -> dict[str, tuple[int, ...]]:
     """The shapes of lit's text tower and projections, by Apple's names; a tensor that is absent gets one that shows in
     the error.
     """
@@ -711,28 +634,27 @@ def convert_checkpoint(source: str | Path, destination: str | Path, *, to: str) 
     if to not in LAYOUTS:
         raise ValueError(f"no layout is called {to!r}; there are {', '.join(LAYOUTS)}")
     checkpoint = _read(source)
-    outputs = from_model(checkpoint.tensors, LAYOUTS[to], to)
+    outputs = from_model(checkpoint.tensors, LAYOUTS[to].rules, to)
     with appearing(destination) as folder:
         names = write_checkpoint(folder, outputs)
-        write_config(folder, _translated(checkpoint, to))
+        write_config(folder, _translated(checkpoint, LAYOUTS[to]))
     parameters = sum(math.prod(output.shape) for output in outputs)
     size = sum(output.size for output in outputs)
     return (
-        f"{source} ({checkpoint.layout}) -> {destination} ({to}): {parameters:,} parameters in {len(outputs)} tensors, "
-        f"{size:,} bytes in {len(names)} file{'s' if len(names) > 1 else ''}"
+        f"{source} ({checkpoint.layout.name}) -> {destination} ({to}): {parameters:,} parameters in "
+        f"{len(outputs)} tensors, {size:,} bytes in {len(names)} file{'s' if len(names) > 1 else ''}"
     )
 
 
-def _translated(checkpoint: _Checkpoint, to: str) -> dict:
+def _translated(checkpoint: _Checkpoint, to: Layout) -> dict:
     """config.json for another layout; what no layout knows is carried along."""
     fields = dict(checkpoint.fields or {})
     if not checkpoint.tower:
         return _tower_fields(checkpoint.config, fields, to)
     vision = fields.get("vision_config") if isinstance(fields.get("vision_config"), dict) else {}
-    model = {"apple": ("AIMv2Model", "aimv2"), "transformers": ("Aimv2Model", "aimv2")}[to]
     text = fields.get("text_config") if isinstance(fields.get("text_config"), dict) else dict(LIT_TEXT)
     towers = {"vision_config": _tower_fields(checkpoint.config, vision, to), "text_config": text}
-    return fields | {"architectures": [model[0]], "model_type": model[1]} | towers
+    return fields | dict(to.lit_class) | towers
 
 
 LIT_TEXT = {  # of aimv2-large-patch14-224-lit, where no config says so
@@ -744,40 +666,13 @@ LIT_TEXT = {  # of aimv2-large-patch14-224-lit, where no config says so
     "max_position_embeddings": 77,
     "rms_norm_eps": 1e-5,
 }
-_OF_LAYOUT = {  # fields that one layout alone has: dropped on the way to another, made anew on the way back
-    "apple": {"use_bias", "projection_dropout", "num_queries"},
-    "transformers": {"hidden_act", "mlp_bias", "use_head", "is_native"},
-    "timm": {"architecture", "num_features", "model_args"},
-}
 
 
-def _tower_fields(config: AIMv2Config, result: dict, to: str) -> dict:
-    """The config of the image tower in one layout."""
-    foreign = set().union(*(names for layout, names in _OF_LAYOUT.items() if layout != to))
+def _tower_fields(config: AIMv2Config, result: dict, to: Layout) -> dict:
+    """The config of the image tower in one layout: a field that another layout alone has is dropped."""
+    foreign = {name for layout in LAYOUTS.values() if layout is not to for name in layout.own_fields}
     carried = {name: value for name, value in result.items() if name not in foreign}
-    if to == "timm":
-        side = config.image_size or 224
-        arguments = dict(
-            img_size=side, patch_size=config.patch, embed_dim=config.width, depth=config.depth, num_heads=config.heads
-        )
-        name = f"aimv2_{_size_name(config)}_patch{config.patch}_{side}"
-        return (
-            carried
-            | {"architecture": name, "num_features": config.width, "model_args": arguments}
-            | _common_fields(config, result)
-        )
-    own = {
-        "apple": {"architectures": ["AIMv2Model"], "model_type": "aimv2", "use_bias": False, "projection_dropout": 0.0}
-        | ({"num_queries": 1} if config.pool else {}),
-        "transformers": {
-            "architectures": ["Aimv2VisionModel"],
-            "model_type": "aimv2_vision_model",
-            "hidden_act": "silu",
-            "mlp_bias": False,
-        }
-        | {"use_head": config.pool, "is_native": config.image_size is None},
-    }[to]
-    return carried | own | _common_fields(config, result)
+    return carried | to.fields_of(config) | _common_fields(config, result)
 
 
 def _common_fields(config: AIMv2Config, result: dict) -> dict:
@@ -789,7 +684,3 @@ def _common_fields(config: AIMv2Config, result: dict) -> dict:
         "qkv_bias": result.get("qkv_bias", False),
         "attention_dropout": result.get("attention_dropout", 0.0),
     }
-
-
-def _size_name(config: AIMv2Config) -> str:
-    return next((name for name, (width, *_) in _SIZES.items() if width == config.width), f"d{config.width}").lower()

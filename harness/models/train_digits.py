@@ -22,7 +22,7 @@ from harness.models import vision
 from harness.models.aimv2 import build
 from harness.models.digits import DIGITS_CONFIG, DIGITS_FOLDER, Classifier, pixel_values
 
-SEED, EPOCHS, BATCH, HELD_OUT = 0, 60, 64, 360
+SEED, EPOCHS, _BATCH, HELD_OUT = 0, 60, 64, 360
 
 
 def split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -40,12 +40,12 @@ def train(grey: Tensor, labels: Tensor, model: nn.Module | None = None) -> nn.Mo
     """A classifier trained from seeded weights: the small AIMv2, or `model`."""
     torch.default_generator.manual_seed(SEED)
     model = (Classifier(build(DIGITS_CONFIG, SEED)) if model is None else model).train().requires_grad_(True)
-    steps = EPOCHS * (len(labels) // BATCH)
+    steps = EPOCHS * (len(labels) // _BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     for _ in range(EPOCHS):
         order = torch.randperm(len(labels))
-        for chosen in order[: len(order) // BATCH * BATCH].view(-1, BATCH):
+        for chosen in order[: len(order) // _BATCH * _BATCH].view(-1, _BATCH):
             shift = tuple(int(item) for item in torch.randint(-1, 2, (2,)))
             pictures = torch.roll(grey[chosen], shift, dims=(1, 2))  # a pixel aside: cheap augmentation
             loss = F.cross_entropy(model(pixel_values(pictures)), labels[chosen].long(), label_smoothing=0.05)

@@ -1,9 +1,9 @@
-"""How Ascend cards round, by family: the rules that the emulator computes by, and that an error forecast can be made
+"""How Ascend NPUs round, by family: the rules that the emulator computes by, and that an error forecast can be made
 from.
 
 Pure torch, on CPU tensors. Each rule names its source and how far it can be trusted: *stated* by the vendor's documents
-or sources, *fitted* to published measurements, or *assumed*. The order of a card's sums is not public, so these
-functions give errors of the right size, not a card's bits.
+or sources, *fitted* to published measurements, or *assumed*. The order of an NPU's sums is not public, so these
+functions give errors of the right size, not an NPU's bits.
 """
 
 from harness.numerics.cube import (

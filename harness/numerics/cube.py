@@ -12,7 +12,7 @@ from harness.numerics.vector import wide
 
 GROUPS = 4  # partial sums that stand for the cube's accumulation; a power of two
 WIDTH = 4  # products of float32 that the cube adds without a rounding between; see `matmul_by_groups`
-LONG, PART = 768, 512  # a float32 sum beyond LONG goes in parts of about PART; see `_in_order`
+LONG, _PART = 768, 512  # a float32 sum beyond LONG goes in parts of about PART; see `_in_order`
 _BLOCK = 1 << 21  # results that a long sum is made for at a time: 8 MiB
 
 
@@ -142,7 +142,7 @@ def _in_order(left: Tensor, right: Tensor) -> Tensor:
 
 def _added_in_order(left: Tensor, right: Tensor, total: Tensor) -> None:
     """left @ right, (M, K) by (K, N), into `total`."""
-    parts = _parts(left.shape[1], round(left.shape[1] / PART))
+    parts = _parts(left.shape[1], round(left.shape[1] / _PART))
     torch.mm(left[:, parts[0]], right[parts[0]], out=total)
     term, after = torch.empty_like(total), torch.empty_like(total)
     for count, part in enumerate(parts[1:], 2):
@@ -170,7 +170,7 @@ def matmul_by_groups(left: Tensor, right: Tensor, group: int) -> Tensor:
     """left @ right, (M, K) by (K, N) in float32, with one float32 rounding after each `group` of K, exact inside: the
     cube, literally.
 
-    Fitted: with 4 a float32 product of K = 64 has the 23.9 effective bits that were measured on a card (Jittor pull
+    Fitted: with 4 a float32 product of K = 64 has the 23.9 effective bits that were measured on an NPU (Jittor pull
     request 18025); HF32 takes 8 k a cycle and halves 16 (asc-devkit, Cube instruction table). It costs K / group
     products, so `matmul` sums a few parts of K instead, and makes a long sum lose as much as this one.
     """
@@ -245,7 +245,7 @@ def _terms(weight: Tensor, stride, transposed: bool) -> int:
 def _convolved_in_order(x: Tensor, weight: Tensor, bias: Tensor | None, length: int, options: tuple) -> Tensor:
     """A convolution of one group that loses as much as `_in_order`: some channels after the others."""
     channels, transposed = x.shape[1], options[3]
-    parts = _parts(channels, min(max(round(length / PART), 1), channels))
+    parts = _parts(channels, min(max(round(length / _PART), 1), channels))
 
     def of(part: slice, added: Tensor | None) -> Tensor:
         return torch.convolution(x[:, part], weight[part] if transposed else weight[:, part], added, *options)

@@ -1,6 +1,6 @@
 """What CUDA computes otherwise than the CPU: attention in float32, running sums and group norm of half dtypes.
 
-Fitted to one card: an NVIDIA H200 with torch 2.11 (CUDA 13.0), all operator rows of the default run. Where a rule
+Fitted to one GPU: an NVIDIA H200 with torch 2.11 (CUDA 13.0), all operator rows of the default run. Where a rule
 follows torch's or CUTLASS' sources, it says so.
 """
 

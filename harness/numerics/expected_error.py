@@ -1,4 +1,4 @@
-"""The error that a healthy card would show: the CPU runs once more, with the rounding rules of the switches in force.
+"""The error that a healthy device would show: the CPU runs once more, with the rounding rules of the switches in force.
 
     with rounding(rules_of(device.stack)):
         outputs = model(inputs)
@@ -29,9 +29,9 @@ from harness.torch_private import (
     Together,
     TorchDispatchMode,
     added_mask,
+    aten_operator,
     attention_by_products,
     has_kernel,
-    operator,
     returns_new,
     tree_leaves,
     tree_map,
@@ -46,13 +46,13 @@ _DTYPES = (torch.float32, *numerics.HALF)
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How a kind of card rounds under its switches. `str()` says it in one line.
+    """How a family of chips rounds under its switches. `str()` says it in one line.
 
     Raises: ValueError for operands that are not in `numerics.OPERANDS`, other ties than "away" and "even", groups below
     one.
     """
 
-    card: str = "Ascend A2"
+    family: str = "Ascend A2"  # of chips; "CUDA" of NVIDIA's
     conv: str = "float32"  # what float32 operands of convolutions are rounded to
     matmul: str = "float32"  # and those of other products
     ties: str = "away"  # of HF32; those of TF32 go away from zero, those of float16 to even
@@ -95,7 +95,7 @@ class Rules:
         convolutions = self.conv if self.conv == "float32" else f"in {self.conv}"
         gelu = "GELU by its tanh formula" if self.gelu_tanh else "GELU as it is asked for"
         overflow = ", float16 saturates" if self.saturates else ""
-        return f"{self.card}: convolutions {convolutions}, products {products}, {gelu}{overflow}"
+        return f"{self.family}: convolutions {convolutions}, products {products}, {gelu}{overflow}"
 
 
 def rules_of(stack: Stack) -> Rules | None:
@@ -110,7 +110,7 @@ def rules_of(stack: Stack) -> Rules | None:
         return _ascend(family, stack) if family.known else None
     if stack.backend == "cuda":
         return Rules(
-            card="CUDA",
+            family="CUDA",
             conv="TF32" if stack.conv_allow_tf32 else "float32",
             matmul="TF32" if stack.matmul_allow_tf32 else "float32",
             gelu_tanh=False,
@@ -153,7 +153,7 @@ def _ascend(family: numerics.Family, stack: Stack) -> Rules:
     if stack.cube_math_type in range(5):  # torch.npu.matmul.cube_math_type is for products alone
         matmul = stack.cube_math_type
     return Rules(
-        card=f"Ascend {family.name}",
+        family=f"Ascend {family.name}",
         conv=_kind(family, conv),
         matmul=_kind(family, matmul),
         gelu_tanh=family.gelu_tanh and not stack.compatible_impl,
@@ -165,7 +165,7 @@ def _ascend(family: numerics.Family, stack: Stack) -> Rules:
 
 
 def _kind(family: numerics.Family, cube: int) -> str:
-    """What float32 operands are rounded to; float32 where the card refuses what it is asked for, since no number comes
+    """What float32 operands are rounded to; float32 where the chip refuses what it is asked for, since no number comes
     out then.
     """
     try:
@@ -176,9 +176,9 @@ def _kind(family: numerics.Family, cube: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Assumption:
-    """Something that the rules take as given and no measurement of a card supports, made otherwise."""
+    """Something that the rules take as given and no measurement of an NPU supports, made otherwise."""
 
-    what: str  # what a card would do then, to be read after "if"
+    what: str  # what an NPU would do then, to be read after "if"
     changes: Mapping[str, Any]  # fields of `Rules`
     half_alone: bool = False  # nothing changes for float32
     float16_alone: bool = False
@@ -190,7 +190,7 @@ class Assumption:
         return replace(rules, **self.changes) != rules
 
 
-# What a card may do otherwise and moves sound rows beyond their limits, or to three quarters of them (float16).
+# What an NPU may do otherwise and moves sound rows beyond their limits, or to three quarters of them (float16).
 # `python -m harness.conformance detection` tries these, and others that move none: other parts and orders of sums, one
 # pass, tiles, errors of either sign.
 ASSUMPTIONS = (
@@ -212,7 +212,7 @@ ASSUMPTIONS = (
 
 
 def alternatives(rules: Rules, dtype: str) -> Iterator[tuple[str, Rules]]:
-    """The rules with one assumption made otherwise, for each that matters in a dtype, and what a card would do then."""
+    """The rules with one assumption made otherwise, for each that matters in a dtype, and what an NPU would do then."""
     for assumption in ASSUMPTIONS:
         if assumption.applies(rules, dtype):
             yield assumption.what, replace(rules, **assumption.changes)
@@ -323,7 +323,7 @@ class _Rounding(TorchDispatchMode):
 
 
 class _Attention(TorchFunctionMode):
-    """Sees attention before the CPU makes a mask of floats out of one of bools, which a card treats otherwise."""
+    """Sees attention before the CPU makes a mask of floats out of one of bools, which an NPU treats otherwise."""
 
     def __init__(self, mode: _Rounding):
         super().__init__()
@@ -408,7 +408,7 @@ def _rule(*names: str) -> Callable:
     """
 
     def enter(compute: Callable) -> Callable:
-        RULES.update({known: compute for name in names if (known := operator(name)) is not None})
+        RULES.update({known: compute for name in names if (known := aten_operator(name)) is not None})
         return compute
 
     return enter
@@ -530,7 +530,7 @@ def _enter_spread(name: str, results: Callable) -> None:
         computed = tuple(result.to(x.dtype) for result in results(*_spread(x, *args, **options)))
         return computed if len(computed) > 1 else computed[0]
 
-    RULES[operator(name)] = compute
+    RULES[aten_operator(name)] = compute
 
 
 _enter_spread("var", lambda var, mean: (var,))
@@ -566,7 +566,7 @@ def _power(rules: Rules, x, exponent):
 
 def _enter_wide(name: str) -> None:
     """Elementwise operators and resampling round half results once; the CPU rounds on the way in these."""
-    resample = operator(name)
+    resample = aten_operator(name)
     if resample is None:
         return
 
@@ -610,7 +610,7 @@ def _otherwise(vector: numerics.Vector) -> dict[Any, Callable]:
     table = {name: _by_unit(vector, method) for name, method in OTHERWISE.items() if method in vector.operators}
     table |= {name: _by_unit(vector, "elementwise", name) for name in numerics.FUNCTIONS if name in vector.operators}
     table |= {name: _by_unit(vector, "arithmetic", name) for name in numerics.ARITHMETIC if name in vector.operators}
-    return {known: rule for name, rule in table.items() if (known := operator(name)) is not None}
+    return {known: rule for name, rule in table.items() if (known := aten_operator(name)) is not None}
 
 
 def _by_unit(vector: numerics.Vector, method: str, *first: str) -> Callable:
@@ -625,7 +625,7 @@ def _by_unit(vector: numerics.Vector, method: str, *first: str) -> Callable:
     return rule
 
 
-HEADS, WIDEST = 2048, 512  # N_LIMIT and D_LIMIT of ScaledDotProductAttentionKernelNpuOpApi.cpp
+HEADS, _WIDEST = 2048, 512  # N_LIMIT and D_LIMIT of ScaledDotProductAttentionKernelNpuOpApi.cpp
 NARROW = 256  # the widest head where compatible_impl is on
 
 
@@ -648,7 +648,7 @@ def _fits_fused(
         rules.narrow_attention and max(widths) > NARROW
     ):
         return False
-    if query.shape[1] > HEADS or key.shape[1] > HEADS or query.shape[-1] > WIDEST:
+    if query.shape[1] > HEADS or key.shape[1] > HEADS or query.shape[-1] > _WIDEST:
         return False
     return mask is None or mask.dtype == torch.bool
 

@@ -1,5 +1,5 @@
 """The families of Ascend chips by the SoC's name, and what public sources say of how each computes. A name says its
-family; nothing is asked of a card.
+family; the device is asked nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a sound vector unit may compute otherwise than the rules here say, in matters that no card has confirmed yet.
+"""What a sound vector unit may compute otherwise than the rules here say, in matters that no NPU has confirmed yet.
 
 Functions that are off by some last places, functions of float16 computed in float16, other orders of the sums of norms,
 a softmax in tiles, other ties of casts. Each is written from its formula. All of it is assumed: a forecast by them says
-how far a card may be off that computes so.
+how far an NPU may be off that computes so.
 """
 
 from __future__ import annotations

@@ -61,8 +61,21 @@ _EXACT = frozenset(
 CASTS = ("_to_copy", "copy")  # which round where they narrow
 
 
+# What returns indices among which torch leaves open those of equal numbers: where `dim` stands, and its default.
+_CHOOSING = {
+    "topk": (2, -1),
+    "sort": (1, -1),
+    "kthvalue": (2, -1),
+    "median": (1, None),
+    "nanmedian": (1, None),
+    "mode": (1, -1),
+}
+
+
 class RandomRoundings(TorchDispatchMode):
     """While it is active, the results of CPU operators are moved at random: see `move_at_random`.
+
+    Of equal numbers, `topk`, `sort` and others that leave it open choose from the other end than the CPU does.
 
     Args:
         seed: of what is drawn.
@@ -76,7 +89,7 @@ class RandomRoundings(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         dropped = self.operands.get(func.overloadpacket, 0)
         taken = tuple(self._moved(arg, dropped) for arg in args) if dropped else args
-        result = func(*taken, **(kwargs or {}))
+        result = _from_the_other_end(func, taken, kwargs or {})
         if not _rounds(func, args, result):
             return result
         if func._schema.is_mutable:
@@ -93,6 +106,21 @@ class RandomRoundings(TorchDispatchMode):
         if dropped and value.dtype != torch.float32:
             return value
         return move_at_random(value, self.generator, dropped=dropped)
+
+
+def _from_the_other_end(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What an operator returns; one that chooses among numbers is given them in the opposite order."""
+    name = func.overloadpacket.__name__
+    numbers = args[0] if args else None
+    open_choice = name in _CHOOSING and not kwargs.get("stable") and isinstance(numbers, Tensor) and numbers.dim() > 0
+    if not open_choice or func._schema.is_mutable:
+        return func(*args, **kwargs)
+    position, default = _CHOOSING[name]
+    dim = kwargs.get("dim", args[position] if len(args) > position else default)
+    if not isinstance(dim, int) or len(func._schema.returns) != 2:
+        return func(*args, **kwargs)
+    values, indices = func(numbers.flip(dim), *args[1:], **kwargs)
+    return values, numbers.shape[dim] - 1 - indices
 
 
 def _tensors(values: Any) -> list[Tensor]:

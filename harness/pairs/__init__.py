@@ -34,7 +34,7 @@ from harness.typed_json import shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-LONG = 4000  # characters of a name that are shown
+_LONG = 4000  # characters of a name that are shown
 AHEAD = 64 << 20  # bytes in memory of a pair that is read while the one before it is compared
 
 
@@ -101,7 +101,7 @@ def compare_paths(
     empty = sides[0].valueless & sides[1].valueless
     compared = [name for name in names if name not in empty]
     pairs = tuple(
-        Pair(name=shown(name, LONG), verdict=verdict)
+        Pair(name=shown(name, _LONG), verdict=verdict)
         for name, verdict in zip(compared, _verdicts(compared, sides, tolerance, options.coarser))
     )
     if not pairs:
@@ -127,13 +127,13 @@ def _ordered(first: Side, second: Side) -> list[str]:
 def _mapping_notes(sides: list[Side], naming: Naming) -> list[str]:
     notes = naming.unused([side.unmapped for side in sides])
     first, second = (set(side.tensors) for side in sides[:2])
-    return [shown(note, LONG) for note in (*notes, *mapping_hints(first - second, second - first))]
+    return [shown(note, _LONG) for note in (*notes, *mapping_hints(first - second, second - first))]
 
 
 def _dtype_notes(pairs: tuple[Pair, ...], sides: list[Side], names: list[str], coarser: bool) -> list[str]:
     """What was compared by the coarser dtype; or that it could be."""
     told = {
-        shown(name, LONG): tuple(side.tensors[name].header.dtype for side in sides[:2])
+        shown(name, _LONG): tuple(side.tensors[name].header.dtype for side in sides[:2])
         for name in names
         if all(name in side.tensors for side in sides[:2])
     }
@@ -152,7 +152,7 @@ def _empty_notes(empty: set[str]) -> list[str]:
         return []
     name = min(empty, key=natural)
     return [
-        f"not compared, since neither side holds a tensor there: {shown(name, LONG)}"
+        f"not compared, since neither side holds a tensor there: {shown(name, _LONG)}"
         + (f" and {len(empty) - 1} more" if len(empty) > 1 else "")
     ]
 
@@ -185,7 +185,9 @@ def _read(name: str, sides: list[Side], tolerance: Tolerance) -> Verdict | list[
             headers.append(side.header(name))
         except Unreadable as error:
             failures.append(
-                Reason(criterion="output", text=f"{shown(str(side.path), LONG)}: {_unreadable_text(name, side, error)}")
+                Reason(
+                    criterion="output", text=f"{shown(str(side.path), _LONG)}: {_unreadable_text(name, side, error)}"
+                )
             )
     if failures:
         return Verdict(failures=tuple(failures), comparisons={})
@@ -196,7 +198,7 @@ def _read(name: str, sides: list[Side], tolerance: Tolerance) -> Verdict | list[
         try:
             result.append(side.read(name))
         except Unreadable as error:
-            failures.append(Reason(criterion="output", text=f"{shown(str(side.path), LONG)}: {error}"))
+            failures.append(Reason(criterion="output", text=f"{shown(str(side.path), _LONG)}: {error}"))
     return Verdict(failures=tuple(failures), comparisons={}) if failures else result
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LIMIT = 512 << 20  # bytes that a tensor may take in memory beyond those that its file holds: --max-inflated
 SMALL_FILE = 1 << 20  # bytes up to which a .pt file is read whole, and may be kept until its tensors are compared
 VALUES = 1_000_000  # tensors, numbers and containers that one .pt file may name
-HEADER = 100_000_000  # bytes of a safetensors header, the limit of that format
+_HEADER = 100_000_000  # bytes of a safetensors header, the limit of that format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def _safetensors_header(file: Path, size: int) -> tuple[dict[str, Any], list[str
 
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        if not 2 <= length <= min(HEADER, size - 8):
+        if not 2 <= length <= min(_HEADER, size - 8):
             raise ValueError(
                 f"its header claims {size_text(length)} where the file holds {size_text(size)}; write it again"
             )

@@ -39,21 +39,21 @@ class Item:
 
 
 @dataclass(kw_only=True)
-class Layout:
+class DumpLayout:
     """The files of a folder, in order."""
 
     items: list[Item] = field(default_factory=list)
     executed: bool = False  # whether the order is that of execution, not of names
 
 
-def read_layout(folder: Path, files: Sequence[Path], lists: Sequence[Path]) -> Layout:
+def read_layout(folder: Path, files: Sequence[Path], lists: Sequence[Path]) -> DumpLayout:
     """Recognise the tools' folders under a folder; every other file is named by its path without the suffix.
 
     `files` may hold tensors, `lists` have the names of `LISTS`.
 
     Raises: HarnessError where msprobe dumped statistics alone.
     """
-    result = Layout()
+    result = DumpLayout()
     rest = list(files)
     for listed in sorted((item for item in lists if _is_list(item)), key=lambda item: natural(item.as_posix())):
         directory = listed.parent
@@ -82,7 +82,7 @@ def _is_list(file: Path) -> bool:
     return (file.parent / DATA).is_dir() or (b'"task"' in start and b'"dump_data_dir"' in start)
 
 
-def _msprobe(result: Layout, folder: Path, directory: Path, listed: Path, files: Sequence[Path]) -> None:
+def _msprobe(result: DumpLayout, folder: Path, directory: Path, listed: Path, files: Sequence[Path]) -> None:
     prefix = _step_and_rank(folder, directory)
     by_name = {item.name: item for item in files}
     try:
@@ -238,7 +238,7 @@ def _tags(file: Path) -> dict[str, str] | None:
     return tags if "name" in tags and re.fullmatch(r"[0-9]{1,18}", tags.get("dump_index", "")) else None
 
 
-def _sglang(result: Layout, folder: Path, tagged: dict[Path, dict[str, str]]) -> None:
+def _sglang(result: DumpLayout, folder: Path, tagged: dict[Path, dict[str, str]]) -> None:
     """Name by every tag but dump_index, as SGLang's comparator does; the second of a name is duplicate_index=1."""
     if not tagged:
         return

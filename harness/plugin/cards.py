@@ -1,4 +1,4 @@
-"""A card for each worker of pytest-xdist: worker k takes the k-th of the cards that its caller sees."""
+"""An accelerator card for each worker of pytest-xdist: worker k takes the k-th of the cards that its caller sees."""
 
 from __future__ import annotations
 

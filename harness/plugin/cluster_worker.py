@@ -177,12 +177,12 @@ def _resources_here() -> Mapping[str, float]:
 
 def _environment(start: Start) -> dict[str, str]:
     """The process's variables: the node's, without what Ray sets for its own workers, and the run's."""
-    from harness.emulator.runtime import LOST
+    from harness.emulator.runtime import LOST_FILE
 
     empty = {name for name in VISIBLE_CARDS if os.environ.get(name) == ""}  # older versions hide all other cards so
     left_out = {"OMP_NUM_THREADS", "PYTHONBREAKPOINT", *empty}
     ours = {name: value for name, value in os.environ.items() if name not in left_out}
-    ours |= {LOST: f"{start.folder}/lost-cards"}  # of the machine that this worker plays, where it plays one
+    ours |= {LOST_FILE: f"{start.folder}/lost-cards"}  # of the machine that this worker plays, where it plays one
     given = start.workerinput or {}
     xdist = {"WORKER": start.name, "WORKER_COUNT": str(given.get("workercount", 1)), "TESTRUNUID": start.name}
     return ours | dict(start.environment) | {f"PYTEST_XDIST_{name}": value for name, value in xdist.items()}

@@ -194,6 +194,13 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
     return pytest_report_header(config)
 
 
+def _is_asked_for(config: pytest.Config, path: Path) -> bool:
+    """Whether a file is at or below a path that pytest was given: it makes collectors of the files beside those too."""
+    given = [Path(config.invocation_params.dir, word.partition("::")[0]) for word in config.args]
+    above = {path.resolve(), *path.resolve().parents}
+    return any(not item.exists() or item.resolve() in above for item in given)  # with --pyargs a name is no path
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> None:
     """Before a file of tests is imported: the device where the file uses the fixture, since it may import
@@ -201,7 +208,7 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     """
     config = parent.config
     session = config.pluginmanager.get_plugin(SESSION)
-    if session is not None and session.opening.is_open:
+    if (session is not None and session.opening.is_open) or not _is_asked_for(config, module_path):
         return
     try:
         source = module_path.read_bytes()

@@ -13,7 +13,7 @@ DEVICE = pytest.StashKey["Opening"]()
 NO_DEVICE = "PRECISION_NO_DEVICE"  # the environment variable that tells a worker why it must not open its card
 
 
-def refusal() -> str:
+def reason_not_to_open() -> str:
     """Why this process must not open a device; "" where it may."""
     return os.environ.get(NO_DEVICE, "")
 
@@ -38,8 +38,8 @@ class Opening:
 
         if self.is_open or self.error is not None:
             return
-        if refusal():
-            self.error = DeviceError(refusal())
+        if reason_not_to_open():
+            self.error = DeviceError(reason_not_to_open())
             return
         autoload.hold()
         _share_cores()

@@ -1,4 +1,4 @@
-"""Cards that no longer answer: after the process of a row died, its card is asked before it gets another row.
+"""Accelerator cards that no longer answer: after the process of a row died, its card is asked before its next row.
 
 A card that does not answer is quarantined: the process that replaces the dead one takes a free card, or gets no rows
 where other workers go on, or where no card is left makes every row that remains an error at once.

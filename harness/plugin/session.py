@@ -27,7 +27,7 @@ from harness.plugin.fixtures import EXCUSED, PROPERTIES, ROWS, SKIPPED, uses_fix
 from harness.plugin.folder import Folder
 from harness.plugin.locating import Locating
 from harness.plugin.names import dtype_id, is_accuracy_test, row_name
-from harness.plugin.opening import Opening, refusal
+from harness.plugin.opening import Opening, reason_not_to_open
 from harness.plugin.options import options_of
 from harness.plugin.planted import PlantedCounts, counts_of
 from harness.plugin.quarantine import Quarantine
@@ -162,7 +162,7 @@ class Session:
         else:
             lines = [] if self._introduced else header(self.opening, self.options.device)
         self._introduced = self._introduced or bool(lines)
-        return lines
+        return [self.terminal.in_language(line) for line in lines]
 
     def _plant(self) -> None:
         """Plant the faults that were asked for. Raises: DeviceError where the device is not an emulated one."""
@@ -292,10 +292,9 @@ class Session:
         self._write(last=True)
         self.folder.end()
         with self.terminal.uncaptured():
-            sys.__stderr__.write(
-                f"\n{row.name} {text}\nThe run ends with it; --precision-isolate goes on with the rows after it.\n"
-                f"report: {self.directory / 'precision.md'}\n"
-            )
+            then = "The run ends with it; --precision-isolate goes on with the rows after it."
+            told, after = (self.terminal.in_language(line) for line in (text, then))
+            sys.__stderr__.write(f"\n{row.name} {told}\n{after}\nreport: {self.directory / 'precision.md'}\n")
         os._exit(HUNG_STATUS)
 
     def _keep(self, nodeid: str, row) -> None:
@@ -491,7 +490,7 @@ class Session:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
         """In a worker whose card computes no more: give the test back, and end."""
-        if not self._has_card or item.nodeid not in self.collected or refusal():
+        if not self._has_card or item.nodeid not in self.collected or reason_not_to_open():
             return
         unopened = self.opening.error is not None
         if unopened or self.is_stopped:

@@ -41,7 +41,7 @@ class Terminal:
         if not reporter.isatty and now - self._last_progress < LOG_EVERY:
             return
         self._last_progress = now
-        line = f"[{now:5.1f} s] {visible(text)}"
+        line = f"[{now:5.1f} s] {self.in_language(text)}"
         with self.uncaptured():
             if reporter.isatty:
                 reporter.rewrite(line[: reporter._tw.fullwidth - 1], erase=True)
@@ -72,7 +72,7 @@ class Terminal:
     def tell_notes(self, before: Sequence[str] = ()) -> None:
         """The lines that were noted, after those of `before`."""
         for text in before:
-            self._reporter.write_line(text)
+            self.tell(text)
         for text, bad in self.notes:
             self.tell(text, bad=bad)
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FIRST = 3600.0  # seconds that the first row of a case may take,
-LEAST = 600.0  # and a later one at least,
+LEAST_SECONDS = 600.0  # and a later one at least,
 TIMES = 20  # or this many times as long as the longest of its case so far
 STARTING = 60.0  # seconds more for the first row of a process, which imports what rows need
 COMPILING = 1800.0  # seconds more for the first row of a case where operators are compiled when they are first called
@@ -36,7 +36,7 @@ class Limits:
         more = (0.0 if self._longest else STARTING) + (COMPILING if first and compiles else 0.0)
         if self.option is not None:
             return self.option + more
-        return more + (FIRST if first else max(LEAST, TIMES * self._longest[case]))
+        return more + (FIRST if first else max(LEAST_SECONDS, TIMES * self._longest[case]))
 
     def took(self, case: tuple[str, str], seconds: float) -> None:
         """A row of the case ended after so long."""

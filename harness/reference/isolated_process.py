@@ -38,7 +38,7 @@ from harness import errors, torch_private
 from harness.errors import CaseError, HarnessError, RunError
 from harness.reference import Draws, Reference, copy_module, refer, untouched
 from harness.reference.layers import layered
-from harness.reference.mapped import FilePart, mapped, parts_of
+from harness.reference.mapped import FilePart, file_parts, mapped
 from harness.reference.models import LARGE, is_in, keep_large_blocks, release_memory, release_where_tight
 from harness.reference.untouched import versions
 
@@ -366,7 +366,7 @@ def _pack(value: Any, what: str) -> list:
             f"{what} cannot be pickled for the process without torch_npu: {error}; "
             "define every class at the top level of a module, and keep files, locks and generators out"
         ) from error
-    parts = parts_of(pickler.storages)
+    parts = file_parts(pickler.storages)
     where = [storage.nbytes() if part is None else part for storage, part in zip(pickler.storages, parts)]
     memory = [_memory(storage) for storage, part in zip(pickler.storages, parts) if part is None]
     return [pickle.dumps((_paths(), pickler.homes, where, stream.getvalue())), *memory]

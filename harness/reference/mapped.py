@@ -19,7 +19,7 @@ from torch import Tensor
 
 from harness.errors import RunError
 
-LEAST = 1 << 20  # bytes of a storage from which on it is looked for among the mapped files
+LEAST_BYTES = 1 << 20  # bytes of a storage from which on it is looked for among the mapped files
 _HEAD = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) +(/.*)")
 _OWN = ("Anonymous:", "Swap:")  # fields of /proc/PID/smaps that count pages which are no more the file's
 
@@ -79,7 +79,7 @@ def _mapping(head: re.Match) -> _Mapping:
     return _Mapping(path=path, inode=int(inode), **where)
 
 
-def parts_of(storages: Iterable[torch.UntypedStorage]) -> list[FilePart | None]:
+def file_parts(storages: Iterable[torch.UntypedStorage]) -> list[FilePart | None]:
     """The part of a file that each storage is; None for memory of the process's own, and for what is small.
 
     A storage in a mapping of which some page was written into is the process's own as a whole.
@@ -95,7 +95,7 @@ def parts_of(storages: Iterable[torch.UntypedStorage]) -> list[FilePart | None]:
 
 
 def _is_large(storage: torch.UntypedStorage) -> bool:
-    return storage.device.type == "cpu" and storage.nbytes() >= LEAST
+    return storage.device.type == "cpu" and storage.nbytes() >= LEAST_BYTES
 
 
 def _part(entry: _Mapping, storage: torch.UntypedStorage) -> FilePart | None:
@@ -114,7 +114,7 @@ def _part(entry: _Mapping, storage: torch.UntypedStorage) -> FilePart | None:
 def mapped_elements(tensors: Iterable[Tensor]) -> int:
     """How many elements of these tensors lie in mapped files, and take no memory that the kernel cannot take back."""
     tensors = list(tensors)
-    parts = parts_of(tensor.untyped_storage() for tensor in tensors)
+    parts = file_parts(tensor.untyped_storage() for tensor in tensors)
     return sum(tensor.numel() for tensor, part in zip(tensors, parts) if part is not None)
 
 

@@ -15,7 +15,7 @@ GIB = 1 << 30
 SMALL = 1 * GIB  # bytes of all copies up to which a model keeps a whole float64 copy
 SHARE = 1 / 16  # and the share of a worker's memory that they may take
 UNLIMITED = 1 << 60  # cgroup v1 writes a limit of nearly 2^63 where there is none
-WIDE, BUILT = 8, 4  # bytes of an element in float64, and in float32, in which a model is built
+_WIDE, BUILT = 8, 4  # bytes of an element in float64, and in float32, in which a model is built
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _LARGEST = 16  # bytes an element of the largest parameter: its float64 or float32 form, and what a product makes of it
 _LIBRARIES = {False: 0.8 * GIB, True: 1.4 * GIB}  # of one process, and with the process without torch_npu
@@ -79,7 +79,7 @@ def needed(size: SizeInMemory, dtype: str, *, layers: bool, separate: bool, emul
     copied = size.parameters if cast else size.parameters - size.mapped  # a mapped file is mapped there again
     copy = copied * narrow if cast or separate else 0
     sending = copy if cast and separate else 0  # the copy that is sent stands here until it is there
-    wide = 0 if layers else size.parameters * WIDE
+    wide = 0 if layers else size.parameters * _WIDE
     host = size.bytes + copy + max(wide, sending) + size.largest * _LARGEST
     device = size.parameters * narrow
     return Need(built=size.bytes, host=host + (device if emulated else 0), device=device)

@@ -16,7 +16,7 @@ import numpy.random  # here: a model that imports it first would draw unseeded n
 import torch
 from torch import Tensor
 
-from harness.torch_private import TorchDispatchMode, in_threads, operator, tree_map
+from harness.torch_private import TorchDispatchMode, aten_operator, in_threads, tree_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ class _Alike(TorchDispatchMode):
 def _made(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch.Generator | None) -> Tensor:
     """A new tensor of random numbers: rand, randn, randint, randperm, normal of two numbers."""
     device = torch.device(kwargs.pop("device", None) or "cpu")
-    whole = func.overloadpacket in (operator("randint"), operator("randperm"))
+    whole = func.overloadpacket in (aten_operator("randint"), aten_operator("randperm"))
     usual = torch.int64 if whole else torch.get_default_dtype()
     dtype, _ = kwargs.pop("dtype", None) or usual, kwargs.pop("pin_memory", None)
     how = (
@@ -153,7 +153,7 @@ def _made(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch.G
         | ({} if generator is None else {"generator": generator})
     )
     numbers = func.overloadpacket(*args, **how)
-    return mode.fit(numbers, dtype, device, 1.0 if func.overloadpacket is operator("rand") else None)
+    return mode.fit(numbers, dtype, device, 1.0 if func.overloadpacket is aten_operator("rand") else None)
 
 
 def _like(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch.Generator | None) -> Tensor:
@@ -162,9 +162,9 @@ def _like(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch.G
     made = torch.empty_like(model, **{name: value for name, value in kwargs.items() if name != "pin_memory"})
     how = dict(dtype=mode.drawn_as(made.dtype), generator=generator)
     below = None
-    if func.overloadpacket is operator("randint_like"):
+    if func.overloadpacket is aten_operator("randint_like"):
         numbers = torch.randint(*rest, tuple(made.shape), **how)
-    elif func.overloadpacket is operator("rand_like"):
+    elif func.overloadpacket is aten_operator("rand_like"):
         numbers, below = torch.rand(tuple(made.shape), **how), 1.0
     else:
         numbers = torch.randn(tuple(made.shape), **how)
@@ -177,7 +177,7 @@ def _filled(mode: _Alike, func: Any, args: tuple, kwargs: dict, generator: torch
     numbers = torch.empty(target.shape, dtype=mode.drawn_as(target.dtype))
     numbers = func(numbers, *rest, generator=generator, **kwargs)
     below = None
-    if func.overloadpacket is operator("uniform_"):
+    if func.overloadpacket is aten_operator("uniform_"):
         below = float(rest[1] if len(rest) > 1 else kwargs.get("to", 1.0))
     return target.copy_(mode.fit(numbers, target.dtype, target.device, below))
 
@@ -247,5 +247,8 @@ _KINDS: dict[Callable, str] = {
     _sampled: "multinomial poisson binomial _standard_gamma _sample_dirichlet",
 }
 _DRAWS = {
-    found: draw for draw, names in _KINDS.items() for name in names.split() if (found := operator(name)) is not None
+    found: draw
+    for draw, names in _KINDS.items()
+    for name in names.split()
+    if (found := aten_operator(name)) is not None
 }

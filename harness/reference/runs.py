@@ -18,11 +18,11 @@ from harness.reference.autocast import watching_autocast
 from harness.reference.outside import put_back
 from harness.reference.raised import location_of
 from harness.reference.randomness import Drawn, Draws, drawing
-from harness.reference.tensors import changed, digest, fresh, tensors_of
+from harness.reference.tensors import digest, fresh, tensors_of, with_tensors_changed
 from harness.reference.untouched import changes, versions
 from harness.reference.wide import WideRequests
 from harness.reference.written import BUFFER, named_tensors, watching
-from harness.torch_private import Together, TorchDispatchMode, in_threads, operator
+from harness.torch_private import Together, TorchDispatchMode, aten_operator, in_threads
 
 
 def run(model: nn.Module, inputs: Any, *, forward: Callable | None, where: str, gradients: bool = False) -> Any:
@@ -181,7 +181,7 @@ def moved_by_one_rounding(inputs: Any, dtype: torch.dtype) -> Any | None:
         ).double()  # float32 has no room for 1 + its roundoff
         return tensor * (1 + step * signs)
 
-    nudged = changed(inputs, nudge)
+    nudged = with_tensors_changed(inputs, nudge)
     return nudged if touched else None
 
 
@@ -200,7 +200,7 @@ class _Float16Products(TorchDispatchMode):
     the two differ by a last place in some 0.2 % of the elements.
     """
 
-    PRODUCTS = frozenset(map(operator, "mm addmm bmm baddbmm mv addmv convolution".split())) - {None}
+    PRODUCTS = frozenset(map(aten_operator, "mm addmm bmm baddbmm mv addmv convolution".split())) - {None}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -214,7 +214,7 @@ class Float64Products(TorchDispatchMode):
     lacks.
     """
 
-    GROUPED = operator("_grouped_mm")  # None before torch 2.8, where no model calls it
+    GROUPED = aten_operator("_grouped_mm")  # None before torch 2.8, where no model calls it
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket is self.GROUPED and args[0].dtype == torch.float64:

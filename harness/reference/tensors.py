@@ -22,7 +22,7 @@ _DEPTH = 6  # objects and containers inside of one another that are looked into
 
 def move(value: Any, *, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
     """`value` with every tensor in it on `device`, and the floating-point ones in `dtype`."""
-    return changed(
+    return with_tensors_changed(
         value,
         lambda tensor: tensor.to(
             device=device, dtype=dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
@@ -34,28 +34,28 @@ def fresh(value: Any) -> Any:
     """A copy of what a model is given: one that writes into its inputs must not find its own writing in the next
     run.
     """
-    return changed(value, torch.clone)
+    return with_tensors_changed(value, torch.clone)
 
 
-def changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def with_tensors_changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """`value` with `change` applied to every tensor in it."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {name: changed(item, change) for name, item in value.items()}
+        return {name: with_tensors_changed(item, change) for name, item in value.items()}
     if isinstance(value, PackedSequence):  # its lengths are integers that stay on the CPU
-        order = (changed(item, change) for item in (value.sorted_indices, value.unsorted_indices))
+        order = (with_tensors_changed(item, change) for item in (value.sorted_indices, value.unsorted_indices))
         return PackedSequence(change(value.data), value.batch_sizes.clone(), *order)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(changed(item, change) for item in value))
+        return type(value)(*(with_tensors_changed(item, change) for item in value))
     if isinstance(value, (tuple, list)):
-        return type(value)(changed(item, change) for item in value)
+        return type(value)(with_tensors_changed(item, change) for item in value)
     fields = _fields_of(value)
     if fields is None:
         return value
     copied = copy.copy(value)
     for name, field in fields.items():
-        object.__setattr__(copied, name, changed(field, change))
+        object.__setattr__(copied, name, with_tensors_changed(field, change))
     return copied
 
 
@@ -218,5 +218,7 @@ def content_digest(tensor: Tensor, *, strict: bool = True) -> str:
     except (RuntimeError, TypeError, NotImplementedError) as error:
         if not strict:
             return f"{tensor.dtype} {tuple(tensor.shape)}"
-        kind = f"a {type(tensor).__name__} of {tuple(tensor.shape)} on {tensor.device}"
-        raise CaseError(f"{kind} has no content that can be read ({error})") from None
+        raise CaseError(
+            f"a {type(tensor).__name__} of {tuple(tensor.shape)} on {tensor.device} has no content that can be read "
+            f"({error})"
+        ) from None

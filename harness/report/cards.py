@@ -1,4 +1,4 @@
-"""The cards of a run: how each of them did on the rows that every card computed, and those that were quarantined."""
+"""The accelerator cards of a run: how each did on the rows that every card computed, and which were quarantined."""
 
 from __future__ import annotations
 

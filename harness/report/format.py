@@ -10,7 +10,7 @@ from harness.judging.status import STATUSES, Mark, Status
 if TYPE_CHECKING:
     from harness.report.rows import Row
 
-MISSING = "–"
+NO_VALUE = "–"
 _COUNTED = (Mark.KNOWN, Mark.NEW, Mark.IDENTICAL, Mark.DRIFT, Mark.IMPROVED, Mark.INCOMPARABLE, Mark.ON_HOST)
 
 
@@ -51,5 +51,5 @@ def share(value: Any) -> str:
 
 def number(value: Any, form: str) -> str:
     if value is None:
-        return MISSING
+        return NO_VALUE
     return value if isinstance(value, str) else form.format(value)  # "nan" and "inf" are strings in the JSON

@@ -12,7 +12,7 @@ from harness.errors import HarnessError
 from harness.judging.status import GRAVEST, Status
 from harness.report.browser import in_html
 from harness.report.content import device_key
-from harness.report.format import MISSING, difference_text, tally
+from harness.report.format import NO_VALUE, difference_text, tally
 from harness.typed_json import shown
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.report.rows import Row
 
 MOST = 200  # cases that a page shows: those that fail, then those that changed most
-WIDTH, HEIGHT, EDGE = 240, 48, 6  # of a chart, in pixels
+CHART_WIDTH, CHART_HEIGHT, EDGE = 240, 48, 6  # of a chart, in pixels
 LEAST_SPAN = 1.5  # largest over smallest value of an axis, at least
 MOST_NUMBERS = 10  # on an axis
 CHARTED = ("rel_l2", "cos_distance")  # of a row, that are followed
@@ -42,7 +42,7 @@ class ChartPoint:
 
     def text(self, metric: str) -> str:
         """Such as "1.73e-03", "nan", or "–" where there is no such value."""
-        return difference_text(self.values[metric]) if metric in self.values else MISSING
+        return difference_text(self.values[metric]) if metric in self.values else NO_VALUE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Snapshot:
     def of(cls, report: Report) -> Snapshot:
         rows: dict[CaseKey, list[Row]] = {}
         for row in report.rows:
-            rows.setdefault((row.case, row.dtype or MISSING), []).append(row)
+            rows.setdefault((row.case, row.dtype or NO_VALUE), []).append(row)
         return cls(
             created=report.created,
             device=device_key(report.stack, report.backend),
@@ -71,7 +71,7 @@ class Snapshot:
     @property
     def label(self) -> str:
         """The versions on one line: "cann 8.5.1, torch_npu 2.9.0"."""
-        return ", ".join(f"{name} {version}" for name, version in self.versions.items()) or MISSING
+        return ", ".join(f"{name} {version}" for name, version in self.versions.items()) or NO_VALUE
 
 
 def _point(rows: Sequence[Row]) -> ChartPoint:
@@ -132,18 +132,18 @@ def _reports(history: Sequence[Snapshot], words: Mapping[str, str]) -> str:
     head = "".join(f"<th>{in_html(column)}</th>" for column in columns)
     lines = []
     for number, snapshot in enumerate(history, 1):
-        versions = [snapshot.versions.get(name, MISSING) for name in VERSIONS]
-        cells = (str(number), snapshot.created, *versions, snapshot.counts or MISSING)
+        versions = [snapshot.versions.get(name, NO_VALUE) for name in VERSIONS]
+        cells = (str(number), snapshot.created, *versions, snapshot.counts or NO_VALUE)
         lines.append("<tr>" + "".join(f"<td>{in_html(cell)}</td>" for cell in cells) + "</tr>")
     return f'<div class="box"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def _line(key: CaseKey, points: Sequence[ChartPoint | None], history: Sequence[Snapshot]) -> str:
     newest = points[-1]
-    status = MISSING if newest is None else newest.status.value
+    status = NO_VALUE if newest is None else newest.status.value
     cells = [f"<td>{in_html(key[0])}</td><td>{in_html(key[1])}</td>", f'<td class="status {status}">{status}</td>']
     for metric in CHARTED:
-        now = MISSING if newest is None else newest.text(metric)
+        now = NO_VALUE if newest is None else newest.text(metric)
         cells.append(f'<td>{sparkline(metric, points, history)}</td><td class="number">{now}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -166,9 +166,8 @@ def sparkline(metric: str, points: Sequence[ChartPoint | None], history: Sequenc
             text = f"{index}: {metric} {point.text(metric)}, {point.status}; {snapshot.label}; {snapshot.created}"
             circle = f'<circle{kind} cx="{place[0]:.1f}" cy="{place[1]:.1f}">'
             parts.append(f"{circle}<title>{in_html(text)}</title></circle>")
-    return (
-        f'<svg class="chart" width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{metric}">{"".join(parts)}</svg>'
-    )
+    size = f'width="{CHART_WIDTH}" height="{CHART_HEIGHT}"'
+    return f'<svg class="chart" {size} role="img" aria-label="{metric}">{"".join(parts)}</svg>'
 
 
 def _scale(values: Sequence[float]) -> Callable[[float], float]:
@@ -183,14 +182,14 @@ def _scale(values: Sequence[float]) -> Callable[[float], float]:
         if not value < math.inf:  # NaN too
             return EDGE
         share = (math.log(value) - middle) / half if value > 0 else -1.0
-        return HEIGHT / 2 - share * (HEIGHT / 2 - EDGE)
+        return CHART_HEIGHT / 2 - share * (CHART_HEIGHT / 2 - EDGE)
 
     return height
 
 
 def _across(index: int, history: Sequence[Snapshot]) -> float:
     """The horizontal place of a report, in pixels."""
-    return EDGE + (WIDTH - 2 * EDGE) * index / max(len(history) - 1, 1)
+    return EDGE + (CHART_WIDTH - 2 * EDGE) * index / max(len(history) - 1, 1)
 
 
 def _changes(history: Sequence[Snapshot]) -> str:
@@ -200,7 +199,7 @@ def _changes(history: Sequence[Snapshot]) -> str:
         if before.versions != after.versions:
             x = (_across(index, history) + _across(index + 1, history)) / 2
             text = in_html(f"{before.label} → {after.label}")
-            lines.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{HEIGHT}"><title>{text}</title></line>')
+            lines.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{CHART_HEIGHT}"><title>{text}</title></line>')
     return "".join(lines)
 
 
@@ -212,4 +211,4 @@ def _axis(history: Sequence[Snapshot]) -> str:
         text = f"{history[index].label}; {history[index].created}"
         place = f'x="{_across(index, history):.1f}" y="12" text-anchor="middle"'
         numbers.append(f"<text {place}>{index + 1}<title>{in_html(text)}</title></text>")
-    return f'<svg class="axis" width="{WIDTH}" height="16" role="img">{"".join(numbers)}</svg>'
+    return f'<svg class="axis" width="{CHART_WIDTH}" height="16" role="img">{"".join(numbers)}</svg>'

@@ -24,7 +24,7 @@ from harness.report.rows import Row
 from harness.typed_json import Mismatch
 
 NAME = "precision.journal"
-SCHEMA = "precision-journal/1"
+JOURNAL_SCHEMA = "precision-journal/1"
 BESIDE = {"operator": "precision.journal.operator", "stacks": "precision.journal.stacks"}
 DIED = "it was running when the process died"
 
@@ -54,7 +54,7 @@ class Journal:
         for name in BESIDE:
             self.beside(name).unlink(missing_ok=True)
         who = dict(pid=os.getpid(), host=socket.gethostname())  # for the run that finds it locked
-        self._append(schema=SCHEMA, created=now(), **who)
+        self._append(schema=JOURNAL_SCHEMA, created=now(), **who)
 
     def collected(self, tests: Mapping[str, Mapping[str, Any]]) -> None:
         """The tests of the run in their order: case, dtype and seed by test id, as far as they are known."""
@@ -215,9 +215,9 @@ def read_journal(path: Path) -> Report:
         stacks=stacks_in(stacks.read_text(errors="replace")) if stacks.is_file() else "",
     )
     for number, entry in enumerate(_lines(path), 1):
-        if number == 1 and entry.get("schema") != SCHEMA:
+        if number == 1 and entry.get("schema") != JOURNAL_SCHEMA:
             raise HarnessError(
-                f"{path} has schema {entry.get('schema')!r} where {SCHEMA!r} was expected; run the tests again"
+                f"{path} has schema {entry.get('schema')!r} where {JOURNAL_SCHEMA!r} was expected; run the tests again"
             )
         try:
             told.take(entry, f"{path}: line {number}")

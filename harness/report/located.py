@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from harness.report.document import Block, Table, Text, to_markdown
-from harness.report.format import MISSING, difference_text, times
+from harness.report.format import NO_VALUE, difference_text, times
 from harness.report.rows import Located, Ranked, Shown
 from harness.report.words import EN, told
 
@@ -47,8 +47,8 @@ def found_blocks(finding: Located, words: Mapping[str, str] = EN) -> list[Block]
     for item in finding.ranking:
         shape = "x".join(map(str, item.shape)) or "scalar"
         numbers = (difference_text(item.own), times(item.ratio), difference_text(item.inherited))
-        why = told(item.cause or (item.reasons or [item.note or MISSING])[0], words)
-        rows.append((item.module or MISSING, item.operator, item.place, item.dtype, shape, *numbers, why))
+        why = told(item.cause or (item.reasons or [item.note or NO_VALUE])[0], words)
+        rows.append((item.module or NO_VALUE, item.operator, item.place, item.dtype, shape, *numbers, why))
     columns = ("module", "operator", "line", "dtype", "shape", "own", "own_ratio", "inherited", "cause")
     named = tuple(words[f"located_{column}"] for column in columns)
     table = Table(columns=named, rows=tuple(rows), numbers_from=5, numbers_to=8)

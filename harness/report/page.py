@@ -13,7 +13,7 @@ from unicodedata import east_asian_width
 from harness.report.browser import SCRIPT, STYLE, in_html
 from harness.report.cards import card_blocks
 from harness.report.document import Block, Bullets, Heading, Picture, Table, Text, shortened
-from harness.report.format import MISSING, cosine, difference_text, number, share, times
+from harness.report.format import NO_VALUE, cosine, difference_text, number, share, times
 from harness.report.history import Snapshot, history_section
 from harness.report.located import found_blocks
 from harness.report.pictures import histogram_picture
@@ -102,7 +102,7 @@ def _filter(rows: Sequence[Row], words: Mapping[str, str]) -> str:
 
     statuses = choice("status", words["status"], (row.status.value for row in failed_first(rows) + list(rows)))
     cases = choice("case", words["case"], (row.case for row in rows))
-    dtypes = choice("dtype", "dtype", (row.dtype or MISSING for row in rows))
+    dtypes = choice("dtype", "dtype", (row.dtype or NO_VALUE for row in rows))
     text = f'<label>{words["filter"]} <input id="text" type="search"></label>'
     return f'<div class="filter">{text}{statuses}{cases}{dtypes}<output id="shown"></output></div>'
 
@@ -137,7 +137,7 @@ def _rows(report: Report, failed: Sequence[Row], words: Mapping[str, str]) -> tu
         cells = _cells(row, positions.get(id(row)), decided, words)
         widths = [max(width, _width(cell.text)) for width, cell in zip(widths, cells)]
         data = (
-            f'data-status="{row.status}" data-case="{in_html(row.case)}" data-dtype="{in_html(row.dtype or MISSING)}"'
+            f'data-status="{row.status}" data-case="{in_html(row.case)}" data-dtype="{in_html(row.dtype or NO_VALUE)}"'
         )
         data += ' class="with-reason"' if id(row) in positions else ""
         lines.append(f"<tr {data}>{''.join(cell.html('td') for cell in cells)}</tr>")
@@ -169,14 +169,14 @@ def _width(text: str) -> int:
 
 
 def _cells(row: Row, position: int | None, decided: bool, words: Mapping[str, str]) -> list[_Cell]:
-    numbers = [MISSING if row.seed is None else str(row.seed)]
+    numbers = [NO_VALUE if row.seed is None else str(row.seed)]
     numbers += [difference_text(row.max_diff), difference_text(row.mean_diff)]
     numbers += [cosine(row.cos_sim), times(row.forecast_ratio)]
     more = [number(row.effective_bits, "{:.1f}"), difference_text(row.rel_l2)]
     more += [difference_text(row.golden_rel_l2), difference_text(row.cpu_golden_rel_l2)]
     more += [share(getattr(row.decisions, "top1", None))] if decided else []
     result = result_of(row).removeprefix(f"{row.status.sign} ")  # words and a colour; not every font has the signs
-    cells = [_Cell(text=result, kind=f"status {row.status}"), _cell(row.case), _cell(row.dtype or MISSING)]
+    cells = [_Cell(text=result, kind=f"status {row.status}"), _cell(row.case), _cell(row.dtype or NO_VALUE)]
     cells += map(_number, numbers)
     cells += map(_number, more)
     if position is not None:  # a line of its own below the numbers

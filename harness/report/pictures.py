@@ -11,7 +11,7 @@ from harness.measure.comparison import edge
 from harness.report.printable import visible
 from harness.report.words import EN
 
-WIDTH, HEIGHT, MARGIN = 900, 240, 46  # of a picture, in pixels
+_WIDTH, _HEIGHT, MARGIN = 900, 240, 46  # of a picture, in pixels
 
 
 def depth_picture(finding: Any, words: Mapping[str, str] = EN) -> str:
@@ -26,13 +26,13 @@ def depth_picture(finding: Any, words: Mapping[str, str] = EN) -> str:
 
     def at(number: int, value: float) -> tuple[float, float]:
         inside = min(max(value, 10.0**low), 10.0**high) if value == value else 10.0**low
-        return MARGIN + (WIDTH - 2 * MARGIN) * number / count, HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (
+        return MARGIN + (_WIDTH - 2 * MARGIN) * number / count, _HEIGHT - MARGIN - (_HEIGHT - 2 * MARGIN) * (
             math.log10(inside) - low
         ) / (high - low)
 
     parts = [
         (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" font-family="sans-serif" '
             'font-size="11">'
         ),
         '<rect width="100%" height="100%" fill="white"/>',
@@ -40,7 +40,7 @@ def depth_picture(finding: Any, words: Mapping[str, str] = EN) -> str:
     for power in range(low, high + 1, max((high - low) // 6, 1)):
         y = at(0, 10.0**power)[1]
         parts.append(
-            f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/><text x="4" '
+            f'<line x1="{MARGIN}" x2="{_WIDTH - MARGIN}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/><text x="4" '
             f'y="{y + 4:.1f}">1e{power}</text>'
         )
     for name, colour in (("inherited", "#1f77b4"), ("own", "#ff7f0e")):
@@ -75,10 +75,10 @@ def histogram_picture(histogram: Sequence[tuple[int, int]], words: Mapping[str, 
     if not bins:
         return ""
     first, last = min(bins), max(bins)
-    step = (WIDTH - 2 * MARGIN) / (last - first + 1)
-    unit = (HEIGHT - 2 * MARGIN) / math.log1p(max(bins.values()))
-    base = HEIGHT - MARGIN
-    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
+    step = (_WIDTH - 2 * MARGIN) / (last - first + 1)
+    unit = (_HEIGHT - 2 * MARGIN) / math.log1p(max(bins.values()))
+    base = _HEIGHT - MARGIN
+    size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">',
         '<rect width="100%" height="100%" fill="white"/>',
@@ -92,7 +92,7 @@ def histogram_picture(histogram: Sequence[tuple[int, int]], words: Mapping[str, 
         )
     parts.append(
         f'<text x="{MARGIN}" y="{base + 16}">{edge(first):.1e}</text>'
-        f'<text x="{WIDTH - MARGIN}" y="{base + 16}" text-anchor="end">{edge(last + 1):.1e}</text>'
+        f'<text x="{_WIDTH - MARGIN}" y="{base + 16}" text-anchor="end">{edge(last + 1):.1e}</text>'
         f'<text x="{MARGIN}" y="16">{escape(words["histogram_caption"])}</text></svg>'
     )
     return "".join(parts)

@@ -12,7 +12,7 @@ from harness.judging.status import Status
 from harness.judging.tolerance import Tolerance
 from harness.judging.verdict import Reason, Verdict, error, skipped
 from harness.report.document import Block, Bullets, Table, Text, to_markdown, to_short_markdown
-from harness.report.format import MISSING, cosine, counts, difference_text, times
+from harness.report.format import NO_VALUE, cosine, counts, difference_text, times
 from harness.report.rows import Row
 from harness.report.words import EN
 from harness.typed_json import shown
@@ -85,12 +85,12 @@ def verdicts_text(result: Iterable[tuple[Row, Verdict]], *, title: str) -> str:
         cells = (
             [difference_text(getattr(numbers, name)) for name in ("max_diff", "mean_diff")]
             if numbers
-            else [MISSING, MISSING]
+            else [NO_VALUE, NO_VALUE]
         )
-        cells += [cosine(numbers.cos_sim), difference_text(numbers.rel_l2)] if numbers else [MISSING, MISSING]
+        cells += [cosine(numbers.cos_sim), difference_text(numbers.rel_l2)] if numbers else [NO_VALUE, NO_VALUE]
         references = verdict.references.get(verdict.output)
-        cells.append(MISSING if references is None else times(references.ratios()["forecast_ratio"]))
-        identity = (row.test, row.dtype or MISSING, MISSING if row.seed is None else str(row.seed))
+        cells.append(NO_VALUE if references is None else times(references.ratios()["forecast_ratio"]))
+        identity = (row.test, row.dtype or NO_VALUE, NO_VALUE if row.seed is None else str(row.seed))
         rows.append((*identity, *cells, row.status, _result(verdict)))
     return _text(title, columns, rows, 3, [(row.test, verdict) for row, verdict in result])
 
@@ -128,7 +128,7 @@ def pairs_text(result: Iterable[NamedVerdict], *, title: str, notes: Iterable[st
     for pair in result:
         numbers = pair.verdict.comparison
         if numbers is None:
-            rows.append((pair.name, *[MISSING] * (len(columns) - 2), _result(pair.verdict)))
+            rows.append((pair.name, *[NO_VALUE] * (len(columns) - 2), _result(pair.verdict)))
             continue
         cells = [
             difference_text(numbers.max_diff),
@@ -184,16 +184,16 @@ def upgrade_text(result: Any, *, title: str, every: bool = False) -> str:
 
 def _transition(each: Any) -> tuple[str, ...]:
     """One transition as the cells of its row."""
-    seed = MISSING if each.seed is None else str(each.seed)
+    seed = NO_VALUE if each.seed is None else str(each.seed)
     ratio = each.error_after / each.error_before if each.error_before and each.error_after is not None else None
     numbers = (difference_text(each.error_before), difference_text(each.error_after), times(ratio))
-    statuses = (each.before or MISSING, each.after or MISSING)
-    return (str(each.kind), each.case, each.dtype or MISSING, seed, *statuses, *numbers, each.text)
+    statuses = (each.before or NO_VALUE, each.after or NO_VALUE)
+    return (str(each.kind), each.case, each.dtype or NO_VALUE, seed, *statuses, *numbers, each.text)
 
 
 def _shown(value: Any) -> str:
     if value is None:
-        return MISSING
+        return NO_VALUE
     if isinstance(value, Mapping):
         return ", ".join(f"{name}={item}" for name, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

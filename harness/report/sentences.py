@@ -13,14 +13,17 @@ import re
 from harness.languages import sentences_of
 
 LONGEST_TEXT = 2000  # characters of a text that are looked at: what is longer is what a program said
+_FIELD = re.compile(r"\{[a-zA-Z]\}")
 _LONGEST = 400  # characters of what stands for {A}
 
 
 @functools.cache
-def _patterns(language: str) -> tuple[tuple[re.Pattern[str], str], ...]:
-    """The patterns, the longest first, since one may be part of another."""
+def _patterns(language: str) -> tuple[tuple[str, re.Pattern[str], str], ...]:
+    """The patterns, the longest first, since one may be part of another; before each the longest text of its own,
+    without which it cannot match.
+    """
     pairs = sorted(sentences_of(language), key=lambda pair: -len(pair[0]))
-    return tuple((_compiled(english), other) for english, other in pairs)
+    return tuple((max(_FIELD.split(english), key=len), _compiled(english), other) for english, other in pairs)
 
 
 def _compiled(english: str) -> re.Pattern[str]:
@@ -33,10 +36,10 @@ def _compiled(english: str) -> re.Pattern[str]:
         pattern += f"(?P<{name}>{kind}{{1,{_LONGEST}}}{'?' if after else ''}){end}"
         pattern += re.escape(after) + (r"(?!\d)" if after == "." else "")  # "1.001" is no end of a sentence
     if english[0] == "{":
-        before = r"(?:^|(?<=[;:.→(] ))"
+        before = r"(?:^|(?<=[;:.→(。；：，] )|(?<=[。；：，（]))"
     else:
-        before = r"(?<![\w.])" if english[0].isalnum() else ""
-    after = r"(?!\w)" if english[-1].isalnum() or english[-1] == "}" else ""
+        before = r"(?<![A-Za-z0-9_.])" if english[0].isalnum() else ""
+    after = r"(?![A-Za-z0-9_])" if english[-1].isalnum() or english[-1] == "}" else ""
     return re.compile(before + pattern + after)
 
 
@@ -50,10 +53,12 @@ def in_language(text: str, language: str) -> str:
     if not _patterns(language):
         return text
     text, rest = text[:LONGEST_TEXT], text[LONGEST_TEXT:]
-    for pattern, template in _patterns(language):
-        text = pattern.sub(functools.partial(_filled, template), text)
+    for literal, pattern, template in _patterns(language):
+        if literal in text:
+            text = pattern.sub(functools.partial(_filled, template), text)
     text = re.sub(r"(?<=[\u4e00-\u9fff）])([.;,:])(?: |$)", lambda found: _MARKS[found[1]], text)
-    return re.sub(r" (?=（)|(?<=[：；。，]) ", "", text) + rest
+    text = re.sub(r"([.;,:]) (?=[\u4e00-\u9fff])", lambda found: _MARKS[found[1]], text)
+    return re.sub(r" (?=（)|(?<=[：；。，]) |(?<=[\u4e00-\u9fff）]) (?=[\u4e00-\u9fff])", "", text) + rest
 
 
 _MARKS = {".": "。", ";": "；", ",": "，", ":": "："}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from harness.judging.verdict import ALL_SWITCHES, SwitchCost
 from harness.report.document import Block, Heading, Table, Text
-from harness.report.format import MISSING, difference_text
+from harness.report.format import NO_VALUE, difference_text
 from harness.report.rows import Row
 from harness.report.words import told
 
@@ -35,13 +35,13 @@ def switch_table(rows: Iterable[Row], words: Mapping[str, str], *, named: bool =
     measured = False
     for row in rows:
         for cost in shown_costs(row.switches or ()):
-            name = [row.case, row.dtype or MISSING] if named else []
+            name = [row.case, row.dtype or NO_VALUE] if named else []
             numbers = [difference_text(cost.before), difference_text(cost.after)]
             if cost.measured_after is not None:
                 measured = True
                 numbers.append(difference_text(cost.measured_after))
             else:
-                numbers.append(MISSING)
+                numbers.append(NO_VALUE)
             body.append((*name, told(cost.switch, words), *numbers, told(cost.remedy, words)))
     if not body:
         return None

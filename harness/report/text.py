@@ -16,7 +16,7 @@ from harness.judging.criteria import AT_LEAST
 from harness.judging.status import GRAVEST, STATUSES, Mark, Status
 from harness.report.cards import card_blocks, cards_line
 from harness.report.document import Block, Bullets, Folded, Heading, Picture, Table, Text, shortened
-from harness.report.format import MISSING, cosine, difference_text, number, share, tally, times
+from harness.report.format import NO_VALUE, cosine, difference_text, number, share, tally, times
 from harness.report.located import found_blocks
 from harness.report.rows import Located, Row
 from harness.report.switches import switch_blocks
@@ -49,7 +49,7 @@ def document(report: Report, lang: str = "en") -> list[Block]:
 
 
 def _device(report: Report) -> str:
-    return report.stack.get("device") or MISSING
+    return report.stack.get("device") or NO_VALUE
 
 
 # -------- what it comes to
@@ -147,7 +147,7 @@ def failed_first(rows: Iterable[Row]) -> list[Row]:
 
 def line_of(row: Row, words: Mapping[str, str]) -> str:
     """A row that did not pass in one line: its status, its name, its first reason, and where its error comes from."""
-    reason = told(_without_name(row.reasons[0], row), words) if row.reasons else MISSING
+    reason = told(_without_name(row.reasons[0], row), words) if row.reasons else NO_VALUE
     line = f"{row.status} {row.name}: {_first(reason)}"
     more = len(row.reasons) - 1
     if more > 0:
@@ -265,7 +265,7 @@ def _card_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
     columns += [words["top1"]] if decided else []
     body = []
     for row in rows:
-        cells = [row.case, row.dtype or MISSING, MISSING if row.seed is None else str(row.seed)]
+        cells = [row.case, row.dtype or NO_VALUE, NO_VALUE if row.seed is None else str(row.seed)]
         cells += [
             difference_text(row.max_diff),
             difference_text(row.mean_diff),
@@ -281,7 +281,7 @@ def _probes(rows: Sequence[Row], words: Mapping[str, str]) -> list[Block]:
     """Probes of single operators by operator and dtype, and in full those that did not pass."""
     families: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        families.setdefault((row.case.partition(",")[0], row.dtype or MISSING), []).append(row)
+        families.setdefault((row.case.partition(",")[0], row.dtype or NO_VALUE), []).append(row)
     columns = (words["probe"], "dtype", words["rows"], words["worst_ratio"], words["fewest_bits"], words["result"])
     body = []
     for (family, dtype), item in families.items():
@@ -311,7 +311,7 @@ def _probes_table(rows: Sequence[Row], words: Mapping[str, str]) -> Table:
     columns = [words.get(column, column) for column in columns] + [words["forecast_ratio"]]
     body = []
     for row in rows:
-        cells = [str(row.case), row.dtype or MISSING, difference_text(row.max_diff), cosine(row.cos_sim)]
+        cells = [str(row.case), row.dtype or NO_VALUE, difference_text(row.max_diff), cosine(row.cos_sim)]
         cells += [difference_text(row.golden_rel_l2), difference_text(row.cpu_golden_rel_l2)]
         cells += [number(row.effective_bits, "{:.1f}"), number(row.forecast_bits, "{:.1f}"), times(row.forecast_ratio)]
         body.append((*cells, result_of(row)))
@@ -342,7 +342,7 @@ def performance_blocks(report: Report, words: Mapping[str, str]) -> list[Block]:
 
 def _cell(value: Any, name: str) -> str:
     if value is None:
-        return MISSING
+        return NO_VALUE
     return f"{value:.1f}" if name.endswith("_ms") else str(value)
 
 
@@ -368,7 +368,7 @@ def _full_table(group: _Group, words: Mapping[str, str]) -> Table:
     columns += [words["perplexity_device"], words["perplexity_cpu"]] if reads else []
     body = []
     for row in rows:
-        cells = [row.dtype or MISSING, MISSING if row.seed is None else str(row.seed)]
+        cells = [row.dtype or NO_VALUE, NO_VALUE if row.seed is None else str(row.seed)]
         cells += [difference_text(row.rel_l2), cosine(row.token_cos_sim)]
         cells += [difference_text(row.golden_rel_l2), difference_text(row.cpu_golden_rel_l2), times(row.golden_ratio)]
         cells += [number(row.effective_bits, "{:.1f}"), number(row.forecast_bits, "{:.1f}")]
@@ -422,7 +422,7 @@ def _sentences(row: Row, words: Mapping[str, str]) -> list[str]:
         sentences.append(words["ran_on"].format(where=", ".join(filter(None, (row.host, row.card)))))
     if row.rerun:
         rerun = {name: difference_text(row.rerun.get(name)) for name in ("max_diff", "rel_l2")}
-        sentences.append(words["rerun"].format(unequal=row.rerun.get("unequal", MISSING), **rerun))
+        sentences.append(words["rerun"].format(unequal=row.rerun.get("unequal", NO_VALUE), **rerun))
     return list(dict.fromkeys(sentences))
 
 

@@ -153,6 +153,19 @@ def test_the_vendors_tests_are_counted_by_what_became_of_them(tmp_path):
     assert "| 1 | test_operator.py | aclnnMoeComputeExpertTokens |" in text and "another machine's" in text
 
 
+def test_a_package_that_the_vendors_tests_lack_is_one_line(tmp_path):
+    (tmp_path / "test_operator.py").write_text("from torch_npu.testing.testcase import TestCase\n" + FILE)
+    code = (
+        "import sys; sys.modules['expecttest'] = None\n"
+        "from harness.__main__ import main\n"
+        f"sys.exit(main(['emulate', '-m', 'harness.conformance', 'vendor', {str(tmp_path)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and done.stdout == ""
+    assert "expecttest" in done.stderr and "they need: pip install expecttest scipy hypothesis pyyaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_folder_without_tests_is_one_line(tmp_path):
     with pytest.raises(HarnessError, match="holds no test_"):
         next(vendor.run_files(tmp_path, 1, tmp_path))

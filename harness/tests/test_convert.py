@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.checkpoints.conversion import CheckpointError, checkpoint_digest, read_header
+from harness.checkpoints.conversion import CheckpointError, Rename, checkpoint_digest, read_header
+from harness.checkpoints.recognition import recognise
 from harness.models.aimv2 import build, convert_checkpoint, layout_of, load
+from harness.models.aimv2_layouts import LAYOUTS, Layout, layout_names
 from harness.tests.checkpoints import KINDS, model, write, write_raw
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -70,6 +72,29 @@ def test_names_and_shapes_are_those_of_the_layouts(tmp_path):
         "patch_embed.norm.weight",
         "norm.weight",
     }
+
+
+def test_a_layout_is_declared_once(tmp_path, monkeypatch):
+    """One more layout in the table is written, read, recognised, and named by messages and help."""
+    mine = Layout(
+        name="mine",
+        rules=tuple(Rename(f"net.{rule.own}", rule.model) for rule in LAYOUTS["timm"].rules),
+        first_words=("net.patch_embed.", "net.blocks."),
+        tower_class={"architectures": ["MineModel"]},
+        own_fields={"mine_width": lambda config: config.width},
+    )
+    monkeypatch.setitem(LAYOUTS, "mine", mine)
+    source = write(tmp_path / "apple", model().state_dict())
+    assert "(apple)" in convert_checkpoint(source, tmp_path / "mine", to="mine")
+    config = json.loads((tmp_path / "mine" / "config.json").read_text())
+    assert config["mine_width"] == 64 and config["architectures"] == ["MineModel"] and "use_bias" not in config
+    assert layout_of(tensors_in(tmp_path / "mine")) == "mine" and recognise(tmp_path / "mine").kind == "AIMv2"
+    assert "(mine)" in convert_checkpoint(tmp_path / "mine", tmp_path / "back", to="apple")
+    assert same(tensors_in(tmp_path / "back"), tensors_in(source))
+    assert "mine_width" not in json.loads((tmp_path / "back" / "config.json").read_text())
+    assert layout_names() == "apple, transformers, timm or mine"
+    with pytest.raises(CheckpointError, match=r"timm \(.*\) and mine \(net.patch_embed., net.blocks.\)"):
+        layout_of(["bert.a"])
 
 
 def test_the_config_goes_with_it_and_keeps_what_it_had(tmp_path):
@@ -317,5 +342,5 @@ def test_layouts_are_told_by_keys():
         layout_of(["trunk.x", "blocks.0.x"])
     with pytest.raises(CheckpointError, match="no AIMv2 checkpoint: its 2 keys .bert.a, bert.b"):
         layout_of(["bert.a", "bert.b"])
-    with pytest.raises(CheckpointError, match="early version of transformers' conversion script"):
+    with pytest.raises(CheckpointError, match="early version of the conversion script of transformers"):
         layout_of(["embeddings.patch_embed.weight", "encoder.layers.0.ffn.fc1.weight"])

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from harness import numerics
 from harness.numerics.expected_error import Rules, rounding
 
-RULES = Rules(card="CUDA", gelu_tanh=False, fused_attention=False, split_attention=True, half_sums=True)
+RULES = Rules(family="CUDA", gelu_tanh=False, fused_attention=False, split_attention=True, half_sums=True)
 
 
 def drawn(*shapes, seed=42):

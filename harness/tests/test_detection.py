@@ -34,7 +34,7 @@ from harness.conformance.detection import (
     text,
 )
 from harness.conformance.subjects import MORE, noise
-from harness.conformance.wrong import EVERY, ONE, planted
+from harness.conformance.wrong import EVERY, ONE, computing_wrongly
 from harness.devices import open_device
 from harness.emulator.table import changed
 from harness.errors import HarnessError
@@ -229,7 +229,7 @@ def test_a_wrong_computation_of_each_kind_moves_the_output_and_is_caught(benches
 def test_a_wrong_computation_acts_in_its_call_alone():
     x, weight = torch.ones(1, 2), torch.ones(2, 2)
     bias = next(item for item in ONE if item.what == "one layer's bias left out")
-    with planted(replace(bias, nth=2)) as acted:
+    with computing_wrongly(replace(bias, nth=2)) as acted:
         result = [F.linear(x, weight, weight[0]).tolist() for _ in range(3)]
         F.relu(x)
     assert (acted.calls, acted.hits) == (3, 1) and result == [[[3.0, 3.0]], [[2.0, 2.0]], [[3.0, 3.0]]]
@@ -239,7 +239,7 @@ def test_a_wrong_computation_acts_in_its_call_alone():
 def test_repeated_indices_count_once_where_that_is_planted():
     once = next(item for item in EVERY if item.functions == ("index_add",))
     index, source = torch.tensor([2, 0, 2]), torch.tensor([[1.0], [2.0], [5.0]])
-    with planted(once):
+    with computing_wrongly(once):
         assert torch.zeros(3, 1).index_add(0, index, source).flatten().tolist() == [2.0, 0.0, 5.0]
     assert torch.zeros(3, 1).index_add(0, index, source).flatten().tolist() == [2.0, 0.0, 6.0]
 

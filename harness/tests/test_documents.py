@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 from harness import Case
 from harness.commands.main import COMMANDS, main
 from harness.conformance import __main__ as conformance
+from harness.devices import Stack
 from harness.judging.preset_names import PRESET_NAMES
+from harness.models.aimv2_layouts import layout_names
 from harness.plugin.options import OPTIONS
 from harness.tests.test_commands import ROOT
 from harness.upgrade.tables import tomllib
@@ -147,39 +150,77 @@ def test_the_presets_are_those_there_are():
         assert tuple(rows) == PRESET_NAMES, page
 
 
+@pytest.mark.parametrize("page", ["commands.md", "models.md"])
+def test_the_layouts_are_those_there_are(page):
+    text = (ROOT / "harness" / "docs" / page).read_text()
+    assert re.findall(r"^\|.*AIMv2.* layout:? (.*? or \w+) \|", text, re.M) == [layout_names()]
+
+
 HIDDEN = {"locate-case", "locate-seed", "locate-backward"}  # what `python -m harness locate` hands to pytest
 
 
-def lines(language="bash"):
+def lines():
+    """The lines of shell: of blocks, and of what a workflow runs."""
     for page in PAGES:
-        for text in blocks(page, language):
-            for line in text.replace("\\\n", " ").splitlines():
-                yield page, line.split("   #")[0].strip()
+        for language in ("bash", "yaml"):
+            for text in blocks(page, language):
+                for line in text.replace("\\\n", " ").splitlines():
+                    yield page, line.split("   #")[0].strip()
 
 
-def commands(module):
+def commands(pattern):
+    """What follows a command in blocks, each once."""
     result = {}
     for page, line in lines():
-        match = re.search(rf"python -m {re.escape(module)} (.*)$", line)
+        match = re.search(rf"{pattern} (.*)$", line)
         if match:
-            result.setdefault(f"{named(page)}: {match[1]}", match[1])
+            result.setdefault(f"{named(page)}: {match[1]}", match[1].split(" && ")[0].split(" > ")[0])
     ids = [f"{key.split(':')[0]}-{number}" for number, key in enumerate(result)]  # without words that `-k` selects by
     return [pytest.param(words, id=item) for item, words in zip(ids, result.values())]
 
 
-@pytest.mark.parametrize("words", commands("harness"))
+@pytest.mark.parametrize("words", commands(r"python -m harness"))
 def test_a_command_and_its_options_exist(words, capsys):
-    command, *rest = shlex.split(words.split(" && ")[0].split(" > ")[0])
+    command, *rest = shlex.split(words)
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     help_text = capsys.readouterr().out
     assert ended.value.code == 0
     for argument in rest:
         if argument.startswith("--"):
-            assert (
-                re.search(rf"(?<![\w-]){re.escape(argument.partition('=')[0])}(?![\w-])", help_text)
-                or command == "emulate"
-            ), argument
+            assert re.search(rf"(?<![\w-]){re.escape(argument.partition('=')[0])}(?![\w-])", help_text), argument
+
+
+OTHERS = {"--junitxml", "--dist", "-n", "-k"}  # of pytest and of pytest-xdist
+
+
+@pytest.mark.parametrize("words", commands(r"(?<!install )\bpytest"))
+def test_an_option_of_pytest_exists(words):
+    known = OTHERS | {name for option in OPTIONS for name in (option.flag, option.short)}
+    options = {word.partition("=")[0] for word in shlex.split(words) if word.startswith("-")}
+    assert options <= known, options - known
+
+
+@pytest.mark.parametrize(
+    "module, there",
+    [
+        ("harness", {command.name for command in COMMANDS}),
+        ("harness.conformance", set(conformance.PARTS)),
+        ("harness.benchmarks", {path.stem for path in (ROOT / "harness" / "benchmarks").glob("[a-z]*.py")}),
+    ],
+)
+def test_commands_that_the_text_names_exist(module, there):
+    named_in_text = {
+        name for page in PAGES for name in re.findall(rf"`python -m {re.escape(module)} ([a-z]\w*)", page.read_text())
+    }
+    assert named_in_text and named_in_text <= there, named_in_text - there
+
+
+def test_the_table_of_the_stack_has_every_field():
+    page = (ROOT / "harness" / "docs" / "stack.md").read_text()
+    first_cells = re.findall(r"^\| (`[^|]*) \|", page, re.M)
+    told = [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(told) == sorted(field.name for field in fields(Stack))
 
 
 @pytest.mark.parametrize("text", of_pages("toml"))

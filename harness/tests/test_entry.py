@@ -85,6 +85,16 @@ def test_a_run_that_asks_for_nothing_is_left_alone(project, arguments):
     ]
 
 
+@pytest.mark.parametrize("given", ["test_theirs.py", "test_theirs.py::test_nothing_was_touched", "below"])
+def test_an_accuracy_test_beside_the_file_that_was_given_opens_nothing(project, given):
+    (project / "below").mkdir()
+    for path in (project / "test_theirs.py", project / "below" / "test_idle.py"):
+        path.write_text(IDLE)
+    (project / "test_model.py").write_text(ACCURACY)
+    status, said = pytest_in(project, given)
+    assert status == 0 and "1 passed" in said and is_quiet(said), said
+
+
 def test_a_failing_run_that_asks_for_nothing_keeps_its_status(project):
     (project / "test_theirs.py").write_text("def test_red():\n    assert False\n")
     assert pytest_in(project)[0] == 1

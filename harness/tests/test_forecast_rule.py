@@ -68,7 +68,7 @@ CARD = dict(device="Ascend910B4", backend="npu")
 
 def test_rules_have_defaults():
     assert Rules() == Rules(
-        card="Ascend A2",
+        family="Ascend A2",
         conv="float32",
         matmul="float32",
         ties="away",
@@ -102,7 +102,7 @@ def test_modes_are_what_float32_is_computed_in_besides_itself(conv, matmul, mode
 
 def test_rules_say_themselves_in_one_line():
     assert str(Rules()) == "Ascend A2: convolutions float32, products float32, GELU by its tanh formula"
-    said = str(Rules(card="X", conv="HF32", matmul="TF32", gelu_tanh=False, saturates=True))
+    said = str(Rules(family="X", conv="HF32", matmul="TF32", gelu_tanh=False, saturates=True))
     assert said == "X: convolutions in HF32, products in TF32, GELU as it is asked for, float16 saturates"
     assert str(Rules(overflow_alone=True)) == "float16 saturates"
 
@@ -142,15 +142,15 @@ def test_the_rules_of_an_a2_follow_its_switches(switches, expected):
 
 
 def test_the_rules_of_other_families_and_backends():
-    half = dict(card="Ascend 310P", conv="float16", matmul="float16", fused_attention=False, half_results=False)
+    half = dict(family="Ascend 310P", conv="float16", matmul="float16", fused_attention=False, half_results=False)
     assert rules_of(Stack(device="Ascend310P3", backend="npu")) == Rules(**half, saturates=True)
     assert rules_of(Stack(device="Ascend310P3", backend="npu", inf_nan_mode=True)) == Rules(**half)
     refused = rules_of(Stack(device="Ascend310P3", backend="npu", precision_mode="must_keep_origin_dtype"))
     assert (refused.conv, refused.matmul) == ("float32", "float32"), "the card refuses, and no number comes out"
     assert rules_of(Stack(device="Ascend950", backend="npu")) == Rules(
-        card="Ascend 950", conv="HF32 of 10 bits", gelu_tanh=False, half_results=True
+        family="Ascend 950", conv="HF32 of 10 bits", gelu_tanh=False, half_results=True
     )
-    cuda = dict(card="CUDA", gelu_tanh=False, fused_attention=False, split_attention=True, half_sums=True)
+    cuda = dict(family="CUDA", gelu_tanh=False, fused_attention=False, split_attention=True, half_sums=True)
     assert rules_of(Stack(device="H100", backend="cuda")) == Rules(**cuda)
     assert rules_of(Stack(device="H100", backend="cuda", conv_allow_tf32=True)) == Rules(**cuda, conv="TF32")
     assert rules_of(Stack(device="H100", backend="cuda", matmul_allow_tf32=True)) == Rules(**cuda, matmul="TF32")

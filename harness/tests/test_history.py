@@ -10,7 +10,17 @@ import pytest
 from harness.commands.main import main
 from harness.judging.verdict import error
 from harness.report import build, write
-from harness.report.history import CHARTED, EDGE, HEIGHT, LEAST_SPAN, MOST, WIDTH, Snapshot, history_section, sparkline
+from harness.report.history import (
+    CHART_HEIGHT,
+    CHART_WIDTH,
+    CHARTED,
+    EDGE,
+    LEAST_SPAN,
+    MOST,
+    Snapshot,
+    history_section,
+    sparkline,
+)
 from harness.report.words import LANGUAGES
 from harness.tests.test_report import STACK, row_of, verdict
 
@@ -48,19 +58,19 @@ def test_the_points_are_the_largest_values_of_the_reports():
     history = snapshots(*(report(day, *(row(e, seed=n) for n, e in enumerate(es))) for day, es in enumerate(errors, 1)))
     for metric, power in zip(CHARTED, (1, 2)):
         points, largest = circles(chart_of(history, metric=metric)), [max(es) ** power for es in errors]
-        assert [point[0] for point in points] == [EDGE, WIDTH / 2, WIDTH - EDGE]
+        assert [point[0] for point in points] == [EDGE, CHART_WIDTH / 2, CHART_WIDTH - EDGE]
         assert [re.search(rf"{metric} (\S+), PASS", point[2])[1] for point in points] == [f"{e:.2e}" for e in largest]
         least, most = math.log(min(largest)), math.log(max(largest))
         for (_, y, _, _), value in zip(points, largest):
             share = (math.log(value) - least) / (most - least)
-            assert y == pytest.approx(HEIGHT - EDGE - share * (HEIGHT - 2 * EDGE), abs=0.06)
+            assert y == pytest.approx(CHART_HEIGHT - EDGE - share * (CHART_HEIGHT - 2 * EDGE), abs=0.06)
 
 
 @pytest.mark.parametrize(("factor", "fills"), [(LEAST_SPAN * 1.001, True), (LEAST_SPAN * 0.99, False)])
 def test_a_small_change_looks_small(factor, fills):
     history = snapshots(report(1, row(1e-4)), report(2, row(factor * 1e-4)))
     heights = [point[1] for point in circles(chart_of(history))]
-    assert (heights == [HEIGHT - EDGE, EDGE]) is fills
+    assert (heights == [CHART_HEIGHT - EDGE, EDGE]) is fills
 
 
 def test_a_row_that_is_missing_leaves_a_gap():
@@ -76,7 +86,7 @@ def test_a_row_that_could_not_be_compared_has_no_point_and_one_that_is_not_finit
     rows = [(row(1e-4),), (row_of(error("gone"), case="mine"),), (row(math.nan, **FAILS),), (row(0.0),)]
     history = snapshots(*(report(day, *several) for day, several in enumerate(rows, 1)))
     points = circles(chart_of(history))
-    assert [point[1] for point in points] == [HEIGHT / 2, EDGE, HEIGHT - EDGE]
+    assert [point[1] for point in points] == [CHART_HEIGHT / 2, EDGE, CHART_HEIGHT - EDGE]
     assert "rel_l2 nan, FAIL" in points[1][2] and points[1][3]
 
 

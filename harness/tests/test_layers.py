@@ -16,7 +16,7 @@ from harness.reference.layers import has_layers, layered
 from harness.reference.randomness import Draws
 from harness.reference.runs import refer
 from harness.tests.needs import import_transformers
-from harness.torch_private import operator
+from harness.torch_private import aten_operator
 
 CPU = torch.device("cpu")
 
@@ -114,7 +114,7 @@ MODELS = {
     "lstm": Recurrent, "lists": Listed, "norms": _normed, "encoder": _encoder,
     "convolution": lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3)),
 }  # fmt: skip
-if operator("_grouped_mm") is None:  # torch 2.7 and older
+if aten_operator("_grouped_mm") is None:  # torch 2.7 and older
     del MODELS["experts"]
 
 

@@ -18,7 +18,7 @@ from harness.reference import Models, copy_module, memory
 from harness.reference import isolated_process as isolated
 from harness.reference import mapped as mapped_files
 from harness.reference.isolated_process import CleanProcess
-from harness.reference.mapped import LEAST, mapped, mapped_elements, parts_of
+from harness.reference.mapped import LEAST_BYTES, file_parts, mapped, mapped_elements
 from harness.reference.memory import GIB, Memory, SizeInMemory, needed
 from harness.reference.models import LARGE, size_of
 
@@ -51,7 +51,7 @@ def linear_of(file):
 
 def test_a_weight_that_safetensors_mapped_is_a_part_of_its_file(file):
     weight = weight_of(file)
-    (part,) = parts_of([weight.untyped_storage()])
+    (part,) = file_parts([weight.untyped_storage()])
     assert (part.path, part.size) == (str(file), weight.nbytes)
     assert file.read_bytes()[part.offset : part.offset + part.size] == weight.numpy().tobytes()
     files = {}
@@ -61,28 +61,30 @@ def test_a_weight_that_safetensors_mapped_is_a_part_of_its_file(file):
 
 def test_memory_of_ones_own_and_small_tensors_are_no_parts(file):
     own, small = torch.randn(SIDE, SIDE), weight_of(file, "small")
-    assert parts_of([own.untyped_storage(), small.untyped_storage()]) == [None, None]
+    assert file_parts([own.untyped_storage(), small.untyped_storage()]) == [None, None]
     assert mapped_elements([own, small, weight_of(file)]) == SIDE * SIDE
 
 
 def test_the_least_size_from_both_sides(tmp_path):
     path = tmp_path / "model.safetensors"
-    save_file({"a": torch.zeros(LEAST // 4), "b": torch.zeros(LEAST // 4 - 1)}, path)
+    save_file({"a": torch.zeros(LEAST_BYTES // 4), "b": torch.zeros(LEAST_BYTES // 4 - 1)}, path)
     tensors = [weight_of(path, name) for name in ("a", "b")]
-    assert [part is not None for part in parts_of(tensor.untyped_storage() for tensor in tensors)] == [True, False]
+    assert [part is not None for part in file_parts(tensor.untyped_storage() for tensor in tensors)] == [True, False]
 
 
 def test_a_weight_that_was_written_into_is_no_more_the_files(file):
     weight = weight_of(file)
     weight[0, 0] = 7.0  # the page is this process's own from here on
-    assert parts_of([weight.untyped_storage()]) == [None]
+    assert file_parts([weight.untyped_storage()]) == [None]
     assert weight_of(file)[0, 0] != 7.0
 
 
 def test_a_file_that_is_gone_or_replaced_is_no_part(file, tmp_path):
-    weight, before = weight_of(file), parts_of([weight_of(file).untyped_storage()])[0]
+    weight, before = weight_of(file), file_parts([weight_of(file).untyped_storage()])[0]
     os.rename(file, tmp_path / "kept.safetensors")
-    assert parts_of([weight.untyped_storage()]) == [None] or parts_of([weight.untyped_storage()])[0].path != str(file)
+    assert file_parts([weight.untyped_storage()]) == [None] or file_parts([weight.untyped_storage()])[0].path != str(
+        file
+    )
     with pytest.raises(RunError, match="which is there no more"):
         mapped(before, {})
     file.write_bytes(b"\0" * (1 << 20))
@@ -107,7 +109,7 @@ def clean():
 def _where(number):
     """In the other process: the files and the values of the weight that it has."""
     (weight,) = isolated._models[number].parameters()
-    part = parts_of([weight.untyped_storage()])[0]
+    part = file_parts([weight.untyped_storage()])[0]
     return (None if part is None else part.path), float(weight.double().sum()), os.getpid()
 
 

@@ -2,6 +2,9 @@
 choices.
 """
 
+import inspect
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +15,7 @@ from harness.judging.checks import hangs_on_choice, hangs_on_ties, judge, near_t
 from harness.judging.status import Mark
 from harness.judging.tolerance import Tolerance
 from harness.judging.verdict import Reason, Verdict
+from harness.locate.replay import Replay
 from harness.measure import Comparison
 from harness.report.rejudge import judged_again
 from harness.report.rows import Row
@@ -84,6 +88,91 @@ def test_some_choices_really_change_in_a_sound_device():
     """Without near-ties these rows were wrong: the test above must have something to say."""
     verdict = validate(a_case(CHOICES["sort"]), 0, emulated_device())
     assert verdict.passed and verdict.comparisons["chosen"].unequal > 10 and verdict.comparisons["chosen"].unsettled > 5
+
+
+class Few(nn.Module):
+    """Choices among numbers of which many are equal."""
+
+    def __init__(self, choose):
+        super().__init__()
+        self.linear, self.choose = nn.Linear(64, 16), choose
+
+    def forward(self, x):
+        return {"scores": self.linear(x), "chosen": self.choose((8 * x).round())}
+
+
+def of_few(choose):
+    inputs = lambda generator: torch.randn(8, 64, generator=generator)
+    return Case(name="few", model=lambda: Few(choose), inputs=inputs, tolerance=Tolerance(preset="floor"))
+
+
+def from_the_other_end(real):
+    """A device that takes others of equal numbers."""
+
+    def compute(self, *args, out):
+        values, indices = real(self.flip(-1), *args, out=out)
+        return [values, self.shape[-1] - 1 - indices]
+
+    compute.__signature__ = inspect.signature(real)
+    return compute
+
+
+def off_by_one(real):
+    def compute(self, *args, out):
+        values, indices = real(self, *args, out=out)
+        return [values, (indices + 1) % self.shape[-1]]
+
+    compute.__signature__ = inspect.signature(real)
+    return compute
+
+
+OPEN = {
+    "topk": ("aclnnTopkV2", lambda x: x.topk(12).indices),
+    "argsort": ("aclnnSort", lambda x: x.argsort(-1)[:, :20]),
+}
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_of_equal_numbers_a_device_may_take_others(name):
+    operator, choose = OPEN[name]
+    with changed(operator, from_the_other_end):
+        verdict = validate(of_few(choose), 0, emulated_device())
+    assert verdict.comparisons["chosen"].unequal > 4, "the plant does not act"
+    assert verdict.passed and Mark.NEAR_TIE in verdict.marks, verdict.reasons
+    with changed(operator, off_by_one):
+        assert validate(of_few(choose), 0, emulated_device()).status == "FAIL"
+
+
+def test_a_stable_sort_has_one_order():
+    stable = of_few(lambda x: x.sort(dim=-1, stable=True).indices[:, :20])
+    with changed("aclnnSort", from_the_other_end):
+        verdict = validate(stable, 0, emulated_device())
+    assert verdict.comparisons["chosen"].unequal > 4 and verdict.status == "FAIL"
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_an_operator_that_takes_others_of_equal_numbers_is_not_the_wrong_one(name):
+    operator, choose = OPEN[name]
+    replay = Replay(
+        func={"topk": torch.topk, "argsort": torch.argsort}[name],
+        args=(
+            torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).mul(8).round(),
+            *((12,) if name == "topk" else ()),
+        ),
+        kwargs={},
+        device=emulated_device(),
+    )
+    results = replay.on_cpu()
+    with changed(operator, from_the_other_end):
+        result = replay.on_device()
+    assert not torch.equal(result[-1], results[-1]) and not replay.judged(result, results)[1]
+    for wrong in (
+        [*result[:-1], (result[-1] + 1) % 64],  # other numbers
+        [*result[:-1], result[-1][:, :1].expand_as(result[-1])],  # one element again and again
+        [*result[:-1], result[-1] + 64],  # none at all
+    ):
+        assert replay.judged(wrong, results)[1]
+    assert replace(replay, kwargs={"stable": True}).judged(result, results)[1] or name == "topk"
 
 
 # -------- the rule

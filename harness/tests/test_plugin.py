@@ -137,7 +137,9 @@ def test_junit_holds_the_numbers_as_properties(user):
 
 def test_report_goes_where_it_is_told_in_chinese(user):
     write(user, FIVE_SEEDS)
-    run(user, "-k", "seed1", "--report", "elsewhere/deep", "--lang", "zh")
+    result = run(user, "-k", "seed1", "--report", "elsewhere/deep", "--lang", "zh")
+    result.stdout.fnmatch_lines(["*正在打开设备（cpu）", "精度：cpu 为 *：指定了 CPU", "精度：*threads"])
+    assert "outcome: passed" in result.outlines  # which CI reads, in every language
     assert "精度" in markdown(user, "elsewhere/deep")
     assert not (user.path / "reports").exists()
 

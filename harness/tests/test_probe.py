@@ -26,7 +26,7 @@ from harness.commands.probe import (
     verdicts_of,
 )
 from harness.devices import Stack, measurements
-from harness.devices.measurements import MEASUREMENTS, measure, operands
+from harness.devices.measurements import MEASUREMENTS, cube_operands, measure
 from harness.emulator import faults
 from harness.numerics import matmul_by_groups
 from harness.tests.needs import emulated_device, needs_torch_npu
@@ -93,7 +93,9 @@ WORDS = {
 @pytest.mark.parametrize("ties", WORDS)
 def test_bits_and_ties_of_an_operand_are_read_off_what_comes_back(bits, ties):
     numbers = measurements._pairs(
-        torch.tensor([rounded(torch.tensor(operand).item(), bits, ties) for operand in operands()], dtype=torch.float64)
+        torch.tensor(
+            [rounded(torch.tensor(operand).item(), bits, ties) for operand in cube_operands()], dtype=torch.float64
+        )
     )
     facts = probing.facts_of({"1 conv operand": numbers})
     assert [facts[f"conv operand: {part}"].value for part in ("mantissa bits", "rounding", "range", "subnormals")] == [
@@ -105,7 +107,7 @@ def test_bits_and_ties_of_an_operand_are_read_off_what_comes_back(bits, ties):
 
 
 def test_a_float16_operand_shows_its_range():
-    numbers = measurements._pairs(torch.tensor(operands()).half().double())
+    numbers = measurements._pairs(torch.tensor(cube_operands()).half().double())
     facts = probing.facts_of({"2 product operand": numbers})
     assert facts["product operand: mantissa bits"].value == 10
     assert facts["product operand: range"].value == "70000 becomes inf, 3e38 becomes inf"
@@ -113,7 +115,7 @@ def test_a_float16_operand_shows_its_range():
 
 
 def test_an_operand_that_is_not_rounded_has_no_ties():
-    facts = probing.facts_of({"1 conv operand": measurements._pairs(torch.tensor(operands()).double())})
+    facts = probing.facts_of({"1 conv operand": measurements._pairs(torch.tensor(cube_operands()).double())})
     assert facts["conv operand: mantissa bits"].value == 23 and facts["conv operand: rounding"].value == "none"
 
 
@@ -226,7 +228,7 @@ def test_the_emulated_device_as_it_comes_agrees_with_every_rule(emulated, small,
         rule for rule in facts if rule.startswith("order of a ") or rule.endswith("bits of the batch")
     }
     assert text_of(document).startswith(
-        "EMULATED: these numbers come from the emulated CANN; they confirm nothing of a card."
+        "EMULATED: these numbers come from the emulated CANN; they confirm nothing of an NPU."
     )
 
 

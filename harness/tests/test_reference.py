@@ -21,7 +21,7 @@ from harness.reference import (
     run_cpu,
     tensors_of,
 )
-from harness.torch_private import operator
+from harness.torch_private import aten_operator
 
 CPU = torch.device("cpu")
 
@@ -220,7 +220,7 @@ def test_digests_see_values_dtypes_shapes_and_names():
 )
 def test_products_of_groups_have_a_float64_reference(left, right):
     """Mixtures of experts are made of them, and torch's own kernel refuses float64."""
-    if operator("_grouped_mm") is None:
+    if aten_operator("_grouped_mm") is None:
         pytest.skip(f"torch {torch.__version__} has no _grouped_mm, which came with 2.8")
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(*left, generator=generator).bfloat16(), torch.randn(*right, generator=generator).bfloat16()

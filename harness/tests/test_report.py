@@ -172,9 +172,9 @@ ALLOWED = re.compile(
 
 
 def english_left(text):
-    """Runs of three or more English words in a text."""
+    """Runs of three or more English words in a text, with no Chinese between them."""
     result = []
-    for line in text.splitlines():
+    for line in re.split(r"[\n\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]+", text):
         words = re.split(r"[^\x21-\x7e]+", line)
         run = []
         for word in [*words, ""]:
@@ -216,7 +216,7 @@ def sentences_of_rows():
         "None of the 12 operators that the CPU runs is wrong with the CPU's inputs.",
         "The first call that shows it is a: b.",
         "Together they give a difference of 1.0e-3 of the row's 2.0e-2: its error is elsewhere.",
-        str(Rules(card="Ascend A2")),
+        str(Rules(family="Ascend A2")),
     ]  # fmt: skip
     return [row_of(item, seed=seed) for seed, item in enumerate(verdicts)] + [
         replace(row_of(error(text), seed=100 + seed), notes=(text,), located=Located(said=text), forecast=text)

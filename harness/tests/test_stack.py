@@ -17,7 +17,7 @@ from harness.devices import cards, npu, stack
 from harness.devices.kind import uuid_of
 from harness.devices.stack import ENVIRONMENT, Stack
 from harness.report import build, write
-from harness.report.format import MISSING
+from harness.report.format import NO_VALUE
 from harness.tests.needs import emulated_device
 from harness.tests.test_upgrade import measured
 from harness.upgrade.transitions import EFFECTS, compare_reports
@@ -51,7 +51,7 @@ def test_every_variable_that_changes_numbers_is_in_the_stack_and_in_the_differen
     assert name not in before.environment and after.environment[name] == "1"
     out = gate(tmp_path, capsys, before.to_dict(), after.to_dict())
     row = next(line for line in out.splitlines() if f"environment.{name}" in line)
-    assert [cell.strip() for cell in row.strip("|").split("|")] == [f"environment.{name}", MISSING, "1"]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [f"environment.{name}", NO_VALUE, "1"]
     said = EFFECTS.get(f"environment.{name}")
     assert said is None or f"environment.{name}: {said}" in out
 

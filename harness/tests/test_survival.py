@@ -17,7 +17,16 @@ from harness import last_operator
 from harness.errors import HarnessError
 from harness.judging.status import Mark
 from harness.judging.verdict import error
-from harness.plugin.watchdog import COMPILING, FIRST, LEAST, STARTING, TIMES, Limits, Watchdog, stacks_of_threads
+from harness.plugin.watchdog import (
+    COMPILING,
+    FIRST,
+    LEAST_SECONDS,
+    STARTING,
+    TIMES,
+    Limits,
+    Watchdog,
+    stacks_of_threads,
+)
 from harness.report import Row, Writer, build, load
 from harness.report.content import NOT_RUN
 from harness.report.journal import DIED, NAME, Busy, Journal, read_journal
@@ -142,7 +151,7 @@ def test_the_limit_follows_the_rows_of_the_case():
     assert limits.of(case, compiles=True) == FIRST + STARTING + COMPILING
     limits.took(case, 1.0)
     assert limits.of(other, compiles=False) == FIRST and limits.of(other, compiles=True) == FIRST + COMPILING
-    assert limits.of(case, compiles=True) == LEAST
+    assert limits.of(case, compiles=True) == LEAST_SECONDS
     limits.took(case, 100.0)
     limits.took(case, 10.0)
     assert limits.of(case, compiles=False) == TIMES * 100.0

@@ -205,7 +205,7 @@ def test_an_operator_that_torch_lacks_is_none(monkeypatch):
     monkeypatch.setattr(
         torch_private, "torch", types.SimpleNamespace(ops=types.SimpleNamespace(aten=Lacking("_grouped_mm")))
     )
-    assert torch_private.operator("_grouped_mm") is None and torch_private.operator("mm") is torch.ops.aten.mm
+    assert torch_private.aten_operator("_grouped_mm") is None and torch_private.aten_operator("mm") is torch.ops.aten.mm
 
 
 OLDER = """

@@ -66,7 +66,7 @@ def test_an_operator_means_something_else_inside_the_block_alone(npu):
 def test_a_played_release_fails_the_case_that_meets_it_and_no_other(tmp_path):
     (tmp_path / "test_two.py").write_text(CASES)
     (tmp_path / "conftest.py").write_text('pytest_plugins = ("harness.plugin",)')
-    (played,) = upgrades.play(tmp_path / "test_two.py", ["std of whole corrections"], tmp_path / "work", 1)
+    (played,) = upgrades.play_releases(tmp_path / "test_two.py", ["std of whole corrections"], tmp_path / "work", 1)
     assert [row.case for row in played.moved] == ["std"] == [row.case for row in played.caught]
     assert played.upgrade.counts() == {"NEW FAILURE": 1, "IDENTICAL": 1}
     result = upgrades.text([played], [], [])

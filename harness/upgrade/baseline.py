@@ -2,7 +2,7 @@
 comparable. Pure: rows in, rows out.
 
 A baseline file holds one case in one dtype, and in it an entry for each device and backend, so that emulated numbers
-never meet a card's.
+never meet an NPU's.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from harness.report import device_key, safe_of, stem_of, write_text
 from harness.report.rows import Change, Row
 from harness.typed_json import Mismatch, named, object_schema, read_fields, read_json, reader_of, shown, to_json
 
-SCHEMA = "precision-baseline/1"
+_SCHEMA = "precision-baseline/1"
 _KINDS = CHANGES
 IDENTICAL, DRIFT, REGRESSED, IMPROVED, NEW, INCOMPARABLE = CHANGES
 
-EFFECT = 1.03  # a change of the error below this factor is drift, however many seeds share it
-ALONE = 1.5  # the factor from which a change counts by itself
-SUMS = 2.0  # both, where the error is that of float32 sums: cut into four parts or not, a sum's rounding differs by √4
+_EFFECT = 1.03  # a change of the error below this factor is drift, however many seeds share it
+_ALONE = 1.5  # the factor from which a change counts by itself
+_SUMS = 2.0  # both, where the error is that of float32 sums: cut into four parts or not, a sum's rounding differs by √4
 _SEEDS = 3  # that the paired test needs
 NOISE = 3.0  # times the difference of a row's reruns within which its error scatters
 _PARTS = 4.0  # the factor from which the error of the worst token, or of another output, counts by itself
@@ -116,7 +116,7 @@ class Baseline:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {
-            "schema": SCHEMA,
+            "schema": _SCHEMA,
             "case": self.case,
             "dtype": self.dtype,
             "entries": {name: entry.to_dict() for name, entry in sorted(self.entries.items())},
@@ -239,9 +239,9 @@ def load_baseline(path: Path) -> Baseline | None:
     except ValueError as error:
         raise HarnessError(f"baseline {path} is damaged ({error}); {advice}") from None
     schema = stored.get("schema") if isinstance(stored, dict) else None
-    if schema != SCHEMA:
+    if schema != _SCHEMA:
         raise HarnessError(
-            f"baseline {path} has schema {schema if schema is None else named(schema)} where {SCHEMA!r} was "
+            f"baseline {path} has schema {schema if schema is None else named(schema)} where {_SCHEMA!r} was "
             "expected; use the version that wrote it, or accept again with --precision-baseline=accept"
         )
     if not isinstance(stored.get("entries"), dict):
@@ -302,8 +302,8 @@ def baseline_schema() -> dict[str, Any]:
     entry = object_schema({"accepted": str, "stack": Mapping[str, Any]}, ["rows"])
     entry["properties"]["rows"] = {"type": "object", "additionalProperties": row_schema}
     schema = object_schema({"case": str, "dtype": str | None}, ["schema", "case", "dtype", "entries"])
-    schema["properties"] |= {"schema": {"const": SCHEMA}, "entries": {"type": "object", "additionalProperties": entry}}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA} | schema
+    schema["properties"] |= {"schema": {"const": _SCHEMA}, "entries": {"type": "object", "additionalProperties": entry}}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": _SCHEMA} | schema
 
 
 def accepted(
@@ -516,14 +516,14 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
 
     The errors of all seeds are paired with the accepted ones, those with equal inputs once. With `_SEEDS` or more the
     change is judged together, by a one-sided paired t-test of log(error now / error then) at 1 % (Student 1908), and by
-    its size: the geometric mean must pass `EFFECT`. So a small drift that all seeds share is seen, and one seed that is
-    off by chance is not. A row whose error changed by more than `ALONE` counts by itself, or by more than the slack of
-    its few elements. Where nothing is rounded but float32 sums, both are `SUMS`: their order is nobody's promise. Where
-    the device's reruns differ, here or in the accepted run, a change within `NOISE` times that difference is scatter;
-    but a row whose error grew by more than the accepted error and the accepted run's own rerun difference together is
-    worse, however much its reruns differ. The other outputs of a row and its worst token are followed too: an error of
-    theirs that is `_PARTS` times the accepted one, or the slack of its few elements, is worse, whatever the output does
-    that stands for the row.
+    its size: the geometric mean must pass `_EFFECT`. So a small drift that all seeds share is seen, and one seed that
+    is off by chance is not. A row whose error changed by more than `_ALONE` counts by itself, or by more than the slack
+    of its few elements. Where nothing is rounded but float32 sums, both are `_SUMS`: no library promises their order.
+    Where the device's reruns differ, here or in the accepted run, a change within `NOISE` times that difference is
+    scatter; but a row whose error grew by more than the accepted error and the accepted run's own rerun difference
+    together is worse, however much its reruns differ. The other outputs of a row and its worst token are followed too:
+    an error of theirs that is `_PARTS` times the accepted one, or the slack of its few elements, is worse, whatever the
+    output does that stands for the row.
     """
     rows = list(rows)
     result = [change_of(row, entry) for row in rows]
@@ -537,13 +537,13 @@ def verdicts(rows: Iterable[Row], entry: Entry | None) -> list[Change]:
     samples = {rows[index].inputs_sha256 or index: index for index in reversed(pairs)}  # the same inputs are one sample
     logs = [math.log(pairs[index]) for index in samples.values()]
     summed = [_is_of_sums(rows[index], entry.rows[seed_of(rows[index])]) for index in pairs]
-    effect = SUMS if any(summed) else EFFECT
+    effect = _SUMS if any(summed) else _EFFECT
     together = _shared(logs, effect) if len(logs) >= _SEEDS else 0
     for index, item in enumerate(result):
         if item.kind != DRIFT:
             continue
         assert item.ratio is not None, "drift has a ratio"
-        alone = max(SUMS if any(summed) else ALONE, _chance(rows[index]))
+        alone = max(_SUMS if any(summed) else _ALONE, _chance(rows[index]))
         shrunk = -1 if item.ratio < 1 / alone else together
         sign = 1 if item.ratio > alone else shrunk
         if sign and _is_scatter(rows[index], entry.rows[seed_of(rows[index])]):
@@ -606,7 +606,7 @@ def _is_scatter(row: Row, then: Row) -> bool:
 def _is_of_sums(row: Row, then: Row) -> bool:
     """Whether an accepted error was made by nothing but float32 sums: it was of the size of the CPU's."""
     cpu, error = then.cpu_golden_rel_l2, error_of(then)
-    return row.dtype == "float32" and cpu is not None and error <= SUMS * cpu
+    return row.dtype == "float32" and cpu is not None and error <= _SUMS * cpu
 
 
 def _chance(row: Row) -> float:

@@ -6,7 +6,7 @@ harness bisect STACKS.toml
     [[stack]]                                                             # two or more, the oldest first
     name = "2.9.0"
     [[stack]]
-    name = "2.10.0 on the other card"
+    name = "2.10.0 on the other NPU"
     command = "ssh card1 ./run.sh > {report}/precision.json"
 
 A command runs in `sh`, in the current directory, and writes precision.json into {report}, an empty folder. Both
@@ -39,12 +39,12 @@ from harness.errors import HarnessError
 from harness.judging.status import Status
 from harness.report import JSON_NAME, Report, Row, load, upgrade_text, write_text
 from harness.report.document import Table, Text, to_markdown
-from harness.report.format import MISSING
+from harness.report.format import NO_VALUE
 from harness.upgrade.tables import only_known, read_toml
 from harness.upgrade.transitions import BAD as WORSE
 from harness.upgrade.transitions import TransitionKind, Upgrade, compare_reports
 
-GOOD, BAD, CANNOT, OTHER, UNTRIED = "good", "bad", "cannot run", "other device", "not needed"
+GOOD, _BAD, CANNOT, OTHER, UNTRIED = "good", "bad", "cannot run", "other device", "not needed"
 GRACE = 5.0  # seconds that a command is given to end by itself
 
 
@@ -248,7 +248,7 @@ def halve(good: int, bad: int, verdict: Callable[[int], str]) -> tuple[int, int]
     while untested:
         middle = untested.pop(len(untested) // 2)
         result = verdict(middle)
-        good, bad = middle if result == GOOD else good, middle if result == BAD else bad
+        good, bad = middle if result == GOOD else good, middle if result == _BAD else bad
         untested = [item for item in untested if good < item < bad]
     return good, bad
 
@@ -350,7 +350,7 @@ class _Search:
             return _Finding(verdict=OTHER, why=str(error), seconds=seconds)
         bad = upgrade.counts().keys() & WORSE if self.what == "worse" else _changed(upgrade, self.good, report)
         why = ", ".join(f"{count} {kind}" for kind, count in upgrade.counts().items())
-        return _Finding(verdict=BAD if bad else GOOD, why=why, seconds=seconds, report=report)
+        return _Finding(verdict=_BAD if bad else GOOD, why=why, seconds=seconds, report=report)
 
     def _chosen(self, report: Report) -> list[Row]:
         """The rows that decide: those of the case, or where the good end has no such case, of the tests whose id holds
@@ -426,7 +426,7 @@ def _text(search: _Search, answer: str) -> str:
         rows.append(
             (stack.name, result.verdict, result.why, f"{result.seconds:.1f}")
             if result
-            else (stack.name, UNTRIED, MISSING, MISSING)
+            else (stack.name, UNTRIED, NO_VALUE, NO_VALUE)
         )
     runs = (
         f"{search.runs} runs, {len(search.found) - search.runs} kept from before, of {len(rows)} stacks; their "

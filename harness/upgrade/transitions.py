@@ -189,8 +189,8 @@ def compare_reports(before: Report, after: Report, *, subset: bool = False) -> U
 
     Rows of `before` that did not run are MISSING; with `subset` they are left out, and counted.
 
-    Raises: HarnessError where the reports were measured on other devices, an emulated one and a card say, or where two
-    rows of a report have one name.
+    Raises: HarnessError where the reports were measured on other devices, such as an emulated one and an NPU, or where
+    two rows of a report have one name.
     """
     keys = [device_key(item.stack, item.backend) for item in (before, after)]
     if keys[0] != keys[1]:

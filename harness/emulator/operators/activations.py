@@ -14,13 +14,13 @@ GELU = {0: "none", 1: "tanh"}
 
 
 def _rrelu_slopes(self, lower, upper, seed, offset):
-    # a stream of its own: a card's is not public
+    # a stream of its own: an NPU's is not public
     generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + offset) & (2**63 - 1))
     return torch.empty(self.shape, dtype=alike(self)[0].dtype).uniform_(lower, upper, generator=generator)
 
 
 def _log_sigmoid_backward(grad, self, buffer):
-    return grad * torch.sigmoid(-self)  # the card keeps nothing in the buffer
+    return grad * torch.sigmoid(-self)  # the NPU keeps nothing in the buffer
 
 
 def _prelu(self, weight):

@@ -9,7 +9,7 @@ from harness.emulator.table import aclop, operator
 
 
 def _generator(seed: int, offset: int) -> torch.Generator:
-    """A stream of its own: a card's streams differ from the CPU's as well, and are not public."""
+    """A stream of its own: an NPU's streams differ from the CPU's as well, and are not public."""
     return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + offset) & (2**63 - 1))
 
 

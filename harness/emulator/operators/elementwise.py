@@ -11,7 +11,7 @@ from harness.emulator.table import operator
 
 
 def _hardsigmoid(x):
-    return F.hardsigmoid(x if x.is_floating_point() else x.float())  # the card has it for int32
+    return F.hardsigmoid(x if x.is_floating_point() else x.float())  # the NPU has it for int32
 
 
 UNARY = {
@@ -292,7 +292,7 @@ def xlogy_of_scalar(self, other, out):
 
 @operator("aclnnLessScalar", "self bound:scalar >out")
 def at_most(self, bound, out):
-    """What torch_npu asks for as `bound >= self`: no CANN has the name, and the path that a card falls back to includes
+    """What torch_npu asks for as `bound >= self`: no CANN has the name, and the path that an NPU falls back to includes
     equality.
     """
     return torch.le(self, bound).to(out.dtype)

@@ -226,7 +226,7 @@ def cross_entropy_backward(grad, log_prob, target, weight, grad_z, log_sum, redu
 
 def _no_z_loss(asked):
     if asked:
-        raise ValueError("z-loss is not computed by a card either")
+        raise ValueError("z-loss is not computed by an NPU either")
 
 
 def _bits(packed, count):
@@ -275,7 +275,7 @@ def fused_linear_cross_entropy_backward(grad, self, weight, mask, masked_target,
 
 def _no_smoothing(smoothing):
     if smoothing:
-        raise ValueError(f"a card takes no label smoothing here, and this is {smoothing}")
+        raise ValueError(f"an NPU takes no label smoothing here, and this is {smoothing}")
 
 
 def _hidden(mask, triangle, like):

@@ -46,7 +46,7 @@ def test_what_cann_takes_runs(npu, name):
 
 
 def test_every_line_has_its_source_and_an_operator():
-    lines = known_dtypes.known()
+    lines = known_dtypes.known_lines()
     assert len(lines) > 500 and set(lines) <= set(OPERATORS)
     for line in lines.values():
         assert line.dtypes and line.dtypes <= set(known_dtypes.CODES), line
@@ -58,9 +58,9 @@ def test_every_line_has_its_source_and_an_operator():
 def test_an_operator_without_a_line_and_a_newer_chip_are_left_alone(monkeypatch):
     strange = {torch.complex128, torch.float64, torch.uint64}
     assert known_dtypes.refusal("aclnnNoSuchOperator", strange) is None
-    assert "DT_DOUBLE" in soc.refusal("aclnnRepeatInterleaveInt", {torch.float64})
+    assert "DT_DOUBLE" in soc.soc_refusal("aclnnRepeatInterleaveInt", {torch.float64})
     monkeypatch.setattr(soc, "_played", [("Ascend950PR_9599", soc.family_of("Ascend950PR_9599"), lambda: False)])
-    assert soc.refusal("aclnnRepeatInterleaveInt", {torch.float64}) is None
+    assert soc.soc_refusal("aclnnRepeatInterleaveInt", {torch.float64}) is None
 
 
 def test_lists_are_read_from_pages_and_checks():
