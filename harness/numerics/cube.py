@@ -12,7 +12,7 @@ from harness.numerics.vector import wide
 
 GROUPS = 4  # partial sums that stand for the cube's accumulation; a power of two
 WIDTH = 4  # products of float32 that the cube adds without a rounding between; see `matmul_by_groups`
-LONG, _PART = 768, 512  # a float32 sum beyond LONG goes in parts of about PART; see `_in_order`
+LONG, _PART = 768, 512  # a float32 sum beyond LONG goes in parts of about _PART; see `_in_order`
 _BLOCK = 1 << 21  # results that a long sum is made for at a time: 8 MiB
 
 
@@ -123,7 +123,7 @@ def _in_order(left: Tensor, right: Tensor) -> Tensor:
     """left @ right with a long K, (M, K) by (K, N) or in batches, that loses as much as K / `WIDTH` roundings of the
     growing sum.
 
-    Parts of K of about `PART` are added one after the other. The rounding error of each addition is known, since what
+    Parts of K of about `_PART` are added one after the other. The rounding error of each addition is known, since what
     is left of the part after it can be computed; it is put back as often as it takes to stand for all the roundings
     that the cube makes along that part, whose errors are independent: the square root of their number. Partial sums
     grow along the part from those before it: with their squares as those of a random walk, (p - 1/2) / p of what they

@@ -348,7 +348,9 @@ def test_which_outputs_have_a_float64_reference(expected, golden, has):
 
 
 def test_near_ties_are_the_mean_of_what_healthy_runs_change():
-    """Of float64, the forecast and the random runs but the first, which is the CPU's own."""
+    """Of float64, the forecast and the random runs but the first, which is the CPU's own; or of the random runs alone,
+    which choose among equal numbers too, where that is more.
+    """
     expected = torch.arange(10)
 
     def changed(count):
@@ -362,10 +364,12 @@ def test_near_ties_are_the_mean_of_what_healthy_runs_change():
         assert references == {} and found["x"].unequal == 5
         return found["x"].unsettled
 
-    assert unsettled() == (1 + 2 + 4 + 6) / 4
-    assert unsettled(golden=None) == (2 + 4 + 6) / 3 and unsettled(forecast=None) == (1 + 4 + 6) / 3
-    assert unsettled(golden={"y": expected}) == (2 + 4 + 6) / 3
-    assert unsettled(golden={"x": torch.ones(3)}) == (2 + 4 + 6) / 3  # of another shape
+    more = {"x": changed(8)}
+    assert unsettled() == unsettled(golden=None) == unsettled(forecast=None) == (4 + 6) / 2
+    assert unsettled(golden=more, forecast=more) == (8 + 8 + 4 + 6) / 4
+    assert unsettled(golden=None, forecast=more) == unsettled(golden=more, forecast=None) == (8 + 4 + 6) / 3
+    assert unsettled(golden={"y": expected}, forecast=more) == (8 + 4 + 6) / 3
+    assert unsettled(golden={"x": torch.ones(3)}, forecast=more) == (8 + 4 + 6) / 3  # of another shape
     assert unsettled(random=[]) == 0.0
     assert unsettled(golden=None, forecast=None, random=random[:1]) == 0.0
     floats = {"x": drawn(10)}
