@@ -19,7 +19,7 @@ from harness.locate.replay import Replay
 from harness.measure import Comparison
 from harness.report.rejudge import judged_again
 from harness.report.rows import Row
-from harness.tests.needs import emulated_device
+from harness.tests.needs import emulated_device, needs_torch_npu
 
 
 class Chosen(nn.Module):
@@ -132,6 +132,7 @@ OPEN = {
 }
 
 
+@needs_torch_npu
 @pytest.mark.parametrize("name", OPEN)
 def test_of_equal_numbers_a_device_may_take_others(name):
     operator, choose = OPEN[name]
@@ -143,6 +144,7 @@ def test_of_equal_numbers_a_device_may_take_others(name):
         assert validate(of_few(choose), 0, emulated_device()).status == "FAIL"
 
 
+@needs_torch_npu
 def test_a_stable_sort_has_one_order():
     stable = of_few(lambda x: x.sort(dim=-1, stable=True).indices[:, :20])
     with changed("aclnnSort", from_the_other_end):
@@ -150,6 +152,7 @@ def test_a_stable_sort_has_one_order():
     assert verdict.comparisons["chosen"].unequal > 4 and verdict.status == "FAIL"
 
 
+@needs_torch_npu
 @pytest.mark.parametrize("name", OPEN)
 def test_an_operator_that_takes_others_of_equal_numbers_is_not_the_wrong_one(name):
     operator, choose = OPEN[name]
