@@ -7,16 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Where `dim` stands among the positional arguments, and its default. argmax, max and min promise the first index.
-_DIMENSION: dict[str, tuple[int, int]] = {
-    "topk": (2, -1),
-    "sort": (1, -1),
-    "argsort": (1, -1),
-    "kthvalue": (2, -1),
-    "median": (1, -1),
-    "nanmedian": (1, -1),
-    "mode": (1, -1),
-}
+from harness.numerics import OPEN_CHOICES
 
 
 def settled(
@@ -27,9 +18,9 @@ def settled(
     `name` and the arguments are those of the call, `result` the device's and `results` the CPU's. A row of indices that
     names an element twice, or one that there is not, stays as it is.
     """
-    if name not in _DIMENSION or kwargs.get("stable") or not args or not isinstance(args[0], Tensor):
+    if name not in OPEN_CHOICES or kwargs.get("stable") or not args or not isinstance(args[0], Tensor):
         return result
-    position, default = _DIMENSION[name]
+    position, default = OPEN_CHOICES[name]
     dim = kwargs.get("dim", args[position] if len(args) > position else default)
     if not isinstance(dim, int) or isinstance(dim, bool):
         return result

@@ -61,10 +61,12 @@ _EXACT = frozenset(
 CASTS = ("_to_copy", "copy")  # which round where they narrow
 
 
-# What returns indices among which torch leaves open those of equal numbers: where `dim` stands, and its default.
-_CHOOSING = {
+# What returns indices among which torch leaves open those of equal numbers: where `dim` stands among the positional
+# arguments, and its default. argmax, max, min and a stable sort promise the first.
+OPEN_CHOICES: dict[str, tuple[int, int | None]] = {
     "topk": (2, -1),
     "sort": (1, -1),
+    "argsort": (1, -1),
     "kthvalue": (2, -1),
     "median": (1, None),
     "nanmedian": (1, None),
@@ -112,10 +114,12 @@ def _from_the_other_end(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What an operator returns; one that chooses among numbers is given them in the opposite order."""
     name = func.overloadpacket.__name__
     numbers = args[0] if args else None
-    open_choice = name in _CHOOSING and not kwargs.get("stable") and isinstance(numbers, Tensor) and numbers.dim() > 0
+    open_choice = (
+        name in OPEN_CHOICES and not kwargs.get("stable") and isinstance(numbers, Tensor) and numbers.dim() > 0
+    )
     if not open_choice or func._schema.is_mutable:
         return func(*args, **kwargs)
-    position, default = _CHOOSING[name]
+    position, default = OPEN_CHOICES[name]
     dim = kwargs.get("dim", args[position] if len(args) > position else default)
     if not isinstance(dim, int) or len(func._schema.returns) != 2:
         return func(*args, **kwargs)
