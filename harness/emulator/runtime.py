@@ -27,10 +27,9 @@ from harness.emulator.table import meaning
 from harness.errors import DeviceError
 from harness.versions import require_torch
 
-MACHINE = "EMULATED_CANN_MACHINE"  # the environment variable that says which machine a child process plays
-LOST_FILE = (
-    "EMULATED_CANN_LOST"  # and the one that names the file of the machine's lost cards, there once a card is lost
-)
+# Environment variables: which machine a child process plays, and the file of its lost cards, there once one is lost.
+MACHINE = "EMULATED_CANN_MACHINE"
+LOST_FILE = "EMULATED_CANN_LOST"
 _VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"
 STATUS_FAILED = 561000  # ACLNN_ERR_INNER
 STATUS_BAD_ARGUMENT = 161002  # ACLNN_ERR_PARAM_INVALID

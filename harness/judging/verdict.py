@@ -60,7 +60,7 @@ class Reason:
 
 
 ALL_SWITCHES = "all of them"
-FELT = 0.01  # of the error: a switch that changes less is not shown
+_FELT = 0.01  # of the error: a switch that changes less is not shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class SwitchCost:
     @property
     def felt(self) -> bool:
         """Whether the switch changes the expected error by more than a hundredth."""
-        return abs(self.after - self.before) > FELT * self.before
+        return abs(self.after - self.before) > _FELT * self.before
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.numerics import OPEN_CHOICES
+from harness.numerics import open_dimension
 
 
 def settled(
@@ -18,18 +18,15 @@ def settled(
     `name` and the arguments are those of the call, `result` the device's and `results` the CPU's. A row of indices that
     names an element twice, or one that there is not, stays as it is.
     """
-    if name not in OPEN_CHOICES or kwargs.get("stable") or not args or not isinstance(args[0], Tensor):
-        return result
-    position, default = OPEN_CHOICES[name]
-    dim = kwargs.get("dim", args[position] if len(args) > position else default)
-    if not isinstance(dim, int) or isinstance(dim, bool):
+    dim = open_dimension(name, args, kwargs)
+    if dim is None:
         return result
     pairs = zip(result, results)
     return [_settled(args[0], dim, here, there) if here.dtype == torch.int64 else here for here, there in pairs]
 
 
 def _settled(numbers: Tensor, dim: int, actual: Tensor, expected: Tensor) -> Tensor:
-    if actual.shape != expected.shape or torch.equal(actual, expected) or not numbers.dim():
+    if actual.shape != expected.shape or torch.equal(actual, expected):
         return actual
     numbers = numbers.detach().cpu()
     reduced = expected.dim() == numbers.dim() - 1

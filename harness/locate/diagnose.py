@@ -182,6 +182,11 @@ BIASES = {  # where the bias stands
 }  # fmt: skip
 
 
+def _argument(replay: Replay, name: str, position: int) -> Any:
+    """An argument of the call, by position where it was given so; None where it was not given."""
+    return replay.args[position] if position < len(replay.args) else replay.kwargs.get(name)
+
+
 def _with(replay: Replay, name: str, position: int | None, value: Any) -> Replay:
     """The call with one argument replaced, by position where it was given so."""
     if position is not None and position < len(replay.args):
@@ -208,7 +213,7 @@ def _without_its_bias(replay: Replay, number: int, actual: Tensor, expected: Ten
     if position is None or replay.writes:
         return
     name = "bias" if position else "input"
-    bias = replay.args[position] if position < len(replay.args) else replay.kwargs.get(name)
+    bias = _argument(replay, name, position)
     if not isinstance(bias, Tensor) or not bool(bias.any()):
         return
     again = _with(replay, name, position, torch.zeros_like(bias)).on_cpu()[number]
@@ -237,14 +242,14 @@ def _of_rows_without_keys(replay: Replay, number: int, actual: Tensor, expected:
     """Rows of attention whose mask hides every key, which no attention defines."""
     if name_of(replay.func) != "scaled_dot_product_attention":
         return
-    mask = replay.args[3] if len(replay.args) > 3 else replay.kwargs.get("attn_mask")
+    mask = _argument(replay, "attn_mask", 3)
     if not isinstance(mask, Tensor):
         return
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
     blind = ~seen.any(-1, keepdim=True).expand(*expected.shape[:-1], 1)
-    differs = relative_difference(actual, expected)
     if not bool(blind.any()) or bool(blind.all()):
         return
+    differs = relative_difference(actual, expected)
     if relative_difference(actual.where(~blind, expected), expected) <= _EXPLAINED * min(differs, 1.0):
         rows = int(blind.sum())
         yield (

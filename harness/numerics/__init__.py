@@ -22,7 +22,7 @@ from harness.numerics.cuda import group_norm_of_half, running_sum_in_half, split
 from harness.numerics.families import Family, NoFloat32, cube_type, family_of
 from harness.numerics.fused import LEAST, SCORES, attention, attention_backward
 from harness.numerics.otherwise import ARITHMETIC, FUNCTIONS, Vector, VectorUnit
-from harness.numerics.random_rounding import OPEN_CHOICES, RandomRoundings, move_at_random
+from harness.numerics.random_rounding import RandomRoundings, move_at_random, open_dimension
 from harness.numerics.rounding import (
     FLOAT32,
     HALF,
@@ -58,7 +58,6 @@ __all__ = [
     "HALF",
     "LEAST",
     "LONG_PIECE",
-    "OPEN_CHOICES",
     "OPERANDS",
     "SCORES",
     "BatchMoments",
@@ -87,6 +86,7 @@ __all__ = [
     "matmul",
     "matmul_by_groups",
     "move_at_random",
+    "open_dimension",
     "rms_norm",
     "round_half_away",
     "round_hf32",

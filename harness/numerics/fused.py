@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from harness.numerics.rounding import HALF, round_half_away
+from harness.numerics.rounding import round_half_away
 
 SCORES = 1 << 26  # attention scores held at a time: 256 MiB
 LEAST = torch.finfo(torch.float32).min  # 0xFF7FFFFF, negativeIntScalar of the kernels of fused attention
@@ -186,7 +186,7 @@ def _attend_backward(
         dropped, towards_weights = weights * factor, towards_weights * factor
     rows = (grad * result.float()).sum(-1, keepdim=True)
     towards_scores = weights * (towards_weights - rows)
-    narrow = [round_half_away(item, q.dtype).float() if q.dtype in HALF else item for item in (dropped, towards_scores)]
+    narrow = [round_half_away(item, q.dtype).float() for item in (dropped, towards_scores)]
     return (
         torch.matmul(narrow[1], k.float()) * scale,
         torch.matmul(narrow[1].transpose(1, 2), q.float()) * scale,

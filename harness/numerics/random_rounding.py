@@ -63,7 +63,7 @@ CASTS = ("_to_copy", "copy")  # which round where they narrow
 
 # What returns indices among which torch leaves open those of equal numbers: where `dim` stands among the positional
 # arguments, and its default. argmax, max, min and a stable sort promise the first.
-OPEN_CHOICES: dict[str, tuple[int, int | None]] = {
+_OPEN_CHOICES: dict[str, tuple[int, int | None]] = {
     "topk": (2, -1),
     "sort": (1, -1),
     "argsort": (1, -1),
@@ -72,6 +72,21 @@ OPEN_CHOICES: dict[str, tuple[int, int | None]] = {
     "nanmedian": (1, None),
     "mode": (1, -1),
 }
+
+
+def open_dimension(name: str, args: tuple, kwargs: Mapping[str, Any]) -> int | None:
+    """The dimension along which a call may choose freely among equal numbers; None of a call that may not.
+
+    >>> import torch
+    >>> open_dimension("sort", (torch.ones(3),), {}), open_dimension("sort", (torch.ones(3),), {"stable": True})
+    (-1, None)
+    """
+    numbers = args[0] if args else None
+    if name not in _OPEN_CHOICES or kwargs.get("stable") or not isinstance(numbers, Tensor) or not numbers.dim():
+        return None
+    position, default = _OPEN_CHOICES[name]
+    dim = kwargs.get("dim", args[position] if len(args) > position else default)
+    return dim if isinstance(dim, int) and not isinstance(dim, bool) else None
 
 
 class RandomRoundings(TorchDispatchMode):
@@ -112,19 +127,11 @@ class RandomRoundings(TorchDispatchMode):
 
 def _from_the_other_end(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What an operator returns; one that chooses among numbers is given them in the opposite order."""
-    name = func.overloadpacket.__name__
-    numbers = args[0] if args else None
-    open_choice = (
-        name in OPEN_CHOICES and not kwargs.get("stable") and isinstance(numbers, Tensor) and numbers.dim() > 0
-    )
-    if not open_choice or func._schema.is_mutable:
+    dim = open_dimension(func.overloadpacket.__name__, args, kwargs)
+    if dim is None or func._schema.is_mutable or len(func._schema.returns) != 2:
         return func(*args, **kwargs)
-    position, default = OPEN_CHOICES[name]
-    dim = kwargs.get("dim", args[position] if len(args) > position else default)
-    if not isinstance(dim, int) or len(func._schema.returns) != 2:
-        return func(*args, **kwargs)
-    values, indices = func(numbers.flip(dim), *args[1:], **kwargs)
-    return values, numbers.shape[dim] - 1 - indices
+    values, indices = func(args[0].flip(dim), *args[1:], **kwargs)
+    return values, args[0].shape[dim] - 1 - indices
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -134,9 +134,9 @@ class _Runs:
         """A comparison of whole numbers with what is known of their near-ties; any other as it is."""
         if not self.random or is_floating(comparison.expected_dtype):
             return comparison
-        plain = [run for run in (self.golden, self.forecast) if run is not None]
-        groups = [self._unequal(name, [*plain, *self.random[1:]]), self._unequal(name, self.random[1:])]
-        means = [sum(counts) / len(counts) for counts in groups if counts]
+        plain = self._unequal(name, [run for run in (self.golden, self.forecast) if run is not None])
+        random = self._unequal(name, self.random[1:])
+        means = [sum(counts) / len(counts) for counts in (plain + random, random) if counts]
         return replace(comparison, unsettled=max(means)) if means else comparison
 
     def _unequal(self, name: str, runs: Sequence[dict[str, Tensor]]) -> list[int]:

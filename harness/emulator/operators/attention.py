@@ -445,8 +445,8 @@ def _one(given, q, k, v, index: int, batch: int):
         bias = pse[index if pse.shape[0] == batch else 0][:, :queries, :keys]
     sink = given["sink"] if _given(given.get("sink")) else None
     fast = "sparse" in given and queries > 1 and given["inner"] % 2 == 1  # prompts know a mode of high performance
-    options = dict(scale=given["scale"], hidden=hidden, bias=bias, sink=sink, fast=fast)
-    options |= dict(hidden_score=_hidden_score(given))
+    options = dict(scale=given["scale"], hidden=hidden, hidden_score=_hidden_score(given), bias=bias)
+    options |= dict(sink=sink, fast=fast)
     y, top, total = numerics.attention(*[tensor.unsqueeze(0) for tensor in (q, k, v)], **options)
     lse = torch.where(total == 0, math.inf, top + total.log())
     return y[0], lse[0]
